@@ -1,0 +1,82 @@
+//! How long to wait before a retry: exponential with full jitter.
+//!
+//! The wait before retry `n` (1 = the first retry) is drawn from `U[0, min(base * 2^(n-1), max))`. Full jitter spreads callers
+//! that failed together over the whole interval, which empties a queue faster than equal or no jitter (AWS Architecture
+//! Blog, "Exponential Backoff And Jitter"; Envoy's router uses the same family). `base` is therefore a base, not a minimum.
+
+use std::{fmt, time::Duration};
+
+/// A base and a cap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    base: Duration,
+    max: Duration,
+}
+
+/// The cap lies below the base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InvalidBackoff {
+    /// The base that was asked for.
+    pub base: Duration,
+    /// The cap that was asked for.
+    pub max: Duration,
+}
+
+impl fmt::Display for InvalidBackoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the longest backoff ({:?}) is below the base ({:?})", self.max, self.base)
+    }
+}
+
+impl std::error::Error for InvalidBackoff {}
+
+impl Backoff {
+    /// Makes a backoff; a base of zero means no wait at all.
+    ///
+    /// # Errors
+    /// If `max` is below `base`.
+    pub fn try_new(base: Duration, max: Duration) -> Result<Self, InvalidBackoff> {
+        if max < base { Err(InvalidBackoff { base, max }) } else { Ok(Self { base, max }) }
+    }
+
+    /// The longest wait that may be drawn before retry `n`, which counts from 1.
+    #[must_use]
+    pub fn ceiling(&self, n: u32) -> Duration {
+        let factor = 1_u32.checked_shl(n.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.base.saturating_mul(factor).min(self.max)
+    }
+
+    /// The wait before retry `n`; `random` is uniform in `0..1`.
+    #[must_use]
+    pub fn wait(&self, n: u32, random: f64) -> Duration {
+        self.ceiling(n).mul_f64(random.clamp(0.0, 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backoff() -> Backoff {
+        Backoff::try_new(Duration::from_millis(25), Duration::from_millis(250)).expect("25 < 250")
+    }
+
+    #[test]
+    fn the_ceiling_doubles_up_to_the_cap() {
+        let ceilings: Vec<u128> = (1..=6).map(|n| backoff().ceiling(n).as_millis()).collect();
+        assert_eq!(ceilings, [25, 50, 100, 200, 250, 250]);
+        assert_eq!(backoff().ceiling(u32::MAX), Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_wait_lies_between_nothing_and_the_ceiling() {
+        assert_eq!(backoff().wait(3, 0.0), Duration::ZERO);
+        assert_eq!(backoff().wait(3, 0.5), Duration::from_millis(50));
+        assert!(backoff().wait(3, 0.999_999) < Duration::from_millis(100));
+    }
+
+    #[test]
+    fn a_cap_below_the_base_is_refused() {
+        assert!(Backoff::try_new(Duration::from_millis(2), Duration::from_millis(1)).is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! How many calls may be in flight at once, and how many may wait for a place.
+//!
+//! A backend that slows down fills its callers' threads, memory and connections; a bound on what is in flight turns that into
+//! quick refusals (Little's law: in flight = rate * latency). A short queue in front smooths bursts; it is first come first
+//! served and bounded, and how long one waits in it is the caller's business, who holds the clock.
+//!
+//! | call | room in flight | queue has room | queue full |
+//! | --- | --- | --- | --- |
+//! | `try_acquire` | admitted | queued | refused |
+//! | `release` | the head of the queue, if any, is admitted in its place | | |
+//! | `abandon` | a queued ticket leaves the queue; an admitted one must be released | | |
+//!
+//! Nobody overtakes the queue: while somebody waits, a newcomer queues.
+
+use std::{collections::VecDeque, num::NonZeroU32};
+
+/// The bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConcurrencyConfig {
+    /// Calls in flight at once.
+    pub max_in_flight: NonZeroU32,
+    /// Calls waiting at once; none means refuse at once.
+    pub max_pending: u32,
+}
+
+/// A place in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket(u64);
+
+/// The answer to a newcomer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "an admitted call must be released"]
+pub enum Admission {
+    /// In flight; to be given back by [`ConcurrencyLimit::release`].
+    Admitted,
+    /// In the queue until a release names the ticket, or until it is abandoned.
+    Queued(Ticket),
+    /// Neither.
+    Refused,
+}
+
+/// One limit.
+#[derive(Debug)]
+pub struct ConcurrencyLimit {
+    config: ConcurrencyConfig,
+    in_flight: u32,
+    waiting: VecDeque<Ticket>,
+    next_ticket: u64,
+    refused: u64,
+}
+
+impl ConcurrencyLimit {
+    /// Makes a limit with nothing in flight.
+    #[must_use]
+    pub fn new(config: ConcurrencyConfig) -> Self {
+        Self { config, in_flight: 0, waiting: VecDeque::new(), next_ticket: 0, refused: 0 }
+    }
+
+    /// Asks for a place.
+    pub fn try_acquire(&mut self) -> Admission {
+        if self.waiting.is_empty() && self.in_flight < self.config.max_in_flight.get() {
+            self.in_flight += 1;
+            return Admission::Admitted;
+        }
+        if self.pending() >= self.config.max_pending {
+            self.refused = self.refused.saturating_add(1);
+            return Admission::Refused;
+        }
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.waiting.push_back(ticket);
+        Admission::Queued(ticket)
+    }
+
+    /// Counts a call that passes whatever the limit says: in shadow mode, what is in flight must still be true.
+    pub fn acquire_anyway(&mut self) {
+        self.in_flight = self.in_flight.saturating_add(1);
+    }
+
+    /// Gives a place back; the ticket that got it instead, if somebody waited.
+    #[must_use = "the ticket's owner waits to be told"]
+    pub fn release(&mut self) -> Option<Ticket> {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.admit_next()
+    }
+
+    /// Leaves the queue. `false` if the ticket was admitted already: then the place must be released.
+    #[must_use = "an admitted ticket must be released"]
+    pub fn abandon(&mut self, ticket: Ticket) -> bool {
+        let position = self.waiting.iter().position(|waiting| *waiting == ticket);
+        position.and_then(|position| self.waiting.remove(position)).is_some()
+    }
+
+    /// Follows new bounds; the tickets that now have a place. Calls in flight over a lowered bound run on.
+    #[must_use = "the tickets' owners wait to be told"]
+    pub fn reconfigure(&mut self, config: ConcurrencyConfig) -> Vec<Ticket> {
+        self.config = config;
+        std::iter::from_fn(|| self.admit_next()).collect()
+    }
+
+    /// Calls in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Calls waiting.
+    #[must_use]
+    pub fn pending(&self) -> u32 {
+        u32::try_from(self.waiting.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Calls refused since the start.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// What the limit follows.
+    #[must_use]
+    pub fn config(&self) -> ConcurrencyConfig {
+        self.config
+    }
+
+    fn admit_next(&mut self) -> Option<Ticket> {
+        if self.in_flight >= self.config.max_in_flight.get() {
+            return None;
+        }
+        let next = self.waiting.pop_front()?;
+        self.in_flight += 1;
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests;

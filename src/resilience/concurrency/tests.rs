@@ -1,0 +1,108 @@
+use super::*;
+
+fn limit(max_in_flight: u32, max_pending: u32) -> ConcurrencyLimit {
+    ConcurrencyLimit::new(config(max_in_flight, max_pending))
+}
+
+fn config(max_in_flight: u32, max_pending: u32) -> ConcurrencyConfig {
+    ConcurrencyConfig { max_in_flight: NonZeroU32::new(max_in_flight).expect("not zero"), max_pending }
+}
+
+fn queued(limit: &mut ConcurrencyLimit) -> Ticket {
+    match limit.try_acquire() {
+        Admission::Queued(ticket) => ticket,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn admits_then_queues_then_refuses() {
+    let mut limit = limit(2, 1);
+    assert_eq!([limit.try_acquire(), limit.try_acquire()], [Admission::Admitted; 2]);
+    let _ticket = queued(&mut limit);
+    assert_eq!(limit.try_acquire(), Admission::Refused);
+    assert_eq!((limit.in_flight(), limit.pending(), limit.refused()), (2, 1, 1));
+}
+
+#[test]
+fn a_released_place_goes_to_the_one_who_waited_longest() {
+    let mut limit = limit(1, 2);
+    let _admitted = limit.try_acquire();
+    let (first, second) = (queued(&mut limit), queued(&mut limit));
+    assert_eq!(limit.release(), Some(first));
+    assert_eq!(limit.release(), Some(second));
+    assert_eq!(limit.release(), None);
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[test]
+fn nobody_overtakes_the_queue() {
+    let mut limit = limit(1, 2);
+    let _admitted = limit.try_acquire();
+    let first = queued(&mut limit);
+    assert_eq!(limit.release(), Some(first));
+    let _second = queued(&mut limit);
+    assert_eq!(limit.in_flight(), 1);
+}
+
+#[test]
+fn an_abandoned_ticket_leaves_no_trace_and_an_admitted_one_says_so() {
+    let mut limit = limit(1, 2);
+    let _admitted = limit.try_acquire();
+    let (first, second) = (queued(&mut limit), queued(&mut limit));
+    assert!(limit.abandon(first));
+    assert_eq!(limit.release(), Some(second));
+    assert!(!limit.abandon(second), "it was admitted");
+    assert_eq!(limit.release(), None);
+    assert_eq!((limit.in_flight(), limit.pending()), (0, 0));
+}
+
+#[test]
+fn a_raised_bound_admits_those_who_wait_and_a_lowered_one_cuts_nobody() {
+    let mut limit = limit(1, 3);
+    let _admitted = limit.try_acquire();
+    let (first, second, third) = (queued(&mut limit), queued(&mut limit), queued(&mut limit));
+    assert_eq!(limit.reconfigure(config(3, 3)), [first, second]);
+    assert_eq!(limit.reconfigure(config(1, 3)), []);
+    assert_eq!(limit.in_flight(), 3);
+    assert_eq!([limit.release(), limit.release()], [None, None]);
+    assert_eq!(limit.release(), Some(third));
+}
+
+/// Against a naive model: two numbers and a list.
+#[test]
+fn it_agrees_with_two_numbers_and_a_list() {
+    let mut state = 7_u64;
+    let mut draw = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mut limit = limit(3, 4);
+    let (mut running, mut waiting) = (0_u32, Vec::<Ticket>::new());
+    for _ in 0..50_000 {
+        match draw(3) {
+            0 => match limit.try_acquire() {
+                Admission::Admitted => {
+                    assert!(running < 3 && waiting.is_empty());
+                    running += 1;
+                }
+                Admission::Queued(ticket) => {
+                    assert!(running >= 3 && waiting.len() < 4);
+                    waiting.push(ticket);
+                }
+                Admission::Refused => assert!(running >= 3 && waiting.len() == 4),
+            },
+            1 if running > 0 => {
+                let expected = (!waiting.is_empty()).then(|| waiting.remove(0));
+                running -= u32::from(expected.is_none());
+                assert_eq!(limit.release(), expected);
+            }
+            _ if !waiting.is_empty() => {
+                let index = usize::try_from(draw(waiting.len() as u64)).expect("small");
+                assert!(limit.abandon(waiting.remove(index)));
+            }
+            _ => {}
+        }
+        assert_eq!((limit.in_flight(), limit.pending()), (running, u32::try_from(waiting.len()).expect("small")));
+    }
+}

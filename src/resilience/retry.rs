@@ -1,0 +1,168 @@
+//! Whether a failed attempt may be made again.
+//!
+//! The question that matters is not whether the attempt failed, but whether the request may have run. Default retries of
+//! service meshes have repeated payments (istio/istio#50506); RFC 9110 section 9.2.2 forbids a proxy to repeat a request that
+//! is not idempotent unless it knows that it did not run. Failures are therefore sorted into four classes:
+//!
+//! | class | means | may be repeated |
+//! | --- | --- | --- |
+//! | A, never reached | no byte of the request got out: connect refused or timed out | any method; not counted as an attempt, at most twice |
+//! | B, unknown | cut off after the request was written, or the per-try timeout | idempotent methods only |
+//! | C, answered | a status that says "try again" | idempotent methods only |
+//! | D, final | refused by ourselves, answer begun, body gone, an upgrade | never |
+//!
+//! A repeat also needs its trigger in the policy, an attempt left, the whole body at hand, and time: the wait and a shortest
+//! useful try must fit into what is left of the request's deadline. The caller asks the budget last, because it is shared.
+//! Past any of these bounds the last answer of the app is passed through as it is.
+
+use std::time::Duration;
+
+use super::backoff::Backoff;
+
+/// Repeats of class A per request; they are not counted in `attempts`, so they need a bound of their own.
+pub const MAX_TRANSPARENT_RETRIES: u32 = 2;
+
+/// A try with less time than this left is not begun: it would only add load.
+pub const SHORTEST_TRY: Duration = Duration::from_millis(1);
+
+/// A wait that a backend asked for is believed up to this (linkerd2-proxy uses the same cap).
+pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// How an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Class A: no connection could be made.
+    ConnectFailure,
+    /// Class A: the connection ended before a byte of the request was written.
+    ResetBeforeRequest,
+    /// Class B: the connection ended after the request was written and before an answer.
+    Reset,
+    /// Class B: no answer within the per-try timeout.
+    PerTryTimeout,
+    /// Class C: answered with a status that the policy wants repeated.
+    Status {
+        /// The wait that the answer asked for.
+        retry_after: Option<Duration>,
+    },
+    /// Class D.
+    Final,
+}
+
+/// Which failures the policy wants repeated, besides the statuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a set of names, each given or not")]
+pub struct RetryTriggers {
+    /// `connect-failure`.
+    pub connect_failure: bool,
+    /// `reset-before-request`.
+    pub reset_before_request: bool,
+    /// `reset`.
+    pub reset: bool,
+    /// `timeout`.
+    pub timeout: bool,
+}
+
+/// What a retry follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryConfig {
+    /// Retries after the first attempt.
+    pub attempts: u32,
+    /// Which failures besides statuses.
+    pub triggers: RetryTriggers,
+    /// How long to wait before one.
+    pub backoff: Backoff,
+    /// Whether methods that are not idempotent may be repeated in classes B and C.
+    pub retry_non_idempotent: bool,
+    /// Whether a wait that the backend asked for replaces the backoff.
+    pub respect_retry_after: bool,
+}
+
+/// What is known of the request when an attempt has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Situation {
+    /// How it failed.
+    pub failure: Failure,
+    /// Whether repeating the request is harmless by its method, or by an idempotency key.
+    pub is_idempotent: bool,
+    /// Whether all of the body that was read from the client is still at hand.
+    pub is_body_replayable: bool,
+    /// Retries made so far, without transparent ones.
+    pub retries: u32,
+    /// Retries of class A made so far.
+    pub transparent_retries: u32,
+    /// What is left until the request's deadline.
+    pub time_left: Duration,
+}
+
+/// What to do after a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Try again after the wait, if the budget allows.
+    Retry {
+        /// How long to wait first.
+        wait: Duration,
+        /// Whether it is of class A and does not count as an attempt.
+        is_transparent: bool,
+    },
+    /// Do not, and why.
+    Stop(StopReason),
+}
+
+/// Why a failed attempt is not repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// The policy does not want this failure repeated.
+    NotTriggered,
+    /// The request may have run, and repeating it may do harm.
+    NotIdempotent,
+    /// Part of the body has been sent and not kept.
+    BodyNotReplayable,
+    /// All attempts are used.
+    AttemptsExhausted,
+    /// The wait and a try do not fit into the time left.
+    NoTimeLeft,
+}
+
+impl RetryConfig {
+    /// Decides; `random` is uniform in `0..1` and draws the backoff.
+    #[must_use]
+    pub fn decide(&self, situation: &Situation, random: f64) -> Verdict {
+        let triggers = &self.triggers;
+        let (is_wanted, is_transparent) = match situation.failure {
+            Failure::ConnectFailure => (triggers.connect_failure, true),
+            Failure::ResetBeforeRequest => (triggers.reset_before_request, true),
+            Failure::Reset => (triggers.reset, false),
+            Failure::PerTryTimeout => (triggers.timeout, false),
+            Failure::Status { .. } => (true, false),
+            Failure::Final => (false, false),
+        };
+        if !is_wanted {
+            return Verdict::Stop(StopReason::NotTriggered);
+        }
+        if !is_transparent && !situation.is_idempotent && !self.retry_non_idempotent {
+            return Verdict::Stop(StopReason::NotIdempotent);
+        }
+        if !situation.is_body_replayable {
+            return Verdict::Stop(StopReason::BodyNotReplayable);
+        }
+        let (made, allowed) = if is_transparent { (situation.transparent_retries, MAX_TRANSPARENT_RETRIES) } else { (situation.retries, self.attempts) };
+        if made >= allowed {
+            return Verdict::Stop(StopReason::AttemptsExhausted);
+        }
+        let wait = self.wait(situation, made + 1, random);
+        if wait.saturating_add(SHORTEST_TRY) > situation.time_left {
+            return Verdict::Stop(StopReason::NoTimeLeft);
+        }
+        Verdict::Retry { wait, is_transparent }
+    }
+
+    fn wait(&self, situation: &Situation, n: u32, random: f64) -> Duration {
+        match situation.failure {
+            Failure::Status { retry_after: Some(asked) } if self.respect_retry_after => asked.min(LONGEST_RETRY_AFTER),
+            _ => self.backoff.wait(n, random),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
