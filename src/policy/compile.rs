@@ -1,0 +1,233 @@
+//! Makes meaning of documents: fills in defaults, resolves names, inherits sections, and finds every fault.
+//!
+//! Nothing stops at the first fault. A part that cannot be made is left out and the rest is looked at all the same; a snapshot
+//! comes out only if there is no fault at all.
+
+mod backends;
+mod listeners;
+mod process;
+mod rate_limits;
+mod routes;
+mod sections;
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    Loaded,
+    diagnostic::{Diagnostic, Diagnostics, Place, Severity, did_you_mean},
+    document::{Document, Sections},
+    snapshot::{Origin, Snapshot},
+    source::{File, Source},
+    structure,
+    tree::{self, Node, Path, Position},
+};
+
+/// Compiles a set.
+///
+/// # Errors
+/// All faults of all files.
+pub fn compile(source: &Source, environment: &HashMap<String, String>) -> Result<Loaded, Diagnostics> {
+    let (documents, mut faults) = read_documents(source, environment);
+    let mut compiler = Compiler { documents: &documents, faults: Vec::new() };
+    let snapshot = compiler.compile(source.hash());
+    faults.append(&mut compiler.faults);
+    let diagnostics = Diagnostics::new(faults);
+    let has_errors = diagnostics.as_slice().iter().any(|fault| fault.severity == Severity::Error);
+    match snapshot {
+        Some(snapshot) if !has_errors => Ok(Loaded { snapshot, warnings: diagnostics }),
+        _ => Err(diagnostics),
+    }
+}
+
+/// A document and where it stands.
+struct Located<'a> {
+    file: &'a File,
+    root: Node,
+    document: Document,
+}
+
+/// A place in a document that is being compiled.
+#[derive(Clone)]
+struct At<'a> {
+    located: &'a Located<'a>,
+    path: Path,
+}
+
+impl At<'_> {
+    fn key(&self, key: &str) -> Self {
+        Self { located: self.located, path: self.path.key(key) }
+    }
+
+    fn index(&self, index: usize) -> Self {
+        Self { located: self.located, path: self.path.index(index) }
+    }
+
+    fn place(&self) -> Place {
+        place(self.located.file, self.located.root.locate(&self.path))
+    }
+}
+
+/// Sections, where they stand and what they are called.
+struct Scope<'s, 'a> {
+    origin: Origin,
+    at: At<'a>,
+    sections: &'s Sections,
+}
+
+struct Compiler<'a> {
+    documents: &'a [Located<'a>],
+    faults: Vec<Diagnostic>,
+}
+
+impl<'a> Compiler<'a> {
+    fn compile(&mut self, hash: String) -> Option<Snapshot> {
+        let defaults = self.at_most_one("defaults", |document| document.spec.defaults.as_ref());
+        let defaults = defaults.map(|(at, sections)| Scope { origin: Origin::Defaults, at, sections });
+        let policies = self.named_policies();
+        self.check_unused(policies.values().chain(&defaults));
+
+        let listeners = self.listeners();
+        let backends = self.backends();
+        let tables = routes::Tables { listeners: &listeners, backends: &backends, policies: &policies, defaults: defaults.as_ref() };
+        let (routes, rules) = self.routes(&tables);
+        let lifecycle = self.lifecycle(&backends);
+        let recoveries = self.recoveries(&backends, &routes);
+        let access_log = self.access_log();
+        Some(Snapshot {
+            hash,
+            listeners: listeners.into_iter().map(|(_, spec)| spec).collect(),
+            backends: backends.into_iter().map(|(_, backend)| backend.spec).collect(),
+            routes,
+            rules,
+            lifecycle,
+            recoveries,
+            access_log,
+        })
+    }
+
+    /// Every item of a list of all documents, with its place.
+    fn each<T: 'a>(&self, key: &str, list: impl Fn(&'a Document) -> &'a [T]) -> Vec<(At<'a>, &'a T)> {
+        let mut all = Vec::new();
+        for located in self.documents {
+            let at = At { located, path: Path::default().key("spec").key(key) };
+            all.extend(list(&located.document).iter().enumerate().map(|(index, item)| (at.index(index), item)));
+        }
+        all
+    }
+
+    /// A section that may stand in one document only.
+    fn at_most_one<T: 'a>(&mut self, key: &str, section: impl Fn(&'a Document) -> Option<&'a T>) -> Option<(At<'a>, &'a T)> {
+        let mut found: Option<(At<'a>, &'a T)> = None;
+        for located in self.documents {
+            let Some(value) = section(&located.document) else { continue };
+            let at = At { located, path: Path::default().key("spec").key(key) };
+            if let Some((first, _)) = &found {
+                let first = first.place();
+                self.error(&at, format!("`{key}` is given twice")).hint(format!("the other is at {}:{}; keep one", first.file, first.line));
+            } else {
+                found = Some((at, value));
+            }
+        }
+        found
+    }
+
+    /// Refuses names that are given twice or are no names.
+    fn check_name(&mut self, at: &At<'a>, kind: &str, name: &str, seen: &mut HashMap<String, Place>) {
+        let is_name = !name.is_empty() && name.len() <= 63 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.');
+        if !is_name {
+            self.error(at, format!("`{name}` cannot be the name of a {kind}")).hint("use up to 63 lower-case letters, digits, `-` and `.`");
+        }
+        if let Some(first) = seen.get(name) {
+            let hint = format!("the other is at {}:{}", first.file, first.line);
+            self.error(at, format!("the {kind} `{name}` is given twice")).hint(hint);
+        } else {
+            seen.insert(name.to_owned(), at.place());
+        }
+    }
+
+    fn unknown_reference<'n>(&mut self, at: &At<'a>, kind: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) {
+        let hint = did_you_mean(name, known.clone()).map(|near| format!("did you mean `{near}`?"));
+        let hint = hint.unwrap_or_else(|| {
+            let known: Vec<&str> = known.collect();
+            if known.is_empty() { format!("there is no {kind} at all") } else { format!("known: {}", known.join(", ")) }
+        });
+        self.error(at, format!("there is no {kind} `{name}`")).hint(hint);
+    }
+
+    fn named_policies(&mut self) -> HashMap<&'a str, Scope<'a, 'a>> {
+        let mut policies = HashMap::new();
+        let mut seen = HashMap::new();
+        for located in self.documents {
+            let at = At { located, path: Path::default().key("spec").key("policies") };
+            for (name, sections) in &located.document.spec.policies {
+                let at = at.key(name);
+                self.check_name(&at, "policy", name, &mut seen);
+                let origin = Origin::RoutePolicy(Arc::from(name.as_str()));
+                policies.insert(name.as_str(), Scope { origin, at, sections });
+            }
+        }
+        policies
+    }
+
+    fn error(&mut self, at: &At<'_>, message: impl Into<String>) -> Fault<'_> {
+        self.faults.push(Diagnostic::error(at.place(), message));
+        Fault(self.faults.last_mut())
+    }
+
+    fn warning(&mut self, at: &At<'_>, message: impl Into<String>) -> Fault<'_> {
+        self.faults.push(Diagnostic { severity: Severity::Warning, ..Diagnostic::error(at.place(), message) });
+        Fault(self.faults.last_mut())
+    }
+}
+
+/// A fault that was just reported, to which its mend can be added.
+struct Fault<'f>(Option<&'f mut Diagnostic>);
+
+impl Fault<'_> {
+    fn hint(self, hint: impl Into<String>) {
+        if let Some(fault) = self.0 {
+            fault.hint = Some(hint.into());
+        }
+    }
+}
+
+fn read_documents<'a>(source: &'a Source, environment: &HashMap<String, String>) -> (Vec<Located<'a>>, Vec<Diagnostic>) {
+    let schema = super::schema();
+    let mut documents = Vec::new();
+    let mut faults = Vec::new();
+    for file in source.files() {
+        let roots = match tree::parse(&file.text) {
+            Ok(roots) => roots,
+            Err((position, message)) => {
+                faults.push(Diagnostic::error(place(file, position), format!("not YAML: {message}")));
+                continue;
+            }
+        };
+        let before = faults.len();
+        for fault in roots.iter().flat_map(|root| structure::check(root, &schema)) {
+            faults.push(Diagnostic { hint: fault.hint, ..Diagnostic::error(place(file, fault.position), fault.message) });
+        }
+        if faults.len() > before {
+            continue;
+        }
+        let options = serde_saphyr::options! { with_snippet: false }.with_properties(environment.clone());
+        match serde_saphyr::from_multiple_with_options::<Document>(&file.text, options) {
+            Ok(read) => documents.extend(read.into_iter().zip(roots).map(|(document, root)| Located { file, root, document })),
+            Err(error) => faults.push(type_fault(file, &error)),
+        }
+    }
+    (documents, faults)
+}
+
+fn type_fault(file: &File, error: &serde_saphyr::Error) -> Diagnostic {
+    let number = |value: u64| usize::try_from(value).unwrap_or_default();
+    let position = error.location().map_or((0, 0), |location| (number(location.line()), number(location.column())));
+    let message = error.to_string();
+    let message = message.split(" at line ").next().unwrap_or_default().lines().next().unwrap_or_default();
+    Diagnostic::error(place(file, position), message.to_owned())
+}
+
+fn place(file: &File, (line, column): Position) -> Place {
+    let text = line.checked_sub(1).and_then(|index| file.text.lines().nth(index)).unwrap_or_default();
+    Place { file: file.name.clone(), line, column, text: text.to_owned() }
+}

@@ -1,0 +1,61 @@
+//! Listeners: their addresses and limits.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use super::{At, Compiler};
+use crate::policy::{
+    document::{Listener, ListenerLimits},
+    snapshot::{ListenerLimitSpec, ListenerSpec},
+};
+
+impl<'a> Compiler<'a> {
+    pub(super) fn listeners(&mut self) -> Vec<(At<'a>, ListenerSpec)> {
+        let mut seen = HashMap::new();
+        let mut by_address: HashMap<SocketAddr, &str> = HashMap::new();
+        let mut listeners = Vec::new();
+        for (at, listener) in self.each("listeners", |document| document.spec.listeners.as_slice()) {
+            self.check_name(&at.key("name"), "listener", &listener.name, &mut seen);
+            let Some(spec) = self.listener(&at, listener) else { continue };
+            let other = if spec.address.port() == 0 { None } else { by_address.insert(spec.address, &listener.name) };
+            if let Some(other) = other {
+                self.error(&at.key("address"), format!("the listener `{other}` is bound to {} already", spec.address)).hint("give one of them another port");
+            }
+            listeners.push((at, spec));
+        }
+        listeners
+    }
+
+    fn listener(&mut self, at: &At<'a>, listener: &Listener) -> Option<ListenerSpec> {
+        let limits = self.listener_limits(&at.key("limits"), &listener.limits.clone().unwrap_or_default());
+        let Ok(address) = listener.address.parse() else {
+            self.error(&at.key("address"), format!("`{}` is not an address to listen on", listener.address))
+                .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
+            return None;
+        };
+        Some(ListenerSpec { name: Arc::from(listener.name.as_str()), direction: listener.direction, address, limits })
+    }
+
+    fn listener_limits(&mut self, at: &At<'a>, limits: &ListenerLimits) -> ListenerLimitSpec {
+        let max_header_bytes = limits.max_header_bytes.map_or(64 << 10, |size| size.0);
+        if !(1 << 10..=1 << 20).contains(&max_header_bytes) {
+            self.error(&at.key("maxHeaderBytes"), "a request head may be from 1Ki to 1Mi").hint("64Ki is the default");
+        }
+        if limits.max_connections == Some(0) {
+            self.error(&at.key("maxConnections"), "with no connections nothing could come in").hint("write at least 1");
+        }
+        let mut timeout = |key: &str, span: Option<crate::policy::units::Span>, default: u64| {
+            let duration = span.map_or(Duration::from_secs(default), |span| span.0);
+            if duration.is_zero() {
+                self.error(&at.key(key), format!("`{key}` cannot be switched off")).hint("without it a silent client could hold a connection for ever");
+            }
+            duration
+        };
+        ListenerLimitSpec {
+            header_timeout: timeout("headerTimeout", limits.header_timeout, 10),
+            idle_timeout: timeout("idleTimeout", limits.idle_timeout, 75),
+            max_connections: limits.max_connections.unwrap_or(10_000),
+            max_header_bytes: usize::try_from(max_header_bytes).unwrap_or(usize::MAX),
+            max_body_bytes: limits.max_body_bytes.map_or(32 << 20, |size| size.0),
+        }
+    }
+}

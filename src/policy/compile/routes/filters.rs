@@ -1,0 +1,124 @@
+//! Filters: changes to a request and its answer.
+
+use super::super::{At, Compiler};
+use crate::policy::{
+    document::{Filter, FilterType, HeaderEdit, HeaderModifier, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route},
+    snapshot::{FilterSpec, HeaderEdits, PathRewriteSpec, RedirectSpec},
+};
+
+/// Fields that the proxy itself is answerable for; changing them would break the framing of messages.
+const PROTECTED: &[&str] = &["host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "keep-alive", "proxy-connection"];
+
+/// The filters of a route.
+#[derive(Default)]
+pub(super) struct Filters {
+    pub(super) spec: FilterSpec,
+    pub(super) redirect: Option<RedirectSpec>,
+}
+
+impl<'a> Compiler<'a> {
+    pub(super) fn filters(&mut self, at: &At<'a>, route: &Route) -> Filters {
+        let mut filters = Filters::default();
+        let has_prefix = !route.matches.is_empty() && route.matches.iter().all(|matches| matches.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
+        for (index, filter) in route.filters.iter().enumerate() {
+            let at = at.key("filters").index(index);
+            self.check_filter_fields(&at, filter);
+            if let Some(edits) = &filter.request_header_modifier {
+                filters.spec.request_headers = self.header_edits(&at.key("requestHeaderModifier"), edits);
+            }
+            if let Some(edits) = &filter.response_header_modifier {
+                filters.spec.response_headers = self.header_edits(&at.key("responseHeaderModifier"), edits);
+            }
+            if let Some(rewrite) = &filter.url_rewrite {
+                let at = at.key("urlRewrite");
+                if rewrite.hostname.as_ref().is_some_and(|host| host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())) {
+                    self.error(&at.key("hostname"), "this is not a host").hint("write a name, and a port where it is needed");
+                }
+                filters.spec.host.clone_from(&rewrite.hostname);
+                filters.spec.path = rewrite.path.as_ref().and_then(|path| self.path_rewrite(&at.key("path"), path, has_prefix));
+            }
+            if let Some(redirect) = &filter.request_redirect {
+                filters.redirect = self.redirect(&at.key("requestRedirect"), redirect, has_prefix);
+            }
+        }
+        filters
+    }
+
+    fn check_filter_fields(&mut self, at: &At<'a>, filter: &Filter) {
+        let fields = [
+            (FilterType::RequestHeaderModifier, "requestHeaderModifier", filter.request_header_modifier.is_some()),
+            (FilterType::ResponseHeaderModifier, "responseHeaderModifier", filter.response_header_modifier.is_some()),
+            (FilterType::URLRewrite, "urlRewrite", filter.url_rewrite.is_some()),
+            (FilterType::RequestRedirect, "requestRedirect", filter.request_redirect.is_some()),
+        ];
+        for (kind, name, is_given) in fields {
+            if kind == filter.kind && !is_given {
+                self.error(at, format!("a filter of type {kind:?} needs `{name}`")).hint(format!("add `{name}:`"));
+            }
+            if kind != filter.kind && is_given {
+                self.error(&at.key(name), format!("a filter of type {:?} has no `{name}`", filter.kind)).hint("write one filter for each change");
+            }
+        }
+    }
+
+    fn header_edits(&mut self, at: &At<'a>, written: &HeaderModifier) -> HeaderEdits {
+        let mut check = |key: &str, names: Vec<&str>| {
+            for (index, name) in names.into_iter().enumerate() {
+                let lower = name.to_ascii_lowercase();
+                if PROTECTED.contains(&lower.as_str()) {
+                    self.error(&at.key(key).index(index), format!("the header `{name}` cannot be changed by a filter"))
+                        .hint("the proxy writes it itself; `urlRewrite.hostname` changes the host");
+                } else if lower.parse::<http::HeaderName>().is_err() {
+                    self.error(&at.key(key).index(index), format!("`{name}` is not the name of a header")).hint("header names are letters, digits and `-`");
+                }
+            }
+        };
+        check("remove", written.remove.iter().map(String::as_str).collect());
+        check("set", written.set.iter().map(|edit| edit.name.as_str()).collect());
+        check("add", written.add.iter().map(|edit| edit.name.as_str()).collect());
+        for (key, edits) in [("set", &written.set), ("add", &written.add)] {
+            for (index, edit) in edits.iter().enumerate() {
+                if http::HeaderValue::from_str(&edit.value).is_err() {
+                    self.error(&at.key(key).index(index).key("value"), "this cannot be the value of a header").hint("a value is one line of visible characters");
+                }
+            }
+        }
+        let pairs = |edits: &[HeaderEdit]| edits.iter().map(|edit| (edit.name.to_ascii_lowercase(), edit.value.clone())).collect();
+        HeaderEdits { remove: written.remove.iter().map(|name| name.to_ascii_lowercase()).collect(), set: pairs(&written.set), add: pairs(&written.add) }
+    }
+
+    fn path_rewrite(&mut self, at: &At<'a>, written: &PathRewrite, has_prefix: bool) -> Option<PathRewriteSpec> {
+        let path = match (written.kind, &written.replace_full_path, &written.replace_prefix_match) {
+            (PathRewriteType::ReplaceFullPath, Some(path), None) => PathRewriteSpec::Full(path.clone()),
+            (PathRewriteType::ReplacePrefixMatch, None, Some(prefix)) if has_prefix => PathRewriteSpec::Prefix(prefix.trim_end_matches('/').to_owned()),
+            (PathRewriteType::ReplacePrefixMatch, None, Some(_)) => {
+                self.error(at, "there is no prefix to replace").hint("every match of this route needs a path of type PathPrefix");
+                return None;
+            }
+            _ => {
+                self.error(at, "a rewrite has the one field that its type names").hint("ReplaceFullPath has `replaceFullPath`, ReplacePrefixMatch has `replacePrefixMatch`");
+                return None;
+            }
+        };
+        let (PathRewriteSpec::Full(text) | PathRewriteSpec::Prefix(text)) = &path;
+        if !(text.is_empty() || text.starts_with('/')) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.error(at, format!("`{text}` is not a path")).hint("a path begins with `/` and has no spaces");
+        }
+        Some(path)
+    }
+
+    fn redirect(&mut self, at: &At<'a>, written: &Redirect, has_prefix: bool) -> Option<RedirectSpec> {
+        let status = written.status_code.unwrap_or(302);
+        if ![301, 302, 303, 307, 308].contains(&status) {
+            self.error(&at.key("statusCode"), format!("{status} is not a redirect")).hint("write 301, 302, 303, 307 or 308");
+        }
+        if written.scheme.as_ref().is_some_and(|scheme| scheme != "http" && scheme != "https") {
+            self.error(&at.key("scheme"), "a redirect leads to `http` or `https`").hint("write one of the two");
+        }
+        let path = match &written.path {
+            Some(path) => Some(self.path_rewrite(&at.key("path"), path, has_prefix)?),
+            None => None,
+        };
+        Some(RedirectSpec { status, scheme: written.scheme.clone(), host: written.hostname.clone(), port: written.port, path })
+    }
+}

@@ -1,0 +1,157 @@
+//! What changes between two sets, in words.
+//!
+//! For the log of a reload and for `outrigger diff`. It says what is added, removed and changed by name, and for a change what
+//! becomes of the state: whether it is kept, or begins anew, and why.
+
+use std::{collections::BTreeMap, fmt::Debug};
+
+use super::snapshot::{ActionSpec, BackendSpec, PolicySpec, RouteSpec, Snapshot};
+
+/// The differences, one line each; empty if the sets mean the same.
+#[must_use]
+pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
+    let mut lines = Vec::new();
+    named(
+        "listener",
+        &old.listeners,
+        &new.listeners,
+        |listener| &listener.name,
+        &mut lines,
+        |old, new| {
+            let mut changes = Vec::new();
+            changed("address", &old.address, &new.address, &mut changes);
+            changed("direction", &old.direction, &new.direction, &mut changes);
+            changed("limits", &old.limits, &new.limits, &mut changes);
+            changes
+        },
+    );
+    named("backend", &old.backends, &new.backends, |backend| &backend.name, &mut lines, backend_changes);
+    named("route", &old.routes, &new.routes, |route| &route.name, &mut lines, |a, b| route_changes(old, a, new, b));
+    named(
+        "recovery",
+        &old.recoveries,
+        &new.recoveries,
+        |recovery| &recovery.name,
+        &mut lines,
+        |old, new| {
+            let mut changes = Vec::new();
+            changed("rule", old, new, &mut changes);
+            changes
+        },
+    );
+    changed("lifecycle", &old.lifecycle, &new.lifecycle, &mut lines);
+    changed("access log", &old.access_log, &new.access_log, &mut lines);
+    let rules = |snapshot: &Snapshot| format!("{:?}", snapshot.rules);
+    if lines.is_empty() && rules(old) != rules(new) {
+        lines.push("what routes match has changed".to_owned());
+    }
+    lines
+}
+
+fn named<'s, T>(kind: &str, old: &'s [T], new: &'s [T], name: impl Fn(&'s T) -> &'s str, lines: &mut Vec<String>, changes: impl Fn(&'s T, &'s T) -> Vec<String>) {
+    let old: BTreeMap<&str, &T> = old.iter().map(|item| (name(item), item)).collect();
+    let new: BTreeMap<&str, &T> = new.iter().map(|item| (name(item), item)).collect();
+    lines.extend(old.keys().filter(|name| !new.contains_key(*name)).map(|name| format!("{kind} {name} removed")));
+    for (name, now) in new {
+        match old.get(name) {
+            None => lines.push(format!("{kind} {name} added")),
+            Some(before) => lines.extend(changes(before, now).into_iter().map(|change| format!("{kind} {name}: {change}"))),
+        }
+    }
+}
+
+fn changed<T: PartialEq + Debug>(what: &str, old: &T, new: &T, lines: &mut Vec<String>) {
+    if old != new {
+        lines.push(format!("{what} {old:?} -> {new:?}"));
+    }
+}
+
+fn backend_changes(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
+    let mut changes = Vec::new();
+    for endpoint in &old.endpoints {
+        if !new.endpoints.iter().any(|other| other.address == endpoint.address) {
+            changes.push(format!("endpoint {} removed, its requests run on", endpoint.address));
+        }
+    }
+    for endpoint in &new.endpoints {
+        match old.endpoints.iter().find(|other| other.address == endpoint.address) {
+            None => changes.push(format!("endpoint {} added", endpoint.address)),
+            Some(before) if before.weight != endpoint.weight => changes.push(format!("endpoint {} weight {} -> {}", endpoint.address, before.weight, endpoint.weight)),
+            Some(_) => {}
+        }
+    }
+    changed("load balancer", &old.balancer, &new.balancer, &mut changes);
+    changed("panic threshold", &old.panic_threshold, &new.panic_threshold, &mut changes);
+    if old.check != new.check {
+        changes.push("health check changed, what is known of the endpoints is kept".to_owned());
+    }
+    changes
+}
+
+fn route_changes(old_set: &Snapshot, old: &RouteSpec, new_set: &Snapshot, new: &RouteSpec) -> Vec<String> {
+    let mut changes = Vec::new();
+    changed("filters", &old.filters, &new.filters, &mut changes);
+    rate_limit_changes(old, new, &mut changes);
+    let (ActionSpec::Forward(before), ActionSpec::Forward(now)) = (&old.action, &new.action) else {
+        if format!("{:?}", old.action) != format!("{:?}", new.action) {
+            changes.push("action changed".to_owned());
+        }
+        return changes;
+    };
+    let weights = |set: &Snapshot, to: &[super::snapshot::Destination]| to.iter().map(|to| (set.backends[to.backend].name.clone(), to.weight)).collect::<Vec<_>>();
+    changed("backends", &weights(old_set, before), &weights(new_set, now), &mut changes);
+    for destination in now {
+        let name = &new_set.backends[destination.backend].name;
+        if let Some(earlier) = before.iter().find(|earlier| old_set.backends[earlier.backend].name == *name) {
+            policy_changes(name, &earlier.policy, &destination.policy, &mut changes);
+        }
+    }
+    changes
+}
+
+fn rate_limit_changes(old: &RouteSpec, new: &RouteSpec, changes: &mut Vec<String>) {
+    for rule in &old.rate_limits.rules {
+        if !new.rate_limits.rules.iter().any(|other| other.name == rule.name) {
+            changes.push(format!("rate limit {} removed", rule.name));
+        }
+    }
+    for rule in &new.rate_limits.rules {
+        match old.rate_limits.rules.iter().find(|other| other.name == rule.name) {
+            None => changes.push(format!("rate limit {} added, its buckets begin full", rule.name)),
+            Some(before) if before == rule => {}
+            Some(before) if before.selectors != rule.selectors => changes.push(format!("rate limit {}: selectors changed, its buckets begin full", rule.name)),
+            Some(before) => {
+                let quota = |rule: &super::snapshot::RateRuleSpec| format!("{} per {} s, burst {}", rule.quota.requests, rule.quota.unit_seconds, rule.quota.burst);
+                changes.push(format!("rate limit {}: {} -> {}, its buckets keep their share", rule.name, quota(before), quota(rule)));
+            }
+        }
+    }
+}
+
+fn policy_changes(backend: &str, old: &PolicySpec, new: &PolicySpec, changes: &mut Vec<String>) {
+    changed(&format!("timeouts towards {backend}"), &old.timeouts, &new.timeouts, changes);
+    changed(&format!("retries towards {backend}"), &old.retry, &new.retry, changes);
+    changed(&format!("retry budget towards {backend}"), &old.budget, &new.budget, changes);
+    match (&old.breaker, &new.breaker) {
+        (Some(before), Some(now)) if before != now => {
+            let window = before.config.window() == now.config.window();
+            let state = if before.name != now.name || before.scope != now.scope {
+                "it begins anew, closed"
+            } else if window {
+                "state and counts are kept"
+            } else {
+                "state is kept, counts begin anew with the new window"
+            };
+            changes.push(format!("breaker towards {backend} changed, {state}"));
+        }
+        (None, Some(_)) => changes.push(format!("breaker towards {backend} added, closed")),
+        (Some(_), None) => changes.push(format!("breaker towards {backend} removed")),
+        _ => {}
+    }
+    match (&old.limits, &new.limits) {
+        (Some(before), Some(now)) if before != now => changes.push(format!("limits towards {backend} changed, what is in flight is kept")),
+        (None, Some(_)) => changes.push(format!("limits towards {backend} added")),
+        (Some(_), None) => changes.push(format!("limits towards {backend} removed")),
+        _ => {}
+    }
+}

@@ -1,0 +1,127 @@
+//! The policy file as it is written.
+//!
+//! These types mirror the text and know nothing of its meaning: what is absent is `None`, references are names, and nothing is
+//! checked beyond the shape. Meaning is made in `compile`. They are the only place of the file's spelling, its JSON Schema is
+//! derived from them, and every comment here becomes the help text that an editor shows.
+//!
+//! Shape rules: unknown keys are refused; no `flatten`, no untagged and no internally tagged enums, because with those a fault
+//! would lose its position.
+
+mod backend;
+mod listener;
+mod process;
+mod route;
+mod sections;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+pub use backend::{ActiveCheck, ActiveCheckType, Backend, Endpoint, EndpointEntry, HealthCheck, HttpCheck, LoadBalancer, LoadBalancerType};
+pub use listener::{Direction, Listener, ListenerLimits, ListenerProtocol};
+pub use process::{AccessLog, Action, ActionType, Drain, Lifecycle, LogFormat, Recovery, Rung, Startup, Telemetry, Trigger, TriggerType, Undo};
+pub use route::{
+    BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier, PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route, RouteMatch,
+    UrlRewrite,
+};
+pub use sections::{
+    BreakerScope, CircuitBreaker, ClientSelector, ConnectionLimits, Cost, CostFrom, HeaderSelector, Limit, LimitUnit, LocalRateLimit, ModeName, RateLimit, RateLimitHeaders,
+    RateLimitRule, RequestCost, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, SelectorType, SourceSelector, Timeouts,
+};
+
+/// One document of a policy directory. Names are global over all documents.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Document {
+    /// The version of this format.
+    pub api_version: ApiVersion,
+    /// What the document is.
+    pub kind: Kind,
+    /// Its name.
+    pub metadata: Metadata,
+    /// What it says.
+    #[serde(default)]
+    pub spec: Spec,
+}
+
+/// The version of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum ApiVersion {
+    /// The first, still free to change.
+    #[serde(rename = "outrigger.dev/v1alpha1")]
+    V1Alpha1,
+}
+
+/// What a document is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum Kind {
+    /// Listeners, backends, routes and the policies that protect them.
+    ResiliencePolicy,
+}
+
+/// The name of a document.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Metadata {
+    /// The name, unique in the directory.
+    pub name: String,
+}
+
+/// What a document says. All lists of all documents of a directory are taken together.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Spec {
+    /// Where requests come in.
+    pub listeners: Vec<Listener>,
+    /// Where requests go to.
+    pub backends: Vec<Backend>,
+    /// Sections for every route that says nothing nearer. At most once in a directory.
+    pub defaults: Option<Sections>,
+    /// Named sections, to be referred to by `policy`.
+    pub policies: BTreeMap<String, Sections>,
+    /// Which requests go where; precedence as in Gateway API, not by order.
+    pub routes: Vec<Route>,
+    /// How this instance comes and goes. At most once in a directory.
+    pub lifecycle: Option<Lifecycle>,
+    /// What to do about trouble that stays.
+    pub recovery: Vec<Recovery>,
+    /// What is written down about requests. At most once in a directory.
+    pub telemetry: Option<Telemetry>,
+}
+
+/// Sections of the full policy format that this version does not build yet. They are refused by name, never ignored.
+pub const NOT_YET: &[&str] = &[
+    "tls",
+    "dns",
+    "outlierDetection",
+    "slowStart",
+    "consistentHash",
+    "adaptive",
+    "fallback",
+    "hedging",
+    "staleIfError",
+    "queue",
+    "warmUp",
+    "global",
+    "admissionControl",
+    "faultInjection",
+    "rollouts",
+    "lanes",
+    "protection",
+    "alerts",
+    "notifications",
+    "verify",
+    "globalRateLimit",
+    "tracing",
+    "requestMirror",
+    "appProbes",
+    "grpc",
+    "grpcCodes",
+    "zone",
+    "priority",
+    "path",
+    "methods",
+    "session",
+    "startupDelay",
+];

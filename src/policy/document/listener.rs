@@ -1,0 +1,54 @@
+//! Where requests come in.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::policy::units::{Size, Span};
+
+/// A socket that takes requests.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Listener {
+    /// The name, unique among listeners.
+    pub name: String,
+    /// Inbound: callers to this pod's app. Outbound: the app to other services.
+    pub direction: Direction,
+    /// The address and port, like `0.0.0.0:16001`; port 0 lets the system choose.
+    pub address: String,
+    /// What is spoken; HTTP1 in this version.
+    pub protocol: Option<ListenerProtocol>,
+    /// What a client may use up.
+    pub limits: Option<ListenerLimits>,
+}
+
+/// Which way requests go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+pub enum Direction {
+    /// Callers to this pod's app.
+    Inbound,
+    /// The app to other services.
+    Outbound,
+}
+
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum ListenerProtocol {
+    /// HTTP/1.0 and HTTP/1.1, with upgrades.
+    HTTP1,
+}
+
+/// What a client may use up.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ListenerLimits {
+    /// Connections at once; more are closed at once. Default 10000.
+    pub max_connections: Option<u32>,
+    /// The time for the whole request head, from its first byte. Default 10s.
+    pub header_timeout: Option<Span>,
+    /// How long a connection may be idle between requests. Default 75s.
+    pub idle_timeout: Option<Span>,
+    /// The longest request head. Default 64Ki.
+    pub max_header_bytes: Option<Size>,
+    /// The longest request body. Default 32Mi.
+    pub max_body_bytes: Option<Size>,
+}

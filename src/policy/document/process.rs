@@ -1,0 +1,149 @@
+//! How the instance comes and goes, what it does about trouble that stays, and what it writes down.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::ModeName;
+use crate::policy::units::{Percent, Span, StatusRange};
+
+/// How this instance comes and goes.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Lifecycle {
+    /// When it is ready.
+    pub startup: Option<Startup>,
+    /// How it leaves.
+    pub drain: Option<Drain>,
+}
+
+/// When it is ready.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Startup {
+    /// The backend whose active check must have passed: the app.
+    pub require_backend: Option<String>,
+    /// How long to wait after that. Default 0s.
+    pub delay: Option<Span>,
+    /// How many passes in a row are needed. Default 1.
+    pub success_threshold: Option<u32>,
+}
+
+/// How it leaves.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Drain {
+    /// How long to go on accepting after becoming unready. Default 5s.
+    pub delay: Option<Span>,
+    /// How long nothing must be in flight before leaving. Default 1s.
+    pub quiet_period: Option<Span>,
+    /// When to leave in any case. Default 25s.
+    pub timeout: Option<Span>,
+}
+
+/// What to do about trouble that stays.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Recovery {
+    /// The name, unique among recoveries.
+    pub name: String,
+    /// Whether it acts; Shadow tells what it would do.
+    #[serde(default)]
+    pub mode: ModeName,
+    /// What the trouble is.
+    pub trigger: Trigger,
+    /// What is done, one rung at a time.
+    pub ladder: Vec<Rung>,
+    /// The time between two actions. Default 10m.
+    pub cooldown: Option<Span>,
+    /// Actions in any hour. Default 3.
+    pub max_per_hour: Option<u32>,
+}
+
+/// What the trouble is.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Trigger {
+    /// Its kind.
+    #[serde(rename = "type")]
+    pub kind: TriggerType,
+    /// The backend whose breaker is watched.
+    pub backend: String,
+    /// How long the breaker must not have been closed.
+    pub duration: Span,
+}
+
+/// A kind of trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum TriggerType {
+    /// A breaker of the backend that is not closed for so long, through all its half-open rounds.
+    CircuitOpenFor,
+}
+
+/// One rung of a ladder.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rung {
+    /// What is done.
+    pub action: Action,
+    /// When it is undone. Default OnRecovery for what can be undone.
+    pub undo: Option<Undo>,
+}
+
+/// When an action is undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum Undo {
+    /// When the trigger no longer holds.
+    OnRecovery,
+}
+
+/// What is done.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Action {
+    /// Its kind.
+    #[serde(rename = "type")]
+    pub kind: ActionType,
+    /// For Webhook: an `http://` address that gets a POST of a JSON object.
+    pub url: Option<String>,
+    /// For Webhook: the time for the call. Default 3s.
+    pub timeout: Option<Span>,
+}
+
+/// A kind of action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum ActionType {
+    /// Calls an address.
+    Webhook,
+    /// Makes this instance unready until the trouble is over.
+    FailReadiness,
+}
+
+/// What is written down about requests.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// One line per request.
+    pub access_log: Option<AccessLog>,
+}
+
+/// One line per request.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AccessLog {
+    /// Whether and how. Default JSON.
+    pub format: Option<LogFormat>,
+    /// The share of requests that is written. Default 100.
+    pub sampling_percentage: Option<Percent>,
+    /// Statuses that are always written.
+    pub always_log_codes: Option<Vec<StatusRange>>,
+}
+
+/// How a request is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    #[default]
+    JSON,
+    /// Not at all.
+    Off,
+}

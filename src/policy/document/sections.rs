@@ -1,0 +1,328 @@
+//! The protective sections, wherever they stand: in `defaults`, in a named policy, or in a route.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::policy::units::{Percent, Size, Span, StatusRange};
+
+/// A set of protective sections. `{}` means a section with its defaults, a missing one means inherit.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Sections {
+    /// How long things may take.
+    pub timeouts: Option<Timeouts>,
+    /// What is tried again.
+    pub retry: Option<Retry>,
+    /// How many retries a backend is asked to take.
+    pub retry_constraint: Option<RetryConstraint>,
+    /// When a backend is no longer asked.
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// How much may be in flight.
+    pub connection_limits: Option<ConnectionLimits>,
+    /// How many requests may come.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// Whether a section acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum ModeName {
+    /// Decides and acts.
+    #[default]
+    Enforce,
+    /// Decides, counts and explains as Enforce would, and lets the request pass.
+    Shadow,
+    /// Does nothing.
+    Off,
+}
+
+/// How long things may take; `0s` is off.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// The whole request with all its attempts, until the head of the answer. Default 15s.
+    pub request: Option<Span>,
+    /// One attempt, until the head of the answer. Default 5s.
+    pub backend_request: Option<Span>,
+    /// Making a connection. Default 1s.
+    pub connect: Option<Span>,
+    /// The longest silence while a body or a tunnel flows, in either direction. Default 5m.
+    pub stream_idle: Option<Span>,
+}
+
+/// What is tried again.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Retry {
+    /// Whether it acts.
+    pub mode: ModeName,
+    /// Retries after the first attempt. Default 1.
+    pub attempts: Option<u32>,
+    /// Failures that are tried again. Default connect-failure, refused-stream, reset-before-request.
+    pub retry_on: Option<Vec<RetryTrigger>>,
+    /// Statuses that are tried again. Default 502, 503, 504.
+    pub codes: Option<Vec<StatusRange>>,
+    /// The base of the wait: before retry n it is drawn from 0 to backoff * 2^(n-1) (full jitter). Default 25ms.
+    pub backoff: Option<Span>,
+    /// The longest wait. Default ten times `backoff`.
+    pub max_backoff: Option<Span>,
+    /// Whether methods that are not idempotent may be repeated although they may have run. Default false.
+    pub retry_non_idempotent: Option<bool>,
+    /// Whether `retry-after` of the answer replaces the backoff. Default true.
+    pub respect_retry_after: Option<bool>,
+    /// The longest request body that is kept for a repeat. Default 64Ki.
+    pub max_buffered_body: Option<Size>,
+}
+
+/// A failure that is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryTrigger {
+    /// No connection could be made.
+    ConnectFailure,
+    /// HTTP/2: the stream was refused before it was looked at.
+    RefusedStream,
+    /// The connection ended before a byte of the request was written.
+    ResetBeforeRequest,
+    /// The connection ended after the request was written and before an answer. Idempotent methods only.
+    Reset,
+    /// No answer within `timeouts.backendRequest`. Idempotent methods only.
+    Timeout,
+}
+
+/// How many retries a backend is asked to take: a share of its requests, and a floor.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RetryConstraint {
+    /// The share. Default 20 percent of 10s.
+    pub budget: Option<RetryBudget>,
+    /// The floor. Default 10 in 1s.
+    pub min_retry_rate: Option<RetryRate>,
+}
+
+/// A share of the requests of an interval.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RetryBudget {
+    /// The share. Default 20.
+    pub percent: Option<Percent>,
+    /// The interval. Default 10s.
+    pub interval: Option<Span>,
+}
+
+/// A number of retries in an interval.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RetryRate {
+    /// The number. Default 10.
+    pub count: Option<u32>,
+    /// The interval. Default 1s.
+    pub interval: Option<Span>,
+}
+
+/// When a backend is no longer asked: a state machine, not a set of limits.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CircuitBreaker {
+    /// Whether it acts.
+    pub mode: ModeName,
+    /// What one breaker watches. Default Backend.
+    pub scope: Option<BreakerScope>,
+    /// Failures in a row that trip; 0 is off. Default 0.
+    pub consecutive_failures: Option<u32>,
+    /// What the rates are counted over. Default 10s.
+    pub sampling_window: Option<Span>,
+    /// No rate is looked at before so many calls. Default 20.
+    pub minimum_number_of_calls: Option<u32>,
+    /// The share of failed calls that trips; 0 is off. Default 50.
+    pub failure_rate_threshold: Option<Percent>,
+    /// A call longer than this is slow. Default 80 % of `timeouts.backendRequest`.
+    pub slow_call_duration_threshold: Option<Span>,
+    /// The share of slow calls that trips; 0 is off. Default 100.
+    pub slow_call_rate_threshold: Option<Percent>,
+    /// Statuses that are failures. Default 5xx. 429 always counts for the rate, and never for the run.
+    pub failure_codes: Option<Vec<StatusRange>>,
+    /// The first open time, jittered by 20 %. Default 5s.
+    pub wait_duration_in_open_state: Option<Span>,
+    /// The longest open time; it doubles with each half-open round that failed. Default 1m.
+    pub max_wait_duration_in_open_state: Option<Span>,
+    /// Calls that probe in a half-open round. Default 5.
+    pub permitted_number_of_calls_in_half_open_state: Option<u32>,
+    /// The longest half-open round; then it opens again. Default 30s.
+    pub max_wait_duration_in_half_open_state: Option<Span>,
+    /// How long the share of admitted calls rises after closing; 0s admits all at once. Default 10s.
+    pub recovery_ramp: Option<Span>,
+}
+
+/// What one breaker watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum BreakerScope {
+    /// A backend, over all routes that inherit the section from the same place.
+    #[default]
+    Backend,
+    /// A route.
+    Route,
+    /// Each endpoint by itself; an open one is not picked, and nothing is refused while another is left.
+    Endpoint,
+}
+
+/// How much may be in flight.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ConnectionLimits {
+    /// Whether it acts.
+    pub mode: ModeName,
+    /// Connections to the backend at once, busy and idle. Default 1024.
+    pub max_connections: Option<u32>,
+    /// Requests in flight at once. Default 1024.
+    pub max_parallel_requests: Option<u32>,
+    /// Requests waiting for a place. Default 256.
+    pub max_pending_requests: Option<u32>,
+    /// How long one may wait. Default 1s.
+    pub pending_timeout: Option<Span>,
+    /// Retries in flight at once. Default the larger of 3 and a fifth of `maxParallelRequests`.
+    pub max_parallel_retries: Option<u32>,
+}
+
+/// How many requests may come.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RateLimit {
+    /// Whether it acts; a rule can say otherwise for itself.
+    pub mode: ModeName,
+    /// Distinct keys that are told apart per rule; the rest share one bucket. Default 10000.
+    pub max_keys: Option<u32>,
+    /// Headers about the limit on a refusal. Default Draft10.
+    pub rate_limit_headers: Option<RateLimitHeaders>,
+    /// Limits that this sidecar keeps by itself.
+    pub local: Option<LocalRateLimit>,
+}
+
+/// Headers about a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum RateLimitHeaders {
+    /// None but `retry-after`.
+    Off,
+    /// `ratelimit-policy` and `ratelimit` (draft-ietf-httpapi-ratelimit-headers-10).
+    #[default]
+    Draft10,
+}
+
+/// Limits that this sidecar keeps by itself.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LocalRateLimit {
+    /// The rules, asked in this order; those with a key before those without.
+    pub rules: Vec<RateLimitRule>,
+}
+
+/// One token bucket, or one per value of a key.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimitRule {
+    /// The name, unique in its section.
+    pub name: String,
+    /// Whether it acts. Default that of the section.
+    pub mode: Option<ModeName>,
+    /// Which requests it is about; any one suffices, and none means all.
+    #[serde(default)]
+    pub client_selectors: Vec<ClientSelector>,
+    /// The bucket.
+    pub limit: Limit,
+    /// What one request takes. Default 1.
+    pub cost: Option<Cost>,
+}
+
+/// A selection of requests; all that is given must hold.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ClientSelector {
+    /// Headers.
+    pub headers: Vec<HeaderSelector>,
+    /// The client's address: that of the connection.
+    #[serde(rename = "sourceCIDR")]
+    pub source_cidr: Option<SourceSelector>,
+}
+
+/// A header.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderSelector {
+    /// Its name.
+    pub name: String,
+    /// Exact compares the value, Distinct makes one bucket per value. Default Exact.
+    #[serde(rename = "type", default)]
+    pub kind: SelectorType,
+    /// For Exact.
+    pub value: Option<String>,
+}
+
+/// How a selector selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum SelectorType {
+    /// Requests with this value.
+    #[default]
+    Exact,
+    /// All requests that have it, with one bucket per value.
+    Distinct,
+}
+
+/// A range of client addresses.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SourceSelector {
+    /// The range, like `10.0.0.0/8`.
+    pub value: String,
+    /// Exact shares one bucket, Distinct makes one per address. Default Exact.
+    #[serde(rename = "type", default)]
+    pub kind: SelectorType,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limit {
+    /// Tokens that come back in each `unit`.
+    pub requests: u32,
+    /// The unit.
+    pub unit: LimitUnit,
+    /// Tokens that the bucket holds, and begins with. Default `requests`.
+    pub burst: Option<u32>,
+}
+
+/// A unit of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum LimitUnit {
+    /// 1 s.
+    Second,
+    /// 60 s.
+    Minute,
+    /// 3600 s.
+    Hour,
+    /// 86400 s.
+    Day,
+}
+
+/// What one request takes.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cost {
+    /// When it comes in.
+    pub request: RequestCost,
+}
+
+/// What one request takes when it comes in.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestCost {
+    /// Where the number is from.
+    pub from: CostFrom,
+    /// The number.
+    pub number: u32,
+}
+
+/// Where a cost is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum CostFrom {
+    /// From `number`.
+    Number,
+}

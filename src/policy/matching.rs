@@ -1,0 +1,214 @@
+//! Which rule a request falls under.
+//!
+//! Gateway API's precedence, decided once when the rules are sorted: a host name that is written out before one with a
+//! wildcard, a longer wildcard before a shorter; then an exact path, the longest prefix, a regular expression; then a method;
+//! then the most headers; then the names of the routes by alphabet, so that the outcome never depends on the order of files.
+
+use std::cmp::Reverse;
+
+use regex::Regex;
+
+/// A host name to compare with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hostname {
+    /// This one.
+    Exact(String),
+    /// Any that ends in this, which begins with a dot.
+    Wildcard(String),
+}
+
+/// What a request must look like.
+#[derive(Debug, Clone, Default)]
+pub struct MatchSpec {
+    /// The path.
+    pub path: PathSpec,
+    /// The method.
+    pub method: Option<String>,
+    /// Headers, all of which must match.
+    pub headers: Vec<(String, ValueSpec)>,
+}
+
+/// A path to compare with.
+#[derive(Debug, Clone)]
+pub enum PathSpec {
+    /// The same.
+    Exact(String),
+    /// The same in its first elements; without a slash at its end.
+    Prefix(String),
+    /// Matched as a whole.
+    Regex(Regex),
+}
+
+impl Default for PathSpec {
+    fn default() -> Self {
+        Self::Prefix(String::new())
+    }
+}
+
+/// A value to compare with.
+#[derive(Debug, Clone)]
+pub enum ValueSpec {
+    /// The same.
+    Exact(String),
+    /// Matched as a whole.
+    Regex(Regex),
+}
+
+/// What of a request is looked at.
+pub struct RequestView<'a> {
+    /// The host, without its port; in any case.
+    pub host: &'a str,
+    /// The path, without its query.
+    pub path: &'a str,
+    /// The method.
+    pub method: &'a str,
+    /// The first value of a header, by its lower-case name.
+    pub header: &'a dyn Fn(&str) -> Option<&'a str>,
+}
+
+impl std::fmt::Debug for RequestView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}{}", self.method, self.host, self.path)
+    }
+}
+
+/// One way into a route.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// The host name, or any.
+    pub hostname: Option<Hostname>,
+    /// What a request must look like.
+    pub matches: MatchSpec,
+    /// The index of the route.
+    pub route: usize,
+}
+
+impl Hostname {
+    /// Whether the host is meant.
+    #[must_use]
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(name) => host.eq_ignore_ascii_case(name),
+            Self::Wildcard(suffix) => {
+                host.len() > suffix.len() && host.is_char_boundary(host.len() - suffix.len()) && host[host.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
+            }
+        }
+    }
+}
+
+impl PathSpec {
+    /// Whether the path is meant.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+impl ValueSpec {
+    fn matches(&self, value: &str) -> bool {
+        match self {
+            Self::Exact(exact) => value == exact,
+            Self::Regex(regex) => regex.is_match(value),
+        }
+    }
+}
+
+impl Rule {
+    /// Whether the request falls under the rule.
+    #[must_use]
+    pub fn matches(&self, request: &RequestView<'_>) -> bool {
+        self.hostname.as_ref().is_none_or(|hostname| hostname.matches(request.host))
+            && self.matches.path.matches(request.path)
+            && self.matches.method.as_ref().is_none_or(|method| method == request.method)
+            && self.matches.headers.iter().all(|(name, wanted)| (request.header)(name).is_some_and(|value| wanted.matches(value)))
+    }
+
+    /// What rules are sorted by; the first that matches wins.
+    #[must_use]
+    pub fn precedence(&self) -> impl Ord + use<> {
+        let host = match &self.hostname {
+            Some(Hostname::Exact(_)) => (0, Reverse(0)),
+            Some(Hostname::Wildcard(suffix)) => (1, Reverse(suffix.len())),
+            None => (2, Reverse(0)),
+        };
+        let path = match &self.matches.path {
+            PathSpec::Exact(_) => (0, Reverse(0)),
+            PathSpec::Prefix(prefix) if !prefix.is_empty() => (1, Reverse(prefix.len())),
+            PathSpec::Regex(regex) => (2, Reverse(regex.as_str().len())),
+            PathSpec::Prefix(_) => (3, Reverse(0)),
+        };
+        (host, path, self.matches.method.is_none(), Reverse(self.matches.headers.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(hostname: Option<&str>, path: &str, method: Option<&str>, headers: usize, route: usize) -> Rule {
+        let hostname = hostname.map(|name| match name.strip_prefix('*') {
+            Some(suffix) => Hostname::Wildcard(suffix.to_owned()),
+            None => Hostname::Exact(name.to_owned()),
+        });
+        let path = match path.split_at_checked(1) {
+            Some(("=", exact)) => PathSpec::Exact(exact.to_owned()),
+            Some(("~", regex)) => PathSpec::Regex(Regex::new(&format!("^(?:{regex})$")).expect("compiles")),
+            _ => PathSpec::Prefix(path.to_owned()),
+        };
+        let headers = (0..headers).map(|n| (format!("x-{n}"), ValueSpec::Exact("1".to_owned()))).collect();
+        Rule { hostname, matches: MatchSpec { path, method: method.map(str::to_owned), headers }, route }
+    }
+
+    fn route_of(rules: &[Rule], host: &str, path: &str, method: &str) -> Option<usize> {
+        let header = |name: &str| name.starts_with("x-").then_some("1");
+        let request = RequestView { host, path, method, header: &header };
+        rules.iter().find(|rule| rule.matches(&request)).map(|rule| rule.route)
+    }
+
+    #[test]
+    fn precedence_is_that_of_gateway_api() {
+        let mut rules = vec![
+            rule(None, "", None, 0, 0),
+            rule(Some("*.shop"), "", None, 0, 1),
+            rule(Some("*.eu.shop"), "", None, 0, 2),
+            rule(Some("pay.shop"), "", None, 0, 3),
+            rule(Some("pay.shop"), "~/v[0-9]+/.*", None, 0, 4),
+            rule(Some("pay.shop"), "/v1", None, 0, 5),
+            rule(Some("pay.shop"), "/v1/charges", None, 0, 6),
+            rule(Some("pay.shop"), "=/v1/charges", None, 0, 7),
+            rule(Some("pay.shop"), "/v1", Some("DELETE"), 0, 8),
+            rule(Some("pay.shop"), "/v2", None, 0, 9),
+            rule(Some("pay.shop"), "/v2", None, 2, 10),
+        ];
+        rules.sort_by_key(Rule::precedence);
+        let table = [
+            ("other", "/", "GET", 0),
+            ("a.shop", "/", "GET", 1),
+            ("A.EU.Shop", "/", "GET", 2),
+            ("pay.shop", "/x", "GET", 3),
+            ("pay.shop", "/v7/x", "GET", 4),
+            ("pay.shop", "/v1", "GET", 5),
+            ("pay.shop", "/v1/a", "DELETE", 8),
+            ("pay.shop", "/v10", "GET", 3),
+            ("pay.shop", "/v1/charges/9", "GET", 6),
+            ("pay.shop", "/v1/charges", "GET", 7),
+            ("pay.shop", "/v2/a", "GET", 10),
+            ("shop", "/", "GET", 0),
+        ];
+        for (host, path, method, expected) in table {
+            assert_eq!(route_of(&rules, host, path, method), Some(expected), "{method} {host}{path}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_matches_whole_elements() {
+        let prefix = PathSpec::Prefix("/v1".to_owned());
+        for (path, expected) in [("/v1", true), ("/v1/", true), ("/v1/a", true), ("/v10", false), ("/v", false), ("/V1", false)] {
+            assert_eq!(prefix.matches(path), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! A compiled set of policies: immutable, complete, and impossible to get wrong.
+//!
+//! Every default is filled in, every reference is an index, every section has been inherited from wherever it is nearest, and
+//! remembers from where. A request pins one snapshot and sees it to its end.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroU64},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    document::{BreakerScope, Direction, RateLimitHeaders},
+    units::StatusSet,
+};
+use crate::resilience::{
+    Mode, breaker::BreakerConfig, concurrency::ConcurrencyConfig, health::HealthConfig, lifecycle::DrainConfig, recovery::RecoveryConfig, retry::RetryConfig,
+    retry_budget::RetryBudgetConfig,
+};
+
+pub use super::matching::{Hostname, MatchSpec, RequestView, Rule};
+
+/// A compiled set of policies.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The hash of the files it was made of.
+    pub hash: String,
+    /// Where requests come in.
+    pub listeners: Vec<ListenerSpec>,
+    /// Where requests go to.
+    pub backends: Vec<BackendSpec>,
+    /// Which go where.
+    pub routes: Vec<RouteSpec>,
+    /// For each listener, its rules in the order of their precedence.
+    pub rules: Vec<Vec<Rule>>,
+    /// How this instance comes and goes.
+    pub lifecycle: LifecycleSpec,
+    /// What is done about trouble that stays.
+    pub recoveries: Vec<RecoverySpec>,
+    /// What is written down about requests.
+    pub access_log: AccessLogSpec,
+}
+
+/// A listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which way requests go.
+    pub direction: Direction,
+    /// Where it is bound.
+    pub address: SocketAddr,
+    /// What a client may use up.
+    pub limits: ListenerLimitSpec,
+}
+
+/// What a client may use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerLimitSpec {
+    /// Connections at once.
+    pub max_connections: u32,
+    /// The time for the request head.
+    pub header_timeout: Duration,
+    /// The time between requests.
+    pub idle_timeout: Duration,
+    /// The longest request head.
+    pub max_header_bytes: usize,
+    /// The longest request body.
+    pub max_body_bytes: u64,
+}
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its endpoints.
+    pub endpoints: Vec<EndpointSpec>,
+    /// How one is chosen.
+    pub balancer: Balancer,
+    /// Below this percentage of healthy endpoints, health is ignored.
+    pub panic_threshold: u32,
+    /// How health is found out.
+    pub check: Option<CheckSpec>,
+}
+
+/// An endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointSpec {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its share among its peers.
+    pub weight: NonZeroU32,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balancer {
+    /// The less busy of two.
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+}
+
+/// How health is found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckSpec {
+    /// What is asked.
+    pub probe: ProbeSpec,
+    /// How often.
+    pub interval: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// What the results mean.
+    pub thresholds: HealthConfig,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeSpec {
+    /// A GET.
+    Http {
+        /// The path.
+        path: String,
+        /// The host header; the endpoint's address if absent.
+        host: Option<String>,
+        /// The statuses that pass.
+        expected: StatusSet,
+    },
+    /// A connection.
+    Tcp,
+}
+
+/// A route.
+#[derive(Debug, Clone)]
+pub struct RouteSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which way its requests go.
+    pub direction: Direction,
+    /// Changes to request and answer.
+    pub filters: FilterSpec,
+    /// What is done with a request.
+    pub action: ActionSpec,
+    /// The rate limits.
+    pub rate_limits: RateLimitSpec,
+}
+
+/// What is done with a request.
+#[derive(Debug, Clone)]
+pub enum ActionSpec {
+    /// It goes to one of these.
+    Forward(Vec<Destination>),
+    /// It is answered with a redirect.
+    Redirect(RedirectSpec),
+}
+
+/// A backend of a route, and the policy that holds between the two.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// The index of the backend.
+    pub backend: usize,
+    /// Its share.
+    pub weight: u32,
+    /// The effective policy.
+    pub policy: Arc<PolicySpec>,
+}
+
+/// Changes to request and answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilterSpec {
+    /// Headers of the request.
+    pub request_headers: HeaderEdits,
+    /// Headers of the answer.
+    pub response_headers: HeaderEdits,
+    /// The new host.
+    pub host: Option<String>,
+    /// The new path.
+    pub path: Option<PathRewriteSpec>,
+}
+
+/// Changes to headers, in this order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeaderEdits {
+    /// Taken out.
+    pub remove: Vec<String>,
+    /// Replaced.
+    pub set: Vec<(String, String)>,
+    /// Added.
+    pub add: Vec<(String, String)>,
+}
+
+/// A change of path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathRewriteSpec {
+    /// All of it.
+    Full(String),
+    /// The prefix that matched.
+    Prefix(String),
+}
+
+/// A redirect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedirectSpec {
+    /// The status.
+    pub status: u16,
+    /// The scheme, if it changes.
+    pub scheme: Option<String>,
+    /// The host, if it changes.
+    pub host: Option<String>,
+    /// The port, if it is given.
+    pub port: Option<u16>,
+    /// The path, if it changes.
+    pub path: Option<PathRewriteSpec>,
+}
+
+/// The rate limits of a route.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RateLimitSpec {
+    /// The rules; those with a key first.
+    pub rules: Vec<RateRuleSpec>,
+    /// Headers on a refusal.
+    pub headers: RateLimitHeaders,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RateRuleSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it acts.
+    pub mode: Mode,
+    /// Which requests it is about; any suffices, none means all.
+    pub selectors: Vec<SelectorSpec>,
+    /// The bucket.
+    pub quota: QuotaSpec,
+    /// What a request takes.
+    pub cost: NonZeroU32,
+    /// Keys that are told apart.
+    pub max_keys: usize,
+}
+
+/// A bucket: `requests` come back in each `unit`, and it holds `burst`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaSpec {
+    /// Tokens per unit.
+    pub requests: NonZeroU32,
+    /// The unit in seconds.
+    pub unit_seconds: NonZeroU64,
+    /// What it holds.
+    pub burst: NonZeroU32,
+}
+
+/// A selection of requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelectorSpec {
+    /// Headers and the value they must have, or `None` for one bucket per value.
+    pub headers: Vec<(http::HeaderName, Option<String>)>,
+    /// The range of client addresses, and whether there is one bucket per address.
+    pub source: Option<(ipnet::IpNet, bool)>,
+}
+
+impl RateRuleSpec {
+    /// Whether requests are told apart by a key.
+    #[must_use]
+    pub fn is_keyed(&self) -> bool {
+        self.selectors.iter().any(|selector| selector.headers.iter().any(|(_, value)| value.is_none()) || selector.source.is_some_and(|(_, distinct)| distinct))
+    }
+}
+
+/// Where a section is from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum Origin {
+    /// The route itself.
+    Route(Arc<str>),
+    /// The route's named policy.
+    RoutePolicy(Arc<str>),
+    /// The backend's named policy.
+    BackendPolicy(Arc<str>),
+    /// The defaults of the directory.
+    Defaults,
+    /// Outrigger's own defaults.
+    #[default]
+    BuiltIn,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(name) => write!(f, "route:{name}"),
+            Self::RoutePolicy(name) | Self::BackendPolicy(name) => write!(f, "policy:{name}"),
+            Self::Defaults => f.write_str("defaults"),
+            Self::BuiltIn => f.write_str("built-in"),
+        }
+    }
+}
+
+impl Origin {
+    /// The name of a state that belongs to a backend: the backend's own name where the section is its own or everybody's, and
+    /// a name apart where a route brought a section with it.
+    #[must_use]
+    pub fn state_name(&self, backend: &str) -> Arc<str> {
+        match self {
+            Self::Route(_) | Self::RoutePolicy(_) => format!("{backend}@{self}").into(),
+            Self::BackendPolicy(_) | Self::Defaults | Self::BuiltIn => backend.into(),
+        }
+    }
+}
+
+/// The effective policy between a route and a backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicySpec {
+    /// How long things may take.
+    pub timeouts: TimeoutSpec,
+    /// What is tried again.
+    pub retry: RetrySpec,
+    /// How many retries the backend is asked to take.
+    pub budget: BudgetSpec,
+    /// When it is no longer asked.
+    pub breaker: Option<BreakerSpec>,
+    /// How much may be in flight.
+    pub limits: Option<LimitSpec>,
+}
+
+/// How long things may take; `None` is for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeoutSpec {
+    /// The whole request.
+    pub request: Option<Duration>,
+    /// One attempt.
+    pub backend_request: Option<Duration>,
+    /// Making a connection.
+    pub connect: Option<Duration>,
+    /// Silence in a body or tunnel.
+    pub stream_idle: Option<Duration>,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// What is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetrySpec {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// How.
+    pub config: RetryConfig,
+    /// Which statuses.
+    pub codes: StatusSet,
+    /// The longest body that is kept.
+    pub max_buffered_body: usize,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// How many retries a backend is asked to take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BudgetSpec {
+    /// The numbers.
+    pub config: RetryBudgetConfig,
+    /// The name of its state.
+    pub name: Arc<str>,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// A circuit breaker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BreakerSpec {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// What one watches.
+    pub scope: BreakerScope,
+    /// How.
+    pub config: BreakerConfig,
+    /// Which statuses are failures.
+    pub failure_codes: StatusSet,
+    /// The name of its state; for the scope Endpoint the beginning of it.
+    pub name: Arc<str>,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// How much may be in flight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitSpec {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// Requests in flight and waiting.
+    pub concurrency: ConcurrencyConfig,
+    /// How long one may wait.
+    pub pending_timeout: Duration,
+    /// Connections at once.
+    pub max_connections: u32,
+    /// Retries at once.
+    pub max_parallel_retries: u32,
+    /// The name of its state.
+    pub name: Arc<str>,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// How this instance comes and goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LifecycleSpec {
+    /// The backend whose check must have passed.
+    pub require_backend: Option<usize>,
+    /// How long to wait after that.
+    pub startup_delay: Duration,
+    /// Passes in a row that are needed.
+    pub success_threshold: u32,
+    /// How it leaves.
+    pub drain: DrainConfig,
+}
+
+/// What is done about trouble that stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoverySpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it acts.
+    pub mode: Mode,
+    /// The backend whose breakers are watched.
+    pub backend: Arc<str>,
+    /// How long one must not have been closed.
+    pub open_for: Duration,
+    /// What is done, in this order.
+    pub ladder: Vec<RecoveryAction>,
+    /// How often.
+    pub config: RecoveryConfig,
+}
+
+/// What is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecoveryAction {
+    /// An address is called.
+    Webhook {
+        /// The address.
+        url: http::Uri,
+        /// How long it may take.
+        timeout: Duration,
+    },
+    /// This instance is unready until the trouble is over.
+    FailReadiness,
+}
+
+/// What is written down about requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccessLogSpec {
+    /// Whether at all.
+    pub is_on: bool,
+    /// The share of requests, in `0.0..=1.0`.
+    pub sampling: f64,
+    /// Statuses that are always written.
+    pub always: StatusSet,
+}

@@ -1,0 +1,109 @@
+//! The bytes of a policy directory, read once.
+//!
+//! A ConfigMap is mounted as links to a directory that is swapped as a whole, so that a reading that spans the swap could mix
+//! two versions. The reader therefore reads twice when what it read changed meanwhile, until two readings agree.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::diagnostic::{Diagnostic, Diagnostics, Place};
+
+/// How often a directory that keeps changing is read again.
+const MAX_READINGS: u32 = 10;
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Its name, as it is shown.
+    pub name: Arc<str>,
+    /// Its text.
+    pub text: String,
+}
+
+/// The files of a policy directory, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Source {
+    files: Vec<File>,
+}
+
+impl Source {
+    /// Reads every `*.yaml` and `*.yml` of a directory, or one file. Hidden names, like those of a ConfigMap's machinery, and
+    /// subdirectories are left out.
+    ///
+    /// # Errors
+    /// What cannot be read, or if there is nothing to read.
+    pub fn read(path: &Path) -> Result<Self, Diagnostics> {
+        let mut last = Self::read_once(path)?;
+        for _ in 0..MAX_READINGS {
+            let again = Self::read_once(path)?;
+            if again == last {
+                return Ok(last);
+            }
+            last = again;
+        }
+        Err(unreadable(path, "it changes all the time").into())
+    }
+
+    /// Makes a source of texts.
+    #[must_use]
+    pub fn from_files(mut files: Vec<File>) -> Self {
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { files }
+    }
+
+    /// The files, by name.
+    #[must_use]
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    /// A hash of all names and texts, as sixteen hexadecimal digits (FNV-1a).
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let parts = self.files.iter().flat_map(|file| [file.name.rsplit('/').next().unwrap_or_default(), &file.text]);
+        for byte in parts.flat_map(|part| part.bytes().chain([0])) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        format!("{hash:016x}")
+    }
+
+    fn read_once(path: &Path) -> Result<Self, Diagnostics> {
+        let mut paths = if path.is_dir() { policy_files(path).map_err(|error| Diagnostics::from(unreadable(path, error)))? } else { vec![path.to_owned()] };
+        if paths.is_empty() {
+            let fault = unreadable(path, "there is no *.yaml in it").with_hint("mount the policy directory here, or name another with --policies");
+            return Err(fault.into());
+        }
+        paths.sort();
+        let mut files = Vec::new();
+        let mut faults = Vec::new();
+        for path in paths {
+            match fs::read_to_string(&path) {
+                Ok(text) => files.push(File { name: path.display().to_string().into(), text }),
+                Err(error) => faults.push(unreadable(&path, error)),
+            }
+        }
+        if faults.is_empty() { Ok(Self::from_files(files)) } else { Err(Diagnostics::new(faults)) }
+    }
+}
+
+fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        if is_yaml && !is_hidden && path.is_file() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn unreadable(path: &Path, why: impl std::fmt::Display) -> Diagnostic {
+    let place = Place { file: path.display().to_string().into(), line: 0, column: 0, text: String::new() };
+    Diagnostic::error(place, format!("cannot be read: {why}"))
+}

@@ -1,0 +1,183 @@
+//! A YAML text as a tree in which every node knows its place.
+//!
+//! The types of `document` are plain, without a position at every field. When something is wrong with a value, its path
+//! (`spec`, `routes`, 2, `backendRefs`, 0) is looked up here. The parser is the one that reads the values, so that both agree
+//! on what the text says.
+
+use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle};
+
+/// A line and a column, both from 1.
+pub(super) type Position = (usize, usize);
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) position: Position,
+    pub(super) kind: NodeKind,
+}
+
+#[derive(Debug)]
+pub(super) enum NodeKind {
+    Scalar {
+        text: String,
+        is_plain: bool,
+    },
+    Sequence(Vec<Node>),
+    Mapping(Vec<(Key, Node)>),
+    /// A reference to an anchor; what it stands for is checked where the anchor is.
+    Alias,
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) position: Position,
+    pub(super) text: String,
+}
+
+/// One step from a node to a child.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    Key(String),
+    Index(usize),
+}
+
+/// The way from the root of a document to a value.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Path(Vec<Step>);
+
+impl Path {
+    pub(super) fn key(&self, key: &str) -> Self {
+        self.with(Step::Key(key.to_owned()))
+    }
+
+    pub(super) fn index(&self, index: usize) -> Self {
+        self.with(Step::Index(index))
+    }
+
+    fn with(&self, step: Step) -> Self {
+        let mut steps = self.0.clone();
+        steps.push(step);
+        Self(steps)
+    }
+}
+
+impl Node {
+    /// The position of the value at the path, or of the nearest value on the way that exists.
+    pub(super) fn locate(&self, path: &Path) -> Position {
+        let mut node = self;
+        let mut position = self.position;
+        for step in &path.0 {
+            let child = match (&node.kind, step) {
+                (NodeKind::Mapping(entries), Step::Key(wanted)) => entries.iter().find(|(key, _)| key.text == *wanted).map(|(key, child)| {
+                    // A scalar is pointed at itself, a collection by its key.
+                    let place = if matches!(child.kind, NodeKind::Scalar { .. }) { child.position } else { key.position };
+                    (place, child)
+                }),
+                (NodeKind::Sequence(items), Step::Index(index)) => items.get(*index).map(|child| (child.position, child)),
+                _ => None,
+            };
+            let Some((place, child)) = child else { break };
+            (position, node) = (place, child);
+        }
+        position
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(&self.kind, NodeKind::Scalar { text, is_plain: true } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+}
+
+/// Parses all documents of a text; those that are empty are left out.
+///
+/// # Errors
+/// Where the text stops being YAML, and why.
+pub(super) fn parse(text: &str) -> Result<Vec<Node>, (Position, String)> {
+    let mut documents = Vec::new();
+    let mut open: Vec<Builder> = Vec::new();
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|fault| ((fault.marker().line(), fault.marker().col() + 1), fault.info().to_owned()))?;
+        let position = (span.start.line(), span.start.col() + 1);
+        let finished = match event {
+            Event::Scalar(text, style, ..) => Some(Node { position, kind: NodeKind::Scalar { text: text.into_owned(), is_plain: style == ScalarStyle::Plain } }),
+            Event::Alias(_) => Some(Node { position, kind: NodeKind::Alias }),
+            Event::SequenceStart(..) => {
+                open.push(Builder { position, kind: BuilderKind::Sequence(Vec::new()) });
+                None
+            }
+            Event::MappingStart(..) => {
+                open.push(Builder { position, kind: BuilderKind::Mapping(Vec::new(), None) });
+                None
+            }
+            Event::SequenceEnd | Event::MappingEnd => open.pop().map(Builder::finish),
+            _ => None,
+        };
+        if let Some(node) = finished {
+            match open.last_mut() {
+                Some(parent) => parent.push(node),
+                None if node.is_null() => {}
+                None => documents.push(node),
+            }
+        }
+    }
+    Ok(documents)
+}
+
+struct Builder {
+    position: Position,
+    kind: BuilderKind,
+}
+
+enum BuilderKind {
+    Sequence(Vec<Node>),
+    /// The entries, and a key that waits for its value.
+    Mapping(Vec<(Key, Node)>, Option<Key>),
+}
+
+impl Builder {
+    fn push(&mut self, node: Node) {
+        match &mut self.kind {
+            BuilderKind::Sequence(items) => items.push(node),
+            BuilderKind::Mapping(entries, waiting) => match waiting.take() {
+                Some(key) => entries.push((key, node)),
+                None => {
+                    let text = if let NodeKind::Scalar { text, .. } = node.kind { text } else { String::new() };
+                    *waiting = Some(Key { position: node.position, text });
+                }
+            },
+        }
+    }
+
+    fn finish(self) -> Node {
+        let kind = match self.kind {
+            BuilderKind::Sequence(items) => NodeKind::Sequence(items),
+            BuilderKind::Mapping(entries, _) => NodeKind::Mapping(entries),
+        };
+        Node { position: self.position, kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# head\na: 1\nb:\n  - x\n  - {c: [2, 3]}\n---\n---\nd: e\n";
+
+    #[test]
+    fn a_path_leads_to_its_value_or_to_the_nearest_one() {
+        let documents = parse(TEXT).expect("good");
+        assert_eq!(documents.len(), 2, "an empty document is left out");
+        let root = Path::default();
+        let b = root.key("b");
+        for (path, expected) in
+            [(root.key("a"), (2, 4)), (b.clone(), (3, 1)), (b.index(0), (4, 5)), (b.index(1).key("c").index(1), (5, 13)), (b.index(1).key("missing").key("deeper"), (5, 5))]
+        {
+            assert_eq!(documents[0].locate(&path), expected, "{path:?}");
+        }
+        assert_eq!(documents[1].locate(&root.key("d")), (8, 4));
+    }
+
+    #[test]
+    fn a_text_that_is_not_yaml_says_where() {
+        let ((line, _), _) = parse("a: 1\nb: [1, 2\nc: }\n").expect_err("bad");
+        assert!(line >= 2);
+    }
+}

@@ -1,0 +1,243 @@
+//! The spellings of quantities in a policy file: durations, sizes, percents and sets of statuses.
+//!
+//! Each type parses once, at the border, into a value that cannot be wrong, and describes itself to the JSON Schema. The
+//! spellings are those that Kubernetes users write already: durations as GEP-2257, sizes as Kubernetes quantities.
+
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de};
+
+/// The pattern of GEP-2257.
+const DURATION_PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+/// Binary and decimal suffixes of Kubernetes quantities, as far as they make sense for memory.
+const SIZE_PATTERN: &str = "^[0-9]{1,12}(Ki|Mi|Gi|k|M|G)?$";
+
+/// A duration as Gateway API writes it (GEP-2257): `1h30m`, `250ms`, `0s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// A number of bytes as a Kubernetes quantity: `64Ki`, `10M`, `512`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// A number in `0..=100`.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Percent(pub f64);
+
+/// Statuses: `503`, `"5xx"`, `"500-504"` or `gateway-error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusRange {
+    first: u16,
+    last: u16,
+}
+
+/// A set of statuses of `100..=599`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatusSet([u64; 8]);
+
+/// The text is not a quantity of this kind; says what one looks like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidUnit(String);
+
+impl fmt::Display for InvalidUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidUnit {}
+
+impl FromStr for Span {
+    type Err = InvalidUnit;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
+        let wrong = || InvalidUnit(format!("`{text}` is not a duration: write hours, minutes, seconds and milliseconds like `1h30m`, `15s` or `250ms`"));
+        let mut rest = text;
+        let mut total = Duration::ZERO;
+        let mut parts = 0;
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let number: u64 = if (1..=5).contains(&digits) { rest[..digits].parse().map_err(|_| wrong())? } else { return Err(wrong()) };
+            rest = &rest[digits..];
+            let (unit, millis) = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)].into_iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(wrong)?;
+            rest = &rest[unit.len()..];
+            total += Duration::from_millis(number * millis);
+            parts += 1;
+        }
+        if (1..=4).contains(&parts) { Ok(Self(total)) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut millis = self.0.as_millis();
+        if millis == 0 {
+            return f.write_str("0s");
+        }
+        for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+            if millis >= size {
+                write!(f, "{}{unit}", millis / size)?;
+                millis %= size;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Size {
+    type Err = InvalidUnit;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
+        let wrong = || InvalidUnit(format!("`{text}` is not a size: write bytes like `65536`, `64Ki`, `10M` or `1Gi`"));
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        if !(1..=12).contains(&digits) {
+            return Err(wrong());
+        }
+        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+        let factor = match &text[digits..] {
+            "" => 1,
+            "k" => 1_000,
+            "M" => 1_000_000,
+            "G" => 1_000_000_000,
+            "Ki" => 1 << 10,
+            "Mi" => 1 << 20,
+            "Gi" => 1 << 30,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(factor).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl FromStr for StatusRange {
+    type Err = InvalidUnit;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
+        let wrong = || InvalidUnit(format!("`{text}` is not a set of statuses: write `503`, `5xx`, `500-504` or `gateway-error`"));
+        if text == "gateway-error" {
+            return Ok(Self { first: 502, last: 504 });
+        }
+        let status = |text: &str| text.parse::<u16>().ok().filter(|code| (100..=599).contains(code) && text.len() == 3);
+        let (first, last) = if let Some(class) = text.strip_suffix("xx") {
+            let class: u16 = class.parse().map_err(|_| wrong())?;
+            (class.checked_mul(100).ok_or_else(wrong)?, class.saturating_mul(100).saturating_add(99))
+        } else if let Some((first, last)) = text.split_once('-') {
+            (status(first).ok_or_else(wrong)?, status(last).ok_or_else(wrong)?)
+        } else {
+            let code = status(text).ok_or_else(wrong)?;
+            (code, code)
+        };
+        if !(100..=599).contains(&first) || !(100..=599).contains(&last) || last < first {
+            return Err(wrong());
+        }
+        Ok(Self { first, last })
+    }
+}
+
+impl StatusRange {
+    /// The statuses from `first` to `last`; what is no status is left out.
+    #[must_use]
+    pub fn of(first: u16, last: u16) -> Self {
+        Self { first: first.clamp(100, 599), last: last.clamp(100, 599) }
+    }
+}
+
+impl StatusSet {
+    /// Whether the status is in the set.
+    #[must_use]
+    pub fn contains(&self, status: u16) -> bool {
+        status.checked_sub(100).is_some_and(|bit| bit < 500 && self.0[usize::from(bit / 64)] >> (bit % 64) & 1 == 1)
+    }
+
+    /// The statuses, lowest first.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        (100..600).filter(|status| self.contains(*status))
+    }
+}
+
+impl<'a> FromIterator<&'a StatusRange> for StatusSet {
+    fn from_iter<I: IntoIterator<Item = &'a StatusRange>>(ranges: I) -> Self {
+        let mut set = Self::default();
+        for range in ranges {
+            for bit in range.first - 100..=range.last - 100 {
+                set.0[usize::from(bit / 64)] |= 1 << (bit % 64);
+            }
+        }
+        set
+    }
+}
+
+/// Reads a scalar that is a text or a number, and parses its text.
+struct Scalar<T>(&'static str, std::marker::PhantomData<T>);
+
+impl<T: FromStr<Err = InvalidUnit>> de::Visitor<'_> for Scalar<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        number.to_string().parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        number.to_string().parse().map_err(E::custom)
+    }
+}
+
+fn scalar<T>(what: &'static str) -> Scalar<T> {
+    Scalar(what, std::marker::PhantomData)
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(scalar("a duration like `250ms`"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(scalar("a size like `64Ki`"))
+    }
+}
+
+impl<'de> Deserialize<'de> for StatusRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(scalar("a status like `503` or `5xx`"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let percent = f64::deserialize(deserializer)?;
+        if (0.0..=100.0).contains(&percent) { Ok(Self(percent)) } else { Err(de::Error::custom(format!("{percent} is not a percentage: write a number from 0 to 100"))) }
+    }
+}
+
+macro_rules! schema {
+    ($type:ty, $name:literal, $schema:tt) => {
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                $name.into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    };
+}
+
+schema!(Span, "Duration", {"type": "string", "pattern": DURATION_PATTERN, "format": "outrigger-duration", "description": "A duration (GEP-2257): `1h30m`, `15s`, `250ms`."});
+schema!(Size, "Size", {"type": ["string", "integer"], "pattern": SIZE_PATTERN, "format": "outrigger-size", "minimum": 0, "description": "Bytes, as a Kubernetes quantity: `64Ki`, `10M`, `512`."});
+schema!(Percent, "Percent", {"type": "number", "minimum": 0, "maximum": 100, "description": "A percentage from 0 to 100."});
+schema!(StatusRange, "StatusRange", {"type": ["string", "integer"], "pattern": "^([1-5]xx|[1-5][0-9]{2}(-[1-5][0-9]{2})?|gateway-error)$", "format": "outrigger-status", "minimum": 100, "maximum": 599, "description": "Statuses: `503`, `5xx`, `500-504` or `gateway-error` (502 to 504)."});
+
+#[cfg(test)]
+#[path = "units_tests.rs"]
+mod tests;
