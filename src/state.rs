@@ -1,0 +1,70 @@
+//! Everything that outlives a request and survives a reload, and every lock.
+//!
+//! A request pins one [`live::Live`]: the compiled policies of the moment, joined with the state that belongs to them. State is
+//! kept by identity in [`registry::Registry`]: what kept its name keeps its history over any number of reloads. Locks are here
+//! only, each around one call of a pure machine and never over an `.await`.
+
+pub mod breaker;
+pub mod budget;
+pub mod command;
+pub mod endpoint;
+pub mod lifecycle;
+pub mod limit;
+pub mod live;
+pub mod rate_limit;
+pub mod registry;
+pub mod store;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use self::{command::Command, lifecycle::Lifecycle, live::Live, registry::Registry};
+use crate::telemetry::Telemetry;
+
+/// Wishes that may wait; who has more is told to come back.
+const MAX_WISHES: usize = 16;
+
+/// What all parts share.
+#[derive(Debug)]
+pub struct State {
+    /// What is in force; readers take it once per request, a reload replaces it.
+    pub live: ArcSwap<Live>,
+    /// Coming, serving and going.
+    pub lifecycle: Lifecycle,
+    /// The secret under which the keys of rate limits are hashed.
+    pub limit_hasher: ahash::RandomState,
+    /// The one place that events are told to.
+    pub telemetry: Arc<Telemetry>,
+    /// Wishes to the background tasks.
+    pub commands: mpsc::Sender<Command>,
+    /// State by identity. Guards the joining of policies with their state, at a reload and nowhere else.
+    registry: Mutex<Registry>,
+}
+
+impl State {
+    /// Makes a state in which nothing is in force yet, and the end at which wishes arrive.
+    #[must_use]
+    pub fn new(telemetry: Arc<Telemetry>, now: std::time::Instant) -> (Arc<Self>, mpsc::Receiver<Command>) {
+        let (commands, wishes) = mpsc::channel(MAX_WISHES);
+        let state = Arc::new(Self {
+            live: ArcSwap::from_pointee(Live::nothing()),
+            lifecycle: Lifecycle::new(now),
+            limit_hasher: ahash::RandomState::new(),
+            telemetry,
+            commands,
+            registry: Mutex::new(Registry::default()),
+        });
+        (state, wishes)
+    }
+
+    /// Puts a set of policies in force, with the state of all that kept its name; the generation.
+    pub fn apply(&self, snapshot: Arc<crate::policy::snapshot::Snapshot>, now: std::time::Instant) -> u64 {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.live.load().generation + 1;
+        let live = registry.join(snapshot, generation, &self.telemetry, now);
+        self.live.store(Arc::new(live));
+        generation
+    }
+}

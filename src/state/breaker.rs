@@ -1,0 +1,151 @@
+//! A breaker that is shared: the machine behind a lock, its name, and the guard that settles each call exactly once.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    resilience::{
+        Mode,
+        breaker::{Breaker, BreakerConfig, BreakerSnapshot, Outcome, Permit, Rejected, StateKind, Transition},
+    },
+    telemetry::{Telemetry, event::Event},
+};
+
+/// A breaker by its name.
+#[derive(Debug)]
+pub struct BreakerState {
+    name: Arc<str>,
+    telemetry: Arc<Telemetry>,
+    /// Guards one call of the machine.
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    machine: Breaker,
+    mode: Mode,
+}
+
+/// What the breaker said to a call.
+#[derive(Debug)]
+pub enum Passage {
+    /// It may be made; its result belongs to the guard.
+    Allowed(BreakerGuard),
+    /// It may not.
+    Refused(Rejected),
+    /// It would have been refused, and shadow mode lets it pass uncounted.
+    WouldRefuse,
+}
+
+impl BreakerState {
+    /// Makes a closed breaker.
+    #[must_use]
+    pub fn new(name: Arc<str>, config: BreakerConfig, mode: Mode, telemetry: Arc<Telemetry>, now: Instant) -> Self {
+        telemetry.metrics.breaker_state(&name, StateKind::Closed);
+        Self { name, telemetry, inner: Mutex::new(Inner { machine: Breaker::new(config, now), mode }) }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Asks for one call. `random` is uniform in `0..1`.
+    pub fn try_acquire(self: &Arc<Self>, now: Instant, random: f64) -> Passage {
+        let mut inner = self.lock();
+        let mode = inner.mode;
+        let (answer, transition) = inner.machine.try_acquire(now, random);
+        drop(inner);
+        self.tell(transition);
+        match answer {
+            Ok(permit) => Passage::Allowed(BreakerGuard { breaker: self.clone(), permit: Some(permit), began: now }),
+            Err(_) if mode == Mode::Shadow => Passage::WouldRefuse,
+            Err(rejected) => Passage::Refused(rejected),
+        }
+    }
+
+    /// Whether a call would be refused now, without asking for one: for the picking of endpoints.
+    #[must_use]
+    pub fn refuses(&self, now: Instant) -> bool {
+        let inner = self.lock();
+        match inner.machine.kind() {
+            _ if inner.mode == Mode::Shadow => false,
+            StateKind::Open => inner.machine.next_deadline().is_some_and(|until| now <= until),
+            StateKind::ForcedOpen => true,
+            StateKind::Closed | StateKind::HalfOpen | StateKind::Disabled => false,
+        }
+    }
+
+    /// Ends a half-open round that took too long.
+    pub fn tick(&self, now: Instant, random: f64) {
+        let transition = self.lock().machine.tick(now, random);
+        self.tell(transition);
+    }
+
+    /// Follows a new configuration, with state and counts kept.
+    pub fn reconfigure(&self, config: BreakerConfig, mode: Mode, now: Instant) {
+        let mut inner = self.lock();
+        inner.mode = mode;
+        if *inner.machine.config() != config {
+            inner.machine.reconfigure(config, now);
+        }
+    }
+
+    /// Changes the state by hand.
+    pub fn force(&self, change: fn(&mut Breaker, Instant) -> Option<Transition>, now: Instant) {
+        let transition = change(&mut self.lock().machine, now);
+        self.tell(transition);
+    }
+
+    /// What a view shows, and whether the breaker acts.
+    #[must_use]
+    pub fn snapshot(&self, now: Instant) -> (BreakerSnapshot, Mode) {
+        let mut inner = self.lock();
+        (inner.machine.snapshot(now), inner.mode)
+    }
+
+    fn settle(&self, permit: &Permit, outcome: Outcome, duration: Duration, now: Instant, random: f64) {
+        let transition = self.lock().machine.settle(permit, outcome, duration, now, random);
+        self.tell(transition);
+    }
+
+    fn tell(&self, transition: Option<Transition>) {
+        if let Some(transition) = transition {
+            self.telemetry.emit(Event::BreakerChanged { breaker: self.name.clone(), transition });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to one call. Dropped without a verdict it gives its permit back, counted nowhere.
+#[derive(Debug)]
+#[must_use = "a guard that is dropped at once counts nothing"]
+pub struct BreakerGuard {
+    breaker: Arc<BreakerState>,
+    permit: Option<Permit>,
+    began: Instant,
+}
+
+impl BreakerGuard {
+    /// Tells how the call went.
+    pub fn settle(mut self, outcome: Outcome, now: Instant, random: f64) {
+        if let Some(permit) = self.permit.take() {
+            self.breaker.settle(&permit, outcome, now.saturating_duration_since(self.began), now, random);
+        }
+    }
+}
+
+impl Drop for BreakerGuard {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            // A cancelled call is counted nowhere, so that its time does not matter.
+            self.breaker.settle(&permit, Outcome::Cancelled, Duration::ZERO, self.began, 0.5);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A retry budget that is shared, and the count of retries in flight.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::resilience::retry_budget::{RetryBudget, RetryBudgetConfig};
+
+/// The budget of a backend by its name.
+#[derive(Debug)]
+pub struct BudgetState {
+    name: Arc<str>,
+    /// Guards one call of the machine.
+    machine: Mutex<RetryBudget>,
+    in_flight: AtomicU32,
+}
+
+/// Why there is no retry to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRetry {
+    /// The budget is spent.
+    BudgetSpent,
+    /// As many retries as may be are in flight.
+    TooManyInFlight,
+}
+
+impl BudgetState {
+    /// Makes a budget that has seen nothing.
+    #[must_use]
+    pub fn new(name: Arc<str>, config: RetryBudgetConfig, now: Instant) -> Self {
+        Self { name, machine: Mutex::new(RetryBudget::new(config, now)), in_flight: AtomicU32::new(0) }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Counts a request.
+    pub fn deposit(&self, now: Instant) {
+        self.lock().deposit(now);
+    }
+
+    /// Takes one retry out of the budget, if there is one and no more than `max_in_flight` retries are being made.
+    ///
+    /// # Errors
+    /// [`NoRetry`] says what there is none of.
+    pub fn try_withdraw(self: &Arc<Self>, max_in_flight: u32, now: Instant) -> Result<RetryGuard, NoRetry> {
+        let admitted = self.in_flight.try_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < max_in_flight).then_some(count + 1));
+        if admitted.is_err() {
+            return Err(NoRetry::TooManyInFlight);
+        }
+        let guard = RetryGuard(self.clone());
+        if self.lock().try_withdraw(now) { Ok(guard) } else { Err(NoRetry::BudgetSpent) }
+    }
+
+    /// Retries that could be made at once now.
+    #[must_use]
+    pub fn remaining(&self, now: Instant) -> u32 {
+        self.lock().remaining(now)
+    }
+
+    /// What the budget follows.
+    #[must_use]
+    pub fn config(&self) -> RetryBudgetConfig {
+        *self.lock().config()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RetryBudget> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A retry in flight.
+#[derive(Debug)]
+#[must_use = "a retry is in flight as long as its guard lives"]
+pub struct RetryGuard(Arc<BudgetState>);
+
+impl Drop for RetryGuard {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}

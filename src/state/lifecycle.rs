@@ -1,0 +1,286 @@
+//! Coming, serving and going: what is in flight, and whether this instance is ready.
+//!
+//! Readiness is a list of named conditions, each with its state, since when, and why. A probe reads it from memory; whoever
+//! learns something sets it here.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    resilience::lifecycle::Drain,
+    telemetry::{Telemetry, event::Event},
+};
+
+/// A worker beats once a second; one that is silent for so long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(15);
+
+/// A named condition of readiness.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// Its name.
+    pub name: String,
+    /// Whether it is met.
+    pub is_met: bool,
+    /// Since when it is so.
+    pub since: Instant,
+    /// Why.
+    pub why: String,
+}
+
+/// The conditions that are always there.
+pub mod condition {
+    /// All listeners of the policy are bound.
+    pub const LISTENERS: &str = "listeners-bound";
+    /// A set of policies is in force.
+    pub const POLICY: &str = "policy-in-force";
+    /// The app's check has passed.
+    pub const APP: &str = "app-check-passed";
+    /// The instance is not leaving.
+    pub const NOT_DRAINING: &str = "not-draining";
+}
+
+/// The life of this instance.
+#[derive(Debug)]
+pub struct Lifecycle {
+    in_flight: AtomicUsize,
+    /// When a request last began or ended, in milliseconds since `born`, plus one; 0 is never.
+    last_activity: AtomicU64,
+    born: Instant,
+    is_draining: AtomicBool,
+    idle: Notify,
+    /// Guards the conditions and the beginning of a drain.
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    conditions: BTreeMap<String, Condition>,
+    was_ready: bool,
+    has_started: bool,
+    drain: Option<Drain>,
+    beats: BTreeMap<usize, Instant>,
+    connections: BTreeMap<String, Arc<AtomicU32>>,
+    is_policy_current: Result<(), String>,
+}
+
+impl Lifecycle {
+    pub(super) fn new(now: Instant) -> Self {
+        let unmet = [
+            (condition::LISTENERS, false, "not bound yet"),
+            (condition::POLICY, false, "not read yet"),
+            (condition::APP, true, "no backend is required"),
+            (condition::NOT_DRAINING, true, "serving"),
+        ];
+        let conditions = unmet.map(|(name, is_met, why)| (name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why: why.to_owned() }));
+        Self {
+            in_flight: AtomicUsize::new(0),
+            last_activity: AtomicU64::new(0),
+            born: now,
+            is_draining: AtomicBool::new(false),
+            idle: Notify::new(),
+            inner: Mutex::new(Inner {
+                conditions: conditions.into(),
+                was_ready: false,
+                has_started: false,
+                drain: None,
+                beats: BTreeMap::new(),
+                connections: BTreeMap::new(),
+                is_policy_current: Ok(()),
+            }),
+        }
+    }
+
+    /// When the instance came to be.
+    #[must_use]
+    pub fn born(&self) -> Instant {
+        self.born
+    }
+
+    /// Takes note that a worker turns.
+    pub fn beat(&self, worker: usize, now: Instant) {
+        self.lock().beats.insert(worker, now);
+    }
+
+    /// Workers that have not turned for too long, and for how long.
+    #[must_use]
+    pub fn stuck_workers(&self, now: Instant) -> Vec<(usize, Duration)> {
+        let silent = |(worker, beat): (&usize, &Instant)| (*worker, now.saturating_duration_since(*beat));
+        self.lock().beats.iter().map(silent).filter(|(_, silence)| *silence > STUCK_AFTER).collect()
+    }
+
+    /// Counts a connection of a client, up to the listener's bound.
+    #[must_use]
+    pub fn listener_connections(&self, listener: &str) -> Arc<AtomicU32> {
+        self.lock().connections.entry(listener.to_owned()).or_default().clone()
+    }
+
+    /// Connections of clients, by listener.
+    #[must_use]
+    pub fn connections(&self) -> Vec<(String, u32)> {
+        self.lock().connections.iter().map(|(listener, count)| (listener.clone(), count.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// When a request last began or ended, to the millisecond.
+    #[must_use]
+    pub fn last_activity(&self) -> Option<Instant> {
+        let millis = self.last_activity.load(Ordering::Acquire).checked_sub(1)?;
+        Some(self.born + Duration::from_millis(millis))
+    }
+
+    /// Is done when a request ends after this call, whether or not it is waited for yet.
+    pub fn something_ends(&self) -> tokio::sync::futures::Notified<'_> {
+        self.idle.notified()
+    }
+
+    /// Sets a condition, and tells if readiness changed by it.
+    pub fn set(&self, name: &str, is_met: bool, why: impl Into<String>, now: Instant, telemetry: &Telemetry) {
+        let mut inner = self.lock();
+        let why = why.into();
+        match inner.conditions.get_mut(name) {
+            Some(condition) if condition.is_met == is_met => condition.why = why,
+            _ => {
+                inner.conditions.insert(name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why });
+            }
+        }
+        Self::tell(inner, telemetry);
+    }
+
+    /// Takes a condition out, and tells if readiness changed by it.
+    pub fn clear(&self, name: &str, telemetry: &Telemetry) {
+        let mut inner = self.lock();
+        inner.conditions.remove(name);
+        Self::tell(inner, telemetry);
+    }
+
+    /// Remembers whether the newest policies are in force, or why not. It does not gate readiness: the last good ones are.
+    pub fn set_policy_current(&self, result: Result<(), String>) {
+        self.lock().is_policy_current = result;
+    }
+
+    /// Whether the newest policies are in force.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn policy_current(&self) -> Result<(), String> {
+        self.lock().is_policy_current.clone()
+    }
+
+    /// The conditions, by name.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<Condition> {
+        self.lock().conditions.values().cloned().collect()
+    }
+
+    /// Whether all conditions are met.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.lock().is_ready()
+    }
+
+    /// Whether policies were in force and listeners bound at any time.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        self.lock().has_started
+    }
+
+    /// Begins to drain; `false` if it has begun already.
+    pub fn begin_drain(&self, drain: Drain, telemetry: &Telemetry) -> bool {
+        let mut inner = self.lock();
+        if inner.drain.is_some() {
+            return false;
+        }
+        inner.drain = Some(drain);
+        self.is_draining.store(true, Ordering::Relaxed);
+        drop(inner);
+        self.set(condition::NOT_DRAINING, false, "draining", drain.began(), telemetry);
+        true
+    }
+
+    /// Whether a drain has begun.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// The drain, if one has begun.
+    #[must_use]
+    pub fn drain(&self) -> Option<Drain> {
+        self.lock().drain
+    }
+
+    fn active(&self, now: Instant) {
+        let millis = u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1);
+        self.last_activity.fetch_max(millis + 1, Ordering::AcqRel);
+    }
+
+    fn tell(mut inner: MutexGuard<'_, Inner>, telemetry: &Telemetry) {
+        let is_ready = inner.is_ready();
+        inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
+        if inner.was_ready == is_ready {
+            return;
+        }
+        inner.was_ready = is_ready;
+        let unmet = inner.conditions.values().filter(|condition| !condition.is_met).map(|condition| format!("{}: {}", condition.name, condition.why)).collect();
+        drop(inner);
+        telemetry.emit(Event::ReadinessChanged { is_ready, unmet });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn is_ready(&self) -> bool {
+        self.conditions.values().all(|condition| condition.is_met)
+    }
+
+    fn is_met(&self, name: &str) -> bool {
+        self.conditions.get(name).is_some_and(|condition| condition.is_met)
+    }
+}
+
+/// A request in flight.
+#[derive(Debug)]
+#[must_use = "a request is in flight as long as its guard lives"]
+pub struct InFlight {
+    state: Arc<super::State>,
+    began: Instant,
+}
+
+impl InFlight {
+    /// Counts a request until it is dropped.
+    pub fn enter(state: &Arc<super::State>, now: Instant) -> Self {
+        state.lifecycle.in_flight.fetch_add(1, Ordering::AcqRel);
+        state.lifecycle.active(now);
+        Self { state: state.clone(), began: now }
+    }
+
+    /// Tells when it ended; without this it counts as ended when it began.
+    pub fn end(mut self, now: Instant) {
+        self.began = now;
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let lifecycle = &self.state.lifecycle;
+        lifecycle.active(self.began);
+        lifecycle.in_flight.fetch_sub(1, Ordering::AcqRel);
+        lifecycle.idle.notify_waiters();
+    }
+}

@@ -1,0 +1,89 @@
+//! The policies of the moment, joined with their state: what a request pins.
+
+use std::sync::Arc;
+
+use super::{breaker::BreakerState, budget::BudgetState, endpoint::BackendState, limit::LimitState, rate_limit::RateLimitState};
+use crate::{
+    policy::snapshot::{AccessLogSpec, PolicySpec, RouteSpec, Snapshot},
+    telemetry::metrics::RouteMetrics,
+};
+
+/// What is in force.
+#[derive(Debug)]
+pub struct Live {
+    /// Counted from 1; 0 is nothing.
+    pub generation: u64,
+    /// The policies.
+    pub snapshot: Arc<Snapshot>,
+    /// The routes, in the order of the policies.
+    pub routes: Vec<RouteState>,
+    /// The backends, in the order of the policies.
+    pub backends: Vec<Arc<BackendState>>,
+    /// Every breaker, by name.
+    pub breakers: Vec<Arc<BreakerState>>,
+    /// Every concurrency limit, by name.
+    pub limits: Vec<Arc<LimitState>>,
+    /// Every retry budget, by name.
+    pub budgets: Vec<Arc<BudgetState>>,
+    /// The metrics of requests that no route took.
+    pub unrouted: Arc<RouteMetrics>,
+}
+
+/// A route as it lives.
+#[derive(Debug)]
+pub struct RouteState {
+    /// What the policy says.
+    pub spec: RouteSpec,
+    /// The buckets of its rate limits, in the order of the rules.
+    pub rate_limits: Vec<Arc<RateLimitState>>,
+    /// Where its requests go.
+    pub destinations: Vec<DestinationState>,
+    /// The handles of its metrics.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// A backend as a route sees it.
+#[derive(Debug)]
+pub struct DestinationState {
+    /// Its share.
+    pub weight: u32,
+    /// The policy between the two.
+    pub policy: Arc<PolicySpec>,
+    /// The backend.
+    pub backend: Arc<BackendState>,
+    /// The breaker of the route or the backend.
+    pub breaker: Option<Arc<BreakerState>>,
+    /// With the scope Endpoint, a breaker for each endpoint, in their order; else empty.
+    pub endpoint_breakers: Vec<Arc<BreakerState>>,
+    /// The concurrency limit.
+    pub limit: Option<Arc<LimitState>>,
+    /// The retry budget.
+    pub budget: Arc<BudgetState>,
+}
+
+impl Live {
+    /// Nothing is in force.
+    #[must_use]
+    pub fn nothing() -> Self {
+        let telemetry = crate::telemetry::Telemetry::new(crate::telemetry::access_log::AccessLog::off(), || std::time::UNIX_EPOCH);
+        Self {
+            generation: 0,
+            snapshot: Arc::new(Snapshot {
+                hash: String::new(),
+                listeners: Vec::new(),
+                backends: Vec::new(),
+                routes: Vec::new(),
+                rules: Vec::new(),
+                lifecycle: crate::policy::snapshot::LifecycleSpec::default(),
+                recoveries: Vec::new(),
+                access_log: AccessLogSpec { is_on: false, sampling: 0.0, always: crate::policy::units::StatusSet::default() },
+            }),
+            routes: Vec::new(),
+            backends: Vec::new(),
+            breakers: Vec::new(),
+            limits: Vec::new(),
+            budgets: Vec::new(),
+            unrouted: Arc::new(RouteMetrics::new(&telemetry.metrics, "", "")),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! State by identity, and the joining of a new set of policies with it.
+//!
+//! What keeps its name keeps its history: breaker state and counts, the fill of buckets, what is in flight, what is known of
+//! endpoints. What a changed field makes meaningless begins anew, and nothing else. What no set names any more is dropped once
+//! its last request is done.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    breaker::BreakerState,
+    budget::BudgetState,
+    endpoint::{BackendCounters, BackendState, EndpointState},
+    limit::LimitState,
+    live::{DestinationState, Live, RouteState},
+    rate_limit::RateLimitState,
+};
+use crate::{
+    policy::{
+        document::{BreakerScope, Direction},
+        snapshot::{ActionSpec, BackendSpec, BreakerSpec, Destination, RouteSpec, Snapshot},
+    },
+    telemetry::{
+        Telemetry,
+        metrics::{BackendMetrics, RouteMetrics},
+    },
+};
+
+/// State by identity.
+#[derive(Debug, Default)]
+pub struct Registry {
+    breakers: HashMap<Arc<str>, Arc<BreakerState>>,
+    limits: HashMap<Arc<str>, Arc<LimitState>>,
+    budgets: HashMap<Arc<str>, Arc<BudgetState>>,
+    rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
+    endpoints: HashMap<(Arc<str>, SocketAddr), Arc<EndpointState>>,
+    counters: HashMap<Arc<str>, Arc<BackendCounters>>,
+    routes: HashMap<Arc<str>, Arc<RouteMetrics>>,
+    backends: HashMap<Arc<str>, Arc<BackendMetrics>>,
+    next_endpoint: u64,
+    epoch: Option<Instant>,
+}
+
+impl Registry {
+    /// Joins a set with the state that belongs to it, and forgets what it no longer names.
+    pub(super) fn join(&mut self, snapshot: Arc<Snapshot>, generation: u64, telemetry: &Arc<Telemetry>, now: Instant) -> Live {
+        let mut joining = Joining { registry: self, telemetry, now, used: HashSet::new() };
+        let backends: Vec<Arc<BackendState>> = snapshot.backends.iter().map(|backend| joining.backend(backend)).collect();
+        let routes: Vec<RouteState> = snapshot.routes.iter().map(|route| joining.route(route, &backends)).collect();
+        let unrouted = joining.route_metrics("none", Direction::Inbound);
+        let used = joining.used;
+        self.forget(&used, &backends);
+        let mut live = Live {
+            generation,
+            snapshot,
+            routes,
+            backends,
+            breakers: self.breakers.values().cloned().collect(),
+            limits: self.limits.values().cloned().collect(),
+            budgets: self.budgets.values().cloned().collect(),
+            unrouted,
+        };
+        live.breakers.sort_by(|a, b| a.name().cmp(b.name()));
+        live.limits.sort_by(|a, b| a.name().cmp(b.name()));
+        live.budgets.sort_by(|a, b| a.name().cmp(b.name()));
+        live
+    }
+
+    fn forget(&mut self, used: &HashSet<Use>, backends: &[Arc<BackendState>]) {
+        self.breakers.retain(|name, _| used.contains(&Use::Breaker(name.clone())));
+        self.limits.retain(|name, _| used.contains(&Use::Limit(name.clone())));
+        self.budgets.retain(|name, _| used.contains(&Use::Budget(name.clone())));
+        self.rate_limits.retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
+        let named: HashSet<&str> = backends.iter().map(|backend| &*backend.spec.name).collect();
+        self.counters.retain(|name, _| named.contains(&**name));
+        let living: HashSet<u64> = backends.iter().flat_map(|backend| &backend.endpoints).map(|endpoint| endpoint.id).collect();
+        self.endpoints.retain(|_, endpoint| {
+            let lives = living.contains(&endpoint.id);
+            if !lives {
+                endpoint.retire();
+            }
+            lives
+        });
+    }
+}
+
+/// What a set makes use of.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Use {
+    Breaker(Arc<str>),
+    Limit(Arc<str>),
+    Budget(Arc<str>),
+    RateLimit(Arc<str>),
+}
+
+struct Joining<'r> {
+    registry: &'r mut Registry,
+    telemetry: &'r Arc<Telemetry>,
+    now: Instant,
+    used: HashSet<Use>,
+}
+
+impl Joining<'_> {
+    fn backend(&mut self, spec: &BackendSpec) -> Arc<BackendState> {
+        let counters = self.registry.counters.entry(spec.name.clone()).or_default().clone();
+        let mut endpoints = Vec::new();
+        for endpoint in &spec.endpoints {
+            let id = self.registry.next_endpoint;
+            self.registry.next_endpoint += 1;
+            let make = || Arc::new(EndpointState::new(endpoint, id, counters.clone()));
+            endpoints.push(self.registry.endpoints.entry((spec.name.clone(), endpoint.address)).or_insert_with(make).clone());
+        }
+        let metrics = self.registry.backends.entry(spec.name.clone()).or_insert_with(|| Arc::new(BackendMetrics::new(&self.telemetry.metrics, &spec.name)));
+        let backend = BackendState::new(spec.clone(), endpoints, metrics.clone(), counters);
+        backend.review_panic();
+        Arc::new(backend)
+    }
+
+    fn route(&mut self, spec: &RouteSpec, backends: &[Arc<BackendState>]) -> RouteState {
+        let destinations = match &spec.action {
+            ActionSpec::Forward(destinations) => destinations.iter().map(|to| self.destination(spec, to, &backends[to.backend])).collect(),
+            ActionSpec::Redirect(_) => Vec::new(),
+        };
+        let rate_limits = spec.rate_limits.rules.iter().map(|rule| self.rate_limit(&format!("{}/{}", spec.name, rule.name).into(), rule)).collect();
+        RouteState { rate_limits, destinations, metrics: self.route_metrics(&spec.name, spec.direction), spec: spec.clone() }
+    }
+
+    fn route_metrics(&mut self, name: &str, direction: Direction) -> Arc<RouteMetrics> {
+        let direction = match direction {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+        };
+        let make = || Arc::new(RouteMetrics::new(&self.telemetry.metrics, name, direction));
+        self.registry.routes.entry(format!("{direction}/{name}").into()).or_insert_with(make).clone()
+    }
+
+    fn destination(&mut self, route: &RouteSpec, to: &Destination, backend: &Arc<BackendState>) -> DestinationState {
+        let policy = &to.policy;
+        let (mut breaker, mut endpoint_breakers) = (None, Vec::new());
+        match &policy.breaker {
+            None => {}
+            Some(spec) => match spec.scope {
+                BreakerScope::Backend => breaker = Some(self.breaker(&spec.name, spec)),
+                BreakerScope::Route => breaker = Some(self.breaker(&format!("route:{}", route.name).into(), spec)),
+                BreakerScope::Endpoint => {
+                    endpoint_breakers = backend.endpoints.iter().map(|endpoint| self.breaker(&format!("{}/{}", spec.name, endpoint.label).into(), spec)).collect();
+                }
+            },
+        }
+        let limit = policy.limits.as_ref().map(|spec| {
+            self.used.insert(Use::Limit(spec.name.clone()));
+            let make = || Arc::new(LimitState::new(spec.name.clone(), spec.concurrency, spec.mode));
+            let limit = self.registry.limits.entry(spec.name.clone()).or_insert_with(make);
+            limit.reconfigure(spec.concurrency, spec.mode);
+            limit.clone()
+        });
+        DestinationState { weight: to.weight, policy: policy.clone(), backend: backend.clone(), breaker, endpoint_breakers, limit, budget: self.budget(to) }
+    }
+
+    fn breaker(&mut self, name: &Arc<str>, spec: &BreakerSpec) -> Arc<BreakerState> {
+        self.used.insert(Use::Breaker(name.clone()));
+        let make = || Arc::new(BreakerState::new(name.clone(), spec.config, spec.mode, self.telemetry.clone(), self.now));
+        let breaker = self.registry.breakers.entry(name.clone()).or_insert_with(make);
+        breaker.reconfigure(spec.config, spec.mode, self.now);
+        breaker.clone()
+    }
+
+    /// A changed budget begins anew: what it has counted was counted over other intervals.
+    fn budget(&mut self, to: &Destination) -> Arc<BudgetState> {
+        let spec = &to.policy.budget;
+        self.used.insert(Use::Budget(spec.name.clone()));
+        let make = || Arc::new(BudgetState::new(spec.name.clone(), spec.config, self.now));
+        let budget = self.registry.budgets.entry(spec.name.clone()).or_insert_with(make);
+        if budget.config() != spec.config {
+            *budget = make();
+        }
+        budget.clone()
+    }
+
+    fn rate_limit(&mut self, name: &Arc<str>, rule: &crate::policy::snapshot::RateRuleSpec) -> Arc<RateLimitState> {
+        self.used.insert(Use::RateLimit(name.clone()));
+        let epoch = *self.registry.epoch.get_or_insert(self.now);
+        let make = || Arc::new(RateLimitState::new(name.clone(), rule.clone(), epoch));
+        let limit = self.registry.rate_limits.entry(name.clone()).or_insert_with(make);
+        if limit.rule() != rule {
+            *limit = Arc::new(limit.reconfigured(rule.clone(), self.now));
+        }
+        limit.clone()
+    }
+}

@@ -1,0 +1,140 @@
+//! Where token buckets keep their fill: a map with a hard bound.
+//!
+//! governor does the arithmetic (GCRA: one number per bucket, the theoretical arrival time) and asks a store to apply it. Its
+//! own keyed store grows with the keys that strangers choose; this one does not. When it is full, buckets that are full again,
+//! which are those that nobody would miss, make room; if there is none, a new key shares one overflow bucket with all others
+//! in its place. So a client can never win a fresh bucket by pushing another out (envoyproxy/envoy#19895).
+//!
+//! A key is the 64-bit hash of what was selected, under a secret of the process: sixteen bytes an entry, nothing allocated for a
+//! known key, and nobody outside can choose keys that collide.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ahash::RandomState;
+use governor::{nanos::Nanos, state::StateStore};
+
+/// Parts of the map, each behind a lock of its own, so that workers rarely meet.
+const SHARDS: usize = 16;
+
+/// The keys of one rule.
+#[derive(Debug)]
+pub struct BoundedStore {
+    shards: Vec<Mutex<Shard>>,
+    /// What a shard may hold.
+    shard_capacity: usize,
+    /// Nanoseconds since the process's epoch, as of the last call.
+    now: AtomicU64,
+    overflowed: AtomicU64,
+}
+
+/// Guards the buckets of some keys, for one lookup and one change.
+#[derive(Debug, Default)]
+struct Shard {
+    buckets: HashMap<u64, u64, RandomState>,
+    overflow: Option<u64>,
+    /// When the shard was last looked through for buckets that are full again.
+    swept: u64,
+}
+
+impl BoundedStore {
+    /// Makes an empty store for at most `max_keys` keys.
+    #[must_use]
+    pub fn new(max_keys: usize) -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), shard_capacity: max_keys.div_ceil(SHARDS), now: AtomicU64::new(0), overflowed: AtomicU64::new(0) }
+    }
+
+    /// Tells the time before a bucket is asked.
+    pub fn observe(&self, nanos: u64) {
+        self.now.fetch_max(nanos, Ordering::Relaxed);
+    }
+
+    /// The number of keys.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).buckets.len()).sum()
+    }
+
+    /// How many requests had to share the overflow bucket since the start.
+    #[must_use]
+    pub fn overflowed(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed)
+    }
+
+    /// Takes out buckets that are full again, which is as if they had never been.
+    pub fn sweep(&self, now: u64) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.sweep(now);
+            let left = shard.buckets.len();
+            shard.buckets.shrink_to(left * 2);
+        }
+    }
+
+    /// A store with the same keys, whose buckets are as empty as these in proportion: `scale` is the new burst time over the
+    /// old one.
+    #[must_use]
+    pub fn rescaled(&self, max_keys: usize, scale: f64, now: u64) -> Self {
+        let new = Self::new(max_keys);
+        let rescale = |arrival: u64| now.saturating_add(std::time::Duration::from_nanos(arrival.saturating_sub(now)).mul_f64(scale).as_nanos().try_into().unwrap_or(u64::MAX));
+        for (old, new_shard) in self.shards.iter().zip(&new.shards) {
+            let old = lock(old);
+            let mut shard = lock(new_shard);
+            shard.buckets = old.buckets.iter().filter(|(_, arrival)| **arrival > now).take(new.shard_capacity).map(|(key, arrival)| (*key, rescale(*arrival))).collect();
+            shard.overflow = old.overflow.map(rescale);
+        }
+        new
+    }
+}
+
+impl StateStore for BoundedStore {
+    type Key = u64;
+
+    fn measure_and_replace<T, F, E>(&self, key: &u64, f: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let index = usize::try_from(*key % SHARDS as u64).unwrap_or_default();
+        let mut shard = lock(&self.shards[index]);
+        if let Some(arrival) = shard.buckets.get_mut(key) {
+            let (answer, next) = f(Some(Nanos::new(*arrival)))?;
+            *arrival = next.as_u64();
+            return Ok(answer);
+        }
+        if shard.buckets.len() >= self.shard_capacity {
+            shard.make_room(self.now.load(Ordering::Relaxed));
+        }
+        if shard.buckets.len() >= self.shard_capacity {
+            self.overflowed.fetch_add(1, Ordering::Relaxed);
+            let (answer, next) = f(shard.overflow.map(Nanos::new))?;
+            shard.overflow = Some(next.as_u64());
+            return Ok(answer);
+        }
+        let (answer, next) = f(None)?;
+        shard.buckets.insert(*key, next.as_u64());
+        Ok(answer)
+    }
+}
+
+impl Shard {
+    fn sweep(&mut self, now: u64) {
+        self.swept = now;
+        self.buckets.retain(|_, arrival| *arrival > now);
+    }
+
+    /// Looks through a full shard at most once in ten milliseconds, so that a flood of keys does not make each of them dear.
+    fn make_room(&mut self, now: u64) {
+        if now.saturating_sub(self.swept) >= 10_000_000 {
+            self.sweep(now);
+        }
+    }
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}

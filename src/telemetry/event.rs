@@ -1,0 +1,187 @@
+//! Everything that is worth telling apart from single requests: a closed list.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::resilience::{breaker::Transition, health::Health};
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The sidecar is up.
+    Started {
+        /// Its version.
+        version: &'static str,
+        /// The admin address.
+        admin: String,
+    },
+    /// A new set of policies is in force.
+    PolicyApplied {
+        /// Counted from 1.
+        generation: u64,
+        /// The hash of its files.
+        hash: String,
+        /// What has changed, in words.
+        changes: Vec<String>,
+        /// What is suspicious.
+        warnings: Vec<String>,
+    },
+    /// A set of policies was refused; what was in force still is.
+    PolicyRefused {
+        /// All faults, one line each.
+        faults: Vec<String>,
+    },
+    /// A listener takes requests.
+    ListenerBound {
+        /// Its name.
+        listener: Arc<str>,
+        /// The address, with the real port.
+        address: String,
+    },
+    /// A listener no longer takes requests; those in flight run on.
+    ListenerClosed {
+        /// Its name.
+        listener: Arc<str>,
+    },
+    /// A breaker changed its state.
+    BreakerChanged {
+        /// Its name.
+        breaker: Arc<str>,
+        /// From where to where and why.
+        transition: Transition,
+    },
+    /// An endpoint's health changed.
+    HealthChanged {
+        /// Its backend.
+        backend: Arc<str>,
+        /// Its address.
+        endpoint: Arc<str>,
+        /// What it is now.
+        health: Health,
+        /// The result of the check that decided.
+        why: String,
+    },
+    /// Readiness changed.
+    ReadinessChanged {
+        /// What it is now.
+        is_ready: bool,
+        /// The conditions that are not met.
+        unmet: Vec<String>,
+    },
+    /// The instance is leaving.
+    DrainBegan {
+        /// Who or what asked for it.
+        asked_by: &'static str,
+    },
+    /// The instance has nothing left to do, or no time.
+    DrainEnded {
+        /// Whether nothing was left in flight.
+        is_clean: bool,
+        /// What was left.
+        in_flight: usize,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A recovery did something, or would have.
+    RecoveryActed {
+        /// Its name.
+        recovery: Arc<str>,
+        /// The rung of its ladder, from 1.
+        rung: u32,
+        /// What it did.
+        action: &'static str,
+        /// Whether it only would have.
+        is_shadow: bool,
+        /// How it went.
+        result: Result<String, String>,
+    },
+    /// A recovery would act, and its hour's actions are used.
+    RecoveryCapped {
+        /// Its name.
+        recovery: Arc<str>,
+    },
+    /// The trouble of a recovery is over, and what could be undone is.
+    RecoveryUndone {
+        /// Its name.
+        recovery: Arc<str>,
+    },
+    /// Somebody changed something by the admin API.
+    AdminActed {
+        /// What.
+        action: String,
+        /// Who: the address of the caller.
+        by: String,
+    },
+    /// So few endpoints of a backend are healthy that health is ignored, or no longer.
+    PanicChanged {
+        /// The backend.
+        backend: Arc<str>,
+        /// Whether health is ignored now.
+        is_panicking: bool,
+    },
+}
+
+impl Event {
+    /// The kind, as it stands in the event stream and the log.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "started",
+            Self::PolicyApplied { .. } => "policy_applied",
+            Self::PolicyRefused { .. } => "policy_refused",
+            Self::ListenerBound { .. } => "listener_bound",
+            Self::ListenerClosed { .. } => "listener_closed",
+            Self::BreakerChanged { .. } => "breaker_changed",
+            Self::HealthChanged { .. } => "health_changed",
+            Self::ReadinessChanged { .. } => "readiness_changed",
+            Self::DrainBegan { .. } => "drain_began",
+            Self::DrainEnded { .. } => "drain_ended",
+            Self::RecoveryActed { .. } => "recovery_acted",
+            Self::RecoveryCapped { .. } => "recovery_capped",
+            Self::RecoveryUndone { .. } => "recovery_undone",
+            Self::AdminActed { .. } => "admin_acted",
+            Self::PanicChanged { .. } => "panic_changed",
+        }
+    }
+}
+
+impl std::fmt::Display for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Started { version, admin } => write!(f, "outrigger {version} is up, admin on {admin}"),
+            Self::PolicyApplied { generation, hash, changes, warnings } => {
+                write!(f, "policy generation {generation} ({hash}) is in force")?;
+                for change in changes {
+                    write!(f, "; {change}")?;
+                }
+                for warning in warnings {
+                    write!(f, "; warning: {warning}")?;
+                }
+                Ok(())
+            }
+            Self::PolicyRefused { faults } => write!(f, "policy refused, the last good one stays in force: {}", faults.join("; ")),
+            Self::ListenerBound { listener, address } => write!(f, "listener {listener} takes requests on {address}"),
+            Self::ListenerClosed { listener } => write!(f, "listener {listener} takes no more requests"),
+            Self::BreakerChanged { breaker, transition } => {
+                let counts = transition.counts;
+                let (from, to) = (super::metrics::state_name(transition.from), super::metrics::state_name(transition.to));
+                write!(f, "breaker {breaker}: {from} -> {to} by {:?}, {} failed and {} slow of {} calls", transition.cause, counts.failures, counts.slow, counts.total())
+            }
+            Self::HealthChanged { backend, endpoint, health, why } => write!(f, "endpoint {endpoint} of {backend} is {health:?}: {why}"),
+            Self::ReadinessChanged { is_ready: true, .. } => f.write_str("ready"),
+            Self::ReadinessChanged { unmet, .. } => write!(f, "not ready: {}", unmet.join("; ")),
+            Self::DrainBegan { asked_by } => write!(f, "draining, asked by {asked_by}"),
+            Self::DrainEnded { is_clean: true, took, .. } => write!(f, "drained in {took:.1?}, nothing is in flight"),
+            Self::DrainEnded { in_flight, took, .. } => write!(f, "drain gave up after {took:.1?} with {in_flight} requests in flight"),
+            Self::RecoveryActed { recovery, rung, action, is_shadow, result } => {
+                let would = if *is_shadow { "would take" } else { "took" };
+                let (Ok(result) | Err(result)) = result;
+                write!(f, "recovery {recovery} {would} rung {rung}, {action}: {result}")
+            }
+            Self::RecoveryCapped { recovery } => write!(f, "recovery {recovery} has used its actions of this hour"),
+            Self::RecoveryUndone { recovery } => write!(f, "recovery {recovery}: the trouble is over"),
+            Self::AdminActed { action, by } => write!(f, "{action} by {by}"),
+            Self::PanicChanged { backend, is_panicking: true } => write!(f, "too few endpoints of {backend} are healthy, spreading over all of them"),
+            Self::PanicChanged { backend, .. } => write!(f, "enough endpoints of {backend} are healthy again"),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Events as log lines, and the log itself.
+//!
+//! Levels: error = a human must act, warn = degraded and recovering, info = lifecycle and transitions.
+
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use super::event::Event;
+use crate::resilience::{breaker::StateKind, health::Health};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Begins to write log lines to standard error. `filter` is a level, or directives as of `tracing`. A second call changes
+/// nothing, so that tests may call it.
+pub fn init(filter: &str, format: LogFormat) {
+    // pingora logs each failed request by itself; the access log says more about it.
+    let filter = EnvFilter::try_new(format!("{filter},pingora=error,pingora_core=error"));
+    let registry = tracing_subscriber::registry().with(filter.unwrap_or_else(|_| EnvFilter::new("info")));
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    // An error says that a log is there already.
+    _ = match format {
+        LogFormat::Text => registry.with(layer.compact()).try_init(),
+        LogFormat::Json => registry.with(layer.json()).try_init(),
+    };
+}
+
+/// Writes one event.
+pub(super) fn write(event: &Event) {
+    let kind = event.kind();
+    match event {
+        Event::PolicyRefused { .. } | Event::RecoveryCapped { .. } | Event::RecoveryActed { result: Err(_), .. } => tracing::error!(event = kind, "{event}"),
+        Event::BreakerChanged { transition, .. } if transition.to == StateKind::Open => tracing::warn!(event = kind, "{event}"),
+        Event::HealthChanged { health: Health::Unhealthy, .. }
+        | Event::ReadinessChanged { is_ready: false, .. }
+        | Event::DrainEnded { is_clean: false, .. }
+        | Event::RecoveryActed { .. }
+        | Event::PanicChanged { is_panicking: true, .. } => tracing::warn!(event = kind, "{event}"),
+        Event::Started { .. }
+        | Event::PolicyApplied { .. }
+        | Event::ListenerBound { .. }
+        | Event::ListenerClosed { .. }
+        | Event::BreakerChanged { .. }
+        | Event::HealthChanged { .. }
+        | Event::ReadinessChanged { .. }
+        | Event::DrainBegan { .. }
+        | Event::DrainEnded { .. }
+        | Event::RecoveryUndone { .. }
+        | Event::AdminActed { .. }
+        | Event::PanicChanged { .. } => tracing::info!(event = kind, "{event}"),
+    }
+}

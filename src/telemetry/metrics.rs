@@ -1,0 +1,363 @@
+//! The metrics: their names, help texts and labels, in one place.
+//!
+//! Labels come from bounded sets only: routes, backends, breakers and rules of the policy, and closed lists. No path, client
+//! key or address ever becomes a label. `docs/metrics.md` lists all of them, and a test compares it with this file.
+
+use std::sync::OnceLock;
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use super::{event::Event, reason::Reason};
+use crate::resilience::breaker::StateKind;
+
+/// Bounds of the duration histograms in seconds: those of OpenTelemetry's HTTP conventions, and two below for a local app.
+const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+const METADATA: Metadata<'static> = Metadata::new("outrigger", metrics::Level::INFO, None);
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only rises.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+}
+
+macro_rules! names {
+    ($($constant:ident = $name:literal, $kind:ident, $help:literal;)+) => {
+        /// The names.
+        pub mod name {
+            $(#[doc = $help] pub const $constant: &str = $name;)+
+        }
+
+        /// Every metric with its kind and help text.
+        pub const ALL: &[(&str, MetricKind, &str)] = &[$(($name, MetricKind::$kind, $help),)+];
+    };
+}
+
+names! {
+    REQUESTS = "outrigger_requests_total", Counter, "Requests that ended, by route and class of the status.";
+    REQUEST_SECONDS = "outrigger_request_duration_seconds", Histogram, "From the head of a request to the end of its answer, by route.";
+    REFUSALS = "outrigger_refusals_total", Counter, "Answers made by the sidecar, and answers that did not get through, by route and reason.";
+    SHADOW_REFUSALS = "outrigger_shadow_refusals_total", Counter, "Refusals that shadow mode let pass, by route and reason.";
+    ATTEMPTS = "outrigger_attempts_total", Counter, "Attempts at a backend, by backend and outcome.";
+    ATTEMPT_SECONDS = "outrigger_attempt_duration_seconds", Histogram, "From the beginning of an attempt to the head of its answer, by backend.";
+    RETRIES = "outrigger_retries_total", Counter, "Attempts after the first, by backend.";
+    RETRIES_STOPPED = "outrigger_retries_stopped_total", Counter, "Failed attempts that were not repeated, by backend and why.";
+    RETRY_BUDGET = "outrigger_retry_budget_remaining", Gauge, "Retries that could be made at once now, by budget.";
+    IN_FLIGHT = "outrigger_requests_in_flight", Gauge, "Requests being served.";
+    CONNECTIONS = "outrigger_connections", Gauge, "Connections of clients, by listener.";
+    CONNECTIONS_REFUSED = "outrigger_connections_refused_total", Counter, "Connections closed at once because a listener had all it may, by listener.";
+    BACKEND_CONNECTIONS = "outrigger_backend_connections", Gauge, "Connections to a backend, busy and idle.";
+    ENDPOINTS = "outrigger_backend_endpoints", Gauge, "Endpoints of a backend, by health.";
+    LIMIT_IN_FLIGHT = "outrigger_limit_in_flight", Gauge, "Requests in flight under a concurrency limit.";
+    LIMIT_PENDING = "outrigger_limit_pending", Gauge, "Requests waiting under a concurrency limit.";
+    BREAKER_STATE = "outrigger_breaker_state", Gauge, "The state of a breaker: 1 for the one it is in, 0 for the others.";
+    BREAKER_TRANSITIONS = "outrigger_breaker_transitions_total", Counter, "Changes of state, by breaker and the state entered.";
+    RATE_LIMIT_KEYS = "outrigger_rate_limit_keys", Gauge, "Keys that a rate limit tells apart now, by rule.";
+    RATE_LIMIT_OVERFLOW = "outrigger_rate_limit_overflow", Gauge, "Requests since the start that had to share the overflow bucket of a rate limit, by rule.";
+    HEALTH_CHANGES = "outrigger_health_changes_total", Counter, "Changes of an endpoint's health, by backend and the health entered.";
+    POLICY_GENERATION = "outrigger_policy_generation", Gauge, "The number of the policy set in force.";
+    POLICY_CURRENT = "outrigger_policy_current", Gauge, "1 if the policy in force is the newest, 0 if a newer one was refused.";
+    POLICY_RELOADS = "outrigger_policy_reloads_total", Counter, "Sets of policies that were applied or refused.";
+    READY = "outrigger_ready", Gauge, "1 if the instance is ready.";
+    DRAINING = "outrigger_draining", Gauge, "1 if the instance is leaving.";
+    RECOVERY_ACTIONS = "outrigger_recovery_actions_total", Counter, "What recoveries did, by recovery, action and result.";
+    ACCESS_LOG_DROPPED = "outrigger_access_log_dropped", Gauge, "Access-log lines since the start that were dropped because the reader is too slow.";
+    BUILD_INFO = "outrigger_build_info", Gauge, "1, with the version as a label.";
+}
+
+/// The registry, and the making of handles.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let builder = [name::REQUEST_SECONDS, name::ATTEMPT_SECONDS]
+            .into_iter()
+            .fold(PrometheusBuilder::new(), |builder, name| builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), BUCKETS).expect("the list of bounds is not empty"));
+        let recorder = builder.build_recorder();
+        for (name, kind, help) in ALL {
+            let unit = name.ends_with("_seconds").then_some(Unit::Seconds);
+            match kind {
+                MetricKind::Counter => recorder.describe_counter((*name).into(), unit, (*help).into()),
+                MetricKind::Gauge => recorder.describe_gauge((*name).into(), unit, (*help).into()),
+                MetricKind::Histogram => recorder.describe_histogram((*name).into(), unit, (*help).into()),
+            }
+        }
+        let metrics = Self { handle: recorder.handle(), recorder };
+        metrics.gauge(name::BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        metrics
+    }
+
+    /// A handle on a counter.
+    pub fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        self.recorder.register_counter(&key(name, labels), &METADATA)
+    }
+
+    /// A handle on a gauge.
+    pub fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    }
+
+    /// A handle on a histogram.
+    pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
+        self.recorder.register_histogram(&key(name, labels), &METADATA)
+    }
+
+    /// The text that Prometheus reads.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Empties the buffers of the histograms; to be called every few seconds, or they grow until the next scrape.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    /// Counts an event.
+    pub(super) fn count(&self, event: &Event) {
+        match event {
+            Event::PolicyApplied { generation, .. } => {
+                self.counter(name::POLICY_RELOADS, &[("result", "applied")]).increment(1);
+                #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 reloads")]
+                self.gauge(name::POLICY_GENERATION, &[]).set(*generation as f64);
+                self.gauge(name::POLICY_CURRENT, &[]).set(1.0);
+            }
+            Event::PolicyRefused { .. } => {
+                self.counter(name::POLICY_RELOADS, &[("result", "refused")]).increment(1);
+                self.gauge(name::POLICY_CURRENT, &[]).set(0.0);
+            }
+            Event::BreakerChanged { breaker, transition } => {
+                self.counter(name::BREAKER_TRANSITIONS, &[("breaker", breaker), ("to", state_name(transition.to))]).increment(1);
+                self.breaker_state(breaker, transition.to);
+            }
+            Event::HealthChanged { backend, health, .. } => {
+                self.counter(name::HEALTH_CHANGES, &[("backend", backend), ("to", health_name(*health))]).increment(1);
+            }
+            Event::ReadinessChanged { is_ready, .. } => self.gauge(name::READY, &[]).set(f64::from(u8::from(*is_ready))),
+            Event::DrainBegan { .. } => self.gauge(name::DRAINING, &[]).set(1.0),
+            Event::RecoveryActed { recovery, action, is_shadow, result, .. } => {
+                let result = match result {
+                    _ if *is_shadow => "shadow",
+                    Ok(_) => "done",
+                    Err(_) => "failed",
+                };
+                self.counter(name::RECOVERY_ACTIONS, &[("recovery", recovery), ("action", action), ("result", result)]).increment(1);
+            }
+            Event::RecoveryCapped { recovery } => {
+                self.counter(name::RECOVERY_ACTIONS, &[("recovery", recovery), ("action", "none"), ("result", "capped")]).increment(1);
+            }
+            Event::Started { .. }
+            | Event::ListenerBound { .. }
+            | Event::ListenerClosed { .. }
+            | Event::DrainEnded { .. }
+            | Event::RecoveryUndone { .. }
+            | Event::AdminActed { .. }
+            | Event::PanicChanged { .. } => {}
+        }
+    }
+
+    /// Shows the state of a breaker.
+    pub fn breaker_state(&self, breaker: &str, state: StateKind) {
+        for kind in [StateKind::Closed, StateKind::Open, StateKind::HalfOpen, StateKind::ForcedOpen, StateKind::Disabled] {
+            self.gauge(name::BREAKER_STATE, &[("breaker", breaker), ("state", state_name(kind))]).set(f64::from(u8::from(kind == state)));
+        }
+    }
+}
+
+/// The handles of a route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    by_class: [Counter; 6],
+    seconds: Histogram,
+    refusals: Vec<OnceLock<Counter>>,
+    shadow: Vec<OnceLock<Counter>>,
+    route: String,
+}
+
+impl RouteMetrics {
+    /// Makes the handles; those of reasons are made when first needed.
+    #[must_use]
+    pub fn new(metrics: &Metrics, route: &str, direction: &str) -> Self {
+        let class = |class: &str| metrics.counter(name::REQUESTS, &[("route", route), ("direction", direction), ("status", class)]);
+        let slots = || Reason::ALL.iter().map(|_| OnceLock::new()).collect();
+        Self {
+            by_class: ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].map(class),
+            seconds: metrics.histogram(name::REQUEST_SECONDS, &[("route", route), ("direction", direction)]),
+            refusals: slots(),
+            shadow: slots(),
+            route: route.to_owned(),
+        }
+    }
+
+    /// Counts a request that ended; a status of 0 means that nothing was answered.
+    pub fn finished(&self, status: u16, seconds: f64) {
+        self.by_class[usize::from(status / 100).min(5)].increment(1);
+        self.seconds.record(seconds);
+    }
+
+    /// Counts an answer of our own, or one that did not get through.
+    pub fn refused(&self, metrics: &Metrics, reason: Reason) {
+        self.slot(&self.refusals, metrics, name::REFUSALS, reason);
+    }
+
+    /// Counts a refusal that shadow mode let pass.
+    pub fn would_refuse(&self, metrics: &Metrics, reason: Reason) {
+        self.slot(&self.shadow, metrics, name::SHADOW_REFUSALS, reason);
+    }
+
+    fn slot(&self, slots: &[OnceLock<Counter>], metrics: &Metrics, name: &'static str, reason: Reason) {
+        slots[reason.index()].get_or_init(|| metrics.counter(name, &[("route", &self.route), ("reason", reason.token())])).increment(1);
+    }
+}
+
+/// How an attempt ended, as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// An answer that is no failure.
+    Success,
+    /// An answer that is a failure.
+    Failure,
+    /// Asked too much.
+    Throttled,
+    /// No connection.
+    ConnectFailure,
+    /// Cut off.
+    Reset,
+    /// No answer in time.
+    Timeout,
+    /// The client left.
+    Cancelled,
+}
+
+/// The handles of a backend.
+#[derive(Debug)]
+pub struct BackendMetrics {
+    attempts: [Counter; 7],
+    seconds: Histogram,
+    /// Attempts after the first.
+    pub retries: Counter,
+    stopped: [Counter; 9],
+}
+
+/// Why a failed attempt is not repeated, as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryStop {
+    /// The policy does not want it.
+    NotTriggered,
+    /// It may have run.
+    NotIdempotent,
+    /// The body is gone.
+    BodyNotReplayable,
+    /// All attempts are used.
+    AttemptsExhausted,
+    /// The time does not suffice.
+    NoTimeLeft,
+    /// The budget is spent.
+    BudgetSpent,
+    /// As many retries as may be are in flight.
+    TooManyInFlight,
+    /// The breaker has just tripped.
+    BreakerOpen,
+    /// The policy is in shadow mode.
+    Shadow,
+}
+
+impl BackendMetrics {
+    /// Makes the handles.
+    #[must_use]
+    pub fn new(metrics: &Metrics, backend: &str) -> Self {
+        let attempt = |outcome: &str| metrics.counter(name::ATTEMPTS, &[("backend", backend), ("outcome", outcome)]);
+        let stopped = |why: &str| metrics.counter(name::RETRIES_STOPPED, &[("backend", backend), ("why", why)]);
+        Self {
+            attempts: ["success", "failure", "throttled", "connect_failure", "reset", "timeout", "cancelled"].map(attempt),
+            seconds: metrics.histogram(name::ATTEMPT_SECONDS, &[("backend", backend)]),
+            retries: metrics.counter(name::RETRIES, &[("backend", backend)]),
+            stopped: [
+                "not_triggered",
+                "not_idempotent",
+                "body_not_replayable",
+                "attempts_exhausted",
+                "no_time_left",
+                "budget_spent",
+                "too_many_in_flight",
+                "breaker_open",
+                "shadow",
+            ]
+            .map(stopped),
+        }
+    }
+
+    /// Counts an attempt.
+    pub fn attempted(&self, outcome: AttemptOutcome, seconds: f64) {
+        let index = match outcome {
+            AttemptOutcome::Success => 0,
+            AttemptOutcome::Failure => 1,
+            AttemptOutcome::Throttled => 2,
+            AttemptOutcome::ConnectFailure => 3,
+            AttemptOutcome::Reset => 4,
+            AttemptOutcome::Timeout => 5,
+            AttemptOutcome::Cancelled => 6,
+        };
+        self.attempts[index].increment(1);
+        self.seconds.record(seconds);
+    }
+
+    /// Counts a failed attempt that was not repeated.
+    pub fn not_repeated(&self, why: RetryStop) {
+        let index = match why {
+            RetryStop::NotTriggered => 0,
+            RetryStop::NotIdempotent => 1,
+            RetryStop::BodyNotReplayable => 2,
+            RetryStop::AttemptsExhausted => 3,
+            RetryStop::NoTimeLeft => 4,
+            RetryStop::BudgetSpent => 5,
+            RetryStop::TooManyInFlight => 6,
+            RetryStop::BreakerOpen => 7,
+            RetryStop::Shadow => 8,
+        };
+        self.stopped[index].increment(1);
+    }
+}
+
+/// The word for a breaker's state, in labels, views and the log.
+#[must_use]
+pub fn state_name(state: StateKind) -> &'static str {
+    match state {
+        StateKind::Closed => "closed",
+        StateKind::Open => "open",
+        StateKind::HalfOpen => "half_open",
+        StateKind::ForcedOpen => "forced_open",
+        StateKind::Disabled => "disabled",
+    }
+}
+
+/// The word for an endpoint's health, in labels and views.
+#[must_use]
+pub fn health_name(health: crate::resilience::health::Health) -> &'static str {
+    use crate::resilience::health::Health;
+    match health {
+        Health::Unknown => "unknown",
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
+    Key::from_parts(name, labels)
+}
