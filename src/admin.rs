@@ -1,0 +1,95 @@
+//! The admin server: probes, metrics, views, and the few things that can be changed at run time.
+//!
+//! It runs on a thread of its own, so that a probe is answered while the data plane is overloaded or draining. It renders what
+//! the state holds and computes no verdict. Changing endpoints are for callers on this host, or who show the token.
+//!
+//! | endpoint | is |
+//! | --- | --- |
+//! | `GET /livez`, `/readyz`, `/startupz` (`?verbose`) | the probes |
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /api/v1/status` | the instance in a few lines |
+//! | `GET /api/v1/{routes,backends,breakers,limits,recovery}` | live views |
+//! | `GET /api/v1/events` | server-sent events: every transition as it happens, after the last ones |
+//! | `POST /api/v1/{drain,reload}` | leave; read the policies again |
+//! | `POST /api/v1/breakers/NAME/{force-open,disable,reset,auto}` | a breaker by hand |
+
+mod api;
+mod events;
+mod probes;
+mod view;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State as Extract},
+    http::{Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+
+use crate::state::State;
+
+#[derive(Clone)]
+struct Admin {
+    state: Arc<State>,
+    token: Option<Arc<str>>,
+}
+
+/// Serves until it is dropped.
+///
+/// # Errors
+/// If the socket fails.
+pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>) -> io::Result<()> {
+    let admin = Admin { state, token: token.map(Arc::from) };
+    let router = Router::new()
+        .route("/", get(contents))
+        .route("/livez", get(probes::live))
+        .route("/readyz", get(probes::ready))
+        .route("/startupz", get(probes::started))
+        .route("/metrics", get(api::metrics))
+        .route("/api/v1/status", get(api::status))
+        .route("/api/v1/routes", get(api::routes))
+        .route("/api/v1/backends", get(api::backends))
+        .route("/api/v1/breakers", get(api::breakers))
+        .route("/api/v1/limits", get(api::limits))
+        .route("/api/v1/recovery", get(api::recovery))
+        .route("/api/v1/events", get(events::stream))
+        .route("/api/v1/drain", post(api::drain))
+        .route("/api/v1/reload", post(api::reload))
+        .route("/api/v1/breakers/{*target}", post(api::change_breaker))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; GET / lists what there is\n") })
+        .layer(middleware::from_fn_with_state(admin.clone(), guard))
+        .with_state(admin);
+    let listener = tokio::net::TcpListener::from_std(socket)?;
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+}
+
+async fn contents() -> &'static str {
+    "GET  /livez /readyz /startupz (?verbose)\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
+     GET  /api/v1/events\nPOST /api/v1/drain /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
+}
+
+/// Lets changing requests pass only from this host, or with the token; and never from a page in a browser.
+async fn guard(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+    if request.method() == Method::GET || request.method() == Method::HEAD {
+        return next.run(request).await;
+    }
+    let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+    let has_token = admin.token.as_deref().zip(shown).is_some_and(|(token, shown)| is_same(token, shown));
+    let is_page = request.headers().contains_key(header::ORIGIN);
+    if has_token || (peer.ip().to_canonical().is_loopback() && !is_page) {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "only from this host, or with the bearer token of --admin-token-file\n").into_response()
+}
+
+/// Compares without telling by its time how much was right.
+fn is_same(token: &str, shown: &str) -> bool {
+    token.len() == shown.len() && token.bytes().zip(shown.bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}

@@ -1,0 +1,100 @@
+//! The API: views of what is, and the few changes.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{ConnectInfo, Path, State as Extract},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use tokio::sync::{mpsc::error::TrySendError, oneshot};
+
+use super::{Admin, view};
+use crate::{
+    clock,
+    resilience::breaker::{Breaker, Transition},
+    state::command::Command,
+    telemetry::event::Event,
+};
+
+type Peer = ConnectInfo<std::net::SocketAddr>;
+
+pub(super) async fn metrics(Extract(admin): Extract<Admin>) -> Response {
+    view::record_gauges(&admin.state, clock::now());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.state.telemetry.metrics.render()).into_response()
+}
+
+pub(super) async fn status(Extract(admin): Extract<Admin>) -> Json<view::Status> {
+    Json(view::status(&admin.state, clock::now()))
+}
+
+pub(super) async fn routes(Extract(admin): Extract<Admin>) -> Json<Vec<view::Route>> {
+    Json(view::routes(&admin.state))
+}
+
+pub(super) async fn backends(Extract(admin): Extract<Admin>) -> Json<Vec<view::Backend>> {
+    Json(view::backends(&admin.state))
+}
+
+pub(super) async fn breakers(Extract(admin): Extract<Admin>) -> Json<Vec<view::Breaker>> {
+    Json(view::breakers(&admin.state, clock::now()))
+}
+
+pub(super) async fn limits(Extract(admin): Extract<Admin>) -> Json<view::Limits> {
+    Json(view::limits(&admin.state, clock::now()))
+}
+
+pub(super) async fn recovery(Extract(admin): Extract<Admin>) -> Json<Vec<view::Recovery>> {
+    Json(view::recoveries(&admin.state))
+}
+
+pub(super) async fn drain(Extract(admin): Extract<Admin>, ConnectInfo(peer): Peer) -> Response {
+    audit(&admin, "drain", peer);
+    match admin.state.commands.try_send(Command::Drain { asked_by: "the admin API" }) {
+        Ok(()) | Err(TrySendError::Closed(_)) => (StatusCode::ACCEPTED, Json(json!({"draining": true}))).into_response(),
+        Err(TrySendError::Full(_)) => busy(),
+    }
+}
+
+pub(super) async fn reload(Extract(admin): Extract<Admin>, ConnectInfo(peer): Peer) -> Response {
+    audit(&admin, "reload", peer);
+    let (reply, answer) = oneshot::channel();
+    if admin.state.commands.try_send(Command::Reload(reply)).is_err() {
+        return busy();
+    }
+    match clock::within(Some(Duration::from_secs(30)), answer).await {
+        Ok(Ok(Ok(done))) => Json(json!({"result": "applied", "generation": done.generation, "changes": done.changes})).into_response(),
+        Ok(Ok(Err(faults))) => (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"result": "refused", "faults": faults}))).into_response(),
+        Ok(Err(_)) | Err(clock::Elapsed) => busy(),
+    }
+}
+
+pub(super) async fn change_breaker(Extract(admin): Extract<Admin>, ConnectInfo(peer): Peer, Path(target): Path<String>) -> Response {
+    // A breaker of an endpoint has a slash in its name.
+    let (name, change) = target.rsplit_once('/').unwrap_or((&target, ""));
+    let change: fn(&mut Breaker, std::time::Instant) -> Option<Transition> = match change {
+        "force-open" => Breaker::force_open,
+        "disable" => Breaker::disable,
+        "reset" => Breaker::reset,
+        "auto" => Breaker::resume,
+        _ => return (StatusCode::NOT_FOUND, Json(json!({"error": "a breaker can be told force-open, disable, reset or auto"}))).into_response(),
+    };
+    let live = admin.state.live.load_full();
+    let Some(breaker) = live.breakers.iter().find(|breaker| **breaker.name() == *name) else {
+        let known: Vec<&str> = live.breakers.iter().map(|breaker| &**breaker.name()).collect();
+        return (StatusCode::NOT_FOUND, Json(json!({"error": format!("there is no breaker `{name}`"), "known": known}))).into_response();
+    };
+    audit(&admin, &format!("breaker {target}"), peer);
+    breaker.force(change, clock::now());
+    Json(view::breaker(breaker, clock::now())).into_response()
+}
+
+fn audit(admin: &Admin, action: &str, peer: std::net::SocketAddr) {
+    admin.state.telemetry.emit(Event::AdminActed { action: action.to_owned(), by: peer.ip().to_string() });
+}
+
+fn busy() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], Json(json!({"error": "the instance is busy or leaving"}))).into_response()
+}

@@ -1,0 +1,349 @@
+//! What the API shows, as plain data; and the gauges that are read rather than counted.
+
+use std::{sync::Arc, time::Instant};
+
+use serde::Serialize;
+
+use crate::{
+    clock::Rfc3339,
+    policy::snapshot::{ActionSpec, RecoveryAction},
+    resilience::{Mode, health::Health},
+    state::{State, breaker::BreakerState},
+    telemetry::metrics::{health_name, name, state_name},
+};
+
+#[derive(Serialize)]
+pub(super) struct Status {
+    version: &'static str,
+    /// `starting`, `serving` or `draining`.
+    lifecycle: &'static str,
+    ready: bool,
+    uptime_seconds: u64,
+    in_flight: usize,
+    policy: PolicyStatus,
+    listeners: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PolicyStatus {
+    generation: u64,
+    hash: String,
+    /// `applied`, or `refused` if a newer set was; then the faults.
+    last_result: &'static str,
+    faults: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Route {
+    name: String,
+    direction: String,
+    backends: Vec<RouteBackend>,
+    rate_limits: Vec<RateLimit>,
+}
+
+#[derive(Serialize)]
+struct RouteBackend {
+    name: String,
+    weight: u32,
+    breaker: Option<String>,
+    limit: Option<String>,
+    retry_budget: String,
+}
+
+#[derive(Serialize)]
+struct RateLimit {
+    name: String,
+    mode: &'static str,
+    requests: u32,
+    per_seconds: u64,
+    burst: u32,
+    keys: usize,
+    overflowed: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct Backend {
+    name: String,
+    connections: u32,
+    health_ignored: bool,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Serialize)]
+struct Endpoint {
+    address: String,
+    health: &'static str,
+    last_check: String,
+    in_flight: u32,
+    weight: u32,
+}
+
+#[derive(Serialize)]
+pub(super) struct Breaker {
+    name: String,
+    mode: &'static str,
+    state: &'static str,
+    in_state_seconds: f64,
+    calls: u32,
+    failed: u32,
+    slow: u32,
+    failure_rate_percent: f64,
+    slow_call_rate_percent: f64,
+    consecutive_failures: u32,
+    admitted_percent: f64,
+    refused: u64,
+    late_results: u64,
+    next_change_in_seconds: Option<f64>,
+    not_closed_for_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Limits {
+    concurrency: Vec<Concurrency>,
+    retry_budgets: Vec<RetryBudget>,
+    rate: Vec<RateLimit>,
+}
+
+#[derive(Serialize)]
+struct Concurrency {
+    name: String,
+    mode: &'static str,
+    in_flight: u32,
+    max_in_flight: u32,
+    pending: u32,
+    max_pending: u32,
+    refused: u64,
+}
+
+#[derive(Serialize)]
+struct RetryBudget {
+    name: String,
+    remaining: u32,
+    percent: f64,
+}
+
+#[derive(Serialize)]
+pub(super) struct Recovery {
+    name: String,
+    mode: &'static str,
+    backend: String,
+    open_for_seconds: f64,
+    ladder: Vec<&'static str>,
+    cooldown_seconds: f64,
+    max_per_hour: u32,
+    last_events: Vec<String>,
+}
+
+pub(super) fn status(state: &State, now: Instant) -> Status {
+    let live = state.live.load();
+    let lifecycle = &state.lifecycle;
+    let current = lifecycle.policy_current();
+    let stage = match (lifecycle.is_draining(), lifecycle.has_started()) {
+        (true, _) => "draining",
+        (false, true) => "serving",
+        (false, false) => "starting",
+    };
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        lifecycle: stage,
+        ready: lifecycle.is_ready(),
+        uptime_seconds: now.saturating_duration_since(lifecycle.born()).as_secs(),
+        in_flight: lifecycle.in_flight(),
+        policy: PolicyStatus {
+            generation: live.generation,
+            hash: live.snapshot.hash.clone(),
+            last_result: if current.is_ok() { "applied" } else { "refused" },
+            faults: current.err().map(|faults| faults.lines().map(str::to_owned).collect()).unwrap_or_default(),
+        },
+        listeners: live.snapshot.listeners.iter().map(|listener| format!("{} {}", listener.name, listener.address)).collect(),
+    }
+}
+
+pub(super) fn routes(state: &State) -> Vec<Route> {
+    let live = state.live.load();
+    let backends = |route: &crate::state::live::RouteState| {
+        let destinations = route.destinations.iter();
+        destinations
+            .map(|to| RouteBackend {
+                name: to.backend.spec.name.to_string(),
+                weight: to.weight,
+                breaker: to.breaker.as_ref().map(|breaker| breaker.name().to_string()),
+                limit: to.limit.as_ref().map(|limit| limit.name().to_string()),
+                retry_budget: to.budget.name().to_string(),
+            })
+            .collect()
+    };
+    live.routes
+        .iter()
+        .map(|route| Route {
+            name: match route.spec.action {
+                ActionSpec::Forward(_) => route.spec.name.to_string(),
+                ActionSpec::Redirect(_) => format!("{} (redirect)", route.spec.name),
+            },
+            direction: format!("{:?}", route.spec.direction),
+            backends: backends(route),
+            rate_limits: rate_limits(route),
+        })
+        .collect()
+}
+
+fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimit> {
+    let limits = route.rate_limits.iter();
+    limits
+        .map(|limit| {
+            let (keys, overflowed) = limit.usage();
+            let rule = limit.rule();
+            RateLimit {
+                name: limit.name().to_string(),
+                mode: mode(rule.mode),
+                requests: rule.quota.requests.get(),
+                per_seconds: rule.quota.unit_seconds.get(),
+                burst: rule.quota.burst.get(),
+                keys,
+                overflowed,
+            }
+        })
+        .collect()
+}
+
+pub(super) fn backends(state: &State) -> Vec<Backend> {
+    let live = state.live.load();
+    let endpoints = |backend: &crate::state::endpoint::BackendState| {
+        let pairs = backend.endpoints.iter().zip(&backend.spec.endpoints);
+        pairs
+            .map(|(endpoint, spec)| Endpoint {
+                address: endpoint.label.to_string(),
+                health: health_name(endpoint.health()),
+                last_check: endpoint.check_summary().1,
+                in_flight: endpoint.in_flight(),
+                weight: spec.weight.get(),
+            })
+            .collect()
+    };
+    live.backends
+        .iter()
+        .map(|backend| Backend {
+            name: backend.spec.name.to_string(),
+            connections: backend.counters.connections(),
+            health_ignored: backend.is_panicking(),
+            endpoints: endpoints(backend),
+        })
+        .collect()
+}
+
+pub(super) fn breakers(state: &State, now: Instant) -> Vec<Breaker> {
+    state.live.load().breakers.iter().map(|state| breaker(state, now)).collect()
+}
+
+pub(super) fn breaker(breaker: &Arc<BreakerState>, now: Instant) -> Breaker {
+    let (snapshot, acts) = breaker.snapshot(now);
+    Breaker {
+        name: breaker.name().to_string(),
+        mode: mode(acts),
+        state: state_name(snapshot.state),
+        in_state_seconds: now.saturating_duration_since(snapshot.since).as_secs_f64(),
+        calls: snapshot.counts.total(),
+        failed: snapshot.counts.failures,
+        slow: snapshot.counts.slow,
+        failure_rate_percent: snapshot.counts.failure_rate().percent(),
+        slow_call_rate_percent: snapshot.counts.slow_call_rate().percent(),
+        consecutive_failures: snapshot.consecutive_failures,
+        admitted_percent: snapshot.admitted.percent(),
+        refused: snapshot.refused,
+        late_results: snapshot.late_results,
+        next_change_in_seconds: snapshot.deadline.map(|at| at.saturating_duration_since(now).as_secs_f64()),
+        not_closed_for_seconds: snapshot.tripped_since.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+    }
+}
+
+pub(super) fn limits(state: &State, now: Instant) -> Limits {
+    let live = state.live.load();
+    let concurrency = live.limits.iter().map(|limit| {
+        let snapshot = limit.snapshot();
+        Concurrency {
+            name: limit.name().to_string(),
+            mode: mode(snapshot.mode),
+            in_flight: snapshot.in_flight,
+            max_in_flight: snapshot.config.max_in_flight.get(),
+            pending: snapshot.pending,
+            max_pending: snapshot.config.max_pending,
+            refused: snapshot.refused,
+        }
+    });
+    let budgets = live.budgets.iter();
+    Limits {
+        concurrency: concurrency.collect(),
+        retry_budgets: budgets.map(|budget| RetryBudget { name: budget.name().to_string(), remaining: budget.remaining(now), percent: budget.config().share.percent() }).collect(),
+        rate: live.routes.iter().flat_map(rate_limits).collect(),
+    }
+}
+
+pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
+    let live = state.live.load();
+    let recent = state.telemetry.recent();
+    let events_of = |name: &str| {
+        let about = recent.iter().filter(|event| event.event.kind().starts_with("recovery_") && event.event.to_string().starts_with(&format!("recovery {name}")));
+        about.map(|event| format!("{} {}", Rfc3339(event.at), event.event)).collect()
+    };
+    let specs = live.snapshot.recoveries.iter();
+    specs
+        .map(|spec| Recovery {
+            name: spec.name.to_string(),
+            mode: mode(spec.mode),
+            backend: spec.backend.to_string(),
+            open_for_seconds: spec.open_for.as_secs_f64(),
+            ladder: spec
+                .ladder
+                .iter()
+                .map(|action| match action {
+                    RecoveryAction::Webhook { .. } => "Webhook",
+                    RecoveryAction::FailReadiness => "FailReadiness",
+                })
+                .collect(),
+            cooldown_seconds: spec.config.cooldown.as_secs_f64(),
+            max_per_hour: spec.config.max_per_hour.get(),
+            last_events: events_of(&spec.name),
+        })
+        .collect()
+}
+
+/// Sets the gauges that are read when somebody asks.
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point, and these counts are far below 2^53")]
+pub(super) fn record_gauges(state: &State, now: Instant) {
+    let live = state.live.load();
+    let metrics = &state.telemetry.metrics;
+    metrics.gauge(name::IN_FLIGHT, &[]).set(state.lifecycle.in_flight() as f64);
+    metrics.gauge(name::ACCESS_LOG_DROPPED, &[]).set(state.telemetry.access_log.dropped() as f64);
+    for (listener, connections) in state.lifecycle.connections() {
+        metrics.gauge(name::CONNECTIONS, &[("listener", &listener)]).set(f64::from(connections));
+    }
+    for backend in &live.backends {
+        let backend_name = &backend.spec.name;
+        metrics.gauge(name::BACKEND_CONNECTIONS, &[("backend", backend_name)]).set(f64::from(backend.counters.connections()));
+        for health in [Health::Unknown, Health::Healthy, Health::Unhealthy] {
+            let count = backend.endpoints.iter().filter(|endpoint| endpoint.health() == health).count();
+            metrics.gauge(name::ENDPOINTS, &[("backend", backend_name), ("health", health_name(health))]).set(count as f64);
+        }
+    }
+    for limit in &live.limits {
+        let snapshot = limit.snapshot();
+        metrics.gauge(name::LIMIT_IN_FLIGHT, &[("limit", limit.name())]).set(f64::from(snapshot.in_flight));
+        metrics.gauge(name::LIMIT_PENDING, &[("limit", limit.name())]).set(f64::from(snapshot.pending));
+    }
+    for budget in &live.budgets {
+        metrics.gauge(name::RETRY_BUDGET, &[("budget", budget.name())]).set(f64::from(budget.remaining(now)));
+    }
+    for limit in live.routes.iter().flat_map(|route| &route.rate_limits) {
+        let (keys, overflowed) = limit.usage();
+        metrics.gauge(name::RATE_LIMIT_KEYS, &[("rule", limit.name())]).set(keys as f64);
+        metrics.gauge(name::RATE_LIMIT_OVERFLOW, &[("rule", limit.name())]).set(overflowed as f64);
+    }
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "Enforce",
+        Mode::Shadow => "Shadow",
+        Mode::Off => "Off",
+    }
+}

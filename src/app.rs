@@ -1,0 +1,169 @@
+//! The composition root: makes all parts, joins them, and starts their threads.
+//!
+//! | thread | does |
+//! | --- | --- |
+//! | `worker-N` | the data plane, one single-threaded runtime each |
+//! | `control` | reload, probing, recovery, signals, drain |
+//! | `admin` | probes, metrics and the API; answers while the workers are busy |
+//! | `access-log` | writes the access log |
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use tokio::{runtime, sync::oneshot};
+
+use crate::{
+    admin, clock,
+    control::{Control, End, Reloader, StartFault, listeners::Listeners},
+    policy::diagnostic::Diagnostics,
+    proxy::worker::WorkerHandle,
+    settings::Settings,
+    state::{State, command::Command},
+    telemetry::{Telemetry, access_log::AccessLog, event::Event},
+};
+
+/// A running instance. Dropped, it ends at once.
+#[derive(Debug)]
+pub struct App {
+    state: Arc<State>,
+    listeners: Arc<Listeners>,
+    admin_address: SocketAddr,
+    control: Option<JoinHandle<End>>,
+    end: Option<oneshot::Sender<()>>,
+    admin: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+/// Why an instance cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The policies are faulty.
+    Policy(Diagnostics),
+    /// An address cannot be bound.
+    Bind(String),
+    /// The system gives no thread or no event queue.
+    System(io::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Policy(faults) => write!(f, "the policies are refused: {}", faults.headline()),
+            Self::Bind(why) => f.write_str(why),
+            Self::System(error) => write!(f, "the system refuses: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+impl App {
+    /// Starts an instance.
+    ///
+    /// # Errors
+    /// If the policies are faulty, an address cannot be bound, or the system refuses.
+    pub fn start(settings: Settings, access_log: AccessLog) -> Result<Self, StartError> {
+        let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
+        let (state, wishes) = State::new(telemetry.clone(), clock::now());
+        let workers = (0..settings.workers.get()).map(|number| WorkerHandle::start(number, state.clone())).collect::<io::Result<Vec<_>>>()?;
+        let listeners = Arc::new(Listeners::new(workers, state.clone()));
+
+        let (admin_address, admin) = start_admin(&settings, &state)?;
+        telemetry.emit(Event::Started { version: env!("CARGO_PKG_VERSION"), admin: admin_address.to_string() });
+        let mut reloader = Reloader::new(state.clone(), listeners.clone(), settings.policies, settings.state_dir, settings.environment);
+        reloader.start().map_err(|fault| match fault {
+            StartFault::Policy(faults) => StartError::Policy(faults),
+            StartFault::Bind(why) => StartError::Bind(why),
+        })?;
+        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, heeds_signals: settings.heeds_signals };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (end, ended) = oneshot::channel();
+        let control = thread::Builder::new().name("control".into()).spawn(move || {
+            let run = async {
+                tokio::select! {
+                    end = control.run(wishes) => end,
+                    _ = ended => End::AtOnce,
+                }
+            };
+            runtime.block_on(run)
+        })?;
+        Ok(Self { state, listeners, admin_address, control: Some(control), end: Some(end), admin: Some(admin) })
+    }
+
+    /// Where the admin server listens.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Where a listener takes requests.
+    #[must_use]
+    pub fn listener_address(&self, name: &str) -> Option<SocketAddr> {
+        self.listeners.address(name)
+    }
+
+    /// What all parts share.
+    #[must_use]
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    /// Asks the instance to leave.
+    pub fn drain(&self) {
+        // If so many wishes wait, or nobody hears them any more, it is leaving already.
+        _ = self.state.commands.try_send(Command::Drain { asked_by: "the embedding program" });
+    }
+
+    /// Waits until the instance has left.
+    #[must_use]
+    pub fn wait(mut self) -> End {
+        // A control thread that panicked has said so; there is nothing left to wait for.
+        self.control.take().and_then(|control| control.join().ok()).unwrap_or(End::AtOnce)
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        // If the other end is gone, its thread is.
+        if let Some(end) = self.end.take() {
+            _ = end.send(());
+        }
+        if let Some(control) = self.control.take() {
+            _ = control.join();
+        }
+        if let Some((stop, admin)) = self.admin.take() {
+            _ = stop.send(());
+            _ = admin.join();
+        }
+    }
+}
+
+type Running = (oneshot::Sender<()>, JoinHandle<()>);
+
+fn start_admin(settings: &Settings, state: &Arc<State>) -> Result<(SocketAddr, Running), StartError> {
+    let cannot = |error: io::Error| StartError::Bind(format!("the admin server cannot be bound to {}: {error}", settings.admin));
+    let socket = std::net::TcpListener::bind(settings.admin).map_err(cannot)?;
+    socket.set_nonblocking(true)?;
+    let address = socket.local_addr()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = oneshot::channel();
+    let server = admin::serve(socket, state.clone(), settings.admin_token.clone());
+    let thread = thread::Builder::new().name("admin".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                ended = server => if let Err(error) = ended { tracing::error!("the admin server ended: {error}") },
+                _ = stopped => {}
+            }
+        });
+    })?;
+    Ok((address, (stop, thread)))
+}

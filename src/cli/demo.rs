@@ -1,0 +1,143 @@
+//! `outrigger demo`: the sidecar at work, within a minute, without anything else.
+//!
+//! An embedded app, the real sidecar in front of it under the real policies, and a small steady load. A fault begins by itself: the
+//! breaker opens, callers get quick refusals, the fault ends, half-open, closed. Meanwhile there are things to try.
+
+mod app;
+mod load;
+mod screen;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Args;
+
+use self::{
+    app::{Fault, Faults},
+    load::Load,
+    screen::Screen,
+};
+use super::{Outcome, complain, environment, run};
+use crate::{app::App, clock, settings::Settings, telemetry::access_log::AccessLog};
+
+/// The policy that is used where there is no policy directory.
+const SHIPPED: &str = include_str!("../../policies/default.yaml");
+
+/// When the fault begins, and when it ends.
+const STORY: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(14));
+
+/// How often the screen is drawn.
+const FRAME: Duration = Duration::from_millis(250);
+
+/// How long, and under what.
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Ends by itself after so many seconds.
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// Makes no load, and no fault by itself.
+    #[arg(long)]
+    no_load: bool,
+    /// The policy directory. Where there is none, the shipped policy is used from a temporary one.
+    #[arg(long, env = "OUTRIGGER_POLICIES", default_value = "policies", value_name = "DIR")]
+    policies: PathBuf,
+}
+
+impl Demo {
+    pub(super) fn run(self) -> Outcome {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                complain(&format!("outrigger: {error}"));
+                return Outcome::Bug;
+            }
+        };
+        runtime.block_on(self.show())
+    }
+
+    async fn show(self) -> Outcome {
+        let faults = Arc::new(Faults::default());
+        let app_address = match app::start(faults.clone()).await {
+            Ok(address) => address,
+            Err(error) => {
+                complain(&format!("outrigger: the demo's app cannot be started: {error}"));
+                return Outcome::Unavailable;
+            }
+        };
+        let policies = match directory(&self.policies) {
+            Ok(policies) => policies,
+            Err(error) => {
+                complain(&format!("outrigger: no place for the demo's policies: {error}"));
+                return Outcome::Unavailable;
+            }
+        };
+        let mut settings = Settings::new(policies.clone(), free_or_any(16_090));
+        settings.environment = environment();
+        for (name, value) in [("APP", app_address), ("UPSTREAM", app_address), ("INBOUND", free_or_any(16_001)), ("OUTBOUND", free_or_any(16_002))] {
+            settings.environment.insert(format!("OUTRIGGER_{name}"), value.to_string());
+        }
+        let sidecar = match App::start(settings, AccessLog::off()) {
+            Ok(sidecar) => sidecar,
+            Err(error) => return run::refused(&error),
+        };
+        let inbound = sidecar.listener_address("inbound").unwrap_or(app_address);
+        let outbound = sidecar.listener_address("outbound").unwrap_or(inbound);
+        let mut screen = Screen::new(sidecar.state().clone());
+        screen.introduce(&app_address, &inbound, &outbound, &sidecar.admin_address(), &policies);
+        let load = (!self.no_load).then(|| Load::start(inbound));
+        self.play(&mut screen, load.as_ref(), &faults).await;
+        screen.end();
+        sidecar.drain();
+        drop(sidecar);
+        Outcome::Fine
+    }
+
+    async fn play(&self, screen: &mut Screen, load: Option<&Load>, faults: &Faults) {
+        let began = clock::now();
+        let mut has_begun = false;
+        let mut has_ended = load.is_none();
+        loop {
+            let elapsed = clock::now().saturating_duration_since(began);
+            if !has_begun && !has_ended && elapsed >= STORY.0 {
+                has_begun = true;
+                faults.set(Fault::Errors);
+                screen.say("a fault begins: the app answers every request with 503");
+            }
+            if has_begun && !has_ended && elapsed >= STORY.1 {
+                has_ended = true;
+                faults.set(Fault::None);
+                screen.say("the fault ends; the breaker will find out by itself");
+            }
+            screen.draw(load, faults.now());
+            if self.seconds.is_some_and(|seconds| elapsed >= Duration::from_secs(seconds)) {
+                return;
+            }
+            tokio::select! {
+                () = clock::sleep(FRAME) => {}
+                // If the signal cannot be waited for, there is no other way to be asked to end.
+                _ = tokio::signal::ctrl_c() => return,
+            }
+        }
+    }
+}
+
+/// The policy directory, or a temporary one with the shipped policy.
+fn directory(wanted: &Path) -> std::io::Result<PathBuf> {
+    if wanted.exists() {
+        return Ok(wanted.to_owned());
+    }
+    let directory = std::env::temp_dir().join(format!("outrigger-demo-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("default.yaml"), SHIPPED)?;
+    Ok(directory)
+}
+
+/// The usual port if it is free, else any.
+fn free_or_any(port: u16) -> SocketAddr {
+    let usual = SocketAddr::from(([127, 0, 0, 1], port));
+    if std::net::TcpListener::bind(usual).is_ok() { usual } else { SocketAddr::from(([127, 0, 0, 1], 0)) }
+}

@@ -1,0 +1,101 @@
+//! The app of the demo: answers, and fails when told to.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+
+use crate::clock;
+
+/// What is wrong with the app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing.
+    None,
+    /// Every answer is a 503.
+    Errors,
+    /// Every answer takes two seconds.
+    Slow,
+}
+
+/// The switch.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    fault: AtomicU8,
+    flaky: AtomicU64,
+}
+
+impl Faults {
+    pub(super) fn set(&self, fault: Fault) {
+        let number = match fault {
+            Fault::None => 0,
+            Fault::Errors => 1,
+            Fault::Slow => 2,
+        };
+        self.fault.store(number, Ordering::Relaxed);
+    }
+
+    pub(super) fn now(&self) -> Fault {
+        match self.fault.load(Ordering::Relaxed) {
+            1 => Fault::Errors,
+            2 => Fault::Slow,
+            _ => Fault::None,
+        }
+    }
+}
+
+/// Starts the app on any port.
+pub(super) async fn start(faults: Arc<Faults>) -> io::Result<SocketAddr> {
+    let router = Router::new().route("/", get(hello).post(hello)).route("/flaky", get(flaky)).route("/fault/{fault}", post(switch)).with_state(faults);
+    let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("the demo's app ended: {error}");
+        }
+    });
+    Ok(address)
+}
+
+async fn hello(State(faults): State<Arc<Faults>>) -> Response {
+    match faults.now() {
+        Fault::None => "hello from the app\n".into_response(),
+        Fault::Errors => (StatusCode::SERVICE_UNAVAILABLE, "the app is broken\n").into_response(),
+        Fault::Slow => {
+            clock::sleep(Duration::from_secs(2)).await;
+            "hello, slowly\n".into_response()
+        }
+    }
+}
+
+/// Fails every other time.
+async fn flaky(State(faults): State<Arc<Faults>>) -> Response {
+    match faults.flaky.fetch_add(1, Ordering::Relaxed) % 2 {
+        0 => (StatusCode::SERVICE_UNAVAILABLE, "not this time\n").into_response(),
+        _ => "hello from the app, at the second try\n".into_response(),
+    }
+}
+
+async fn switch(State(faults): State<Arc<Faults>>, Path(fault): Path<String>) -> Response {
+    let fault = match fault.as_str() {
+        "none" => Fault::None,
+        "errors" => Fault::Errors,
+        "slow" => Fault::Slow,
+        _ => return (StatusCode::NOT_FOUND, "a fault is none, errors or slow\n").into_response(),
+    };
+    faults.set(fault);
+    format!("{fault:?}\n").into_response()
+}

@@ -1,0 +1,100 @@
+//! What the demo shows: an introduction, each event as it happens, and on a terminal one live line.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use tokio::sync::broadcast;
+
+use super::{app::Fault, load::Load};
+use crate::{
+    clock,
+    state::State,
+    telemetry::{Numbered, event::Event, metrics::state_name},
+};
+
+/// The screen.
+pub(super) struct Screen {
+    state: Arc<State>,
+    events: broadcast::Receiver<Numbered>,
+    began: Instant,
+    is_terminal: bool,
+    last_plain: u64,
+}
+
+impl Screen {
+    pub(super) fn new(state: Arc<State>) -> Self {
+        Self { events: state.telemetry.subscribe(), state, began: clock::now(), is_terminal: std::io::stdout().is_terminal(), last_plain: 0 }
+    }
+
+    pub(super) fn introduce(&self, app: &SocketAddr, inbound: &SocketAddr, outbound: &SocketAddr, admin: &SocketAddr, policies: &Path) {
+        let policies = policies.display();
+        print(&format!(
+            "Outrigger demo: callers -> sidecar {inbound} -> app {app}, under {policies}\n\n\
+             Try, in another terminal:\n\
+             \x20 rate limit  for i in $(seq 30); do curl -s -o /dev/null -w '%{{http_code}} ' -H 'x-api-key: me' http://{inbound}/; done; echo\n\
+             \x20 breaker     curl -X POST http://{app}/fault/errors   # then watch; end it with /fault/none\n\
+             \x20             curl -i http://{inbound}/                # the refusal says why, and when to come back\n\
+             \x20 retry       curl -i http://{outbound}/flaky          # the app fails every other time; the caller does not see it\n\
+             \x20 reload      edit {policies}, and see it here; a mistake changes nothing, and says where it is\n\
+             \x20 probes      curl 'http://{admin}/readyz?verbose'; curl http://{admin}/metrics; curl http://{admin}/api/v1/breakers\n\n\
+             Ctrl-C ends it.\n"
+        ));
+    }
+
+    /// Shows a line of the story.
+    pub(super) fn say(&mut self, text: &str) {
+        self.line(&format!("** {text}"));
+    }
+
+    /// Shows what happened since the last frame, and the live line.
+    pub(super) fn draw(&mut self, load: Option<&Load>, fault: Fault) {
+        while let Ok(event) = self.events.try_recv() {
+            if !matches!(*event.event, Event::AdminActed { .. }) {
+                self.line(&event.event.to_string());
+            }
+        }
+        let breakers = self.state.live.load();
+        let breaker = breakers.breakers.iter().find(|breaker| **breaker.name() == *"app");
+        let state = breaker.map_or("none", |breaker| state_name(breaker.snapshot(clock::now()).0.state));
+        let Some(load) = load else { return };
+        let [good, failed, refused] = [&load.seen.good, &load.seen.failed, &load.seen.refused].map(|count| count.load(Ordering::Relaxed));
+        let millis = load.seen.last_micros.load(Ordering::Relaxed) / 1_000;
+        let line = format!("app {fault:?}  breaker {state:<9}  good {good}  failed {failed}  refused {refused}  last answer in {millis} ms");
+        let second = clock::now().saturating_duration_since(self.began).as_secs();
+        if self.is_terminal {
+            raw(&format!("\r\x1b[2K[{second:>3} s] {line}"));
+        } else if second >= self.last_plain + 5 {
+            self.last_plain = second;
+            print(&format!("[{second:>3} s] {line}"));
+        }
+    }
+
+    /// Leaves the terminal tidy.
+    pub(super) fn end(&self) {
+        if self.is_terminal {
+            print("");
+        }
+    }
+
+    fn line(&self, text: &str) {
+        let seconds = clock::now().saturating_duration_since(self.began).as_secs();
+        let clear = if self.is_terminal { "\r\x1b[2K" } else { "" };
+        print(&format!("{clear}[{seconds:>3} s] {text}"));
+    }
+}
+
+fn print(text: &str) {
+    raw(&format!("{text}\n"));
+}
+
+fn raw(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // Whoever closed the pipe wants no more.
+    _ = out.write_all(text.as_bytes());
+    _ = out.flush();
+}

@@ -1,0 +1,158 @@
+//! `outrigger explain`: what would hold for a request.
+
+use std::{fmt::Write as _, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use super::{Outcome, complain, environment, say};
+use crate::policy::{
+    self,
+    document::Direction,
+    snapshot::{ActionSpec, PolicySpec, RequestView, RouteSpec, Snapshot},
+    units::Span,
+};
+
+/// A request, and the policies to look in.
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The policy directory, or one file.
+    #[arg(long, env = "OUTRIGGER_POLICIES", default_value = "policies", value_name = "DIR")]
+    policies: PathBuf,
+    /// The listener that the request comes in at; all are looked at if it is not given.
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// The method.
+    method: String,
+    /// The address, like `http://pay.shop/v1/charges`, or only a path.
+    url: String,
+    /// A header, like `x-tenant: a`.
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+}
+
+impl Explain {
+    pub(super) fn run(self) -> Outcome {
+        let loaded = match policy::load(&self.policies, &environment()) {
+            Ok(loaded) => loaded,
+            Err(faults) => {
+                complain(&faults.to_human());
+                return Outcome::PolicyRefused;
+            }
+        };
+        let set = loaded.snapshot;
+        let rest = self.url.split_once("://").map_or(self.url.as_str(), |(_, rest)| rest);
+        let (authority, path) = if rest.starts_with('/') { ("", rest) } else { rest.split_at(rest.find('/').unwrap_or(rest.len())) };
+        let path = if path.is_empty() { "/" } else { path };
+        let path = path.split('?').next().unwrap_or_default();
+        let host = authority.split(':').next().unwrap_or_default();
+        let headers: Vec<(String, &str)> =
+            self.headers.iter().filter_map(|header| header.split_once(':')).map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim())).collect();
+        let header = |name: &str| headers.iter().find(|(given, _)| given == name).map(|(_, value)| *value);
+        let request = RequestView { host, path, method: &self.method, header: &header };
+        if let Some(unknown) = self.listener.as_ref().filter(|name| !set.listeners.iter().any(|listener| *listener.name == ***name)) {
+            complain(&format!("there is no listener `{unknown}`"));
+            return Outcome::Usage;
+        }
+        let listeners = set.listeners.iter().enumerate().filter(|(_, listener)| self.listener.as_ref().is_none_or(|name| *listener.name == **name));
+        let mut out = String::new();
+        for (index, listener) in listeners {
+            // Writing to a String cannot fail.
+            _ = match set.rules[index].iter().find(|rule| rule.matches(&request)) {
+                Some(rule) => writeln!(out, "listener {}: route {}\n{}", listener.name, set.routes[rule.route].name, describe(&set, &set.routes[rule.route])),
+                None => writeln!(out, "listener {}: no route, the answer is 404 with reason no_route\n", listener.name),
+            };
+        }
+        say(&out);
+        Outcome::Fine
+    }
+}
+
+fn describe(set: &Snapshot, route: &RouteSpec) -> String {
+    let mut out = String::new();
+    if let Err(std::fmt::Error) = describe_into(&mut out, set, route) {
+        // Writing to a String cannot fail.
+    }
+    out
+}
+
+fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fmt::Result {
+    if route.direction == Direction::Inbound {
+        writeln!(out, "  direction          inbound: callers to the app")?;
+    } else {
+        writeln!(out, "  direction          outbound: the app to others")?;
+    }
+    for rule in &route.rate_limits.rules {
+        let per = Span(Duration::from_secs(rule.quota.unit_seconds.get()));
+        let keyed = if rule.is_keyed() { format!(", one bucket per key, {} keys", rule.max_keys) } else { String::new() };
+        writeln!(
+            out,
+            "  rate limit         {}: {} per {per}, burst {}, cost {}{keyed}, {:?}   (from {})",
+            rule.name, rule.quota.requests, rule.quota.burst, rule.cost, rule.mode, route.rate_limits.origin
+        )?;
+    }
+    match &route.action {
+        ActionSpec::Redirect(redirect) => writeln!(out, "  redirect           {}", redirect.status),
+        ActionSpec::Forward(destinations) => destinations.iter().try_for_each(|to| {
+            let backend = &set.backends[to.backend];
+            let endpoints: Vec<String> = backend.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+            writeln!(out, "  backend            {} (weight {}): {} by {:?}", backend.name, to.weight, endpoints.join(", "), backend.balancer)?;
+            describe_policy(out, &to.policy)
+        }),
+    }
+}
+
+fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
+    let span = |duration: Option<Duration>| duration.map_or_else(|| "off".to_owned(), |duration| Span(duration).to_string());
+    let times = &policy.timeouts;
+    writeln!(
+        out,
+        "    timeouts         request {}, backendRequest {}, connect {}, streamIdle {}   (from {})",
+        span(times.request),
+        span(times.backend_request),
+        span(times.connect),
+        span(times.stream_idle),
+        times.origin
+    )?;
+    let retry = &policy.retry;
+    let codes: Vec<String> = retry.codes.iter().map(|code| code.to_string()).collect();
+    writeln!(
+        out,
+        "    retry            {:?}, {} attempts after the first, codes [{}], {:?}, body kept up to {} bytes   (from {})",
+        retry.mode,
+        retry.config.attempts,
+        codes.join(" "),
+        retry.config.triggers,
+        retry.max_buffered_body,
+        retry.origin
+    )?;
+    let budget = &policy.budget;
+    writeln!(
+        out,
+        "    retry budget     {}: {} % of {}, and {} per {}   (from {})",
+        budget.name,
+        budget.config.share.percent(),
+        Span(budget.config.interval),
+        budget.config.floor,
+        Span(budget.config.floor_interval),
+        budget.origin
+    )?;
+    match &policy.breaker {
+        None => writeln!(out, "    circuit breaker  none")?,
+        Some(breaker) => writeln!(out, "    circuit breaker  {}: {:?}, scope {:?}, {:?}   (from {})", breaker.name, breaker.mode, breaker.scope, breaker.config, breaker.origin)?,
+    }
+    match &policy.limits {
+        None => writeln!(out, "    limits           none"),
+        Some(limits) => writeln!(
+            out,
+            "    limits           {}: {:?}, {} in flight, {} pending for {}, {} connections, {} retries at once   (from {})",
+            limits.name,
+            limits.mode,
+            limits.concurrency.max_in_flight,
+            limits.concurrency.max_pending,
+            Span(limits.pending_timeout),
+            limits.max_connections,
+            limits.max_parallel_retries,
+            limits.origin
+        ),
+    }
+}

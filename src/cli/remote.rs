@@ -1,0 +1,184 @@
+//! The subcommands that talk to a running sidecar.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use super::{Admin, Outcome, complain, run::read_token, say};
+use crate::clock;
+
+/// The longest that a running sidecar may take to answer: a reload reads files.
+const PATIENCE: Duration = Duration::from_secs(35);
+
+/// How often a draining sidecar is asked whether it is still there.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// Leave.
+#[derive(Debug, Args)]
+pub(super) struct Drain {
+    #[command(flatten)]
+    admin: Admin,
+    /// Returns at once instead of waiting until the sidecar has left.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Show or change breakers.
+#[derive(Debug, Args)]
+pub(super) struct Breaker {
+    #[command(flatten)]
+    admin: Admin,
+    /// The breaker; without one all are shown.
+    name: Option<String>,
+    /// What to do with it; without this it is shown.
+    #[arg(value_enum)]
+    change: Option<Change>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Change {
+    /// Refuse all calls until reset or auto.
+    ForceOpen,
+    /// Let all calls pass, uncounted, until reset or auto.
+    Disable,
+    /// Close it, with empty counts.
+    Reset,
+    /// End what was set by hand.
+    Auto,
+}
+
+/// Ask whether it is ready.
+#[derive(Debug, Args)]
+pub(super) struct Healthcheck {
+    #[command(flatten)]
+    admin: Admin,
+    /// What to ask.
+    #[arg(long, value_enum, default_value = "readyz")]
+    probe: Probe,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Probe {
+    Livez,
+    Readyz,
+    Startupz,
+}
+
+pub(super) fn status(admin: &Admin) -> Outcome {
+    show(admin, "GET", "/api/v1/status")
+}
+
+pub(super) fn reload(admin: &Admin) -> Outcome {
+    show(admin, "POST", "/api/v1/reload")
+}
+
+impl Breaker {
+    pub(super) fn run(self) -> Outcome {
+        match (&self.name, self.change) {
+            (None, _) => show(&self.admin, "GET", "/api/v1/breakers"),
+            (Some(name), Some(change)) => {
+                let word = match change {
+                    Change::ForceOpen => "force-open",
+                    Change::Disable => "disable",
+                    Change::Reset => "reset",
+                    Change::Auto => "auto",
+                };
+                show(&self.admin, "POST", &format!("/api/v1/breakers/{name}/{word}"))
+            }
+            (Some(name), None) => {
+                let Some((_, body)) = ask(&self.admin, "GET", "/api/v1/breakers") else { return Outcome::Unavailable };
+                let all: Value = serde_json::from_str(&body).unwrap_or_default();
+                match all.as_array().into_iter().flatten().find(|breaker| breaker["name"] == **name) {
+                    Some(breaker) => say(&format!("{breaker:#}")),
+                    None => {
+                        complain(&format!("there is no breaker `{name}`; without a name all are shown"));
+                        return Outcome::Usage;
+                    }
+                }
+                Outcome::Fine
+            }
+        }
+    }
+}
+
+impl Healthcheck {
+    pub(super) fn run(self) -> Outcome {
+        let path = match self.probe {
+            Probe::Livez => "/livez",
+            Probe::Readyz => "/readyz",
+            Probe::Startupz => "/startupz",
+        };
+        match ask(&self.admin, "GET", path) {
+            Some((200, _)) => Outcome::Fine,
+            Some((_, body)) => {
+                complain(&body);
+                Outcome::No
+            }
+            None => Outcome::No,
+        }
+    }
+}
+
+impl Drain {
+    pub(super) fn run(self) -> Outcome {
+        if show(&self.admin, "POST", "/api/v1/drain") != Outcome::Fine {
+            return Outcome::Unavailable;
+        }
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                complain(&format!("outrigger: {error}"));
+                return Outcome::Bug;
+            }
+        };
+        // It has left when nobody answers any more.
+        while !self.no_wait && call(&self.admin, "GET", "/livez").is_ok() {
+            runtime.block_on(clock::sleep(ASK_EVERY));
+        }
+        Outcome::Fine
+    }
+}
+
+/// Asks, and prints the answer.
+fn show(admin: &Admin, method: &str, path: &str) -> Outcome {
+    let Some((status, body)) = ask(admin, method, path) else { return Outcome::Unavailable };
+    let text = serde_json::from_str::<Value>(&body).map_or(body, |value| format!("{value:#}"));
+    match status {
+        200..=299 => {
+            say(&text);
+            Outcome::Fine
+        }
+        422 => {
+            complain(&text);
+            Outcome::PolicyRefused
+        }
+        _ => {
+            complain(&text);
+            Outcome::Usage
+        }
+    }
+}
+
+/// Asks, and complains if there is no answer.
+fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, String)> {
+    call(admin, method, path).map_err(|error| complain(&format!("no sidecar answers at {}: {error}; name another address with --admin", admin.admin))).ok()
+}
+
+/// One HTTP/1.1 call; the admin server speaks nothing else, and its answers are small.
+fn call(admin: &Admin, method: &str, path: &str) -> io::Result<(u16, String)> {
+    let token = admin.admin_token_file.as_ref().map(read_token).transpose().map_err(io::Error::other)?;
+    let authorization = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let mut stream = TcpStream::connect_timeout(&admin.admin, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n{authorization}\r\n", admin.admin)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((status, body.to_owned()))
+}

@@ -1,0 +1,113 @@
+//! `outrigger run`: the sidecar.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use super::{Outcome, complain, environment};
+use crate::{
+    app::{App, StartError},
+    policy::units::Span,
+    settings::Settings,
+    telemetry::{
+        access_log::AccessLog,
+        log::{self, LogFormat},
+    },
+};
+
+/// Settings of the process. Flags win over the environment.
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// The policy directory, or one file.
+    #[arg(long, env = "OUTRIGGER_POLICIES", default_value = "policies", value_name = "DIR")]
+    policies: PathBuf,
+    /// Where the admin server listens.
+    #[arg(long, env = "OUTRIGGER_ADMIN", default_value = "127.0.0.1:16090", value_name = "ADDR")]
+    admin: SocketAddr,
+    /// A directory for the last good policies, from which a restart with a broken file starts.
+    #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// A file with the token that callers from other hosts must show to change something.
+    #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+    /// Threads of the data plane. By default as many as there are CPUs, or as the cgroup allows.
+    #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
+    workers: Option<NonZeroUsize>,
+    /// How often the policy directory is looked at, besides the system's notices.
+    #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "15s", value_parser = duration, value_name = "DURATION")]
+    poll_interval: Duration,
+    /// What is logged: a level, or directives like `info,outrigger::proxy=debug`.
+    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    log_level: String,
+    /// How it is logged.
+    #[arg(long, env = "OUTRIGGER_LOG_FORMAT", default_value = "text", value_enum)]
+    log_format: Format,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<Span>().map_err(|invalid| invalid.to_string()).and_then(|span| if span.0.is_zero() { Err("must not be zero".into()) } else { Ok(span.0) })
+}
+
+impl Run {
+    pub(super) fn run(self) -> Outcome {
+        let admin_token = match self.admin_token_file.as_ref().map(read_token).transpose() {
+            Ok(token) => token,
+            Err(why) => {
+                complain(&why);
+                return Outcome::Usage;
+            }
+        };
+        log::init(&self.log_level, if matches!(self.log_format, Format::Json) { LogFormat::Json } else { LogFormat::Text });
+        let mut settings = Settings::new(self.policies, self.admin);
+        settings.state_dir = self.state_dir;
+        settings.poll_interval = self.poll_interval;
+        settings.admin_token = admin_token;
+        settings.heeds_signals = true;
+        settings.environment = environment();
+        if let Some(workers) = self.workers {
+            settings.workers = workers;
+        }
+        match App::start(settings, AccessLog::to_stdout()) {
+            Ok(app) => {
+                // Clean or not, it left as it was asked to; the event has said how.
+                _ = app.wait();
+                Outcome::Fine
+            }
+            Err(error) => refused(&error),
+        }
+    }
+}
+
+/// Says why an instance cannot start.
+pub(super) fn refused(error: &StartError) -> Outcome {
+    match error {
+        StartError::Policy(faults) => {
+            complain(&faults.to_human());
+            complain("outrigger: the policies are refused, and there are no last good ones (--state-dir); `outrigger check` looks without starting");
+            Outcome::PolicyRefused
+        }
+        StartError::Bind(why) => {
+            complain(&format!("outrigger: {why}; stop what holds the address, or choose another"));
+            Outcome::Unavailable
+        }
+        StartError::System(_) => {
+            complain(&format!("outrigger: {error}"));
+            Outcome::Bug
+        }
+    }
+}
+
+/// Reads a token from its file.
+pub(super) fn read_token(path: &PathBuf) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("the admin token cannot be read from {}: {error}", path.display()))?;
+    match text.trim() {
+        "" => Err(format!("the admin token file {} is empty; write at least 16 characters into it", path.display())),
+        token => Ok(token.to_owned()),
+    }
+}

@@ -1,0 +1,42 @@
+//! Leaving: announced, then quiet, then gone.
+
+use std::sync::Arc;
+
+use super::{End, listeners::Listeners};
+use crate::{
+    clock,
+    resilience::lifecycle::{Drain, DrainPhase},
+    state::State,
+    telemetry::event::Event,
+};
+
+/// Drains, and returns when the instance may end.
+pub(super) async fn drain(state: &Arc<State>, listeners: &Listeners, asked_by: &'static str) -> End {
+    let began = clock::now();
+    let drain = Drain::begin(state.live.load().snapshot.lifecycle.drain, began);
+    state.lifecycle.begin_drain(drain, &state.telemetry);
+    state.telemetry.emit(Event::DrainBegan { asked_by });
+    let mut has_closed = false;
+    loop {
+        let ended = state.lifecycle.something_ends();
+        let now = clock::now();
+        let (in_flight, last) = (state.lifecycle.in_flight(), state.lifecycle.last_activity());
+        match drain.phase(in_flight, last, now) {
+            DrainPhase::Announcing => {}
+            DrainPhase::Waiting => {
+                if !std::mem::replace(&mut has_closed, true) {
+                    listeners.close_all();
+                }
+            }
+            DrainPhase::Done { is_clean } => {
+                listeners.close_all();
+                let took = now.saturating_duration_since(began);
+                state.telemetry.emit(Event::DrainEnded { is_clean, in_flight, took });
+                return End::Drained { is_clean };
+            }
+        }
+        let deadline = drain.next_deadline(in_flight, last, now);
+        // Either is a reason to look again.
+        _ = clock::until(Some(deadline), ended).await;
+    }
+}

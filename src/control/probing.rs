@@ -1,0 +1,141 @@
+//! Active health checks: one task per endpoint that is to be checked.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{net::TcpStream, sync::watch, task::JoinHandle};
+
+use super::http_call;
+use crate::{
+    clock,
+    policy::snapshot::{CheckSpec, LifecycleSpec, ProbeSpec},
+    resilience::health::Health,
+    state::{
+        State,
+        endpoint::{BackendState, EndpointState},
+        lifecycle::condition,
+    },
+    telemetry::event::Event,
+};
+
+/// The share by which the time between two checks is drawn around its value, so that many sidecars do not check in step.
+const JITTER: f64 = 0.1;
+
+struct Running {
+    spec: CheckSpec,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Keeps one checking task for each endpoint of the policies in force.
+pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u64>) {
+    let mut running: HashMap<u64, Running> = HashMap::new();
+    loop {
+        let live = state.live.load_full();
+        let mut next = HashMap::new();
+        for backend in &live.backends {
+            let Some(spec) = &backend.spec.check else { continue };
+            for endpoint in &backend.endpoints {
+                let going_on = running.remove(&endpoint.id).filter(|running| running.spec == *spec);
+                let task = going_on.unwrap_or_else(|| Running {
+                    spec: spec.clone(),
+                    task: tokio::spawn(check_for_ever(state.clone(), backend.spec.name.clone(), endpoint.clone(), spec.clone())),
+                });
+                next.insert(endpoint.id, task);
+            }
+        }
+        running = next;
+        if generations.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<EndpointState>, spec: CheckSpec) {
+    let mut passing_since: Option<Instant> = None;
+    loop {
+        let began = clock::now();
+        let result = check(&endpoint, &spec).await;
+        if let Some(health) = endpoint.checked(&spec.thresholds, &result) {
+            let why = result.clone().err().unwrap_or_else(|| "the check passed".to_owned());
+            state.telemetry.emit(Event::HealthChanged { backend: backend.clone(), endpoint: endpoint.label.clone(), health, why });
+        }
+        let now = clock::now();
+        review(&state, &backend);
+        let next = now.max(began + spec.interval.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0)));
+        let ready_at = registration(&state, &backend, &endpoint, &mut passing_since, now);
+        if let Some(ready_at) = ready_at.filter(|ready_at| *ready_at < next) {
+            clock::sleep_until(ready_at).await;
+            registration(&state, &backend, &endpoint, &mut passing_since, clock::now());
+        }
+        clock::sleep_until(next).await;
+    }
+}
+
+/// Looks anew whether too few endpoints of a backend are healthy.
+fn review(state: &State, backend: &Arc<str>) {
+    let live = state.live.load();
+    let found: Option<&Arc<BackendState>> = live.backends.iter().find(|other| other.spec.name == *backend);
+    if let Some(is_panicking) = found.and_then(|backend| backend.review_panic()) {
+        state.telemetry.emit(Event::PanicChanged { backend: backend.clone(), is_panicking });
+    }
+}
+
+/// Delayed registration: the required backend is ready when its check has passed so many times in a row, and then so long ago.
+/// Says when that will be, if it is only a matter of time.
+fn registration(state: &State, backend: &Arc<str>, endpoint: &EndpointState, passing_since: &mut Option<Instant>, now: Instant) -> Option<Instant> {
+    let live = state.live.load();
+    let LifecycleSpec { require_backend, startup_delay, success_threshold, .. } = live.snapshot.lifecycle;
+    if live.snapshot.backends[require_backend?].name != *backend {
+        return None;
+    }
+    let (passes, last_result) = endpoint.check_summary();
+    let set = |is_met, why: String| state.lifecycle.set(condition::APP, is_met, why, now, &state.telemetry);
+    if endpoint.health() != Health::Healthy {
+        *passing_since = None;
+        let another_is_healthy = live.backends[require_backend?].endpoints.iter().any(|endpoint| endpoint.health() == Health::Healthy);
+        if !another_is_healthy {
+            set(false, format!("the check of `{backend}` at {}: {last_result}", endpoint.label));
+        }
+        return None;
+    }
+    if passing_since.is_none() && passes < success_threshold {
+        set(false, format!("the check of `{backend}` has passed {passes} of {success_threshold} times"));
+        return None;
+    }
+    let ready_at = *passing_since.get_or_insert(now) + startup_delay;
+    if now < ready_at {
+        set(false, format!("the check of `{backend}` has passed, waiting for the startup delay of {startup_delay:?}"));
+        return Some(ready_at);
+    }
+    set(true, format!("the check of `{backend}` passes"));
+    None
+}
+
+async fn check(endpoint: &EndpointState, spec: &CheckSpec) -> Result<(), String> {
+    match &spec.probe {
+        ProbeSpec::Tcp => connect(endpoint, spec.timeout).await,
+        ProbeSpec::Http { path, host, expected } => {
+            let head = http_call::head("GET", path, host.as_deref().unwrap_or(&endpoint.label), &Bytes::new())?;
+            let status = http_call::call(endpoint.address, head, Bytes::new(), spec.timeout).await?;
+            if expected.contains(status) { Ok(()) } else { Err(format!("status {status}")) }
+        }
+    }
+}
+
+async fn connect(endpoint: &EndpointState, timeout: Duration) -> Result<(), String> {
+    match clock::within(Some(timeout), TcpStream::connect(endpoint.address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("connect: {error}")),
+        Err(clock::Elapsed) => Err(format!("no connection within {timeout:?}")),
+    }
+}

@@ -1,0 +1,107 @@
+//! Acting on trouble that stays.
+//!
+//! Looks at each trigger once a second, asks the pure machine what is due, and does it. Every action and every refusal to act is
+//! an event.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::http_call;
+use crate::{
+    clock::{self, Rfc3339},
+    policy::snapshot::{RecoveryAction, RecoverySpec},
+    resilience::{
+        Mode,
+        recovery::{Recovery, Step},
+    },
+    state::{State, breaker::BreakerState, live::Live},
+    telemetry::event::Event,
+};
+
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Runs until the instance ends.
+pub(super) async fn recover(state: Arc<State>) {
+    let mut machines: HashMap<Arc<str>, Recovery> = HashMap::new();
+    loop {
+        clock::sleep(LOOK_EVERY).await;
+        let live = state.live.load_full();
+        let gone: Vec<Arc<str>> = machines.keys().filter(|name| !live.snapshot.recoveries.iter().any(|spec| spec.name == **name)).cloned().collect();
+        for name in gone {
+            machines.remove(&name);
+            undo(&state, &name);
+        }
+        for spec in &live.snapshot.recoveries {
+            let machine = machines.entry(spec.name.clone()).or_insert_with(|| Recovery::new(spec.config));
+            machine.reconfigure(spec.config);
+            let now = clock::now();
+            let holds = trouble(&live, spec, now);
+            match machine.observe(holds.is_some(), now) {
+                None => {}
+                Some(Step::Act(rung)) => act(&state, spec, rung, holds.unwrap_or_default()).await,
+                Some(Step::Capped) => state.telemetry.emit(Event::RecoveryCapped { recovery: spec.name.clone() }),
+                Some(Step::Undo(_)) => undo(&state, &spec.name),
+            }
+        }
+    }
+}
+
+/// The trouble in words, if the trigger holds: a breaker of the backend that has not been closed for so long.
+fn trouble(live: &Live, spec: &RecoverySpec, now: Instant) -> Option<String> {
+    let destinations = live.routes.iter().flat_map(|route| &route.destinations).filter(|to| to.backend.spec.name == spec.backend);
+    let breakers = destinations.flat_map(|to| to.breaker.iter().chain(&to.endpoint_breakers));
+    breakers.into_iter().find_map(|breaker: &Arc<BreakerState>| {
+        let since = breaker.snapshot(now).0.tripped_since?;
+        let open_for = now.saturating_duration_since(since);
+        (open_for >= spec.open_for).then(|| format!("breaker {} has not been closed for {open_for:.1?}", breaker.name()))
+    })
+}
+
+async fn act(state: &State, spec: &RecoverySpec, rung: u32, trouble: String) {
+    let Some(action) = usize::try_from(rung).ok().and_then(|index| spec.ladder.get(index)) else { return };
+    let is_shadow = spec.mode == Mode::Shadow;
+    let (name, result) = match action {
+        RecoveryAction::FailReadiness => {
+            if !is_shadow {
+                state.lifecycle.set(&condition(&spec.name), false, trouble.clone(), clock::now(), &state.telemetry);
+            }
+            ("fail_readiness", Ok(trouble))
+        }
+        RecoveryAction::Webhook { .. } if is_shadow => ("webhook", Ok(trouble)),
+        RecoveryAction::Webhook { url, timeout } => {
+            let body = json!({"recovery": &*spec.name, "backend": &*spec.backend, "rung": rung + 1, "trouble": trouble, "at": Rfc3339(clock::wall()).to_string()});
+            ("webhook", webhook(url, Bytes::from(body.to_string()), *timeout).await)
+        }
+    };
+    state.telemetry.emit(Event::RecoveryActed { recovery: spec.name.clone(), rung: rung + 1, action: name, is_shadow, result });
+}
+
+fn undo(state: &State, recovery: &Arc<str>) {
+    state.lifecycle.clear(&condition(recovery), &state.telemetry);
+    state.telemetry.emit(Event::RecoveryUndone { recovery: recovery.clone() });
+}
+
+/// The readiness condition of a recovery.
+fn condition(recovery: &str) -> String {
+    format!("recovery-{recovery}")
+}
+
+async fn webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<String, String> {
+    let (Some(host), port) = (url.host(), url.port_u16().unwrap_or(80)) else { return Err(format!("{url} names no host")) };
+    let host = host.trim_matches(['[', ']']);
+    let resolved = clock::within(Some(timeout), tokio::net::lookup_host((host, port))).await.map_err(|_| format!("{host} was not resolved within {timeout:?}"))?;
+    let address = resolved.map_err(|error| format!("{host} cannot be resolved: {error}"))?.next().ok_or_else(|| format!("{host} has no address"))?;
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    let authority = url.authority().map_or(host, |authority| authority.as_str());
+    let head = http_call::head("POST", path, authority, &body)?;
+    match http_call::call(address, head, body, timeout).await? {
+        status if (200..300).contains(&status) => Ok(format!("{url} answered {status}")),
+        status => Err(format!("{url} answered {status}")),
+    }
+}

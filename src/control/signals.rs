@@ -1,0 +1,54 @@
+//! The signals of the process: SIGHUP reloads, SIGTERM and SIGINT drain, and a second one of those ends at once.
+
+use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+
+/// What a signal means.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Signal {
+    /// Read the policies again.
+    Reload,
+    /// Leave; by the signal of this name.
+    End(&'static str),
+}
+
+/// The signals that are heeded.
+#[derive(Debug)]
+pub(super) struct Signals {
+    hangup: Option<Stream>,
+    terminate: Option<Stream>,
+    interrupt: Option<Stream>,
+}
+
+impl Signals {
+    pub(super) fn new(is_heeding: bool) -> Self {
+        let listen = |kind: SignalKind| match signal(kind) {
+            _ if !is_heeding => None,
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                tracing::error!("a signal cannot be heeded: {error}");
+                None
+            }
+        };
+        Self { hangup: listen(SignalKind::hangup()), terminate: listen(SignalKind::terminate()), interrupt: listen(SignalKind::interrupt()) }
+    }
+
+    pub(super) async fn next(&mut self) -> Signal {
+        tokio::select! {
+            () = arrives(&mut self.hangup) => Signal::Reload,
+            () = arrives(&mut self.terminate) => Signal::End("SIGTERM"),
+            () = arrives(&mut self.interrupt) => Signal::End("SIGINT"),
+        }
+    }
+
+    /// Waits for the next signal that ends.
+    pub(super) async fn until_end(&mut self) {
+        while !matches!(self.next().await, Signal::End(_)) {}
+    }
+}
+
+async fn arrives(stream: &mut Option<Stream>) {
+    match stream {
+        Some(stream) => drop(stream.recv().await),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,31 @@
+//! What has to be done every second, whatever else happens.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{clock, state::State};
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// Histograms collect until they are emptied.
+const METRICS_EVERY: u64 = 5;
+
+/// Keys whose buckets are full again are forgotten.
+const KEYS_EVERY: u64 = 10;
+
+/// Does it.
+pub(super) async fn upkeep(state: Arc<State>) {
+    for second in 0_u64.. {
+        clock::sleep(TICK).await;
+        let now = clock::now();
+        let live = state.live.load();
+        for breaker in &live.breakers {
+            breaker.tick(now, fastrand::f64());
+        }
+        if second % METRICS_EVERY == 0 {
+            state.telemetry.metrics.upkeep();
+        }
+        if second % KEYS_EVERY == 0 {
+            live.routes.iter().flat_map(|route| &route.rate_limits).for_each(|limit| limit.sweep(now));
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Whom a request is for: one host, whatever form the target has.
+//!
+//! A target in absolute form (`GET http://pay.shop/v1 HTTP/1.1`) names the host itself; pingora has checked that it does not
+//! contradict the Host header. Towards a backend a target is always in origin form.
+
+use http::header;
+
+use super::{client::Client, rejection::Rejection};
+use crate::telemetry::reason::Reason;
+
+/// Whom a request is for, and what it asks.
+pub(super) struct Target {
+    /// The host as it was written, with its port if there is one; empty if an HTTP/1.0 client named none.
+    pub(super) authority: String,
+    /// Path and query, in origin form.
+    pub(super) path_and_query: String,
+}
+
+impl Target {
+    /// The host without its port.
+    pub(super) fn host(&self) -> &str {
+        match self.authority.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap_or_default(),
+            None => self.authority.split(':').next().unwrap_or_default(),
+        }
+    }
+
+    /// The path without its query.
+    pub(super) fn path(&self) -> &str {
+        self.path_and_query.split('?').next().unwrap_or_default()
+    }
+
+    /// The query with its question mark, if there is one.
+    pub(super) fn query(&self) -> &str {
+        &self.path_and_query[self.path().len()..]
+    }
+}
+
+/// Finds out whom a request is for.
+pub(super) fn of(client: &Client) -> Result<Target, Rejection> {
+    let bad = || Rejection::of(Reason::BadRequest);
+    let raw = std::str::from_utf8(client.head().raw_path()).map_err(|_| bad())?;
+    let host = match client.head().headers.get(header::HOST) {
+        Some(host) => host.to_str().map_err(|_| bad())?,
+        None => "",
+    };
+    let (authority, path_and_query) = if raw.starts_with('/') || raw == "*" {
+        (host, raw)
+    } else {
+        let (scheme, rest) = raw.split_once("://").ok_or_else(bad)?;
+        if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+            return Err(bad());
+        }
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        (&rest[..end], &rest[end..])
+    };
+    let slash = if path_and_query.is_empty() || path_and_query.starts_with('?') { "/" } else { "" };
+    Ok(Target { authority: authority.to_owned(), path_and_query: format!("{slash}{path_and_query}") })
+}

@@ -1,0 +1,38 @@
+//! Refuses requests that two readers could understand differently.
+//!
+//! pingora refuses a second Host, differing lengths, a transfer coding that does not end in `chunked`, and malformed heads. It
+//! takes a request with both a length and a transfer coding, by dropping the length; RFC 9112 section 6.1 allows that and asks
+//! for care. A sidecar in front of money has no use for such requests, so they are refused here.
+
+use http::{Method, Version, header};
+
+use super::{client::Client, rejection::Rejection};
+use crate::telemetry::reason::Reason;
+
+/// Checks the head of a request.
+pub(super) fn check(client: &Client) -> Result<(), Rejection> {
+    let head = client.head();
+    if head.method == Method::CONNECT {
+        return Err(Rejection::of(Reason::MethodNotSupported));
+    }
+    if head.headers.contains_key(header::TRANSFER_ENCODING) && has_raw_content_length(client) {
+        return Err(Rejection::of(Reason::BadRequest));
+    }
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
+        return Err(Rejection::of(Reason::BadRequest));
+    }
+    if head.version == Version::HTTP_09 {
+        return Err(Rejection::of(Reason::BadRequest));
+    }
+    let announced = client.text(&header::CONTENT_LENGTH).and_then(|length| length.split(',').next()).and_then(|length| length.trim().parse::<u64>().ok());
+    if announced.is_some_and(|length| length > client.listener.limits.max_body_bytes) {
+        return Err(Rejection::of(Reason::BodyTooLarge));
+    }
+    Ok(())
+}
+
+/// The parsed head no longer has the length, so the bytes are looked at.
+fn has_raw_content_length(client: &Client) -> bool {
+    let raw = client.session.to_h1_raw();
+    raw.split(|byte| *byte == b'\n').any(|line| line.get(..15).is_some_and(|name| name.eq_ignore_ascii_case(b"content-length:")))
+}

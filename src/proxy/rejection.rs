@@ -1,0 +1,156 @@
+//! Answers that the sidecar makes itself: ONE table from reason to status, RFC 9209 error and words.
+//!
+//! Every such answer says that it is one, and why: `proxy-status`, `x-outrigger-reason`, and a problem body (RFC 9457). With 429
+//! and 503 it says when to come back, and never too early.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+
+use super::client::Client;
+use crate::{policy::snapshot::QuotaSpec, telemetry::reason::Reason};
+
+/// The name of this proxy in `proxy-status` and `via`.
+pub(super) const PSEUDONYM: &str = "outrigger";
+
+/// A refusal.
+#[derive(Debug)]
+pub(super) struct Rejection {
+    pub(super) reason: Reason,
+    /// Who refuses: a breaker, a rule. Empty if that is plain.
+    pub(super) by: Arc<str>,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) limit: Option<LimitHeaders>,
+    pub(super) redirect: Option<(u16, String)>,
+    /// Whether the connection cannot be used any more.
+    pub(super) is_fatal: bool,
+}
+
+/// What the headers about a limit say.
+#[derive(Debug)]
+pub(super) struct LimitHeaders {
+    pub(super) rule: Arc<str>,
+    pub(super) quota: QuotaSpec,
+}
+
+impl Rejection {
+    pub(super) fn of(reason: Reason) -> Self {
+        Self::by(reason, Arc::default())
+    }
+
+    pub(super) fn by(reason: Reason, by: Arc<str>) -> Self {
+        Self { reason, by, retry_after: None, limit: None, redirect: None, is_fatal: false }
+    }
+
+    pub(super) fn after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+
+    /// The status.
+    pub(super) fn status(&self) -> u16 {
+        self.redirect.as_ref().map_or_else(|| row(self.reason).status, |(status, _)| *status)
+    }
+
+    /// `TOKEN` or `TOKEN:NAME`.
+    pub(super) fn token(&self) -> String {
+        if self.by.is_empty() { self.reason.token().to_owned() } else { format!("{}:{}", self.reason.token(), self.by) }
+    }
+}
+
+struct Row {
+    status: u16,
+    /// The proxy error type of RFC 9209; none for what is no error.
+    error: Option<&'static str>,
+    title: &'static str,
+}
+
+fn row(reason: Reason) -> Row {
+    let (status, error, title) = match reason {
+        Reason::NoRoute => (404, "destination_not_found", "no route takes this request"),
+        Reason::Redirect => return Row { status: 302, error: None, title: "this is somewhere else" },
+        Reason::BreakerOpen => (503, "destination_unavailable", "the circuit breaker is open"),
+        Reason::RateLimited => (429, "http_request_denied", "too many requests"),
+        Reason::ConcurrencyLimit => (503, "connection_limit_reached", "too many requests at once"),
+        Reason::QueueTimeout => (503, "connection_limit_reached", "no place came free in time"),
+        Reason::ConnectionLimit => (503, "connection_limit_reached", "too many connections to the backend"),
+        Reason::NoHealthyEndpoint => (503, "destination_unavailable", "no endpoint is healthy"),
+        Reason::ConnectFailed => (502, "connection_refused", "no connection could be made to the backend"),
+        Reason::ConnectTimeout => (504, "connection_timeout", "no connection was made to the backend in time"),
+        Reason::UpstreamReset => (502, "connection_terminated", "the backend ended the connection"),
+        Reason::UpstreamTimeout => (504, "http_response_timeout", "the backend did not answer in time"),
+        Reason::UpstreamProtocolError => (502, "http_protocol_error", "the backend's answer cannot be understood"),
+        Reason::RequestTimeout => (504, "http_response_timeout", "the request took too long"),
+        Reason::StreamIdleTimeout => (408, "http_request_error", "the request's body did not come in time"),
+        Reason::BadRequest => (400, "http_request_error", "the request cannot be understood"),
+        Reason::MethodNotSupported => (405, "http_request_error", "the method is not proxied"),
+        Reason::HeaderTimeout => (408, "http_request_error", "the request's head did not come in time"),
+        Reason::HeaderTooLarge => (431, "http_request_error", "the request's head is too long"),
+        Reason::BodyTooLarge => (413, "http_request_error", "the request's body is too long"),
+        // Nobody is there to see it; the number is nginx's, for the log.
+        Reason::ClientClosed => (499, "http_request_error", "the client left"),
+        Reason::LoopDetected => (508, "proxy_loop_detected", "the request came back to its sender"),
+        Reason::InternalError => (500, "proxy_internal_error", "a fault of the proxy"),
+    };
+    Row { status, error: Some(error), title }
+}
+
+/// Answers a client with a refusal. The connection stays usable if the session says so.
+pub(super) async fn answer(client: &mut Client, rejection: &Rejection) -> pingora::Result<()> {
+    let row = row(rejection.reason);
+    let status = rejection.status();
+    let token = rejection.token();
+    let body = Bytes::from(format!(r#"{{"type":"about:blank","title":"{}","status":{status},"reason":"{token}"}}"#, row.title));
+    let mut head = ResponseHeader::build(status, Some(8))?;
+    head.insert_header("content-type", "application/problem+json")?;
+    head.insert_header("content-length", body.len())?;
+    head.insert_header("x-outrigger-reason", token.as_str())?;
+    match row.error {
+        Some(error) => head.insert_header("proxy-status", format!(r#"{PSEUDONYM}; error={error}; details="{token}""#))?,
+        None => head.insert_header("proxy-status", PSEUDONYM)?,
+    }
+    if let Some((_, location)) = &rejection.redirect {
+        head.insert_header("location", location.as_str())?;
+    }
+    if status == 405 {
+        head.insert_header("allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")?;
+    }
+    if matches!(status, 429 | 503) {
+        head.insert_header("retry-after", whole_seconds(rejection.retry_after.unwrap_or(Duration::from_secs(1))))?;
+    }
+    if let Some(limit) = &rejection.limit {
+        let LimitHeaders { rule, quota } = limit;
+        head.insert_header("ratelimit-policy", format!(r#""{rule}";q={};w={}"#, quota.requests, quota.unit_seconds))?;
+        head.insert_header("ratelimit", format!(r#""{rule}";r=0;t={}"#, whole_seconds(rejection.retry_after.unwrap_or_default())))?;
+    }
+    client.session.write_response_header(Box::new(head)).await?;
+    client.session.write_response_body(body, true).await?;
+    client.wire.push().await.map_err(|error| pingora::Error::because(pingora::ErrorType::WriteError, "answering", error))
+}
+
+/// Rounded up, so that nobody comes back too early, and at least one.
+fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_never_rounded_down() {
+        let table = [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (59_999, 60)];
+        for (millis, expected) in table {
+            assert_eq!(whole_seconds(Duration::from_millis(millis)), expected, "{millis} ms");
+        }
+    }
+
+    #[test]
+    fn every_reason_has_a_status_of_its_kind() {
+        for reason in Reason::ALL {
+            let status = Rejection::of(*reason).status();
+            assert!((300..600).contains(&status), "{reason:?} {status}");
+            assert_eq!(row(*reason).error.is_none(), *reason == Reason::Redirect);
+        }
+    }
+}

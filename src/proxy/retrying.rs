@@ -1,0 +1,144 @@
+//! Whether and when an attempt is made again: the pure decision, the budget, and the clearing away of the failed one.
+
+use std::time::Duration;
+
+use http::{Method, header::HeaderName};
+
+use super::{
+    attempt::{Answered, Deadline},
+    classify,
+    client::Client,
+    request_body::RequestBody,
+    serve::Exchange,
+};
+use crate::{
+    clock,
+    resilience::{
+        Mode,
+        retry::{Failure, Situation, StopReason, Verdict},
+    },
+    state::budget::{NoRetry, RetryGuard},
+    telemetry::metrics::RetryStop,
+};
+
+/// An answer that is thrown away for a retry is read to its end up to this, so that its connection can be used again.
+const MAX_DISCARDED: usize = 64 << 10;
+
+/// And for so long.
+const DISCARD_TIME: Duration = Duration::from_millis(25);
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What was tried so far.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    endpoints: Vec<usize>,
+    retries: u32,
+    transparent: u32,
+}
+
+impl Tries {
+    pub(super) fn note(&mut self, endpoint: usize) {
+        if !self.contains(endpoint) {
+            self.endpoints.push(endpoint);
+        }
+    }
+
+    pub(super) fn contains(&self, endpoint: usize) -> bool {
+        self.endpoints.contains(&endpoint)
+    }
+}
+
+/// A retry that will be made.
+pub(super) struct Retry {
+    pub(super) wait: Duration,
+    pub(super) guard: RetryGuard,
+}
+
+/// Whether repeating a request is harmless: by its method (RFC 9110 section 9.2.2), or because its client says that it can be told
+/// apart (`idempotency-key`).
+pub(super) fn is_idempotent(client: &Client) -> bool {
+    let head = client.head();
+    [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE].contains(&head.method) || head.headers.contains_key(IDEMPOTENCY_KEY)
+}
+
+/// The failure that an answer is, if the policy wants its status tried again.
+pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
+    let head = answered.upstream.session.resp_header()?;
+    let is_wanted = !answered.is_upgrade && exchange.destination.policy.retry.codes.contains(head.status.as_u16());
+    is_wanted.then(|| Failure::Status { retry_after: classify::retry_after(head, clock::wall()) })
+}
+
+/// Decides about a retry, and takes it out of the budget; `None` passes on what there is.
+pub(super) fn consider(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, failure: Failure, tries: &mut Tries, deadline: &Deadline) -> Option<Retry> {
+    let destination = exchange.destination;
+    let policy = &destination.policy;
+    if policy.retry.mode == Mode::Off {
+        return None;
+    }
+    let now = clock::now();
+    let situation = Situation {
+        failure,
+        is_idempotent: is_idempotent(client),
+        is_body_replayable: body.is_replayable(),
+        retries: tries.retries,
+        transparent_retries: tries.transparent,
+        time_left: deadline.time_left(now),
+    };
+    let stop = |why| {
+        destination.backend.metrics.not_repeated(why);
+        None
+    };
+    let (wait, is_transparent) = match policy.retry.config.decide(&situation, fastrand::f64()) {
+        Verdict::Retry { wait, is_transparent } => (wait, is_transparent),
+        Verdict::Stop(reason) => return stop(stopped(reason)),
+    };
+    if policy.retry.mode == Mode::Shadow {
+        return stop(RetryStop::Shadow);
+    }
+    // A breaker that has just tripped would refuse the retry; what there is, is better than a refusal.
+    if destination.breaker.as_ref().is_some_and(|breaker| breaker.refuses(now)) {
+        return stop(RetryStop::BreakerOpen);
+    }
+    let max_in_flight = policy.limits.as_ref().map_or(u32::MAX, |limits| limits.max_parallel_retries);
+    match destination.budget.try_withdraw(max_in_flight, now) {
+        Ok(guard) => {
+            if is_transparent {
+                tries.transparent += 1;
+            } else {
+                tries.retries += 1;
+            }
+            destination.backend.metrics.retries.increment(1);
+            Some(Retry { wait, guard })
+        }
+        Err(NoRetry::BudgetSpent) => stop(RetryStop::BudgetSpent),
+        Err(NoRetry::TooManyInFlight) => stop(RetryStop::TooManyInFlight),
+    }
+}
+
+/// Clears an answer away that is not passed on, and keeps its connection if its end is near.
+pub(super) async fn discard(exchange: &Exchange<'_>, body: &RequestBody, answered: Answered) {
+    let mut upstream = answered.upstream;
+    let drain = async {
+        let mut read = 0;
+        while !upstream.session.is_body_done() && read <= MAX_DISCARDED {
+            match upstream.session.read_body_ref().await {
+                Ok(Some(chunk)) => read += chunk.len(),
+                Ok(None) | Err(_) => break,
+            }
+        }
+    };
+    if clock::within(Some(DISCARD_TIME), drain).await.is_ok() {
+        upstream.release(exchange.worker, body.is_done() && answered.is_listening, clock::now()).await;
+    }
+}
+
+fn stopped(reason: StopReason) -> RetryStop {
+    match reason {
+        StopReason::NotTriggered => RetryStop::NotTriggered,
+        StopReason::NotIdempotent => RetryStop::NotIdempotent,
+        StopReason::BodyNotReplayable => RetryStop::BodyNotReplayable,
+        StopReason::AttemptsExhausted => RetryStop::AttemptsExhausted,
+        StopReason::NoTimeLeft => RetryStop::NoTimeLeft,
+    }
+}

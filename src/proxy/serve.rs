@@ -1,0 +1,202 @@
+//! The life of a request, from top to bottom.
+
+use std::{sync::Arc, time::Instant};
+
+use ahash::RandomState;
+use http::header::HeaderName;
+use pingora::protocols::http::ServerSession;
+
+use super::{
+    admission, attempt,
+    authority::{self, Target},
+    client::Client,
+    framing, headers,
+    rejection::{self, Rejection},
+    relay,
+    request_body::RequestBody,
+    routing,
+    worker::Worker,
+};
+use crate::{
+    clock::{self, Rfc3339},
+    policy::{
+        snapshot::{ActionSpec, RedirectSpec, Rule},
+        units::StatusSet,
+    },
+    state::{
+        endpoint::EndpointState,
+        lifecycle::InFlight,
+        live::{DestinationState, Live, RouteState},
+    },
+    telemetry::{access_log::Record, reason::Reason},
+};
+
+/// What becomes of a client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// It may carry another request.
+    Reuse,
+    /// It ends; the client is still sending.
+    Linger,
+    /// It ends.
+    Close,
+}
+
+/// What a request is, once it is known where it goes.
+pub(super) struct Exchange<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) route: &'a RouteState,
+    pub(super) rule: &'a Rule,
+    pub(super) destination: &'a DestinationState,
+    pub(super) target: &'a Target,
+    pub(super) request_id: &'a str,
+    pub(super) hasher: &'a RandomState,
+    is_closing: bool,
+}
+
+impl Exchange<'_> {
+    /// Counts a refusal that shadow mode lets pass.
+    pub(super) fn would_refuse(&self, reason: Reason) {
+        self.route.metrics.would_refuse(&self.worker.state.telemetry.metrics, reason);
+    }
+
+    /// Whether the connection is to end after this request.
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing || self.worker.state.lifecycle.is_draining()
+    }
+}
+
+/// What is known of a request as it goes on, for its record.
+pub(super) struct Progress {
+    pub(super) began: Instant,
+    pub(super) attempts: u32,
+    pub(super) endpoint: Option<Arc<EndpointState>>,
+    pub(super) status: u16,
+    pub(super) reason: Option<Reason>,
+    pub(super) sent: u64,
+    by: Arc<str>,
+    received: u64,
+    request_id: String,
+    /// The indices of the route, and of its destination.
+    route: Option<(usize, usize)>,
+}
+
+/// Serves one request.
+pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing: bool) -> After {
+    let began = clock::now();
+    let live = worker.state.live.load_full();
+    let in_flight = InFlight::enter(&worker.state, began);
+    let request_id = headers::request_id(client);
+    let mut progress = Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, sent: 0, by: Arc::default(), received: 0, request_id, route: None };
+    let after = match exchange(worker, &live, client, &mut progress, is_closing).await {
+        Ok(after) => after,
+        Err(rejection) => refuse(client, &rejection, &mut progress, is_closing).await,
+    };
+    let ended = clock::now();
+    record(worker, &live, client, &progress, ended);
+    in_flight.end(ended);
+    after
+}
+
+async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progress: &mut Progress, is_closing: bool) -> Result<After, Rejection> {
+    framing::check(client)?;
+    if headers::goes_in_circles(client) {
+        return Err(Rejection::of(Reason::LoopDetected));
+    }
+    let target = authority::of(client)?;
+    let (route, rule) = routing::route(live, client, &target)?;
+    progress.route = Some((rule.route, usize::MAX));
+    if let ActionSpec::Redirect(redirect) = &route.spec.action {
+        return Err(redirected(redirect, &target, rule));
+    }
+    let destination = routing::destination(route)?;
+    progress.route = Some((rule.route, route.destinations.iter().position(|other| std::ptr::eq(other, destination)).unwrap_or(usize::MAX)));
+    let request_id = progress.request_id.clone();
+    let hasher = &worker.state.limit_hasher;
+    let exchange = Exchange { worker, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
+
+    admission::rate_limits(&exchange, client, progress.began)?;
+    let _place = admission::enter(&exchange).await?;
+    let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
+    let answered = attempt::until_answered(&exchange, client, &mut body, progress).await;
+    progress.received = body.received();
+    let after = relay::relay(&exchange, client, &mut body, answered?, progress).await;
+    progress.received = body.received();
+    after
+}
+
+async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool) -> After {
+    progress.reason = Some(rejection.reason);
+    progress.by = rejection.by.clone();
+    if rejection.reason == Reason::ClientClosed {
+        return After::Close;
+    }
+    progress.status = rejection.status();
+    let is_unread = !client.session.is_body_done();
+    if rejection.is_fatal || is_unread || is_closing || matches!(rejection.reason, Reason::BadRequest) {
+        client.session.set_keepalive(None);
+    }
+    match rejection::answer(client, rejection).await {
+        Err(_) => After::Close,
+        Ok(()) if rejection.is_fatal || is_unread => After::Linger,
+        Ok(()) => After::Reuse,
+    }
+}
+
+fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule) -> Rejection {
+    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+    let host = redirect.host.as_deref().unwrap_or_else(|| target.host());
+    let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
+    let path = redirect.path.as_ref().map_or_else(|| target.path_and_query.clone(), |rewrite| routing::rewritten(target, rule, rewrite));
+    Rejection { redirect: Some((redirect.status, format!("{scheme}://{host}{port}{path}"))), ..Rejection::of(Reason::Redirect) }
+}
+
+fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, ended: Instant) {
+    let telemetry = &worker.state.telemetry;
+    let route = progress.route.map(|(index, _)| &live.routes[index]);
+    let metrics = route.map_or(&live.unrouted, |route| &route.metrics);
+    let duration = ended.saturating_duration_since(progress.began);
+    metrics.finished(progress.status, duration.as_secs_f64());
+    if let Some(reason) = progress.reason {
+        metrics.refused(&telemetry.metrics, reason);
+    }
+    let log = &live.snapshot.access_log;
+    if !telemetry.access_log.is_on() || !log.is_on || !is_sampled(log.sampling, &log.always, progress.status) {
+        return;
+    }
+    let destination = progress.route.and_then(|(_, destination)| route.and_then(|route| route.destinations.get(destination)));
+    let head = client.head();
+    telemetry.access_log.write(&Record {
+        timestamp: format_args!("{}", Rfc3339(clock::wall())),
+        listener: &client.listener.name,
+        route: route.map_or("", |route| &route.spec.name),
+        backend: destination.map_or("", |destination| &destination.backend.spec.name),
+        endpoint: progress.endpoint.as_ref().map_or("", |endpoint| &endpoint.label),
+        client: Some(client.peer),
+        method: head.method.as_str(),
+        host: client.text(&http::header::HOST).unwrap_or_default(),
+        path: path_of(&client.session),
+        status: progress.status,
+        reason: progress.reason,
+        detail: &progress.by,
+        attempts: progress.attempts,
+        received: progress.received,
+        sent: progress.sent,
+        duration,
+        request_id: &progress.request_id,
+        traceparent: client.text(&TRACEPARENT).unwrap_or_default(),
+    });
+}
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+fn is_sampled(share: f64, always: &StatusSet, status: u16) -> bool {
+    share >= 1.0 || always.contains(status) || fastrand::f64() < share
+}
+
+/// The path without its query, which may hold what nobody should write down.
+fn path_of(session: &ServerSession) -> &str {
+    let raw = session.req_header().raw_path();
+    let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
+    std::str::from_utf8(path).unwrap_or_default()
+}

@@ -1,0 +1,54 @@
+//! What belongs to the process and not to policy: flags and environment variables, in a form that cannot be wrong.
+
+use std::{collections::HashMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+/// The settings of one instance.
+#[derive(Clone)]
+pub struct Settings {
+    /// The policy directory, or one file.
+    pub policies: PathBuf,
+    /// Where the admin server listens; port 0 lets the system choose.
+    pub admin: SocketAddr,
+    /// Where the last good policies are kept; `None` keeps none.
+    pub state_dir: Option<PathBuf>,
+    /// Threads of the data plane.
+    pub workers: NonZeroUsize,
+    /// How often the policy directory is looked at, besides the system's notices.
+    pub poll_interval: Duration,
+    /// What a caller of a changing admin endpoint must show if it is not on this host.
+    pub admin_token: Option<String>,
+    /// Whether to heed the signals of the process.
+    pub heeds_signals: bool,
+    /// What `${NAME}` in a policy is taken from.
+    pub environment: HashMap<String, String>,
+}
+
+impl std::fmt::Debug for Settings {
+    /// Leaves out what may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("policies", &self.policies)
+            .field("admin", &self.admin)
+            .field("state_dir", &self.state_dir)
+            .field("workers", &self.workers)
+            .field("poll_interval", &self.poll_interval)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// The usual settings for a policy directory.
+    #[must_use]
+    pub fn new(policies: PathBuf, admin: SocketAddr) -> Self {
+        Self {
+            policies,
+            admin,
+            state_dir: None,
+            workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            poll_interval: Duration::from_secs(15),
+            admin_token: None,
+            heeds_signals: false,
+            environment: HashMap::new(),
+        }
+    }
+}
