@@ -12,6 +12,7 @@ use std::{
 use ahash::RandomState;
 
 use super::{
+    attempt::client_failure,
     client::Client,
     rejection::{LimitHeaders, Rejection},
     serve::Exchange,
@@ -73,7 +74,7 @@ fn is_about(selector: &SelectorSpec, client: &Client) -> bool {
 }
 
 /// Takes a place in flight, or waits for one.
-pub(super) async fn enter(exchange: &Exchange<'_>) -> Result<Option<LimitGuard>, Rejection> {
+pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Result<Option<LimitGuard>, Rejection> {
     let (Some(limit), Some(spec)) = (&exchange.destination.limit, &exchange.destination.policy.limits) else {
         return Ok(None);
     };
@@ -85,9 +86,20 @@ pub(super) async fn enter(exchange: &Exchange<'_>) -> Result<Option<LimitGuard>,
             Ok(Some(guard))
         }
         Entry::Refused => Err(refused(Reason::ConcurrencyLimit)),
-        Entry::Queued(waiting) => match clock::within(Some(spec.pending_timeout), waiting).await {
-            Ok(guard) => Ok(Some(guard)),
-            Err(clock::Elapsed) => Err(refused(Reason::QueueTimeout)),
-        },
+        Entry::Queued(waiting) => {
+            // While a body is on its way, reading from the client would take of it; then only the time ends the wait.
+            let may_watch = client.session.is_body_done();
+            let turn = async {
+                tokio::select! {
+                    biased;
+                    guard = waiting => Ok(Some(guard)),
+                    read = client.session.read_body_or_idle(true), if may_watch => match read {
+                        Ok(_) => Ok(None),
+                        Err(error) => Err(client_failure(&error)),
+                    },
+                }
+            };
+            clock::within(Some(spec.pending_timeout), turn).await.unwrap_or_else(|_| Err(refused(Reason::QueueTimeout)))
+        }
     }
 }

@@ -282,16 +282,25 @@ async fn await_head(exchange: &Exchange<'_>, client: &mut Client, body: &mut Req
             Event::Pushed(Err(_)) => is_listening = false,
             Event::Client(read) => {
                 let chunk = read.map_err(|error| client_failure(&error))?;
-                body.note(chunk.as_ref())?;
-                let written = match &chunk {
-                    Some(chunk) => upstream.session.write_body(chunk).await,
-                    None => upstream.session.finish_body().await,
-                };
-                written.map_err(|_| Rejection::of(Reason::InternalError))?;
+                // The session tells of the end with the last chunk, or after it.
+                body.note(chunk.as_ref(), chunk.is_none() || client.session.is_body_done())?;
+                write(upstream, chunk.as_ref(), body.is_done()).await.map_err(|_| Rejection::of(Reason::InternalError))?;
                 until = limit(deadline, body.is_done());
             }
         }
     }
+}
+
+/// Queues a piece of the request, and its end.
+pub(super) async fn write(upstream: &mut Upstream, chunk: Option<&bytes::Bytes>, is_last: bool) -> pingora::Result<()> {
+    // A session may read nothing at all, as when a chunk's size came without its bytes; written as a chunk that would be the end.
+    if let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) {
+        upstream.session.write_body(chunk).await?;
+    }
+    if is_last {
+        upstream.session.finish_body().await?;
+    }
+    Ok(())
 }
 
 enum Event {

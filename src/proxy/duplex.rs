@@ -4,7 +4,12 @@
 //! is queued for it, the client sends, the backend sends. A side is read only when the other side's queue is empty, so that
 //! no more than one piece is ever held in either direction, and no side can block the other.
 
-use super::{attempt::Answered, client::Client, request_body::RequestBody, serve::Exchange};
+use super::{
+    attempt::{self, Answered},
+    client::Client,
+    request_body::RequestBody,
+    serve::Exchange,
+};
 use crate::{clock, telemetry::reason::Reason};
 
 enum Event {
@@ -27,12 +32,8 @@ pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body
             },
             Event::FromClient(read) => {
                 let chunk = read.map_err(|_| Reason::ClientClosed)?;
-                body.note(chunk.as_ref()).map_err(|rejection| rejection.reason)?;
-                let written = match chunk {
-                    Some(chunk) => answered.upstream.session.write_body(&chunk).await,
-                    None => answered.upstream.session.finish_body().await,
-                };
-                answered.is_listening &= written.is_ok();
+                body.note(chunk.as_ref(), chunk.is_none() || client.session.is_body_done()).map_err(|rejection| rejection.reason)?;
+                answered.is_listening &= attempt::write(&mut answered.upstream, chunk.as_ref(), body.is_done()).await.is_ok();
             }
         }
     }

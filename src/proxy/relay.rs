@@ -32,13 +32,16 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
         body.becomes_tunnel();
         duplex::tunnel(exchange, client, body, &mut answered).await
     } else if body.is_done() {
-        simple(exchange, client, &mut answered, progress).await
+        simple(exchange, client, &mut answered).await
     } else {
         duplex::both_ways(exchange, client, body, &mut answered).await
     };
     if let Err(reason) = flowed {
-        // The head is out; all that can be done is to stop.
+        // The head is on its way; all that can be done is to let out what came, and to stop short of its end.
         progress.reason = Some(reason);
+        if reason != Reason::ClientClosed {
+            _ = push(client, exchange.destination.policy.timeouts.stream_idle).await;
+        }
         return Ok(After::Close);
     }
     let is_request_complete = body.is_done() && answered.is_listening;
@@ -51,7 +54,7 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     })
 }
 
-async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Answered, progress: &mut Progress) -> Result<(), Reason> {
+async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Answered) -> Result<(), Reason> {
     let idle = exchange.destination.policy.timeouts.stream_idle;
     let upstream = &mut answered.upstream;
     let mut queued = 0;
@@ -81,7 +84,6 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
         };
         let Some(chunk) = chunk.map_err(|_| Reason::UpstreamReset)? else { break };
         queued += chunk.len();
-        progress.sent += chunk.len() as u64;
         client.session.write_response_body(chunk, false).await.map_err(|_| Reason::ClientClosed)?;
         if queued >= PIECE {
             queued = 0;

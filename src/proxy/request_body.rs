@@ -25,12 +25,10 @@ impl RequestBody {
         Self { kept: Vec::new(), kept_bytes: 0, max_kept, is_replayable: true, is_done, received: 0, max }
     }
 
-    /// Takes note of what was read from the client; `None` is the end.
-    pub(super) fn note(&mut self, chunk: Option<&Bytes>) -> Result<(), Rejection> {
-        let Some(chunk) = chunk else {
-            self.is_done = true;
-            return Ok(());
-        };
+    /// Takes note of what was read from the client, and whether it was the last of it.
+    pub(super) fn note(&mut self, chunk: Option<&Bytes>, is_last: bool) -> Result<(), Rejection> {
+        self.is_done = is_last;
+        let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) else { return Ok(()) };
         self.received += chunk.len() as u64;
         if self.received > self.max {
             return Err(Rejection { is_fatal: true, ..Rejection::of(Reason::BodyTooLarge) });

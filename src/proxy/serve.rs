@@ -73,7 +73,6 @@ pub(super) struct Progress {
     pub(super) endpoint: Option<Arc<EndpointState>>,
     pub(super) status: u16,
     pub(super) reason: Option<Reason>,
-    pub(super) sent: u64,
     by: Arc<str>,
     received: u64,
     request_id: String,
@@ -87,7 +86,7 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     let live = worker.state.live.load_full();
     let in_flight = InFlight::enter(&worker.state, began);
     let request_id = headers::request_id(client);
-    let mut progress = Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, sent: 0, by: Arc::default(), received: 0, request_id, route: None };
+    let mut progress = Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, by: Arc::default(), received: 0, request_id, route: None };
     let after = match exchange(worker, &live, client, &mut progress, is_closing).await {
         Ok(after) => after,
         Err(rejection) => refuse(client, &rejection, &mut progress, is_closing).await,
@@ -116,7 +115,7 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     let exchange = Exchange { worker, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
 
     admission::rate_limits(&exchange, client, progress.began)?;
-    let _place = admission::enter(&exchange).await?;
+    let _place = admission::enter(&exchange, client).await?;
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let answered = attempt::until_answered(&exchange, client, &mut body, progress).await;
     progress.received = body.received();
@@ -181,7 +180,7 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
         detail: &progress.by,
         attempts: progress.attempts,
         received: progress.received,
-        sent: progress.sent,
+        sent: client.session.body_bytes_sent() as u64,
         duration,
         request_id: &progress.request_id,
         traceparent: client.text(&TRACEPARENT).unwrap_or_default(),

@@ -1,0 +1,91 @@
+//! The keep-alive race: an app that closes idle connections while requests are on their way.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::{Backend, Sidecar, backend::ok, sidecar::policy};
+
+/// An app that closes each connection some time after its answer, at ever other moments.
+fn closing() -> (Backend, Arc<Mutex<HashMap<String, usize>>>) {
+    let ran = Arc::new(Mutex::new(HashMap::new()));
+    let there = ran.clone();
+    let moment = AtomicUsize::new(0);
+    let backend = Backend::start(move |mut connection| {
+        let answers = 1 + connection.number % 3;
+        for _ in 0..answers {
+            let Some(request) = connection.request() else { return };
+            *there.lock().unwrap().entry(String::from_utf8_lossy(&request.body).into_owned()).or_default() += 1;
+            connection.send(ok("done"));
+        }
+        // Not waiting for anything, only for a moment that no one can foresee.
+        let micros = moment.fetch_add(1, Ordering::SeqCst) as u64 * 137 % 3_000;
+        std::thread::park_timeout(Duration::from_micros(micros));
+    });
+    (backend, ran)
+}
+
+#[test]
+fn every_post_reaches_the_app_exactly_once_while_connections_are_closed_under_it() {
+    let (backend, ran) = closing();
+    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {retryConstraint: {minRetryRate: {count: 10000}}}\n"));
+    // The sidecar learns from a few requests that may be lost without harm that this app closes early.
+    let mut client = sidecar.client();
+    for _ in 0..50 {
+        client.get("/warm");
+    }
+    for number in 0..500 {
+        let answer = client.post("/", &format!("payment {number}"));
+        assert_eq!(answer.status, 200, "payment {number}: {}", answer.reason());
+        std::thread::park_timeout(Duration::from_micros(number * 61 % 4_000));
+    }
+    let ran = ran.lock().unwrap();
+    for number in 0..500 {
+        assert_eq!(ran.get(&format!("payment {number}")), Some(&1), "payment {number}");
+    }
+}
+
+#[test]
+fn gets_do_not_see_connections_that_are_closed_under_them() {
+    let (backend, _) = closing();
+    let retry = "  defaults: {retry: {attempts: 2, retryOn: [connect-failure, reset-before-request, reset], codes: []}, retryConstraint: {minRetryRate: {count: 10000}}}\n";
+    let sidecar = Sidecar::start(&policy(&[backend.address], retry));
+    let mut client = sidecar.client();
+    for number in 0..500 {
+        assert_eq!(client.get("/").status, 200, "request {number}");
+        std::thread::park_timeout(Duration::from_micros(number * 61 % 4_000));
+    }
+}
+
+/// What an app announces is believed before it has to be learned.
+#[test]
+fn an_announced_keep_alive_time_is_kept_clear_of() {
+    let backend = Backend::answering(|_| "HTTP/1.1 200 OK\r\nkeep-alive: timeout=0\r\ncontent-length: 0\r\n\r\n".into());
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let mut client = sidecar.client();
+    for _ in 0..5 {
+        client.post("/", "x");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    assert_eq!(backend.connections(), 5);
+}
+
+#[test]
+fn a_connection_that_sent_something_unasked_is_not_used_again() {
+    let backend = Backend::start(|mut connection| {
+        while connection.request().is_some() {
+            connection.send(format!("{}HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n", ok("done")));
+        }
+    });
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let mut client = sidecar.client();
+    for _ in 0..5 {
+        assert_eq!(client.get("/").text(), "done");
+    }
+    assert_eq!(backend.connections(), 5);
+}

@@ -1,0 +1,23 @@
+//! The promises of Outrigger, black box: the real sidecar on port 0, and backends that do exactly what a test says.
+//!
+//! One binary, one module per promise. `support` is the only place that may wait.
+#![expect(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+mod admin;
+mod architecture;
+mod bodies;
+mod breakers;
+mod command_line;
+mod diagnostics;
+mod drain;
+mod forwarding;
+mod framing;
+mod keep_alive;
+mod limits;
+mod recovery;
+mod reload;
+mod retries;
+mod timeouts;
+mod tunnels;

@@ -1,0 +1,245 @@
+//! Policies that change while the sidecar runs.
+
+use std::{
+    os::unix::fs::symlink,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use outrigger::app::StartError;
+
+use crate::support::{
+    Backend, Client, Directory, Sidecar,
+    backend::{Gate, answer, ok},
+    eventually,
+    sidecar::policy,
+};
+
+const BROKEN: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: test}\nspec:\n  rowts: []\n";
+
+/// 200 reloads under load, 50 of them invalid: no request fails, and the state is kept.
+#[test]
+fn reloads_under_load_lose_no_request_and_keep_the_state() {
+    let backend = Backend::healthy();
+    let sections = |requests: u32| {
+        format!(
+            "  defaults:\n    circuitBreaker: {{consecutiveFailures: {requests}}}\n    rateLimit: {{local: {{rules: [{{name: spent, clientSelectors: [{{headers: [{{name: x-key, type: Distinct}}]}}], limit: {{requests: 1, unit: Hour, burst: 3}}}}]}}}}\n    \
+             connectionLimits: {{maxParallelRequests: {requests}}}\n"
+        )
+    };
+    let sidecar = Sidecar::start(&policy(&[backend.address], &sections(100)));
+    let mut client = sidecar.client();
+    let spend = |client: &mut Client| client.send("GET / HTTP/1.1\r\nhost: a\r\nx-key: spender\r\n\r\n").answer().status;
+    assert_eq!([(); 4].map(|()| spend(&mut client)), [200, 200, 200, 429]);
+    sidecar.admin("POST", "/api/v1/breakers/app/force-open");
+    assert_eq!(client.get("/").reason(), "breaker_open:app");
+    sidecar.reload(&policy(&[backend.address], &sections(101)));
+    assert_eq!(client.get("/").reason(), "breaker_open:app", "a reload does not forget what was forced");
+    sidecar.admin("POST", "/api/v1/breakers/app/auto");
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let done = Arc::new(AtomicUsize::new(0));
+    let address = sidecar.address("inbound");
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let (is_over, done) = (is_over.clone(), done.clone());
+            thread::spawn(move || {
+                let mut client = Client::connect(address);
+                while !is_over.load(Ordering::SeqCst) {
+                    let answer = client.get("/");
+                    assert_eq!((answer.status, answer.text().as_str()), (200, "hello"), "{}", answer.reason());
+                    done.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    let mut refused = 0;
+    for round in 0..200_u32 {
+        let result = if round % 4 == 3 { sidecar.reload(BROKEN) } else { sidecar.reload(&policy(&[backend.address], &sections(200 + round))) };
+        refused += u32::from(result.status == 422);
+        let before = done.load(Ordering::SeqCst);
+        eventually("the load goes on", || done.load(Ordering::SeqCst) > before);
+    }
+    is_over.store(true, Ordering::SeqCst);
+    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    assert_eq!(refused, 50);
+    assert_eq!(spend(&mut client), 429, "the bucket is as empty as before");
+    assert_eq!(sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#), 50.0);
+    assert_eq!(sidecar.address("inbound"), address, "the listener kept its socket");
+}
+
+#[test]
+fn a_faulty_set_changes_nothing_and_is_visible_everywhere() {
+    let backend = Backend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let before = sidecar.json("/api/v1/status");
+    let refused = sidecar.reload(BROKEN);
+    assert_eq!(refused.status, 422);
+    assert!(refused.text().contains("policy.yaml:5:3: unknown key `rowts`"), "{}", refused.text());
+    let after = sidecar.json("/api/v1/status");
+    assert_eq!((&after["policy"]["generation"], &after["policy"]["hash"]), (&before["policy"]["generation"], &before["policy"]["hash"]));
+    assert_eq!(after["policy"]["last_result"], "refused");
+    assert!(after["policy"]["faults"][0].as_str().unwrap().contains("rowts"));
+    assert_eq!((sidecar.metric("outrigger_policy_current"), sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#)), (0.0, 1.0));
+    assert!(sidecar.events().iter().any(|event| event.contains("policy refused") && event.contains("rowts")));
+    let ready = sidecar.admin("GET", "/readyz?verbose");
+    assert!(ready.status == 200 && ready.text().contains("[!] policy-current"), "{}", ready.text());
+    assert_eq!(sidecar.get("/").status, 200);
+    sidecar.reload(&policy(&[backend.address], "  defaults: {timeouts: {request: 9s}}\n"));
+    assert_eq!(sidecar.metric("outrigger_policy_current"), 1.0);
+}
+
+#[test]
+fn a_changed_file_is_noticed_and_what_changed_is_said_in_words() {
+    let (backend, other) = (Backend::healthy(), Backend::answering(|_| ok("other")));
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    sidecar.directory.write("policy.yaml", &policy(&[other.address], ""));
+    eventually("the new endpoint answers", || sidecar.get("/").text() == "other");
+    let told = sidecar.events();
+    let words = [format!("backend app: endpoint {} removed, its requests run on", backend.address), format!("backend app: endpoint {} added", other.address)];
+    assert!(words.iter().all(|words| told.iter().any(|event| event.contains(words))), "{told:?}");
+}
+
+/// A ConfigMap is mounted as a link to a directory that is swapped as a whole.
+fn config_map(directory: &Path, version: &str, text: &str) {
+    std::fs::create_dir(directory.join(version)).unwrap();
+    std::fs::write(directory.join(version).join("policy.yaml"), text).unwrap();
+    symlink(version, directory.join("..data_tmp")).unwrap();
+    std::fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
+}
+
+#[test]
+fn the_swap_of_a_config_map_is_noticed() {
+    let (backend, other) = (Backend::healthy(), Backend::answering(|_| ok("other")));
+    for notices in [true, false] {
+        let directory = Directory::new();
+        config_map(directory.path(), "..2026_1", &policy(&[backend.address], ""));
+        symlink("..data/policy.yaml", directory.path().join("policy.yaml")).unwrap();
+        // Once by the system's notices with a poll that never comes, once by the poll alone.
+        let sidecar = Sidecar::start_in(directory, |settings| {
+            settings.poll_interval = std::time::Duration::from_millis(if notices { 3_600_000 } else { 20 });
+        })
+        .unwrap();
+        assert_eq!(sidecar.get("/").text(), "hello");
+        config_map(sidecar.directory.path(), "..2026_2", &policy(&[other.address], ""));
+        eventually("the new policy is in force", || sidecar.get("/").text() == "other");
+    }
+}
+
+#[test]
+fn a_request_sees_one_policy_to_its_end() {
+    let gate = Gate::new();
+    let there = gate.clone();
+    let backend = Backend::start(move |mut connection| {
+        connection.request();
+        there.pass();
+        connection.send(ok("old"));
+    });
+    let other = Backend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let mut client = sidecar.client();
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually("it has arrived", || backend.seen().len() == 1);
+    sidecar.reload(&policy(&[other.address], ""));
+    assert_eq!(sidecar.get("/").text(), "hello");
+    gate.open();
+    assert_eq!(client.answer().text(), "old", "its endpoint is gone from the policy, and it runs on");
+}
+
+#[test]
+fn listeners_come_go_and_change_without_a_restart() {
+    let backend = Backend::healthy();
+    let text = policy(&[backend.address], "");
+    let sidecar = Sidecar::start(&text);
+    let first = sidecar.address("inbound");
+    let mut old = sidecar.client();
+    assert_eq!(old.get("/").status, 200);
+    let two = text
+        .replace("    - {name: inbound,", "    - {name: second, direction: Inbound, address: \"127.0.0.1:0\"}\n    - {name: inbound,")
+        .replace("[inbound]", "[inbound, second]");
+    assert_eq!(sidecar.reload(&two).status, 200);
+    let second = sidecar.address("second");
+    assert_eq!(Client::connect(second).get("/").status, 200);
+    let limited = two.replace("{name: inbound, direction: Inbound,", "{name: inbound, direction: Inbound, limits: {maxBodyBytes: 1}, ");
+    sidecar.reload(&limited);
+    assert_eq!(sidecar.address("inbound"), first);
+    assert_eq!(old.post("/", "xx").status, 413, "a connection that is open follows too");
+    let only_second =
+        limited.replace("    - {name: inbound, direction: Inbound, limits: {maxBodyBytes: 1},  address: \"127.0.0.1:0\"}\n", "").replace("[inbound, second]", "[second]");
+    assert_eq!(sidecar.reload(&only_second).status, 200);
+    eventually("the first is closed", || std::net::TcpStream::connect(first).is_err());
+    assert_eq!(Client::connect(second).get("/").status, 200);
+}
+
+#[test]
+fn a_listener_that_cannot_be_bound_refuses_the_whole_set() {
+    let backend = Backend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = policy(&[backend.address], "")
+        .replace("    - {name: inbound,", &format!("    - {{name: taken, direction: Inbound, address: \"{}\"}}\n    - {{name: inbound,", taken.local_addr().unwrap()));
+    let refused = sidecar.reload(&text);
+    assert!(refused.status == 422 && refused.text().contains("the listener `taken` cannot be bound"), "{}", refused.text());
+    assert_eq!(sidecar.get("/").status, 200);
+}
+
+#[test]
+fn breaker_state_counts_and_health_survive_a_change_and_a_renamed_backend_begins_anew() {
+    let backend = Backend::answering(|_| answer(500, "no"));
+    let breaker = |failures: u32| format!("  defaults: {{circuitBreaker: {{consecutiveFailures: {failures}, waitDurationInOpenState: 1h, maxWaitDurationInOpenState: 1h}}}}\n");
+    let sidecar = Sidecar::start(&policy(&[backend.address], &breaker(4)));
+    for _ in 0..3 {
+        sidecar.get("/");
+    }
+    sidecar.reload(&policy(&[backend.address], &breaker(5)));
+    assert_eq!(sidecar.breaker("app")["consecutive_failures"], 3, "the run goes on");
+    for _ in 0..2 {
+        sidecar.get("/");
+    }
+    assert_eq!(sidecar.breaker("app")["state"], "open");
+    let told = sidecar.reload(&policy(&[backend.address], &breaker(6))).text();
+    assert!(told.contains("breaker towards app changed, state and counts are kept"), "{told}");
+    assert_eq!(sidecar.get("/").reason(), "breaker_open:app");
+    sidecar.reload(&policy(&[backend.address], &breaker(6)).replace("name: app", "name: renamed"));
+    assert_eq!(sidecar.get("/").status, 500, "another backend, another breaker");
+}
+
+#[test]
+fn a_bucket_with_another_quota_is_as_full_as_before_in_proportion() {
+    let backend = Backend::healthy();
+    let rule = |burst: u32| format!("  defaults: {{rateLimit: {{local: {{rules: [{{name: all, limit: {{requests: 1, unit: Hour, burst: {burst}}}}}]}}}}}}\n");
+    let sidecar = Sidecar::start(&policy(&[backend.address], &rule(10)));
+    let mut client = sidecar.client();
+    for _ in 0..5 {
+        client.get("/");
+    }
+    sidecar.reload(&policy(&[backend.address], &rule(100)));
+    let passed = (0..100).filter(|_| client.get("/").status == 200).count();
+    assert!((49..=51).contains(&passed), "half of a hundred, as it was half of ten: {passed}");
+}
+
+#[test]
+fn a_broken_file_at_start_is_refused_or_the_last_good_set_is_used() {
+    let backend = Backend::healthy();
+    let directory = Directory::new();
+    directory.write("policy.yaml", BROKEN);
+    let Err(StartError::Policy(faults)) = Sidecar::start_in(directory, |_| {}) else { panic!("started") };
+    assert!(faults.to_human().contains("unknown key `rowts`"));
+
+    let keeping = Directory::new();
+    let state_dir = keeping.path().join("state");
+    let directory = Directory::new();
+    directory.write("policy.yaml", &policy(&[backend.address], ""));
+    drop(Sidecar::start_in(directory, |settings| settings.state_dir = Some(state_dir.clone())).unwrap());
+    let directory = Directory::new();
+    directory.write("policy.yaml", BROKEN);
+    let sidecar = Sidecar::start_in(directory, |settings| settings.state_dir = Some(state_dir.clone())).unwrap();
+    assert_eq!(sidecar.get("/").status, 200);
+    assert_eq!(sidecar.json("/api/v1/status")["policy"]["last_result"], "refused");
+    assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
+    assert!(sidecar.events().iter().any(|event| event.contains("policy refused")), "it says so loudly");
+}

@@ -1,0 +1,176 @@
+//! A client that sends exactly the bytes it is told, and reads answers by their framing.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+};
+
+use super::PATIENCE;
+
+/// One connection.
+pub(crate) struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+    /// Whether the body came to its proper end.
+    pub(crate) is_complete: bool,
+}
+
+impl Answer {
+    /// The first value of a header.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).filter_map(|line| line.split_once(':')).find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        self.header("x-outrigger-reason").unwrap_or_default()
+    }
+}
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+        self
+    }
+
+    /// Sends without minding whether the other side still reads.
+    pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
+    pub(crate) fn get(&mut self, path: &str) -> Answer {
+        self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).answer()
+    }
+
+    pub(crate) fn post(&mut self, path: &str, body: &str) -> Answer {
+        self.send(format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}", body.len())).answer()
+    }
+
+    /// Reads one answer to a request that is not HEAD, interim answers skipped.
+    #[track_caller]
+    pub(crate) fn answer(&mut self) -> Answer {
+        self.try_answer().expect("an answer")
+    }
+
+    pub(crate) fn try_answer(&mut self) -> Option<Answer> {
+        loop {
+            let (status, head) = self.head()?;
+            if !(100..200).contains(&status) || status == 101 {
+                return Some(self.body(status, head, true));
+            }
+        }
+    }
+
+    /// Reads one head and nothing more.
+    pub(crate) fn head(&mut self) -> Option<(u16, String)> {
+        let end = loop {
+            if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
+                break end;
+            }
+            if !self.more() {
+                return None;
+            }
+        };
+        let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
+        self.buffer.drain(..end + 4);
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, head))
+    }
+
+    pub(crate) fn body(&mut self, status: u16, head: String, has_body: bool) -> Answer {
+        let mut answer = Answer { status, head, body: Vec::new(), is_complete: true };
+        if !has_body || status == 204 || status == 304 || status < 200 {
+            return answer;
+        }
+        if answer.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+            (answer.body, answer.is_complete) = self.chunked();
+        } else if let Some(length) = answer.header("content-length").and_then(|length| length.parse::<usize>().ok()) {
+            while self.buffer.len() < length && self.more() {}
+            answer.is_complete = self.buffer.len() >= length;
+            answer.body = self.buffer.drain(..length.min(self.buffer.len())).collect();
+        } else {
+            while self.more() {}
+            answer.body = std::mem::take(&mut self.buffer);
+        }
+        answer
+    }
+
+    fn chunked(&mut self) -> (Vec<u8>, bool) {
+        let mut body = Vec::new();
+        loop {
+            let Some(line) = find(&self.buffer, b"\r\n") else {
+                if self.more() {
+                    continue;
+                }
+                return (body, false);
+            };
+            let size = usize::from_str_radix(String::from_utf8_lossy(&self.buffer[..line]).trim(), 16).unwrap();
+            while self.buffer.len() < line + 2 + size + 2 {
+                if !self.more() {
+                    return (body, false);
+                }
+            }
+            body.extend_from_slice(&self.buffer[line + 2..line + 2 + size]);
+            self.buffer.drain(..line + 2 + size + 2);
+            if size == 0 {
+                return (body, true);
+            }
+        }
+    }
+
+    /// Reads at least so many bytes of whatever comes.
+    pub(crate) fn raw(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count && self.more() {}
+        self.buffer.drain(..count.min(self.buffer.len())).collect()
+    }
+
+    /// Whether the other side has closed, after all that it sent was read.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        while self.more() {}
+        true
+    }
+
+    pub(crate) fn shutdown_write(&mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Leaves with a reset.
+    pub(crate) fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    }
+
+    fn more(&mut self) -> bool {
+        let mut chunk = [0; 16 << 10];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => false,
+            Ok(count) => {
+                self.buffer.extend_from_slice(&chunk[..count]);
+                true
+            }
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => panic!("nothing came within {PATIENCE:?}"),
+            Err(_) => false,
+        }
+    }
+}
+
+pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}

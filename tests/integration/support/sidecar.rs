@@ -1,0 +1,129 @@
+//! The real sidecar, in this process, on port 0.
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use outrigger::{
+    app::{App, StartError},
+    settings::Settings,
+    telemetry::access_log::AccessLog,
+};
+
+use super::{Answer, Client, Directory, eventually};
+
+/// A running sidecar with its policy directory.
+pub(crate) struct Sidecar {
+    pub(crate) app: Option<App>,
+    pub(crate) directory: Directory,
+    log: Arc<Mutex<Vec<u8>>>,
+}
+
+/// Policies with one inbound listener, one backend `app` and one route, and what a test adds to the three.
+pub(crate) fn policy(endpoints: &[SocketAddr], sections: &str) -> String {
+    let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+    format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: test}}\nspec:\n  listeners:\n    - {{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}\n  \
+         backends:\n    - {{name: app, endpoints: [{}]}}\n  routes:\n    - {{name: in, listeners: [inbound], backendRefs: [{{name: app}}]}}\n{sections}",
+        endpoints.join(", ")
+    )
+}
+
+impl Sidecar {
+    /// Starts under one policy file.
+    pub(crate) fn start(policy: &str) -> Self {
+        let directory = Directory::new();
+        directory.write("policy.yaml", policy);
+        Self::start_in(directory, |_| {}).unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// Starts under a directory, with other settings.
+    pub(crate) fn start_in(directory: Directory, change: impl FnOnce(&mut Settings)) -> Result<Self, StartError> {
+        let mut settings = Settings::new(directory.path().to_owned(), "127.0.0.1:0".parse().unwrap());
+        settings.workers = NonZeroUsize::new(2).unwrap();
+        settings.poll_interval = Duration::from_millis(200);
+        change(&mut settings);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let app = App::start(settings, AccessLog::to(Sink(log.clone())))?;
+        Ok(Self { app: Some(app), directory, log })
+    }
+
+    pub(crate) fn app(&self) -> &App {
+        self.app.as_ref().unwrap()
+    }
+
+    pub(crate) fn address(&self, listener: &str) -> SocketAddr {
+        self.app().listener_address(listener).unwrap()
+    }
+
+    /// A new connection to the inbound listener.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.address("inbound"))
+    }
+
+    /// One GET on a connection of its own.
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.client().get(path)
+    }
+
+    /// One call of the admin API.
+    pub(crate) fn admin(&self, method: &str, path: &str) -> Answer {
+        let mut client = Client::connect(self.app().admin_address());
+        client.send(format!("{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")).answer()
+    }
+
+    pub(crate) fn json(&self, path: &str) -> serde_json::Value {
+        serde_json::from_str(&self.admin("GET", path).text()).unwrap()
+    }
+
+    /// The value of one line of the metrics, by its name and labels as they are written; 0 if it is not there.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let text = self.admin("GET", "/metrics").text();
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// The state of the breaker of this name.
+    pub(crate) fn breaker(&self, name: &str) -> serde_json::Value {
+        let all = self.json("/api/v1/breakers");
+        all.as_array().unwrap().iter().find(|breaker| breaker["name"] == name).unwrap_or_else(|| panic!("no breaker {name} in {all}")).clone()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.app().state().lifecycle.in_flight()
+    }
+
+    /// Waits until the access log has so many lines, and returns them.
+    pub(crate) fn log(&self, lines: usize) -> Vec<serde_json::Value> {
+        let read = || String::from_utf8(self.log.lock().unwrap().clone()).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>();
+        eventually("the access log is written", || read().len() >= lines);
+        read()
+    }
+
+    /// Writes another policy file and makes the sidecar read it; the answer of the API.
+    pub(crate) fn reload(&self, policy: &str) -> Answer {
+        self.directory.write("policy.yaml", policy);
+        self.admin("POST", "/api/v1/reload")
+    }
+
+    /// The texts of the events so far.
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.app().state().telemetry.recent().iter().map(|event| event.event.to_string()).collect()
+    }
+}
+
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
