@@ -18,11 +18,11 @@ use tokio::{runtime, sync::oneshot};
 
 use crate::{
     admin, clock,
-    control::{Control, End, Reloader, StartFault, listeners::Listeners},
+    control::{Control, Reloader, StartFault},
     policy::diagnostic::Diagnostics,
-    proxy::worker::WorkerHandle,
+    proxy::{listeners::Listeners, worker::WorkerHandle},
     settings::Settings,
-    state::{State, command::Command},
+    state::{State, command::Command, lifecycle::End},
     telemetry::{Telemetry, access_log::AccessLog, event::Event},
 };
 
@@ -74,7 +74,7 @@ impl App {
     pub fn start(settings: Settings, access_log: AccessLog) -> Result<Self, StartError> {
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
         let (state, wishes) = State::new(telemetry.clone(), clock::now());
-        let workers = (0..settings.workers.get()).map(|number| WorkerHandle::start(number, state.clone())).collect::<io::Result<Vec<_>>>()?;
+        let workers = WorkerHandle::start_all(settings.workers.get(), &state)?;
         let listeners = Arc::new(Listeners::new(workers, state.clone()));
 
         let (admin_address, admin) = start_admin(&settings, &state)?;
@@ -126,8 +126,8 @@ impl App {
     /// Waits until the instance has left.
     #[must_use]
     pub fn wait(mut self) -> End {
-        // A control thread that panicked has said so; there is nothing left to wait for.
-        self.control.take().and_then(|control| control.join().ok()).unwrap_or(End::AtOnce)
+        // A control thread that panicked has said so.
+        self.control.take().and_then(|control| control.join().ok()).unwrap_or(End::Failed)
     }
 }
 

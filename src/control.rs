@@ -4,7 +4,6 @@
 
 mod drain;
 mod http_call;
-pub mod listeners;
 mod probing;
 mod recovery;
 mod reload;
@@ -14,22 +13,13 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch as channel};
+use tokio::{
+    sync::{mpsc, watch as channel},
+    task::JoinSet,
+};
 
 pub use self::reload::{Reloader, StartFault};
-use crate::state::{State, command::Command};
-
-/// Why the instance ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// It drained, and whether nothing was left in flight.
-    Drained {
-        /// Whether nothing was left.
-        is_clean: bool,
-    },
-    /// It was asked twice, and left at once.
-    AtOnce,
-}
+use crate::state::{State, command::Command, lifecycle::End};
 
 /// What the background is to look after.
 #[derive(Debug)]
@@ -49,13 +39,14 @@ impl Control {
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
         let Self { state, mut reloader, poll_interval, heeds_signals } = self;
         let (changed, mut changes) = mpsc::channel(1);
-        tokio::spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
         let (applied, generations) = channel::channel(state.live.load().generation);
-        tokio::spawn(probing::probe(state.clone(), generations));
-        tokio::spawn(upkeep::upkeep(state.clone()));
-        tokio::spawn(recovery::recover(state.clone()));
+        tasks.spawn(probing::probe(state.clone(), generations));
+        tasks.spawn(upkeep::upkeep(state.clone()));
+        tasks.spawn(recovery::recover(state.clone()));
         let mut signals = signals::Signals::new(heeds_signals);
-        let asked_by = loop {
+        let (asked_by, is_signal) = loop {
             tokio::select! {
                 Some(command) = wishes.recv() => match command {
                     Command::Reload(reply) => {
@@ -63,8 +54,9 @@ impl Control {
                         _ = reply.send(reloader.reload());
                         applied.send_replace(state.live.load().generation);
                     }
-                    Command::Drain { asked_by } => break asked_by,
+                    Command::Drain { asked_by } => break (asked_by, false),
                 },
+                Some(ended) = tasks.join_next() => return failed(&ended),
                 Some(()) = changes.recv() => {
                     reloader.reload_if_changed();
                     applied.send_replace(state.live.load().generation);
@@ -75,13 +67,26 @@ impl Control {
                         _ = reloader.reload();
                         applied.send_replace(state.live.load().generation);
                     }
-                    signals::Signal::End(name) => break name,
+                    signals::Signal::End(name) => break (name, true),
                 },
             }
         };
+        // A drain that was asked for otherwise makes the first signal an echo, as when a pod's hook comes before its SIGTERM.
+        let at_once = async {
+            if !is_signal {
+                signals.until_end().await;
+            }
+            signals.until_end().await;
+        };
         tokio::select! {
-            end = drain::drain(&state, reloader.listeners(), asked_by) => end,
-            () = signals.until_end() => End::AtOnce,
+            end = drain::drain(&state, reloader.listeners().as_ref(), &mut wishes, asked_by) => end,
+            () = at_once => End::AtOnce,
         }
     }
+}
+
+/// A background task that ends has failed: it would go on for ever. Without it the instance would only seem to work.
+fn failed(ended: &Result<(), tokio::task::JoinError>) -> End {
+    tracing::error!("a background task has ended, and the instance with it: {ended:?}");
+    End::Failed
 }

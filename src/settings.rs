@@ -45,7 +45,7 @@ impl Settings {
             admin,
             state_dir: None,
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            poll_interval: Duration::from_secs(15),
+            poll_interval: Duration::from_secs(5),
             admin_token: None,
             heeds_signals: false,
             environment: HashMap::new(),

@@ -10,6 +10,7 @@ pub mod command;
 pub mod endpoint;
 pub mod lifecycle;
 pub mod limit;
+pub mod listening;
 pub mod live;
 pub mod rate_limit;
 pub mod registry;

@@ -282,7 +282,9 @@ pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
     let live = state.live.load();
     let recent = state.telemetry.recent();
     let events_of = |name: &str| {
-        let about = recent.iter().filter(|event| event.event.kind().starts_with("recovery_") && event.event.to_string().starts_with(&format!("recovery {name}")));
+        let about = recent
+            .iter()
+            .filter(|event| event.event.kind().starts_with("recovery_") && [' ', ':'].iter().any(|end| event.event.to_string().starts_with(&format!("recovery {name}{end}"))));
         about.map(|event| format!("{} {}", Rfc3339(event.at), event.event)).collect()
     };
     let specs = live.snapshot.recoveries.iter();

@@ -8,7 +8,8 @@ use super::{Outcome, complain, environment, say};
 use crate::policy::{
     self,
     document::Direction,
-    snapshot::{ActionSpec, PolicySpec, RequestView, RouteSpec, Snapshot},
+    matching::RequestView,
+    snapshot::{ActionSpec, PolicySpec, RouteSpec, Snapshot},
     units::Span,
 };
 

@@ -126,8 +126,9 @@ impl Healthcheck {
 
 impl Drain {
     pub(super) fn run(self) -> Outcome {
-        if show(&self.admin, "POST", "/api/v1/drain") != Outcome::Fine {
-            return Outcome::Unavailable;
+        let asked = show(&self.admin, "POST", "/api/v1/drain");
+        if asked != Outcome::Fine {
+            return asked;
         }
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
             Ok(runtime) => runtime,
@@ -156,6 +157,10 @@ fn show(admin: &Admin, method: &str, path: &str) -> Outcome {
         422 => {
             complain(&text);
             Outcome::PolicyRefused
+        }
+        503 => {
+            complain(&text);
+            Outcome::Unavailable
         }
         _ => {
             complain(&text);

@@ -9,6 +9,7 @@ use crate::{
     app::{App, StartError},
     policy::units::Span,
     settings::Settings,
+    state::lifecycle::End,
     telemetry::{
         access_log::AccessLog,
         log::{self, LogFormat},
@@ -34,10 +35,10 @@ pub(super) struct Run {
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
     /// How often the policy directory is looked at, besides the system's notices.
-    #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "15s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "5s", value_parser = duration, value_name = "DURATION")]
     poll_interval: Duration,
     /// What is logged: a level, or directives like `info,outrigger::proxy=debug`.
-    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = log_level, value_name = "LEVEL")]
     log_level: String,
     /// How it is logged.
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", default_value = "text", value_enum)]
@@ -52,6 +53,12 @@ enum Format {
 
 fn duration(text: &str) -> Result<Duration, String> {
     text.parse::<Span>().map_err(|invalid| invalid.to_string()).and_then(|span| if span.0.is_zero() { Err("must not be zero".into()) } else { Ok(span.0) })
+}
+
+/// A word by itself is a level; `tracing` would take any other for the name of a target, and log nothing.
+fn log_level(text: &str) -> Result<String, String> {
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    if text.contains('=') || levels.contains(&text) { Ok(text.to_owned()) } else { Err(format!("a level is one of {}", levels.join(", "))) }
 }
 
 impl Run {
@@ -74,11 +81,11 @@ impl Run {
             settings.workers = workers;
         }
         match App::start(settings, AccessLog::to_stdout()) {
-            Ok(app) => {
+            Ok(app) => match app.wait() {
                 // Clean or not, it left as it was asked to; the event has said how.
-                _ = app.wait();
-                Outcome::Fine
-            }
+                End::Drained { .. } | End::AtOnce => Outcome::Fine,
+                End::Failed => Outcome::Bug,
+            },
             Err(error) => refused(&error),
         }
     }
@@ -107,7 +114,7 @@ pub(super) fn refused(error: &StartError) -> Outcome {
 pub(super) fn read_token(path: &PathBuf) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("the admin token cannot be read from {}: {error}", path.display()))?;
     match text.trim() {
-        "" => Err(format!("the admin token file {} is empty; write at least 16 characters into it", path.display())),
+        token if token.len() < 16 => Err(format!("the admin token in {} is too short; write at least 16 characters into it", path.display())),
         token => Ok(token.to_owned()),
     }
 }

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use super::{End, listeners::Listeners};
+use tokio::sync::mpsc;
+
 use crate::{
     clock,
+    policy::document::Direction,
     resilience::lifecycle::{Drain, DrainPhase},
-    state::State,
+    state::{State, command::Command, lifecycle::End, listening::ListenerSet},
     telemetry::event::Event,
 };
 
-/// Drains, and returns when the instance may end.
-pub(super) async fn drain(state: &Arc<State>, listeners: &Listeners, asked_by: &'static str) -> End {
+/// Drains, and returns when the instance may end. Until then the app may go on asking others: only the inbound side closes.
+pub(super) async fn drain(state: &Arc<State>, listeners: &dyn ListenerSet, wishes: &mut mpsc::Receiver<Command>, asked_by: &'static str) -> End {
     let began = clock::now();
     let drain = Drain::begin(state.live.load().snapshot.lifecycle.drain, began);
     state.lifecycle.begin_drain(drain, &state.telemetry);
@@ -25,18 +27,22 @@ pub(super) async fn drain(state: &Arc<State>, listeners: &Listeners, asked_by: &
             DrainPhase::Announcing => {}
             DrainPhase::Waiting => {
                 if !std::mem::replace(&mut has_closed, true) {
-                    listeners.close_all();
+                    listeners.close(Some(Direction::Inbound));
                 }
             }
             DrainPhase::Done { is_clean } => {
-                listeners.close_all();
+                listeners.close(None);
                 let took = now.saturating_duration_since(began);
                 state.telemetry.emit(Event::DrainEnded { is_clean, in_flight, took });
                 return End::Drained { is_clean };
             }
         }
         let deadline = drain.next_deadline(in_flight, last, now);
-        // Either is a reason to look again.
-        _ = clock::until(Some(deadline), ended).await;
+        tokio::select! {
+            // Either is a reason to look again.
+            _ = clock::until(Some(deadline), ended) => {}
+            // To drain is wished already, and to reload is too late; whoever waits for an answer is told by its end.
+            wish = wishes.recv() => drop(wish),
+        }
     }
 }

@@ -61,7 +61,6 @@ pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u6
 }
 
 async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<EndpointState>, spec: CheckSpec) {
-    let mut passing_since: Option<Instant> = None;
     loop {
         let began = clock::now();
         let result = check(&endpoint, &spec).await;
@@ -72,10 +71,10 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
         let now = clock::now();
         review(&state, &backend);
         let next = now.max(began + spec.interval.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0)));
-        let ready_at = registration(&state, &backend, &endpoint, &mut passing_since, now);
+        let ready_at = registration(&state, &backend, now);
         if let Some(ready_at) = ready_at.filter(|ready_at| *ready_at < next) {
             clock::sleep_until(ready_at).await;
-            registration(&state, &backend, &endpoint, &mut passing_since, clock::now());
+            registration(&state, &backend, clock::now());
         }
         clock::sleep_until(next).await;
     }
@@ -90,34 +89,31 @@ fn review(state: &State, backend: &Arc<str>) {
     }
 }
 
-/// Delayed registration: the required backend is ready when its check has passed so many times in a row, and then so long ago.
-/// Says when that will be, if it is only a matter of time.
-fn registration(state: &State, backend: &Arc<str>, endpoint: &EndpointState, passing_since: &mut Option<Instant>, now: Instant) -> Option<Instant> {
+/// Readiness by the required backend: any of its endpoints is healthy, and at the start its check has passed so many times in a
+/// row, and then so long ago. Says when that will be, if it is only a matter of time.
+fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Instant> {
     let live = state.live.load();
     let LifecycleSpec { require_backend, startup_delay, success_threshold, .. } = live.snapshot.lifecycle;
-    if live.snapshot.backends[require_backend?].name != *backend {
+    let required = &live.backends[require_backend?];
+    if required.spec.name != *backend {
         return None;
     }
-    let (passes, last_result) = endpoint.check_summary();
     let set = |is_met, why: String| state.lifecycle.set(condition::APP, is_met, why, now, &state.telemetry);
-    if endpoint.health() != Health::Healthy {
-        *passing_since = None;
-        let another_is_healthy = live.backends[require_backend?].endpoints.iter().any(|endpoint| endpoint.health() == Health::Healthy);
-        if !another_is_healthy {
-            set(false, format!("the check of `{backend}` at {}: {last_result}", endpoint.label));
+    let healthy = required.endpoints.iter().filter(|endpoint| endpoint.health() == Health::Healthy);
+    let Some(passes) = healthy.map(|endpoint| endpoint.check_summary().0).max() else {
+        state.lifecycle.unregister();
+        let results: Vec<String> = required.endpoints.iter().map(|endpoint| format!("{} {}", endpoint.label, endpoint.check_summary().1)).collect();
+        set(false, format!("the check of `{backend}`: {}", results.join(", ")));
+        return None;
+    };
+    match state.lifecycle.register(passes, success_threshold, startup_delay, now) {
+        Ok(()) => set(true, format!("the check of `{backend}` passes")),
+        Err(None) => set(false, format!("the check of `{backend}` has passed {passes} of {success_threshold} times")),
+        Err(Some(ready_at)) => {
+            set(false, format!("the check of `{backend}` has passed, waiting for the startup delay of {startup_delay:?}"));
+            return Some(ready_at);
         }
-        return None;
     }
-    if passing_since.is_none() && passes < success_threshold {
-        set(false, format!("the check of `{backend}` has passed {passes} of {success_threshold} times"));
-        return None;
-    }
-    let ready_at = *passing_since.get_or_insert(now) + startup_delay;
-    if now < ready_at {
-        set(false, format!("the check of `{backend}` has passed, waiting for the startup delay of {startup_delay:?}"));
-        return Some(ready_at);
-    }
-    set(true, format!("the check of `{backend}` passes"));
     None
 }
 

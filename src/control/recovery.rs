@@ -1,6 +1,6 @@
 //! Acting on trouble that stays.
 //!
-//! Looks at each trigger once a second, asks the pure machine what is due, and does it. Every action and every refusal to act is
+//! Looks at each trigger a few times a second, asks the pure machine what is due, and does it. Every action and every refusal to act is
 //! an event.
 
 use std::{
@@ -18,13 +18,18 @@ use crate::{
     policy::snapshot::{RecoveryAction, RecoverySpec},
     resilience::{
         Mode,
+        breaker::StateKind,
         recovery::{Recovery, Step},
     },
     state::{State, breaker::BreakerState, live::Live},
     telemetry::event::Event,
 };
 
+/// How often triggers are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// An open breaker whose time was over so long ago has seen no call since: nobody asks, so nothing is known.
+const OVERDUE: Duration = Duration::from_secs(10);
 
 /// Runs until the instance ends.
 pub(super) async fn recover(state: Arc<State>) {
@@ -32,19 +37,25 @@ pub(super) async fn recover(state: Arc<State>) {
     loop {
         clock::sleep(LOOK_EVERY).await;
         let live = state.live.load_full();
-        let gone: Vec<Arc<str>> = machines.keys().filter(|name| !live.snapshot.recoveries.iter().any(|spec| spec.name == **name)).cloned().collect();
-        for name in gone {
-            machines.remove(&name);
-            undo(&state, &name);
+        // A recovery that is gone from the policies is over; its machine stays, so that its hourly cap outlives a mistake in a file.
+        for (name, machine) in machines.iter_mut().filter(|(name, _)| !live.snapshot.recoveries.iter().any(|spec| spec.name == **name)) {
+            if machine.observe(false, clock::now()).is_some() {
+                undo(&state, name);
+            }
         }
         for spec in &live.snapshot.recoveries {
             let machine = machines.entry(spec.name.clone()).or_insert_with(|| Recovery::new(spec.config));
             machine.reconfigure(spec.config);
+            let has_failed_readiness = spec.ladder.iter().take(machine.rungs_taken() as usize).any(|action| *action == RecoveryAction::FailReadiness);
+            if spec.mode != Mode::Enforce || !has_failed_readiness {
+                state.lifecycle.clear(&condition(&spec.name), &state.telemetry);
+            }
             let now = clock::now();
             let holds = trouble(&live, spec, now);
             match machine.observe(holds.is_some(), now) {
                 None => {}
-                Some(Step::Act(rung)) => act(&state, spec, rung, holds.unwrap_or_default()).await,
+                // In a task of its own: a webhook that hangs keeps no other recovery waiting.
+                Some(Step::Act(rung)) => drop(tokio::spawn(act(state.clone(), spec.clone(), rung, holds.unwrap_or_default()))),
                 Some(Step::Capped) => state.telemetry.emit(Event::RecoveryCapped { recovery: spec.name.clone() }),
                 Some(Step::Undo(_)) => undo(&state, &spec.name),
             }
@@ -52,18 +63,25 @@ pub(super) async fn recover(state: Arc<State>) {
     }
 }
 
-/// The trouble in words, if the trigger holds: a breaker of the backend that has not been closed for so long.
+/// The trouble in words, if the trigger holds: a breaker of the backend that has not been closed for so long. One that was forced
+/// open by hand is no trouble, nor one in shadow mode, nor one that would probe if only somebody called: an instance without
+/// callers, perhaps because it made itself unready, could else never find out that all is well.
 fn trouble(live: &Live, spec: &RecoverySpec, now: Instant) -> Option<String> {
     let destinations = live.routes.iter().flat_map(|route| &route.destinations).filter(|to| to.backend.spec.name == spec.backend);
     let breakers = destinations.flat_map(|to| to.breaker.iter().chain(&to.endpoint_breakers));
     breakers.into_iter().find_map(|breaker: &Arc<BreakerState>| {
-        let since = breaker.snapshot(now).0.tripped_since?;
+        let (snapshot, mode) = breaker.snapshot(now);
+        let is_overdue = snapshot.state == StateKind::Open && snapshot.deadline.is_some_and(|at| now > at + OVERDUE);
+        if is_overdue || snapshot.state == StateKind::ForcedOpen || mode != Mode::Enforce {
+            return None;
+        }
+        let since = snapshot.tripped_since?;
         let open_for = now.saturating_duration_since(since);
         (open_for >= spec.open_for).then(|| format!("breaker {} has not been closed for {open_for:.1?}", breaker.name()))
     })
 }
 
-async fn act(state: &State, spec: &RecoverySpec, rung: u32, trouble: String) {
+async fn act(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) {
     let Some(action) = usize::try_from(rung).ok().and_then(|index| spec.ladder.get(index)) else { return };
     let is_shadow = spec.mode == Mode::Shadow;
     let (name, result) = match action {
@@ -101,7 +119,8 @@ async fn webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<Stri
     let authority = url.authority().map_or(host, |authority| authority.as_str());
     let head = http_call::head("POST", path, authority, &body)?;
     match http_call::call(address, head, body, timeout).await? {
-        status if (200..300).contains(&status) => Ok(format!("{url} answered {status}")),
-        status => Err(format!("{url} answered {status}")),
+        // Only the host: the rest of the address may be a secret.
+        status if (200..300).contains(&status) => Ok(format!("{authority} answered {status}")),
+        status => Err(format!("{authority} answered {status}")),
     }
 }

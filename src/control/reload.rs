@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use super::listeners::Listeners;
 use crate::{
     clock,
     policy::{
@@ -20,7 +19,7 @@ use crate::{
         snapshot::Snapshot,
         source::{File, Source},
     },
-    state::{State, command::Reloaded, lifecycle::condition},
+    state::{State, command::Reloaded, lifecycle::condition, listening::ListenerSet},
     telemetry::event::Event,
 };
 
@@ -31,7 +30,7 @@ const LAST_GOOD: &str = "last-good-policies.json";
 #[derive(Debug)]
 pub struct Reloader {
     state: Arc<State>,
-    listeners: Arc<Listeners>,
+    listeners: Arc<dyn ListenerSet>,
     path: PathBuf,
     state_dir: Option<PathBuf>,
     environment: HashMap<String, String>,
@@ -51,7 +50,7 @@ pub enum StartFault {
 impl Reloader {
     /// Makes a reloader for a policy directory.
     #[must_use]
-    pub fn new(state: Arc<State>, listeners: Arc<Listeners>, path: PathBuf, state_dir: Option<PathBuf>, environment: HashMap<String, String>) -> Self {
+    pub fn new(state: Arc<State>, listeners: Arc<dyn ListenerSet>, path: PathBuf, state_dir: Option<PathBuf>, environment: HashMap<String, String>) -> Self {
         Self { state, listeners, path, state_dir, environment, last_seen: String::new() }
     }
 
@@ -63,7 +62,7 @@ impl Reloader {
 
     /// The listeners.
     #[must_use]
-    pub fn listeners(&self) -> &Arc<Listeners> {
+    pub fn listeners(&self) -> &Arc<dyn ListenerSet> {
         &self.listeners
     }
 
@@ -91,7 +90,11 @@ impl Reloader {
         let refused = match self.read() {
             Ok((source, loaded)) => match self.put_in_force(&source, loaded) {
                 Ok(reloaded) => return Ok(reloaded),
-                Err(cannot_bind) => vec![cannot_bind],
+                Err(cannot_bind) => {
+                    // It may be free the next time, although the files are the same.
+                    self.last_seen.clear();
+                    vec![cannot_bind]
+                }
             },
             Err(faults) => faults.as_slice().iter().map(policy::diagnostic::Diagnostic::one_line).collect(),
         };
@@ -122,14 +125,17 @@ impl Reloader {
         let snapshot = Arc::new(loaded.snapshot);
         let before = self.state.live.load_full();
         let changes = if before.generation == 0 { Vec::new() } else { diff::diff(&before.snapshot, &snapshot) };
-        self.state.lifecycle.set_policy_current(Ok(()));
         if before.generation > 0 && before.snapshot.hash == snapshot.hash {
+            if self.state.lifecycle.policy_current().is_err() {
+                self.state.lifecycle.set_policy_current(Ok(()));
+                self.state.telemetry.emit(Event::PolicyRestored { generation: before.generation });
+            }
             return Ok(Reloaded { generation: before.generation, changes });
         }
-        let plan = self.listeners.prepare(&snapshot).map_err(|cannot_bind| cannot_bind.to_string())?;
-        let now = clock::now();
-        let generation = self.state.apply(snapshot.clone(), now);
-        self.listeners.follow(plan);
+        let mut generation = before.generation;
+        let mut apply = || generation = self.state.apply(snapshot.clone(), clock::now());
+        self.listeners.follow(&snapshot, &mut apply).map_err(|cannot_bind| cannot_bind.to_string())?;
+        self.state.lifecycle.set_policy_current(Ok(()));
         let warnings = loaded.warnings.as_slice().iter().map(policy::diagnostic::Diagnostic::one_line).collect();
         self.state.telemetry.emit(Event::PolicyApplied { generation, hash: snapshot.hash.clone(), changes: changes.clone(), warnings });
         self.set_conditions(&snapshot);
@@ -153,8 +159,13 @@ impl Reloader {
         lifecycle.set(condition::LISTENERS, true, format!("{} bound", snapshot.listeners.len()), now, telemetry);
     }
 
+    /// Tells of a refusal; of the same one again and again only once.
     fn refuse(&self, faults: Vec<String>) {
-        self.state.lifecycle.set_policy_current(Err(faults.join("\n")));
+        let told = Err(faults.join("\n"));
+        if self.state.lifecycle.policy_current() == told {
+            return;
+        }
+        self.state.lifecycle.set_policy_current(told);
         self.state.telemetry.emit(Event::PolicyRefused { faults });
     }
 
@@ -170,9 +181,12 @@ impl Reloader {
 
     fn last_good(&self) -> Option<(Source, policy::Loaded)> {
         let path = self.state_dir.as_ref()?.join(LAST_GOOD);
-        let files: Vec<[String; 2]> = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let source = Source::from_files(files.into_iter().map(|[name, text]| File { name: name.into(), text }).collect());
-        let loaded = policy::load_source(&source, &self.environment).ok()?;
-        Some((source, loaded))
+        let read = || -> Result<(Source, policy::Loaded), Box<dyn std::error::Error>> {
+            let files: Vec<[String; 2]> = serde_json::from_slice(&fs::read(&path)?)?;
+            let source = Source::from_files(files.into_iter().map(|[name, text]| File { name: name.into(), text }).collect());
+            let loaded = policy::load_source(&source, &self.environment)?;
+            Ok((source, loaded))
+        };
+        read().inspect_err(|error| tracing::error!("the last good policies in {} cannot be used: {error}", path.display())).ok()
     }
 }

@@ -28,15 +28,20 @@ use super::{
 /// All faults of all files.
 pub fn compile(source: &Source, environment: &HashMap<String, String>) -> Result<Loaded, Diagnostics> {
     let (documents, mut faults) = read_documents(source, environment);
-    let mut compiler = Compiler { documents: &documents, faults: Vec::new() };
+    let is_partial = !faults.is_empty();
+    let mut compiler = Compiler { documents: &documents, faults: Vec::new(), is_partial, is_quiet: false };
     let snapshot = compiler.compile(source.hash());
     faults.append(&mut compiler.faults);
+    if faults.is_empty() && snapshot.listeners.is_empty() {
+        let message = if documents.is_empty() { "there is no policy in it" } else { "there is no listener in this set" };
+        let file = source.files().first().map(|file| file.name.clone()).unwrap_or_default();
+        let place = Place { file, line: 0, column: 0, text: String::new() };
+        faults.push(Diagnostic::error(place, message).with_hint("a set has at least one listener; an empty one would close every port"));
+    }
+    redact(&mut faults, source, environment);
     let diagnostics = Diagnostics::new(faults);
     let has_errors = diagnostics.as_slice().iter().any(|fault| fault.severity == Severity::Error);
-    match snapshot {
-        Some(snapshot) if !has_errors => Ok(Loaded { snapshot, warnings: diagnostics }),
-        _ => Err(diagnostics),
-    }
+    if has_errors { Err(diagnostics) } else { Ok(Loaded { snapshot, warnings: diagnostics }) }
 }
 
 /// A document and where it stands.
@@ -77,10 +82,15 @@ struct Scope<'s, 'a> {
 struct Compiler<'a> {
     documents: &'a [Located<'a>],
     faults: Vec<Diagnostic>,
+    /// Whether a file could not be read, so that a missing name may be in it.
+    is_partial: bool,
+    /// Whether warnings are left out, because what is compiled is not what will hold.
+    is_quiet: bool,
 }
 
 impl<'a> Compiler<'a> {
-    fn compile(&mut self, hash: String) -> Option<Snapshot> {
+    fn compile(&mut self, hash: String) -> Snapshot {
+        self.check_document_names();
         let defaults = self.at_most_one("defaults", |document| document.spec.defaults.as_ref());
         let defaults = defaults.map(|(at, sections)| Scope { origin: Origin::Defaults, at, sections });
         let policies = self.named_policies();
@@ -93,7 +103,7 @@ impl<'a> Compiler<'a> {
         let lifecycle = self.lifecycle(&backends);
         let recoveries = self.recoveries(&backends, &routes);
         let access_log = self.access_log();
-        Some(Snapshot {
+        Snapshot {
             hash,
             listeners: listeners.into_iter().map(|(_, spec)| spec).collect(),
             backends: backends.into_iter().map(|(_, backend)| backend.spec).collect(),
@@ -102,7 +112,15 @@ impl<'a> Compiler<'a> {
             lifecycle,
             recoveries,
             access_log,
-        })
+        }
+    }
+
+    fn check_document_names(&mut self) {
+        let mut seen = HashMap::new();
+        for located in self.documents {
+            let at = At { located, path: Path::default().key("metadata").key("name") };
+            self.check_name(&at, "document", &located.document.metadata.name, &mut seen);
+        }
     }
 
     /// Every item of a list of all documents, with its place.
@@ -146,6 +164,9 @@ impl<'a> Compiler<'a> {
     }
 
     fn unknown_reference<'n>(&mut self, at: &At<'a>, kind: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) {
+        if self.is_partial {
+            return;
+        }
         let hint = did_you_mean(name, known.clone()).map(|near| format!("did you mean `{near}`?"));
         let hint = hint.unwrap_or_else(|| {
             let known: Vec<&str> = known.collect();
@@ -175,6 +196,9 @@ impl<'a> Compiler<'a> {
     }
 
     fn warning(&mut self, at: &At<'_>, message: impl Into<String>) -> Fault<'_> {
+        if self.is_quiet {
+            return Fault(None);
+        }
         self.faults.push(Diagnostic { severity: Severity::Warning, ..Diagnostic::error(at.place(), message) });
         Fault(self.faults.last_mut())
     }
@@ -217,6 +241,19 @@ fn read_documents<'a>(source: &'a Source, environment: &HashMap<String, String>)
         }
     }
     (documents, faults)
+}
+
+/// Takes the values of the environment out of what is shown: they may be secrets.
+fn redact(faults: &mut [Diagnostic], source: &Source, environment: &HashMap<String, String>) {
+    let is_used = |name: &str| source.files().iter().any(|file| file.text.contains(&format!("${{{name}")));
+    // What is shorter than a word is no secret, and would be found everywhere.
+    let used: Vec<_> = environment.iter().filter(|(name, value)| value.len() >= 4 && is_used(name)).collect();
+    for fault in faults {
+        for (name, value) in &used {
+            fault.message = fault.message.replace(value.as_str(), &format!("${{{name}}}"));
+            fault.hint = fault.hint.take().map(|hint| hint.replace(value.as_str(), &format!("${{{name}}}")));
+        }
+    }
 }
 
 fn type_fault(file: &File, error: &serde_saphyr::Error) -> Diagnostic {

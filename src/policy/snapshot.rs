@@ -20,7 +20,7 @@ use crate::resilience::{
     retry_budget::RetryBudgetConfig,
 };
 
-pub use super::matching::{Hostname, MatchSpec, RequestView, Rule};
+use super::matching::Rule;
 
 /// A compiled set of policies.
 #[derive(Debug, Clone)]
@@ -376,6 +376,8 @@ pub struct BreakerSpec {
     pub scope: BreakerScope,
     /// How.
     pub config: BreakerConfig,
+    /// A call that takes longer than this is slow. It is of the route and not of the breaker, which several routes may share.
+    pub slow_call_duration: Duration,
     /// Which statuses are failures.
     pub failure_codes: StatusSet,
     /// The name of its state; for the scope Endpoint the beginning of it.

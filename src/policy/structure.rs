@@ -71,7 +71,7 @@ impl<'a> Check<'a> {
     fn unknown_key(&mut self, key: &Key, properties: Option<&serde_json::Map<String, Value>>) {
         let known: Vec<&str> = properties.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         let near = did_you_mean(&key.text, known.iter().copied());
-        if near.is_none() && NOT_YET.contains(&key.text.as_str()) {
+        if NOT_YET.contains(&key.text.as_str()) {
             let hint = "take it out; a later version will read it";
             return self.fault(key.position, format!("`{}` is not supported by this version", key.text), Some(hint.into()));
         }

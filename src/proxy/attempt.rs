@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     clock,
-    resilience::breaker::Outcome,
+    resilience::{
+        Mode,
+        breaker::{Outcome, Speed},
+    },
     state::{
         breaker::{BreakerGuard, Passage},
         budget::RetryGuard,
@@ -68,16 +71,19 @@ impl From<Rejection> for Failed {
 pub(super) struct Deadline {
     limit: Option<Duration>,
     at: Option<Instant>,
+    /// When the client had sent all of its request.
+    began: Option<Instant>,
 }
 
 impl Deadline {
     fn new(limit: Option<Duration>) -> Self {
-        Self { limit, at: None }
+        Self { limit, at: None, began: None }
     }
 
     /// Begins, unless it has begun.
     fn begin(&mut self, now: Instant) -> Option<Instant> {
-        if self.at.is_none() {
+        if self.began.is_none() {
+            self.began = Some(now);
             self.at = self.limit.map(|limit| now + limit);
         }
         self.at
@@ -92,13 +98,16 @@ impl Deadline {
 pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress) -> Result<Answered, Rejection> {
     let mut tries = Tries::default();
     let mut deadline = Deadline::new(exchange.destination.policy.timeouts.request);
-    let mut retry_guard = None;
+    let mut retry_guard: Option<RetryGuard> = None;
+    if body.is_done() {
+        deadline.begin(progress.began);
+    }
     exchange.destination.budget.deposit(progress.began);
     loop {
         progress.attempts += 1;
         let attempt = attempt(exchange, client, body, &mut tries, &mut deadline, progress).await;
         let ended = match attempt {
-            Ok(answered) => Ok(Answered { _retry: retry_guard.take(), ..answered }),
+            Ok(answered) => Ok(answered),
             Err(Failed::Broken(broken)) => Err(broken),
             Err(Failed::Rejected(rejection)) => return Err(rejection),
         };
@@ -106,16 +115,15 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
             Ok(answered) => retrying::status_failure(exchange, answered),
             Err(broken) => Some(broken.failure()),
         };
-        let retry = failure.and_then(|failure| retrying::consider(exchange, client, body, failure, &mut tries, &deadline));
+        let retry = failure.and_then(|failure| retrying::consider(exchange, client, body, failure, &mut tries, &deadline, &mut retry_guard));
         match (retry, ended) {
             (Some(retry), ended) => {
                 if let Ok(answered) = ended {
                     retrying::discard(exchange, body, answered).await;
                 }
-                retry_guard = Some(retry.guard);
-                wait(client, body, retry.wait).await?;
+                wait(client, body, retry).await?;
             }
-            (None, Ok(answered)) => return Ok(answered),
+            (None, Ok(answered)) => return Ok(Answered { _retry: retry_guard, ..answered }),
             (None, Err(broken)) => {
                 let by = progress.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default();
                 return Err(Rejection::by(broken.reason(), by));
@@ -132,7 +140,7 @@ async fn attempt(
     deadline: &mut Deadline,
     progress: &mut Progress,
 ) -> Result<Answered, Failed> {
-    let began = if progress.attempts == 1 { progress.began } else { clock::now() };
+    let began = clock::now();
     let (index, breaker) = pick(exchange, tries, began)?;
     let endpoint = exchange.destination.backend.endpoints[index].clone();
     progress.endpoint = Some(endpoint.clone());
@@ -141,10 +149,13 @@ async fn attempt(
     let made = connect_and_ask(exchange, client, body, deadline, progress, &endpoint).await;
     let now = clock::now();
     let metrics = &exchange.destination.backend.metrics;
-    let seconds = now.saturating_duration_since(began).as_secs_f64();
+    // What the client took to send its request is not the backend's slowness.
+    let took = now.saturating_duration_since(deadline.began.unwrap_or(now).max(began));
+    let seconds = took.as_secs_f64();
+    let threshold = exchange.destination.policy.breaker.as_ref().map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
     let settle = |outcome| {
         if let Some(breaker) = breaker {
-            breaker.settle(outcome, now, fastrand::f64());
+            breaker.settle(outcome, Speed::of(took, threshold), now, fastrand::f64());
         }
     };
     match made {
@@ -173,12 +184,13 @@ fn pick(exchange: &Exchange<'_>, tries: &Tries, now: Instant) -> Result<(usize, 
     let breakers = &destination.endpoint_breakers;
     let mut refused: Vec<usize> = Vec::new();
     loop {
-        let is_open = |index: usize| refused.contains(&index) || breakers.get(index).is_some_and(|breaker| breaker.refuses(now));
+        let is_open = |index: usize| refused.contains(&index) || breakers.get(index).is_some_and(|breaker| breaker.refuses_for(now).is_some());
         let fresh = destination.backend.pick(fastrand::f64(), fastrand::f64(), |index| !tries.contains(index) && !is_open(index));
         let Some(index) = fresh.or_else(|| destination.backend.pick(fastrand::f64(), fastrand::f64(), |index| !is_open(index))) else {
             let is_breakers = (0..breakers.len()).any(is_open);
             let reason = if is_breakers { Reason::BreakerOpen } else { Reason::NoHealthyEndpoint };
-            return Err(Rejection::by(reason, destination.backend.spec.name.clone()));
+            let wait = breakers.iter().filter_map(|breaker| breaker.refuses_for(now)).min().unwrap_or(Duration::from_secs(1));
+            return Err(Rejection::by(reason, destination.backend.spec.name.clone()).after(wait));
         };
         let Some(breaker) = breakers.get(index).or(destination.breaker.as_ref()) else { return Ok((index, None)) };
         match breaker.try_acquire(now, fastrand::f64()) {
@@ -213,10 +225,14 @@ async fn connect_and_ask(
 ) -> Result<(Upstream, Head), Failed> {
     let policy = &exchange.destination.policy;
     let is_repeatable = retrying::is_idempotent(client);
-    let max_connections = policy.limits.as_ref().map_or(u32::MAX, |limits| limits.max_connections);
-    let connecting = peer::connect(exchange.worker, endpoint, is_repeatable, max_connections, policy.timeouts.connect, clock::now());
+    let enforced = policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
+    let max_connections = enforced.map_or(u32::MAX, |limits| limits.max_connections);
+    let now = clock::now();
+    let until = [policy.timeouts.connect.map(|connect| now + connect), deadline.at].into_iter().flatten().min();
+    let connecting = peer::connect(exchange.worker, endpoint, is_repeatable, max_connections, until, now);
     let mut upstream = connecting.await.map_err(|none| match none {
         NoConnection::Failed => Failed::Broken(Broken::ConnectFailed),
+        NoConnection::TimedOut if deadline.time_left(clock::now()).is_zero() => Broken::TimedOut { is_request: true }.into(),
         NoConnection::TimedOut => Failed::Broken(Broken::ConnectTimeout),
         NoConnection::TooMany => Rejection::by(Reason::ConnectionLimit, exchange.destination.backend.spec.name.clone()).into(),
     })?;
@@ -225,10 +241,10 @@ async fn connect_and_ask(
     // Writing only queues, so that it fails only on a head that cannot be written.
     upstream.session.write_request_header(head).await.map_err(internal)?;
     for chunk in body.kept() {
-        upstream.session.write_body(chunk).await.map_err(internal)?;
+        write(&mut upstream, Some(chunk), false).await.map_err(internal)?;
     }
     if body.is_done() {
-        upstream.session.finish_body().await.map_err(internal)?;
+        write(&mut upstream, None, true).await.map_err(internal)?;
     }
     let head = await_head(exchange, client, body, deadline, &mut upstream).await?;
     Ok((upstream, head))
@@ -266,7 +282,7 @@ async fn await_head(exchange: &Exchange<'_>, client: &mut Client, body: &mut Req
             Event::Answer(Ok(_)) => {
                 let Some(head) = upstream.session.resp_header() else { return Err(Broken::Protocol.into()) };
                 if head.status == 101 {
-                    let fits = headers::wanted_upgrade(client).is_some_and(|wanted| is_agreed(wanted, head));
+                    let fits = is_listening && upstream.session.was_upgraded() && headers::wanted_upgrade(client).is_some_and(|wanted| is_agreed(wanted, head));
                     return if fits { Ok(Head { is_upgrade: true, is_listening }) } else { Err(Broken::Protocol.into()) };
                 }
                 if !head.status.is_informational() {

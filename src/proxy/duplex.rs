@@ -22,7 +22,7 @@ enum Event {
 /// Passes the rest of the request and the answer on, until the answer is complete.
 pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, answered: &mut Answered) -> Result<(), Reason> {
     while !answered.upstream.session.is_body_done() || !client.wire.is_pushed() {
-        match next(exchange, client, body, answered).await? {
+        match next(exchange, client, body, answered, true).await? {
             Event::ToClient(pushed) => pushed.map_err(|_| Reason::ClientClosed)?,
             // The backend wants no more of the request; its answer goes on.
             Event::ToBackend(pushed) => answered.is_listening &= pushed.is_ok(),
@@ -47,16 +47,16 @@ pub(super) async fn tunnel(exchange: &Exchange<'_>, client: &mut Client, body: &
     answered.upstream.session.maybe_upgrade_body_writer();
     let mut is_open = true;
     while is_open || !client.wire.is_pushed() || !answered.upstream.wire.is_pushed() {
-        match next(exchange, client, body, answered).await? {
+        match next(exchange, client, body, answered, is_open).await? {
             Event::ToClient(pushed) => pushed.map_err(|_| Reason::ClientClosed)?,
             Event::ToBackend(pushed) => pushed.map_err(|_| Reason::UpstreamReset)?,
             Event::FromBackend(read) => match read.map_err(|_| Reason::UpstreamReset)? {
-                Some(chunk) if is_open => client.session.write_response_body(chunk, false).await.map_err(|_| Reason::ClientClosed)?,
-                _ => is_open = false,
+                Some(chunk) => client.session.write_response_body(chunk, false).await.map_err(|_| Reason::ClientClosed)?,
+                None => is_open = false,
             },
             Event::FromClient(read) => match read.map_err(|_| Reason::ClientClosed)? {
-                Some(chunk) if is_open => drop(answered.upstream.session.write_body(&chunk).await.map_err(|_| Reason::UpstreamReset)?),
-                _ => is_open = false,
+                Some(chunk) => drop(answered.upstream.session.write_body(&chunk).await.map_err(|_| Reason::UpstreamReset)?),
+                None => is_open = false,
             },
         }
     }
@@ -64,18 +64,19 @@ pub(super) async fn tunnel(exchange: &Exchange<'_>, client: &mut Client, body: &
     Ok(())
 }
 
-async fn next(exchange: &Exchange<'_>, client: &mut Client, body: &RequestBody, answered: &mut Answered) -> Result<Event, Reason> {
+/// Waits for what happens next; `may_read` is false when both sides have said all that is passed on.
+async fn next(exchange: &Exchange<'_>, client: &mut Client, body: &RequestBody, answered: &mut Answered, may_read: bool) -> Result<Event, Reason> {
     let idle = exchange.destination.policy.timeouts.stream_idle;
     let upstream = &mut answered.upstream;
     let is_listening = answered.is_listening;
-    let has_more = !upstream.session.is_body_done();
+    let has_more = may_read && !upstream.session.is_body_done();
     let event = async {
         tokio::select! {
             biased;
             pushed = client.wire.push(), if !client.wire.is_pushed() => Event::ToClient(pushed),
             pushed = upstream.wire.push(), if is_listening && !upstream.wire.is_pushed() => Event::ToBackend(pushed),
             read = upstream.session.read_body_bytes(), if has_more && client.wire.is_pushed() => Event::FromBackend(read),
-            read = client.session.read_body_or_idle(body.is_done()), if body.is_done() || (is_listening && upstream.wire.is_pushed()) => Event::FromClient(read),
+            read = client.session.read_body_or_idle(body.is_done()), if may_read && (body.is_done() || (is_listening && upstream.wire.is_pushed())) => Event::FromClient(read),
         }
     };
     clock::within(idle, event).await.map_err(|_| Reason::StreamIdleTimeout)

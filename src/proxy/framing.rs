@@ -15,7 +15,16 @@ pub(super) fn check(client: &Client) -> Result<(), Rejection> {
     if head.method == Method::CONNECT {
         return Err(Rejection::of(Reason::MethodNotSupported));
     }
-    if head.headers.contains_key(header::TRANSFER_ENCODING) && has_raw_content_length(client) {
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(only) = codings.next() {
+        // pingora looks at the last coding only, and passes the field on as it is; another reader may look at the first.
+        let is_plain = codings.next().is_none() && only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        if !is_plain || has_raw_content_length(client) {
+            return Err(Rejection::of(Reason::BadRequest));
+        }
+    }
+    let lengths = head.headers.get_all(header::CONTENT_LENGTH);
+    if lengths.iter().count() > 1 || lengths.iter().any(|length| length.as_bytes().contains(&b',')) {
         return Err(Rejection::of(Reason::BadRequest));
     }
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
@@ -24,7 +33,7 @@ pub(super) fn check(client: &Client) -> Result<(), Rejection> {
     if head.version == Version::HTTP_09 {
         return Err(Rejection::of(Reason::BadRequest));
     }
-    let announced = client.text(&header::CONTENT_LENGTH).and_then(|length| length.split(',').next()).and_then(|length| length.trim().parse::<u64>().ok());
+    let announced = client.text(&header::CONTENT_LENGTH).and_then(|length| length.trim().parse::<u64>().ok());
     if announced.is_some_and(|length| length > client.listener.limits.max_body_bytes) {
         return Err(Rejection::of(Reason::BodyTooLarge));
     }

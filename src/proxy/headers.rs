@@ -20,6 +20,8 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
+/// Says to callers that this instance is leaving.
+pub(super) const DRAINING: HeaderName = HeaderName::from_static("x-outrigger-draining");
 const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 
 /// A request that passed so many proxies of this name goes in circles.
@@ -90,13 +92,28 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
         frame(&mut head, client)?;
     }
     head.set_version(Version::HTTP_11);
+    one_length(&mut head)?;
     head.append_header(header::VIA, concat!("1.1 ", "outrigger"))?;
+    if exchange.is_draining_inbound() {
+        head.insert_header(DRAINING, "1")?;
+    }
     if exchange.route.spec.direction == Direction::Inbound {
         // Only a sidecar says so, and behind an inbound route there is none.
         head.remove_header(&REASON);
     }
     edit_response(&mut head, &exchange.route.spec.filters.response_headers)?;
     Ok(head)
+}
+
+/// A length that was given several times, equal each time, is passed on once (RFC 9110 section 8.6).
+fn one_length(head: &mut ResponseHeader) -> pingora::Result<()> {
+    let lengths = head.headers.get_all(header::CONTENT_LENGTH);
+    let is_repeated = lengths.iter().count() > 1 || lengths.iter().any(|length| length.as_bytes().contains(&b','));
+    let first = lengths.iter().next().and_then(|length| length.to_str().ok()).and_then(|length| length.split(',').next()).map(|length| length.trim().to_owned());
+    match first.filter(|_| is_repeated) {
+        Some(length) => head.insert_header(header::CONTENT_LENGTH, length),
+        None => Ok(()),
+    }
 }
 
 /// Sees to it that the client can tell where the body ends.
@@ -128,10 +145,8 @@ fn target(exchange: &Exchange<'_>, head: &mut RequestHeader, endpoint: &str) -> 
 
 fn forwarded(head: &mut RequestHeader, peer: IpAddr, target: &Target) -> pingora::Result<()> {
     let peer = peer.to_canonical();
-    let chain = match head.headers.get(FORWARDED_FOR).and_then(|chain| chain.to_str().ok()) {
-        Some(chain) => format!("{chain}, {peer}"),
-        None => peer.to_string(),
-    };
+    let mut chain: String = head.headers.get_all(FORWARDED_FOR).iter().filter_map(|hops| hops.to_str().ok()).fold(String::new(), |chain, hops| chain + hops + ", ");
+    chain += &peer.to_string();
     head.insert_header(FORWARDED_FOR, chain)?;
     if !head.headers.contains_key(FORWARDED_PROTO) {
         head.insert_header(FORWARDED_PROTO, "http")?;

@@ -40,19 +40,20 @@ const LINGER: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
 
 /// A bound socket.
 #[derive(Debug)]
-pub struct Bound {
-    socket: TcpListener,
+pub(super) struct Bound {
+    /// One handle on the socket for each worker.
+    sockets: Vec<TcpListener>,
     address: SocketAddr,
 }
 
 /// A listener that takes requests.
 #[derive(Debug)]
-pub struct Listening {
+pub(super) struct Listening {
     shared: Arc<Shared>,
     /// `true` ends accepting, and closes connections at their next pause.
     closing: watch::Sender<bool>,
     /// The real address.
-    pub address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 /// What the connections of a listener share.
@@ -63,11 +64,8 @@ pub(super) struct Shared {
 }
 
 impl Bound {
-    /// Binds an address.
-    ///
-    /// # Errors
-    /// If it is taken, or not ours.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+    /// Binds an address, for so many workers.
+    pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
         let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
         // So that a restart need not wait for the last connections of its predecessor.
         socket.set_reuse_address(true)?;
@@ -76,44 +74,39 @@ impl Bound {
         socket.listen(BACKLOG)?;
         let socket: TcpListener = socket.into();
         let address = socket.local_addr()?;
-        Ok(Self { socket, address })
+        let sockets = (0..workers).map(|_| socket.try_clone()).collect::<io::Result<_>>()?;
+        Ok(Self { sockets, address })
     }
 
     /// The real address.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Takes requests, on every worker; `connections` counts those of the clients.
-    ///
-    /// # Errors
-    /// If the socket cannot be shared.
-    pub fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], connections: Arc<AtomicU32>) -> io::Result<Listening> {
+    pub(super) fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], connections: Arc<AtomicU32>) -> Listening {
         let shared = Arc::new(Shared { spec: ArcSwap::from_pointee(spec), connections });
         let (closing, closed) = watch::channel(false);
-        for worker in workers {
-            let socket = self.socket.try_clone()?;
+        for (worker, socket) in workers.iter().zip(self.sockets) {
             worker.runtime.spawn(accept(socket, shared.clone(), worker.worker.clone(), closed.clone()));
         }
-        Ok(Listening { shared, closing, address: self.address })
+        Listening { shared, closing, address: self.address }
     }
 }
 
 impl Listening {
     /// Follows a new specification; its address is not looked at.
-    pub fn reconfigure(&self, spec: ListenerSpec) {
+    pub(super) fn reconfigure(&self, spec: ListenerSpec) {
         self.shared.spec.store(Arc::new(spec));
     }
 
     /// What the listener follows.
-    #[must_use]
-    pub fn spec(&self) -> Arc<ListenerSpec> {
+    pub(super) fn spec(&self) -> Arc<ListenerSpec> {
         self.shared.spec.load_full()
     }
 
     /// Takes no more connections. Requests that are being served run on; idle connections are closed.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.closing.send_replace(true);
     }
 }
@@ -205,6 +198,8 @@ async fn one_request(
     // Time is kept here, over the whole head and not over single reads.
     session.set_read_timeout(None);
     session.set_pipelining_enabled(true);
+    // An interim answer must not end the connection; the relay decides.
+    session.set_close_on_response_before_downstream_finish(false);
     if let Some(prefix) = prefix {
         session.set_pipelined_prefix(prefix);
     }
@@ -216,6 +211,8 @@ async fn one_request(
     let mut client = Client { session, wire: wire.clone(), peer, listener: spec };
     let reason = match read {
         Ok(Ok(true)) => {
+            // What was read while the policies changed is served under the name that they know.
+            client.listener = shared.spec.load_full();
             let is_closing = *closing.borrow();
             let after = serve::serve(worker, &mut client, is_closing).await;
             return finish(client, after).await;
@@ -231,7 +228,7 @@ async fn one_request(
     let live = worker.state.live.load();
     live.unrouted.refused(&worker.state.telemetry.metrics, reason);
     client.session.set_keepalive(None);
-    if rejection::answer(&mut client, &Rejection::of(reason)).await.is_ok() {
+    if rejection::answer(&mut client, &Rejection::of(reason), false).await.is_ok() {
         linger(&mut client).await;
     }
     None
@@ -241,6 +238,11 @@ async fn finish(mut client: Client, after: After) -> Option<(Stream, Option<Byte
     match after {
         After::Close => None,
         After::Linger => {
+            linger(&mut client).await;
+            None
+        }
+        // The client may be sending already what will not be read; closing at once would cost it the end of the answer.
+        After::Reuse if client.session.get_keepalive().is_none() => {
             linger(&mut client).await;
             None
         }

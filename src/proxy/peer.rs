@@ -1,9 +1,6 @@
 //! A connection to an endpoint: an idle one from the pool, or a new one.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use pingora::protocols::http::v1::client::HttpSession;
 use tokio::net::TcpStream;
@@ -48,19 +45,19 @@ pub(super) async fn connect(
     endpoint: &Arc<EndpointState>,
     is_repeatable: bool,
     max_connections: u32,
-    timeout: Option<Duration>,
+    until: Option<Instant>,
     now: Instant,
 ) -> Result<Upstream, NoConnection> {
-    if let Some(idle) = worker.pool.take(endpoint, is_repeatable, now) {
+    if let Some(idle) = worker.pool().take(endpoint, is_repeatable, now) {
         return Ok(Upstream::new(idle, endpoint.clone()));
     }
     let guard = match endpoint.counters.try_connect(max_connections) {
         Some(guard) => guard,
         // An idle connection to a sibling, or one too old for this request, may give its place.
-        None if worker.pool.evict_one(endpoint) => endpoint.counters.try_connect(max_connections).ok_or(NoConnection::TooMany)?,
+        None if worker.evict_one(endpoint) => endpoint.counters.try_connect(max_connections).ok_or(NoConnection::TooMany)?,
         None => return Err(NoConnection::TooMany),
     };
-    let tcp = match clock::within(timeout, TcpStream::connect(endpoint.address)).await {
+    let tcp = match clock::until(until, TcpStream::connect(endpoint.address)).await {
         Ok(Ok(tcp)) => tcp,
         Ok(Err(error)) => {
             tracing::debug!("no connection to {}: {error}", endpoint.label);
@@ -91,11 +88,11 @@ impl Upstream {
             return;
         }
         if let Some(hint) = self.session.resp_header().and_then(super::headers::keep_alive_hint) {
-            self.endpoint.learn_idle_close(hint);
+            self.endpoint.learn_idle_close(hint, now);
         }
         self.session.respect_keepalive();
         if let Some(stream) = self.session.reuse().await {
-            worker.pool.put(&self.endpoint, Idle { stream, wire: self.wire, guard: self.guard }, now);
+            worker.pool().put(&self.endpoint, Idle { stream, wire: self.wire, guard: self.guard }, now);
         }
     }
 }

@@ -52,12 +52,12 @@ impl Pool {
         let mut idle = self.lock();
         let connections = &mut idle.get_mut(&endpoint.id)?.connections;
         // Younger ones are at the end: if the last is too old for this request, all are.
-        let longest = endpoint.reusable_idle(is_repeatable);
+        let longest = endpoint.reusable_idle(is_repeatable, now);
         while let Some(kept) = connections.pop_if(|kept| now.saturating_duration_since(kept.since) <= longest) {
             if kept.connection.wire.is_idle_and_open() {
                 return Some(kept.connection);
             }
-            endpoint.learn_idle_close(now.saturating_duration_since(kept.since));
+            endpoint.learn_idle_close(now.saturating_duration_since(kept.since), now);
         }
         None
     }
@@ -90,12 +90,12 @@ impl Pool {
             if endpoint.state.is_retired() {
                 return false;
             }
-            let longest = endpoint.state.reusable_idle(true);
+            let longest = endpoint.state.reusable_idle(true, now);
             endpoint.connections.retain(|kept| {
                 let age = now.saturating_duration_since(kept.since);
                 let is_open = kept.connection.wire.is_idle_and_open();
                 if !is_open {
-                    endpoint.state.learn_idle_close(age);
+                    endpoint.state.learn_idle_close(age, now);
                 }
                 is_open && age <= longest
             });

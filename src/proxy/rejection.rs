@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
-use super::client::Client;
-use crate::{policy::snapshot::QuotaSpec, telemetry::reason::Reason};
+use super::{client::Client, headers};
+use crate::{clock, policy::snapshot::QuotaSpec, telemetry::reason::Reason};
 
 /// The name of this proxy in `proxy-status` and `via`.
 pub(super) const PSEUDONYM: &str = "outrigger";
@@ -96,7 +96,7 @@ fn row(reason: Reason) -> Row {
 }
 
 /// Answers a client with a refusal. The connection stays usable if the session says so.
-pub(super) async fn answer(client: &mut Client, rejection: &Rejection) -> pingora::Result<()> {
+pub(super) async fn answer(client: &mut Client, rejection: &Rejection, is_draining: bool) -> pingora::Result<()> {
     let row = row(rejection.reason);
     let status = rejection.status();
     let token = rejection.token();
@@ -108,6 +108,9 @@ pub(super) async fn answer(client: &mut Client, rejection: &Rejection) -> pingor
     match row.error {
         Some(error) => head.insert_header("proxy-status", format!(r#"{PSEUDONYM}; error={error}; details="{token}""#))?,
         None => head.insert_header("proxy-status", PSEUDONYM)?,
+    }
+    if is_draining {
+        head.insert_header(headers::DRAINING, "1")?;
     }
     if let Some((_, location)) = &rejection.redirect {
         head.insert_header("location", location.as_str())?;
@@ -125,7 +128,11 @@ pub(super) async fn answer(client: &mut Client, rejection: &Rejection) -> pingor
     }
     client.session.write_response_header(Box::new(head)).await?;
     client.session.write_response_body(body, true).await?;
-    client.wire.push().await.map_err(|error| pingora::Error::because(pingora::ErrorType::WriteError, "answering", error))
+    let write_error = || pingora::Error::new(pingora::ErrorType::WriteError);
+    match clock::within(Some(client.listener.limits.idle_timeout), client.wire.push()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(clock::Elapsed) => Err(write_error()),
+    }
 }
 
 /// Rounded up, so that nobody comes back too early, and at least one.

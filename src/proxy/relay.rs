@@ -6,6 +6,9 @@
 
 use std::{future::Future, pin::pin, task::Poll};
 
+use http::header;
+use pingora::http::ResponseHeader;
+
 use super::{
     attempt::{Answered, client_failure},
     client::Client,
@@ -24,14 +27,15 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     let answer = answered.upstream.session.resp_header().ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
     let head = headers::downstream(exchange, client, answer, answered.is_upgrade).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
-    if exchange.is_closing() {
+    let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
+    if exchange.is_closing() || ends_with_connection || !client.session.is_body_done() {
         client.session.set_keepalive(None);
     }
     client.session.write_response_header(head).await.map_err(|error| client_failure(&error))?;
     let flowed = if answered.is_upgrade {
         body.becomes_tunnel();
         duplex::tunnel(exchange, client, body, &mut answered).await
-    } else if body.is_done() {
+    } else if body.is_done() && (!answered.is_listening || answered.upstream.wire.is_pushed()) {
         simple(exchange, client, &mut answered).await
     } else {
         duplex::both_ways(exchange, client, body, &mut answered).await
@@ -39,7 +43,7 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     if let Err(reason) = flowed {
         // The head is on its way; all that can be done is to let out what came, and to stop short of its end.
         progress.reason = Some(reason);
-        if reason != Reason::ClientClosed {
+        if reason == Reason::UpstreamReset {
             _ = push(client, exchange.destination.policy.timeouts.stream_idle).await;
         }
         return Ok(After::Close);
@@ -48,10 +52,15 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     let is_upgrade = answered.is_upgrade;
     answered.upstream.release(exchange.worker, is_request_complete, clock::now()).await;
     Ok(match (is_upgrade, body.is_done()) {
-        (true, _) => After::Close,
         (false, true) => After::Reuse,
-        (false, false) => After::Linger,
+        (true, _) | (false, false) => After::Linger,
     })
+}
+
+/// Whether a client can tell where the body ends without the connection's end.
+fn is_framed(head: &ResponseHeader) -> bool {
+    let has_no_body = head.status == 204 || head.status == 304;
+    has_no_body || head.headers.contains_key(header::CONTENT_LENGTH) || head.headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Answered) -> Result<(), Reason> {

@@ -49,12 +49,6 @@ impl Tries {
     }
 }
 
-/// A retry that will be made.
-pub(super) struct Retry {
-    pub(super) wait: Duration,
-    pub(super) guard: RetryGuard,
-}
-
 /// Whether repeating a request is harmless: by its method (RFC 9110 section 9.2.2), or because its client says that it can be told
 /// apart (`idempotency-key`).
 pub(super) fn is_idempotent(client: &Client) -> bool {
@@ -69,8 +63,17 @@ pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Op
     is_wanted.then(|| Failure::Status { retry_after: classify::retry_after(head, clock::wall()) })
 }
 
-/// Decides about a retry, and takes it out of the budget; `None` passes on what there is.
-pub(super) fn consider(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, failure: Failure, tries: &mut Tries, deadline: &Deadline) -> Option<Retry> {
+/// Decides about a retry, and takes it out of the budget; the wait before it, or `None` to pass on what there is. A request that
+/// retries holds one place among the parallel retries until it ends, however often it does.
+pub(super) fn consider(
+    exchange: &Exchange<'_>,
+    client: &Client,
+    body: &RequestBody,
+    failure: Failure,
+    tries: &mut Tries,
+    deadline: &Deadline,
+    held: &mut Option<RetryGuard>,
+) -> Option<Duration> {
     let destination = exchange.destination;
     let policy = &destination.policy;
     if policy.retry.mode == Mode::Off {
@@ -83,7 +86,8 @@ pub(super) fn consider(exchange: &Exchange<'_>, client: &Client, body: &RequestB
         is_body_replayable: body.is_replayable(),
         retries: tries.retries,
         transparent_retries: tries.transparent,
-        time_left: deadline.time_left(now),
+        // While the client is still sending there is no deadline yet; then nothing is waited for longer than a silent stream.
+        time_left: deadline.time_left(now).min(if body.is_done() { Duration::MAX } else { policy.timeouts.stream_idle.unwrap_or(Duration::MAX) }),
     };
     let stop = |why| {
         destination.backend.metrics.not_repeated(why);
@@ -97,19 +101,20 @@ pub(super) fn consider(exchange: &Exchange<'_>, client: &Client, body: &RequestB
         return stop(RetryStop::Shadow);
     }
     // A breaker that has just tripped would refuse the retry; what there is, is better than a refusal.
-    if destination.breaker.as_ref().is_some_and(|breaker| breaker.refuses(now)) {
+    if destination.breaker.as_ref().is_some_and(|breaker| breaker.refuses_for(now).is_some()) {
         return stop(RetryStop::BreakerOpen);
     }
-    let max_in_flight = policy.limits.as_ref().map_or(u32::MAX, |limits| limits.max_parallel_retries);
-    match destination.budget.try_withdraw(max_in_flight, now) {
-        Ok(guard) => {
+    let enforced = policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
+    let max_in_flight = enforced.map_or(u32::MAX, |limits| limits.max_parallel_retries);
+    match destination.budget.try_withdraw(held, max_in_flight, now) {
+        Ok(()) => {
             if is_transparent {
                 tries.transparent += 1;
             } else {
                 tries.retries += 1;
             }
             destination.backend.metrics.retries.increment(1);
-            Some(Retry { wait, guard })
+            Some(wait)
         }
         Err(NoRetry::BudgetSpent) => stop(RetryStop::BudgetSpent),
         Err(NoRetry::TooManyInFlight) => stop(RetryStop::TooManyInFlight),

@@ -3,8 +3,8 @@
 use super::{authority::Target, client::Client, rejection::Rejection};
 use crate::{
     policy::{
-        matching::PathSpec,
-        snapshot::{PathRewriteSpec, RequestView, Rule},
+        matching::{PathSpec, RequestView, Rule},
+        snapshot::PathRewriteSpec,
     },
     resilience::balance,
     state::live::{DestinationState, Live, RouteState},
@@ -16,7 +16,10 @@ pub(super) fn route<'l>(live: &'l Live, client: &Client, target: &Target) -> Res
     let head = client.head();
     let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
     let request = RequestView { host: target.host(), path: target.path(), method: head.method.as_str(), header: &header };
-    let listener = live.snapshot.listeners.iter().position(|listener| listener.name == client.listener.name);
+    // By its address, should the listener have been renamed a moment ago.
+    let listeners = &live.snapshot.listeners;
+    let listener = listeners.iter().position(|listener| listener.name == client.listener.name);
+    let listener = listener.or_else(|| listeners.iter().position(|listener| listener.address == client.listener.address));
     let rules = listener.map_or(&[][..], |index| &live.snapshot.rules[index]);
     let rule = rules.iter().find(|rule| rule.matches(&request)).ok_or_else(|| Rejection::of(Reason::NoRoute))?;
     Ok((&live.routes[rule.route], rule))

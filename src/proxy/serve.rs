@@ -20,7 +20,9 @@ use super::{
 use crate::{
     clock::{self, Rfc3339},
     policy::{
-        snapshot::{ActionSpec, RedirectSpec, Rule},
+        document::Direction,
+        matching::Rule,
+        snapshot::{ActionSpec, RedirectSpec},
         units::StatusSet,
     },
     state::{
@@ -62,7 +64,12 @@ impl Exchange<'_> {
 
     /// Whether the connection is to end after this request.
     pub(super) fn is_closing(&self) -> bool {
-        self.is_closing || self.worker.state.lifecycle.is_draining()
+        self.is_closing || self.is_draining_inbound()
+    }
+
+    /// Whether this instance is leaving, as its callers see it. What the app asks of others is not its callers' business.
+    pub(super) fn is_draining_inbound(&self) -> bool {
+        self.route.spec.direction == Direction::Inbound && self.worker.state.lifecycle.is_draining()
     }
 }
 
@@ -84,12 +91,14 @@ pub(super) struct Progress {
 pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing: bool) -> After {
     let began = clock::now();
     let live = worker.state.live.load_full();
-    let in_flight = InFlight::enter(&worker.state, began);
+    let is_inbound = client.listener.direction == Direction::Inbound;
+    let is_draining = is_inbound && worker.state.lifecycle.is_draining();
+    let in_flight = InFlight::enter(&worker.state, is_inbound, began);
     let request_id = headers::request_id(client);
     let mut progress = Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, by: Arc::default(), received: 0, request_id, route: None };
     let after = match exchange(worker, &live, client, &mut progress, is_closing).await {
         Ok(after) => after,
-        Err(rejection) => refuse(client, &rejection, &mut progress, is_closing).await,
+        Err(rejection) => refuse(client, &rejection, &mut progress, is_closing, is_draining).await,
     };
     let ended = clock::now();
     record(worker, &live, client, &progress, ended);
@@ -124,7 +133,7 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     after
 }
 
-async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool) -> After {
+async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool, is_draining: bool) -> After {
     progress.reason = Some(rejection.reason);
     progress.by = rejection.by.clone();
     if rejection.reason == Reason::ClientClosed {
@@ -132,10 +141,10 @@ async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progr
     }
     progress.status = rejection.status();
     let is_unread = !client.session.is_body_done();
-    if rejection.is_fatal || is_unread || is_closing || matches!(rejection.reason, Reason::BadRequest) {
+    if rejection.is_fatal || is_unread || is_closing || is_draining || matches!(rejection.reason, Reason::BadRequest) {
         client.session.set_keepalive(None);
     }
-    match rejection::answer(client, rejection).await {
+    match rejection::answer(client, rejection, is_draining).await {
         Err(_) => After::Close,
         Ok(()) if rejection.is_fatal || is_unread => After::Linger,
         Ok(()) => After::Reuse,

@@ -16,7 +16,10 @@ use tokio::{
 };
 
 use super::pool::Pool;
-use crate::{clock, state::State};
+use crate::{
+    clock,
+    state::{State, endpoint::EndpointState},
+};
 
 /// How often idle connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -25,7 +28,21 @@ const SWEEP: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) state: Arc<State>,
-    pub(super) pool: Pool,
+    /// The pools of all workers; a worker takes from and puts into its own.
+    pools: Arc<[Pool]>,
+    number: usize,
+}
+
+impl Worker {
+    /// This worker's own pool.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pools[self.number]
+    }
+
+    /// Closes one idle connection to the backend of an endpoint, wherever it is kept.
+    pub(super) fn evict_one(&self, endpoint: &EndpointState) -> bool {
+        self.pools.iter().any(|pool| pool.evict_one(endpoint))
+    }
 }
 
 /// A running worker.
@@ -38,13 +55,18 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts a worker.
+    /// Starts so many workers.
     ///
     /// # Errors
     /// If the system gives no thread or no event queue.
-    pub fn start(number: usize, state: Arc<State>) -> io::Result<Self> {
+    pub fn start_all(count: usize, state: &Arc<State>) -> io::Result<Vec<Self>> {
+        let pools: Arc<[Pool]> = (0..count).map(|_| Pool::default()).collect();
+        (0..count).map(|number| Self::start(number, state.clone(), pools.clone())).collect()
+    }
+
+    fn start(number: usize, state: Arc<State>, pools: Arc<[Pool]>) -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let worker = Arc::new(Worker { state, pool: Pool::default() });
+        let worker = Arc::new(Worker { state, pools, number });
         let (stop, mut stopped) = watch::channel(false);
         let handle = runtime.handle().clone();
         worker.state.lifecycle.beat(number, clock::now());
@@ -55,7 +77,7 @@ impl WorkerHandle {
                     tokio::select! {
                         () = clock::sleep(SWEEP) => {
                             let now = clock::now();
-                            swept.pool.sweep(now);
+                            swept.pool().sweep(now);
                             swept.state.lifecycle.beat(number, now);
                         }
                         _ = stopped.changed() => break,

@@ -58,6 +58,23 @@ pub enum Outcome {
     Cancelled,
 }
 
+/// How long a call took, as far as a breaker cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speed {
+    /// Within the threshold.
+    Fast,
+    /// Beyond it.
+    Slow,
+}
+
+impl Speed {
+    /// A call is slow when it takes longer than the threshold; as long as it is still fast.
+    #[must_use]
+    pub fn of(duration: Duration, threshold: Duration) -> Self {
+        if duration > threshold { Self::Slow } else { Self::Fast }
+    }
+}
+
 /// The states, without what belongs to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StateKind {
@@ -278,14 +295,14 @@ impl Breaker {
     /// Takes the result of a call. `random` draws the open time, should this result trip the breaker.
     ///
     /// A permit from an earlier generation counts as late and moves nothing.
-    pub fn settle(&mut self, permit: &Permit, outcome: Outcome, duration: Duration, now: Instant, random: f64) -> Option<Transition> {
+    pub fn settle(&mut self, permit: &Permit, outcome: Outcome, speed: Speed, now: Instant, random: f64) -> Option<Transition> {
         if permit.generation != self.generation {
             if outcome != Outcome::Cancelled {
                 self.late_results = self.late_results.saturating_add(1);
             }
             return None;
         }
-        let slow = duration > self.config.slow_call_duration();
+        let slow = speed == Speed::Slow;
         match &mut self.state {
             State::Closed { .. } => self.settle_closed(outcome, slow, now, random),
             State::HalfOpen { probes, .. } => {

@@ -98,12 +98,6 @@ impl Recovery {
     pub fn rungs_taken(&self) -> u32 {
         self.taken
     }
-
-    /// Actions in the last hour, as of the last observation.
-    #[must_use]
-    pub fn actions_in_last_hour(&self) -> usize {
-        self.recent.len()
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     resilience::{
         Mode,
-        breaker::{Breaker, BreakerConfig, BreakerSnapshot, Outcome, Permit, Rejected, StateKind, Transition},
+        breaker::{Breaker, BreakerConfig, BreakerSnapshot, Outcome, Permit, Rejected, Speed, StateKind, Transition},
     },
     telemetry::{Telemetry, event::Event},
 };
@@ -67,15 +67,15 @@ impl BreakerState {
         }
     }
 
-    /// Whether a call would be refused now, without asking for one: for the picking of endpoints.
+    /// How long calls will be refused from now on, if they are, without asking for one: for the picking of endpoints.
     #[must_use]
-    pub fn refuses(&self, now: Instant) -> bool {
+    pub fn refuses_for(&self, now: Instant) -> Option<Duration> {
         let inner = self.lock();
         match inner.machine.kind() {
-            _ if inner.mode == Mode::Shadow => false,
-            StateKind::Open => inner.machine.next_deadline().is_some_and(|until| now <= until),
-            StateKind::ForcedOpen => true,
-            StateKind::Closed | StateKind::HalfOpen | StateKind::Disabled => false,
+            _ if inner.mode == Mode::Shadow => None,
+            StateKind::Open => inner.machine.next_deadline().filter(|until| now <= *until).map(|until| until.saturating_duration_since(now)),
+            StateKind::ForcedOpen => Some(Duration::from_secs(1)),
+            StateKind::Closed | StateKind::HalfOpen | StateKind::Disabled => None,
         }
     }
 
@@ -107,8 +107,8 @@ impl BreakerState {
         (inner.machine.snapshot(now), inner.mode)
     }
 
-    fn settle(&self, permit: &Permit, outcome: Outcome, duration: Duration, now: Instant, random: f64) {
-        let transition = self.lock().machine.settle(permit, outcome, duration, now, random);
+    fn settle(&self, permit: &Permit, outcome: Outcome, speed: Speed, now: Instant, random: f64) {
+        let transition = self.lock().machine.settle(permit, outcome, speed, now, random);
         self.tell(transition);
     }
 
@@ -134,9 +134,9 @@ pub struct BreakerGuard {
 
 impl BreakerGuard {
     /// Tells how the call went.
-    pub fn settle(mut self, outcome: Outcome, now: Instant, random: f64) {
+    pub fn settle(mut self, outcome: Outcome, speed: Speed, now: Instant, random: f64) {
         if let Some(permit) = self.permit.take() {
-            self.breaker.settle(&permit, outcome, now.saturating_duration_since(self.began), now, random);
+            self.breaker.settle(&permit, outcome, speed, now, random);
         }
     }
 }
@@ -145,7 +145,7 @@ impl Drop for BreakerGuard {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             // A cancelled call is counted nowhere, so that its time does not matter.
-            self.breaker.settle(&permit, Outcome::Cancelled, Duration::ZERO, self.began, 0.5);
+            self.breaker.settle(&permit, Outcome::Cancelled, Speed::Fast, self.began, 0.5);
         }
     }
 }

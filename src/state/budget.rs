@@ -46,17 +46,21 @@ impl BudgetState {
         self.lock().deposit(now);
     }
 
-    /// Takes one retry out of the budget, if there is one and no more than `max_in_flight` retries are being made.
+    /// Takes one retry out of the budget, if there is one and no more than `max_in_flight` requests are retrying. `held` is the
+    /// request's place among those, taken at its first retry.
     ///
     /// # Errors
     /// [`NoRetry`] says what there is none of.
-    pub fn try_withdraw(self: &Arc<Self>, max_in_flight: u32, now: Instant) -> Result<RetryGuard, NoRetry> {
-        let admitted = self.in_flight.try_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < max_in_flight).then_some(count + 1));
-        if admitted.is_err() {
-            return Err(NoRetry::TooManyInFlight);
+    pub fn try_withdraw(self: &Arc<Self>, held: &mut Option<RetryGuard>, max_in_flight: u32, now: Instant) -> Result<(), NoRetry> {
+        if held.is_none() {
+            *held = Some(self.enter(max_in_flight)?);
         }
-        let guard = RetryGuard(self.clone());
-        if self.lock().try_withdraw(now) { Ok(guard) } else { Err(NoRetry::BudgetSpent) }
+        if self.lock().try_withdraw(now) { Ok(()) } else { Err(NoRetry::BudgetSpent) }
+    }
+
+    fn enter(self: &Arc<Self>, max_in_flight: u32) -> Result<RetryGuard, NoRetry> {
+        let admitted = self.in_flight.try_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < max_in_flight).then_some(count + 1));
+        admitted.map(|_| RetryGuard(self.clone())).map_err(|_| NoRetry::TooManyInFlight)
     }
 
     /// Retries that could be made at once now.
@@ -76,7 +80,7 @@ impl BudgetState {
     }
 }
 
-/// A retry in flight.
+/// A request that is retrying.
 #[derive(Debug)]
 #[must_use = "a retry is in flight as long as its guard lives"]
 pub struct RetryGuard(Arc<BudgetState>);

@@ -4,9 +4,9 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
 /// What an idle connection may last if nothing is known of the endpoint: below the five seconds of Node's server, which is the
 /// shortest of the common ones.
 pub const DEFAULT_POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// How long the closing of an idle connection is remembered without being seen again.
+const IDLE_CLOSE_MEMORY: Duration = Duration::from_mins(1);
 
 /// An endpoint of a backend, by its address.
 #[derive(Debug)]
@@ -39,8 +42,15 @@ pub struct EndpointState {
     /// Guards the counting of check results.
     checks: Mutex<CheckState>,
     is_retired: AtomicBool,
-    /// The shortest time, in milliseconds, after which it was seen to close an idle connection, or announced that it would.
-    idle_close_millis: AtomicU64,
+    /// Guards what is known of its closing of idle connections.
+    idle_close: Mutex<Option<IdleClose>>,
+}
+
+/// After how long it was seen to close an idle connection or announced that it would, and when that was last so.
+#[derive(Debug, Clone, Copy)]
+struct IdleClose {
+    after: Duration,
+    learned: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +64,7 @@ struct CheckState {
 pub struct BackendCounters {
     connections: AtomicU32,
     turn: AtomicUsize,
+    is_panicking: AtomicBool,
 }
 
 impl EndpointState {
@@ -69,7 +80,7 @@ impl EndpointState {
             health: AtomicU8::new(0),
             checks: Mutex::default(),
             is_retired: AtomicBool::new(false),
-            idle_close_millis: AtomicU64::new(u64::MAX),
+            idle_close: Mutex::new(None),
         }
     }
 
@@ -129,17 +140,21 @@ impl EndpointState {
         self.is_retired.load(Ordering::Relaxed)
     }
 
-    /// Learns that the endpoint closes idle connections after this time.
-    pub fn learn_idle_close(&self, after: Duration) {
-        let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-        self.idle_close_millis.fetch_min(millis, Ordering::Relaxed);
+    /// Learns that the endpoint closes idle connections after this time. The shortest counts, until it has not been seen again for
+    /// a while: one restart of an app closes all its connections, and says nothing about its habits.
+    pub fn learn_idle_close(&self, after: Duration, now: Instant) {
+        let mut known = self.idle_close.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none_or(|known| after <= known.after || is_forgotten(known, now)) {
+            *known = Some(IdleClose { after, learned: now });
+        }
     }
 
     /// How long a connection may have been idle to be used again. A request that can be repeated is harmless to lose, one that
     /// cannot keeps twice the distance from the time at which the endpoint closes.
     #[must_use]
-    pub fn reusable_idle(&self, is_repeatable: bool) -> Duration {
-        let learned = Duration::from_millis(self.idle_close_millis.load(Ordering::Relaxed));
+    pub fn reusable_idle(&self, is_repeatable: bool, now: Instant) -> Duration {
+        let known = *self.idle_close.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(IdleClose { after: learned, .. }) = known.filter(|known| !is_forgotten(*known, now)) else { return DEFAULT_POOL_IDLE };
         let margin = if is_repeatable { learned.saturating_sub(Duration::from_millis(500)).max(learned / 2) } else { learned / 4 };
         margin.min(DEFAULT_POOL_IDLE)
     }
@@ -149,18 +164,14 @@ impl EndpointState {
     }
 }
 
+fn is_forgotten(known: IdleClose, now: Instant) -> bool {
+    now.saturating_duration_since(known.learned) > IDLE_CLOSE_MEMORY
+}
+
 /// A request at an endpoint.
 #[derive(Debug)]
 #[must_use = "a request is counted as long as its guard lives"]
 pub struct EndpointGuard(Arc<EndpointState>);
-
-impl EndpointGuard {
-    /// The endpoint.
-    #[must_use]
-    pub fn endpoint(&self) -> &Arc<EndpointState> {
-        &self.0
-    }
-}
 
 impl Drop for EndpointGuard {
     fn drop(&mut self) {
@@ -204,14 +215,13 @@ pub struct BackendState {
     pub metrics: Arc<BackendMetrics>,
     /// What is counted over all reloads.
     pub counters: Arc<BackendCounters>,
-    is_panicking: AtomicBool,
 }
 
 impl BackendState {
     /// Joins a backend with its endpoints.
     #[must_use]
     pub fn new(spec: BackendSpec, endpoints: Vec<Arc<EndpointState>>, metrics: Arc<BackendMetrics>, counters: Arc<BackendCounters>) -> Self {
-        Self { spec, endpoints, metrics, counters, is_panicking: AtomicBool::new(false) }
+        Self { spec, endpoints, metrics, counters }
     }
 
     /// Picks an endpoint that is healthy and that `may` be picked; `first` and `second` are uniform in `0..1`. When too few are
@@ -220,7 +230,7 @@ impl BackendState {
         let is_panic = self.is_panicking();
         let cost = |index: usize| {
             let endpoint = &self.endpoints[index];
-            let is_available = is_panic || endpoint.health() != Health::Unhealthy;
+            let is_available = is_panic || self.is_available(endpoint);
             (is_available && may(index)).then(|| f64::from(endpoint.in_flight() + 1) / f64::from(self.spec.endpoints[index].weight.get()))
         };
         match self.spec.balancer {
@@ -229,17 +239,22 @@ impl BackendState {
         }
     }
 
+    /// Without a check, what was once found out no longer counts.
+    fn is_available(&self, endpoint: &EndpointState) -> bool {
+        self.spec.check.is_none() || endpoint.health() != Health::Unhealthy
+    }
+
     /// Whether health is ignored now.
     #[must_use]
     pub fn is_panicking(&self) -> bool {
-        self.is_panicking.load(Ordering::Relaxed)
+        self.counters.is_panicking.load(Ordering::Relaxed)
     }
 
     /// Looks anew whether health is to be ignored; the answer if it changed.
     pub fn review_panic(&self) -> Option<bool> {
         let total = self.endpoints.len();
-        let available = self.endpoints.iter().filter(|endpoint| endpoint.health() != Health::Unhealthy).count();
+        let available = self.endpoints.iter().filter(|endpoint| self.is_available(endpoint)).count();
         let is_panic = balance::is_panic(available, total, self.spec.panic_threshold);
-        (self.is_panicking.swap(is_panic, Ordering::Relaxed) != is_panic).then_some(is_panic)
+        (self.counters.is_panicking.swap(is_panic, Ordering::Relaxed) != is_panic).then_some(is_panic)
     }
 }

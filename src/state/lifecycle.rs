@@ -22,6 +22,20 @@ use crate::{
 /// A worker beats once a second; one that is silent for so long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
 
+/// Why the instance ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It drained, and whether nothing was left in flight.
+    Drained {
+        /// Whether nothing was left.
+        is_clean: bool,
+    },
+    /// It was asked twice, and left at once.
+    AtOnce,
+    /// A part of it failed.
+    Failed,
+}
+
 /// A named condition of readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
@@ -65,8 +79,9 @@ struct Inner {
     conditions: BTreeMap<String, Condition>,
     was_ready: bool,
     has_started: bool,
-    drain: Option<Drain>,
     beats: BTreeMap<usize, Instant>,
+    passing_since: Option<Instant>,
+    is_registered: bool,
     connections: BTreeMap<String, Arc<AtomicU32>>,
     is_policy_current: Result<(), String>,
 }
@@ -90,8 +105,9 @@ impl Lifecycle {
                 conditions: conditions.into(),
                 was_ready: false,
                 has_started: false,
-                drain: None,
                 beats: BTreeMap::new(),
+                passing_since: None,
+                is_registered: false,
                 connections: BTreeMap::new(),
                 is_policy_current: Ok(()),
             }),
@@ -102,6 +118,29 @@ impl Lifecycle {
     #[must_use]
     pub fn born(&self) -> Instant {
         self.born
+    }
+
+    /// Delayed registration: whether the app may be called, or when it will be, given that it is healthy and has passed so many
+    /// checks in a row. Once it was, it stays so; how a healthy app behaves later is not a matter of starting.
+    ///
+    /// # Errors
+    /// When it will be, or `None` if nobody can say.
+    pub fn register(&self, passes: u32, threshold: u32, delay: Duration, now: Instant) -> Result<(), Option<Instant>> {
+        let mut inner = self.lock();
+        if inner.is_registered {
+            return Ok(());
+        }
+        if inner.passing_since.is_none() && passes < threshold {
+            return Err(None);
+        }
+        let ready_at = *inner.passing_since.get_or_insert(now) + delay;
+        inner.is_registered = now >= ready_at;
+        if inner.is_registered { Ok(()) } else { Err(Some(ready_at)) }
+    }
+
+    /// The app has failed before it was registered: it begins anew.
+    pub fn unregister(&self) {
+        self.lock().passing_since = None;
     }
 
     /// Takes note that a worker turns.
@@ -134,7 +173,7 @@ impl Lifecycle {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// When a request last began or ended, to the millisecond.
+    /// When a request of a caller last began or ended, to the millisecond.
     #[must_use]
     pub fn last_activity(&self) -> Option<Instant> {
         let millis = self.last_activity.load(Ordering::Acquire).checked_sub(1)?;
@@ -199,13 +238,9 @@ impl Lifecycle {
 
     /// Begins to drain; `false` if it has begun already.
     pub fn begin_drain(&self, drain: Drain, telemetry: &Telemetry) -> bool {
-        let mut inner = self.lock();
-        if inner.drain.is_some() {
+        if self.is_draining.swap(true, Ordering::Relaxed) {
             return false;
         }
-        inner.drain = Some(drain);
-        self.is_draining.store(true, Ordering::Relaxed);
-        drop(inner);
         self.set(condition::NOT_DRAINING, false, "draining", drain.began(), telemetry);
         true
     }
@@ -214,12 +249,6 @@ impl Lifecycle {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.is_draining.load(Ordering::Relaxed)
-    }
-
-    /// The drain, if one has begun.
-    #[must_use]
-    pub fn drain(&self) -> Option<Drain> {
-        self.lock().drain
     }
 
     fn active(&self, now: Instant) {
@@ -260,14 +289,18 @@ impl Inner {
 pub struct InFlight {
     state: Arc<super::State>,
     began: Instant,
+    /// What the app asks of others does not keep an instance from being quiet.
+    is_inbound: bool,
 }
 
 impl InFlight {
     /// Counts a request until it is dropped.
-    pub fn enter(state: &Arc<super::State>, now: Instant) -> Self {
+    pub fn enter(state: &Arc<super::State>, is_inbound: bool, now: Instant) -> Self {
         state.lifecycle.in_flight.fetch_add(1, Ordering::AcqRel);
-        state.lifecycle.active(now);
-        Self { state: state.clone(), began: now }
+        if is_inbound {
+            state.lifecycle.active(now);
+        }
+        Self { state: state.clone(), began: now, is_inbound }
     }
 
     /// Tells when it ended; without this it counts as ended when it began.
@@ -279,7 +312,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let lifecycle = &self.state.lifecycle;
-        lifecycle.active(self.began);
+        if self.is_inbound {
+            lifecycle.active(self.began);
+        }
         lifecycle.in_flight.fetch_sub(1, Ordering::AcqRel);
         lifecycle.idle.notify_waiters();
     }

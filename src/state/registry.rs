@@ -26,6 +26,7 @@ use crate::{
     },
     telemetry::{
         Telemetry,
+        event::Event,
         metrics::{BackendMetrics, RouteMetrics},
     },
 };
@@ -53,7 +54,7 @@ impl Registry {
         let routes: Vec<RouteState> = snapshot.routes.iter().map(|route| joining.route(route, &backends)).collect();
         let unrouted = joining.route_metrics("none", Direction::Inbound);
         let used = joining.used;
-        self.forget(&used, &backends);
+        self.forget(&used, &backends, telemetry);
         let mut live = Live {
             generation,
             snapshot,
@@ -70,8 +71,14 @@ impl Registry {
         live
     }
 
-    fn forget(&mut self, used: &HashSet<Use>, backends: &[Arc<BackendState>]) {
-        self.breakers.retain(|name, _| used.contains(&Use::Breaker(name.clone())));
+    fn forget(&mut self, used: &HashSet<Use>, backends: &[Arc<BackendState>], telemetry: &Telemetry) {
+        self.breakers.retain(|name, _| {
+            let is_used = used.contains(&Use::Breaker(name.clone()));
+            if !is_used {
+                telemetry.metrics.forget_breaker(name);
+            }
+            is_used
+        });
         self.limits.retain(|name, _| used.contains(&Use::Limit(name.clone())));
         self.budgets.retain(|name, _| used.contains(&Use::Budget(name.clone())));
         self.rate_limits.retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
@@ -116,7 +123,9 @@ impl Joining<'_> {
         }
         let metrics = self.registry.backends.entry(spec.name.clone()).or_insert_with(|| Arc::new(BackendMetrics::new(&self.telemetry.metrics, &spec.name)));
         let backend = BackendState::new(spec.clone(), endpoints, metrics.clone(), counters);
-        backend.review_panic();
+        if let Some(is_panicking) = backend.review_panic() {
+            self.telemetry.emit(Event::PanicChanged { backend: spec.name.clone(), is_panicking });
+        }
         Arc::new(backend)
     }
 
@@ -145,7 +154,7 @@ impl Joining<'_> {
             None => {}
             Some(spec) => match spec.scope {
                 BreakerScope::Backend => breaker = Some(self.breaker(&spec.name, spec)),
-                BreakerScope::Route => breaker = Some(self.breaker(&format!("route:{}", route.name).into(), spec)),
+                BreakerScope::Route => breaker = Some(self.breaker(&route_breaker(route, backend), spec)),
                 BreakerScope::Endpoint => {
                     endpoint_breakers = backend.endpoints.iter().map(|endpoint| self.breaker(&format!("{}/{}", spec.name, endpoint.label).into(), spec)).collect();
                 }
@@ -190,5 +199,13 @@ impl Joining<'_> {
             *limit = Arc::new(limit.reconfigured(rule.clone(), self.now));
         }
         limit.clone()
+    }
+}
+
+/// A route's breaker watches the route; with several backends it watches each of them by itself.
+fn route_breaker(route: &RouteSpec, backend: &BackendState) -> Arc<str> {
+    match &route.action {
+        ActionSpec::Forward(several) if several.len() > 1 => format!("route:{}/{}", route.name, backend.spec.name).into(),
+        ActionSpec::Forward(_) | ActionSpec::Redirect(_) => format!("route:{}", route.name).into(),
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use ahash::RandomState;
 use governor::{nanos::Nanos, state::StateStore};
 
-/// Parts of the map, each behind a lock of its own, so that workers rarely meet.
+/// At most so many parts of the map, each behind a lock of its own, so that workers rarely meet.
 const SHARDS: usize = 16;
 
 /// The keys of one rule.
@@ -28,6 +28,8 @@ pub struct BoundedStore {
     shards: Vec<Mutex<Shard>>,
     /// What a shard may hold.
     shard_capacity: usize,
+    /// The bucket of all keys that found no room.
+    overflow: Mutex<Option<u64>>,
     /// Nanoseconds since the process's epoch, as of the last call.
     now: AtomicU64,
     overflowed: AtomicU64,
@@ -37,7 +39,6 @@ pub struct BoundedStore {
 #[derive(Debug, Default)]
 struct Shard {
     buckets: HashMap<u64, u64, RandomState>,
-    overflow: Option<u64>,
     /// When the shard was last looked through for buckets that are full again.
     swept: u64,
 }
@@ -46,7 +47,15 @@ impl BoundedStore {
     /// Makes an empty store for at most `max_keys` keys.
     #[must_use]
     pub fn new(max_keys: usize) -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), shard_capacity: max_keys.div_ceil(SHARDS), now: AtomicU64::new(0), overflowed: AtomicU64::new(0) }
+        let shards = SHARDS.min(max_keys).max(1);
+        let capacity = max_keys / shards;
+        Self {
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shard_capacity: capacity,
+            overflow: Mutex::new(None),
+            now: AtomicU64::new(0),
+            overflowed: AtomicU64::new(0),
+        }
     }
 
     /// Tells the time before a bucket is asked.
@@ -82,13 +91,22 @@ impl BoundedStore {
     pub fn rescaled(&self, max_keys: usize, scale: f64, now: u64) -> Self {
         let new = Self::new(max_keys);
         let rescale = |arrival: u64| now.saturating_add(std::time::Duration::from_nanos(arrival.saturating_sub(now)).mul_f64(scale).as_nanos().try_into().unwrap_or(u64::MAX));
-        for (old, new_shard) in self.shards.iter().zip(&new.shards) {
-            let old = lock(old);
-            let mut shard = lock(new_shard);
-            shard.buckets = old.buckets.iter().filter(|(_, arrival)| **arrival > now).take(new.shard_capacity).map(|(key, arrival)| (*key, rescale(*arrival))).collect();
-            shard.overflow = old.overflow.map(rescale);
+        for old in &self.shards {
+            for (key, arrival) in lock(old).buckets.iter().filter(|(_, arrival)| **arrival > now) {
+                let mut shard = lock(new.shard_of(*key));
+                if shard.buckets.len() < new.shard_capacity {
+                    shard.buckets.insert(*key, rescale(*arrival));
+                }
+            }
         }
+        *lock(&new.overflow) = lock(&self.overflow).map(rescale);
         new
+    }
+}
+
+impl BoundedStore {
+    fn shard_of(&self, key: u64) -> &Mutex<Shard> {
+        &self.shards[usize::try_from(key % self.shards.len() as u64).unwrap_or_default()]
     }
 }
 
@@ -99,8 +117,7 @@ impl StateStore for BoundedStore {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let index = usize::try_from(*key % SHARDS as u64).unwrap_or_default();
-        let mut shard = lock(&self.shards[index]);
+        let mut shard = lock(self.shard_of(*key));
         if let Some(arrival) = shard.buckets.get_mut(key) {
             let (answer, next) = f(Some(Nanos::new(*arrival)))?;
             *arrival = next.as_u64();
@@ -111,8 +128,10 @@ impl StateStore for BoundedStore {
         }
         if shard.buckets.len() >= self.shard_capacity {
             self.overflowed.fetch_add(1, Ordering::Relaxed);
-            let (answer, next) = f(shard.overflow.map(Nanos::new))?;
-            shard.overflow = Some(next.as_u64());
+            drop(shard);
+            let mut overflow = lock(&self.overflow);
+            let (answer, next) = f(overflow.map(Nanos::new))?;
+            *overflow = Some(next.as_u64());
             return Ok(answer);
         }
         let (answer, next) = f(None)?;
@@ -135,6 +154,6 @@ impl Shard {
     }
 }
 
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
+    guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }

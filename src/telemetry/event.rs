@@ -25,6 +25,11 @@ pub enum Event {
         /// What is suspicious.
         warnings: Vec<String>,
     },
+    /// A refused set is gone: the newest policies are those in force again.
+    PolicyRestored {
+        /// The generation in force.
+        generation: u64,
+    },
     /// A set of policies was refused; what was in force still is.
     PolicyRefused {
         /// All faults, one line each.
@@ -127,6 +132,7 @@ impl Event {
         match self {
             Self::Started { .. } => "started",
             Self::PolicyApplied { .. } => "policy_applied",
+            Self::PolicyRestored { .. } => "policy_restored",
             Self::PolicyRefused { .. } => "policy_refused",
             Self::ListenerBound { .. } => "listener_bound",
             Self::ListenerClosed { .. } => "listener_closed",
@@ -158,6 +164,7 @@ impl std::fmt::Display for Event {
                 }
                 Ok(())
             }
+            Self::PolicyRestored { generation } => write!(f, "the refused policies are gone, generation {generation} is the newest again"),
             Self::PolicyRefused { faults } => write!(f, "policy refused, the last good one stays in force: {}", faults.join("; ")),
             Self::ListenerBound { listener, address } => write!(f, "listener {listener} takes requests on {address}"),
             Self::ListenerClosed { listener } => write!(f, "listener {listener} takes no more requests"),

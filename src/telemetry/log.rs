@@ -44,6 +44,7 @@ pub(super) fn write(event: &Event) {
         | Event::PanicChanged { is_panicking: true, .. } => tracing::warn!(event = kind, "{event}"),
         Event::Started { .. }
         | Event::PolicyApplied { .. }
+        | Event::PolicyRestored { .. }
         | Event::ListenerBound { .. }
         | Event::ListenerClosed { .. }
         | Event::BreakerChanged { .. }

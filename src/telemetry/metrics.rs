@@ -137,6 +137,7 @@ impl Metrics {
                 self.gauge(name::POLICY_GENERATION, &[]).set(*generation as f64);
                 self.gauge(name::POLICY_CURRENT, &[]).set(1.0);
             }
+            Event::PolicyRestored { .. } => self.gauge(name::POLICY_CURRENT, &[]).set(1.0),
             Event::PolicyRefused { .. } => {
                 self.counter(name::POLICY_RELOADS, &[("result", "refused")]).increment(1);
                 self.gauge(name::POLICY_CURRENT, &[]).set(0.0);
@@ -173,8 +174,17 @@ impl Metrics {
 
     /// Shows the state of a breaker.
     pub fn breaker_state(&self, breaker: &str, state: StateKind) {
+        self.breaker_is(breaker, Some(state));
+    }
+
+    /// Shows that a breaker is in no state any more.
+    pub fn forget_breaker(&self, breaker: &str) {
+        self.breaker_is(breaker, None);
+    }
+
+    fn breaker_is(&self, breaker: &str, state: Option<StateKind>) {
         for kind in [StateKind::Closed, StateKind::Open, StateKind::HalfOpen, StateKind::ForcedOpen, StateKind::Disabled] {
-            self.gauge(name::BREAKER_STATE, &[("breaker", breaker), ("state", state_name(kind))]).set(f64::from(u8::from(kind == state)));
+            self.gauge(name::BREAKER_STATE, &[("breaker", breaker), ("state", state_name(kind))]).set(f64::from(u8::from(Some(kind) == state)));
         }
     }
 }

@@ -129,15 +129,15 @@ fn changing_endpoints_are_not_for_pages_and_not_for_others_without_the_token() {
     let backend = Backend::healthy();
     let directory = Directory::new();
     directory.write("policy.yaml", &policy(&[backend.address], ""));
-    let sidecar = Sidecar::start_in(directory, |settings| settings.admin_token = Some("correct horse".into())).unwrap();
+    let sidecar = Sidecar::start_in(directory, |settings| settings.admin_token = Some("correct horse battery".into())).unwrap();
     let post = |headers: &str| {
         let mut client = Client::connect(sidecar.app().admin_address());
         client.send(format!("POST /api/v1/reload HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\nconnection: close\r\n{headers}\r\n")).answer().status
     };
     assert_eq!(post(""), 200);
     assert_eq!(post("origin: http://evil\r\n"), 403);
-    assert_eq!(post("origin: http://evil\r\nauthorization: Bearer correct horse\r\n"), 200);
-    assert_eq!(post("origin: http://evil\r\nauthorization: Bearer wrong horse!\r\n"), 403);
+    assert_eq!(post("origin: http://evil\r\nauthorization: Bearer correct horse battery\r\n"), 200);
+    assert_eq!(post("origin: http://evil\r\nauthorization: Bearer correct horse batterz\r\n"), 403);
 }
 
 #[test]

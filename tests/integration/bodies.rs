@@ -206,3 +206,18 @@ fn a_slow_reader_holds_no_more_than_a_piece() {
     let answer = client.body(status, head, true);
     assert_eq!((answer.body.len(), answer.is_complete), (64 << 20, true));
 }
+
+/// Both are queued at once and more than a socket takes: the rest of the request must go on while the answer comes.
+#[test]
+fn an_answer_that_begins_while_the_request_is_still_queued_does_not_stop_it() {
+    let backend = Backend::start(|mut connection| {
+        connection.head();
+        connection.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n");
+        assert!(connection.exactly(8_000_000).is_some());
+        connection.send("ok");
+    });
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let mut client = sidecar.client();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8000000\r\n\r\n").send(pattern(8_000_000));
+    assert_eq!(client.answer().text(), "ok");
+}

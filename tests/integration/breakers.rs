@@ -200,3 +200,19 @@ fn no_connection_and_no_answer_are_failures_too() {
     let sidecar = Sidecar::start(&policy(&[silent.address], &BREAKER.replace("{circuit", "{timeouts: {backendRequest: 20ms}, circuit")));
     eventually("it opens", || sidecar.get("/").reason() == "breaker_open:app");
 }
+
+/// How long a client takes to send its request is not the app's slowness.
+#[test]
+fn a_slow_upload_is_not_a_slow_call() {
+    let backend = Backend::healthy();
+    let slow = "  defaults: {circuitBreaker: {slowCallDurationThreshold: 150ms, slowCallRateThreshold: 50, minimumNumberOfCalls: 1, waitDurationInOpenState: 1m}}\n";
+    let sidecar = Sidecar::start(&policy(&[backend.address], slow));
+    let mut client = sidecar.client();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n");
+    for _ in 0..4 {
+        std::thread::park_timeout(std::time::Duration::from_millis(60));
+        client.send("x");
+    }
+    assert_eq!(client.answer().status, 200);
+    assert_eq!(sidecar.breaker("app")["slow"], 0);
+}

@@ -169,7 +169,7 @@ fn signals_reload_drain_and_end_at_once() {
         let text = Client::connect(address).get("/api/v1/status").text();
         serde_json::from_str::<serde_json::Value>(&text).unwrap()["policy"]["generation"].as_u64().unwrap()
     };
-    assert_eq!(generation(), 1);
+    eventually("the first set is in force", || generation() == 1);
     directory.write("policy.yaml", &policy(&[backend.address], "  lifecycle: {drain: {delay: 1h, timeout: 2h}}\n"));
     running.signal("-HUP");
     eventually("the new set is in force", || generation() == 2);

@@ -1,6 +1,6 @@
 //! Leaving without losing a request.
 
-use outrigger::control::End;
+use outrigger::state::lifecycle::End;
 
 use crate::support::{
     Backend, Client, Sidecar,
@@ -76,4 +76,26 @@ fn an_idle_instance_leaves_right_after_the_delay() {
     sidecar.app().drain();
     assert_eq!(sidecar.app.take().unwrap().wait(), End::Drained { is_clean: true });
     assert!(idle.is_closed(), "idle connections are closed");
+}
+
+#[test]
+fn the_apps_own_calls_go_on_while_its_callers_are_sent_away() {
+    let (backend, gate) = gated();
+    let outbound = "    - {name: outbound, direction: Outbound, address: \"127.0.0.1:0\"}\n    - {name: inbound,";
+    let text = policy(&[backend.address], &QUICK.replace("delay: 100ms", "delay: 0s"))
+        .replace("    - {name: inbound,", outbound)
+        .replace("  routes:\n", "  routes:\n    - {name: out, listeners: [outbound], backendRefs: [{name: app}]}\n");
+    let mut sidecar = Sidecar::start(&text);
+    let mut slow = sidecar.client();
+    slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually("it has arrived", || backend.seen().len() == 1);
+    let (inbound, outbound) = (sidecar.address("inbound"), sidecar.address("outbound"));
+    sidecar.app().drain();
+    eventually("callers are sent away", || std::net::TcpStream::connect(inbound).is_err());
+    let answer = Client::connect(outbound).get("/");
+    assert_eq!((answer.status, answer.header("connection"), answer.header("x-outrigger-draining")), (200, Some("keep-alive"), None));
+    gate.open();
+    let last = slow.answer();
+    assert_eq!((last.text().as_str(), last.header("x-outrigger-draining")), ("done", Some("1")));
+    assert_eq!(sidecar.app.take().unwrap().wait(), End::Drained { is_clean: true });
 }

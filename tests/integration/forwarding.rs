@@ -13,7 +13,7 @@ fn a_request_reaches_the_app_with_what_belongs_to_it_and_nothing_of_the_connecti
     let mut client = sidecar.client();
     client.send(
         "GET /a?b=c HTTP/1.1\r\nHost: shop\r\nConnection: keep-alive, x-private, content-length\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\nTE: gzip\r\nProxy-Connection: x\r\n\
-         Trailer: x\r\nUpgrade: h2c\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-Forwarded-For: 9.9.9.9\r\nX-Kept: yes\r\n\r\n",
+         Trailer: x\r\nUpgrade: h2c\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 9.9.9.9\r\nX-Kept: yes\r\n\r\n",
     );
     assert_eq!(client.answer().text(), "hello");
     let seen = &backend.seen()[0];
@@ -27,7 +27,7 @@ fn a_request_reaches_the_app_with_what_belongs_to_it_and_nothing_of_the_connecti
         ("host", "shop"),
         ("x-kept", "yes"),
         ("via", "1.1 outrigger"),
-        ("x-forwarded-for", "9.9.9.9, 127.0.0.1"),
+        ("x-forwarded-for", "1.1.1.1, 9.9.9.9, 127.0.0.1"),
         ("x-forwarded-proto", "http"),
         ("x-forwarded-host", "shop"),
         ("x-outrigger-attempt", "1"),

@@ -35,7 +35,7 @@ fn a_bucket_lets_its_burst_through_and_then_says_when_to_come_back() {
     assert_eq!(refusal.header("ratelimit"), Some(format!("\"all\";r=0;t={wait}").as_str()));
     assert_eq!(client.get("/").status, 429, "the connection goes on");
     assert_eq!(backend.seen().len(), 5);
-    assert_eq!(sidecar.metric(r#"outrigger_refusals_total{route="in",reason="rate_limited"}"#), 2.0);
+    eventually("both are counted", || sidecar.metric(r#"outrigger_refusals_total{route="in",reason="rate_limited"}"#) == 2.0);
 }
 
 #[test]
@@ -78,8 +78,8 @@ fn keys_are_bounded_and_the_rest_share_one_bucket() {
     let (keys, overflowed) = (usage["keys"].as_u64().unwrap(), usage["overflowed"].as_u64().unwrap());
     assert!(keys <= 16, "{keys}");
     assert_eq!(overflowed, 500 - keys);
-    // Each of sixteen parts of the store has one overflow bucket of three tokens.
-    assert!(passed as u64 <= keys + 16 * 3, "{passed} of {keys} keys passed: a new key is no way to a new bucket");
+    // The overflow bucket has three tokens for all of them together.
+    assert_eq!(passed as u64, keys + 3, "{passed} of {keys} keys passed: a new key is no way to a new bucket");
 }
 
 #[test]

@@ -68,7 +68,8 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
     callers.into_iter().for_each(|caller| caller.join().unwrap());
     assert_eq!(refused, 50);
     assert_eq!(spend(&mut client), 429, "the bucket is as empty as before");
-    assert_eq!(sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#), 50.0);
+    // The watch may have met a file that was half written, and refused that too.
+    assert!(sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#) >= 50.0);
     assert_eq!(sidecar.address("inbound"), address, "the listener kept its socket");
 }
 
@@ -242,4 +243,48 @@ fn a_broken_file_at_start_is_refused_or_the_last_good_set_is_used() {
     assert_eq!(sidecar.json("/api/v1/status")["policy"]["last_result"], "refused");
     assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
     assert!(sidecar.events().iter().any(|event| event.contains("policy refused")), "it says so loudly");
+}
+
+#[test]
+fn a_check_that_is_taken_away_takes_its_findings_with_it() {
+    let backend = Backend::answering(|request| if request.line().contains("/healthz") { answer(500, "ill") } else { ok("fine") });
+    let plain = policy(&[backend.address], "");
+    let checked = plain.replace("]}\n  routes", "], healthCheck: {active: {type: HTTP, interval: 10ms, unhealthyThreshold: 1, http: {path: /healthz}}}}\n  routes");
+    let sidecar = Sidecar::start(&checked);
+    eventually("it is known to be ill", || sidecar.get("/").reason() == "no_healthy_endpoint:app");
+    sidecar.reload(&plain);
+    assert_eq!(sidecar.get("/").text(), "fine");
+}
+
+#[test]
+fn going_back_to_the_set_in_force_is_told_too() {
+    let backend = Backend::healthy();
+    let good = policy(&[backend.address], "");
+    let sidecar = Sidecar::start(&good);
+    sidecar.reload(BROKEN);
+    assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
+    sidecar.reload(&good);
+    assert_eq!(sidecar.metric("outrigger_policy_current"), 1.0);
+    assert!(sidecar.events().iter().any(|event| event.contains("generation 1 is the newest again")));
+}
+
+#[test]
+fn an_emptied_file_closes_nothing() {
+    let backend = Backend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    assert_eq!(sidecar.reload("").status, 422);
+    assert_eq!(sidecar.get("/").status, 200);
+}
+
+#[test]
+fn a_renamed_listener_keeps_its_socket_and_its_connections() {
+    let backend = Backend::healthy();
+    let port = Backend::nowhere();
+    let text = policy(&[backend.address], "").replace("127.0.0.1:0", &port.to_string());
+    let sidecar = Sidecar::start(&text);
+    let mut client = sidecar.client();
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(sidecar.reload(&text.replace("name: inbound", "name: front").replace("[inbound]", "[front]")).status, 200);
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(sidecar.log(2)[1]["listener"], "front");
 }

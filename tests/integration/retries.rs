@@ -176,3 +176,27 @@ fn a_client_that_leaves_during_the_backoff_ends_the_request() {
     eventually("nothing is in flight", || sidecar.in_flight() == 0);
     assert_eq!(backend.seen().len(), 1);
 }
+
+/// A chunk's size that comes apart from its bytes is read as nothing; repeated as a chunk, nothing would be the end of the body.
+#[test]
+fn a_chunked_body_in_awkward_pieces_is_sent_again_as_it_was() {
+    let backend = failing(1);
+    let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
+    let mut client = sidecar.client();
+    client.send("PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    for piece in ["5\r\nhello", "\r\n6", "\r\n world\r", "\n0\r\n", "x-trailer: 1\r\n\r\n"] {
+        client.send(piece);
+        std::thread::park_timeout(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(client.answer().text(), "there");
+    assert!(backend.seen().iter().all(|seen| seen.body == b"hello world"), "{:?}", backend.seen());
+    assert_eq!((backend.seen().len(), backend.connections()), (2, 1));
+}
+
+#[test]
+fn a_request_that_retries_twice_takes_one_place_among_the_parallel_retries() {
+    let backend = failing(2);
+    let limits = "  defaults: {retry: {attempts: 2, codes: [503], backoff: 1ms}, connectionLimits: {maxParallelRetries: 1}}\n";
+    let sidecar = Sidecar::start(&policy(&[backend.address], limits));
+    assert_eq!(sidecar.get("/").text(), "there");
+}

@@ -75,6 +75,9 @@ impl<'a> Compiler<'a> {
             if !seen.insert(address) {
                 self.error(&at, format!("the endpoint {address} is given twice")).hint("use `weight` to give it a larger share");
             }
+            if weight.get() > 1 && backend.load_balancer.as_ref().is_some_and(|balancer| balancer.kind == LoadBalancerType::RoundRobin) {
+                self.error(&at.key("weight"), "RoundRobin gives every endpoint the same share").hint("take `weight` out, or use LeastRequest, which heeds it");
+            }
             endpoints.push(EndpointSpec { address, weight });
         }
         endpoints

@@ -15,7 +15,7 @@ impl<'a> Compiler<'a> {
         let mut listeners = Vec::new();
         for (at, listener) in self.each("listeners", |document| document.spec.listeners.as_slice()) {
             self.check_name(&at.key("name"), "listener", &listener.name, &mut seen);
-            let Some(spec) = self.listener(&at, listener) else { continue };
+            let spec = self.listener(&at, listener);
             let other = if spec.address.port() == 0 { None } else { by_address.insert(spec.address, &listener.name) };
             if let Some(other) = other {
                 self.error(&at.key("address"), format!("the listener `{other}` is bound to {} already", spec.address)).hint("give one of them another port");
@@ -25,14 +25,15 @@ impl<'a> Compiler<'a> {
         listeners
     }
 
-    fn listener(&mut self, at: &At<'a>, listener: &Listener) -> Option<ListenerSpec> {
+    fn listener(&mut self, at: &At<'a>, listener: &Listener) -> ListenerSpec {
         let limits = self.listener_limits(&at.key("limits"), &listener.limits.clone().unwrap_or_default());
-        let Ok(address) = listener.address.parse() else {
+        let address = listener.address.parse().unwrap_or_else(|_| {
             self.error(&at.key("address"), format!("`{}` is not an address to listen on", listener.address))
                 .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
-            return None;
-        };
-        Some(ListenerSpec { name: Arc::from(listener.name.as_str()), direction: listener.direction, address, limits })
+            // The set is refused; with a stand-in, routes that name the listener are not faulty too.
+            SocketAddr::from(([0, 0, 0, 0], 0))
+        });
+        ListenerSpec { name: Arc::from(listener.name.as_str()), direction: listener.direction, address, limits }
     }
 
     fn listener_limits(&mut self, at: &At<'a>, limits: &ListenerLimits) -> ListenerLimitSpec {

@@ -31,6 +31,12 @@ impl<'a> Compiler<'a> {
             }
             Some(position)
         });
+        if startup.require_backend.is_none() {
+            let given = [("delay", startup.delay.is_some()), ("successThreshold", startup.success_threshold.is_some())];
+            for (key, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+                self.error(&startup_at.key(key), format!("`{key}` counts from the check of a required backend, and none is given")).hint("add `requireBackend`");
+            }
+        }
         let success_threshold = self.at_least_one(&startup_at, "successThreshold", startup.success_threshold, 1).get();
         let drain = written.drain.clone().unwrap_or_default();
         let usual = DrainConfig::default();
@@ -121,6 +127,9 @@ impl<'a> Compiler<'a> {
                         .hint("write `http://HOST:PORT/PATH`; https is not supported by this version");
                     return None;
                 };
+                if timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+                    self.error(&at.key("timeout"), "a call needs time").hint("3s is the default");
+                }
                 Some(RecoveryAction::Webhook { url: uri, timeout: timeout.map_or(Duration::from_secs(3), |span| span.0) })
             }
         }

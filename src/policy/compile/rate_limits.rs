@@ -1,7 +1,7 @@
 //! Rate limits: the rules of a route.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     num::{NonZeroU32, NonZeroU64},
     sync::Arc,
 };
@@ -24,13 +24,11 @@ impl<'a> Compiler<'a> {
         };
         let section = found.section;
         let max_keys = self.at_least_one(&found.at, "maxKeys", section.max_keys, 10_000).get();
-        let mut names = HashSet::new();
+        let mut names = HashMap::new();
         let mut rules = Vec::new();
         for (index, rule) in section.local.iter().flat_map(|local| &local.rules).enumerate() {
             let at = found.at.key("local").key("rules").index(index);
-            if !names.insert(rule.name.as_str()) {
-                self.error(&at.key("name"), format!("the rule `{}` is given twice in this section", rule.name)).hint("a rule's name is in its refusals, so it must be its own");
-            }
+            self.check_name(&at.key("name"), "rule", &rule.name, &mut names);
             let mode = sections::mode(rule.mode.unwrap_or(section.mode));
             let made = self.rule(&at, rule, mode, max_keys);
             if mode != Mode::Off && section.mode != ModeName::Off {
@@ -55,12 +53,11 @@ impl<'a> Compiler<'a> {
         }
         let selectors: Vec<Option<SelectorSpec>> =
             rule.client_selectors.iter().enumerate().map(|(index, selector)| self.selector(&at.key("clientSelectors").index(index), selector)).collect();
-        let unit_seconds = NonZeroU64::new(match rule.limit.unit {
-            LimitUnit::Second => 1,
-            LimitUnit::Minute => 60,
-            LimitUnit::Hour => 3_600,
-            LimitUnit::Day => 86_400,
-        })?;
+        if u128::from(burst.get()) * u128::from(unit_nanos(rule.limit.unit)) / u128::from(requests.get()) > u128::from(u64::MAX / 2) {
+            let hint = "an empty bucket would take centuries to fill; lower `burst`, or raise `requests`";
+            self.error(&limit_at.key("burst"), "this bucket is too slow to be counted").hint(hint);
+        }
+        let unit_seconds = NonZeroU64::new(unit_nanos(rule.limit.unit) / 1_000_000_000)?;
         Some(RateRuleSpec {
             name: Arc::from(rule.name.as_str()),
             mode,
@@ -101,4 +98,14 @@ impl<'a> Compiler<'a> {
         };
         Some(SelectorSpec { headers, source })
     }
+}
+
+fn unit_nanos(unit: LimitUnit) -> u64 {
+    let seconds = match unit {
+        LimitUnit::Second => 1,
+        LimitUnit::Minute => 60,
+        LimitUnit::Hour => 3_600,
+        LimitUnit::Day => 86_400,
+    };
+    seconds * 1_000_000_000
 }

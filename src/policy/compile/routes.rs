@@ -17,8 +17,9 @@ use super::{
 use crate::policy::{
     document::{Direction, HeaderMatchType, PathMatchType, Route, RouteMatch, Sections},
     matching::{Hostname, MatchSpec, PathSpec, Rule, ValueSpec},
-    snapshot::{ActionSpec, Destination, ListenerSpec, Origin, RouteSpec},
+    snapshot::{ActionSpec, Destination, FilterSpec, ListenerSpec, Origin, PolicySpec, RateLimitSpec, RouteSpec},
 };
+use crate::resilience::Mode;
 
 /// What routes refer to.
 pub(super) struct Tables<'t, 'a> {
@@ -42,7 +43,7 @@ impl<'a> Compiler<'a> {
                 rules[*listener].extend(of_route.iter().cloned());
             }
             let direction = listeners.first().map_or(Direction::Inbound, |index| tables.listeners[*index].1.direction);
-            routes.extend(self.route(&at, route, direction, tables));
+            routes.push(self.route(&at, route, direction, tables));
         }
         for (index, (at, listener)) in tables.listeners.iter().enumerate() {
             if rules[index].is_empty() {
@@ -79,7 +80,7 @@ impl<'a> Compiler<'a> {
         found
     }
 
-    fn route(&mut self, at: &At<'a>, route: &'a Route, direction: Direction, tables: &Tables<'_, 'a>) -> Option<RouteSpec> {
+    fn route(&mut self, at: &At<'a>, route: &'a Route, direction: Direction, tables: &Tables<'_, 'a>) -> RouteSpec {
         let own: Sections = route.sections();
         let filters = self.filters(at, route);
         let name: Arc<str> = Arc::from(route.name.as_str());
@@ -90,8 +91,10 @@ impl<'a> Compiler<'a> {
             }
             found
         });
+        let own_scope = scope_of(Origin::Route(name.clone()), at.clone(), &own);
+        self.check_unused(std::iter::once(&own_scope));
         let mut destinations = Vec::new();
-        let mut rate_limits = None;
+        let mut backend_policies = Vec::new();
         for (index, reference) in route.backend_refs.iter().enumerate() {
             let reference_at = at.key("backendRefs").index(index);
             let Some(backend) = tables.backends.iter().position(|(_, backend)| *backend.spec.name == *reference.name) else {
@@ -100,19 +103,21 @@ impl<'a> Compiler<'a> {
                 continue;
             };
             let of_backend = tables.backends[backend].1.policy.and_then(|name| tables.policies.get(name).map(|scope| as_backend_policy(name, scope)));
-            let scopes = RouteScopes { own: &own, origin: Origin::Route(name.clone()), at };
-            let (policy, limits) = self.between(&scopes, named, of_backend.as_ref(), tables.defaults, &reference.name);
-            rate_limits.get_or_insert(limits);
-            if direction == Direction::Inbound && policy.retry.config.attempts > 0 && route.retry.is_some() {
-                self.warning(&at.key("retry"), "retries towards the app multiply with those of its callers")
-                    .hint("retry on one side of a hop only: write `retry: {mode: Off}` here");
-            }
+            let scopes: Vec<&Scope<'_, 'a>> = [Some(&own_scope), named, of_backend.as_ref(), tables.defaults].into_iter().flatten().collect();
+            let policy = self.policy(&reference.name, &scopes);
+            self.check_two_sided_retry(&reference_at, direction, &policy);
+            backend_policies.push((tables.backends[backend].1.policy, of_backend));
             destinations.push(Destination { backend, weight: reference.weight.unwrap_or(1), policy: Arc::new(policy) });
         }
+        let rate_limits = self.route_rate_limits(at, &[Some(&own_scope), named], &backend_policies, tables.defaults);
         let action = match filters.redirect {
             Some(redirect) => {
                 if !route.backend_refs.is_empty() {
                     self.error(&at.key("backendRefs"), "a redirect goes to no backend").hint("take `backendRefs` or the redirect out");
+                }
+                let has_sections = route.timeouts.is_some() || route.retry.is_some() || route.circuit_breaker.is_some() || route.connection_limits.is_some();
+                if has_sections || route.rate_limit.is_some() || route.policy.is_some() || filters.spec != FilterSpec::default() {
+                    self.error(at, "a redirect is answered at once, so nothing else of a route would act").hint("take the other sections, the policy and the other filters out");
                 }
                 ActionSpec::Redirect(redirect)
             }
@@ -126,21 +131,35 @@ impl<'a> Compiler<'a> {
                 ActionSpec::Forward(destinations)
             }
         };
-        Some(RouteSpec { name, direction, filters: filters.spec, action, rate_limits: rate_limits.unwrap_or_default() })
+        RouteSpec { name, direction, filters: filters.spec, action, rate_limits }
     }
 
-    /// What holds between a route and a backend.
-    fn between(
+    /// Rate limits are of the route, whichever of its backends a request goes to; so its backends may bring them only together.
+    fn route_rate_limits(
         &mut self,
-        route: &RouteScopes<'_, 'a>,
-        named: Option<&Scope<'_, 'a>>,
-        of_backend: Option<&Scope<'_, 'a>>,
+        at: &At<'a>,
+        of_route: &[Option<&Scope<'_, 'a>>],
+        of_backends: &[(Option<&'a str>, Option<Scope<'a, 'a>>)],
         defaults: Option<&Scope<'_, 'a>>,
-        backend: &str,
-    ) -> (crate::policy::snapshot::PolicySpec, crate::policy::snapshot::RateLimitSpec) {
-        let own = scope_of(route.origin.clone(), route.at.clone(), route.own);
-        let scopes: Vec<&Scope<'_, 'a>> = [Some(&own), named, of_backend, defaults].into_iter().flatten().collect();
-        (self.policy(backend, &scopes), self.rate_limits(&scopes))
+    ) -> RateLimitSpec {
+        let first = of_backends.first().and_then(|(_, scope)| scope.as_ref());
+        let is_mixed = of_backends.windows(2).any(|pair| pair[0].0 != pair[1].0);
+        let is_limited = of_backends.iter().any(|(_, scope)| scope.as_ref().is_some_and(|scope| scope.sections.rate_limit.is_some()));
+        let is_nearer = of_route.iter().flatten().any(|scope| scope.sections.rate_limit.is_some());
+        if is_mixed && is_limited && !is_nearer {
+            let hint = "a rate limit is asked before the backend is chosen; write it into the route or its policy";
+            self.error(&at.key("backendRefs"), "the policies of these backends differ, and one has a `rateLimit`").hint(hint);
+        }
+        let scopes: Vec<&Scope<'_, 'a>> = of_route.iter().copied().chain([first, defaults]).flatten().collect();
+        self.rate_limits(&scopes)
+    }
+
+    fn check_two_sided_retry(&mut self, at: &At<'a>, direction: Direction, policy: &PolicySpec) {
+        let retry = &policy.retry;
+        if direction == Direction::Inbound && retry.mode == Mode::Enforce && retry.config.attempts > 0 {
+            self.warning(at, format!("retries towards the app (from {}) multiply with those of its callers", retry.origin))
+                .hint("retry on one side of a hop only: write `retry: {mode: Off}` into the route");
+        }
     }
 
     fn rules(&mut self, at: &At<'a>, route: &Route, index: usize) -> Vec<Rule> {
@@ -194,6 +213,9 @@ impl<'a> Compiler<'a> {
                 HeaderMatchType::Exact => ValueSpec::Exact(header.value.clone()),
                 HeaderMatchType::RegularExpression => ValueSpec::Regex(self.regex(&at.key("value"), &header.value)?),
             };
+            if header.name.to_ascii_lowercase().parse::<http::HeaderName>().is_err() {
+                self.error(&at.key("name"), format!("`{}` is not the name of a header", header.name)).hint("header names are letters, digits and `-`");
+            }
             headers.push((header.name.to_ascii_lowercase(), value));
         }
         if let Some(method) = written.method.as_ref().filter(|method| method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase())) {
@@ -204,7 +226,8 @@ impl<'a> Compiler<'a> {
 
     /// A regular expression that matches as a whole.
     fn regex(&mut self, at: &At<'a>, written: &str) -> Option<Regex> {
-        match Regex::new(&format!("^(?:{written})$")) {
+        // By itself first: a lone bracket could close the group around it.
+        match Regex::new(written).and_then(|_| Regex::new(&format!("^(?:{written})$"))) {
             Ok(regex) => Some(regex),
             Err(error) => {
                 let why = error.to_string();
@@ -214,11 +237,4 @@ impl<'a> Compiler<'a> {
             }
         }
     }
-}
-
-/// The sections that stand in a route.
-struct RouteScopes<'r, 'a> {
-    own: &'r Sections,
-    origin: Origin,
-    at: &'r At<'a>,
 }

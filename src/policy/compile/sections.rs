@@ -45,14 +45,16 @@ pub(super) fn mode(name: ModeName) -> Mode {
 
 impl<'a> Compiler<'a> {
     /// Looks at sections that nobody may be using, so that their faults are found too.
-    pub(super) fn check_unused<'s>(&mut self, scopes: impl Iterator<Item = &'s Scope<'a, 'a>>)
+    pub(super) fn check_unused<'s>(&mut self, scopes: impl Iterator<Item = &'s Scope<'s, 'a>>)
     where
         'a: 's,
     {
+        self.is_quiet = true;
         for scope in scopes {
             self.policy("unused", &[scope]);
             self.rate_limits(&[scope]);
         }
+        self.is_quiet = false;
     }
 
     /// The effective policy towards a backend.
@@ -81,7 +83,7 @@ impl<'a> Compiler<'a> {
         if let (Some(whole), Some(one)) = (request, backend_request)
             && one > whole
         {
-            if let Some(found) = found.as_ref().filter(|_| written.backend_request.is_some() && written.request.is_some()) {
+            if let Some(found) = found.as_ref().filter(|_| written.backend_request.is_some()) {
                 let hint = format!("write a `backendRequest` of at most {}", Span(whole));
                 self.error(&found.at.key("backendRequest"), "one attempt may not take longer than the whole request").hint(hint);
             }
@@ -163,13 +165,13 @@ impl<'a> Compiler<'a> {
         }
         let or = |span: Option<Span>, default: Duration| span.map_or(default, |span| span.0);
         let rate = |percent: Option<Percent>, default: f64| Some(ratio(percent.unwrap_or(Percent(default)))).filter(|rate| *rate > Ratio::ZERO);
-        let slow = timeouts.backend_request.map_or(Duration::from_mins(1), |one| one.mul_f64(0.8));
+        let slow = written.slow_call_duration_threshold.map(|span| span.0);
+        let slow_call_duration = slow.unwrap_or_else(|| timeouts.backend_request.map_or(Duration::from_mins(1), |one| one.mul_f64(0.8)));
         let open = or(written.wait_duration_in_open_state, Duration::from_secs(5));
         let thresholds = BreakerThresholds {
             consecutive_failures: written.consecutive_failures.and_then(NonZeroU32::new),
             failure_rate: rate(written.failure_rate_threshold, 50.0),
-            slow_call_rate: rate(written.slow_call_rate_threshold, 100.0),
-            slow_call_duration: or(written.slow_call_duration_threshold, slow),
+            slow_call_rate: rate(written.slow_call_rate_threshold, 100.0).filter(|_| slow_call_duration > Duration::ZERO),
             minimum_calls: self.at_least_one(at, "minimumNumberOfCalls", written.minimum_number_of_calls, 20),
         };
         let times = BreakerTimes {
@@ -189,7 +191,15 @@ impl<'a> Compiler<'a> {
         };
         let all_5xx = [StatusRange::of(500, 599)];
         let failure_codes: StatusSet = written.failure_codes.as_deref().unwrap_or(&all_5xx).iter().collect();
-        Some(BreakerSpec { mode: mode(written.mode), scope: written.scope.unwrap_or_default(), config, failure_codes, name: origin.state_name(backend), origin: origin.clone() })
+        Some(BreakerSpec {
+            mode: mode(written.mode),
+            scope: written.scope.unwrap_or_default(),
+            config,
+            slow_call_duration,
+            failure_codes,
+            name: origin.state_name(backend),
+            origin: origin.clone(),
+        })
     }
 
     fn limits(&mut self, found: &Found<'_, 'a, ConnectionLimits>, backend: &str) -> Option<LimitSpec> {

@@ -13,8 +13,6 @@ pub struct BreakerThresholds {
     pub failure_rate: Option<Ratio>,
     /// This share of slow calls.
     pub slow_call_rate: Option<Ratio>,
-    /// A call that takes longer than this is slow.
-    pub slow_call_duration: Duration,
     /// No rate is looked at before so many calls.
     pub minimum_calls: NonZeroU32,
 }
@@ -142,10 +140,6 @@ impl BreakerConfig {
     #[must_use]
     pub fn recovery_ramp(&self) -> Duration {
         self.recovery_ramp
-    }
-
-    pub(super) fn slow_call_duration(&self) -> Duration {
-        self.thresholds.slow_call_duration
     }
 
     /// The open time after so many failed half-open rounds, before jitter.

@@ -14,13 +14,7 @@ fn percent(value: f64) -> Option<Ratio> {
 }
 
 fn thresholds() -> BreakerThresholds {
-    BreakerThresholds {
-        consecutive_failures: Some(n(3)),
-        failure_rate: percent(50.0),
-        slow_call_rate: percent(80.0),
-        slow_call_duration: Duration::from_secs(1),
-        minimum_calls: n(10),
-    }
+    BreakerThresholds { consecutive_failures: Some(n(3)), failure_rate: percent(50.0), slow_call_rate: percent(80.0), minimum_calls: n(10) }
 }
 
 fn times() -> BreakerTimes {
@@ -79,7 +73,7 @@ impl Bench {
     }
 
     fn settle(&mut self, permit: &Permit, outcome: Outcome) -> Option<Transition> {
-        self.breaker.settle(permit, outcome, Duration::from_millis(10), self.now, MIDDLE)
+        self.breaker.settle(permit, outcome, Speed::Fast, self.now, MIDDLE)
     }
 
     fn call(&mut self, outcome: Outcome) -> StateKind {
@@ -89,9 +83,9 @@ impl Bench {
         self.breaker.kind()
     }
 
-    fn slow_call(&mut self, duration: Duration) {
+    fn call_of(&mut self, duration: Duration) {
         let permit = self.acquire().expect("closed");
-        self.breaker.settle(&permit, Success, duration, self.now, MIDDLE);
+        self.breaker.settle(&permit, Success, Speed::of(duration, Duration::from_secs(1)), self.now, MIDDLE);
     }
 }
 
@@ -196,12 +190,12 @@ fn a_failure_rate_trips_at_the_threshold_and_only_after_the_minimum() {
 fn a_call_is_slow_only_when_it_takes_longer_than_the_threshold() {
     let mut bench = Bench::new(rates_only());
     for _ in 0..20 {
-        bench.slow_call(Duration::from_secs(1));
+        bench.call_of(Duration::from_secs(1));
     }
     assert_eq!(bench.breaker.kind(), Closed);
     let mut bench = Bench::new(rates_only());
     for _ in 0..10 {
-        bench.slow_call(Duration::from_millis(1_001));
+        bench.call_of(Duration::from_millis(1_001));
     }
     assert_eq!(bench.breaker.kind(), Open);
 }
@@ -345,7 +339,7 @@ fn the_open_time_is_jittered_by_a_fifth() {
         let mut bench = Bench::new(config());
         for _ in 0..3 {
             let permit = bench.acquire().expect("closed");
-            bench.breaker.settle(&permit, Failure, Duration::ZERO, bench.now, random);
+            bench.breaker.settle(&permit, Failure, Speed::Fast, bench.now, random);
         }
         assert_eq!(bench.breaker.next_deadline(), Some(bench.now + Duration::from_millis(millis)));
     }

@@ -26,8 +26,6 @@ pub(crate) struct Backend {
 pub(crate) struct Seen {
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
-    /// The number of the connection that it came on, from 1.
-    pub(crate) connection: usize,
 }
 
 impl Seen {
@@ -118,7 +116,7 @@ impl Connection {
     /// Reads one request with its body; `None` at the end of the connection.
     pub(crate) fn request(&mut self) -> Option<Seen> {
         let head = self.head()?;
-        let mut seen = Seen { head, body: Vec::new(), connection: self.number };
+        let mut seen = Seen { head, body: Vec::new() };
         if seen.header("transfer-encoding").is_some() {
             loop {
                 let line = self.until(b"\r\n")?;

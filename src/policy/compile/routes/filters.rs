@@ -23,6 +23,9 @@ impl<'a> Compiler<'a> {
         for (index, filter) in route.filters.iter().enumerate() {
             let at = at.key("filters").index(index);
             self.check_filter_fields(&at, filter);
+            if route.filters[..index].iter().any(|earlier| earlier.kind == filter.kind) {
+                self.error(&at, format!("a filter of type {:?} is given twice", filter.kind)).hint("put all its changes into one");
+            }
             if let Some(edits) = &filter.request_header_modifier {
                 filters.spec.request_headers = self.header_edits(&at.key("requestHeaderModifier"), edits);
             }
@@ -111,6 +114,9 @@ impl<'a> Compiler<'a> {
         let status = written.status_code.unwrap_or(302);
         if ![301, 302, 303, 307, 308].contains(&status) {
             self.error(&at.key("statusCode"), format!("{status} is not a redirect")).hint("write 301, 302, 303, 307 or 308");
+        }
+        if written.hostname.as_ref().is_some_and(|host| host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())) {
+            self.error(&at.key("hostname"), "this is not a host").hint("write a name, without scheme and path");
         }
         if written.scheme.as_ref().is_some_and(|scheme| scheme != "http" && scheme != "https") {
             self.error(&at.key("scheme"), "a redirect leads to `http` or `https`").hint("write one of the two");

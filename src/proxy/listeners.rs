@@ -9,13 +9,19 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use super::{
+    listener::{Bound, Listening},
+    worker::WorkerHandle,
+};
 use crate::{
-    policy::snapshot::{ListenerSpec, Snapshot},
-    proxy::{
-        listener::{Bound, Listening},
-        worker::WorkerHandle,
+    policy::{
+        document::Direction,
+        snapshot::{ListenerSpec, Snapshot},
     },
-    state::State,
+    state::{
+        State,
+        listening::{CannotBind, ListenerSet},
+    },
     telemetry::event::Event,
 };
 
@@ -28,32 +34,9 @@ pub struct Listeners {
     listening: Mutex<HashMap<Arc<str>, Listening>>,
 }
 
-/// A socket cannot be bound.
-#[derive(Debug)]
-pub struct CannotBind {
-    /// The listener.
-    pub listener: Arc<str>,
-    /// Its address.
-    pub address: SocketAddr,
-    /// Why.
-    pub error: std::io::Error,
-}
-
-impl std::fmt::Display for CannotBind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the listener `{}` cannot be bound to {}: {}", self.listener, self.address, self.error)
-    }
-}
-
-impl std::error::Error for CannotBind {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.error)
-    }
-}
-
 /// What a new set needs, with its new sockets bound.
-#[derive(Debug)]
-pub(super) struct Plan {
+#[derive(Default)]
+struct Plan {
     /// Listeners to go on with: the name they have now, and what they follow from now on.
     kept: Vec<(Arc<str>, ListenerSpec)>,
     bound: Vec<(Bound, ListenerSpec)>,
@@ -66,10 +49,14 @@ impl Listeners {
         Self { workers, state, listening: Mutex::default() }
     }
 
-    /// Binds what a new set needs and does not have.
-    pub(super) fn prepare(&self, snapshot: &Snapshot) -> Result<Plan, CannotBind> {
-        let listening = self.lock();
-        let mut plan = Plan { kept: Vec::new(), bound: Vec::new() };
+    /// The real address of a listener.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+        self.lock().get(name).map(|listening| listening.address)
+    }
+
+    fn prepare(&self, listening: &HashMap<Arc<str>, Listening>, snapshot: &Snapshot) -> Result<Plan, CannotBind> {
+        let mut plan = Plan::default();
         for spec in &snapshot.listeners {
             let same_name = listening.get(&spec.name).filter(|now| now.spec().address == spec.address);
             let same_address = || listening.values().find(|now| spec.address.port() != 0 && now.spec().address == spec.address);
@@ -77,15 +64,23 @@ impl Listeners {
                 plan.kept.push((now.spec().name.clone(), spec.clone()));
                 continue;
             }
-            let bound = Bound::bind(spec.address).map_err(|error| CannotBind { listener: spec.name.clone(), address: spec.address, error })?;
+            let bound = Bound::bind(spec.address, self.workers.len());
+            let bound = bound.map_err(|error| CannotBind { listener: spec.name.clone(), address: spec.address, error })?;
             plan.bound.push((bound, spec.clone()));
         }
         Ok(plan)
     }
 
-    /// Follows a prepared set.
-    pub(super) fn follow(&self, plan: Plan) {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Listening>> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ListenerSet for Listeners {
+    fn follow(&self, snapshot: &Snapshot, apply: &mut dyn FnMut()) -> Result<(), CannotBind> {
         let mut listening = self.lock();
+        let plan = self.prepare(&listening, snapshot)?;
+        apply();
         let mut next = HashMap::new();
         for (name, spec) in plan.kept {
             if let Some(kept) = listening.remove(&name) {
@@ -98,33 +93,19 @@ impl Listeners {
             self.state.telemetry.emit(Event::ListenerClosed { listener: name });
         }
         for (bound, spec) in plan.bound {
-            let name = spec.name.clone();
-            let address = bound.address().to_string();
-            match bound.listen(spec, &self.workers, self.state.lifecycle.listener_connections(&name)) {
-                Ok(new) => {
-                    self.state.telemetry.emit(Event::ListenerBound { listener: name.clone(), address });
-                    next.insert(name, new);
-                }
-                Err(error) => tracing::error!("listener {name}: {error}"),
-            }
+            let (name, address) = (spec.name.clone(), bound.address().to_string());
+            next.insert(name.clone(), bound.listen(spec, &self.workers, self.state.lifecycle.listener_connections(&name)));
+            self.state.telemetry.emit(Event::ListenerBound { listener: name, address });
         }
         *listening = next;
+        Ok(())
     }
 
-    /// Takes no more connections anywhere.
-    pub(super) fn close_all(&self) {
+    fn close(&self, direction: Option<Direction>) {
         for listening in self.lock().values() {
-            listening.close();
+            if direction.is_none_or(|direction| listening.spec().direction == direction) {
+                listening.close();
+            }
         }
-    }
-
-    /// The real address of a listener.
-    #[must_use]
-    pub fn address(&self, name: &str) -> Option<SocketAddr> {
-        self.lock().get(name).map(|listening| listening.address)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Listening>> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
