@@ -236,13 +236,10 @@ impl Lifecycle {
         self.lock().has_started
     }
 
-    /// Begins to drain; `false` if it has begun already.
-    pub fn begin_drain(&self, drain: Drain, telemetry: &Telemetry) -> bool {
-        if self.is_draining.swap(true, Ordering::Relaxed) {
-            return false;
-        }
+    /// Begins to drain.
+    pub fn begin_drain(&self, drain: Drain, telemetry: &Telemetry) {
+        self.is_draining.store(true, Ordering::Relaxed);
         self.set(condition::NOT_DRAINING, false, "draining", drain.began(), telemetry);
-        true
     }
 
     /// Whether a drain has begun.

@@ -1,0 +1,159 @@
+//! What does a decision cost? Each against the naive way to take it.
+//!
+//! `cargo bench --bench decisions`; the measured table is in `benches/README.md`.
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench")]
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hint::black_box,
+    num::NonZeroU32,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
+};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use outrigger::{
+    policy::{
+        self,
+        matching::RequestView,
+        source::{File, Source},
+    },
+    resilience::{
+        Mode, balance,
+        breaker::{BreakerConfig, BreakerThresholds, BreakerTimes, Outcome, Speed},
+        concurrency::ConcurrencyConfig,
+        ratio::Ratio,
+        retry_budget::RetryBudgetConfig,
+    },
+    state::{
+        breaker::{BreakerState, Passage},
+        budget::BudgetState,
+        limit::LimitState,
+        rate_limit::RateLimitState,
+    },
+    telemetry::{Telemetry, access_log::AccessLog},
+};
+
+fn breaker(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("breaker");
+    let half = Some(Ratio::from_percent(50.0).unwrap());
+    let twenty = NonZeroU32::new(20).unwrap();
+    let thresholds = BreakerThresholds { consecutive_failures: NonZeroU32::new(5), failure_rate: half, slow_call_rate: half, minimum_calls: twenty };
+    let seconds = Duration::from_secs;
+    let times = BreakerTimes { window: seconds(10), open: seconds(5), max_open: seconds(60), max_half_open: seconds(30), recovery_ramp: seconds(10) };
+    let config = BreakerConfig::try_new(thresholds, times, twenty).unwrap();
+    let telemetry = Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now));
+    let state = Arc::new(BreakerState::new("app".into(), config, Mode::Enforce, telemetry, Instant::now()));
+    let now = Instant::now();
+    group.bench_function("acquire and settle", |bench| {
+        bench.iter(|| {
+            if let Passage::Allowed(guard) = state.try_acquire(black_box(now), 0.5) {
+                guard.settle(Outcome::Success, Speed::Fast, now, 0.5);
+            }
+        });
+    });
+    // Every result of the window in a list, counted anew.
+    let results: Mutex<VecDeque<(Instant, bool)>> = Mutex::new((0..1_000).map(|_| (now, true)).collect());
+    group.bench_function("naive: a list of 1000 results", |bench| {
+        bench.iter(|| {
+            let mut results = results.lock().unwrap();
+            results.pop_front();
+            results.push_back((black_box(now), true));
+            results.iter().filter(|(at, good)| now.saturating_duration_since(*at) < Duration::from_secs(10) && !good).count() * 2 > results.len()
+        });
+    });
+    group.finish();
+}
+
+fn rate_limit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("rate limit");
+    let now = Instant::now();
+    for keys in [1_u64, 100, 10_000, 100_000] {
+        let state = RateLimitState::new("in/per-key".into(), keyed_rule(), now);
+        assert!((0..keys).all(|key| state.try_acquire(Some(key.wrapping_mul(0x9E37_79B9_7F4A_7C15)), now).is_ok()));
+        let mut key = 0;
+        group.bench_function(format!("one of {keys} keys"), |bench| {
+            bench.iter(|| {
+                key = (key + 1) % keys;
+                state.try_acquire(Some(black_box(key.wrapping_mul(0x9E37_79B9_7F4A_7C15))), now).is_ok()
+            });
+        });
+    }
+    let naive: Mutex<HashMap<String, (f64, Instant)>> = Mutex::new((0..10_000).map(|key| (key.to_string(), (1e9, now))).collect());
+    let mut key = 0;
+    group.bench_function("naive: a map of strings, 10000 keys", |bench| {
+        bench.iter(|| {
+            key = (key + 1) % 10_000;
+            let mut buckets = naive.lock().unwrap();
+            let (tokens, last) = buckets.entry(key.to_string()).or_insert((1e9, now));
+            *tokens = (*tokens + now.saturating_duration_since(*last).as_secs_f64() * 100.0).min(1e9) - 1.0;
+            *last = now;
+            *tokens >= 0.0
+        });
+    });
+    group.finish();
+}
+
+fn keyed_rule() -> policy::snapshot::RateRuleSpec {
+    let text = r#"
+apiVersion: outrigger.dev/v1alpha1
+kind: ResiliencePolicy
+metadata: {name: bench}
+spec:
+  listeners: [{name: inbound, direction: Inbound, address: "127.0.0.1:0"}]
+  backends: [{name: app, endpoints: ["127.0.0.1:1"]}]
+  routes:
+    - name: in
+      listeners: [inbound]
+      backendRefs: [{name: app}]
+      rateLimit: {maxKeys: 200000, local: {rules: [{name: per-key, clientSelectors: [{headers: [{name: x, type: Distinct}]}], limit: {requests: 4000000000, unit: Second}}]}}
+"#;
+    let source = Source::from_files(vec![File { name: "bench.yaml".into(), text: text.into() }]);
+    policy::load_source(&source, &HashMap::new()).unwrap().snapshot.routes[0].rate_limits.rules[0].clone()
+}
+
+fn others(criterion: &mut Criterion) {
+    let now = Instant::now();
+    let mut group = criterion.benchmark_group("limits");
+    let limit = Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight: NonZeroU32::MAX, max_pending: 0 }, Mode::Enforce));
+    group.bench_function("enter and leave", |bench| bench.iter(|| drop(black_box(limit.enter()))));
+    let budget = Arc::new(BudgetState::new("app".into(), RetryBudgetConfig::default(), now));
+    group.bench_function("retry budget: count a request", |bench| bench.iter(|| budget.deposit(black_box(now))));
+    group.finish();
+
+    let mut group = criterion.benchmark_group("pick");
+    for endpoints in [3_usize, 100, 10_000] {
+        let load: Vec<f64> = (0..endpoints).map(|index| f64::from(u32::try_from(index % 7).unwrap())).collect();
+        group.bench_function(format!("least request of {endpoints}"), |bench| {
+            bench.iter(|| balance::least_request(endpoints, fastrand::f64(), fastrand::f64(), |index| Some(load[index])));
+        });
+        group.bench_function(format!("naive: the least of all {endpoints}"), |bench| {
+            bench.iter(|| (0..endpoints).min_by(|a, b| load[*a].total_cmp(&load[*b])));
+        });
+    }
+    group.finish();
+}
+
+fn routing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("route");
+    for routes in [2, 20, 200] {
+        let mut text = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: bench}\nspec:\n  listeners: [{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}]\n  backends: [{name: app, endpoints: [\"127.0.0.1:1\"]}]\n  routes:\n".to_owned();
+        for route in 0..routes {
+            text += &format!("    - {{name: r{route}, listeners: [inbound], hostnames: [h{route}.shop], matches: [{{path: {{value: /v1}}}}], backendRefs: [{{name: app}}]}}\n");
+        }
+        let source = Source::from_files(vec![File { name: "bench.yaml".into(), text: text.clone() }]);
+        let set = policy::load_source(&source, &HashMap::new()).unwrap().snapshot;
+        let host = format!("h{}.shop", routes / 2);
+        let request = RequestView { host: &host, path: "/v1/items", method: "GET", header: &|_| None };
+        group.bench_function(format!("one of {routes}"), |bench| bench.iter(|| set.rules[0].iter().find(|rule| rule.matches(black_box(&request)))));
+        group.bench_function(format!("compile a set of {routes}"), |bench| bench.iter(|| policy::load_source(black_box(&source), &HashMap::new()).unwrap()));
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
+    targets = breaker, rate_limit, others, routing
+}
+criterion_main!(benches);
