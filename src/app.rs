@@ -18,7 +18,7 @@ use tokio::{runtime, sync::oneshot};
 
 use crate::{
     admin, clock,
-    control::{Control, Reloader, StartFault},
+    control::{Control, Reloader, Signals, StartFault},
     policy::diagnostic::Diagnostics,
     proxy::{listeners::Listeners, worker::WorkerHandle},
     settings::Settings,
@@ -72,6 +72,13 @@ impl App {
     /// # Errors
     /// If the policies are faulty, an address cannot be bound, or the system refuses.
     pub fn start(settings: Settings, access_log: AccessLog) -> Result<Self, StartError> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = if settings.heeds_signals {
+            let _inside = runtime.enter();
+            Signals::heed()?
+        } else {
+            Signals::default()
+        };
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
         let (state, wishes) = State::new(telemetry.clone(), clock::now());
         let workers = WorkerHandle::start_all(settings.workers.get(), &state)?;
@@ -84,8 +91,7 @@ impl App {
             StartFault::Policy(faults) => StartError::Policy(faults),
             StartFault::Bind(why) => StartError::Bind(why),
         })?;
-        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, heeds_signals: settings.heeds_signals };
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, signals };
         let (end, ended) = oneshot::channel();
         let control = thread::Builder::new().name("control".into()).spawn(move || {
             let run = async {

@@ -18,7 +18,10 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use self::reload::{Reloader, StartFault};
+pub use self::{
+    reload::{Reloader, StartFault},
+    signals::Signals,
+};
 use crate::state::{State, command::Command, lifecycle::End};
 
 /// What the background is to look after.
@@ -30,14 +33,14 @@ pub struct Control {
     pub reloader: Reloader,
     /// How often the policy directory is looked at, besides the system's notices.
     pub poll_interval: Duration,
-    /// Whether to heed the signals of the process.
-    pub heeds_signals: bool,
+    /// The signals of the process that are heeded.
+    pub signals: Signals,
 }
 
 impl Control {
     /// Runs until the instance has drained.
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
-        let Self { state, mut reloader, poll_interval, heeds_signals } = self;
+        let Self { state, mut reloader, poll_interval, mut signals } = self;
         let (changed, mut changes) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
@@ -45,7 +48,6 @@ impl Control {
         tasks.spawn(probing::probe(state.clone(), generations));
         tasks.spawn(upkeep::upkeep(state.clone()));
         tasks.spawn(recovery::recover(state.clone()));
-        let mut signals = signals::Signals::new(heeds_signals);
         let (asked_by, is_signal) = loop {
             tokio::select! {
                 Some(command) = wishes.recv() => match command {

@@ -1,4 +1,8 @@
 //! The signals of the process: SIGHUP reloads, SIGTERM and SIGINT drain, and a second one of those ends at once.
+//!
+//! They are heeded before anything answers: until then the system's own reaction to SIGHUP is to end the process.
+
+use std::io;
 
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
@@ -12,24 +16,21 @@ pub(super) enum Signal {
 }
 
 /// The signals that are heeded.
-#[derive(Debug)]
-pub(super) struct Signals {
+#[derive(Debug, Default)]
+pub struct Signals {
     hangup: Option<Stream>,
     terminate: Option<Stream>,
     interrupt: Option<Stream>,
 }
 
 impl Signals {
-    pub(super) fn new(is_heeding: bool) -> Self {
-        let listen = |kind: SignalKind| match signal(kind) {
-            _ if !is_heeding => None,
-            Ok(stream) => Some(stream),
-            Err(error) => {
-                tracing::error!("a signal cannot be heeded: {error}");
-                None
-            }
-        };
-        Self { hangup: listen(SignalKind::hangup()), terminate: listen(SignalKind::terminate()), interrupt: listen(SignalKind::interrupt()) }
+    /// Heeds the signals of the process from now on; needs a runtime around it. By default none are heeded.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn heed() -> io::Result<Self> {
+        let listen = |kind| signal(kind).map(Some);
+        Ok(Self { hangup: listen(SignalKind::hangup())?, terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
     pub(super) async fn next(&mut self) -> Signal {

@@ -185,11 +185,11 @@ pub struct FilterSpec {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeaderEdits {
     /// Taken out.
-    pub remove: Vec<String>,
+    pub remove: Vec<http::HeaderName>,
     /// Replaced.
-    pub set: Vec<(String, String)>,
+    pub set: Vec<(http::HeaderName, http::HeaderValue)>,
     /// Added.
-    pub add: Vec<(String, String)>,
+    pub add: Vec<(http::HeaderName, http::HeaderValue)>,
 }
 
 /// A change of path.

@@ -55,5 +55,5 @@ pub(super) fn of(client: &Client) -> Result<Target, Rejection> {
         (&rest[..end], &rest[end..])
     };
     let slash = if path_and_query.is_empty() || path_and_query.starts_with('?') { "/" } else { "" };
-    Ok(Target { authority: authority.to_owned(), path_and_query: format!("{slash}{path_and_query}") })
+    Ok(Target { authority: authority.to_owned(), path_and_query: [slash, path_and_query].concat() })
 }

@@ -9,8 +9,8 @@ use crate::policy::snapshot::ListenerSpec;
 
 /// A client with one request.
 pub(super) struct Client {
-    /// The framing of the request and its answer.
-    pub(super) session: ServerSession,
+    /// The framing of the request and its answer; boxed, because it is handed on from step to step.
+    pub(super) session: Box<ServerSession>,
     /// The transport below.
     pub(super) wire: Arc<Wire>,
     /// Who it is.

@@ -4,16 +4,27 @@
 //! nominates. `transfer-encoding` stays, because pingora frames the next hop by it. Trailers do not pass pingora's HTTP/1
 //! sessions, so they are not announced either.
 
-use std::net::IpAddr;
+use std::{fmt::Write, net::IpAddr};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
+    header::{self, Entry},
+};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::{authority::Target, client::Client, rejection::PSEUDONYM, serve::Exchange};
 use crate::policy::{document::Direction, snapshot::HeaderEdits};
 
-/// Fields about one connection, besides `upgrade` and `transfer-encoding`.
-const HOP_BY_HOP: [HeaderName; 5] = [header::CONNECTION, HeaderName::from_static("proxy-connection"), HeaderName::from_static("keep-alive"), header::TE, header::TRAILER];
+/// Fields about one connection, besides `transfer-encoding`.
+const HOP_BY_HOP: [HeaderName; 6] =
+    [header::CONNECTION, HeaderName::from_static("proxy-connection"), HeaderName::from_static("keep-alive"), header::TE, header::TRAILER, header::UPGRADE];
+
+/// How many fields we add at most, besides those of filters.
+const OWN_FIELDS: usize = 8;
+
+const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
+const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -28,11 +39,12 @@ const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 const MAX_HOPS: usize = 16;
 
 /// The request's id: that of the client if it has one, else a new one.
-pub(super) fn request_id(client: &Client) -> String {
-    match client.text(&REQUEST_ID).filter(|id| !id.is_empty() && id.len() <= 128) {
-        Some(id) => id.to_owned(),
-        None => format!("{:032x}", fastrand::u128(..)),
-    }
+pub(super) fn request_id(client: &Client) -> HeaderValue {
+    let given = client.head().headers.get(REQUEST_ID).filter(|id| !id.is_empty() && id.len() <= 128 && id.to_str().is_ok());
+    given.cloned().unwrap_or_else(|| {
+        let id = format!("{:032x}", fastrand::u128(..));
+        HeaderValue::from_maybe_shared(Bytes::from(id)).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    })
 }
 
 /// Whether the request has passed this kind of proxy too often.
@@ -52,151 +64,149 @@ pub(super) fn wanted_upgrade(client: &Client) -> Option<&str> {
 }
 
 /// The head of an attempt.
+///
+/// Fields are changed in the bare map, and the head is made of it at the end: pingora's own setters parse every name anew and
+/// keep a second map with the case of the names, which matters to nobody (RFC 9110 section 5.1).
 pub(super) fn upstream(exchange: &Exchange<'_>, client: &Client, endpoint: &str, attempt: u32) -> pingora::Result<Box<RequestHeader>> {
-    let mut head = Box::new(client.head().clone());
-    let upgrade = wanted_upgrade(client).map(str::to_owned);
-    head.set_version(Version::HTTP_11);
-    for name in to_remove(&head.headers) {
-        head.remove_header(&name);
+    let mut headers = passed_on(&client.head().headers);
+    if let Some(protocol) = wanted_upgrade(client) {
+        headers.insert(header::CONNECTION, UPGRADE);
+        headers.insert(header::UPGRADE, value(protocol)?);
     }
-    match upgrade {
-        Some(protocol) => {
-            head.insert_header(header::CONNECTION, "upgrade")?;
-            head.insert_header(header::UPGRADE, protocol)?;
-        }
-        None => drop(head.remove_header(&header::UPGRADE)),
-    }
-    target(exchange, &mut head, endpoint)?;
-    if exchange.route.spec.direction == Direction::Inbound {
-        forwarded(&mut head, client.peer, exchange.target)?;
-    }
-    head.append_header(header::VIA, concat!("1.1 ", "outrigger"))?;
-    head.insert_header(REQUEST_ID, exchange.request_id)?;
-    head.insert_header(ATTEMPT, attempt)?;
-    edit_request(&mut head, &exchange.route.spec.filters.request_headers)?;
-    Ok(head)
-}
-
-/// The head of the answer, as the client gets it.
-pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader, is_upgrade: bool) -> pingora::Result<Box<ResponseHeader>> {
-    let mut head = Box::new(answer.clone());
-    let upgrade = if is_upgrade { answer.headers.get(header::UPGRADE).cloned() } else { None };
-    for name in to_remove(&head.headers) {
-        head.remove_header(&name);
-    }
-    head.remove_header(&header::UPGRADE);
-    if let Some(protocol) = upgrade {
-        head.insert_header(header::CONNECTION, "upgrade")?;
-        head.insert_header(header::UPGRADE, protocol)?;
-    } else if !head.status.is_informational() {
-        frame(&mut head, client)?;
-    }
-    head.set_version(Version::HTTP_11);
-    one_length(&mut head)?;
-    head.append_header(header::VIA, concat!("1.1 ", "outrigger"))?;
-    if exchange.is_draining_inbound() {
-        head.insert_header(DRAINING, "1")?;
-    }
-    if exchange.route.spec.direction == Direction::Inbound {
-        // Only a sidecar says so, and behind an inbound route there is none.
-        head.remove_header(&REASON);
-    }
-    edit_response(&mut head, &exchange.route.spec.filters.response_headers)?;
-    Ok(head)
-}
-
-/// A length that was given several times, equal each time, is passed on once (RFC 9110 section 8.6).
-fn one_length(head: &mut ResponseHeader) -> pingora::Result<()> {
-    let lengths = head.headers.get_all(header::CONTENT_LENGTH);
-    let is_repeated = lengths.iter().count() > 1 || lengths.iter().any(|length| length.as_bytes().contains(&b','));
-    let first = lengths.iter().next().and_then(|length| length.to_str().ok()).and_then(|length| length.split(',').next()).map(|length| length.trim().to_owned());
-    match first.filter(|_| is_repeated) {
-        Some(length) => head.insert_header(header::CONTENT_LENGTH, length),
-        None => Ok(()),
-    }
-}
-
-/// Sees to it that the client can tell where the body ends.
-fn frame(head: &mut ResponseHeader, client: &Client) -> pingora::Result<()> {
-    let has_no_body = head.status == 204 || head.status == 304 || client.head().method == http::Method::HEAD;
-    if client.head().version == Version::HTTP_10 {
-        // It knows no chunks; the end of the connection is the end of the body.
-        head.remove_header(&header::TRANSFER_ENCODING);
-    } else if !has_no_body && !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING) {
-        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-    }
-    Ok(())
-}
-
-fn target(exchange: &Exchange<'_>, head: &mut RequestHeader, endpoint: &str) -> pingora::Result<()> {
     let filters = &exchange.route.spec.filters;
+    let host = filters.host.as_deref().unwrap_or(&exchange.target.authority);
+    let host = if host.is_empty() { endpoint } else { host };
+    if headers.get(header::HOST).is_none_or(|current| current.as_bytes() != host.as_bytes()) {
+        headers.insert(header::HOST, value(host)?);
+    }
+    if exchange.route.spec.direction == Direction::Inbound {
+        forwarded(&mut headers, client.peer, exchange.target)?;
+    }
+    headers.append(header::VIA, VIA);
+    headers.insert(REQUEST_ID, exchange.request_id.clone());
+    headers.insert(ATTEMPT, attempt.into());
+    edit(&mut headers, &filters.request_headers);
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = client.head().method.clone();
+    parts.uri = client.head().uri.clone();
+    parts.headers = headers;
+    let mut head = Box::new(RequestHeader::from(parts));
     let path = filters.path.as_ref().map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
     let path = path.as_deref().unwrap_or(&exchange.target.path_and_query);
     if head.raw_path() != path.as_bytes() {
         head.set_raw_path(path.as_bytes())?;
     }
-    let host = filters.host.as_deref().unwrap_or(&exchange.target.authority);
-    let host = if host.is_empty() { endpoint } else { host };
-    if head.headers.get(header::HOST).is_none_or(|current| current.as_bytes() != host.as_bytes()) {
-        head.insert_header(header::HOST, host)?;
+    Ok(head)
+}
+
+/// The head of the answer, as the client gets it.
+pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader, is_upgrade: bool) -> pingora::Result<Box<ResponseHeader>> {
+    let mut headers = passed_on(&answer.headers);
+    if let Some(protocol) = answer.headers.get(header::UPGRADE).filter(|_| is_upgrade) {
+        headers.insert(header::CONNECTION, UPGRADE);
+        headers.insert(header::UPGRADE, protocol.clone());
+    } else if !answer.status.is_informational() {
+        frame(&mut headers, answer.status, client);
+    }
+    one_length(&mut headers)?;
+    headers.append(header::VIA, VIA);
+    if exchange.is_draining_inbound() {
+        headers.insert(DRAINING, HeaderValue::from_static("1"));
+    }
+    if exchange.route.spec.direction == Direction::Inbound {
+        // Only a sidecar says so, and behind an inbound route there is none.
+        headers.remove(REASON);
+    }
+    edit(&mut headers, &exchange.route.spec.filters.response_headers);
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    parts.status = answer.status;
+    parts.headers = headers;
+    let mut head = Box::new(ResponseHeader::from(parts));
+    head.set_reason_phrase(answer.get_reason_phrase())?;
+    Ok(head)
+}
+
+/// A length that was given several times, equal each time, is passed on once (RFC 9110 section 8.6).
+fn one_length(headers: &mut HeaderMap) -> pingora::Result<()> {
+    let lengths = headers.get_all(header::CONTENT_LENGTH);
+    let is_repeated = lengths.iter().count() > 1 || lengths.iter().any(|length| length.as_bytes().contains(&b','));
+    if is_repeated {
+        let first = lengths.iter().next().and_then(|length| length.to_str().ok()).and_then(|length| length.split(',').next());
+        let length = value(first.unwrap_or_default().trim())?;
+        headers.insert(header::CONTENT_LENGTH, length);
     }
     Ok(())
 }
 
-fn forwarded(head: &mut RequestHeader, peer: IpAddr, target: &Target) -> pingora::Result<()> {
-    let peer = peer.to_canonical();
-    let mut chain: String = head.headers.get_all(FORWARDED_FOR).iter().filter_map(|hops| hops.to_str().ok()).fold(String::new(), |chain, hops| chain + hops + ", ");
-    chain += &peer.to_string();
-    head.insert_header(FORWARDED_FOR, chain)?;
-    if !head.headers.contains_key(FORWARDED_PROTO) {
-        head.insert_header(FORWARDED_PROTO, "http")?;
+/// Sees to it that the client can tell where the body ends.
+fn frame(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
+    let has_no_body = status == 204 || status == 304 || client.head().method == http::Method::HEAD;
+    if client.head().version == Version::HTTP_10 {
+        // It knows no chunks; the end of the connection is the end of the body.
+        headers.remove(header::TRANSFER_ENCODING);
+    } else if !has_no_body && !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    if !head.headers.contains_key(FORWARDED_HOST) && !target.authority.is_empty() {
-        head.insert_header(FORWARDED_HOST, target.authority.as_str())?;
+}
+
+fn forwarded(headers: &mut HeaderMap, peer: IpAddr, target: &Target) -> pingora::Result<()> {
+    let mut chain = String::with_capacity(48);
+    for hops in headers.get_all(FORWARDED_FOR).iter().filter_map(|hops| hops.to_str().ok()) {
+        chain.push_str(hops);
+        chain.push_str(", ");
+    }
+    // Writing to a string cannot fail.
+    _ = write!(chain, "{}", peer.to_canonical());
+    headers.insert(FORWARDED_FOR, HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| not_a_value())?);
+    if let Entry::Vacant(vacant) = headers.entry(FORWARDED_PROTO) {
+        vacant.insert(HeaderValue::from_static("http"));
+    }
+    if let Entry::Vacant(vacant) = headers.entry(FORWARDED_HOST)
+        && !target.authority.is_empty()
+    {
+        vacant.insert(value(&target.authority)?);
     }
     Ok(())
 }
 
-/// The fields that end at this hop.
-fn to_remove(headers: &HeaderMap) -> Vec<HeaderName> {
-    let mut names: Vec<HeaderName> = HOP_BY_HOP.iter().filter(|name| headers.contains_key(*name)).cloned().collect();
+/// A copy of the fields that do not end at this hop, with room for ours.
+fn passed_on(headers: &HeaderMap) -> HeaderMap {
+    let mut nominated: Vec<HeaderName> = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
-        let nominated = value.to_str().unwrap_or_default().split(',').map(str::trim);
+        let names = value.to_str().unwrap_or_default().split(',').map(str::trim);
         // Framing and the host are not a client's to take out.
         let kept = ["", "close", "keep-alive", "upgrade", "transfer-encoding", "content-length", "host"];
-        names.extend(nominated.filter(|name| !kept.iter().any(|kept| name.eq_ignore_ascii_case(kept))).filter_map(|name| name.parse::<HeaderName>().ok()));
+        nominated.extend(names.filter(|name| !kept.iter().any(|kept| name.eq_ignore_ascii_case(kept))).filter_map(|name| name.parse::<HeaderName>().ok()));
     }
-    names
+    let mut copy = HeaderMap::with_capacity(headers.len() + OWN_FIELDS);
+    for (name, value) in headers.iter().filter(|(name, _)| !HOP_BY_HOP.contains(name) && !nominated.contains(name)) {
+        copy.append(name.clone(), value.clone());
+    }
+    copy
 }
 
 fn nominates(headers: &HeaderMap, option: &str) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|value| value.to_str().unwrap_or_default().split(',').any(|name| name.trim().eq_ignore_ascii_case(option)))
 }
 
-fn edit_request(head: &mut RequestHeader, edits: &HeaderEdits) -> pingora::Result<()> {
+fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
     for name in &edits.remove {
-        head.remove_header(name.as_str());
+        headers.remove(name);
     }
     for (name, value) in &edits.set {
-        head.insert_header(name.clone(), value.as_str())?;
+        headers.insert(name.clone(), value.clone());
     }
     for (name, value) in &edits.add {
-        head.append_header(name.clone(), value.as_str())?;
+        headers.append(name.clone(), value.clone());
     }
-    Ok(())
 }
 
-fn edit_response(head: &mut ResponseHeader, edits: &HeaderEdits) -> pingora::Result<()> {
-    for name in &edits.remove {
-        head.remove_header(name.as_str());
-    }
-    for (name, value) in &edits.set {
-        head.insert_header(name.clone(), value.as_str())?;
-    }
-    for (name, value) in &edits.add {
-        head.append_header(name.clone(), value.as_str())?;
-    }
-    Ok(())
+fn value(text: &str) -> pingora::Result<HeaderValue> {
+    HeaderValue::from_str(text).map_err(|_| not_a_value())
+}
+
+fn not_a_value() -> pingora::BError {
+    pingora::Error::explain(pingora::ErrorType::InvalidHTTPHeader, "a value of a header")
 }
 
 /// How long a backend says that it keeps an idle connection.

@@ -193,8 +193,8 @@ async fn one_request(
     worker: &Arc<Worker>,
     closing: &watch::Receiver<bool>,
 ) -> Option<(Stream, Option<BytesMut>)> {
-    let spec = shared.spec.load_full();
-    let mut session = ServerSession::new_http1(stream);
+    let limits = shared.spec.load().limits;
+    let mut session = Box::new(ServerSession::new_http1(stream));
     // Time is kept here, over the whole head and not over single reads.
     session.set_read_timeout(None);
     session.set_pipelining_enabled(true);
@@ -204,15 +204,14 @@ async fn one_request(
         session.set_pipelined_prefix(prefix);
     }
     let received = wire.received();
-    wire.allow(Some(spec.limits.max_header_bytes));
-    let read = clock::within(Some(spec.limits.header_timeout), session.read_request()).await;
+    wire.allow(Some(limits.max_header_bytes));
+    let read = clock::within(Some(limits.header_timeout), session.read_request()).await;
     let is_too_long = wire.is_allowance_used();
     wire.allow(None);
-    let mut client = Client { session, wire: wire.clone(), peer, listener: spec };
+    // What was read while the policies changed is served under the name that they know.
+    let mut client = Client { session, wire: wire.clone(), peer, listener: shared.spec.load_full() };
     let reason = match read {
         Ok(Ok(true)) => {
-            // What was read while the policies changed is served under the name that they know.
-            client.listener = shared.spec.load_full();
             let is_closing = *closing.borrow();
             let after = serve::serve(worker, &mut client, is_closing).await;
             return finish(client, after).await;
@@ -258,7 +257,8 @@ async fn linger(client: &mut Client) {
     let (time, bytes) = LINGER;
     let enough = wire.received() + bytes;
     let drain = async {
-        let mut scratch = [0_u8; 4096];
+        // On the heap, so that it takes no room in every request's future.
+        let mut scratch = vec![0_u8; 4096];
         while wire.received() < enough && wire.readable().await.is_ok() {
             match wire.discard(&mut scratch) {
                 Ok(true) => {}

@@ -17,8 +17,8 @@ use crate::{
 
 /// A connection to an endpoint, with one exchange on it.
 pub(super) struct Upstream {
-    /// The framing of the request and its answer.
-    pub(super) session: HttpSession,
+    /// The framing of the request and its answer; boxed, because it is handed on from step to step.
+    pub(super) session: Box<HttpSession>,
     /// The transport below.
     pub(super) wire: Arc<Wire>,
     /// The endpoint.
@@ -74,7 +74,7 @@ pub(super) async fn connect(
 impl Upstream {
     fn new(connection: Idle, endpoint: Arc<EndpointState>) -> Self {
         let Idle { stream, wire, guard } = connection;
-        Self { session: HttpSession::new(stream), sent_before: wire.sent(), wire, endpoint, guard }
+        Self { session: Box::new(HttpSession::new(stream)), sent_before: wire.sent(), wire, endpoint, guard }
     }
 
     /// Whether any byte of this exchange's request left.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use ahash::RandomState;
-use http::header::HeaderName;
+use http::{HeaderName, HeaderValue};
 use pingora::protocols::http::ServerSession;
 
 use super::{
@@ -51,7 +51,7 @@ pub(super) struct Exchange<'a> {
     pub(super) rule: &'a Rule,
     pub(super) destination: &'a DestinationState,
     pub(super) target: &'a Target,
-    pub(super) request_id: &'a str,
+    pub(super) request_id: &'a HeaderValue,
     pub(super) hasher: &'a RandomState,
     is_closing: bool,
 }
@@ -82,7 +82,7 @@ pub(super) struct Progress {
     pub(super) reason: Option<Reason>,
     by: Arc<str>,
     received: u64,
-    request_id: String,
+    request_id: HeaderValue,
     /// The indices of the route, and of its destination.
     route: Option<(usize, usize)>,
 }
@@ -191,7 +191,7 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
         received: progress.received,
         sent: client.session.body_bytes_sent() as u64,
         duration,
-        request_id: &progress.request_id,
+        request_id: progress.request_id.to_str().unwrap_or_default(),
         traceparent: client.text(&TRACEPARENT).unwrap_or_default(),
     });
 }

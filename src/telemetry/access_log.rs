@@ -4,7 +4,13 @@
 //! the reader of standard output is too slow the queue overflows, lines are dropped, and the drops are counted: a log must not
 //! stop the traffic that it is about.
 
-use std::{cell::RefCell, fmt::Write as _, io::Write as _, net::IpAddr, time::Duration};
+use std::{
+    cell::RefCell,
+    fmt::Write as _,
+    io::{BufWriter, Write as _},
+    net::IpAddr,
+    time::Duration,
+};
 
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
@@ -12,6 +18,9 @@ use super::reason::Reason;
 
 /// Lines that may wait to be written; at about 400 bytes each, some 3 MiB.
 const QUEUE: usize = 8192;
+
+/// What is written to standard output at once at most, in bytes.
+const BUFFER: usize = 64 << 10;
 
 thread_local! {
     static LINE: RefCell<String> = const { RefCell::new(String::new()) };
@@ -70,7 +79,8 @@ impl AccessLog {
     /// Begins to write to standard output.
     #[must_use]
     pub fn to_stdout() -> Self {
-        Self::to(std::io::stdout())
+        // The writing thread flushes when no line waits; under load many lines leave in one write.
+        Self::to(BufWriter::with_capacity(BUFFER, std::io::stdout()))
     }
 
     /// Begins to write to anything.

@@ -59,6 +59,20 @@ fn an_answer_of_the_apps_never_claims_to_be_the_sidecars() {
 }
 
 #[test]
+fn repeated_fields_keep_their_order_and_the_reason_phrase_is_kept() {
+    let backend = Backend::answering(|_| "HTTP/1.1 418 Short And Stout\r\nSet-Cookie: a=1\r\nX-Other: x\r\nSet-Cookie: b=2\r\ncontent-length: 0\r\n\r\n".into());
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let mut client = sidecar.client();
+    let (_, head) = client.send("GET / HTTP/1.1\r\nhost: a\r\nAccept: a\r\nx-between: 1\r\naccept: b\r\n\r\n").head().unwrap();
+    assert!(head.starts_with("HTTP/1.1 418 Short And Stout\r\n"), "{head}");
+    let cookies: Vec<&str> = head.lines().filter_map(|line| line.split_once(": ")).filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie")).map(|(_, value)| value).collect();
+    assert_eq!(cookies, ["a=1", "b=2"]);
+    let seen = &backend.seen()[0].head;
+    let accepted: Vec<&str> = seen.lines().filter_map(|line| line.split_once(": ")).filter(|(name, _)| name.eq_ignore_ascii_case("accept")).map(|(_, value)| value).collect();
+    assert_eq!(accepted, ["a", "b"]);
+}
+
+#[test]
 fn connections_are_kept_alive_on_both_sides() {
     let backend = Backend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));

@@ -16,6 +16,7 @@ mod forwarding;
 mod framing;
 mod keep_alive;
 mod limits;
+mod properties;
 mod recovery;
 mod reload;
 mod retries;

@@ -86,8 +86,9 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
-        let pairs = |edits: &[HeaderEdit]| edits.iter().map(|edit| (edit.name.to_ascii_lowercase(), edit.value.clone())).collect();
-        HeaderEdits { remove: written.remove.iter().map(|name| name.to_ascii_lowercase()).collect(), set: pairs(&written.set), add: pairs(&written.add) }
+        // What does not parse was refused above.
+        let pairs = |edits: &[HeaderEdit]| edits.iter().filter_map(|edit| Some((edit.name.parse().ok()?, edit.value.parse().ok()?))).collect();
+        HeaderEdits { remove: written.remove.iter().filter_map(|name| name.parse().ok()).collect(), set: pairs(&written.set), add: pairs(&written.add) }
     }
 
     fn path_rewrite(&mut self, at: &At<'a>, written: &PathRewrite, has_prefix: bool) -> Option<PathRewriteSpec> {

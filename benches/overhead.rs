@@ -1,0 +1,241 @@
+//! What does the whole sidecar cost? A request through it, against the same request through a pump of bytes that knows no HTTP:
+//! CPU per request, latency, memory and start, side by side in one run.
+//!
+//! `cargo bench --bench overhead`; Linux only. The pump is the least that any process between two sockets can cost. The
+//! comparison with other proxies is `benches/README.md`'s.
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a bench")]
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What this program is when it starts itself again.
+const ROLE: &str = "OVERHEAD_ROLE";
+const BACKEND: &str = "OVERHEAD_BACKEND";
+
+const ROUNDS: usize = 3;
+const LOAD: Duration = Duration::from_secs(4);
+const ALONE: Duration = Duration::from_secs(2);
+const CONNECTIONS: usize = 64;
+const IDLE: usize = 1000;
+const REQUEST: &[u8] = b"GET /bench HTTP/1.1\r\nhost: bench.test\r\nuser-agent: overhead\r\naccept: */*\r\n\r\n";
+const BODY: usize = 128;
+
+fn main() {
+    match env::var(ROLE).as_deref() {
+        Ok("backend") => run(None),
+        Ok("pump") => run(Some(env::var(BACKEND).unwrap().parse().unwrap())),
+        _ => measure(),
+    }
+}
+
+/// A server on one thread that answers, or pumps to where the answers are.
+fn run(pump_to: Option<SocketAddr>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("{}", socket.local_addr().unwrap());
+        loop {
+            let (client, _) = socket.accept().await.unwrap();
+            client.set_nodelay(true).unwrap();
+            tokio::spawn(async move {
+                // A client that leaves ends its task.
+                _ = match pump_to {
+                    Some(address) => pump(client, address).await,
+                    None => answer(client).await,
+                };
+            });
+        }
+    });
+}
+
+async fn pump(mut client: tokio::net::TcpStream, address: SocketAddr) -> std::io::Result<()> {
+    let mut backend = tokio::net::TcpStream::connect(address).await?;
+    backend.set_nodelay(true)?;
+    tokio::io::copy_bidirectional(&mut client, &mut backend).await.map(drop)
+}
+
+async fn answer(mut client: tokio::net::TcpStream) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n{}", "x".repeat(BODY));
+    let mut received = Vec::with_capacity(4096);
+    while client.read_buf(&mut received).await? > 0 {
+        if received.ends_with(b"\r\n\r\n") {
+            received.clear();
+            client.write_all(answer.as_bytes()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A process between the client and the backend, or the backend itself; ended when it is dropped.
+struct Process {
+    child: Child,
+    address: SocketAddr,
+    start: Duration,
+}
+
+impl Process {
+    fn this(role: &str, backend: Option<SocketAddr>) -> Self {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.env(ROLE, role).env(BACKEND, backend.map(|address| address.to_string()).unwrap_or_default()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { child, address: line.trim().parse().unwrap(), start: Duration::ZERO }
+    }
+
+    fn sidecar(backend: SocketAddr, access_log: &str) -> Self {
+        // The port is free a moment ago; nothing else on this host is asking for ports now.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let policies = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/policies");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+        command.args(["run", "--admin", "127.0.0.1:0", "--policies"]).arg(policies);
+        command.env("OUTRIGGER_WORKERS", "1").env("OUTRIGGER_INBOUND", address.to_string()).env("OUTRIGGER_APP", backend.to_string());
+        command.env("BENCH_ACCESS_LOG", access_log).stdout(Stdio::null()).stderr(Stdio::null());
+        let began = Instant::now();
+        let child = command.spawn().unwrap();
+        let mut process = Self { child, address, start: Duration::ZERO };
+        while TcpStream::connect(address).map_err(drop).and_then(|mut stream| exchange(&mut stream).ok_or(())).is_err() {
+            assert!(process.child.try_wait().unwrap().is_none(), "the sidecar did not start");
+            assert!(began.elapsed() < Duration::from_secs(10), "the sidecar does not answer");
+        }
+        process.start = began.elapsed();
+        process
+    }
+
+    /// CPU time that was used so far; clock ticks are 10 ms.
+    fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
+    }
+
+    fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// One request and its answer; `None` if it was not served.
+fn exchange(stream: &mut TcpStream) -> Option<()> {
+    let mut answer = [0; 2048];
+    let mut filled = 0;
+    stream.write_all(REQUEST).ok()?;
+    loop {
+        let count = stream.read(&mut answer[filled..]).ok().filter(|count| *count > 0)?;
+        filled += count;
+        if let Some(head) = answer[..filled].windows(4).position(|window| window == b"\r\n\r\n")
+            && filled == head + 4 + BODY
+        {
+            return answer.starts_with(b"HTTP/1.1 200").then_some(());
+        }
+    }
+}
+
+/// CPU per request under load, in microseconds.
+fn under_load(process: &Process) -> f64 {
+    let (done, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let before = process.cpu();
+    thread::scope(|scope| {
+        for _ in 0..CONNECTIONS {
+            scope.spawn(|| {
+                let mut stream = TcpStream::connect(process.address).unwrap();
+                stream.set_nodelay(true).unwrap();
+                while !is_over.load(Ordering::Relaxed) {
+                    exchange(&mut stream).expect("every request is served");
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        thread::sleep(LOAD);
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let used = process.cpu().checked_sub(before).unwrap();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let requests = done.load(Ordering::Relaxed) as f64;
+    used.as_secs_f64() * 1e6 / requests
+}
+
+/// The median latency of one client, in microseconds.
+fn alone(address: SocketAddr) -> f64 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let began = Instant::now();
+    let mut times = Vec::new();
+    while began.elapsed() < ALONE {
+        let sent = Instant::now();
+        exchange(&mut stream).expect("every request is served");
+        times.push(sent.elapsed());
+    }
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64() * 1e6
+}
+
+/// What an idle connection holds that has carried a request, in KiB.
+fn idle_connection(process: &Process) -> f64 {
+    let before = process.resident_kib();
+    let connections: Vec<TcpStream> = (0..IDLE)
+        .map(|_| {
+            let mut stream = TcpStream::connect(process.address).unwrap();
+            exchange(&mut stream).expect("every request is served");
+            stream
+        })
+        .collect();
+    let after = process.resident_kib();
+    drop(connections);
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let each = after.saturating_sub(before) as f64 / IDLE as f64;
+    each
+}
+
+fn measure() {
+    let backend = Process::this("backend", None);
+    println!("{ROUNDS} rounds, {CONNECTIONS} connections, {BODY} byte answers; median (least to most)\n");
+    println!("| | CPU us/request | p50 us, one client | RSS idle KiB | KiB per idle connection | start ms |\n|---|---|---|---|---|---|");
+    let direct: Vec<f64> = (0..ROUNDS).map(|_| alone(backend.address)).collect();
+    println!("| no proxy | | {} | | | |", summary(direct));
+    let mut rows: [(&str, [Vec<f64>; 5]); 3] = ["pump of bytes", "outrigger, no access log", "outrigger, access log"].map(|name| (name, Default::default()));
+    for round in 1..=ROUNDS {
+        for (name, figures) in &mut rows {
+            eprintln!("round {round}/{ROUNDS}: {name}");
+            let process = match *name {
+                "pump of bytes" => Process::this("pump", Some(backend.address)),
+                "outrigger, access log" => Process::sidecar(backend.address, "JSON"),
+                _ => Process::sidecar(backend.address, "Off"),
+            };
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let idle = process.resident_kib() as f64;
+            let measured = [idle_connection(&process), under_load(&process), alone(process.address)];
+            let [connection, cpu, latency] = measured;
+            for (figure, value) in figures.iter_mut().zip([cpu, latency, idle, connection, process.start.as_secs_f64() * 1e3]) {
+                figure.push(value);
+            }
+        }
+    }
+    for (name, figures) in rows {
+        println!("| {name} | {} |", figures.map(summary).join(" | "));
+    }
+}
+
+fn summary(mut values: Vec<f64>) -> String {
+    values.sort_by(f64::total_cmp);
+    format!("{:.1} ({:.1} to {:.1})", values[values.len() / 2], values[0], values[values.len() - 1])
+}
