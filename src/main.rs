@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Gives memory back after load, and costs a tenth less CPU than the system's; see `benches/README.md`.
+/// Gives memory back after load; `.cargo/config.toml` says how it is built and why.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,7 +1,7 @@
 //! A worker of the data plane: a thread with a runtime of its own, a pool of its own, and a share of every listener.
 //!
-//! One single-threaded runtime per worker is the fastest arrangement that was measured (shared figures in
-//! `benches/README.md`): nothing is stolen, and a request and its connections stay on one core.
+//! One single-threaded runtime per worker: nothing is stolen, no request wakes another thread, and a request and its
+//! connections stay on one core.
 
 use std::{
     io,

@@ -7,7 +7,7 @@
 use std::{
     cell::RefCell,
     fmt::Write as _,
-    io::{BufWriter, Write as _},
+    io::{self, Write},
     net::IpAddr,
     time::Duration,
 };
@@ -19,8 +19,9 @@ use super::reason::Reason;
 /// Lines that may wait to be written; at about 400 bytes each, some 3 MiB.
 const QUEUE: usize = 8192;
 
-/// What is written to standard output at once at most, in bytes.
-const BUFFER: usize = 64 << 10;
+/// What is written to standard output at once, in bytes: a pipe takes so much whole, or not at all (`PIPE_BUF` of Linux), so that
+/// no line is torn by another writer of the same pipe.
+const BATCH: usize = 4096;
 
 thread_local! {
     static LINE: RefCell<String> = const { RefCell::new(String::new()) };
@@ -67,6 +68,30 @@ pub struct Record<'a> {
     pub traceparent: &'a str,
 }
 
+/// Lines that leave in one write: the writing thread flushes when no line waits. What cannot be written is let go, unlike in a
+/// `BufWriter`, which would hold it and let every later flush fail.
+#[derive(Debug)]
+struct Batch<W> {
+    lines: Vec<u8>,
+    sink: W,
+}
+
+impl<W: Write> Write for Batch<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.lines.len() + line.len() > BATCH {
+            self.flush()?;
+        }
+        self.lines.extend_from_slice(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let written = self.sink.write_all(&self.lines).and_then(|()| self.sink.flush());
+        self.lines.clear();
+        written
+    }
+}
+
 /// The access log.
 #[derive(Debug)]
 pub struct AccessLog {
@@ -79,13 +104,12 @@ impl AccessLog {
     /// Begins to write to standard output.
     #[must_use]
     pub fn to_stdout() -> Self {
-        // The writing thread flushes when no line waits; under load many lines leave in one write.
-        Self::to(BufWriter::with_capacity(BUFFER, std::io::stdout()))
+        Self::to(Batch { lines: Vec::with_capacity(BATCH), sink: io::stdout() })
     }
 
     /// Begins to write to anything.
     #[must_use]
-    pub fn to(sink: impl std::io::Write + Send + 'static) -> Self {
+    pub fn to(sink: impl Write + Send + 'static) -> Self {
         let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE).thread_name("access-log").finish(sink);
         Self { writer: Some(writer), _guard: Some(guard) }
     }
@@ -172,6 +196,45 @@ fn escape(line: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Notes each write; fails while it is broken.
+    #[derive(Default)]
+    struct Pipe {
+        writes: Vec<usize>,
+        is_broken: bool,
+    }
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.is_broken {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            self.writes.push(bytes.len());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_leave_together_and_never_in_more_than_a_pipe_takes_whole() {
+        let mut batch = Batch { lines: Vec::new(), sink: Pipe::default() };
+        for _ in 0..5 {
+            batch.write_all(&[b'x'; 1500]).expect("the pipe takes it");
+        }
+        batch.flush().expect("the pipe takes it");
+        assert_eq!(batch.sink.writes, [3000, 3000, 1500]);
+    }
+
+    #[test]
+    fn what_a_broken_pipe_does_not_take_is_let_go() {
+        let mut batch = Batch { lines: Vec::new(), sink: Pipe { is_broken: true, ..Pipe::default() } };
+        batch.write_all(b"lost").expect("it is only kept");
+        assert!(batch.flush().is_err());
+        assert!(batch.flush().is_ok(), "nothing is left to write");
+    }
 
     #[test]
     fn a_line_is_one_json_object_whatever_the_client_sent() {
