@@ -43,9 +43,8 @@ fn a_breaker_that_stays_open_calls_for_help_fails_readiness_and_both_end_with_th
         sidecar.get("/");
         sidecar.admin("GET", "/readyz").status == 200
     });
-    let told = sidecar.events();
     for words in ["took rung 1, webhook", "took rung 2, fail_readiness", "recovery stuck: the trouble is over"] {
-        assert!(told.iter().any(|event| event.contains(words)), "{words} in {told:?}");
+        eventually(words, || sidecar.events().iter().any(|event| event.contains(words)));
     }
     assert_eq!(sidecar.metric(r#"outrigger_recovery_actions_total{recovery="stuck",action="webhook",result="done"}"#), 1.0);
     assert_eq!(sidecar.json("/api/v1/recovery")[0]["last_events"].as_array().unwrap().len(), 3);

@@ -100,9 +100,9 @@ fn a_changed_file_is_noticed_and_what_changed_is_said_in_words() {
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     sidecar.directory.write("policy.yaml", &policy(&[other.address], ""));
     eventually("the new endpoint answers", || sidecar.get("/").text() == "other");
-    let told = sidecar.events();
     let words = [format!("backend app: endpoint {} removed, its requests run on", backend.address), format!("backend app: endpoint {} added", other.address)];
-    assert!(words.iter().all(|words| told.iter().any(|event| event.contains(words))), "{told:?}");
+    // A set is in force a moment before it is told of.
+    eventually("it is told in words", || words.iter().all(|words| sidecar.events().iter().any(|event| event.contains(words))));
 }
 
 /// A ConfigMap is mounted as a link to a directory that is swapped as a whole.
