@@ -2,7 +2,7 @@
 .PHONY: demo test build bench bootstrap ci
 
 demo: bootstrap
-	cargo run --release -- demo
+	cargo run --release --locked -- demo
 
 test: bootstrap
 	cargo test --locked

@@ -1,6 +1,6 @@
 //! The data plane: the only tree that knows pingora's sessions.
 //!
-//! pingora does the framing of HTTP/1: heads, chunks, lengths. The exchange is ours: [`serve`] reads like the life of a request,
+//! pingora does the framing of HTTP/1: heads, chunks, lengths. The exchange is ours: `serve` reads like the life of a request,
 //! and every step is one function in a file of its own. `wire` is the transport below a session, `pool` keeps idle
 //! connections; why these are ours too is in `docs/decisions/0001-own-exchange.md`.
 
