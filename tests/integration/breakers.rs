@@ -14,16 +14,9 @@ use crate::support::{
 
 const BREAKER: &str = "  defaults: {circuitBreaker: {consecutiveFailures: 3, waitDurationInOpenState: 50ms, permittedNumberOfCallsInHalfOpenState: 2, recoveryRamp: 0s}}\n";
 
-/// An app that can be broken.
-fn switchable() -> (Backend, Arc<AtomicBool>) {
-    let is_broken = Arc::new(AtomicBool::new(true));
-    let there = is_broken.clone();
-    (Backend::answering(move |_| if there.load(Ordering::SeqCst) { answer(500, "broken") } else { ok("fine") }), is_broken)
-}
-
 #[test]
 fn a_breaker_opens_refuses_probes_and_closes() {
-    let (backend, _broken) = switchable();
+    let (backend, _broken) = Backend::switchable();
     let sidecar = Sidecar::start(&policy(&[backend.address], &BREAKER.replace("50ms", "10s")));
     for _ in 0..3 {
         assert_eq!(sidecar.get("/").text(), "broken");
@@ -40,7 +33,7 @@ fn a_breaker_opens_refuses_probes_and_closes() {
 
 #[test]
 fn a_healed_app_is_found_out_by_itself() {
-    let (backend, is_broken) = switchable();
+    let (backend, is_broken) = Backend::switchable();
     let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER));
     eventually("it opens", || sidecar.get("/").reason() == "breaker_open:app");
     is_broken.store(false, Ordering::SeqCst);
@@ -124,7 +117,7 @@ fn a_429_counts_for_the_rate_and_not_for_the_run() {
 
 #[test]
 fn in_shadow_mode_it_opens_counts_and_refuses_nobody() {
-    let (backend, _broken) = switchable();
+    let (backend, _broken) = Backend::switchable();
     let sidecar = Sidecar::start(&policy(&[backend.address], &BREAKER.replace("{consecutive", "{mode: Shadow, consecutive").replace("50ms", "1m")));
     for _ in 0..10 {
         assert_eq!(sidecar.get("/").text(), "broken");
@@ -169,7 +162,7 @@ fn with_the_scope_route_one_route_does_not_stop_another() {
 
 #[test]
 fn by_hand_a_breaker_is_forced_open_disabled_and_reset() {
-    let (backend, is_broken) = switchable();
+    let (backend, is_broken) = Backend::switchable();
     is_broken.store(false, Ordering::SeqCst);
     let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER));
     assert_eq!(sidecar.admin("POST", "/api/v1/breakers/app/force-open").status, 200);

@@ -1,16 +1,8 @@
 //! The first recovery: a breaker that stays open.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::Ordering;
 
-use crate::support::{
-    Backend, Sidecar,
-    backend::{answer, ok},
-    eventually,
-    sidecar::policy,
-};
+use crate::support::{Backend, Sidecar, backend::answer, eventually, sidecar::policy};
 
 fn sections(hook: &str, extra: &str) -> String {
     format!(
@@ -22,9 +14,7 @@ fn sections(hook: &str, extra: &str) -> String {
 
 #[test]
 fn a_breaker_that_stays_open_calls_for_help_fails_readiness_and_both_end_with_the_trouble() {
-    let is_broken = Arc::new(AtomicBool::new(true));
-    let there = is_broken.clone();
-    let backend = Backend::answering(move |_| if there.load(Ordering::SeqCst) { answer(500, "broken") } else { ok("fine") });
+    let (backend, is_broken) = Backend::switchable();
     let hook = Backend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], &sections(&format!("http://{}/restart?a=b", hook.address), "")));
     assert_eq!(sidecar.admin("GET", "/readyz").status, 200);

@@ -83,6 +83,13 @@ impl Backend {
         })
     }
 
+    /// An app that is broken until the switch is turned off.
+    pub(crate) fn switchable() -> (Self, Arc<AtomicBool>) {
+        let is_broken = Arc::new(AtomicBool::new(true));
+        let there = is_broken.clone();
+        (Self::answering(move |_| if there.load(Ordering::SeqCst) { answer(500, "broken") } else { ok("fine") }), is_broken)
+    }
+
     /// Answers every request with 200 and a few bytes.
     pub(crate) fn healthy() -> Self {
         Self::answering(|_| ok("hello"))
