@@ -226,8 +226,7 @@ fn measure() {
             };
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let idle = process.resident_kib() as f64;
-            let measured = [idle_connection(&process), under_load(&process), alone(process.address)];
-            let [connection, cpu, latency] = measured;
+            let (connection, cpu, latency) = (idle_connection(&process), under_load(&process), alone(process.address));
             for (figure, value) in figures.iter_mut().zip([cpu, latency, idle, connection, process.start.as_secs_f64() * 1e3]) {
                 figure.push(value);
             }

@@ -25,13 +25,13 @@ pub(super) fn route<'l>(live: &'l Live, client: &Client, target: &Target) -> Res
     Ok((&live.routes[rule.route], rule))
 }
 
-/// One of a route's backends, by weight.
-pub(super) fn destination(route: &RouteState) -> Result<&DestinationState, Rejection> {
+/// One of a route's backends by weight, and its index.
+pub(super) fn destination(route: &RouteState) -> Result<(usize, &DestinationState), Rejection> {
     let picked = match route.destinations.as_slice() {
         [only] if only.weight > 0 => Some(0),
         several => balance::weighted(several.iter().map(|destination| destination.weight), fastrand::f64()),
     };
-    picked.map(|index| &route.destinations[index]).ok_or_else(|| Rejection::of(Reason::NoRoute))
+    picked.map(|index| (index, &route.destinations[index])).ok_or_else(|| Rejection::of(Reason::NoRoute))
 }
 
 /// The path after a rewrite, with the query.

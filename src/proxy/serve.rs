@@ -83,8 +83,10 @@ pub(super) struct Progress {
     by: Arc<str>,
     received: u64,
     request_id: HeaderValue,
-    /// The indices of the route, and of its destination.
-    route: Option<(usize, usize)>,
+    /// The index of the route.
+    route: Option<usize>,
+    /// The index of the destination in the route.
+    destination: Option<usize>,
 }
 
 /// Serves one request.
@@ -95,7 +97,7 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     let is_draining = is_inbound && worker.state.lifecycle.is_draining();
     let in_flight = InFlight::enter(&worker.state, is_inbound, began);
     let request_id = headers::request_id(client);
-    let mut progress = Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, by: Arc::default(), received: 0, request_id, route: None };
+    let mut progress = Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, by: Arc::default(), received: 0, request_id, route: None, destination: None };
     let after = match exchange(worker, &live, client, &mut progress, is_closing).await {
         Ok(after) => after,
         Err(rejection) => refuse(client, &rejection, &mut progress, is_closing, is_draining).await,
@@ -113,12 +115,12 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     }
     let target = authority::of(client)?;
     let (route, rule) = routing::route(live, client, &target)?;
-    progress.route = Some((rule.route, usize::MAX));
+    progress.route = Some(rule.route);
     if let ActionSpec::Redirect(redirect) = &route.spec.action {
         return Err(redirected(redirect, &target, rule));
     }
-    let destination = routing::destination(route)?;
-    progress.route = Some((rule.route, route.destinations.iter().position(|other| std::ptr::eq(other, destination)).unwrap_or(usize::MAX)));
+    let (index, destination) = routing::destination(route)?;
+    progress.destination = Some(index);
     let request_id = progress.request_id.clone();
     let hasher = &worker.state.limit_hasher;
     let exchange = Exchange { worker, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
@@ -161,7 +163,7 @@ fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule) -> Rejectio
 
 fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, ended: Instant) {
     let telemetry = &worker.state.telemetry;
-    let route = progress.route.map(|(index, _)| &live.routes[index]);
+    let route = progress.route.map(|index| &live.routes[index]);
     let metrics = route.map_or(&live.unrouted, |route| &route.metrics);
     let duration = ended.saturating_duration_since(progress.began);
     metrics.finished(progress.status, duration.as_secs_f64());
@@ -172,7 +174,7 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
     if !telemetry.access_log.is_on() || !log.is_on || !is_sampled(log.sampling, &log.always, progress.status) {
         return;
     }
-    let destination = progress.route.and_then(|(_, destination)| route.and_then(|route| route.destinations.get(destination)));
+    let destination = route.zip(progress.destination).map(|(route, index)| &route.destinations[index]);
     let head = client.head();
     telemetry.access_log.write(&Record {
         timestamp: format_args!("{}", Rfc3339(clock::wall())),
