@@ -19,13 +19,15 @@ use outrigger::{
         source::{File, Source},
     },
     resilience::{
-        Mode, balance,
+        Mode,
         breaker::{BreakerConfig, BreakerThresholds, BreakerTimes, Outcome, Speed},
         concurrency::ConcurrencyConfig,
         ratio::Ratio,
         retry_budget::RetryBudgetConfig,
     },
     state::{
+        State,
+        backend::Wish,
         breaker::{BreakerState, Passage},
         budget::BudgetState,
         limit::LimitState,
@@ -120,18 +122,45 @@ fn others(criterion: &mut Criterion) {
     let budget = Arc::new(BudgetState::new("app".into(), RetryBudgetConfig::default(), now));
     group.bench_function("retry budget: count a request", |bench| bench.iter(|| budget.deposit(black_box(now))));
     group.finish();
+}
 
+/// One endpoint of a backend, as a request picks it: of 3, of 100, of 10,000. Half of the endpoints are ejected in the last line,
+/// so that the choice is among those that are left.
+fn pick(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick");
     for endpoints in [3_usize, 100, 10_000] {
+        for balancer in ["LeastRequest", "PeakEwma", "RoundRobin", "Random", "ConsistentHash, consistentHash: {type: SourceIP}"] {
+            let state = live(&format!("type: {balancer}"), endpoints);
+            let backend = state.live.load().backends[0].clone();
+            let wish = Wish { key: Some(0x1234_5678_9abc_def0), now: Instant::now() };
+            let name = balancer.split(',').next().unwrap();
+            group.bench_function(format!("{name} of {endpoints}"), |bench| bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64)));
+        }
+        let state = live("type: LeastRequest, slowStart: {window: 10m}", endpoints);
+        let backend = state.live.load().backends[0].clone();
+        let wish = Wish { key: None, now: Instant::now() };
+        backend.endpoints.iter().for_each(|endpoint| endpoint.warm_up_from(wish.now));
+        group.bench_function(format!("LeastRequest, all warming up, of {endpoints}"), |bench| bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64)));
         let load: Vec<f64> = (0..endpoints).map(|index| f64::from(u32::try_from(index % 7).unwrap())).collect();
-        group.bench_function(format!("least request of {endpoints}"), |bench| {
-            bench.iter(|| balance::least_request(endpoints, fastrand::f64(), fastrand::f64(), |index| Some(load[index])));
-        });
         group.bench_function(format!("naive: the least of all {endpoints}"), |bench| {
             bench.iter(|| (0..endpoints).min_by(|a, b| load[*a].total_cmp(&load[*b])));
         });
     }
     group.finish();
+}
+
+fn live(balancer: &str, endpoints: usize) -> Arc<State> {
+    let list: Vec<String> = (0..endpoints).map(|number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256)).collect();
+    let text = format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: bench}}\nspec:\n  listeners: [{{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}]\n  \
+         backends: [{{name: app, endpoints: [{}], loadBalancer: {{{balancer}}}}}]\n  routes: [{{name: in, listeners: [inbound], backendRefs: [{{name: app}}]}}]\n",
+        list.join(", ")
+    );
+    let source = Source::from_files(vec![File { name: "bench.yaml".into(), text }]);
+    let snapshot = policy::load_source(&source, &HashMap::new()).unwrap().snapshot;
+    let (state, _wishes) = State::new(Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now)), None, Instant::now());
+    state.apply(Arc::new(snapshot), Instant::now());
+    state
 }
 
 fn routing(criterion: &mut Criterion) {
@@ -154,6 +183,6 @@ fn routing(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
-    targets = breaker, rate_limit, others, routing
+    targets = breaker, rate_limit, others, pick, routing
 }
 criterion_main!(benches);

@@ -80,7 +80,7 @@ impl App {
             Signals::default()
         };
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
-        let (state, wishes) = State::new(telemetry.clone(), clock::now());
+        let (state, wishes) = State::new(telemetry.clone(), settings.zone.as_deref().map(Arc::from), clock::now());
         let workers = WorkerHandle::start_all(settings.workers.get(), &state)?;
         let listeners = Arc::new(Listeners::new(workers, state.clone()));
 
@@ -91,7 +91,7 @@ impl App {
             StartFault::Policy(faults) => StartError::Policy(faults),
             StartFault::Bind(why) => StartError::Bind(why),
         })?;
-        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, signals };
+        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, name_server: settings.name_server, signals };
         let (end, ended) = oneshot::channel();
         let control = thread::Builder::new().name("control".into()).spawn(move || {
             let run = async {

@@ -2,6 +2,7 @@
 //!
 //! All tasks are started here, each has a name, and all end with the control thread's runtime.
 
+mod discovery;
 mod drain;
 mod http_call;
 mod probing;
@@ -11,13 +12,14 @@ mod signals;
 mod upkeep;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch as channel},
     task::JoinSet,
 };
 
+use self::discovery::Finder;
 pub use self::{
     reload::{Reloader, StartFault},
     signals::Signals,
@@ -33,6 +35,8 @@ pub struct Control {
     pub reloader: Reloader,
     /// How often the policy directory is looked at, besides the system's notices.
     pub poll_interval: Duration,
+    /// A name server to ask instead of the system's.
+    pub name_server: Option<SocketAddr>,
     /// The signals of the process that are heeded.
     pub signals: Signals,
 }
@@ -40,13 +44,16 @@ pub struct Control {
 impl Control {
     /// Runs until the instance has drained.
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
-        let Self { state, mut reloader, poll_interval, mut signals } = self;
+        let Self { state, mut reloader, poll_interval, name_server, mut signals } = self;
         let (changed, mut changes) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
         let (applied, generations) = channel::channel(state.live.load().generation);
-        tasks.spawn(probing::probe(state.clone(), generations));
+        let applied = Arc::new(applied);
+        tasks.spawn(probing::probe(state.clone(), generations.clone()));
+        tasks.spawn(discovery::discover(Finder { state: state.clone(), name_server, poll_interval, applied: applied.clone() }, generations));
         tasks.spawn(upkeep::upkeep(state.clone()));
+        tasks.spawn(upkeep::watch_outliers(state.clone()));
         tasks.spawn(recovery::recover(state.clone()));
         let (asked_by, is_signal) = loop {
             tokio::select! {

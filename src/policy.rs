@@ -8,6 +8,7 @@ pub mod compile;
 pub mod diagnostic;
 pub mod diff;
 pub mod document;
+pub mod endpoints;
 pub mod matching;
 pub mod snapshot;
 pub mod source;

@@ -17,6 +17,10 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// What a caller of a changing admin endpoint must show if it is not on this host.
     pub admin_token: Option<String>,
+    /// The zone that this instance is in, to prefer endpoints in it.
+    pub zone: Option<String>,
+    /// A name server to ask instead of the system's.
+    pub name_server: Option<SocketAddr>,
     /// Whether to heed the signals of the process.
     pub heeds_signals: bool,
     /// What `${NAME}` in a policy is taken from.
@@ -47,6 +51,8 @@ impl Settings {
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             poll_interval: Duration::from_secs(5),
             admin_token: None,
+            zone: None,
+            name_server: None,
             heeds_signals: false,
             environment: HashMap::new(),
         }

@@ -4,6 +4,7 @@
 //! kept by identity in [`registry::Registry`]: what kept its name keeps its history over any number of reloads. Locks are here
 //! only, each around one call of a pure machine and never over an `.await`.
 
+pub mod backend;
 pub mod breaker;
 pub mod budget;
 pub mod command;
@@ -12,6 +13,7 @@ pub mod lifecycle;
 pub mod limit;
 pub mod listening;
 pub mod live;
+pub mod outlier;
 pub mod rate_limit;
 pub mod registry;
 pub mod store;
@@ -22,7 +24,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use self::{command::Command, lifecycle::Lifecycle, live::Live, registry::Registry};
-use crate::telemetry::Telemetry;
+use crate::{policy::snapshot::EndpointSpec, telemetry::Telemetry};
 
 /// Wishes that may wait; who has more is told to come back.
 const MAX_WISHES: usize = 16;
@@ -38,6 +40,8 @@ pub struct State {
     pub limit_hasher: ahash::RandomState,
     /// The one place that events are told to.
     pub telemetry: Arc<Telemetry>,
+    /// Where this instance is, if it was told.
+    pub zone: Option<Arc<str>>,
     /// Wishes to the background tasks.
     pub commands: mpsc::Sender<Command>,
     /// State by identity. Guards the joining of policies with their state, at a reload and nowhere else.
@@ -47,13 +51,14 @@ pub struct State {
 impl State {
     /// Makes a state in which nothing is in force yet, and the end at which wishes arrive.
     #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>, now: std::time::Instant) -> (Arc<Self>, mpsc::Receiver<Command>) {
+    pub fn new(telemetry: Arc<Telemetry>, zone: Option<Arc<str>>, now: std::time::Instant) -> (Arc<Self>, mpsc::Receiver<Command>) {
         let (commands, wishes) = mpsc::channel(MAX_WISHES);
         let state = Arc::new(Self {
             live: ArcSwap::from_pointee(Live::nothing()),
             lifecycle: Lifecycle::new(now),
             limit_hasher: ahash::RandomState::new(),
             telemetry,
+            zone,
             commands,
             registry: Mutex::new(Registry::default()),
         });
@@ -64,8 +69,21 @@ impl State {
     pub fn apply(&self, snapshot: Arc<crate::policy::snapshot::Snapshot>, now: std::time::Instant) -> u64 {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = self.live.load().generation + 1;
-        let live = registry.join(snapshot, generation, &self.telemetry, now);
+        let live = registry.join(snapshot, generation, &self.telemetry, self.zone.as_deref(), now);
         self.live.store(Arc::new(live));
         generation
+    }
+
+    /// Puts the endpoints in force that discovery found of a backend; whether that changed anything. The policies stay as they are.
+    pub fn discovered(&self, backend: &Arc<str>, endpoints: Vec<EndpointSpec>, now: std::time::Instant) -> bool {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = self.live.load();
+        if !live.backends.iter().any(|known| known.spec.name == *backend) || !registry.discovered(backend, endpoints) {
+            return false;
+        }
+        let joined = registry.join(live.snapshot.clone(), live.generation, &self.telemetry, self.zone.as_deref(), now);
+        drop(live);
+        self.live.store(Arc::new(joined));
+        true
     }
 }

@@ -60,7 +60,7 @@ impl Telemetry {
         self.metrics.count(&event);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let number = recent.back().map_or(1, |last| last.number + 1);
-        let numbered = Numbered { number, at: (self.wall)(), event: Arc::new(event) };
+        let numbered = Numbered { number, at: self.wall(), event: Arc::new(event) };
         if recent.len() == REMEMBERED {
             recent.pop_front();
         }
@@ -68,6 +68,12 @@ impl Telemetry {
         drop(recent);
         // Nobody listening is fine.
         _ = self.listeners.send(numbered);
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub fn wall(&self) -> std::time::SystemTime {
+        (self.wall)()
     }
 
     /// The events from now on.

@@ -35,7 +35,7 @@ pub(super) async fn routes(Extract(admin): Extract<Admin>) -> Json<Vec<view::Rou
 }
 
 pub(super) async fn backends(Extract(admin): Extract<Admin>) -> Json<Vec<view::Backend>> {
-    Json(view::backends(&admin.state))
+    Json(view::backends(&admin.state, clock::now()))
 }
 
 pub(super) async fn breakers(Extract(admin): Extract<Admin>) -> Json<Vec<view::Breaker>> {

@@ -28,6 +28,10 @@ pub(super) async fn ready(Extract(admin): Extract<Admin>, RawQuery(query): RawQu
         Ok(()) => lines.push("[+] policy-current: the newest policies are in force".to_owned()),
         Err(why) => lines.push(format!("[!] policy-current: the last good policies are in force, a newer set is refused (does not gate): {}", why.replace('\n', "; "))),
     }
+    lines.extend(lifecycle.reports().into_iter().map(|(name, state)| match state {
+        Ok(how) => format!("[+] {name}: {how}"),
+        Err(why) => format!("[!] {name} (does not gate): {}", why.replace('\n', "; ")),
+    }));
     answer(lifecycle.is_ready(), is_verbose(query.as_deref()), &lines)
 }
 

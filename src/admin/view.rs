@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use crate::{
     clock::Rfc3339,
-    policy::snapshot::{ActionSpec, RecoveryAction},
-    resilience::{Mode, health::Health},
-    state::{State, breaker::BreakerState},
+    policy::snapshot::{ActionSpec, Balancer, RecoveryAction},
+    resilience::{Mode, health::Health, outlier::Standing},
+    state::{State, backend::BackendState, breaker::BreakerState},
     telemetry::metrics::{health_name, name, state_name},
 };
 
@@ -76,6 +76,14 @@ struct Endpoint {
     last_check: String,
     in_flight: u32,
     weight: u32,
+    zone: Option<String>,
+    priority: u32,
+    /// The share of its weight that it gets while it warms up.
+    warm_percent: f64,
+    /// `in`, `ejected for 12.3 s` or `probation`.
+    outlier: String,
+    /// What the balancer PeakEwma takes its latency for.
+    latency_ms: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -206,17 +214,22 @@ fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimit> {
         .collect()
 }
 
-pub(super) fn backends(state: &State) -> Vec<Backend> {
+pub(super) fn backends(state: &State, now: Instant) -> Vec<Backend> {
     let live = state.live.load();
-    let endpoints = |backend: &crate::state::endpoint::BackendState| {
-        let pairs = backend.endpoints.iter().zip(&backend.spec.endpoints);
+    let endpoints = |backend: &BackendState| {
+        let pairs = backend.endpoints.iter().zip(&backend.places);
         pairs
-            .map(|(endpoint, spec)| Endpoint {
+            .map(|(endpoint, place)| Endpoint {
                 address: endpoint.label.to_string(),
                 health: health_name(endpoint.health()),
                 last_check: endpoint.check_summary().1,
                 in_flight: endpoint.in_flight(),
-                weight: spec.weight.get(),
+                weight: place.weight.get(),
+                zone: place.zone.as_deref().map(str::to_owned),
+                priority: place.priority,
+                warm_percent: backend.spec.warm_up.as_ref().map_or(1.0, |config| endpoint.warmth(config, now)) * 100.0,
+                outlier: standing(&endpoint.standing(), now),
+                latency_ms: matches!(backend.spec.balancer, Balancer::PeakEwma).then(|| endpoint.latency_now(now).as_secs_f64() * 1e3),
             })
             .collect()
     };
@@ -229,6 +242,14 @@ pub(super) fn backends(state: &State) -> Vec<Backend> {
             endpoints: endpoints(backend),
         })
         .collect()
+}
+
+fn standing(standing: &Standing, now: Instant) -> String {
+    match standing {
+        Standing::In => "in".to_owned(),
+        Standing::Ejected { until } => format!("ejected for {:.1} s", until.saturating_duration_since(now).as_secs_f64()),
+        Standing::Probation { .. } => "probation".to_owned(),
+    }
 }
 
 pub(super) fn breakers(state: &State, now: Instant) -> Vec<Breaker> {
@@ -326,6 +347,9 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
             let count = backend.endpoints.iter().filter(|endpoint| endpoint.health() == health).count();
             metrics.gauge(name::ENDPOINTS, &[("backend", backend_name), ("health", health_name(health))]).set(count as f64);
         }
+        let ejected = backend.endpoints.iter().filter(|endpoint| endpoint.standing() != Standing::In).count();
+        metrics.gauge(name::ENDPOINTS_EJECTED, &[("backend", backend_name)]).set(ejected as f64);
+        metrics.gauge(name::ENDPOINTS_AVAILABLE, &[("backend", backend_name)]).set(backend.available() as f64);
     }
     for limit in &live.limits {
         let snapshot = limit.snapshot();

@@ -9,7 +9,7 @@ use crate::policy::{
     self,
     document::Direction,
     matching::RequestView,
-    snapshot::{ActionSpec, PolicySpec, RouteSpec, Snapshot},
+    snapshot::{ActionSpec, Discovery, PolicySpec, RouteSpec, Snapshot},
     units::Span,
 };
 
@@ -95,10 +95,17 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
         ActionSpec::Redirect(redirect) => writeln!(out, "  redirect           {}", redirect.status),
         ActionSpec::Forward(destinations) => destinations.iter().try_for_each(|to| {
             let backend = &set.backends[to.backend];
-            let endpoints: Vec<String> = backend.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
-            writeln!(out, "  backend            {} (weight {}): {} by {:?}", backend.name, to.weight, endpoints.join(", "), backend.balancer)?;
+            writeln!(out, "  backend            {} (weight {}): {} by {:?}", backend.name, to.weight, endpoints(&backend.discovery), backend.balancer)?;
             describe_policy(out, &to.policy)
         }),
+    }
+}
+
+fn endpoints(discovery: &Discovery) -> String {
+    match discovery {
+        Discovery::Static(endpoints) => endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>().join(", "),
+        Discovery::File(path) => format!("those in {}", path.display()),
+        Discovery::Dns(dns) => format!("those of {} in DNS", dns.name),
     }
 }
 

@@ -37,6 +37,12 @@ pub(super) struct Run {
     /// How often the policy directory is looked at, besides the system's notices.
     #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "5s", value_parser = duration, value_name = "DURATION")]
     poll_interval: Duration,
+    /// The zone that this instance is in, to prefer endpoints in it; as in the node's label `topology.kubernetes.io/zone`.
+    #[arg(long, env = "OUTRIGGER_ZONE", value_name = "ZONE")]
+    zone: Option<String>,
+    /// A name server to ask instead of those of the system.
+    #[arg(long, env = "OUTRIGGER_NAME_SERVER", value_name = "ADDR")]
+    name_server: Option<SocketAddr>,
     /// What is logged: a level, or directives like `info,outrigger::proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = log_level, value_name = "LEVEL")]
     log_level: String,
@@ -75,6 +81,8 @@ impl Run {
         settings.state_dir = self.state_dir;
         settings.poll_interval = self.poll_interval;
         settings.admin_token = admin_token;
+        settings.zone = self.zone;
+        settings.name_server = self.name_server;
         settings.heeds_signals = true;
         settings.environment = environment();
         if let Some(workers) = self.workers {

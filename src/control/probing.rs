@@ -7,23 +7,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{net::TcpStream, sync::watch, task::JoinHandle};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    sync::watch,
+    task::JoinHandle,
+};
 
 use super::http_call;
 use crate::{
     clock,
-    policy::snapshot::{CheckSpec, LifecycleSpec, ProbeSpec},
+    policy::snapshot::{Address, CheckSpec, LifecycleSpec, ProbeSpec},
     resilience::health::Health,
-    state::{
-        State,
-        endpoint::{BackendState, EndpointState},
-        lifecycle::condition,
-    },
+    state::{State, endpoint::EndpointState, lifecycle::condition},
     telemetry::event::Event,
 };
 
-/// The share by which the time between two checks is drawn around its value, so that many sidecars do not check in step.
-const JITTER: f64 = 0.1;
+/// What is read of an answer in search of the expected words.
+const MAX_BODY: usize = 4 << 10;
 
 struct Running {
     spec: CheckSpec,
@@ -64,13 +64,15 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
     loop {
         let began = clock::now();
         let result = check(&endpoint, &spec).await;
-        if let Some(health) = endpoint.checked(&spec.thresholds, &result) {
+        if let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now()) {
             let why = result.clone().err().unwrap_or_else(|| "the check passed".to_owned());
             state.telemetry.emit(Event::HealthChanged { backend: backend.clone(), endpoint: endpoint.label.clone(), health, why });
         }
         let now = clock::now();
         review(&state, &backend);
-        let next = now.max(began + spec.interval.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0)));
+        // Drawn around its value, so that many sidecars do not check in step.
+        let interval = interval(&spec, endpoint.health(), result.is_ok());
+        let next = now.max(began + interval.mul_f64(1.0 + spec.jitter * (2.0 * fastrand::f64() - 1.0)));
         let ready_at = registration(&state, &backend, now);
         if let Some(ready_at) = ready_at.filter(|ready_at| *ready_at < next) {
             clock::sleep_until(ready_at).await;
@@ -80,12 +82,20 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
     }
 }
 
-/// Looks anew whether too few endpoints of a backend are healthy.
+/// How long until the next check: sooner where a result differs from what is known, so that a change is confirmed soon.
+fn interval(spec: &CheckSpec, health: Health, has_passed: bool) -> Duration {
+    match (health, has_passed) {
+        (Health::Healthy, false) | (Health::Unhealthy, true) | (Health::Unknown, _) => spec.edge_interval,
+        (Health::Unhealthy, false) => spec.unhealthy_interval,
+        (Health::Healthy, true) => spec.interval,
+    }
+}
+
+/// Looks anew who of a backend may be picked.
 fn review(state: &State, backend: &Arc<str>) {
     let live = state.live.load();
-    let found: Option<&Arc<BackendState>> = live.backends.iter().find(|other| other.spec.name == *backend);
-    if let Some(is_panicking) = found.and_then(|backend| backend.review_panic()) {
-        state.telemetry.emit(Event::PanicChanged { backend: backend.clone(), is_panicking });
+    if let Some(found) = live.backends.iter().find(|other| other.spec.name == *backend) {
+        found.review();
     }
 }
 
@@ -120,17 +130,30 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
 async fn check(endpoint: &EndpointState, spec: &CheckSpec) -> Result<(), String> {
     match &spec.probe {
         ProbeSpec::Tcp => connect(endpoint, spec.timeout).await,
-        ProbeSpec::Http { path, host, expected } => {
-            let head = http_call::head("GET", path, host.as_deref().unwrap_or(&endpoint.label), &Bytes::new())?;
-            let status = http_call::call(endpoint.address, head, Bytes::new(), spec.timeout).await?;
-            if expected.contains(status) { Ok(()) } else { Err(format!("status {status}")) }
+        ProbeSpec::Http { path, host, expected, body } => {
+            let head = http_call::head("GET", path, host.as_deref().unwrap_or(endpoint.authority()), &Bytes::new())?;
+            let wanted = body.as_deref().unwrap_or_default().as_bytes();
+            let max_body = if wanted.is_empty() { 0 } else { MAX_BODY };
+            let answer = http_call::call(&endpoint.address, head, Bytes::new(), max_body, spec.timeout).await?;
+            let is_in = wanted.is_empty() || answer.body.windows(wanted.len()).any(|part| part == wanted);
+            match (expected.contains(answer.status), is_in) {
+                (true, true) => Ok(()),
+                (true, false) => Err("the expected words are not in the body".to_owned()),
+                (false, _) => Err(format!("status {}", answer.status)),
+            }
         }
     }
 }
 
 async fn connect(endpoint: &EndpointState, timeout: Duration) -> Result<(), String> {
-    match clock::within(Some(timeout), TcpStream::connect(endpoint.address)).await {
-        Ok(Ok(_)) => Ok(()),
+    let connecting = async {
+        match &endpoint.address {
+            Address::Tcp(address) => TcpStream::connect(address).await.map(drop),
+            Address::Unix(path) => UnixStream::connect(&**path).await.map(drop),
+        }
+    };
+    match clock::within(Some(timeout), connecting).await {
+        Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(format!("connect: {error}")),
         Err(clock::Elapsed) => Err(format!("no connection within {timeout:?}")),
     }

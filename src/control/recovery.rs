@@ -118,7 +118,7 @@ async fn webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<Stri
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let authority = url.authority().map_or(host, |authority| authority.as_str());
     let head = http_call::head("POST", path, authority, &body)?;
-    match http_call::call(address, head, body, timeout).await? {
+    match http_call::call(&address.into(), head, body, 0, timeout).await?.status {
         // Only the host: the rest of the address may be a secret.
         status if (200..300).contains(&status) => Ok(format!("{authority} answered {status}")),
         status => Err(format!("{authority} answered {status}")),

@@ -12,12 +12,27 @@ const METRICS_EVERY: u64 = 5;
 /// Keys whose buckets are full again are forgotten.
 const KEYS_EVERY: u64 = 10;
 
+/// How often ejections are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Ends ejections whose time is over, and compares endpoints.
+pub(super) async fn watch_outliers(state: Arc<State>) {
+    loop {
+        clock::sleep(LOOK_EVERY).await;
+        let now = clock::now();
+        for backend in &state.live.load().backends {
+            backend.tick(now);
+        }
+    }
+}
+
 /// Does it.
 pub(super) async fn upkeep(state: Arc<State>) {
     for second in 0_u64.. {
         clock::sleep(TICK).await;
         let now = clock::now();
         let live = state.live.load();
+        state.lifecycle.age(now);
         for breaker in &live.breakers {
             breaker.tick(now, fastrand::f64());
         }

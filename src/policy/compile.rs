@@ -4,6 +4,8 @@
 //! comes out only if there is no fault at all.
 
 mod backends;
+mod balancing;
+mod health;
 mod listeners;
 mod process;
 mod rate_limits;

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fmt::Debug};
 
-use super::snapshot::{ActionSpec, BackendSpec, PolicySpec, RouteSpec, Snapshot};
+use super::snapshot::{ActionSpec, BackendSpec, Discovery, EndpointSpec, PolicySpec, RouteSpec, Snapshot};
 
 /// The differences, one line each; empty if the sets mean the same.
 #[must_use]
@@ -64,24 +64,49 @@ fn changed<T: PartialEq + Debug>(what: &str, old: &T, new: &T, lines: &mut Vec<S
 
 fn backend_changes(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
     let mut changes = Vec::new();
-    for endpoint in &old.endpoints {
-        if !new.endpoints.iter().any(|other| other.address == endpoint.address) {
-            changes.push(format!("endpoint {} removed, its requests run on", endpoint.address));
-        }
-    }
-    for endpoint in &new.endpoints {
-        match old.endpoints.iter().find(|other| other.address == endpoint.address) {
-            None => changes.push(format!("endpoint {} added", endpoint.address)),
-            Some(before) if before.weight != endpoint.weight => changes.push(format!("endpoint {} weight {} -> {}", endpoint.address, before.weight, endpoint.weight)),
-            Some(_) => {}
-        }
+    if let (Discovery::Static(before), Discovery::Static(now)) = (&old.discovery, &new.discovery) {
+        endpoint_changes(before, now, &mut changes);
+    } else {
+        changed("discovery", &old.discovery, &new.discovery, &mut changes);
     }
     changed("load balancer", &old.balancer, &new.balancer, &mut changes);
+    changed("slow start", &old.warm_up, &new.warm_up, &mut changes);
+    changed("endpoints in the zone", &old.min_endpoints_in_zone, &new.min_endpoints_in_zone, &mut changes);
+    if old.outlier != new.outlier {
+        changes.push("outlier detection changed, what is ejected stays so".to_owned());
+    }
     changed("panic threshold", &old.panic_threshold, &new.panic_threshold, &mut changes);
     if old.check != new.check {
         changes.push("health check changed, what is known of the endpoints is kept".to_owned());
     }
     changes
+}
+
+/// Which endpoints come, go, and get another place among their peers.
+#[must_use]
+pub fn endpoint_lines(before: &[EndpointSpec], now: &[EndpointSpec]) -> Vec<String> {
+    let mut changes = Vec::new();
+    endpoint_changes(before, now, &mut changes);
+    changes
+}
+
+fn endpoint_changes(before: &[EndpointSpec], now: &[EndpointSpec], changes: &mut Vec<String>) {
+    for endpoint in before {
+        if !now.iter().any(|other| other.address == endpoint.address) {
+            changes.push(format!("endpoint {} removed, its requests run on", endpoint.address));
+        }
+    }
+    for endpoint in now {
+        match before.iter().find(|other| other.address == endpoint.address) {
+            None => changes.push(format!("endpoint {} added", endpoint.address)),
+            Some(earlier) => {
+                let place = format!("endpoint {}", endpoint.address);
+                changed(&format!("{place} weight"), &earlier.weight, &endpoint.weight, changes);
+                changed(&format!("{place} zone"), &earlier.zone, &endpoint.zone, changes);
+                changed(&format!("{place} priority"), &earlier.priority, &endpoint.priority, changes);
+            }
+        }
+    }
 }
 
 fn route_changes(old_set: &Snapshot, old: &RouteSpec, new_set: &Snapshot, new: &RouteSpec) -> Vec<String> {

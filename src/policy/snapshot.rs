@@ -3,6 +3,8 @@
 //! Every default is filled in, every reference is an index, every section has been inherited from wherever it is nearest, and
 //! remembers from where. A request pins one snapshot and sees it to its end.
 
+mod backend;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -16,10 +18,10 @@ use super::{
     units::StatusSet,
 };
 use crate::resilience::{
-    Mode, breaker::BreakerConfig, concurrency::ConcurrencyConfig, health::HealthConfig, lifecycle::DrainConfig, recovery::RecoveryConfig, retry::RetryConfig,
-    retry_budget::RetryBudgetConfig,
+    Mode, breaker::BreakerConfig, concurrency::ConcurrencyConfig, lifecycle::DrainConfig, recovery::RecoveryConfig, retry::RetryConfig, retry_budget::RetryBudgetConfig,
 };
 
+pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
 use super::matching::Rule;
 
 /// A compiled set of policies.
@@ -69,68 +71,6 @@ pub struct ListenerLimitSpec {
     pub max_header_bytes: usize,
     /// The longest request body.
     pub max_body_bytes: u64,
-}
-
-/// A backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendSpec {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its endpoints.
-    pub endpoints: Vec<EndpointSpec>,
-    /// How one is chosen.
-    pub balancer: Balancer,
-    /// Below this percentage of healthy endpoints, health is ignored.
-    pub panic_threshold: u32,
-    /// How health is found out.
-    pub check: Option<CheckSpec>,
-}
-
-/// An endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct EndpointSpec {
-    /// Its address.
-    pub address: SocketAddr,
-    /// Its share among its peers.
-    pub weight: NonZeroU32,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balancer {
-    /// The less busy of two.
-    LeastRequest,
-    /// In turn.
-    RoundRobin,
-}
-
-/// How health is found out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckSpec {
-    /// What is asked.
-    pub probe: ProbeSpec,
-    /// How often.
-    pub interval: Duration,
-    /// How long one may take.
-    pub timeout: Duration,
-    /// What the results mean.
-    pub thresholds: HealthConfig,
-}
-
-/// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProbeSpec {
-    /// A GET.
-    Http {
-        /// The path.
-        path: String,
-        /// The host header; the endpoint's address if absent.
-        host: Option<String>,
-        /// The statuses that pass.
-        expected: StatusSet,
-    },
-    /// A connection.
-    Tcp,
 }
 
 /// A route.

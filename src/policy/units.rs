@@ -8,6 +8,8 @@ use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
+use crate::resilience::ratio::Ratio;
+
 /// The pattern of GEP-2257.
 const DURATION_PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 /// Binary and decimal suffixes of Kubernetes quantities, as far as they make sense for memory.
@@ -24,6 +26,20 @@ pub struct Size(pub u64);
 /// A number in `0..=100`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Percent(pub f64);
+
+impl Percent {
+    /// So many percent; more than a hundred are a hundred.
+    #[must_use]
+    pub fn of(percent: u8) -> Self {
+        Self(f64::from(percent.min(100)))
+    }
+
+    /// The same as a ratio.
+    #[must_use]
+    pub fn ratio(self) -> Ratio {
+        Ratio::from_percent(self.0.clamp(0.0, 100.0)).unwrap_or(Ratio::ZERO)
+    }
+}
 
 /// Statuses: `503`, `"5xx"`, `"500-504"` or `gateway-error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

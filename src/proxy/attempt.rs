@@ -16,6 +16,7 @@ use super::{
     client::Client,
     headers,
     peer::{self, NoConnection, Upstream},
+    picking::{self, Picked},
     rejection::Rejection,
     request_body::RequestBody,
     retrying::{self, Tries},
@@ -26,12 +27,9 @@ use crate::{
     resilience::{
         Mode,
         breaker::{Outcome, Speed},
+        outlier::Attempted,
     },
-    state::{
-        breaker::{BreakerGuard, Passage},
-        budget::RetryGuard,
-        endpoint::EndpointGuard,
-    },
+    state::{budget::RetryGuard, endpoint::EndpointGuard},
     telemetry::reason::Reason,
 };
 
@@ -141,7 +139,7 @@ async fn attempt(
     progress: &mut Progress,
 ) -> Result<Answered, Failed> {
     let began = clock::now();
-    let (index, breaker) = pick(exchange, tries, began)?;
+    let Picked { index, breaker, observation } = picking::pick(exchange, client, tries, retrying::is_idempotent(client), began)?;
     let endpoint = exchange.destination.backend.endpoints[index].clone();
     progress.endpoint = Some(endpoint.clone());
     tries.note(index);
@@ -153,58 +151,36 @@ async fn attempt(
     let took = now.saturating_duration_since(deadline.began.unwrap_or(now).max(began));
     let seconds = took.as_secs_f64();
     let threshold = exchange.destination.policy.breaker.as_ref().map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
-    let settle = |outcome| {
+    let settle = |outcome, attempted, leave_alone| {
         if let Some(breaker) = breaker {
             breaker.settle(outcome, Speed::of(took, threshold), now, fastrand::f64());
+        }
+        if let Some(observation) = observation {
+            observation.settle(attempted, took, leave_alone, now);
         }
     };
     match made {
         Ok((upstream, head)) => {
             let status = upstream.session.get_status().map_or(0, |status| status.as_u16());
             let (outcome, counted) = classify::status(&exchange.destination.policy, status);
-            settle(outcome);
+            let leave_alone = upstream.session.resp_header().and_then(|head| classify::retry_after(head, clock::wall));
+            settle(outcome, classify::attempted(status), leave_alone);
             metrics.attempted(counted, seconds);
+            if exchange.destination.backend.spec.warm_up.is_some()
+                && let Some((started, age)) = upstream.session.resp_header().and_then(|head| headers::started_at(head, clock::wall()))
+            {
+                endpoint.advertised(started, age, now);
+            }
             Ok(Answered { upstream, is_upgrade: head.is_upgrade, is_listening: head.is_listening, _endpoint: guard, _retry: None })
         }
         Err(Failed::Broken(broken)) => {
-            settle(Outcome::Failure);
+            settle(Outcome::Failure, Attempted::LocalOrigin, None);
             metrics.attempted(broken.outcome(), seconds);
             Err(Failed::Broken(broken))
         }
         Err(rejected) => {
             metrics.attempted(crate::telemetry::metrics::AttemptOutcome::Cancelled, seconds);
             Err(rejected)
-        }
-    }
-}
-
-/// An endpoint that may be asked, and the right to ask it. One that was tried is taken again only when there is no other.
-fn pick(exchange: &Exchange<'_>, tries: &Tries, now: Instant) -> Result<(usize, Option<BreakerGuard>), Rejection> {
-    let destination = exchange.destination;
-    let breakers = &destination.endpoint_breakers;
-    let mut refused: Vec<usize> = Vec::new();
-    loop {
-        let is_open = |index: usize| refused.contains(&index) || breakers.get(index).is_some_and(|breaker| breaker.refuses_for(now).is_some());
-        let fresh = destination.backend.pick(fastrand::f64(), fastrand::f64(), |index| !tries.contains(index) && !is_open(index));
-        let Some(index) = fresh.or_else(|| destination.backend.pick(fastrand::f64(), fastrand::f64(), |index| !is_open(index))) else {
-            let is_breakers = (0..breakers.len()).any(is_open);
-            let reason = if is_breakers { Reason::BreakerOpen } else { Reason::NoHealthyEndpoint };
-            let wait = breakers.iter().filter_map(|breaker| breaker.refuses_for(now)).min().unwrap_or(Duration::from_secs(1));
-            return Err(Rejection::by(reason, destination.backend.spec.name.clone()).after(wait));
-        };
-        let Some(breaker) = breakers.get(index).or(destination.breaker.as_ref()) else { return Ok((index, None)) };
-        match breaker.try_acquire(now, fastrand::f64()) {
-            Passage::Allowed(guard) => return Ok((index, Some(guard))),
-            Passage::WouldRefuse => {
-                exchange.would_refuse(Reason::BreakerOpen);
-                return Ok((index, None));
-            }
-            // All its probes are out; another endpoint may do.
-            Passage::Refused(_) if !breakers.is_empty() => refused.push(index),
-            Passage::Refused(rejected) => {
-                let wait = rejected.retry_after.unwrap_or(Duration::from_secs(1));
-                return Err(Rejection::by(Reason::BreakerOpen, breaker.name().clone()).after(wait));
-            }
         }
     }
 }
@@ -237,7 +213,7 @@ async fn connect_and_ask(
         NoConnection::TooMany => Rejection::by(Reason::ConnectionLimit, exchange.destination.backend.spec.name.clone()).into(),
     })?;
     let internal = |_| Failed::Rejected(Rejection::of(Reason::InternalError));
-    let head = headers::upstream(exchange, client, &endpoint.label, progress.attempts).map_err(internal)?;
+    let head = headers::upstream(exchange, client, endpoint.authority(), progress.attempts).map_err(internal)?;
     // Writing only queues, so that it fails only on a head that cannot be written.
     upstream.session.write_request_header(head).await.map_err(internal)?;
     for chunk in body.kept() {

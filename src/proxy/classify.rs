@@ -7,7 +7,7 @@ use pingora::http::ResponseHeader;
 
 use crate::{
     policy::snapshot::PolicySpec,
-    resilience::{breaker::Outcome, retry::Failure},
+    resilience::{breaker::Outcome, outlier::Attempted, retry::Failure},
     telemetry::{metrics::AttemptOutcome, reason::Reason},
 };
 
@@ -76,8 +76,18 @@ pub(super) fn status(policy: &PolicySpec, status: u16) -> (Outcome, AttemptOutco
     }
 }
 
+/// What a status says about the endpoint.
+pub(super) fn attempted(status: u16) -> Attempted {
+    match status {
+        429 => Attempted::Throttled,
+        502..=504 => Attempted::GatewayError,
+        500.. => Attempted::ServerError,
+        _ => Attempted::Success,
+    }
+}
+
 /// The wait that an answer asks for: seconds or a date (RFC 9110 section 10.2.3), believed on 429 and 503 only.
-pub(super) fn retry_after(answer: &ResponseHeader, wall: SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(answer: &ResponseHeader, wall: impl FnOnce() -> SystemTime) -> Option<Duration> {
     if answer.status != 429 && answer.status != 503 {
         return None;
     }
@@ -86,7 +96,7 @@ pub(super) fn retry_after(answer: &ResponseHeader, wall: SystemTime) -> Option<D
         return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
     }
     let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(wall).unwrap_or_default())
+    Some(date.duration_since(wall()).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -110,7 +120,7 @@ mod tests {
         for (status, value, expected) in table {
             let mut answer = ResponseHeader::build(status, None).expect("a status");
             answer.insert_header("retry-after", value).expect("a value");
-            assert_eq!(retry_after(&answer, wall).map(|wait| wait.as_secs()), expected, "{status} {value}");
+            assert_eq!(retry_after(&answer, || wall).map(|wait| wait.as_secs()), expected, "{status} {value}");
         }
     }
 }

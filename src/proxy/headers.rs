@@ -4,7 +4,11 @@
 //! nominates. `transfer-encoding` stays, because pingora frames the next hop by it. Trailers do not pass pingora's HTTP/1
 //! sessions, so they are not announced either.
 
-use std::{fmt::Write, net::IpAddr};
+use std::{
+    fmt::Write,
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use http::{
@@ -33,6 +37,8 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
 /// Says to callers that this instance is leaving.
 pub(super) const DRAINING: HeaderName = HeaderName::from_static("x-outrigger-draining");
+/// Says to callers when this instance started, in seconds since 1970.
+const STARTED_AT: HeaderName = HeaderName::from_static("x-outrigger-started-at");
 const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 
 /// A request that passed so many proxies of this name goes in circles.
@@ -116,6 +122,9 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
     if exchange.route.spec.direction == Direction::Inbound {
         // Only a sidecar says so, and behind an inbound route there is none.
         headers.remove(REASON);
+        if let Some(started) = exchange.worker.state.lifecycle.announced_start() {
+            headers.entry(STARTED_AT).or_insert_with(|| started.into());
+        }
     }
     edit(&mut headers, &exchange.route.spec.filters.response_headers);
     let (mut parts, ()) = http::Response::new(()).into_parts();
@@ -209,9 +218,17 @@ fn not_a_value() -> pingora::BError {
     pingora::Error::explain(pingora::ErrorType::InvalidHTTPHeader, "a value of a header")
 }
 
+/// When the instance behind an endpoint says that it started, in seconds since 1970, and how old that makes it.
+pub(super) fn started_at(answer: &ResponseHeader, wall: SystemTime) -> Option<(u64, Duration)> {
+    let started: u64 = answer.headers.get(STARTED_AT)?.to_str().ok()?.trim().parse().ok()?;
+    let at = UNIX_EPOCH.checked_add(Duration::from_secs(started))?;
+    // A start in the future is a clock that differs; then it has just started.
+    Some((started, wall.duration_since(at).unwrap_or_default()))
+}
+
 /// How long a backend says that it keeps an idle connection.
-pub(super) fn keep_alive_hint(answer: &ResponseHeader) -> Option<std::time::Duration> {
+pub(super) fn keep_alive_hint(answer: &ResponseHeader) -> Option<Duration> {
     let value: &HeaderValue = answer.headers.get("keep-alive")?;
     let seconds = value.to_str().ok()?.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
-    seconds.trim().parse().ok().map(std::time::Duration::from_secs)
+    seconds.trim().parse().ok().map(Duration::from_secs)
 }

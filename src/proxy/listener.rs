@@ -19,6 +19,7 @@ use super::{
     client::Client,
     rejection::{self, Rejection},
     serve::{self, After},
+    socket::Socket,
     wire::{self, Wire},
     worker::{Worker, WorkerHandle},
 };
@@ -160,7 +161,7 @@ impl Drop for Place {
 
 /// The life of one connection.
 async fn connection(tcp: TcpStream, peer: SocketAddr, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<bool>) {
-    let (mut stream, wire) = wire::open(tcp);
+    let (mut stream, wire) = wire::open(Socket::Tcp(tcp));
     let mut prefix: Option<BytesMut> = None;
     loop {
         if prefix.is_none() && !wait_for_request(&wire, &place.0, &mut closing).await {

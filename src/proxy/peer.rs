@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use pingora::protocols::http::v1::client::HttpSession;
-use tokio::net::TcpStream;
 
 use super::{
     pool::Idle,
+    socket::Socket,
     wire::{self, Wire},
     worker::Worker,
 };
@@ -57,17 +57,15 @@ pub(super) async fn connect(
         None if worker.evict_one(endpoint) => endpoint.counters.try_connect(max_connections).ok_or(NoConnection::TooMany)?,
         None => return Err(NoConnection::TooMany),
     };
-    let tcp = match clock::until(until, TcpStream::connect(endpoint.address)).await {
-        Ok(Ok(tcp)) => tcp,
+    let socket = match clock::until(until, Socket::connect(&endpoint.address)).await {
+        Ok(Ok(socket)) => socket,
         Ok(Err(error)) => {
             tracing::debug!("no connection to {}: {error}", endpoint.label);
             return Err(NoConnection::Failed);
         }
         Err(clock::Elapsed) => return Err(NoConnection::TimedOut),
     };
-    // Requests are pushed when they are complete; waiting for more would only delay them.
-    _ = tcp.set_nodelay(true);
-    let (stream, wire) = wire::open(tcp);
+    let (stream, wire) = wire::open(socket);
     Ok(Upstream::new(Idle { stream, wire, guard }, endpoint.clone()))
 }
 

@@ -44,6 +44,11 @@ impl Tries {
         }
     }
 
+    /// Whether nothing was tried yet.
+    pub(super) fn is_first(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
     pub(super) fn contains(&self, endpoint: usize) -> bool {
         self.endpoints.contains(&endpoint)
     }
@@ -60,7 +65,7 @@ pub(super) fn is_idempotent(client: &Client) -> bool {
 pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
     let head = answered.upstream.session.resp_header()?;
     let is_wanted = !answered.is_upgrade && exchange.destination.policy.retry.codes.contains(head.status.as_u16());
-    is_wanted.then(|| Failure::Status { retry_after: classify::retry_after(head, clock::wall()) })
+    is_wanted.then(|| Failure::Status { retry_after: classify::retry_after(head, clock::wall) })
 }
 
 /// Decides about a retry, and takes it out of the budget; the wait before it, or `None` to pass on what there is. A request that

@@ -1,4 +1,4 @@
-//! The transport below a session: a TCP connection whose writes queue.
+//! The transport below a session: a connection whose writes queue.
 //!
 //! pingora's sessions write and wait until the socket has taken everything. A proxy that waits so cannot read at the same time,
 //! and a backend that answers before it has read the request would block both for ever. Here a write only queues, and who
@@ -9,7 +9,6 @@
 
 use std::{
     io,
-    mem::MaybeUninit,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -23,14 +22,9 @@ use bytes::{Buf, BytesMut};
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest,
 };
-use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::socket::{Reader, Socket, Writer};
 
 /// A queue that has grown beyond this is given back when it is empty.
 const KEPT_QUEUE: usize = 16 << 10;
@@ -41,7 +35,7 @@ const UNBOUNDED: usize = usize::MAX;
 /// The handle of a connection that stays with the exchange while a session owns the stream.
 #[derive(Debug)]
 pub(super) struct Wire {
-    tcp: OwnedWriteHalf,
+    socket: Writer,
     /// Bytes that were written and not yet taken by the socket; guards single appends and takes.
     queue: Mutex<BytesMut>,
     has_queue: AtomicBool,
@@ -54,15 +48,15 @@ pub(super) struct Wire {
 /// The stream that a session owns.
 #[derive(Debug)]
 struct Connection {
-    reader: OwnedReadHalf,
+    reader: Reader,
     wire: Arc<Wire>,
 }
 
 /// Takes a connected socket apart into a stream for a session and a handle for the exchange.
-pub(super) fn open(tcp: TcpStream) -> (Stream, Arc<Wire>) {
-    let (reader, writer) = tcp.into_split();
+pub(super) fn open(socket: Socket) -> (Stream, Arc<Wire>) {
+    let (reader, writer) = socket.split();
     let wire = Arc::new(Wire {
-        tcp: writer,
+        socket: writer,
         queue: Mutex::default(),
         has_queue: AtomicBool::new(false),
         received: AtomicU64::new(0),
@@ -92,7 +86,7 @@ impl Wire {
                 return Poll::Ready(Ok(()));
             }
             let mut queue = self.lock();
-            match self.tcp.try_write(&queue) {
+            match self.socket.try_write(&queue) {
                 Ok(count) => {
                     self.sent.fetch_add(count as u64, Ordering::Relaxed);
                     queue.advance(count);
@@ -100,7 +94,7 @@ impl Wire {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     drop(queue);
-                    ready!(self.tcp.as_ref().poll_write_ready(context))?;
+                    ready!(self.socket.poll_write_ready(context))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -109,7 +103,7 @@ impl Wire {
 
     /// Waits until something can be read, or the other side has closed.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        self.tcp.as_ref().readable().await
+        self.socket.readable().await
     }
 
     /// Bytes read from the socket since it was connected.
@@ -134,9 +128,7 @@ impl Wire {
 
     /// Asks the system, not the runtime's memory of it, whether an idle connection is still open and silent.
     pub(super) fn is_idle_and_open(&self) -> bool {
-        let mut probe = [MaybeUninit::uninit(); 1];
-        let peeked = SockRef::from(self.tcp.as_ref()).peek(&mut probe);
-        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.socket.is_silent_and_open()
     }
 
     /// Reads and throws away what is there; `false` at the end of the stream.
@@ -144,7 +136,7 @@ impl Wire {
     /// # Errors
     /// If the connection is broken.
     pub(super) fn discard(&self, scratch: &mut [u8]) -> io::Result<bool> {
-        match self.tcp.as_ref().try_read(scratch) {
+        match self.socket.try_read(scratch) {
             Ok(count) => {
                 self.received.fetch_add(count as u64, Ordering::Relaxed);
                 Ok(count > 0)
@@ -199,7 +191,7 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.wire.poll_push(context))?;
-        Poll::Ready(SockRef::from(self.wire.tcp.as_ref()).shutdown(std::net::Shutdown::Write))
+        Poll::Ready(self.wire.socket.shutdown())
     }
 }
 
@@ -213,7 +205,7 @@ impl Shutdown for Connection {
 
 impl UniqueID for Connection {
     fn id(&self) -> UniqueIDType {
-        std::os::fd::AsRawFd::as_raw_fd(self.wire.tcp.as_ref())
+        std::os::fd::AsRawFd::as_raw_fd(&self.wire.socket)
     }
 }
 

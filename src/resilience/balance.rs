@@ -1,44 +1,102 @@
 //! Which endpoint gets the next attempt.
 //!
-//! Least request by power of two choices: of two endpoints drawn at random, the one with less to do per weight wins. It keeps
-//! clear of slow endpoints without the herding of "the least of all", and costs the same for three endpoints and ten thousand
-//! (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing"). Round robin for those who want to count along.
+//! Every algorithm draws candidates in proportion to their weight, by rejection: a number below `len` is drawn evenly and kept
+//! with the probability that is its weight. So a weight may change from one pick to the next, as it does during a warm-up, and
+//! nothing has to be built anew; a candidate that may not be picked has the weight 0. The cost does not depend on how many
+//! candidates there are, only on how unlike their weights are: on average as many draws as the largest weight is above the mean.
 //!
-//! A candidate is a number below `len`; what it costs, and whether it may be picked, the caller says through `cost`. When the
-//! two draws may not be picked, the next ones in line are looked at, so that a pick is found if there is one. Nothing is
-//! allocated.
+//! | algorithm | picks | source |
+//! | --- | --- | --- |
+//! | [`random`] | by weight | - |
+//! | [`power_of_two`] | of two that are drawn by weight, the one with the lower cost | Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" |
+//! | [`round_robin`] | in turn, a lighter one in fewer of the turns, spread evenly | gRPC A58, "static stride scheduling" |
+//!
+//! The cost is up to the caller: requests in flight per weight make it least request, a latency times them makes it peak EWMA
+//! (`ewma`). On equal cost the first draw stands, so that idle endpoints are picked by weight.
+//!
+//! Nothing is allocated. When luck does not help, as with one candidate of thousands, all are looked through in line: what may
+//! be picked is found.
 
-/// Picks by power of two choices: `cost` is what an endpoint has to do per weight, `None` if it may not be picked. `first` and
-/// `second` are uniform in `0..1`.
-pub fn least_request(len: usize, first: f64, second: f64, cost: impl Fn(usize) -> Option<f64>) -> Option<usize> {
-    match len {
-        0 => return None,
-        1 => return cost(0).map(|_| 0),
-        _ => {}
-    }
-    let one = draw(len, first);
-    let other = (one + 1 + draw(len - 1, second)) % len;
-    match (cost(one), cost(other)) {
-        (Some(a), Some(b)) => Some(if b < a { other } else { one }),
-        (Some(_), None) => Some(one),
-        (None, Some(_)) => Some(other),
-        (None, None) => next_in_line(len, one, cost),
-    }
-}
+pub mod levels;
+pub mod ring;
 
-/// Picks the candidate at `turn`, or the next in line that may be picked.
-pub fn round_robin(len: usize, turn: usize, cost: impl Fn(usize) -> Option<f64>) -> Option<usize> {
+/// Draws before all candidates are looked through in line.
+const MAX_DRAWS: usize = 16;
+
+/// Below this many candidates, looking through them is as cheap as drawing.
+const FEW: usize = 4;
+
+/// Draws by weight: `weight` is in `0.0..=1.0`, 1 for the heaviest and 0 for what may not be picked. `dice` gives numbers that
+/// are uniform in `0..1`.
+pub fn random(len: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
     if len == 0 {
         return None;
     }
-    next_in_line(len, turn % len, cost)
+    let mut start = 0;
+    for _ in 0..MAX_DRAWS {
+        let drawn = draw(len, dice());
+        let weight = weight(drawn);
+        if weight >= 1.0 || (weight > 0.0 && dice() < weight) {
+            return Some(drawn);
+        }
+        start = drawn;
+    }
+    in_line(len, start, weight)
 }
 
-/// Whether so few endpoints are available that health is better ignored: spreading over all is kinder than crushing the rest
-/// (Envoy's panic threshold). Below three endpoints there is nothing to spread over.
-#[must_use]
-pub fn is_panic(available: usize, total: usize, threshold_percent: u32) -> bool {
-    total >= 3 && available as u128 * 100 < total as u128 * u128::from(threshold_percent)
+/// Draws two by weight, and picks the one that costs less.
+pub fn power_of_two(len: usize, weight: impl Fn(usize) -> f64, cost: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
+    if len == 1 {
+        return (weight(0) > 0.0).then_some(0);
+    }
+    let one = random(len, &weight, dice)?;
+    let Some(other) = another(len, one, weight, dice) else { return Some(one) };
+    Some(if cost(other) < cost(one) { other } else { one })
+}
+
+/// A second one, by weight too, if there is another.
+fn another(len: usize, one: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
+    for _ in 0..MAX_DRAWS {
+        let drawn = (one + 1 + draw(len - 1, dice())) % len;
+        let weight = weight(drawn);
+        if weight >= 1.0 || (weight > 0.0 && dice() < weight) {
+            return Some(drawn);
+        }
+    }
+    if len > FEW { None } else { in_line(len, one, |index| if index == one { 0.0 } else { weight(index) }) }
+}
+
+/// Takes turns: `turn` counts on with every call. In `k` rounds a candidate of the weight `w` is picked `k * w` times, give or take
+/// one.
+pub fn round_robin(len: usize, weight: impl Fn(usize) -> f64, turn: &mut impl FnMut() -> usize) -> Option<usize> {
+    if len == 0 {
+        return None;
+    }
+    let mut last = 0;
+    for _ in 0..len.saturating_mul(2).min(4 * MAX_DRAWS) {
+        let turn = turn();
+        let (round, index) = (turn / len, turn % len);
+        if takes_part(round, index, weight(index)) {
+            return Some(index);
+        }
+        last = index;
+    }
+    in_line(len, last + 1, weight)
+}
+
+/// Whether a candidate is picked in a round: where the sum of its weights passes a whole number. Each begins at another place, so
+/// that light ones do not all come in the same round.
+fn takes_part(round: usize, index: usize, weight: f64) -> bool {
+    /// Rounds after which the sums begin anew, so that they stay exact.
+    const CYCLE: usize = 1 << 20;
+    /// The golden ratio spreads the beginnings evenly.
+    const SPREAD: f64 = 0.618_033_988_749_895;
+    if weight >= 1.0 || weight <= 0.0 {
+        return weight >= 1.0;
+    }
+    let sum = |rounds: usize| (float(rounds) * weight + float(index % CYCLE) * SPREAD % 1.0).floor();
+    let round = round % CYCLE;
+    sum(round + 1) > sum(round)
 }
 
 /// Picks one of several weighted things; `random` is uniform in `0..1`. `None` if all weights are zero.
@@ -56,13 +114,18 @@ pub fn weighted(weights: impl Iterator<Item = u32> + Clone, random: f64) -> Opti
     last
 }
 
-fn next_in_line(len: usize, start: usize, cost: impl Fn(usize) -> Option<f64>) -> Option<usize> {
-    (0..len).map(|step| (start + step) % len).find(|index| cost(*index).is_some())
+fn in_line(len: usize, start: usize, weight: impl Fn(usize) -> f64) -> Option<usize> {
+    (0..len).map(|step| (start + step) % len).find(|index| weight(*index) > 0.0)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "0 <= random < 1, so the product is below len")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= random <= 1, so the product is at most len")]
 fn draw(len: usize, random: f64) -> usize {
-    ((random.clamp(0.0, 1.0) * len as f64) as usize).min(len - 1)
+    ((random.clamp(0.0, 1.0) * float(len)) as usize).min(len - 1)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn float(number: usize) -> f64 {
+    number as f64
 }
 
 #[cfg(test)]

@@ -12,12 +12,15 @@ pub mod backoff;
 pub mod balance;
 pub mod breaker;
 pub mod concurrency;
+pub mod ewma;
 pub mod health;
 pub mod lifecycle;
+pub mod outlier;
 pub mod ratio;
 pub mod recovery;
 pub mod retry;
 pub mod retry_budget;
+pub mod warm_up;
 pub mod window;
 
 /// A time to begin a test at; tests count on from it, and it never matters which one it is.

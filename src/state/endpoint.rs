@@ -1,21 +1,21 @@
-//! An endpoint and a backend as they live: what is in flight, what is connected, what is known of their health.
+//! An endpoint as it lives: what is in flight, what is connected, what is known of its health, its age and its behaviour.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use crate::{
-    policy::snapshot::{BackendSpec, Balancer, EndpointSpec},
+    policy::snapshot::Address,
     resilience::{
-        balance,
+        ewma::PeakEwma,
         health::{Health, HealthConfig, HealthState},
+        outlier::{Host, Standing},
+        warm_up::WarmUpConfig,
     },
-    telemetry::metrics::BackendMetrics,
 };
 
 /// What an idle connection may last if nothing is known of the endpoint: below the five seconds of Node's server, which is the
@@ -29,7 +29,7 @@ const IDLE_CLOSE_MEMORY: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub struct EndpointState {
     /// Its address.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Its address, written out.
     pub label: Arc<str>,
     /// Apart from every other endpoint that ever was.
@@ -44,7 +44,23 @@ pub struct EndpointState {
     is_retired: AtomicBool,
     /// Guards what is known of its closing of idle connections.
     idle_close: Mutex<Option<IdleClose>>,
+    /// Whether outlier detection keeps it out, to be read without a lock.
+    is_out: AtomicBool,
+    /// Guards one call of the machine that watches its results.
+    host: Mutex<Host>,
+    /// Guards one call of the machine that follows its latency.
+    latency: Mutex<PeakEwma>,
+    born: Instant,
+    /// When its warm-up began, in milliseconds after `born`, or [`WARM`].
+    warming_since: AtomicI64,
+    /// Whether it came to a backend that was already served, so that it is new among its peers.
+    is_newcomer: bool,
+    /// The start that it last told of, in seconds since 1970.
+    advertised: AtomicU64,
 }
+
+/// It is not warming up.
+const WARM: i64 = i64::MIN;
 
 /// After how long it was seen to close an idle connection or announced that it would, and when that was last so.
 #[derive(Debug, Clone, Copy)]
@@ -63,17 +79,24 @@ struct CheckState {
 #[derive(Debug, Default)]
 pub struct BackendCounters {
     connections: AtomicU32,
-    turn: AtomicUsize,
-    is_panicking: AtomicBool,
+    pub(super) in_flight: AtomicU32,
+    pub(super) turn: AtomicUsize,
+    pub(super) is_panicking: AtomicBool,
+    /// Rises whenever an endpoint becomes available or ceases to be.
+    pub(super) version: AtomicU64,
+    /// Guards the question who may be ejected, which is about all endpoints.
+    pub(super) ejecting: Mutex<()>,
+    /// Guards the time of the last sweep.
+    pub(super) swept: Mutex<Option<Instant>>,
 }
 
 impl EndpointState {
-    /// Makes an endpoint of which nothing is known.
+    /// Makes an endpoint of which nothing is known. A newcomer warms up, from now on or from its first good check.
     #[must_use]
-    pub fn new(spec: &EndpointSpec, id: u64, counters: Arc<BackendCounters>) -> Self {
+    pub fn new(address: Address, id: u64, counters: Arc<BackendCounters>, is_newcomer: bool, now: Instant) -> Self {
         Self {
-            address: spec.address,
-            label: spec.address.to_string().into(),
+            label: address.to_string().into(),
+            address,
             id,
             counters,
             in_flight: AtomicU32::new(0),
@@ -81,6 +104,22 @@ impl EndpointState {
             checks: Mutex::default(),
             is_retired: AtomicBool::new(false),
             idle_close: Mutex::new(None),
+            is_out: AtomicBool::new(false),
+            host: Mutex::default(),
+            latency: Mutex::new(PeakEwma::new(now)),
+            born: now,
+            warming_since: AtomicI64::new(if is_newcomer { 0 } else { WARM }),
+            is_newcomer,
+            advertised: AtomicU64::new(0),
+        }
+    }
+
+    /// What a request to it names as its host, if it names none itself.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        match self.address {
+            Address::Tcp(_) => &self.label,
+            Address::Unix(_) => "localhost",
         }
     }
 
@@ -93,6 +132,7 @@ impl EndpointState {
     /// Counts a request until the guard is dropped.
     pub fn enter(self: &Arc<Self>) -> EndpointGuard {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.counters.in_flight.fetch_add(1, Ordering::Relaxed);
         EndpointGuard(self.clone())
     }
 
@@ -107,10 +147,15 @@ impl EndpointState {
     }
 
     /// Takes the result of an active check; the new health if it changed.
-    pub fn checked(&self, config: &HealthConfig, result: &Result<(), String>) -> Option<Health> {
+    pub fn checked(&self, config: &HealthConfig, result: &Result<(), String>, now: Instant) -> Option<Health> {
         let mut checks = self.lock();
         checks.last_result = result.as_ref().err().cloned().unwrap_or_else(|| "passed".to_owned());
+        let before = checks.health.health();
         let changed = checks.health.record(config, result.is_ok())?;
+        drop(checks);
+        if changed == Health::Healthy && (before == Health::Unhealthy || self.is_newcomer) {
+            self.warm_up_from(now);
+        }
         self.health.store(
             match changed {
                 Health::Unknown => 0,
@@ -119,7 +164,70 @@ impl EndpointState {
             },
             Ordering::Relaxed,
         );
+        self.counters.version.fetch_add(1, Ordering::Release);
         Some(changed)
+    }
+
+    /// Begins its warm-up at this time.
+    pub fn warm_up_from(&self, start: Instant) {
+        let millis = match start.checked_duration_since(self.born) {
+            Some(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
+            None => -i64::try_from(self.born.saturating_duration_since(start).as_millis()).unwrap_or(i64::MAX),
+        };
+        self.warming_since.store(millis, Ordering::Relaxed);
+    }
+
+    /// Takes note of the start that the endpoint tells of, in seconds since 1970, and its age. Another start than before is another
+    /// process at the same address: it is new, as new as it says.
+    pub fn advertised(&self, started: u64, age: Duration, now: Instant) {
+        if self.advertised.swap(started, Ordering::Relaxed) != started {
+            self.warm_up_from(now.checked_sub(age).unwrap_or(now));
+        }
+    }
+
+    /// The share of its weight that it gets for its age, in `0.0..=1.0`.
+    #[must_use]
+    pub fn warmth(&self, config: &WarmUpConfig, now: Instant) -> f64 {
+        let since = self.warming_since.load(Ordering::Relaxed);
+        if since == WARM {
+            return 1.0;
+        }
+        let offset = Duration::from_millis(since.unsigned_abs());
+        let age = now.saturating_duration_since(self.born);
+        config.factor(if since < 0 { age.saturating_add(offset) } else { age.saturating_sub(offset) })
+    }
+
+    /// The machine that follows its latency.
+    pub(super) fn latency(&self) -> MutexGuard<'_, PeakEwma> {
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the balancer takes its latency for.
+    #[must_use]
+    pub fn latency_now(&self, now: Instant) -> Duration {
+        self.latency().latency(now)
+    }
+
+    /// What outlier detection lets it be used for.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.host().standing()
+    }
+
+    /// The machine that watches its results.
+    pub(super) fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether outlier detection keeps it out.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        self.is_out.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_out(&self, is_out: bool) {
+        self.is_out.store(is_out, Ordering::Relaxed);
+        self.counters.version.fetch_add(1, Ordering::Release);
     }
 
     /// How many checks in a row passed, and the last result in words.
@@ -176,6 +284,7 @@ pub struct EndpointGuard(Arc<EndpointState>);
 impl Drop for EndpointGuard {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.counters.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -201,60 +310,5 @@ pub struct ConnectionGuard(Arc<BackendCounters>);
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A backend as of one set of policies, joined with its endpoints.
-#[derive(Debug)]
-pub struct BackendState {
-    /// What the policy says.
-    pub spec: BackendSpec,
-    /// The endpoints, in the order of `spec.endpoints`.
-    pub endpoints: Vec<Arc<EndpointState>>,
-    /// The handles of its metrics.
-    pub metrics: Arc<BackendMetrics>,
-    /// What is counted over all reloads.
-    pub counters: Arc<BackendCounters>,
-}
-
-impl BackendState {
-    /// Joins a backend with its endpoints.
-    #[must_use]
-    pub fn new(spec: BackendSpec, endpoints: Vec<Arc<EndpointState>>, metrics: Arc<BackendMetrics>, counters: Arc<BackendCounters>) -> Self {
-        Self { spec, endpoints, metrics, counters }
-    }
-
-    /// Picks an endpoint that is healthy and that `may` be picked; `first` and `second` are uniform in `0..1`. When too few are
-    /// healthy, health is ignored.
-    pub fn pick(&self, first: f64, second: f64, may: impl Fn(usize) -> bool) -> Option<usize> {
-        let is_panic = self.is_panicking();
-        let cost = |index: usize| {
-            let endpoint = &self.endpoints[index];
-            let is_available = is_panic || self.is_available(endpoint);
-            (is_available && may(index)).then(|| f64::from(endpoint.in_flight() + 1) / f64::from(self.spec.endpoints[index].weight.get()))
-        };
-        match self.spec.balancer {
-            Balancer::LeastRequest => balance::least_request(self.endpoints.len(), first, second, cost),
-            Balancer::RoundRobin => balance::round_robin(self.endpoints.len(), self.counters.turn.fetch_add(1, Ordering::Relaxed), cost),
-        }
-    }
-
-    /// Without a check, what was once found out no longer counts.
-    fn is_available(&self, endpoint: &EndpointState) -> bool {
-        self.spec.check.is_none() || endpoint.health() != Health::Unhealthy
-    }
-
-    /// Whether health is ignored now.
-    #[must_use]
-    pub fn is_panicking(&self) -> bool {
-        self.counters.is_panicking.load(Ordering::Relaxed)
-    }
-
-    /// Looks anew whether health is to be ignored; the answer if it changed.
-    pub fn review_panic(&self) -> Option<bool> {
-        let total = self.endpoints.len();
-        let available = self.endpoints.iter().filter(|endpoint| self.is_available(endpoint)).count();
-        let is_panic = balance::is_panic(available, total, self.spec.panic_threshold);
-        (self.counters.is_panicking.swap(is_panic, Ordering::Relaxed) != is_panic).then_some(is_panic)
     }
 }

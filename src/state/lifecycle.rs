@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::Notify;
@@ -21,6 +21,9 @@ use crate::{
 
 /// A worker beats once a second; one that is silent for so long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
+
+/// So long an instance announces when it started; warm-ups are shorter.
+const YOUNG: Duration = Duration::from_mins(15);
 
 /// Why the instance ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub struct Lifecycle {
     last_activity: AtomicU64,
     born: Instant,
     is_draining: AtomicBool,
+    /// When it first was ready, in seconds since 1970; 0 while that is not to be told.
+    announced_start: AtomicU64,
     idle: Notify,
     /// Guards the conditions and the beginning of a drain.
     inner: Mutex<Inner>,
@@ -78,12 +83,15 @@ pub struct Lifecycle {
 struct Inner {
     conditions: BTreeMap<String, Condition>,
     was_ready: bool,
+    first_ready: Option<SystemTime>,
     has_started: bool,
     beats: BTreeMap<usize, Instant>,
     passing_since: Option<Instant>,
     is_registered: bool,
     connections: BTreeMap<String, Arc<AtomicU32>>,
     is_policy_current: Result<(), String>,
+    /// What is reported beside the conditions, and gates nothing.
+    reports: BTreeMap<String, Result<String, String>>,
 }
 
 impl Lifecycle {
@@ -100,16 +108,19 @@ impl Lifecycle {
             last_activity: AtomicU64::new(0),
             born: now,
             is_draining: AtomicBool::new(false),
+            announced_start: AtomicU64::new(0),
             idle: Notify::new(),
             inner: Mutex::new(Inner {
                 conditions: conditions.into(),
                 was_ready: false,
+                first_ready: None,
                 has_started: false,
                 beats: BTreeMap::new(),
                 passing_since: None,
                 is_registered: false,
                 connections: BTreeMap::new(),
                 is_policy_current: Ok(()),
+                reports: BTreeMap::new(),
             }),
         }
     }
@@ -195,19 +206,35 @@ impl Lifecycle {
                 inner.conditions.insert(name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why });
             }
         }
-        Self::tell(inner, telemetry);
+        self.tell(inner, telemetry);
     }
 
     /// Takes a condition out, and tells if readiness changed by it.
     pub fn clear(&self, name: &str, telemetry: &Telemetry) {
         let mut inner = self.lock();
         inner.conditions.remove(name);
-        Self::tell(inner, telemetry);
+        self.tell(inner, telemetry);
     }
 
     /// Remembers whether the newest policies are in force, or why not. It does not gate readiness: the last good ones are.
     pub fn set_policy_current(&self, result: Result<(), String>) {
         self.lock().is_policy_current = result;
+    }
+
+    /// Reports how something stands that does not gate readiness: a dependency, which must not take every pod down at once.
+    pub fn report(&self, name: &str, state: Result<String, String>) {
+        self.lock().reports.insert(name.to_owned(), state);
+    }
+
+    /// Takes a report back.
+    pub fn retract(&self, name: &str) {
+        self.lock().reports.remove(name);
+    }
+
+    /// What is reported beside the conditions, by name.
+    #[must_use]
+    pub fn reports(&self) -> Vec<(String, Result<String, String>)> {
+        self.lock().reports.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
     }
 
     /// Whether the newest policies are in force.
@@ -248,18 +275,36 @@ impl Lifecycle {
         self.is_draining.load(Ordering::Relaxed)
     }
 
+    /// When the instance first was ready, in seconds since 1970, as long as callers may want to know.
+    #[must_use]
+    pub fn announced_start(&self) -> Option<u64> {
+        Some(self.announced_start.load(Ordering::Relaxed)).filter(|start| *start > 0)
+    }
+
+    /// Ceases to announce the start when it is so long ago that nobody can be warming up for it.
+    pub fn age(&self, now: Instant) {
+        if now.saturating_duration_since(self.born) > YOUNG {
+            self.announced_start.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn active(&self, now: Instant) {
         let millis = u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1);
         self.last_activity.fetch_max(millis + 1, Ordering::AcqRel);
     }
 
-    fn tell(mut inner: MutexGuard<'_, Inner>, telemetry: &Telemetry) {
+    fn tell(&self, mut inner: MutexGuard<'_, Inner>, telemetry: &Telemetry) {
         let is_ready = inner.is_ready();
         inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
         if inner.was_ready == is_ready {
             return;
         }
         inner.was_ready = is_ready;
+        if is_ready && inner.first_ready.is_none() {
+            let started = telemetry.wall();
+            inner.first_ready = Some(started);
+            self.announced_start.store(started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(), Ordering::Relaxed);
+        }
         let unmet = inner.conditions.values().filter(|condition| !condition.is_met).map(|condition| format!("{}: {}", condition.name, condition.why)).collect();
         drop(inner);
         telemetry.emit(Event::ReadinessChanged { is_ready, unmet });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{breaker::BreakerState, budget::BudgetState, endpoint::BackendState, limit::LimitState, rate_limit::RateLimitState};
+use super::{backend::BackendState, breaker::BreakerState, budget::BudgetState, limit::LimitState, rate_limit::RateLimitState};
 use crate::{
     policy::snapshot::{AccessLogSpec, PolicySpec, RouteSpec, Snapshot},
     telemetry::metrics::RouteMetrics,

@@ -6,15 +6,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
 
 use super::{
+    backend::BackendState,
     breaker::BreakerState,
     budget::BudgetState,
-    endpoint::{BackendCounters, BackendState, EndpointState},
+    endpoint::{BackendCounters, EndpointState},
     limit::LimitState,
     live::{DestinationState, Live, RouteState},
     rate_limit::RateLimitState,
@@ -22,11 +22,10 @@ use super::{
 use crate::{
     policy::{
         document::{BreakerScope, Direction},
-        snapshot::{ActionSpec, BackendSpec, BreakerSpec, Destination, RouteSpec, Snapshot},
+        snapshot::{ActionSpec, Address, BackendSpec, BreakerSpec, Destination, Discovery, EndpointSpec, RouteSpec, Snapshot},
     },
     telemetry::{
         Telemetry,
-        event::Event,
         metrics::{BackendMetrics, RouteMetrics},
     },
 };
@@ -38,7 +37,9 @@ pub struct Registry {
     limits: HashMap<Arc<str>, Arc<LimitState>>,
     budgets: HashMap<Arc<str>, Arc<BudgetState>>,
     rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
-    endpoints: HashMap<(Arc<str>, SocketAddr), Arc<EndpointState>>,
+    endpoints: HashMap<(Arc<str>, Address), Arc<EndpointState>>,
+    /// What discovery found last, by backend.
+    discovered: HashMap<Arc<str>, Vec<EndpointSpec>>,
     counters: HashMap<Arc<str>, Arc<BackendCounters>>,
     routes: HashMap<Arc<str>, Arc<RouteMetrics>>,
     backends: HashMap<Arc<str>, Arc<BackendMetrics>>,
@@ -48,8 +49,8 @@ pub struct Registry {
 
 impl Registry {
     /// Joins a set with the state that belongs to it, and forgets what it no longer names.
-    pub(super) fn join(&mut self, snapshot: Arc<Snapshot>, generation: u64, telemetry: &Arc<Telemetry>, now: Instant) -> Live {
-        let mut joining = Joining { registry: self, telemetry, now, used: HashSet::new() };
+    pub(super) fn join(&mut self, snapshot: Arc<Snapshot>, generation: u64, telemetry: &Arc<Telemetry>, zone: Option<&str>, now: Instant) -> Live {
+        let mut joining = Joining { registry: self, telemetry, zone, now, used: HashSet::new() };
         let backends: Vec<Arc<BackendState>> = snapshot.backends.iter().map(|backend| joining.backend(backend)).collect();
         let routes: Vec<RouteState> = snapshot.routes.iter().map(|route| joining.route(route, &backends)).collect();
         let unrouted = joining.route_metrics("none", Direction::Inbound);
@@ -71,6 +72,24 @@ impl Registry {
         live
     }
 
+    /// Takes what discovery found of a backend; whether it is another than before.
+    pub(super) fn discovered(&mut self, backend: &Arc<str>, endpoints: Vec<EndpointSpec>) -> bool {
+        let known = self.discovered.entry(backend.clone()).or_default();
+        if *known == endpoints {
+            return false;
+        }
+        *known = endpoints;
+        true
+    }
+
+    /// The endpoints of a backend: those that are written, or that were found.
+    fn members(&self, spec: &BackendSpec) -> Vec<EndpointSpec> {
+        match &spec.discovery {
+            Discovery::Static(endpoints) => endpoints.clone(),
+            Discovery::File(_) | Discovery::Dns(_) => self.discovered.get(&spec.name).cloned().unwrap_or_default(),
+        }
+    }
+
     fn forget(&mut self, used: &HashSet<Use>, backends: &[Arc<BackendState>], telemetry: &Telemetry) {
         self.breakers.retain(|name, _| {
             let is_used = used.contains(&Use::Breaker(name.clone()));
@@ -84,6 +103,8 @@ impl Registry {
         self.rate_limits.retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
         let named: HashSet<&str> = backends.iter().map(|backend| &*backend.spec.name).collect();
         self.counters.retain(|name, _| named.contains(&**name));
+        let is_found = |name: &str| backends.iter().any(|backend| *backend.spec.name == *name && !matches!(backend.spec.discovery, Discovery::Static(_)));
+        self.discovered.retain(|name, _| is_found(name));
         let living: HashSet<u64> = backends.iter().flat_map(|backend| &backend.endpoints).map(|endpoint| endpoint.id).collect();
         self.endpoints.retain(|_, endpoint| {
             let lives = living.contains(&endpoint.id);
@@ -107,6 +128,7 @@ enum Use {
 struct Joining<'r> {
     registry: &'r mut Registry,
     telemetry: &'r Arc<Telemetry>,
+    zone: Option<&'r str>,
     now: Instant,
     used: HashSet<Use>,
 }
@@ -114,19 +136,20 @@ struct Joining<'r> {
 impl Joining<'_> {
     fn backend(&mut self, spec: &BackendSpec) -> Arc<BackendState> {
         let counters = self.registry.counters.entry(spec.name.clone()).or_default().clone();
-        let mut endpoints = Vec::new();
-        for endpoint in &spec.endpoints {
+        // Those that a backend begins with have run for who knows how long; who comes later is new.
+        let is_served = self.registry.endpoints.keys().any(|(backend, _)| *backend == spec.name);
+        let now = self.now;
+        let mut members = Vec::new();
+        for endpoint in self.registry.members(spec) {
             let id = self.registry.next_endpoint;
             self.registry.next_endpoint += 1;
-            let make = || Arc::new(EndpointState::new(endpoint, id, counters.clone()));
-            endpoints.push(self.registry.endpoints.entry((spec.name.clone(), endpoint.address)).or_insert_with(make).clone());
+            let make = || Arc::new(EndpointState::new(endpoint.address.clone(), id, counters.clone(), is_served, now));
+            let state = self.registry.endpoints.entry((spec.name.clone(), endpoint.address.clone())).or_insert_with(make).clone();
+            members.push((endpoint, state));
         }
         let metrics = self.registry.backends.entry(spec.name.clone()).or_insert_with(|| Arc::new(BackendMetrics::new(&self.telemetry.metrics, &spec.name)));
-        let backend = BackendState::new(spec.clone(), endpoints, metrics.clone(), counters);
-        if let Some(is_panicking) = backend.review_panic() {
-            self.telemetry.emit(Event::PanicChanged { backend: spec.name.clone(), is_panicking });
-        }
-        Arc::new(backend)
+        let telemetry = self.telemetry.clone();
+        Arc::new(BackendState::new(spec.clone(), members, metrics.clone(), counters, telemetry, self.zone))
     }
 
     fn route(&mut self, spec: &RouteSpec, backends: &[Arc<BackendState>]) -> RouteState {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::resilience::{breaker::Transition, health::Health};
+use crate::resilience::{breaker::Transition, health::Health, outlier::Cause};
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -116,6 +116,47 @@ pub enum Event {
         /// Who: the address of the caller.
         by: String,
     },
+    /// Other endpoints of a backend were found than before.
+    EndpointsChanged {
+        /// The backend.
+        backend: Arc<str>,
+        /// How many there are now.
+        count: usize,
+        /// Who came and who left, in words.
+        changes: Vec<String>,
+    },
+    /// The endpoints of a backend cannot be found; those known last stay in force.
+    DiscoveryFailed {
+        /// The backend.
+        backend: Arc<str>,
+        /// Why.
+        why: String,
+    },
+    /// The endpoints of a backend can be found again.
+    DiscoveryRestored {
+        /// The backend.
+        backend: Arc<str>,
+    },
+    /// An endpoint is left out for how it answers, or in shadow mode would be.
+    EndpointEjected {
+        /// Its backend.
+        backend: Arc<str>,
+        /// Its address.
+        endpoint: Arc<str>,
+        /// Why, with the numbers.
+        cause: Cause,
+        /// For how long.
+        long: Duration,
+        /// Whether it only would be.
+        is_shadow: bool,
+    },
+    /// An endpoint passed its probe and is asked again.
+    EndpointReadmitted {
+        /// Its backend.
+        backend: Arc<str>,
+        /// Its address.
+        endpoint: Arc<str>,
+    },
     /// So few endpoints of a backend are healthy that health is ignored, or no longer.
     PanicChanged {
         /// The backend.
@@ -145,6 +186,11 @@ impl Event {
             Self::RecoveryCapped { .. } => "recovery_capped",
             Self::RecoveryUndone { .. } => "recovery_undone",
             Self::AdminActed { .. } => "admin_acted",
+            Self::EndpointsChanged { .. } => "endpoints_changed",
+            Self::DiscoveryFailed { .. } => "discovery_failed",
+            Self::DiscoveryRestored { .. } => "discovery_restored",
+            Self::EndpointEjected { .. } => "endpoint_ejected",
+            Self::EndpointReadmitted { .. } => "endpoint_readmitted",
             Self::PanicChanged { .. } => "panic_changed",
         }
     }
@@ -187,6 +233,14 @@ impl std::fmt::Display for Event {
             Self::RecoveryCapped { recovery } => write!(f, "recovery {recovery} has used its actions of this hour"),
             Self::RecoveryUndone { recovery } => write!(f, "recovery {recovery}: the trouble is over"),
             Self::AdminActed { action, by } => write!(f, "{action} by {by}"),
+            Self::EndpointsChanged { backend, count, changes } => write!(f, "backend {backend} has {count} endpoints: {}", changes.join(", ")),
+            Self::DiscoveryFailed { backend, why } => write!(f, "the endpoints of {backend} cannot be found, those known last stay in force: {why}"),
+            Self::DiscoveryRestored { backend } => write!(f, "the endpoints of {backend} are found again"),
+            Self::EndpointEjected { backend, endpoint, cause, long, is_shadow } => {
+                let is = if *is_shadow { "would be" } else { "is" };
+                write!(f, "endpoint {endpoint} of {backend} {is} ejected for {long:.1?}: {cause}")
+            }
+            Self::EndpointReadmitted { backend, endpoint } => write!(f, "endpoint {endpoint} of {backend} passed its probe and is asked again"),
             Self::PanicChanged { backend, is_panicking: true } => write!(f, "too few endpoints of {backend} are healthy, spreading over all of them"),
             Self::PanicChanged { backend, .. } => write!(f, "enough endpoints of {backend} are healthy again"),
         }

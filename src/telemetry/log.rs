@@ -41,6 +41,8 @@ pub(super) fn write(event: &Event) {
         | Event::ReadinessChanged { is_ready: false, .. }
         | Event::DrainEnded { is_clean: false, .. }
         | Event::RecoveryActed { .. }
+        | Event::EndpointEjected { .. }
+        | Event::DiscoveryFailed { .. }
         | Event::PanicChanged { is_panicking: true, .. } => tracing::warn!(event = kind, "{event}"),
         Event::Started { .. }
         | Event::PolicyApplied { .. }
@@ -54,6 +56,9 @@ pub(super) fn write(event: &Event) {
         | Event::DrainEnded { .. }
         | Event::RecoveryUndone { .. }
         | Event::AdminActed { .. }
+        | Event::EndpointReadmitted { .. }
+        | Event::EndpointsChanged { .. }
+        | Event::DiscoveryRestored { .. }
         | Event::PanicChanged { .. } => tracing::info!(event = kind, "{event}"),
     }
 }

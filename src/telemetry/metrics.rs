@@ -9,7 +9,7 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::{event::Event, reason::Reason};
-use crate::resilience::breaker::StateKind;
+use crate::resilience::{breaker::StateKind, outlier::Cause};
 
 /// Bounds of the duration histograms in seconds: those of OpenTelemetry's HTTP conventions, and two below for a local app.
 const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -54,6 +54,10 @@ names! {
     CONNECTIONS_REFUSED = "outrigger_connections_refused_total", Counter, "Connections closed at once because a listener had all it may, by listener.";
     BACKEND_CONNECTIONS = "outrigger_backend_connections", Gauge, "Connections to a backend, busy and idle.";
     ENDPOINTS = "outrigger_backend_endpoints", Gauge, "Endpoints of a backend, by health.";
+    ENDPOINTS_AVAILABLE = "outrigger_backend_endpoints_available", Gauge, "Endpoints of a backend that may be picked.";
+    ENDPOINTS_EJECTED = "outrigger_backend_endpoints_ejected", Gauge, "Endpoints of a backend that outlier detection keeps out, or would in shadow mode.";
+    EJECTIONS = "outrigger_endpoint_ejections_total", Counter, "Ejections of endpoints, by backend and cause.";
+    DISCOVERY_CURRENT = "outrigger_discovery_current", Gauge, "1 if the endpoints of a backend were found at the last look, 0 if those known before are in force.";
     LIMIT_IN_FLIGHT = "outrigger_limit_in_flight", Gauge, "Requests in flight under a concurrency limit.";
     LIMIT_PENDING = "outrigger_limit_pending", Gauge, "Requests waiting under a concurrency limit.";
     BREAKER_STATE = "outrigger_breaker_state", Gauge, "The state of a breaker: 1 for the one it is in, 0 for the others.";
@@ -162,7 +166,13 @@ impl Metrics {
             Event::RecoveryCapped { recovery } => {
                 self.counter(name::RECOVERY_ACTIONS, &[("recovery", recovery), ("action", "none"), ("result", "capped")]).increment(1);
             }
+            Event::EndpointEjected { backend, cause, is_shadow: false, .. } => self.counter(name::EJECTIONS, &[("backend", backend), ("cause", cause_name(*cause))]).increment(1),
             Event::Started { .. }
+            | Event::EndpointEjected { .. }
+            | Event::EndpointReadmitted { .. }
+            | Event::EndpointsChanged { .. }
+            | Event::DiscoveryFailed { .. }
+            | Event::DiscoveryRestored { .. }
             | Event::ListenerBound { .. }
             | Event::ListenerClosed { .. }
             | Event::DrainEnded { .. }
@@ -170,6 +180,11 @@ impl Metrics {
             | Event::AdminActed { .. }
             | Event::PanicChanged { .. } => {}
         }
+    }
+
+    /// Shows whether the endpoints of a backend were found at the last look.
+    pub fn discovery_current(&self, backend: &str, is_current: bool) {
+        self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)]).set(f64::from(u8::from(is_current)));
     }
 
     /// Shows the state of a breaker.
@@ -353,6 +368,19 @@ pub fn state_name(state: StateKind) -> &'static str {
         StateKind::HalfOpen => "half_open",
         StateKind::ForcedOpen => "forced_open",
         StateKind::Disabled => "disabled",
+    }
+}
+
+/// The word for the cause of an ejection, in labels.
+fn cause_name(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Consecutive5xx(_) => "consecutive_5xx",
+        Cause::ConsecutiveGatewayErrors(_) => "consecutive_gateway_errors",
+        Cause::ConsecutiveLocalOriginFailures(_) => "consecutive_local_origin_failures",
+        Cause::SuccessRate { .. } => "success_rate",
+        Cause::FailurePercentage { .. } => "failure_percentage",
+        Cause::Slow { .. } => "slow",
+        Cause::Probe => "probe",
     }
 }
 

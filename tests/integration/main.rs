@@ -7,15 +7,18 @@ mod support;
 
 mod admin;
 mod architecture;
+mod balancing;
 mod bodies;
 mod breakers;
 mod command_line;
 mod diagnostics;
+mod discovery;
 mod drain;
 mod forwarding;
 mod framing;
 mod keep_alive;
 mod limits;
+mod outliers;
 mod properties;
 mod recovery;
 mod reload;

@@ -1,20 +1,18 @@
-//! Backends: their endpoints, balancers and health checks.
+//! Backends: where their endpoints are.
 
 use std::{
     collections::{HashMap, HashSet},
-    num::NonZeroU32,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use super::{At, Compiler};
-use crate::{
-    policy::{
-        document::{ActiveCheck, ActiveCheckType, Backend, LoadBalancerType},
-        snapshot::{BackendSpec, Balancer, CheckSpec, EndpointSpec, ProbeSpec},
-        units::StatusRange,
-    },
-    resilience::health::HealthConfig,
+use crate::policy::{
+    document::{Backend, Dns, DnsType, Endpoint, EndpointEntry},
+    endpoints,
+    snapshot::{BackendSpec, Discovery, DnsSpec, EndpointSpec},
+    units::Span,
 };
 
 /// A backend that was made, and the name of its policy.
@@ -36,94 +34,92 @@ impl<'a> Compiler<'a> {
     }
 
     fn backend(&mut self, at: &At<'a>, backend: &Backend) -> BackendSpec {
-        let balancer = match backend.load_balancer.as_ref().map(|balancer| balancer.kind) {
-            None | Some(LoadBalancerType::LeastRequest) => Balancer::LeastRequest,
-            Some(LoadBalancerType::RoundRobin) => Balancer::RoundRobin,
-        };
         let health = backend.health_check.as_ref();
         let panic_threshold = health.and_then(|health| health.panic_threshold).unwrap_or(50);
         if panic_threshold > 100 {
             self.error(&at.key("healthCheck").key("panicThreshold"), "a percentage is at most 100").hint("0 switches it off, 50 is the default");
         }
         let check = health.and_then(|health| health.active.as_ref());
+        let balancing = self.balancing(&at.key("loadBalancer"), backend.load_balancer.as_ref());
         BackendSpec {
             name: Arc::from(backend.name.as_str()),
-            endpoints: self.endpoints(&at.key("endpoints"), backend),
-            balancer,
+            discovery: self.discovery(at, backend),
+            balancer: balancing.balancer,
+            warm_up: balancing.warm_up,
+            min_endpoints_in_zone: balancing.min_endpoints_in_zone,
             panic_threshold,
             check: check.and_then(|check| self.active_check(&at.key("healthCheck").key("active"), check)),
+            outlier: backend.outlier_detection.as_ref().and_then(|section| self.outlier_detection(&at.key("outlierDetection"), section)),
         }
     }
 
-    fn endpoints(&mut self, at: &At<'a>, backend: &Backend) -> Vec<EndpointSpec> {
-        if backend.endpoints.is_empty() {
+    fn discovery(&mut self, at: &At<'a>, backend: &Backend) -> Discovery {
+        match (&backend.endpoints, &backend.dns, &backend.endpoints_file) {
+            (Some(entries), None, None) => Discovery::Static(self.endpoints(&at.key("endpoints"), backend, entries)),
+            (None, Some(dns), None) => Discovery::Dns(self.dns(&at.key("dns"), dns)),
+            (None, None, Some(path)) => {
+                if path.is_empty() {
+                    self.error(&at.key("endpointsFile"), "this is not the path of a file").hint("write the path of a file with a list of endpoints");
+                }
+                Discovery::File(PathBuf::from(path))
+            }
+            (None, None, None) => {
+                self.error(at, format!("the backend `{}` has no endpoints", backend.name))
+                    .hint("write `endpoints: [\"127.0.0.1:8080\"]`, or find them by `dns` or `endpointsFile`");
+                Discovery::Static(Vec::new())
+            }
+            _ => {
+                self.error(at, format!("the endpoints of the backend `{}` come from several places", backend.name)).hint("keep one of `endpoints`, `dns` and `endpointsFile`");
+                Discovery::Static(Vec::new())
+            }
+        }
+    }
+
+    fn endpoints(&mut self, at: &At<'a>, backend: &Backend, entries: &[EndpointEntry]) -> Vec<EndpointSpec> {
+        if entries.is_empty() {
             self.error(at, format!("the backend `{}` has no endpoints", backend.name)).hint("write at least one address, like `[\"127.0.0.1:8080\"]`");
         }
         let mut seen = HashSet::new();
-        let mut endpoints = Vec::new();
-        for (index, entry) in backend.endpoints.iter().enumerate() {
+        let mut made = Vec::new();
+        for (index, EndpointEntry(endpoint)) in entries.iter().enumerate() {
             let at = at.index(index);
-            let Ok(address) = entry.0.address.parse() else {
-                let hint = "write an IP address and a port, like `127.0.0.1:8080`; names are not resolved by this version";
-                self.error(&at, format!("`{}` is not an endpoint", entry.0.address)).hint(hint);
-                continue;
-            };
-            let Some(weight) = NonZeroU32::new(entry.0.weight) else {
-                self.error(&at.key("weight"), "an endpoint without weight would never be picked").hint("take it out, or write a weight of at least 1");
-                continue;
-            };
-            if !seen.insert(address) {
-                self.error(&at, format!("the endpoint {address} is given twice")).hint("use `weight` to give it a larger share");
+            if let Some(spec) = self.endpoint(&at, endpoint) {
+                if !seen.insert(spec.address.clone()) {
+                    self.error(&at, format!("the endpoint {} is given twice", spec.address)).hint("use `weight` to give it a larger share");
+                }
+                made.push(spec);
             }
-            if weight.get() > 1 && backend.load_balancer.as_ref().is_some_and(|balancer| balancer.kind == LoadBalancerType::RoundRobin) {
-                self.error(&at.key("weight"), "RoundRobin gives every endpoint the same share").hint("take `weight` out, or use LeastRequest, which heeds it");
-            }
-            endpoints.push(EndpointSpec { address, weight });
         }
-        endpoints
+        made
     }
 
-    fn active_check(&mut self, at: &At<'a>, check: &ActiveCheck) -> Option<CheckSpec> {
-        let interval = check.interval.map_or(Duration::from_secs(5), |span| span.0);
-        let timeout = check.timeout.map_or(Duration::from_secs(1), |span| span.0);
-        if interval < Duration::from_millis(10) {
-            self.error(&at.key("interval"), "the time between two checks is at least 10ms").hint("5s is the default");
+    fn endpoint(&mut self, at: &At<'a>, endpoint: &Endpoint) -> Option<EndpointSpec> {
+        let made = endpoints::spec(endpoint);
+        let report = |fault: endpoints::Fault| {
+            let at = fault.key.map_or_else(|| at.clone(), |key| at.key(key));
+            self.error(&at, fault.message).hint(fault.hint);
+        };
+        made.map_err(report).ok()
+    }
+
+    fn dns(&mut self, at: &At<'a>, dns: &Dns) -> DnsSpec {
+        if !endpoints::is_name(&dns.name) {
+            let hint = "write a name like `pay.shop.svc.cluster.local.`; for addresses there is `endpoints`";
+            self.error(&at.key("name"), format!("`{}` is not a name that can be resolved", dns.name)).hint(hint);
         }
-        if timeout.is_zero() {
-            self.error(&at.key("timeout"), "a check needs time").hint("1s is the default");
+        match (dns.kind.unwrap_or(DnsType::A), dns.port) {
+            (DnsType::A, None | Some(0)) => self.error(at, "addresses alone have no port").hint("add `port:`, or use `type: SRV`, which brings it"),
+            (DnsType::SRV, Some(_)) => self.error(&at.key("port"), "SRV brings its own ports").hint("take `port` out, or use `type: A`"),
+            (DnsType::A, Some(_)) | (DnsType::SRV, None) => {}
         }
-        let mut threshold = |key: &str, value: Option<u32>, default: u32| {
-            NonZeroU32::new(value.unwrap_or(default)).unwrap_or_else(|| {
-                self.error(&at.key(key), format!("`{key}` is at least 1")).hint(format!("{default} is the default"));
-                NonZeroU32::MIN
-            })
-        };
-        let thresholds = HealthConfig {
-            unhealthy_threshold: threshold("unhealthyThreshold", check.unhealthy_threshold, 3),
-            healthy_threshold: threshold("healthyThreshold", check.healthy_threshold, 2),
-        };
-        let probe = match (check.kind, &check.http) {
-            (ActiveCheckType::HTTP, Some(http)) => {
-                if !http.path.starts_with('/') || !http.path.bytes().all(|byte| byte.is_ascii_graphic()) {
-                    self.error(&at.key("http").key("path"), format!("`{}` is not a path", http.path)).hint("a path begins with `/` and has no spaces");
-                }
-                if http.host.as_ref().is_some_and(|host| host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())) {
-                    self.error(&at.key("http").key("host"), "this is not a host").hint("write a name, and a port where it is needed");
-                }
-                let all_good = [StatusRange::of(200, 399)];
-                let expected = http.expected_statuses.as_deref().unwrap_or(&all_good).iter().collect();
-                ProbeSpec::Http { path: http.path.clone(), host: http.host.clone(), expected }
-            }
-            (ActiveCheckType::TCP, None) => ProbeSpec::Tcp,
-            (ActiveCheckType::HTTP, None) => {
-                self.error(at, "a check of type HTTP needs `http`").hint("add `http: {path: /healthz}`");
-                return None;
-            }
-            (ActiveCheckType::TCP, Some(_)) => {
-                self.error(&at.key("http"), "a check of type TCP only connects").hint("write `type: HTTP`, or take `http` out");
-                return None;
-            }
-        };
-        Some(CheckSpec { probe, interval, timeout, thresholds })
+        let ttl = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
+        let (min_ttl, max_ttl) = (ttl(dns.min_ttl, 1), ttl(dns.max_ttl, 30));
+        if min_ttl < Duration::from_millis(10) {
+            self.error(&at.key("minTtl"), "a name is resolved at most every 10ms").hint("1s is the default");
+        }
+        if max_ttl < min_ttl {
+            self.error(&at.key("maxTtl"), "`maxTtl` is below `minTtl`").hint(format!("write at least {}", Span(min_ttl)));
+        }
+        DnsSpec { name: dns.name.clone(), port: dns.port, min_ttl, max_ttl }
     }
 }

@@ -150,7 +150,7 @@ impl<'a> Compiler<'a> {
             interval
         };
         let config = RetryBudgetConfig {
-            share: budget.percent.map_or(usual.share, ratio),
+            share: budget.percent.map_or(usual.share, Percent::ratio),
             interval: interval(["budget", "interval"], budget.interval, usual.interval),
             floor: rate.count.unwrap_or(usual.floor),
             floor_interval: interval(["minRetryRate", "interval"], rate.interval, usual.floor_interval),
@@ -164,7 +164,7 @@ impl<'a> Compiler<'a> {
             return None;
         }
         let or = |span: Option<Span>, default: Duration| span.map_or(default, |span| span.0);
-        let rate = |percent: Option<Percent>, default: f64| Some(ratio(percent.unwrap_or(Percent(default)))).filter(|rate| *rate > Ratio::ZERO);
+        let rate = |percent: Option<Percent>, default: f64| Some(percent.unwrap_or(Percent(default)).ratio()).filter(|rate| *rate > Ratio::ZERO);
         let slow = written.slow_call_duration_threshold.map(|span| span.0);
         let slow_call_duration = slow.unwrap_or_else(|| timeouts.backend_request.map_or(Duration::from_mins(1), |one| one.mul_f64(0.8)));
         let open = or(written.wait_duration_in_open_state, Duration::from_secs(5));
@@ -225,10 +225,6 @@ impl<'a> Compiler<'a> {
             NonZeroU32::MIN
         })
     }
-}
-
-fn ratio(percent: Percent) -> Ratio {
-    Ratio::from_percent(percent.0).expect("a Percent is in range by its type")
 }
 
 /// Sections of a scope that nobody wrote.

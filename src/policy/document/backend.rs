@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::policy::units::{Span, StatusRange};
+use crate::policy::units::Span;
+
+use super::{HealthCheck, LoadBalancer, OutlierDetection};
 
 /// A named group of endpoints.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -11,12 +13,18 @@ use crate::policy::units::{Span, StatusRange};
 pub struct Backend {
     /// The name, unique among backends.
     pub name: String,
-    /// The addresses.
-    pub endpoints: Vec<EndpointEntry>,
+    /// The addresses; or they are found by `dns`, or in a file.
+    pub endpoints: Option<Vec<EndpointEntry>>,
+    /// A name that is resolved, again and again.
+    pub dns: Option<Dns>,
+    /// A file of endpoints, JSON or YAML, that is read again when it changes: a list like `endpoints`, or a mapping with that key.
+    pub endpoints_file: Option<String>,
     /// How an endpoint is chosen. Default LeastRequest.
     pub load_balancer: Option<LoadBalancer>,
     /// How the endpoints' health is found out. Without it all are taken as healthy.
     pub health_check: Option<HealthCheck>,
+    /// Endpoints that answer badly or slowly are left out for a while. Without it all are asked.
+    pub outlier_detection: Option<OutlierDetection>,
     /// The named policy of this backend.
     pub policy: Option<String>,
 }
@@ -29,11 +37,42 @@ pub struct EndpointEntry(pub Endpoint);
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Endpoint {
-    /// An IP address and a port.
+    /// An IP address and a port, or `unix:` and the path of a socket.
     pub address: String,
     /// Its share among its peers. Default 1.
     #[serde(default = "one")]
     pub weight: u32,
+    /// Where it is. Endpoints in the zone of this instance (`--zone`) are preferred.
+    pub zone: Option<String>,
+    /// 0 is asked first; a higher number is asked when too few of the lower ones are available. Default 0.
+    #[serde(default)]
+    pub priority: u32,
+}
+
+/// A name that is resolved, again and again.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Dns {
+    /// The name. With a dot at its end it is looked up as it is; without, the search list of the system is tried too.
+    pub name: String,
+    /// A asks for addresses of IPv4 and IPv6, SRV for names with ports, priorities and weights. Default A.
+    #[serde(rename = "type")]
+    pub kind: Option<DnsType>,
+    /// The port, for A; SRV brings its own.
+    pub port: Option<u16>,
+    /// An answer is believed at least so long, whatever its TTL says. Default 1s.
+    pub min_ttl: Option<Span>,
+    /// And at most so long. Default 30s.
+    pub max_ttl: Option<Span>,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum DnsType {
+    /// Addresses of IPv4 and IPv6.
+    A,
+    /// Names, ports, priorities and weights.
+    SRV,
 }
 
 fn one() -> u32 {
@@ -51,7 +90,7 @@ impl<'de> Deserialize<'de> for EndpointEntry {
             }
 
             fn visit_str<E: de::Error>(self, address: &str) -> Result<Endpoint, E> {
-                Ok(Endpoint { address: address.to_owned(), weight: one() })
+                Ok(Endpoint { address: address.to_owned(), weight: one(), zone: None, priority: 0 })
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
@@ -69,74 +108,6 @@ impl JsonSchema for EndpointEntry {
 
     fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let object = generator.subschema_for::<Endpoint>();
-        schemars::json_schema!({"anyOf": [{"type": "string", "description": "An IP address and a port."}, object]})
+        schemars::json_schema!({"anyOf": [{"type": "string", "description": "An IP address and a port, or `unix:` and the path of a socket."}, object]})
     }
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LoadBalancer {
-    /// The algorithm.
-    #[serde(rename = "type")]
-    pub kind: LoadBalancerType,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum LoadBalancerType {
-    /// The less busy of two drawn at random, by weight.
-    LeastRequest,
-    /// One after the other.
-    RoundRobin,
-}
-
-/// How the endpoints' health is found out.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HealthCheck {
-    /// Below this percentage of healthy endpoints, health is ignored; 0 never ignores it. Of three endpoints or more. Default 50.
-    pub panic_threshold: Option<u32>,
-    /// Asking the endpoints.
-    pub active: Option<ActiveCheck>,
-}
-
-/// Asking the endpoints.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ActiveCheck {
-    /// HTTP asks a path, TCP connects.
-    #[serde(rename = "type")]
-    pub kind: ActiveCheckType,
-    /// The time between two checks of an endpoint, jittered by 10 %. Default 5s.
-    pub interval: Option<Span>,
-    /// The time for one check. Default 1s.
-    pub timeout: Option<Span>,
-    /// Failures in a row that make an endpoint unhealthy. Default 3.
-    pub unhealthy_threshold: Option<u32>,
-    /// Passes in a row that make it healthy again; the very first pass does at once. Default 2.
-    pub healthy_threshold: Option<u32>,
-    /// What to ask, for HTTP.
-    pub http: Option<HttpCheck>,
-}
-
-/// How an endpoint is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum ActiveCheckType {
-    /// A GET of a path.
-    HTTP,
-    /// A connection.
-    TCP,
-}
-
-/// What an HTTP check asks.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HttpCheck {
-    /// The path.
-    pub path: String,
-    /// The host header. Default the endpoint's address.
-    pub host: Option<String>,
-    /// The statuses that pass. Default 200-399.
-    pub expected_statuses: Option<Vec<StatusRange>>,
 }

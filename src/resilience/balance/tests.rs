@@ -9,61 +9,84 @@ impl Dice {
     }
 }
 
+/// How often each of `weights` is picked in 60,000 picks.
+fn hits(weights: &[f64], mut pick: impl FnMut(&mut dyn FnMut() -> f64) -> Option<usize>) -> Vec<u32> {
+    let mut dice = Dice(1);
+    let mut roll = || dice.roll();
+    let mut hits = vec![0_u32; weights.len()];
+    for _ in 0..60_000 {
+        hits[pick(&mut roll).expect("one may be picked")] += 1;
+    }
+    hits
+}
+
+#[track_caller]
+fn assert_shares(hits: &[u32], weights: &[f64]) {
+    let (all, sum): (f64, f64) = (hits.iter().map(|hit| f64::from(*hit)).sum(), weights.iter().sum());
+    for (hit, weight) in hits.iter().zip(weights) {
+        let expected = all * weight / sum;
+        assert!((f64::from(*hit) - expected).abs() <= 300.0 + expected * 0.03, "{hits:?} for {weights:?}");
+    }
+}
+
+const WEIGHTS: [&[f64]; 5] = [&[1.0], &[1.0, 1.0, 1.0], &[1.0, 0.5, 0.25], &[1.0, 0.1], &[1.0, 0.0, 0.3, 0.3]];
+
+#[test]
+fn a_weight_is_a_share_whatever_the_algorithm() {
+    for weights in WEIGHTS {
+        assert_shares(&hits(weights, |dice| random(weights.len(), |index| weights[index], &mut || dice())), weights);
+        assert_shares(&hits(weights, |dice| power_of_two(weights.len(), |index| weights[index], |_| 1.0, &mut || dice())), weights);
+        let mut turn = 0..;
+        assert_shares(&hits(weights, |_| round_robin(weights.len(), |index| weights[index], &mut || turn.next().unwrap_or_default())), weights);
+    }
+}
+
 #[test]
 fn of_two_draws_the_less_busy_wins() {
-    let costs = [5.0, 1.0];
-    for (first, second) in [(0.0, 0.0), (0.9, 0.9), (0.0, 0.9)] {
-        assert_eq!(least_request(2, first, second, |index| Some(costs[index])), Some(1));
+    let mut dice = Dice(9);
+    for _ in 0..1_000 {
+        assert_eq!(power_of_two(2, |_| 1.0, |index| [5.0, 1.0][index], &mut || dice.roll()), Some(1));
     }
 }
 
 #[test]
 fn the_two_draws_are_never_the_same() {
-    let mut dice = Dice(1);
-    for _ in 0..10_000 {
-        let (first, second) = (dice.roll(), dice.roll());
-        let one = draw(7, first);
-        let picked = least_request(7, first, second, |index| Some(if index == one { 2.0 } else { 1.0 }));
-        assert_ne!(picked, Some(one));
-    }
-}
-
-#[test]
-fn an_endpoint_that_may_be_picked_is_found_if_there_is_one() {
     let mut dice = Dice(2);
-    for only in 0..50 {
-        let cost = |index: usize| (index == only).then_some(1.0);
-        assert_eq!(least_request(50, dice.roll(), dice.roll(), cost), Some(only));
-        assert_eq!(round_robin(50, only * 31, cost), Some(only));
+    for len in [2, 3, 7, 100] {
+        for _ in 0..2_000 {
+            let one = random(len, |_| 1.0, &mut || dice.roll()).expect("all may be picked");
+            assert_ne!(another(len, one, |_| 1.0, &mut || dice.roll()), Some(one));
+        }
     }
-    assert_eq!(least_request(50, 0.3, 0.6, |_| None), None);
-    assert_eq!(round_robin(50, 7, |_| None), None);
-    assert_eq!((least_request(0, 0.1, 0.1, |_| Some(1.0)), round_robin(0, 0, |_| Some(1.0))), (None, None));
-    assert_eq!((least_request(1, 0.9, 0.9, |_| Some(1.0)), least_request(1, 0.9, 0.9, |_| None)), (Some(0), None));
 }
 
 #[test]
-fn round_robin_takes_turns() {
-    let picks: Vec<_> = (0..6).filter_map(|turn| round_robin(3, turn, |_| Some(1.0))).collect();
-    assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
-}
-
-#[test]
-fn even_endpoints_get_even_shares() {
+fn what_may_be_picked_is_found_if_there_is_one() {
     let mut dice = Dice(3);
-    let mut hits = [0_u32; 5];
-    for _ in 0..50_000 {
-        hits[least_request(5, dice.roll(), dice.roll(), |_| Some(1.0)).expect("all may be picked")] += 1;
+    for len in [1_usize, 2, 5, 50, 1_000] {
+        for only in (0..len).step_by(len.div_ceil(7)) {
+            let weight = |index: usize| if index == only { 0.01 } else { 0.0 };
+            assert_eq!(random(len, weight, &mut || dice.roll()), Some(only));
+            assert_eq!(power_of_two(len, weight, |_| 1.0, &mut || dice.roll()), Some(only));
+            assert_eq!(round_robin(len, weight, &mut || 77), Some(only));
+        }
+        assert_eq!(random(len, |_| 0.0, &mut || dice.roll()), None);
+        assert_eq!(power_of_two(len, |_| 0.0, |_| 1.0, &mut || dice.roll()), None);
+        assert_eq!(round_robin(len, |_| 0.0, &mut || 1), None);
     }
-    assert!(hits.iter().all(|hit| (9_400..=10_600).contains(hit)), "{hits:?}");
+    assert_eq!((random(0, |_| 1.0, &mut || 0.5), power_of_two(0, |_| 1.0, |_| 1.0, &mut || 0.5), round_robin(0, |_| 1.0, &mut || 5)), (None, None, None));
 }
 
 #[test]
-fn panic_begins_below_the_threshold_and_needs_three() {
-    let table = [(1, 2, 50, false), (1, 3, 50, true), (2, 4, 50, false), (1, 4, 50, true), (0, 3, 0, false), (0, 1, 50, false)];
-    for (available, total, threshold, expected) in table {
-        assert_eq!(is_panic(available, total, threshold), expected, "{available} of {total} at {threshold}");
-    }
+fn turns_are_taken_evenly() {
+    let mut turn = 0..;
+    let picks: Vec<_> = (0..6).filter_map(|_| round_robin(3, |_| 1.0, &mut || turn.next().unwrap_or_default())).collect();
+    assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
+    // A light one comes once in so many rounds, and not in a row.
+    let mut turn = 0..;
+    let picks: Vec<_> = (0..50).filter_map(|_| round_robin(2, |index| [1.0, 0.25][index], &mut || turn.next().unwrap_or_default())).collect();
+    let light: Vec<usize> = picks.iter().enumerate().filter(|(_, picked)| **picked == 1).map(|(at, _)| at).collect();
+    assert!(light.windows(2).all(|pair| pair[1] - pair[0] == 5), "{picks:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod client;
+pub(crate) mod name_server;
 pub(crate) mod sidecar;
 
 use std::{

@@ -33,6 +33,16 @@ pub(crate) fn policy(endpoints: &[SocketAddr], sections: &str) -> String {
     )
 }
 
+/// The same policies, with more said about the backend: `extra` is put behind its endpoints.
+pub(crate) fn policy_with(endpoints: &[String], extra: &str, sections: &str) -> String {
+    policy(&[], sections).replace("endpoints: []}", &format!("endpoints: [{}], {extra}}}", endpoints.join(", ")))
+}
+
+/// The addresses of backends, as a policy writes them.
+pub(crate) fn addresses(backends: &[&super::Backend]) -> Vec<String> {
+    backends.iter().map(|backend| format!("\"{}\"", backend.address)).collect()
+}
+
 impl Sidecar {
     /// Starts under one policy file.
     pub(crate) fn start(policy: &str) -> Self {

@@ -1,0 +1,202 @@
+//! Backends: where their endpoints are, how one is chosen, and how it is found out which are well.
+
+use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use crate::{
+    policy::units::StatusSet,
+    resilience::{Mode, health::HealthConfig, outlier::OutlierConfig, warm_up::WarmUpConfig},
+};
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where its endpoints are.
+    pub discovery: Discovery,
+    /// How one is chosen.
+    pub balancer: Balancer,
+    /// How a new one comes to its share.
+    pub warm_up: Option<WarmUpConfig>,
+    /// With so many endpoints in this instance's zone, they are preferred; `None` if zones do not matter.
+    pub min_endpoints_in_zone: Option<u32>,
+    /// Below this percentage of available endpoints, availability is ignored.
+    pub panic_threshold: u32,
+    /// How health is found out.
+    pub check: Option<CheckSpec>,
+    /// Which endpoints are left out for how they answer.
+    pub outlier: Option<OutlierSpec>,
+}
+
+/// Where endpoints are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// Written in the policy.
+    Static(Vec<EndpointSpec>),
+    /// In a file that is watched.
+    File(PathBuf),
+    /// Behind a name that is resolved.
+    Dns(DnsSpec),
+}
+
+/// A name that is resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsSpec {
+    /// The name.
+    pub name: String,
+    /// The port; `None` asks for SRV, which brings its own.
+    pub port: Option<u16>,
+    /// An answer is believed at least so long.
+    pub min_ttl: Duration,
+    /// And at most so long.
+    pub max_ttl: Duration,
+}
+
+/// An endpoint, as it is told of where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointSpec {
+    /// Its address.
+    pub address: Address,
+    /// Its share among its peers.
+    pub weight: NonZeroU32,
+    /// Where it is.
+    pub zone: Option<Arc<str>>,
+    /// Lower ones are asked first.
+    pub priority: u32,
+}
+
+impl EndpointSpec {
+    /// An endpoint of which nothing but the address is told.
+    #[must_use]
+    pub fn at(address: Address) -> Self {
+        Self { address, weight: NonZeroU32::MIN, zone: None, priority: 0 }
+    }
+}
+
+/// Where an endpoint listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// The path of a socket.
+    Unix(Arc<str>),
+}
+
+/// The text is no address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InvalidAddress;
+
+impl fmt::Display for InvalidAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not an IP address and a port, nor `unix:` and the absolute path of a socket")
+    }
+}
+
+impl std::error::Error for InvalidAddress {}
+
+/// The longest path that the system takes for a socket (`sun_path`), without the zero at its end.
+const MAX_SOCKET_PATH: usize = 107;
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') && path.len() <= MAX_SOCKET_PATH => Ok(Self::Unix(path.into())),
+            Some(_) => Err(InvalidAddress),
+            None => text.parse().map(Self::Tcp).map_err(|_| InvalidAddress),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Balancer {
+    /// The less busy of two.
+    LeastRequest,
+    /// The cheaper of two by latency.
+    PeakEwma,
+    /// In turn.
+    RoundRobin,
+    /// Any.
+    Random,
+    /// By a key.
+    ConsistentHash {
+        /// Where it is.
+        key: HashKey,
+        /// How much more than its share an endpoint may have in flight.
+        bound: f64,
+    },
+}
+
+/// What binds a request to an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashKey {
+    /// The value of a header.
+    Header(http::HeaderName),
+    /// The value of a cookie.
+    Cookie(String),
+    /// The client's address.
+    Source,
+}
+
+/// How health is found out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckSpec {
+    /// What is asked.
+    pub probe: ProbeSpec,
+    /// How often.
+    pub interval: Duration,
+    /// How often while it is unhealthy.
+    pub unhealthy_interval: Duration,
+    /// How soon after a result that differs from what is known.
+    pub edge_interval: Duration,
+    /// The share by which these are drawn around their values.
+    pub jitter: f64,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// What the results mean.
+    pub thresholds: HealthConfig,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeSpec {
+    /// A GET.
+    Http {
+        /// The path.
+        path: String,
+        /// The host header; the endpoint's address if absent.
+        host: Option<String>,
+        /// The statuses that pass.
+        expected: StatusSet,
+        /// What the body must contain.
+        body: Option<String>,
+    },
+    /// A connection.
+    Tcp,
+}
+
+/// Which endpoints are left out for how they answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OutlierSpec {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// How.
+    pub config: OutlierConfig,
+}

@@ -1,0 +1,137 @@
+//! A connected socket, over TCP or in the file system.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, RawFd},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, Interest, ReadBuf},
+    net::{TcpStream, UnixStream, tcp, unix},
+};
+
+use crate::policy::snapshot::Address;
+
+/// A connected socket.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The half that reads.
+#[derive(Debug)]
+pub(super) enum Reader {
+    Tcp(tcp::OwnedReadHalf),
+    Unix(unix::OwnedReadHalf),
+}
+
+/// The half that writes.
+#[derive(Debug)]
+pub(super) enum Writer {
+    Tcp(tcp::OwnedWriteHalf),
+    Unix(unix::OwnedWriteHalf),
+}
+
+impl Socket {
+    /// Connects to an endpoint.
+    pub(super) async fn connect(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let tcp = TcpStream::connect(address).await?;
+                // Requests are pushed when they are complete; waiting for more would only delay them.
+                _ = tcp.set_nodelay(true);
+                Ok(Self::Tcp(tcp))
+            }
+            Address::Unix(path) => UnixStream::connect(&**path).await.map(Self::Unix),
+        }
+    }
+
+    /// Takes it apart.
+    pub(super) fn split(self) -> (Reader, Writer) {
+        match self {
+            Self::Tcp(tcp) => {
+                let (reader, writer) = tcp.into_split();
+                (Reader::Tcp(reader), Writer::Tcp(writer))
+            }
+            Self::Unix(unix) => {
+                let (reader, writer) = unix.into_split();
+                (Reader::Unix(reader), Writer::Unix(writer))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(reader) => Pin::new(reader).poll_read(context, buffer),
+            Self::Unix(reader) => Pin::new(reader).poll_read(context, buffer),
+        }
+    }
+}
+
+impl Writer {
+    /// Writes what the socket takes at once.
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(writer) => writer.try_write(bytes),
+            Self::Unix(writer) => writer.try_write(bytes),
+        }
+    }
+
+    /// Waits until the socket takes more.
+    pub(super) fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(writer) => writer.as_ref().poll_write_ready(context),
+            Self::Unix(writer) => writer.as_ref().poll_write_ready(context),
+        }
+    }
+
+    /// Waits until something can be read, or the other side has closed.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(writer) => writer.as_ref().ready(Interest::READABLE).await.map(drop),
+            Self::Unix(writer) => writer.as_ref().ready(Interest::READABLE).await.map(drop),
+        }
+    }
+
+    /// Reads what is there.
+    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(writer) => writer.as_ref().try_read(buffer),
+            Self::Unix(writer) => writer.as_ref().try_read(buffer),
+        }
+    }
+
+    /// Asks the system, not the runtime's memory of it, whether the socket is open and nothing waits to be read.
+    pub(super) fn is_silent_and_open(&self) -> bool {
+        let mut probe = [MaybeUninit::uninit(); 1];
+        self.sock_ref().peek(&mut probe).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Says that nothing more will be written.
+    pub(super) fn shutdown(&self) -> io::Result<()> {
+        self.sock_ref().shutdown(std::net::Shutdown::Write)
+    }
+
+    fn sock_ref(&self) -> SockRef<'_> {
+        match self {
+            Self::Tcp(writer) => SockRef::from(writer.as_ref()),
+            Self::Unix(writer) => SockRef::from(writer.as_ref()),
+        }
+    }
+}
+
+impl AsRawFd for Writer {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Tcp(writer) => writer.as_ref().as_raw_fd(),
+            Self::Unix(writer) => writer.as_ref().as_raw_fd(),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Consistent hashing: the same key goes to the same endpoint, and when endpoints come or go few keys move.
+//!
+//! Each endpoint owns points on a ring, by its weight; a key belongs to the next point. A key whose endpoint may not be picked, or
+//! is loaded above its bound, goes on to the next point, and comes back when that is over (Karger et al., "Consistent Hashing and
+//! Random Trees"; Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads"). The points depend on an
+//! endpoint's name alone, so that all instances of this proxy agree.
+
+/// Points for an endpoint of average weight among few; among many, fewer: ten thousand have sixteen each.
+const POINTS: (usize, usize) = (16, 160);
+
+/// Points in all that are aimed at.
+const ALL_POINTS: usize = 16 << 10;
+
+/// The largest weight is worth so many times the points of the average.
+const MAX_TIMES: f64 = 16.0;
+
+/// A ring.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ring {
+    /// Where a point is, and whose it is.
+    points: Vec<(u64, u32)>,
+}
+
+impl Ring {
+    /// Makes a ring of endpoints, by number, name and weight.
+    #[must_use]
+    pub fn new(endpoints: &[(u32, String, f64)]) -> Self {
+        let count = endpoints.len();
+        let sum: f64 = endpoints.iter().map(|(.., weight)| weight).sum();
+        if count == 0 || sum <= 0.0 {
+            return Self::default();
+        }
+        let each = (ALL_POINTS / count).clamp(POINTS.0, POINTS.1);
+        let mut points = Vec::with_capacity(each * count);
+        for (owner, name, weight) in endpoints {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let relative = (weight * count as f64 / sum).min(MAX_TIMES);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "at most 16 times 160")]
+            let own = ((relative * each as f64).round() as u64).max(1);
+            let seed = hash(name.as_bytes());
+            points.extend((0..own).map(|point| (mix(seed ^ mix(point)), *owner)));
+        }
+        points.sort_unstable();
+        Self { points }
+    }
+
+    /// The first endpoint on the way from a key's place that `accepts`.
+    pub fn pick(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
+        let start = self.points.partition_point(|(place, _)| *place < key);
+        let mut refused = None;
+        for (_, owner) in self.points[start..].iter().chain(&self.points[..start]) {
+            // Neighbours often have the same owner, who need not be asked twice.
+            if refused != Some(*owner) {
+                if accepts(*owner as usize) {
+                    return Some(*owner as usize);
+                }
+                refused = Some(*owner);
+            }
+        }
+        None
+    }
+}
+
+/// Whether an endpoint may take one more: at most `factor` times its share of all that is in flight, with the one that comes.
+#[must_use]
+pub fn is_within_bound(in_flight: u32, all_in_flight: u32, share: f64, factor: f64) -> bool {
+    f64::from(in_flight) + 1.0 <= (factor * (f64::from(all_in_flight) + 1.0) * share).ceil()
+}
+
+/// The place of a key: FNV-1a, mixed, because its high bits alone are poor for short keys.
+#[must_use]
+pub fn hash(key: &[u8]) -> u64 {
+    mix(key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
+}
+
+/// The finalizer of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators").
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(count: usize) -> Vec<String> {
+        (0..count).map(|number| format!("10.0.{}.{}:8080", number / 256, number % 256)).collect()
+    }
+
+    fn ring(names: &[String]) -> Ring {
+        Ring::new(&(0..).zip(names).map(|(number, name)| (number, name.clone(), 1.0)).collect::<Vec<_>>())
+    }
+
+    fn keys() -> impl Iterator<Item = u64> {
+        (0..20_000_u32).map(|user| hash(format!("user-{user}").as_bytes()))
+    }
+
+    #[test]
+    fn keys_are_spread_by_weight() {
+        let mut hits = [0_u32; 3];
+        let ring = Ring::new(&[(0, "a:1".to_owned(), 1.0), (1, "b:1".to_owned(), 1.0), (2, "c:1".to_owned(), 2.0)]);
+        keys().for_each(|key| hits[ring.pick(key, |_| true).expect("there are endpoints")] += 1);
+        let [a, b, c] = hits;
+        assert!((3_800..=6_200).contains(&a) && (3_800..=6_200).contains(&b) && (8_500..=11_500).contains(&c), "{hits:?}");
+    }
+
+    #[test]
+    fn an_endpoint_that_leaves_takes_only_its_own_keys_along() {
+        let all = names(10);
+        let (before, after) = (ring(&all), ring(&all[..9]));
+        for key in keys() {
+            let owner = before.pick(key, |_| true);
+            assert!(owner == Some(9) || after.pick(key, |_| true) == owner, "a key moved that need not");
+            assert_eq!(before.pick(key, |index| index != 9), after.pick(key, |_| true), "refused is as good as gone");
+        }
+    }
+
+    #[test]
+    fn order_does_not_matter() {
+        let all = names(5);
+        let mut reversed = all.clone();
+        reversed.reverse();
+        let (one, other) = (ring(&all), ring(&reversed));
+        assert!(keys().all(|key| one.pick(key, |_| true).map(|index| &all[index]) == other.pick(key, |_| true).map(|index| &reversed[index])));
+    }
+
+    #[test]
+    fn nothing_is_picked_of_nothing() {
+        assert_eq!(Ring::new(&[]).pick(7, |_| true), None);
+        assert_eq!(ring(&names(3)).pick(7, |_| false), None);
+    }
+
+    #[test]
+    fn a_bound_is_the_share_of_all_that_is_in_flight_rounded_up() {
+        let table = [(0, 0, 0.25, true), (1, 1, 0.25, false), (4, 15, 0.25, true), (5, 15, 0.25, false), (9, 39, 0.25, true), (13, 39, 0.25, false)];
+        for (own, all, share, expected) in table {
+            assert_eq!(is_within_bound(own, all, share, 1.25), expected, "{own} of {all}");
+        }
+    }
+
+    #[test]
+    fn one_hot_key_is_spread_over_as_many_endpoints_as_it_needs() {
+        let all = names(4);
+        let ring = ring(&all);
+        let mut load = [0_u32; 4];
+        for sent in 0..100 {
+            let picked = ring.pick(hash(b"hot"), |index| is_within_bound(load[index], sent, 0.25, 1.25)).expect("one is within its bound");
+            load[picked] += 1;
+        }
+        assert!(load.iter().all(|load| *load <= 32), "{load:?}");
+    }
+}

@@ -1,0 +1,131 @@
+//! What an endpoint's latency is taken for: its peak, forgotten slowly.
+//!
+//! An answer that is slower than what is known counts at once; one that is faster pulls the value down with a time constant of ten
+//! seconds (linkerd2-proxy and Finagle, "peak EWMA"). So a balancer turns away from an endpoint at its first hiccup and comes
+//! back carefully. An endpoint that refuses quickly would look like the best of all: a failure therefore counts as at least five
+//! seconds, or what it asked to be left alone for (linkerd2-proxy, "penalize failures").
+//!
+//! The cost of a pick is the latency times what is in flight with the one that comes. Without traffic the value decays, so that an
+//! endpoint that was given up gets another chance.
+
+use std::time::{Duration, Instant};
+
+/// The time constant of forgetting.
+const DECAY: Duration = Duration::from_secs(10);
+
+/// What is assumed of an endpoint that has not answered yet.
+const SEED: Duration = Duration::from_millis(30);
+
+/// Nothing is faster; so that one endpoint's luck is no reason to send it everything.
+const FLOOR: Duration = Duration::from_millis(1);
+
+/// What a failure counts as, at least.
+const PENALTY: Duration = Duration::from_secs(5);
+
+/// What a failure counts as, at most.
+const MAX_PENALTY: Duration = Duration::from_mins(5);
+
+/// The latency of one endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct PeakEwma {
+    seconds: f64,
+    at: Instant,
+}
+
+impl PeakEwma {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { seconds: SEED.as_secs_f64(), at: now }
+    }
+
+    /// An answer that took so long.
+    pub fn succeeded(&mut self, took: Duration, now: Instant) {
+        self.observe(took.max(FLOOR), now);
+    }
+
+    /// A failure, or a refusal that asked to be left alone for so long.
+    pub fn failed(&mut self, took: Duration, leave_alone: Option<Duration>, now: Instant) {
+        self.observe(took.max(leave_alone.unwrap_or_default().clamp(PENALTY, MAX_PENALTY)), now);
+    }
+
+    /// What one more request costs, with so many in flight already, of which the endpoint can take `weight` in `0.0..=1.0`.
+    #[must_use]
+    pub fn cost(&self, in_flight: u32, weight: f64, now: Instant) -> f64 {
+        self.latency(now).as_secs_f64() * (f64::from(in_flight) / weight.max(f64::MIN_POSITIVE) + 1.0)
+    }
+
+    /// The latency as it is taken now.
+    #[must_use]
+    pub fn latency(&self, now: Instant) -> Duration {
+        let floor = FLOOR.as_secs_f64();
+        Duration::from_secs_f64(floor + (self.seconds - floor).max(0.0) * self.remembered(now))
+    }
+
+    fn observe(&mut self, took: Duration, now: Instant) {
+        let seconds = took.as_secs_f64();
+        let remembered = self.remembered(now);
+        let is_peak = seconds > self.latency(now).as_secs_f64();
+        self.seconds = if is_peak { seconds } else { self.seconds * remembered + seconds * (1.0 - remembered) };
+        self.at = self.at.max(now);
+    }
+
+    /// The share of the old value that is left, in `0.0..=1.0`.
+    fn remembered(&self, now: Instant) -> f64 {
+        (-(now.saturating_duration_since(self.at).as_secs_f64()) / DECAY.as_secs_f64()).exp()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resilience::some_instant;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_peak_counts_at_once_and_is_forgotten_slowly() {
+        let start = some_instant();
+        let mut ewma = PeakEwma::new(start);
+        assert_eq!(ewma.latency(start), SEED);
+        ewma.succeeded(400 * MILLI, start);
+        assert_eq!(ewma.latency(start), 400 * MILLI);
+        let later = start + DECAY;
+        let left = ewma.latency(later).as_secs_f64();
+        assert!((left - (0.001 + 0.399 / std::f64::consts::E)).abs() < 1e-6, "{left}");
+        ewma.succeeded(10 * MILLI, later);
+        let mixed = ewma.latency(later).as_secs_f64();
+        assert!((mixed - (0.4 / std::f64::consts::E + 0.01 * (1.0 - 1.0 / std::f64::consts::E))).abs() < 1e-6, "{mixed}");
+    }
+
+    #[test]
+    fn a_fast_refusal_is_not_attractive() {
+        let start = some_instant();
+        let (mut refusing, mut slow) = (PeakEwma::new(start), PeakEwma::new(start));
+        refusing.failed(MILLI, None, start);
+        slow.succeeded(2_000 * MILLI, start);
+        assert!(refusing.cost(0, 1.0, start) > slow.cost(0, 1.0, start));
+        refusing.failed(MILLI, Some(Duration::from_mins(1)), start);
+        assert_eq!(refusing.latency(start), Duration::from_mins(1));
+        refusing.failed(MILLI, Some(Duration::from_hours(10)), start);
+        assert_eq!(refusing.latency(start), MAX_PENALTY);
+    }
+
+    #[test]
+    fn cost_rises_with_what_is_in_flight_and_falls_with_weight() {
+        let start = some_instant();
+        let ewma = PeakEwma::new(start);
+        assert!(ewma.cost(1, 1.0, start) > ewma.cost(0, 1.0, start));
+        assert!(ewma.cost(4, 0.5, start) > ewma.cost(4, 1.0, start));
+        assert!((ewma.cost(0, 0.1, start) - ewma.cost(0, 1.0, start)).abs() < 1e-12, "idle ones are picked by their draws alone");
+    }
+
+    #[test]
+    fn a_late_result_does_not_turn_time_back() {
+        let start = some_instant();
+        let mut ewma = PeakEwma::new(start + DECAY);
+        ewma.succeeded(100 * MILLI, start);
+        assert_eq!(ewma.latency(start + DECAY), 100 * MILLI);
+        assert_eq!(ewma.latency(start), 100 * MILLI);
+    }
+}

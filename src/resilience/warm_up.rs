@@ -1,0 +1,113 @@
+//! How much of its share an endpoint gets while it is new.
+//!
+//! A process that has just started is slow: caches are empty, code is not compiled yet, pools have no connections. It gets a share
+//! that grows with its age (Envoy's slow start, `slow_start.rst`):
+//!
+//! `factor = max(minimum, (max(age, 1 s) / window) ^ (1 / aggression))`, at most 1.
+//!
+//! With the aggression 1 that is the straight line `k * (now - start) / warm-up`; above 1 it rises fast at first, below 1 late. The
+//! factor multiplies the endpoint's weight, so that it matters against peers that are warm; when all are new, none is favoured.
+
+use std::time::Duration;
+
+use super::ratio::Ratio;
+
+/// How endpoints warm up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WarmUpConfig {
+    window: Duration,
+    aggression: f64,
+    minimum: Ratio,
+}
+
+/// Why a configuration is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InvalidWarmUp {
+    /// The window is zero.
+    NoWindow,
+    /// The aggression is not a number above 0.
+    Aggression,
+}
+
+impl std::fmt::Display for InvalidWarmUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NoWindow => "a warm-up takes time",
+            Self::Aggression => "the aggression of a warm-up is a number above 0",
+        })
+    }
+}
+
+impl std::error::Error for InvalidWarmUp {}
+
+impl WarmUpConfig {
+    /// Makes a configuration.
+    ///
+    /// # Errors
+    /// If the window is zero, or the aggression not above zero.
+    pub fn try_new(window: Duration, aggression: f64, minimum: Ratio) -> Result<Self, InvalidWarmUp> {
+        if window.is_zero() {
+            return Err(InvalidWarmUp::NoWindow);
+        }
+        if !(aggression.is_finite() && aggression > 0.0) {
+            return Err(InvalidWarmUp::Aggression);
+        }
+        Ok(Self { window, aggression, minimum })
+    }
+
+    /// When an endpoint is warm.
+    #[must_use]
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
+    /// The share of its weight that an endpoint of this age gets, in `0.0..=1.0`.
+    #[must_use]
+    pub fn factor(&self, age: Duration) -> f64 {
+        if age >= self.window {
+            return 1.0;
+        }
+        let progress = age.max(Duration::from_secs(1)).as_secs_f64() / self.window.as_secs_f64();
+        progress.powf(self.aggression.recip()).max(self.minimum.value()).min(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn factors(aggression: f64, table: &[(f64, f64)]) {
+        let config = WarmUpConfig::try_new(Duration::from_secs(60), aggression, Ratio::from_percent(10.0).expect("10 %")).expect("fine");
+        for (age, expected) in table {
+            let factor = config.factor(Duration::from_secs_f64(*age));
+            assert!((factor - expected).abs() < 0.001, "aggression {aggression}, {age} s: {factor}");
+        }
+    }
+
+    #[test]
+    fn the_share_grows_along_the_curve_and_is_clamped() {
+        factors(1.0, &[(0.0, 0.1), (3.0, 0.1), (6.0, 0.1), (15.0, 0.25), (30.0, 0.5), (59.9, 0.998), (60.0, 1.0), (600.0, 1.0)]);
+        factors(2.0, &[(0.0, 0.129), (15.0, 0.5), (60.0, 1.0)]);
+        factors(0.5, &[(0.0, 0.1), (15.0, 0.1), (30.0, 0.25), (54.0, 0.81), (60.0, 1.0)]);
+    }
+
+    #[test]
+    fn the_share_never_falls_with_age() {
+        for aggression in [0.2, 1.0, 5.0] {
+            let config = WarmUpConfig::try_new(Duration::from_millis(500), aggression, Ratio::ZERO).expect("fine");
+            let shares: Vec<f64> = (0..1_000).map(|millis| config.factor(Duration::from_millis(millis))).collect();
+            assert!(shares.windows(2).all(|pair| pair[0] <= pair[1]));
+            assert!(shares.iter().all(|share| (0.0..=1.0).contains(share)));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_curve_is_refused() {
+        let ten = Ratio::from_percent(10.0).expect("10 %");
+        assert_eq!(WarmUpConfig::try_new(Duration::ZERO, 1.0, ten), Err(InvalidWarmUp::NoWindow));
+        for aggression in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(WarmUpConfig::try_new(Duration::from_secs(1), aggression, ten), Err(InvalidWarmUp::Aggression));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Who is asked: algorithms, weights, priorities, zones, warm-up, Unix sockets.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::support::{
+    Backend, Directory, Sidecar,
+    backend::{answer, ok},
+    eventually,
+    sidecar::{addresses, policy_with},
+};
+
+/// How many of so many requests each backend saw.
+fn shares(sidecar: &Sidecar, backends: &[&Backend], requests: usize) -> Vec<usize> {
+    let before: Vec<usize> = backends.iter().map(|backend| backend.seen().len()).collect();
+    let mut client = sidecar.client();
+    for _ in 0..requests {
+        client.get("/");
+    }
+    backends.iter().zip(before).map(|(backend, before)| backend.seen().len() - before).collect()
+}
+
+#[test]
+fn weights_are_kept_by_every_algorithm() {
+    let (heavy, light) = (Backend::healthy(), Backend::healthy());
+    let weighted = [format!("{{address: \"{}\", weight: 4}}", heavy.address), format!("\"{}\"", light.address)];
+    for algorithm in ["LeastRequest", "PeakEwma", "RoundRobin", "Random"] {
+        let sidecar = Sidecar::start(&policy_with(&weighted, &format!("loadBalancer: {{type: {algorithm}}}"), ""));
+        let shares = shares(&sidecar, &[&heavy, &light], 400);
+        if algorithm == "RoundRobin" {
+            assert_eq!(shares, [320, 80]);
+        } else if algorithm == "PeakEwma" {
+            // By latency, which is nearly the same; the weight decides who is drawn.
+            assert!(shares[0] > shares[1], "{shares:?}");
+        } else {
+            assert!((40..=130).contains(&shares[1]), "{algorithm}: {shares:?}");
+        }
+    }
+}
+
+#[test]
+fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
+    let backends = [Backend::healthy(), Backend::healthy(), Backend::healthy()];
+    let all = addresses(&backends.iter().collect::<Vec<_>>());
+    let hash = "loadBalancer: {type: ConsistentHash, consistentHash: {type: Cookie, cookie: {name: user}}}";
+    let sidecar = Sidecar::start(&policy_with(&all, hash, ""));
+    let owner = |user: usize| {
+        let before: Vec<usize> = backends.iter().map(|backend| backend.seen().len()).collect();
+        for _ in 0..3 {
+            let mut client = sidecar.client();
+            client.send(format!("GET / HTTP/1.1\r\nhost: a\r\ncookie: a=1; user={user}; b=2\r\n\r\n")).answer();
+        }
+        let hits: Vec<usize> = backends.iter().zip(before).map(|(backend, before)| backend.seen().len() - before).collect();
+        assert!(hits.contains(&3), "all three went to one: {hits:?}");
+        hits.iter().position(|hits| *hits == 3).unwrap()
+    };
+    let owners: Vec<usize> = (0..12).map(owner).collect();
+    assert!((0..3).all(|backend| owners.contains(&backend)), "{owners:?}");
+    sidecar.reload(&policy_with(&all[..2], hash, ""));
+    for (user, before) in owners.iter().enumerate() {
+        let now = owner(user);
+        assert!(now == *before || *before == 2, "user {user} moved from {before} to {now}");
+    }
+}
+
+#[test]
+fn a_fast_refusal_does_not_attract_traffic() {
+    let refusing = Backend::answering(|_| answer(503, "busy"));
+    let slow = |_: &crate::support::backend::Seen| {
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        ok("fine")
+    };
+    let good = [Backend::answering(slow), Backend::answering(slow)];
+    let backends = [&refusing, &good[0], &good[1]];
+    let sidecar = Sidecar::start(&policy_with(&addresses(&backends), "loadBalancer: {type: PeakEwma}", ""));
+    let shares = shares(&sidecar, &backends, 150);
+    assert!(shares[0] <= 4, "{shares:?}");
+}
+
+#[test]
+fn a_priority_takes_over_when_the_one_before_is_gone() {
+    let (sick, spare) = (Backend::switchable(), Backend::healthy());
+    let (first, is_broken) = sick;
+    is_broken.store(false, std::sync::atomic::Ordering::SeqCst);
+    let endpoints = [format!("\"{}\"", first.address), format!("{{address: \"{}\", priority: 1}}", spare.address)];
+    let check = "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, unhealthyThreshold: 1, healthyThreshold: 1, http: {path: /healthz}}}";
+    let sidecar = Sidecar::start(&policy_with(&endpoints, check, ""));
+    let served_by = || sidecar.get("/").text();
+    assert_eq!(served_by(), "fine");
+    is_broken.store(true, std::sync::atomic::Ordering::SeqCst);
+    eventually("the spare takes over", || served_by() == "hello");
+    is_broken.store(false, std::sync::atomic::Ordering::SeqCst);
+    eventually("the first is asked again", || served_by() == "fine");
+}
+
+#[test]
+fn endpoints_in_this_zone_are_preferred() {
+    let (here, there) = (Backend::healthy(), Backend::healthy());
+    let endpoints = [format!("{{address: \"{}\", zone: a}}", here.address), format!("{{address: \"{}\", zone: b}}", there.address)];
+    for (extra, expected) in [("panic", 0), ("loadBalancer: {zoneAware: {mode: Off}}", 20), ("loadBalancer: {zoneAware: {minEndpointsInZoneThreshold: 2}}", 20)] {
+        let extra = if extra == "panic" { "healthCheck: {panicThreshold: 50}" } else { extra };
+        let directory = Directory::new();
+        directory.write("policy.yaml", &policy_with(&endpoints, extra, ""));
+        let sidecar = Sidecar::start_in(directory, |settings| settings.zone = Some("a".to_owned())).unwrap();
+        let shares = shares(&sidecar, &[&here, &there], 100);
+        assert!(shares[1] >= expected && (expected > 0 || shares[1] == 0), "{extra}: {shares:?}");
+    }
+}
+
+#[test]
+fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    for (started, expected) in [(None, 5..=25), (Some(now() - 300), 70..=85), (Some(now() - 3_600), 95..=105), (Some(now() + 60), 5..=25)] {
+        let old = Backend::healthy();
+        let new = Backend::answering(move |_| match started {
+            None => ok("hello"),
+            Some(started) => format!("HTTP/1.1 200 OK\r\nx-outrigger-started-at: {started}\r\ncontent-length: 0\r\n\r\n"),
+        });
+        let extra = "loadBalancer: {type: RoundRobin, slowStart: {window: 600s}}";
+        let sidecar = Sidecar::start(&policy_with(&addresses(&[&old]), extra, ""));
+        sidecar.get("/");
+        assert_eq!(sidecar.reload(&policy_with(&addresses(&[&old, &new]), extra, "")).status, 200);
+        // It tells of its start with its first answer.
+        eventually("it was asked", || shares(&sidecar, &[&new], 1) == [1]);
+        let shares = shares(&sidecar, &[&old, &new], 200);
+        // Half as warm is a third of all: 0.5 / 1.5.
+        let share = if started.is_some_and(|started| started + 300 == now()) { shares[1] + 10 } else { shares[1] };
+        assert!(expected.contains(&share), "started {started:?}: {shares:?}");
+    }
+}
+
+#[test]
+fn the_start_of_an_instance_is_told_to_its_callers() {
+    let backend = Backend::healthy();
+    let sidecar = Sidecar::start(&policy_with(&addresses(&[&backend]), "healthCheck: {panicThreshold: 50}", ""));
+    let started: u64 = sidecar.get("/").header("x-outrigger-started-at").unwrap().parse().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!((now - 30..=now).contains(&started), "{started} at {now}");
+}
+
+#[test]
+fn an_endpoint_may_be_a_socket_in_the_file_system() {
+    let directory = Directory::new();
+    let path = directory.path().join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(|| serve(stream.unwrap()));
+        }
+    });
+    let sidecar = Sidecar::start(&policy_with(&[format!("\"unix:{}\"", path.display())], "healthCheck: {active: {type: HTTP, interval: 20ms, http: {path: /}}}", ""));
+    let mut client = sidecar.client();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").text(), "from a file");
+    }
+    eventually("its check passes", || sidecar.json("/api/v1/backends")[0]["endpoints"][0]["health"] == "healthy");
+}
+
+fn serve(mut stream: UnixStream) {
+    let (mut seen, mut chunk) = (Vec::new(), [0; 1024]);
+    while let Ok(count @ 1..) = stream.read(&mut chunk) {
+        seen.extend_from_slice(&chunk[..count]);
+        if seen.ends_with(b"\r\n\r\n") {
+            assert!(String::from_utf8_lossy(&seen).contains("host: "), "there is a host");
+            stream.write_all(ok("from a file").as_bytes()).unwrap();
+            seen.clear();
+        }
+    }
+}
+
+#[test]
+fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
+    let is_ill = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let there = is_ill.clone();
+    let backend = Backend::answering(move |_| ok(if there.load(std::sync::atomic::Ordering::SeqCst) { "status: down" } else { "status: up" }));
+    // The interval alone would let nobody find out within this test's patience.
+    let check = "healthCheck: {active: {type: HTTP, interval: 100ms, unhealthyInterval: 20ms, edgeInterval: 10ms, jitterPercent: 0, unhealthyThreshold: 3, http: {path: /, expectedBody: \"status: up\"}}}";
+    let sidecar = Sidecar::start(&policy_with(&addresses(&[&backend]), check, ""));
+    let health = || sidecar.json("/api/v1/backends")[0]["endpoints"][0].clone();
+    eventually("it is healthy", || health()["health"] == "healthy");
+    is_ill.store(true, std::sync::atomic::Ordering::SeqCst);
+    eventually("it is unhealthy", || health()["health"] == "unhealthy");
+    assert_eq!(health()["last_check"], "the expected words are not in the body");
+    is_ill.store(false, std::sync::atomic::Ordering::SeqCst);
+    eventually("it is healthy again", || health()["health"] == "healthy");
+}
