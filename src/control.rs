@@ -2,8 +2,12 @@
 //!
 //! All tasks are started here, each has a name, and all end with the control thread's runtime.
 
+mod certificates;
+mod dial;
 mod discovery;
 mod drain;
+mod grpc_check;
+mod http2_call;
 mod http_call;
 mod probing;
 mod recovery;
@@ -53,6 +57,7 @@ impl Control {
         tasks.spawn(probing::probe(state.clone(), generations.clone()));
         tasks.spawn(discovery::discover(Finder { state: state.clone(), name_server, poll_interval, applied: applied.clone() }, generations));
         tasks.spawn(upkeep::upkeep(state.clone()));
+        tasks.spawn(certificates::follow(state.clone(), poll_interval));
         tasks.spawn(upkeep::watch_outliers(state.clone()));
         tasks.spawn(recovery::recover(state.clone()));
         let (asked_by, is_signal) = loop {

@@ -10,7 +10,7 @@
 //! [`state`] joins a snapshot with what outlives it: breakers, buckets, endpoints, kept by their names over every reload.
 //!
 //! [`proxy`] is the data plane. One function, `proxy/serve.rs`, reads like the life of a request; it pins the state of the moment,
-//! and each step is a file of its own. [`control`] is everything that happens without a request: reload, health checks,
+//! and each step is a file of its own. [`transport`] is what is below HTTP: sockets and TLS. [`control`] is everything that happens without a request: reload, health checks,
 //! recovery, drain. [`admin`] shows what is, and takes a few wishes.
 //!
 //! [`telemetry`] is told what happened, and makes log lines, metrics and a stream of events of it. [`clock`] is the only reader of
@@ -35,3 +35,4 @@ pub mod resilience;
 pub mod settings;
 pub mod state;
 pub mod telemetry;
+pub mod transport;

@@ -1,17 +1,23 @@
 //! The data plane: the only tree that knows pingora's sessions.
 //!
 //! pingora does the framing of HTTP/1: heads, chunks, lengths. The exchange is ours: `serve` reads like the life of a request,
-//! and every step is one function in a file of its own. `wire` is the transport below a session, `pool` keeps idle
-//! connections; why these are ours too is in `docs/decisions/0001-own-exchange.md`.
+//! and every step is one function in a file of its own. `pool` keeps idle connections, and `transport`
+//! is what is below a session; why these are ours too is in `docs/decisions/0001-own-exchange.md`.
 
 mod admission;
+mod asking;
 mod attempt;
 mod authority;
 mod classify;
 mod client;
+mod connection;
+mod deadline;
 mod duplex;
 mod framing;
+mod grpc;
 mod headers;
+mod http1;
+mod http2;
 mod listener;
 pub mod listeners;
 mod peer;
@@ -23,6 +29,6 @@ mod request_body;
 mod retrying;
 mod routing;
 mod serve;
-mod socket;
-mod wire;
+mod settlement;
+mod upstream;
 pub mod worker;

@@ -17,6 +17,7 @@ pub mod outlier;
 pub mod rate_limit;
 pub mod registry;
 pub mod store;
+pub mod tls;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,6 +41,8 @@ pub struct State {
     pub limit_hasher: ahash::RandomState,
     /// The one place that events are told to.
     pub telemetry: Arc<Telemetry>,
+    /// What the certificate files held when they were last read well.
+    pub tls: tls::TlsStore,
     /// Where this instance is, if it was told.
     pub zone: Option<Arc<str>>,
     /// Wishes to the background tasks.
@@ -58,6 +61,7 @@ impl State {
             lifecycle: Lifecycle::new(now),
             limit_hasher: ahash::RandomState::new(),
             telemetry,
+            tls: tls::TlsStore::default(),
             zone,
             commands,
             registry: Mutex::new(Registry::default()),

@@ -7,16 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    net::{TcpStream, UnixStream},
-    sync::watch,
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 
-use super::http_call;
+use super::{dial::dial, grpc_check, http_call, http2_call};
 use crate::{
     clock,
-    policy::snapshot::{Address, CheckSpec, LifecycleSpec, ProbeSpec},
+    policy::snapshot::{CheckSpec, ClientTlsSpec, LifecycleSpec, ProbeSpec, Protocol},
     resilience::health::Health,
     state::{State, endpoint::EndpointState, lifecycle::condition},
     telemetry::event::Event,
@@ -25,8 +21,16 @@ use crate::{
 /// What is read of an answer in search of the expected words.
 const MAX_BODY: usize = 4 << 10;
 
+/// How an endpoint is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    protocol: Protocol,
+    tls: Option<ClientTlsSpec>,
+}
+
 struct Running {
     spec: CheckSpec,
+    way: Way,
     task: JoinHandle<()>,
 }
 
@@ -44,11 +48,13 @@ pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u6
         let mut next = HashMap::new();
         for backend in &live.backends {
             let Some(spec) = &backend.spec.check else { continue };
+            let way = Way { protocol: backend.spec.protocol, tls: backend.spec.tls.clone() };
             for endpoint in &backend.endpoints {
-                let going_on = running.remove(&endpoint.id).filter(|running| running.spec == *spec);
+                let going_on = running.remove(&endpoint.id).filter(|running| running.spec == *spec && running.way == way);
                 let task = going_on.unwrap_or_else(|| Running {
                     spec: spec.clone(),
-                    task: tokio::spawn(check_for_ever(state.clone(), backend.spec.name.clone(), endpoint.clone(), spec.clone())),
+                    way: way.clone(),
+                    task: tokio::spawn(check_for_ever(state.clone(), backend.spec.name.clone(), endpoint.clone(), spec.clone(), way.clone())),
                 });
                 next.insert(endpoint.id, task);
             }
@@ -60,10 +66,10 @@ pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u6
     }
 }
 
-async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<EndpointState>, spec: CheckSpec) {
+async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<EndpointState>, spec: CheckSpec, way: Way) {
     loop {
         let began = clock::now();
-        let result = check(&endpoint, &spec).await;
+        let result = clock::within(Some(spec.timeout), check(&state, &endpoint, &spec, &way)).await.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
         if let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now()) {
             let why = result.clone().err().unwrap_or_else(|| "the check passed".to_owned());
             state.telemetry.emit(Event::HealthChanged { backend: backend.clone(), endpoint: endpoint.label.clone(), health, why });
@@ -127,34 +133,38 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
     None
 }
 
-async fn check(endpoint: &EndpointState, spec: &CheckSpec) -> Result<(), String> {
+async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &Way) -> Result<(), String> {
+    let tls = way.tls.as_ref();
     match &spec.probe {
-        ProbeSpec::Tcp => connect(endpoint, spec.timeout).await,
+        ProbeSpec::Tcp => dial(state, endpoint, tls, None).await.map(drop),
+        ProbeSpec::Grpc { service } => {
+            let (connection, _) = dial(state, endpoint, tls, Some(b"h2")).await?;
+            grpc_check::ask(connection, endpoint.authority(), tls.is_some(), service).await
+        }
         ProbeSpec::Http { path, host, expected, body } => {
-            let head = http_call::head("GET", path, host.as_deref().unwrap_or(endpoint.authority()), &Bytes::new())?;
             let wanted = body.as_deref().unwrap_or_default().as_bytes();
             let max_body = if wanted.is_empty() { 0 } else { MAX_BODY };
-            let answer = http_call::call(&endpoint.address, head, Bytes::new(), max_body, spec.timeout).await?;
-            let is_in = wanted.is_empty() || answer.body.windows(wanted.len()).any(|part| part == wanted);
-            match (expected.contains(answer.status), is_in) {
+            let (status, body) = get(state, endpoint, way, path, host.as_deref().unwrap_or(endpoint.authority()), max_body).await?;
+            let is_in = wanted.is_empty() || body.windows(wanted.len()).any(|part| part == wanted);
+            match (expected.contains(status), is_in) {
                 (true, true) => Ok(()),
                 (true, false) => Err("the expected words are not in the body".to_owned()),
-                (false, _) => Err(format!("status {}", answer.status)),
+                (false, _) => Err(format!("status {status}")),
             }
         }
     }
 }
 
-async fn connect(endpoint: &EndpointState, timeout: Duration) -> Result<(), String> {
-    let connecting = async {
-        match &endpoint.address {
-            Address::Tcp(address) => TcpStream::connect(address).await.map(drop),
-            Address::Unix(path) => UnixStream::connect(&**path).await.map(drop),
-        }
-    };
-    match clock::within(Some(timeout), connecting).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(format!("connect: {error}")),
-        Err(clock::Elapsed) => Err(format!("no connection within {timeout:?}")),
+/// Asks a path, in the protocol that the backend speaks.
+async fn get(state: &State, endpoint: &EndpointState, way: &Way, path: &str, host: &str, max_body: usize) -> Result<(u16, Bytes), String> {
+    if way.protocol == Protocol::Http1 {
+        let connection = dial(state, endpoint, way.tls.as_ref(), Some(b"http/1.1")).await?;
+        let answer = http_call::call(connection, http_call::head("GET", path, host, &Bytes::new())?, Bytes::new(), max_body).await?;
+        return Ok((answer.status, answer.body.into()));
     }
+    let (connection, _) = dial(state, endpoint, way.tls.as_ref(), Some(b"h2")).await?;
+    let scheme = if way.tls.is_some() { "https" } else { "http" };
+    let request = http::Request::get(format!("{scheme}://{host}{path}")).header(http::header::USER_AGENT, http_call::USER_AGENT).body(());
+    let answer = http2_call::call(connection, request.map_err(|error| error.to_string())?, Bytes::new(), max_body).await?;
+    Ok((answer.status, answer.body))
 }

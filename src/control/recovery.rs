@@ -23,6 +23,7 @@ use crate::{
     },
     state::{State, breaker::BreakerState, live::Live},
     telemetry::event::Event,
+    transport::{socket::Socket, wire},
 };
 
 /// How often triggers are looked at.
@@ -118,7 +119,11 @@ async fn webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<Stri
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let authority = url.authority().map_or(host, |authority| authority.as_str());
     let head = http_call::head("POST", path, authority, &body)?;
-    match http_call::call(&address.into(), head, body, 0, timeout).await?.status {
+    let call = async {
+        let socket = Socket::connect(&address.into()).await.map_err(|error| format!("connect: {error}"))?;
+        http_call::call(wire::open(socket, None), head, body, 0).await
+    };
+    match clock::within(Some(timeout), call).await.map_err(|_| format!("no answer within {timeout:?}"))??.status {
         // Only the host: the rest of the address may be a secret.
         status if (200..300).contains(&status) => Ok(format!("{authority} answered {status}")),
         status => Err(format!("{authority} answered {status}")),

@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use super::certificates;
 use crate::{
     clock,
     policy::{
@@ -72,11 +73,11 @@ impl Reloader {
     /// If there is neither, or a listener cannot be bound.
     pub fn start(&mut self) -> Result<(), StartFault> {
         let faults = match self.read() {
-            Ok((source, loaded)) => return self.put_in_force(&source, loaded).map(drop).map_err(StartFault::Bind),
+            Ok((source, loaded)) => return self.put_in_force(&source, loaded).map(drop).map_err(|refused| StartFault::Bind(refused.join("; "))),
             Err(faults) => faults,
         };
         let Some((source, loaded)) = self.last_good() else { return Err(StartFault::Policy(faults)) };
-        self.put_in_force(&source, loaded).map_err(StartFault::Bind)?;
+        self.put_in_force(&source, loaded).map_err(|refused| StartFault::Bind(refused.join("; ")))?;
         self.last_seen.clear();
         self.refuse(faults.as_slice().iter().map(policy::diagnostic::Diagnostic::one_line).collect());
         Ok(())
@@ -90,10 +91,10 @@ impl Reloader {
         let refused = match self.read() {
             Ok((source, loaded)) => match self.put_in_force(&source, loaded) {
                 Ok(reloaded) => return Ok(reloaded),
-                Err(cannot_bind) => {
-                    // It may be free the next time, although the files are the same.
+                Err(refused) => {
+                    // An address may be free the next time, and a certificate whole, although the files are the same.
                     self.last_seen.clear();
-                    vec![cannot_bind]
+                    refused
                 }
             },
             Err(faults) => faults.as_slice().iter().map(policy::diagnostic::Diagnostic::one_line).collect(),
@@ -121,7 +122,7 @@ impl Reloader {
         Ok((source, loaded))
     }
 
-    fn put_in_force(&self, source: &Source, loaded: policy::Loaded) -> Result<Reloaded, String> {
+    fn put_in_force(&self, source: &Source, loaded: policy::Loaded) -> Result<Reloaded, Vec<String>> {
         let snapshot = Arc::new(loaded.snapshot);
         let before = self.state.live.load_full();
         let changes = if before.generation == 0 { Vec::new() } else { diff::diff(&before.snapshot, &snapshot) };
@@ -132,9 +133,11 @@ impl Reloader {
             }
             return Ok(Reloaded { generation: before.generation, changes });
         }
+        self.state.tls.put(&certificates::load(&snapshot, &self.state.tls)?);
         let mut generation = before.generation;
         let mut apply = || generation = self.state.apply(snapshot.clone(), clock::now());
-        self.listeners.follow(&snapshot, &mut apply).map_err(|cannot_bind| cannot_bind.to_string())?;
+        self.listeners.follow(&snapshot, &mut apply).map_err(|cannot_bind| vec![cannot_bind.to_string()])?;
+        self.state.tls.keep_only(&snapshot);
         self.state.lifecycle.set_policy_current(Ok(()));
         let warnings = loaded.warnings.as_slice().iter().map(policy::diagnostic::Diagnostic::one_line).collect();
         self.state.telemetry.emit(Event::PolicyApplied { generation, hash: snapshot.hash.clone(), changes: changes.clone(), warnings });

@@ -11,6 +11,7 @@ mod process;
 mod rate_limits;
 mod routes;
 mod sections;
+mod tls;
 
 use std::{collections::HashMap, sync::Arc};
 

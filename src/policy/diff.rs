@@ -21,7 +21,11 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
             let mut changes = Vec::new();
             changed("address", &old.address, &new.address, &mut changes);
             changed("direction", &old.direction, &new.direction, &mut changes);
+            changed("protocol", &old.protocol, &new.protocol, &mut changes);
             changed("limits", &old.limits, &new.limits, &mut changes);
+            if old.tls != new.tls {
+                changes.push("TLS changed, for new connections".to_owned());
+            }
             changes
         },
     );
@@ -69,6 +73,10 @@ fn backend_changes(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
     } else {
         changed("discovery", &old.discovery, &new.discovery, &mut changes);
     }
+    changed("protocol", &old.protocol, &new.protocol, &mut changes);
+    if old.tls != new.tls {
+        changes.push("TLS changed, for new connections; idle ones are closed".to_owned());
+    }
     changed("load balancer", &old.balancer, &new.balancer, &mut changes);
     changed("slow start", &old.warm_up, &new.warm_up, &mut changes);
     changed("endpoints in the zone", &old.min_endpoints_in_zone, &new.min_endpoints_in_zone, &mut changes);
@@ -115,6 +123,7 @@ fn route_changes(old_set: &Snapshot, old: &RouteSpec, new_set: &Snapshot, new: &
     if old.filters != new.filters {
         changes.push("filters changed".to_owned());
     }
+    changed("allow", &old.allowed, &new.allowed, &mut changes);
     let matches = |set: &Snapshot, name: &str| {
         let rules = set.rules.iter().zip(&set.listeners).flat_map(|(rules, listener)| rules.iter().map(move |rule| (listener.name.clone(), rule)));
         rules.filter(|(_, rule)| *set.routes[rule.route].name == *name).map(|(listener, rule)| format!("{listener} {:?} {:?}", rule.hostname, rule.matches)).collect::<Vec<_>>()

@@ -14,15 +14,16 @@ mod listener;
 mod process;
 mod route;
 mod sections;
+mod tls;
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use backend::{Backend, Dns, DnsType, Endpoint, EndpointEntry};
+pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
 pub use balancer::{ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType, SlowStart, ZoneAware, ZoneMode};
-pub use health::{ActiveCheck, ActiveCheckType, HealthCheck, HttpCheck, OutlierDetection};
+pub use health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection};
 pub use listener::{Direction, Listener, ListenerLimits, ListenerProtocol};
 pub use process::{AccessLog, Action, ActionType, Drain, Lifecycle, LogFormat, Recovery, Rung, Startup, Telemetry, Trigger, TriggerType, Undo};
 pub use route::{
@@ -30,9 +31,10 @@ pub use route::{
     UrlRewrite,
 };
 pub use sections::{
-    BreakerScope, CircuitBreaker, ClientSelector, ConnectionLimits, Cost, CostFrom, HeaderSelector, Limit, LimitUnit, LocalRateLimit, ModeName, RateLimit, RateLimitHeaders,
-    RateLimitRule, RequestCost, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, SelectorType, SourceSelector, Timeouts,
+    BreakerScope, CircuitBreaker, ClientSelector, ConnectionLimits, Cost, CostFrom, GrpcCode, HeaderSelector, IdentitySelector, Limit, LimitUnit, LocalRateLimit, ModeName,
+    RateLimit, RateLimitHeaders, RateLimitRule, RequestCost, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, SelectorType, SourceSelector, Timeouts,
 };
+pub use tls::{Allow, BackendTls, ClientAuth, ListenerTls};
 
 /// One document of a policy directory. Names are global over all documents.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -96,7 +98,6 @@ pub struct Spec {
 
 /// Sections of the full policy format that this version does not build yet. They are refused by name, never ignored.
 pub const NOT_YET: &[&str] = &[
-    "tls",
     "adaptive",
     "fallback",
     "hedging",
@@ -116,8 +117,6 @@ pub const NOT_YET: &[&str] = &[
     "tracing",
     "requestMirror",
     "appProbes",
-    "grpc",
-    "grpcCodes",
     "path",
     "methods",
     "session",

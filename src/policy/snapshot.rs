@@ -4,6 +4,7 @@
 //! remembers from where. A request pins one snapshot and sees it to its end.
 
 mod backend;
+mod tls;
 
 use std::{
     fmt,
@@ -22,6 +23,7 @@ use crate::resilience::{
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
+pub use self::tls::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace};
 use super::matching::Rule;
 
 /// A compiled set of policies.
@@ -54,6 +56,10 @@ pub struct ListenerSpec {
     pub direction: Direction,
     /// Where it is bound.
     pub address: SocketAddr,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// TLS towards clients.
+    pub tls: Option<ServerTlsSpec>,
     /// What a client may use up.
     pub limits: ListenerLimitSpec,
 }
@@ -69,6 +75,8 @@ pub struct ListenerLimitSpec {
     pub idle_timeout: Duration,
     /// The longest request head.
     pub max_header_bytes: usize,
+    /// Requests at once on one connection of HTTP/2.
+    pub max_concurrent_streams: u32,
     /// The longest request body.
     pub max_body_bytes: u64,
 }
@@ -82,6 +90,8 @@ pub struct RouteSpec {
     pub direction: Direction,
     /// Changes to request and answer.
     pub filters: FilterSpec,
+    /// The identities that may use it, if not everybody may.
+    pub allowed: Option<Vec<Arc<str>>>,
     /// What is done with a request.
     pub action: ActionSpec,
     /// The rate limits.
@@ -202,13 +212,17 @@ pub struct SelectorSpec {
     pub headers: Vec<(http::HeaderName, Option<String>)>,
     /// The range of client addresses, and whether there is one bucket per address.
     pub source: Option<(ipnet::IpNet, bool)>,
+    /// The identity in the client's certificate, or `None` for one bucket per identity.
+    pub identity: Option<Option<Arc<str>>>,
 }
 
 impl RateRuleSpec {
     /// Whether requests are told apart by a key.
     #[must_use]
     pub fn is_keyed(&self) -> bool {
-        self.selectors.iter().any(|selector| selector.headers.iter().any(|(_, value)| value.is_none()) || selector.source.is_some_and(|(_, distinct)| distinct))
+        self.selectors
+            .iter()
+            .any(|selector| selector.headers.iter().any(|(_, value)| value.is_none()) || selector.source.is_some_and(|(_, distinct)| distinct) || selector.identity == Some(None))
     }
 }
 
@@ -290,6 +304,8 @@ pub struct RetrySpec {
     pub config: RetryConfig,
     /// Which statuses.
     pub codes: StatusSet,
+    /// Which statuses of gRPC, as a bit for each.
+    pub grpc_codes: u32,
     /// The longest body that is kept.
     pub max_buffered_body: usize,
     /// Where the section is from.

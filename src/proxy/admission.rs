@@ -12,7 +12,7 @@ use std::{
 use ahash::RandomState;
 
 use super::{
-    attempt::client_failure,
+    attempt::gone,
     client::Client,
     rejection::{LimitHeaders, Rejection},
     serve::Exchange,
@@ -24,9 +24,23 @@ use crate::{
         snapshot::{RateRuleSpec, SelectorSpec},
     },
     resilience::Mode,
-    state::limit::{Entry, LimitGuard},
+    state::{
+        limit::{Entry, LimitGuard},
+        live::RouteState,
+    },
     telemetry::reason::Reason,
 };
+
+/// Lets in who may use the route at all.
+pub(super) fn allowed(route: &RouteState, client: &Client) -> Result<(), Rejection> {
+    let Some(allowed) = &route.spec.allowed else { return Ok(()) };
+    let identity = client.peer.identity.as_deref().unwrap_or_default();
+    let fits = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(beginning) => !identity.is_empty() && identity.starts_with(beginning),
+        None => identity == pattern,
+    };
+    if allowed.iter().any(|pattern| fits(pattern)) { Ok(()) } else { Err(Rejection::by(Reason::NotAllowed, route.spec.name.clone())) }
+}
 
 /// Takes the tokens of a request out of every bucket that is about it.
 pub(super) fn rate_limits(exchange: &Exchange<'_>, client: &Client, now: Instant) -> Result<(), Rejection> {
@@ -58,7 +72,11 @@ fn selected(rule: &RateRuleSpec, client: &Client, hasher: &RandomState) -> Optio
         is_keyed = true;
     }
     if selector.source.is_some_and(|(_, is_distinct)| is_distinct) {
-        client.peer.hash(&mut key);
+        client.peer.address.hash(&mut key);
+        is_keyed = true;
+    }
+    if selector.identity == Some(None) {
+        client.peer.identity.hash(&mut key);
         is_keyed = true;
     }
     index.hash(&mut key);
@@ -70,7 +88,9 @@ fn is_about(selector: &SelectorSpec, client: &Client) -> bool {
         let value = client.head().headers.get(name);
         value.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| value.as_bytes() == wanted.as_bytes()))
     });
-    headers && selector.source.is_none_or(|(range, _)| range.contains(&client.peer.to_canonical()))
+    let of_client = client.peer.identity.as_deref();
+    let identity = selector.identity.as_ref().is_none_or(|wanted| of_client.is_some_and(|identity| wanted.as_deref().is_none_or(|wanted| wanted == identity)));
+    headers && selector.source.is_none_or(|(range, _)| range.contains(&client.peer.address.to_canonical())) && identity
 }
 
 /// Takes a place in flight, or waits for one.
@@ -88,15 +108,12 @@ pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Resul
         Entry::Refused => Err(refused(Reason::ConcurrencyLimit)),
         Entry::Queued(waiting) => {
             // While a body is on its way, reading from the client would take of it; then only the time ends the wait.
-            let may_watch = client.session.is_body_done();
+            let may_watch = client.is_body_done();
             let turn = async {
                 tokio::select! {
                     biased;
                     guard = waiting => Ok(Some(guard)),
-                    read = client.session.read_body_or_idle(true), if may_watch => match read {
-                        Ok(_) => Ok(None),
-                        Err(error) => Err(client_failure(&error)),
-                    },
+                    reason = client.gone(), if may_watch => Err(gone(reason)),
                 }
             };
             clock::within(Some(spec.pending_timeout), turn).await.unwrap_or_else(|_| Err(refused(Reason::QueueTimeout)))

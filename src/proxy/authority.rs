@@ -39,6 +39,9 @@ impl Target {
 /// Finds out whom a request is for.
 pub(super) fn of(client: &Client) -> Result<Target, Rejection> {
     let bad = || Rejection::of(Reason::BadRequest);
+    if client.is_http2() {
+        return of_http2(client);
+    }
     let raw = std::str::from_utf8(client.head().raw_path()).map_err(|_| bad())?;
     let host = match client.head().headers.get(header::HOST) {
         Some(host) => host.to_str().map_err(|_| bad())?,
@@ -56,4 +59,24 @@ pub(super) fn of(client: &Client) -> Result<Target, Rejection> {
     };
     let slash = if path_and_query.is_empty() || path_and_query.starts_with('?') { "/" } else { "" };
     Ok(Target { authority: authority.to_owned(), path_and_query: [slash, path_and_query].concat() })
+}
+
+/// HTTP/2 names the host in the target; a Host beside it must say the same (RFC 9113 section 8.3.1).
+fn of_http2(client: &Client) -> Result<Target, Rejection> {
+    let bad = || Rejection::of(Reason::BadRequest);
+    let head = client.head();
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = hosts.next().map(|host| host.to_str().map_err(|_| bad())).transpose()?;
+    let authority = match (head.uri.authority().map(http::uri::Authority::as_str), host) {
+        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => return Err(bad()),
+        (Some(authority), _) => authority,
+        (None, Some(host)) => host,
+        (None, None) => return Err(bad()),
+    };
+    if hosts.next().is_some() || authority.is_empty() || authority.contains('@') {
+        return Err(bad());
+    }
+    let path = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let slash = if path.starts_with('/') || path == "*" { "" } else { "/" };
+    Ok(Target { authority: authority.to_owned(), path_and_query: [slash, path].concat() })
 }

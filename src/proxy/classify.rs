@@ -18,6 +18,10 @@ pub(super) enum Broken {
     ConnectFailed,
     /// No connection in time.
     ConnectTimeout,
+    /// A connection, and no agreement on TLS.
+    TlsFailed,
+    /// The backend says that it did not look at the request.
+    Refused,
     /// Cut off, before or after a byte of the request had left.
     Reset {
         /// Whether a byte had left.
@@ -36,7 +40,8 @@ impl Broken {
     /// For the retry.
     pub(super) fn failure(self) -> Failure {
         match self {
-            Self::ConnectFailed | Self::ConnectTimeout => Failure::ConnectFailure,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => Failure::ConnectFailure,
+            Self::Refused => Failure::Refused,
             Self::Reset { has_sent: false } => Failure::ResetBeforeRequest,
             Self::Reset { has_sent: true } => Failure::Reset,
             Self::TimedOut { is_request: false } => Failure::PerTryTimeout,
@@ -49,7 +54,8 @@ impl Broken {
         match self {
             Self::ConnectFailed => Reason::ConnectFailed,
             Self::ConnectTimeout => Reason::ConnectTimeout,
-            Self::Reset { .. } => Reason::UpstreamReset,
+            Self::TlsFailed => Reason::TlsFailed,
+            Self::Reset { .. } | Self::Refused => Reason::UpstreamReset,
             Self::TimedOut { is_request: false } => Reason::UpstreamTimeout,
             Self::TimedOut { is_request: true } => Reason::RequestTimeout,
             Self::Protocol => Reason::UpstreamProtocolError,
@@ -59,31 +65,39 @@ impl Broken {
     /// For the metrics.
     pub(super) fn outcome(self) -> AttemptOutcome {
         match self {
-            Self::ConnectFailed | Self::ConnectTimeout => AttemptOutcome::ConnectFailure,
-            Self::Reset { .. } | Self::Protocol => AttemptOutcome::Reset,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => AttemptOutcome::ConnectFailure,
+            Self::Reset { .. } | Self::Refused | Self::Protocol => AttemptOutcome::Reset,
             Self::TimedOut { .. } => AttemptOutcome::Timeout,
         }
     }
 }
 
-/// What a status means for the breaker and the metrics.
-pub(super) fn status(policy: &PolicySpec, status: u16) -> (Outcome, AttemptOutcome) {
+/// What an attempt's end means for each who wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Judgement {
+    /// For the breaker.
+    pub(super) outcome: Outcome,
+    /// For the endpoint.
+    pub(super) attempted: Attempted,
+    /// For the metrics.
+    pub(super) counted: AttemptOutcome,
+}
+
+/// What a status means.
+pub(super) fn status(policy: &PolicySpec, status: u16) -> Judgement {
     let is_failure = policy.breaker.as_ref().map_or(status >= 500, |breaker| breaker.failure_codes.contains(status));
-    match status {
+    let (outcome, counted) = match status {
         429 => (Outcome::Throttled, AttemptOutcome::Throttled),
         _ if is_failure => (Outcome::Failure, AttemptOutcome::Failure),
         _ => (Outcome::Success, AttemptOutcome::Success),
-    }
-}
-
-/// What a status says about the endpoint.
-pub(super) fn attempted(status: u16) -> Attempted {
-    match status {
+    };
+    let attempted = match status {
         429 => Attempted::Throttled,
         502..=504 => Attempted::GatewayError,
         500.. => Attempted::ServerError,
         _ => Attempted::Success,
-    }
+    };
+    Judgement { outcome, attempted, counted }
 }
 
 /// The wait that an answer asks for: seconds or a date (RFC 9110 section 10.2.3), believed on 429 and 503 only.

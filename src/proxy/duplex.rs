@@ -5,79 +5,84 @@
 //! no more than one piece is ever held in either direction, and no side can block the other.
 
 use super::{
-    attempt::{self, Answered},
-    client::Client,
+    asking,
+    attempt::Answered,
+    client::{Client, ClientEvent, Listen},
+    relay::{impatience, patience},
     request_body::RequestBody,
     serve::Exchange,
+    upstream::{Await, UpstreamEvent},
 };
 use crate::{clock, telemetry::reason::Reason};
 
 enum Event {
-    ToClient(std::io::Result<()>),
-    ToBackend(std::io::Result<()>),
-    FromBackend(pingora::Result<Option<bytes::Bytes>>),
-    FromClient(pingora::Result<Option<bytes::Bytes>>),
+    Client(ClientEvent),
+    Upstream(UpstreamEvent),
 }
 
 /// Passes the rest of the request and the answer on, until the answer is complete.
 pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, answered: &mut Answered) -> Result<(), Reason> {
-    while !answered.upstream.session.is_body_done() || !client.wire.is_pushed() {
+    while !answered.upstream.is_body_done() || !client.is_pushed() {
         match next(exchange, client, body, answered, true).await? {
-            Event::ToClient(pushed) => pushed.map_err(|_| Reason::ClientClosed)?,
-            // The backend wants no more of the request; its answer goes on.
-            Event::ToBackend(pushed) => answered.is_listening &= pushed.is_ok(),
-            Event::FromBackend(read) => match read.map_err(|_| Reason::UpstreamReset)? {
-                Some(chunk) => client.session.write_response_body(chunk, false).await.map_err(|_| Reason::ClientClosed)?,
+            Event::Client(ClientEvent::Pushed(pushed)) => pushed?,
+            Event::Client(ClientEvent::Read(read)) => {
+                let piece = read?;
+                let is_last = piece.is_none() || client.is_body_done();
+                body.note(piece.as_ref(), is_last, client.take_trailers()).map_err(|rejection| rejection.reason)?;
+                answered.is_listening &= asking::forward(&mut answered.upstream, body, piece.as_ref()).await.is_ok();
+            }
+            // The backend may want no more of the request; its answer goes on.
+            Event::Upstream(UpstreamEvent::Pushed(is_taken)) => answered.is_listening &= is_taken,
+            Event::Upstream(UpstreamEvent::Body(read)) => match read? {
+                Some(piece) => client.write(piece).await?,
                 None => break,
             },
-            Event::FromClient(read) => {
-                let chunk = read.map_err(|_| Reason::ClientClosed)?;
-                body.note(chunk.as_ref(), chunk.is_none() || client.session.is_body_done()).map_err(|rejection| rejection.reason)?;
-                answered.is_listening &= attempt::write(&mut answered.upstream, chunk.as_ref(), body.is_done()).await.is_ok();
-            }
+            Event::Upstream(UpstreamEvent::Head(_)) => return Err(Reason::UpstreamProtocolError),
         }
     }
-    client.session.finish_body().await.map_err(|_| Reason::ClientClosed)?;
+    client.finish(answered.upstream.trailers().cloned()).await?;
     let idle = exchange.destination.policy.timeouts.stream_idle;
-    clock::within(idle, client.wire.push()).await.map_err(|_| Reason::StreamIdleTimeout)?.map_err(|_| Reason::ClientClosed)
+    clock::within(idle, client.push()).await.map_err(|_| Reason::StreamIdleTimeout)?
 }
 
 /// Passes bytes both ways until one side closes and what it sent before has arrived.
 pub(super) async fn tunnel(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, answered: &mut Answered) -> Result<(), Reason> {
-    answered.upstream.session.maybe_upgrade_body_writer();
+    answered.upstream.become_tunnel();
     let mut is_open = true;
-    while is_open || !client.wire.is_pushed() || !answered.upstream.wire.is_pushed() {
+    while is_open || !client.is_pushed() || !answered.upstream.is_pushed() {
         match next(exchange, client, body, answered, is_open).await? {
-            Event::ToClient(pushed) => pushed.map_err(|_| Reason::ClientClosed)?,
-            Event::ToBackend(pushed) => pushed.map_err(|_| Reason::UpstreamReset)?,
-            Event::FromBackend(read) => match read.map_err(|_| Reason::UpstreamReset)? {
-                Some(chunk) => client.session.write_response_body(chunk, false).await.map_err(|_| Reason::ClientClosed)?,
+            Event::Client(ClientEvent::Pushed(pushed)) => pushed?,
+            Event::Client(ClientEvent::Read(read)) => match read? {
+                Some(piece) => answered.upstream.write_raw(&piece).await?,
                 None => is_open = false,
             },
-            Event::FromClient(read) => match read.map_err(|_| Reason::ClientClosed)? {
-                Some(chunk) => drop(answered.upstream.session.write_body(&chunk).await.map_err(|_| Reason::UpstreamReset)?),
+            Event::Upstream(UpstreamEvent::Pushed(true)) => {}
+            Event::Upstream(UpstreamEvent::Pushed(false)) => return Err(Reason::UpstreamReset),
+            Event::Upstream(UpstreamEvent::Body(read)) => match read? {
+                Some(piece) => client.write(piece).await?,
                 None => is_open = false,
             },
+            Event::Upstream(UpstreamEvent::Head(_)) => return Err(Reason::UpstreamProtocolError),
         }
     }
-    client.session.shutdown().await;
+    client.shutdown().await;
     Ok(())
 }
 
 /// Waits for what happens next; `may_read` is false when both sides have said all that is passed on.
 async fn next(exchange: &Exchange<'_>, client: &mut Client, body: &RequestBody, answered: &mut Answered, may_read: bool) -> Result<Event, Reason> {
     let idle = exchange.destination.policy.timeouts.stream_idle;
-    let upstream = &mut answered.upstream;
     let is_listening = answered.is_listening;
-    let has_more = may_read && !upstream.session.is_body_done();
+    let upstream = &mut answered.upstream;
+    let wanted = if may_read && !upstream.is_body_done() && client.is_pushed() { Await::Body } else { Await::Nothing };
+    let may_listen = may_read && (body.is_done() || (is_listening && upstream.is_pushed()));
+    let listen = if may_listen { Listen::after(body.is_done()) } else { Listen::Not };
     let event = async {
         tokio::select! {
             biased;
-            pushed = client.wire.push(), if !client.wire.is_pushed() => Event::ToClient(pushed),
-            pushed = upstream.wire.push(), if is_listening && !upstream.wire.is_pushed() => Event::ToBackend(pushed),
-            read = upstream.session.read_body_bytes(), if has_more && client.wire.is_pushed() => Event::FromBackend(read),
-            read = client.session.read_body_or_idle(body.is_done()), if may_read && (body.is_done() || (is_listening && upstream.wire.is_pushed())) => Event::FromClient(read),
+            event = client.next(listen) => Event::Client(event),
+            event = upstream.next(wanted, is_listening) => Event::Upstream(event),
         }
     };
-    clock::within(idle, event).await.map_err(|_| Reason::StreamIdleTimeout)
+    clock::until(patience(idle, answered.until), event).await.map_err(|_| impatience(answered.until))
 }

@@ -6,7 +6,10 @@
 
 use http::{Method, Version, header};
 
-use super::{client::Client, rejection::Rejection};
+use super::{
+    client::{Client, ClientStream},
+    rejection::Rejection,
+};
 use crate::telemetry::reason::Reason;
 
 /// Checks the head of a request.
@@ -42,6 +45,7 @@ pub(super) fn check(client: &Client) -> Result<(), Rejection> {
 
 /// The parsed head no longer has the length, so the bytes are looked at.
 fn has_raw_content_length(client: &Client) -> bool {
-    let raw = client.session.to_h1_raw();
+    let ClientStream::Http1(http1) = &client.stream else { return false };
+    let raw = http1.session.to_h1_raw();
     raw.split(|byte| *byte == b'\n').any(|line| line.get(..15).is_some_and(|name| name.eq_ignore_ascii_case(b"content-length:")))
 }

@@ -5,19 +5,20 @@
 //! sessions, so they are not announced either.
 
 use std::{
+    borrow::Cow,
     fmt::Write,
-    net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, Entry},
+    uri::Scheme,
 };
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use super::{authority::Target, client::Client, rejection::PSEUDONYM, serve::Exchange};
+use super::{authority::Target, client::Client, deadline::write_grpc_timeout, rejection::PSEUDONYM, serve::Exchange};
 use crate::policy::{document::Direction, snapshot::HeaderEdits};
 
 /// Fields about one connection, besides `transfer-encoding`.
@@ -28,7 +29,10 @@ const HOP_BY_HOP: [HeaderName; 6] =
 const OWN_FIELDS: usize = 8;
 
 const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
+const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 outrigger");
 const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -39,6 +43,8 @@ const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
 pub(super) const DRAINING: HeaderName = HeaderName::from_static("x-outrigger-draining");
 /// Says to callers when this instance started, in seconds since 1970.
 const STARTED_AT: HeaderName = HeaderName::from_static("x-outrigger-started-at");
+/// How long a client of gRPC waits.
+pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 
 /// A request that passed so many proxies of this name goes in circles.
@@ -73,11 +79,31 @@ pub(super) fn wanted_upgrade(client: &Client) -> Option<&str> {
 ///
 /// Fields are changed in the bare map, and the head is made of it at the end: pingora's own setters parse every name anew and
 /// keep a second map with the case of the names, which matters to nobody (RFC 9110 section 5.1).
-pub(super) fn upstream(exchange: &Exchange<'_>, client: &Client, endpoint: &str, attempt: u32) -> pingora::Result<Box<RequestHeader>> {
+pub(super) fn upstream<'e>(
+    exchange: &'e Exchange<'_>,
+    client: &Client,
+    endpoint: &str,
+    attempt: u32,
+    has_body: bool,
+    time_left: Option<Duration>,
+) -> pingora::Result<RequestHead<'e>> {
     let mut headers = passed_on(&client.head().headers);
-    if let Some(protocol) = wanted_upgrade(client) {
+    let is_http2 = exchange.is_to_http2();
+    if let Some(protocol) = wanted_upgrade(client).filter(|_| !is_http2) {
         headers.insert(header::CONNECTION, UPGRADE);
         headers.insert(header::UPGRADE, value(protocol)?);
+    }
+    if is_http2 {
+        headers.remove(header::TRANSFER_ENCODING);
+        // The one field about a connection that HTTP/2 knows (RFC 9113 section 8.2.2); gRPC asks for it.
+        if takes_trailers(&client.head().headers) {
+            headers.insert(header::TE, TRAILERS);
+        }
+    } else if client.is_http2() {
+        one_cookie(&mut headers)?;
+        if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
+            headers.insert(header::TRANSFER_ENCODING, CHUNKED);
+        }
     }
     let filters = &exchange.route.spec.filters;
     let host = filters.host.as_deref().unwrap_or(&exchange.target.authority);
@@ -86,23 +112,74 @@ pub(super) fn upstream(exchange: &Exchange<'_>, client: &Client, endpoint: &str,
         headers.insert(header::HOST, value(host)?);
     }
     if exchange.route.spec.direction == Direction::Inbound {
-        forwarded(&mut headers, client.peer, exchange.target)?;
+        forwarded(&mut headers, client, exchange.target)?;
     }
-    headers.append(header::VIA, VIA);
+    headers.append(header::VIA, if client.is_http2() { VIA_HTTP2 } else { VIA });
     headers.insert(REQUEST_ID, exchange.request_id.clone());
     headers.insert(ATTEMPT, attempt.into());
-    edit(&mut headers, &filters.request_headers);
-    let (mut parts, ()) = http::Request::new(()).into_parts();
-    parts.method = client.head().method.clone();
-    parts.uri = client.head().uri.clone();
-    parts.headers = headers;
-    let mut head = Box::new(RequestHeader::from(parts));
-    let path = filters.path.as_ref().map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
-    let path = path.as_deref().unwrap_or(&exchange.target.path_and_query);
-    if head.raw_path() != path.as_bytes() {
-        head.set_raw_path(path.as_bytes())?;
+    if let Some(left) = time_left.filter(|_| client.is_grpc()) {
+        headers.insert(GRPC_TIMEOUT, value(&write_grpc_timeout(left))?);
     }
-    Ok(head)
+    edit(&mut headers, &filters.request_headers);
+    let path = filters.path.as_ref().map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
+    let path = path.map_or(Cow::Borrowed(exchange.target.path_and_query.as_str()), Cow::Owned);
+    let is_secure = exchange.destination.backend.spec.tls.is_some();
+    Ok(RequestHead { method: client.head().method.clone(), uri: client.head().uri.clone(), path, headers, is_secure })
+}
+
+/// The head of an attempt, before it is put into one framing or the other.
+pub(super) struct RequestHead<'e> {
+    method: Method,
+    /// As the client wrote it.
+    uri: Uri,
+    /// Path and query, as they are sent.
+    path: Cow<'e, str>,
+    headers: HeaderMap,
+    is_secure: bool,
+}
+
+impl RequestHead<'_> {
+    /// For HTTP/1.
+    pub(super) fn http1(self) -> pingora::Result<Box<RequestHeader>> {
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.method = self.method;
+        parts.uri = self.uri;
+        parts.headers = self.headers;
+        let mut head = Box::new(RequestHeader::from(parts));
+        if head.raw_path() != self.path.as_bytes() {
+            head.set_raw_path(self.path.as_bytes())?;
+        }
+        Ok(head)
+    }
+
+    /// For HTTP/2: the host is a part of the target.
+    pub(super) fn http2(mut self) -> pingora::Result<http::Request<()>> {
+        let authority = self.headers.remove(header::HOST).ok_or_else(not_a_value)?;
+        let scheme = if self.is_secure { Scheme::HTTPS } else { Scheme::HTTP };
+        let path = if self.path == "*" { "/" } else { &*self.path };
+        let uri = Uri::builder().scheme(scheme).authority(authority.as_bytes()).path_and_query(path).build().map_err(|_| not_a_value())?;
+        let mut request = http::Request::new(());
+        *request.method_mut() = self.method;
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = self.headers;
+        Ok(request)
+    }
+}
+
+/// Whether the sender says that it reads trailers.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(header::TE).iter().any(|value| value.to_str().unwrap_or_default().split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+}
+
+/// HTTP/2 may send each cookie by itself; HTTP/1 wants one line (RFC 9113 section 8.2.3).
+fn one_cookie(headers: &mut HeaderMap) -> pingora::Result<()> {
+    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1 {
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| not_a_value())?;
+        headers.insert(header::COOKIE, joined);
+    }
+    Ok(())
 }
 
 /// The head of the answer, as the client gets it.
@@ -115,7 +192,7 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
         frame(&mut headers, answer.status, client);
     }
     one_length(&mut headers)?;
-    headers.append(header::VIA, VIA);
+    headers.append(header::VIA, if exchange.is_to_http2() { VIA_HTTP2 } else { VIA });
     if exchange.is_draining_inbound() {
         headers.insert(DRAINING, HeaderValue::from_static("1"));
     }
@@ -131,7 +208,9 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
     parts.status = answer.status;
     parts.headers = headers;
     let mut head = Box::new(ResponseHeader::from(parts));
-    head.set_reason_phrase(answer.get_reason_phrase())?;
+    if !client.is_http2() {
+        head.set_reason_phrase(answer.get_reason_phrase())?;
+    }
     Ok(head)
 }
 
@@ -149,26 +228,30 @@ fn one_length(headers: &mut HeaderMap) -> pingora::Result<()> {
 
 /// Sees to it that the client can tell where the body ends.
 fn frame(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
-    let has_no_body = status == 204 || status == 304 || client.head().method == http::Method::HEAD;
+    if client.is_http2() {
+        headers.remove(header::TRANSFER_ENCODING);
+        return;
+    }
+    let has_no_body = status == 204 || status == 304 || client.head().method == Method::HEAD;
     if client.head().version == Version::HTTP_10 {
         // It knows no chunks; the end of the connection is the end of the body.
         headers.remove(header::TRANSFER_ENCODING);
     } else if !has_no_body && !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        headers.insert(header::TRANSFER_ENCODING, CHUNKED);
     }
 }
 
-fn forwarded(headers: &mut HeaderMap, peer: IpAddr, target: &Target) -> pingora::Result<()> {
+fn forwarded(headers: &mut HeaderMap, client: &Client, target: &Target) -> pingora::Result<()> {
     let mut chain = String::with_capacity(48);
     for hops in headers.get_all(FORWARDED_FOR).iter().filter_map(|hops| hops.to_str().ok()) {
         chain.push_str(hops);
         chain.push_str(", ");
     }
     // Writing to a string cannot fail.
-    _ = write!(chain, "{}", peer.to_canonical());
+    _ = write!(chain, "{}", client.peer.address.to_canonical());
     headers.insert(FORWARDED_FOR, HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| not_a_value())?);
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_PROTO) {
-        vacant.insert(HeaderValue::from_static("http"));
+        vacant.insert(HeaderValue::from_static(if client.peer.is_secure { "https" } else { "http" }));
     }
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_HOST)
         && !target.authority.is_empty()

@@ -1,31 +1,29 @@
-//! A connection to an endpoint: an idle one from the pool, or a new one.
+//! A connection to an endpoint: an idle one from the pool, a place on a shared one, or a new one.
 
 use std::{sync::Arc, time::Instant};
 
-use pingora::protocols::http::v1::client::HttpSession;
-
-use super::{
-    pool::Idle,
-    socket::Socket,
-    wire::{self, Wire},
-    worker::Worker,
-};
+use super::{http2::client::Shared, pool::Idle, upstream::Upstream, worker::Worker};
 use crate::{
     clock,
-    state::endpoint::{ConnectionGuard, EndpointState},
+    policy::snapshot::ClientTlsSpec,
+    state::{endpoint::EndpointState, tls::Material},
+    telemetry::metrics::name,
+    transport::{
+        paced::Paced,
+        socket::Socket,
+        wire::{self, Connection},
+    },
 };
 
-/// A connection to an endpoint, with one exchange on it.
-pub(super) struct Upstream {
-    /// The framing of the request and its answer; boxed, because it is handed on from step to step.
-    pub(super) session: Box<HttpSession>,
-    /// The transport below.
-    pub(super) wire: Arc<Wire>,
-    /// The endpoint.
-    pub(super) endpoint: Arc<EndpointState>,
-    guard: ConnectionGuard,
-    /// What the wire had sent before this exchange.
-    sent_before: u64,
+/// What a connection must be like.
+pub(super) struct Wanted<'w> {
+    /// Whether a request that is lost on it could be repeated.
+    pub(super) is_repeatable: bool,
+    pub(super) max_connections: u32,
+    /// When making one has taken too long.
+    pub(super) until: Option<Instant>,
+    pub(super) is_http2: bool,
+    pub(super) tls: Option<&'w ClientTlsSpec>,
 }
 
 /// There is no connection.
@@ -33,6 +31,8 @@ pub(super) struct Upstream {
 pub(super) enum NoConnection {
     /// Refused, unreachable, or no socket to be had.
     Failed,
+    /// Connected, but not agreed on TLS.
+    NotTrusted,
     /// It took too long.
     TimedOut,
     /// The backend has as many as it may.
@@ -40,24 +40,66 @@ pub(super) enum NoConnection {
 }
 
 /// Takes or makes a connection.
-pub(super) async fn connect(
+pub(super) async fn connect(worker: &Worker, endpoint: &Arc<EndpointState>, wanted: &Wanted<'_>, now: Instant) -> Result<Upstream, NoConnection> {
+    let material = match wanted.tls {
+        None => None,
+        Some(spec) => Some((spec, worker.state.tls.client(spec).ok_or(NoConnection::NotTrusted)?)),
+    };
+    let generation = material.as_ref().map_or(0, |(_, material)| material.generation);
+    if wanted.is_http2 {
+        return share(worker, endpoint, wanted, material, generation, now).await;
+    }
+    if let Some(idle) = worker.pool().take(endpoint, wanted.is_repeatable, generation, now) {
+        return Ok(Upstream::http1(idle, endpoint.clone()));
+    }
+    let guard = count(worker, endpoint, wanted)?;
+    let (connection, wire) = open(worker, endpoint, wanted, material).await?;
+    Ok(Upstream::http1(Idle { stream: Box::new(connection), wire, guard, generation }, endpoint.clone()))
+}
+
+/// Takes a place on a shared connection. Who finds none makes one, and others wait for it meanwhile: else a hundred requests that
+/// come together would make a hundred connections.
+async fn share(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
-    is_repeatable: bool,
-    max_connections: u32,
-    until: Option<Instant>,
+    wanted: &Wanted<'_>,
+    material: Option<(&ClientTlsSpec, Material<rustls::ClientConfig>)>,
+    generation: u64,
     now: Instant,
 ) -> Result<Upstream, NoConnection> {
-    if let Some(idle) = worker.pool().take(endpoint, is_repeatable, now) {
-        return Ok(Upstream::new(idle, endpoint.clone()));
+    let shared = worker.pool().shared(endpoint);
+    if let Some(free) = shared.free(generation) {
+        return Ok(Upstream::http2(free.exchange(now), endpoint.clone()));
     }
-    let guard = match endpoint.counters.try_connect(max_connections) {
-        Some(guard) => guard,
+    let turn = clock::until(wanted.until, shared.turn()).await.map_err(|_| NoConnection::TimedOut)?;
+    if let Some(free) = shared.free(generation) {
+        return Ok(Upstream::http2(free.exchange(now), endpoint.clone()));
+    }
+    let guard = count(worker, endpoint, wanted)?;
+    let (connection, _) = open(worker, endpoint, wanted, material).await?;
+    let made = clock::until(wanted.until, Shared::open(Paced(connection), guard, generation, now)).await.map_err(|_| NoConnection::TimedOut)?;
+    let made = made.map_err(|_| NoConnection::Failed)?;
+    shared.add(made.clone());
+    drop(turn);
+    Ok(Upstream::http2(made.exchange(now), endpoint.clone()))
+}
+
+fn count(worker: &Worker, endpoint: &Arc<EndpointState>, wanted: &Wanted<'_>) -> Result<crate::state::endpoint::ConnectionGuard, NoConnection> {
+    match endpoint.counters.try_connect(wanted.max_connections) {
+        Some(guard) => Ok(guard),
         // An idle connection to a sibling, or one too old for this request, may give its place.
-        None if worker.evict_one(endpoint) => endpoint.counters.try_connect(max_connections).ok_or(NoConnection::TooMany)?,
-        None => return Err(NoConnection::TooMany),
-    };
-    let socket = match clock::until(until, Socket::connect(&endpoint.address)).await {
+        None if worker.evict_one(endpoint) => endpoint.counters.try_connect(wanted.max_connections).ok_or(NoConnection::TooMany),
+        None => Err(NoConnection::TooMany),
+    }
+}
+
+async fn open(
+    worker: &Worker,
+    endpoint: &EndpointState,
+    wanted: &Wanted<'_>,
+    material: Option<(&ClientTlsSpec, Material<rustls::ClientConfig>)>,
+) -> Result<(Connection, Arc<wire::Wire>), NoConnection> {
+    let socket = match clock::until(wanted.until, Socket::connect(&endpoint.address)).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(error)) => {
             tracing::debug!("no connection to {}: {error}", endpoint.label);
@@ -65,32 +107,19 @@ pub(super) async fn connect(
         }
         Err(clock::Elapsed) => return Err(NoConnection::TimedOut),
     };
-    let (stream, wire) = wire::open(socket);
-    Ok(Upstream::new(Idle { stream, wire, guard }, endpoint.clone()))
-}
-
-impl Upstream {
-    fn new(connection: Idle, endpoint: Arc<EndpointState>) -> Self {
-        let Idle { stream, wire, guard } = connection;
-        Self { session: Box::new(HttpSession::new(stream)), sent_before: wire.sent(), wire, endpoint, guard }
-    }
-
-    /// Whether any byte of this exchange's request left.
-    pub(super) fn has_sent(&self) -> bool {
-        self.wire.sent() > self.sent_before
-    }
-
-    /// Gives the connection back to the pool if its exchange is complete on both sides; else it is closed.
-    pub(super) async fn release(mut self, worker: &Worker, is_request_complete: bool, now: Instant) {
-        if !is_request_complete || !self.wire.is_pushed() || !self.session.is_body_done() {
-            return;
-        }
-        if let Some(hint) = self.session.resp_header().and_then(super::headers::keep_alive_hint) {
-            self.endpoint.learn_idle_close(hint, now);
-        }
-        self.session.respect_keepalive();
-        if let Some(stream) = self.session.reuse().await {
-            worker.pool().put(&self.endpoint, Idle { stream, wire: self.wire, guard: self.guard }, now);
-        }
+    let Some((spec, material)) = material else { return Ok(wire::open(socket, None)) };
+    let not_trusted = |why: &dyn std::fmt::Display| {
+        tracing::debug!("no TLS with {}: {why}", endpoint.label);
+        worker.state.telemetry.metrics.counter(name::TLS_FAILURES, &[("owner", &format!("backend {}", spec.sni))]).increment(1);
+        NoConnection::NotTrusted
+    };
+    let server = spec.sni.clone().try_into().map_err(|error: rustls::pki_types::InvalidDnsNameError| not_trusted(&error))?;
+    let session = rustls::ClientConnection::new(material.config, server).map_err(|error| not_trusted(&error))?;
+    let (connection, wire) = wire::open(socket, Some(session.into()));
+    match clock::until(wanted.until, wire.handshake()).await {
+        Ok(Ok(agreed)) if wanted.is_http2 && agreed.protocol.as_deref() != Some(b"h2") => Err(not_trusted(&"it does not speak HTTP/2")),
+        Ok(Ok(_)) => Ok((connection, wire)),
+        Ok(Err(error)) => Err(not_trusted(&error)),
+        Err(clock::Elapsed) => Err(NoConnection::TimedOut),
     }
 }

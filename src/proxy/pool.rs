@@ -8,16 +8,23 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use pingora::protocols::Stream;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::wire::Wire;
-use crate::state::endpoint::{ConnectionGuard, EndpointState};
+use super::http2::client::Shared;
+use crate::{
+    state::endpoint::{ConnectionGuard, EndpointState},
+    transport::wire::Wire,
+};
 
 /// Idle connections per endpoint and worker; more are closed.
 const MAX_IDLE: usize = 128;
+
+/// How long a connection of HTTP/2 is kept without a request. Its end is announced (GOAWAY), so that there is no race to lose.
+const MAX_IDLE_HTTP2: Duration = Duration::from_mins(1);
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -25,6 +32,8 @@ pub(super) struct Idle {
     pub(super) stream: Stream,
     pub(super) wire: Arc<Wire>,
     pub(super) guard: ConnectionGuard,
+    /// Of the certificates that it was made under; 0 without TLS.
+    pub(super) generation: u64,
 }
 
 #[derive(Debug)]
@@ -38,6 +47,40 @@ struct Kept {
 pub(super) struct Pool {
     /// By the endpoint's id; guards single takes and puts.
     idle: Mutex<HashMap<u64, Endpoint>>,
+    /// Connections of HTTP/2 by the endpoint's id; guards single lookups.
+    shared: Mutex<HashMap<u64, Arc<SharedConnections>>>,
+}
+
+/// The connections of HTTP/2 to one endpoint.
+#[derive(Debug)]
+pub(super) struct SharedConnections {
+    state: Arc<EndpointState>,
+    /// Guards single lookups and additions.
+    connections: Mutex<Vec<Shared>>,
+    /// Who makes a connection has it, so that one is made at a time.
+    turn: Semaphore,
+}
+
+impl SharedConnections {
+    /// One that can take one more request, made under certificates of this generation.
+    pub(super) fn free(&self, generation: u64) -> Option<Shared> {
+        let mut connections = lock(&self.connections);
+        connections.retain(|shared| shared.is_open(generation));
+        connections.iter().find(|shared| shared.is_free(generation)).cloned()
+    }
+
+    /// Adds a new one; that of an endpoint that has left is used once.
+    pub(super) fn add(&self, shared: Shared) {
+        if !self.state.is_retired() {
+            lock(&self.connections).push(shared);
+        }
+    }
+
+    /// Waits for the turn to make one.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.turn.acquire().await.ok()
+    }
 }
 
 #[derive(Debug)]
@@ -48,11 +91,12 @@ struct Endpoint {
 
 impl Pool {
     /// Takes the connection that was used last and is still good.
-    pub(super) fn take(&self, endpoint: &EndpointState, is_repeatable: bool, now: Instant) -> Option<Idle> {
+    pub(super) fn take(&self, endpoint: &EndpointState, is_repeatable: bool, generation: u64, now: Instant) -> Option<Idle> {
         let mut idle = self.lock();
         let connections = &mut idle.get_mut(&endpoint.id)?.connections;
         // Younger ones are at the end: if the last is too old for this request, all are.
         let longest = endpoint.reusable_idle(is_repeatable, now);
+        connections.retain(|kept| kept.connection.generation == generation);
         while let Some(kept) = connections.pop_if(|kept| now.saturating_duration_since(kept.since) <= longest) {
             if kept.connection.wire.is_idle_and_open() {
                 return Some(kept.connection);
@@ -60,6 +104,13 @@ impl Pool {
             endpoint.learn_idle_close(now.saturating_duration_since(kept.since), now);
         }
         None
+    }
+
+    /// The connections of HTTP/2 to an endpoint.
+    pub(super) fn shared(&self, endpoint: &Arc<EndpointState>) -> Arc<SharedConnections> {
+        let mut shared = lock(&self.shared);
+        let make = || Arc::new(SharedConnections { state: endpoint.clone(), connections: Mutex::default(), turn: Semaphore::new(1) });
+        shared.entry(endpoint.id).or_insert_with(make).clone()
     }
 
     /// Keeps a connection that is clean.
@@ -101,9 +152,20 @@ impl Pool {
             });
             !endpoint.connections.is_empty()
         });
+        drop(idle);
+        // A connection ends when nobody holds it any more and its last stream is through.
+        lock(&self.shared).retain(|_, endpoint| {
+            let mut connections = lock(&endpoint.connections);
+            connections.retain(|shared| !endpoint.state.is_retired() && shared.idle_since().is_none_or(|since| now.saturating_duration_since(since) <= MAX_IDLE_HTTP2));
+            !connections.is_empty() || !endpoint.state.is_retired()
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Endpoint>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
+}
+
+fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
+    guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }

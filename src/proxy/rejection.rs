@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
-use super::{client::Client, headers};
+use super::{client::Client, grpc, headers};
 use crate::{clock, policy::snapshot::QuotaSpec, telemetry::reason::Reason};
 
 /// The name of this proxy in `proxy-status` and `via`.
@@ -52,6 +52,11 @@ impl Rejection {
         self.redirect.as_ref().map_or_else(|| row(self.reason).status, |(status, _)| *status)
     }
 
+    /// The status of gRPC.
+    pub(super) fn grpc_status(&self) -> u8 {
+        grpc_status(self.reason)
+    }
+
     /// `TOKEN` or `TOKEN:NAME`.
     pub(super) fn token(&self) -> String {
         if self.by.is_empty() { self.reason.token().to_owned() } else { format!("{}:{}", self.reason.token(), self.by) }
@@ -69,6 +74,7 @@ fn row(reason: Reason) -> Row {
     let (status, error, title) = match reason {
         Reason::NoRoute => (404, "destination_not_found", "no route takes this request"),
         Reason::Redirect => return Row { status: 302, error: None, title: "this is somewhere else" },
+        Reason::NotAllowed => (403, "http_request_denied", "this client may not use the route"),
         Reason::BreakerOpen => (503, "destination_unavailable", "the circuit breaker is open"),
         Reason::RateLimited => (429, "http_request_denied", "too many requests"),
         Reason::ConcurrencyLimit => (503, "connection_limit_reached", "too many requests at once"),
@@ -76,6 +82,7 @@ fn row(reason: Reason) -> Row {
         Reason::ConnectionLimit => (503, "connection_limit_reached", "too many connections to the backend"),
         Reason::NoHealthyEndpoint => (503, "destination_unavailable", "no endpoint is healthy"),
         Reason::ConnectFailed => (502, "connection_refused", "no connection could be made to the backend"),
+        Reason::TlsFailed => (502, "tls_protocol_error", "no TLS could be agreed on with the backend"),
         Reason::ConnectTimeout => (504, "connection_timeout", "no connection was made to the backend in time"),
         Reason::UpstreamReset => (502, "connection_terminated", "the backend ended the connection"),
         Reason::UpstreamTimeout => (504, "http_response_timeout", "the backend did not answer in time"),
@@ -95,23 +102,73 @@ fn row(reason: Reason) -> Row {
     Row { status, error: Some(error), title }
 }
 
+/// What a reason means, in words.
+pub(super) fn words(reason: Reason) -> &'static str {
+    row(reason).title
+}
+
+/// The status of gRPC for a reason: the column of the table beside the status of HTTP.
+fn grpc_status(reason: Reason) -> u8 {
+    match reason {
+        Reason::RateLimited => grpc::RESOURCE_EXHAUSTED,
+        Reason::RequestTimeout | Reason::UpstreamTimeout | Reason::StreamIdleTimeout => grpc::DEADLINE_EXCEEDED,
+        Reason::NoRoute | Reason::Redirect | Reason::MethodNotSupported => 12,
+        Reason::NotAllowed => 7,
+        Reason::ClientClosed => 1,
+        Reason::UpstreamProtocolError
+        | Reason::BadRequest
+        | Reason::HeaderTimeout
+        | Reason::HeaderTooLarge
+        | Reason::BodyTooLarge
+        | Reason::LoopDetected
+        | Reason::InternalError => 13,
+        Reason::BreakerOpen
+        | Reason::ConcurrencyLimit
+        | Reason::QueueTimeout
+        | Reason::ConnectionLimit
+        | Reason::NoHealthyEndpoint
+        | Reason::ConnectFailed
+        | Reason::TlsFailed
+        | Reason::ConnectTimeout
+        | Reason::UpstreamReset => grpc::UNAVAILABLE,
+    }
+}
+
+/// The same refusal for a client of gRPC: an answer that is nothing but a status (gRPC over HTTP/2, "Trailers-Only").
+fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(200, Some(8))?;
+    head.insert_header("content-type", "application/grpc")?;
+    for (name, value) in &grpc::end(rejection.grpc_status(), row(rejection.reason).title) {
+        head.insert_header(name.clone(), value)?;
+    }
+    if let Some(wait) = rejection.retry_after {
+        head.insert_header("grpc-retry-pushback-ms", wait.as_millis().min(i32::MAX.unsigned_abs().into()).to_string())?;
+    }
+    Ok(head)
+}
+
 /// Answers a client with a refusal. The connection stays usable if the session says so.
-pub(super) async fn answer(client: &mut Client, rejection: &Rejection, is_draining: bool) -> pingora::Result<()> {
-    let row = row(rejection.reason);
+pub(super) async fn answer(client: &mut Client, rejection: &Rejection, is_draining: bool) -> Result<(), Reason> {
+    let is_grpc = client.is_grpc();
+    let body = if is_grpc { Bytes::new() } else { problem(rejection) };
+    let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.len()) };
+    let head = made.and_then(|head| marked(head, rejection, is_draining)).map_err(|_| Reason::InternalError)?;
+    client.write_head(Box::new(head)).await?;
+    client.write(body).await?;
+    client.finish(None).await?;
+    clock::within(Some(client.listener.limits.idle_timeout), client.push()).await.unwrap_or(Err(Reason::ClientClosed))
+}
+
+fn problem(rejection: &Rejection) -> Bytes {
+    let (title, status, token) = (row(rejection.reason).title, rejection.status(), rejection.token());
+    Bytes::from(format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"reason":"{token}"}}"#))
+}
+
+fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHeader> {
     let status = rejection.status();
-    let token = rejection.token();
-    let body = Bytes::from(format!(r#"{{"type":"about:blank","title":"{}","status":{status},"reason":"{token}"}}"#, row.title));
     let mut head = ResponseHeader::build(status, Some(8))?;
     head.insert_header("content-type", "application/problem+json")?;
-    head.insert_header("content-length", body.len())?;
-    head.insert_header("x-outrigger-reason", token.as_str())?;
-    match row.error {
-        Some(error) => head.insert_header("proxy-status", format!(r#"{PSEUDONYM}; error={error}; details="{token}""#))?,
-        None => head.insert_header("proxy-status", PSEUDONYM)?,
-    }
-    if is_draining {
-        head.insert_header(headers::DRAINING, "1")?;
-    }
+    head.insert_header("content-length", length)?;
     if let Some((_, location)) = &rejection.redirect {
         head.insert_header("location", location.as_str())?;
     }
@@ -126,13 +183,21 @@ pub(super) async fn answer(client: &mut Client, rejection: &Rejection, is_draini
         head.insert_header("ratelimit-policy", format!(r#""{rule}";q={};w={}"#, quota.requests, quota.unit_seconds))?;
         head.insert_header("ratelimit", format!(r#""{rule}";r=0;t={}"#, whole_seconds(rejection.retry_after.unwrap_or_default())))?;
     }
-    client.session.write_response_header(Box::new(head)).await?;
-    client.session.write_response_body(body, true).await?;
-    let write_error = || pingora::Error::new(pingora::ErrorType::WriteError);
-    match clock::within(Some(client.listener.limits.idle_timeout), client.wire.push()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(clock::Elapsed) => Err(write_error()),
+    Ok(head)
+}
+
+/// Says that the answer is ours, and why.
+fn marked(mut head: ResponseHeader, rejection: &Rejection, is_draining: bool) -> pingora::Result<ResponseHeader> {
+    let token = rejection.token();
+    match row(rejection.reason).error {
+        Some(error) => head.insert_header("proxy-status", format!(r#"{PSEUDONYM}; error={error}; details="{token}""#))?,
+        None => head.insert_header("proxy-status", PSEUDONYM)?,
     }
+    head.insert_header("x-outrigger-reason", token)?;
+    if is_draining {
+        head.insert_header(headers::DRAINING, "1")?;
+    }
+    Ok(head)
 }
 
 /// Rounded up, so that nobody comes back too early, and at least one.

@@ -2,50 +2,57 @@
 //!
 //! Without a request body in flight this is a simple loop: read a piece, write it, and push when there is no more at hand. So a
 //! small answer leaves in one packet, a large one never queues more than a piece, and a slow one is passed on as it comes. An
-//! answer that breaks off is broken off towards the client too, never completed.
+//! answer that breaks off is broken off towards the client too, never completed; a call of gRPC is told by a status of its own.
 
-use std::{future::Future, pin::pin, task::Poll};
+use std::{
+    future::Future,
+    pin::pin,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use http::header;
 use pingora::http::ResponseHeader;
 
 use super::{
-    attempt::{Answered, client_failure},
-    client::Client,
-    duplex, headers,
-    rejection::Rejection,
+    attempt::{Answered, gone},
+    client::{Client, ClientStream},
+    duplex, grpc, headers,
+    rejection::{self, Rejection},
     request_body::RequestBody,
     serve::{After, Exchange, Progress},
+    settlement::cut_off,
 };
-use crate::{clock, telemetry::reason::Reason};
+use crate::{
+    clock,
+    telemetry::{metrics::AttemptOutcome, reason::Reason},
+};
 
 /// What is queued towards a client before it is pushed, although more is at hand.
 const PIECE: usize = 16 << 10;
 
 /// Passes an answer on; what becomes of the client's connection.
 pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, mut answered: Answered, progress: &mut Progress) -> Result<After, Rejection> {
-    let answer = answered.upstream.session.resp_header().ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
+    let answer = answered.upstream.head().ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
     let head = headers::downstream(exchange, client, answer, answered.is_upgrade).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
     let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
-    if exchange.is_closing() || ends_with_connection || !client.session.is_body_done() {
-        client.session.set_keepalive(None);
+    if exchange.is_closing() || ends_with_connection || !client.is_body_done() {
+        client.close_after();
     }
-    client.session.write_response_header(head).await.map_err(|error| client_failure(&error))?;
+    client.write_head(head).await.map_err(gone)?;
     let flowed = if answered.is_upgrade {
         body.becomes_tunnel();
         duplex::tunnel(exchange, client, body, &mut answered).await
-    } else if body.is_done() && (!answered.is_listening || answered.upstream.wire.is_pushed()) {
+    } else if body.is_done() && (!answered.is_listening || answered.upstream.is_pushed()) {
         simple(exchange, client, &mut answered).await
     } else {
         duplex::both_ways(exchange, client, body, &mut answered).await
     };
+    settle(client, &mut answered, flowed.err(), progress);
     if let Err(reason) = flowed {
-        // The head is on its way; all that can be done is to let out what came, and to stop short of its end.
         progress.reason = Some(reason);
-        if reason == Reason::UpstreamReset {
-            _ = push(client, exchange.destination.policy.timeouts.stream_idle).await;
-        }
+        break_off(exchange, client, reason, progress).await;
         return Ok(After::Close);
     }
     let is_request_complete = body.is_done() && answered.is_listening;
@@ -55,6 +62,47 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
         (false, true) => After::Reuse,
         (true, _) | (false, false) => After::Linger,
     })
+}
+
+/// Judges a call of gRPC, now that its trailers are here, or will never be.
+fn settle(client: &Client, answered: &mut Answered, broken: Option<Reason>, progress: &mut Progress) {
+    let in_trailers = answered.upstream.trailers().and_then(grpc::status);
+    if client.is_grpc() {
+        progress.grpc_status = answered.grpc_status.or(in_trailers);
+    }
+    let Some(unsettled) = answered.unsettled.take() else { return };
+    let now = clock::now();
+    match (in_trailers, broken) {
+        (Some(status), _) => unsettled.settle(grpc::judge(status), None, now),
+        (None, Some(Reason::ClientClosed)) => unsettled.give_up(),
+        (None, Some(Reason::RequestTimeout | Reason::StreamIdleTimeout)) => unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now),
+        (None, Some(_)) => unsettled.settle(cut_off(AttemptOutcome::Reset), None, now),
+        // An end without a status is none that gRPC knows: it is taken as "unknown".
+        (None, None) => unsettled.settle(grpc::judge(grpc::of_http(0)), None, now),
+    }
+}
+
+/// The head is on its way; all that can be done is to let out what came, and to stop short of the end, or to say how it ended.
+async fn break_off(exchange: &Exchange<'_>, client: &mut Client, reason: Reason, progress: &mut Progress) {
+    let idle = exchange.destination.policy.timeouts.stream_idle;
+    if reason == Reason::ClientClosed {
+        return;
+    }
+    if client.is_grpc() {
+        let rejection = Rejection::of(reason);
+        let status = rejection.grpc_status();
+        progress.grpc_status = Some(status);
+        // A client that is gone needs no more telling.
+        _ = client.finish(Some(grpc::end(status, rejection::words(reason)))).await;
+        _ = push(client, idle).await;
+        return;
+    }
+    if reason == Reason::UpstreamReset {
+        _ = push(client, idle).await;
+    }
+    if let ClientStream::Http2(exchange) = &mut client.stream {
+        exchange.break_off();
+    }
 }
 
 /// Whether a client can tell where the body ends without the connection's end.
@@ -67,46 +115,51 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
     let idle = exchange.destination.policy.timeouts.stream_idle;
     let upstream = &mut answered.upstream;
     let mut queued = 0;
-    while !upstream.session.is_body_done() {
-        let chunk = {
-            let mut read = pin!(upstream.session.read_body_bytes());
+    while !upstream.is_body_done() {
+        let piece = {
+            let mut read = pin!(upstream.read());
             let at_hand = std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
             match at_hand {
-                Poll::Ready(chunk) => chunk,
+                Poll::Ready(piece) => piece?,
                 Poll::Pending => {
                     queued = 0;
                     push(client, idle).await?;
                     let slow = async {
                         tokio::select! {
                             biased;
-                            chunk = &mut read => Ok(chunk),
-                            gone = client.session.read_body_or_idle(true) => Err(gone),
+                            piece = &mut read => piece,
+                            reason = client.gone() => Err(reason),
                         }
                     };
-                    match clock::within(idle, slow).await {
-                        Ok(Ok(chunk)) => chunk,
-                        Ok(Err(_)) => return Err(Reason::ClientClosed),
-                        Err(clock::Elapsed) => return Err(Reason::StreamIdleTimeout),
+                    match clock::until(patience(idle, answered.until), slow).await {
+                        Ok(piece) => piece?,
+                        Err(clock::Elapsed) => return Err(impatience(answered.until)),
                     }
                 }
             }
         };
-        let Some(chunk) = chunk.map_err(|_| Reason::UpstreamReset)? else { break };
-        queued += chunk.len();
-        client.session.write_response_body(chunk, false).await.map_err(|_| Reason::ClientClosed)?;
+        let Some(piece) = piece else { break };
+        queued += piece.len();
+        client.write(piece).await?;
         if queued >= PIECE {
             queued = 0;
             push(client, idle).await?;
         }
     }
-    client.session.finish_body().await.map_err(|_| Reason::ClientClosed)?;
+    client.finish(upstream.trailers().cloned()).await?;
     push(client, idle).await
 }
 
-async fn push(client: &Client, idle: Option<std::time::Duration>) -> Result<(), Reason> {
-    match clock::within(idle, client.wire.push()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Reason::ClientClosed),
-        Err(clock::Elapsed) => Err(Reason::StreamIdleTimeout),
-    }
+/// Until when a silence is borne.
+pub(super) fn patience(idle: Option<Duration>, until: Option<Instant>) -> Option<Instant> {
+    [idle.map(|idle| clock::now() + idle), until].into_iter().flatten().min()
+}
+
+/// Why it is borne no longer.
+pub(super) fn impatience(until: Option<Instant>) -> Reason {
+    if until.is_some_and(|until| clock::now() >= until) { Reason::RequestTimeout } else { Reason::StreamIdleTimeout }
+}
+
+async fn push(client: &mut Client, idle: Option<Duration>) -> Result<(), Reason> {
+    clock::within(idle, client.push()).await.map_err(|_| Reason::StreamIdleTimeout)?
 }

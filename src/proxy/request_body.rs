@@ -3,6 +3,7 @@
 //! Kept is what fits into the policy's bound. One byte more, and all of it is let go: half a body cannot be sent again.
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 use super::{client::Client, rejection::Rejection};
 use crate::telemetry::reason::Reason;
@@ -16,18 +17,20 @@ pub(super) struct RequestBody {
     is_done: bool,
     received: u64,
     max: u64,
+    trailers: Option<HeaderMap>,
 }
 
 impl RequestBody {
     pub(super) fn new(client: &mut Client, max_kept: usize) -> Self {
-        let is_done = client.session.is_body_done();
+        let is_done = client.is_body_done();
         let max = client.listener.limits.max_body_bytes;
-        Self { kept: Vec::new(), kept_bytes: 0, max_kept, is_replayable: true, is_done, received: 0, max }
+        Self { kept: Vec::new(), kept_bytes: 0, max_kept, is_replayable: true, is_done, received: 0, max, trailers: None }
     }
 
     /// Takes note of what was read from the client, and whether it was the last of it.
-    pub(super) fn note(&mut self, chunk: Option<&Bytes>, is_last: bool) -> Result<(), Rejection> {
+    pub(super) fn note(&mut self, chunk: Option<&Bytes>, is_last: bool, trailers: Option<HeaderMap>) -> Result<(), Rejection> {
         self.is_done = is_last;
+        self.trailers = trailers.or_else(|| self.trailers.take());
         let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) else { return Ok(()) };
         self.received += chunk.len() as u64;
         if self.received > self.max {
@@ -48,6 +51,11 @@ impl RequestBody {
     /// What has been read so far, to be sent again.
     pub(super) fn kept(&self) -> &[Bytes] {
         &self.kept
+    }
+
+    /// The trailers, once all of it has come.
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_ref()
     }
 
     /// Whether all that was read so far is still at hand.

@@ -4,13 +4,7 @@ use std::time::Duration;
 
 use http::{Method, header::HeaderName};
 
-use super::{
-    attempt::{Answered, Deadline},
-    classify,
-    client::Client,
-    request_body::RequestBody,
-    serve::Exchange,
-};
+use super::{attempt::Answered, classify, client::Client, deadline::Deadline, request_body::RequestBody, serve::Exchange};
 use crate::{
     clock,
     resilience::{
@@ -63,9 +57,13 @@ pub(super) fn is_idempotent(client: &Client) -> bool {
 
 /// The failure that an answer is, if the policy wants its status tried again.
 pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
-    let head = answered.upstream.session.resp_header()?;
-    let is_wanted = !answered.is_upgrade && exchange.destination.policy.retry.codes.contains(head.status.as_u16());
-    is_wanted.then(|| Failure::Status { retry_after: classify::retry_after(head, clock::wall) })
+    let head = answered.upstream.head()?;
+    let policy = &exchange.destination.policy.retry;
+    let retry_after = classify::retry_after(head, clock::wall);
+    match answered.grpc_status {
+        Some(status) if head.status == 200 => (policy.grpc_codes & (1 << status) != 0).then_some(Failure::Declined { retry_after }),
+        _ => (!answered.is_upgrade && policy.codes.contains(head.status.as_u16())).then_some(Failure::Status { retry_after }),
+    }
 }
 
 /// Decides about a retry, and takes it out of the budget; the wait before it, or `None` to pass on what there is. A request that
@@ -131,8 +129,8 @@ pub(super) async fn discard(exchange: &Exchange<'_>, body: &RequestBody, answere
     let mut upstream = answered.upstream;
     let drain = async {
         let mut read = 0;
-        while !upstream.session.is_body_done() && read <= MAX_DISCARDED {
-            match upstream.session.read_body_ref().await {
+        while !upstream.is_body_done() && read <= MAX_DISCARDED {
+            match upstream.read().await {
                 Ok(Some(chunk)) => read += chunk.len(),
                 Ok(None) | Err(_) => break,
             }

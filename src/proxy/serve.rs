@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use ahash::RandomState;
 use http::{HeaderName, HeaderValue};
-use pingora::protocols::http::ServerSession;
+use pingora::http::RequestHeader;
 
 use super::{
     admission, attempt,
@@ -22,7 +22,7 @@ use crate::{
     policy::{
         document::Direction,
         matching::Rule,
-        snapshot::{ActionSpec, RedirectSpec},
+        snapshot::{ActionSpec, Protocol, RedirectSpec},
         units::StatusSet,
     },
     state::{
@@ -62,6 +62,11 @@ impl Exchange<'_> {
         self.route.metrics.would_refuse(&self.worker.state.telemetry.metrics, reason);
     }
 
+    /// Whether the backend is spoken to in HTTP/2.
+    pub(super) fn is_to_http2(&self) -> bool {
+        matches!(self.destination.backend.spec.protocol, Protocol::Http2 | Protocol::Grpc)
+    }
+
     /// Whether the connection is to end after this request.
     pub(super) fn is_closing(&self) -> bool {
         self.is_closing || self.is_draining_inbound()
@@ -80,6 +85,7 @@ pub(super) struct Progress {
     pub(super) endpoint: Option<Arc<EndpointState>>,
     pub(super) status: u16,
     pub(super) reason: Option<Reason>,
+    pub(super) grpc_status: Option<u8>,
     by: Arc<str>,
     received: u64,
     request_id: HeaderValue,
@@ -97,7 +103,8 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     let is_draining = is_inbound && worker.state.lifecycle.is_draining();
     let in_flight = InFlight::enter(&worker.state, is_inbound, began);
     let request_id = headers::request_id(client);
-    let mut progress = Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, by: Arc::default(), received: 0, request_id, route: None, destination: None };
+    let mut progress =
+        Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, grpc_status: None, by: Arc::default(), received: 0, request_id, route: None, destination: None };
     let after = match exchange(worker, &live, client, &mut progress, is_closing).await {
         Ok(after) => after,
         Err(rejection) => refuse(client, &rejection, &mut progress, is_closing, is_draining).await,
@@ -116,8 +123,9 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     let target = authority::of(client)?;
     let (route, rule) = routing::route(live, client, &target)?;
     progress.route = Some(rule.route);
+    admission::allowed(route, client)?;
     if let ActionSpec::Redirect(redirect) = &route.spec.action {
-        return Err(redirected(redirect, &target, rule));
+        return Err(redirected(redirect, &target, rule, client.peer.is_secure));
     }
     let (index, destination) = routing::destination(route)?;
     progress.destination = Some(index);
@@ -141,10 +149,12 @@ async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progr
     if rejection.reason == Reason::ClientClosed {
         return After::Close;
     }
-    progress.status = rejection.status();
-    let is_unread = !client.session.is_body_done();
+    let is_grpc = client.is_grpc();
+    progress.status = if is_grpc { 200 } else { rejection.status() };
+    progress.grpc_status = is_grpc.then(|| rejection.grpc_status());
+    let is_unread = !client.is_body_done();
     if rejection.is_fatal || is_unread || is_closing || is_draining || matches!(rejection.reason, Reason::BadRequest) {
-        client.session.set_keepalive(None);
+        client.close_after();
     }
     match rejection::answer(client, rejection, is_draining).await {
         Err(_) => After::Close,
@@ -153,8 +163,8 @@ async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progr
     }
 }
 
-fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule) -> Rejection {
-    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule, is_secure: bool) -> Rejection {
+    let scheme = redirect.scheme.as_deref().unwrap_or(if is_secure { "https" } else { "http" });
     let host = redirect.host.as_deref().unwrap_or_else(|| target.host());
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
     let path = redirect.path.as_ref().map_or_else(|| target.path_and_query.clone(), |rewrite| routing::rewritten(target, rule, rewrite));
@@ -167,6 +177,9 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
     let metrics = route.map_or(&live.unrouted, |route| &route.metrics);
     let duration = ended.saturating_duration_since(progress.began);
     metrics.finished(progress.status, duration.as_secs_f64());
+    if let Some(status) = progress.grpc_status {
+        metrics.called(&telemetry.metrics, status);
+    }
     if let Some(reason) = progress.reason {
         metrics.refused(&telemetry.metrics, reason);
     }
@@ -182,16 +195,17 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
         route: route.map_or("", |route| &route.spec.name),
         backend: destination.map_or("", |destination| &destination.backend.spec.name),
         endpoint: progress.endpoint.as_ref().map_or("", |endpoint| &endpoint.label),
-        client: Some(client.peer),
+        client: Some(client.peer.address),
         method: head.method.as_str(),
-        host: client.text(&http::header::HOST).unwrap_or_default(),
-        path: path_of(&client.session),
+        host: client.text(&http::header::HOST).or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
+        path: path_of(head),
         status: progress.status,
+        grpc_status: progress.grpc_status,
         reason: progress.reason,
         detail: &progress.by,
         attempts: progress.attempts,
         received: progress.received,
-        sent: client.session.body_bytes_sent() as u64,
+        sent: client.sent(),
         duration,
         request_id: progress.request_id.to_str().unwrap_or_default(),
         traceparent: client.text(&TRACEPARENT).unwrap_or_default(),
@@ -205,8 +219,7 @@ fn is_sampled(share: f64, always: &StatusSet, status: u16) -> bool {
 }
 
 /// The path without its query, which may hold what nobody should write down.
-fn path_of(session: &ServerSession) -> &str {
-    let raw = session.req_header().raw_path();
-    let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
+fn path_of(head: &RequestHeader) -> &str {
+    let path = head.raw_path().split(|byte| *byte == b'?').next().unwrap_or_default();
     std::str::from_utf8(path).unwrap_or_default()
 }

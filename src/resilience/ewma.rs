@@ -6,14 +6,14 @@
 //! seconds, or what it asked to be left alone for (linkerd2-proxy, "penalize failures").
 //!
 //! The cost of a pick is the latency times what is in flight with the one that comes. Without traffic the value decays, so that an
-//! endpoint that was given up gets another chance.
+//! endpoint that was given up gets another chance. One that was never asked costs nothing until it is, so that it is tried once.
 
 use std::time::{Duration, Instant};
 
 /// The time constant of forgetting.
 const DECAY: Duration = Duration::from_secs(10);
 
-/// What is assumed of an endpoint that has not answered yet.
+/// What is assumed of an endpoint that was asked and has not answered yet.
 const SEED: Duration = Duration::from_millis(30);
 
 /// Nothing is faster; so that one endpoint's luck is no reason to send it everything.
@@ -30,13 +30,14 @@ const MAX_PENALTY: Duration = Duration::from_mins(5);
 pub struct PeakEwma {
     seconds: f64,
     at: Instant,
+    has_answered: bool,
 }
 
 impl PeakEwma {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { seconds: SEED.as_secs_f64(), at: now }
+        Self { seconds: SEED.as_secs_f64(), at: now, has_answered: false }
     }
 
     /// An answer that took so long.
@@ -52,6 +53,9 @@ impl PeakEwma {
     /// What one more request costs, with so many in flight already, of which the endpoint can take `weight` in `0.0..=1.0`.
     #[must_use]
     pub fn cost(&self, in_flight: u32, weight: f64, now: Instant) -> f64 {
+        if !self.has_answered && in_flight == 0 {
+            return 0.0;
+        }
         self.latency(now).as_secs_f64() * (f64::from(in_flight) / weight.max(f64::MIN_POSITIVE) + 1.0)
     }
 
@@ -65,7 +69,8 @@ impl PeakEwma {
     fn observe(&mut self, took: Duration, now: Instant) {
         let seconds = took.as_secs_f64();
         let remembered = self.remembered(now);
-        let is_peak = seconds > self.latency(now).as_secs_f64();
+        let is_peak = !self.has_answered || seconds > self.latency(now).as_secs_f64();
+        self.has_answered = true;
         self.seconds = if is_peak { seconds } else { self.seconds * remembered + seconds * (1.0 - remembered) };
         self.at = self.at.max(now);
     }
@@ -114,16 +119,27 @@ mod tests {
     #[test]
     fn cost_rises_with_what_is_in_flight_and_falls_with_weight() {
         let start = some_instant();
-        let ewma = PeakEwma::new(start);
+        let mut ewma = PeakEwma::new(start);
+        ewma.succeeded(10 * MILLI, start);
         assert!(ewma.cost(1, 1.0, start) > ewma.cost(0, 1.0, start));
         assert!(ewma.cost(4, 0.5, start) > ewma.cost(4, 1.0, start));
         assert!((ewma.cost(0, 0.1, start) - ewma.cost(0, 1.0, start)).abs() < 1e-12, "idle ones are picked by their draws alone");
     }
 
     #[test]
+    fn one_that_was_never_asked_is_tried_once() {
+        let start = some_instant();
+        let (mut known, new) = (PeakEwma::new(start), PeakEwma::new(start));
+        known.succeeded(MILLI, start);
+        assert!(new.cost(0, 1.0, start) < known.cost(0, 1.0, start));
+        assert!(new.cost(1, 1.0, start) > known.cost(1, 1.0, start), "and then waited for");
+    }
+
+    #[test]
     fn a_late_result_does_not_turn_time_back() {
         let start = some_instant();
         let mut ewma = PeakEwma::new(start + DECAY);
+        ewma.succeeded(MILLI, start + DECAY);
         ewma.succeeded(100 * MILLI, start);
         assert_eq!(ewma.latency(start + DECAY), 100 * MILLI);
         assert_eq!(ewma.latency(start), 100 * MILLI);

@@ -6,9 +6,9 @@
 //!
 //! | class | means | may be repeated |
 //! | --- | --- | --- |
-//! | A, never reached | no byte of the request got out: connect refused or timed out | any method; not counted as an attempt, at most twice |
+//! | A, never reached | no byte of the request got out, or the backend says that it looked at none | any method; not counted as an attempt, at most twice |
 //! | B, unknown | cut off after the request was written, or the per-try timeout | idempotent methods only |
-//! | C, answered | a status that says "try again" | idempotent methods only |
+//! | C, answered | a status that says "try again" | idempotent methods only; any, if the backend says that it did not begin |
 //! | D, final | refused by ourselves, answer begun, body gone, an upgrade | never |
 //!
 //! A repeat also needs its trigger in the policy, an attempt left, the whole body at hand, and time: the wait and a shortest
@@ -35,12 +35,20 @@ pub enum Failure {
     ConnectFailure,
     /// Class A: the connection ended before a byte of the request was written.
     ResetBeforeRequest,
+    /// Class A: the backend said that it did not look at the request (HTTP/2: a refused stream, or one after GOAWAY).
+    Refused,
     /// Class B: the connection ended after the request was written and before an answer.
     Reset,
     /// Class B: no answer within the per-try timeout.
     PerTryTimeout,
     /// Class C: answered with a status that the policy wants repeated.
     Status {
+        /// The wait that the answer asked for.
+        retry_after: Option<Duration>,
+    },
+    /// Class C: a status instead of an answer, which the backend gave before it began (gRPC A6, "Trailers-Only"); any method may be
+    /// tried again.
+    Declined {
         /// The wait that the answer asked for.
         retry_after: Option<Duration>,
     },
@@ -54,6 +62,8 @@ pub enum Failure {
 pub struct RetryTriggers {
     /// `connect-failure`.
     pub connect_failure: bool,
+    /// `refused-stream`.
+    pub refused_stream: bool,
     /// `reset-before-request`.
     pub reset_before_request: bool,
     /// `reset`.
@@ -131,15 +141,17 @@ impl RetryConfig {
         let (is_wanted, is_transparent) = match situation.failure {
             Failure::ConnectFailure => (triggers.connect_failure, true),
             Failure::ResetBeforeRequest => (triggers.reset_before_request, true),
+            Failure::Refused => (triggers.refused_stream, true),
             Failure::Reset => (triggers.reset, false),
             Failure::PerTryTimeout => (triggers.timeout, false),
-            Failure::Status { .. } => (true, false),
+            Failure::Status { .. } | Failure::Declined { .. } => (true, false),
             Failure::Final => (false, false),
         };
         if !is_wanted {
             return Verdict::Stop(StopReason::NotTriggered);
         }
-        if !is_transparent && !situation.is_idempotent && !self.retry_non_idempotent {
+        let may_have_run = !is_transparent && !matches!(situation.failure, Failure::Declined { .. });
+        if may_have_run && !situation.is_idempotent && !self.retry_non_idempotent {
             return Verdict::Stop(StopReason::NotIdempotent);
         }
         if !situation.is_body_replayable {
@@ -158,7 +170,7 @@ impl RetryConfig {
 
     fn wait(&self, situation: &Situation, n: u32, random: f64) -> Duration {
         match situation.failure {
-            Failure::Status { retry_after: Some(asked) } if self.respect_retry_after => asked.min(LONGEST_RETRY_AFTER),
+            Failure::Status { retry_after: Some(asked) } | Failure::Declined { retry_after: Some(asked) } if self.respect_retry_after => asked.min(LONGEST_RETRY_AFTER),
             _ => self.backoff.wait(n, random),
         }
     }

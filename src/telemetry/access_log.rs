@@ -50,6 +50,8 @@ pub struct Record<'a> {
     pub path: &'a str,
     /// The status that the client saw; 0 if none.
     pub status: u16,
+    /// The status of gRPC, if it was a call of that.
+    pub grpc_status: Option<u8>,
     /// Why, if not because the app said so.
     pub reason: Option<Reason>,
     /// What belongs to the reason: a breaker, a rule.
@@ -157,7 +159,11 @@ fn put(line: &mut String, record: &Record<'_>) -> std::fmt::Result {
     escape(line, record.host);
     line.push_str("\",\"path\":\"");
     escape(line, record.path);
-    write!(line, "\",\"status\":{},\"reason\":\"{}", record.status, record.reason.map_or("", Reason::token))?;
+    write!(line, "\",\"status\":{}", record.status)?;
+    if let Some(status) = record.grpc_status {
+        write!(line, ",\"grpc_status\":{status}")?;
+    }
+    write!(line, ",\"reason\":\"{}", record.reason.map_or("", Reason::token))?;
     if !record.detail.is_empty() {
         line.push(':');
         escape(line, record.detail);
@@ -249,6 +255,7 @@ mod tests {
             host: "a\"b",
             path: "/\\\u{1}\n\u{fc}",
             status: 503,
+            grpc_status: None,
             reason: Some(Reason::BreakerOpen),
             detail: "app",
             attempts: 2,

@@ -137,6 +137,25 @@ pub enum Event {
         /// The backend.
         backend: Arc<str>,
     },
+    /// Certificate files hold something new, which is in force for new connections.
+    CertificateChanged {
+        /// Whose: a listener or a backend.
+        owner: String,
+    },
+    /// Certificate files cannot be read or do not fit together; what was read last stays in force.
+    CertificateRefused {
+        /// Whose: a listener or a backend.
+        owner: String,
+        /// Why.
+        why: String,
+    },
+    /// A certificate ends soon, or has ended.
+    CertificateExpiring {
+        /// Whose: a listener or a backend.
+        owner: String,
+        /// What is left of it.
+        left: Duration,
+    },
     /// An endpoint is left out for how it answers, or in shadow mode would be.
     EndpointEjected {
         /// Its backend.
@@ -189,6 +208,9 @@ impl Event {
             Self::EndpointsChanged { .. } => "endpoints_changed",
             Self::DiscoveryFailed { .. } => "discovery_failed",
             Self::DiscoveryRestored { .. } => "discovery_restored",
+            Self::CertificateChanged { .. } => "certificate_changed",
+            Self::CertificateRefused { .. } => "certificate_refused",
+            Self::CertificateExpiring { .. } => "certificate_expiring",
             Self::EndpointEjected { .. } => "endpoint_ejected",
             Self::EndpointReadmitted { .. } => "endpoint_readmitted",
             Self::PanicChanged { .. } => "panic_changed",
@@ -236,6 +258,10 @@ impl std::fmt::Display for Event {
             Self::EndpointsChanged { backend, count, changes } => write!(f, "backend {backend} has {count} endpoints: {}", changes.join(", ")),
             Self::DiscoveryFailed { backend, why } => write!(f, "the endpoints of {backend} cannot be found, those known last stay in force: {why}"),
             Self::DiscoveryRestored { backend } => write!(f, "the endpoints of {backend} are found again"),
+            Self::CertificateChanged { owner } => write!(f, "the {owner} has new certificates"),
+            Self::CertificateRefused { owner, why } => write!(f, "the certificates of the {owner} are refused, those read last stay in force: {why}"),
+            Self::CertificateExpiring { owner, left } if left.is_zero() => write!(f, "a certificate of the {owner} has ended"),
+            Self::CertificateExpiring { owner, left } => write!(f, "a certificate of the {owner} ends in {} hours", left.as_secs() / 3_600),
             Self::EndpointEjected { backend, endpoint, cause, long, is_shadow } => {
                 let is = if *is_shadow { "would be" } else { "is" };
                 write!(f, "endpoint {endpoint} of {backend} {is} ejected for {long:.1?}: {cause}")

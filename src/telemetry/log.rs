@@ -35,7 +35,9 @@ pub fn init(filter: &str, format: LogFormat) {
 pub(super) fn write(event: &Event) {
     let kind = event.kind();
     match event {
-        Event::PolicyRefused { .. } | Event::RecoveryCapped { .. } | Event::RecoveryActed { result: Err(_), .. } => tracing::error!(event = kind, "{event}"),
+        Event::PolicyRefused { .. } | Event::CertificateRefused { .. } | Event::RecoveryCapped { .. } | Event::RecoveryActed { result: Err(_), .. } => {
+            tracing::error!(event = kind, "{event}")
+        }
         Event::BreakerChanged { transition, .. } if transition.to == StateKind::Open => tracing::warn!(event = kind, "{event}"),
         Event::HealthChanged { health: Health::Unhealthy, .. }
         | Event::ReadinessChanged { is_ready: false, .. }
@@ -43,6 +45,7 @@ pub(super) fn write(event: &Event) {
         | Event::RecoveryActed { .. }
         | Event::EndpointEjected { .. }
         | Event::DiscoveryFailed { .. }
+        | Event::CertificateExpiring { .. }
         | Event::PanicChanged { is_panicking: true, .. } => tracing::warn!(event = kind, "{event}"),
         Event::Started { .. }
         | Event::PolicyApplied { .. }
@@ -59,6 +62,7 @@ pub(super) fn write(event: &Event) {
         | Event::EndpointReadmitted { .. }
         | Event::EndpointsChanged { .. }
         | Event::DiscoveryRestored { .. }
+        | Event::CertificateChanged { .. }
         | Event::PanicChanged { .. } => tracing::info!(event = kind, "{event}"),
     }
 }

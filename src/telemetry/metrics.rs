@@ -3,7 +3,10 @@
 //! Labels come from bounded sets only: routes, backends, breakers and rules of the policy, and closed lists. No path, client
 //! key or address ever becomes a label. `docs/metrics.md` lists all of them, and a test compares it with this file.
 
-use std::sync::OnceLock;
+use std::{
+    sync::OnceLock,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -42,6 +45,7 @@ macro_rules! names {
 names! {
     REQUESTS = "outrigger_requests_total", Counter, "Requests that ended, by route and class of the status.";
     REQUEST_SECONDS = "outrigger_request_duration_seconds", Histogram, "From the head of a request to the end of its answer, by route.";
+    GRPC_REQUESTS = "outrigger_grpc_requests_total", Counter, "Calls of gRPC that ended, by route and status.";
     REFUSALS = "outrigger_refusals_total", Counter, "Answers made by the sidecar, and answers that did not get through, by route and reason.";
     SHADOW_REFUSALS = "outrigger_shadow_refusals_total", Counter, "Refusals that shadow mode let pass, by route and reason.";
     ATTEMPTS = "outrigger_attempts_total", Counter, "Attempts at a backend, by backend and outcome.";
@@ -52,12 +56,16 @@ names! {
     IN_FLIGHT = "outrigger_requests_in_flight", Gauge, "Requests being served.";
     CONNECTIONS = "outrigger_connections", Gauge, "Connections of clients, by listener.";
     CONNECTIONS_REFUSED = "outrigger_connections_refused_total", Counter, "Connections closed at once because a listener had all it may, by listener.";
+    CONNECTIONS_ABUSED = "outrigger_connections_abused_total", Counter, "Connections of HTTP/2 ended because their client gave up most of what it asked, by listener.";
     BACKEND_CONNECTIONS = "outrigger_backend_connections", Gauge, "Connections to a backend, busy and idle.";
     ENDPOINTS = "outrigger_backend_endpoints", Gauge, "Endpoints of a backend, by health.";
     ENDPOINTS_AVAILABLE = "outrigger_backend_endpoints_available", Gauge, "Endpoints of a backend that may be picked.";
     ENDPOINTS_EJECTED = "outrigger_backend_endpoints_ejected", Gauge, "Endpoints of a backend that outlier detection keeps out, or would in shadow mode.";
     EJECTIONS = "outrigger_endpoint_ejections_total", Counter, "Ejections of endpoints, by backend and cause.";
     DISCOVERY_CURRENT = "outrigger_discovery_current", Gauge, "1 if the endpoints of a backend were found at the last look, 0 if those known before are in force.";
+    CERTIFICATE_END = "outrigger_certificate_not_after_timestamp_seconds", Gauge, "When the first certificate of a listener or backend ends, in seconds since 1970.";
+    CERTIFICATE_CURRENT = "outrigger_certificate_current", Gauge, "1 if the certificates in force are those in the files, 0 if those could not be read or do not fit together.";
+    TLS_FAILURES = "outrigger_tls_handshake_failures_total", Counter, "Connections that ended before both sides agreed on TLS, by listener or backend.";
     LIMIT_IN_FLIGHT = "outrigger_limit_in_flight", Gauge, "Requests in flight under a concurrency limit.";
     LIMIT_PENDING = "outrigger_limit_pending", Gauge, "Requests waiting under a concurrency limit.";
     BREAKER_STATE = "outrigger_breaker_state", Gauge, "The state of a breaker: 1 for the one it is in, 0 for the others.";
@@ -172,6 +180,9 @@ impl Metrics {
             | Event::EndpointReadmitted { .. }
             | Event::EndpointsChanged { .. }
             | Event::DiscoveryFailed { .. }
+            | Event::CertificateChanged { .. }
+            | Event::CertificateRefused { .. }
+            | Event::CertificateExpiring { .. }
             | Event::DiscoveryRestored { .. }
             | Event::ListenerBound { .. }
             | Event::ListenerClosed { .. }
@@ -185,6 +196,14 @@ impl Metrics {
     /// Shows whether the endpoints of a backend were found at the last look.
     pub fn discovery_current(&self, backend: &str, is_current: bool) {
         self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)]).set(f64::from(u8::from(is_current)));
+    }
+
+    /// Shows when the certificates of a listener or backend end, and whether they are those in the files.
+    pub fn certificate(&self, owner: &str, not_after: Option<SystemTime>, is_current: bool) {
+        if let Some(end) = not_after {
+            self.gauge(name::CERTIFICATE_END, &[("owner", owner)]).set(end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        }
+        self.gauge(name::CERTIFICATE_CURRENT, &[("owner", owner)]).set(f64::from(u8::from(is_current)));
     }
 
     /// Shows the state of a breaker.
@@ -211,6 +230,7 @@ pub struct RouteMetrics {
     seconds: Histogram,
     refusals: Vec<OnceLock<Counter>>,
     shadow: Vec<OnceLock<Counter>>,
+    calls: [OnceLock<Counter>; 17],
     route: String,
 }
 
@@ -225,6 +245,7 @@ impl RouteMetrics {
             seconds: metrics.histogram(name::REQUEST_SECONDS, &[("route", route), ("direction", direction)]),
             refusals: slots(),
             shadow: slots(),
+            calls: std::array::from_fn(|_| OnceLock::new()),
             route: route.to_owned(),
         }
     }
@@ -233,6 +254,14 @@ impl RouteMetrics {
     pub fn finished(&self, status: u16, seconds: f64) {
         self.by_class[usize::from(status / 100).min(5)].increment(1);
         self.seconds.record(seconds);
+    }
+
+    /// Counts a call of gRPC that ended.
+    pub fn called(&self, metrics: &Metrics, status: u8) {
+        let make = || metrics.counter(name::GRPC_REQUESTS, &[("route", &self.route), ("code", &status.to_string())]);
+        if let Some(slot) = self.calls.get(usize::from(status)) {
+            slot.get_or_init(make).increment(1);
+        }
     }
 
     /// Counts an answer of our own, or one that did not get through.

@@ -31,6 +31,8 @@ reasons! {
     NoRoute = "no_route",
     /// A route answers with a redirect.
     Redirect = "redirect",
+    /// The client's certificate is not one of those that may use the route.
+    NotAllowed = "not_allowed",
     /// The circuit breaker refuses.
     BreakerOpen = "breaker_open",
     /// A rate limit refuses.
@@ -45,6 +47,8 @@ reasons! {
     NoHealthyEndpoint = "no_healthy_endpoint",
     /// No connection could be made.
     ConnectFailed = "connect_failed",
+    /// The two sides did not agree on TLS.
+    TlsFailed = "tls_failed",
     /// No connection was made in time.
     ConnectTimeout = "connect_timeout",
     /// The connection ended before the answer did.

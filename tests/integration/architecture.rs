@@ -41,9 +41,10 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("telemetry", &["resilience"]),
     ("clock", &[]),
     ("settings", &[]),
+    ("transport", &["policy"]),
     ("state", &["resilience", "policy", "telemetry"]),
-    ("proxy", &["resilience", "policy", "telemetry", "clock", "state"]),
-    ("control", &["resilience", "policy", "telemetry", "clock", "state"]),
+    ("proxy", &["resilience", "policy", "telemetry", "clock", "state", "transport"]),
+    ("control", &["resilience", "policy", "telemetry", "clock", "state", "transport"]),
     ("admin", &["resilience", "policy", "telemetry", "clock", "state"]),
     ("cli", &["policy", "telemetry", "clock", "state", "settings", "app"]),
     ("app", &["policy", "telemetry", "clock", "state", "settings", "proxy", "control", "admin"]),
@@ -95,7 +96,11 @@ fn top_level(group: &str) -> Vec<String> {
 #[test]
 fn external_crates_stay_where_they_belong() {
     let table: &[(&str, &[&str])] = &[
-        ("pingora::", &["proxy", "control"]),
+        ("pingora::", &["proxy", "control", "transport"]),
+        ("h2::", &["proxy", "control"]),
+        ("rustls::", &["proxy", "control", "state", "transport"]),
+        ("x509_parser", &["transport"]),
+        ("hickory_resolver", &["control"]),
         ("governor::", &["state"]),
         ("serde::", &["policy", "admin"]),
         ("serde_saphyr", &["policy"]),
@@ -107,7 +112,7 @@ fn external_crates_stay_where_they_belong() {
         ("clap::", &["cli"]),
         ("notify::", &["control"]),
         ("tokio::time", &["clock"]),
-        ("tokio::net", &["proxy", "control", "admin", "cli"]),
+        ("tokio::net", &["proxy", "control", "admin", "cli", "transport"]),
         ("std::fs", &["policy", "control", "cli"]),
     ];
     for path in sources(&Path::new(ROOT).join("src")) {

@@ -44,6 +44,8 @@ impl<'a> Compiler<'a> {
         BackendSpec {
             name: Arc::from(backend.name.as_str()),
             discovery: self.discovery(at, backend),
+            protocol: Self::backend_protocol(backend.protocol),
+            tls: backend.tls.as_ref().and_then(|tls| self.client_tls(&at.key("tls"), tls, Self::backend_protocol(backend.protocol))),
             balancer: balancing.balancer,
             warm_up: balancing.warm_up,
             min_endpoints_in_zone: balancing.min_endpoints_in_zone,

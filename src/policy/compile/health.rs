@@ -55,6 +55,7 @@ impl<'a> Compiler<'a> {
                 ProbeSpec::Http { path: http.path.clone(), host: http.host.clone(), expected, body: http.expected_body.clone() }
             }
             (ActiveCheckType::TCP, None) => ProbeSpec::Tcp,
+            (ActiveCheckType::GRPC, None) => ProbeSpec::Grpc { service: check.grpc.clone().unwrap_or_default().service },
             (ActiveCheckType::HTTP, None) => {
                 self.error(at, "a check of type HTTP needs `http`").hint("add `http: {path: /healthz}`");
                 return None;
@@ -63,7 +64,14 @@ impl<'a> Compiler<'a> {
                 self.error(&at.key("http"), "a check of type TCP only connects").hint("write `type: HTTP`, or take `http` out");
                 return None;
             }
+            (ActiveCheckType::GRPC, Some(_)) => {
+                self.error(&at.key("http"), "a check of type GRPC asks the health service").hint("write `type: HTTP`, or take `http` out");
+                return None;
+            }
         };
+        if check.kind != ActiveCheckType::GRPC && check.grpc.is_some() {
+            self.error(&at.key("grpc"), "only a check of type GRPC asks the health service").hint("write `type: GRPC`, or take `grpc` out");
+        }
         let or = |span: Option<Span>| span.map_or(interval, |span| span.0);
         let jitter = check.jitter_percent.unwrap_or(Percent::of(10)).ratio().value();
         let (unhealthy_interval, edge_interval) = (or(check.unhealthy_interval), or(check.edge_interval));

@@ -27,13 +27,21 @@ impl<'a> Compiler<'a> {
 
     fn listener(&mut self, at: &At<'a>, listener: &Listener) -> ListenerSpec {
         let limits = self.listener_limits(&at.key("limits"), &listener.limits.clone().unwrap_or_default());
+        let protocol = Self::listener_protocol(listener.protocol);
         let address = listener.address.parse().unwrap_or_else(|_| {
             self.error(&at.key("address"), format!("`{}` is not an address to listen on", listener.address))
                 .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
             // The set is refused; with a stand-in, routes that name the listener are not faulty too.
             SocketAddr::from(([0, 0, 0, 0], 0))
         });
-        ListenerSpec { name: Arc::from(listener.name.as_str()), direction: listener.direction, address, limits }
+        ListenerSpec {
+            name: Arc::from(listener.name.as_str()),
+            direction: listener.direction,
+            address,
+            protocol,
+            tls: listener.tls.as_ref().and_then(|tls| self.server_tls(&at.key("tls"), tls, protocol)),
+            limits,
+        }
     }
 
     fn listener_limits(&mut self, at: &At<'a>, limits: &ListenerLimits) -> ListenerLimitSpec {
@@ -43,6 +51,9 @@ impl<'a> Compiler<'a> {
         }
         if limits.max_connections == Some(0) {
             self.error(&at.key("maxConnections"), "with no connections nothing could come in").hint("write at least 1");
+        }
+        if limits.max_concurrent_streams == Some(0) {
+            self.error(&at.key("maxConcurrentStreams"), "with no streams nothing could be asked").hint("write at least 1; 100 is the default");
         }
         let mut timeout = |key: &str, span: Option<crate::policy::units::Span>, default: u64| {
             let duration = span.map_or(Duration::from_secs(default), |span| span.0);
@@ -55,6 +66,7 @@ impl<'a> Compiler<'a> {
             header_timeout: timeout("headerTimeout", limits.header_timeout, 10),
             idle_timeout: timeout("idleTimeout", limits.idle_timeout, 75),
             max_connections: limits.max_connections.unwrap_or(10_000),
+            max_concurrent_streams: limits.max_concurrent_streams.unwrap_or(100),
             max_header_bytes: usize::try_from(max_header_bytes).unwrap_or(usize::MAX),
             max_body_bytes: limits.max_body_bytes.map_or(32 << 20, |size| size.0),
         }

@@ -83,8 +83,21 @@ impl<'a> Compiler<'a> {
                 (SelectorType::Exact, None) => self.error(&at, "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per value"),
             }
         }
-        if selector.headers.is_empty() && selector.source_cidr.is_none() {
-            self.error(at, "a selector that selects nothing").hint("add `headers` or `sourceCIDR`, or take the selector out to mean all requests");
+        let identity = match selector.identity.as_ref().map(|identity| (identity.kind, &identity.value)) {
+            None => None,
+            Some((SelectorType::Distinct, None)) => Some(None),
+            Some((SelectorType::Exact, Some(value))) => Some(Some(Arc::from(value.as_str()))),
+            Some((SelectorType::Distinct, Some(_))) => {
+                self.error(&at.key("identity").key("value"), "Distinct takes every value").hint("take `value` out, or write `type: Exact`");
+                None
+            }
+            Some((SelectorType::Exact, None)) => {
+                self.error(&at.key("identity"), "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per identity");
+                None
+            }
+        };
+        if selector.headers.is_empty() && selector.source_cidr.is_none() && selector.identity.is_none() {
+            self.error(at, "a selector that selects nothing").hint("add `headers`, `sourceCIDR` or `identity`, or take the selector out to mean all requests");
         }
         let source = match &selector.source_cidr {
             None => None,
@@ -96,7 +109,7 @@ impl<'a> Compiler<'a> {
                 }
             },
         };
-        Some(SelectorSpec { headers, source })
+        Some(SelectorSpec { headers, source, identity })
     }
 }
 

@@ -131,7 +131,12 @@ impl<'a> Compiler<'a> {
                 ActionSpec::Forward(destinations)
             }
         };
-        RouteSpec { name, direction, filters: filters.spec, action, rate_limits }
+        let can_identify = route
+            .listeners
+            .iter()
+            .any(|name| tables.listeners.iter().any(|(_, listener)| *listener.name == **name && listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())));
+        let allowed = self.allowed(&at.key("allow"), route.allow.as_ref(), can_identify);
+        RouteSpec { name, direction, filters: filters.spec, allowed, action, rate_limits }
     }
 
     /// Rate limits are of the route, whichever of its backends a request goes to; so its backends may bring them only together.

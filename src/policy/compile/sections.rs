@@ -8,7 +8,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use super::{At, Compiler, Scope};
 use crate::{
     policy::{
-        document::{CircuitBreaker, ConnectionLimits, ModeName, Retry, RetryConstraint, RetryTrigger, Sections, Timeouts},
+        document::{CircuitBreaker, ConnectionLimits, GrpcCode, ModeName, Retry, RetryConstraint, RetryTrigger, Sections, Timeouts},
         snapshot::{BreakerSpec, BudgetSpec, LimitSpec, Origin, PolicySpec, RetrySpec, TimeoutSpec},
         units::{Percent, Span, StatusRange, StatusSet},
     },
@@ -100,6 +100,8 @@ impl<'a> Compiler<'a> {
             Some(found) => (found.section.clone(), found.section.attempts.unwrap_or(1), vec![StatusRange::of(502, 504)]),
             None => (Retry::default(), 0, Vec::new()),
         };
+        let unavailable = if found.is_some() { &[GrpcCode::Unavailable][..] } else { &[] };
+        let grpc_codes = written.grpc_codes.as_deref().unwrap_or(unavailable);
         let triggers = written.retry_on.as_deref().unwrap_or(&harmless);
         let base = written.backoff.map_or(Duration::from_millis(25), |span| span.0);
         let max = written.max_backoff.map_or(base.saturating_mul(10), |span| span.0);
@@ -123,6 +125,7 @@ impl<'a> Compiler<'a> {
                 attempts,
                 triggers: RetryTriggers {
                     connect_failure: triggers.contains(&RetryTrigger::ConnectFailure),
+                    refused_stream: triggers.contains(&RetryTrigger::RefusedStream),
                     reset_before_request: triggers.contains(&RetryTrigger::ResetBeforeRequest),
                     reset: triggers.contains(&RetryTrigger::Reset),
                     timeout: triggers.contains(&RetryTrigger::Timeout),
@@ -132,6 +135,7 @@ impl<'a> Compiler<'a> {
                 respect_retry_after: written.respect_retry_after.unwrap_or(true),
             },
             codes: written.codes.as_ref().unwrap_or(&codes).iter().collect(),
+            grpc_codes: grpc_codes.iter().fold(0, |set, code| set | 1 << code.number()),
             max_buffered_body: written.max_buffered_body.map_or(64 << 10, |size| usize::try_from(size.0).unwrap_or(usize::MAX)),
             origin: found.map(|found| found.origin).unwrap_or_default(),
         }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::policy::units::Span;
 
-use super::{HealthCheck, LoadBalancer, OutlierDetection};
+use super::{BackendTls, HealthCheck, LoadBalancer, OutlierDetection};
 
 /// A named group of endpoints.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -19,6 +19,10 @@ pub struct Backend {
     pub dns: Option<Dns>,
     /// A file of endpoints, JSON or YAML, that is read again when it changes: a list like `endpoints`, or a mapping with that key.
     pub endpoints_file: Option<String>,
+    /// What is spoken to the endpoints. Default HTTP1.
+    pub protocol: Option<BackendProtocol>,
+    /// TLS towards the endpoints. Without it nothing is encrypted.
+    pub tls: Option<BackendTls>,
     /// How an endpoint is chosen. Default LeastRequest.
     pub load_balancer: Option<LoadBalancer>,
     /// How the endpoints' health is found out. Without it all are taken as healthy.
@@ -27,6 +31,17 @@ pub struct Backend {
     pub outlier_detection: Option<OutlierDetection>,
     /// The named policy of this backend.
     pub policy: Option<String>,
+}
+
+/// What is spoken to endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum BackendProtocol {
+    /// HTTP/1.1, with upgrades.
+    HTTP1,
+    /// HTTP/2: by ALPN under TLS, without TLS at once ("prior knowledge").
+    HTTP2,
+    /// gRPC: HTTP/2, whose outcome is the status in the trailers.
+    GRPC,
 }
 
 /// One address: `"127.0.0.1:8080"`, or `{address: "10.0.0.7:80", weight: 2}`.

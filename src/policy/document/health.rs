@@ -20,7 +20,7 @@ pub struct HealthCheck {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ActiveCheck {
-    /// HTTP asks a path, TCP connects.
+    /// HTTP asks a path, TCP connects, GRPC asks the health service.
     #[serde(rename = "type")]
     pub kind: ActiveCheckType,
     /// The time between two checks of an endpoint. Default 5s.
@@ -40,6 +40,8 @@ pub struct ActiveCheck {
     pub healthy_threshold: Option<u32>,
     /// What to ask, for HTTP.
     pub http: Option<HttpCheck>,
+    /// What to ask, for GRPC.
+    pub grpc: Option<GrpcCheck>,
 }
 
 /// How an endpoint is asked.
@@ -47,8 +49,18 @@ pub struct ActiveCheck {
 pub enum ActiveCheckType {
     /// A GET of a path.
     HTTP,
-    /// A connection.
+    /// A connection; under TLS, one that both sides agree on.
     TCP,
+    /// The standard health service of gRPC (grpc.health.v1), over HTTP/2.
+    GRPC,
+}
+
+/// What a check of gRPC asks.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GrpcCheck {
+    /// The service. Default the whole server.
+    pub service: String,
 }
 
 /// What an HTTP check asks.

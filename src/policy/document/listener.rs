@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::ListenerTls;
 use crate::policy::units::{Size, Span};
 
 /// A socket that takes requests.
@@ -15,8 +16,10 @@ pub struct Listener {
     pub direction: Direction,
     /// The address and port, like `0.0.0.0:16001`; port 0 lets the system choose.
     pub address: String,
-    /// What is spoken; HTTP1 in this version.
+    /// What is spoken. Default Auto.
     pub protocol: Option<ListenerProtocol>,
+    /// TLS towards clients. Without it nothing is encrypted.
+    pub tls: Option<ListenerTls>,
     /// What a client may use up.
     pub limits: Option<ListenerLimits>,
 }
@@ -35,6 +38,10 @@ pub enum Direction {
 pub enum ListenerProtocol {
     /// HTTP/1.0 and HTTP/1.1, with upgrades.
     HTTP1,
+    /// HTTP/2.
+    HTTP2,
+    /// Both: by ALPN under TLS, without TLS by what the client begins with.
+    Auto,
 }
 
 /// What a client may use up.
@@ -49,6 +56,8 @@ pub struct ListenerLimits {
     pub idle_timeout: Option<Span>,
     /// The longest request head. Default 64Ki.
     pub max_header_bytes: Option<Size>,
+    /// Requests at once on one connection of HTTP/2. Default 100.
+    pub max_concurrent_streams: Option<u32>,
     /// The longest request body. Default 32Mi.
     pub max_body_bytes: Option<Size>,
 }

@@ -3,7 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::sections::{CircuitBreaker, ConnectionLimits, RateLimit, Retry, RetryConstraint, Sections, Timeouts};
+use super::{
+    Allow,
+    sections::{CircuitBreaker, ConnectionLimits, RateLimit, Retry, RetryConstraint, Sections, Timeouts},
+};
 
 /// A set of requests, where they go, and how they are protected.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -25,6 +28,8 @@ pub struct Route {
     /// Where matching requests go, by weight. None only with a redirect.
     #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
+    /// Who may use it, by the certificate that they show. Default everybody.
+    pub allow: Option<Allow>,
     /// The named policy of this route.
     pub policy: Option<String>,
     /// Timeouts of this route.

@@ -61,6 +61,8 @@ pub struct Retry {
     pub retry_on: Option<Vec<RetryTrigger>>,
     /// Statuses that are tried again. Default 502, 503, 504.
     pub codes: Option<Vec<StatusRange>>,
+    /// Statuses of gRPC that are tried again, if the answer has no body. Default unavailable.
+    pub grpc_codes: Option<Vec<GrpcCode>>,
     /// The base of the wait: before retry n it is drawn from 0 to backoff * 2^(n-1) (full jitter). Default 25ms.
     pub backoff: Option<Span>,
     /// The longest wait. Default ten times `backoff`.
@@ -87,6 +89,52 @@ pub enum RetryTrigger {
     Reset,
     /// No answer within `timeouts.backendRequest`. Idempotent methods only.
     Timeout,
+}
+
+/// A status of gRPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrpcCode {
+    /// 1.
+    Cancelled,
+    /// 2.
+    Unknown,
+    /// 3.
+    InvalidArgument,
+    /// 4.
+    DeadlineExceeded,
+    /// 5.
+    NotFound,
+    /// 6.
+    AlreadyExists,
+    /// 7.
+    PermissionDenied,
+    /// 8.
+    ResourceExhausted,
+    /// 9.
+    FailedPrecondition,
+    /// 10.
+    Aborted,
+    /// 11.
+    OutOfRange,
+    /// 12.
+    Unimplemented,
+    /// 13.
+    Internal,
+    /// 14.
+    Unavailable,
+    /// 15.
+    DataLoss,
+    /// 16.
+    Unauthenticated,
+}
+
+impl GrpcCode {
+    /// The number on the wire.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        self as u8 + 1
+    }
 }
 
 /// How many retries a backend is asked to take: a share of its requests, and a floor.
@@ -241,6 +289,8 @@ pub struct ClientSelector {
     /// The client's address: that of the connection.
     #[serde(rename = "sourceCIDR")]
     pub source_cidr: Option<SourceSelector>,
+    /// The identity in the client's certificate.
+    pub identity: Option<IdentitySelector>,
 }
 
 /// A header.
@@ -264,6 +314,17 @@ pub enum SelectorType {
     Exact,
     /// All requests that have it, with one bucket per value.
     Distinct,
+}
+
+/// An identity in a client's certificate: a SPIFFE URI or a DNS name.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IdentitySelector {
+    /// Exact compares the value, Distinct makes one bucket per identity. Default Exact.
+    #[serde(rename = "type", default)]
+    pub kind: SelectorType,
+    /// For Exact.
+    pub value: Option<String>,
 }
 
 /// A range of client addresses.

@@ -3,7 +3,10 @@
 use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use crate::{
-    policy::units::StatusSet,
+    policy::{
+        snapshot::{ClientTlsSpec, Protocol},
+        units::StatusSet,
+    },
     resilience::{Mode, health::HealthConfig, outlier::OutlierConfig, warm_up::WarmUpConfig},
 };
 
@@ -14,6 +17,10 @@ pub struct BackendSpec {
     pub name: Arc<str>,
     /// Where its endpoints are.
     pub discovery: Discovery,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// TLS towards it.
+    pub tls: Option<ClientTlsSpec>,
     /// How one is chosen.
     pub balancer: Balancer,
     /// How a new one comes to its share.
@@ -190,6 +197,11 @@ pub enum ProbeSpec {
     },
     /// A connection.
     Tcp,
+    /// The health service of gRPC.
+    Grpc {
+        /// The service; empty for the whole server.
+        service: String,
+    },
 }
 
 /// Which endpoints are left out for how they answer.

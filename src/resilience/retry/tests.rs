@@ -3,7 +3,7 @@ use super::*;
 fn config() -> RetryConfig {
     RetryConfig {
         attempts: 2,
-        triggers: RetryTriggers { connect_failure: true, reset_before_request: true, reset: true, timeout: true },
+        triggers: RetryTriggers { connect_failure: true, refused_stream: true, reset_before_request: true, reset: true, timeout: true },
         backoff: Backoff::try_new(Duration::from_millis(100), Duration::from_secs(1)).expect("sound"),
         retry_non_idempotent: false,
         respect_retry_after: true,
@@ -28,9 +28,11 @@ fn a_request_that_may_have_run_is_repeated_only_if_it_is_idempotent() {
     let table = [
         (ConnectFailure, retry(50, true), retry(50, true)),
         (ResetBeforeRequest, retry(50, true), retry(50, true)),
+        (Refused, retry(50, true), retry(50, true)),
         (Reset, retry(50, false), never),
         (PerTryTimeout, retry(50, false), never),
         (STATUS, retry(50, false), never),
+        (Declined { retry_after: None }, retry(50, false), retry(50, false)),
         (Final, Verdict::Stop(StopReason::NotTriggered), Verdict::Stop(StopReason::NotTriggered)),
     ];
     for (failure, idempotent, other) in table {
@@ -50,9 +52,9 @@ fn a_policy_may_allow_methods_that_are_not_idempotent() {
 #[test]
 fn a_failure_without_its_trigger_is_not_repeated() {
     use Failure::*;
-    let triggers = RetryTriggers { connect_failure: false, reset_before_request: false, reset: false, timeout: false };
+    let triggers = RetryTriggers { connect_failure: false, refused_stream: false, reset_before_request: false, reset: false, timeout: false };
     let config = RetryConfig { triggers, ..config() };
-    for failure in [ConnectFailure, ResetBeforeRequest, Reset, PerTryTimeout] {
+    for failure in [ConnectFailure, ResetBeforeRequest, Refused, Reset, PerTryTimeout] {
         assert_eq!(config.decide(&situation(failure), 0.5), Verdict::Stop(StopReason::NotTriggered), "{failure:?}");
     }
 }

@@ -2,7 +2,9 @@
 //! way to wait.
 
 pub(crate) mod backend;
+pub(crate) mod certificates;
 pub(crate) mod client;
+pub(crate) mod http2;
 pub(crate) mod name_server;
 pub(crate) mod sidecar;
 

@@ -18,28 +18,37 @@ use crate::policy::snapshot::Address;
 
 /// A connected socket.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub enum Socket {
+    /// Over TCP.
     Tcp(TcpStream),
+    /// In the file system.
     Unix(UnixStream),
 }
 
 /// The half that reads.
 #[derive(Debug)]
-pub(super) enum Reader {
+pub enum Reader {
+    /// Over TCP.
     Tcp(tcp::OwnedReadHalf),
+    /// In the file system.
     Unix(unix::OwnedReadHalf),
 }
 
 /// The half that writes.
 #[derive(Debug)]
-pub(super) enum Writer {
+pub enum Writer {
+    /// Over TCP.
     Tcp(tcp::OwnedWriteHalf),
+    /// In the file system.
     Unix(unix::OwnedWriteHalf),
 }
 
 impl Socket {
     /// Connects to an endpoint.
-    pub(super) async fn connect(address: &Address) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// If it is refused or unreachable, or the system gives no socket.
+    pub async fn connect(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => {
                 let tcp = TcpStream::connect(address).await?;
@@ -52,7 +61,8 @@ impl Socket {
     }
 
     /// Takes it apart.
-    pub(super) fn split(self) -> (Reader, Writer) {
+    #[must_use]
+    pub fn split(self) -> (Reader, Writer) {
         match self {
             Self::Tcp(tcp) => {
                 let (reader, writer) = tcp.into_split();
@@ -77,7 +87,10 @@ impl AsyncRead for Reader {
 
 impl Writer {
     /// Writes what the socket takes at once.
-    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    ///
+    /// # Errors
+    /// If it takes nothing (`WouldBlock`), or is broken.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(writer) => writer.try_write(bytes),
             Self::Unix(writer) => writer.try_write(bytes),
@@ -85,7 +98,7 @@ impl Writer {
     }
 
     /// Waits until the socket takes more.
-    pub(super) fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(writer) => writer.as_ref().poll_write_ready(context),
             Self::Unix(writer) => writer.as_ref().poll_write_ready(context),
@@ -93,7 +106,10 @@ impl Writer {
     }
 
     /// Waits until something can be read, or the other side has closed.
-    pub(super) async fn readable(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// If the socket is broken.
+    pub async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Tcp(writer) => writer.as_ref().ready(Interest::READABLE).await.map(drop),
             Self::Unix(writer) => writer.as_ref().ready(Interest::READABLE).await.map(drop),
@@ -101,7 +117,10 @@ impl Writer {
     }
 
     /// Reads what is there.
-    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    ///
+    /// # Errors
+    /// If there is nothing (`WouldBlock`), or the socket is broken.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(writer) => writer.as_ref().try_read(buffer),
             Self::Unix(writer) => writer.as_ref().try_read(buffer),
@@ -109,13 +128,25 @@ impl Writer {
     }
 
     /// Asks the system, not the runtime's memory of it, whether the socket is open and nothing waits to be read.
-    pub(super) fn is_silent_and_open(&self) -> bool {
+    #[must_use]
+    pub fn is_silent_and_open(&self) -> bool {
         let mut probe = [MaybeUninit::uninit(); 1];
         self.sock_ref().peek(&mut probe).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Reads what the system has, whatever the runtime remembers.
+    ///
+    /// # Errors
+    /// If there is nothing (`WouldBlock`), or the socket is broken.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        io::Read::read(&mut &*self.sock_ref(), buffer)
+    }
+
     /// Says that nothing more will be written.
-    pub(super) fn shutdown(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// If the socket is broken.
+    pub fn shutdown(&self) -> io::Result<()> {
         self.sock_ref().shutdown(std::net::Shutdown::Write)
     }
 

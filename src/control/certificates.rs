@@ -1,0 +1,244 @@
+//! Reading certificate files, and reading them again when they change.
+//!
+//! Files are looked at by content: a Secret is mounted as links that are swapped, and times lie. A set of policies whose files cannot be
+//! read or do not fit together is refused like any other fault. Files that become so later change nothing: what was read last stays
+//! in force, and an event, a metric and the readiness report say so. The same is said of a certificate that is near its end.
+
+use std::{
+    collections::HashMap,
+    fs,
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    client::WebPkiServerVerifier,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+
+use crate::{
+    clock,
+    policy::snapshot::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, Snapshot},
+    state::{
+        State,
+        tls::{Fresh, Material, TlsStore},
+    },
+    telemetry::event::Event,
+    transport::certificate,
+};
+
+/// A certificate that ends so soon is worth a warning: issuers renew at a third of the time left, and thirty days are usual.
+const SOON: Duration = Duration::from_hours(24 * 7);
+
+/// How often an end that is near is looked for.
+const LOOK_EVERY: Duration = Duration::from_mins(1);
+
+/// Reads everything that a set of policies needs and that is not known yet.
+///
+/// # Errors
+/// Each fault with the place in the policy that names the file.
+pub(super) fn load(snapshot: &Snapshot, store: &TlsStore) -> Result<Fresh, Vec<String>> {
+    let (mut fresh, mut faults) = (Fresh::default(), Vec::new());
+    for spec in snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref()).filter(|spec| store.server(spec).is_none()) {
+        match Files::of_server(spec).and_then(|files| files.server(spec, store)) {
+            Ok(material) => drop(fresh.servers.insert(spec.clone(), material)),
+            Err(fault) => faults.push(format!("{}: {fault}", spec.place)),
+        }
+    }
+    for spec in snapshot.backends.iter().filter_map(|backend| backend.tls.as_ref()).filter(|spec| store.client(spec).is_none()) {
+        match Files::of_client(spec).and_then(|files| files.client(spec, store)) {
+            Ok(material) => drop(fresh.clients.insert(spec.clone(), material)),
+            Err(fault) => faults.push(format!("{}: {fault}", spec.place)),
+        }
+    }
+    if faults.is_empty() { Ok(fresh) } else { Err(faults) }
+}
+
+/// Follows the files of the policies in force.
+pub(super) async fn follow(state: Arc<State>, every: Duration) {
+    let mut told = Told::default();
+    let mut looked: Option<std::time::Instant> = None;
+    loop {
+        let live = state.live.load_full();
+        let is_time = looked.is_none_or(|at| clock::now().saturating_duration_since(at) >= LOOK_EVERY);
+        let mut fresh = Fresh::default();
+        for listener in &live.snapshot.listeners {
+            let Some((spec, known)) = listener.tls.as_ref().and_then(|spec| Some((spec, state.tls.server(spec)?))) else { continue };
+            let owner = format!("listener {}", listener.name);
+            let read = Files::of_server(spec).and_then(|files| if files.content == known.content { Ok(known.clone()) } else { files.server(spec, &state.tls) });
+            let now = told.settle(&state, &owner, read, &known, is_time);
+            if now.generation != known.generation {
+                fresh.servers.insert(spec.clone(), now);
+            }
+        }
+        for backend in &live.snapshot.backends {
+            let Some((spec, known)) = backend.tls.as_ref().and_then(|spec| Some((spec, state.tls.client(spec)?))) else { continue };
+            let owner = format!("backend {}", backend.name);
+            let read = Files::of_client(spec).and_then(|files| if files.content == known.content { Ok(known.clone()) } else { files.client(spec, &state.tls) });
+            let now = told.settle(&state, &owner, read, &known, is_time);
+            if now.generation != known.generation {
+                fresh.clients.insert(spec.clone(), now);
+            }
+        }
+        state.tls.put(&fresh);
+        if is_time {
+            looked = Some(clock::now());
+        }
+        clock::sleep(every).await;
+    }
+}
+
+/// What was said last of each owner of certificates, so that it is not said again.
+#[derive(Debug, Default)]
+struct Told(HashMap<String, Result<u64, String>>);
+
+impl Told {
+    /// What is in force after a reading: what was read, or what was known; and says what is new about it.
+    fn settle<C>(&mut self, state: &State, owner: &str, read: Result<Material<C>, String>, known: &Material<C>, is_time: bool) -> Material<C> {
+        let report = format!("certificates-of-{}", owner.replace(' ', "-"));
+        let now = match &read {
+            Ok(material) => {
+                if material.generation != known.generation {
+                    state.telemetry.emit(Event::CertificateChanged { owner: owner.to_owned() });
+                }
+                state.lifecycle.report(&report, Ok("as they are in the files".to_owned()));
+                Material { config: material.config.clone(), ..*material }
+            }
+            Err(fault) => {
+                if self.0.get(owner) != Some(&Err(fault.clone())) {
+                    state.telemetry.emit(Event::CertificateRefused { owner: owner.to_owned(), why: fault.clone() });
+                }
+                state.lifecycle.report(&report, Err(format!("those read last stay in force: {fault}")));
+                Material { config: known.config.clone(), ..*known }
+            }
+        };
+        let is_news = !matches!(self.0.get(owner), Some(Ok(told)) if *told == now.generation);
+        self.0.insert(owner.to_owned(), read.map(|material| material.generation));
+        state.telemetry.metrics.certificate(owner, now.not_after, self.0[owner].is_ok());
+        let wall = clock::wall();
+        if let Some(end) = now.not_after.filter(|end| (is_time || is_news) && *end <= wall + SOON) {
+            let left = end.duration_since(wall).unwrap_or_default();
+            state
+                .lifecycle
+                .report(&report, Err(if left.is_zero() { "a certificate has ended".to_owned() } else { format!("a certificate ends in {} hours", left.as_secs() / 3_600) }));
+            if is_news {
+                state.telemetry.emit(Event::CertificateExpiring { owner: owner.to_owned(), left });
+            }
+        }
+        now
+    }
+}
+
+/// The content of the files of one owner.
+struct Files {
+    chain: Vec<u8>,
+    key: Vec<u8>,
+    authorities: Option<Vec<u8>>,
+    names: [String; 3],
+    content: u64,
+}
+
+impl Files {
+    fn of_server(spec: &ServerTlsSpec) -> Result<Self, String> {
+        Self::read(Some(&spec.identity), spec.client_ca.as_deref())
+    }
+
+    fn of_client(spec: &ClientTlsSpec) -> Result<Self, String> {
+        Self::read(spec.identity.as_ref(), spec.ca.as_deref())
+    }
+
+    fn read(identity: Option<&KeyPair>, authorities: Option<&Path>) -> Result<Self, String> {
+        let read = |path: &Path| fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()));
+        let name = |path: Option<&Path>| path.map(|path| path.display().to_string()).unwrap_or_default();
+        let chain = identity.map(|pair| read(&pair.cert)).transpose()?.unwrap_or_default();
+        let key = identity.map(|pair| read(&pair.key)).transpose()?.unwrap_or_default();
+        let authorities_read = authorities.map(read).transpose()?;
+        // Any hash will do that tells one content from another; it is kept in memory only.
+        let content = BuildHasherDefault::<DefaultHasher>::default().hash_one((&chain, &key, &authorities_read));
+        let names = [name(identity.map(|pair| pair.cert.as_path())), name(identity.map(|pair| pair.key.as_path())), name(authorities)];
+        Ok(Self { chain, key, authorities: authorities_read, names, content })
+    }
+
+    fn server(&self, spec: &ServerTlsSpec, store: &TlsStore) -> Result<Material<ServerConfig>, String> {
+        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+        let builder = match self.roots()? {
+            None => builder.with_no_client_auth(),
+            Some(roots) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
+                let verifier = if spec.is_client_optional { verifier.allow_unauthenticated() } else { verifier };
+                builder.with_client_cert_verifier(verifier.build().map_err(|error| format!("{}: {error}", self.names[2]))?)
+            }
+        };
+        let chain = self.chain()?;
+        let not_after = earliest(&chain);
+        let mut config = builder.with_single_cert(chain, self.key()?).map_err(|error| format!("{} and {} do not fit together: {error}", self.names[0], self.names[1]))?;
+        config.alpn_protocols = alpn(spec.protocol);
+        Ok(Material { config: Arc::new(config), content: self.content, generation: store.next_generation(), not_after })
+    }
+
+    fn client(&self, spec: &ClientTlsSpec, store: &TlsStore) -> Result<Material<ClientConfig>, String> {
+        let roots = match self.roots()? {
+            Some(roots) => roots,
+            None => system_roots()?,
+        };
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider()).build().map_err(|error| format!("{}: {error}", self.names[2]))?;
+        let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(|error| error.to_string())?.with_webpki_verifier(verifier);
+        let (mut config, not_after) = if spec.identity.is_some() {
+            let chain = self.chain()?;
+            let not_after = earliest(&chain);
+            let config = builder.with_client_auth_cert(chain, self.key()?);
+            (config.map_err(|error| format!("{} and {} do not fit together: {error}", self.names[0], self.names[1]))?, not_after)
+        } else {
+            (builder.with_no_client_auth(), None)
+        };
+        config.alpn_protocols = alpn(spec.protocol);
+        Ok(Material { config: Arc::new(config), content: self.content, generation: store.next_generation(), not_after })
+    }
+
+    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.chain).collect::<Result<_, _>>().map_err(|error| format!("{} is not PEM: {error}", self.names[0]))?;
+        if chain.is_empty() { Err(format!("there is no certificate in {}", self.names[0])) } else { Ok(chain) }
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, String> {
+        PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| format!("there is no key in {}: {error}", self.names[1]))
+    }
+
+    fn roots(&self) -> Result<Option<RootCertStore>, String> {
+        let Some(bytes) = &self.authorities else { return Ok(None) };
+        let mut roots = RootCertStore::empty();
+        for authority in CertificateDer::pem_slice_iter(bytes) {
+            let authority = authority.map_err(|error| format!("{} is not PEM: {error}", self.names[2]))?;
+            roots.add(authority).map_err(|error| format!("{} holds what is no authority: {error}", self.names[2]))?;
+        }
+        if roots.is_empty() { Err(format!("there is no certificate in {}", self.names[2])) } else { Ok(Some(roots)) }
+    }
+}
+
+fn system_roots() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err("the system has no authorities; name some with `caFile`".to_owned()) } else { Ok(roots) }
+}
+
+fn earliest(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    chain.iter().filter_map(|certificate| certificate::not_after(certificate)).min()
+}
+
+fn alpn(protocol: Protocol) -> Vec<Vec<u8>> {
+    let names: &[&[u8]] = match protocol {
+        Protocol::Http1 => &[b"http/1.1"],
+        Protocol::Http2 | Protocol::Grpc => &[b"h2"],
+        Protocol::Auto => &[b"h2", b"http/1.1"],
+    };
+    names.iter().map(|name| name.to_vec()).collect()
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}

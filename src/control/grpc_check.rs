@@ -1,0 +1,110 @@
+//! Asking the health service of gRPC: one call of `grpc.health.v1.Health/Check`.
+//!
+//! The request is one message with one string, the answer one with one number; that is less than a library for it would be. What
+//! passes is the status SERVING and nothing else (grpc/grpc, `doc/health-checking.md`).
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Request, header};
+
+use super::{http_call::USER_AGENT, http2_call};
+use crate::transport::wire::Connection;
+
+/// An answer is one small message; more is none.
+const MAX_ANSWER: usize = 1 << 10;
+
+/// SERVING, of `HealthCheckResponse.ServingStatus`.
+const SERVING: u8 = 1;
+
+/// Asks on a new connection.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) async fn ask(connection: Connection, authority: &str, is_secure: bool, service: &str) -> Result<(), String> {
+    let scheme = if is_secure { "https" } else { "http" };
+    let request = Request::post(format!("{scheme}://{authority}/grpc.health.v1.Health/Check"))
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+        .header(header::USER_AGENT, USER_AGENT)
+        .body(())
+        .map_err(|error| error.to_string())?;
+    let answer = http2_call::call(connection, request, message(service)?, MAX_ANSWER).await?;
+    if answer.status != 200 {
+        return Err(format!("status {}", answer.status));
+    }
+    status(&answer.head)?;
+    status(&answer.trailers)?;
+    match serving_status(&answer.body) {
+        Some(SERVING) => Ok(()),
+        Some(2) => Err("NOT_SERVING".to_owned()),
+        Some(3) => Err("SERVICE_UNKNOWN".to_owned()),
+        Some(_) => Err("UNKNOWN".to_owned()),
+        None => Err("the answer is not one of the health service".to_owned()),
+    }
+}
+
+/// Fails if the call did.
+fn status(fields: &HeaderMap) -> Result<(), String> {
+    match fields.get("grpc-status").map(|status| status.to_str().unwrap_or_default()) {
+        None | Some("0") => Ok(()),
+        Some(status) => {
+            let message = fields.get("grpc-message").and_then(|message| message.to_str().ok()).unwrap_or_default();
+            Err(format!("grpc status {status} {message}").trim_end().to_owned())
+        }
+    }
+}
+
+/// `HealthCheckRequest { string service = 1; }`, in the frame of gRPC: a flag and four bytes of length.
+fn message(service: &str) -> Result<Bytes, String> {
+    let length = u8::try_from(service.len()).ok().filter(|length| *length < 126).ok_or("the name of the service is too long")?;
+    let mut message = BytesMut::with_capacity(7 + service.len());
+    let has_name = length > 0;
+    message.put_u8(0);
+    message.put_u32(if has_name { u32::from(length) + 2 } else { 0 });
+    if has_name {
+        message.put_slice(&[0x0a, length]);
+        message.put_slice(service.as_bytes());
+    }
+    Ok(message.freeze())
+}
+
+/// `HealthCheckResponse { ServingStatus status = 1; }`; an empty message is 0, which is UNKNOWN.
+fn serving_status(frame: &[u8]) -> Option<u8> {
+    let (head, message) = frame.split_at_checked(5)?;
+    let length = usize::try_from(u32::from_be_bytes(head[1..].try_into().ok()?)).ok()?;
+    if head[0] != 0 || message.len() != length {
+        return None;
+    }
+    match message {
+        [] => Some(0),
+        [0x08, status] if *status < 0x80 => Some(*status),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_messages_are_those_of_the_health_service() {
+        assert_eq!(&message("").expect("short")[..], [0, 0, 0, 0, 0]);
+        assert_eq!(&message("ab").expect("short")[..], [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
+        assert!(message(&"x".repeat(126)).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_read_or_refused() {
+        let table: [(&[u8], Option<u8>); 7] = [
+            (&[0, 0, 0, 0, 2, 8, 1], Some(1)),
+            (&[0, 0, 0, 0, 2, 8, 2], Some(2)),
+            (&[0, 0, 0, 0, 0], Some(0)),
+            (&[1, 0, 0, 0, 2, 8, 1], None),
+            (&[0, 0, 0, 0, 3, 8, 1], None),
+            (&[0, 0, 0], None),
+            (&[0, 0, 0, 0, 2, 16, 1], None),
+        ];
+        for (frame, expected) in table {
+            assert_eq!(serving_status(frame), expected, "{frame:?}");
+        }
+    }
+}

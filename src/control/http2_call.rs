@@ -1,0 +1,56 @@
+//! One call of our own over HTTP/2: a health check.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request};
+
+use crate::transport::{paced::Paced, wire::Connection};
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: HeaderMap,
+    /// Its body, or the beginning of it.
+    pub(super) body: Bytes,
+    pub(super) trailers: HeaderMap,
+}
+
+/// Asks on a new connection, and reads the answer; of its body at most `max_body` bytes, and the trailers if there was no more.
+///
+/// # Errors
+/// What went wrong, in words.
+pub(super) async fn call(connection: Connection, request: Request<()>, body: Bytes, max_body: usize) -> Result<Answer, String> {
+    let (send, connection) = h2::client::handshake(Paced(connection)).await.map_err(words)?;
+    // It ends with this call: nothing else is asked on it.
+    let driver = tokio::spawn(connection);
+    let answer = exchange(send, request, body, max_body).await;
+    driver.abort();
+    answer
+}
+
+async fn exchange(send: h2::client::SendRequest<Bytes>, request: Request<()>, body: Bytes, max_body: usize) -> Result<Answer, String> {
+    let mut send = send.ready().await.map_err(words)?;
+    let (response, mut stream) = send.send_request(request, body.is_empty()).map_err(words)?;
+    if !body.is_empty() {
+        stream.send_data(body, true).map_err(words)?;
+    }
+    let (parts, mut incoming) = response.await.map_err(words)?.into_parts();
+    let (mut read, mut trailers) = (BytesMut::new(), HeaderMap::new());
+    while read.len() < max_body || incoming.is_end_stream() {
+        let Some(piece) = incoming.data().await else {
+            trailers = incoming.trailers().await.map_err(words)?.unwrap_or_default();
+            break;
+        };
+        let piece = piece.map_err(words)?;
+        // A window is never too small for so little.
+        _ = incoming.flow_control().release_capacity(piece.len());
+        read.extend_from_slice(&piece);
+    }
+    read.truncate(max_body);
+    Ok(Answer { status: parts.status.as_u16(), head: parts.headers, body: read.freeze(), trailers })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn words(error: h2::Error) -> String {
+    format!("http2: {error}")
+}

@@ -1,0 +1,78 @@
+//! TLS, as it is wanted: which files, and what is spoken. What the files hold is not policy.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+/// What is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.0 and HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// Whatever the client begins with.
+    Auto,
+}
+
+/// TLS towards clients.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerTlsSpec {
+    /// Our certificate and its key.
+    pub identity: KeyPair,
+    /// The authorities of clients' certificates.
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client may come without one.
+    pub is_client_optional: bool,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Where the policy says so.
+    pub place: SourcePlace,
+}
+
+/// TLS towards a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClientTlsSpec {
+    /// The name that its certificate must have.
+    pub sni: String,
+    /// The authorities of its certificate; those of the system if absent.
+    pub ca: Option<PathBuf>,
+    /// Our certificate and its key.
+    pub identity: Option<KeyPair>,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Where the policy says so.
+    pub place: SourcePlace,
+}
+
+/// A certificate and its key, in files.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeyPair {
+    /// The certificate and its chain.
+    pub cert: PathBuf,
+    /// The key.
+    pub key: PathBuf,
+}
+
+/// Where something stands in the policy files, for messages about what it refers to. All places are equal, so that moving a line
+/// changes nothing.
+#[derive(Debug, Clone)]
+pub struct SourcePlace(pub Arc<str>);
+
+impl PartialEq for SourcePlace {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for SourcePlace {}
+
+impl std::hash::Hash for SourcePlace {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
+impl fmt::Display for SourcePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,102 @@
+//! gRPC over HTTP/2: a status that comes at the end, or instead of an answer.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::classify::Judgement;
+use crate::{
+    resilience::{breaker::Outcome, outlier::Attempted},
+    telemetry::metrics::AttemptOutcome,
+};
+
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// The deadline is over.
+pub(super) const DEADLINE_EXCEEDED: u8 = 4;
+
+/// It is asked too much.
+pub(super) const RESOURCE_EXHAUSTED: u8 = 8;
+
+/// It cannot be asked now; another attempt may do.
+pub(super) const UNAVAILABLE: u8 = 14;
+
+/// What is not a number that gRPC knows.
+const UNKNOWN: u8 = 2;
+
+/// The status in a head or in trailers; what is not a known number is 2, which is "unknown".
+pub(super) fn status(fields: &HeaderMap) -> Option<u8> {
+    let text = fields.get(STATUS)?.to_str().unwrap_or_default().trim();
+    Some(text.parse().ok().filter(|status| *status <= 16).unwrap_or(UNKNOWN))
+}
+
+/// What a status of HTTP means where gRPC gave none (gRPC, "HTTP to gRPC Status Code Mapping").
+pub(super) fn of_http(status: u16) -> u8 {
+    match status {
+        400 | 431 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => UNAVAILABLE,
+        _ => UNKNOWN,
+    }
+}
+
+/// What a status means for the breaker, the endpoint and the metrics.
+pub(super) fn judge(status: u8) -> Judgement {
+    let (outcome, attempted, counted) = match status {
+        RESOURCE_EXHAUSTED => (Outcome::Throttled, Attempted::Throttled, AttemptOutcome::Throttled),
+        UNAVAILABLE => (Outcome::Failure, Attempted::GatewayError, AttemptOutcome::Failure),
+        DEADLINE_EXCEEDED | 13 | 15 => (Outcome::Failure, Attempted::ServerError, AttemptOutcome::Failure),
+        _ => (Outcome::Success, Attempted::Success, AttemptOutcome::Success),
+    };
+    Judgement { outcome, attempted, counted }
+}
+
+/// The fields that say how a call ended.
+pub(super) fn end(status: u8, message: &str) -> HeaderMap {
+    let mut fields = HeaderMap::with_capacity(2);
+    fields.insert(STATUS, u16::from(status).into());
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
+        fields.insert(MESSAGE, message);
+    }
+    fields
+}
+
+/// Encodes what is not printable ASCII, and `%` (gRPC over HTTP/2, "Percent-Encoded").
+fn percent_encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'%' => "%25".to_owned(),
+            b' '..=b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_wherever_it_stands() {
+        for (text, expected) in [("0", 0), ("14", 14), (" 5 ", 5), ("17", 2), ("-1", 2), ("many", 2), ("", 2)] {
+            let mut fields = HeaderMap::new();
+            fields.insert(STATUS, HeaderValue::from_str(text).expect("a value"));
+            assert_eq!(status(&fields), Some(expected), "{text:?}");
+        }
+        assert_eq!(status(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn only_the_backends_own_failures_count() {
+        let failures: Vec<u8> = (0..=16).filter(|status| judge(*status).outcome == Outcome::Failure).collect();
+        assert_eq!(failures, [4, 13, 14, 15]);
+        assert_eq!(judge(8).outcome, Outcome::Throttled);
+    }
+
+    #[test]
+    fn a_message_is_encoded() {
+        assert_eq!(end(14, "100 % full\n").get(MESSAGE).expect("a message"), "100 %25 full%0A");
+        assert_eq!(end(4, "é").get(MESSAGE).expect("a message"), "%C3%A9");
+    }
+}

@@ -1,0 +1,63 @@
+//! Telling everybody who wants to know how an attempt went, exactly once.
+//!
+//! An attempt of HTTP is judged by the head of its answer. One of gRPC may say how it went only in its trailers; then the judgement
+//! waits for them, and an answer that breaks off before is a failure. Dropped without a judgement, an attempt was given up.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::classify::Judgement;
+use crate::{
+    resilience::{breaker::Speed, outlier::Attempted},
+    state::{backend::BackendState, breaker::BreakerGuard, outlier::Observation},
+    telemetry::metrics::AttemptOutcome,
+};
+
+/// An attempt that is still to be judged.
+pub(super) struct Settlement {
+    backend: Arc<BackendState>,
+    breaker: Option<BreakerGuard>,
+    observation: Option<Observation>,
+    slow: Duration,
+    /// How long its answer took; none yet.
+    took: Option<Duration>,
+}
+
+impl Settlement {
+    /// Who wants to know; calls that take longer than `slow` are slow.
+    pub(super) fn new(backend: Arc<BackendState>, breaker: Option<BreakerGuard>, observation: Option<Observation>, slow: Duration) -> Self {
+        Self { backend, breaker, observation, slow, took: None }
+    }
+
+    /// Takes note of how long the answer took.
+    pub(super) fn answered(&mut self, took: Duration) {
+        self.took = Some(took);
+    }
+
+    /// Judges.
+    pub(super) fn settle(mut self, judgement: Judgement, leave_alone: Option<Duration>, now: Instant) {
+        let took = self.took.unwrap_or_default();
+        if let Some(breaker) = self.breaker.take() {
+            breaker.settle(judgement.outcome, Speed::of(took, self.slow), now, fastrand::f64());
+        }
+        if let Some(observation) = self.observation.take() {
+            observation.settle(judgement.attempted, took, leave_alone, now);
+        }
+        self.backend.metrics.attempted(judgement.counted, took.as_secs_f64());
+    }
+
+    /// Gives up: the guards settle as cancelled.
+    pub(super) fn give_up(mut self) {
+        if let Some(observation) = self.observation.take() {
+            drop(observation);
+        }
+        self.backend.metrics.attempted(AttemptOutcome::Cancelled, self.took.unwrap_or_default().as_secs_f64());
+    }
+}
+
+/// A failure of the transport.
+pub(super) fn cut_off(counted: AttemptOutcome) -> Judgement {
+    Judgement { outcome: crate::resilience::breaker::Outcome::Failure, attempted: Attempted::LocalOrigin, counted }
+}

@@ -1,0 +1,48 @@
+//! The stream of a connection for HTTP/2, which does its own pushing: a write waits while too much is queued.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::wire::{Connection, Wire};
+
+/// What may be queued before a write waits for the socket.
+const MAX_QUEUED: usize = 64 << 10;
+
+/// A stream whose writes wait for the socket.
+#[derive(Debug)]
+pub struct Paced(pub Connection);
+
+impl Paced {
+    fn wire(&self) -> &Arc<Wire> {
+        self.0.wire()
+    }
+}
+
+impl AsyncRead for Paced {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Paced {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.wire().queued() >= MAX_QUEUED {
+            ready!(self.wire().poll_push(context))?;
+        }
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire().poll_push(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}

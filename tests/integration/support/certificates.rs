@@ -1,0 +1,107 @@
+//! An authority and certificates of its own, made for a test.
+
+use std::{path::PathBuf, sync::Arc};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, date_time_ymd};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::WebPkiClientVerifier,
+};
+
+use super::Directory;
+
+/// An authority, and the directory in which its certificates are.
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    pub(crate) directory: Directory,
+}
+
+/// A certificate and its key.
+pub(crate) struct Certificate {
+    pub(crate) pem: String,
+    pub(crate) key: String,
+    der: CertificateDer<'static>,
+    key_der: Vec<u8>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let directory = Directory::new();
+        directory.write("ca.crt", &issuer.pem());
+        Self { issuer, directory }
+    }
+
+    /// A certificate for these names; `spiffe://` ones are URIs.
+    pub(crate) fn issue(&self, names: &[&str]) -> Certificate {
+        self.issue_until(names, 2100)
+    }
+
+    /// A certificate that ends with the beginning of a year.
+    pub(crate) fn issue_until(&self, names: &[&str], year: i32) -> Certificate {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names = names
+            .iter()
+            .map(|name| match name {
+                name if name.starts_with("spiffe://") => SanType::URI((*name).try_into().unwrap()),
+                name => SanType::DnsName((*name).try_into().unwrap()),
+            })
+            .collect();
+        params.not_after = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Certificate { pem: certificate.pem(), key: key.serialize_pem(), der: certificate.der().clone(), key_der: key.serialize_der() }
+    }
+
+    /// Writes a certificate and its key as `NAME.crt` and `NAME.key`.
+    pub(crate) fn write(&self, name: &str, certificate: &Certificate) {
+        self.directory.write(&format!("{name}.key"), &certificate.key);
+        self.directory.write(&format!("{name}.crt"), &certificate.pem);
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        roots
+    }
+
+    /// For a client that trusts this authority, shows a certificate if it has one, and offers these protocols.
+    pub(crate) fn client(&self, own: Option<&Certificate>, protocols: &[&[u8]]) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_root_certificates(self.roots());
+        let mut config = match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => builder.with_client_auth_cert(vec![own.der.clone()], own.key()).unwrap(),
+        };
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// For a server with this certificate, which may ask clients for theirs.
+    pub(crate) fn server(&self, own: &Certificate, asks_clients: bool, protocols: &[&[u8]]) -> Arc<ServerConfig> {
+        let provider = || Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+        let builder = if asks_clients {
+            builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider()).build().unwrap())
+        } else {
+            builder.with_no_client_auth()
+        };
+        let mut config = builder.with_single_cert(vec![own.der.clone()], own.key()).unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    }
+}
+
+impl Certificate {
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::try_from(self.key_der.clone()).unwrap()
+    }
+}
