@@ -152,13 +152,14 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         None => writeln!(out, "    limits           none"),
         Some(limits) => writeln!(
             out,
-            "    limits           {}: {:?}, {} in flight, {} pending for {}, {} connections, {} retries at once   (from {})",
+            "    limits           {}: {:?}, {} in flight, {} pending for {}, {} connections ({} to one endpoint), {} retries at once   (from {})",
             limits.name,
             limits.mode,
             limits.concurrency.max_in_flight,
             limits.concurrency.max_pending,
             Span(limits.pending_timeout),
             limits.max_connections,
+            limits.max_connections_each,
             limits.max_parallel_retries,
             limits.origin
         ),

@@ -353,6 +353,8 @@ pub struct LimitSpec {
     pub pending_timeout: Duration,
     /// Connections at once.
     pub max_connections: u32,
+    /// Connections to one endpoint at once.
+    pub max_connections_each: u32,
     /// Retries at once.
     pub max_parallel_retries: u32,
     /// The name of its state.

@@ -19,7 +19,12 @@ use super::{
     serve::{Exchange, Progress},
     upstream::{Await, Upstream, UpstreamEvent},
 };
-use crate::{clock, resilience::Mode, state::endpoint::EndpointState, telemetry::reason::Reason};
+use crate::{
+    clock,
+    resilience::Mode,
+    state::endpoint::{EndpointState, TooMany},
+    telemetry::reason::Reason,
+};
 
 /// What is known when a head has come.
 pub(super) struct Head {
@@ -59,6 +64,7 @@ async fn connect(exchange: &Exchange<'_>, client: &Client, deadline: &Deadline, 
     let wanted = Wanted {
         is_repeatable: retrying::is_idempotent(client),
         max_connections: enforced.map_or(u32::MAX, |limits| limits.max_connections),
+        max_connections_each: enforced.map_or(u32::MAX, |limits| limits.max_connections_each),
         until: [destination.policy.timeouts.connect.map(|connect| now + connect), deadline.at()].into_iter().flatten().min(),
         is_http2: exchange.is_to_http2(),
         tls: destination.backend.spec.tls.as_ref(),
@@ -68,7 +74,8 @@ async fn connect(exchange: &Exchange<'_>, client: &Client, deadline: &Deadline, 
         NoConnection::NotTrusted => Failed::Broken(Broken::TlsFailed),
         NoConnection::TimedOut if deadline.time_left(clock::now()).is_zero() => Broken::TimedOut { is_request: true }.into(),
         NoConnection::TimedOut => Failed::Broken(Broken::ConnectTimeout),
-        NoConnection::TooMany => Rejection::by(Reason::ConnectionLimit, destination.backend.spec.name.clone()).into(),
+        NoConnection::TooMany(TooMany::OfBackend) => Rejection::by(Reason::ConnectionLimit, destination.backend.spec.name.clone()).into(),
+        NoConnection::TooMany(TooMany::OfEndpoint) => Rejection::by(Reason::ConnectionLimit, endpoint.label.clone()).into(),
     })
 }
 

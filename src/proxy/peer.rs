@@ -6,7 +6,10 @@ use super::{http2::client::Shared, pool::Idle, upstream::Upstream, worker::Worke
 use crate::{
     clock,
     policy::snapshot::ClientTlsSpec,
-    state::{endpoint::EndpointState, tls::Material},
+    state::{
+        endpoint::{ConnectionGuard, EndpointState, TooMany},
+        tls::Material,
+    },
     telemetry::metrics::name,
     transport::{
         paced::Paced,
@@ -20,6 +23,8 @@ pub(super) struct Wanted<'w> {
     /// Whether a request that is lost on it could be repeated.
     pub(super) is_repeatable: bool,
     pub(super) max_connections: u32,
+    /// To one endpoint.
+    pub(super) max_connections_each: u32,
     /// When making one has taken too long.
     pub(super) until: Option<Instant>,
     pub(super) is_http2: bool,
@@ -35,8 +40,8 @@ pub(super) enum NoConnection {
     NotTrusted,
     /// It took too long.
     TimedOut,
-    /// The backend has as many as it may.
-    TooMany,
+    /// There are as many as there may be.
+    TooMany(TooMany),
 }
 
 /// Takes or makes a connection.
@@ -84,13 +89,10 @@ async fn share(
     Ok(Upstream::http2(made.exchange(now), endpoint.clone()))
 }
 
-fn count(worker: &Worker, endpoint: &Arc<EndpointState>, wanted: &Wanted<'_>) -> Result<crate::state::endpoint::ConnectionGuard, NoConnection> {
-    match endpoint.counters.try_connect(wanted.max_connections) {
-        Some(guard) => Ok(guard),
-        // An idle connection to a sibling, or one too old for this request, may give its place.
-        None if worker.evict_one(endpoint) => endpoint.counters.try_connect(wanted.max_connections).ok_or(NoConnection::TooMany),
-        None => Err(NoConnection::TooMany),
-    }
+/// Counts a new connection. An idle one to a sibling, or one too old for this request, may give its place.
+fn count(worker: &Worker, endpoint: &Arc<EndpointState>, wanted: &Wanted<'_>) -> Result<ConnectionGuard, NoConnection> {
+    let count = || endpoint.try_connect(wanted.max_connections, wanted.max_connections_each);
+    count().or_else(|reached| if worker.evict_one(endpoint, reached) { count() } else { Err(reached) }).map_err(NoConnection::TooMany)
 }
 
 async fn open(

@@ -7,7 +7,7 @@ use http::header;
 use super::{client::Client, rejection::Rejection, retrying::Tries, serve::Exchange};
 use crate::{
     policy::snapshot::{Balancer, HashKey},
-    resilience::balance::ring,
+    resilience::{Mode, balance::ring},
     state::{
         backend::Wish,
         breaker::{BreakerGuard, Passage},
@@ -32,6 +32,8 @@ pub(super) fn pick(exchange: &Exchange<'_>, client: &Client, tries: &Tries, is_r
     let breakers = &destination.endpoint_breakers;
     let mut refused: Vec<usize> = Vec::new();
     let is_open = |refused: &[usize], index: usize| refused.contains(&index) || breakers.get(index).is_some_and(|breaker| breaker.refuses_for(now).is_some());
+    let full = busy_at(exchange);
+    let is_busy = |index: usize| backend.endpoints[index].in_flight() >= full;
     // The first attempt may be the probe that brings an endpoint back; should it fail, a retry goes elsewhere.
     let mut probe = if tries.is_first() { backend.probe(is_repeatable, now) } else { None };
     let wish = Wish { key: key(exchange, client), now };
@@ -39,7 +41,7 @@ pub(super) fn pick(exchange: &Exchange<'_>, client: &Client, tries: &Tries, is_r
         let picked = match probe.take() {
             Some((index, observation)) if !is_open(&refused, index) => Some((index, Some(observation))),
             _ => {
-                let fresh = backend.pick(wish, |index| !tries.contains(index) && !is_open(&refused, index), fastrand::f64);
+                let fresh = backend.pick(wish, |index| !tries.contains(index) && !is_open(&refused, index) && !is_busy(index), fastrand::f64);
                 fresh.or_else(|| backend.pick(wish, |index| !is_open(&refused, index), fastrand::f64)).map(|index| (index, None))
             }
         };
@@ -65,6 +67,12 @@ pub(super) fn pick(exchange: &Exchange<'_>, client: &Client, tries: &Tries, is_r
             }
         }
     }
+}
+
+/// With so many requests in flight all connections are busy that an endpoint may have; on those of HTTP/2 there is room for more.
+fn busy_at(exchange: &Exchange<'_>) -> u32 {
+    let limits = exchange.destination.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce && !exchange.is_to_http2());
+    limits.map_or(u32::MAX, |limits| limits.max_connections_each)
 }
 
 /// The hash of what binds a request to an endpoint, if it has it.

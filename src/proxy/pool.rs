@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::http2::client::Shared;
 use crate::{
-    state::endpoint::{ConnectionGuard, EndpointState},
+    state::endpoint::{ConnectionGuard, EndpointState, TooMany},
     transport::wire::Wire,
 };
 
@@ -126,11 +126,14 @@ impl Pool {
         kept.connections.push(Kept { connection, since: now });
     }
 
-    /// Closes one idle connection to another endpoint of the same backend, to make room under its cap.
-    pub(super) fn evict_one(&self, endpoint: &EndpointState) -> bool {
+    /// Closes one idle connection to the same endpoint, or to any of the same backend, to make room under the bound that is reached.
+    pub(super) fn evict_one(&self, endpoint: &EndpointState, reached: TooMany) -> bool {
         let mut idle = self.lock();
-        let same_backend = idle.values_mut().filter(|other| Arc::ptr_eq(&other.state.counters, &endpoint.counters));
-        let oldest = same_backend.filter(|other| !other.connections.is_empty()).min_by_key(|other| other.connections[0].since);
+        let makes_room = |other: &Endpoint| match reached {
+            TooMany::OfEndpoint => other.state.id == endpoint.id,
+            TooMany::OfBackend => Arc::ptr_eq(&other.state.counters, &endpoint.counters),
+        };
+        let oldest = idle.values_mut().filter(|other| makes_room(other)).filter(|other| !other.connections.is_empty()).min_by_key(|other| other.connections[0].since);
         oldest.map(|other| other.connections.remove(0)).is_some()
     }
 

@@ -125,10 +125,10 @@ impl Upstream {
         }
     }
 
-    /// Whether any byte of this exchange's request left.
+    /// Whether any byte of this exchange's request may have been read by the backend.
     pub(super) fn has_sent(&self) -> bool {
         match &self.stream {
-            UpstreamStream::Http1(http1) => http1.wire.sent() > http1.sent_before,
+            UpstreamStream::Http1(http1) => http1.wire.sent() > http1.sent_before && !http1.wire.closed_before(http1.sent_before),
             UpstreamStream::Http2(exchange) => exchange.has_sent(),
         }
     }

@@ -18,7 +18,10 @@ use tokio::{
 use super::pool::Pool;
 use crate::{
     clock,
-    state::{State, endpoint::EndpointState},
+    state::{
+        State,
+        endpoint::{EndpointState, TooMany},
+    },
 };
 
 /// How often idle connections are looked at.
@@ -40,8 +43,8 @@ impl Worker {
     }
 
     /// Closes one idle connection to the backend of an endpoint, wherever it is kept.
-    pub(super) fn evict_one(&self, endpoint: &EndpointState) -> bool {
-        self.pools.iter().any(|pool| pool.evict_one(endpoint))
+    pub(super) fn evict_one(&self, endpoint: &EndpointState, reached: TooMany) -> bool {
+        self.pools.iter().any(|pool| pool.evict_one(endpoint, reached))
     }
 }
 

@@ -37,6 +37,7 @@ pub struct EndpointState {
     /// Shared by all endpoints of the backend.
     pub counters: Arc<BackendCounters>,
     in_flight: AtomicU32,
+    connections: AtomicU32,
     /// [`Health`] as a number, to be read without a lock.
     health: AtomicU8,
     /// Guards the counting of check results.
@@ -100,6 +101,7 @@ impl EndpointState {
             id,
             counters,
             in_flight: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
             health: AtomicU8::new(0),
             checks: Mutex::default(),
             is_retired: AtomicBool::new(false),
@@ -127,6 +129,28 @@ impl EndpointState {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Connections, busy and idle.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection, if the backend has fewer than `max` and the endpoint fewer than `max_each`.
+    ///
+    /// # Errors
+    /// Which bound is reached.
+    pub fn try_connect(self: &Arc<Self>, max: u32, max_each: u32) -> Result<ConnectionGuard, TooMany> {
+        let count = |connections: &AtomicU32, max: u32| connections.try_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1)).is_ok();
+        if !count(&self.counters.connections, max) {
+            return Err(TooMany::OfBackend);
+        }
+        if !count(&self.connections, max_each) {
+            self.counters.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(TooMany::OfEndpoint);
+        }
+        Ok(ConnectionGuard(self.clone()))
     }
 
     /// Counts a request until the guard is dropped.
@@ -295,20 +319,24 @@ impl BackendCounters {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Counts a connection if there are fewer than `max`.
-    #[must_use]
-    pub fn try_connect(self: &Arc<Self>, max: u32) -> Option<ConnectionGuard> {
-        let counted = self.connections.try_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1));
-        counted.ok().map(|_| ConnectionGuard(self.clone()))
-    }
 }
 
-/// A connection to a backend.
+/// A connection to an endpoint.
 #[derive(Debug)]
-pub struct ConnectionGuard(Arc<BackendCounters>);
+pub struct ConnectionGuard(Arc<EndpointState>);
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.counters.connections.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Which bound a connection would break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooMany {
+    /// The backend has as many as it may.
+    OfBackend,
+    /// The endpoint has.
+    OfEndpoint,
 }

@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use pingora::protocols::l4::ext::get_tcp_info;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, Interest, ReadBuf},
@@ -140,6 +141,16 @@ impl Writer {
     /// If there is nothing (`WouldBlock`), or the socket is broken.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         io::Read::read(&mut &*self.sock_ref(), buffer)
+    }
+
+    /// How many bytes the other side has acknowledged, and how many have come from it, as the system counts them: with one for the opening
+    /// and the closing of the connection. Only of TCP, and only where the system tells.
+    #[must_use]
+    pub fn counts(&self) -> Option<(u64, u64)> {
+        let Self::Tcp(writer) = self else { return None };
+        let info = get_tcp_info(writer.as_ref().as_raw_fd()).ok()?;
+        // A system that does not know these fields leaves them at zero, although something was sent.
+        (info.tcpi_bytes_acked > 0).then_some((info.tcpi_bytes_acked, info.tcpi_bytes_received))
     }
 
     /// Says that nothing more will be written.

@@ -204,6 +204,18 @@ impl Wire {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// Whether the other side had closed before it got anything that was sent after the first `sent_before` bytes.
+    ///
+    /// A connection that is closed says so with its last segment, which also says what had arrived until then. So if that segment has come
+    /// and acknowledges nothing of what was sent last, nobody has read it, whatever became of it later. A connection that was cut off
+    /// instead (a reset) proves nothing. Where the system does not tell, nothing is proven either.
+    #[must_use]
+    pub fn closed_before(&self, sent_before: u64) -> bool {
+        let Some((acknowledged, received)) = self.socket.counts() else { return false };
+        // The opening of a connection counts as one byte sent, its closing as one received (RFC 9293 section 3.4).
+        acknowledged <= sent_before + 1 && received > self.received()
+    }
+
     /// Lets reading fail after so many bytes; `None` lifts the bound.
     pub fn allow(&self, bytes: Option<usize>) {
         self.allowance.store(bytes.unwrap_or(UNBOUNDED), Ordering::Relaxed);
@@ -411,5 +423,76 @@ impl GetProxyDigest for Connection {
 impl GetSocketDigest for Connection {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// A connection on which one exchange has gone well, and the other side of it.
+    async fn used() -> (Connection, Arc<Wire>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let near = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (mut far, _) = listener.accept().await.expect("a connection");
+        let (mut connection, wire) = open(Socket::Tcp(near), None);
+        connection.write_all(b"one").await.expect("it queues");
+        wire.push().await.expect("it is taken");
+        let mut word = [0; 3];
+        far.read_exact(&mut word).await.expect("it arrives");
+        far.write_all(b"yes").await.expect("it is taken");
+        connection.read_exact(&mut word).await.expect("it arrives");
+        (connection, wire, far)
+    }
+
+    /// Sends something, and reads until the end or a failure.
+    async fn send(connection: &mut Connection, wire: &Wire) {
+        connection.write_all(b"two").await.expect("it queues");
+        // It may fail or not, as the news travels.
+        _ = wire.push().await;
+        let mut rest = Vec::new();
+        _ = connection.read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_to_a_closed_connection_was_read_by_nobody() {
+        let (mut connection, wire, far) = used().await;
+        let before = wire.sent();
+        drop(far);
+        send(&mut connection, &wire).await;
+        assert!(wire.closed_before(before));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_the_close_was_read() {
+        let (mut connection, wire, mut far) = used().await;
+        let before = wire.sent();
+        let reading = tokio::spawn(async move {
+            let mut word = [0; 3];
+            far.read_exact(&mut word).await.expect("it arrives");
+        });
+        send(&mut connection, &wire).await;
+        reading.await.expect("it ended");
+        assert!(!wire.closed_before(before));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_cut_off_proves_nothing() {
+        let (mut connection, wire, mut far) = used().await;
+        let before = wire.sent();
+        let reading = tokio::spawn(async move {
+            let mut byte = [0; 1];
+            far.read_exact(&mut byte).await.expect("it arrives");
+            // With something unread, closing is cutting off.
+        });
+        send(&mut connection, &wire).await;
+        reading.await.expect("it ended");
+        assert!(!wire.closed_before(before));
     }
 }

@@ -191,6 +191,36 @@ fn connections_to_a_backend_are_bounded() {
 }
 
 #[test]
+fn an_endpoint_gets_no_more_connections_than_it_may_and_the_others_take_over() {
+    let gate = Gate::new();
+    let there = gate.clone();
+    let slow = Backend::start(move |mut connection| {
+        while connection.request().is_some() {
+            there.pass();
+            connection.send(ok("slow"));
+        }
+    });
+    let quick = Backend::healthy();
+    let limits = "  defaults: {connectionLimits: {maxConnectionsPerEndpoint: 1}}\n";
+    let sidecar = Sidecar::start(&policy(&[slow.address, quick.address], limits).replace("]}\n  routes", "], loadBalancer: {type: RoundRobin}}\n  routes"));
+    let mut waiting = sidecar.client();
+    let mut busy = 0;
+    while busy == 0 {
+        // One of the first two goes to the slow one.
+        waiting = sidecar.client();
+        waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        eventually("it has arrived", || slow.seen().len() + quick.seen().len() > 0);
+        busy = slow.seen().len();
+    }
+    for _ in 0..10 {
+        assert_eq!(sidecar.get("/").text(), "hello", "the slow one is busy");
+    }
+    assert_eq!(slow.connections(), 1);
+    gate.open();
+    assert_eq!(waiting.answer().text(), "slow");
+}
+
+#[test]
 fn connections_of_clients_are_bounded() {
     let backend = Backend::healthy();
     let text = policy(&[backend.address], "").replace("address: \"127.0.0.1:0\"", "address: \"127.0.0.1:0\", limits: {maxConnections: 2}");

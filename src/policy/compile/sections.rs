@@ -212,11 +212,13 @@ impl<'a> Compiler<'a> {
             return None;
         }
         let max_in_flight = self.at_least_one(at, "maxParallelRequests", written.max_parallel_requests, 1024);
+        let max_connections = self.at_least_one(at, "maxConnections", written.max_connections, 1024).get();
         Some(LimitSpec {
             mode: mode(written.mode),
             concurrency: ConcurrencyConfig { max_in_flight, max_pending: written.max_pending_requests.unwrap_or(256) },
             pending_timeout: written.pending_timeout.map_or(Duration::from_secs(1), |span| span.0),
-            max_connections: self.at_least_one(at, "maxConnections", written.max_connections, 1024).get(),
+            max_connections,
+            max_connections_each: self.at_least_one(at, "maxConnectionsPerEndpoint", written.max_connections_per_endpoint, max_connections).get(),
             max_parallel_retries: written.max_parallel_retries.unwrap_or_else(|| (max_in_flight.get() / 5).max(3)),
             name: origin.state_name(backend),
             origin: origin.clone(),

@@ -221,6 +221,9 @@ pub struct ConnectionLimits {
     pub mode: ModeName,
     /// Connections to the backend at once, busy and idle. Default 1024.
     pub max_connections: Option<u32>,
+    /// Connections to one endpoint at once, busy and idle; one that has as many is not picked while all of them are busy. Default as
+    /// `maxConnections`.
+    pub max_connections_per_endpoint: Option<u32>,
     /// Requests in flight at once. Default 1024.
     pub max_parallel_requests: Option<u32>,
     /// Requests waiting for a place. Default 256.
