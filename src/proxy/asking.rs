@@ -75,7 +75,7 @@ async fn connect(exchange: &Exchange<'_>, client: &Client, deadline: &Deadline, 
         NoConnection::TimedOut if deadline.time_left(clock::now()).is_zero() => Broken::TimedOut { is_request: true }.into(),
         NoConnection::TimedOut => Failed::Broken(Broken::ConnectTimeout),
         NoConnection::TooMany(TooMany::OfBackend) => Rejection::by(Reason::ConnectionLimit, destination.backend.spec.name.clone()).into(),
-        NoConnection::TooMany(TooMany::OfEndpoint) => Rejection::by(Reason::ConnectionLimit, endpoint.label.clone()).into(),
+        NoConnection::TooMany(TooMany::OfEndpoint) => Failed::Full,
     })
 }
 

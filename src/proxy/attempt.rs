@@ -49,6 +49,8 @@ pub(super) struct Answered {
 pub(super) enum Failed {
     /// By the backend; it may be tried again.
     Broken(Broken),
+    /// All connections that the endpoint may have are busy; another may do.
+    Full,
     /// By ourselves or the client; it is over.
     Rejected(Rejection),
 }
@@ -80,6 +82,11 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
         let ended = match attempt {
             Ok(answered) => Ok(answered),
             Err(Failed::Broken(broken)) => Err(broken),
+            Err(Failed::Full) if tries.count() < exchange.destination.backend.endpoints.len() => {
+                progress.attempts -= 1;
+                continue;
+            }
+            Err(Failed::Full) => return Err(full(exchange, progress)),
             Err(Failed::Rejected(rejection)) => return Err(rejection),
         };
         let failure = match &ended {
@@ -144,11 +151,19 @@ async fn attempt(
             settlement.settle(settlement::cut_off(broken.outcome()), None, now);
             Err(Failed::Broken(broken))
         }
+        // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
+        Err(Failed::Full) => Err(Failed::Full),
         Err(rejected) => {
             settlement.give_up();
             Err(rejected)
         }
     }
+}
+
+/// Every endpoint has as many connections as it may, and all are busy.
+fn full(exchange: &Exchange<'_>, progress: &Progress) -> Rejection {
+    let by = progress.endpoint.as_ref().map_or_else(|| exchange.destination.backend.spec.name.clone(), |endpoint| endpoint.label.clone());
+    Rejection::by(crate::telemetry::reason::Reason::ConnectionLimit, by).after(Duration::from_secs(1))
 }
 
 /// What the head of an answer says about the attempt; of gRPC it may say nothing yet.

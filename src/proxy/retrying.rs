@@ -43,6 +43,11 @@ impl Tries {
         self.endpoints.is_empty()
     }
 
+    /// How many endpoints were tried.
+    pub(super) fn count(&self) -> usize {
+        self.endpoints.len()
+    }
+
     pub(super) fn contains(&self, endpoint: usize) -> bool {
         self.endpoints.contains(&endpoint)
     }
