@@ -10,6 +10,7 @@ mod architecture;
 mod balancing;
 mod bodies;
 mod breakers;
+mod clients;
 mod command_line;
 mod diagnostics;
 mod discovery;
