@@ -35,9 +35,6 @@ use crate::{
 /// A certificate that ends so soon is worth a warning: issuers renew at a third of the time left, and thirty days are usual.
 const SOON: Duration = Duration::from_hours(24 * 7);
 
-/// How often an end that is near is looked for.
-const LOOK_EVERY: Duration = Duration::from_mins(1);
-
 /// Reads everything that a set of policies needs and that is not known yet.
 ///
 /// # Errors
@@ -62,76 +59,89 @@ pub(super) fn load(snapshot: &Snapshot, store: &TlsStore) -> Result<Fresh, Vec<S
 /// Follows the files of the policies in force.
 pub(super) async fn follow(state: Arc<State>, every: Duration) {
     let mut told = Told::default();
-    let mut looked: Option<std::time::Instant> = None;
     loop {
         let live = state.live.load_full();
-        let is_time = looked.is_none_or(|at| clock::now().saturating_duration_since(at) >= LOOK_EVERY);
-        let mut fresh = Fresh::default();
+        let (mut fresh, mut owners) = (Fresh::default(), Vec::new());
         for listener in &live.snapshot.listeners {
             let Some((spec, known)) = listener.tls.as_ref().and_then(|spec| Some((spec, state.tls.server(spec)?))) else { continue };
             let owner = format!("listener {}", listener.name);
             let read = Files::of_server(spec).and_then(|files| if files.content == known.content { Ok(known.clone()) } else { files.server(spec, &state.tls) });
-            let now = told.settle(&state, &owner, read, &known, is_time);
-            if now.generation != known.generation {
-                fresh.servers.insert(spec.clone(), now);
-            }
+            fresh.servers.insert(spec.clone(), told.settle(&state, &owner, read, &known));
+            owners.push(owner);
         }
         for backend in &live.snapshot.backends {
             let Some((spec, known)) = backend.tls.as_ref().and_then(|spec| Some((spec, state.tls.client(spec)?))) else { continue };
             let owner = format!("backend {}", backend.name);
             let read = Files::of_client(spec).and_then(|files| if files.content == known.content { Ok(known.clone()) } else { files.client(spec, &state.tls) });
-            let now = told.settle(&state, &owner, read, &known, is_time);
-            if now.generation != known.generation {
-                fresh.clients.insert(spec.clone(), now);
-            }
+            fresh.clients.insert(spec.clone(), told.settle(&state, &owner, read, &known));
+            owners.push(owner);
         }
         state.tls.put(&fresh);
-        if is_time {
-            looked = Some(clock::now());
-        }
+        told.forget(&state, &owners);
         clock::sleep(every).await;
     }
 }
 
 /// What was said last of each owner of certificates, so that it is not said again.
 #[derive(Debug, Default)]
-struct Told(HashMap<String, Result<u64, String>>);
+struct Told(HashMap<String, Said>);
+
+/// What was said of an owner.
+#[derive(Debug)]
+struct Said {
+    generation: u64,
+    fault: Option<String>,
+}
 
 impl Told {
     /// What is in force after a reading: what was read, or what was known; and says what is new about it.
-    fn settle<C>(&mut self, state: &State, owner: &str, read: Result<Material<C>, String>, known: &Material<C>, is_time: bool) -> Material<C> {
-        let report = format!("certificates-of-{}", owner.replace(' ', "-"));
+    fn settle<C>(&mut self, state: &State, owner: &str, read: Result<Material<C>, String>, known: &Material<C>) -> Material<C> {
+        let told = self.0.get(owner);
         let now = match &read {
-            Ok(material) => {
-                if material.generation != known.generation {
-                    state.telemetry.emit(Event::CertificateChanged { owner: owner.to_owned() });
-                }
-                state.lifecycle.report(&report, Ok("as they are in the files".to_owned()));
-                Material { config: material.config.clone(), ..*material }
+            Ok(material) if material.generation != known.generation => {
+                state.telemetry.emit(Event::CertificateChanged { owner: owner.to_owned() });
+                material.clone()
             }
+            Ok(material) => material.clone(),
             Err(fault) => {
-                if self.0.get(owner) != Some(&Err(fault.clone())) {
+                if told.is_none_or(|told| told.fault.as_ref() != Some(fault)) {
                     state.telemetry.emit(Event::CertificateRefused { owner: owner.to_owned(), why: fault.clone() });
                 }
-                state.lifecycle.report(&report, Err(format!("those read last stay in force: {fault}")));
-                Material { config: known.config.clone(), ..*known }
+                known.clone()
             }
         };
-        let is_news = !matches!(self.0.get(owner), Some(Ok(told)) if *told == now.generation);
-        self.0.insert(owner.to_owned(), read.map(|material| material.generation));
-        state.telemetry.metrics.certificate(owner, now.not_after, self.0[owner].is_ok());
-        let wall = clock::wall();
-        if let Some(end) = now.not_after.filter(|end| (is_time || is_news) && *end <= wall + SOON) {
-            let left = end.duration_since(wall).unwrap_or_default();
-            state
-                .lifecycle
-                .report(&report, Err(if left.is_zero() { "a certificate has ended".to_owned() } else { format!("a certificate ends in {} hours", left.as_secs() / 3_600) }));
-            if is_news {
-                state.telemetry.emit(Event::CertificateExpiring { owner: owner.to_owned(), left });
-            }
+        let left = now.not_after.map(|end| end.duration_since(clock::wall()).unwrap_or_default());
+        let ending = left.filter(|left| *left <= SOON);
+        if let Some(left) = ending.filter(|_| told.is_none_or(|told| told.generation != now.generation)) {
+            state.telemetry.emit(Event::CertificateExpiring { owner: owner.to_owned(), left });
         }
+        let report = match (&read, ending) {
+            (Err(fault), _) => Err(format!("those read last stay in force: {fault}")),
+            (Ok(_), Some(Duration::ZERO)) => Err("a certificate has ended".to_owned()),
+            (Ok(_), Some(left)) => Err(format!("a certificate ends in {} hours", left.as_secs() / 3_600)),
+            (Ok(_), None) => Ok("as they are in the files".to_owned()),
+        };
+        state.lifecycle.report(&report_of(owner), report);
+        state.telemetry.metrics.certificate(owner, now.not_after, read.is_ok());
+        self.0.insert(owner.to_owned(), Said { generation: now.generation, fault: read.err() });
         now
     }
+
+    /// Takes back what was said of owners that are gone.
+    fn forget(&mut self, state: &State, owners: &[String]) {
+        self.0.retain(|owner, _| {
+            let is_there = owners.contains(owner);
+            if !is_there {
+                state.lifecycle.retract(&report_of(owner));
+            }
+            is_there
+        });
+    }
+}
+
+/// The name under which readiness reports on an owner's certificates.
+fn report_of(owner: &str) -> String {
+    format!("certificates-of-{}", owner.replace(' ', "-"))
 }
 
 /// The content of the files of one owner.

@@ -137,7 +137,7 @@ impl Reloader {
         let mut generation = before.generation;
         let mut apply = || generation = self.state.apply(snapshot.clone(), clock::now());
         self.listeners.follow(&snapshot, &mut apply).map_err(|cannot_bind| vec![cannot_bind.to_string()])?;
-        self.state.tls.keep_only(&snapshot);
+        self.state.tls.keep_only([&before.snapshot, &snapshot]);
         self.state.lifecycle.set_policy_current(Ok(()));
         let warnings = loaded.warnings.as_slice().iter().map(policy::diagnostic::Diagnostic::one_line).collect();
         self.state.telemetry.emit(Event::PolicyApplied { generation, hash: snapshot.hash.clone(), changes: changes.clone(), warnings });

@@ -164,6 +164,7 @@ fn broken(fault: Fault, upstream: &Upstream) -> Broken {
 }
 
 fn timed_out(deadline: &Deadline, body: &RequestBody, upstream: &Upstream) -> Failed {
+    upstream.timed_out();
     let is_request = deadline.time_left(clock::now()).is_zero();
     if is_request || body.is_done() || !upstream.is_pushed() {
         return Broken::TimedOut { is_request }.into();

@@ -78,11 +78,13 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
     exchange.destination.budget.deposit(progress.began);
     loop {
         progress.attempts += 1;
+        let tried = tries.count();
         let attempt = attempt(exchange, client, body, &mut tries, &mut deadline, progress).await;
         let ended = match attempt {
             Ok(answered) => Ok(answered),
             Err(Failed::Broken(broken)) => Err(broken),
-            Err(Failed::Full) if tries.count() < exchange.destination.backend.endpoints.len() => {
+            // Another may have room; one that was picked for want of another has not.
+            Err(Failed::Full) if tries.count() > tried && tries.count() < exchange.destination.backend.endpoints.len() => {
                 progress.attempts -= 1;
                 continue;
             }
@@ -148,7 +150,12 @@ async fn attempt(
             Ok(Answered { upstream, is_upgrade, is_listening, grpc_status, until, unsettled, _endpoint: guard, _retry: None })
         }
         Err(Failed::Broken(broken)) => {
-            settlement.settle(settlement::cut_off(broken.outcome()), None, now);
+            if deadline.is_clients_own(now) {
+                // How little time a client gives says nothing about the backend.
+                settlement.give_up();
+            } else {
+                settlement.settle(settlement::cut_off(broken.outcome()), None, now);
+            }
             Err(Failed::Broken(broken))
         }
         // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.

@@ -102,8 +102,8 @@ async fn begins_with_preface(connection: &mut Connection, wire: &Wire, spec: &Li
             }
         }
     };
-    let decided = clock::within(Some(spec.limits.header_timeout), decide).await.ok().flatten();
+    // Who says half of the sentence and no more is answered by the framing of HTTP/1, when its time for a head is over too.
+    let decided = clock::within(Some(spec.limits.header_timeout), decide).await.unwrap_or(Some(false));
     connection.put_back(read);
-    // Who says half of the sentence and no more is answered by the framing of HTTP/1, whose time for a head is over then.
     decided
 }

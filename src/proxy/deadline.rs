@@ -39,6 +39,11 @@ impl Deadline {
         self.at
     }
 
+    /// Whether what is over is the time of the client's own choice, which the policy would have allowed more of.
+    pub(super) fn is_clients_own(&self, now: Instant) -> bool {
+        self.of_client.is_some_and(|of_client| now >= of_client && self.at == Some(of_client))
+    }
+
     /// When the client had sent all of its request.
     pub(super) fn began(&self) -> Option<Instant> {
         self.began

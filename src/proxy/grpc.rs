@@ -1,5 +1,7 @@
 //! gRPC over HTTP/2: a status that comes at the end, or instead of an answer.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::classify::Judgement;
@@ -10,6 +12,7 @@ use crate::{
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// The deadline is over.
 pub(super) const DEADLINE_EXCEEDED: u8 = 4;
@@ -27,6 +30,14 @@ const UNKNOWN: u8 = 2;
 pub(super) fn status(fields: &HeaderMap) -> Option<u8> {
     let text = fields.get(STATUS)?.to_str().unwrap_or_default().trim();
     Some(text.parse().ok().filter(|status| *status <= 16).unwrap_or(UNKNOWN))
+}
+
+/// When a call may be tried again, if the backend says so: `None` if it says that it must not be.
+#[expect(clippy::option_option, reason = "whether, and then when, are two questions")]
+pub(super) fn pushback(fields: &HeaderMap) -> Option<Option<Duration>> {
+    let Some(value) = fields.get(PUSHBACK) else { return Some(None) };
+    let millis: u32 = value.to_str().ok()?.trim().parse().ok()?;
+    Some(Some(Duration::from_millis(millis.into())))
 }
 
 /// What a status of HTTP means where gRPC gave none (gRPC, "HTTP to gRPC Status Code Mapping").
@@ -92,6 +103,16 @@ mod tests {
         let failures: Vec<u8> = (0..=16).filter(|status| judge(*status).outcome == Outcome::Failure).collect();
         assert_eq!(failures, [4, 13, 14, 15]);
         assert_eq!(judge(8).outcome, Outcome::Throttled);
+    }
+
+    #[test]
+    fn a_backend_may_say_when_or_never() {
+        for (text, expected) in [("0", Some(Some(0))), ("250", Some(Some(250))), ("-1", None), ("soon", None), ("", None)] {
+            let mut fields = HeaderMap::new();
+            fields.insert(PUSHBACK, HeaderValue::from_str(text).expect("a value"));
+            assert_eq!(pushback(&fields), expected.map(|millis: Option<u64>| millis.map(Duration::from_millis)), "{text:?}");
+        }
+        assert_eq!(pushback(&HeaderMap::new()), Some(None));
     }
 
     #[test]

@@ -30,13 +30,14 @@ pub(super) async fn serve(connection: Connection, wire: Arc<Wire>, peer: Peer, p
     let mut is_first = true;
     loop {
         let idle = place.shared().spec.load().limits.idle_timeout;
+        let received = wire.received();
         let has_more = prefix.is_some() || (is_first && wire.has_unread());
         if !has_more && !wait_for_request(&wire, idle, &mut closing).await {
             return;
         }
         is_first = false;
         // The exchange is boxed, so that an idle connection holds little more than its socket.
-        let next = Box::pin(one_request(stream, prefix.take(), &wire, &peer, place.shared(), &worker, &closing)).await;
+        let next = Box::pin(one_request(stream, prefix.take(), (&wire, received), &peer, place.shared(), &worker, &closing)).await;
         let Some((reused, rest)) = next else { return };
         (stream, prefix) = (reused, rest);
     }
@@ -55,7 +56,7 @@ pub(super) async fn wait_for_request(wire: &Wire, idle: Duration, closing: &mut 
 async fn one_request(
     stream: Stream,
     prefix: Option<BytesMut>,
-    wire: &Arc<Wire>,
+    (wire, received): (&Arc<Wire>, u64),
     peer: &Peer,
     shared: &Arc<Shared>,
     worker: &Arc<Worker>,
@@ -71,7 +72,7 @@ async fn one_request(
     if let Some(prefix) = prefix {
         session.set_pipelined_prefix(prefix);
     }
-    let (received, had_begun) = (wire.received(), wire.has_unread());
+    let had_begun = wire.has_unread();
     wire.allow(Some(limits.max_header_bytes));
     let read = clock::within(Some(limits.header_timeout), session.read_request()).await;
     let is_too_long = wire.is_allowance_used();
@@ -122,7 +123,8 @@ async fn finish(mut client: Client, after: After) -> Option<(Stream, Option<Byte
 /// might lose the answer before it has read it.
 async fn linger(client: &mut Client) {
     let ClientStream::Http1(http1) = &mut client.stream else { return };
-    http1.session.shutdown().await;
+    // A client that takes nothing more cannot be told of the end.
+    _ = clock::within(Some(LINGER.0), http1.session.shutdown()).await;
     let wire = http1.wire.clone();
     let (time, bytes) = LINGER;
     let enough = wire.received() + bytes;

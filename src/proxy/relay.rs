@@ -74,8 +74,9 @@ fn settle(client: &Client, answered: &mut Answered, broken: Option<Reason>, prog
     let now = clock::now();
     match (in_trailers, broken) {
         (Some(status), _) => unsettled.settle(grpc::judge(status), None, now),
-        (None, Some(Reason::ClientClosed)) => unsettled.give_up(),
-        (None, Some(Reason::RequestTimeout | Reason::StreamIdleTimeout)) => unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now),
+        // How little time a client gives says nothing about the backend.
+        (None, Some(Reason::ClientClosed | Reason::RequestTimeout)) => unsettled.give_up(),
+        (None, Some(Reason::StreamIdleTimeout)) => unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now),
         (None, Some(_)) => unsettled.settle(cut_off(AttemptOutcome::Reset), None, now),
         // An end without a status is none that gRPC knows: it is taken as "unknown".
         (None, None) => unsettled.settle(grpc::judge(grpc::of_http(0)), None, now),
@@ -100,8 +101,10 @@ async fn break_off(exchange: &Exchange<'_>, client: &mut Client, reason: Reason,
     if reason == Reason::UpstreamReset {
         _ = push(client, idle).await;
     }
-    if let ClientStream::Http2(exchange) = &mut client.stream {
-        exchange.break_off();
+    match &mut client.stream {
+        ClientStream::Http2(exchange) => exchange.break_off(),
+        // Where the end of the connection is the end of the body, a proper end would be taken for it.
+        ClientStream::Http1(http1) => http1.wire.reset_on_close(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{Method, header::HeaderName};
 
-use super::{attempt::Answered, classify, client::Client, deadline::Deadline, request_body::RequestBody, serve::Exchange};
+use super::{attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange};
 use crate::{
     clock,
     resilience::{
@@ -66,7 +66,11 @@ pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Op
     let policy = &exchange.destination.policy.retry;
     let retry_after = classify::retry_after(head, clock::wall);
     match answered.grpc_status {
-        Some(status) if head.status == 200 => (policy.grpc_codes & (1 << status) != 0).then_some(Failure::Declined { retry_after }),
+        Some(status) if head.status == 200 => {
+            let is_named = policy.grpc_codes & (1 << status) != 0;
+            // A backend may say when, or that it should not be tried again (gRPC A6, "Pushback").
+            is_named.then(|| grpc::pushback(&head.headers)).flatten().map(|retry_after| Failure::Declined { retry_after })
+        }
         _ => (!answered.is_upgrade && policy.codes.contains(head.status.as_u16())).then_some(Failure::Status { retry_after }),
     }
 }

@@ -62,7 +62,8 @@ impl Upstream {
                 http1.session.write_request_header(head).await.map(drop).map_err(|_| internal())
             }
             UpstreamStream::Http2(exchange) => {
-                exchange.write_head(head.http2().map_err(|_| internal())?);
+                // A target that HTTP/1 can carry and HTTP/2 cannot is the client's.
+                exchange.write_head(head.http2().map_err(|_| Rejection::of(Reason::BadRequest))?);
                 Ok(())
             }
         }
@@ -130,6 +131,13 @@ impl Upstream {
         match &self.stream {
             UpstreamStream::Http1(http1) => http1.wire.sent() > http1.sent_before && !http1.wire.closed_before(http1.sent_before),
             UpstreamStream::Http2(exchange) => exchange.has_sent(),
+        }
+    }
+
+    /// Takes note that no answer came in time.
+    pub(super) fn timed_out(&self) {
+        if let UpstreamStream::Http2(exchange) = &self.stream {
+            exchange.timed_out();
         }
     }
 

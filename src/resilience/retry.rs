@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | A, never reached | no byte of the request got out, or the backend says that it looked at none | any method; not counted as an attempt, at most twice |
 //! | B, unknown | cut off after the request was written, or the per-try timeout | idempotent methods only |
-//! | C, answered | a status that says "try again" | idempotent methods only; any, if the backend says that it did not begin |
+//! | C, answered | a status that says "try again" | idempotent methods only; any, for what the policy names as given before a call runs |
 //! | D, final | refused by ourselves, answer begun, body gone, an upgrade | never |
 //!
 //! A repeat also needs its trigger in the policy, an attempt left, the whole body at hand, and time: the wait and a shortest
@@ -46,8 +46,8 @@ pub enum Failure {
         /// The wait that the answer asked for.
         retry_after: Option<Duration>,
     },
-    /// Class C: a status instead of an answer, which the backend gave before it began (gRPC A6, "Trailers-Only"); any method may be
-    /// tried again.
+    /// Class C: a status instead of an answer (gRPC A6, "Trailers-Only") that the policy names as one which is given before a call runs; so
+    /// any method may be tried again.
     Declined {
         /// The wait that the answer asked for.
         retry_after: Option<Duration>,

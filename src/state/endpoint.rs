@@ -318,7 +318,6 @@ impl BackendCounters {
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
-
 }
 
 /// A connection to an endpoint.

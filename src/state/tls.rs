@@ -18,7 +18,7 @@ use rustls::{ClientConfig, ServerConfig};
 use crate::policy::snapshot::{ClientTlsSpec, ServerTlsSpec, Snapshot};
 
 /// What was made of certificate files.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Material<C> {
     /// For new connections.
     pub config: Arc<C>,
@@ -28,6 +28,12 @@ pub struct Material<C> {
     pub generation: u64,
     /// When the first of the certificates ends.
     pub not_after: Option<SystemTime>,
+}
+
+impl<C> Clone for Material<C> {
+    fn clone(&self) -> Self {
+        Self { config: self.config.clone(), ..*self }
+    }
 }
 
 /// Material by what it was made for.
@@ -80,10 +86,10 @@ impl TlsStore {
         });
     }
 
-    /// Forgets what a set of policies no longer names.
-    pub fn keep_only(&self, snapshot: &Snapshot) {
-        let is_server = |spec: &ServerTlsSpec| snapshot.listeners.iter().any(|listener| listener.tls.as_ref() == Some(spec));
-        let is_client = |spec: &ClientTlsSpec| snapshot.backends.iter().any(|backend| backend.tls.as_ref() == Some(spec));
+    /// Forgets what neither of these sets of policies names: the one in force, and the one before, which requests may still have pinned.
+    pub fn keep_only(&self, sets: [&Snapshot; 2]) {
+        let is_server = |spec: &ServerTlsSpec| sets.iter().flat_map(|set| &set.listeners).any(|listener| listener.tls.as_ref() == Some(spec));
+        let is_client = |spec: &ClientTlsSpec| sets.iter().flat_map(|set| &set.backends).any(|backend| backend.tls.as_ref() == Some(spec));
         self.servers.rcu(|known| known.iter().filter(|(spec, _)| is_server(spec)).map(|(spec, material)| (spec.clone(), material.clone())).collect::<HashMap<_, _>>());
         self.clients.rcu(|known| known.iter().filter(|(spec, _)| is_client(spec)).map(|(spec, material)| (spec.clone(), material.clone())).collect::<HashMap<_, _>>());
     }

@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use pingora::protocols::l4::ext::get_tcp_info;
@@ -151,6 +152,11 @@ impl Writer {
         let info = get_tcp_info(writer.as_ref().as_raw_fd()).ok()?;
         // A system that does not know these fields leaves them at zero, although something was sent.
         (info.tcpi_bytes_acked > 0).then_some((info.tcpi_bytes_acked, info.tcpi_bytes_received))
+    }
+
+    /// Makes the close a reset. If it cannot be, the close is a close.
+    pub fn reset_on_close(&self) {
+        _ = self.sock_ref().set_linger(Some(Duration::ZERO));
     }
 
     /// Says that nothing more will be written.

@@ -216,6 +216,11 @@ impl Wire {
         acknowledged <= sent_before + 1 && received > self.received()
     }
 
+    /// Ends the connection with a reset when it is closed, so that the other side knows that something is missing.
+    pub fn reset_on_close(&self) {
+        self.socket.reset_on_close();
+    }
+
     /// Lets reading fail after so many bytes; `None` lifts the bound.
     pub fn allow(&self, bytes: Option<usize>) {
         self.allowance.store(bytes.unwrap_or(UNBOUNDED), Ordering::Relaxed);
@@ -230,11 +235,12 @@ impl Wire {
     /// Asks the system, not the runtime's memory of it, whether an idle connection is still open and silent.
     #[must_use]
     pub fn is_idle_and_open(&self) -> bool {
-        if self.socket.is_silent_and_open() {
-            return true;
+        let is_silent = self.socket.is_silent_and_open();
+        if self.tls.is_none() {
+            return is_silent;
         }
-        // A ticket that came after the last answer is no reason to give the connection up.
-        self.tls.is_some() && self.take_in_now().is_ok_and(|is_open| is_open) && self.offer().is_ok_and(|offer| offer == Offer::Nothing)
+        // A ticket that came after the last answer is no reason to give the connection up; plaintext is, whenever it came.
+        (is_silent || self.take_in_now().is_ok_and(|is_open| is_open)) && self.offer().is_ok_and(|offer| offer == Offer::Nothing)
     }
 
     /// Reads and throws away what is there; `false` at the end of the stream.

@@ -7,12 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::support::{
-    Backend, Sidecar,
-    backend::ok,
-    certificates::Authority,
-    sidecar::policy,
-};
+use crate::support::{Backend, Sidecar, backend::ok, certificates::Authority, sidecar::policy};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -96,7 +91,8 @@ fn served() -> Served {
     let authority = Authority::new();
     authority.write("server", &authority.issue(&["shop.test"]));
     let (cert, key) = (authority.path("server.crt"), authority.path("server.key"));
-    let secure = format!("    - {{name: secure, direction: Inbound, address: \"127.0.0.1:0\", tls: {{certFile: \"{}\", keyFile: \"{}\"}}}}\n  backends", cert.display(), key.display());
+    let secure =
+        format!("    - {{name: secure, direction: Inbound, address: \"127.0.0.1:0\", tls: {{certFile: \"{}\", keyFile: \"{}\"}}}}\n  backends", cert.display(), key.display());
     let text = policy(&[backend.address], "").replace("  backends", &secure).replace("listeners: [inbound]", "listeners: [inbound, secure]");
     let sidecar = Sidecar::start(&text);
     Served { plain: sidecar.address("inbound").to_string(), secure: sidecar.address("secure").to_string(), authority, _sidecar: sidecar, _backend: backend }

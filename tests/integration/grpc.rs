@@ -96,9 +96,11 @@ fn a_callers_own_mistakes_are_not_the_backends_failures() {
 #[test]
 fn a_call_that_was_refused_before_it_began_is_tried_again() {
     let backend = Http2Backend::start(|call| async { if call.head.headers["x-outrigger-attempt"] == "1" { refuse(call, "14").await } else { answer(call, "0").await } });
-    let sidecar = grpc(&backend, "  defaults: {retry: {attempts: 1, backoff: 1ms}}\n");
+    let cautious = grpc(&backend, "  defaults: {retry: {attempts: 1, backoff: 1ms}}\n");
+    assert_eq!(client(&cautious).call("/shop.Payments/Charge", None).grpc_status(), Some("14"), "it may have run, unless the policy says otherwise");
+    let sidecar = grpc(&backend, "  defaults: {retry: {attempts: 1, backoff: 1ms, grpcCodes: [unavailable]}}\n");
     assert_eq!(client(&sidecar).call("/shop.Payments/Charge", None).grpc_status(), Some("0"));
-    assert_eq!(backend.heads().len(), 2);
+    assert_eq!(backend.heads().len(), 3);
     let other = Http2Backend::start(|call| async { refuse(call, "8").await });
     let sidecar = grpc(&other, "  defaults: {retry: {attempts: 1, backoff: 1ms, grpcCodes: [unavailable, aborted]}}\n");
     assert_eq!(client(&sidecar).call("/shop.Payments/Charge", None).grpc_status(), Some("8"));
@@ -108,7 +110,7 @@ fn a_call_that_was_refused_before_it_began_is_tried_again() {
 #[test]
 fn a_call_that_failed_in_its_trailers_is_not_tried_again() {
     let backend = Http2Backend::start(|call| answer(call, "14"));
-    let sidecar = grpc(&backend, "  defaults: {retry: {attempts: 2, backoff: 1ms}}\n");
+    let sidecar = grpc(&backend, "  defaults: {retry: {attempts: 2, backoff: 1ms, grpcCodes: [unavailable]}}\n");
     assert_eq!(client(&sidecar).call("/shop.Payments/Charge", None).grpc_status(), Some("14"));
     assert_eq!(backend.heads().len(), 1);
 }
@@ -269,4 +271,17 @@ fn what_is_read_of_an_answer_is_its_own() {
     assert_eq!(client.call("/fast/B", None).grpc_status(), Some("0"));
     gate.open();
     assert_eq!(client.runtime.block_on(slow).unwrap().grpc_status(), Some("9"));
+}
+
+#[test]
+fn how_little_time_a_client_gives_is_not_the_backends_fault() {
+    let backend = Http2Backend::start(|mut call| async move {
+        _ = std::future::poll_fn(|context| call.respond.poll_reset(context)).await;
+    });
+    let sidecar = grpc(&backend, "  defaults: {circuitBreaker: {consecutiveFailures: 2}}\n");
+    let client = client(&sidecar);
+    for _ in 0..6 {
+        assert_eq!(client.call("/shop.Payments/Charge", Some("20m")).grpc_status(), Some("4"));
+    }
+    assert_eq!(sidecar.breaker("app")["state"], "closed");
 }

@@ -324,3 +324,60 @@ fn a_draining_instance_says_goaway_and_finishes_what_runs() {
     });
     assert_eq!((answer.status, &answer.body[..]), (200, &b"late"[..]));
 }
+
+#[test]
+fn clients_that_do_not_read_hold_nobody_up_on_a_shared_connection() {
+    let backend = Http2Backend::start(|mut call| async move {
+        let size = if call.head.uri.path() == "/large" { 1 << 20 } else { 2 };
+        call.respond.send_response(Response::new(()), false).unwrap().send_data(vec![b'x'; size].into(), true).unwrap();
+        // Held until all of it was taken, or the caller is gone.
+        _ = call.body.data().await;
+    });
+    let sidecar = http2(&backend, "");
+    let idle: Vec<_> = (0..24)
+        .map(|_| {
+            let client = client(&sidecar);
+            let send = client.send.clone();
+            let response = client.runtime.block_on(async {
+                let (response, _) = send.ready().await.unwrap().send_request(Request::get("http://test/large").body(()).unwrap(), true).unwrap();
+                response.await.unwrap()
+            });
+            (client, response)
+        })
+        .collect();
+    for _ in 0..10 {
+        assert_eq!(&client(&sidecar).get("/small").body[..], b"xx");
+    }
+    drop(idle);
+}
+
+#[test]
+fn an_idle_client_is_sent_away_even_if_it_does_not_listen() {
+    let backend = Backend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace("\"127.0.0.1:0\"", "\"127.0.0.1:0\", limits: {idleTimeout: 50ms}"));
+    let mut deaf = sidecar.client();
+    // The preface and empty settings, and never a word again: no acknowledgement, no answer to a ping.
+    deaf.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    assert!(deaf.is_closed());
+    eventually("its place is free", || sidecar.metric(r#"outrigger_connections{listener="inbound"}"#) == 0.0);
+}
+
+#[test]
+fn a_connection_on_which_nothing_comes_is_not_used_again() {
+    // It takes the first request and says nothing any more, as when a network drops packets.
+    let backend = Http2Backend::start(|call| async move {
+        if call.head.uri.path() == "/silence" {
+            std::thread::park_timeout(Duration::from_secs(2));
+        }
+        let mut respond = call.respond;
+        respond.send_response(Response::new(()), true).unwrap();
+    });
+    let sidecar = http2(&backend, "  defaults: {timeouts: {request: 100ms, backendRequest: 100ms}}\n");
+    let client = client(&sidecar);
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(client.get("/silence").status, 504);
+    eventually("a new connection is made", || {
+        client.get("/");
+        backend.connections() >= 2
+    });
+}

@@ -2,7 +2,7 @@
 
 use crate::support::{
     Backend, Client, Sidecar,
-    backend::{Gate, ok},
+    backend::{Gate, answer, ok},
     eventually,
     sidecar::policy,
 };
@@ -221,6 +221,31 @@ fn an_endpoint_gets_no_more_connections_than_it_may_and_the_others_take_over() {
     assert_eq!(slow.connections(), 1);
     gate.open();
     assert_eq!(waiting.answer().text(), "slow");
+}
+
+#[test]
+fn when_the_only_endpoint_left_is_full_it_is_said_at_once() {
+    let gate = Gate::new();
+    let there = gate.clone();
+    let slow = Backend::start(move |mut connection| {
+        while connection.request().is_some() {
+            there.pass();
+            connection.send(ok("slow"));
+        }
+    });
+    let sick = Backend::answering(|_| answer(500, "ill"));
+    let limits = "  defaults: {connectionLimits: {maxConnectionsPerEndpoint: 1}}\n";
+    let out = "], outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 10m, maxEjectionTime: 10m}}\n  routes";
+    let sidecar = Sidecar::start(&policy(&[sick.address, slow.address], limits).replace("]}\n  routes", out));
+    let mut waiting = Vec::new();
+    eventually("the sick one is out, and the other is busy", || {
+        let mut client = sidecar.client();
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        waiting.push(client);
+        slow.seen().len() == 1 && sidecar.metric(r#"outrigger_backend_endpoints_ejected{backend="app"}"#) == 1.0
+    });
+    assert_eq!(sidecar.get("/").reason(), format!("connection_limit:{}", slow.address));
+    waiting.iter().for_each(|_| gate.open());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use super::{At, Compiler, Scope};
 use crate::{
     policy::{
-        document::{CircuitBreaker, ConnectionLimits, GrpcCode, ModeName, Retry, RetryConstraint, RetryTrigger, Sections, Timeouts},
+        document::{CircuitBreaker, ConnectionLimits, ModeName, Retry, RetryConstraint, RetryTrigger, Sections, Timeouts},
         snapshot::{BreakerSpec, BudgetSpec, LimitSpec, Origin, PolicySpec, RetrySpec, TimeoutSpec},
         units::{Percent, Span, StatusRange, StatusSet},
     },
@@ -100,8 +100,7 @@ impl<'a> Compiler<'a> {
             Some(found) => (found.section.clone(), found.section.attempts.unwrap_or(1), vec![StatusRange::of(502, 504)]),
             None => (Retry::default(), 0, Vec::new()),
         };
-        let unavailable = if found.is_some() { &[GrpcCode::Unavailable][..] } else { &[] };
-        let grpc_codes = written.grpc_codes.as_deref().unwrap_or(unavailable);
+        let grpc_codes = written.grpc_codes.as_deref().unwrap_or_default();
         let triggers = written.retry_on.as_deref().unwrap_or(&harmless);
         let base = written.backoff.map_or(Duration::from_millis(25), |span| span.0);
         let max = written.max_backoff.map_or(base.saturating_mul(10), |span| span.0);

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Instant,
 };
 
@@ -21,13 +21,17 @@ use pingora::http::ResponseHeader;
 
 use super::{
     super::upstream::{Await, UpstreamEvent},
-    CONNECTION_WINDOW, HEAD_BYTES, SEND_BUFFER, STREAM_WINDOW,
+    FORGIVEN_FRAMES, HEAD_BYTES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW, connection_window,
     outgoing::{Gone, Outgoing},
 };
-use crate::{state::endpoint::ConnectionGuard, telemetry::reason, transport::paced::Paced};
+use crate::{
+    state::endpoint::ConnectionGuard,
+    telemetry::reason,
+    transport::{paced::Paced, wire::Wire},
+};
 
-/// Requests at once on a connection of which the backend has not said how many it takes.
-const INITIAL_STREAMS: usize = 100;
+/// Requests at once on a connection, or fewer if the backend says so.
+const MAX_STREAMS: u32 = 100;
 
 /// A connection that several requests share.
 #[derive(Debug, Clone)]
@@ -44,6 +48,7 @@ struct SharedState {
     used: Mutex<Instant>,
     /// Of the certificates that it was made under.
     generation: u64,
+    wire: Arc<Wire>,
 }
 
 /// How a stream failed.
@@ -64,12 +69,16 @@ impl Shared {
         builder
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(connection_window(MAX_STREAMS))
+            .data_frame_budget(SMALL_FRAMES)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .max_local_error_reset_streams(Some(FORGIVEN_FRAMES))
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEAD_BYTES)
-            .initial_max_send_streams(INITIAL_STREAMS);
+            .initial_max_send_streams(MAX_STREAMS as usize);
+        let wire = connection.0.wire().clone();
         let (send, connection) = builder.handshake(connection).await.map_err(|error| fault(&error))?;
-        let state = Arc::new(SharedState { streams: AtomicUsize::new(0), is_over: AtomicBool::new(false), used: Mutex::new(now), generation });
+        let state = Arc::new(SharedState { streams: AtomicUsize::new(0), is_over: AtomicBool::new(false), used: Mutex::new(now), generation, wire });
         let ending = state.clone();
         tokio::spawn(async move {
             let _counted = guard;
@@ -84,12 +93,14 @@ impl Shared {
 
     /// Whether it can take one more request, made under certificates of this generation.
     pub(in crate::proxy) fn is_free(&self, generation: u64) -> bool {
-        self.is_open(generation) && self.state.streams.load(Ordering::Relaxed) < self.send.current_max_send_streams()
+        self.is_open(generation) && self.state.streams.load(Ordering::Relaxed) < self.send.current_max_send_streams().min(MAX_STREAMS as usize)
     }
 
     /// Whether it takes requests at all.
     pub(in crate::proxy) fn is_open(&self, generation: u64) -> bool {
-        !self.state.is_over.load(Ordering::Relaxed) && self.state.generation == generation
+        // One that has announced its end lives on for the streams it has. A fresh handle is ready or never will be.
+        let takes_more = || matches!(self.send.clone().poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
+        !self.state.is_over.load(Ordering::Relaxed) && self.state.generation == generation && takes_more()
     }
 
     /// Since when it has been idle.
@@ -108,6 +119,7 @@ impl Shared {
         *self.state.used.lock().unwrap_or_else(PoisonError::into_inner) = now;
         Exchange {
             shared: Place(self.clone()),
+            received_before: self.state.wire.received(),
             request: None,
             response: None,
             stream: None,
@@ -135,6 +147,8 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(in crate::proxy) struct Exchange {
     shared: Place,
+    /// What the connection had received when the exchange began.
+    received_before: u64,
     /// The head of the request, until it is sent.
     request: Option<Request<()>>,
     response: Option<ResponseFuture>,
@@ -209,6 +223,15 @@ impl Exchange {
     /// The trailers of the answer, if it had some.
     pub(in crate::proxy) fn trailers(&self) -> Option<&HeaderMap> {
         self.trailers.as_ref()
+    }
+
+    /// Takes note that no answer came in time. If nothing at all has come on the connection since, it may be dead, and nobody else should wait
+    /// on it to find out; a network that drops packets silently says nothing for a quarter of an hour.
+    pub(in crate::proxy) fn timed_out(&self) {
+        let shared = &self.shared.0;
+        if shared.state.wire.received() == self.received_before {
+            shared.give_up();
+        }
     }
 
     /// Tells when the exchange ended.

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use h2::{Reason, server::Builder};
@@ -15,10 +15,10 @@ use super::{
     super::{
         client::{Client, ClientStream, Peer},
         listener::Place,
-        serve::{self, After},
+        serve,
         worker::Worker,
     },
-    CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW,
+    FORGIVEN_FRAMES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW, connection_window,
     server::Exchange,
 };
 use crate::{clock, policy::document::Direction, telemetry::metrics::name, transport::paced::Paced};
@@ -26,6 +26,12 @@ use crate::{clock, policy::document::Direction, telemetry::metrics::name, transp
 /// Requests that a client may give up before it has an answer, beyond half of all, before its connection is ended: opening and
 /// resetting streams in turn costs a client nothing and its server everything (CVE-2023-44487, "rapid reset").
 const FREE_RESETS: usize = 200;
+
+/// Streams whose windows a connection of a client holds open at once: who asks for more at a time than that shares them.
+const MAX_WINDOWS: u32 = 50;
+
+/// A client that is told of the end and has nothing running gets so long to take note of it.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the streams of a connection share.
 #[derive(Debug, Default)]
@@ -52,7 +58,10 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window(limits.max_concurrent_streams.min(MAX_WINDOWS)))
+        .data_frame_budget(SMALL_FRAMES)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .max_local_error_reset_streams(Some(FORGIVEN_FRAMES))
         .max_send_buffer_size(SEND_BUFFER);
     let Ok(Ok(mut connection)) = clock::within(Some(limits.header_timeout), builder.handshake(stream)).await else { return };
     let counts = Arc::new(Counts::default());
@@ -69,7 +78,7 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
                     counts.streams.fetch_add(1, Ordering::Relaxed);
                     counts.all.fetch_add(1, Ordering::Relaxed);
                     tokio::spawn(one_request(client, worker.clone(), Counted(counts.clone())));
-                    if is_abused(&counts) {
+                    if is_abused(&counts, limits.max_concurrent_streams) {
                         worker.state.telemetry.metrics.counter(name::CONNECTIONS_ABUSED, &[("listener", &place.shared().spec.load().name)]).increment(1);
                         connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
@@ -85,13 +94,17 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
                 is_leaving = true;
                 connection.graceful_shutdown();
             }
-            () = clock::sleep_until(active + idle), if !is_leaving => {
-                if counts.streams.load(Ordering::Relaxed) == 0 {
-                    is_leaving = true;
-                    connection.graceful_shutdown();
-                } else {
-                    active = clock::now();
+            () = clock::sleep_until(active + if is_leaving { FAREWELL } else { idle }) => {
+                active = clock::now();
+                if counts.streams.load(Ordering::Relaxed) > 0 {
+                    continue;
                 }
+                if is_leaving {
+                    // It does not answer, or does not read: it has had its time.
+                    return;
+                }
+                is_leaving = true;
+                connection.graceful_shutdown();
             }
         }
     }
@@ -102,14 +115,19 @@ fn is_draining(place: &Place, worker: &Worker) -> bool {
     place.shared().spec.load().direction == Direction::Inbound && worker.state.lifecycle.is_draining()
 }
 
-fn is_abused(counts: &Counts) -> bool {
+/// Whether a client gives up most of what it asks, or more of that is still being cleared away than it may ask at once.
+fn is_abused(counts: &Counts, max_streams: u32) -> bool {
     let given_up = counts.given_up.load(Ordering::Relaxed);
-    given_up > FREE_RESETS && given_up * 2 > counts.all.load(Ordering::Relaxed)
+    let lingering = counts.streams.load(Ordering::Relaxed) > 2 * max_streams as usize + FREE_RESETS;
+    lingering || (given_up > FREE_RESETS && given_up * 2 > counts.all.load(Ordering::Relaxed))
 }
 
 async fn one_request(mut client: Client, worker: Arc<Worker>, counted: Counted) {
-    let after = serve::serve(&worker, &mut client, false).await;
-    if after == After::Close && client.sent() == 0 {
+    // A stream is over with its answer; there is nothing to be reused.
+    _ = serve::serve(&worker, &mut client, false).await;
+    if let ClientStream::Http2(exchange) = &client.stream
+        && exchange.was_given_up()
+    {
         counted.0.given_up.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -29,13 +29,14 @@ pub(in crate::proxy) struct Exchange {
     stream: Option<SendStream<Bytes>>,
     outgoing: Outgoing,
     sent: u64,
+    is_given_up: bool,
 }
 
 impl Exchange {
     pub(in crate::proxy) fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
         let (parts, body) = request.into_parts();
         let is_body_done = body.is_end_stream();
-        Self { head: parts.into(), body, is_body_done, trailers: None, respond, answer: None, stream: None, outgoing: Outgoing::default(), sent: 0 }
+        Self { head: parts.into(), body, is_body_done, trailers: None, respond, answer: None, stream: None, outgoing: Outgoing::default(), sent: 0, is_given_up: false }
     }
 
     /// The head of the request.
@@ -53,6 +54,11 @@ impl Exchange {
         self.trailers.take()
     }
 
+    /// Whether the client gave up before it had its answer.
+    pub(in crate::proxy) fn was_given_up(&self) -> bool {
+        self.is_given_up
+    }
+
     /// Bytes of the answer's body so far.
     pub(in crate::proxy) fn sent(&self) -> u64 {
         self.sent
@@ -60,8 +66,8 @@ impl Exchange {
 
     /// Waits for what happens next.
     pub(in crate::proxy) async fn next(&mut self, listen: Listen) -> ClientEvent {
-        let gone = |_| reason::Reason::ClientClosed;
-        poll_fn(|context| {
+        let event = poll_fn(|context| {
+            let gone = |_| reason::Reason::ClientClosed;
             if !self.is_pushed()
                 && let Poll::Ready(pushed) = self.poll_push(context)
             {
@@ -73,7 +79,9 @@ impl Exchange {
                 Listen::Leaving => self.poll_reset(context).map(|()| ClientEvent::Read(Err(reason::Reason::ClientClosed))),
             }
         })
-        .await
+        .await;
+        self.is_given_up |= matches!(&event, ClientEvent::Pushed(Err(_)) | ClientEvent::Read(Err(_)));
+        event
     }
 
     /// Sends an interim answer.

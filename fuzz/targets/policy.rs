@@ -1,0 +1,26 @@
+//! Any text is a policy or is refused with places that exist; any text is a file of endpoints or is refused.
+#![no_main]
+
+use std::{collections::HashMap, sync::Arc};
+
+use libfuzzer_sys::fuzz_target;
+use outrigger::policy::{
+    self, diff, endpoints,
+    source::{File, Source},
+};
+
+fuzz_target!(|text: &str| {
+    let source = Source::from_files(vec![File { name: "f.yaml".into(), text: text.to_owned() }]);
+    match policy::load_source(&source, &HashMap::new()) {
+        Ok(loaded) => assert!(diff::diff(&loaded.snapshot, &loaded.snapshot).is_empty(), "a set differs from itself"),
+        Err(faults) => {
+            assert!(!faults.as_slice().is_empty());
+            for fault in faults.as_slice() {
+                assert!(fault.place.line <= text.lines().count() + 1, "{fault:?}");
+            }
+            // The rendering must cope with whatever the line holds.
+            _ = faults.to_human();
+        }
+    }
+    _ = endpoints::parse(&Arc::from("e.yaml"), text);
+});

@@ -1,0 +1,48 @@
+//! Which rule takes a request: what is found in line is what is best by the written order of precedence, and nothing panics.
+#![no_main]
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use libfuzzer_sys::fuzz_target;
+use outrigger::policy::{
+    self,
+    matching::RequestView,
+    snapshot::Snapshot,
+    source::{File, Source},
+};
+
+const POLICY: &str = r#"
+apiVersion: outrigger.dev/v1alpha1
+kind: ResiliencePolicy
+metadata: {name: fuzz}
+spec:
+  listeners: [{name: in, direction: Inbound, address: "127.0.0.1:0"}]
+  backends: [{name: app, endpoints: ["127.0.0.1:1"]}]
+  routes:
+    - {name: any, listeners: [in], backendRefs: [{name: app}]}
+    - {name: host, listeners: [in], hostnames: [pay.shop], backendRefs: [{name: app}]}
+    - {name: wild, listeners: [in], hostnames: ["*.shop"], matches: [{path: {value: /v1}}], backendRefs: [{name: app}]}
+    - {name: exact, listeners: [in], matches: [{path: {type: Exact, value: /v1/charges}}], backendRefs: [{name: app}]}
+    - {name: prefix, listeners: [in], matches: [{path: {value: /v1/charges}, method: POST}], backendRefs: [{name: app}]}
+    - {name: regex, listeners: [in], matches: [{path: {type: RegularExpression, value: "/v[0-9]+/.*"}}], backendRefs: [{name: app}]}
+    - {name: header, listeners: [in], matches: [{headers: [{name: x-a, value: b}]}], backendRefs: [{name: app}]}
+"#;
+
+static SET: LazyLock<Snapshot> = LazyLock::new(|| {
+    let source = Source::from_files(vec![File { name: "f.yaml".into(), text: POLICY.to_owned() }]);
+    policy::load_source(&source, &HashMap::new()).expect("the policy is fine").snapshot
+});
+
+fuzz_target!(|parts: (&str, &str, &str, &str)| {
+    let (host, path, method, header) = parts;
+    // A target is in origin form when it comes here.
+    let path = &*format!("/{path}");
+    let of = |name: &str| (name == "x-a").then_some(header);
+    let request = RequestView { host, path, method, header: &of };
+    let rules = &SET.rules[0];
+    let first = rules.iter().position(|rule| rule.matches(&request)).expect("one takes everything");
+    // Those before it do not match, and none after it is more specific.
+    for (place, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.matches(&request)) {
+        assert!(place >= first && rule.precedence() >= rules[first].precedence());
+    }
+});

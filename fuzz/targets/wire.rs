@@ -1,0 +1,138 @@
+//! Any bytes on a connection: the sidecar lives on, and what reaches the app can be understood in one way only.
+//!
+//! The whole sidecar runs in this process, before an app that reads as strictly as it can. What the app may see: requests whose head has one
+//! host and one framing, no bare CR, no folded line and no space before a colon; and no more requests than were sent.
+#![no_main]
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    num::NonZeroUsize,
+    sync::LazyLock,
+    thread,
+    time::Duration,
+};
+
+use libfuzzer_sys::fuzz_target;
+use outrigger::{app::App, settings::Settings, telemetry::access_log::AccessLog};
+
+static SIDECAR: LazyLock<(App, SocketAddr)> = LazyLock::new(|| {
+    let app = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = app.local_addr().expect("an address");
+    thread::spawn(move || app.incoming().for_each(|stream| drop(thread::spawn(move || serve(stream.expect("a connection"))))));
+    let directory = std::env::temp_dir().join(format!("outrigger-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let policy = format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: fuzz}}\nspec:\n  listeners: [{{name: in, direction: Inbound, address: \"127.0.0.1:0\", limits: {{headerTimeout: 50ms, idleTimeout: 100ms}}}}]\n  \
+         backends: [{{name: app, endpoints: [\"{address}\"]}}]\n  routes: [{{name: in, listeners: [in], backendRefs: [{{name: app}}], timeouts: {{request: 200ms, backendRequest: 200ms, streamIdle: 50ms}}}}]\n"
+    );
+    std::fs::write(directory.join("policy.yaml"), policy).expect("a file");
+    let mut settings = Settings::new(directory, "127.0.0.1:0".parse().expect("an address"));
+    settings.workers = NonZeroUsize::MIN;
+    let app = App::start(settings, AccessLog::off()).expect("it starts");
+    let address = app.listener_address("in").expect("it listens");
+    (app, address)
+});
+
+/// Reads a head, checks it, reads its body by its one framing, answers, and goes on.
+fn serve(mut stream: TcpStream) {
+    _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+    let mut seen = Vec::new();
+    while let Some(head) = until(&mut stream, &mut seen, b"\r\n\r\n") {
+        let length = check(&head);
+        match length {
+            Some(length) => {
+                while seen.len() < length {
+                    if !more(&mut stream, &mut seen) {
+                        return;
+                    }
+                }
+                seen.drain(..length);
+            }
+            None => loop {
+                let Some(line) = until(&mut stream, &mut seen, b"\r\n") else { return };
+                let size = std::str::from_utf8(&line).ok().and_then(|size| usize::from_str_radix(size, 16).ok()).expect("a plain size of a chunk");
+                while seen.len() < size + 2 {
+                    if !more(&mut stream, &mut seen) {
+                        return;
+                    }
+                }
+                assert_eq!(&seen[size..size + 2], b"\r\n", "a chunk ends where it says");
+                seen.drain(..size + 2);
+                if size == 0 {
+                    break;
+                }
+            },
+        }
+        if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
+            return;
+        }
+    }
+}
+
+/// The length of the body, or `None` for chunks; panics at anything that two readers could understand differently.
+fn check(head: &[u8]) -> Option<usize> {
+    let (mut hosts, mut lengths, mut chunked) = (0, Vec::new(), 0);
+    let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let first = lines.next().unwrap_or_default();
+    assert_eq!(first.iter().filter(|byte| **byte == b' ').count(), 2, "{:?}", String::from_utf8_lossy(first));
+    assert!(first.ends_with(b" HTTP/1.1") || first.ends_with(b" HTTP/1.0"), "{:?}", String::from_utf8_lossy(first));
+    for line in lines {
+        assert!(!line.contains(&b'\r') && !line.contains(&0), "a control character in {:?}", String::from_utf8_lossy(line));
+        assert!(!line.starts_with(b" ") && !line.starts_with(b"\t"), "a folded line");
+        let colon = line.iter().position(|byte| *byte == b':').expect("a field has a colon");
+        let (name, value) = (line[..colon].to_ascii_lowercase(), line[colon + 1..].trim_ascii());
+        assert!(!name.is_empty() && name.iter().all(|byte| byte.is_ascii_graphic()), "a name of {:?}", String::from_utf8_lossy(line));
+        match name.as_slice() {
+            b"host" => hosts += 1,
+            b"content-length" => lengths.push(value.to_vec()),
+            b"transfer-encoding" => {
+                assert!(value.eq_ignore_ascii_case(b"chunked"), "{:?}", String::from_utf8_lossy(line));
+                chunked += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(hosts, 1, "one host");
+    assert!(chunked + lengths.len() <= 1, "one framing");
+    if chunked == 1 {
+        return None;
+    }
+    Some(lengths.first().map_or(0, |length| std::str::from_utf8(length).ok().and_then(|length| length.parse().ok()).expect("a length is a number")))
+}
+
+fn until(stream: &mut TcpStream, seen: &mut Vec<u8>, mark: &[u8]) -> Option<Vec<u8>> {
+    loop {
+        if let Some(end) = seen.windows(mark.len()).position(|window| window == mark) {
+            let found = seen[..end].to_vec();
+            seen.drain(..end + mark.len());
+            return Some(found);
+        }
+        if !more(stream, seen) {
+            return None;
+        }
+    }
+}
+
+fn more(stream: &mut TcpStream, seen: &mut Vec<u8>) -> bool {
+    let mut chunk = [0; 4096];
+    match stream.read(&mut chunk) {
+        Ok(count @ 1..) => {
+            seen.extend_from_slice(&chunk[..count]);
+            true
+        }
+        Ok(0) | Err(_) => false,
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let (_, address) = &*SIDECAR;
+    let mut client = TcpStream::connect(address).expect("it takes connections");
+    _ = client.set_read_timeout(Some(Duration::from_secs(5)));
+    if client.write_all(bytes).is_ok() {
+        _ = client.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        // A reset is an answer too.
+        _ = client.read_to_end(&mut answer);
+    }
+});
