@@ -73,12 +73,12 @@ async fn share(
     now: Instant,
 ) -> Result<Upstream, NoConnection> {
     let shared = worker.pool().shared(endpoint);
-    if let Some(free) = shared.free(generation) {
-        return Ok(Upstream::http2(free.exchange(now), endpoint.clone()));
+    if let Some(place) = shared.place(generation, now) {
+        return Ok(Upstream::http2(place, endpoint.clone()));
     }
     let turn = clock::until(wanted.until, shared.turn()).await.map_err(|_| NoConnection::TimedOut)?;
-    if let Some(free) = shared.free(generation) {
-        return Ok(Upstream::http2(free.exchange(now), endpoint.clone()));
+    if let Some(place) = shared.place(generation, now) {
+        return Ok(Upstream::http2(place, endpoint.clone()));
     }
     let guard = count(worker, endpoint, wanted)?;
     let (connection, _) = open(worker, endpoint, wanted, material).await?;

@@ -14,7 +14,7 @@ use std::{
 use pingora::protocols::Stream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::http2::client::Shared;
+use super::http2::client::{Exchange, Shared};
 use crate::{
     state::endpoint::{ConnectionGuard, EndpointState, TooMany},
     transport::wire::Wire,
@@ -62,11 +62,18 @@ pub(super) struct SharedConnections {
 }
 
 impl SharedConnections {
-    /// One that can take one more request, made under certificates of this generation.
-    pub(super) fn free(&self, generation: u64) -> Option<Shared> {
+    /// A place on one that can take one more request, made under certificates of this generation.
+    pub(super) fn place(&self, generation: u64, now: Instant) -> Option<Exchange> {
         let mut connections = lock(&self.connections);
         connections.retain(|shared| shared.is_open(generation));
-        connections.iter().find(|shared| shared.is_free(generation)).cloned()
+        connections.iter().find(|shared| shared.is_free(generation)).map(|shared| shared.exchange(now))
+    }
+
+    /// Ends one that has no request; says whether there was one.
+    fn evict_one(&self) -> bool {
+        let mut connections = lock(&self.connections);
+        let idle = connections.iter().position(|shared| shared.idle_since().is_some());
+        idle.map(|position| connections.swap_remove(position).make_room()).is_some()
     }
 
     /// Adds a new one; that of an endpoint that has left is used once.
@@ -128,13 +135,17 @@ impl Pool {
 
     /// Closes one idle connection to the same endpoint, or to any of the same backend, to make room under the bound that is reached.
     pub(super) fn evict_one(&self, endpoint: &EndpointState, reached: TooMany) -> bool {
-        let mut idle = self.lock();
-        let makes_room = |other: &Endpoint| match reached {
-            TooMany::OfEndpoint => other.state.id == endpoint.id,
-            TooMany::OfBackend => Arc::ptr_eq(&other.state.counters, &endpoint.counters),
+        let makes_room = |other: &EndpointState| match reached {
+            TooMany::OfEndpoint => other.id == endpoint.id,
+            TooMany::OfBackend => Arc::ptr_eq(&other.counters, &endpoint.counters),
         };
-        let oldest = idle.values_mut().filter(|other| makes_room(other)).filter(|other| !other.connections.is_empty()).min_by_key(|other| other.connections[0].since);
-        oldest.map(|other| other.connections.remove(0)).is_some()
+        let mut idle = self.lock();
+        let oldest = idle.values_mut().filter(|other| makes_room(&other.state) && !other.connections.is_empty()).min_by_key(|other| other.connections[0].since);
+        if oldest.map(|other| other.connections.remove(0)).is_some() {
+            return true;
+        }
+        drop(idle);
+        lock(&self.shared).values().any(|other| makes_room(&other.state) && other.evict_one())
     }
 
     /// Closes what is too old, was closed by the endpoint, or leads to an endpoint that is no longer there.

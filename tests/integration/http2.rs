@@ -381,3 +381,16 @@ fn a_connection_on_which_nothing_comes_is_not_used_again() {
         backend.connections() >= 2
     });
 }
+
+#[test]
+fn an_idle_connection_gives_its_place_to_one_that_is_needed() {
+    let (first, second) = (Http2Backend::echoing(), Http2Backend::echoing());
+    let bound = "  defaults: {connectionLimits: {maxConnections: 1}}\n";
+    let text = policy(&[first.address, second.address], bound).replace("]}\n  routes", "], protocol: HTTP2, loadBalancer: {type: RoundRobin}}\n  routes");
+    let sidecar = Sidecar::start(&text);
+    for _ in 0..20 {
+        // Clients of both workers; each finds the other's connection in the way, which is idle a moment after its answer.
+        eventually("there is room", || sidecar.client().post("/", "body").status == 200);
+    }
+    assert!(first.connections() > 1 && second.connections() > 1);
+}

@@ -46,6 +46,8 @@ struct SharedState {
     is_over: AtomicBool,
     /// When a request last began or ended; guards single reads and writes.
     used: Mutex<Instant>,
+    /// Counts the connection while it is open; guards single takes.
+    counted: Mutex<Option<ConnectionGuard>>,
     /// Of the certificates that it was made under.
     generation: u64,
     wire: Arc<Wire>,
@@ -78,15 +80,15 @@ impl Shared {
             .initial_max_send_streams(MAX_STREAMS as usize);
         let wire = connection.0.wire().clone();
         let (send, connection) = builder.handshake(connection).await.map_err(|error| fault(&error))?;
-        let state = Arc::new(SharedState { streams: AtomicUsize::new(0), is_over: AtomicBool::new(false), used: Mutex::new(now), generation, wire });
+        let state =
+            Arc::new(SharedState { streams: AtomicUsize::new(0), is_over: AtomicBool::new(false), used: Mutex::new(now), counted: Mutex::new(Some(guard)), generation, wire });
         let ending = state.clone();
         tokio::spawn(async move {
-            let _counted = guard;
             // Whoever has a stream on it is told by the stream.
             if let Err(error) = connection.await {
                 tracing::debug!("a connection of HTTP/2 ended: {error}");
             }
-            ending.is_over.store(true, Ordering::Relaxed);
+            ending.end();
         });
         Ok(Self { send, state })
     }
@@ -113,6 +115,11 @@ impl Shared {
         self.state.is_over.store(true, Ordering::Relaxed);
     }
 
+    /// Says so, and gives its place under the bounds to another. It closes by itself a moment after nobody holds it.
+    pub(in crate::proxy) fn make_room(&self) {
+        self.state.end();
+    }
+
     /// Takes a place on it.
     pub(in crate::proxy) fn exchange(&self, now: Instant) -> Exchange {
         self.state.streams.fetch_add(1, Ordering::Relaxed);
@@ -130,6 +137,13 @@ impl Shared {
             trailers: None,
             fault: None,
         }
+    }
+}
+
+impl SharedState {
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
