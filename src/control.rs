@@ -55,7 +55,7 @@ impl Control {
         let (applied, generations) = channel::channel(state.live.load().generation);
         let applied = Arc::new(applied);
         tasks.spawn(probing::probe(state.clone(), generations.clone()));
-        tasks.spawn(discovery::discover(Finder { state: state.clone(), name_server, poll_interval, applied: applied.clone() }, generations));
+        tasks.spawn(discovery::discover(Finder { state: state.clone(), awaited: Arc::default(), name_server, poll_interval, applied: applied.clone() }, generations));
         tasks.spawn(upkeep::upkeep(state.clone()));
         tasks.spawn(certificates::follow(state.clone(), poll_interval));
         tasks.spawn(upkeep::watch_outliers(state.clone()));
@@ -95,6 +95,18 @@ impl Control {
         tokio::select! {
             end = drain::drain(&state, reloader.listeners().as_ref(), &mut wishes, asked_by) => end,
             () = at_once => End::AtOnce,
+        }
+    }
+}
+
+/// Waits until the policies in force have changed; not if a task of `tasks` panicked, or nobody can change them any more.
+async fn changed(generations: &mut channel::Receiver<u64>, tasks: &mut JoinSet<()>) -> bool {
+    loop {
+        tokio::select! {
+            changed = generations.changed() => return changed.is_ok(),
+            Some(ended) = tasks.join_next() => if ended.is_err_and(|error| error.is_panic()) {
+                return false;
+            }
         }
     }
 }

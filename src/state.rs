@@ -25,7 +25,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use self::{command::Command, lifecycle::Lifecycle, live::Live, registry::Registry};
-use crate::{policy::snapshot::EndpointSpec, telemetry::Telemetry};
+use crate::{
+    policy::snapshot::{Discovery, EndpointSpec},
+    telemetry::Telemetry,
+};
 
 /// Wishes that may wait; who has more is told to come back.
 const MAX_WISHES: usize = 16;
@@ -78,11 +81,12 @@ impl State {
         generation
     }
 
-    /// Puts the endpoints in force that discovery found of a backend; whether that changed anything. The policies stay as they are.
-    pub fn discovered(&self, backend: &Arc<str>, endpoints: Vec<EndpointSpec>, now: std::time::Instant) -> bool {
+    /// Puts the endpoints in force that discovery found of a backend where it looked; whether that changed anything. The policies stay
+    /// as they are.
+    pub fn discovered(&self, backend: &Arc<str>, source: &Discovery, endpoints: Vec<EndpointSpec>, now: std::time::Instant) -> bool {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let live = self.live.load();
-        if !live.backends.iter().any(|known| known.spec.name == *backend) || !registry.discovered(backend, endpoints) {
+        if !registry.discovered(backend, source, endpoints) {
             return false;
         }
         let joined = registry.join(live.snapshot.clone(), live.generation, &self.telemetry, self.zone.as_deref(), now);

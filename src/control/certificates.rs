@@ -2,7 +2,8 @@
 //!
 //! Files are looked at by content: a Secret is mounted as links that are swapped, and times lie. A set of policies whose files cannot be
 //! read or do not fit together is refused like any other fault. Files that become so later change nothing: what was read last stays
-//! in force, and an event, a metric and the readiness report say so. The same is said of a certificate that is near its end.
+//! in force, and an event, a metric and the readiness report say so. A certificate that has ended is such a fault; of one that is near
+//! its end the same is said.
 
 use std::{
     collections::HashMap,
@@ -42,13 +43,13 @@ const SOON: Duration = Duration::from_hours(24 * 7);
 pub(super) fn load(snapshot: &Snapshot, store: &TlsStore) -> Result<Fresh, Vec<String>> {
     let (mut fresh, mut faults) = (Fresh::default(), Vec::new());
     for spec in snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref()).filter(|spec| store.server(spec).is_none()) {
-        match Files::of_server(spec).and_then(|files| files.server(spec, store)) {
+        match Files::of_server(spec).and_then(|files| files.server(spec, store)).and_then(in_time) {
             Ok(material) => drop(fresh.servers.insert(spec.clone(), material)),
             Err(fault) => faults.push(format!("{}: {fault}", spec.place)),
         }
     }
     for spec in snapshot.backends.iter().filter_map(|backend| backend.tls.as_ref()).filter(|spec| store.client(spec).is_none()) {
-        match Files::of_client(spec).and_then(|files| files.client(spec, store)) {
+        match Files::of_client(spec).and_then(|files| files.client(spec, store)).and_then(in_time) {
             Ok(material) => drop(fresh.clients.insert(spec.clone(), material)),
             Err(fault) => faults.push(format!("{}: {fault}", spec.place)),
         }
@@ -89,14 +90,33 @@ struct Told(HashMap<String, Said>);
 /// What was said of an owner.
 #[derive(Debug)]
 struct Said {
-    generation: u64,
+    time: Time,
     fault: Option<String>,
+}
+
+/// What is left of a certificate's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Time {
+    Enough,
+    Little,
+    None,
+}
+
+impl Time {
+    fn of(left: Option<Duration>) -> Self {
+        match left {
+            Some(Duration::ZERO) => Self::None,
+            Some(left) if left <= SOON => Self::Little,
+            Some(_) | None => Self::Enough,
+        }
+    }
 }
 
 impl Told {
     /// What is in force after a reading: what was read, or what was known; and says what is new about it.
     fn settle<C>(&mut self, state: &State, owner: &str, read: Result<Material<C>, String>, known: &Material<C>) -> Material<C> {
         let told = self.0.get(owner);
+        let read = read.and_then(|material| if material.generation == known.generation { Ok(material) } else { in_time(material) });
         let now = match &read {
             Ok(material) if material.generation != known.generation => {
                 state.telemetry.emit(Event::CertificateChanged { owner: owner.to_owned() });
@@ -110,20 +130,20 @@ impl Told {
                 known.clone()
             }
         };
-        let left = now.not_after.map(|end| end.duration_since(clock::wall()).unwrap_or_default());
-        let ending = left.filter(|left| *left <= SOON);
-        if let Some(left) = ending.filter(|_| told.is_none_or(|told| told.generation != now.generation)) {
+        let left = left(&now);
+        let time = Time::of(left);
+        if let Some(left) = left.filter(|_| time != Time::Enough && told.is_none_or(|told| told.time != time)) {
             state.telemetry.emit(Event::CertificateExpiring { owner: owner.to_owned(), left });
         }
-        let report = match (&read, ending) {
+        let report = match (&read, time) {
             (Err(fault), _) => Err(format!("those read last stay in force: {fault}")),
-            (Ok(_), Some(Duration::ZERO)) => Err("a certificate has ended".to_owned()),
-            (Ok(_), Some(left)) => Err(format!("a certificate ends in {} hours", left.as_secs() / 3_600)),
-            (Ok(_), None) => Ok("as they are in the files".to_owned()),
+            (Ok(_), Time::None) => Err("a certificate has ended".to_owned()),
+            (Ok(_), Time::Little) => Err(format!("a certificate ends in {} hours", left.unwrap_or_default().as_secs() / 3_600)),
+            (Ok(_), Time::Enough) => Ok("as they are in the files".to_owned()),
         };
         state.lifecycle.report(&report_of(owner), report);
         state.telemetry.metrics.certificate(owner, now.not_after, read.is_ok());
-        self.0.insert(owner.to_owned(), Said { generation: now.generation, fault: read.err() });
+        self.0.insert(owner.to_owned(), Said { time, fault: read.err() });
         now
     }
 
@@ -133,9 +153,22 @@ impl Told {
             let is_there = owners.contains(owner);
             if !is_there {
                 state.lifecycle.retract(&report_of(owner));
+                state.telemetry.metrics.forget_certificate(owner);
             }
             is_there
         });
+    }
+}
+
+fn left<C>(material: &Material<C>) -> Option<Duration> {
+    material.not_after.map(|end| end.duration_since(clock::wall()).unwrap_or_default())
+}
+
+/// Refuses what would make every handshake fail.
+fn in_time<C>(material: Material<C>) -> Result<Material<C>, String> {
+    match Time::of(left(&material)) {
+        Time::None => Err("a certificate in the files has ended; renew it".to_owned()),
+        Time::Little | Time::Enough => Ok(material),
     }
 }
 
@@ -176,25 +209,27 @@ impl Files {
 
     fn server(&self, spec: &ServerTlsSpec, store: &TlsStore) -> Result<Material<ServerConfig>, String> {
         let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+        let mut authorities_end = None;
         let builder = match self.roots()? {
             None => builder.with_no_client_auth(),
-            Some(roots) => {
+            Some((roots, end)) => {
+                authorities_end = end;
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
                 let verifier = if spec.is_client_optional { verifier.allow_unauthenticated() } else { verifier };
                 builder.with_client_cert_verifier(verifier.build().map_err(|error| format!("{}: {error}", self.names[2]))?)
             }
         };
         let chain = self.chain()?;
-        let not_after = earliest(&chain);
+        let not_after = earlier(earliest(&chain), authorities_end);
         let mut config = builder.with_single_cert(chain, self.key()?).map_err(|error| format!("{} and {} do not fit together: {error}", self.names[0], self.names[1]))?;
         config.alpn_protocols = alpn(spec.protocol);
         Ok(Material { config: Arc::new(config), content: self.content, generation: store.next_generation(), not_after })
     }
 
     fn client(&self, spec: &ClientTlsSpec, store: &TlsStore) -> Result<Material<ClientConfig>, String> {
-        let roots = match self.roots()? {
-            Some(roots) => roots,
-            None => system_roots()?,
+        let (roots, authorities_end) = match self.roots()? {
+            Some(read) => read,
+            None => (system_roots()?, None),
         };
         let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider()).build().map_err(|error| format!("{}: {error}", self.names[2]))?;
         let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(|error| error.to_string())?.with_webpki_verifier(verifier);
@@ -202,9 +237,9 @@ impl Files {
             let chain = self.chain()?;
             let not_after = earliest(&chain);
             let config = builder.with_client_auth_cert(chain, self.key()?);
-            (config.map_err(|error| format!("{} and {} do not fit together: {error}", self.names[0], self.names[1]))?, not_after)
+            (config.map_err(|error| format!("{} and {} do not fit together: {error}", self.names[0], self.names[1]))?, earlier(not_after, authorities_end))
         } else {
-            (builder.with_no_client_auth(), None)
+            (builder.with_no_client_auth(), authorities_end)
         };
         config.alpn_protocols = alpn(spec.protocol);
         Ok(Material { config: Arc::new(config), content: self.content, generation: store.next_generation(), not_after })
@@ -219,14 +254,16 @@ impl Files {
         PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| format!("there is no key in {}: {error}", self.names[1]))
     }
 
-    fn roots(&self) -> Result<Option<RootCertStore>, String> {
+    /// The authorities, and when the last of them ends.
+    fn roots(&self) -> Result<Option<(RootCertStore, Option<SystemTime>)>, String> {
         let Some(bytes) = &self.authorities else { return Ok(None) };
-        let mut roots = RootCertStore::empty();
+        let (mut roots, mut end) = (RootCertStore::empty(), None);
         for authority in CertificateDer::pem_slice_iter(bytes) {
             let authority = authority.map_err(|error| format!("{} is not PEM: {error}", self.names[2]))?;
+            end = end.max(certificate::not_after(&authority));
             roots.add(authority).map_err(|error| format!("{} holds what is no authority: {error}", self.names[2]))?;
         }
-        if roots.is_empty() { Err(format!("there is no certificate in {}", self.names[2])) } else { Ok(Some(roots)) }
+        if roots.is_empty() { Err(format!("there is no certificate in {}", self.names[2])) } else { Ok(Some((roots, end))) }
     }
 }
 
@@ -238,6 +275,10 @@ fn system_roots() -> Result<RootCertStore, String> {
 
 fn earliest(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
     chain.iter().filter_map(|certificate| certificate::not_after(certificate)).min()
+}
+
+fn earlier(one: Option<SystemTime>, other: Option<SystemTime>) -> Option<SystemTime> {
+    one.into_iter().chain(other).min()
 }
 
 fn alpn(protocol: Protocol) -> Vec<Vec<u8>> {

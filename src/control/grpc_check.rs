@@ -55,7 +55,7 @@ fn status(fields: &HeaderMap) -> Result<(), String> {
 
 /// `HealthCheckRequest { string service = 1; }`, in the frame of gRPC: a flag and four bytes of length.
 fn message(service: &str) -> Result<Bytes, String> {
-    let length = u8::try_from(service.len()).ok().filter(|length| *length < 126).ok_or("the name of the service is too long")?;
+    let length = u8::try_from(service.len()).ok().filter(|length| *length <= 125).ok_or("the name of the service is too long")?;
     let mut message = BytesMut::with_capacity(7 + service.len());
     let has_name = length > 0;
     message.put_u8(0);

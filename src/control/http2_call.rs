@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request};
+use tokio::task::JoinSet;
 
 use crate::transport::{paced::Paced, wire::Connection};
 
@@ -21,11 +22,10 @@ pub(super) struct Answer {
 /// What went wrong, in words.
 pub(super) async fn call(connection: Connection, request: Request<()>, body: Bytes, max_body: usize) -> Result<Answer, String> {
     let (send, connection) = h2::client::handshake(Paced(connection)).await.map_err(words)?;
-    // It ends with this call: nothing else is asked on it.
-    let driver = tokio::spawn(connection);
-    let answer = exchange(send, request, body, max_body).await;
-    driver.abort();
-    answer
+    // It ends with this call, even if that is given up: nothing else is asked on it.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    exchange(send, request, body, max_body).await
 }
 
 async fn exchange(send: h2::client::SendRequest<Bytes>, request: Request<()>, body: Bytes, max_body: usize) -> Result<Answer, String> {

@@ -7,7 +7,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
 
 use super::{dial::dial, grpc_check, http_call, http2_call};
 use crate::{
@@ -31,7 +34,7 @@ struct Way {
 struct Running {
     spec: CheckSpec,
     way: Way,
-    task: JoinHandle<()>,
+    task: AbortHandle,
 }
 
 impl Drop for Running {
@@ -40,8 +43,13 @@ impl Drop for Running {
     }
 }
 
+/// The first checks of so many endpoints are spread over so long for each of them, up to a second: else a start would dial all at once.
+const SPREAD: Duration = Duration::from_millis(1);
+const MAX_SPREAD: Duration = Duration::from_secs(1);
+
 /// Keeps one checking task for each endpoint of the policies in force.
 pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u64>) {
+    let mut tasks = JoinSet::new();
     let mut running: HashMap<u64, Running> = HashMap::new();
     loop {
         let live = state.live.load_full();
@@ -49,33 +57,35 @@ pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u6
         for backend in &live.backends {
             let Some(spec) = &backend.spec.check else { continue };
             let way = Way { protocol: backend.spec.protocol, tls: backend.spec.tls.clone() };
+            let spread = SPREAD.saturating_mul(u32::try_from(backend.endpoints.len()).unwrap_or(u32::MAX)).min(MAX_SPREAD);
             for endpoint in &backend.endpoints {
                 let going_on = running.remove(&endpoint.id).filter(|running| running.spec == *spec && running.way == way);
                 let task = going_on.unwrap_or_else(|| Running {
                     spec: spec.clone(),
                     way: way.clone(),
-                    task: tokio::spawn(check_for_ever(state.clone(), backend.spec.name.clone(), endpoint.clone(), spec.clone(), way.clone())),
+                    task: tasks.spawn(check_for_ever(state.clone(), backend.spec.name.clone(), endpoint.clone(), spec.clone(), way.clone(), spread)),
                 });
                 next.insert(endpoint.id, task);
             }
         }
         running = next;
-        if generations.changed().await.is_err() {
+        if !super::changed(&mut generations, &mut tasks).await {
             return;
         }
     }
 }
 
-async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<EndpointState>, spec: CheckSpec, way: Way) {
+async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<EndpointState>, spec: CheckSpec, way: Way, spread: Duration) {
+    clock::sleep(spread.mul_f64(fastrand::f64())).await;
     loop {
         let began = clock::now();
         let result = clock::within(Some(spec.timeout), check(&state, &endpoint, &spec, &way)).await.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
         if let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now()) {
             let why = result.clone().err().unwrap_or_else(|| "the check passed".to_owned());
             state.telemetry.emit(Event::HealthChanged { backend: backend.clone(), endpoint: endpoint.label.clone(), health, why });
+            review(&state, &backend);
         }
         let now = clock::now();
-        review(&state, &backend);
         // Drawn around its value, so that many sidecars do not check in step.
         let interval = interval(&spec, endpoint.health(), result.is_ok());
         let next = now.max(began + interval.mul_f64(1.0 + spec.jitter * (2.0 * fastrand::f64() - 1.0)));

@@ -17,7 +17,7 @@ use crate::{
         self,
         diagnostic::Diagnostics,
         diff,
-        snapshot::Snapshot,
+        snapshot::{Discovery, Snapshot},
         source::{File, Source},
     },
     state::{State, command::Reloaded, lifecycle::condition, listening::ListenerSet},
@@ -158,6 +158,10 @@ impl Reloader {
                 lifecycle.set(condition::APP, false, format!("the check of `{}` has not passed yet", snapshot.backends[index].name), now, telemetry);
             }
             Some(_) => {}
+        }
+        // Discovery says when there was an answer about each.
+        if !lifecycle.has_started() && snapshot.backends.iter().any(|backend| !matches!(backend.discovery, Discovery::Static(_))) {
+            lifecycle.set(condition::ENDPOINTS, false, "not looked for yet", now, telemetry);
         }
         lifecycle.set(condition::LISTENERS, true, format!("{} bound", snapshot.listeners.len()), now, telemetry);
     }

@@ -3,9 +3,12 @@
 //! For the log of a reload and for `outrigger diff`. It says what is added, removed and changed by name, and for a change what
 //! becomes of the state: whether it is kept, or begins anew, and why.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Debug,
+};
 
-use super::snapshot::{ActionSpec, BackendSpec, Discovery, EndpointSpec, PolicySpec, RouteSpec, Snapshot};
+use super::snapshot::{ActionSpec, Address, BackendSpec, Discovery, EndpointSpec, PolicySpec, RouteSpec, Snapshot};
 
 /// The differences, one line each; empty if the sets mean the same.
 #[must_use]
@@ -98,14 +101,19 @@ pub fn endpoint_lines(before: &[EndpointSpec], now: &[EndpointSpec]) -> Vec<Stri
     changes
 }
 
+fn by_address(endpoints: &[EndpointSpec]) -> HashMap<&Address, &EndpointSpec> {
+    endpoints.iter().map(|endpoint| (&endpoint.address, endpoint)).collect()
+}
+
 fn endpoint_changes(before: &[EndpointSpec], now: &[EndpointSpec], changes: &mut Vec<String>) {
+    let (known, wanted) = (by_address(before), by_address(now));
     for endpoint in before {
-        if !now.iter().any(|other| other.address == endpoint.address) {
+        if !wanted.contains_key(&endpoint.address) {
             changes.push(format!("endpoint {} removed, its requests run on", endpoint.address));
         }
     }
     for endpoint in now {
-        match before.iter().find(|other| other.address == endpoint.address) {
+        match known.get(&endpoint.address) {
             None => changes.push(format!("endpoint {} added", endpoint.address)),
             Some(earlier) => {
                 let place = format!("endpoint {}", endpoint.address);

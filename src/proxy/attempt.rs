@@ -142,7 +142,10 @@ async fn attempt(
                     settlement.settle(judgement, leave_alone, now);
                     None
                 }
-                None => Some(settlement),
+                None => {
+                    settlement.has_begun(now);
+                    Some(settlement)
+                }
             };
             note_start(exchange, &endpoint, &upstream, now);
             let until = deadline.of_client();
@@ -151,8 +154,8 @@ async fn attempt(
         }
         Err(Failed::Broken(broken)) => {
             if deadline.is_clients_own(now) {
-                // How little time a client gives says nothing about the backend.
-                settlement.give_up();
+                // How little time a client gives is no failure of the backend.
+                settlement.give_up(now);
             } else {
                 settlement.settle(settlement::cut_off(broken.outcome()), None, now);
             }
@@ -161,7 +164,7 @@ async fn attempt(
         // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
         Err(Failed::Full) => Err(Failed::Full),
         Err(rejected) => {
-            settlement.give_up();
+            settlement.give_up(now);
             Err(rejected)
         }
     }

@@ -75,7 +75,7 @@ fn settle(client: &Client, answered: &mut Answered, broken: Option<Reason>, prog
     match (in_trailers, broken) {
         (Some(status), _) => unsettled.settle(grpc::judge(status), None, now),
         // How little time a client gives says nothing about the backend.
-        (None, Some(Reason::ClientClosed | Reason::RequestTimeout)) => unsettled.give_up(),
+        (None, Some(Reason::ClientClosed | Reason::RequestTimeout)) => unsettled.give_up(now),
         (None, Some(Reason::StreamIdleTimeout)) => unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now),
         (None, Some(_)) => unsettled.settle(cut_off(AttemptOutcome::Reset), None, now),
         // An end without a status is none that gRPC knows: it is taken as "unknown".

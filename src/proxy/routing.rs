@@ -29,7 +29,7 @@ pub(super) fn route<'l>(live: &'l Live, client: &Client, target: &Target) -> Res
 pub(super) fn destination(route: &RouteState) -> Result<(usize, &DestinationState), Rejection> {
     let picked = match route.destinations.as_slice() {
         [only] if only.weight > 0 => Some(0),
-        several => balance::weighted(several.iter().map(|destination| destination.weight), fastrand::f64()),
+        several => balance::weighted(several.iter().map(|destination| f64::from(destination.weight)), fastrand::f64()),
     };
     picked.map(|index| (index, &route.destinations[index])).ok_or_else(|| Rejection::of(Reason::NoRoute))
 }

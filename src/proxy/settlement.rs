@@ -48,12 +48,21 @@ impl Settlement {
         self.backend.metrics.attempted(judgement.counted, took.as_secs_f64());
     }
 
-    /// Gives up: the guards settle as cancelled.
-    pub(super) fn give_up(mut self) {
-        if let Some(observation) = self.observation.take() {
-            drop(observation);
+    /// Takes note of an answer that has begun well and says only at its end how it went.
+    pub(super) fn has_begun(&mut self, now: Instant) {
+        let took = self.took.unwrap_or_default();
+        if let Some(observation) = &mut self.observation {
+            observation.has_begun(took, now);
         }
-        self.backend.metrics.attempted(AttemptOutcome::Cancelled, self.took.unwrap_or_default().as_secs_f64());
+    }
+
+    /// Gives up: nothing is known but how long it was waited for.
+    pub(super) fn give_up(mut self, now: Instant) {
+        let took = self.took.unwrap_or_default();
+        if let Some(observation) = self.observation.take() {
+            observation.settle(Attempted::Cancelled, took, None, now);
+        }
+        self.backend.metrics.attempted(AttemptOutcome::Cancelled, took.as_secs_f64());
     }
 }
 

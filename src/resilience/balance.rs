@@ -14,16 +14,19 @@
 //! The cost is up to the caller: requests in flight per weight make it least request, a latency times them makes it peak EWMA
 //! (`ewma`). On equal cost the first draw stands, so that idle endpoints are picked by weight.
 //!
-//! Nothing is allocated. When luck does not help, as with one candidate of thousands, all are looked through in line: what may
-//! be picked is found.
+//! Nothing is allocated. When luck does not help, as with one candidate of thousands, the weights of all are added up and one is drawn
+//! exactly: what may be picked is found, and its share stays what its weight says.
 
 pub mod levels;
 pub mod ring;
 
-/// Draws before all candidates are looked through in line.
+/// Draws before the weights of all candidates are added up.
 const MAX_DRAWS: usize = 16;
 
-/// Below this many candidates, looking through them is as cheap as drawing.
+/// Turns before it is left to a draw.
+const MAX_TURNS: usize = 64;
+
+/// Up to so many candidates, adding them up is as cheap as drawing.
 const FEW: usize = 4;
 
 /// Draws by weight: `weight` is in `0.0..=1.0`, 1 for the heaviest and 0 for what may not be picked. `dice` gives numbers that
@@ -32,16 +35,13 @@ pub fn random(len: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut()
     if len == 0 {
         return None;
     }
-    let mut start = 0;
     for _ in 0..MAX_DRAWS {
         let drawn = draw(len, dice());
-        let weight = weight(drawn);
-        if weight >= 1.0 || (weight > 0.0 && dice() < weight) {
+        if is_kept(weight(drawn), dice) {
             return Some(drawn);
         }
-        start = drawn;
     }
-    in_line(len, start, weight)
+    weighted((0..len).map(&weight), dice())
 }
 
 /// Draws two by weight, and picks the one that costs less.
@@ -58,30 +58,32 @@ pub fn power_of_two(len: usize, weight: impl Fn(usize) -> f64, cost: impl Fn(usi
 fn another(len: usize, one: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
     for _ in 0..MAX_DRAWS {
         let drawn = (one + 1 + draw(len - 1, dice())) % len;
-        let weight = weight(drawn);
-        if weight >= 1.0 || (weight > 0.0 && dice() < weight) {
+        if is_kept(weight(drawn), dice) {
             return Some(drawn);
         }
     }
-    if len > FEW { None } else { in_line(len, one, |index| if index == one { 0.0 } else { weight(index) }) }
+    let rest = (0..len).map(|index| if index == one { 0.0 } else { weight(index) });
+    if len > FEW { None } else { weighted(rest, dice()) }
+}
+
+fn is_kept(weight: f64, dice: &mut impl FnMut() -> f64) -> bool {
+    weight >= 1.0 || (weight > 0.0 && dice() < weight)
 }
 
 /// Takes turns: `turn` counts on with every call. In `k` rounds a candidate of the weight `w` is picked `k * w` times, give or take
 /// one.
-pub fn round_robin(len: usize, weight: impl Fn(usize) -> f64, turn: &mut impl FnMut() -> usize) -> Option<usize> {
+pub fn round_robin(len: usize, weight: impl Fn(usize) -> f64, turn: &mut impl FnMut() -> usize, dice: &mut impl FnMut() -> f64) -> Option<usize> {
     if len == 0 {
         return None;
     }
-    let mut last = 0;
-    for _ in 0..len.saturating_mul(2).min(4 * MAX_DRAWS) {
+    for _ in 0..MAX_TURNS {
         let turn = turn();
         let (round, index) = (turn / len, turn % len);
         if takes_part(round, index, weight(index)) {
             return Some(index);
         }
-        last = index;
     }
-    in_line(len, last + 1, weight)
+    weighted((0..len).map(&weight), dice())
 }
 
 /// Whether a candidate is picked in a round: where the sum of its weights passes a whole number. Each begins at another place, so
@@ -100,22 +102,18 @@ fn takes_part(round: usize, index: usize, weight: f64) -> bool {
 }
 
 /// Picks one of several weighted things; `random` is uniform in `0..1`. `None` if all weights are zero.
-pub fn weighted(weights: impl Iterator<Item = u32> + Clone, random: f64) -> Option<usize> {
-    let total: f64 = weights.clone().map(f64::from).sum();
+pub fn weighted(weights: impl Iterator<Item = f64> + Clone, random: f64) -> Option<usize> {
+    let total: f64 = weights.clone().sum();
     let mut rest = random.clamp(0.0, 1.0) * total;
     let mut last = None;
-    for (index, weight) in weights.enumerate().filter(|(_, weight)| *weight > 0) {
-        if rest < f64::from(weight) {
+    for (index, weight) in weights.enumerate().filter(|(_, weight)| *weight > 0.0) {
+        if rest < weight {
             return Some(index);
         }
-        rest -= f64::from(weight);
+        rest -= weight;
         last = Some(index);
     }
     last
-}
-
-fn in_line(len: usize, start: usize, weight: impl Fn(usize) -> f64) -> Option<usize> {
-    (0..len).map(|step| (start + step) % len).find(|index| weight(*index) > 0.0)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= random <= 1, so the product is at most len")]

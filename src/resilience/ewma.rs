@@ -50,6 +50,13 @@ impl PeakEwma {
         self.observe(took.max(leave_alone.unwrap_or_default().clamp(PENALTY, MAX_PENALTY)), now);
     }
 
+    /// No answer, and nobody waited any longer: it takes at least so long.
+    pub fn waited(&mut self, took: Duration, now: Instant) {
+        if took > self.latency(now) {
+            self.observe(took, now);
+        }
+    }
+
     /// What one more request costs, with so many in flight already, of which the endpoint can take `weight` in `0.0..=1.0`.
     #[must_use]
     pub fn cost(&self, in_flight: u32, weight: f64, now: Instant) -> f64 {
@@ -133,6 +140,17 @@ mod tests {
         known.succeeded(MILLI, start);
         assert!(new.cost(0, 1.0, start) < known.cost(0, 1.0, start));
         assert!(new.cost(1, 1.0, start) > known.cost(1, 1.0, start), "and then waited for");
+    }
+
+    #[test]
+    fn one_that_does_not_answer_costs_as_much_as_was_waited_for_it() {
+        let start = some_instant();
+        let mut hanging = PeakEwma::new(start);
+        hanging.waited(1_000 * MILLI, start);
+        assert_eq!(hanging.latency(start), 1_000 * MILLI);
+        assert!(hanging.cost(0, 1.0, start) > 0.0, "it was tried");
+        hanging.waited(10 * MILLI, start);
+        assert_eq!(hanging.latency(start), 1_000 * MILLI, "who leaves early proves nothing");
     }
 
     #[test]

@@ -2,22 +2,24 @@
 //!
 //! An active check asks whether an endpoint lives; this looks at what it does with real requests. Runs of failures are counted
 //! with every result; rates and latencies are compared with those of its peers in a sweep ([`sweep`]). Who is found out is ejected
-//! for a while, longer each time. It does not come back with full traffic: when its time is over it is on *probation*, and one
-//! request at a time may try it. One success readmits it, one failure ejects it again.
+//! for a while, longer each time it is found out anew. It does not come back with full traffic: when its time is over it is on
+//! *probation*, and one request at a time may try it. One success readmits it, one failure ejects it again for the shortest time, so
+//! that one that has healed is not left alone for long. One that was too slow has to be quick.
 //!
 //! | standing | a result | time over |
 //! | --- | --- | --- |
 //! | in | may end a run of failures, which may eject | - |
 //! | ejected | counts nothing | probation |
-//! | probation | of the probe: in, or ejected for longer; of others: counts nothing | - |
+//! | probation | of the probe: in, or ejected again; of others: counts nothing | - |
 //!
 //! Each ejection begins a new generation, and a permit carries the one it was given in, so that a result that comes late
-//! neither ejects nor readmits. A probe that is given up gives its place back.
+//! neither ejects nor readmits. A probe that is given up gives its place back, and so does one of which nothing is heard for long.
 //!
 //! Who may be ejected at all is a question about all endpoints of a backend, see [`may_eject`]: never the last one, and not more
 //! than a share of them. Unlike Envoy's share, which makes none of three at ten percent, at least one may be ejected if there are
 //! two (envoyproxy/envoy#21142 and the defaults' table in `outlier_detection.proto`).
 
+mod cause;
 mod config;
 mod latency;
 mod sweep;
@@ -25,14 +27,22 @@ mod sweep;
 use std::time::{Duration, Instant};
 
 pub use self::{
+    cause::Cause,
     config::{FailurePercentage, InvalidOutlier, OutlierConfig, Runs, SuccessRate},
     latency::Latencies,
     sweep::{Record, may_eject, sweep},
 };
 
-/// Successes in an interval that prove an endpoint well enough to forget one of its ejections. Time alone proves nothing
-/// (envoyproxy/envoy#21142).
+/// Successes that prove an endpoint well enough to forget one of its ejections, with at most one failure for each hundred of them.
+/// Time alone proves nothing (envoyproxy/envoy#21142).
 const PROOF: u32 = 10;
+const FAILURES_PER_PROOF: f64 = 0.01;
+
+/// Intervals over which latencies are gathered until they are enough to judge.
+const GATHERED: u32 = 3;
+
+/// After so long without a result, another request may be the probe.
+const PROBE_TIME: Duration = Duration::from_secs(10);
 
 /// Ejections that still lengthen the next one; only to keep the arithmetic small, the maximum is reached long before.
 const MAX_TIMES: u32 = 1_000;
@@ -56,56 +66,8 @@ pub enum Attempted {
     LocalOrigin,
     /// A 429: it lives, and is asked too much.
     Throttled,
-    /// Given up by the client or by us; says nothing.
+    /// Given up by the client or by us; says no more than that it takes at least as long as was waited.
     Cancelled,
-}
-
-/// Why an endpoint is ejected, with the numbers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Cause {
-    /// So many failures in a row, whatever they were.
-    Consecutive5xx(u32),
-    /// So many 502, 503 and 504 in a row.
-    ConsecutiveGatewayErrors(u32),
-    /// So many attempts without an answer in a row.
-    ConsecutiveLocalOriginFailures(u32),
-    /// Its success rate is far below that of its peers; both in percent.
-    SuccessRate {
-        /// Its own.
-        rate: f64,
-        /// The lowest that would pass.
-        limit: f64,
-    },
-    /// Its share of failures is too high; both in percent.
-    FailurePercentage {
-        /// Its own.
-        rate: f64,
-        /// The highest that would pass.
-        limit: f64,
-    },
-    /// It is far slower than its peers.
-    Slow {
-        /// Its own 90th percentile.
-        p90: Duration,
-        /// The median of those of its peers.
-        peers: Duration,
-    },
-    /// It failed its probe.
-    Probe,
-}
-
-impl std::fmt::Display for Cause {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Consecutive5xx(run) => write!(f, "{run} failures in a row"),
-            Self::ConsecutiveGatewayErrors(run) => write!(f, "{run} gateway errors in a row"),
-            Self::ConsecutiveLocalOriginFailures(run) => write!(f, "{run} attempts in a row without an answer"),
-            Self::SuccessRate { rate, limit } => write!(f, "its success rate of {rate:.1} % is below {limit:.1} %, the mean of its peers less the deviation"),
-            Self::FailurePercentage { rate, limit } => write!(f, "{rate:.1} % of its answers are failures, {limit:.1} % is the limit"),
-            Self::Slow { p90, peers } => write!(f, "its p90 of {p90:.1?} is far above {peers:.1?}, the median of its peers"),
-            Self::Probe => f.write_str("it failed its probe"),
-        }
-    }
 }
 
 /// What an endpoint may be used for.
@@ -122,8 +84,8 @@ pub enum Standing {
     Probation {
         /// When it began.
         since: Instant,
-        /// Whether the one is out.
-        is_probing: bool,
+        /// When the one was let out, if it is.
+        probing: Option<Instant>,
     },
 }
 
@@ -135,6 +97,14 @@ pub struct HostPermit {
     is_probe: bool,
 }
 
+impl HostPermit {
+    /// Whether the endpoint's return hangs on this result.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.is_probe
+    }
+}
+
 /// What a result does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Verdict {
@@ -143,7 +113,7 @@ pub enum Verdict {
     /// The endpoint should be ejected, if it may be.
     Suspect(Cause),
     /// It failed its probe and is ejected again, for so long.
-    Again(Duration),
+    Again(Cause, Duration),
     /// It passed its probe.
     Readmitted,
 }
@@ -159,11 +129,28 @@ pub struct Host {
     times_ejected: u32,
     /// Of the interval that is under way.
     record: Record,
+    /// Intervals before it of which the latencies are in the record.
+    gathered: u32,
+    /// Successes and failures since an ejection was last taken back.
+    proof: (u32, u32),
+    /// What a probe may take, of one that was too slow.
+    bar: Option<Duration>,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { standing: Standing::In, generation: 0, failures: 0, gateway_errors: 0, local_origin: 0, times_ejected: 0, record: Record::default() }
+        Self {
+            standing: Standing::In,
+            generation: 0,
+            failures: 0,
+            gateway_errors: 0,
+            local_origin: 0,
+            times_ejected: 0,
+            record: Record::default(),
+            gathered: 0,
+            proof: (0, 0),
+            bar: None,
+        }
     }
 }
 
@@ -188,11 +175,14 @@ impl Host {
     /// The place of the probe, if the endpoint is on probation and it is free. A request that could not be repeated takes it only if
     /// none that could has come for a while.
     pub fn try_probe(&mut self, is_repeatable: bool, now: Instant) -> Option<HostPermit> {
-        let Standing::Probation { since, is_probing: false } = self.standing else { return None };
-        if !is_repeatable && now < since + PATIENCE {
+        let Standing::Probation { since, probing } = self.standing else { return None };
+        let is_taken = probing.is_some_and(|begun| now < begun + PROBE_TIME);
+        if is_taken || (!is_repeatable && now < since + PATIENCE) {
             return None;
         }
-        self.standing = Standing::Probation { since, is_probing: true };
+        // What an earlier one may still tell comes too late.
+        self.generation += 1;
+        self.standing = Standing::Probation { since, probing: Some(now) };
         Some(HostPermit { generation: self.generation, is_probe: true })
     }
 
@@ -202,13 +192,17 @@ impl Host {
             return Verdict::Stays;
         }
         if permit.is_probe {
-            return self.settle_probe(config, result, now, random);
+            return self.settle_probe(config, result, took, now, random);
         }
-        if result == Attempted::Cancelled || self.standing != Standing::In {
+        if self.standing != Standing::In {
             return Verdict::Stays;
         }
-        let result = if result == Attempted::Throttled { Attempted::Success } else { result };
-        self.record.add(result == Attempted::Success, took);
+        self.record.add(result, took);
+        let result = match result {
+            Attempted::Cancelled => return Verdict::Stays,
+            Attempted::Throttled => Attempted::Success,
+            other => other,
+        };
         self.count_runs(result);
         let reached = |run: u32, limit: u32| limit > 0 && run >= limit;
         let Runs { failures, gateway_errors, local_origin } = config.runs();
@@ -224,58 +218,73 @@ impl Host {
     }
 
     /// Ejects it; for how long.
-    pub fn eject(&mut self, config: &OutlierConfig, now: Instant, random: f64) -> Duration {
+    pub fn eject(&mut self, config: &OutlierConfig, cause: Cause, now: Instant, random: f64) -> Duration {
         self.times_ejected = (self.times_ejected + 1).min(MAX_TIMES);
-        let long = config.ejection(self.times_ejected).mul_f64(1.0 + JITTER * random);
-        self.standing = Standing::Ejected { until: now + long };
-        self.begin_anew();
-        long
+        self.bar = match cause {
+            Cause::Slow { limit, .. } => Some(limit),
+            _ => None,
+        };
+        self.leave_out(config.ejection(self.times_ejected), now, random)
     }
 
     /// Ends an ejection whose time is over; whether it did.
     pub fn tick(&mut self, now: Instant) -> bool {
         match self.standing {
             Standing::Ejected { until } if now >= until => {
-                self.standing = Standing::Probation { since: now, is_probing: false };
+                self.standing = Standing::Probation { since: now, probing: None };
                 true
             }
             _ => false,
         }
     }
 
-    /// Lets it in again whatever it did, as when nobody watches any more; whether it was out.
-    pub fn pardon(&mut self) -> bool {
-        let was_out = self.standing != Standing::In;
-        self.standing = Standing::In;
-        self.times_ejected = 0;
+    /// Lets it in again whatever it did, as when nobody watches any more.
+    pub fn pardon(&mut self) {
+        (self.standing, self.times_ejected, self.bar) = (Standing::In, 0, None);
         self.begin_anew();
-        was_out
     }
 
-    /// Ends an interval: what was recorded in it, and the next one begins. An interval of proven health takes one ejection back.
+    /// Ends an interval: what was recorded in it, and the next one begins. Proven health takes one ejection back. Latencies are kept
+    /// for the next interval while they are too few.
     pub fn end_interval(&mut self) -> Record {
         let record = std::mem::take(&mut self.record);
-        if self.standing == Standing::In && record.successes() >= PROOF && record.failures() == 0 {
+        self.gathered = if record.is_judged() || self.gathered + 1 == GATHERED { 0 } else { self.gathered + 1 };
+        if self.gathered > 0 {
+            self.record = Record::with_latencies(record.latencies().clone());
+        }
+        let (successes, failures) = (self.proof.0.saturating_add(record.successes()), self.proof.1.saturating_add(record.failures()));
+        let is_well = f64::from(failures) <= f64::from(successes) * FAILURES_PER_PROOF;
+        if self.standing == Standing::In && is_well && successes >= PROOF {
             self.times_ejected = self.times_ejected.saturating_sub(1);
         }
+        self.proof = if is_well && successes < PROOF { (successes, failures) } else { (0, 0) };
         record
     }
 
-    fn settle_probe(&mut self, config: &OutlierConfig, result: Attempted, now: Instant, random: f64) -> Verdict {
-        match result {
-            Attempted::Success | Attempted::Throttled => {
-                self.standing = Standing::In;
-                self.begin_anew();
-                Verdict::Readmitted
-            }
-            Attempted::Cancelled => {
+    fn settle_probe(&mut self, config: &OutlierConfig, result: Attempted, took: Duration, now: Instant, random: f64) -> Verdict {
+        let cause = match (result, self.bar) {
+            (Attempted::Cancelled, _) => {
                 if let Standing::Probation { since, .. } = self.standing {
-                    self.standing = Standing::Probation { since, is_probing: false };
+                    self.standing = Standing::Probation { since, probing: None };
                 }
-                Verdict::Stays
+                return Verdict::Stays;
             }
-            Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => Verdict::Again(self.eject(config, now, random)),
-        }
+            (Attempted::Success | Attempted::Throttled, Some(limit)) if took > limit => Cause::SlowProbe { took, limit },
+            (Attempted::Success | Attempted::Throttled, _) => {
+                (self.standing, self.bar) = (Standing::In, None);
+                self.begin_anew();
+                return Verdict::Readmitted;
+            }
+            (Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin, _) => Cause::Probe,
+        };
+        Verdict::Again(cause, self.leave_out(config.ejection(1), now, random))
+    }
+
+    fn leave_out(&mut self, long: Duration, now: Instant, random: f64) -> Duration {
+        let long = long.mul_f64(1.0 + JITTER * random);
+        self.standing = Standing::Ejected { until: now + long };
+        self.begin_anew();
+        long
     }
 
     fn count_runs(&mut self, result: Attempted) {
@@ -288,7 +297,7 @@ impl Host {
     fn begin_anew(&mut self) {
         self.generation += 1;
         (self.failures, self.gateway_errors, self.local_origin) = (0, 0, 0);
-        self.record = Record::default();
+        (self.record, self.gathered, self.proof) = (Record::default(), 0, (0, 0));
     }
 }
 

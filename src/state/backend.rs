@@ -41,10 +41,6 @@ pub struct BackendState {
     /// What is counted over all reloads.
     pub counters: Arc<BackendCounters>,
     pub(super) telemetry: Arc<Telemetry>,
-    /// By endpoint: its share of the heaviest one's weight.
-    weights: Vec<f64>,
-    /// The sum of the shares.
-    all_weights: f64,
     tiers: Vec<Tier>,
     selection: ArcSwap<Selection>,
 }
@@ -52,6 +48,7 @@ pub struct BackendState {
 /// Endpoints of one priority, here or elsewhere.
 #[derive(Debug)]
 struct Tier {
+    /// In order.
     members: Vec<usize>,
     /// Only for consistent hashing.
     ring: Ring,
@@ -65,13 +62,21 @@ struct Selection {
     tiers: Vec<Open>,
     /// Endpoints that one request at a time may try.
     probation: Vec<usize>,
+    /// Whether availability is ignored for any of the endpoints that are asked.
+    is_panicking: bool,
 }
 
+/// Who may be picked of a tier.
 #[derive(Debug)]
 struct Open {
+    /// Its share of the traffic.
     load: f64,
-    is_panic: bool,
+    /// In order.
     members: Vec<usize>,
+    /// The largest weight among them.
+    heaviest: f64,
+    /// The sum of their weights.
+    sum: f64,
 }
 
 /// What a request asks of a pick.
@@ -95,10 +100,8 @@ impl BackendState {
         zone: Option<&str>,
     ) -> Self {
         let (places, endpoints): (Vec<EndpointSpec>, Vec<_>) = members.into_iter().unzip();
-        let heaviest = places.iter().map(|place| place.weight.get()).max().unwrap_or(1);
-        let weights: Vec<f64> = places.iter().map(|place| f64::from(place.weight.get()) / f64::from(heaviest)).collect();
-        let tiers = tiers(&spec, &places, &weights, zone);
-        let backend = Self { all_weights: weights.iter().sum(), spec, endpoints, places, metrics, counters, telemetry, weights, tiers, selection: ArcSwap::default() };
+        let tiers = tiers(&spec, &places, zone);
+        let backend = Self { spec, endpoints, places, metrics, counters, telemetry, tiers, selection: ArcSwap::default() };
         backend.review();
         backend
     }
@@ -125,21 +128,21 @@ impl BackendState {
         let members = &open.members;
         let share = |member: usize| {
             let index = members[member];
-            if may(index) { self.share(index, wish.now) } else { 0.0 }
+            if may(index) { self.share(open, index, wish.now) } else { 0.0 }
         };
         let picked = match (&self.spec.balancer, wish.key) {
             (Balancer::LeastRequest, _) => {
-                let cost = |member: usize| f64::from(self.endpoints[members[member]].in_flight()) / self.share(members[member], wish.now);
+                let cost = |member: usize| f64::from(self.endpoints[members[member]].in_flight()) / self.share(open, members[member], wish.now);
                 balance::power_of_two(members.len(), share, cost, dice)
             }
             (Balancer::PeakEwma, _) => {
                 let cost = |member: usize| {
                     let endpoint = &self.endpoints[members[member]];
-                    endpoint.latency().cost(endpoint.in_flight(), self.share(members[member], wish.now), wish.now)
+                    endpoint.latency().cost(endpoint.in_flight(), self.share(open, members[member], wish.now), wish.now)
                 };
                 balance::power_of_two(members.len(), share, cost, dice)
             }
-            (Balancer::RoundRobin, _) => balance::round_robin(members.len(), share, &mut || self.counters.turn.fetch_add(1, Ordering::Relaxed)),
+            (Balancer::RoundRobin, _) => balance::round_robin(members.len(), share, &mut || self.counters.turn.fetch_add(1, Ordering::Relaxed), dice),
             (Balancer::ConsistentHash { bound, .. }, Some(key)) => return self.pick_on_ring(open, ring, key, *bound, may),
             (Balancer::Random | Balancer::ConsistentHash { .. }, _) => balance::random(members.len(), share, dice),
         };
@@ -148,16 +151,25 @@ impl BackendState {
 
     /// The key's endpoint, or the next on the ring that is available and not loaded above its bound.
     fn pick_on_ring(&self, open: &Open, ring: &Ring, key: u64, bound: f64, may: &impl Fn(usize) -> bool) -> Option<usize> {
-        let accepts = |index: usize| (open.is_panic || self.is_available(index)) && may(index);
+        let accepts = |index: usize| open.members.binary_search(&index).is_ok() && may(index);
         let all = self.counters.in_flight.load(Ordering::Relaxed);
-        let within = |index: usize| ring::is_within_bound(self.endpoints[index].in_flight(), all, self.weights[index] / self.all_weights, bound);
+        let within = |index: usize| ring::is_within_bound(self.endpoints[index].in_flight(), all, self.weight(index) / open.sum, bound);
         ring.pick(key, |index| accepts(index) && within(index)).or_else(|| ring.pick(key, accepts))
     }
 
+    fn weight(&self, index: usize) -> f64 {
+        self.places[index].weight.get().into()
+    }
+
     /// An endpoint's weight as a share of the heaviest one's, and while it warms up a part of that.
-    fn share(&self, index: usize, now: Instant) -> f64 {
-        let weight = self.weights[index];
+    fn share(&self, open: &Open, index: usize, now: Instant) -> f64 {
+        let weight = self.weight(index) / open.heaviest;
         self.spec.warm_up.as_ref().map_or(weight, |config| weight * self.endpoints[index].warmth(config, now))
+    }
+
+    /// The tiers, each with its members.
+    pub(super) fn tiers(&self) -> impl Iterator<Item = (usize, &[usize])> {
+        self.tiers.iter().map(|tier| tier.members.as_slice()).enumerate()
     }
 
     /// Endpoints that one request at a time may try.
@@ -172,9 +184,12 @@ impl BackendState {
 
     /// What is no longer looked at, no longer counts: without a check, its last result; without outlier detection, an ejection.
     fn is_available(&self, index: usize) -> bool {
-        let endpoint = &self.endpoints[index];
-        let is_healthy = self.spec.check.is_none() || endpoint.health() != Health::Unhealthy;
-        is_healthy && !(endpoint.is_out() && self.ejects())
+        self.is_healthy(index) && !(self.endpoints[index].is_out() && self.ejects())
+    }
+
+    /// Whether no check says otherwise.
+    pub(super) fn is_healthy(&self, index: usize) -> bool {
+        self.spec.check.is_none() || self.endpoints[index].health() != Health::Unhealthy
     }
 
     /// Whether outlier detection acts.
@@ -191,22 +206,28 @@ impl BackendState {
     /// Whether availability is ignored now, for any of the endpoints.
     #[must_use]
     pub fn is_panicking(&self) -> bool {
-        self.counters.is_panicking.load(Ordering::Relaxed)
+        self.selection.load().is_panicking
     }
 
-    /// Works out who may be picked.
+    /// Works out who may be picked. When all who could answer are ejected, ejections are ignored: each was spared when another was
+    /// there, and those have left or fail their checks since.
     pub fn review(&self) {
         let version = self.counters.version.load(Ordering::Acquire);
-        let levels = self.tiers.iter().map(|tier| Level { total: tier.members.len(), available: tier.members.iter().filter(|index| self.is_available(**index)).count() });
+        let are_all_out = self.available() == 0 && (0..self.endpoints.len()).any(|index| self.is_healthy(index));
+        let is_available = |index: usize| if are_all_out { self.is_healthy(index) } else { self.is_available(index) };
+        let levels = self.tiers.iter().map(|tier| Level { total: tier.members.len(), available: tier.members.iter().filter(|index| is_available(**index)).count() });
         let shares = levels::share(&levels.collect::<Vec<_>>(), self.spec.panic_threshold);
         let tiers = self.tiers.iter().zip(&shares).map(|(tier, share)| {
-            let is_open = |index: &&usize| share.is_panic || self.is_available(**index);
-            Open { load: share.load, is_panic: share.is_panic, members: tier.members.iter().filter(is_open).copied().collect() }
+            // Where nothing is sent to, only a retry comes: it finds those that are well.
+            let ignores = share.is_panic && share.load > 0.0;
+            let members: Vec<usize> = tier.members.iter().copied().filter(|index| ignores || is_available(*index)).collect();
+            let weights = members.iter().map(|index| self.weight(*index));
+            Open { load: share.load, heaviest: weights.clone().fold(0.0, f64::max), sum: weights.sum(), members }
         });
         let is_on_probation = |index: &usize| self.ejects() && self.endpoints[*index].is_out() && matches!(self.endpoints[*index].host().standing(), Standing::Probation { .. });
         let probation = (0..self.endpoints.len()).filter(is_on_probation).collect();
-        self.selection.store(Arc::new(Selection { version, tiers: tiers.collect(), probation }));
-        let is_panicking = shares.iter().any(|share| share.is_panic && share.load > 0.0);
+        let is_panicking = are_all_out || shares.iter().any(|share| share.is_panic && share.load > 0.0);
+        self.selection.store(Arc::new(Selection { version, tiers: tiers.collect(), probation, is_panicking }));
         if self.counters.is_panicking.swap(is_panicking, Ordering::Relaxed) != is_panicking {
             self.telemetry.emit(Event::PanicChanged { backend: self.spec.name.clone(), is_panicking });
         }
@@ -225,7 +246,7 @@ fn draw_tier(tiers: &[Open], random: f64) -> usize {
 }
 
 /// Endpoints by priority, and within one those in this zone before the others, if there are enough of them here.
-fn tiers(spec: &BackendSpec, places: &[EndpointSpec], weights: &[f64], zone: Option<&str>) -> Vec<Tier> {
+fn tiers(spec: &BackendSpec, places: &[EndpointSpec], zone: Option<&str>) -> Vec<Tier> {
     let is_here = |index: usize| places[index].zone.as_deref().is_some_and(|of| Some(of) == zone);
     let mut priorities: Vec<u32> = places.iter().map(|place| place.priority).collect();
     priorities.sort_unstable();
@@ -238,11 +259,13 @@ fn tiers(spec: &BackendSpec, places: &[EndpointSpec], weights: &[f64], zone: Opt
         if prefers_here {
             groups.extend([here, elsewhere]);
         } else {
-            groups.push([here, elsewhere].concat());
+            let mut all = [here, elsewhere].concat();
+            all.sort_unstable();
+            groups.push(all);
         }
     }
     let ring = |members: &[usize]| {
-        let named = members.iter().map(|index| (u32::try_from(*index).unwrap_or(u32::MAX), places[*index].address.to_string(), weights[*index]));
+        let named = members.iter().map(|index| (u32::try_from(*index).unwrap_or(u32::MAX), places[*index].address.to_string(), f64::from(places[*index].weight.get())));
         Ring::new(&named.collect::<Vec<_>>())
     };
     let hashes = matches!(spec.balancer, Balancer::ConsistentHash { .. });

@@ -85,6 +85,8 @@ pub struct BackendCounters {
     pub(super) is_panicking: AtomicBool,
     /// Rises whenever an endpoint becomes available or ceases to be.
     pub(super) version: AtomicU64,
+    /// Endpoints that outlier detection keeps out.
+    pub(super) out: AtomicUsize,
     /// Guards the question who may be ejected, which is about all endpoints.
     pub(super) ejecting: Mutex<()>,
     /// Guards the time of the last sweep.
@@ -177,7 +179,9 @@ impl EndpointState {
         let before = checks.health.health();
         let changed = checks.health.record(config, result.is_ok())?;
         drop(checks);
-        if changed == Health::Healthy && (before == Health::Unhealthy || self.is_newcomer) {
+        // A newcomer warms up from its first good check, unless it has said since when it runs.
+        let is_new = before == Health::Unknown && self.is_newcomer && self.advertised.load(Ordering::Relaxed) == 0;
+        if changed == Health::Healthy && (before == Health::Unhealthy || is_new) {
             self.warm_up_from(now);
         }
         self.health.store(
@@ -249,9 +253,27 @@ impl EndpointState {
         self.is_out.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_out(&self, is_out: bool) {
-        self.is_out.store(is_out, Ordering::Relaxed);
-        self.counters.version.fetch_add(1, Ordering::Release);
+    /// Changes what outlier detection knows of it, and whether it is out, in one step.
+    pub(super) fn with_host<T>(&self, change: impl FnOnce(&mut Host) -> T) -> T {
+        let mut host = self.host();
+        let before = host.standing();
+        let result = change(&mut host);
+        let (standing, is_out) = (host.standing(), host.standing() != Standing::In && !self.is_retired());
+        // Only ever changed under the host's lock.
+        if self.is_out.load(Ordering::Relaxed) != is_out {
+            self.is_out.store(is_out, Ordering::Relaxed);
+            let one = if is_out { 1 } else { usize::MAX };
+            self.counters.out.fetch_add(one, Ordering::Relaxed);
+        }
+        if std::mem::discriminant(&standing) != std::mem::discriminant(&before) {
+            self.counters.version.fetch_add(1, Ordering::Release);
+        }
+        result
+    }
+
+    /// Ends whatever outlier detection holds against it.
+    pub(super) fn pardon(&self) {
+        self.with_host(Host::pardon);
     }
 
     /// How many checks in a row passed, and the last result in words.
@@ -264,6 +286,7 @@ impl EndpointState {
     /// Says that it left its backend: connections to it are not kept.
     pub fn retire(&self) {
         self.is_retired.store(true, Ordering::Relaxed);
+        self.with_host(|_| ());
     }
 
     /// Whether it left its backend.

@@ -60,6 +60,8 @@ pub mod condition {
     pub const POLICY: &str = "policy-in-force";
     /// The app's check has passed.
     pub const APP: &str = "app-check-passed";
+    /// There was an answer about each backend whose endpoints have to be found, be it that there is none.
+    pub const ENDPOINTS: &str = "endpoints-looked-for";
     /// The instance is not leaving.
     pub const NOT_DRAINING: &str = "not-draining";
 }
@@ -100,6 +102,7 @@ impl Lifecycle {
             (condition::LISTENERS, false, "not bound yet"),
             (condition::POLICY, false, "not read yet"),
             (condition::APP, true, "no backend is required"),
+            (condition::ENDPOINTS, true, "none has to be looked for"),
             (condition::NOT_DRAINING, true, "serving"),
         ];
         let conditions = unmet.map(|(name, is_met, why)| (name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why: why.to_owned() }));

@@ -4,16 +4,15 @@
 //! ask under one lock whether the backend can spare it, so that two ejections at once cannot take the last one.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use super::backend::BackendState;
+use super::{backend::BackendState, endpoint::EndpointState};
 use crate::{
     policy::snapshot::{Balancer, OutlierSpec},
     resilience::{
         Mode,
-        health::Health,
         outlier::{self, Attempted, Cause, HostPermit, Standing, Verdict},
     },
     telemetry::event::Event,
@@ -41,7 +40,7 @@ impl BackendState {
             let mut host = self.endpoints[index].host();
             match host.standing() {
                 Standing::In => Some(host.admit()),
-                // In shadow mode it is asked all the same, and who asks first is the probe.
+                // In shadow mode, and when nobody else is left, it is asked all the same, and who asks first is the probe.
                 Standing::Ejected { .. } | Standing::Probation { .. } => host.try_probe(true, now),
             }
         });
@@ -53,7 +52,7 @@ impl BackendState {
         if !self.has_probation() {
             return None;
         }
-        let alive = self.on_probation().into_iter().filter(|index| self.spec.check.is_none() || self.endpoints[*index].health() != Health::Unhealthy);
+        let alive = self.on_probation().into_iter().filter(|index| self.is_healthy(*index));
         alive.into_iter().find_map(|index| {
             let permit = self.endpoints[index].host().try_probe(is_repeatable, now)?;
             Some((index, Observation { backend: self.clone(), index, permit: Some(permit), began: now }))
@@ -63,12 +62,10 @@ impl BackendState {
     /// Ends ejections whose time is over, and compares the endpoints when an interval is.
     pub fn tick(&self, now: Instant) {
         let Some(outlier) = &self.spec.outlier else { return };
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.is_out()) {
-            if endpoint.host().tick(now) {
-                // It stays out of the picks; the version tells that it can be tried.
-                endpoint.set_out(true);
-                self.review();
-            }
+        // Who is on probation stays out of the picks, and can be tried.
+        let is_over = |endpoint: &Arc<EndpointState>| endpoint.is_out() && endpoint.with_host(|host| host.tick(now));
+        if self.endpoints.iter().filter(|endpoint| is_over(endpoint)).count() > 0 {
+            self.review();
         }
         let mut swept = self.counters.swept.lock().unwrap_or_else(PoisonError::into_inner);
         let last = *swept.get_or_insert(now);
@@ -80,35 +77,40 @@ impl BackendState {
     }
 
     fn sweep(&self, outlier: &OutlierSpec, now: Instant) {
-        let ended = self.endpoints.iter().enumerate().filter_map(|(index, endpoint)| {
-            let mut host = endpoint.host();
-            (host.standing() == Standing::In).then(|| (index, host.end_interval()))
+        let ended = self.tiers().flat_map(|(tier, members)| members.iter().map(move |index| (tier, *index))).filter_map(|(tier, index)| {
+            let mut host = self.endpoints[index].host();
+            (host.standing() == Standing::In).then(|| (index, (tier, host.end_interval())))
         });
         let (indices, records): (Vec<usize>, Vec<_>) = ended.unzip();
         for (place, cause) in outlier::sweep(&outlier.config, &records) {
-            self.eject(outlier, indices[place], cause, now);
+            if !self.eject(outlier, indices[place], cause, now) {
+                return;
+            }
         }
     }
 
-    fn eject(&self, outlier: &OutlierSpec, index: usize, cause: Cause, now: Instant) {
-        let _turn = self.counters.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_in = |index: usize| self.endpoints[index].host().standing() == Standing::In;
-        let is_healthy = |index: usize| self.spec.check.is_none() || self.endpoints[index].health() != Health::Unhealthy;
+    /// Ejects an endpoint if the backend can spare it.
+    fn eject(&self, outlier: &OutlierSpec, index: usize, cause: Cause, now: Instant) -> bool {
         let total = self.endpoints.len();
-        let ejected = (0..total).filter(|index| !is_in(*index)).count();
-        let available = (0..total).filter(|index| is_in(*index) && is_healthy(*index)).count();
-        if !is_in(index) || !outlier::may_eject(&outlier.config, total, ejected, available) {
-            return;
+        let out = || self.counters.out.load(Ordering::Relaxed);
+        // Most who are refused are refused for the share: then there is no need to look at all others.
+        if !outlier::may_eject(&outlier.config, total, out(), total) {
+            return false;
         }
-        let long = self.endpoints[index].host().eject(&outlier.config, now, fastrand::f64());
+        let _turn = self.counters.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_in = |index: usize| !self.endpoints[index].is_out() && !self.endpoints[index].is_retired();
+        let available = (0..total).filter(|index| is_in(*index) && self.is_healthy(*index)).count();
+        if !is_in(index) || !outlier::may_eject(&outlier.config, total, out(), available) {
+            return false;
+        }
+        let long = self.endpoints[index].with_host(|host| host.eject(&outlier.config, cause, now, fastrand::f64()));
         self.ejected(outlier, index, cause, long);
+        true
     }
 
     fn ejected(&self, outlier: &OutlierSpec, index: usize, cause: Cause, long: Duration) {
-        let endpoint = &self.endpoints[index];
-        endpoint.set_out(true);
-        let is_shadow = outlier.mode == Mode::Shadow;
-        self.telemetry.emit(Event::EndpointEjected { backend: self.spec.name.clone(), endpoint: endpoint.label.clone(), cause, long, is_shadow });
+        let endpoint = self.endpoints[index].label.clone();
+        self.telemetry.emit(Event::EndpointEjected { backend: self.spec.name.clone(), endpoint, cause, long, is_shadow: outlier.mode == Mode::Shadow });
     }
 }
 
@@ -120,24 +122,33 @@ impl Observation {
             match result {
                 Attempted::Success => endpoint.latency().succeeded(took, now),
                 Attempted::Throttled | Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => endpoint.latency().failed(took, leave_alone, now),
-                Attempted::Cancelled => {}
+                Attempted::Cancelled => endpoint.latency().waited(took, now),
             }
         }
         self.count(result, took, now);
     }
 
+    /// Judges a probe by an answer that has begun well, though its end is still to come: it may be a stream that does not end for hours.
+    pub fn has_begun(&mut self, took: Duration, now: Instant) {
+        if self.permit.as_ref().is_some_and(HostPermit::is_probe) {
+            self.count(Attempted::Success, took, now);
+        }
+    }
+
     fn count(&mut self, result: Attempted, took: Duration, now: Instant) {
         let (Some(permit), Some(outlier)) = (self.permit.take(), &self.backend.spec.outlier) else { return };
         let endpoint = &self.backend.endpoints[self.index];
-        let verdict = endpoint.host().settle(&outlier.config, &permit, result, took, now, fastrand::f64());
+        let verdict = endpoint.with_host(|host| host.settle(&outlier.config, &permit, result, took, now, fastrand::f64()));
         match verdict {
             Verdict::Stays => {}
-            Verdict::Suspect(cause) => self.backend.eject(outlier, self.index, cause, now),
-            Verdict::Again(long) => self.backend.ejected(outlier, self.index, Cause::Probe, long),
+            Verdict::Suspect(cause) => _ = self.backend.eject(outlier, self.index, cause, now),
+            Verdict::Again(cause, long) => self.backend.ejected(outlier, self.index, cause, long),
             Verdict::Readmitted => {
-                endpoint.warm_up_from(now);
-                endpoint.set_out(false);
-                self.backend.telemetry.emit(Event::EndpointReadmitted { backend: self.backend.spec.name.clone(), endpoint: endpoint.label.clone() });
+                let is_shadow = !self.backend.ejects();
+                if !is_shadow {
+                    endpoint.warm_up_from(now);
+                }
+                self.backend.telemetry.emit(Event::EndpointReadmitted { backend: self.backend.spec.name.clone(), endpoint: endpoint.label.clone(), is_shadow });
             }
         }
     }
@@ -145,7 +156,7 @@ impl Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
-        // Without a verdict the time does not matter.
+        // Nobody waited for it.
         self.count(Attempted::Cancelled, Duration::ZERO, self.began);
     }
 }

@@ -24,6 +24,7 @@ use crate::{
         document::{BreakerScope, Direction},
         snapshot::{ActionSpec, Address, BackendSpec, BreakerSpec, Destination, Discovery, EndpointSpec, RouteSpec, Snapshot},
     },
+    resilience::Mode,
     telemetry::{
         Telemetry,
         metrics::{BackendMetrics, RouteMetrics},
@@ -38,13 +39,21 @@ pub struct Registry {
     budgets: HashMap<Arc<str>, Arc<BudgetState>>,
     rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
     endpoints: HashMap<(Arc<str>, Address), Arc<EndpointState>>,
-    /// What discovery found last, by backend.
-    discovered: HashMap<Arc<str>, Vec<EndpointSpec>>,
+    /// The endpoints known last, by backend: written, or found where the policy said to look.
+    known: HashMap<Arc<str>, Known>,
     counters: HashMap<Arc<str>, Arc<BackendCounters>>,
     routes: HashMap<Arc<str>, Arc<RouteMetrics>>,
     backends: HashMap<Arc<str>, Arc<BackendMetrics>>,
     next_endpoint: u64,
     epoch: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Known {
+    source: Discovery,
+    endpoints: Vec<EndpointSpec>,
+    /// How outlier detection acted on them.
+    ejects: Option<Mode>,
 }
 
 impl Registry {
@@ -72,22 +81,31 @@ impl Registry {
         live
     }
 
-    /// Takes what discovery found of a backend; whether it is another than before.
-    pub(super) fn discovered(&mut self, backend: &Arc<str>, endpoints: Vec<EndpointSpec>) -> bool {
-        let known = self.discovered.entry(backend.clone()).or_default();
-        if *known == endpoints {
-            return false;
-        }
-        *known = endpoints;
+    /// Takes what discovery found of a backend; whether it is another than before. What was found elsewhere than the policy says by now
+    /// comes too late.
+    pub(super) fn discovered(&mut self, backend: &Arc<str>, source: &Discovery, endpoints: Vec<EndpointSpec>) -> bool {
+        let Some(known) = self.known.get_mut(backend).filter(|known| known.source == *source && known.endpoints != endpoints) else { return false };
+        known.endpoints = endpoints;
         true
     }
 
-    /// The endpoints of a backend: those that are written, or that were found.
-    fn members(&self, spec: &BackendSpec) -> Vec<EndpointSpec> {
-        match &spec.discovery {
-            Discovery::Static(endpoints) => endpoints.clone(),
-            Discovery::File(_) | Discovery::Dns(_) => self.discovered.get(&spec.name).cloned().unwrap_or_default(),
+    /// The endpoints of a backend: those that are written, or else those known last. Where they are to be looked for may have changed;
+    /// until the first answer from there, those known from before are better than none.
+    fn members(&mut self, spec: &BackendSpec) -> Vec<EndpointSpec> {
+        let written = match &spec.discovery {
+            Discovery::Static(endpoints) => Some(endpoints.clone()),
+            Discovery::File(_) | Discovery::Dns(_) => None,
+        };
+        let (source, ejects) = (spec.discovery.clone(), spec.outlier.as_ref().map(|outlier| outlier.mode));
+        let known = self.known.remove(&spec.name);
+        if known.as_ref().is_some_and(|known| known.ejects != ejects) {
+            // Another judge: what was only watched has not been ejected, and what nobody watches is not out.
+            let of_backend = self.endpoints.iter().filter(|((backend, _), _)| *backend == spec.name);
+            of_backend.for_each(|(_, endpoint)| endpoint.pardon());
         }
+        let endpoints = written.or(known.map(|known| known.endpoints)).unwrap_or_default();
+        self.known.insert(spec.name.clone(), Known { source, endpoints: endpoints.clone(), ejects });
+        endpoints
     }
 
     fn forget(&mut self, used: &HashSet<Use>, backends: &[Arc<BackendState>], telemetry: &Telemetry) {
@@ -103,8 +121,7 @@ impl Registry {
         self.rate_limits.retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
         let named: HashSet<&str> = backends.iter().map(|backend| &*backend.spec.name).collect();
         self.counters.retain(|name, _| named.contains(&**name));
-        let is_found = |name: &str| backends.iter().any(|backend| *backend.spec.name == *name && !matches!(backend.spec.discovery, Discovery::Static(_)));
-        self.discovered.retain(|name, _| is_found(name));
+        self.known.retain(|name, _| named.contains(&**name));
         let living: HashSet<u64> = backends.iter().flat_map(|backend| &backend.endpoints).map(|endpoint| endpoint.id).collect();
         self.endpoints.retain(|_, endpoint| {
             let lives = living.contains(&endpoint.id);

@@ -175,6 +175,8 @@ pub enum Event {
         backend: Arc<str>,
         /// Its address.
         endpoint: Arc<str>,
+        /// Whether it was never really out.
+        is_shadow: bool,
     },
     /// So few endpoints of a backend are healthy that health is ignored, or no longer.
     PanicChanged {
@@ -266,7 +268,10 @@ impl std::fmt::Display for Event {
                 let is = if *is_shadow { "would be" } else { "is" };
                 write!(f, "endpoint {endpoint} of {backend} {is} ejected for {long:.1?}: {cause}")
             }
-            Self::EndpointReadmitted { backend, endpoint } => write!(f, "endpoint {endpoint} of {backend} passed its probe and is asked again"),
+            Self::EndpointReadmitted { backend, endpoint, is_shadow } => {
+                let is = if *is_shadow { "would be" } else { "is" };
+                write!(f, "endpoint {endpoint} of {backend} passed its probe and {is} asked again")
+            }
             Self::PanicChanged { backend, is_panicking: true } => write!(f, "too few endpoints of {backend} are healthy, spreading over all of them"),
             Self::PanicChanged { backend, .. } => write!(f, "enough endpoints of {backend} are healthy again"),
         }

@@ -198,6 +198,18 @@ impl Metrics {
         self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)]).set(f64::from(u8::from(is_current)));
     }
 
+    /// Shows that a backend's endpoints are no longer looked for: not a number, so that no alert compares it.
+    pub fn forget_discovery(&self, backend: &str) {
+        self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)]).set(f64::NAN);
+    }
+
+    /// Shows that an owner has no certificates any more.
+    pub fn forget_certificate(&self, owner: &str) {
+        for gauge in [name::CERTIFICATE_END, name::CERTIFICATE_CURRENT] {
+            self.gauge(gauge, &[("owner", owner)]).set(f64::NAN);
+        }
+    }
+
     /// Shows when the certificates of a listener or backend end, and whether they are those in the files.
     pub fn certificate(&self, owner: &str, not_after: Option<SystemTime>, is_current: bool) {
         if let Some(end) = not_after {
@@ -410,6 +422,7 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::FailurePercentage { .. } => "failure_percentage",
         Cause::Slow { .. } => "slow",
         Cause::Probe => "probe",
+        Cause::SlowProbe { .. } => "slow_probe",
     }
 }
 

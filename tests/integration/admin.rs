@@ -42,7 +42,7 @@ fn readiness_follows_the_apps_own_check() {
     is_healthy.store(true, Ordering::SeqCst);
     eventually("it is ready", || sidecar.admin("GET", "/readyz").status == 200);
     let verbose = sidecar.admin("GET", "/readyz?verbose").text();
-    for condition in ["[+] app-check-passed", "[+] listeners-bound", "[+] not-draining", "[+] policy-in-force"] {
+    for condition in ["[+] app-check-passed", "[+] endpoints-looked-for", "[+] listeners-bound", "[+] not-draining", "[+] policy-in-force"] {
         assert!(verbose.contains(condition), "{condition} in {verbose}");
     }
     is_healthy.store(false, Ordering::SeqCst);

@@ -110,7 +110,7 @@ fn endpoints_in_this_zone_are_preferred() {
 #[test]
 fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    for (started, expected) in [(None, 5..=25), (Some(now() - 300), 70..=85), (Some(now() - 3_600), 95..=105), (Some(now() + 60), 5..=25)] {
+    for (started, expected) in [(None, 5..=25), (Some(now() - 300), 60..=72), (Some(now() - 3_600), 95..=105), (Some(now() + 60), 5..=25)] {
         let old = Backend::healthy();
         let new = Backend::answering(move |_| match started {
             None => ok("hello"),
@@ -122,10 +122,9 @@ fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
         assert_eq!(sidecar.reload(&policy_with(&addresses(&[&old, &new]), extra, "")).status, 200);
         // It tells of its start with its first answer.
         eventually("it was asked", || shares(&sidecar, &[&new], 1) == [1]);
-        let shares = shares(&sidecar, &[&old, &new], 200);
         // Half as warm is a third of all: 0.5 / 1.5.
-        let share = if started.is_some_and(|started| started + 300 == now()) { shares[1] + 10 } else { shares[1] };
-        assert!(expected.contains(&share), "started {started:?}: {shares:?}");
+        let shares = shares(&sidecar, &[&old, &new], 200);
+        assert!(expected.contains(&shares[1]), "started {started:?}: {shares:?}");
     }
 }
 
@@ -173,14 +172,33 @@ fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
     let is_ill = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let there = is_ill.clone();
     let backend = Backend::answering(move |_| ok(if there.load(std::sync::atomic::Ordering::SeqCst) { "status: down" } else { "status: up" }));
-    // The interval alone would let nobody find out within this test's patience.
-    let check = "healthCheck: {active: {type: HTTP, interval: 100ms, unhealthyInterval: 20ms, edgeInterval: 10ms, jitterPercent: 0, unhealthyThreshold: 3, http: {path: /, expectedBody: \"status: up\"}}}";
+    // The interval alone would take longer than this test's patience.
+    let check = "healthCheck: {active: {type: HTTP, interval: 1s, unhealthyInterval: 20ms, edgeInterval: 10ms, jitterPercent: 0, unhealthyThreshold: 100, http: {path: /, expectedBody: \"status: up\"}}}";
     let sidecar = Sidecar::start(&policy_with(&addresses(&[&backend]), check, ""));
     let health = || sidecar.json("/api/v1/backends")[0]["endpoints"][0].clone();
     eventually("it is healthy", || health()["health"] == "healthy");
     is_ill.store(true, std::sync::atomic::Ordering::SeqCst);
     eventually("it is unhealthy", || health()["health"] == "unhealthy");
     assert_eq!(health()["last_check"], "the expected words are not in the body");
+    let before = backend.seen().len();
+    eventually("it is looked at often", || backend.seen().len() > before + 100);
     is_ill.store(false, std::sync::atomic::Ordering::SeqCst);
     eventually("it is healthy again", || health()["health"] == "healthy");
+}
+
+#[test]
+fn the_last_endpoint_is_asked_even_if_it_is_ejected() {
+    let (first, second) = (Backend::switchable(), Backend::healthy());
+    let out = "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}";
+    let sidecar = Sidecar::start(&policy_with(&addresses(&[&first.0, &second]), out, ""));
+    let mut client = sidecar.client();
+    eventually("it is ejected", || {
+        client.get("/");
+        sidecar.metric(r#"outrigger_backend_endpoints_ejected{backend="app"}"#) == 1.0
+    });
+    // The other leaves: the one that is ejected is the last.
+    assert_eq!(sidecar.reload(&policy_with(&addresses(&[&first.0]), out, "")).status, 200);
+    assert_eq!(client.get("/").text(), "broken", "it answers, however badly");
+    first.1.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(client.get("/").text(), "fine");
 }

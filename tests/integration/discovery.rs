@@ -46,20 +46,78 @@ fn a_name_is_resolved_and_followed() {
 }
 
 #[test]
-fn an_answer_is_believed_as_long_as_it_says_within_bounds() {
+fn an_answer_is_believed_as_long_as_it_says() {
+    let (long_server, short_server) = (NameServer::start(), NameServer::start());
+    long_server.set("pay.shop", &[localhost(3_600)]);
+    short_server.set("pay.shop", &[localhost(0)]);
+    let [long, short] = [&long_server, &short_server].map(|server| by_name(server, "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 1h}"));
+    eventually("both are resolved", || known(&long).len() == 1 && known(&short).len() == 1);
+    eventually("the short one is asked for again and again", || short_server.asked() > 60);
+    assert_eq!(long_server.asked(), 2, "once for each family");
+}
+
+#[test]
+fn bounds_hold_whatever_an_answer_says() {
+    let (server, patient) = (NameServer::start(), NameServer::start());
+    server.set("pay.shop", &[localhost(3_600)]);
+    patient.set("pay.shop", &[localhost(0)]);
+    let _sidecars =
+        [by_name(&server, "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 20ms}"), by_name(&patient, "dns: {name: pay.shop., port: 80, minTtl: 1h, maxTtl: 1h}")];
+    eventually("one is asked for again and again", || server.asked() > 60 && patient.asked() > 0);
+    assert_eq!(patient.asked(), 2, "once for each family");
+}
+
+#[test]
+fn a_family_that_a_name_never_had_does_not_count() {
+    for behaviour in [Behaviour::FailsForIpv6, Behaviour::DeniesIpv6] {
+        let server = NameServer::start();
+        server.behave(behaviour);
+        server.set("pay.shop", &[localhost(0)]);
+        let sidecar = by_name(&server, "dns: {name: pay.shop., port: 80, minTtl: 10ms}");
+        eventually("it is resolved", || known(&sidecar) == ["127.0.0.1:80"]);
+        server.set("pay.shop", &[localhost(0), Record::Address(0, [127, 0, 0, 2].into())]);
+        eventually("it is followed", || known(&sidecar).len() == 2);
+    }
+}
+
+#[test]
+fn a_family_that_fails_takes_no_endpoints_along() {
     let server = NameServer::start();
-    server.set("long.shop", &[localhost(3_600)]);
-    server.set("short.shop", &[localhost(0)]);
-    let long = by_name(&server, "dns: {name: long.shop., port: 80, maxTtl: 1h}");
-    eventually("it is resolved", || known(&long).len() == 1);
-    let short = by_name(&server, "dns: {name: short.shop., port: 80, minTtl: 10ms, maxTtl: 20ms}");
-    eventually("the short one is asked again and again", || server.asked() > 30);
-    drop(short);
-    // Two questions at the start, and none since.
-    let asked = server.asked();
-    let again = by_name(&server, "dns: {name: long.shop., port: 80, maxTtl: 1h}");
-    eventually("it is resolved too", || known(&again).len() == 1);
-    assert!(server.asked() - asked <= 4, "the first one did not ask meanwhile");
+    server.set("pay.shop", &[localhost(0), Record::Address(0, std::net::Ipv6Addr::LOCALHOST.into())]);
+    let sidecar = by_name(&server, "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 50ms}");
+    eventually("both are there", || known(&sidecar).len() == 2);
+    server.behave(Behaviour::FailsForIpv6);
+    eventually("the failure is noticed", || sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#) == 0.0);
+    assert_eq!(known(&sidecar).len(), 2);
+}
+
+#[test]
+fn readiness_waits_for_the_first_answer_whatever_it_is() {
+    let server = NameServer::start();
+    server.behave(Behaviour::Silent);
+    let sidecar = by_name(&server, "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 50ms}");
+    eventually("it is asked for", || server.asked() > 0);
+    let unready = sidecar.admin("GET", "/readyz?verbose");
+    assert!(unready.status == 503 && unready.text().contains("the first answer is awaited about app"), "{}", unready.text());
+    server.behave(Behaviour::Fails);
+    eventually("a failure is an answer", || sidecar.admin("GET", "/readyz").status == 200);
+}
+
+#[test]
+fn endpoints_stay_when_the_policy_says_to_look_for_them_elsewhere() {
+    let (server, backend) = (NameServer::start(), Backend::healthy());
+    let directory = Directory::new();
+    directory.write("policy.yaml", &policy(&[backend.address], ""));
+    let sidecar = Sidecar::start_in(directory, |settings| settings.name_server = Some(server.address)).unwrap();
+    assert_eq!(sidecar.get("/").text(), "hello");
+    assert_eq!(sidecar.reload(&found_by("dns: {name: nowhere.shop., port: 80, minTtl: 10ms}")).status, 200);
+    eventually("it is said", || sidecar.admin("GET", "/readyz?verbose").text().contains("nowhere.shop. does not exist"));
+    assert_eq!(sidecar.get("/").text(), "hello");
+    server.set("elsewhere.shop", &[Record::Address(0, [127, 0, 0, 2].into())]);
+    sidecar.reload(&found_by("dns: {name: elsewhere.shop., port: 80, minTtl: 10ms}"));
+    eventually("the new ones are taken", || known(&sidecar) == ["127.0.0.2:80"]);
+    sidecar.reload(&policy(&[backend.address], ""));
+    eventually("nothing is looked for any more", || sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#).is_nan());
 }
 
 #[test]
@@ -98,7 +156,8 @@ fn a_service_brings_ports_weights_and_priorities() {
         assert_eq!(client.get("/").text(), "hello");
     }
     assert_eq!((first.seen().len(), second.seen().len(), spare.seen().len()), (90, 10, 0));
-    server.set("_http._tcp.pay.shop", &services[2..]);
+    // One that has just gone is passed over.
+    server.set("_http._tcp.pay.shop", &[services[2].clone(), Record::Service(0, 10, 1, 80, "gone.shop.")]);
     eventually("the spare is alone", || sidecar.get("/").text() == "spare");
 }
 

@@ -62,6 +62,36 @@ fn gets_do_not_see_connections_that_are_closed_under_them() {
     }
 }
 
+/// Half an hour of this, at an app's usual idle time: `make soak`.
+#[test]
+fn idle_closes_at_mixed_gaps_lose_no_post() {
+    let ran = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+    let there = ran.clone();
+    let backend = Backend::start(move |mut connection| {
+        connection.close_when_idle_for(Duration::from_millis(50));
+        while let Some(request) = connection.request() {
+            *there.lock().unwrap().entry(String::from_utf8_lossy(&request.body).into_owned()).or_default() += 1;
+            connection.send(ok("done"));
+        }
+    });
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let clients = (0..10_u64).map(|client| {
+        let mut connection = sidecar.client();
+        std::thread::spawn(move || {
+            for number in 0..60_u64 {
+                assert_eq!(connection.post("/", &format!("{client} {number}")).status, 200, "post {number} of client {client}");
+                // Around the moment of the close, and far from it.
+                let micros = [48_000 + number * 97 % 4_000, 50_000, number * 1_370 % 60_000][usize::try_from(number % 3).unwrap()];
+                std::thread::park_timeout(Duration::from_micros(micros));
+            }
+        })
+    });
+    clients.collect::<Vec<_>>().into_iter().for_each(|client| client.join().unwrap());
+    let ran = ran.lock().unwrap();
+    assert_eq!(ran.len(), 600);
+    assert!(ran.values().all(|times| *times == 1), "each ran once");
+}
+
 /// What an app announces is believed before it has to be learned.
 #[test]
 fn an_announced_keep_alive_time_is_kept_clear_of() {

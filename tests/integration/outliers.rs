@@ -26,18 +26,24 @@ fn standing(sidecar: &Sidecar, endpoint: usize) -> String {
 fn one_of_three_that_fails_gets_almost_nothing_and_comes_back_without_a_burst() {
     let (failing, is_broken) = Backend::switchable();
     let good = [Backend::healthy(), Backend::healthy()];
-    let sidecar = Sidecar::start(&policy_with(&addresses(&[&failing, &good[0], &good[1]]), QUICK, ""));
+    let endpoints = addresses(&[&failing, &good[0], &good[1]]);
+    let long = "outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 10m, maxEjectionTime: 10m}";
+    let sidecar = Sidecar::start(&policy_with(&endpoints, long, ""));
+    let mut client = sidecar.client();
+    for _ in 0..30 {
+        client.get("/");
+    }
+    let before = failing.seen().len();
+    for _ in 0..1_000 {
+        assert_eq!(client.get("/").text(), "hello");
+    }
+    assert_eq!(failing.seen().len(), before);
+    let sidecar = Sidecar::start(&policy_with(&endpoints, QUICK, ""));
     let mut client = sidecar.client();
     eventually("it is ejected", || {
         client.get("/");
         standing(&sidecar, 0).starts_with("ejected")
     });
-    let before = failing.seen().len();
-    for _ in 0..1_000 {
-        client.get("/");
-    }
-    // Only probes, one at a time.
-    assert!(failing.seen().len() - before <= 10, "{} of 1000", failing.seen().len() - before);
     is_broken.store(false, Ordering::SeqCst);
     eventually("it is asked again", || {
         client.get("/");
@@ -95,7 +101,7 @@ fn an_endpoint_that_is_much_slower_than_its_peers_is_ejected() {
         ok("hello")
     });
     let good = [Backend::healthy(), Backend::healthy()];
-    let extra = "loadBalancer: {type: Random}, outlierDetection: {interval: 500ms, baseEjectionTime: 1s, maxEjectionTime: 1s}";
+    let extra = "outlierDetection: {interval: 500ms, baseEjectionTime: 1s, maxEjectionTime: 1s}";
     let sidecar = Sidecar::start(&policy_with(&addresses(&[&slow, &good[0], &good[1]]), extra, ""));
     let is_over = Arc::new(AtomicBool::new(false));
     let served = Arc::new(AtomicUsize::new(0));
@@ -111,6 +117,8 @@ fn an_endpoint_that_is_much_slower_than_its_peers_is_ejected() {
         })
         .collect();
     eventually("it is ejected for being slow", || sidecar.events().iter().any(|event| event.contains("far above")));
+    eventually("it is not let in while it is", || sidecar.events().iter().any(|event| event.contains("its probe took")));
+    assert!(!sidecar.events().iter().any(|event| event.contains("passed its probe")));
     is_slow.store(false, Ordering::SeqCst);
     eventually("it is asked again", || standing(&sidecar, 0) == "in");
     is_over.store(true, Ordering::SeqCst);
@@ -130,6 +138,51 @@ fn shadow_tells_and_asks_all_the_same() {
     }
     assert_eq!(failing.seen().len(), 20, "every third");
     assert!(sidecar.events().iter().any(|event| event.contains("would be ejected")));
+    // What was only watched is not held against it when it is acted on.
+    let enforced = shadow.replace("Shadow", "Enforce").replace("5xxErrors: 3", "5xxErrors: 30");
+    assert_eq!(standing(&sidecar, 0).split(' ').next(), Some("ejected"));
+    assert_eq!(sidecar.reload(&policy_with(&addresses(&[&failing, &good[0], &good[1]]), &enforced, "")).status, 200);
+    assert_eq!(standing(&sidecar, 0), "in");
+}
+
+#[test]
+fn shadow_takes_no_share_from_an_endpoint_that_comes_back() {
+    let (failing, is_broken) = Backend::switchable();
+    let good = Backend::healthy();
+    let shadow =
+        "loadBalancer: {type: RoundRobin, slowStart: {window: 10m}}, outlierDetection: {mode: Shadow, consecutive5xxErrors: 3, baseEjectionTime: 10ms, maxEjectionTime: 10ms}";
+    let sidecar = Sidecar::start(&policy_with(&addresses(&[&failing, &good]), shadow, ""));
+    let mut client = sidecar.client();
+    for _ in 0..10 {
+        client.get("/");
+    }
+    is_broken.store(false, Ordering::SeqCst);
+    eventually("it would be back", || {
+        client.get("/");
+        sidecar.events().iter().any(|event| event.contains("would be asked again"))
+    });
+    let before = failing.seen().len();
+    for _ in 0..20 {
+        client.get("/");
+    }
+    assert_eq!(failing.seen().len() - before, 10, "every second");
+}
+
+#[test]
+fn an_ejection_ends_with_the_section_that_made_it() {
+    let (failing, _broken) = Backend::switchable();
+    let good = Backend::healthy();
+    let endpoints = addresses(&[&failing, &good]);
+    let long = "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}";
+    let sidecar = Sidecar::start(&policy_with(&endpoints, long, ""));
+    let mut client = sidecar.client();
+    eventually("it is ejected", || {
+        client.get("/");
+        standing(&sidecar, 0).starts_with("ejected")
+    });
+    assert_eq!(sidecar.reload(&policy_with(&endpoints, "loadBalancer: {type: Random}", "")).status, 200);
+    assert_eq!(standing(&sidecar, 0), "in");
+    assert_eq!(sidecar.metric(r#"outrigger_backend_endpoints_ejected{backend="app"}"#), 0.0);
 }
 
 #[test]

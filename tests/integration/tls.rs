@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
@@ -137,6 +138,13 @@ fn new_certificates_are_taken_without_a_restart_and_faulty_ones_are_not() {
         authority.directory.write(name, &before);
         eventually("it is well again", || sidecar.metric(r#"outrigger_certificate_current{owner="listener inbound"}"#) == 1.0);
     }
+    // One that has ended already.
+    let before = authority.issue(&["old.test"]);
+    authority.write("server", &before);
+    eventually("it is taken", || sidecar.admin("GET", "/readyz?verbose").text().contains("as they are in the files"));
+    authority.write("server", &authority.issue_until(&["old.test"], 2021));
+    eventually("it is said", || sidecar.admin("GET", "/readyz?verbose").text().contains("a certificate in the files has ended"));
+    assert!(ask(address, &trusting, "old.test", GET).is_ok(), "what was read last is in force");
     // Half of a rotation: the key does not fit.
     let new = authority.issue(&["new.test"]);
     authority.directory.write("server.crt", &new.pem);
@@ -147,13 +155,20 @@ fn new_certificates_are_taken_without_a_restart_and_faulty_ones_are_not() {
 }
 
 #[test]
-fn the_end_of_a_certificate_is_told() {
+fn the_end_of_a_certificate_is_told_before_it_comes_and_when_it_does() {
     let (authority, backend) = (Authority::new(), Backend::healthy());
-    authority.write("server", &authority.issue_until(&["shop.test"], 2021));
+    let end = SystemTime::now() + Duration::from_secs(3);
+    authority.write("server", &authority.issue_ending(&["shop.test"], end));
     let sidecar = Sidecar::start(&listening(&authority, &backend, "", ""));
-    eventually("it is told", || sidecar.events().iter().any(|event| event == "a certificate of the listener inbound has ended"));
-    assert_eq!(sidecar.metric(r#"outrigger_certificate_not_after_timestamp_seconds{owner="listener inbound"}"#), 1_609_459_200.0);
+    let told = |what: &str| sidecar.events().iter().filter(|event| event.contains(what)).count();
+    eventually("its end is near", || told("a certificate of the listener inbound ends in 0 hours") == 1);
+    let shown = sidecar.metric(r#"outrigger_certificate_not_after_timestamp_seconds{owner="listener inbound"}"#);
+    assert!((shown - end.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()).abs() <= 1.0, "{shown}");
+    eventually("it has come", || told("a certificate of the listener inbound has ended") == 1);
     assert!(sidecar.admin("GET", "/readyz?verbose").text().contains("a certificate has ended"));
+    assert_eq!(told("ends in"), 1, "each is told once");
+    sidecar.reload(&policy(&[backend.address], ""));
+    eventually("it is forgotten", || sidecar.metric(r#"outrigger_certificate_not_after_timestamp_seconds{owner="listener inbound"}"#).is_nan());
 }
 
 #[test]
@@ -164,6 +179,12 @@ fn certificates_that_cannot_be_read_are_refused_with_the_place_in_the_policy() {
     directory.write("policy.yaml", &text);
     let refused = Sidecar::start_in(directory, |_| {}).err().unwrap().to_string();
     assert!(refused.contains("policy.yaml:6:") && refused.contains("server.crt cannot be read"), "{refused}");
+    authority.write("server", &authority.issue_until(&["shop.test"], 2021));
+    let directory = Directory::new();
+    directory.write("policy.yaml", &text);
+    let refused = Sidecar::start_in(directory, |_| {}).err().unwrap().to_string();
+    assert!(refused.contains("policy.yaml:6:") && refused.contains("has ended"), "{refused}");
+    std::fs::remove_file(authority.path("server.crt")).unwrap();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let answer = sidecar.reload(&text);
     assert!(answer.status != 200 && answer.text().contains("server.crt cannot be read"), "{}", answer.text());

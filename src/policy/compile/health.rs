@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// The longest name of a service that is asked for its health: with it the message has a length of one byte.
+const MAX_SERVICE: usize = 125;
+
 impl<'a> Compiler<'a> {
     pub(super) fn active_check(&mut self, at: &At<'a>, check: &ActiveCheck) -> Option<CheckSpec> {
         let interval = check.interval.map_or(Duration::from_secs(5), |span| span.0);
@@ -42,7 +45,18 @@ impl<'a> Compiler<'a> {
             unhealthy_threshold: threshold("unhealthyThreshold", check.unhealthy_threshold, 3),
             healthy_threshold: threshold("healthyThreshold", check.healthy_threshold, 2),
         };
-        let probe = match (check.kind, &check.http) {
+        let probe = self.probe(at, check)?;
+        if check.kind != ActiveCheckType::GRPC && check.grpc.is_some() {
+            self.error(&at.key("grpc"), "only a check of type GRPC asks the health service").hint("write `type: GRPC`, or take `grpc` out");
+        }
+        let or = |span: Option<Span>| span.map_or(interval, |span| span.0);
+        let jitter = check.jitter_percent.unwrap_or(Percent::of(10)).ratio().value();
+        let (unhealthy_interval, edge_interval) = (or(check.unhealthy_interval), or(check.edge_interval));
+        Some(CheckSpec { probe, interval, unhealthy_interval, edge_interval, jitter, timeout, thresholds })
+    }
+
+    fn probe(&mut self, at: &At<'a>, check: &ActiveCheck) -> Option<ProbeSpec> {
+        Some(match (check.kind, &check.http) {
             (ActiveCheckType::HTTP, Some(http)) => {
                 if !http.path.starts_with('/') || !http.path.bytes().all(|byte| byte.is_ascii_graphic()) {
                     self.error(&at.key("http").key("path"), format!("`{}` is not a path", http.path)).hint("a path begins with `/` and has no spaces");
@@ -55,7 +69,15 @@ impl<'a> Compiler<'a> {
                 ProbeSpec::Http { path: http.path.clone(), host: http.host.clone(), expected, body: http.expected_body.clone() }
             }
             (ActiveCheckType::TCP, None) => ProbeSpec::Tcp,
-            (ActiveCheckType::GRPC, None) => ProbeSpec::Grpc { service: check.grpc.clone().unwrap_or_default().service },
+            (ActiveCheckType::GRPC, None) => {
+                let service = check.grpc.clone().unwrap_or_default().service;
+                if service.len() > MAX_SERVICE {
+                    self.error(&at.key("grpc").key("service"), format!("no name of a service is longer than {MAX_SERVICE} bytes"))
+                        .hint("write it as in the app's own definition, like `shop.Payments`");
+                    return None;
+                }
+                ProbeSpec::Grpc { service }
+            }
             (ActiveCheckType::HTTP, None) => {
                 self.error(at, "a check of type HTTP needs `http`").hint("add `http: {path: /healthz}`");
                 return None;
@@ -68,14 +90,7 @@ impl<'a> Compiler<'a> {
                 self.error(&at.key("http"), "a check of type GRPC asks the health service").hint("write `type: HTTP`, or take `http` out");
                 return None;
             }
-        };
-        if check.kind != ActiveCheckType::GRPC && check.grpc.is_some() {
-            self.error(&at.key("grpc"), "only a check of type GRPC asks the health service").hint("write `type: GRPC`, or take `grpc` out");
-        }
-        let or = |span: Option<Span>| span.map_or(interval, |span| span.0);
-        let jitter = check.jitter_percent.unwrap_or(Percent::of(10)).ratio().value();
-        let (unhealthy_interval, edge_interval) = (or(check.unhealthy_interval), or(check.edge_interval));
-        Some(CheckSpec { probe, interval, unhealthy_interval, edge_interval, jitter, timeout, thresholds })
+        })
     }
 
     pub(super) fn outlier_detection(&mut self, at: &At<'a>, section: &OutlierDetection) -> Option<OutlierSpec> {

@@ -111,7 +111,7 @@ impl FromStr for Address {
         match text.strip_prefix("unix:") {
             Some(path) if path.starts_with('/') && path.len() <= MAX_SOCKET_PATH => Ok(Self::Unix(path.into())),
             Some(_) => Err(InvalidAddress),
-            None => text.parse().map(Self::Tcp).map_err(|_| InvalidAddress),
+            None => text.parse().ok().filter(|address: &SocketAddr| address.port() != 0).map(Self::Tcp).ok_or(InvalidAddress),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! level can take is what is available of it, times 1.4: a level of ten endpoints goes on taking everything with eight of them
 //! (Envoy's overprovisioning factor, `priority.rst`). When all levels together cannot take everything, what they can take is
 //! scaled up, and a level of which too little is available ignores health: spreading over all of it is kinder than crushing
-//! the rest (Envoy's panic threshold, `panic_threshold.rst`). Below three endpoints there is nothing to spread over.
+//! the rest (Envoy's panic threshold, `panic_threshold.rst`). Below three endpoints in all there is nothing to spread over.
 
 /// What a level can take more than its available share.
 const OVERPROVISIONING: f64 = 1.4;
@@ -32,9 +32,10 @@ pub struct Share {
 pub fn share(levels: &[Level], panic_threshold: u32) -> Vec<Share> {
     let health: Vec<f64> = levels.iter().map(|level| (available_share(*level) * OVERPROVISIONING).min(1.0)).collect();
     let total: f64 = health.iter().sum();
+    let count: usize = levels.iter().map(|level| level.total).sum();
     let is_panic = |level: &Level| {
         let is_low = level.available as u128 * 100 < level.total as u128 * u128::from(panic_threshold);
-        total < 1.0 && level.total >= 3 && is_low
+        total < 1.0 && count >= 3 && is_low
     };
     if total <= 0.0 {
         // Nothing is available: whatever may ignore its health takes everything.
@@ -79,6 +80,7 @@ mod tests {
             (&[(0, 100), (100, 100)], vec![(0, false), (100, false)]),
             (&[(25, 100), (25, 100)], vec![(50, true), (50, true)]),
             (&[(0, 100), (60, 100)], vec![(0, true), (100, false)]),
+            (&[(0, 2), (0, 2)], vec![(100, true), (0, false)]),
             (&[(20, 100), (20, 100), (60, 100)], vec![(28, false), (28, false), (44, false)]),
         ];
         for (levels, expected) in table {

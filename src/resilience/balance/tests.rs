@@ -29,15 +29,20 @@ fn assert_shares(hits: &[u32], weights: &[f64]) {
     }
 }
 
-const WEIGHTS: [&[f64]; 5] = [&[1.0], &[1.0, 1.0, 1.0], &[1.0, 0.5, 0.25], &[1.0, 0.1], &[1.0, 0.0, 0.3, 0.3]];
+/// Like each other and unlike, with none near the largest that there can be, and with one among many.
+fn weights() -> Vec<Vec<f64>> {
+    let one_of = |light: usize| [vec![1.0], vec![0.01; light]].concat();
+    let table = [&[1.0][..], &[1.0, 1.0, 1.0], &[1.0, 0.5, 0.25], &[1.0, 0.1], &[1.0, 0.0, 0.3, 0.3], &[0.01, 0.01], &[0.03, 0.01], &[0.1, 0.1, 0.1], &[0.2, 0.0, 0.1]];
+    [table.map(<[f64]>::to_vec).to_vec(), vec![one_of(9), one_of(20), one_of(99)]].concat()
+}
 
 #[test]
 fn a_weight_is_a_share_whatever_the_algorithm() {
-    for weights in WEIGHTS {
+    for weights in &weights() {
         assert_shares(&hits(weights, |dice| random(weights.len(), |index| weights[index], &mut || dice())), weights);
         assert_shares(&hits(weights, |dice| power_of_two(weights.len(), |index| weights[index], |_| 1.0, &mut || dice())), weights);
         let mut turn = 0..;
-        assert_shares(&hits(weights, |_| round_robin(weights.len(), |index| weights[index], &mut || turn.next().unwrap_or_default())), weights);
+        assert_shares(&hits(weights, |dice| round_robin(weights.len(), |index| weights[index], &mut || turn.next().unwrap_or_default(), &mut || dice())), weights);
     }
 }
 
@@ -68,30 +73,30 @@ fn what_may_be_picked_is_found_if_there_is_one() {
             let weight = |index: usize| if index == only { 0.01 } else { 0.0 };
             assert_eq!(random(len, weight, &mut || dice.roll()), Some(only));
             assert_eq!(power_of_two(len, weight, |_| 1.0, &mut || dice.roll()), Some(only));
-            assert_eq!(round_robin(len, weight, &mut || 77), Some(only));
+            assert_eq!(round_robin(len, weight, &mut || 77, &mut || dice.roll()), Some(only));
         }
         assert_eq!(random(len, |_| 0.0, &mut || dice.roll()), None);
         assert_eq!(power_of_two(len, |_| 0.0, |_| 1.0, &mut || dice.roll()), None);
-        assert_eq!(round_robin(len, |_| 0.0, &mut || 1), None);
+        assert_eq!(round_robin(len, |_| 0.0, &mut || 1, &mut || dice.roll()), None);
     }
-    assert_eq!((random(0, |_| 1.0, &mut || 0.5), power_of_two(0, |_| 1.0, |_| 1.0, &mut || 0.5), round_robin(0, |_| 1.0, &mut || 5)), (None, None, None));
+    assert_eq!((random(0, |_| 1.0, &mut || 0.5), power_of_two(0, |_| 1.0, |_| 1.0, &mut || 0.5), round_robin(0, |_| 1.0, &mut || 5, &mut || 0.5)), (None, None, None));
 }
 
 #[test]
 fn turns_are_taken_evenly() {
     let mut turn = 0..;
-    let picks: Vec<_> = (0..6).filter_map(|_| round_robin(3, |_| 1.0, &mut || turn.next().unwrap_or_default())).collect();
+    let picks: Vec<_> = (0..6).filter_map(|_| round_robin(3, |_| 1.0, &mut || turn.next().unwrap_or_default(), &mut || 0.5)).collect();
     assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
     // A light one comes once in so many rounds, and not in a row.
     let mut turn = 0..;
-    let picks: Vec<_> = (0..50).filter_map(|_| round_robin(2, |index| [1.0, 0.25][index], &mut || turn.next().unwrap_or_default())).collect();
+    let picks: Vec<_> = (0..50).filter_map(|_| round_robin(2, |index| [1.0, 0.25][index], &mut || turn.next().unwrap_or_default(), &mut || 0.5)).collect();
     let light: Vec<usize> = picks.iter().enumerate().filter(|(_, picked)| **picked == 1).map(|(at, _)| at).collect();
     assert!(light.windows(2).all(|pair| pair[1] - pair[0] == 5), "{picks:?}");
 }
 
 #[test]
 fn weights_are_kept_and_zero_gets_nothing() {
-    let weights = [0, 90, 0, 10];
+    let weights = [0.0, 90.0, 0.0, 10.0];
     let mut dice = Dice(4);
     let mut hits = [0_u32; 4];
     for _ in 0..50_000 {
@@ -99,6 +104,6 @@ fn weights_are_kept_and_zero_gets_nothing() {
     }
     assert_eq!((hits[0], hits[2]), (0, 0));
     assert!((4_600..=5_400).contains(&hits[3]), "{hits:?}");
-    assert_eq!(weighted([0, 0].into_iter(), 0.5), None);
+    assert_eq!(weighted([0.0, 0.0].into_iter(), 0.5), None);
     assert_eq!(weighted(weights.iter().copied(), 1.0), Some(3));
 }

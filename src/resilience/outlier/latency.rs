@@ -1,4 +1,4 @@
-//! The latencies of one interval, as a few counts.
+//! Latencies, as a few counts.
 //!
 //! A count for each quarter of a doubling, from a sixteenth of a millisecond to two hours: a percentile is right to within a fifth
 //! of its value, which is enough to tell three times as slow, and costs a quarter of a kilobyte and one addition per answer.

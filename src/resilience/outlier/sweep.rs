@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use super::{Cause, Latencies, OutlierConfig};
+use super::{Attempted, Cause, Latencies, OutlierConfig};
 use crate::resilience::ratio::Ratio;
 
-/// Answers in an interval that are enough to judge an endpoint's latency.
+/// Answers that are enough to judge an endpoint's latency by its 90th percentile.
 const LATENCY_VOLUME: u32 = 10;
+
+/// Answers that are enough to judge it by its median: a balancer that sees that an endpoint is slow hardly asks it.
+const FEW_LATENCIES: u32 = 3;
 
 /// A difference that nobody feels is no reason to eject, whatever its factor.
 const NOTICEABLE: Duration = Duration::from_millis(25);
@@ -20,14 +23,37 @@ pub struct Record {
 }
 
 impl Record {
-    /// Adds a result.
-    pub fn add(&mut self, is_success: bool, took: Duration) {
-        if is_success {
-            self.successes = self.successes.saturating_add(1);
-        } else {
-            self.failures = self.failures.saturating_add(1);
+    /// Adds a result. How quickly an endpoint fails or refuses says nothing about how fast it works; one that was not waited for
+    /// takes at least as long as it was.
+    pub fn add(&mut self, result: Attempted, took: Duration) {
+        match result {
+            Attempted::Success => self.latencies.add(took),
+            Attempted::Cancelled if took >= NOTICEABLE => self.latencies.add(took),
+            _ => {}
         }
-        self.latencies.add(took);
+        match result {
+            Attempted::Success | Attempted::Throttled => self.successes = self.successes.saturating_add(1),
+            Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => self.failures = self.failures.saturating_add(1),
+            Attempted::Cancelled => {}
+        }
+    }
+
+    /// The latencies.
+    #[must_use]
+    pub fn latencies(&self) -> &Latencies {
+        &self.latencies
+    }
+
+    /// Whether there are enough latencies for a judgement that needs no more of them.
+    #[must_use]
+    pub fn is_judged(&self) -> bool {
+        self.latencies.total() >= LATENCY_VOLUME
+    }
+
+    /// One that begins with these latencies.
+    #[must_use]
+    pub fn with_latencies(latencies: Latencies) -> Self {
+        Self { latencies, ..Self::default() }
     }
 
     /// Results that were no failures.
@@ -49,13 +75,27 @@ impl Record {
     fn success_percent(&self) -> f64 {
         Ratio::of(self.successes, self.total()).percent()
     }
+
+    /// What it is compared by.
+    fn latency(&self) -> Option<Duration> {
+        match self.latencies.total() {
+            LATENCY_VOLUME.. => Some(self.latencies.percentile(0.9)),
+            FEW_LATENCIES.. => Some(self.latencies.percentile(0.5)),
+            _ => None,
+        }
+    }
 }
 
-/// Who stands out, the worst first. `records` are those of the endpoints that are in.
+/// Who stands out, the worst first. `records` are those of the endpoints that are in, each with its tier: those of another zone or
+/// priority are further away, so that latencies are compared within one.
 #[must_use]
-pub fn sweep(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
+pub fn sweep(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<(usize, Cause)> {
     let mut found: Vec<(usize, Cause)> = Vec::new();
-    let detected = [by_success_rate(config, records), by_failure_percentage(config, records), by_latency(config, records)];
+    let mut tiers: Vec<usize> = records.iter().map(|(tier, _)| *tier).collect();
+    tiers.sort_unstable();
+    tiers.dedup();
+    let mut detected = vec![by_success_rate(config, records), by_failure_percentage(config, records)];
+    detected.extend(tiers.into_iter().map(|tier| by_latency(config, records, tier)));
     for (index, cause) in detected.into_iter().flatten() {
         if !found.iter().any(|(known, _)| *known == index) {
             found.push((index, cause));
@@ -73,7 +113,7 @@ pub fn may_eject(config: &OutlierConfig, total: usize, ejected: usize, available
     ejected < allowed && available > 1
 }
 
-fn by_success_rate(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
+fn by_success_rate(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<(usize, Cause)> {
     let Some(rule) = config.success_rate else { return Vec::new() };
     let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
     let count = f64::from(u32::try_from(rates.len()).unwrap_or(u32::MAX));
@@ -83,7 +123,7 @@ fn by_success_rate(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Ca
     worst_first(rates.into_iter().filter(|(_, rate)| *rate < limit).collect()).into_iter().map(|(index, rate)| (index, Cause::SuccessRate { rate, limit })).collect()
 }
 
-fn by_failure_percentage(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
+fn by_failure_percentage(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<(usize, Cause)> {
     let Some(rule) = config.failure_percentage else { return Vec::new() };
     let limit = rule.threshold.percent();
     let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
@@ -92,8 +132,9 @@ fn by_failure_percentage(config: &OutlierConfig, records: &[Record]) -> Vec<(usi
 }
 
 /// Success rates in percent of those with enough requests, if they are enough.
-fn with_volume(records: &[Record], volume: u32, minimum_hosts: u32) -> Vec<(usize, f64)> {
-    let rates: Vec<_> = records.iter().enumerate().filter(|(_, record)| record.total() >= volume.max(1)).map(|(index, record)| (index, record.success_percent())).collect();
+fn with_volume(records: &[(usize, Record)], volume: u32, minimum_hosts: u32) -> Vec<(usize, f64)> {
+    let enough = records.iter().enumerate().filter(|(_, (_, record))| record.total() >= volume.max(1));
+    let rates: Vec<_> = enough.map(|(index, (_, record))| (index, record.success_percent())).collect();
     if rates.len() >= minimum_hosts.max(1) as usize { rates } else { Vec::new() }
 }
 
@@ -103,16 +144,16 @@ fn worst_first(mut rates: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
 }
 
 /// An endpoint is compared with the median of the others, so that of two the slower one can be told.
-fn by_latency(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
+fn by_latency(config: &OutlierConfig, records: &[(usize, Record)], tier: usize) -> Vec<(usize, Cause)> {
     let Some(factor) = config.slow_factor else { return Vec::new() };
-    let mut known: Vec<(usize, Duration)> =
-        records.iter().enumerate().filter(|(_, record)| record.latencies.total() >= LATENCY_VOLUME).map(|(index, record)| (index, record.latencies.percentile(0.9))).collect();
-    known.sort_by_key(|(_, p90)| *p90);
+    let members = records.iter().enumerate().filter(|(_, (of, _))| *of == tier);
+    let mut known: Vec<(usize, Duration)> = members.filter_map(|(index, (_, record))| Some((index, record.latency()?))).collect();
+    known.sort_by_key(|(_, latency)| *latency);
     let slow = (0..known.len()).rev().map_while(|place| {
         let (index, p90) = known[place];
         let peers = median_without(&known, place)?;
-        let is_slow = p90 > peers.mul_f64(factor) && p90 >= peers + NOTICEABLE;
-        is_slow.then_some((index, Cause::Slow { p90, peers }))
+        let limit = peers.mul_f64(factor).max(peers + NOTICEABLE);
+        (p90 > limit).then_some((index, Cause::Slow { p90, peers, limit }))
     });
     slow.collect()
 }
@@ -133,14 +174,19 @@ mod tests {
         OutlierConfig::try_new(seconds(10), seconds(30), seconds(300), Ratio::from_percent(50.0).expect("50 %")).expect("fine")
     }
 
-    fn record(successes: u32, failures: u32, millis: u64) -> Record {
+    fn record(successes: u32, failures: u32, millis: u64) -> (usize, Record) {
+        (0, of(&[(Attempted::Success, successes), (Attempted::ServerError, failures)], millis))
+    }
+
+    fn of(results: &[(Attempted, u32)], millis: u64) -> Record {
         let mut record = Record::default();
-        (0..successes).for_each(|_| record.add(true, Duration::from_millis(millis)));
-        (0..failures).for_each(|_| record.add(false, Duration::from_millis(millis)));
+        for (result, count) in results {
+            (0..*count).for_each(|_| record.add(*result, Duration::from_millis(millis)));
+        }
         record
     }
 
-    fn found(config: &OutlierConfig, records: &[Record]) -> Vec<usize> {
+    fn found(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<usize> {
         sweep(config, records).into_iter().map(|(index, _)| index).collect()
     }
 
@@ -180,7 +226,13 @@ mod tests {
             ("alone", vec![record(50, 0, 2_000)], vec![]),
             ("twice as slow is not three times", vec![record(50, 0, 100), record(50, 0, 200), record(50, 0, 100)], vec![]),
             ("a difference nobody feels", vec![record(50, 0, 1), record(50, 0, 8), record(50, 0, 1)], vec![]),
-            ("too few answers to judge", vec![record(50, 0, 20), record(9, 0, 2_000), record(50, 0, 20)], vec![]),
+            ("too few answers to judge", vec![record(50, 0, 20), record(2, 0, 2_000), record(50, 0, 20)], vec![]),
+            ("few answers, all of them slow", vec![record(50, 0, 20), record(3, 0, 2_000), record(50, 0, 20)], vec![1]),
+            ("a peer that refuses at once", vec![(0, of(&[(Attempted::Throttled, 50)], 1)), record(50, 0, 100)], vec![]),
+            ("a peer that fails at once", vec![record(0, 50, 1), record(50, 0, 100)], vec![]),
+            ("one that nobody waits for", vec![record(50, 0, 20), (0, of(&[(Attempted::Cancelled, 5)], 1_000)), record(50, 0, 20)], vec![1]),
+            ("callers who leave at once", vec![record(50, 0, 20), (0, of(&[(Attempted::Cancelled, 50)], 24)), record(50, 0, 1)], vec![]),
+            ("another tier is further away", vec![record(50, 0, 5), record(50, 0, 5), (1, record(50, 0, 80).1), (1, record(50, 0, 90).1)], vec![]),
             ("two of five, the slowest first", vec![record(50, 0, 20), record(20, 0, 900), record(50, 0, 25), record(20, 0, 2_000), record(50, 0, 20)], vec![3, 1]),
         ];
         for (what, records, expected) in table {

@@ -51,7 +51,7 @@ fn a_run_that_is_switched_off_ejects_nobody() {
 #[test]
 fn who_was_ejected_comes_back_through_one_probe() {
     let (mut host, start) = (Host::default(), some_instant());
-    assert_eq!(host.eject(&config(), start, 0.0), 30 * SECOND);
+    assert_eq!(host.eject(&config(), Cause::Consecutive5xx(5), start, 0.0), 30 * SECOND);
     assert!(!host.tick(start + 30 * SECOND - Duration::from_nanos(1)) && host.try_probe(true, start).is_none());
     let back = start + 30 * SECOND;
     assert!(host.tick(back) && !host.tick(back), "told once");
@@ -61,26 +61,69 @@ fn who_was_ejected_comes_back_through_one_probe() {
     assert_eq!(host.standing(), Standing::In);
 }
 
-#[test]
-fn a_failed_probe_ejects_for_longer_up_to_the_maximum() {
-    let (mut host, mut now) = (Host::default(), some_instant());
-    host.eject(&config(), now, 0.0);
-    for expected in [60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300] {
-        now += 300 * SECOND;
-        assert!(host.tick(now));
-        let probe = host.try_probe(true, now).expect("on probation");
-        assert_eq!(host.settle(&config(), &probe, Attempted::ServerError, SECOND, now, 0.0), Verdict::Again(expected * SECOND));
-    }
-    now += 330 * SECOND;
+/// Fails or passes the probe at `now`.
+fn probe(host: &mut Host, result: Attempted, took: Duration, now: Instant) -> Verdict {
     assert!(host.tick(now));
     let probe = host.try_probe(true, now).expect("on probation");
-    assert_eq!(host.settle(&config(), &probe, Attempted::LocalOrigin, SECOND, now, 1.0), Verdict::Again(330 * SECOND), "jitter comes on top");
+    host.settle(&config(), &probe, result, took, now, 0.0)
+}
+
+#[test]
+fn each_ejection_is_longer_up_to_the_maximum_but_a_failed_probe_waits_the_shortest_time() {
+    let (mut host, mut now) = (Host::default(), some_instant());
+    for expected in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300] {
+        assert_eq!(host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0), expected * SECOND);
+        now += 300 * SECOND;
+        assert_eq!(probe(&mut host, Attempted::ServerError, SECOND, now), Verdict::Again(Cause::Probe, 30 * SECOND));
+        now += 30 * SECOND;
+        assert_eq!(probe(&mut host, Attempted::Success, SECOND, now), Verdict::Readmitted);
+    }
+    assert_eq!(host.eject(&config(), Cause::Consecutive5xx(5), now, 1.0), 330 * SECOND, "jitter comes on top");
+}
+
+#[test]
+fn who_was_too_slow_has_to_be_quick() {
+    let (mut host, mut now) = (Host::default(), some_instant());
+    let limit = SECOND / 10;
+    host.eject(&config(), Cause::Slow { p90: 2 * SECOND, peers: SECOND / 30, limit }, now, 0.0);
+    now += 30 * SECOND;
+    assert_eq!(probe(&mut host, Attempted::Success, 2 * SECOND, now), Verdict::Again(Cause::SlowProbe { took: 2 * SECOND, limit }, 30 * SECOND));
+    now += 30 * SECOND;
+    assert_eq!(probe(&mut host, Attempted::Success, limit, now), Verdict::Readmitted);
+    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
+    now += 60 * SECOND;
+    assert_eq!(probe(&mut host, Attempted::Success, 2 * SECOND, now), Verdict::Readmitted, "its latency was no matter");
+}
+
+#[test]
+fn a_probe_of_which_nothing_is_heard_makes_room_for_another() {
+    let (mut host, now) = (Host::default(), some_instant());
+    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
+    let back = now + 30 * SECOND;
+    host.tick(back);
+    let first = host.try_probe(true, back).expect("the place is free");
+    assert!(host.try_probe(true, back + PROBE_TIME - Duration::from_nanos(1)).is_none());
+    let second = host.try_probe(true, back + PROBE_TIME).expect("it has waited long enough");
+    assert_eq!(host.settle(&config(), &first, Attempted::LocalOrigin, SECOND, back, 0.0), Verdict::Stays, "too late");
+    assert_eq!(host.settle(&config(), &second, Attempted::Success, SECOND, back, 0.0), Verdict::Readmitted);
+}
+
+#[test]
+fn few_latencies_are_gathered_over_intervals_but_not_for_ever() {
+    let (mut host, now) = (Host::default(), some_instant());
+    let mut interval = |answers: u32| {
+        (0..answers).for_each(|_| assert_eq!(settle(&mut host, Attempted::Success, now), Verdict::Stays));
+        let record = host.end_interval();
+        (record.successes(), record.latencies().total())
+    };
+    assert_eq!([interval(4), interval(4), interval(4)], [(4, 4), (4, 8), (4, 12)]);
+    assert_eq!([interval(4), interval(1), interval(1), interval(1)], [(4, 4), (1, 5), (1, 6), (1, 1)]);
 }
 
 #[test]
 fn a_probe_that_is_given_up_gives_its_place_back() {
     let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), now, 0.0);
+    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
     host.tick(now + 30 * SECOND);
     let probe = host.try_probe(true, now).expect("on probation");
     assert_eq!(host.settle(&config(), &probe, Attempted::Cancelled, SECOND, now, 0.0), Verdict::Stays);
@@ -90,7 +133,7 @@ fn a_probe_that_is_given_up_gives_its_place_back() {
 #[test]
 fn a_request_that_cannot_be_repeated_is_the_probe_only_if_no_other_comes() {
     let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), now, 0.0);
+    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
     let back = now + 30 * SECOND;
     host.tick(back);
     assert!(host.try_probe(false, back + PATIENCE - Duration::from_nanos(1)).is_none());
@@ -101,11 +144,11 @@ fn a_request_that_cannot_be_repeated_is_the_probe_only_if_no_other_comes() {
 fn late_results_neither_eject_nor_readmit() {
     let (mut host, now) = (Host::default(), some_instant());
     let before = host.admit();
-    host.eject(&config(), now, 0.0);
+    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
     assert_eq!(host.settle(&config(), &before, Attempted::Success, SECOND, now, 0.0), Verdict::Stays);
     host.tick(now + 30 * SECOND);
     assert_eq!(host.settle(&config(), &before, Attempted::ServerError, SECOND, now, 0.0), Verdict::Stays);
-    assert!(matches!(host.standing(), Standing::Probation { is_probing: false, .. }));
+    assert!(matches!(host.standing(), Standing::Probation { probing: None, .. }));
     let probe = host.try_probe(true, now).expect("on probation");
     host.pardon();
     assert_eq!(host.settle(&config(), &probe, Attempted::ServerError, SECOND, now, 0.0), Verdict::Stays, "of an earlier generation");
@@ -115,7 +158,7 @@ fn late_results_neither_eject_nor_readmit() {
 #[test]
 fn only_proven_health_makes_the_next_ejection_shorter() {
     let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), now, 0.0);
+    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
     host.tick(now + 30 * SECOND);
     let probe = host.try_probe(true, now).expect("on probation");
     assert_eq!(host.settle(&config(), &probe, Attempted::Success, SECOND, now, 0.0), Verdict::Readmitted);
@@ -126,15 +169,14 @@ fn only_proven_health_makes_the_next_ejection_shorter() {
         host.end_interval();
         host.times_ejected()
     };
-    assert_eq!([interval(0, 0), interval(9, 0), interval(50, 1)], [1, 1, 1]);
-    assert_eq!([interval(10, 0), interval(10, 0)], [0, 0]);
+    assert_eq!([interval(0, 0), interval(9, 0), interval(50, 1), interval(5, 0)], [1, 1, 1, 1]);
+    assert_eq!([interval(4, 0), interval(1, 0), interval(10, 0)], [1, 0, 0], "it is proof over several intervals");
 }
 
 #[test]
-fn a_pardon_lets_in_and_says_whether_it_had_to() {
+fn a_pardon_forgets_everything() {
     let (mut host, now) = (Host::default(), some_instant());
-    assert!(!host.pardon());
-    host.eject(&config(), now, 0.0);
-    assert!(host.pardon());
+    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
+    host.pardon();
     assert_eq!((host.standing(), host.times_ejected()), (Standing::In, 0));
 }

@@ -161,6 +161,11 @@ impl Connection {
         Some(self.buffer.drain(..count).collect())
     }
 
+    /// Gives up on the next request after so long.
+    pub(crate) fn close_when_idle_for(&self, longest: std::time::Duration) {
+        self.stream.set_read_timeout(Some(longest)).unwrap();
+    }
+
     /// Whether the other side has closed; reads and throws away what comes before that.
     pub(crate) fn wait_for_close(&mut self) {
         while self.more() {

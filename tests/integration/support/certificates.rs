@@ -1,6 +1,6 @@
 //! An authority and certificates of its own, made for a test.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType, date_time_ymd};
 use rustls::{
@@ -45,6 +45,11 @@ impl Authority {
 
     /// A certificate that ends with the beginning of a year.
     pub(crate) fn issue_until(&self, names: &[&str], year: i32) -> Certificate {
+        self.issue_ending(names, date_time_ymd(year, 1, 1).into())
+    }
+
+    /// A certificate that ends at this time.
+    pub(crate) fn issue_ending(&self, names: &[&str], end: SystemTime) -> Certificate {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = names
             .iter()
@@ -53,7 +58,7 @@ impl Authority {
                 name => SanType::DnsName((*name).try_into().unwrap()),
             })
             .collect();
-        params.not_after = date_time_ymd(year, 1, 1);
+        params.not_after = end.into();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Certificate { pem: certificate.pem(), key: key.serialize_pem(), der: certificate.der().clone(), key_der: key.serialize_der() }

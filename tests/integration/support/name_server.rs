@@ -34,6 +34,12 @@ pub(crate) enum Behaviour {
     Answers,
     /// SERVFAIL.
     Fails,
+    /// SERVFAIL for AAAA, as some do that know only A.
+    FailsForIpv6,
+    /// Says for AAAA that there is no such name, as at the end of a search list.
+    DeniesIpv6,
+    /// Nothing.
+    Silent,
 }
 
 impl NameServer {
@@ -53,8 +59,10 @@ impl NameServer {
             while !is_over.load(Ordering::SeqCst) {
                 let Ok((count, from)) = socket.recv_from(&mut packet) else { continue };
                 asked.fetch_add(1, Ordering::SeqCst);
-                let answer = answer(&packet[..count], &zone.lock().unwrap(), *behaviour.lock().unwrap());
-                _ = socket.send_to(&answer, from);
+                let behaviour = *behaviour.lock().unwrap();
+                if behaviour != Behaviour::Silent {
+                    _ = socket.send_to(&answer(&packet[..count], &zone.lock().unwrap(), behaviour), from);
+                }
             }
         });
         server
@@ -93,8 +101,10 @@ fn answer(question: &[u8], zone: &HashMap<String, Vec<Record>>, behaviour: Behav
     let fitting: Vec<(u32, Vec<u8>)> = records.iter().filter_map(|record| data(record, kind)).collect();
     let code: u8 = match behaviour {
         Behaviour::Fails => 2,
-        Behaviour::Answers if records.is_empty() => 3,
-        Behaviour::Answers => 0,
+        Behaviour::FailsForIpv6 if kind == 28 => 2,
+        Behaviour::DeniesIpv6 if kind == 28 => 3,
+        _ if records.is_empty() => 3,
+        _ => 0,
     };
     let count = if code == 0 { u16::try_from(fitting.len()).unwrap() } else { 0 };
     let mut reply = question[..2].to_vec();
