@@ -41,7 +41,7 @@ pub(super) struct Answered {
     /// What the trailers will settle.
     pub(super) unsettled: Option<Settlement>,
     /// Held until the answer is through.
-    pub(super) _endpoint: EndpointGuard,
+    pub(super) in_flight: Option<EndpointGuard>,
     pub(super) _retry: Option<RetryGuard>,
 }
 
@@ -150,7 +150,7 @@ async fn attempt(
             note_start(exchange, &endpoint, &upstream, now);
             let until = deadline.of_client();
             let asking::Head { is_upgrade, is_listening } = head;
-            Ok(Answered { upstream, is_upgrade, is_listening, grpc_status, until, unsettled, _endpoint: guard, _retry: None })
+            Ok(Answered { upstream, is_upgrade, is_listening, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None })
         }
         Err(Failed::Broken(broken)) => {
             if deadline.is_clients_own(now) {

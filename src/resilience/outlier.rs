@@ -1,7 +1,8 @@
 //! Which endpoints are no longer asked because of how they answer.
 //!
 //! An active check asks whether an endpoint lives; this looks at what it does with real requests. Runs of failures are counted
-//! with every result; rates and latencies are compared with those of its peers in a sweep ([`sweep`]). Who is found out is ejected
+//! with every result; rates are compared with those of its peers once an interval ([`by_results`]), latencies twice ([`by_latency`]):
+//! in a full interval the answers from before would hide for too long that an endpoint has become slow. Who is found out is ejected
 //! for a while, longer each time it is found out anew. It does not come back with full traffic: when its time is over it is on
 //! *probation*, and one request at a time may try it. One success readmits it, one failure ejects it again for the shortest time, so
 //! that one that has healed is not left alone for long. One that was too slow has to be quick.
@@ -30,7 +31,7 @@ pub use self::{
     cause::Cause,
     config::{FailurePercentage, InvalidOutlier, OutlierConfig, Runs, SuccessRate},
     latency::Latencies,
-    sweep::{Record, may_eject, sweep},
+    sweep::{Record, by_latency, by_results, may_eject},
 };
 
 /// Successes that prove an endpoint well enough to forget one of its ejections, with at most one failure for each hundred of them.
@@ -38,8 +39,8 @@ pub use self::{
 const PROOF: u32 = 10;
 const FAILURES_PER_PROOF: f64 = 0.01;
 
-/// Intervals over which latencies are gathered until they are enough to judge.
-const GATHERED: u32 = 3;
+/// Half intervals over which latencies are gathered until they are enough to judge.
+const GATHERED: u32 = 6;
 
 /// After so long without a result, another request may be the probe.
 const PROBE_TIME: Duration = Duration::from_secs(10);
@@ -129,7 +130,8 @@ pub struct Host {
     times_ejected: u32,
     /// Of the interval that is under way.
     record: Record,
-    /// Intervals before it of which the latencies are in the record.
+    latencies: Latencies,
+    /// Half intervals over which these were gathered so far, before the one that is under way.
     gathered: u32,
     /// Successes and failures since an ejection was last taken back.
     proof: (u32, u32),
@@ -147,6 +149,7 @@ impl Default for Host {
             local_origin: 0,
             times_ejected: 0,
             record: Record::default(),
+            latencies: Latencies::default(),
             gathered: 0,
             proof: (0, 0),
             bar: None,
@@ -197,7 +200,8 @@ impl Host {
         if self.standing != Standing::In {
             return Verdict::Stays;
         }
-        self.record.add(result, took);
+        self.record.add(result);
+        self.latencies.observe(result, took);
         let result = match result {
             Attempted::Cancelled => return Verdict::Stays,
             Attempted::Throttled => Attempted::Success,
@@ -244,14 +248,16 @@ impl Host {
         self.begin_anew();
     }
 
-    /// Ends an interval: what was recorded in it, and the next one begins. Proven health takes one ejection back. Latencies are kept
-    /// for the next interval while they are too few.
+    /// Ends half an interval: the latencies of late, and the next half begins. They are kept for it while they are too few.
+    pub fn end_half_interval(&mut self) -> Latencies {
+        let is_over = self.latencies.are_enough() || self.gathered + 1 == GATHERED;
+        self.gathered = if is_over { 0 } else { self.gathered + 1 };
+        if is_over { std::mem::take(&mut self.latencies) } else { self.latencies.clone() }
+    }
+
+    /// Ends an interval: what was recorded in it, and the next one begins. Proven health takes one ejection back.
     pub fn end_interval(&mut self) -> Record {
         let record = std::mem::take(&mut self.record);
-        self.gathered = if record.is_judged() || self.gathered + 1 == GATHERED { 0 } else { self.gathered + 1 };
-        if self.gathered > 0 {
-            self.record = Record::with_latencies(record.latencies().clone());
-        }
         let (successes, failures) = (self.proof.0.saturating_add(record.successes()), self.proof.1.saturating_add(record.failures()));
         let is_well = f64::from(failures) <= f64::from(successes) * FAILURES_PER_PROOF;
         if self.standing == Standing::In && is_well && successes >= PROOF {
@@ -297,7 +303,8 @@ impl Host {
     fn begin_anew(&mut self) {
         self.generation += 1;
         (self.failures, self.gateway_errors, self.local_origin) = (0, 0, 0);
-        (self.record, self.gathered, self.proof) = (Record::default(), 0, (0, 0));
+        (self.record, self.proof) = (Record::default(), (0, 0));
+        (self.latencies, self.gathered) = (Latencies::default(), 0);
     }
 }
 

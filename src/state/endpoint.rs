@@ -89,8 +89,8 @@ pub struct BackendCounters {
     pub(super) out: AtomicUsize,
     /// Guards the question who may be ejected, which is about all endpoints.
     pub(super) ejecting: Mutex<()>,
-    /// Guards the time of the last sweep.
-    pub(super) swept: Mutex<Option<Instant>>,
+    /// When the last half of an interval ended, and how many have; guards single reads and writes.
+    halves: Mutex<Option<(Instant, u64)>>,
 }
 
 impl EndpointState {
@@ -336,6 +336,17 @@ impl Drop for EndpointGuard {
 }
 
 impl BackendCounters {
+    /// Whether half an interval is over: how many are with this one.
+    pub(super) fn ended_half(&self, half: Duration, now: Instant) -> Option<u64> {
+        let mut halves = self.halves.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, count) = halves.get_or_insert((now, 0));
+        if now.saturating_duration_since(*last) < half {
+            return None;
+        }
+        (*last, *count) = (now, *count + 1);
+        Some(*count)
+    }
+
     /// Connections, busy and idle.
     #[must_use]
     pub fn connections(&self) -> u32 {

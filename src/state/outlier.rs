@@ -13,7 +13,7 @@ use crate::{
     policy::snapshot::{Balancer, OutlierSpec},
     resilience::{
         Mode,
-        outlier::{self, Attempted, Cause, HostPermit, Standing, Verdict},
+        outlier::{self, Attempted, Cause, Host, HostPermit, Standing, Verdict},
     },
     telemetry::event::Event,
 };
@@ -67,26 +67,28 @@ impl BackendState {
         if self.endpoints.iter().filter(|endpoint| is_over(endpoint)).count() > 0 {
             self.review();
         }
-        let mut swept = self.counters.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = *swept.get_or_insert(now);
-        if now.saturating_duration_since(last) >= outlier.config.interval() {
-            *swept = Some(now);
-            drop(swept);
-            self.sweep(outlier, now);
+        let Some(half) = self.counters.ended_half(outlier.config.interval() / 2, now) else { return };
+        let (places, latencies) = self.of_those_in(|tier, host| (tier, host.end_half_interval()));
+        let mut found: Vec<_> = outlier::by_latency(&outlier.config, &latencies).into_iter().map(|(place, cause)| (places[place], cause)).collect();
+        if half.is_multiple_of(2) {
+            let (places, records) = self.of_those_in(|_, host| host.end_interval());
+            found.extend(outlier::by_results(&outlier.config, &records).into_iter().map(|(place, cause)| (places[place], cause)));
         }
-    }
-
-    fn sweep(&self, outlier: &OutlierSpec, now: Instant) {
-        let ended = self.tiers().flat_map(|(tier, members)| members.iter().map(move |index| (tier, *index))).filter_map(|(tier, index)| {
-            let mut host = self.endpoints[index].host();
-            (host.standing() == Standing::In).then(|| (index, (tier, host.end_interval())))
-        });
-        let (indices, records): (Vec<usize>, Vec<_>) = ended.unzip();
-        for (place, cause) in outlier::sweep(&outlier.config, &records) {
-            if !self.eject(outlier, indices[place], cause, now) {
+        for (index, cause) in found {
+            if !self.endpoints[index].is_out() && !self.eject(outlier, index, cause, now) {
                 return;
             }
         }
+    }
+
+    /// Asks something of all endpoints that are in: their places, and the answers.
+    fn of_those_in<T>(&self, ask: impl Fn(usize, &mut Host) -> T) -> (Vec<usize>, Vec<T>) {
+        let members = self.tiers().flat_map(|(tier, members)| members.iter().map(move |index| (tier, *index)));
+        let answers = members.filter_map(|(tier, index)| {
+            let mut host = self.endpoints[index].host();
+            (host.standing() == Standing::In).then(|| (index, ask(tier, &mut host)))
+        });
+        answers.unzip()
     }
 
     /// Ejects an endpoint if the backend can spare it.

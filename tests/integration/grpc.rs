@@ -1,16 +1,22 @@
 //! gRPC: the outcome is in the trailers, or instead of an answer.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 
 use crate::support::{
-    Backend, Sidecar,
+    Backend, PATIENCE, Sidecar,
     backend::Gate,
     eventually,
     http2::{Call, Http2Backend, Http2Client, collect, ended, message, read},
-    sidecar::policy,
+    sidecar::{policy, policy_with},
 };
 
 fn grpc(backend: &Http2Backend, sections: &str) -> Sidecar {
@@ -195,6 +201,48 @@ fn a_talk_goes_back_and_forth() {
 }
 
 #[test]
+fn a_stream_that_has_begun_well_brings_an_endpoint_back() {
+    let is_ill = Arc::new(AtomicBool::new(true));
+    let there = is_ill.clone();
+    let ill = Http2Backend::start(move |mut call| {
+        let is_ill = there.load(Ordering::SeqCst);
+        async move {
+            if is_ill {
+                return refuse(call, "14").await;
+            }
+            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut stream = call.respond.send_response(head, false).unwrap();
+            stream.send_data(message(b"first").into(), false).unwrap();
+            // It does not end.
+            _ = std::future::poll_fn(|context| stream.poll_reset(context)).await;
+        }
+    });
+    let good = Http2Backend::start(|call| answer(call, "0"));
+    let out = "protocol: GRPC, outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10ms, maxEjectionTime: 10ms}";
+    let sidecar = Sidecar::start(&policy_with(&[format!("\"{}\"", ill.address), format!("\"{}\"", good.address)], out, ""));
+    let client = client(&sidecar);
+    let standing = || sidecar.json("/api/v1/backends")[0]["endpoints"][0]["outlier"].as_str().unwrap().to_owned();
+    eventually("it is out", || {
+        client.call("/shop.Feed/Watch", None);
+        standing() != "in"
+    });
+    is_ill.store(false, Ordering::SeqCst);
+    let send = client.send.clone();
+    client.runtime.block_on(async {
+        // They are kept open, so that nothing but their beginning is known.
+        let mut streams = Vec::new();
+        while standing() != "in" {
+            let request = Request::post("http://test/shop.Feed/Watch").header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap();
+            let (response, _) = send.clone().ready().await.unwrap().send_request(request, true).unwrap();
+            streams.push(tokio::time::timeout(PATIENCE, response).await.unwrap().unwrap());
+            // Enough of them come by.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!streams.is_empty());
+    });
+}
+
+#[test]
 fn rate_limits_and_missing_routes_speak_grpc() {
     let backend = Http2Backend::start(|call| answer(call, "0"));
     let limited = "  defaults: {rateLimit: {local: {rules: [{name: few, limit: {requests: 1, unit: Hour}}]}}}\n";
@@ -210,7 +258,7 @@ fn rate_limits_and_missing_routes_speak_grpc() {
 
 #[test]
 fn the_health_service_is_asked() {
-    let served = std::sync::Arc::new(std::sync::Mutex::new(1_u8));
+    let served = Arc::new(std::sync::Mutex::new(1_u8));
     let status = served.clone();
     let backend = Http2Backend::start(move |mut call| {
         let status = *status.lock().unwrap();

@@ -2,58 +2,24 @@
 
 use std::time::Duration;
 
-use super::{Attempted, Cause, Latencies, OutlierConfig};
+use super::{Attempted, Cause, Latencies, OutlierConfig, latency::NOTICEABLE};
 use crate::resilience::ratio::Ratio;
-
-/// Answers that are enough to judge an endpoint's latency by its 90th percentile.
-const LATENCY_VOLUME: u32 = 10;
-
-/// Answers that are enough to judge it by its median: a balancer that sees that an endpoint is slow hardly asks it.
-const FEW_LATENCIES: u32 = 3;
-
-/// A difference that nobody feels is no reason to eject, whatever its factor.
-const NOTICEABLE: Duration = Duration::from_millis(25);
 
 /// What was seen of an endpoint in an interval.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
     successes: u32,
     failures: u32,
-    latencies: Latencies,
 }
 
 impl Record {
-    /// Adds a result. How quickly an endpoint fails or refuses says nothing about how fast it works; one that was not waited for
-    /// takes at least as long as it was.
-    pub fn add(&mut self, result: Attempted, took: Duration) {
-        match result {
-            Attempted::Success => self.latencies.add(took),
-            Attempted::Cancelled if took >= NOTICEABLE => self.latencies.add(took),
-            _ => {}
-        }
+    /// Adds a result.
+    pub fn add(&mut self, result: Attempted) {
         match result {
             Attempted::Success | Attempted::Throttled => self.successes = self.successes.saturating_add(1),
             Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => self.failures = self.failures.saturating_add(1),
             Attempted::Cancelled => {}
         }
-    }
-
-    /// The latencies.
-    #[must_use]
-    pub fn latencies(&self) -> &Latencies {
-        &self.latencies
-    }
-
-    /// Whether there are enough latencies for a judgement that needs no more of them.
-    #[must_use]
-    pub fn is_judged(&self) -> bool {
-        self.latencies.total() >= LATENCY_VOLUME
-    }
-
-    /// One that begins with these latencies.
-    #[must_use]
-    pub fn with_latencies(latencies: Latencies) -> Self {
-        Self { latencies, ..Self::default() }
     }
 
     /// Results that were no failures.
@@ -75,33 +41,28 @@ impl Record {
     fn success_percent(&self) -> f64 {
         Ratio::of(self.successes, self.total()).percent()
     }
-
-    /// What it is compared by.
-    fn latency(&self) -> Option<Duration> {
-        match self.latencies.total() {
-            LATENCY_VOLUME.. => Some(self.latencies.percentile(0.9)),
-            FEW_LATENCIES.. => Some(self.latencies.percentile(0.5)),
-            _ => None,
-        }
-    }
 }
 
-/// Who stands out, the worst first. `records` are those of the endpoints that are in, each with its tier: those of another zone or
-/// priority are further away, so that latencies are compared within one.
+/// Whose results stand out, the worst first. `records` are those of the endpoints that are in.
 #[must_use]
-pub fn sweep(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<(usize, Cause)> {
-    let mut found: Vec<(usize, Cause)> = Vec::new();
-    let mut tiers: Vec<usize> = records.iter().map(|(tier, _)| *tier).collect();
-    tiers.sort_unstable();
-    tiers.dedup();
-    let mut detected = vec![by_success_rate(config, records), by_failure_percentage(config, records)];
-    detected.extend(tiers.into_iter().map(|tier| by_latency(config, records, tier)));
-    for (index, cause) in detected.into_iter().flatten() {
+pub fn by_results(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
+    let mut found = by_success_rate(config, records);
+    for (index, cause) in by_failure_percentage(config, records) {
         if !found.iter().any(|(known, _)| *known == index) {
             found.push((index, cause));
         }
     }
     found
+}
+
+/// Whose latencies stand out, the worst first. Each comes with its tier: those of another zone or priority are further away, so that
+/// they are compared within one.
+#[must_use]
+pub fn by_latency(config: &OutlierConfig, latencies: &[(usize, Latencies)]) -> Vec<(usize, Cause)> {
+    let mut tiers: Vec<usize> = latencies.iter().map(|(tier, _)| *tier).collect();
+    tiers.sort_unstable();
+    tiers.dedup();
+    tiers.into_iter().flat_map(|tier| slow_in_tier(config, latencies, tier)).collect()
 }
 
 /// Whether one more of `total` endpoints may be ejected, of which so many are already and so many could still be picked.
@@ -113,7 +74,7 @@ pub fn may_eject(config: &OutlierConfig, total: usize, ejected: usize, available
     ejected < allowed && available > 1
 }
 
-fn by_success_rate(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<(usize, Cause)> {
+fn by_success_rate(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
     let Some(rule) = config.success_rate else { return Vec::new() };
     let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
     let count = f64::from(u32::try_from(rates.len()).unwrap_or(u32::MAX));
@@ -123,7 +84,7 @@ fn by_success_rate(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<(
     worst_first(rates.into_iter().filter(|(_, rate)| *rate < limit).collect()).into_iter().map(|(index, rate)| (index, Cause::SuccessRate { rate, limit })).collect()
 }
 
-fn by_failure_percentage(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<(usize, Cause)> {
+fn by_failure_percentage(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
     let Some(rule) = config.failure_percentage else { return Vec::new() };
     let limit = rule.threshold.percent();
     let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
@@ -132,9 +93,9 @@ fn by_failure_percentage(config: &OutlierConfig, records: &[(usize, Record)]) ->
 }
 
 /// Success rates in percent of those with enough requests, if they are enough.
-fn with_volume(records: &[(usize, Record)], volume: u32, minimum_hosts: u32) -> Vec<(usize, f64)> {
-    let enough = records.iter().enumerate().filter(|(_, (_, record))| record.total() >= volume.max(1));
-    let rates: Vec<_> = enough.map(|(index, (_, record))| (index, record.success_percent())).collect();
+fn with_volume(records: &[Record], volume: u32, minimum_hosts: u32) -> Vec<(usize, f64)> {
+    let enough = records.iter().enumerate().filter(|(_, record)| record.total() >= volume.max(1));
+    let rates: Vec<_> = enough.map(|(index, record)| (index, record.success_percent())).collect();
     if rates.len() >= minimum_hosts.max(1) as usize { rates } else { Vec::new() }
 }
 
@@ -144,10 +105,10 @@ fn worst_first(mut rates: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
 }
 
 /// An endpoint is compared with the median of the others, so that of two the slower one can be told.
-fn by_latency(config: &OutlierConfig, records: &[(usize, Record)], tier: usize) -> Vec<(usize, Cause)> {
+fn slow_in_tier(config: &OutlierConfig, latencies: &[(usize, Latencies)], tier: usize) -> Vec<(usize, Cause)> {
     let Some(factor) = config.slow_factor else { return Vec::new() };
-    let members = records.iter().enumerate().filter(|(_, (of, _))| *of == tier);
-    let mut known: Vec<(usize, Duration)> = members.filter_map(|(index, (_, record))| Some((index, record.latency()?))).collect();
+    let members = latencies.iter().enumerate().filter(|(_, (of, _))| *of == tier);
+    let mut known: Vec<(usize, Duration)> = members.filter_map(|(index, (_, latencies))| Some((index, latencies.typical_worst()?))).collect();
     known.sort_by_key(|(_, latency)| *latency);
     let slow = (0..known.len()).rev().map_while(|place| {
         let (index, p90) = known[place];
@@ -174,38 +135,39 @@ mod tests {
         OutlierConfig::try_new(seconds(10), seconds(30), seconds(300), Ratio::from_percent(50.0).expect("50 %")).expect("fine")
     }
 
-    fn record(successes: u32, failures: u32, millis: u64) -> (usize, Record) {
-        (0, of(&[(Attempted::Success, successes), (Attempted::ServerError, failures)], millis))
-    }
-
-    fn of(results: &[(Attempted, u32)], millis: u64) -> Record {
+    fn record(successes: u32, failures: u32) -> Record {
         let mut record = Record::default();
-        for (result, count) in results {
-            (0..*count).for_each(|_| record.add(*result, Duration::from_millis(millis)));
-        }
+        (0..successes).for_each(|_| record.add(Attempted::Success));
+        (0..failures).for_each(|_| record.add(Attempted::ServerError));
         record
     }
 
-    fn found(config: &OutlierConfig, records: &[(usize, Record)]) -> Vec<usize> {
-        sweep(config, records).into_iter().map(|(index, _)| index).collect()
+    fn latencies(result: Attempted, count: u32, millis: u64) -> (usize, Latencies) {
+        let mut latencies = Latencies::default();
+        (0..count).for_each(|_| latencies.observe(result, Duration::from_millis(millis)));
+        (0, latencies)
+    }
+
+    fn found(causes: Vec<(usize, Cause)>) -> Vec<usize> {
+        causes.into_iter().map(|(index, _)| index).collect()
     }
 
     #[test]
     fn a_success_rate_far_below_the_others_stands_out() {
         let rates = SuccessRate { deviations: 1.9, minimum_hosts: 5, request_volume: 100 };
         let config = config().with_rates(Some(rates), None);
-        let good = || record(100, 0, 5);
+        let good = || record(100, 0);
         let table = [
-            ("one of five", vec![good(), good(), record(60, 40, 5), good(), good()], vec![2]),
-            ("four are too few to compare", vec![good(), record(60, 40, 5), good(), good()], vec![]),
-            ("too few requests to count", vec![good(), good(), record(10, 40, 5), good(), good()], vec![]),
-            ("all alike", vec![record(60, 40, 5); 6], vec![]),
+            ("one of five", vec![good(), good(), record(60, 40), good(), good()], vec![2]),
+            ("four are too few to compare", vec![good(), record(60, 40), good(), good()], vec![]),
+            ("too few requests to count", vec![good(), good(), record(10, 40), good(), good()], vec![]),
+            ("all alike", vec![record(60, 40); 6], vec![]),
         ];
         for (what, records, expected) in table {
-            assert_eq!(found(&config, &records), expected, "{what}");
+            assert_eq!(found(by_results(&config, &records)), expected, "{what}");
         }
         // Mean 92, deviation 16: 92 - 1.9 * 16 = 61.6.
-        let Cause::SuccessRate { rate, limit } = sweep(&config, &[good(), good(), record(60, 40, 5), good(), good()])[0].1 else { panic!("by success rate") };
+        let Cause::SuccessRate { rate, limit } = by_results(&config, &[good(), good(), record(60, 40), good(), good()])[0].1 else { panic!("by success rate") };
         assert!((rate - 60.0).abs() < 1e-9 && (limit - 61.6).abs() < 1e-9, "{rate} {limit}");
     }
 
@@ -213,30 +175,33 @@ mod tests {
     fn a_share_of_failures_at_the_limit_stands_out_the_worst_first() {
         let rule = FailurePercentage { threshold: Ratio::from_percent(85.0).expect("85 %"), minimum_hosts: 3, request_volume: 20 };
         let config = config().with_rates(None, Some(rule));
-        assert_eq!(found(&config, &[record(20, 0, 1), record(3, 17, 1), record(0, 20, 1), record(4, 16, 1)]), [2, 1]);
+        assert_eq!(found(by_results(&config, &[record(20, 0), record(3, 17), record(0, 20), record(4, 16)])), [2, 1]);
     }
 
     #[test]
     fn a_slow_endpoint_stands_out_against_the_median_of_its_peers() {
+        use Attempted::{Cancelled, ServerError, Success, Throttled};
         let config = config().with_slow_factor(3.0).expect("above 1");
+        let good = |count, millis| latencies(Success, count, millis);
+        let far = |millis| (1, good(50, millis).1);
         let table = [
-            ("one of three", vec![record(50, 0, 20), record(20, 0, 2_000), record(50, 0, 25)], vec![1]),
-            ("one of two", vec![record(50, 0, 20), record(20, 0, 2_000)], vec![1]),
-            ("all alike", vec![record(50, 0, 2_000); 3], vec![]),
-            ("alone", vec![record(50, 0, 2_000)], vec![]),
-            ("twice as slow is not three times", vec![record(50, 0, 100), record(50, 0, 200), record(50, 0, 100)], vec![]),
-            ("a difference nobody feels", vec![record(50, 0, 1), record(50, 0, 8), record(50, 0, 1)], vec![]),
-            ("too few answers to judge", vec![record(50, 0, 20), record(2, 0, 2_000), record(50, 0, 20)], vec![]),
-            ("few answers, all of them slow", vec![record(50, 0, 20), record(3, 0, 2_000), record(50, 0, 20)], vec![1]),
-            ("a peer that refuses at once", vec![(0, of(&[(Attempted::Throttled, 50)], 1)), record(50, 0, 100)], vec![]),
-            ("a peer that fails at once", vec![record(0, 50, 1), record(50, 0, 100)], vec![]),
-            ("one that nobody waits for", vec![record(50, 0, 20), (0, of(&[(Attempted::Cancelled, 5)], 1_000)), record(50, 0, 20)], vec![1]),
-            ("callers who leave at once", vec![record(50, 0, 20), (0, of(&[(Attempted::Cancelled, 50)], 24)), record(50, 0, 1)], vec![]),
-            ("another tier is further away", vec![record(50, 0, 5), record(50, 0, 5), (1, record(50, 0, 80).1), (1, record(50, 0, 90).1)], vec![]),
-            ("two of five, the slowest first", vec![record(50, 0, 20), record(20, 0, 900), record(50, 0, 25), record(20, 0, 2_000), record(50, 0, 20)], vec![3, 1]),
+            ("one of three", vec![good(50, 20), good(20, 2_000), good(50, 25)], vec![1]),
+            ("one of two", vec![good(50, 20), good(20, 2_000)], vec![1]),
+            ("all alike", vec![good(50, 2_000); 3], vec![]),
+            ("alone", vec![good(50, 2_000)], vec![]),
+            ("twice as slow is not three times", vec![good(50, 100), good(50, 200), good(50, 100)], vec![]),
+            ("a difference nobody feels", vec![good(50, 1), good(50, 8), good(50, 1)], vec![]),
+            ("too few answers to judge", vec![good(50, 20), good(2, 2_000), good(50, 20)], vec![]),
+            ("few answers, all of them slow", vec![good(50, 20), good(3, 2_000), good(50, 20)], vec![1]),
+            ("a peer that refuses at once", vec![latencies(Throttled, 50, 1), good(50, 100)], vec![]),
+            ("a peer that fails at once", vec![latencies(ServerError, 50, 1), good(50, 100)], vec![]),
+            ("one that nobody waits for", vec![good(50, 20), latencies(Cancelled, 5, 1_000), good(50, 20)], vec![1]),
+            ("callers who leave at once", vec![good(50, 20), latencies(Cancelled, 50, 24), good(50, 1)], vec![]),
+            ("another tier is further away", vec![good(50, 5), good(50, 5), far(80), far(90)], vec![]),
+            ("two of five, the slowest first", vec![good(50, 20), good(20, 900), good(50, 25), good(20, 2_000), good(50, 20)], vec![3, 1]),
         ];
-        for (what, records, expected) in table {
-            assert_eq!(found(&config, &records), expected, "{what}");
+        for (what, latencies, expected) in table {
+            assert_eq!(found(by_latency(&config, &latencies)), expected, "{what}");
         }
     }
 

@@ -109,15 +109,14 @@ fn a_probe_of_which_nothing_is_heard_makes_room_for_another() {
 }
 
 #[test]
-fn few_latencies_are_gathered_over_intervals_but_not_for_ever() {
+fn few_latencies_are_gathered_but_not_for_ever() {
     let (mut host, now) = (Host::default(), some_instant());
-    let mut interval = |answers: u32| {
+    let mut half = |answers: u32| {
         (0..answers).for_each(|_| assert_eq!(settle(&mut host, Attempted::Success, now), Verdict::Stays));
-        let record = host.end_interval();
-        (record.successes(), record.latencies().total())
+        host.end_half_interval().total()
     };
-    assert_eq!([interval(4), interval(4), interval(4)], [(4, 4), (4, 8), (4, 12)]);
-    assert_eq!([interval(4), interval(1), interval(1), interval(1)], [(4, 4), (1, 5), (1, 6), (1, 1)]);
+    assert_eq!([half(4), half(4), half(4), half(2)], [4, 8, 12, 2], "enough are judged once");
+    assert_eq!([half(1), half(1), half(1), half(1), half(1), half(1)], [3, 4, 5, 6, 7, 1], "old ones are dropped");
 }
 
 #[test]
