@@ -1,7 +1,8 @@
 //! Endpoints as they are written: in a policy, or in a file of their own that is watched.
 //!
 //! Such a file is a list of what a policy's `endpoints` holds, in YAML or JSON, or a mapping with that key. It is taken whole or
-//! not at all: a file that is half written is faulty, and what was known before stays in force.
+//! not at all: when it is faulty, what was known before stays in force. The beginning of a list in YAML may be a shorter one; who
+//! reads the file has to see that it is no longer being written.
 
 use std::{collections::HashSet, fs, num::NonZeroU32, path::Path, sync::Arc};
 

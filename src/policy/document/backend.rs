@@ -17,7 +17,8 @@ pub struct Backend {
     pub endpoints: Option<Vec<EndpointEntry>>,
     /// A name that is resolved, again and again.
     pub dns: Option<Dns>,
-    /// A file of endpoints, JSON or YAML, that is read again when it changes: a list like `endpoints`, or a mapping with that key.
+    /// A file of endpoints, JSON or YAML, that is read again when it changes: a list like `endpoints`, or a mapping with that key. It is
+    /// taken when it has not changed for 100 ms; who writes it best writes another and renames it.
     pub endpoints_file: Option<String>,
     /// What is spoken to the endpoints. Default HTTP1.
     pub protocol: Option<BackendProtocol>,

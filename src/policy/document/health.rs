@@ -90,9 +90,10 @@ pub struct OutlierDetection {
     pub consecutive_gateway_errors: Option<u32>,
     /// Attempts without an answer in a row that eject: refused, reset, timed out. 0 is off. Default 5.
     pub consecutive_local_origin_failures: Option<u32>,
-    /// The time between two comparisons of the endpoints. Default 10s.
+    /// The time between two comparisons of the endpoints; latencies are compared twice in it. Default 10s.
     pub interval: Option<Span>,
-    /// How long the first ejection lasts; the n-th in a row lasts n times as long. Default 30s.
+    /// How long the first ejection lasts; the n-th in a row lasts n times as long, and after a failed probe as long as the first. Default
+    /// 30s.
     pub base_ejection_time: Option<Span>,
     /// The longest ejection. Default 5m.
     pub max_ejection_time: Option<Span>,
@@ -110,7 +111,8 @@ pub struct OutlierDetection {
     pub failure_percentage_minimum_hosts: Option<u32>,
     /// Requests in an interval that are enough for that. Default 50.
     pub failure_percentage_request_volume: Option<u32>,
-    /// Ejects whose 90th percentile of latency is above so many times the median of its peers', and 25 ms above it. 0 is off.
-    /// Default 3. No other proxy has this.
+    /// Ejects whose 90th percentile of latency is above so many times the median of its peers' of the same priority and zone, and 25 ms
+    /// above it; of less than ten answers their median counts. Its probe has to be quicker than that. 0 is off. Default 3. No other
+    /// proxy has this.
     pub slow_factor: Option<f64>,
 }

@@ -220,7 +220,8 @@ pub enum BreakerScope {
 pub struct ConnectionLimits {
     /// Whether it acts.
     pub mode: ModeName,
-    /// Connections to the backend at once, busy and idle. Default 1024.
+    /// Connections to the backend at once, busy and idle. Connections of HTTP/2 are shared within a worker: it takes at least one for each
+    /// worker and endpoint to keep all busy. Default 1024.
     pub max_connections: Option<u32>,
     /// Connections to one endpoint at once, busy and idle; one that has as many is not picked while all of them are busy. Default as
     /// `maxConnections`.
