@@ -16,7 +16,9 @@ fuzz_target!(|text: &str| {
         Err(faults) => {
             assert!(!faults.as_slice().is_empty());
             for fault in faults.as_slice() {
-                assert!(fault.place.line <= text.lines().count() + 1, "{fault:?}");
+                let place = &fault.place;
+                assert!(place.line <= text.split(['\n', '\r']).count(), "{fault:?}");
+                assert!(place.column <= place.text.chars().count() + 1, "{fault:?}");
             }
             // The rendering must cope with whatever the line holds.
             _ = faults.to_human();

@@ -38,7 +38,7 @@ pub fn compile(source: &Source, environment: &HashMap<String, String>) -> Result
     if faults.is_empty() && snapshot.listeners.is_empty() {
         let message = if documents.is_empty() { "there is no policy in it" } else { "there is no listener in this set" };
         let file = source.files().first().map(|file| file.name.clone()).unwrap_or_default();
-        let place = Place { file, line: 0, column: 0, text: String::new() };
+        let place = Place::whole(file);
         faults.push(Diagnostic::error(place, message).with_hint("a set has at least one listener; an empty one would close every port"));
     }
     redact(&mut faults, source, environment);
@@ -267,7 +267,6 @@ fn type_fault(file: &File, error: &serde_saphyr::Error) -> Diagnostic {
     Diagnostic::error(place(file, position), message.to_owned())
 }
 
-fn place(file: &File, (line, column): Position) -> Place {
-    let text = line.checked_sub(1).and_then(|index| file.text.lines().nth(index)).unwrap_or_default();
-    Place { file: file.name.clone(), line, column, text: text.to_owned() }
+fn place(file: &File, position: Position) -> Place {
+    Place::at(file.name.clone(), &file.text, position)
 }

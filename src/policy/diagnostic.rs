@@ -28,6 +28,26 @@ pub struct Place {
     pub text: String,
 }
 
+impl Place {
+    /// A file as a whole.
+    #[must_use]
+    pub fn whole(file: Arc<str>) -> Self {
+        Self { file, line: 0, column: 0, text: String::new() }
+    }
+
+    /// A line and a column of a file with this text.
+    #[must_use]
+    pub fn at(file: Arc<str>, text: &str, (line, column): (usize, usize)) -> Self {
+        let text = line.checked_sub(1).and_then(|index| yaml_lines(text).nth(index)).unwrap_or_default();
+        Self { file, line, column, text: text.to_owned() }
+    }
+}
+
+/// The lines as YAML counts them: a line feed, a carriage return, or both together end one (YAML 1.2, 5.4).
+fn yaml_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
+}
+
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
@@ -115,7 +135,7 @@ impl Diagnostics {
         let mut out = String::new();
         for fault in &self.0 {
             let hint = fault.hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default();
-            let message = format!("{}{hint}", fault.message).replace('%', "%25").replace('\n', "%0A");
+            let message = format!("{}{hint}", fault.message).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
             let place = &fault.place;
             // Writing to a String cannot fail.
             _ = writeln!(out, "::{} file={},line={},col={}::{message}", fault.severity_name(), place.file, place.line.max(1), place.column.max(1));

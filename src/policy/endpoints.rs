@@ -57,7 +57,7 @@ pub(super) fn spec(endpoint: &Endpoint) -> Result<EndpointSpec, Fault> {
 /// All its faults, with their places.
 pub fn read(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
     let name: Arc<str> = path.display().to_string().into();
-    let whole = |message: String| Diagnostic::error(Place { file: name.clone(), line: 0, column: 0, text: String::new() }, message);
+    let whole = |message: String| Diagnostic::error(Place::whole(name.clone()), message);
     let text = fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
     parse(&name, &text)
 }
@@ -67,10 +67,7 @@ pub fn read(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
 /// # Errors
 /// All its faults, with their places.
 pub fn parse(name: &Arc<str>, text: &str) -> Result<Vec<EndpointSpec>, Diagnostics> {
-    let fault = |position: Position, message: String, hint: Option<String>| {
-        let line = position.0.checked_sub(1).and_then(|index| text.lines().nth(index)).unwrap_or_default();
-        Diagnostic { hint, ..Diagnostic::error(Place { file: name.clone(), line: position.0, column: position.1, text: line.to_owned() }, message) }
-    };
+    let fault = |position: Position, message: String, hint: Option<String>| Diagnostic { hint, ..Diagnostic::error(Place::at(name.clone(), text, position), message) };
     let roots = tree::parse(text).map_err(|(position, message)| fault(position, format!("neither YAML nor JSON: {message}"), None))?;
     let [root] = roots.as_slice() else {
         let hint = "write a list of endpoints; `[]` says that there is none";

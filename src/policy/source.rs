@@ -104,6 +104,5 @@ fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn unreadable(path: &Path, why: impl std::fmt::Display) -> Diagnostic {
-    let place = Place { file: path.display().to_string().into(), line: 0, column: 0, text: String::new() };
-    Diagnostic::error(place, format!("cannot be read: {why}"))
+    Diagnostic::error(Place::whole(path.display().to_string().into()), format!("cannot be read: {why}"))
 }

@@ -45,6 +45,15 @@ fn all_faults_of_all_files_are_reported_at_once() {
     assert!(!told.contains("b.yaml"), "{told}");
 }
 
+/// YAML ends a line with a carriage return, a line feed or both; editors of three systems write them.
+#[test]
+fn a_place_is_shown_with_its_line_however_lines_end() {
+    for end in ["\n", "\r\n", "\r"] {
+        let told = diagnose(&[("a.yaml", &["# of this system", "apiVersion: outrigger.dev/v1alpha1", "kind: Other", ""].join(end))]);
+        assert!(told.contains("a.yaml:3:7") && told.contains("3 | kind: Other\n"), "{end:?}: {told}");
+    }
+}
+
 #[test]
 fn a_name_given_twice_is_refused_with_both_places() {
     let text = policy(&["127.0.0.1:1".parse().unwrap()], "");
