@@ -77,6 +77,8 @@ struct Open {
     heaviest: f64,
     /// The sum of their weights.
     sum: f64,
+    /// Which of them has been warming up for longest, and so is as warm as any.
+    eldest: usize,
 }
 
 /// What a request asks of a pick.
@@ -126,19 +128,19 @@ impl BackendState {
 
     fn pick_in(&self, open: &Open, ring: &Ring, wish: Wish, may: &impl Fn(usize) -> bool, dice: &mut impl FnMut() -> f64) -> Option<usize> {
         let members = &open.members;
-        let share = |member: usize| {
-            let index = members[member];
-            if may(index) { self.share(open, index, wish.now) } else { 0.0 }
-        };
+        // When all are new, drawing in proportion to the warmest is as quick as when all are warm.
+        let most = open.heaviest * if members.is_empty() { 1.0 } else { self.warmth(open.eldest, wish.now) };
+        let relative = |index: usize| (self.weight(index) * self.warmth(index, wish.now) / most).min(1.0);
+        let share = |member: usize| if may(members[member]) { relative(members[member]) } else { 0.0 };
         let picked = match (&self.spec.balancer, wish.key) {
             (Balancer::LeastRequest, _) => {
-                let cost = |member: usize| f64::from(self.endpoints[members[member]].in_flight()) / self.share(open, members[member], wish.now);
+                let cost = |member: usize| f64::from(self.endpoints[members[member]].in_flight()) / relative(members[member]);
                 balance::power_of_two(members.len(), share, cost, dice)
             }
             (Balancer::PeakEwma, _) => {
                 let cost = |member: usize| {
                     let endpoint = &self.endpoints[members[member]];
-                    endpoint.latency().cost(endpoint.in_flight(), self.share(open, members[member], wish.now), wish.now)
+                    endpoint.latency().cost(endpoint.in_flight(), relative(members[member]), wish.now)
                 };
                 balance::power_of_two(members.len(), share, cost, dice)
             }
@@ -161,10 +163,9 @@ impl BackendState {
         self.places[index].weight.get().into()
     }
 
-    /// An endpoint's weight as a share of the heaviest one's, and while it warms up a part of that.
-    fn share(&self, open: &Open, index: usize, now: Instant) -> f64 {
-        let weight = self.weight(index) / open.heaviest;
-        self.spec.warm_up.as_ref().map_or(weight, |config| weight * self.endpoints[index].warmth(config, now))
+    /// The part of its weight that an endpoint has while it warms up.
+    fn warmth(&self, index: usize, now: Instant) -> f64 {
+        self.spec.warm_up.as_ref().map_or(1.0, |config| self.endpoints[index].warmth(config, now))
     }
 
     /// The tiers, each with its members.
@@ -222,7 +223,8 @@ impl BackendState {
             let ignores = share.is_panic && share.load > 0.0;
             let members: Vec<usize> = tier.members.iter().copied().filter(|index| ignores || is_available(*index)).collect();
             let weights = members.iter().map(|index| self.weight(*index));
-            Open { load: share.load, heaviest: weights.clone().fold(0.0, f64::max), sum: weights.sum(), members }
+            let eldest = members.iter().copied().min_by_key(|index| self.endpoints[*index].warming_since()).unwrap_or_default();
+            Open { load: share.load, heaviest: weights.clone().fold(0.0, f64::max), sum: weights.sum(), eldest, members }
         });
         let is_on_probation = |index: &usize| self.ejects() && self.endpoints[*index].is_out() && matches!(self.endpoints[*index].host().standing(), Standing::Probation { .. });
         let probation = (0..self.endpoints.len()).filter(is_on_probation).collect();

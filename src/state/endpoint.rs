@@ -213,6 +213,14 @@ impl EndpointState {
         }
     }
 
+    /// Since when it warms up; `None` if it is warm.
+    pub(super) fn warming_since(&self) -> Option<Instant> {
+        let since = self.warming_since.load(Ordering::Relaxed);
+        let offset = Duration::from_millis(since.unsigned_abs());
+        let start = if since < 0 { self.born.checked_sub(offset) } else { self.born.checked_add(offset) };
+        (since != WARM).then(|| start.unwrap_or(self.born))
+    }
+
     /// The share of its weight that it gets for its age, in `0.0..=1.0`.
     #[must_use]
     pub fn warmth(&self, config: &WarmUpConfig, now: Instant) -> f64 {

@@ -54,7 +54,8 @@ fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
         assert!(hits.contains(&3), "all three went to one: {hits:?}");
         hits.iter().position(|hits| *hits == 3).unwrap()
     };
-    let owners: Vec<usize> = (0..12).map(owner).collect();
+    // Ports are drawn anew for each run: of so few users as ten, all might fall to two of three.
+    let owners: Vec<usize> = (0..60).map(owner).collect();
     assert!((0..3).all(|backend| owners.contains(&backend)), "{owners:?}");
     sidecar.reload(&policy_with(&all[..2], hash, ""));
     for (user, before) in owners.iter().enumerate() {
