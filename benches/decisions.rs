@@ -71,7 +71,7 @@ fn rate_limit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("rate limit");
     let now = Instant::now();
     for keys in [1_u64, 100, 10_000, 100_000] {
-        let state = RateLimitState::new("in/per-key".into(), keyed_rule(), now);
+        let state = RateLimitState::new("in/per-key".into(), keyed_rule(), now, now);
         assert!((0..keys).all(|key| state.try_acquire(Some(key.wrapping_mul(0x9E37_79B9_7F4A_7C15)), now).is_ok()));
         let mut key = 0;
         group.bench_function(format!("one of {keys} keys"), |bench| {

@@ -59,6 +59,10 @@ struct RateLimit {
     burst: u32,
     keys: usize,
     overflowed: u64,
+    /// Requests that waited for their tokens.
+    delayed: u64,
+    /// Answers whose cost is no whole number.
+    unreadable_costs: u64,
 }
 
 #[derive(Serialize)]
@@ -199,7 +203,7 @@ fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimit> {
     let limits = route.rate_limits.iter();
     limits
         .map(|limit| {
-            let (keys, overflowed) = limit.usage();
+            let usage = limit.usage();
             let rule = limit.rule();
             RateLimit {
                 name: limit.name().to_string(),
@@ -207,8 +211,10 @@ fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimit> {
                 requests: rule.quota.requests.get(),
                 per_seconds: rule.quota.unit_seconds.get(),
                 burst: rule.quota.burst.get(),
-                keys,
-                overflowed,
+                keys: usage.keys,
+                overflowed: usage.overflowed,
+                delayed: usage.delayed,
+                unreadable_costs: usage.bad_bills,
             }
         })
         .collect()
@@ -360,9 +366,12 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
         metrics.gauge(name::RETRY_BUDGET, &[("budget", budget.name())]).set(f64::from(budget.remaining(now)));
     }
     for limit in live.routes.iter().flat_map(|route| &route.rate_limits) {
-        let (keys, overflowed) = limit.usage();
-        metrics.gauge(name::RATE_LIMIT_KEYS, &[("rule", limit.name())]).set(keys as f64);
-        metrics.gauge(name::RATE_LIMIT_OVERFLOW, &[("rule", limit.name())]).set(overflowed as f64);
+        let usage = limit.usage();
+        let rule = [("rule", &**limit.name())];
+        metrics.gauge(name::RATE_LIMIT_KEYS, &rule).set(usage.keys as f64);
+        metrics.gauge(name::RATE_LIMIT_OVERFLOW, &rule).set(usage.overflowed as f64);
+        metrics.gauge(name::RATE_LIMIT_DELAYED, &rule).set(usage.delayed as f64);
+        metrics.gauge(name::RATE_LIMIT_UNREADABLE, &rule).set(usage.bad_bills as f64);
     }
 }
 

@@ -83,13 +83,7 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
         writeln!(out, "  direction          outbound: the app to others")?;
     }
     for rule in &route.rate_limits.rules {
-        let per = Span(Duration::from_secs(rule.quota.unit_seconds.get()));
-        let keyed = if rule.is_keyed() { format!(", one bucket per key, {} keys", rule.max_keys) } else { String::new() };
-        writeln!(
-            out,
-            "  rate limit         {}: {} per {per}, burst {}, cost {}{keyed}, {:?}   (from {})",
-            rule.name, rule.quota.requests, rule.quota.burst, rule.cost, rule.mode, route.rate_limits.origin
-        )?;
+        writeln!(out, "  rate limit         {}: {rule}   (from {})", rule.name, route.rate_limits.origin)?;
     }
     match &route.action {
         ActionSpec::Redirect(redirect) => writeln!(out, "  redirect           {}", redirect.status),

@@ -158,6 +158,7 @@ fn route_changes(old_set: &Snapshot, old: &RouteSpec, new_set: &Snapshot, new: &
 }
 
 fn rate_limit_changes(old: &RouteSpec, new: &RouteSpec, changes: &mut Vec<String>) {
+    changed("headers about rate limits", &old.rate_limits.headers, &new.rate_limits.headers, changes);
     for rule in &old.rate_limits.rules {
         if !new.rate_limits.rules.iter().any(|other| other.name == rule.name) {
             changes.push(format!("rate limit {} removed", rule.name));
@@ -166,12 +167,9 @@ fn rate_limit_changes(old: &RouteSpec, new: &RouteSpec, changes: &mut Vec<String
     for rule in &new.rate_limits.rules {
         match old.rate_limits.rules.iter().find(|other| other.name == rule.name) {
             None => changes.push(format!("rate limit {} added, its buckets begin full", rule.name)),
-            Some(before) if before == rule => {}
             Some(before) if before.selectors != rule.selectors => changes.push(format!("rate limit {}: selectors changed, its buckets begin full", rule.name)),
-            Some(before) => {
-                let quota = |rule: &super::snapshot::RateRuleSpec| format!("{} per {} s, burst {}", rule.quota.requests, rule.quota.unit_seconds, rule.quota.burst);
-                changes.push(format!("rate limit {}: {} -> {}, its buckets keep their share", rule.name, quota(before), quota(rule)));
-            }
+            Some(before) if before.to_string() == rule.to_string() => {}
+            Some(before) => changes.push(format!("rate limit {}: {before} -> {rule}, its buckets keep their share", rule.name)),
         }
     }
 }

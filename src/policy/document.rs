@@ -12,6 +12,7 @@ mod balancer;
 mod health;
 mod listener;
 mod process;
+mod rate_limit;
 mod route;
 mod sections;
 mod tls;
@@ -24,16 +25,17 @@ use serde::Deserialize;
 pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
 pub use balancer::{ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType, SlowStart, ZoneAware, ZoneMode};
 pub use health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection};
-pub use listener::{Direction, Listener, ListenerLimits, ListenerProtocol};
+pub use listener::{ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor};
 pub use process::{AccessLog, Action, ActionType, Drain, Lifecycle, LogFormat, Recovery, Rung, Startup, Telemetry, Trigger, TriggerType, Undo};
+pub use rate_limit::{
+    ClientSelector, Cost, CostFrom, HeaderSelector, IdentitySelector, Limit, LimitUnit, LocalRateLimit, MethodSelector, PaceQueue, RateLimit, RateLimitHeaders, RateLimitRule,
+    RateWarmUp, RequestCost, ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
+};
 pub use route::{
     BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier, PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route, RouteMatch,
     UrlRewrite,
 };
-pub use sections::{
-    BreakerScope, CircuitBreaker, ClientSelector, ConnectionLimits, Cost, CostFrom, GrpcCode, HeaderSelector, IdentitySelector, Limit, LimitUnit, LocalRateLimit, ModeName,
-    RateLimit, RateLimitHeaders, RateLimitRule, RequestCost, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, SelectorType, SourceSelector, Timeouts,
-};
+pub use sections::{BreakerScope, CircuitBreaker, ConnectionLimits, GrpcCode, ModeName, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, Timeouts};
 pub use tls::{Allow, BackendTls, ClientAuth, ListenerTls};
 
 /// One document of a policy directory. Names are global over all documents.
@@ -101,9 +103,8 @@ pub const NOT_YET: &[&str] = &[
     "adaptive",
     "fallback",
     "hedging",
-    "staleIfError",
-    "queue",
     "warmUp",
+    "staleIfError",
     "global",
     "admissionControl",
     "faultInjection",
@@ -117,8 +118,6 @@ pub const NOT_YET: &[&str] = &[
     "tracing",
     "requestMirror",
     "appProbes",
-    "path",
-    "methods",
     "session",
     "startupDelay",
 ];

@@ -39,6 +39,16 @@ pub enum PathSpec {
     Regex(Regex),
 }
 
+impl PartialEq for PathSpec {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(one), Self::Exact(other)) | (Self::Prefix(one), Self::Prefix(other)) => one == other,
+            (Self::Regex(one), Self::Regex(other)) => one.as_str() == other.as_str(),
+            _ => false,
+        }
+    }
+}
+
 impl Default for PathSpec {
     fn default() -> Self {
         Self::Prefix(String::new())

@@ -4,18 +4,13 @@
 //! remembers from where. A request pins one snapshot and sees it to its end.
 
 mod backend;
+mod rate_limit;
 mod tls;
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    num::{NonZeroU32, NonZeroU64},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
-    document::{BreakerScope, Direction, RateLimitHeaders},
+    document::{BreakerScope, Direction},
     units::StatusSet,
 };
 use crate::resilience::{
@@ -23,6 +18,7 @@ use crate::resilience::{
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
+pub use self::rate_limit::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec, WarmUpSpec};
 pub use self::tls::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace};
 use super::matching::Rule;
 
@@ -62,6 +58,8 @@ pub struct ListenerSpec {
     pub tls: Option<ServerTlsSpec>,
     /// What a client may use up.
     pub limits: ListenerLimitSpec,
+    /// Proxies whose word about their clients is taken.
+    pub trusted: Vec<ipnet::IpNet>,
 }
 
 /// What a client may use up.
@@ -164,66 +162,6 @@ pub struct RedirectSpec {
     pub port: Option<u16>,
     /// The path, if it changes.
     pub path: Option<PathRewriteSpec>,
-}
-
-/// The rate limits of a route.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RateLimitSpec {
-    /// The rules; those with a key first.
-    pub rules: Vec<RateRuleSpec>,
-    /// Headers on a refusal.
-    pub headers: RateLimitHeaders,
-    /// Where the section is from.
-    pub origin: Origin,
-}
-
-/// One rule.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RateRuleSpec {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Whether it acts.
-    pub mode: Mode,
-    /// Which requests it is about; any suffices, none means all.
-    pub selectors: Vec<SelectorSpec>,
-    /// The bucket.
-    pub quota: QuotaSpec,
-    /// What a request takes.
-    pub cost: NonZeroU32,
-    /// Keys that are told apart.
-    pub max_keys: usize,
-}
-
-/// A bucket: `requests` come back in each `unit`, and it holds `burst`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuotaSpec {
-    /// Tokens per unit.
-    pub requests: NonZeroU32,
-    /// The unit in seconds.
-    pub unit_seconds: NonZeroU64,
-    /// What it holds.
-    pub burst: NonZeroU32,
-}
-
-/// A selection of requests.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SelectorSpec {
-    /// Headers and the value they must have, or `None` for one bucket per value.
-    pub headers: Vec<(http::HeaderName, Option<String>)>,
-    /// The range of client addresses, and whether there is one bucket per address.
-    pub source: Option<(ipnet::IpNet, bool)>,
-    /// The identity in the client's certificate, or `None` for one bucket per identity.
-    pub identity: Option<Option<Arc<str>>>,
-}
-
-impl RateRuleSpec {
-    /// Whether requests are told apart by a key.
-    #[must_use]
-    pub fn is_keyed(&self) -> bool {
-        self.selectors
-            .iter()
-            .any(|selector| selector.headers.iter().any(|(_, value)| value.is_none()) || selector.source.is_some_and(|(_, distinct)| distinct) || selector.identity == Some(None))
-    }
 }
 
 /// Where a section is from.

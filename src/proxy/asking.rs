@@ -183,7 +183,7 @@ async fn pass_on_interim(exchange: &Exchange<'_>, client: &mut Client, head: &Re
     if !matches!(client.head().version, http::Version::HTTP_11 | http::Version::HTTP_2) {
         return Ok(());
     }
-    let head = headers::downstream(exchange, client, head, false).map_err(|_| Rejection::of(Reason::InternalError))?;
+    let head = headers::downstream(exchange, client, head, false, None).map_err(|_| Rejection::of(Reason::InternalError))?;
     client.write_interim(head).await.map_err(gone)?;
     let idle = exchange.destination.policy.timeouts.stream_idle;
     clock::within(idle, client.push()).await.map_err(|_| gone(Reason::ClientClosed))?.map_err(gone)

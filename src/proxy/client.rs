@@ -10,7 +10,7 @@ use pingora::{
     protocols::http::ServerSession,
 };
 
-use super::http2;
+use super::{http2, source};
 use crate::{policy::snapshot::ListenerSpec, telemetry::reason::Reason, transport::wire::Wire};
 
 /// A client with one request.
@@ -82,6 +82,11 @@ impl Client {
     /// The value of a header if it is text.
     pub(super) fn text(&self, name: &http::HeaderName) -> Option<&str> {
         self.head().headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Its address, as far as the proxies in between are trusted to tell it.
+    pub(super) fn source(&self) -> IpAddr {
+        source::of(self.peer.address, &self.head().headers, &self.listener.trusted)
     }
 
     /// Whether it speaks HTTP/2.

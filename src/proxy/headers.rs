@@ -18,7 +18,15 @@ use http::{
 };
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use super::{authority::Target, client::Client, deadline::write_grpc_timeout, rejection::PSEUDONYM, serve::Exchange};
+use super::{
+    authority::Target,
+    client::Client,
+    deadline::write_grpc_timeout,
+    rate_limits::{self, Limits},
+    rejection::PSEUDONYM,
+    serve::Exchange,
+    source::FORWARDED_FOR,
+};
 use crate::policy::{document::Direction, snapshot::HeaderEdits};
 
 /// Fields about one connection, besides `transfer-encoding`.
@@ -26,7 +34,7 @@ const HOP_BY_HOP: [HeaderName; 6] =
     [header::CONNECTION, HeaderName::from_static("proxy-connection"), HeaderName::from_static("keep-alive"), header::TE, header::TRAILER, header::UPGRADE];
 
 /// How many fields we add at most, besides those of filters.
-const OWN_FIELDS: usize = 8;
+const OWN_FIELDS: usize = 11;
 
 const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
 const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 outrigger");
@@ -35,7 +43,6 @@ const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
@@ -183,7 +190,7 @@ fn one_cookie(headers: &mut HeaderMap) -> pingora::Result<()> {
 }
 
 /// The head of the answer, as the client gets it.
-pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader, is_upgrade: bool) -> pingora::Result<Box<ResponseHeader>> {
+pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader, is_upgrade: bool, limits: Option<&Limits>) -> pingora::Result<Box<ResponseHeader>> {
     let mut headers = passed_on(&answer.headers);
     if let Some(protocol) = answer.headers.get(header::UPGRADE).filter(|_| is_upgrade) {
         headers.insert(header::CONNECTION, UPGRADE);
@@ -193,6 +200,9 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
     }
     one_length(&mut headers)?;
     headers.append(header::VIA, if exchange.is_to_http2() { VIA_HTTP2 } else { VIA });
+    for (name, value) in limits.into_iter().flat_map(|limits| rate_limits::headers(exchange.route, limits)) {
+        headers.append(name, value);
+    }
     if exchange.is_draining_inbound() {
         headers.insert(DRAINING, HeaderValue::from_static("1"));
     }

@@ -97,7 +97,7 @@ async fn one_request(
     let live = worker.state.live.load();
     live.unrouted.refused(&worker.state.telemetry.metrics, reason);
     client.close_after();
-    if rejection::answer(&mut client, &Rejection::of(reason), false).await.is_ok() {
+    if rejection::answer(&mut client, &Rejection::of(reason), None, false).await.is_ok() {
         linger(&mut client).await;
     }
     None

@@ -82,7 +82,7 @@ fn key(exchange: &Exchange<'_>, client: &Client) -> Option<u64> {
     match key {
         HashKey::Header(name) => headers.get(name).map(|value| ring::hash(value.as_bytes())),
         HashKey::Cookie(name) => headers.get_all(header::COOKIE).iter().find_map(|cookies| cookie(cookies.as_bytes(), name.as_bytes())).map(ring::hash),
-        HashKey::Source => Some(ring::hash(client.peer.address.to_canonical().to_string().as_bytes())),
+        HashKey::Source => Some(ring::hash(client.source().to_string().as_bytes())),
     }
 }
 

@@ -8,8 +8,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
-use super::{client::Client, grpc, headers};
-use crate::{clock, policy::snapshot::QuotaSpec, telemetry::reason::Reason};
+use super::{
+    client::Client,
+    grpc, headers,
+    rate_limits::{self, Limits},
+};
+use crate::{clock, state::live::RouteState, telemetry::reason::Reason};
 
 /// The name of this proxy in `proxy-status` and `via`.
 pub(super) const PSEUDONYM: &str = "outrigger";
@@ -21,17 +25,9 @@ pub(super) struct Rejection {
     /// Who refuses: a breaker, a rule. Empty if that is plain.
     pub(super) by: Arc<str>,
     pub(super) retry_after: Option<Duration>,
-    pub(super) limit: Option<LimitHeaders>,
     pub(super) redirect: Option<(u16, String)>,
     /// Whether the connection cannot be used any more.
     pub(super) is_fatal: bool,
-}
-
-/// What the headers about a limit say.
-#[derive(Debug)]
-pub(super) struct LimitHeaders {
-    pub(super) rule: Arc<str>,
-    pub(super) quota: QuotaSpec,
 }
 
 impl Rejection {
@@ -40,7 +36,7 @@ impl Rejection {
     }
 
     pub(super) fn by(reason: Reason, by: Arc<str>) -> Self {
-        Self { reason, by, retry_after: None, limit: None, redirect: None, is_fatal: false }
+        Self { reason, by, retry_after: None, redirect: None, is_fatal: false }
     }
 
     pub(super) fn after(self, wait: Duration) -> Self {
@@ -148,11 +144,14 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
 }
 
 /// Answers a client with a refusal. The connection stays usable if the session says so.
-pub(super) async fn answer(client: &mut Client, rejection: &Rejection, is_draining: bool) -> Result<(), Reason> {
+pub(super) async fn answer(client: &mut Client, rejection: &Rejection, limits: Option<(&RouteState, &Limits)>, is_draining: bool) -> Result<(), Reason> {
     let is_grpc = client.is_grpc();
     let body = if is_grpc { Bytes::new() } else { problem(rejection) };
     let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.len()) };
-    let head = made.and_then(|head| marked(head, rejection, is_draining)).map_err(|_| Reason::InternalError)?;
+    let mut head = made.and_then(|head| marked(head, rejection, is_draining)).map_err(|_| Reason::InternalError)?;
+    for (name, value) in limits.into_iter().flat_map(|(route, limits)| rate_limits::headers(route, limits)) {
+        head.append_header(name, value).map_err(|_| Reason::InternalError)?;
+    }
     client.write_head(Box::new(head)).await?;
     client.write(body).await?;
     client.finish(None).await?;
@@ -178,11 +177,6 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
     if matches!(status, 429 | 503) {
         head.insert_header("retry-after", whole_seconds(rejection.retry_after.unwrap_or(Duration::from_secs(1))))?;
     }
-    if let Some(limit) = &rejection.limit {
-        let LimitHeaders { rule, quota } = limit;
-        head.insert_header("ratelimit-policy", format!(r#""{rule}";q={};w={}"#, quota.requests, quota.unit_seconds))?;
-        head.insert_header("ratelimit", format!(r#""{rule}";r=0;t={}"#, whole_seconds(rejection.retry_after.unwrap_or_default())))?;
-    }
     Ok(head)
 }
 
@@ -201,7 +195,7 @@ fn marked(mut head: ResponseHeader, rejection: &Rejection, is_draining: bool) ->
 }
 
 /// Rounded up, so that nobody comes back too early, and at least one.
-fn whole_seconds(wait: Duration) -> u64 {
+pub(super) fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 

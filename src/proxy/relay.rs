@@ -17,7 +17,7 @@ use pingora::http::ResponseHeader;
 use super::{
     attempt::{Answered, gone},
     client::{Client, ClientStream},
-    duplex, grpc, headers,
+    duplex, grpc, headers, rate_limits,
     rejection::{self, Rejection},
     request_body::RequestBody,
     serve::{After, Exchange, Progress},
@@ -34,7 +34,8 @@ const PIECE: usize = 16 << 10;
 /// Passes an answer on; what becomes of the client's connection.
 pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, mut answered: Answered, progress: &mut Progress) -> Result<After, Rejection> {
     let answer = answered.upstream.head().ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
-    let head = headers::downstream(exchange, client, answer, answered.is_upgrade).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
+    rate_limits::charge(exchange.route, &mut progress.limits, &answer.headers);
+    let head = headers::downstream(exchange, client, answer, answered.is_upgrade, Some(&progress.limits)).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
     let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
     if exchange.is_closing() || ends_with_connection || !client.is_body_done() {

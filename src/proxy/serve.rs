@@ -11,6 +11,7 @@ use super::{
     authority::{self, Target},
     client::Client,
     framing, headers,
+    rate_limits::{self, Limits},
     rejection::{self, Rejection},
     relay,
     request_body::RequestBody,
@@ -86,6 +87,7 @@ pub(super) struct Progress {
     pub(super) status: u16,
     pub(super) reason: Option<Reason>,
     pub(super) grpc_status: Option<u8>,
+    pub(super) limits: Limits,
     by: Arc<str>,
     received: u64,
     request_id: HeaderValue,
@@ -93,6 +95,25 @@ pub(super) struct Progress {
     route: Option<usize>,
     /// The index of the destination in the route.
     destination: Option<usize>,
+}
+
+impl Progress {
+    fn new(began: Instant, request_id: HeaderValue) -> Self {
+        Self {
+            began,
+            attempts: 0,
+            endpoint: None,
+            status: 0,
+            reason: None,
+            grpc_status: None,
+            limits: Limits::default(),
+            by: Arc::default(),
+            received: 0,
+            request_id,
+            route: None,
+            destination: None,
+        }
+    }
 }
 
 /// Serves one request.
@@ -103,11 +124,10 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     let is_draining = is_inbound && worker.state.lifecycle.is_draining();
     let in_flight = InFlight::enter(&worker.state, is_inbound, began);
     let request_id = headers::request_id(client);
-    let mut progress =
-        Progress { began, attempts: 0, endpoint: None, status: 0, reason: None, grpc_status: None, by: Arc::default(), received: 0, request_id, route: None, destination: None };
+    let mut progress = Progress::new(began, request_id);
     let after = match exchange(worker, &live, client, &mut progress, is_closing).await {
         Ok(after) => after,
-        Err(rejection) => refuse(client, &rejection, &mut progress, is_closing, is_draining).await,
+        Err(rejection) => refuse(&live, client, &rejection, &mut progress, is_closing, is_draining).await,
     };
     let ended = clock::now();
     record(worker, &live, client, &progress, ended);
@@ -133,7 +153,7 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     let hasher = &worker.state.limit_hasher;
     let exchange = Exchange { worker, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
 
-    admission::rate_limits(&exchange, client, progress.began)?;
+    rate_limits::admit(&exchange, client, &mut progress.limits, progress.began).await?;
     let _place = admission::enter(&exchange, client).await?;
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let answered = attempt::until_answered(&exchange, client, &mut body, progress).await;
@@ -143,7 +163,7 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     after
 }
 
-async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool, is_draining: bool) -> After {
+async fn refuse(live: &Live, client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool, is_draining: bool) -> After {
     progress.reason = Some(rejection.reason);
     progress.by = rejection.by.clone();
     if rejection.reason == Reason::ClientClosed {
@@ -156,7 +176,8 @@ async fn refuse(client: &mut Client, rejection: &Rejection, progress: &mut Progr
     if rejection.is_fatal || is_unread || is_closing || is_draining || matches!(rejection.reason, Reason::BadRequest) {
         client.close_after();
     }
-    match rejection::answer(client, rejection, is_draining).await {
+    let limits = progress.route.map(|route| (&live.routes[route], &progress.limits));
+    match rejection::answer(client, rejection, limits, is_draining).await {
         Err(_) => After::Close,
         Ok(()) if rejection.is_fatal || is_unread => After::Linger,
         Ok(()) => After::Reuse,
@@ -195,7 +216,7 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
         route: route.map_or("", |route| &route.spec.name),
         backend: destination.map_or("", |destination| &destination.backend.spec.name),
         endpoint: progress.endpoint.as_ref().map_or("", |endpoint| &endpoint.label),
-        client: Some(client.peer.address),
+        client: Some(client.source()),
         method: head.method.as_str(),
         host: client.text(&http::header::HOST).or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
         path: path_of(head),

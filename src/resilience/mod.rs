@@ -8,6 +8,7 @@
 //! Every policy has one shape, so that one teaches the rest: a configuration that cannot be wrong (`try_new`), a machine
 //! that is asked (`try_acquire`) and told (`settle`), a `snapshot` for views, and transitions as values.
 
+pub mod arrival;
 pub mod backoff;
 pub mod balance;
 pub mod breaker;
@@ -16,6 +17,7 @@ pub mod ewma;
 pub mod health;
 pub mod lifecycle;
 pub mod outlier;
+pub mod rate_warm_up;
 pub mod ratio;
 pub mod recovery;
 pub mod retry;

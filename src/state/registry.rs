@@ -233,7 +233,7 @@ impl Joining<'_> {
     fn rate_limit(&mut self, name: &Arc<str>, rule: &crate::policy::snapshot::RateRuleSpec) -> Arc<RateLimitState> {
         self.used.insert(Use::RateLimit(name.clone()));
         let epoch = *self.registry.epoch.get_or_insert(self.now);
-        let make = || Arc::new(RateLimitState::new(name.clone(), rule.clone(), epoch));
+        let make = || Arc::new(RateLimitState::new(name.clone(), rule.clone(), epoch, self.now));
         let limit = self.registry.rate_limits.entry(name.clone()).or_insert_with(make);
         if limit.rule() != rule {
             *limit = Arc::new(limit.reconfigured(rule.clone(), self.now));

@@ -108,6 +108,32 @@ impl BoundedStore {
     fn shard_of(&self, key: u64) -> &Mutex<Shard> {
         &self.shards[usize::try_from(key % self.shards.len() as u64).unwrap_or_default()]
     }
+
+    /// Changes the fill of a bucket in one step; `None` leaves it as it is.
+    pub fn change<T>(&self, key: u64, change: impl FnOnce(Option<u64>) -> (T, Option<u64>)) -> T {
+        let mut shard = lock(self.shard_of(key));
+        if let Some(arrival) = shard.buckets.get_mut(&key) {
+            let (answer, next) = change(Some(*arrival));
+            *arrival = next.unwrap_or(*arrival);
+            return answer;
+        }
+        if shard.buckets.len() >= self.shard_capacity {
+            shard.make_room(self.now.load(Ordering::Relaxed));
+        }
+        if shard.buckets.len() >= self.shard_capacity {
+            self.overflowed.fetch_add(1, Ordering::Relaxed);
+            drop(shard);
+            let mut overflow = lock(&self.overflow);
+            let (answer, next) = change(*overflow);
+            *overflow = next.or(*overflow);
+            return answer;
+        }
+        let (answer, next) = change(None);
+        if let Some(next) = next {
+            shard.buckets.insert(key, next);
+        }
+        answer
+    }
 }
 
 impl StateStore for BoundedStore {
@@ -117,26 +143,10 @@ impl StateStore for BoundedStore {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut shard = lock(self.shard_of(*key));
-        if let Some(arrival) = shard.buckets.get_mut(key) {
-            let (answer, next) = f(Some(Nanos::new(*arrival)))?;
-            *arrival = next.as_u64();
-            return Ok(answer);
-        }
-        if shard.buckets.len() >= self.shard_capacity {
-            shard.make_room(self.now.load(Ordering::Relaxed));
-        }
-        if shard.buckets.len() >= self.shard_capacity {
-            self.overflowed.fetch_add(1, Ordering::Relaxed);
-            drop(shard);
-            let mut overflow = lock(&self.overflow);
-            let (answer, next) = f(overflow.map(Nanos::new))?;
-            *overflow = Some(next.as_u64());
-            return Ok(answer);
-        }
-        let (answer, next) = f(None)?;
-        shard.buckets.insert(*key, next.as_u64());
-        Ok(answer)
+        self.change(*key, |arrival| match f(arrival.map(Nanos::new)) {
+            Ok((answer, next)) => (Ok(answer), Some(next.as_u64())),
+            Err(refused) => (Err(refused), None),
+        })
     }
 }
 

@@ -72,6 +72,8 @@ names! {
     BREAKER_TRANSITIONS = "outrigger_breaker_transitions_total", Counter, "Changes of state, by breaker and the state entered.";
     RATE_LIMIT_KEYS = "outrigger_rate_limit_keys", Gauge, "Keys that a rate limit tells apart now, by rule.";
     RATE_LIMIT_OVERFLOW = "outrigger_rate_limit_overflow", Gauge, "Requests since the start that had to share the overflow bucket of a rate limit, by rule.";
+    RATE_LIMIT_DELAYED = "outrigger_rate_limit_delayed", Gauge, "Requests since the start that waited for their tokens under a rate limit, by rule.";
+    RATE_LIMIT_UNREADABLE = "outrigger_rate_limit_unreadable_costs", Gauge, "Answers since the start whose cost under a rate limit is no whole number, by rule.";
     HEALTH_CHANGES = "outrigger_health_changes_total", Counter, "Changes of an endpoint's health, by backend and the health entered.";
     POLICY_GENERATION = "outrigger_policy_generation", Gauge, "The number of the policy set in force.";
     POLICY_CURRENT = "outrigger_policy_current", Gauge, "1 if the policy in force is the newest, 0 if a newer one was refused.";

@@ -41,7 +41,28 @@ impl<'a> Compiler<'a> {
             protocol,
             tls: listener.tls.as_ref().and_then(|tls| self.server_tls(&at.key("tls"), tls, protocol)),
             limits,
+            trusted: self.trusted(&at.key("clientIPDetection"), listener),
         }
+    }
+
+    /// Proxies whose word about their clients is taken.
+    fn trusted(&mut self, at: &At<'a>, listener: &Listener) -> Vec<ipnet::IpNet> {
+        let Some(detection) = &listener.client_ip_detection else { return Vec::new() };
+        let at = at.key("xForwardedFor").key("trustedCIDRs");
+        let ranges = &detection.x_forwarded_for.trusted_cidrs;
+        if ranges.is_empty() {
+            self.error(&at, "nobody is trusted, so nothing would be detected").hint("name the ranges of your proxies, like `10.0.0.0/8`");
+        }
+        ranges.iter().enumerate().filter_map(|(index, range)| self.range(&at.index(index), range)).collect()
+    }
+
+    /// A range of addresses.
+    pub(super) fn range(&mut self, at: &At<'a>, text: &str) -> Option<ipnet::IpNet> {
+        let range = text.parse().ok();
+        if range.is_none() {
+            self.error(at, format!("`{text}` is not a range of addresses")).hint("write it like `10.0.0.0/8` or `0.0.0.0/0`");
+        }
+        range
     }
 
     fn listener_limits(&mut self, at: &At<'a>, limits: &ListenerLimits) -> ListenerLimitSpec {

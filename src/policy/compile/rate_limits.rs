@@ -1,19 +1,26 @@
 //! Rate limits: the rules of a route.
 
+mod selectors;
+
 use std::{
     collections::HashMap,
     num::{NonZeroU32, NonZeroU64},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{At, Compiler, Scope, sections};
 use crate::{
     policy::{
-        document::{ClientSelector, LimitUnit, ModeName, RateLimitRule, SelectorType},
-        snapshot::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec},
+        document::{Cost, LimitUnit, ModeName, RateLimitHeaders, RateLimitRule, RateWarmUp},
+        snapshot::{QuotaSpec, RateLimitSpec, RateRuleSpec, WarmUpSpec},
+        units::Span,
     },
     resilience::Mode,
 };
+
+/// The longest wait for tokens. It is a pace, not a queue: who waits longer is better off elsewhere (Sentinel's default is the same).
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 impl<'a> Compiler<'a> {
     /// The nearest section's rules; those with a key first, so that a noisy client is stopped by its own bucket and does not
@@ -23,6 +30,7 @@ impl<'a> Compiler<'a> {
             return RateLimitSpec::default();
         };
         let section = found.section;
+        let headers = section.rate_limit_headers.unwrap_or_default();
         let max_keys = self.at_least_one(&found.at, "maxKeys", section.max_keys, 10_000).get();
         let mut names = HashMap::new();
         let mut rules = Vec::new();
@@ -30,95 +38,105 @@ impl<'a> Compiler<'a> {
             let at = found.at.key("local").key("rules").index(index);
             self.check_name(&at.key("name"), "rule", &rule.name, &mut names);
             let mode = sections::mode(rule.mode.unwrap_or(section.mode));
-            let made = self.rule(&at, rule, mode, max_keys);
+            let made = self.rule(&at, rule, mode, max_keys, headers);
             if mode != Mode::Off && section.mode != ModeName::Off {
                 rules.extend(made);
             }
         }
         rules.sort_by_key(|rule: &RateRuleSpec| !rule.is_keyed());
-        RateLimitSpec { rules, headers: section.rate_limit_headers.unwrap_or_default(), origin: found.origin }
+        RateLimitSpec { rules, headers, origin: found.origin }
     }
 
-    fn rule(&mut self, at: &At<'a>, rule: &RateLimitRule, mode: Mode, max_keys: u32) -> Option<RateRuleSpec> {
-        let limit_at = at.key("limit");
-        let requests = self.at_least_one(&limit_at, "requests", Some(rule.limit.requests), 100);
-        let burst = self.at_least_one(&limit_at, "burst", rule.limit.burst, requests.get());
-        let cost = match &rule.cost {
-            Some(cost) => self.at_least_one(&at.key("cost").key("request"), "number", Some(cost.request.number), 1),
-            None => NonZeroU32::MIN,
-        };
-        if cost > burst {
-            let hint = format!("the bucket holds {burst}; raise `limit.burst`, or lower the cost");
-            self.error(&at.key("cost").key("request").key("number"), format!("a request that costs {cost} could never pass")).hint(hint);
+    fn rule(&mut self, at: &At<'a>, rule: &RateLimitRule, mode: Mode, max_keys: u32, headers: RateLimitHeaders) -> Option<RateRuleSpec> {
+        let quota = self.quota(&at.key("limit"), rule)?;
+        let (cost, response_cost) = self.cost(&at.key("cost"), &rule.cost.clone().unwrap_or_default(), quota.burst);
+        let selectors: Vec<_> = rule.client_selectors.iter().enumerate().map(|(index, selector)| self.selector(&at.key("clientSelectors").index(index), selector)).collect();
+        let max_wait = rule.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0);
+        if rule.queue.is_some() && max_wait.is_zero() {
+            self.error(&at.key("queue").key("maxWait"), "nobody could wait").hint("write a time up to 500ms, or take `queue` out");
         }
-        let selectors: Vec<Option<SelectorSpec>> =
-            rule.client_selectors.iter().enumerate().map(|(index, selector)| self.selector(&at.key("clientSelectors").index(index), selector)).collect();
-        if u128::from(burst.get()) * u128::from(unit_nanos(rule.limit.unit)) / u128::from(requests.get()) > u128::from(u64::MAX / 2) {
-            let hint = "an empty bucket would take centuries to fill; lower `burst`, or raise `requests`";
-            self.error(&limit_at.key("burst"), "this bucket is too slow to be counted").hint(hint);
+        if max_wait > LONGEST_WAIT {
+            let message = format!("a request waits at most {} for its tokens", Span(LONGEST_WAIT));
+            self.error(&at.key("queue").key("maxWait"), message).hint("lower it; for longer waits there is `connectionLimits.pendingTimeout`");
         }
-        let unit_seconds = NonZeroU64::new(unit_nanos(rule.limit.unit) / 1_000_000_000)?;
-        Some(RateRuleSpec {
+        let made = RateRuleSpec {
             name: Arc::from(rule.name.as_str()),
             mode,
             selectors: selectors.into_iter().collect::<Option<_>>()?,
-            quota: QuotaSpec { requests, unit_seconds, burst },
+            quota,
             cost,
+            response_cost,
+            max_wait,
+            warm_up: rule.warm_up.as_ref().map(|warm_up| self.warm_up_of_rate(&at.key("warmUp"), warm_up)),
+            policy_header: policy_header(&rule.name, quota, headers),
             max_keys: usize::try_from(max_keys).unwrap_or(usize::MAX),
-        })
+        };
+        if made.warm_up.is_some() && made.is_keyed() {
+            self.error(&at.key("warmUp"), "a rule with a bucket for each value cannot warm up").hint("warm up a rule of the whole; each client's own bucket needs none");
+        }
+        Some(made)
     }
 
-    fn selector(&mut self, at: &At<'a>, selector: &ClientSelector) -> Option<SelectorSpec> {
-        let mut headers = Vec::new();
-        for (index, header) in selector.headers.iter().enumerate() {
-            let at = at.key("headers").index(index);
-            let Ok(name) = header.name.to_ascii_lowercase().parse::<http::HeaderName>() else {
-                self.error(&at.key("name"), format!("`{}` is not the name of a header", header.name)).hint("header names are letters, digits and `-`");
-                continue;
-            };
-            match (header.kind, &header.value) {
-                (SelectorType::Distinct, None) => headers.push((name, None)),
-                (SelectorType::Exact, Some(value)) => headers.push((name, Some(value.clone()))),
-                (SelectorType::Distinct, Some(_)) => self.error(&at.key("value"), "Distinct takes every value").hint("take `value` out, or write `type: Exact`"),
-                (SelectorType::Exact, None) => self.error(&at, "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per value"),
-            }
+    fn quota(&mut self, at: &At<'a>, rule: &RateLimitRule) -> Option<QuotaSpec> {
+        let requests = self.at_least_one(at, "requests", Some(rule.limit.requests), 100);
+        let burst = self.at_least_one(at, "burst", rule.limit.burst, requests.get());
+        let unit = unit_seconds(rule.limit.unit);
+        // Debts and reservations reach twice as far as a full bucket.
+        if u128::from(burst.get()) * u128::from(unit) * 1_000_000_000 / u128::from(requests.get()) > u128::from(u64::MAX / 8) {
+            let hint = "an empty bucket would take centuries to fill; lower `burst`, or raise `requests`";
+            self.error(&at.key("burst"), "this bucket is too slow to be counted").hint(hint);
         }
-        let identity = match selector.identity.as_ref().map(|identity| (identity.kind, &identity.value)) {
-            None => None,
-            Some((SelectorType::Distinct, None)) => Some(None),
-            Some((SelectorType::Exact, Some(value))) => Some(Some(Arc::from(value.as_str()))),
-            Some((SelectorType::Distinct, Some(_))) => {
-                self.error(&at.key("identity").key("value"), "Distinct takes every value").hint("take `value` out, or write `type: Exact`");
-                None
+        Some(QuotaSpec { requests, unit_seconds: NonZeroU64::new(unit)?, burst })
+    }
+
+    fn cost(&mut self, at: &At<'a>, cost: &Cost, burst: NonZeroU32) -> (u32, Option<http::HeaderName>) {
+        let response = cost.response.as_ref().and_then(|response| {
+            let name = response.header.to_ascii_lowercase().parse::<http::HeaderName>().ok();
+            if name.is_none() {
+                self.error(&at.key("response").key("header"), format!("`{}` is not the name of a header", response.header)).hint("header names are letters, digits and `-`");
             }
-            Some((SelectorType::Exact, None)) => {
-                self.error(&at.key("identity"), "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per identity");
-                None
-            }
-        };
-        if selector.headers.is_empty() && selector.source_cidr.is_none() && selector.identity.is_none() {
-            self.error(at, "a selector that selects nothing").hint("add `headers`, `sourceCIDR` or `identity`, or take the selector out to mean all requests");
+            name
+        });
+        let number = cost.request.as_ref().map_or(1, |request| request.number);
+        let at = at.key("request").key("number");
+        if number == 0 && response.is_none() {
+            self.error(&at, "a request that costs nothing is not limited").hint("1 is the default; 0 is for rules with a `response` cost");
         }
-        let source = match &selector.source_cidr {
-            None => None,
-            Some(source) => match source.value.parse() {
-                Ok(range) => Some((range, source.kind == SelectorType::Distinct)),
-                Err(_) => {
-                    self.error(&at.key("sourceCIDR").key("value"), format!("`{}` is not a range of addresses", source.value)).hint("write it like `10.0.0.0/8` or `0.0.0.0/0`");
-                    return None;
-                }
-            },
-        };
-        Some(SelectorSpec { headers, source, identity })
+        if number > burst.get() {
+            let hint = format!("the bucket holds {burst}; raise `limit.burst`, or lower the cost");
+            self.error(&at, format!("a request that costs {number} could never pass")).hint(hint);
+        }
+        (number, response)
+    }
+
+    fn warm_up_of_rate(&mut self, at: &At<'a>, warm_up: &RateWarmUp) -> WarmUpSpec {
+        let window = warm_up.window.map_or(Duration::from_secs(10), |span| span.0);
+        let cold_factor = warm_up.cold_factor.unwrap_or(3);
+        if window < Duration::from_secs(1) {
+            self.error(&at.key("window"), "a rate warms up for at least 1s").hint("10s is the default");
+        }
+        if cold_factor < 2 {
+            self.error(&at.key("coldFactor"), "a cold rate is at most half of the warm one").hint("3 is the default");
+        }
+        WarmUpSpec { window, cold_factor: cold_factor.max(2) }
     }
 }
 
-fn unit_nanos(unit: LimitUnit) -> u64 {
-    let seconds = match unit {
+fn policy_header(rule: &str, quota: QuotaSpec, headers: RateLimitHeaders) -> Option<http::HeaderValue> {
+    let QuotaSpec { requests, unit_seconds, .. } = quota;
+    let text = match headers {
+        RateLimitHeaders::Off => return None,
+        RateLimitHeaders::Draft10 => format!(r#""{rule}";q={requests};w={unit_seconds}"#),
+        RateLimitHeaders::DraftVersion03 => format!(r#"{requests}, {requests};w={unit_seconds};name="{rule}""#),
+    };
+    text.try_into().ok()
+}
+
+fn unit_seconds(unit: LimitUnit) -> u64 {
+    match unit {
         LimitUnit::Second => 1,
         LimitUnit::Minute => 60,
         LimitUnit::Hour => 3_600,
         LimitUnit::Day => 86_400,
-    };
-    seconds * 1_000_000_000
+    }
 }

@@ -15,7 +15,7 @@ use super::{
     sections::{as_backend_policy, scope_of},
 };
 use crate::policy::{
-    document::{Direction, HeaderMatchType, PathMatchType, Route, RouteMatch, Sections},
+    document::{Direction, HeaderMatchType, PathMatch, PathMatchType, Route, RouteMatch, Sections},
     matching::{Hostname, MatchSpec, PathSpec, Rule, ValueSpec},
     snapshot::{ActionSpec, Destination, FilterSpec, ListenerSpec, Origin, PolicySpec, RateLimitSpec, RouteSpec},
 };
@@ -199,17 +199,7 @@ impl<'a> Compiler<'a> {
     fn request_match(&mut self, at: &At<'a>, written: &RouteMatch) -> Option<MatchSpec> {
         let path = match &written.path {
             None => PathSpec::default(),
-            Some(path) => {
-                let at = at.key("path").key("value");
-                if path.kind != PathMatchType::RegularExpression && !path.value.starts_with('/') {
-                    self.error(&at, format!("`{}` is not a path", path.value)).hint("a path begins with `/`");
-                }
-                match path.kind {
-                    PathMatchType::Exact => PathSpec::Exact(path.value.clone()),
-                    PathMatchType::PathPrefix => PathSpec::Prefix(path.value.trim_end_matches('/').to_owned()),
-                    PathMatchType::RegularExpression => PathSpec::Regex(self.regex(&at, &path.value)?),
-                }
-            }
+            Some(path) => self.path(&at.key("path"), path)?,
         };
         let mut headers = Vec::new();
         for (index, header) in written.headers.iter().enumerate() {
@@ -227,6 +217,18 @@ impl<'a> Compiler<'a> {
             self.error(&at.key("method"), format!("`{method}` is not a method")).hint("methods are written in capitals, like `GET`");
         }
         Some(MatchSpec { path, method: written.method.clone(), headers })
+    }
+
+    pub(super) fn path(&mut self, at: &At<'a>, path: &PathMatch) -> Option<PathSpec> {
+        let at = at.key("value");
+        if path.kind != PathMatchType::RegularExpression && !path.value.starts_with('/') {
+            self.error(&at, format!("`{}` is not a path", path.value)).hint("a path begins with `/`");
+        }
+        Some(match path.kind {
+            PathMatchType::Exact => PathSpec::Exact(path.value.clone()),
+            PathMatchType::PathPrefix => PathSpec::Prefix(path.value.trim_end_matches('/').to_owned()),
+            PathMatchType::RegularExpression => PathSpec::Regex(self.regex(&at, &path.value)?),
+        })
     }
 
     /// A regular expression that matches as a whole.

@@ -22,6 +22,26 @@ pub struct Listener {
     pub tls: Option<ListenerTls>,
     /// What a client may use up.
     pub limits: Option<ListenerLimits>,
+    /// How the address of a client is known that comes by way of proxies. Without it the address is that of the connection.
+    #[serde(rename = "clientIPDetection")]
+    pub client_ip_detection: Option<ClientIpDetection>,
+}
+
+/// How the address of a client is known that comes by way of proxies.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientIpDetection {
+    /// By `x-forwarded-for`.
+    pub x_forwarded_for: TrustedForwardedFor,
+}
+
+/// Whose `x-forwarded-for` is believed.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustedForwardedFor {
+    /// The ranges of trusted proxies, like `10.0.0.0/8`. The client is the last address that is not in them; without any, the first.
+    #[serde(rename = "trustedCIDRs")]
+    pub trusted_cidrs: Vec<String>,
 }
 
 /// Which way requests go.

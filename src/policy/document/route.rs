@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Allow,
-    sections::{CircuitBreaker, ConnectionLimits, RateLimit, Retry, RetryConstraint, Sections, Timeouts},
+    Allow, RateLimit,
+    sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
 };
 
 /// A set of requests, where they go, and how they are protected.

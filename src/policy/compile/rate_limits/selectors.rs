@@ -1,0 +1,72 @@
+//! Which requests a rule is about.
+
+use std::sync::Arc;
+
+use super::super::{At, Compiler};
+use crate::policy::{
+    document::{ClientSelector, IdentitySelector, SelectorType},
+    snapshot::SelectorSpec,
+};
+
+impl<'a> Compiler<'a> {
+    pub(super) fn selector(&mut self, at: &At<'a>, selector: &ClientSelector) -> Option<SelectorSpec> {
+        let headers = self.header_selectors(at, selector);
+        let identity = match &selector.identity {
+            None => None,
+            Some(identity) => Some(self.identity_selector(&at.key("identity"), identity)?),
+        };
+        let path = match &selector.path {
+            None => None,
+            Some(path) => Some(self.path(&at.key("path"), path)?),
+        };
+        let methods = selector.methods.iter().enumerate().filter_map(|(index, method)| {
+            let is_good = !method.value.is_empty() && method.value.bytes().all(|byte| byte.is_ascii_uppercase());
+            if !is_good {
+                self.error(&at.key("methods").index(index).key("value"), format!("`{}` is not a method", method.value)).hint("methods are written in capitals, like `GET`");
+            }
+            method.value.parse().ok().filter(|_| is_good)
+        });
+        let methods: Vec<http::Method> = methods.collect();
+        let source = match &selector.source_cidr {
+            None => None,
+            Some(source) => Some((self.range(&at.key("sourceCIDR").key("value"), &source.value)?, source.kind == SelectorType::Distinct)),
+        };
+        if selector.headers.is_empty() && source.is_none() && identity.is_none() && path.is_none() && selector.methods.is_empty() {
+            self.error(at, "a selector that selects nothing").hint("add `headers`, `path`, `methods`, `sourceCIDR` or `identity`, or take the selector out to mean all requests");
+        }
+        Some(SelectorSpec { headers, path, methods, source, identity })
+    }
+
+    fn header_selectors(&mut self, at: &At<'a>, selector: &ClientSelector) -> Vec<(http::HeaderName, Option<String>)> {
+        let mut headers = Vec::new();
+        for (index, header) in selector.headers.iter().enumerate() {
+            let at = at.key("headers").index(index);
+            let Ok(name) = header.name.to_ascii_lowercase().parse::<http::HeaderName>() else {
+                self.error(&at.key("name"), format!("`{}` is not the name of a header", header.name)).hint("header names are letters, digits and `-`");
+                continue;
+            };
+            match (header.kind, &header.value) {
+                (SelectorType::Distinct, None) => headers.push((name, None)),
+                (SelectorType::Exact, Some(value)) => headers.push((name, Some(value.clone()))),
+                (SelectorType::Distinct, Some(_)) => self.error(&at.key("value"), "Distinct takes every value").hint("take `value` out, or write `type: Exact`"),
+                (SelectorType::Exact, None) => self.error(&at, "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per value"),
+            }
+        }
+        headers
+    }
+
+    fn identity_selector(&mut self, at: &At<'a>, identity: &IdentitySelector) -> Option<Option<Arc<str>>> {
+        match (identity.kind, &identity.value) {
+            (SelectorType::Distinct, None) => Some(None),
+            (SelectorType::Exact, Some(value)) => Some(Some(Arc::from(value.as_str()))),
+            (SelectorType::Distinct, Some(_)) => {
+                self.error(&at.key("value"), "Distinct takes every value").hint("take `value` out, or write `type: Exact`");
+                None
+            }
+            (SelectorType::Exact, None) => {
+                self.error(at, "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per identity");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! How many requests may come.
+
+use std::{
+    fmt,
+    num::{NonZeroU32, NonZeroU64},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::Origin;
+use crate::{
+    policy::{document::RateLimitHeaders, matching::PathSpec, units::Span},
+    resilience::Mode,
+};
+
+/// The rate limits of a route.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RateLimitSpec {
+    /// The rules; those with a key first.
+    pub rules: Vec<RateRuleSpec>,
+    /// Headers about them.
+    pub headers: RateLimitHeaders,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RateRuleSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it acts.
+    pub mode: Mode,
+    /// Which requests it is about; any suffices, none means all.
+    pub selectors: Vec<SelectorSpec>,
+    /// The bucket.
+    pub quota: QuotaSpec,
+    /// What a request takes.
+    pub cost: u32,
+    /// The header of an answer that says what else it was worth.
+    pub response_cost: Option<http::HeaderName>,
+    /// How long a request may wait for its tokens.
+    pub max_wait: Duration,
+    /// How the rate begins.
+    pub warm_up: Option<WarmUpSpec>,
+    /// What its headers say of the bucket, in the style of its section.
+    pub policy_header: Option<http::HeaderValue>,
+    /// Keys that are told apart.
+    pub max_keys: usize,
+}
+
+/// A bucket: `requests` come back in each `unit`, and it holds `burst`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaSpec {
+    /// Tokens per unit.
+    pub requests: NonZeroU32,
+    /// The unit in seconds.
+    pub unit_seconds: NonZeroU64,
+    /// What it holds.
+    pub burst: NonZeroU32,
+}
+
+impl QuotaSpec {
+    /// The time in which one token comes back.
+    #[must_use]
+    pub fn interval(self) -> Duration {
+        (Duration::from_secs(self.unit_seconds.get()) / self.requests.get()).max(Duration::from_nanos(1))
+    }
+
+    /// The time in which an empty bucket is full again.
+    #[must_use]
+    pub fn burst_time(self) -> Duration {
+        self.interval().saturating_mul(self.burst.get())
+    }
+}
+
+/// A rate that rises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmUpSpec {
+    /// How long it takes.
+    pub window: Duration,
+    /// At first the rate is divided by this.
+    pub cold_factor: u32,
+}
+
+/// A selection of requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SelectorSpec {
+    /// Headers and the value they must have, or `None` for one bucket per value.
+    pub headers: Vec<(http::HeaderName, Option<String>)>,
+    /// The path.
+    pub path: Option<PathSpec>,
+    /// The methods; none means any.
+    pub methods: Vec<http::Method>,
+    /// The range of client addresses, and whether there is one bucket per address.
+    pub source: Option<(ipnet::IpNet, bool)>,
+    /// The identity in the client's certificate, or `None` for one bucket per identity.
+    pub identity: Option<Option<Arc<str>>>,
+}
+
+impl fmt::Display for RateRuleSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let QuotaSpec { requests, unit_seconds, burst } = self.quota;
+        write!(f, "{requests} per {}, burst {burst}, cost {}", Span(Duration::from_secs(unit_seconds.get())), self.cost)?;
+        if let Some(header) = &self.response_cost {
+            write!(f, " and what {header} of the answer says")?;
+        }
+        if !self.max_wait.is_zero() {
+            write!(f, ", waits up to {}", Span(self.max_wait))?;
+        }
+        if let Some(WarmUpSpec { window, cold_factor }) = self.warm_up {
+            write!(f, ", from 1/{cold_factor} of it in {}", Span(window))?;
+        }
+        if self.is_keyed() {
+            write!(f, ", one bucket per key, {} keys", self.max_keys)?;
+        }
+        write!(f, ", {:?}", self.mode)
+    }
+}
+
+impl RateRuleSpec {
+    /// Whether requests are told apart by a key.
+    #[must_use]
+    pub fn is_keyed(&self) -> bool {
+        let is_distinct = |selector: &SelectorSpec| {
+            let headers = selector.headers.iter().any(|(_, value)| value.is_none());
+            headers || selector.source.is_some_and(|(_, distinct)| distinct) || selector.identity == Some(None)
+        };
+        self.selectors.iter().any(is_distinct)
+    }
+
+    /// Whether it is a plain bucket: it says yes or no, and its rate is always the same.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.max_wait.is_zero() && self.warm_up.is_none() && self.cost > 0
+    }
+}

@@ -1,0 +1,112 @@
+//! What the token buckets of a rule promise.
+
+use std::num::NonZeroU64;
+
+use super::*;
+use crate::{
+    policy::snapshot::{QuotaSpec, SelectorSpec, WarmUpSpec},
+    resilience::{Mode, some_instant},
+};
+
+fn rule(requests: u32, unit_seconds: u64, burst: u32) -> RateRuleSpec {
+    let quota = QuotaSpec {
+        requests: NonZeroU32::new(requests).expect("a rate"),
+        unit_seconds: NonZeroU64::new(unit_seconds).expect("a unit"),
+        burst: NonZeroU32::new(burst).expect("a burst"),
+    };
+    RateRuleSpec {
+        name: Arc::from("all"),
+        mode: Mode::Enforce,
+        selectors: Vec::new(),
+        quota,
+        cost: 1,
+        response_cost: None,
+        max_wait: Duration::ZERO,
+        warm_up: None,
+        policy_header: None,
+        max_keys: 10_000,
+    }
+}
+
+/// What passes in ten minutes at ten times the rate, in steps that are no multiple of anything.
+fn passed(rule: &RateRuleSpec) -> u64 {
+    let start = some_instant();
+    let state = RateLimitState::new(rule.name.clone(), rule.clone(), start, start);
+    let step = rule.quota.interval() / 10;
+    let mut passed = 0;
+    let mut at = Duration::ZERO;
+    let mut dice = 1_u64;
+    while at < Duration::from_mins(10) {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        at += step.mul_f64((dice >> 33) as f64 / f64::from(1_u32 << 31) * 2.0);
+        passed += u64::from(state.try_acquire(None, start + at).is_ok());
+    }
+    passed
+}
+
+#[test]
+fn within_ten_minutes_at_ten_times_the_rate_what_passes_is_within_a_hundredth_of_the_limit() {
+    let waits = [0, 200].map(Duration::from_millis);
+    for (requests, unit_seconds, burst) in [(100, 1, 100), (100, 1, 1), (7, 1, 7), (3_000, 60, 20), (1_000, 1, 50)] {
+        let limit = 600.0 * f64::from(requests) / unit_seconds as f64;
+        // A bucket of one, when full, loses what trickles in until the next request comes; only who may wait makes it whole.
+        for max_wait in waits.into_iter().skip(usize::from(burst == 1)) {
+            let passed = passed(&RateRuleSpec { max_wait, ..rule(requests, unit_seconds, burst) }) as f64;
+            assert!((passed / limit - 1.0).abs() <= 0.01, "{requests} in {unit_seconds} s, bursts of {burst}, waiting {max_wait:?}: {passed} of {limit}");
+        }
+    }
+}
+
+#[test]
+fn a_hundred_thousand_keys_are_told_apart_and_not_one_more() {
+    let start = some_instant();
+    let rule = RateRuleSpec { max_keys: 100_000, selectors: vec![keyed()], ..rule(1, 3_600, 2) };
+    let state = RateLimitState::new(rule.name.clone(), rule, start, start);
+    let key = |number: u64| Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let passed = (0..400_000).filter(|number| state.try_acquire(key(*number), start).is_ok()).count();
+    let usage = state.usage();
+    assert!((99_000..=100_000).contains(&usage.keys), "{usage:?}");
+    assert_eq!(usage.overflowed, 400_000 - usage.keys as u64);
+    assert_eq!(passed, usage.keys + 2, "all others share two tokens");
+    // Whoever is known keeps its own bucket in the crowd.
+    assert!(state.try_acquire(key(0), start).is_ok() && state.try_acquire(key(0), start).is_err());
+    let later = start + Duration::from_hours(3);
+    state.sweep(later);
+    assert_eq!(state.usage().keys, 0, "full buckets are forgotten");
+}
+
+fn keyed() -> SelectorSpec {
+    let header = (http::HeaderName::from_static("x-key"), None);
+    SelectorSpec { headers: vec![header], path: None, methods: Vec::new(), source: None, identity: None }
+}
+
+#[test]
+fn a_wait_that_is_told_is_never_too_short() {
+    let start = some_instant();
+    for rule in [rule(7, 1, 3), RateRuleSpec { max_wait: Duration::from_millis(1), ..rule(7, 1, 3) }, rule(1, 60, 1)] {
+        let state = RateLimitState::new(rule.name.clone(), rule.clone(), start, start);
+        let mut now = start;
+        for _ in 0..100 {
+            match state.try_acquire(None, now) {
+                Ok(granted) => now += granted.wait,
+                Err(limited) => {
+                    assert!(state.try_acquire(None, now + limited.retry_after - Duration::from_millis(2)).is_err(), "{rule:?}");
+                    now += limited.retry_after;
+                    assert!(state.try_acquire(None, now).is_ok(), "{rule:?}: {limited:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_changed_rule_keeps_fill_debt_and_warmth() {
+    let start = some_instant();
+    let warm_up = Some(WarmUpSpec { window: Duration::from_secs(10), cold_factor: 3 });
+    let old = RateRuleSpec { warm_up, ..rule(10, 1, 10) };
+    let state = RateLimitState::new(old.name.clone(), old.clone(), start, start);
+    while state.try_acquire(None, start).is_ok() {}
+    let new = state.reconfigured(RateRuleSpec { max_wait: Duration::from_millis(1), ..old }, start);
+    assert!(new.try_acquire(None, start).is_err(), "empty as it was");
+    assert!(new.warm_up.is_some());
+}
