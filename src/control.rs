@@ -11,6 +11,8 @@ mod http2_call;
 mod http_call;
 mod probing;
 mod recovery;
+#[cfg(feature = "redis")]
+mod redis_limits;
 mod reload;
 mod signals;
 mod upkeep;
@@ -55,6 +57,8 @@ impl Control {
         let (applied, generations) = channel::channel(state.live.load().generation);
         let applied = Arc::new(applied);
         tasks.spawn(probing::probe(state.clone(), generations.clone()));
+        #[cfg(feature = "redis")]
+        tasks.spawn(redis_limits::keep(state.clone(), generations.clone()));
         tasks.spawn(discovery::discover(Finder { state: state.clone(), awaited: Arc::default(), name_server, poll_interval, applied: applied.clone() }, generations));
         tasks.spawn(upkeep::upkeep(state.clone()));
         tasks.spawn(certificates::follow(state.clone(), poll_interval));

@@ -14,6 +14,7 @@ mod connection;
 mod deadline;
 mod duplex;
 mod framing;
+mod global_limits;
 mod grpc;
 mod headers;
 mod http1;

@@ -16,6 +16,7 @@ pub mod live;
 pub mod outlier;
 pub mod rate_limit;
 pub mod registry;
+pub mod remote_limits;
 pub mod store;
 pub mod tls;
 

@@ -5,6 +5,7 @@
 //! through the access log, which never waits.
 
 pub mod access_log;
+pub mod engine_metrics;
 pub mod event;
 pub mod log;
 pub mod metrics;

@@ -57,6 +57,10 @@ struct RateLimit {
     requests: u32,
     per_seconds: u64,
     burst: u32,
+    /// Whether all instances share it.
+    is_global: bool,
+    /// By how many instances it is divided here.
+    instances: u32,
     keys: usize,
     overflowed: u64,
     /// Requests that waited for their tokens.
@@ -114,6 +118,16 @@ pub(super) struct Limits {
     concurrency: Vec<Concurrency>,
     retry_budgets: Vec<RetryBudget>,
     rate: Vec<RateLimit>,
+    /// Who keeps those of all instances.
+    global: Option<Global>,
+}
+
+#[derive(Serialize)]
+struct Global {
+    engine: String,
+    /// Whether it can be asked; not given for an engine that is not asked.
+    is_connected: Option<bool>,
+    fails_closed: bool,
 }
 
 #[derive(Serialize)]
@@ -211,6 +225,8 @@ fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimit> {
                 requests: rule.quota.requests.get(),
                 per_seconds: rule.quota.unit_seconds.get(),
                 burst: rule.quota.burst.get(),
+                is_global: rule.is_global,
+                instances: limit.instances(),
                 keys: usage.keys,
                 overflowed: usage.overflowed,
                 delayed: usage.delayed,
@@ -302,6 +318,11 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
         concurrency: concurrency.collect(),
         retry_budgets: budgets.map(|budget| RetryBudget { name: budget.name().to_string(), remaining: budget.remaining(now), percent: budget.config().share.percent() }).collect(),
         rate: live.routes.iter().flat_map(rate_limits).collect(),
+        global: live.snapshot.global_rate_limit.as_ref().map(|global| Global {
+            engine: global.to_string(),
+            is_connected: live.remote_limits.as_ref().map(|remote| remote.engine().is_some()),
+            fails_closed: global.fails_closed,
+        }),
     }
 }
 
@@ -371,6 +392,7 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
         metrics.gauge(name::RATE_LIMIT_KEYS, &rule).set(usage.keys as f64);
         metrics.gauge(name::RATE_LIMIT_OVERFLOW, &rule).set(usage.overflowed as f64);
         metrics.gauge(name::RATE_LIMIT_DELAYED, &rule).set(usage.delayed as f64);
+        metrics.gauge(name::RATE_LIMIT_INSTANCES, &rule).set(f64::from(limit.instances()));
         metrics.gauge(name::RATE_LIMIT_UNREADABLE, &rule).set(usage.bad_bills as f64);
     }
 }

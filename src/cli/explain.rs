@@ -85,6 +85,9 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
     for rule in &route.rate_limits.rules {
         writeln!(out, "  rate limit         {}: {rule}   (from {})", rule.name, route.rate_limits.origin)?;
     }
+    if let (true, Some(global)) = (route.rate_limits.rules.iter().any(|rule| rule.is_global), &set.global_rate_limit) {
+        writeln!(out, "  of all instances   {global}")?;
+    }
     match &route.action {
         ActionSpec::Redirect(redirect) => writeln!(out, "  redirect           {}", redirect.status),
         ActionSpec::Forward(destinations) => destinations.iter().try_for_each(|to| {

@@ -5,6 +5,7 @@
 
 mod backends;
 mod balancing;
+mod global_rate_limit;
 mod health;
 mod listeners;
 mod process;
@@ -105,6 +106,7 @@ impl<'a> Compiler<'a> {
         let (routes, rules) = self.routes(&tables);
         let lifecycle = self.lifecycle(&backends);
         let recoveries = self.recoveries(&backends, &routes);
+        let global_rate_limit = self.global_rate_limit(&backends, &routes);
         let access_log = self.access_log();
         Snapshot {
             hash,
@@ -114,6 +116,7 @@ impl<'a> Compiler<'a> {
             rules,
             lifecycle,
             recoveries,
+            global_rate_limit,
             access_log,
         }
     }

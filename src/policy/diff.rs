@@ -8,7 +8,7 @@ use std::{
     fmt::Debug,
 };
 
-use super::snapshot::{ActionSpec, Address, BackendSpec, Discovery, EndpointSpec, PolicySpec, RouteSpec, Snapshot};
+use super::snapshot::{ActionSpec, Address, BackendSpec, Discovery, EndpointSpec, GlobalRateLimitSpec, PolicySpec, RouteSpec, Snapshot};
 
 /// The differences, one line each; empty if the sets mean the same.
 #[must_use]
@@ -32,6 +32,10 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
             changes
         },
     );
+    if old.global_rate_limit != new.global_rate_limit {
+        let told = |global: &Option<GlobalRateLimitSpec>| global.as_ref().map_or_else(|| "nobody's".to_owned(), GlobalRateLimitSpec::to_string);
+        lines.push(format!("globalRateLimit: {} -> {}", told(&old.global_rate_limit), told(&new.global_rate_limit)));
+    }
     named("backend", &old.backends, &new.backends, |backend| &backend.name, &mut lines, backend_changes);
     named("route", &old.routes, &new.routes, |route| &route.name, &mut lines, |a, b| route_changes(old, a, new, b));
     named(

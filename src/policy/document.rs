@@ -9,6 +9,7 @@
 
 mod backend;
 mod balancer;
+mod global_rate_limit;
 mod health;
 mod listener;
 mod process;
@@ -24,12 +25,13 @@ use serde::Deserialize;
 
 pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
 pub use balancer::{ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType, SlowStart, ZoneAware, ZoneMode};
+pub use global_rate_limit::{GlobalBackend, GlobalBackendType, GlobalRateLimit, Redis, Replicas};
 pub use health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection};
 pub use listener::{ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor};
 pub use process::{AccessLog, Action, ActionType, Drain, Lifecycle, LogFormat, Recovery, Rung, Startup, Telemetry, Trigger, TriggerType, Undo};
 pub use rate_limit::{
-    ClientSelector, Cost, CostFrom, HeaderSelector, IdentitySelector, Limit, LimitUnit, LocalRateLimit, MethodSelector, PaceQueue, RateLimit, RateLimitHeaders, RateLimitRule,
-    RateWarmUp, RequestCost, ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
+    ClientSelector, Cost, CostFrom, GlobalRateLimitRules, HeaderSelector, IdentitySelector, Limit, LimitUnit, LocalRateLimit, MethodSelector, PaceQueue, RateLimit,
+    RateLimitHeaders, RateLimitRule, RateWarmUp, RequestCost, ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
 };
 pub use route::{
     BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier, PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route, RouteMatch,
@@ -94,6 +96,8 @@ pub struct Spec {
     pub lifecycle: Option<Lifecycle>,
     /// What to do about trouble that stays.
     pub recovery: Vec<Recovery>,
+    /// Who keeps the limits that all instances share. At most once in a directory.
+    pub global_rate_limit: Option<GlobalRateLimit>,
     /// What is written down about requests. At most once in a directory.
     pub telemetry: Option<Telemetry>,
 }
@@ -105,7 +109,6 @@ pub const NOT_YET: &[&str] = &[
     "hedging",
     "warmUp",
     "staleIfError",
-    "global",
     "admissionControl",
     "faultInjection",
     "rollouts",
@@ -114,7 +117,6 @@ pub const NOT_YET: &[&str] = &[
     "alerts",
     "notifications",
     "verify",
-    "globalRateLimit",
     "tracing",
     "requestMirror",
     "appProbes",

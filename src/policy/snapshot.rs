@@ -4,6 +4,7 @@
 //! remembers from where. A request pins one snapshot and sees it to its end.
 
 mod backend;
+mod global_rate_limit;
 mod rate_limit;
 mod tls;
 
@@ -18,6 +19,7 @@ use crate::resilience::{
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
+pub use self::global_rate_limit::{EngineSpec, GlobalRateLimitSpec, RedisSpec};
 pub use self::rate_limit::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec, WarmUpSpec};
 pub use self::tls::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace};
 use super::matching::Rule;
@@ -39,6 +41,8 @@ pub struct Snapshot {
     pub lifecycle: LifecycleSpec,
     /// What is done about trouble that stays.
     pub recoveries: Vec<RecoverySpec>,
+    /// Who keeps the limits of the whole service.
+    pub global_rate_limit: Option<GlobalRateLimitSpec>,
     /// What is written down about requests.
     pub access_log: AccessLogSpec,
 }

@@ -2,7 +2,8 @@
 
 use std::{
     fmt::Write as _,
-    hash::{BuildHasher, Hash, Hasher},
+    hash::{BuildHasher, Hasher},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::{
     admission,
     client::Client,
+    global_limits,
     rejection::{Rejection, whole_seconds},
     serve::Exchange,
 };
@@ -22,7 +24,10 @@ use crate::{
         snapshot::{RateRuleSpec, SelectorSpec},
     },
     resilience::Mode,
-    state::live::RouteState,
+    state::{
+        live::RouteState,
+        rate_limit::{Granted, Limited},
+    },
     telemetry::reason::Reason,
 };
 
@@ -54,49 +59,88 @@ struct Nearest {
 struct Bill {
     /// The index of its rule in the route.
     rule: usize,
-    key: Option<u64>,
+    key: BillKey,
+}
+
+/// Which bucket is charged.
+#[derive(Debug)]
+enum BillKey {
+    /// One of this instance.
+    Here(Option<u64>),
+    /// One of all instances.
+    There(String),
+}
+
+impl Limits {
+    /// Notes that a bucket of all instances is charged for the answer.
+    pub(super) fn bill(&mut self, rule: usize, key: String) {
+        self.bills.push(Bill { rule, key: BillKey::There(key) });
+    }
 }
 
 /// Takes the tokens of a request out of every bucket that is about it, and waits until all are there.
 pub(super) async fn admit(exchange: &Exchange<'_>, client: &mut Client, limits: &mut Limits, now: Instant) -> Result<(), Rejection> {
-    let wait = take(exchange, client, limits, now)?;
+    let mut wait = take(exchange, client, limits, now)?;
+    // Rules of all instances stand at the end.
+    if let (Some(remote), true) = (&exchange.live.remote_limits, exchange.route.spec.rate_limits.rules.last().is_some_and(|rule| rule.is_global)) {
+        wait = wait.max(Box::pin(global_limits::take(exchange, remote, client, limits)).await?);
+    }
     if wait.is_zero() { Ok(()) } else { Box::pin(admission::unless_gone(client, clock::sleep(wait))).await }
 }
 
 fn take(exchange: &Exchange<'_>, client: &Client, limits: &mut Limits, now: Instant) -> Result<Duration, Rejection> {
     let route = exchange.route;
     let mut longest = Duration::ZERO;
+    let is_remote = |rule: &RateRuleSpec| rule.is_global && exchange.live.remote_limits.is_some();
     for (index, (rule, state)) in route.spec.rate_limits.rules.iter().zip(&route.rate_limits).enumerate() {
+        if is_remote(rule) {
+            break;
+        }
         let Some(key) = selected(rule, exchange, client) else { continue };
         let taken = state.try_acquire(key, now);
         if rule.response_cost.is_some() {
-            limits.bills.push(Bill { rule: index, key });
+            limits.bills.push(Bill { rule: index, key: BillKey::Here(key) });
         }
-        match taken {
-            // What only watches makes nobody wait, and tells nobody.
-            Ok(_) if rule.mode == Mode::Shadow => {}
-            Ok(granted) => {
-                longest = longest.max(granted.wait);
-                if limits.nearest.as_ref().is_none_or(|nearest| granted.left < nearest.left) {
-                    limits.nearest = Some(Nearest { rule: index, left: granted.left, more: rule.quota.interval() });
-                }
-            }
-            Err(_) if rule.mode == Mode::Shadow => exchange.would_refuse(Reason::RateLimited),
-            Err(limited) => {
-                *limits = Limits { nearest: Some(Nearest { rule: index, left: 0, more: limited.retry_after }), bills: Vec::new() };
-                return Err(Rejection::by(Reason::RateLimited, rule.name.clone()).after(limited.retry_after));
-            }
-        }
+        longest = longest.max(judge(exchange, limits, index, taken)?);
     }
     Ok(longest)
 }
 
+/// What it means that a bucket gave tokens, or not: how long to wait for them.
+pub(super) fn judge(exchange: &Exchange<'_>, limits: &mut Limits, index: usize, taken: Result<Granted, Limited>) -> Result<Duration, Rejection> {
+    let rule = &exchange.route.spec.rate_limits.rules[index];
+    match taken {
+        // What only watches makes nobody wait, and tells nobody.
+        Ok(_) if rule.mode == Mode::Shadow => Ok(Duration::ZERO),
+        Ok(granted) => {
+            if limits.nearest.as_ref().is_none_or(|nearest| granted.left < nearest.left) {
+                limits.nearest = Some(Nearest { rule: index, left: granted.left, more: rule.quota.interval() });
+            }
+            Ok(granted.wait)
+        }
+        Err(_) if rule.mode == Mode::Shadow => {
+            exchange.would_refuse(Reason::RateLimited);
+            Ok(Duration::ZERO)
+        }
+        Err(limited) => {
+            *limits = Limits { nearest: Some(Nearest { rule: index, left: 0, more: limited.retry_after }), bills: Vec::new() };
+            Err(Rejection::by(Reason::RateLimited, rule.name.clone()).after(limited.retry_after))
+        }
+    }
+}
+
 /// Charges what an answer was worth.
-pub(super) fn charge(route: &RouteState, limits: &mut Limits, answer: &HeaderMap) {
-    for Bill { rule, key } in limits.bills.drain(..) {
-        let header = route.spec.rate_limits.rules[rule].response_cost.as_ref();
-        let Some(cost) = header.and_then(|header| answer.get(header)) else { continue };
-        route.rate_limits[rule].charge(key, cost.to_str().ok().and_then(|cost| cost.parse().ok()), clock::now());
+pub(super) fn charge(exchange: &Exchange<'_>, limits: &mut Limits, answer: &HeaderMap) {
+    let route = exchange.route;
+    for Bill { rule: index, key } in limits.bills.drain(..) {
+        let rule = &route.spec.rate_limits.rules[index];
+        let Some(cost) = rule.response_cost.as_ref().and_then(|header| answer.get(header)) else { continue };
+        let tokens = cost.to_str().ok().and_then(|cost| cost.parse().ok());
+        match (key, tokens) {
+            (BillKey::There(key), Some(tokens)) => global_limits::charge(exchange, rule, key, tokens),
+            (BillKey::There(_), None) => route.rate_limits[index].charge(None, None, clock::now()),
+            (BillKey::Here(key), tokens) => route.rate_limits[index].charge(key, tokens, clock::now()),
+        }
     }
 }
 
@@ -122,29 +166,45 @@ fn tell(route: &RouteState, nearest: &Nearest) -> [Option<(HeaderName, HeaderVal
     }
 }
 
-/// The key of a request for a rule, `Some(None)` if the rule has none, `None` if the rule is not about it.
+/// The key of a request for a rule of this instance, `Some(None)` if the rule has none, `None` if the rule is not about it.
 #[expect(clippy::option_option, reason = "selected or not, and then keyed or not, are two questions")]
 fn selected(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client) -> Option<Option<u64>> {
     if rule.selectors.is_empty() {
         return Some(None);
     }
-    let (index, selector) = rule.selectors.iter().enumerate().find(|(_, selector)| is_about(selector, exchange, client))?;
     let mut key = RandomState::build_hasher(exchange.hasher);
+    let is_keyed = select(rule, exchange, client, &mut |part| key.write(part))?;
+    Some(is_keyed.then(|| key.finish()))
+}
+
+/// Writes what tells requests apart under a rule, each part such that no other text makes the same; whether there is anything. `None` if
+/// the rule is not about the request.
+pub(super) fn select(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client, put: &mut impl FnMut(&[u8])) -> Option<bool> {
+    if rule.selectors.is_empty() {
+        return Some(false);
+    }
+    let (index, selector) = rule.selectors.iter().enumerate().find(|(_, selector)| is_about(selector, exchange, client))?;
     let mut is_keyed = false;
-    for (name, _) in selector.headers.iter().filter(|(_, value)| value.is_none()) {
-        client.head().headers.get(name)?.as_bytes().hash(&mut key);
+    let mut part = |bytes: &[u8]| {
         is_keyed = true;
+        put(bytes);
+        // No header, and no identity, has one in it.
+        put(b"\n");
+    };
+    for (name, _) in selector.headers.iter().filter(|(_, value)| value.is_none()) {
+        part(client.head().headers.get(name)?.as_bytes());
     }
     if selector.source.is_some_and(|(_, is_distinct)| is_distinct) {
-        client.source().hash(&mut key);
-        is_keyed = true;
+        match client.source() {
+            IpAddr::V4(address) => part(&address.to_ipv6_mapped().octets()),
+            IpAddr::V6(address) => part(&address.octets()),
+        }
     }
     if selector.identity == Some(None) {
-        client.peer.identity.hash(&mut key);
-        is_keyed = true;
+        part(client.peer.identity.as_deref()?.as_bytes());
     }
-    index.hash(&mut key);
-    Some(is_keyed.then(|| key.finish()))
+    put(&index.to_le_bytes());
+    Some(is_keyed)
 }
 
 fn is_about(selector: &SelectorSpec, exchange: &Exchange<'_>, client: &Client) -> bool {

@@ -34,7 +34,7 @@ const PIECE: usize = 16 << 10;
 /// Passes an answer on; what becomes of the client's connection.
 pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, mut answered: Answered, progress: &mut Progress) -> Result<After, Rejection> {
     let answer = answered.upstream.head().ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
-    rate_limits::charge(exchange.route, &mut progress.limits, &answer.headers);
+    rate_limits::charge(exchange, &mut progress.limits, &answer.headers);
     let head = headers::downstream(exchange, client, answer, answered.is_upgrade, Some(&progress.limits)).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
     let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;

@@ -48,6 +48,7 @@ pub(super) enum After {
 /// What a request is, once it is known where it goes.
 pub(super) struct Exchange<'a> {
     pub(super) worker: &'a Worker,
+    pub(super) live: &'a Live,
     pub(super) route: &'a RouteState,
     pub(super) rule: &'a Rule,
     pub(super) destination: &'a DestinationState,
@@ -151,7 +152,7 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     progress.destination = Some(index);
     let request_id = progress.request_id.clone();
     let hasher = &worker.state.limit_hasher;
-    let exchange = Exchange { worker, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
+    let exchange = Exchange { worker, live, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
 
     rate_limits::admit(&exchange, client, &mut progress.limits, progress.began).await?;
     let _place = admission::enter(&exchange, client).await?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{backend::BackendState, breaker::BreakerState, budget::BudgetState, limit::LimitState, rate_limit::RateLimitState};
+use super::{backend::BackendState, breaker::BreakerState, budget::BudgetState, limit::LimitState, rate_limit::RateLimitState, remote_limits::RemoteLimits};
 use crate::{
     policy::snapshot::{AccessLogSpec, PolicySpec, RouteSpec, Snapshot},
     telemetry::metrics::RouteMetrics,
@@ -25,6 +25,8 @@ pub struct Live {
     pub limits: Vec<Arc<LimitState>>,
     /// Every retry budget, by name.
     pub budgets: Vec<Arc<BudgetState>>,
+    /// Who keeps the limits of all instances, if it is somebody else.
+    pub remote_limits: Option<Arc<RemoteLimits>>,
     /// The metrics of requests that no route took.
     pub unrouted: Arc<RouteMetrics>,
 }
@@ -76,6 +78,7 @@ impl Live {
                 rules: Vec::new(),
                 lifecycle: crate::policy::snapshot::LifecycleSpec::default(),
                 recoveries: Vec::new(),
+                global_rate_limit: None,
                 access_log: AccessLogSpec { is_on: false, sampling: 0.0, always: crate::policy::units::StatusSet::default() },
             }),
             routes: Vec::new(),
@@ -83,6 +86,7 @@ impl Live {
             breakers: Vec::new(),
             limits: Vec::new(),
             budgets: Vec::new(),
+            remote_limits: None,
             unrouted: Arc::new(RouteMetrics::new(&telemetry.metrics, "", "")),
         }
     }

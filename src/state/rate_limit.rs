@@ -10,7 +10,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -49,6 +49,8 @@ pub struct RateLimitState {
     /// Guards the price of a moment.
     warm_up: Option<Mutex<RateWarmUp>>,
     warm_up_config: Option<RateWarmUpConfig>,
+    /// How many instances the limit is divided by.
+    instances: AtomicU32,
     delayed: AtomicU64,
     bad_bills: AtomicU64,
 }
@@ -117,7 +119,7 @@ impl RateLimitState {
         let warm_up_config = rule.warm_up.map(|warm_up| RateWarmUpConfig::new(rate, warm_up.window, warm_up.cold_factor));
         let warm_up = warm_up_config.as_ref().map(|config| Mutex::new(RateWarmUp::new(config, now)));
         let bucket = Bucket { interval: nanos(quota.interval()), burst: quota.burst.get() };
-        Self { name, rule, bucket, epoch, limiter, store, clock, warm_up, warm_up_config, delayed: AtomicU64::new(0), bad_bills: AtomicU64::new(0) }
+        Self { name, rule, bucket, epoch, limiter, store, clock, warm_up, warm_up_config, instances: AtomicU32::new(1), delayed: AtomicU64::new(0), bad_bills: AtomicU64::new(0) }
     }
 
     /// The name.
@@ -132,6 +134,17 @@ impl RateLimitState {
         &self.rule
     }
 
+    /// Divides the limit among so many instances, of which this is one.
+    pub fn divide(&self, instances: u32) {
+        self.instances.store(instances.max(1), Ordering::Relaxed);
+    }
+
+    /// By how many instances the limit is divided.
+    #[must_use]
+    pub fn instances(&self) -> u32 {
+        self.instances.load(Ordering::Relaxed)
+    }
+
     /// Takes the tokens of one request out of the bucket of `key`; `None` is the bucket of everybody.
     ///
     /// # Errors
@@ -139,7 +152,7 @@ impl RateLimitState {
     pub fn try_acquire(&self, key: Option<u64>, now: Instant) -> Result<Granted, Limited> {
         let (key, at) = (key.unwrap_or(EVERYBODY), self.nanos(now));
         self.store.0.observe(at);
-        let Some(cost) = NonZeroU32::new(self.rule.cost).filter(|_| self.rule.is_plain()) else { return self.take(key, at, now) };
+        let Some(cost) = NonZeroU32::new(self.rule.cost).filter(|_| self.rule.is_plain() && self.instances() == 1) else { return self.take(key, at, now) };
         self.clock.advance(at);
         match self.limiter.check_key_n(&key, cost) {
             Ok(Ok(state)) => Ok(Granted { wait: Duration::ZERO, left: state.remaining_burst_capacity() }),
@@ -153,10 +166,7 @@ impl RateLimitState {
     fn take(&self, key: u64, at: u64, now: Instant) -> Result<Granted, Limited> {
         let mut warm_up = self.warm_up.as_ref().map(lock);
         let price = warm_up.as_mut().zip(self.warm_up_config.as_ref()).map_or(1.0, |(warm_up, config)| warm_up.price(config, now));
-        // While the rate is low the bucket fills slowly, and holds as much as ever of what that is.
-        let bucket = Bucket { interval: scaled(self.bucket.interval, price), ..self.bucket };
-        let burst = u32::try_from(self.bucket.burst_time() / bucket.interval.max(1)).unwrap_or(u32::MAX).max(1);
-        let bucket = Bucket { burst, ..bucket };
+        let bucket = self.part(price);
         let max_wait = nanos(self.rule.max_wait);
         let taken = self.store.0.change(key, |arrival| match bucket.take(arrival, self.rule.cost, max_wait, at) {
             Ok(taken) => (Ok(taken), Some(taken.arrival)),
@@ -172,6 +182,18 @@ impl RateLimitState {
         Ok(Granted { wait: Duration::from_nanos(taken.wait), left: bucket.left(Some(taken.arrival), at) })
     }
 
+    /// The bucket with the rate divided by `price` and by the instances. It holds what comes in the same time as ever, and at least what
+    /// one request takes.
+    fn part(&self, price: f64) -> Bucket {
+        let instances = self.instances();
+        if instances == 1 && price <= 1.0 {
+            return self.bucket;
+        }
+        let interval = scaled(self.bucket.interval, price * f64::from(instances)).max(1);
+        let burst = u32::try_from(self.bucket.burst_time() / interval).unwrap_or(u32::MAX);
+        Bucket { interval, burst: burst.max(self.rule.cost).max(1) }
+    }
+
     /// Charges what an answer was worth, as its header says; `None` is one that cannot be read.
     pub fn charge(&self, key: Option<u64>, tokens: Option<u64>, now: Instant) {
         let Some(tokens) = tokens else {
@@ -181,7 +203,8 @@ impl RateLimitState {
         let at = self.nanos(now);
         self.store.0.observe(at);
         if tokens > 0 {
-            self.store.0.change(key.unwrap_or(EVERYBODY), |arrival| ((), Some(self.bucket.charge(arrival, tokens, at))));
+            let bucket = self.part(1.0);
+            self.store.0.change(key.unwrap_or(EVERYBODY), |arrival| ((), Some(bucket.charge(arrival, tokens, at))));
         }
     }
 

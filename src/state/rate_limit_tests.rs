@@ -17,6 +17,7 @@ fn rule(requests: u32, unit_seconds: u64, burst: u32) -> RateRuleSpec {
     RateRuleSpec {
         name: Arc::from("all"),
         mode: Mode::Enforce,
+        is_global: false,
         selectors: Vec::new(),
         quota,
         cost: 1,
@@ -78,6 +79,22 @@ fn a_hundred_thousand_keys_are_told_apart_and_not_one_more() {
 fn keyed() -> SelectorSpec {
     let header = (http::HeaderName::from_static("x-key"), None);
     SelectorSpec { headers: vec![header], path: None, methods: Vec::new(), source: None, identity: None }
+}
+
+#[test]
+fn instances_that_divide_a_limit_pass_as_much_together_as_one() {
+    for instances in [1_u32, 3, 7] {
+        let rule = rule(700, 1, 700);
+        let start = some_instant();
+        let states: Vec<_> = (0..instances).map(|_| RateLimitState::new(rule.name.clone(), rule.clone(), start, start)).collect();
+        states.iter().for_each(|state| state.divide(instances));
+        let mut passed = 0;
+        for step in 0..60_000_u64 {
+            let now = start + Duration::from_millis(step);
+            passed += states.iter().map(|state| (0..2).filter(|_| state.try_acquire(None, now).is_ok()).count()).sum::<usize>();
+        }
+        assert!((42_000..=42_800).contains(&passed), "{instances}: {passed} of 42000 and a burst of 700");
+    }
 }
 
 #[test]

@@ -18,11 +18,12 @@ use super::{
     limit::LimitState,
     live::{DestinationState, Live, RouteState},
     rate_limit::RateLimitState,
+    remote_limits::{self, RemoteLimits},
 };
 use crate::{
     policy::{
         document::{BreakerScope, Direction},
-        snapshot::{ActionSpec, Address, BackendSpec, BreakerSpec, Destination, Discovery, EndpointSpec, RouteSpec, Snapshot},
+        snapshot::{ActionSpec, Address, BackendSpec, BreakerSpec, Destination, Discovery, EndpointSpec, EngineSpec, RouteSpec, Snapshot},
     },
     resilience::Mode,
     telemetry::{
@@ -44,6 +45,7 @@ pub struct Registry {
     counters: HashMap<Arc<str>, Arc<BackendCounters>>,
     routes: HashMap<Arc<str>, Arc<RouteMetrics>>,
     backends: HashMap<Arc<str>, Arc<BackendMetrics>>,
+    remote_limits: Option<Arc<RemoteLimits>>,
     next_endpoint: u64,
     epoch: Option<Instant>,
 }
@@ -62,6 +64,8 @@ impl Registry {
         let mut joining = Joining { registry: self, telemetry, zone, now, used: HashSet::new() };
         let backends: Vec<Arc<BackendState>> = snapshot.backends.iter().map(|backend| joining.backend(backend)).collect();
         let routes: Vec<RouteState> = snapshot.routes.iter().map(|route| joining.route(route, &backends)).collect();
+        let remote_limits = joining.remote_limits(&snapshot);
+        divide(&snapshot, &routes, &backends);
         let unrouted = joining.route_metrics("none", Direction::Inbound);
         let used = joining.used;
         self.forget(&used, &backends, telemetry);
@@ -73,6 +77,7 @@ impl Registry {
             breakers: self.breakers.values().cloned().collect(),
             limits: self.limits.values().cloned().collect(),
             budgets: self.budgets.values().cloned().collect(),
+            remote_limits,
             unrouted,
         };
         live.breakers.sort_by(|a, b| a.name().cmp(b.name()));
@@ -230,6 +235,26 @@ impl Joining<'_> {
         budget.clone()
     }
 
+    /// The same engine stays connected.
+    fn remote_limits(&mut self, snapshot: &Snapshot) -> Option<Arc<RemoteLimits>> {
+        let spec = match snapshot.global_rate_limit.as_ref().map(|global| &global.engine) {
+            Some(EngineSpec::Redis(spec)) => Some(spec),
+            Some(EngineSpec::Replicas { .. }) | None => None,
+        };
+        let last = self.registry.remote_limits.take();
+        let Some(spec) = spec else {
+            last.inspect(|last| last.retire());
+            return None;
+        };
+        let name: Arc<str> = remote_limits::BREAKER.into();
+        self.used.insert(Use::Breaker(name.clone()));
+        let make = || RemoteLimits::make_breaker(self.telemetry, self.now);
+        let breaker = self.registry.breakers.entry(name).or_insert_with(make).clone();
+        let limits = last.filter(|last| last.spec() == spec).unwrap_or_else(|| Arc::new(RemoteLimits::new(spec.clone(), breaker, self.telemetry)));
+        self.registry.remote_limits = Some(limits.clone());
+        Some(limits)
+    }
+
     fn rate_limit(&mut self, name: &Arc<str>, rule: &crate::policy::snapshot::RateRuleSpec) -> Arc<RateLimitState> {
         self.used.insert(Use::RateLimit(name.clone()));
         let epoch = *self.registry.epoch.get_or_insert(self.now);
@@ -239,6 +264,17 @@ impl Joining<'_> {
             *limit = Arc::new(limit.reconfigured(rule.clone(), self.now));
         }
         limit.clone()
+    }
+}
+
+/// Tells limits of all instances how many there are; without an engine that counts them, buckets here are whole.
+fn divide(snapshot: &Snapshot, routes: &[RouteState], backends: &[Arc<BackendState>]) {
+    let instances = match snapshot.global_rate_limit.as_ref().map(|global| &global.engine) {
+        Some(EngineSpec::Replicas { backend, .. }) => u32::try_from(backends[*backend].endpoints.len()).unwrap_or(u32::MAX),
+        Some(EngineSpec::Redis(_)) | None => 1,
+    };
+    for limit in routes.iter().flat_map(|route| &route.rate_limits) {
+        limit.divide(if limit.rule().is_global { instances } else { 1 });
     }
 }
 

@@ -137,6 +137,16 @@ pub enum Event {
         /// The backend.
         backend: Arc<str>,
     },
+    /// Whoever keeps the limits of all instances cannot be asked.
+    GlobalLimitsLost {
+        /// Who, and why.
+        why: String,
+    },
+    /// Whoever keeps the limits of all instances can be asked again.
+    GlobalLimitsRestored {
+        /// Who.
+        engine: Arc<str>,
+    },
     /// Certificate files hold something new, which is in force for new connections.
     CertificateChanged {
         /// Whose: a listener or a backend.
@@ -210,6 +220,8 @@ impl Event {
             Self::EndpointsChanged { .. } => "endpoints_changed",
             Self::DiscoveryFailed { .. } => "discovery_failed",
             Self::DiscoveryRestored { .. } => "discovery_restored",
+            Self::GlobalLimitsLost { .. } => "global_limits_lost",
+            Self::GlobalLimitsRestored { .. } => "global_limits_restored",
             Self::CertificateChanged { .. } => "certificate_changed",
             Self::CertificateRefused { .. } => "certificate_refused",
             Self::CertificateExpiring { .. } => "certificate_expiring",
@@ -259,6 +271,8 @@ impl std::fmt::Display for Event {
             Self::AdminActed { action, by } => write!(f, "{action} by {by}"),
             Self::EndpointsChanged { backend, count, changes } => write!(f, "backend {backend} has {count} endpoints: {}", changes.join(", ")),
             Self::DiscoveryFailed { backend, why } => write!(f, "the endpoints of {backend} cannot be found, those known last stay in force: {why}"),
+            Self::GlobalLimitsLost { why } => write!(f, "nobody can be asked about the limits of all instances: {why}"),
+            Self::GlobalLimitsRestored { engine } => write!(f, "{engine} keeps the limits of all instances again"),
             Self::DiscoveryRestored { backend } => write!(f, "the endpoints of {backend} are found again"),
             Self::CertificateChanged { owner } => write!(f, "the {owner} has new certificates"),
             Self::CertificateRefused { owner, why } => write!(f, "the certificates of the {owner} are refused, those read last stay in force: {why}"),

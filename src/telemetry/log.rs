@@ -45,6 +45,7 @@ pub(super) fn write(event: &Event) {
         | Event::RecoveryActed { .. }
         | Event::EndpointEjected { .. }
         | Event::DiscoveryFailed { .. }
+        | Event::GlobalLimitsLost { .. }
         | Event::CertificateExpiring { .. }
         | Event::PanicChanged { is_panicking: true, .. } => tracing::warn!(event = kind, "{event}"),
         Event::Started { .. }
@@ -62,6 +63,7 @@ pub(super) fn write(event: &Event) {
         | Event::EndpointReadmitted { .. }
         | Event::EndpointsChanged { .. }
         | Event::DiscoveryRestored { .. }
+        | Event::GlobalLimitsRestored { .. }
         | Event::CertificateChanged { .. }
         | Event::PanicChanged { .. } => tracing::info!(event = kind, "{event}"),
     }

@@ -74,6 +74,9 @@ names! {
     RATE_LIMIT_OVERFLOW = "outrigger_rate_limit_overflow", Gauge, "Requests since the start that had to share the overflow bucket of a rate limit, by rule.";
     RATE_LIMIT_DELAYED = "outrigger_rate_limit_delayed", Gauge, "Requests since the start that waited for their tokens under a rate limit, by rule.";
     RATE_LIMIT_UNREADABLE = "outrigger_rate_limit_unreadable_costs", Gauge, "Answers since the start whose cost under a rate limit is no whole number, by rule.";
+    RATE_LIMIT_INSTANCES = "outrigger_rate_limit_instances", Gauge, "By how many instances a rate limit is divided here, by rule.";
+    ENGINE_ASKED = "outrigger_global_rate_limit_requests_total", Counter, "Buckets that were asked for at the engine of `globalRateLimit`, by outcome.";
+    ENGINE_CONNECTED = "outrigger_global_rate_limit_connected", Gauge, "1 if the engine of `globalRateLimit` can be asked; without it requests pass, or are refused with `failClosed`.";
     HEALTH_CHANGES = "outrigger_health_changes_total", Counter, "Changes of an endpoint's health, by backend and the health entered.";
     POLICY_GENERATION = "outrigger_policy_generation", Gauge, "The number of the policy set in force.";
     POLICY_CURRENT = "outrigger_policy_current", Gauge, "1 if the policy in force is the newest, 0 if a newer one was refused.";
@@ -182,6 +185,8 @@ impl Metrics {
             | Event::EndpointReadmitted { .. }
             | Event::EndpointsChanged { .. }
             | Event::DiscoveryFailed { .. }
+            | Event::GlobalLimitsLost { .. }
+            | Event::GlobalLimitsRestored { .. }
             | Event::CertificateChanged { .. }
             | Event::CertificateRefused { .. }
             | Event::CertificateExpiring { .. }

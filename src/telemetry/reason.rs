@@ -37,6 +37,8 @@ reasons! {
     BreakerOpen = "breaker_open",
     /// A rate limit refuses.
     RateLimited = "rate_limited",
+    /// Nobody can be asked about a limit of all instances, and the policy fails closed.
+    RateLimitUnavailable = "rate_limit_unavailable",
     /// All places are taken, and the queue is full.
     ConcurrencyLimit = "concurrency_limit",
     /// No place came free in time.

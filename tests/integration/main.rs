@@ -17,6 +17,7 @@ mod discovery;
 mod drain;
 mod forwarding;
 mod framing;
+mod global_limits;
 mod grpc;
 mod http2;
 mod keep_alive;

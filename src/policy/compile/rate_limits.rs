@@ -34,16 +34,25 @@ impl<'a> Compiler<'a> {
         let max_keys = self.at_least_one(&found.at, "maxKeys", section.max_keys, 10_000).get();
         let mut names = HashMap::new();
         let mut rules = Vec::new();
-        for (index, rule) in section.local.iter().flat_map(|local| &local.rules).enumerate() {
-            let at = found.at.key("local").key("rules").index(index);
+        let local = section.local.iter().flat_map(|local| local.rules.iter().enumerate().map(|rule| ("local", rule)));
+        let global = section.global.iter().flat_map(|global| global.rules.iter().enumerate().map(|rule| ("global", rule)));
+        if global.clone().next().is_some() && !self.is_partial && !self.documents.iter().any(|located| located.document.spec.global_rate_limit.is_some()) {
+            let hint = "add `globalRateLimit: {backend: {type: Redis, redis: {url: \"redis://HOST:6379\"}}}`, or `{type: Replicas, replicas: {backend: NAME}}`";
+            self.error(&found.at.key("global"), "nobody keeps limits for all instances").hint(hint);
+        }
+        for (scope, (index, rule)) in local.chain(global) {
+            let at = found.at.key(scope).key("rules").index(index);
             self.check_name(&at.key("name"), "rule", &rule.name, &mut names);
             let mode = sections::mode(rule.mode.unwrap_or(section.mode));
-            let made = self.rule(&at, rule, mode, max_keys, headers);
+            let made = self.rule(&at, rule, mode, max_keys, headers).map(|made| RateRuleSpec { is_global: scope == "global", ..made });
+            if rule.warm_up.is_some() && scope == "global" {
+                self.error(&at.key("warmUp"), "a limit of all instances does not warm up").hint("warm up a `local` rule beside it");
+            }
             if mode != Mode::Off && section.mode != ModeName::Off {
                 rules.extend(made);
             }
         }
-        rules.sort_by_key(|rule: &RateRuleSpec| !rule.is_keyed());
+        rules.sort_by_key(|rule: &RateRuleSpec| (rule.is_global, !rule.is_keyed()));
         RateLimitSpec { rules, headers, origin: found.origin }
     }
 
@@ -62,6 +71,7 @@ impl<'a> Compiler<'a> {
         let made = RateRuleSpec {
             name: Arc::from(rule.name.as_str()),
             mode,
+            is_global: false,
             selectors: selectors.into_iter().collect::<Option<_>>()?,
             quota,
             cost,

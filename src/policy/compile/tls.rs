@@ -93,7 +93,7 @@ impl<'a> Compiler<'a> {
     }
 }
 
-fn source_place(at: &At<'_>) -> SourcePlace {
+pub(super) fn source_place(at: &At<'_>) -> SourcePlace {
     let place = at.place();
     SourcePlace(format!("{}:{}:{}", place.file, place.line, place.column).into())
 }

@@ -18,6 +18,8 @@ pub struct RateLimit {
     pub rate_limit_headers: Option<RateLimitHeaders>,
     /// Limits that this sidecar keeps by itself.
     pub local: Option<LocalRateLimit>,
+    /// Limits that all instances of the service keep together; `globalRateLimit` says how.
+    pub global: Option<GlobalRateLimitRules>,
 }
 
 /// Headers about a limit.
@@ -41,6 +43,14 @@ pub struct LocalRateLimit {
     pub rules: Vec<RateLimitRule>,
 }
 
+/// Limits that all instances of the service keep together.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GlobalRateLimitRules {
+    /// The rules, asked after those of this instance.
+    pub rules: Vec<RateLimitRule>,
+}
+
 /// One token bucket, or one per value of a key.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -58,7 +68,8 @@ pub struct RateLimitRule {
     pub cost: Option<Cost>,
     /// Lets a request wait for its tokens instead of refusing it: a pace.
     pub queue: Option<PaceQueue>,
-    /// Begins with a part of the rate, and again after a time with little traffic. Only for a rule with one bucket.
+    /// Begins with a part of the rate, and again after a time with little traffic. Only for a rule with one bucket of
+    /// this instance.
     pub warm_up: Option<RateWarmUp>,
 }
 

@@ -16,7 +16,7 @@ use crate::{
 /// The rate limits of a route.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RateLimitSpec {
-    /// The rules; those with a key first.
+    /// The rules; those of this instance first, and of these those with a key.
     pub rules: Vec<RateRuleSpec>,
     /// Headers about them.
     pub headers: RateLimitHeaders,
@@ -31,6 +31,8 @@ pub struct RateRuleSpec {
     pub name: Arc<str>,
     /// Whether it acts.
     pub mode: Mode,
+    /// Whether all instances share its buckets.
+    pub is_global: bool,
     /// Which requests it is about; any suffices, none means all.
     pub selectors: Vec<SelectorSpec>,
     /// The bucket.
@@ -113,6 +115,9 @@ impl fmt::Display for RateRuleSpec {
         }
         if self.is_keyed() {
             write!(f, ", one bucket per key, {} keys", self.max_keys)?;
+        }
+        if self.is_global {
+            write!(f, ", of all instances")?;
         }
         write!(f, ", {:?}", self.mode)
     }

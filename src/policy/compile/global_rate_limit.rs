@@ -1,0 +1,79 @@
+//! The engine of limits that all instances share.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{At, Compiler, backends::MadeBackend, tls::source_place};
+use crate::policy::{
+    document::{GlobalBackendType, Redis},
+    snapshot::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RouteSpec},
+    units::Span,
+};
+
+/// A request that waits longer for a limit than this is worse off than without one.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl<'a> Compiler<'a> {
+    pub(super) fn global_rate_limit(&mut self, backends: &[(At<'a>, MadeBackend<'a>)], routes: &[RouteSpec]) -> Option<GlobalRateLimitSpec> {
+        let (at, written) = self.at_most_one("globalRateLimit", |document| document.spec.global_rate_limit.as_ref())?;
+        let timeout = written.timeout.map_or(Duration::from_millis(20), |span| span.0);
+        if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
+            let message = format!("a request waits for the engine for at least 1ms and at most {}", Span(LONGEST_TIMEOUT));
+            self.error(&at.key("timeout"), message).hint("20ms is the default");
+        }
+        let is_used = routes.iter().any(|route| route.rate_limits.rules.iter().any(|rule| rule.is_global));
+        if !is_used && !self.is_partial {
+            self.warning(&at, "no rule uses this").hint("write the rules of all instances under `rateLimit.global.rules`");
+        }
+        let (of, at) = (&written.backend, at.key("backend"));
+        let others = match of.kind {
+            GlobalBackendType::Redis => ("replicas", of.replicas.is_some()),
+            GlobalBackendType::Replicas => ("redis", of.redis.is_some()),
+        };
+        if others.1 {
+            self.error(&at.key(others.0), format!("this is for another type than {:?}", of.kind)).hint(format!("take `{}` out, or change `type`", others.0));
+        }
+        let engine = match (of.kind, &of.redis, &of.replicas) {
+            (GlobalBackendType::Redis, Some(redis), _) => self.redis(&at.key("redis"), redis)?,
+            (GlobalBackendType::Replicas, _, Some(replicas)) => {
+                let names = || backends.iter().map(|(_, backend)| &*backend.spec.name);
+                let Some(backend) = names().position(|name| *name == *replicas.backend) else {
+                    self.unknown_reference(&at.key("replicas").key("backend"), "backend", &replicas.backend, names());
+                    return None;
+                };
+                EngineSpec::Replicas { backend, name: Arc::from(replicas.backend.as_str()) }
+            }
+            (GlobalBackendType::Redis, None, _) => {
+                self.error(&at, "an engine of type Redis needs `redis`").hint("add `redis: {url: \"redis://HOST:6379\"}`");
+                return None;
+            }
+            (GlobalBackendType::Replicas, _, None) => {
+                self.error(&at, "an engine of type Replicas needs `replicas`").hint("add `replicas: {backend: NAME}`, a backend whose endpoints are this service's instances");
+                return None;
+            }
+        };
+        Some(GlobalRateLimitSpec { engine, timeout, fails_closed: written.fail_closed })
+    }
+
+    fn redis(&mut self, at: &At<'a>, redis: &Redis) -> Option<EngineSpec> {
+        if !cfg!(feature = "redis") {
+            self.error(at, "this build knows no Redis").hint("build with the feature `redis`, which the default has, or write `type: Replicas`");
+        }
+        let address = redis.url.parse::<http::Uri>().ok().and_then(|uri| {
+            let is_scheme = matches!(uri.scheme_str(), Some("redis" | "rediss"));
+            let is_database = uri.path().trim_start_matches('/').bytes().all(|byte| byte.is_ascii_digit()) && uri.query().is_none();
+            let host = uri.host().filter(|host| !host.is_empty() && is_scheme && is_database)?;
+            Some(format!("{host}:{}", uri.port_u16().unwrap_or(6379)))
+        });
+        let Some(address) = address else {
+            // The message does not repeat it: there may be a password in it.
+            let hint = "write `redis://HOST:PORT`, `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or `rediss://` for TLS; what is special in a password is written as %XX";
+            self.error(&at.key("url"), "this is not the address of a Redis").hint(hint);
+            return None;
+        };
+        let prefix = redis.prefix.clone().unwrap_or_else(|| at.located.document.metadata.name.clone());
+        if prefix.is_empty() || prefix.contains(|character: char| character.is_whitespace() || character.is_control()) {
+            self.error(&at.key("prefix"), "this cannot begin a key").hint("write the name of the service");
+        }
+        Some(EngineSpec::Redis(RedisSpec { url: redis.url.clone(), address: address.into(), prefix: Arc::from(prefix), place: source_place(&at.key("url")) }))
+    }
+}

@@ -1,0 +1,61 @@
+//! Who keeps the limits of the whole service.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::policy::units::Span;
+
+/// Who keeps the limits that all instances of a service share (`rateLimit.global`). A request's local limits are asked first.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GlobalRateLimit {
+    /// The engine.
+    pub backend: GlobalBackend,
+    /// How long a request waits for the engine's word. Default 20ms.
+    pub timeout: Option<Span>,
+    /// Whether requests are refused while the engine does not answer. Default false: they pass, counted.
+    #[serde(default)]
+    pub fail_closed: bool,
+}
+
+/// An engine.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GlobalBackend {
+    /// Which one.
+    #[serde(rename = "type")]
+    pub kind: GlobalBackendType,
+    /// For Redis.
+    pub redis: Option<Redis>,
+    /// For Replicas.
+    pub replicas: Option<Replicas>,
+}
+
+/// The kind of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum GlobalBackendType {
+    /// Redis or Valkey: the buckets are there, and instances with the same `prefix` share them.
+    Redis,
+    /// None: every instance keeps its share, the limit divided by the number of instances.
+    Replicas,
+}
+
+/// A Redis or Valkey.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Redis {
+    /// Where it is, like `redis://127.0.0.1:6379/0` or `redis://USER:PASSWORD@HOST:6379`. Take passwords from the environment:
+    /// `redis://:${REDIS_PASSWORD}@redis:6379`. It is shown without them.
+    pub url: String,
+    /// What the keys begin with, the same for all instances of the service. Default the name of the document.
+    pub prefix: Option<String>,
+}
+
+/// Counting instances.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Replicas {
+    /// A backend whose endpoints are the instances of this service, as discovery finds them: a headless Service's name lists those that
+    /// are ready. As long as none is found, one is assumed.
+    pub backend: String,
+}

@@ -1,0 +1,146 @@
+//! Limits that are kept outside: who keeps them, whether it can be reached, and what it said.
+//!
+//! A request asks through a breaker of the engine's own. An engine that is slow or gone costs the first requests their time-out, and
+//! none after them: what follows passes or is refused at once, as the policy says, until a single request finds it well again.
+
+use std::{
+    fmt::Debug,
+    future::Future,
+    num::NonZeroU32,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+
+use super::{
+    breaker::BreakerState,
+    rate_limit::{Granted, Limited},
+};
+use crate::{
+    policy::snapshot::RedisSpec,
+    resilience::{
+        Mode,
+        breaker::{BreakerConfig, BreakerThresholds, BreakerTimes},
+        ratio::Ratio,
+    },
+    telemetry::{
+        Telemetry,
+        engine_metrics::{EngineMetrics, EngineOutcome},
+    },
+};
+
+/// The name of the engine's breaker.
+pub const BREAKER: &str = "global-rate-limit";
+
+/// What is asked of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// Its key.
+    pub key: String,
+    /// The time in which one token comes back.
+    pub interval: Duration,
+    /// The time in which an empty bucket is full again.
+    pub burst_time: Duration,
+    /// Tokens.
+    pub tokens: u64,
+    /// How long to wait for them at most; `None` takes them in any case, into debt.
+    pub max_wait: Option<Duration>,
+}
+
+/// What an engine said of each bucket.
+pub type Verdicts = Vec<Result<Granted, Limited>>;
+
+/// The answer of an engine that is still on its way.
+pub type Answer = Pin<Box<dyn Future<Output = Result<Verdicts, String>> + Send>>;
+
+/// Somebody who keeps buckets.
+pub trait RateLimitEngine: Debug + Send + Sync {
+    /// Asks of several buckets at once; they are answered in order.
+    fn ask(&self, asks: Vec<Ask>) -> Answer;
+}
+
+/// An engine by its policy.
+#[derive(Debug)]
+pub struct RemoteLimits {
+    spec: RedisSpec,
+    breaker: Arc<BreakerState>,
+    /// The connection, while there is one.
+    engine: ArcSwapOption<Box<dyn RateLimitEngine>>,
+    /// Told when the connection is of no use any more.
+    broken: Notify,
+    metrics: EngineMetrics,
+}
+
+impl RemoteLimits {
+    /// An engine that is not connected yet.
+    pub(super) fn new(spec: RedisSpec, breaker: Arc<BreakerState>, telemetry: &Telemetry) -> Self {
+        Self { spec, breaker, engine: ArcSwapOption::empty(), broken: Notify::new(), metrics: EngineMetrics::new(&telemetry.metrics) }
+    }
+
+    /// A breaker for an engine.
+    pub(super) fn make_breaker(telemetry: &Arc<Telemetry>, now: Instant) -> Arc<BreakerState> {
+        let thresholds = BreakerThresholds {
+            consecutive_failures: NonZeroU32::new(5),
+            failure_rate: Ratio::from_percent(50.0).ok(),
+            slow_call_rate: None,
+            minimum_calls: NonZeroU32::new(20).unwrap_or(NonZeroU32::MIN),
+        };
+        let second = Duration::from_secs(1);
+        let times = BreakerTimes { window: second * 10, open: second, max_open: second * 5, max_half_open: second, recovery_ramp: Duration::ZERO };
+        let config = BreakerConfig::try_new(thresholds, times, NonZeroU32::MIN).expect("the thresholds fit together");
+        Arc::new(BreakerState::new(BREAKER.into(), config, Mode::Enforce, telemetry.clone(), now))
+    }
+
+    /// Where the engine is.
+    #[must_use]
+    pub fn spec(&self) -> &RedisSpec {
+        &self.spec
+    }
+
+    /// The breaker in front of it.
+    #[must_use]
+    pub fn breaker(&self) -> &Arc<BreakerState> {
+        &self.breaker
+    }
+
+    /// The connection, if there is one.
+    #[must_use]
+    pub fn engine(&self) -> Option<Arc<Box<dyn RateLimitEngine>>> {
+        self.engine.load_full()
+    }
+
+    /// Puts a connection in force.
+    pub fn connected(&self, engine: Box<dyn RateLimitEngine>) {
+        self.engine.store(Some(Arc::new(engine)));
+        self.metrics.connected(Some(true));
+    }
+
+    /// There is no connection now.
+    pub fn disconnected(&self) {
+        self.engine.store(None);
+        self.metrics.connected(Some(false));
+    }
+
+    /// Tells that the connection is of no use any more.
+    pub fn report_broken(&self) {
+        self.broken.notify_one();
+    }
+
+    /// Waits until somebody tells so.
+    pub async fn broken(&self) {
+        self.broken.notified().await;
+    }
+
+    /// Nobody is to be connected any more.
+    pub(super) fn retire(&self) {
+        self.metrics.connected(None);
+    }
+
+    /// Counts how asking went.
+    pub fn count(&self, outcome: EngineOutcome) {
+        self.metrics.asked(outcome);
+    }
+}
