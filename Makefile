@@ -7,7 +7,7 @@ demo: bootstrap
 
 test: bootstrap
 	@sh scripts/clients
-	cargo test --locked
+	cargo test --locked --features rls
 	@count=$$(wc -l < "$${OUTRIGGER_CLIENTS:-target/clients}/missing"); [ "$$count" -eq 0 ] || { echo "SKIPPED: $$count kinds of real clients or servers are missing:"; cat "$${OUTRIGGER_CLIENTS:-target/clients}/missing"; }
 
 # Promises at their real clocks, about 45 minutes; SOAK_MINUTES=N shortens the longest of 30.

@@ -11,9 +11,9 @@ mod http2_call;
 mod http_call;
 mod probing;
 mod recovery;
-#[cfg(feature = "redis")]
-mod redis_limits;
 mod reload;
+#[cfg(any(feature = "redis", feature = "rls"))]
+mod remote_limits;
 mod signals;
 mod upkeep;
 mod watch;
@@ -57,8 +57,8 @@ impl Control {
         let (applied, generations) = channel::channel(state.live.load().generation);
         let applied = Arc::new(applied);
         tasks.spawn(probing::probe(state.clone(), generations.clone()));
-        #[cfg(feature = "redis")]
-        tasks.spawn(redis_limits::keep(state.clone(), generations.clone()));
+        #[cfg(any(feature = "redis", feature = "rls"))]
+        tasks.spawn(remote_limits::keep(state.clone(), generations.clone()));
         tasks.spawn(discovery::discover(Finder { state: state.clone(), awaited: Arc::default(), name_server, poll_interval, applied: applied.clone() }, generations));
         tasks.spawn(upkeep::upkeep(state.clone()));
         tasks.spawn(certificates::follow(state.clone(), poll_interval));

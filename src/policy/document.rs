@@ -25,7 +25,7 @@ use serde::Deserialize;
 
 pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
 pub use balancer::{ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType, SlowStart, ZoneAware, ZoneMode};
-pub use global_rate_limit::{GlobalBackend, GlobalBackendType, GlobalRateLimit, Redis, Replicas};
+pub use global_rate_limit::{GlobalBackend, GlobalBackendType, GlobalRateLimit, RateLimitService, Redis, Replicas};
 pub use health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection};
 pub use listener::{ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor};
 pub use process::{AccessLog, Action, ActionType, Drain, Lifecycle, LogFormat, Recovery, Rung, Startup, Telemetry, Trigger, TriggerType, Undo};

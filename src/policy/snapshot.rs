@@ -19,7 +19,7 @@ use crate::resilience::{
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
-pub use self::global_rate_limit::{EngineSpec, GlobalRateLimitSpec, RedisSpec};
+pub use self::global_rate_limit::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, ServiceSpec};
 pub use self::rate_limit::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec, WarmUpSpec};
 pub use self::tls::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace};
 use super::matching::Rule;

@@ -35,12 +35,12 @@ pub(super) async fn take(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, cl
     let rules = &exchange.route.spec.rate_limits.rules;
     let (mut indices, mut asks) = (Vec::new(), Vec::new());
     for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.is_global) {
-        let Some(key) = key(rule, exchange, remote, client) else { continue };
+        let Some(key) = key(rule, exchange, client) else { continue };
         if rule.response_cost.is_some() {
             limits.bill(index, key.clone());
         }
         indices.push(index);
-        asks.push(ask(rule, key, rule.cost.into(), Some(rule.max_wait)));
+        asks.push(ask(exchange, rule, key, rule.cost.into(), Some(rule.max_wait)));
     }
     if asks.is_empty() {
         return Ok(Duration::ZERO);
@@ -60,12 +60,12 @@ pub(super) async fn take(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, cl
 }
 
 /// Charges what an answer was worth, without making it wait.
-pub(super) fn charge(exchange: &Exchange<'_>, rule: &RateRuleSpec, key: String, tokens: u64) {
+pub(super) fn charge(exchange: &Exchange<'_>, rule: &RateRuleSpec, key: Option<String>, tokens: u64) {
     let Some(remote) = exchange.live.remote_limits.clone() else { return };
     let Some(engine) = remote.engine() else { return remote.count(EngineOutcome::Unavailable) };
     if tokens > 0 {
         // Bounded by the connection's own patience.
-        let asked = engine.ask(vec![ask(rule, key, tokens, None)]);
+        let asked = engine.ask(vec![ask(exchange, rule, key, tokens, None)]);
         tokio::spawn(async move { remote.count(if asked.await.is_ok() { EngineOutcome::Granted } else { EngineOutcome::Error }) });
     }
 }
@@ -89,23 +89,22 @@ async fn answer(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, asks: Vec<A
     }
 }
 
-fn ask(rule: &RateRuleSpec, key: String, tokens: u64, max_wait: Option<Duration>) -> Ask {
-    Ask { key, interval: rule.quota.interval(), burst_time: rule.quota.burst_time(), tokens, max_wait }
+fn ask(exchange: &Exchange<'_>, rule: &RateRuleSpec, key: Option<String>, tokens: u64, max_wait: Option<Duration>) -> Ask {
+    Ask { rule: format!("{}/{}", exchange.route.spec.name, rule.name), key, quota: rule.quota, tokens, max_wait }
 }
 
-/// `PREFIX:ROUTE/RULE:HASH`, the same on all instances; the hash keeps what clients send out of the engine, and short. `None` if the rule is
-/// not about the request.
-fn key(rule: &RateRuleSpec, exchange: &Exchange<'_>, remote: &RemoteLimits, client: &Client) -> Option<String> {
+/// What tells a request apart from others under a rule, if anything does, the same on all instances; the hash keeps what clients send out of
+/// the engine, and short. `None` if the rule is not about the request.
+#[expect(clippy::option_option, reason = "selected or not, and then keyed or not, are two questions")]
+fn key(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client) -> Option<Option<String>> {
     let mut hash = Context::new(&SHA256);
-    let is_keyed = rate_limits::select(rule, exchange, client, &mut |part| hash.update(part))?;
-    let (prefix, route) = (&remote.spec().prefix, &exchange.route.spec.name);
-    let mut key = format!("{prefix}:{route}/{}", rule.name);
-    if is_keyed {
-        key.push(':');
-        for byte in &hash.finish().as_ref()[..KEY_BYTES] {
-            // Writing to a String cannot fail.
-            _ = write!(key, "{byte:02x}");
-        }
+    if !rate_limits::select(rule, exchange, client, &mut |part| hash.update(part))? {
+        return Some(None);
     }
-    Some(key)
+    let mut key = String::with_capacity(2 * KEY_BYTES);
+    for byte in &hash.finish().as_ref()[..KEY_BYTES] {
+        // Writing to a String cannot fail.
+        _ = write!(key, "{byte:02x}");
+    }
+    Some(Some(key))
 }

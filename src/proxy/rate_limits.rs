@@ -68,12 +68,12 @@ enum BillKey {
     /// One of this instance.
     Here(Option<u64>),
     /// One of all instances.
-    There(String),
+    There(Option<String>),
 }
 
 impl Limits {
     /// Notes that a bucket of all instances is charged for the answer.
-    pub(super) fn bill(&mut self, rule: usize, key: String) {
+    pub(super) fn bill(&mut self, rule: usize, key: Option<String>) {
         self.bills.push(Bill { rule, key: BillKey::There(key) });
     }
 }

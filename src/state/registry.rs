@@ -238,7 +238,7 @@ impl Joining<'_> {
     /// The same engine stays connected.
     fn remote_limits(&mut self, snapshot: &Snapshot) -> Option<Arc<RemoteLimits>> {
         let spec = match snapshot.global_rate_limit.as_ref().map(|global| &global.engine) {
-            Some(EngineSpec::Redis(spec)) => Some(spec),
+            Some(EngineSpec::Remote(spec)) => Some(spec),
             Some(EngineSpec::Replicas { .. }) | None => None,
         };
         let last = self.registry.remote_limits.take();
@@ -271,7 +271,7 @@ impl Joining<'_> {
 fn divide(snapshot: &Snapshot, routes: &[RouteState], backends: &[Arc<BackendState>]) {
     let instances = match snapshot.global_rate_limit.as_ref().map(|global| &global.engine) {
         Some(EngineSpec::Replicas { backend, .. }) => u32::try_from(backends[*backend].endpoints.len()).unwrap_or(u32::MAX),
-        Some(EngineSpec::Redis(_)) | None => 1,
+        Some(EngineSpec::Remote(_)) | None => 1,
     };
     for limit in routes.iter().flat_map(|route| &route.rate_limits) {
         limit.divide(if limit.rule().is_global { instances } else { 1 });

@@ -20,7 +20,7 @@ use super::{
     rate_limit::{Granted, Limited},
 };
 use crate::{
-    policy::snapshot::RedisSpec,
+    policy::snapshot::{QuotaSpec, RemoteSpec},
     resilience::{
         Mode,
         breaker::{BreakerConfig, BreakerThresholds, BreakerTimes},
@@ -38,12 +38,12 @@ pub const BREAKER: &str = "global-rate-limit";
 /// What is asked of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// Its key.
-    pub key: String,
-    /// The time in which one token comes back.
-    pub interval: Duration,
-    /// The time in which an empty bucket is full again.
-    pub burst_time: Duration,
+    /// Its rule, `ROUTE/RULE`.
+    pub rule: String,
+    /// What tells it apart from the rule's others: a hash, the same on all instances.
+    pub key: Option<String>,
+    /// What it holds.
+    pub quota: QuotaSpec,
     /// Tokens.
     pub tokens: u64,
     /// How long to wait for them at most; `None` takes them in any case, into debt.
@@ -65,7 +65,7 @@ pub trait RateLimitEngine: Debug + Send + Sync {
 /// An engine by its policy.
 #[derive(Debug)]
 pub struct RemoteLimits {
-    spec: RedisSpec,
+    spec: RemoteSpec,
     breaker: Arc<BreakerState>,
     /// The connection, while there is one.
     engine: ArcSwapOption<Box<dyn RateLimitEngine>>,
@@ -76,7 +76,7 @@ pub struct RemoteLimits {
 
 impl RemoteLimits {
     /// An engine that is not connected yet.
-    pub(super) fn new(spec: RedisSpec, breaker: Arc<BreakerState>, telemetry: &Telemetry) -> Self {
+    pub(super) fn new(spec: RemoteSpec, breaker: Arc<BreakerState>, telemetry: &Telemetry) -> Self {
         Self { spec, breaker, engine: ArcSwapOption::empty(), broken: Notify::new(), metrics: EngineMetrics::new(&telemetry.metrics) }
     }
 
@@ -94,9 +94,9 @@ impl RemoteLimits {
         Arc::new(BreakerState::new(BREAKER.into(), config, Mode::Enforce, telemetry.clone(), now))
     }
 
-    /// Where the engine is.
+    /// Who the engine is.
     #[must_use]
-    pub fn spec(&self) -> &RedisSpec {
+    pub fn spec(&self) -> &RemoteSpec {
         &self.spec
     }
 

@@ -145,7 +145,7 @@ pub enum Event {
     /// Whoever keeps the limits of all instances can be asked again.
     GlobalLimitsRestored {
         /// Who.
-        engine: Arc<str>,
+        engine: String,
     },
     /// Certificate files hold something new, which is in force for new connections.
     CertificateChanged {

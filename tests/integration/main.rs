@@ -24,6 +24,8 @@ mod keep_alive;
 mod limits;
 mod outliers;
 mod properties;
+#[cfg(feature = "rls")]
+mod rate_limit_service;
 mod recovery;
 mod reload;
 mod retries;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::{At, Compiler, backends::MadeBackend, tls::source_place};
 use crate::policy::{
-    document::{GlobalBackendType, Redis},
-    snapshot::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RouteSpec},
+    document::{GlobalBackendType, RateLimitService, Redis},
+    snapshot::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, RouteSpec, ServiceSpec},
     units::Span,
 };
 
@@ -25,16 +25,19 @@ impl<'a> Compiler<'a> {
             self.warning(&at, "no rule uses this").hint("write the rules of all instances under `rateLimit.global.rules`");
         }
         let (of, at) = (&written.backend, at.key("backend"));
-        let others = match of.kind {
-            GlobalBackendType::Redis => ("replicas", of.replicas.is_some()),
-            GlobalBackendType::Replicas => ("redis", of.redis.is_some()),
+        let given = [("redis", of.redis.is_some()), ("rateLimitService", of.rate_limit_service.is_some()), ("replicas", of.replicas.is_some())];
+        let (wanted, like) = match of.kind {
+            GlobalBackendType::Redis => ("redis", "{url: \"redis://HOST:6379\"}"),
+            GlobalBackendType::RateLimitService => ("rateLimitService", "{url: \"http://HOST:8081\", domain: NAME}"),
+            GlobalBackendType::Replicas => ("replicas", "{backend: NAME}"),
         };
-        if others.1 {
-            self.error(&at.key(others.0), format!("this is for another type than {:?}", of.kind)).hint(format!("take `{}` out, or change `type`", others.0));
+        for (other, _) in given.iter().filter(|(name, is_given)| *is_given && *name != wanted) {
+            self.error(&at.key(other), format!("this is for another type than {:?}", of.kind)).hint(format!("take `{other}` out, or change `type`"));
         }
-        let engine = match (of.kind, &of.redis, &of.replicas) {
-            (GlobalBackendType::Redis, Some(redis), _) => self.redis(&at.key("redis"), redis)?,
-            (GlobalBackendType::Replicas, _, Some(replicas)) => {
+        let engine = match (of.kind, &of.redis, &of.rate_limit_service, &of.replicas) {
+            (GlobalBackendType::Redis, Some(redis), ..) => self.redis(&at.key("redis"), redis)?,
+            (GlobalBackendType::RateLimitService, _, Some(service), _) => self.rate_limit_service(&at.key("rateLimitService"), service, routes)?,
+            (GlobalBackendType::Replicas, .., Some(replicas)) => {
                 let names = || backends.iter().map(|(_, backend)| &*backend.spec.name);
                 let Some(backend) = names().position(|name| *name == *replicas.backend) else {
                     self.unknown_reference(&at.key("replicas").key("backend"), "backend", &replicas.backend, names());
@@ -42,12 +45,8 @@ impl<'a> Compiler<'a> {
                 };
                 EngineSpec::Replicas { backend, name: Arc::from(replicas.backend.as_str()) }
             }
-            (GlobalBackendType::Redis, None, _) => {
-                self.error(&at, "an engine of type Redis needs `redis`").hint("add `redis: {url: \"redis://HOST:6379\"}`");
-                return None;
-            }
-            (GlobalBackendType::Replicas, _, None) => {
-                self.error(&at, "an engine of type Replicas needs `replicas`").hint("add `replicas: {backend: NAME}`, a backend whose endpoints are this service's instances");
+            _ => {
+                self.error(&at, format!("an engine of type {:?} needs `{wanted}`", of.kind)).hint(format!("add `{wanted}: {like}`"));
                 return None;
             }
         };
@@ -74,6 +73,26 @@ impl<'a> Compiler<'a> {
         if prefix.is_empty() || prefix.contains(|character: char| character.is_whitespace() || character.is_control()) {
             self.error(&at.key("prefix"), "this cannot begin a key").hint("write the name of the service");
         }
-        Some(EngineSpec::Redis(RedisSpec { url: redis.url.clone(), address: address.into(), prefix: Arc::from(prefix), place: source_place(&at.key("url")) }))
+        Some(EngineSpec::Remote(RemoteSpec::Redis(RedisSpec { url: redis.url.clone(), address: address.into(), prefix: Arc::from(prefix), place: source_place(&at.key("url")) })))
+    }
+
+    fn rate_limit_service(&mut self, at: &At<'a>, service: &RateLimitService, routes: &[RouteSpec]) -> Option<EngineSpec> {
+        if !cfg!(feature = "rls") {
+            self.error(at, "this build speaks to no rate limit service").hint("build with `--features rls`, or write `type: Redis`");
+        }
+        let is_url = service.url.parse::<http::Uri>().is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && uri.path() == "/");
+        if !is_url {
+            self.error(&at.key("url"), format!("`{}` is not the address of a rate limit service", service.url)).hint("write `http://HOST:PORT`, or `https://HOST:PORT` for TLS");
+            return None;
+        }
+        for rule in routes.iter().flat_map(|route| &route.rate_limits.rules).filter(|rule| rule.is_global) {
+            let is_window = rule.quota.burst == rule.quota.requests && rule.max_wait.is_zero() && rule.cost > 0;
+            if !is_window {
+                let message = format!("a rate limit service cannot keep the rule `{}`: it counts in whole units, without `burst`, `queue` and a cost of 0", rule.name);
+                self.error(at, message).hint("take those out of the rule, or write `type: Redis`");
+            }
+        }
+        let domain = service.domain.clone().unwrap_or_else(|| at.located.document.metadata.name.clone());
+        Some(EngineSpec::Remote(RemoteSpec::Service(ServiceSpec { url: Arc::from(service.url.as_str()), domain: domain.into(), place: source_place(&at.key("url")) })))
     }
 }

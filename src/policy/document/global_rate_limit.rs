@@ -27,6 +27,8 @@ pub struct GlobalBackend {
     pub kind: GlobalBackendType,
     /// For Redis.
     pub redis: Option<Redis>,
+    /// For RateLimitService.
+    pub rate_limit_service: Option<RateLimitService>,
     /// For Replicas.
     pub replicas: Option<Replicas>,
 }
@@ -36,6 +38,9 @@ pub struct GlobalBackend {
 pub enum GlobalBackendType {
     /// Redis or Valkey: the buckets are there, and instances with the same `prefix` share them.
     Redis,
+    /// A server of Envoy's rate limit protocol (`envoy.service.ratelimit.v3`), which counts in whole units of time; it gets the limit with
+    /// each request. In builds with the feature `rls`.
+    RateLimitService,
     /// None: every instance keeps its share, the limit divided by the number of instances.
     Replicas,
 }
@@ -49,6 +54,17 @@ pub struct Redis {
     pub url: String,
     /// What the keys begin with, the same for all instances of the service. Default the name of the document.
     pub prefix: Option<String>,
+}
+
+/// A server of Envoy's rate limit protocol. A rule is the descriptor `rule: ROUTE/RULE`, with `key: HASH` where it tells requests apart,
+/// and its limit as an override.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimitService {
+    /// Where it is, like `http://ratelimit:8081`.
+    pub url: String,
+    /// The domain that it knows. Default the name of the document.
+    pub domain: Option<String>,
 }
 
 /// Counting instances.

@@ -19,8 +19,8 @@ pub struct GlobalRateLimitSpec {
 /// An engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineSpec {
-    /// A Redis.
-    Redis(RedisSpec),
+    /// Somebody else keeps the buckets.
+    Remote(RemoteSpec),
     /// The number of a backend's endpoints divides the limit.
     Replicas {
         /// The backend's index.
@@ -33,13 +33,62 @@ pub enum EngineSpec {
 impl fmt::Display for GlobalRateLimitSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.engine {
-            EngineSpec::Redis(redis) => {
+            EngineSpec::Remote(remote) => {
                 let without = if self.fails_closed { "refused" } else { "let pass" };
-                write!(f, "kept by redis at {}, keys {}:*; without its answer within {} requests are {without}", redis.address, redis.prefix, Span(self.timeout))
+                write!(f, "kept by {remote} for {}; without its answer within {} requests are {without}", remote.scope(), Span(self.timeout))
             }
             EngineSpec::Replicas { name, .. } => write!(f, "divided by the number of endpoints of {name}"),
         }
     }
+}
+
+/// Somebody who keeps buckets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemoteSpec {
+    /// A Redis.
+    Redis(RedisSpec),
+    /// A server of Envoy's rate limit protocol.
+    Service(ServiceSpec),
+}
+
+impl RemoteSpec {
+    /// What its buckets are told apart from others by.
+    #[must_use]
+    pub fn scope(&self) -> &Arc<str> {
+        match self {
+            Self::Redis(redis) => &redis.prefix,
+            Self::Service(service) => &service.domain,
+        }
+    }
+
+    /// Where the policy says so.
+    #[must_use]
+    pub fn place(&self) -> &SourcePlace {
+        match self {
+            Self::Redis(redis) => &redis.place,
+            Self::Service(service) => &service.place,
+        }
+    }
+}
+
+impl fmt::Display for RemoteSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redis(redis) => write!(f, "redis at {}", redis.address),
+            Self::Service(service) => write!(f, "the rate limit service at {}", service.url),
+        }
+    }
+}
+
+/// A server of Envoy's rate limit protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Where it is.
+    pub url: Arc<str>,
+    /// The domain that it knows.
+    pub domain: Arc<str>,
+    /// Where the policy says so.
+    pub place: SourcePlace,
 }
 
 /// A Redis.
