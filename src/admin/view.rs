@@ -139,6 +139,13 @@ struct Concurrency {
     pending: u32,
     max_pending: u32,
     refused: u64,
+    adaptive: Option<AdaptiveView>,
+}
+
+#[derive(Serialize)]
+struct AdaptiveView {
+    mode: &'static str,
+    limit: u32,
 }
 
 #[derive(Serialize)]
@@ -311,6 +318,7 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
             pending: snapshot.pending,
             max_pending: snapshot.config.max_pending,
             refused: snapshot.refused,
+            adaptive: snapshot.adaptive.map(|(limit, of)| AdaptiveView { mode: mode(of), limit }),
         }
     });
     let budgets = live.budgets.iter();
@@ -381,6 +389,10 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
     for limit in &live.limits {
         let snapshot = limit.snapshot();
         metrics.gauge(name::LIMIT_IN_FLIGHT, &[("limit", limit.name())]).set(f64::from(snapshot.in_flight));
+        metrics.gauge(name::LIMIT_MAX, &[("limit", limit.name())]).set(f64::from(snapshot.config.max_in_flight.get()));
+        if let Some((adaptive, _)) = snapshot.adaptive {
+            metrics.gauge(name::LIMIT_ADAPTIVE, &[("limit", limit.name())]).set(f64::from(adaptive));
+        }
         metrics.gauge(name::LIMIT_PENDING, &[("limit", limit.name())]).set(f64::from(snapshot.pending));
     }
     for budget in &live.budgets {

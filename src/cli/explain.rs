@@ -149,10 +149,11 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         None => writeln!(out, "    limits           none"),
         Some(limits) => writeln!(
             out,
-            "    limits           {}: {:?}, {} in flight, {} pending for {}, {} connections ({} to one endpoint), {} retries at once   (from {})",
+            "    limits           {}: {:?}, {} in flight{}, {} pending for {}, {} connections ({} to one endpoint), {} retries at once   (from {})",
             limits.name,
             limits.mode,
             limits.concurrency.max_in_flight,
+            limits.adaptive.map_or(String::new(), |(config, mode)| format!(" (between {} and {} by {:?}, {mode:?})", config.min_limit, config.max_limit, config.algorithm)),
             limits.concurrency.max_pending,
             Span(limits.pending_timeout),
             limits.max_connections,

@@ -37,7 +37,10 @@ pub use route::{
     BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier, PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route, RouteMatch,
     UrlRewrite,
 };
-pub use sections::{BreakerScope, CircuitBreaker, ConnectionLimits, GrpcCode, ModeName, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, Timeouts};
+pub use sections::{
+    Adaptive, AdaptiveAlgorithm, BreakerScope, CircuitBreaker, ConnectionLimits, GrpcCode, ModeName, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections,
+    Timeouts,
+};
 pub use tls::{Allow, BackendTls, ClientAuth, ListenerTls};
 
 /// One document of a policy directory. Names are global over all documents.
@@ -104,7 +107,6 @@ pub struct Spec {
 
 /// Sections of the full policy format that this version does not build yet. They are refused by name, never ignored.
 pub const NOT_YET: &[&str] = &[
-    "adaptive",
     "fallback",
     "hedging",
     "warmUp",

@@ -15,7 +15,8 @@ use super::{
     units::StatusSet,
 };
 use crate::resilience::{
-    Mode, breaker::BreakerConfig, concurrency::ConcurrencyConfig, lifecycle::DrainConfig, recovery::RecoveryConfig, retry::RetryConfig, retry_budget::RetryBudgetConfig,
+    Mode, adaptive::AdaptiveConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, lifecycle::DrainConfig, recovery::RecoveryConfig, retry::RetryConfig,
+    retry_budget::RetryBudgetConfig,
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
@@ -291,6 +292,8 @@ pub struct LimitSpec {
     pub mode: Mode,
     /// Requests in flight and waiting.
     pub concurrency: ConcurrencyConfig,
+    /// How the bound moves below that, and whether that acts.
+    pub adaptive: Option<(AdaptiveConfig, Mode)>,
     /// How long one may wait.
     pub pending_timeout: Duration,
     /// Connections at once.

@@ -3,9 +3,14 @@
 //! The order matters. What is cheap and private is asked before what is dear and shared: a client's own bucket before the one
 //! of all (the compiler of policies sorts the rules so), and a place in flight last, because it may have to be waited for.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Instant};
 
-use super::{attempt::gone, client::Client, rejection::Rejection, serve::Exchange};
+use super::{
+    attempt::{Answered, gone},
+    client::Client,
+    rejection::Rejection,
+    serve::Exchange,
+};
 use crate::{
     clock,
     state::{
@@ -44,6 +49,20 @@ pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Resul
             let turn = clock::within(Some(spec.pending_timeout), turn).await;
             turn.unwrap_or_else(|_| Err(refused(Reason::QueueTimeout))).map(Some)
         }
+    }
+}
+
+/// Tells an adaptive limit how long the backend took. What was tried again took longer than the backend did, and what never came to it
+/// says nothing.
+pub(super) fn learn(place: &LimitGuard, entered: Instant, answered: &Result<Answered, Rejection>, attempts: u32) {
+    let is_drop = match answered {
+        Ok(answered) => answered.upstream.head().is_some_and(|head| matches!(head.status.as_u16(), 429 | 503)),
+        Err(rejection) if matches!(rejection.reason, Reason::UpstreamTimeout | Reason::RequestTimeout) => true,
+        Err(_) => return,
+    };
+    if is_drop || attempts == 1 {
+        let now = clock::now();
+        place.note(now.saturating_duration_since(entered), is_drop, now);
     }
 }
 

@@ -155,10 +155,14 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     let exchange = Exchange { worker, live, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
 
     rate_limits::admit(&exchange, client, &mut progress.limits, progress.began).await?;
-    let _place = admission::enter(&exchange, client).await?;
+    let place = admission::enter(&exchange, client).await?;
+    let entered = place.as_ref().filter(|place| place.is_watched()).map(|_| clock::now());
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let answered = attempt::until_answered(&exchange, client, &mut body, progress).await;
     progress.received = body.received();
+    if let (Some(place), Some(entered)) = (&place, entered) {
+        admission::learn(place, entered, &answered, progress.attempts);
+    }
     let after = relay::relay(&exchange, client, &mut body, answered?, progress).await;
     progress.received = body.received();
     after

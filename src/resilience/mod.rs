@@ -8,6 +8,7 @@
 //! Every policy has one shape, so that one teaches the rest: a configuration that cannot be wrong (`try_new`), a machine
 //! that is asked (`try_acquire`) and told (`settle`), a `snapshot` for views, and transitions as values.
 
+pub mod adaptive;
 pub mod arrival;
 pub mod backoff;
 pub mod balance;

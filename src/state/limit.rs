@@ -3,15 +3,18 @@
 use std::{
     collections::HashMap,
     future::Future,
+    num::NonZeroU32,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
 use crate::resilience::{
     Mode,
+    adaptive::{AdaptiveConfig, AdaptiveLimit, Start},
     concurrency::{Admission, ConcurrencyConfig, ConcurrencyLimit, Ticket},
 };
 
@@ -27,7 +30,10 @@ pub struct LimitState {
 struct Inner {
     machine: ConcurrencyLimit,
     mode: Mode,
-    waiting: HashMap<Ticket, oneshot::Sender<()>>,
+    /// The bounds that are written; an adaptive limit lowers them.
+    written: ConcurrencyConfig,
+    adaptive: Option<(AdaptiveLimit, AdaptiveConfig, Mode)>,
+    waiting: HashMap<Ticket, oneshot::Sender<Start>>,
 }
 
 /// What the limit said to a request.
@@ -56,13 +62,18 @@ pub struct LimitSnapshot {
     pub pending: u32,
     /// Refused since the start.
     pub refused: u64,
+    /// What the adaptive limit holds right, if there is one, and whether it acts.
+    pub adaptive: Option<(u32, Mode)>,
 }
 
 impl LimitState {
     /// Makes a limit with nothing in flight.
     #[must_use]
-    pub fn new(name: Arc<str>, config: ConcurrencyConfig, mode: Mode) -> Self {
-        Self { name, inner: Mutex::new(Inner { machine: ConcurrencyLimit::new(config), mode, waiting: HashMap::new() }) }
+    pub fn new(name: Arc<str>, config: ConcurrencyConfig, mode: Mode, adaptive: Option<(AdaptiveConfig, Mode)>, now: Instant) -> Self {
+        let inner = Inner { machine: ConcurrencyLimit::new(config), mode, written: config, adaptive: None, waiting: HashMap::new() };
+        let state = Self { name, inner: Mutex::new(inner) };
+        state.reconfigure(config, mode, adaptive, now);
+        state
     }
 
     /// The name.
@@ -75,12 +86,17 @@ impl LimitState {
     pub fn enter(self: &Arc<Self>) -> Entry {
         let mut inner = self.lock();
         match inner.machine.try_acquire() {
-            Admission::Admitted => Entry::Admitted(LimitGuard(self.clone())),
+            Admission::Admitted => {
+                let start = inner.start();
+                let is_over = inner.adaptive.as_ref().is_some_and(|(limit, _, mode)| *mode == Mode::Shadow && start.in_flight > limit.limit());
+                let guard = self.guard(start);
+                if is_over { Entry::WouldRefuse(guard) } else { Entry::Admitted(guard) }
+            }
             Admission::Queued(ticket) if inner.mode == Mode::Shadow => {
                 // It was queued a moment ago under this very lock, so that it cannot have been admitted.
                 _ = inner.machine.abandon(ticket);
                 inner.machine.acquire_anyway();
-                Entry::WouldRefuse(LimitGuard(self.clone()))
+                Entry::WouldRefuse(self.guard(inner.start()))
             }
             Admission::Queued(ticket) => {
                 let (admit, admitted) = oneshot::channel();
@@ -89,19 +105,26 @@ impl LimitState {
             }
             Admission::Refused if inner.mode == Mode::Shadow => {
                 inner.machine.acquire_anyway();
-                Entry::WouldRefuse(LimitGuard(self.clone()))
+                Entry::WouldRefuse(self.guard(inner.start()))
             }
             Admission::Refused => Entry::Refused,
         }
     }
 
-    /// Follows new bounds; what is in flight and waiting is kept.
-    pub fn reconfigure(&self, config: ConcurrencyConfig, mode: Mode) {
+    /// Follows new bounds; what is in flight and waiting is kept, and what an adaptive limit has learned, unless it learns otherwise now.
+    pub fn reconfigure(&self, config: ConcurrencyConfig, mode: Mode, adaptive: Option<(AdaptiveConfig, Mode)>, now: Instant) {
         let mut inner = self.lock();
         inner.mode = mode;
-        for ticket in inner.machine.reconfigure(config) {
-            inner.admit(ticket);
-        }
+        inner.written = config;
+        let last = inner.adaptive.take();
+        inner.adaptive = adaptive.map(|(config, mode)| {
+            let kept = last.filter(|(_, last, _)| last.algorithm == config.algorithm).map(|(mut limit, ..)| {
+                limit.reconfigure(config);
+                limit
+            });
+            (kept.unwrap_or_else(|| AdaptiveLimit::new(config, now)), config, mode)
+        });
+        inner.follow();
     }
 
     /// What a view shows.
@@ -109,7 +132,12 @@ impl LimitState {
     pub fn snapshot(&self) -> LimitSnapshot {
         let inner = self.lock();
         let machine = &inner.machine;
-        LimitSnapshot { config: machine.config(), mode: inner.mode, in_flight: machine.in_flight(), pending: machine.pending(), refused: machine.refused() }
+        let adaptive = inner.adaptive.as_ref().map(|(limit, _, mode)| (limit.limit(), *mode));
+        LimitSnapshot { config: machine.config(), mode: inner.mode, in_flight: machine.in_flight(), pending: machine.pending(), refused: machine.refused(), adaptive }
+    }
+
+    fn guard(self: &Arc<Self>, start: Start) -> LimitGuard {
+        LimitGuard { limit: self.clone(), start }
     }
 
     fn release(&self) {
@@ -136,9 +164,26 @@ impl LimitState {
 
 impl Inner {
     fn admit(&mut self, ticket: Ticket) {
+        let start = self.start();
         if let Some(admit) = self.waiting.remove(&ticket) {
             // If its owner has just left, dropping the ticket releases the place.
-            _ = admit.send(());
+            _ = admit.send(start);
+        }
+    }
+
+    /// How it is for a call that begins now.
+    fn start(&self) -> Start {
+        let in_flight = self.machine.in_flight();
+        let is_full = self.adaptive.as_ref().is_some_and(|(limit, ..)| in_flight >= limit.limit());
+        Start { in_flight, is_full }
+    }
+
+    /// Puts the lower one of the written and the adaptive limit in force.
+    fn follow(&mut self) {
+        let acting = self.adaptive.as_ref().filter(|(_, _, mode)| *mode == Mode::Enforce).and_then(|(limit, ..)| NonZeroU32::new(limit.limit()));
+        let max_in_flight = acting.map_or(self.written.max_in_flight, |limit| limit.min(self.written.max_in_flight));
+        for ticket in self.machine.reconfigure(ConcurrencyConfig { max_in_flight, ..self.written }) {
+            self.admit(ticket);
         }
     }
 }
@@ -146,11 +191,30 @@ impl Inner {
 /// A place in flight.
 #[derive(Debug)]
 #[must_use = "a place is held as long as its guard lives"]
-pub struct LimitGuard(Arc<LimitState>);
+pub struct LimitGuard {
+    limit: Arc<LimitState>,
+    start: Start,
+}
+
+impl LimitGuard {
+    /// Whether anybody wants to know how long the call takes.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.limit.lock().adaptive.is_some()
+    }
+
+    /// Tells how long the call took until it was answered, or that it was dropped. The place is kept.
+    pub fn note(&self, took: Duration, is_drop: bool, now: Instant) {
+        let mut inner = self.limit.lock();
+        if inner.adaptive.as_mut().is_some_and(|(limit, ..)| limit.note(took, self.start, is_drop, now)) {
+            inner.follow();
+        }
+    }
+}
 
 impl Drop for LimitGuard {
     fn drop(&mut self) {
-        self.0.release();
+        self.limit.release();
     }
 }
 
@@ -159,17 +223,17 @@ impl Drop for LimitGuard {
 pub struct Waiting {
     limit: Arc<LimitState>,
     ticket: Option<Ticket>,
-    admitted: oneshot::Receiver<()>,
+    admitted: oneshot::Receiver<Start>,
 }
 
 impl Future for Waiting {
     type Output = LimitGuard;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<LimitGuard> {
-        // The sender lives in the limit until it sends, so that an error cannot come before a value.
-        Pin::new(&mut self.admitted).poll(context).map(|_| {
+        Pin::new(&mut self.admitted).poll(context).map(|start| {
             self.ticket = None;
-            LimitGuard(self.limit.clone())
+            // The sender lives in the limit until it sends, so that an error cannot come before a value.
+            self.limit.guard(start.unwrap_or(Start { in_flight: 0, is_full: false }))
         })
     }
 }
@@ -184,13 +248,12 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
+    use crate::resilience::{adaptive::Algorithm, some_instant};
 
     fn limit(max_in_flight: u32, max_pending: u32, mode: Mode) -> Arc<LimitState> {
         let max_in_flight = NonZeroU32::new(max_in_flight).expect("not zero");
-        Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight, max_pending }, mode))
+        Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight, max_pending }, mode, None, some_instant()))
     }
 
     fn numbers(limit: &LimitState) -> (u32, u32) {
@@ -232,5 +295,26 @@ mod tests {
         assert_eq!(numbers(&limit), (2, 0));
         drop((first, second));
         assert_eq!(numbers(&limit), (0, 0));
+    }
+
+    #[test]
+    fn an_adaptive_limit_lowers_the_written_one_and_only_watches_in_shadow() {
+        let (start, written) = (some_instant(), ConcurrencyConfig { max_in_flight: NonZeroU32::new(100).expect("not zero"), max_pending: 0 });
+        let config = AdaptiveConfig { algorithm: Algorithm::Gradient2, min_limit: 2, max_limit: 100 };
+        for mode in [Mode::Enforce, Mode::Shadow] {
+            let limit = Arc::new(LimitState::new("app".into(), written, Mode::Enforce, Some((config, mode)), start));
+            let entries: Vec<_> = (0..3).map(|_| limit.enter()).collect();
+            let third = if mode == Mode::Enforce { matches!(entries[2], Entry::Refused) } else { matches!(entries[2], Entry::WouldRefuse(_)) };
+            assert!(third, "{mode:?}: it begins with the lowest limit");
+            let Entry::Admitted(guard) = &entries[1] else { panic!("room") };
+            for call in 1..=20 {
+                guard.note(Duration::from_millis(5), false, start + Duration::from_millis(100 * call));
+            }
+            let learned = limit.snapshot().adaptive.expect("it is adaptive").0;
+            assert!(learned > 2, "{mode:?}: calls take no longer for it");
+            assert_eq!(limit.snapshot().config.max_in_flight.get(), if mode == Mode::Enforce { learned } else { 100 });
+            limit.reconfigure(written, Mode::Enforce, None, start);
+            assert_eq!(limit.snapshot().config, written, "what is taken out of the policy is over at once");
+        }
     }
 }

@@ -207,9 +207,9 @@ impl Joining<'_> {
         }
         let limit = policy.limits.as_ref().map(|spec| {
             self.used.insert(Use::Limit(spec.name.clone()));
-            let make = || Arc::new(LimitState::new(spec.name.clone(), spec.concurrency, spec.mode));
+            let make = || Arc::new(LimitState::new(spec.name.clone(), spec.concurrency, spec.mode, spec.adaptive, self.now));
             let limit = self.registry.limits.entry(spec.name.clone()).or_insert_with(make);
-            limit.reconfigure(spec.concurrency, spec.mode);
+            limit.reconfigure(spec.concurrency, spec.mode, spec.adaptive, self.now);
             limit.clone()
         });
         DestinationState { weight: to.weight, policy: policy.clone(), backend: backend.clone(), breaker, endpoint_breakers, limit, budget: self.budget(to) }

@@ -67,6 +67,8 @@ names! {
     CERTIFICATE_CURRENT = "outrigger_certificate_current", Gauge, "1 if the certificates in force are those in the files, 0 if those could not be read or do not fit together.";
     TLS_FAILURES = "outrigger_tls_handshake_failures_total", Counter, "Connections that ended before both sides agreed on TLS, by listener or backend.";
     LIMIT_IN_FLIGHT = "outrigger_limit_in_flight", Gauge, "Requests in flight under a concurrency limit.";
+    LIMIT_MAX = "outrigger_limit_max_in_flight", Gauge, "Requests that may be in flight under a concurrency limit now.";
+    LIMIT_ADAPTIVE = "outrigger_limit_adaptive", Gauge, "What an adaptive limit holds right now, whether or not it acts.";
     LIMIT_PENDING = "outrigger_limit_pending", Gauge, "Requests waiting under a concurrency limit.";
     BREAKER_STATE = "outrigger_breaker_state", Gauge, "The state of a breaker: 1 for the one it is in, 0 for the others.";
     BREAKER_TRANSITIONS = "outrigger_breaker_transitions_total", Counter, "Changes of state, by breaker and the state entered.";

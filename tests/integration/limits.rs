@@ -1,4 +1,4 @@
-//! Rate limits and concurrency limits on the wire.
+//! Concurrency limits on the wire.
 
 use crate::support::{
     Backend, Client, Sidecar,
@@ -6,195 +6,6 @@ use crate::support::{
     eventually,
     sidecar::policy,
 };
-
-fn limited(rules: &str) -> String {
-    format!("  defaults:\n    rateLimit:\n      local:\n        rules:\n{rules}")
-}
-
-const PER_KEY: &str = "          - {name: per-key, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1, unit: Minute, burst: 3}}\n";
-const ALL: &str = "          - {name: all, limit: {requests: 1, unit: Minute, burst: 5}}\n";
-
-fn ask(client: &mut Client, key: &str) -> (u16, String) {
-    let answer = client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n")).answer();
-    (answer.status, answer.reason().to_owned())
-}
-
-#[test]
-fn a_bucket_lets_its_burst_through_and_then_says_when_to_come_back() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(ALL)));
-    let mut client = sidecar.client();
-    for _ in 0..5 {
-        assert_eq!(client.get("/").status, 200);
-    }
-    let refusal = client.get("/");
-    assert_eq!((refusal.status, refusal.reason()), (429, "rate_limited:all"));
-    let wait: u64 = refusal.header("retry-after").unwrap().parse().unwrap();
-    assert!((58..=60).contains(&wait), "a token comes back each minute: {wait}");
-    assert_eq!(refusal.header("ratelimit-policy"), Some("\"all\";q=1;w=60"));
-    assert_eq!(refusal.header("ratelimit"), Some(format!("\"all\";r=0;t={wait}").as_str()));
-    assert_eq!(client.get("/").status, 429, "the connection goes on");
-    assert_eq!(backend.seen().len(), 5);
-    eventually("both are counted", || sidecar.metric(r#"outrigger_refusals_total{route="in",reason="rate_limited"}"#) == 2.0);
-}
-
-#[test]
-fn each_key_has_a_bucket_of_its_own_and_who_has_no_key_is_not_meant() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(PER_KEY)));
-    let mut client = sidecar.client();
-    for key in ["a", "b"] {
-        for _ in 0..3 {
-            assert_eq!(ask(&mut client, key).0, 200, "{key}");
-        }
-        assert_eq!(ask(&mut client, key), (429, "rate_limited:per-key".to_owned()));
-    }
-    for _ in 0..10 {
-        assert_eq!(client.get("/").status, 200);
-    }
-    assert_eq!(sidecar.json("/api/v1/limits")["rate"][0]["keys"], 2);
-}
-
-#[test]
-fn a_noisy_client_does_not_drain_the_bucket_of_all() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(&format!("{ALL}{PER_KEY}"))));
-    let mut client = sidecar.client();
-    for _ in 0..100 {
-        ask(&mut client, "noisy");
-    }
-    assert_eq!([ask(&mut client, "quiet").0, ask(&mut client, "quiet").0], [200, 200], "its own bucket is asked first, although it is written last");
-    assert_eq!(ask(&mut client, "quiet"), (429, "rate_limited:all".to_owned()));
-}
-
-#[test]
-fn keys_are_bounded_and_the_rest_share_one_bucket() {
-    let backend = Backend::healthy();
-    let text = limited(PER_KEY).replace("rateLimit:\n", "rateLimit:\n      maxKeys: 16\n");
-    let sidecar = Sidecar::start(&policy(&[backend.address], &text));
-    let mut client = sidecar.client();
-    let passed = (0..500).filter(|key| ask(&mut client, &format!("k{key}")).0 == 200).count();
-    let usage = &sidecar.json("/api/v1/limits")["rate"][0];
-    let (keys, overflowed) = (usage["keys"].as_u64().unwrap(), usage["overflowed"].as_u64().unwrap());
-    assert!(keys <= 16, "{keys}");
-    assert_eq!(overflowed, 500 - keys);
-    // The overflow bucket has three tokens for all of them together.
-    assert_eq!(passed as u64, keys + 3, "{passed} of {keys} keys passed: a new key is no way to a new bucket");
-}
-
-#[test]
-fn selectors_by_address_and_by_value_and_a_cost() {
-    let backend = Backend::healthy();
-    let rules = "          - {name: loopback, clientSelectors: [{sourceCIDR: {value: 127.0.0.0/8, type: Distinct}, headers: [{name: x-plan, value: free}]}], limit: {requests: 1, unit: Hour, burst: 4}, cost: {request: {from: Number, number: 2}}}\n          \
-                 - {name: elsewhere, clientSelectors: [{sourceCIDR: {value: 10.0.0.0/8}}], limit: {requests: 1, unit: Hour}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
-    let mut client = sidecar.client();
-    let mut ask = |plan: &str| client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-plan: {plan}\r\n\r\n")).answer().status;
-    assert_eq!(["free", "free", "free", "paid", "paid"].map(&mut ask), [200, 200, 429, 200, 200]);
-}
-
-#[test]
-fn a_limit_in_shadow_mode_counts_and_refuses_nobody() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(&ALL.replace("name: all,", "name: all, mode: Shadow,"))));
-    let mut client = sidecar.client();
-    for _ in 0..8 {
-        assert_eq!(client.get("/").status, 200);
-    }
-    assert_eq!(sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="rate_limited"}"#), 3.0);
-}
-
-#[test]
-fn selectors_by_path_and_by_method() {
-    let backend = Backend::healthy();
-    let rules =
-        "          - {name: writes, clientSelectors: [{path: {type: PathPrefix, value: /orders}, methods: [{value: POST}, {value: PUT}]}], limit: {requests: 1, unit: Hour}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
-    let mut client = sidecar.client();
-    let mut ask = |line: &str| client.send(format!("{line} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")).answer().status;
-    let statuses = ["POST /orders/1?a=b", "PUT /orders", "GET /orders", "POST /ordersold", "POST /orders"].map(&mut ask);
-    assert_eq!(statuses, [200, 429, 200, 200, 429]);
-}
-
-#[test]
-fn behind_trusted_proxies_the_client_is_who_they_say_and_elsewhere_nobody_is_believed() {
-    let backend = Backend::healthy();
-    let rules = "          - {name: each, clientSelectors: [{sourceCIDR: {value: 0.0.0.0/0, type: Distinct}}], limit: {requests: 1, unit: Hour}}\n";
-    let text = policy(&[backend.address], &limited(rules));
-    let ask = |sidecar: &Sidecar, from: &str| sidecar.client().send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {from}\r\n\r\n")).answer().status;
-    let unaware = Sidecar::start(&text);
-    assert_eq!([ask(&unaware, "1.1.1.1"), ask(&unaware, "2.2.2.2")], [200, 429], "a header is no way to a new bucket");
-    let aware = Sidecar::start(&text.replace("direction: Inbound,", "direction: Inbound, clientIPDetection: {xForwardedFor: {trustedCIDRs: [127.0.0.0/8, 10.0.0.0/8]}},"));
-    let statuses = ["1.1.1.1", "2.2.2.2", "1.1.1.1", "6.6.6.6, 2.2.2.2, 10.0.0.3"].map(|from| ask(&aware, from));
-    assert_eq!(statuses, [200, 200, 429, 429]);
-}
-
-#[test]
-fn an_answer_says_what_it_was_worth_and_the_bucket_may_go_into_debt() {
-    let backend = Backend::answering(|seen| ok("x").replace("\r\n\r\n", &format!("\r\nx-cost: {}\r\n\r\n", seen.header("x-ask").unwrap_or_default())));
-    let rules = "          - {name: worth, limit: {requests: 1, unit: Hour, burst: 10}, cost: {request: {from: Number, number: 0}, response: {from: Header, header: X-Cost}}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
-    let mut client = sidecar.client();
-    let mut ask = |cost: &str| {
-        let answer = client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-ask: {cost}\r\n\r\n")).answer();
-        (answer.status, answer.header("ratelimit").unwrap_or_default().to_owned())
-    };
-    assert_eq!(ask("4"), (200, r#""worth";r=10;t=3600"#.to_owned()));
-    assert_eq!(ask("no number"), (200, r#""worth";r=6;t=3600"#.to_owned()));
-    assert_eq!(ask("18446744073709551616").1, r#""worth";r=6;t=3600"#, "absurd costs are worth nothing, and counted");
-    assert_eq!(ask("8").0, 200, "more than there is, because nobody knew before");
-    let (status, told) = ask("0");
-    assert_eq!(status, 429);
-    assert!(told.starts_with(r#""worth";r=0;t=7"#), "two hours of debt: {told}");
-    assert_eq!(sidecar.json("/api/v1/limits")["rate"][0]["unreadable_costs"], 2);
-}
-
-#[test]
-fn who_may_wait_for_its_tokens_is_paced_and_who_would_wait_too_long_is_refused_at_once() {
-    let backend = Backend::healthy();
-    let rules = "          - {name: pace, limit: {requests: 20, unit: Second, burst: 1}, queue: {maxWait: 120ms}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
-    let began = std::time::Instant::now();
-    let asked: Vec<_> = (0..6).map(|_| sidecar.client()).map(|mut client| std::thread::spawn(move || client.get("/").status)).collect();
-    let mut statuses: Vec<_> = asked.into_iter().map(|thread| thread.join().unwrap()).collect();
-    let took = began.elapsed();
-    statuses.sort_unstable();
-    let passed = statuses.iter().filter(|status| **status == 200).count();
-    // One at once, and one each 50 ms while that is no more than 120 ms away; later ones if starting six threads took long.
-    assert!(passed >= 3 && statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
-    assert!(took >= std::time::Duration::from_millis(50 * (passed as u64 - 1)), "{passed} in {took:?}");
-    assert!(sidecar.json("/api/v1/limits")["rate"][0]["delayed"].as_u64().unwrap() >= 1);
-}
-
-#[test]
-fn a_rate_that_warms_up_begins_with_its_part() {
-    let backend = Backend::healthy();
-    let rules = "          - {name: cold, limit: {requests: 1, unit: Hour, burst: 9}, warmUp: {window: 1h, coldFactor: 3}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
-    let mut client = sidecar.client();
-    assert_eq!((0..9).filter(|_| client.get("/").status == 200).count(), 3);
-}
-
-#[test]
-fn every_answer_tells_of_the_limit_that_is_nearest() {
-    let backend = Backend::answering(|_| answer(200, "x").replace("\r\n\r\n", "\r\nratelimit: \"app\";r=7\r\n\r\n"));
-    let rules = "          - {name: wide, limit: {requests: 100, unit: Second}}\n          - {name: narrow, limit: {requests: 2, unit: Minute}}\n          - {name: silent, mode: Shadow, limit: {requests: 1, unit: Hour}}\n";
-    let text = policy(&[backend.address], &limited(rules));
-    let sidecar = Sidecar::start(&text);
-    let (first, second) = (sidecar.client().get("/"), sidecar.client().get("/"));
-    assert_eq!(first.header("ratelimit-policy"), Some(r#""narrow";q=2;w=60"#));
-    assert_eq!(first.headers("ratelimit"), [r#""app";r=7"#, r#""narrow";r=1;t=30"#], "both lists are kept");
-    assert_eq!(second.headers("ratelimit"), [r#""app";r=7"#, r#""narrow";r=0;t=30"#]);
-
-    let old = Sidecar::start(&text.replace("rateLimit:\n", "rateLimit:\n      rateLimitHeaders: DraftVersion03\n"));
-    let answer = old.client().get("/");
-    let told = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-policy"].map(|name| answer.header(name));
-    assert_eq!(told, [Some(r#"2, 2;w=60;name="narrow""#), Some("1"), Some("30"), None]);
-
-    let none = Sidecar::start(&text.replace("rateLimit:\n", "rateLimit:\n      rateLimitHeaders: Off\n"));
-    let answer = none.client().get("/");
-    assert_eq!((answer.header("ratelimit-policy"), answer.header("x-ratelimit-limit")), (None, None));
-}
 
 fn gated() -> (Backend, std::sync::Arc<Gate>) {
     let gate = Gate::new();
@@ -354,4 +165,44 @@ fn connections_of_clients_are_bounded() {
         let mut client = sidecar.client();
         client.try_send("GET / HTTP/1.1\r\nhost: a\r\n\r\n") && client.try_answer().is_some_and(|answer| answer.status == 200)
     });
+}
+
+fn adaptive(sidecar: &Sidecar) -> u64 {
+    sidecar.json("/api/v1/limits")["concurrency"][0]["adaptive"]["limit"].as_u64().unwrap()
+}
+
+#[test]
+fn an_adaptive_limit_refuses_below_the_written_one_and_only_counts_in_shadow() {
+    for (mode, status) in [("Enforce", 503), ("Shadow", 200)] {
+        let (backend, gate) = gated();
+        let limits = format!("  defaults: {{connectionLimits: {{maxParallelRequests: 100, maxPendingRequests: 0, adaptive: {{mode: {mode}, minLimit: 2}}}}}}\n");
+        let sidecar = Sidecar::start(&policy(&[backend.address], &limits));
+        let mut clients: Vec<Client> = (0..3).map(|_| sidecar.client()).collect();
+        for (number, client) in clients.iter_mut().enumerate() {
+            client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+            eventually("it has arrived, or was refused", || backend.seen().len() == (number + 1).min(if status == 503 { 2 } else { 3 }));
+        }
+        (0..3).for_each(|_| gate.open());
+        assert_eq!(clients.iter_mut().map(|client| client.answer().status).collect::<Vec<_>>(), [200, 200, status], "{mode}");
+        let shadow = sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="concurrency_limit"}"#);
+        assert_eq!(shadow, if mode == "Shadow" { 1.0 } else { 0.0 });
+        assert_eq!(sidecar.metric(r#"outrigger_limit_max_in_flight{limit="app"}"#), if mode == "Shadow" { 100.0 } else { 2.0 });
+    }
+}
+
+#[test]
+fn an_adaptive_limit_rises_while_answers_take_no_longer_for_it_and_falls_when_the_backend_refuses() {
+    let backend = Backend::answering(|seen| if seen.line().contains("/busy") { answer(503, "busy") } else { ok("fine") });
+    for algorithm in ["Gradient2", "Vegas", "AIMD"] {
+        let limits = format!("  defaults: {{connectionLimits: {{adaptive: {{algorithm: {algorithm}, minLimit: 1}}}}, retry: {{mode: Off}}}}\n");
+        let sidecar = Sidecar::start(&policy(&[backend.address], &limits));
+        let mut client = sidecar.client();
+        let begins_with = adaptive(&sidecar);
+        if algorithm != "AIMD" {
+            // One client keeps a limit of one busy.
+            eventually("it has risen", || client.get("/").status == 200 && adaptive(&sidecar) > begins_with);
+        }
+        let risen = adaptive(&sidecar);
+        eventually("it has fallen", || client.get("/busy").status == 503 && adaptive(&sidecar) < risen);
+    }
 }

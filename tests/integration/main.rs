@@ -26,6 +26,7 @@ mod outliers;
 mod properties;
 #[cfg(feature = "rls")]
 mod rate_limit_service;
+mod rate_limits;
 mod recovery;
 mod reload;
 mod retries;

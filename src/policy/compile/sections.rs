@@ -8,12 +8,13 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use super::{At, Compiler, Scope};
 use crate::{
     policy::{
-        document::{CircuitBreaker, ConnectionLimits, ModeName, Retry, RetryConstraint, RetryTrigger, Sections, Timeouts},
+        document::{AdaptiveAlgorithm, CircuitBreaker, ConnectionLimits, ModeName, Retry, RetryConstraint, RetryTrigger, Sections, Timeouts},
         snapshot::{BreakerSpec, BudgetSpec, LimitSpec, Origin, PolicySpec, RetrySpec, TimeoutSpec},
         units::{Percent, Span, StatusRange, StatusSet},
     },
     resilience::{
         Mode,
+        adaptive::{AdaptiveConfig, Algorithm},
         backoff::Backoff,
         breaker::{BreakerConfig, BreakerThresholds, BreakerTimes},
         concurrency::ConcurrencyConfig,
@@ -212,8 +213,24 @@ impl<'a> Compiler<'a> {
         }
         let max_in_flight = self.at_least_one(at, "maxParallelRequests", written.max_parallel_requests, 1024);
         let max_connections = self.at_least_one(at, "maxConnections", written.max_connections, 1024).get();
+        let adaptive = written.adaptive.as_ref().filter(|adaptive| adaptive.mode != ModeName::Off).map(|adaptive| {
+            let at = at.key("adaptive");
+            let min_limit = self.at_least_one(&at, "minLimit", adaptive.min_limit, 4.min(max_in_flight.get())).get();
+            let max_limit = adaptive.max_limit.unwrap_or(max_in_flight.get());
+            if max_limit > max_in_flight.get() || max_limit < min_limit {
+                let hint = format!("write a number from {min_limit} to {max_in_flight}");
+                self.error(&at.key("maxLimit"), "`maxLimit` lies between `minLimit` and `maxParallelRequests`").hint(hint);
+            }
+            let algorithm = match adaptive.algorithm {
+                AdaptiveAlgorithm::Gradient2 => Algorithm::Gradient2,
+                AdaptiveAlgorithm::Vegas => Algorithm::Vegas,
+                AdaptiveAlgorithm::AIMD => Algorithm::Aimd,
+            };
+            (AdaptiveConfig { algorithm, min_limit, max_limit }, mode(adaptive.mode))
+        });
         Some(LimitSpec {
             mode: mode(written.mode),
+            adaptive,
             concurrency: ConcurrencyConfig { max_in_flight, max_pending: written.max_pending_requests.unwrap_or(256) },
             pending_timeout: written.pending_timeout.map_or(Duration::from_secs(1), |span| span.0),
             max_connections,

@@ -235,4 +235,33 @@ pub struct ConnectionLimits {
     pub pending_timeout: Option<Span>,
     /// Retries in flight at once. Default the larger of 3 and a fifth of `maxParallelRequests`.
     pub max_parallel_retries: Option<u32>,
+    /// Lowers `maxParallelRequests` to what the backend bears, by how long its answers take.
+    pub adaptive: Option<Adaptive>,
+}
+
+/// A limit that is found out. It begins with `minLimit` (AIMD: 20) and grows fast while answers take no longer for it; a request that is
+/// over it waits or is refused as over `maxParallelRequests`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Adaptive {
+    /// Whether it acts; Shadow counts the requests that it would have refused.
+    pub mode: ModeName,
+    /// How it is found out. Default Gradient2.
+    pub algorithm: AdaptiveAlgorithm,
+    /// Never below. Default 4.
+    pub min_limit: Option<u32>,
+    /// Never above. Default `maxParallelRequests`.
+    pub max_limit: Option<u32>,
+}
+
+/// How a limit is found out (Netflix's concurrency-limits, with a view of what is usual that an overload does not change).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum AdaptiveAlgorithm {
+    /// Down while answers take more than 1.5 times as long as usual.
+    #[default]
+    Gradient2,
+    /// By the queue that the latency above the least one means.
+    Vegas,
+    /// Up by one while all is well, down by a tenth on timeouts, 429 and 503.
+    AIMD,
 }
