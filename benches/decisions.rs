@@ -108,7 +108,7 @@ spec:
     - name: in
       listeners: [inbound]
       backendRefs: [{name: app}]
-      rateLimit: {maxKeys: 200000, local: {rules: [{name: per-key, clientSelectors: [{headers: [{name: x, type: Distinct}]}], limit: {requests: 4000000000, unit: Second}}]}}
+      rateLimit: {maxKeys: 200000, local: {rules: [{name: per-key, clientSelectors: [{headers: [{name: x, type: Distinct}]}], limit: {requests: 1000000000, unit: Second}}]}}
 "#;
     let source = Source::from_files(vec![File { name: "bench.yaml".into(), text: text.into() }]);
     policy::load_source(&source, &HashMap::new()).unwrap().snapshot.routes[0].rate_limits.rules[0].clone()

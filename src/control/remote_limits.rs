@@ -13,16 +13,17 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch as channel, task::JoinSet};
+use tokio::{runtime, sync::watch as channel, task::JoinSet};
 
 use crate::{
     clock,
     policy::snapshot::RemoteSpec,
+    resilience::breaker::StateKind,
     state::{
         State,
         remote_limits::{RateLimitEngine, RemoteLimits},
     },
-    telemetry::event::Event,
+    telemetry::{engine_metrics::EngineOutcome, event::Event},
 };
 
 /// How long connecting, and a sign of life, may take.
@@ -36,8 +37,15 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// The line of the readiness report.
 const REPORT: &str = "global-rate-limit";
 
-/// Keeps a connection for the policies in force, if they want one.
-pub(super) async fn keep(state: Arc<State>, mut generations: channel::Receiver<u64>) {
+/// Keeps a connection for the policies in force, if they want one. On a thread of its own: what requests ask must not wait for a reload.
+pub(super) fn keep(state: Arc<State>, generations: channel::Receiver<u64>) {
+    match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(follow(state, generations)),
+        Err(error) => tracing::error!("no runtime for the limits of all instances: {error}"),
+    }
+}
+
+async fn follow(state: Arc<State>, mut generations: channel::Receiver<u64>) {
     let mut tasks = JoinSet::new();
     let mut current: Option<Arc<RemoteLimits>> = None;
     loop {
@@ -45,7 +53,10 @@ pub(super) async fn keep(state: Arc<State>, mut generations: channel::Receiver<u
         if wanted.as_ref().map(Arc::as_ptr) != current.as_ref().map(Arc::as_ptr) {
             tasks.abort_all();
             match &wanted {
-                Some(limits) => _ = tasks.spawn(stay_connected(state.clone(), limits.clone())),
+                Some(limits) => {
+                    tasks.spawn(Keeper { state: state.clone(), limits: limits.clone(), told: None }.stay_connected());
+                    tasks.spawn(pay(limits.clone()));
+                }
                 None => state.lifecycle.retract(REPORT),
             }
             current = wanted;
@@ -56,44 +67,91 @@ pub(super) async fn keep(state: Arc<State>, mut generations: channel::Receiver<u
     }
 }
 
-async fn stay_connected(state: Arc<State>, limits: Arc<RemoteLimits>) {
-    let (mut wait, mut told) = (RETRY, None);
-    loop {
-        let why = match Connection::open(limits.spec()).await {
-            Err(why) => why,
-            Ok(connection) => {
-                limits.connected(connection.engine(Arc::downgrade(&limits)));
-                state.lifecycle.report(REPORT, Ok(format!("{} keeps the limits of all instances", limits.spec())));
-                if told.take().is_some() {
-                    state.telemetry.emit(Event::GlobalLimitsRestored { engine: limits.spec().to_string() });
+/// Charges what answers were worth, in the order in which they came, as many at once as have come.
+async fn pay(limits: Arc<RemoteLimits>) {
+    while let Some(bills) = limits.bills().await {
+        let count = bills.len();
+        let outcome = match limits.engine() {
+            None => EngineOutcome::Unavailable,
+            Some(engine) => match clock::within(Some(PATIENCE), engine.ask(bills)).await {
+                Ok(Ok(_)) => EngineOutcome::Charged,
+                Ok(Err(why)) => {
+                    limits.report_fault(why);
+                    EngineOutcome::Error
                 }
-                wait = RETRY;
-                until_lost(connection, &limits).await
-            }
+                Err(clock::Elapsed) => EngineOutcome::Timeout,
+            },
         };
-        limits.disconnected();
-        let why = format!("{} ({}): {why}", limits.spec(), limits.spec().place());
-        state.lifecycle.report(REPORT, Err(why.clone()));
-        if told.as_ref() != Some(&why) {
-            state.telemetry.emit(Event::GlobalLimitsLost { why: why.clone() });
-            told = Some(why);
-        }
-        clock::sleep(wait.mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
-        wait = (wait * 2).min(LONGEST_RETRY);
+        (0..count).for_each(|_| limits.count(outcome));
     }
 }
 
-/// Returns why a connection is of no use any more.
-async fn until_lost(mut connection: Connection, limits: &RemoteLimits) -> String {
-    loop {
-        tokio::select! {
-            () = clock::sleep(BEAT) => {}
-            () = limits.broken() => {}
+/// Looks after one engine, and tells how it stands.
+struct Keeper {
+    state: Arc<State>,
+    limits: Arc<RemoteLimits>,
+    /// What was last told to be wrong.
+    told: Option<String>,
+}
+
+impl Keeper {
+    async fn stay_connected(mut self) {
+        let mut wait = RETRY;
+        loop {
+            let opened = clock::within(Some(PATIENCE * 2), Connection::open(self.limits.spec())).await;
+            let why = match opened.unwrap_or_else(|clock::Elapsed| Err(SILENT.to_owned())) {
+                Err(why) => why,
+                Ok(connection) => {
+                    self.limits.connected(connection.engine(Arc::downgrade(&self.limits)));
+                    self.is_well();
+                    wait = RETRY;
+                    self.until_lost(connection).await
+                }
+            };
+            self.limits.disconnected();
+            self.is_ill(&why);
+            clock::sleep(wait.mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
+            wait = (wait * 2).min(LONGEST_RETRY);
         }
-        match clock::within(Some(PATIENCE), connection.shows_life()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(why)) => return why,
-            Err(clock::Elapsed) => return SILENT.to_owned(),
+    }
+
+    /// Returns why a connection is of no use any more.
+    async fn until_lost(&mut self, mut connection: Connection) -> String {
+        loop {
+            tokio::select! {
+                () = clock::sleep(BEAT) => {}
+                () = self.limits.broken() => {}
+            }
+            match clock::within(Some(PATIENCE), connection.shows_life()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => return why,
+                Err(clock::Elapsed) => return SILENT.to_owned(),
+            }
+            // It lives, and may refuse all the same: it is full, or only to be read.
+            match self.limits.take_fault() {
+                Some(why) if why.contains("READONLY") => return why,
+                Some(why) => self.is_ill(&why),
+                // While the breaker holds requests back, nobody knows.
+                None if self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed => self.is_well(),
+                None => {}
+            }
+        }
+    }
+
+    fn is_well(&mut self) {
+        let engine = self.limits.spec().to_string();
+        self.state.lifecycle.report(REPORT, Ok(format!("{engine} keeps the limits of all instances")));
+        if self.told.take().is_some() {
+            self.state.telemetry.emit(Event::GlobalLimitsRestored { engine });
+        }
+    }
+
+    fn is_ill(&mut self, why: &str) {
+        let why = format!("{} ({}): {why}", self.limits.spec(), self.limits.spec().place());
+        self.state.lifecycle.report(REPORT, Err(why.clone()));
+        if self.told.as_ref() != Some(&why) {
+            self.state.telemetry.emit(Event::GlobalLimitsLost { why: why.clone() });
+            self.told = Some(why);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Limits of all instances: asking whoever keeps them, and going on without.
 //!
-//! All buckets that are about a request are asked for at once, under the policy's time-out. What nobody answers passes, or is refused
-//! if the policy fails closed; either is counted.
+//! All buckets that are about a request are asked for under one time-out of the policy's. What nobody answers passes, or is refused if the
+//! policy fails closed; either is counted.
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock,
-    policy::snapshot::RateRuleSpec,
+    policy::units::Span,
     resilience::{
         Mode,
         breaker::{Outcome, Speed},
@@ -29,23 +29,31 @@ use crate::{
 
 /// So many bytes of a hash tell keys apart.
 const KEY_BYTES: usize = 16;
+/// The key of all that are not told apart.
+const OVERFLOW: &str = "overflow";
 
 /// Takes the tokens of a request out of every bucket of all instances that is about it; how long to wait for them.
 pub(super) async fn take(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, client: &Client, limits: &mut Limits) -> Result<Duration, Rejection> {
     let rules = &exchange.route.spec.rate_limits.rules;
     let (mut indices, mut asks) = (Vec::new(), Vec::new());
     for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.is_global) {
-        let Some(key) = key(rule, exchange, client) else { continue };
-        if rule.response_cost.is_some() {
-            limits.bill(index, key.clone());
-        }
+        let Some(key) = key(index, exchange, client) else { continue };
         indices.push(index);
-        asks.push(ask(exchange, rule, key, rule.cost.into(), Some(rule.max_wait)));
+        asks.push(ask(exchange, index, key, rule.cost.into(), Some(rule.max_wait)));
     }
     if asks.is_empty() {
         return Ok(Duration::ZERO);
     }
-    let Some(verdicts) = answer(exchange, remote, asks).await else {
+    let keys: Vec<Option<String>> = asks.iter().map(|ask| ask.key.clone()).collect();
+    let verdicts = answer(exchange, remote, asks).await;
+    // What nobody answers is charged all the same; the engine may be back by then.
+    let answered = verdicts.as_ref().map_or(indices.len(), Vec::len);
+    for (place, (index, key)) in indices.iter().zip(keys).enumerate().take(answered) {
+        if rules[*index].response_cost.is_some() && verdicts.as_ref().is_none_or(|verdicts| verdicts[place].is_ok()) {
+            limits.bill(*index, key);
+        }
+    }
+    let Some(verdicts) = verdicts else {
         let fails_closed = exchange.live.snapshot.global_rate_limit.as_ref().is_some_and(|global| global.fails_closed);
         let refusing = indices.iter().map(|index| &rules[*index]).find(|rule| fails_closed && rule.mode == Mode::Enforce);
         let refusal = refusing.map(|rule| Rejection::by(Reason::RateLimitUnavailable, rule.name.clone()).after(Duration::from_secs(1)));
@@ -60,13 +68,10 @@ pub(super) async fn take(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, cl
 }
 
 /// Charges what an answer was worth, without making it wait.
-pub(super) fn charge(exchange: &Exchange<'_>, rule: &RateRuleSpec, key: Option<String>, tokens: u64) {
-    let Some(remote) = exchange.live.remote_limits.clone() else { return };
-    let Some(engine) = remote.engine() else { return remote.count(EngineOutcome::Unavailable) };
+pub(super) fn charge(exchange: &Exchange<'_>, index: usize, key: Option<String>, tokens: u64) {
+    let Some(remote) = &exchange.live.remote_limits else { return };
     if tokens > 0 {
-        // Bounded by the connection's own patience.
-        let asked = engine.ask(vec![ask(exchange, rule, key, tokens, None)]);
-        tokio::spawn(async move { remote.count(if asked.await.is_ok() { EngineOutcome::Granted } else { EngineOutcome::Error }) });
+        remote.charge(ask(exchange, index, key, tokens, None));
     }
 }
 
@@ -84,25 +89,38 @@ async fn answer(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, asks: Vec<A
     permit.settle(outcome, Speed::Fast, clock::now(), fastrand::f64());
     match answer {
         Ok(Ok(verdicts)) => Some(verdicts),
-        Ok(Err(_)) => failed(EngineOutcome::Error),
-        Err(clock::Elapsed) => failed(EngineOutcome::Timeout),
+        Ok(Err(why)) => {
+            remote.report_fault(why);
+            failed(EngineOutcome::Error)
+        }
+        Err(clock::Elapsed) => {
+            remote.report_fault(format!("no answer within {}", Span(timeout)));
+            failed(EngineOutcome::Timeout)
+        }
     }
 }
 
-fn ask(exchange: &Exchange<'_>, rule: &RateRuleSpec, key: Option<String>, tokens: u64, max_wait: Option<Duration>) -> Ask {
-    Ask { rule: format!("{}/{}", exchange.route.spec.name, rule.name), key, quota: rule.quota, tokens, max_wait }
+fn ask(exchange: &Exchange<'_>, index: usize, key: Option<String>, tokens: u64, max_wait: Option<Duration>) -> Ask {
+    let rule = &exchange.route.spec.rate_limits.rules[index];
+    let name = exchange.route.rate_limits[index].name().clone();
+    Ask { rule: name, key, quota: rule.quota, tokens, max_wait, is_enforced: rule.mode == Mode::Enforce }
 }
 
 /// What tells a request apart from others under a rule, if anything does, the same on all instances; the hash keeps what clients send out of
-/// the engine, and short. `None` if the rule is not about the request.
+/// the engine, and short. Keys beyond the bound share one. `None` if the rule is not about the request.
 #[expect(clippy::option_option, reason = "selected or not, and then keyed or not, are two questions")]
-fn key(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client) -> Option<Option<String>> {
+fn key(index: usize, exchange: &Exchange<'_>, client: &Client) -> Option<Option<String>> {
     let mut hash = Context::new(&SHA256);
-    if !rate_limits::select(rule, exchange, client, &mut |part| hash.update(part))? {
+    if !rate_limits::select(&exchange.route.spec.rate_limits.rules[index], exchange, client, &mut |part| hash.update(part))? {
         return Some(None);
     }
+    let hash = hash.finish();
+    let (here, _) = hash.as_ref().split_first_chunk()?;
+    if !exchange.route.rate_limits[index].tells_apart(u64::from_le_bytes(*here), clock::now()) {
+        return Some(Some(OVERFLOW.to_owned()));
+    }
     let mut key = String::with_capacity(2 * KEY_BYTES);
-    for byte in &hash.finish().as_ref()[..KEY_BYTES] {
+    for byte in &hash.as_ref()[..KEY_BYTES] {
         // Writing to a String cannot fail.
         _ = write!(key, "{byte:02x}");
     }

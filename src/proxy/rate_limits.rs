@@ -80,12 +80,13 @@ impl Limits {
 
 /// Takes the tokens of a request out of every bucket that is about it, and waits until all are there.
 pub(super) async fn admit(exchange: &Exchange<'_>, client: &mut Client, limits: &mut Limits, now: Instant) -> Result<(), Rejection> {
-    let mut wait = take(exchange, client, limits, now)?;
+    let mut until = now + take(exchange, client, limits, now)?;
     // Rules of all instances stand at the end.
     if let (Some(remote), true) = (&exchange.live.remote_limits, exchange.route.spec.rate_limits.rules.last().is_some_and(|rule| rule.is_global)) {
-        wait = wait.max(Box::pin(global_limits::take(exchange, remote, client, limits)).await?);
+        let wait = Box::pin(global_limits::take(exchange, remote, client, limits)).await?;
+        until = until.max(clock::now() + wait);
     }
-    if wait.is_zero() { Ok(()) } else { Box::pin(admission::unless_gone(client, clock::sleep(wait))).await }
+    if until <= now { Ok(()) } else { Box::pin(admission::unless_gone(client, clock::sleep_until(until))).await }
 }
 
 fn take(exchange: &Exchange<'_>, client: &Client, limits: &mut Limits, now: Instant) -> Result<Duration, Rejection> {
@@ -98,7 +99,8 @@ fn take(exchange: &Exchange<'_>, client: &Client, limits: &mut Limits, now: Inst
         }
         let Some(key) = selected(rule, exchange, client) else { continue };
         let taken = state.try_acquire(key, now);
-        if rule.response_cost.is_some() {
+        // In shadow, who would not have come in would not have been worth anything.
+        if rule.response_cost.is_some() && taken.is_ok() {
             limits.bills.push(Bill { rule: index, key: BillKey::Here(key) });
         }
         longest = longest.max(judge(exchange, limits, index, taken)?);
@@ -114,7 +116,7 @@ pub(super) fn judge(exchange: &Exchange<'_>, limits: &mut Limits, index: usize, 
         Ok(_) if rule.mode == Mode::Shadow => Ok(Duration::ZERO),
         Ok(granted) => {
             if limits.nearest.as_ref().is_none_or(|nearest| granted.left < nearest.left) {
-                limits.nearest = Some(Nearest { rule: index, left: granted.left, more: rule.quota.interval() });
+                limits.nearest = Some(Nearest { rule: index, left: granted.left, more: granted.more });
             }
             Ok(granted.wait)
         }
@@ -137,7 +139,7 @@ pub(super) fn charge(exchange: &Exchange<'_>, limits: &mut Limits, answer: &Head
         let Some(cost) = rule.response_cost.as_ref().and_then(|header| answer.get(header)) else { continue };
         let tokens = cost.to_str().ok().and_then(|cost| cost.parse().ok());
         match (key, tokens) {
-            (BillKey::There(key), Some(tokens)) => global_limits::charge(exchange, rule, key, tokens),
+            (BillKey::There(key), Some(tokens)) => global_limits::charge(exchange, index, key, tokens),
             (BillKey::There(_), None) => route.rate_limits[index].charge(None, None, clock::now()),
             (BillKey::Here(key), tokens) => route.rate_limits[index].charge(key, tokens, clock::now()),
         }

@@ -140,7 +140,7 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
         head.insert_header(name.clone(), value)?;
     }
     if let Some(wait) = rejection.retry_after {
-        head.insert_header("grpc-retry-pushback-ms", wait.as_millis().min(i32::MAX.unsigned_abs().into()).to_string())?;
+        head.insert_header("grpc-retry-pushback-ms", wait.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into()).to_string())?;
     }
     Ok(head)
 }

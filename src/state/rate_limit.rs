@@ -62,6 +62,8 @@ pub struct Granted {
     pub wait: Duration,
     /// Tokens that are left.
     pub left: u32,
+    /// In how long there is one more, at the latest.
+    pub more: Duration,
 }
 
 /// A request did not get its tokens.
@@ -155,7 +157,7 @@ impl RateLimitState {
         let Some(cost) = NonZeroU32::new(self.rule.cost).filter(|_| self.rule.is_plain() && self.instances() == 1) else { return self.take(key, at, now) };
         self.clock.advance(at);
         match self.limiter.check_key_n(&key, cost) {
-            Ok(Ok(state)) => Ok(Granted { wait: Duration::ZERO, left: state.remaining_burst_capacity() }),
+            Ok(Ok(state)) => Ok(Granted { wait: Duration::ZERO, left: state.remaining_burst_capacity(), more: self.rule.quota.interval() }),
             Ok(Err(not_until)) => Err(Limited { retry_after: not_until.wait_time_from(self.clock.now()) }),
             // The compiler of policies refuses a cost above the burst.
             Err(_) => Err(Limited { retry_after: Duration::MAX }),
@@ -179,7 +181,7 @@ impl RateLimitState {
         if taken.wait > 0 {
             self.delayed.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Granted { wait: Duration::from_nanos(taken.wait), left: bucket.left(Some(taken.arrival), at) })
+        Ok(Granted { wait: Duration::from_nanos(taken.wait), left: bucket.left(Some(taken.arrival), at), more: Duration::from_nanos(bucket.interval) })
     }
 
     /// The bucket with the rate divided by `price` and by the instances. It holds what comes in the same time as ever, and at least what
@@ -206,6 +208,14 @@ impl RateLimitState {
             let bucket = self.part(1.0);
             self.store.0.change(key.unwrap_or(EVERYBODY), |arrival| ((), Some(bucket.charge(arrival, tokens, at))));
         }
+    }
+
+    /// Whether a key of a bucket that is kept elsewhere is told apart from others: as many are as would be here. It is remembered for as
+    /// long as an empty bucket takes to be full again.
+    pub fn tells_apart(&self, key: u64, now: Instant) -> bool {
+        let at = self.nanos(now);
+        self.store.0.observe(at);
+        self.store.0.remember(key, at.saturating_add(self.bucket.burst_time()))
     }
 
     /// What was counted since the rule was last changed.

@@ -82,6 +82,17 @@ fn keyed() -> SelectorSpec {
 }
 
 #[test]
+fn a_small_rule_tells_as_many_keys_apart_as_it_says() {
+    let start = some_instant();
+    for max_keys in [1, 31, 100, 1_500] {
+        let rule = RateRuleSpec { max_keys, selectors: vec![keyed()], ..rule(1, 3_600, 1) };
+        let state = RateLimitState::new(rule.name.clone(), rule, start, start);
+        let passed = (0..max_keys as u64).filter(|number| state.try_acquire(Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)), start).is_ok()).count();
+        assert_eq!((passed, state.usage().overflowed), (max_keys, 0));
+    }
+}
+
+#[test]
 fn instances_that_divide_a_limit_pass_as_much_together_as_one() {
     for instances in [1_u32, 3, 7] {
         let rule = rule(700, 1, 700);
@@ -123,7 +134,16 @@ fn a_changed_rule_keeps_fill_debt_and_warmth() {
     let old = RateRuleSpec { warm_up, ..rule(10, 1, 10) };
     let state = RateLimitState::new(old.name.clone(), old.clone(), start, start);
     while state.try_acquire(None, start).is_ok() {}
-    let new = state.reconfigured(RateRuleSpec { max_wait: Duration::from_millis(1), ..old }, start);
-    assert!(new.try_acquire(None, start).is_err(), "empty as it was");
-    assert!(new.warm_up.is_some());
+    let changed = RateRuleSpec { max_wait: Duration::from_millis(1), ..old.clone() };
+    assert!(state.reconfigured(changed.clone(), start).try_acquire(None, start).is_err(), "empty as it was");
+    // Under full load for longer than it takes to be warm.
+    let mut now = start;
+    for _ in 0..3_000 {
+        now += Duration::from_millis(10);
+        _ = state.try_acquire(None, now);
+    }
+    let in_a_second = |state: &RateLimitState| (1..=100).filter(|step| state.try_acquire(None, now + Duration::from_millis(10 * step)).is_ok()).count();
+    assert!((9..=11).contains(&in_a_second(&state.reconfigured(changed, now))), "as warm as it was");
+    let cold = RateRuleSpec { warm_up: Some(WarmUpSpec { window: Duration::from_secs(20), cold_factor: 3 }), ..old };
+    assert!(in_a_second(&state.reconfigured(cold, now)) < 8, "another warm-up begins cold");
 }

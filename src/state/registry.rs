@@ -246,11 +246,16 @@ impl Joining<'_> {
             last.inspect(|last| last.retire());
             return None;
         };
+        let last = last.filter(|last| last.spec() == spec);
         let name: Arc<str> = remote_limits::BREAKER.into();
+        if last.is_none() {
+            // What was wrong with another engine is not this one's.
+            self.registry.breakers.remove(&name);
+        }
         self.used.insert(Use::Breaker(name.clone()));
         let make = || RemoteLimits::make_breaker(self.telemetry, self.now);
         let breaker = self.registry.breakers.entry(name).or_insert_with(make).clone();
-        let limits = last.filter(|last| last.spec() == spec).unwrap_or_else(|| Arc::new(RemoteLimits::new(spec.clone(), breaker, self.telemetry)));
+        let limits = last.unwrap_or_else(|| Arc::new(RemoteLimits::new(spec.clone(), breaker, self.telemetry)));
         self.registry.remote_limits = Some(limits.clone());
         Some(limits)
     }

@@ -8,12 +8,12 @@ use std::{
     future::Future,
     num::NonZeroU32,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::{
     breaker::BreakerState,
@@ -32,14 +32,19 @@ use crate::{
     },
 };
 
-/// The name of the engine's breaker.
-pub const BREAKER: &str = "global-rate-limit";
+/// The name of the engine's breaker; no backend can be called so.
+pub const BREAKER: &str = "engine:global-rate-limit";
+
+/// So many bills may be on their way.
+const BILLS: usize = 4_096;
+/// So many are paid at once.
+const PAID_AT_ONCE: usize = 64;
 
 /// What is asked of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
     /// Its rule, `ROUTE/RULE`.
-    pub rule: String,
+    pub rule: Arc<str>,
     /// What tells it apart from the rule's others: a hash, the same on all instances.
     pub key: Option<String>,
     /// What it holds.
@@ -48,9 +53,11 @@ pub struct Ask {
     pub tokens: u64,
     /// How long to wait for them at most; `None` takes them in any case, into debt.
     pub max_wait: Option<Duration>,
+    /// Whether those behind it are not asked when it refuses.
+    pub is_enforced: bool,
 }
 
-/// What an engine said of each bucket.
+/// What an engine said of each bucket; ends with the first that refuses and is enforced.
 pub type Verdicts = Vec<Result<Granted, Limited>>;
 
 /// The answer of an engine that is still on its way.
@@ -69,6 +76,12 @@ pub struct RemoteLimits {
     breaker: Arc<BreakerState>,
     /// The connection, while there is one.
     engine: ArcSwapOption<Box<dyn RateLimitEngine>>,
+    /// What it last said instead of an answer.
+    fault: Mutex<Option<String>>,
+    /// What answers were worth, on its way to the engine.
+    bills: mpsc::Sender<Ask>,
+    /// The other end, for the one who pays.
+    due: tokio::sync::Mutex<mpsc::Receiver<Ask>>,
     /// Told when the connection is of no use any more.
     broken: Notify,
     metrics: EngineMetrics,
@@ -77,7 +90,9 @@ pub struct RemoteLimits {
 impl RemoteLimits {
     /// An engine that is not connected yet.
     pub(super) fn new(spec: RemoteSpec, breaker: Arc<BreakerState>, telemetry: &Telemetry) -> Self {
-        Self { spec, breaker, engine: ArcSwapOption::empty(), broken: Notify::new(), metrics: EngineMetrics::new(&telemetry.metrics) }
+        let (bills, due) = mpsc::channel(BILLS);
+        let metrics = EngineMetrics::new(&telemetry.metrics);
+        Self { spec, breaker, engine: ArcSwapOption::empty(), fault: Mutex::new(None), bills, due: tokio::sync::Mutex::new(due), broken: Notify::new(), metrics }
     }
 
     /// A breaker for an engine.
@@ -122,6 +137,30 @@ impl RemoteLimits {
     pub fn disconnected(&self) {
         self.engine.store(None);
         self.metrics.connected(Some(false));
+    }
+
+    /// Keeps what the engine said instead of an answer, for whoever looks after it.
+    pub fn report_fault(&self, why: String) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    /// What the engine said instead of an answer since the last look.
+    pub fn take_fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Sends a bill on its way; what finds no room is counted and forgotten.
+    pub fn charge(&self, bill: Ask) {
+        if self.bills.try_send(bill).is_err() {
+            self.count(EngineOutcome::Unavailable);
+        }
+    }
+
+    /// Waits for bills.
+    pub async fn bills(&self) -> Option<Vec<Ask>> {
+        let mut bills = Vec::new();
+        let count = self.due.lock().await.recv_many(&mut bills, PAID_AT_ONCE).await;
+        (count > 0).then_some(bills)
     }
 
     /// Tells that the connection is of no use any more.

@@ -22,6 +22,9 @@ use governor::{nanos::Nanos, state::StateStore};
 /// At most so many parts of the map, each behind a lock of its own, so that workers rarely meet.
 const SHARDS: usize = 16;
 
+/// And each for at least so many keys.
+const KEYS_PER_SHARD: usize = 1_024;
+
 /// The keys of one rule.
 #[derive(Debug)]
 pub struct BoundedStore {
@@ -47,7 +50,8 @@ impl BoundedStore {
     /// Makes an empty store for at most `max_keys` keys.
     #[must_use]
     pub fn new(max_keys: usize) -> Self {
-        let shards = SHARDS.min(max_keys).max(1);
+        // Keys spread unevenly; a small store is one shard, so that it holds what it should.
+        let shards = (max_keys / KEYS_PER_SHARD).clamp(1, SHARDS);
         let capacity = max_keys / shards;
         Self {
             shards: (0..shards).map(|_| Mutex::default()).collect(),
@@ -107,6 +111,20 @@ impl BoundedStore {
 impl BoundedStore {
     fn shard_of(&self, key: u64) -> &Mutex<Shard> {
         &self.shards[usize::try_from(key % self.shards.len() as u64).unwrap_or_default()]
+    }
+
+    /// Remembers a key until then; whether there was room for it.
+    pub fn remember(&self, key: u64, until: u64) -> bool {
+        let mut shard = lock(self.shard_of(key));
+        if shard.buckets.len() >= self.shard_capacity && !shard.buckets.contains_key(&key) {
+            shard.make_room(self.now.load(Ordering::Relaxed));
+            if shard.buckets.len() >= self.shard_capacity {
+                self.overflowed.fetch_add(1, Ordering::Relaxed);
+                return false;
+            }
+        }
+        shard.buckets.insert(key, until);
+        true
     }
 
     /// Changes the fill of a bucket in one step; `None` leaves it as it is.

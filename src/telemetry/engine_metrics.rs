@@ -11,6 +11,8 @@ pub enum EngineOutcome {
     Granted,
     /// It did not.
     Refused,
+    /// It took what an answer was worth.
+    Charged,
     /// It said nothing in time.
     Timeout,
     /// It said something else.
@@ -24,7 +26,7 @@ pub enum EngineOutcome {
 /// The handles.
 #[derive(Debug)]
 pub struct EngineMetrics {
-    asked: [Counter; 6],
+    asked: [Counter; 7],
     connected: Gauge,
 }
 
@@ -33,7 +35,7 @@ impl EngineMetrics {
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
         let asked = |outcome: &str| metrics.counter(name::ENGINE_ASKED, &[("outcome", outcome)]);
-        Self { asked: ["granted", "refused", "timeout", "error", "unavailable", "suspended"].map(asked), connected: metrics.gauge(name::ENGINE_CONNECTED, &[]) }
+        Self { asked: ["granted", "refused", "charged", "timeout", "error", "unavailable", "suspended"].map(asked), connected: metrics.gauge(name::ENGINE_CONNECTED, &[]) }
     }
 
     /// Counts a bucket that was asked for.
@@ -41,10 +43,11 @@ impl EngineMetrics {
         let index = match outcome {
             EngineOutcome::Granted => 0,
             EngineOutcome::Refused => 1,
-            EngineOutcome::Timeout => 2,
-            EngineOutcome::Error => 3,
-            EngineOutcome::Unavailable => 4,
-            EngineOutcome::Suspended => 5,
+            EngineOutcome::Charged => 2,
+            EngineOutcome::Timeout => 3,
+            EngineOutcome::Error => 4,
+            EngineOutcome::Unavailable => 5,
+            EngineOutcome::Suspended => 6,
         };
         self.asked[index].increment(1);
     }

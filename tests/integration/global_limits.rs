@@ -58,10 +58,66 @@ fn shared_buckets_are_told_apart_by_key_and_by_prefix_and_hold_no_secrets() {
     assert_eq!(["my-secret", "b", "my-secret"].map(|key| ask(&first, key)), [200, 200, 429]);
     assert_eq!(ask(&second, "my-secret"), 200, "another service");
     assert_eq!(first.get("/").status, 200, "not meant");
+    let keys = redis.all_keys(3);
+    assert!(keys.len() == 3 && keys.iter().all(|key| key.starts_with("shop:in/each:") || key.starts_with("bank:in/each:")), "{keys:?}");
+    assert!(!format!("{keys:?}").contains("secret"), "{keys:?}");
     // What a reload compares and tells shows no password.
     first.reload(&text("other"));
     let told = first.events().join("\n");
     assert!(told.contains("globalRateLimit") && !told.contains("word@"), "{told}");
+}
+
+#[test]
+fn a_noisy_tenant_does_not_drain_the_bucket_of_all() {
+    let (Some(redis), backend) = (Redis::start(None), Backend::healthy()) else { return };
+    let rules = format!("{RULE}, {{name: each, clientSelectors: [{{headers: [{{name: x-key, type: Distinct}}]}}], limit: {{requests: 1, unit: Hour, burst: 3}}}}");
+    let sidecar = Sidecar::start(&with_engine(&backend, &rules, &engine(&redis)));
+    connected(&sidecar);
+    let ask = |key: &str| {
+        let answer = sidecar.client().send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n")).answer();
+        (answer.status, answer.reason().to_owned())
+    };
+    let noisy: Vec<_> = (0..30).map(|_| ask("noisy").1).collect();
+    assert_eq!(noisy.iter().filter(|reason| *reason == "rate_limited:each").count(), 27);
+    assert_eq!(["a", "b", "c", "d"].map(|key| ask(key).1), ["", "", "", "rate_limited:all"], "three of six were left");
+}
+
+#[test]
+fn the_keys_of_a_shared_rule_are_bounded_too() {
+    let (Some(redis), backend) = (Redis::start(None), Backend::healthy()) else { return };
+    let rule = "{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1, unit: Hour, burst: 2}}";
+    let sidecar = Sidecar::start(&with_engine(&backend, rule, &engine(&redis)).replace("rateLimit: {global", "rateLimit: {maxKeys: 5, global"));
+    connected(&sidecar);
+    let ask = |key: usize| sidecar.client().send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: k{key}\r\n\r\n")).answer().status;
+    assert_eq!((0..50).filter(|key| ask(*key) == 200).count(), 5 + 2, "all others share two tokens");
+    assert_eq!(redis.all_keys(0).len(), 5 + 1);
+}
+
+#[test]
+fn why_a_redis_that_lives_does_not_answer_is_said() {
+    let (Some(redis), backend) = (Redis::start(None), Backend::healthy()) else { return };
+    let sidecar = Sidecar::start(&with_engine(&backend, RULE, &engine(&redis)));
+    connected(&sidecar);
+    redis.say("CONFIG SET maxmemory 1").unwrap();
+    let report = || sidecar.admin("GET", "/readyz?verbose").text();
+    eventually("it is said", || sidecar.get("/").status == 200 && report().contains("[!] global-rate-limit") && report().contains("OOM"));
+    redis.say("CONFIG SET maxmemory 0").unwrap();
+    eventually("the limit holds again", || sidecar.get("/").header("ratelimit").is_some());
+}
+
+#[test]
+fn a_shared_bucket_lets_as_much_through_as_it_should_at_ten_times_the_rate() {
+    let (Some(redis), backend) = (Redis::start(None), Backend::healthy()) else { return };
+    let sidecar = Sidecar::start(&with_engine(&backend, "{name: all, limit: {requests: 100, unit: Second, burst: 10}}", &engine(&redis)));
+    connected(&sidecar);
+    let mut client = sidecar.client();
+    let began = Instant::now();
+    let mut passed = 0;
+    while began.elapsed() < Duration::from_secs(3) {
+        passed += u32::from(client.get("/").status == 200);
+    }
+    let most = 100.0 * began.elapsed().as_secs_f64() + 10.0 + 1.0;
+    assert!(f64::from(passed) <= most && f64::from(passed) >= 0.97 * (most - 12.0), "{passed} of {most}");
 }
 
 #[test]

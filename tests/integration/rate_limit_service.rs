@@ -123,7 +123,7 @@ fn a_rate_limit_service_is_asked_in_its_own_words() {
     let ask = |turn: usize, key: &str| instances[turn % 2].client().send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n")).answer();
     let answers: Vec<_> = (0..3).map(|turn| ask(turn, "secret")).collect();
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 429]);
-    assert_eq!(answers[0].header("ratelimit"), Some(r#""each";r=2;t=15"#));
+    assert_eq!(answers[0].header("ratelimit"), Some(r#""each";r=2;t=42"#));
     assert_eq!((answers[2].header("retry-after"), answers[2].reason()), (Some("42"), "rate_limited:each"), "never early");
     assert_eq!(ask(0, "other").status, 200);
     let seen = seen.lock().unwrap();
@@ -146,6 +146,36 @@ fn a_rate_limit_service_that_is_not_there_stops_nobody_and_is_said_with_its_plac
     eventually("it is said", || report().contains(&format!("global-rate-limit (does not gate): the rate limit service at http://{address} (")));
     assert!(report().contains("policy.yaml:"), "{}", report());
     assert_eq!(sidecar.metric(r#"outrigger_global_rate_limit_requests_total{outcome="unavailable"}"#), 5.0);
+}
+
+#[test]
+fn one_answer_that_is_none_costs_no_connection() {
+    let backend = Backend::healthy();
+    let calls = std::sync::atomic::AtomicU32::new(0);
+    let server = Http2Backend::start(move |mut call: Call| {
+        let is_first = calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+        async move {
+            let head = Response::builder().header("content-type", "application/grpc");
+            if is_first {
+                call.respond.send_response(head.header("grpc-status", "13").body(()).unwrap(), true).unwrap();
+                return;
+            }
+            let mut stream = call.respond.send_response(head.body(()).unwrap(), false).unwrap();
+            stream.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false).unwrap();
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().unwrap());
+            stream.send_trailers(trailers).unwrap();
+        }
+    });
+    let text = with_service(&backend, "{name: all, limit: {requests: 5, unit: Hour}}", &format!("http://{}", server.address));
+    let sidecar = Sidecar::start(&text);
+    connected(&sidecar);
+    assert_eq!(sidecar.get("/").status, 200);
+    eventually("why it was none is said", || sidecar.events().iter().any(|event| event.contains("nobody can be asked")));
+    eventually("and that it is over", || sidecar.events().iter().any(|event| event.contains("keeps the limits of all instances again")));
+    assert!((0..10).all(|_| sidecar.get("/").status == 200));
+    assert_eq!(sidecar.metric(r#"outrigger_global_rate_limit_requests_total{outcome="granted"}"#), 10.0);
+    assert_eq!(server.connections(), 1);
 }
 
 #[test]

@@ -10,9 +10,8 @@ use std::{
 
 use redis::{AsyncConnectionConfig, ErrorKind, RedisError, aio::MultiplexedConnection};
 
-use super::{PATIENCE, SILENT};
+use super::PATIENCE;
 use crate::{
-    clock,
     policy::snapshot::RedisSpec,
     state::{
         rate_limit::{Granted, Limited},
@@ -20,26 +19,33 @@ use crate::{
     },
 };
 
-/// GCRA: a bucket is the time at which it will be full again, in microseconds. Numbers are written out by hand, because Lua would round
-/// large ones when it makes text of them.
+/// GCRA: a bucket is the time at which it will be full again, in microseconds since `EPOCH`; the smaller the numbers, the finer they are.
+/// Buckets are asked in turn, and those behind one that refuses are not: who is refused by its own drains none that all share. Lua would
+/// round numbers when it makes text of them, so they are written out.
 const SCRIPT: &str = r"
 local now = redis.call('TIME')
-now = now[1] * 1000000 + now[2]
-local interval, burst, tokens, patience = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local full = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
-local new = full + tokens * interval
-if patience < 0 then
-  new = math.max(full, math.min(new, now + 2 * burst))
+now = (now[1] - 1700000000) * 1000000 + now[2]
+local answers = {}
+for i, key in ipairs(KEYS) do
+  local interval, burst, tokens, patience = tonumber(ARGV[5*i-4]), tonumber(ARGV[5*i-3]), tonumber(ARGV[5*i-2]), tonumber(ARGV[5*i-1])
+  local full = math.max(tonumber(redis.call('GET', key) or 0), now)
+  local new = full + tokens * interval
+  if patience < 0 then
+    new = math.max(full, math.min(new, now + 2 * burst))
+  end
+  local wait = new - now - burst
+  if patience >= 0 and wait > patience then
+    answers[i] = {0, math.ceil(wait), 0}
+    if ARGV[5*i] == '1' then break end
+  else
+    local life = math.ceil((new - now) / 1000)
+    if life > 0 then
+      redis.call('SET', key, string.format('%.17g', new), 'PX', life)
+    end
+    answers[i] = {1, math.max(0, math.ceil(wait)), math.max(0, math.floor(-wait / interval))}
+  end
 end
-local wait = new - now - burst
-if patience >= 0 and wait > patience then
-  return {0, math.ceil(wait), 0}
-end
-local life = math.ceil((new - now) / 1000)
-if life > 0 then
-  redis.call('SET', KEYS[1], string.format('%.0f', new), 'PX', life)
-end
-return {1, math.max(0, math.ceil(wait)), math.max(0, math.floor(-wait / interval))}
+return answers
 ";
 
 /// A connection on which the script is known.
@@ -55,13 +61,9 @@ impl Redis {
         let client = redis::Client::open(spec.url.as_str()).map_err(|error| explain(&error))?;
         // A request bounds its own wait; this bounds what waits for nobody.
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
-        let connecting = async {
-            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-            let script = load(&mut connection).await?;
-            Ok(Self { connection, script: script.into(), prefix: spec.prefix.clone() })
-        };
-        let connected = clock::within(Some(PATIENCE * 2), connecting).await;
-        connected.map_err(|clock::Elapsed| SILENT.to_owned())?.map_err(|error: RedisError| explain(&error))
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| explain(&error))?;
+        let script = load(&mut connection).await.map_err(|error| explain(&error))?;
+        Ok(Self { connection, script: script.into(), prefix: spec.prefix.clone() })
     }
 
     /// A sign of life that is of use: a Redis that was emptied has forgotten the script.
@@ -98,28 +100,32 @@ pub(super) struct Engine {
 
 impl RateLimitEngine for Engine {
     fn ask(&self, asks: Vec<Ask>) -> Answer {
-        let mut pipeline = redis::pipe();
-        for Ask { rule, key, quota, tokens, max_wait } in asks {
-            let micros = |time: Duration| time.as_secs_f64() * 1e6;
-            let key = key.map(|key| format!(":{key}")).unwrap_or_default();
-            let asked = pipeline.cmd("EVALSHA").arg(&*self.script).arg(1).arg(format!("{}:{rule}{key}", self.prefix));
-            asked.arg(micros(quota.interval())).arg(micros(quota.burst_time())).arg(tokens).arg(max_wait.map_or(-1.0, micros));
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&*self.script).arg(asks.len());
+        for Ask { rule, key, .. } in &asks {
+            let key = key.as_deref().map(|key| format!(":{key}")).unwrap_or_default();
+            command.arg(format!("{}:{rule}{key}", self.prefix));
         }
+        for Ask { quota, tokens, max_wait, is_enforced, .. } in &asks {
+            let micros = |time: Duration| time.as_secs_f64() * 1e6;
+            command.arg(micros(quota.interval())).arg(micros(quota.burst_time())).arg(*tokens).arg(max_wait.map_or(-1.0, micros)).arg(u8::from(*is_enforced));
+        }
+        let intervals: Vec<Duration> = asks.iter().map(|ask| ask.quota.interval()).collect();
         let (mut connection, limits) = (self.connection.clone(), self.limits.clone());
         Box::pin(async move {
-            let answer: Result<Vec<(u8, u64, u32)>, _> = pipeline.query_async(&mut connection).await;
+            let answer: Result<Vec<(u8, u64, u32)>, _> = command.query_async(&mut connection).await;
             // Whoever keeps the connection looks after it at once.
             let answer = answer.inspect_err(|_| {
                 if let Some(limits) = limits.upgrade() {
                     limits.report_broken();
                 }
             });
-            answer.map(|answers| answers.into_iter().map(verdict).collect()).map_err(|error| error.to_string())
+            answer.map(|answers| answers.into_iter().zip(intervals).map(verdict).collect()).map_err(|error| explain(&error))
         })
     }
 }
 
-fn verdict((is_granted, wait, left): (u8, u64, u32)) -> Result<Granted, Limited> {
+fn verdict(((is_granted, wait, left), interval): ((u8, u64, u32), Duration)) -> Result<Granted, Limited> {
     let wait = Duration::from_micros(wait);
-    if is_granted == 1 { Ok(Granted { wait, left }) } else { Err(Limited { retry_after: wait }) }
+    if is_granted == 1 { Ok(Granted { wait, left, more: interval }) } else { Err(Limited { retry_after: wait }) }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use http::uri::PathAndQuery;
 use tonic::{
-    Request,
+    Request, Status, TimeoutExpired,
     client::Grpc,
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
@@ -117,7 +117,7 @@ pub(super) struct Service {
 impl Service {
     pub(super) async fn open(spec: &ServiceSpec) -> Result<Self, String> {
         let endpoint = Endpoint::from_shared(spec.url.to_string()).map_err(|error| format!("it cannot be reached so, mend `url`: {error}"))?;
-        let mut endpoint = endpoint.connect_timeout(PATIENCE).http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE).keep_alive_while_idle(true);
+        let mut endpoint = endpoint.connect_timeout(PATIENCE).http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE).keep_alive_while_idle(true).timeout(PATIENCE);
         if spec.url.starts_with("https:") {
             endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|error| in_full(&error))?;
         }
@@ -125,7 +125,7 @@ impl Service {
         Ok(Self { channel, domain: spec.domain.clone(), fault: Arc::default() })
     }
 
-    /// The connection tells by itself when it is gone; what it told last is what counts.
+    /// That the connection is gone is noticed by whoever asks on it next.
     ///
     /// # Errors
     /// What went wrong since the last look.
@@ -143,6 +143,11 @@ fn in_full(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), in_full)
 }
 
+/// Whether a call failed on its way, and not by what the service said, or because it said nothing in time.
+fn is_of_transport(status: &Status) -> bool {
+    std::error::Error::source(status).is_some_and(|source| !source.is::<TimeoutExpired>())
+}
+
 /// Asks on a connection.
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -157,21 +162,29 @@ impl RateLimitEngine for Engine {
         let (mut grpc, domain, fault, limits) = (Grpc::new(self.channel.clone()), self.domain.to_string(), self.fault.clone(), self.limits.clone());
         Box::pin(async move {
             let mut verdicts = Verdicts::with_capacity(asks.len());
-            // One call per rule: within one, all descriptors are charged the same.
+            // One call per rule: within one, all descriptors are charged the same, and those behind one that refuses would be charged too.
             for ask in asks {
                 let asked = async {
-                    grpc.ready().await.map_err(|error| in_full(&error))?;
+                    grpc.ready().await.map_err(|error| (true, in_full(&error)))?;
                     let answer = grpc.unary(Request::new(request(domain.clone(), &ask)), METHOD, ProstCodec::default()).await;
-                    answer.map_err(|status| status.to_string())
+                    answer.map_err(|status| (is_of_transport(&status), status.to_string()))
                 };
-                let answer: Result<tonic::Response<RateLimitResponse>, String> = asked.await;
-                let answer = answer.inspect_err(|why| {
-                    *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+                let answer: Result<tonic::Response<RateLimitResponse>, _> = asked.await;
+                let answer = answer.map_err(|(is_lost, why)| {
+                    if is_lost {
+                        *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+                    }
                     if let Some(limits) = limits.upgrade() {
                         limits.report_broken();
                     }
-                });
-                verdicts.push(verdict(&answer?.into_inner(), ask.quota)?);
+                    why
+                })?;
+                let verdict = verdict(answer.get_ref(), ask.quota)?;
+                let ends = verdict.is_err() && ask.is_enforced;
+                verdicts.push(verdict);
+                if ends {
+                    break;
+                }
             }
             Ok(verdicts)
         })
@@ -179,7 +192,7 @@ impl RateLimitEngine for Engine {
 }
 
 fn request(domain: String, ask: &Ask) -> RateLimitRequest {
-    let mut entries = vec![Entry { key: "rule".to_owned(), value: ask.rule.clone() }];
+    let mut entries = vec![Entry { key: "rule".to_owned(), value: ask.rule.to_string() }];
     entries.extend(ask.key.clone().map(|value| Entry { key: "key".to_owned(), value }));
     let unit = match ask.quota.unit_seconds.get() {
         1 => Unit::Second,
@@ -195,14 +208,13 @@ fn request(domain: String, ask: &Ask) -> RateLimitRequest {
 /// If the answer says neither yes nor no.
 fn verdict(answer: &RateLimitResponse, quota: QuotaSpec) -> Result<Result<Granted, Limited>, String> {
     let status = answer.statuses.first();
+    let reset = status.and_then(|status| status.duration_until_reset.as_ref());
+    let reset = reset.map(|reset| Duration::new(reset.seconds.try_into().unwrap_or_default(), reset.nanos.try_into().unwrap_or_default()));
+    let reset = reset.unwrap_or(Duration::from_secs(quota.unit_seconds.get()));
     match answer.overall_code() {
         // A domain without this limit counts nothing, and tells of nothing left.
-        Code::Ok => Ok(Ok(Granted { wait: Duration::ZERO, left: status.map_or_else(|| quota.burst.get(), |status| status.limit_remaining) })),
-        Code::OverLimit => {
-            let reset = status.and_then(|status| status.duration_until_reset.as_ref());
-            let reset = reset.map(|reset| Duration::new(reset.seconds.try_into().unwrap_or_default(), reset.nanos.try_into().unwrap_or_default()));
-            Ok(Err(Limited { retry_after: reset.unwrap_or(Duration::from_secs(quota.unit_seconds.get())) }))
-        }
+        Code::Ok => Ok(Ok(Granted { wait: Duration::ZERO, left: status.map_or_else(|| quota.burst.get(), |status| status.limit_remaining), more: reset })),
+        Code::OverLimit => Ok(Err(Limited { retry_after: reset })),
         Code::Unknown => Err("the rate limit service knows neither yes nor no".to_owned()),
     }
 }

@@ -96,6 +96,11 @@ impl<'a> Compiler<'a> {
             let hint = "an empty bucket would take centuries to fill; lower `burst`, or raise `requests`";
             self.error(&at.key("burst"), "this bucket is too slow to be counted").hint(hint);
         }
+        let nanos = u64::from(requests.get()).max(1);
+        let exact = unit.saturating_mul(1_000_000_000) as f64 / nanos as f64;
+        if exact / exact.floor().max(1.0) > 1.01 || exact < 1.0 {
+            self.error(&at.key("requests"), "so many are not counted within a hundredth").hint("up to ten million each second are; count in larger units, like kilobytes");
+        }
         Some(QuotaSpec { requests, unit_seconds: NonZeroU64::new(unit)?, burst })
     }
 

@@ -25,12 +25,15 @@ impl Redis {
     }
 
     fn start_at(address: SocketAddr, password: Option<&'static str>) -> Option<Self> {
-        let mut command = Command::new("redis-server");
-        command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", &address.port().to_string()]);
-        command.args(password.into_iter().flat_map(|password| ["--requirepass", password]));
-        let Ok(child) = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() else {
+        let run = |program: &str| {
+            let mut command = Command::new(program);
+            command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", &address.port().to_string()]);
+            command.args(password.into_iter().flat_map(|password| ["--requirepass", password]));
+            command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+        };
+        let Ok(child) = run("redis-server").or_else(|_| run("valkey-server")) else {
             // Written past the capture of the test runner.
-            _ = writeln!(std::io::stderr(), "SKIPPED: there is no redis-server; run scripts/clients first");
+            _ = writeln!(std::io::stderr(), "SKIPPED: there is neither redis-server nor valkey-server; run scripts/clients first");
             return None;
         };
         let mut redis = Self { child, address, password };
@@ -57,6 +60,16 @@ impl Redis {
         }
         let text = String::from_utf8_lossy(&answer).into_owned();
         Some(if self.password.is_some() { text.split_once('\n').unwrap().1.to_owned() } else { text })
+    }
+
+    /// The keys of a database.
+    pub(crate) fn all_keys(&self, database: u32) -> Vec<String> {
+        let mut connection = ::redis::Client::open(format!("redis://{}", self.address)).unwrap().get_connection().unwrap();
+        if let Some(password) = self.password {
+            let _: String = ::redis::cmd("AUTH").arg(password).query(&mut connection).unwrap();
+        }
+        let _: String = ::redis::cmd("SELECT").arg(database).query(&mut connection).unwrap();
+        ::redis::cmd("KEYS").arg("*").query(&mut connection).unwrap()
     }
 
     /// It keeps its connections and says nothing more, until it is resumed.
