@@ -4,6 +4,7 @@
 //! kept by identity in [`registry::Registry`]: what kept its name keeps its history over any number of reloads. Locks are here
 //! only, each around one call of a pure machine and never over an `.await`.
 
+pub mod admission;
 pub mod backend;
 pub mod breaker;
 pub mod budget;

@@ -118,8 +118,19 @@ pub(super) struct Limits {
     concurrency: Vec<Concurrency>,
     retry_budgets: Vec<RetryBudget>,
     rate: Vec<RateLimit>,
+    admission: Vec<Admission>,
     /// Who keeps those of all instances.
     global: Option<Global>,
+}
+
+/// What an admission control has counted in its window.
+#[derive(Serialize)]
+struct Admission {
+    name: String,
+    mode: &'static str,
+    attempts: u32,
+    good: u32,
+    rejection_percent: f64,
 }
 
 #[derive(Serialize)]
@@ -326,6 +337,14 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
         concurrency: concurrency.collect(),
         retry_budgets: budgets.map(|budget| RetryBudget { name: budget.name().to_string(), remaining: budget.remaining(now), percent: budget.config().share.percent() }).collect(),
         rate: live.routes.iter().flat_map(rate_limits).collect(),
+        admission: live
+            .admissions
+            .iter()
+            .map(|admission| {
+                let (calls, rejection, of) = admission.snapshot(now);
+                Admission { name: admission.name().to_string(), mode: mode(of), attempts: calls.all, good: calls.good, rejection_percent: rejection.percent() }
+            })
+            .collect(),
         global: live.snapshot.global_rate_limit.as_ref().map(|global| Global {
             engine: global.to_string(),
             is_connected: live.remote_limits.as_ref().map(|remote| remote.engine().is_some()),
@@ -394,6 +413,9 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
             metrics.gauge(name::LIMIT_ADAPTIVE, &[("limit", limit.name())]).set(f64::from(adaptive));
         }
         metrics.gauge(name::LIMIT_PENDING, &[("limit", limit.name())]).set(f64::from(snapshot.pending));
+    }
+    for admission in &live.admissions {
+        metrics.gauge(name::ADMISSION_REJECTION, &[("admission", admission.name())]).set(admission.snapshot(now).1.value());
     }
     for budget in &live.budgets {
         metrics.gauge(name::RETRY_BUDGET, &[("budget", budget.name())]).set(f64::from(budget.remaining(now)));

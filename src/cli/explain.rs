@@ -145,6 +145,24 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         None => writeln!(out, "    circuit breaker  none")?,
         Some(breaker) => writeln!(out, "    circuit breaker  {}: {:?}, scope {:?}, {:?}   (from {})", breaker.name, breaker.mode, breaker.scope, breaker.config, breaker.origin)?,
     }
+    describe_load(out, policy)
+}
+
+/// What holds the number of requests back.
+fn describe_load(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
+    if let Some(admission) = &policy.admission {
+        let config = &admission.config;
+        let (wanted, most) = (config.min_success_rate.percent(), config.max_rejection.percent());
+        writeln!(
+            out,
+            "    admission        {}: {:?}, below {wanted} % good in {} up to {most} % are refused, from {} a second   (from {})",
+            admission.name,
+            admission.mode,
+            Span(config.window),
+            config.min_request_rate,
+            admission.origin
+        )?;
+    }
     match &policy.limits {
         None => writeln!(out, "    limits           none"),
         Some(limits) => writeln!(

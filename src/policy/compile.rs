@@ -3,6 +3,7 @@
 //! Nothing stops at the first fault. A part that cannot be made is left out and the rest is looked at all the same; a snapshot
 //! comes out only if there is no fault at all.
 
+mod admission;
 mod backends;
 mod balancing;
 mod global_rate_limit;

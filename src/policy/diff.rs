@@ -184,6 +184,9 @@ fn policy_changes(backend: &str, old: &PolicySpec, new: &PolicySpec, changes: &m
     if old.budget != new.budget {
         changes.push(format!("retry budget towards {backend} changed, it begins anew"));
     }
+    if old.admission != new.admission {
+        changes.push(format!("admission control towards {backend} changed; with other numbers it counts anew"));
+    }
     match (&old.breaker, &new.breaker) {
         (Some(before), Some(now)) if before != now => {
             let window = before.config.window() == now.config.window();

@@ -7,6 +7,7 @@
 //! Shape rules: unknown keys are refused; no `flatten`, no untagged and no internally tagged enums, because with those a fault
 //! would lose its position.
 
+mod admission;
 mod backend;
 mod balancer;
 mod global_rate_limit;
@@ -23,6 +24,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use admission::AdmissionControl;
 pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
 pub use balancer::{ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType, SlowStart, ZoneAware, ZoneMode};
 pub use global_rate_limit::{GlobalBackend, GlobalBackendType, GlobalRateLimit, RateLimitService, Redis, Replicas};
@@ -111,7 +113,6 @@ pub const NOT_YET: &[&str] = &[
     "hedging",
     "warmUp",
     "staleIfError",
-    "admissionControl",
     "faultInjection",
     "rollouts",
     "lanes",

@@ -15,8 +15,8 @@ use super::{
     units::StatusSet,
 };
 use crate::resilience::{
-    Mode, adaptive::AdaptiveConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, lifecycle::DrainConfig, recovery::RecoveryConfig, retry::RetryConfig,
-    retry_budget::RetryBudgetConfig,
+    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, lifecycle::DrainConfig, recovery::RecoveryConfig,
+    retry::RetryConfig, retry_budget::RetryBudgetConfig,
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
@@ -219,6 +219,8 @@ pub struct PolicySpec {
     pub budget: BudgetSpec,
     /// When it is no longer asked.
     pub breaker: Option<BreakerSpec>,
+    /// How many requests are refused while it fails.
+    pub admission: Option<AdmissionSpec>,
     /// How much may be in flight.
     pub limits: Option<LimitSpec>,
 }
@@ -280,6 +282,19 @@ pub struct BreakerSpec {
     /// Which statuses are failures.
     pub failure_codes: StatusSet,
     /// The name of its state; for the scope Endpoint the beginning of it.
+    pub name: Arc<str>,
+    /// Where the section is from.
+    pub origin: Origin,
+}
+
+/// How many requests are refused while a backend fails.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdmissionSpec {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// How.
+    pub config: AdmissionConfig,
+    /// The name of its state.
     pub name: Arc<str>,
     /// Where the section is from.
     pub origin: Origin,

@@ -1,4 +1,4 @@
-//! Who gets in: rate limits, then concurrency.
+//! Who gets in: rate limits, then admission control, then concurrency.
 //!
 //! The order matters. What is cheap and private is asked before what is dear and shared: a client's own bucket before the one
 //! of all (the compiler of policies sorts the rules so), and a place in flight last, because it may have to be waited for.
@@ -29,6 +29,17 @@ pub(super) fn allowed(route: &RouteState, client: &Client) -> Result<(), Rejecti
         None => identity == pattern,
     };
     if allowed.iter().any(|pattern| fits(pattern)) { Ok(()) } else { Err(Rejection::by(Reason::NotAllowed, route.spec.name.clone())) }
+}
+
+/// Refuses a share of the requests to a backend that fails.
+pub(super) fn control(exchange: &Exchange<'_>, now: Instant) -> Result<(), Rejection> {
+    let Some(control) = &exchange.destination.admission else { return Ok(()) };
+    let (may_pass, is_shadow) = control.admits(fastrand::f64(), now);
+    if is_shadow {
+        exchange.would_refuse(Reason::AdmissionControl);
+    }
+    let refusal = || Rejection::by(Reason::AdmissionControl, control.name().clone()).after(std::time::Duration::from_secs(1));
+    if may_pass { Ok(()) } else { Err(refusal()) }
 }
 
 /// Takes a place in flight, or waits for one.

@@ -127,8 +127,7 @@ async fn attempt(
     progress.endpoint = Some(endpoint.clone());
     tries.note(index);
     let guard = endpoint.enter();
-    let slow = exchange.destination.policy.breaker.as_ref().map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
-    let mut settlement = Settlement::new(backend.clone(), breaker, observation, slow);
+    let mut settlement = Settlement::new(exchange.destination, breaker, observation);
     let made = asking::ask(exchange, client, body, deadline, progress, &endpoint).await;
     let now = clock::now();
     // What the client took to send its request is not the backend's slowness.

@@ -74,6 +74,7 @@ fn row(reason: Reason) -> Row {
         Reason::BreakerOpen => (503, "destination_unavailable", "the circuit breaker is open"),
         Reason::RateLimited => (429, "http_request_denied", "too many requests"),
         Reason::RateLimitUnavailable => (503, "destination_unavailable", "the rate limit of all instances cannot be asked"),
+        Reason::AdmissionControl => (503, "destination_unavailable", "the backend answers too few requests well"),
         Reason::ConcurrencyLimit => (503, "connection_limit_reached", "too many requests at once"),
         Reason::QueueTimeout => (503, "connection_limit_reached", "no place came free in time"),
         Reason::ConnectionLimit => (503, "connection_limit_reached", "too many connections to the backend"),
@@ -121,6 +122,7 @@ fn grpc_status(reason: Reason) -> u8 {
         | Reason::InternalError => 13,
         Reason::BreakerOpen
         | Reason::RateLimitUnavailable
+        | Reason::AdmissionControl
         | Reason::ConcurrencyLimit
         | Reason::QueueTimeout
         | Reason::ConnectionLimit

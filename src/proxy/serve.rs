@@ -155,6 +155,7 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     let exchange = Exchange { worker, live, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
 
     rate_limits::admit(&exchange, client, &mut progress.limits, progress.began).await?;
+    admission::control(&exchange, progress.began)?;
     let place = admission::enter(&exchange, client).await?;
     let entered = place.as_ref().filter(|place| place.is_watched()).map(|_| clock::now());
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);

@@ -10,8 +10,11 @@ use std::{
 
 use super::classify::Judgement;
 use crate::{
-    resilience::{breaker::Speed, outlier::Attempted},
-    state::{backend::BackendState, breaker::BreakerGuard, outlier::Observation},
+    resilience::{
+        breaker::{Outcome, Speed},
+        outlier::Attempted,
+    },
+    state::{admission::AdmissionState, backend::BackendState, breaker::BreakerGuard, live::DestinationState, outlier::Observation},
     telemetry::metrics::AttemptOutcome,
 };
 
@@ -19,6 +22,7 @@ use crate::{
 pub(super) struct Settlement {
     backend: Arc<BackendState>,
     breaker: Option<BreakerGuard>,
+    admission: Option<Arc<AdmissionState>>,
     observation: Option<Observation>,
     slow: Duration,
     /// How long its answer took; none yet.
@@ -26,9 +30,10 @@ pub(super) struct Settlement {
 }
 
 impl Settlement {
-    /// Who wants to know; calls that take longer than `slow` are slow.
-    pub(super) fn new(backend: Arc<BackendState>, breaker: Option<BreakerGuard>, observation: Option<Observation>, slow: Duration) -> Self {
-        Self { backend, breaker, observation, slow, took: None }
+    /// Who wants to know.
+    pub(super) fn new(destination: &DestinationState, breaker: Option<BreakerGuard>, observation: Option<Observation>) -> Self {
+        let slow = destination.policy.breaker.as_ref().map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
+        Self { backend: destination.backend.clone(), breaker, admission: destination.admission.clone(), observation, slow, took: None }
     }
 
     /// Takes note of how long the answer took.
@@ -41,6 +46,9 @@ impl Settlement {
         let took = self.took.unwrap_or_default();
         if let Some(breaker) = self.breaker.take() {
             breaker.settle(judgement.outcome, Speed::of(took, self.slow), now, fastrand::f64());
+        }
+        if let Some(admission) = self.admission.take().filter(|_| judgement.outcome != Outcome::Cancelled) {
+            admission.note(judgement.outcome != Outcome::Failure, now);
         }
         if let Some(observation) = self.observation.take() {
             observation.settle(judgement.attempted, took, leave_alone, now);
@@ -68,5 +76,5 @@ impl Settlement {
 
 /// A failure of the transport.
 pub(super) fn cut_off(counted: AttemptOutcome) -> Judgement {
-    Judgement { outcome: crate::resilience::breaker::Outcome::Failure, attempted: Attempted::LocalOrigin, counted }
+    Judgement { outcome: Outcome::Failure, attempted: Attempted::LocalOrigin, counted }
 }

@@ -9,6 +9,7 @@
 //! that is asked (`try_acquire`) and told (`settle`), a `snapshot` for views, and transitions as values.
 
 pub mod adaptive;
+pub mod admission;
 pub mod arrival;
 pub mod backoff;
 pub mod balance;

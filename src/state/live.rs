@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{backend::BackendState, breaker::BreakerState, budget::BudgetState, limit::LimitState, rate_limit::RateLimitState, remote_limits::RemoteLimits};
+use super::{
+    admission::AdmissionState, backend::BackendState, breaker::BreakerState, budget::BudgetState, limit::LimitState, rate_limit::RateLimitState, remote_limits::RemoteLimits,
+};
 use crate::{
     policy::snapshot::{AccessLogSpec, PolicySpec, RouteSpec, Snapshot},
     telemetry::metrics::RouteMetrics,
@@ -23,6 +25,8 @@ pub struct Live {
     pub breakers: Vec<Arc<BreakerState>>,
     /// Every concurrency limit, by name.
     pub limits: Vec<Arc<LimitState>>,
+    /// Every admission control, by name.
+    pub admissions: Vec<Arc<AdmissionState>>,
     /// Every retry budget, by name.
     pub budgets: Vec<Arc<BudgetState>>,
     /// Who keeps the limits of all instances, if it is somebody else.
@@ -57,6 +61,8 @@ pub struct DestinationState {
     pub breaker: Option<Arc<BreakerState>>,
     /// With the scope Endpoint, a breaker for each endpoint, in their order; else empty.
     pub endpoint_breakers: Vec<Arc<BreakerState>>,
+    /// The admission control.
+    pub admission: Option<Arc<AdmissionState>>,
     /// The concurrency limit.
     pub limit: Option<Arc<LimitState>>,
     /// The retry budget.
@@ -85,6 +91,7 @@ impl Live {
             backends: Vec::new(),
             breakers: Vec::new(),
             limits: Vec::new(),
+            admissions: Vec::new(),
             budgets: Vec::new(),
             remote_limits: None,
             unrouted: Arc::new(RouteMetrics::new(&telemetry.metrics, "", "")),

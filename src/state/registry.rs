@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    admission::AdmissionState,
     backend::BackendState,
     breaker::BreakerState,
     budget::BudgetState,
@@ -38,6 +39,7 @@ pub struct Registry {
     breakers: HashMap<Arc<str>, Arc<BreakerState>>,
     limits: HashMap<Arc<str>, Arc<LimitState>>,
     budgets: HashMap<Arc<str>, Arc<BudgetState>>,
+    admissions: HashMap<Arc<str>, Arc<AdmissionState>>,
     rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
     endpoints: HashMap<(Arc<str>, Address), Arc<EndpointState>>,
     /// The endpoints known last, by backend: written, or found where the policy said to look.
@@ -76,12 +78,14 @@ impl Registry {
             backends,
             breakers: self.breakers.values().cloned().collect(),
             limits: self.limits.values().cloned().collect(),
+            admissions: self.admissions.values().cloned().collect(),
             budgets: self.budgets.values().cloned().collect(),
             remote_limits,
             unrouted,
         };
         live.breakers.sort_by(|a, b| a.name().cmp(b.name()));
         live.limits.sort_by(|a, b| a.name().cmp(b.name()));
+        live.admissions.sort_by(|a, b| a.name().cmp(b.name()));
         live.budgets.sort_by(|a, b| a.name().cmp(b.name()));
         live
     }
@@ -122,6 +126,7 @@ impl Registry {
             is_used
         });
         self.limits.retain(|name, _| used.contains(&Use::Limit(name.clone())));
+        self.admissions.retain(|name, _| used.contains(&Use::Admission(name.clone())));
         self.budgets.retain(|name, _| used.contains(&Use::Budget(name.clone())));
         self.rate_limits.retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
         let named: HashSet<&str> = backends.iter().map(|backend| &*backend.spec.name).collect();
@@ -144,6 +149,7 @@ enum Use {
     Breaker(Arc<str>),
     Limit(Arc<str>),
     Budget(Arc<str>),
+    Admission(Arc<str>),
     RateLimit(Arc<str>),
 }
 
@@ -205,6 +211,13 @@ impl Joining<'_> {
                 }
             },
         }
+        let admission = policy.admission.as_ref().map(|spec| {
+            self.used.insert(Use::Admission(spec.name.clone()));
+            let make = || Arc::new(AdmissionState::new(spec.name.clone(), spec.config, spec.mode, self.now));
+            let admission = self.registry.admissions.entry(spec.name.clone()).or_insert_with(make);
+            admission.reconfigure(spec.config, spec.mode, self.now);
+            admission.clone()
+        });
         let limit = policy.limits.as_ref().map(|spec| {
             self.used.insert(Use::Limit(spec.name.clone()));
             let make = || Arc::new(LimitState::new(spec.name.clone(), spec.concurrency, spec.mode, spec.adaptive, self.now));
@@ -212,7 +225,7 @@ impl Joining<'_> {
             limit.reconfigure(spec.concurrency, spec.mode, spec.adaptive, self.now);
             limit.clone()
         });
-        DestinationState { weight: to.weight, policy: policy.clone(), backend: backend.clone(), breaker, endpoint_breakers, limit, budget: self.budget(to) }
+        DestinationState { weight: to.weight, policy: policy.clone(), backend: backend.clone(), breaker, endpoint_breakers, admission, limit, budget: self.budget(to) }
     }
 
     fn breaker(&mut self, name: &Arc<str>, spec: &BreakerSpec) -> Arc<BreakerState> {

@@ -69,6 +69,7 @@ names! {
     LIMIT_IN_FLIGHT = "outrigger_limit_in_flight", Gauge, "Requests in flight under a concurrency limit.";
     LIMIT_MAX = "outrigger_limit_max_in_flight", Gauge, "Requests that may be in flight under a concurrency limit now.";
     LIMIT_ADAPTIVE = "outrigger_limit_adaptive", Gauge, "What an adaptive limit holds right now, whether or not it acts.";
+    ADMISSION_REJECTION = "outrigger_admission_rejection_ratio", Gauge, "The share of requests that admission control refuses now, or would in shadow mode.";
     LIMIT_PENDING = "outrigger_limit_pending", Gauge, "Requests waiting under a concurrency limit.";
     BREAKER_STATE = "outrigger_breaker_state", Gauge, "The state of a breaker: 1 for the one it is in, 0 for the others.";
     BREAKER_TRANSITIONS = "outrigger_breaker_transitions_total", Counter, "Changes of state, by breaker and the state entered.";

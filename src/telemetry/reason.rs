@@ -39,6 +39,8 @@ reasons! {
     RateLimited = "rate_limited",
     /// Nobody can be asked about a limit of all instances, and the policy fails closed.
     RateLimitUnavailable = "rate_limit_unavailable",
+    /// The backend answers too few requests well, and a share of them is refused.
+    AdmissionControl = "admission_control",
     /// All places are taken, and the queue is full.
     ConcurrencyLimit = "concurrency_limit",
     /// No place came free in time.

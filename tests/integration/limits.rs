@@ -206,3 +206,26 @@ fn an_adaptive_limit_rises_while_answers_take_no_longer_for_it_and_falls_when_th
         eventually("it has fallen", || client.get("/busy").status == 503 && adaptive(&sidecar) < risen);
     }
 }
+
+#[test]
+fn a_share_of_the_requests_to_a_backend_that_fails_is_refused_and_none_when_it_is_well() {
+    for mode in ["Enforce", "Shadow"] {
+        let (backend, is_broken) = Backend::switchable();
+        let section = format!("  defaults: {{admissionControl: {{mode: {mode}, samplingWindow: 1s, minRequestRate: 1}}, retry: {{mode: Off}}}}\n");
+        let sidecar = Sidecar::start(&policy(&[backend.address], &section));
+        let mut client = sidecar.client();
+        let mut refused = || client.get("/").reason() == "admission_control:app";
+        if mode == "Shadow" {
+            assert_eq!((0..200).filter(|_| refused()).count(), 0);
+            assert!(sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="admission_control"}"#) >= 100.0);
+            continue;
+        }
+        eventually("most are refused", || refused() && sidecar.metric(r#"outrigger_admission_rejection_ratio{admission="app"}"#) == 0.8);
+        let before = backend.seen().len();
+        let passed = 500 - (0..500).filter(|_| refused()).count();
+        assert!((50..=150).contains(&passed), "one of five: {passed}");
+        assert_eq!(backend.seen().len() - before, passed);
+        is_broken.store(false, std::sync::atomic::Ordering::SeqCst);
+        eventually("nobody is refused", || !refused() && sidecar.metric(r#"outrigger_admission_rejection_ratio{admission="app"}"#) == 0.0);
+    }
+}

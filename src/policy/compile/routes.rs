@@ -115,7 +115,8 @@ impl<'a> Compiler<'a> {
                 if !route.backend_refs.is_empty() {
                     self.error(&at.key("backendRefs"), "a redirect goes to no backend").hint("take `backendRefs` or the redirect out");
                 }
-                let has_sections = route.timeouts.is_some() || route.retry.is_some() || route.circuit_breaker.is_some() || route.connection_limits.is_some();
+                let has_sections =
+                    route.timeouts.is_some() || route.retry.is_some() || route.circuit_breaker.is_some() || route.admission_control.is_some() || route.connection_limits.is_some();
                 if has_sections || route.rate_limit.is_some() || route.policy.is_some() || filters.spec != FilterSpec::default() {
                     self.error(at, "a redirect is answered at once, so nothing else of a route would act").hint("take the other sections, the policy and the other filters out");
                 }

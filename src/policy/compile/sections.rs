@@ -67,6 +67,7 @@ impl<'a> Compiler<'a> {
             retry: self.retry(nearest(scopes, "retry", |sections| sections.retry.as_ref()), &timeouts),
             budget: self.budget(nearest(scopes, "retryConstraint", |sections| sections.retry_constraint.as_ref()).as_ref(), backend),
             breaker: breaker.and_then(|found| self.breaker(&found, backend, &timeouts)),
+            admission: nearest(scopes, "admissionControl", |sections| sections.admission_control.as_ref()).and_then(|found| self.admission(&found, backend)),
             limits: limits.and_then(|found| self.limits(&found, backend)),
             timeouts,
         }

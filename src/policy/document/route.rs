@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Allow, RateLimit,
+    AdmissionControl, Allow, RateLimit,
     sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
 };
 
@@ -40,6 +40,8 @@ pub struct Route {
     pub retry_constraint: Option<RetryConstraint>,
     /// The circuit breaker of this route.
     pub circuit_breaker: Option<CircuitBreaker>,
+    /// How many requests are refused while a backend fails.
+    pub admission_control: Option<AdmissionControl>,
     /// The limits on what is in flight of this route.
     pub connection_limits: Option<ConnectionLimits>,
     /// The rate limits of this route.
@@ -55,6 +57,7 @@ impl Route {
             retry: self.retry.clone(),
             retry_constraint: self.retry_constraint.clone(),
             circuit_breaker: self.circuit_breaker.clone(),
+            admission_control: self.admission_control.clone(),
             connection_limits: self.connection_limits.clone(),
             rate_limit: self.rate_limit.clone(),
         }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::RateLimit;
+use super::{AdmissionControl, RateLimit};
 use crate::policy::units::{Percent, Size, Span, StatusRange};
 
 /// A set of protective sections. `{}` means a section with its defaults, a missing one means inherit.
@@ -20,6 +20,8 @@ pub struct Sections {
     pub circuit_breaker: Option<CircuitBreaker>,
     /// How much may be in flight.
     pub connection_limits: Option<ConnectionLimits>,
+    /// How many requests are refused while a backend fails.
+    pub admission_control: Option<AdmissionControl>,
     /// How many requests may come.
     pub rate_limit: Option<RateLimit>,
 }
