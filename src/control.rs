@@ -58,10 +58,7 @@ impl Control {
         let applied = Arc::new(applied);
         tasks.spawn(probing::probe(state.clone(), generations.clone()));
         #[cfg(any(feature = "redis", feature = "rls"))]
-        tasks.spawn_blocking({
-            let (state, generations) = (state.clone(), generations.clone());
-            move || remote_limits::keep(state, generations)
-        });
+        tasks.spawn(remote_limits::keep(state.clone(), generations.clone()));
         tasks.spawn(discovery::discover(Finder { state: state.clone(), awaited: Arc::default(), name_server, poll_interval, applied: applied.clone() }, generations));
         tasks.spawn(upkeep::upkeep(state.clone()));
         tasks.spawn(certificates::follow(state.clone(), poll_interval));

@@ -37,8 +37,19 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// The line of the readiness report.
 const REPORT: &str = "global-rate-limit";
 
-/// Keeps a connection for the policies in force, if they want one. On a thread of its own: what requests ask must not wait for a reload.
-pub(super) fn keep(state: Arc<State>, generations: channel::Receiver<u64>) {
+/// Keeps a connection for the policies in force, once they want one. On a thread of its own: what requests ask must not wait for a reload.
+pub(super) async fn keep(state: Arc<State>, mut generations: channel::Receiver<u64>) {
+    let mut tasks = JoinSet::new();
+    while state.live.load().remote_limits.is_none() {
+        if !super::changed(&mut generations, &mut tasks).await {
+            return;
+        }
+    }
+    tasks.spawn_blocking(move || run(state, generations));
+    tasks.join_next().await;
+}
+
+fn run(state: Arc<State>, generations: channel::Receiver<u64>) {
     match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(follow(state, generations)),
         Err(error) => tracing::error!("no runtime for the limits of all instances: {error}"),
