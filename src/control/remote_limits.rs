@@ -139,12 +139,14 @@ impl Keeper {
                 Err(clock::Elapsed) => return SILENT.to_owned(),
             }
             // It lives, and may refuse all the same: it is full, or only to be read.
+            let is_closed = self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed;
             match self.limits.take_fault() {
                 Some(why) if why.contains("READONLY") => return why,
-                Some(why) => self.is_ill(&why),
+                Some(why) if !is_closed => self.is_ill(&why),
+                // One answer that is late is no outage.
+                _ if is_closed => self.is_well(),
                 // While the breaker holds requests back, nobody knows.
-                None if self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed => self.is_well(),
-                None => {}
+                _ => {}
             }
         }
     }

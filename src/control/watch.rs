@@ -32,6 +32,10 @@ pub(super) async fn watch(path: PathBuf, poll_interval: Duration, changed: mpsc:
             false
         }
     };
+    // What changed between the first reading and the beginning of the watch has sent no notice.
+    if changed.send(()).await.is_err() {
+        return;
+    }
     loop {
         tokio::select! {
             Some(()) = notices.recv(), if is_watching => clock::sleep(DEBOUNCE).await,

@@ -1,4 +1,4 @@
-//! Who gets in: rate limits, then admission control, then concurrency.
+//! Who gets in: admission control, then rate limits, then concurrency.
 //!
 //! The order matters. What is cheap and private is asked before what is dear and shared: a client's own bucket before the one
 //! of all (the compiler of policies sorts the rules so), and a place in flight last, because it may have to be waited for.
@@ -8,6 +8,7 @@ use std::{future::Future, sync::Arc, time::Instant};
 use super::{
     attempt::{Answered, gone},
     client::Client,
+    grpc,
     rejection::Rejection,
     serve::Exchange,
 };
@@ -67,7 +68,18 @@ pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Resul
 /// says nothing.
 pub(super) fn learn(place: &LimitGuard, entered: Instant, answered: &Result<Answered, Rejection>, attempts: u32) {
     let is_drop = match answered {
-        Ok(answered) => answered.upstream.head().is_some_and(|head| matches!(head.status.as_u16(), 429 | 503)),
+        Ok(Answered { grpc_status: Some(status), .. }) if *status != 0 => {
+            if !matches!(*status, grpc::UNAVAILABLE | grpc::RESOURCE_EXHAUSTED) {
+                return;
+            }
+            true
+        }
+        Ok(answered) => match answered.upstream.head().map(|head| head.status.as_u16()) {
+            Some(429 | 503) => true,
+            // How soon a backend fails says nothing about how long it takes to work.
+            Some(500..) | None => return,
+            Some(_) => false,
+        },
         Err(rejection) if matches!(rejection.reason, Reason::UpstreamTimeout | Reason::RequestTimeout) => true,
         Err(_) => return,
     };

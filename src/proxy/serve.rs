@@ -154,10 +154,10 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     let hasher = &worker.state.limit_hasher;
     let exchange = Exchange { worker, live, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
 
-    rate_limits::admit(&exchange, client, &mut progress.limits, progress.began).await?;
     admission::control(&exchange, progress.began)?;
+    rate_limits::admit(&exchange, client, &mut progress.limits, progress.began).await?;
     let place = admission::enter(&exchange, client).await?;
-    let entered = place.as_ref().filter(|place| place.is_watched()).map(|_| clock::now());
+    let entered = place.as_ref().filter(|_| destination.policy.limits.as_ref().is_some_and(|limits| limits.adaptive.is_some())).map(|_| clock::now());
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let answered = attempt::until_answered(&exchange, client, &mut body, progress).await;
     progress.received = body.received();

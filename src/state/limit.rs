@@ -111,14 +111,15 @@ impl LimitState {
         }
     }
 
-    /// Follows new bounds; what is in flight and waiting is kept, and what an adaptive limit has learned, unless it learns otherwise now.
+    /// Follows new bounds; what is in flight and waiting is kept, and what an adaptive limit has learned, unless it
+    /// learns otherwise now, or begins to act: what it saw in shadow it did not hold.
     pub fn reconfigure(&self, config: ConcurrencyConfig, mode: Mode, adaptive: Option<(AdaptiveConfig, Mode)>, now: Instant) {
         let mut inner = self.lock();
         inner.mode = mode;
         inner.written = config;
         let last = inner.adaptive.take();
         inner.adaptive = adaptive.map(|(config, mode)| {
-            let kept = last.filter(|(_, last, _)| last.algorithm == config.algorithm).map(|(mut limit, ..)| {
+            let kept = last.filter(|(_, last, was)| last.algorithm == config.algorithm && *was == mode).map(|(mut limit, ..)| {
                 limit.reconfigure(config);
                 limit
             });
@@ -197,12 +198,6 @@ pub struct LimitGuard {
 }
 
 impl LimitGuard {
-    /// Whether anybody wants to know how long the call takes.
-    #[must_use]
-    pub fn is_watched(&self) -> bool {
-        self.limit.lock().adaptive.is_some()
-    }
-
     /// Tells how long the call took until it was answered, or that it was dropped. The place is kept.
     pub fn note(&self, took: Duration, is_drop: bool, now: Instant) {
         let mut inner = self.limit.lock();
@@ -307,8 +302,8 @@ mod tests {
             let third = if mode == Mode::Enforce { matches!(entries[2], Entry::Refused) } else { matches!(entries[2], Entry::WouldRefuse(_)) };
             assert!(third, "{mode:?}: it begins with the lowest limit");
             let Entry::Admitted(guard) = &entries[1] else { panic!("room") };
-            for call in 1..=20 {
-                guard.note(Duration::from_millis(5), false, start + Duration::from_millis(100 * call));
+            for call in 1..=200 {
+                guard.note(Duration::from_millis(5), false, start + Duration::from_millis(10 * call));
             }
             let learned = limit.snapshot().adaptive.expect("it is adaptive").0;
             assert!(learned > 2, "{mode:?}: calls take no longer for it");

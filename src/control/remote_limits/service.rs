@@ -180,7 +180,7 @@ impl RateLimitEngine for Engine {
                     why
                 })?;
                 let verdict = verdict(answer.get_ref(), ask.quota)?;
-                let ends = verdict.is_err() && ask.is_enforced;
+                let ends = verdict.is_err() && ask.is_enforced && ask.max_wait.is_some();
                 verdicts.push(verdict);
                 if ends {
                     break;

@@ -229,10 +229,12 @@ impl<'a> Compiler<'a> {
             };
             (AdaptiveConfig { algorithm, min_limit, max_limit }, mode(adaptive.mode))
         });
+        // A long queue before a limit that keeps latency low would be latency again.
+        let usual_pending = adaptive.filter(|(_, mode)| *mode == Mode::Enforce).map_or(256, |(config, _)| config.min_limit);
         Some(LimitSpec {
             mode: mode(written.mode),
             adaptive,
-            concurrency: ConcurrencyConfig { max_in_flight, max_pending: written.max_pending_requests.unwrap_or(256) },
+            concurrency: ConcurrencyConfig { max_in_flight, max_pending: written.max_pending_requests.unwrap_or(usual_pending) },
             pending_timeout: written.pending_timeout.map_or(Duration::from_secs(1), |span| span.0),
             max_connections,
             max_connections_each: self.at_least_one(at, "maxConnectionsPerEndpoint", written.max_connections_per_endpoint, max_connections).get(),

@@ -231,7 +231,7 @@ pub struct ConnectionLimits {
     pub max_connections_per_endpoint: Option<u32>,
     /// Requests in flight at once. Default 1024.
     pub max_parallel_requests: Option<u32>,
-    /// Requests waiting for a place. Default 256.
+    /// Requests waiting for a place. Default 256; with an adaptive limit that acts, its `minLimit`.
     pub max_pending_requests: Option<u32>,
     /// How long one may wait. Default 1s.
     pub pending_timeout: Option<Span>,
@@ -241,7 +241,8 @@ pub struct ConnectionLimits {
     pub adaptive: Option<Adaptive>,
 }
 
-/// A limit that is found out. It begins with `minLimit` (AIMD: 20) and grows fast while answers take no longer for it; a request that is
+/// A limit that is found out. A place is held until the answer has ended, so that it is for backends whose answers are short: long streams
+/// would hold it down. It begins with `minLimit` (AIMD: 20) and grows fast while answers take no longer for it; a request that is
 /// over it waits or is refused as over `maxParallelRequests`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
