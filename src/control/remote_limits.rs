@@ -8,17 +8,14 @@ mod redis;
 #[cfg(feature = "rls")]
 mod service;
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{runtime, sync::watch as channel, task::JoinSet};
 
 use crate::{
     clock,
     policy::snapshot::RemoteSpec,
-    resilience::breaker::StateKind,
+    resilience::{backoff::Backoff, breaker::StateKind},
     state::{
         State,
         remote_limits::{RateLimitEngine, RemoteLimits},
@@ -86,8 +83,8 @@ async fn pay(limits: Arc<RemoteLimits>) {
             None => EngineOutcome::Unavailable,
             Some(engine) => match clock::within(Some(PATIENCE), engine.ask(bills)).await {
                 Ok(Ok(_)) => EngineOutcome::Charged,
-                Ok(Err(why)) => {
-                    limits.report_fault(why);
+                Ok(Err(fault)) => {
+                    limits.report_fault(fault);
                     EngineOutcome::Error
                 }
                 Err(clock::Elapsed) => EngineOutcome::Timeout,
@@ -107,22 +104,23 @@ struct Keeper {
 
 impl Keeper {
     async fn stay_connected(mut self) {
-        let mut wait = RETRY;
+        let backoff = Backoff::try_new(RETRY, LONGEST_RETRY).expect("the longest wait is not the shortest");
+        let mut failures = 0;
         loop {
             let opened = clock::within(Some(PATIENCE * 2), Connection::open(self.limits.spec())).await;
             let why = match opened.unwrap_or_else(|clock::Elapsed| Err(SILENT.to_owned())) {
                 Err(why) => why,
                 Ok(connection) => {
-                    self.limits.connected(connection.engine(Arc::downgrade(&self.limits)));
+                    self.limits.connected(connection.engine());
                     self.is_well();
-                    wait = RETRY;
+                    failures = 0;
                     self.until_lost(connection).await
                 }
             };
             self.limits.disconnected();
             self.is_ill(&why);
-            clock::sleep(wait.mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
-            wait = (wait * 2).min(LONGEST_RETRY);
+            failures += 1;
+            clock::sleep(backoff.ceiling(failures).mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
         }
     }
 
@@ -131,7 +129,7 @@ impl Keeper {
         loop {
             tokio::select! {
                 () = clock::sleep(BEAT) => {}
-                () = self.limits.broken() => {}
+                () = self.limits.faulty() => {}
             }
             match clock::within(Some(PATIENCE), connection.shows_life()).await {
                 Ok(Ok(())) => {}
@@ -141,8 +139,8 @@ impl Keeper {
             // It lives, and may refuse all the same: it is full, or only to be read.
             let is_closed = self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed;
             match self.limits.take_fault() {
-                Some(why) if why.contains("READONLY") => return why,
-                Some(why) if !is_closed => self.is_ill(&why),
+                Some(fault) if fault.is_lost => return fault.why,
+                Some(fault) if !is_closed => self.is_ill(&fault.why),
                 // One answer that is late is no outage.
                 _ if is_closed => self.is_well(),
                 // While the breaker holds requests back, nobody knows.
@@ -192,12 +190,12 @@ impl Connection {
         }
     }
 
-    fn engine(&self, limits: Weak<RemoteLimits>) -> Box<dyn RateLimitEngine> {
+    fn engine(&self) -> Box<dyn RateLimitEngine> {
         match self {
             #[cfg(feature = "redis")]
-            Self::Redis(redis) => Box::new(redis.engine(limits)),
+            Self::Redis(redis) => Box::new(redis.clone()),
             #[cfg(feature = "rls")]
-            Self::Service(service) => Box::new(service.engine(limits)),
+            Self::Service(service) => Box::new(service.clone()),
         }
     }
 
@@ -206,7 +204,8 @@ impl Connection {
             #[cfg(feature = "redis")]
             Self::Redis(redis) => redis.shows_life().await,
             #[cfg(feature = "rls")]
-            Self::Service(service) => service.shows_life(),
+            // Its connection tells whoever asks on it next.
+            Self::Service(_) => Ok(()),
         }
     }
 }

@@ -170,6 +170,24 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// The name of a header, in lower case.
+    fn header_name(&mut self, at: &At<'a>, name: &str) -> Option<http::HeaderName> {
+        let parsed = name.to_ascii_lowercase().parse().ok();
+        if parsed.is_none() {
+            self.error(at, format!("`{name}` is not the name of a header")).hint("header names are letters, digits and `-`");
+        }
+        parsed
+    }
+
+    /// A method, as it is written in requests.
+    fn method(&mut self, at: &At<'a>, method: &str) -> Option<http::Method> {
+        let is_capitals = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
+        if !is_capitals {
+            self.error(at, format!("`{method}` is not a method")).hint("methods are written in capitals, like `GET`");
+        }
+        method.parse().ok().filter(|_| is_capitals)
+    }
+
     fn unknown_reference<'n>(&mut self, at: &At<'a>, kind: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) {
         if self.is_partial {
             return;

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     clock,
     state::{
+        admission::Verdict,
         limit::{Entry, LimitGuard},
         live::RouteState,
     },
@@ -35,12 +36,14 @@ pub(super) fn allowed(route: &RouteState, client: &Client) -> Result<(), Rejecti
 /// Refuses a share of the requests to a backend that fails.
 pub(super) fn control(exchange: &Exchange<'_>, now: Instant) -> Result<(), Rejection> {
     let Some(control) = &exchange.destination.admission else { return Ok(()) };
-    let (may_pass, is_shadow) = control.admits(fastrand::f64(), now);
-    if is_shadow {
-        exchange.would_refuse(Reason::AdmissionControl);
+    match control.ask(fastrand::f64(), now) {
+        Verdict::Admitted => Ok(()),
+        Verdict::WouldRefuse => {
+            exchange.would_refuse(Reason::AdmissionControl);
+            Ok(())
+        }
+        Verdict::Refused => Err(Rejection::by(Reason::AdmissionControl, control.name().clone()).after(std::time::Duration::from_secs(1))),
     }
-    let refusal = || Rejection::by(Reason::AdmissionControl, control.name().clone()).after(std::time::Duration::from_secs(1));
-    if may_pass { Ok(()) } else { Err(refusal()) }
 }
 
 /// Takes a place in flight, or waits for one.

@@ -3,7 +3,11 @@
 //! All buckets that are about a request are asked for under one time-out of the policy's. What nobody answers passes, or is refused if the
 //! policy fails closed; either is counted.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ring::digest::{Context, SHA256};
 
@@ -22,7 +26,7 @@ use crate::{
     },
     state::{
         breaker::Passage,
-        remote_limits::{Ask, RemoteLimits, Verdicts},
+        remote_limits::{Ask, EngineFault, RemoteLimits, Verdicts},
     },
     telemetry::{engine_metrics::EngineOutcome, reason::Reason},
 };
@@ -33,25 +37,25 @@ const KEY_BYTES: usize = 16;
 const OVERFLOW: &str = "overflow";
 
 /// Takes the tokens of a request out of every bucket of all instances that is about it; how long to wait for them.
-pub(super) async fn take(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, client: &Client, limits: &mut Limits) -> Result<Duration, Rejection> {
+pub(super) async fn take(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, client: &Client, limits: &mut Limits, now: Instant) -> Result<Duration, Rejection> {
     let rules = &exchange.route.spec.rate_limits.rules;
-    let (mut indices, mut asks) = (Vec::new(), Vec::new());
+    let (mut indices, mut asks, mut bills) = (Vec::new(), Vec::new(), Vec::new());
     for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.is_global) {
-        let Some(key) = key(index, exchange, client) else { continue };
+        let Some(key) = key(index, exchange, client, now) else { continue };
+        if rule.response_cost.is_some() {
+            bills.push((indices.len(), index, key.clone()));
+        }
         indices.push(index);
         asks.push(ask(exchange, index, key, rule.cost.into(), Some(rule.max_wait)));
     }
     if asks.is_empty() {
         return Ok(Duration::ZERO);
     }
-    let keys: Vec<Option<String>> = asks.iter().map(|ask| ask.key.clone()).collect();
-    let verdicts = answer(exchange, remote, asks).await;
+    let verdicts = answer(exchange, remote, asks, now).await;
     // What nobody answers is charged all the same; the engine may be back by then.
-    let answered = verdicts.as_ref().map_or(indices.len(), Vec::len);
-    for (place, (index, key)) in indices.iter().zip(keys).enumerate().take(answered) {
-        if rules[*index].response_cost.is_some() && verdicts.as_ref().is_none_or(|verdicts| verdicts[place].is_ok()) {
-            limits.bill(*index, key);
-        }
+    let is_charged = |place: usize| verdicts.as_ref().is_none_or(|verdicts| verdicts.get(place).is_some_and(Result::is_ok));
+    for (_, index, key) in bills.into_iter().filter(|(place, ..)| is_charged(*place)) {
+        limits.bill(index, key);
     }
     let Some(verdicts) = verdicts else {
         let fails_closed = exchange.live.snapshot.global_rate_limit.as_ref().is_some_and(|global| global.fails_closed);
@@ -76,25 +80,25 @@ pub(super) fn charge(exchange: &Exchange<'_>, index: usize, key: Option<String>,
 }
 
 /// What the engine says, if it says anything in time.
-async fn answer(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, asks: Vec<Ask>) -> Option<Verdicts> {
+async fn answer(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, asks: Vec<Ask>, now: Instant) -> Option<Verdicts> {
     let (count, timeout) = (asks.len(), exchange.live.snapshot.global_rate_limit.as_ref()?.timeout);
     let failed = |outcome| {
         (0..count).for_each(|_| remote.count(outcome));
         None
     };
     let Some(engine) = remote.engine() else { return failed(EngineOutcome::Unavailable) };
-    let Passage::Allowed(permit) = remote.breaker().try_acquire(clock::now(), fastrand::f64()) else { return failed(EngineOutcome::Suspended) };
+    let Passage::Allowed(permit) = remote.breaker().try_acquire(now, fastrand::f64()) else { return failed(EngineOutcome::Suspended) };
     let answer = clock::within(Some(timeout), engine.ask(asks)).await;
     let outcome = if matches!(answer, Ok(Ok(_))) { Outcome::Success } else { Outcome::Failure };
     permit.settle(outcome, Speed::Fast, clock::now(), fastrand::f64());
     match answer {
         Ok(Ok(verdicts)) => Some(verdicts),
-        Ok(Err(why)) => {
-            remote.report_fault(why);
+        Ok(Err(fault)) => {
+            remote.report_fault(fault);
             failed(EngineOutcome::Error)
         }
         Err(clock::Elapsed) => {
-            remote.report_fault(format!("no answer within {}", Span(timeout)));
+            remote.report_fault(EngineFault { why: format!("no answer within {}", Span(timeout)), is_lost: false });
             failed(EngineOutcome::Timeout)
         }
     }
@@ -109,14 +113,14 @@ fn ask(exchange: &Exchange<'_>, index: usize, key: Option<String>, tokens: u64, 
 /// What tells a request apart from others under a rule, if anything does, the same on all instances; the hash keeps what clients send out of
 /// the engine, and short. Keys beyond the bound share one. `None` if the rule is not about the request.
 #[expect(clippy::option_option, reason = "selected or not, and then keyed or not, are two questions")]
-fn key(index: usize, exchange: &Exchange<'_>, client: &Client) -> Option<Option<String>> {
+fn key(index: usize, exchange: &Exchange<'_>, client: &Client, now: Instant) -> Option<Option<String>> {
     let mut hash = Context::new(&SHA256);
     if !rate_limits::select(&exchange.route.spec.rate_limits.rules[index], exchange, client, &mut |part| hash.update(part))? {
         return Some(None);
     }
     let hash = hash.finish();
     let (here, _) = hash.as_ref().split_first_chunk()?;
-    if !exchange.route.rate_limits[index].tells_apart(u64::from_le_bytes(*here), clock::now()) {
+    if !exchange.route.rate_limits[index].tells_apart(u64::from_le_bytes(*here), now) {
         return Some(Some(OVERFLOW.to_owned()));
     }
     let mut key = String::with_capacity(2 * KEY_BYTES);

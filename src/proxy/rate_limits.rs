@@ -83,7 +83,7 @@ pub(super) async fn admit(exchange: &Exchange<'_>, client: &mut Client, limits: 
     let mut until = now + take(exchange, client, limits, now)?;
     // Rules of all instances stand at the end.
     if let (Some(remote), true) = (&exchange.live.remote_limits, exchange.route.spec.rate_limits.rules.last().is_some_and(|rule| rule.is_global)) {
-        let wait = Box::pin(global_limits::take(exchange, remote, client, limits)).await?;
+        let wait = Box::pin(global_limits::take(exchange, remote, client, limits, now)).await?;
         until = until.max(clock::now() + wait);
     }
     if until <= now { Ok(()) } else { Box::pin(admission::unless_gone(client, clock::sleep_until(until))).await }

@@ -19,6 +19,17 @@ pub struct AdmissionState {
     inner: Mutex<(AdmissionControl, Mode)>,
 }
 
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may go on.
+    Admitted,
+    /// It may go on because of shadow mode only.
+    WouldRefuse,
+    /// It may not.
+    Refused,
+}
+
 impl AdmissionState {
     /// One that has seen nothing.
     #[must_use]
@@ -41,12 +52,15 @@ impl AdmissionState {
         }
     }
 
-    /// Whether a request may go on, and whether it may only because of shadow mode. `random` is uniform in `0..1`.
+    /// Asks for a request. `random` is uniform in `0..1`.
     #[must_use]
-    pub fn admits(&self, random: f64, now: Instant) -> (bool, bool) {
+    pub fn ask(&self, random: f64, now: Instant) -> Verdict {
         let mut inner = self.lock();
-        let admits = inner.0.admits(random, now);
-        (admits || inner.1 == Mode::Shadow, !admits && inner.1 == Mode::Shadow)
+        match (inner.0.admits(random, now), inner.1) {
+            (true, _) => Verdict::Admitted,
+            (false, Mode::Shadow) => Verdict::WouldRefuse,
+            (false, Mode::Enforce | Mode::Off) => Verdict::Refused,
+        }
     }
 
     /// Counts an attempt.

@@ -216,21 +216,18 @@ impl EndpointState {
     /// Since when it warms up; `None` if it is warm.
     pub(super) fn warming_since(&self) -> Option<Instant> {
         let since = self.warming_since.load(Ordering::Relaxed);
+        if since == WARM {
+            return None;
+        }
         let offset = Duration::from_millis(since.unsigned_abs());
         let start = if since < 0 { self.born.checked_sub(offset) } else { self.born.checked_add(offset) };
-        (since != WARM).then(|| start.unwrap_or(self.born))
+        Some(start.unwrap_or(self.born))
     }
 
     /// The share of its weight that it gets for its age, in `0.0..=1.0`.
     #[must_use]
     pub fn warmth(&self, config: &WarmUpConfig, now: Instant) -> f64 {
-        let since = self.warming_since.load(Ordering::Relaxed);
-        if since == WARM {
-            return 1.0;
-        }
-        let offset = Duration::from_millis(since.unsigned_abs());
-        let age = now.saturating_duration_since(self.born);
-        config.factor(if since < 0 { age.saturating_add(offset) } else { age.saturating_sub(offset) })
+        self.warming_since().map_or(1.0, |since| config.factor(now.saturating_duration_since(since)))
     }
 
     /// The machine that follows its latency.

@@ -32,7 +32,7 @@ struct Inner {
     mode: Mode,
     /// The bounds that are written; an adaptive limit lowers them.
     written: ConcurrencyConfig,
-    adaptive: Option<(AdaptiveLimit, AdaptiveConfig, Mode)>,
+    adaptive: Option<(AdaptiveLimit, Mode)>,
     waiting: HashMap<Ticket, oneshot::Sender<Start>>,
 }
 
@@ -88,7 +88,7 @@ impl LimitState {
         match inner.machine.try_acquire() {
             Admission::Admitted => {
                 let start = inner.start();
-                let is_over = inner.adaptive.as_ref().is_some_and(|(limit, _, mode)| *mode == Mode::Shadow && start.in_flight > limit.limit());
+                let is_over = inner.adaptive.as_ref().is_some_and(|(limit, mode)| *mode == Mode::Shadow && start.in_flight > limit.limit());
                 let guard = self.guard(start);
                 if is_over { Entry::WouldRefuse(guard) } else { Entry::Admitted(guard) }
             }
@@ -119,11 +119,11 @@ impl LimitState {
         inner.written = config;
         let last = inner.adaptive.take();
         inner.adaptive = adaptive.map(|(config, mode)| {
-            let kept = last.filter(|(_, last, was)| last.algorithm == config.algorithm && *was == mode).map(|(mut limit, ..)| {
+            let kept = last.filter(|(last, was)| last.config().algorithm == config.algorithm && *was == mode).map(|(mut limit, _)| {
                 limit.reconfigure(config);
                 limit
             });
-            (kept.unwrap_or_else(|| AdaptiveLimit::new(config, now)), config, mode)
+            (kept.unwrap_or_else(|| AdaptiveLimit::new(config, now)), mode)
         });
         inner.follow();
     }
@@ -133,7 +133,7 @@ impl LimitState {
     pub fn snapshot(&self) -> LimitSnapshot {
         let inner = self.lock();
         let machine = &inner.machine;
-        let adaptive = inner.adaptive.as_ref().map(|(limit, _, mode)| (limit.limit(), *mode));
+        let adaptive = inner.adaptive.as_ref().map(|(limit, mode)| (limit.limit(), *mode));
         LimitSnapshot { config: machine.config(), mode: inner.mode, in_flight: machine.in_flight(), pending: machine.pending(), refused: machine.refused(), adaptive }
     }
 
@@ -175,13 +175,13 @@ impl Inner {
     /// How it is for a call that begins now.
     fn start(&self) -> Start {
         let in_flight = self.machine.in_flight();
-        let is_full = self.adaptive.as_ref().is_some_and(|(limit, ..)| in_flight >= limit.limit());
+        let is_full = self.adaptive.as_ref().is_some_and(|(limit, _)| in_flight >= limit.limit());
         Start { in_flight, is_full }
     }
 
     /// Puts the lower one of the written and the adaptive limit in force.
     fn follow(&mut self) {
-        let acting = self.adaptive.as_ref().filter(|(_, _, mode)| *mode == Mode::Enforce).and_then(|(limit, ..)| NonZeroU32::new(limit.limit()));
+        let acting = self.adaptive.as_ref().filter(|(_, mode)| *mode == Mode::Enforce).and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
         let max_in_flight = acting.map_or(self.written.max_in_flight, |limit| limit.min(self.written.max_in_flight));
         for ticket in self.machine.reconfigure(ConcurrencyConfig { max_in_flight, ..self.written }) {
             self.admit(ticket);
@@ -201,7 +201,7 @@ impl LimitGuard {
     /// Tells how long the call took until it was answered, or that it was dropped. The place is kept.
     pub fn note(&self, took: Duration, is_drop: bool, now: Instant) {
         let mut inner = self.limit.lock();
-        if inner.adaptive.as_mut().is_some_and(|(limit, ..)| limit.note(took, self.start, is_drop, now)) {
+        if inner.adaptive.as_mut().is_some_and(|(limit, _)| limit.note(took, self.start, is_drop, now)) {
             inner.follow();
         }
     }

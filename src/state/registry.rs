@@ -19,7 +19,7 @@ use super::{
     limit::LimitState,
     live::{DestinationState, Live, RouteState},
     rate_limit::RateLimitState,
-    remote_limits::{self, RemoteLimits},
+    remote_limits::RemoteLimits,
 };
 use crate::{
     policy::{
@@ -259,16 +259,11 @@ impl Joining<'_> {
             last.inspect(|last| last.retire());
             return None;
         };
-        let last = last.filter(|last| last.spec() == spec);
-        let name: Arc<str> = remote_limits::BREAKER.into();
-        if last.is_none() {
-            // What was wrong with another engine is not this one's.
-            self.registry.breakers.remove(&name);
-        }
-        self.used.insert(Use::Breaker(name.clone()));
-        let make = || RemoteLimits::make_breaker(self.telemetry, self.now);
-        let breaker = self.registry.breakers.entry(name).or_insert_with(make).clone();
-        let limits = last.unwrap_or_else(|| Arc::new(RemoteLimits::new(spec.clone(), breaker, self.telemetry)));
+        let make = || Arc::new(RemoteLimits::new(spec.clone(), self.telemetry, self.now));
+        let limits = last.filter(|last| last.spec() == spec).unwrap_or_else(make);
+        let breaker = limits.breaker();
+        self.used.insert(Use::Breaker(breaker.name().clone()));
+        self.registry.breakers.insert(breaker.name().clone(), breaker.clone());
         self.registry.remote_limits = Some(limits.clone());
         Some(limits)
     }

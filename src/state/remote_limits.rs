@@ -60,8 +60,17 @@ pub struct Ask {
 /// What an engine said of each bucket; ends with the first that refuses and is enforced.
 pub type Verdicts = Vec<Result<Granted, Limited>>;
 
+/// What an engine said instead of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFault {
+    /// In words.
+    pub why: String,
+    /// Whether the connection is of no use any more.
+    pub is_lost: bool,
+}
+
 /// The answer of an engine that is still on its way.
-pub type Answer = Pin<Box<dyn Future<Output = Result<Verdicts, String>> + Send>>;
+pub type Answer = Pin<Box<dyn Future<Output = Result<Verdicts, EngineFault>> + Send>>;
 
 /// Somebody who keeps buckets.
 pub trait RateLimitEngine: Debug + Send + Sync {
@@ -77,36 +86,24 @@ pub struct RemoteLimits {
     /// The connection, while there is one.
     engine: ArcSwapOption<Box<dyn RateLimitEngine>>,
     /// What it last said instead of an answer.
-    fault: Mutex<Option<String>>,
+    fault: Mutex<Option<EngineFault>>,
     /// What answers were worth, on its way to the engine.
     bills: mpsc::Sender<Ask>,
     /// The other end, for the one who pays.
     due: tokio::sync::Mutex<mpsc::Receiver<Ask>>,
-    /// Told when the connection is of no use any more.
-    broken: Notify,
+    /// Told when it has said something instead of an answer.
+    faulty: Notify,
     metrics: EngineMetrics,
 }
 
 impl RemoteLimits {
     /// An engine that is not connected yet.
-    pub(super) fn new(spec: RemoteSpec, breaker: Arc<BreakerState>, telemetry: &Telemetry) -> Self {
+    pub(super) fn new(spec: RemoteSpec, telemetry: &Arc<Telemetry>, now: Instant) -> Self {
         let (bills, due) = mpsc::channel(BILLS);
         let metrics = EngineMetrics::new(&telemetry.metrics);
-        Self { spec, breaker, engine: ArcSwapOption::empty(), fault: Mutex::new(None), bills, due: tokio::sync::Mutex::new(due), broken: Notify::new(), metrics }
-    }
-
-    /// A breaker for an engine.
-    pub(super) fn make_breaker(telemetry: &Arc<Telemetry>, now: Instant) -> Arc<BreakerState> {
-        let thresholds = BreakerThresholds {
-            consecutive_failures: NonZeroU32::new(5),
-            failure_rate: Ratio::from_percent(50.0).ok(),
-            slow_call_rate: None,
-            minimum_calls: NonZeroU32::new(20).unwrap_or(NonZeroU32::MIN),
-        };
-        let second = Duration::from_secs(1);
-        let times = BreakerTimes { window: second * 10, open: second, max_open: second * 5, max_half_open: second, recovery_ramp: Duration::ZERO };
-        let config = BreakerConfig::try_new(thresholds, times, NonZeroU32::MIN).expect("the thresholds fit together");
-        Arc::new(BreakerState::new(BREAKER.into(), config, Mode::Enforce, telemetry.clone(), now))
+        metrics.connected(Some(false));
+        let breaker = Arc::new(BreakerState::new(BREAKER.into(), breaker_config(), Mode::Enforce, telemetry.clone(), now));
+        Self { spec, breaker, engine: ArcSwapOption::empty(), fault: Mutex::new(None), bills, due: tokio::sync::Mutex::new(due), faulty: Notify::new(), metrics }
     }
 
     /// Who the engine is.
@@ -139,13 +136,14 @@ impl RemoteLimits {
         self.metrics.connected(Some(false));
     }
 
-    /// Keeps what the engine said instead of an answer, for whoever looks after it.
-    pub fn report_fault(&self, why: String) {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    /// Keeps what the engine said instead of an answer, for whoever looks after it, and calls for that at once.
+    pub fn report_fault(&self, fault: EngineFault) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        self.faulty.notify_one();
     }
 
     /// What the engine said instead of an answer since the last look.
-    pub fn take_fault(&self) -> Option<String> {
+    pub fn take_fault(&self) -> Option<EngineFault> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -163,14 +161,9 @@ impl RemoteLimits {
         (count > 0).then_some(bills)
     }
 
-    /// Tells that the connection is of no use any more.
-    pub fn report_broken(&self) {
-        self.broken.notify_one();
-    }
-
-    /// Waits until somebody tells so.
-    pub async fn broken(&self) {
-        self.broken.notified().await;
+    /// Waits until the engine says something instead of an answer.
+    pub async fn faulty(&self) {
+        self.faulty.notified().await;
     }
 
     /// Nobody is to be connected any more.
@@ -182,4 +175,17 @@ impl RemoteLimits {
     pub fn count(&self, outcome: EngineOutcome) {
         self.metrics.asked(outcome);
     }
+}
+
+/// Five failures in a row, or half of all, open it for a second, later for up to five; one request finds out.
+fn breaker_config() -> BreakerConfig {
+    let thresholds = BreakerThresholds {
+        consecutive_failures: NonZeroU32::new(5),
+        failure_rate: Ratio::from_percent(50.0).ok(),
+        slow_call_rate: None,
+        minimum_calls: NonZeroU32::new(20).unwrap_or(NonZeroU32::MIN),
+    };
+    let second = Duration::from_secs(1);
+    let times = BreakerTimes { window: second * 10, open: second, max_open: second * 5, max_half_open: second, recovery_ramp: Duration::ZERO };
+    BreakerConfig::try_new(thresholds, times, NonZeroU32::MIN).expect("the thresholds fit together")
 }

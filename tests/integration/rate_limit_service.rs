@@ -109,17 +109,13 @@ fn with_service(backend: &Backend, rule: &str, url: &str) -> String {
     policy(&[backend.address], &format!("  globalRateLimit: {{{engine}}}\n  defaults:\n    rateLimit: {{global: {{rules: [{rule}]}}}}\n"))
 }
 
-fn connected(sidecar: &Sidecar) {
-    eventually("the engine is connected", || sidecar.metric("outrigger_global_rate_limit_connected") == 1.0);
-}
-
 #[test]
 fn a_rate_limit_service_is_asked_in_its_own_words() {
     let ((server, seen), backend) = (service(), Backend::healthy());
     let rule = "{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 4, unit: Minute}, cost: {request: {from: Number, number: 2}}}";
     let text = with_service(&backend, rule, &format!("http://{}", server.address));
     let instances = [Sidecar::start(&text), Sidecar::start(&text)];
-    instances.iter().for_each(connected);
+    instances.iter().for_each(Sidecar::engine_connects);
     let ask = |turn: usize, key: &str| instances[turn % 2].client().send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n")).answer();
     let answers: Vec<_> = (0..3).map(|turn| ask(turn, "secret")).collect();
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 429]);
@@ -145,7 +141,7 @@ fn a_rate_limit_service_that_is_not_there_stops_nobody_and_is_said_with_its_plac
     let report = || sidecar.admin("GET", "/readyz?verbose").text();
     eventually("it is said", || report().contains(&format!("global-rate-limit (does not gate): the rate limit service at http://{address} (")));
     assert!(report().contains("policy.yaml:"), "{}", report());
-    assert_eq!(sidecar.metric(r#"outrigger_global_rate_limit_requests_total{outcome="unavailable"}"#), 5.0);
+    assert_eq!(sidecar.engine_asked("unavailable"), 5.0);
 }
 
 #[test]
@@ -169,11 +165,11 @@ fn one_answer_that_is_none_costs_no_connection() {
     });
     let text = with_service(&backend, "{name: all, limit: {requests: 5, unit: Hour}}", &format!("http://{}", server.address));
     let sidecar = Sidecar::start(&text);
-    connected(&sidecar);
+    sidecar.engine_connects();
     assert_eq!(sidecar.get("/").status, 200);
-    assert_eq!(sidecar.metric(r#"outrigger_global_rate_limit_requests_total{outcome="error"}"#), 1.0);
+    assert_eq!(sidecar.engine_asked("error"), 1.0);
     assert!((0..10).all(|_| sidecar.get("/").status == 200));
-    assert_eq!(sidecar.metric(r#"outrigger_global_rate_limit_requests_total{outcome="granted"}"#), 10.0);
+    assert_eq!(sidecar.engine_asked("granted"), 10.0);
     assert_eq!(server.connections(), 1);
     assert!(!sidecar.events().iter().any(|event| event.contains("nobody can be asked")), "one of eleven is no outage");
 }
@@ -187,9 +183,8 @@ fn a_rate_limit_service_that_fails_is_counted_and_left_alone() {
     });
     let text = with_service(&backend, "{name: all, limit: {requests: 1, unit: Hour}}", &format!("http://{}", server.address));
     let sidecar = Sidecar::start(&text);
-    connected(&sidecar);
+    sidecar.engine_connects();
     assert!((0..50).all(|_| sidecar.get("/").status == 200));
-    let asked = |outcome: &str| sidecar.metric(&format!("outrigger_global_rate_limit_requests_total{{outcome=\"{outcome}\"}}"));
-    assert!(asked("error") >= 1.0 && asked("error") + asked("suspended") + asked("unavailable") == 50.0);
-    assert!(asked("error") <= 10.0, "{} of 50 requests asked in vain", asked("error"));
+    assert!(sidecar.engine_asked("error") >= 1.0 && sidecar.engine_asked("error") + sidecar.engine_asked("suspended") + sidecar.engine_asked("unavailable") == 50.0);
+    assert!(sidecar.engine_asked("error") <= 10.0, "{} of 50 requests asked in vain", sidecar.engine_asked("error"));
 }

@@ -3,23 +3,21 @@
 //! All requests share one connection: what they ask while an answer is on its way goes out together. The buckets follow Redis's own
 //! clock, so that the clocks of the instances do not matter, and each changes in one step there.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use redis::{AsyncConnectionConfig, ErrorKind, RedisError, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
 
 use super::PATIENCE;
 use crate::{
     policy::snapshot::RedisSpec,
     state::{
         rate_limit::{Granted, Limited},
-        remote_limits::{Answer, Ask, RateLimitEngine, RemoteLimits},
+        remote_limits::{Answer, Ask, EngineFault, RateLimitEngine},
     },
 };
 
-/// GCRA: a bucket is the time at which it will be full again, in microseconds since `EPOCH`; the smaller the numbers, the finer they are.
+/// GCRA: a bucket is the time at which it will be full again, in microseconds since a day in 2023; the smaller the
+/// numbers, the finer they are.
 /// Buckets are asked in turn, and those behind one that refuses are not: who is refused by its own drains none that all share. Lua would
 /// round numbers when it makes text of them, so they are written out.
 const SCRIPT: &str = r"
@@ -49,6 +47,7 @@ return answers
 ";
 
 /// A connection on which the script is known.
+#[derive(Debug, Clone)]
 pub(super) struct Redis {
     connection: MultiplexedConnection,
     /// The script's hash.
@@ -70,10 +69,6 @@ impl Redis {
     pub(super) async fn shows_life(&mut self) -> Result<(), String> {
         load(&mut self.connection).await.map(drop).map_err(|error| explain(&error))
     }
-
-    pub(super) fn engine(&self, limits: Weak<RemoteLimits>) -> Engine {
-        Engine { connection: self.connection.clone(), script: self.script.clone(), prefix: self.prefix.clone(), limits }
-    }
 }
 
 async fn load(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
@@ -89,16 +84,7 @@ fn explain(error: &RedisError) -> String {
     }
 }
 
-/// Asks on a connection.
-#[derive(Debug)]
-pub(super) struct Engine {
-    connection: MultiplexedConnection,
-    script: Arc<str>,
-    prefix: Arc<str>,
-    limits: Weak<RemoteLimits>,
-}
-
-impl RateLimitEngine for Engine {
+impl RateLimitEngine for Redis {
     fn ask(&self, asks: Vec<Ask>) -> Answer {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&*self.script).arg(asks.len());
@@ -111,18 +97,17 @@ impl RateLimitEngine for Engine {
             command.arg(micros(quota.interval())).arg(micros(quota.burst_time())).arg(*tokens).arg(max_wait.map_or(-1.0, micros)).arg(u8::from(*is_enforced));
         }
         let intervals: Vec<Duration> = asks.iter().map(|ask| ask.quota.interval()).collect();
-        let (mut connection, limits) = (self.connection.clone(), self.limits.clone());
+        let mut connection = self.connection.clone();
         Box::pin(async move {
             let answer: Result<Vec<(u8, u64, u32)>, _> = command.query_async(&mut connection).await;
-            // Whoever keeps the connection looks after it at once.
-            let answer = answer.inspect_err(|_| {
-                if let Some(limits) = limits.upgrade() {
-                    limits.report_broken();
-                }
-            });
-            answer.map(|answers| answers.into_iter().zip(intervals).map(verdict).collect()).map_err(|error| explain(&error))
+            answer.map(|answers| answers.into_iter().zip(intervals).map(verdict).collect()).map_err(|error| fault(&error))
         })
     }
+}
+
+/// What is gone is found out by asking for a sign of life; what may only be read is no use either, and lives.
+fn fault(error: &RedisError) -> EngineFault {
+    EngineFault { why: explain(error), is_lost: error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) }
 }
 
 fn verdict(((is_granted, wait, left), interval): ((u8, u64, u32), Duration)) -> Result<Granted, Limited> {

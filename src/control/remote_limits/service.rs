@@ -3,10 +3,7 @@
 //! The messages are those fields of the published ones that are used here, with their numbers. A limit travels with each request, as an
 //! override, so that the server needs to know the domain and nothing else.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::uri::PathAndQuery;
 use tonic::{
@@ -21,7 +18,7 @@ use crate::{
     policy::snapshot::{QuotaSpec, ServiceSpec},
     state::{
         rate_limit::{Granted, Limited},
-        remote_limits::{Answer, Ask, RateLimitEngine, RemoteLimits, Verdicts},
+        remote_limits::{Answer, Ask, EngineFault, RateLimitEngine, Verdicts},
     },
 };
 
@@ -106,12 +103,11 @@ struct Span {
     nanos: i32,
 }
 
-/// A connection.
+/// A connection. That it is gone is noticed by whoever asks on it next.
+#[derive(Debug, Clone)]
 pub(super) struct Service {
     channel: Channel,
     domain: Arc<str>,
-    /// What last went wrong with it.
-    fault: Arc<Mutex<Option<String>>>,
 }
 
 impl Service {
@@ -122,19 +118,7 @@ impl Service {
             endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|error| in_full(&error))?;
         }
         let channel = endpoint.connect().await.map_err(|error| in_full(&error))?;
-        Ok(Self { channel, domain: spec.domain.clone(), fault: Arc::default() })
-    }
-
-    /// That the connection is gone is noticed by whoever asks on it next.
-    ///
-    /// # Errors
-    /// What went wrong since the last look.
-    pub(super) fn shows_life(&self) -> Result<(), String> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
-    }
-
-    pub(super) fn engine(&self, limits: Weak<RemoteLimits>) -> Engine {
-        Engine { channel: self.channel.clone(), domain: self.domain.clone(), fault: self.fault.clone(), limits }
+        Ok(Self { channel, domain: spec.domain.clone() })
     }
 }
 
@@ -143,43 +127,23 @@ fn in_full(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), in_full)
 }
 
-/// Whether a call failed on its way, and not by what the service said, or because it said nothing in time.
-fn is_of_transport(status: &Status) -> bool {
-    std::error::Error::source(status).is_some_and(|source| !source.is::<TimeoutExpired>())
+/// The connection is lost if a call failed on its way, and not by what the service said, or because it said nothing in time.
+fn fault(status: &Status) -> EngineFault {
+    let is_lost = std::error::Error::source(status).is_some_and(|source| !source.is::<TimeoutExpired>());
+    EngineFault { why: status.to_string(), is_lost }
 }
 
-/// Asks on a connection.
-#[derive(Debug)]
-pub(super) struct Engine {
-    channel: Channel,
-    domain: Arc<str>,
-    fault: Arc<Mutex<Option<String>>>,
-    limits: Weak<RemoteLimits>,
-}
-
-impl RateLimitEngine for Engine {
+impl RateLimitEngine for Service {
     fn ask(&self, asks: Vec<Ask>) -> Answer {
-        let (mut grpc, domain, fault, limits) = (Grpc::new(self.channel.clone()), self.domain.to_string(), self.fault.clone(), self.limits.clone());
+        let (mut grpc, domain) = (Grpc::new(self.channel.clone()), self.domain.to_string());
         Box::pin(async move {
             let mut verdicts = Verdicts::with_capacity(asks.len());
             // One call per rule: within one, all descriptors are charged the same, and those behind one that refuses would be charged too.
             for ask in asks {
-                let asked = async {
-                    grpc.ready().await.map_err(|error| (true, in_full(&error)))?;
-                    let answer = grpc.unary(Request::new(request(domain.clone(), &ask)), METHOD, ProstCodec::default()).await;
-                    answer.map_err(|status| (is_of_transport(&status), status.to_string()))
-                };
-                let answer: Result<tonic::Response<RateLimitResponse>, _> = asked.await;
-                let answer = answer.map_err(|(is_lost, why)| {
-                    if is_lost {
-                        *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
-                    }
-                    if let Some(limits) = limits.upgrade() {
-                        limits.report_broken();
-                    }
-                    why
-                })?;
-                let verdict = verdict(answer.get_ref(), ask.quota)?;
+                grpc.ready().await.map_err(|error| EngineFault { why: in_full(&error), is_lost: true })?;
+                let asked = grpc.unary(Request::new(request(domain.clone(), &ask)), METHOD, ProstCodec::default());
+                let answer: tonic::Response<RateLimitResponse> = asked.await.map_err(|status| fault(&status))?;
+                let verdict = verdict(answer.get_ref(), ask.quota).map_err(|why| EngineFault { why, is_lost: false })?;
                 let ends = verdict.is_err() && ask.is_enforced && ask.max_wait.is_some();
                 verdicts.push(verdict);
                 if ends {

@@ -96,22 +96,16 @@ impl<'a> Compiler<'a> {
             let hint = "an empty bucket would take centuries to fill; lower `burst`, or raise `requests`";
             self.error(&at.key("burst"), "this bucket is too slow to be counted").hint(hint);
         }
-        let nanos = u64::from(requests.get()).max(1);
-        let exact = unit.saturating_mul(1_000_000_000) as f64 / nanos as f64;
-        if exact / exact.floor().max(1.0) > 1.01 || exact < 1.0 {
+        // Times are counted in whole nanoseconds; below one, the quotient is without end.
+        let interval = Duration::from_secs(unit).as_secs_f64() * 1e9 / f64::from(requests.get());
+        if interval / interval.floor() > 1.01 {
             self.error(&at.key("requests"), "so many are not counted within a hundredth").hint("up to ten million each second are; count in larger units, like kilobytes");
         }
         Some(QuotaSpec { requests, unit_seconds: NonZeroU64::new(unit)?, burst })
     }
 
     fn cost(&mut self, at: &At<'a>, cost: &Cost, burst: NonZeroU32) -> (u32, Option<http::HeaderName>) {
-        let response = cost.response.as_ref().and_then(|response| {
-            let name = response.header.to_ascii_lowercase().parse::<http::HeaderName>().ok();
-            if name.is_none() {
-                self.error(&at.key("response").key("header"), format!("`{}` is not the name of a header", response.header)).hint("header names are letters, digits and `-`");
-            }
-            name
-        });
+        let response = cost.response.as_ref().and_then(|response| self.header_name(&at.key("response").key("header"), &response.header));
         let number = cost.request.as_ref().map_or(1, |request| request.number);
         let at = at.key("request").key("number");
         if number == 0 && response.is_none() {

@@ -209,13 +209,11 @@ impl<'a> Compiler<'a> {
                 HeaderMatchType::Exact => ValueSpec::Exact(header.value.clone()),
                 HeaderMatchType::RegularExpression => ValueSpec::Regex(self.regex(&at.key("value"), &header.value)?),
             };
-            if header.name.to_ascii_lowercase().parse::<http::HeaderName>().is_err() {
-                self.error(&at.key("name"), format!("`{}` is not the name of a header", header.name)).hint("header names are letters, digits and `-`");
-            }
+            self.header_name(&at.key("name"), &header.name);
             headers.push((header.name.to_ascii_lowercase(), value));
         }
-        if let Some(method) = written.method.as_ref().filter(|method| method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase())) {
-            self.error(&at.key("method"), format!("`{method}` is not a method")).hint("methods are written in capitals, like `GET`");
+        if let Some(method) = &written.method {
+            self.method(&at.key("method"), method);
         }
         Some(MatchSpec { path, method: written.method.clone(), headers })
     }

@@ -1,10 +1,12 @@
 //! A real redis-server on a free port, stopped by its id. Without one on the machine, tests that need it are skipped, loudly.
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::Write,
+    net::{SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
 };
+
+use redis::{Client, FromRedisValue, RedisResult};
 
 use super::{PATIENCE, eventually};
 
@@ -40,36 +42,29 @@ impl Redis {
         let mut is_gone = false;
         eventually("redis-server answers", || {
             is_gone = redis.child.try_wait().unwrap().is_some();
-            is_gone || redis.say("PING").is_some_and(|answer| answer.starts_with("+PONG") || answer.starts_with("-NOAUTH"))
+            is_gone || redis.try_ask::<String>(0, "PING").is_ok()
         });
         (!is_gone).then_some(redis)
     }
 
-    /// One command, as its answer begins.
-    pub(crate) fn say(&self, command: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.address).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let login = self.password.map(|password| format!("AUTH {password}\r\n")).unwrap_or_default();
-        stream.write_all(format!("{login}{command}\r\n").as_bytes()).ok()?;
-        let mut answer = Vec::new();
-        let lines = 1 + usize::from(self.password.is_some());
-        while answer.iter().filter(|byte| **byte == b'\n').count() < lines {
-            let mut piece = [0; 4096];
-            let read = stream.read(&mut piece).ok().filter(|read| *read > 0)?;
-            answer.extend_from_slice(&piece[..read]);
-        }
-        let text = String::from_utf8_lossy(&answer).into_owned();
-        Some(if self.password.is_some() { text.split_once('\n').unwrap().1.to_owned() } else { text })
+    /// One command, with its arguments behind spaces.
+    pub(crate) fn ask<T: FromRedisValue>(&self, command: &str) -> T {
+        self.try_ask(0, command).unwrap()
     }
 
     /// The keys of a database.
     pub(crate) fn all_keys(&self, database: u32) -> Vec<String> {
-        let mut connection = ::redis::Client::open(format!("redis://{}", self.address)).unwrap().get_connection().unwrap();
+        self.try_ask(database, "KEYS *").unwrap()
+    }
+
+    fn try_ask<T: FromRedisValue>(&self, database: u32, command: &str) -> RedisResult<T> {
+        let mut connection = Client::open(format!("redis://{}", self.address))?.get_connection_with_timeout(PATIENCE)?;
         if let Some(password) = self.password {
-            let _: String = ::redis::cmd("AUTH").arg(password).query(&mut connection).unwrap();
+            redis::cmd("AUTH").arg(password).exec(&mut connection)?;
         }
-        let _: String = ::redis::cmd("SELECT").arg(database).query(&mut connection).unwrap();
-        ::redis::cmd("KEYS").arg("*").query(&mut connection).unwrap()
+        redis::cmd("SELECT").arg(database).exec(&mut connection)?;
+        let mut words = command.split(' ');
+        redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).query(&mut connection)
     }
 
     /// It keeps its connections and says nothing more, until it is resumed.

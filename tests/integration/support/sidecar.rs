@@ -97,6 +97,17 @@ impl Sidecar {
     }
 
     /// The state of the breaker of this name.
+    /// Waits until whoever keeps the limits of all instances can be asked.
+    #[track_caller]
+    pub(crate) fn engine_connects(&self) {
+        eventually("the engine is connected", || self.metric("outrigger_global_rate_limit_connected") == 1.0);
+    }
+
+    /// How often whoever keeps the limits of all instances was asked with this outcome.
+    pub(crate) fn engine_asked(&self, outcome: &str) -> f64 {
+        self.metric(&format!("outrigger_global_rate_limit_requests_total{{outcome=\"{outcome}\"}}"))
+    }
+
     pub(crate) fn breaker(&self, name: &str) -> serde_json::Value {
         let all = self.json("/api/v1/breakers");
         all.as_array().unwrap().iter().find(|breaker| breaker["name"] == name).unwrap_or_else(|| panic!("no breaker {name} in {all}")).clone()

@@ -19,14 +19,8 @@ impl<'a> Compiler<'a> {
             None => None,
             Some(path) => Some(self.path(&at.key("path"), path)?),
         };
-        let methods = selector.methods.iter().enumerate().filter_map(|(index, method)| {
-            let is_good = !method.value.is_empty() && method.value.bytes().all(|byte| byte.is_ascii_uppercase());
-            if !is_good {
-                self.error(&at.key("methods").index(index).key("value"), format!("`{}` is not a method", method.value)).hint("methods are written in capitals, like `GET`");
-            }
-            method.value.parse().ok().filter(|_| is_good)
-        });
-        let methods: Vec<http::Method> = methods.collect();
+        let methods = selector.methods.iter().enumerate();
+        let methods = methods.filter_map(|(index, method)| self.method(&at.key("methods").index(index).key("value"), &method.value)).collect();
         let source = match &selector.source_cidr {
             None => None,
             Some(source) => Some((self.range(&at.key("sourceCIDR").key("value"), &source.value)?, source.kind == SelectorType::Distinct)),
@@ -41,10 +35,7 @@ impl<'a> Compiler<'a> {
         let mut headers = Vec::new();
         for (index, header) in selector.headers.iter().enumerate() {
             let at = at.key("headers").index(index);
-            let Ok(name) = header.name.to_ascii_lowercase().parse::<http::HeaderName>() else {
-                self.error(&at.key("name"), format!("`{}` is not the name of a header", header.name)).hint("header names are letters, digits and `-`");
-                continue;
-            };
+            let Some(name) = self.header_name(&at.key("name"), &header.name) else { continue };
             match (header.kind, &header.value) {
                 (SelectorType::Distinct, None) => headers.push((name, None)),
                 (SelectorType::Exact, Some(value)) => headers.push((name, Some(value.clone()))),

@@ -71,8 +71,8 @@ impl<'a> Compiler<'a> {
                 if PROTECTED.contains(&lower.as_str()) {
                     self.error(&at.key(key).index(index), format!("the header `{name}` cannot be changed by a filter"))
                         .hint("the proxy writes it itself; `urlRewrite.hostname` changes the host");
-                } else if lower.parse::<http::HeaderName>().is_err() {
-                    self.error(&at.key(key).index(index), format!("`{name}` is not the name of a header")).hint("header names are letters, digits and `-`");
+                } else {
+                    self.header_name(&at.key(key).index(index), name);
                 }
             }
         };
