@@ -5,6 +5,7 @@
 //! is what is below a session; why these are ours too is in `docs/decisions/0001-own-exchange.md`.
 
 mod admission;
+mod asked;
 mod asking;
 mod attempt;
 mod authority;

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     peer::{self, NoConnection, Wanted},
     rejection::Rejection,
     request_body::RequestBody,
-    retrying,
     serve::{Exchange, Progress},
     upstream::{Await, Upstream, UpstreamEvent},
 };
@@ -41,10 +41,12 @@ pub(super) async fn ask(
     progress: &Progress,
     endpoint: &Arc<EndpointState>,
 ) -> Result<(Upstream, Head), Failed> {
-    let mut upstream = connect(exchange, client, deadline, endpoint).await?;
+    let mut upstream = connect(exchange, client.asked().is_idempotent(), deadline, endpoint).await?;
     let has_body = !body.is_done() || !body.kept().is_empty();
     let time_left = deadline.for_backend(clock::now());
-    let head = headers::upstream(exchange, client, endpoint.authority(), progress.attempts, has_body, time_left);
+    let asked = client.asked();
+    let attempt = asked.attempt().saturating_add(progress.attempts - 1);
+    let head = headers::upstream(exchange, &asked, endpoint.authority(), attempt, has_body, time_left);
     // Writing only queues, so that it fails only on a head that cannot be written.
     upstream.write_head(head.map_err(|_| Rejection::of(Reason::InternalError))?).await?;
     for piece in body.kept() {
@@ -57,12 +59,12 @@ pub(super) async fn ask(
     Ok((upstream, head))
 }
 
-async fn connect(exchange: &Exchange<'_>, client: &Client, deadline: &Deadline, endpoint: &Arc<EndpointState>) -> Result<Upstream, Failed> {
+async fn connect(exchange: &Exchange<'_>, is_repeatable: bool, deadline: &Deadline, endpoint: &Arc<EndpointState>) -> Result<Upstream, Failed> {
     let destination = exchange.destination;
     let enforced = destination.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
     let now = clock::now();
     let wanted = Wanted {
-        is_repeatable: retrying::is_idempotent(client),
+        is_repeatable,
         max_connections: enforced.map_or(u32::MAX, |limits| limits.max_connections),
         max_connections_each: enforced.map_or(u32::MAX, |limits| limits.max_connections_each),
         until: [destination.policy.timeouts.connect.map(|connect| now + connect), deadline.at()].into_iter().flatten().min(),
@@ -121,8 +123,30 @@ async fn await_head(exchange: &Exchange<'_>, client: &mut Client, body: &mut Req
     }
 }
 
+/// Waits for the first piece of an answer, or for its end: what comes without a piece has delivered nothing yet. No longer than an attempt
+/// may take; then it goes on as it is.
+pub(super) async fn first_piece(exchange: &Exchange<'_>, client: &mut Client, deadline: &Deadline, upstream: &mut Upstream) -> Result<Option<Bytes>, Failed> {
+    if upstream.is_body_done() {
+        return Ok(None);
+    }
+    let longest = exchange.destination.policy.timeouts.backend_request.map(|one| clock::now() + one);
+    let first = async {
+        tokio::select! {
+            biased;
+            read = upstream.read() => Ok(read),
+            reason = client.gone() => Err(Failed::Rejected(gone(reason))),
+        }
+    };
+    match clock::until([longest, deadline.at()].into_iter().flatten().min(), first).await {
+        Ok(Ok(Ok(piece))) => Ok(piece),
+        Ok(Ok(Err(_))) => Err(Broken::Reset { has_sent: true }.into()),
+        Ok(Err(left)) => Err(left),
+        Err(clock::Elapsed) => Ok(None),
+    }
+}
+
 /// Queues what was just read of the request.
-pub(super) async fn forward(upstream: &mut Upstream, body: &RequestBody, piece: Option<&bytes::Bytes>) -> Result<(), Rejection> {
+pub(super) async fn forward(upstream: &mut Upstream, body: &RequestBody, piece: Option<&Bytes>) -> Result<(), Rejection> {
     if let Some(piece) = piece {
         upstream.write(piece).await?;
     }
@@ -144,7 +168,7 @@ fn limit(exchange: &Exchange<'_>, deadline: &mut Deadline, is_done: bool) -> Opt
 async fn answered(exchange: &Exchange<'_>, client: &mut Client, upstream: &Upstream, is_listening: bool) -> Result<Option<Head>, Failed> {
     let Some(head) = upstream.head() else { return Err(Broken::Protocol.into()) };
     if head.status == 101 {
-        let fits = is_listening && upstream.was_upgraded() && headers::wanted_upgrade(client).is_some_and(|wanted| is_agreed(wanted, head));
+        let fits = is_listening && upstream.was_upgraded() && headers::wanted_upgrade(&client.asked()).is_some_and(|wanted| is_agreed(wanted, head));
         return if fits { Ok(Some(Head { is_upgrade: true, is_listening })) } else { Err(Broken::Protocol.into()) };
     }
     if !head.status.is_informational() {

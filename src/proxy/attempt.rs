@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::{
     asking,
     classify::{self, Broken, Judgement},
@@ -25,6 +27,7 @@ use crate::{
         budget::RetryGuard,
         endpoint::{EndpointGuard, EndpointState},
     },
+    telemetry::reason::Reason,
 };
 
 /// The head of an answer has come.
@@ -34,7 +37,9 @@ pub(super) struct Answered {
     pub(super) is_upgrade: bool,
     /// Whether the backend took all of the request that was written to it.
     pub(super) is_listening: bool,
-    /// The status of gRPC, if the head said it.
+    /// What was read of its body already.
+    pub(super) first: Option<Bytes>,
+    /// The status of gRPC, if it is known.
     pub(super) grpc_status: Option<u8>,
     /// Until when the client itself waits, if it has said so.
     pub(super) until: Option<Instant>,
@@ -70,10 +75,14 @@ impl From<Rejection> for Failed {
 /// Makes attempts until one is answered with something to pass on.
 pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress) -> Result<Answered, Rejection> {
     let mut tries = Tries::default();
-    let mut deadline = Deadline::new(exchange.destination.policy.timeouts.request, client, progress.began);
+    let mut deadline = Deadline::new(exchange.destination.policy.timeouts.request, &client.asked(), progress.began);
     let mut retry_guard: Option<RetryGuard> = None;
     if body.is_done() {
         deadline.begin(progress.began);
+    }
+    if deadline.time_left(progress.began).is_zero() {
+        // Whoever asked has given up by now.
+        return Err(Rejection::of(Reason::RequestTimeout));
     }
     exchange.destination.budget.deposit(progress.began);
     loop {
@@ -121,19 +130,24 @@ async fn attempt(
     progress: &mut Progress,
 ) -> Result<Answered, Failed> {
     let began = clock::now();
-    let Picked { index, breaker, observation } = picking::pick(exchange, client, tries, retrying::is_idempotent(client), began)?;
+    let Picked { index, breaker, observation } = picking::pick(exchange, &client.asked(), tries, began)?;
     let backend = &exchange.destination.backend;
     let endpoint = backend.endpoints[index].clone();
     progress.endpoint = Some(endpoint.clone());
     tries.note(index);
     let guard = endpoint.enter();
     let mut settlement = Settlement::new(exchange.destination, breaker, observation);
-    let made = asking::ask(exchange, client, body, deadline, progress, &endpoint).await;
+    let made = match asking::ask(exchange, client, body, deadline, progress, &endpoint).await {
+        Ok((mut upstream, head)) if retrying::may_repeat_by_trailers(exchange, client, body, tries) => {
+            asking::first_piece(exchange, client, deadline, &mut upstream).await.map(|first| (upstream, head, first))
+        }
+        made => made.map(|(upstream, head)| (upstream, head, None)),
+    };
     let now = clock::now();
     // What the client took to send its request is not the backend's slowness.
     settlement.answered(now.saturating_duration_since(deadline.began().unwrap_or(now).max(began)));
     match made {
-        Ok((upstream, head)) => {
+        Ok((upstream, head, first)) => {
             let (grpc_status, judgement) = judge(exchange, client, &upstream);
             let leave_alone = upstream.head().and_then(|head| classify::retry_after(head, clock::wall));
             let unsettled = match judgement {
@@ -147,9 +161,9 @@ async fn attempt(
                 }
             };
             note_start(exchange, &endpoint, &upstream, now);
-            let until = deadline.of_client();
+            let until = deadline.of_call();
             let asking::Head { is_upgrade, is_listening } = head;
-            Ok(Answered { upstream, is_upgrade, is_listening, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None })
+            Ok(Answered { upstream, is_upgrade, is_listening, first, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None })
         }
         Err(Failed::Broken(broken)) => {
             if deadline.is_clients_own(now) {
@@ -172,7 +186,7 @@ async fn attempt(
 /// Every endpoint has as many connections as it may, and all are busy.
 fn full(exchange: &Exchange<'_>, progress: &Progress) -> Rejection {
     let by = progress.endpoint.as_ref().map_or_else(|| exchange.destination.backend.spec.name.clone(), |endpoint| endpoint.label.clone());
-    Rejection::by(crate::telemetry::reason::Reason::ConnectionLimit, by).after(Duration::from_secs(1))
+    Rejection::by(Reason::ConnectionLimit, by).after(Duration::from_secs(1))
 }
 
 /// What the head of an answer says about the attempt; of gRPC it may say nothing yet.
@@ -182,7 +196,8 @@ fn judge(exchange: &Exchange<'_>, client: &Client, upstream: &Upstream) -> (Opti
     if !client.is_grpc() {
         return (None, Some(classify::status(&exchange.destination.policy, status)));
     }
-    let stated = grpc::status(&head.headers).or_else(|| (status != 200).then(|| grpc::of_http(status)));
+    let in_trailers = || upstream.trailers().and_then(grpc::status);
+    let stated = grpc::status(&head.headers).or_else(in_trailers).or_else(|| (status != 200).then(|| grpc::of_http(status)));
     (stated, stated.map(grpc::judge))
 }
 
@@ -207,6 +222,6 @@ async fn wait(client: &mut Client, body: &RequestBody, wait: Duration) -> Result
 }
 
 /// A client that left, or sends what cannot be understood.
-pub(super) fn gone(reason: crate::telemetry::reason::Reason) -> Rejection {
+pub(super) fn gone(reason: Reason) -> Rejection {
     Rejection { is_fatal: true, ..Rejection::of(reason) }
 }

@@ -10,7 +10,7 @@ use pingora::{
     protocols::http::ServerSession,
 };
 
-use super::{http2, source};
+use super::{asked::Asked, http2};
 use crate::{policy::snapshot::ListenerSpec, telemetry::reason::Reason, transport::wire::Wire};
 
 /// A client with one request.
@@ -84,9 +84,14 @@ impl Client {
         self.head().headers.get(name).and_then(|value| value.to_str().ok())
     }
 
+    /// What it asks.
+    pub(super) fn asked(&self) -> Asked<'_> {
+        Asked { head: self.head(), peer: &self.peer, trusted: &self.listener.trusted, is_http2: self.is_http2(), is_grpc: self.is_grpc() }
+    }
+
     /// Its address, as far as the proxies in between are trusted to tell it.
     pub(super) fn source(&self) -> IpAddr {
-        source::of(self.peer.address, &self.head().headers, &self.listener.trusted)
+        self.asked().source()
     }
 
     /// Whether it speaks HTTP/2.

@@ -1,11 +1,16 @@
 //! The time that a request has.
 //!
-//! It begins when the client has sent all of it: how long a client takes is not the backend's fault. A client of gRPC says itself how
-//! long it will wait (`grpc-timeout`), and counts from when it began.
+//! It begins when the client has sent all of it: how long a client takes is not the backend's fault. A client may itself say how long it
+//! will wait, and then counts from when it began: for the head of the answer (`x-outrigger-deadline-ms`, which a sidecar says to the next),
+//! or for the whole call (`grpc-timeout`). What is left of each goes on under its own name: an app that takes the time until the head
+//! for that of the call would end its streams early (docs/decisions/0009).
 
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::{
+    asked::Asked,
+    headers::{DEADLINE, GRPC_TIMEOUT},
+};
 
 /// The time that a request has.
 #[derive(Debug, Clone, Copy)]
@@ -14,15 +19,28 @@ pub(super) struct Deadline {
     at: Option<Instant>,
     /// When the client had sent all of its request.
     began: Option<Instant>,
-    /// Until when the client itself waits.
+    /// Until when the client itself waits for the head.
     of_client: Option<Instant>,
+    /// Until when it waits for the end of the call.
+    of_call: Option<Instant>,
+}
+
+/// What is left, as the next one is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TimeLeft {
+    /// For the head of the answer.
+    pub(super) until_head: Option<Duration>,
+    /// For the whole call of gRPC, if its client gave it an end.
+    pub(super) of_call: Option<Duration>,
 }
 
 impl Deadline {
     /// A request that came in at `now`, under the limit of its policy.
-    pub(super) fn new(limit: Option<Duration>, client: &Client, now: Instant) -> Self {
-        let of_client = client.text(&super::headers::GRPC_TIMEOUT).filter(|_| client.is_grpc()).and_then(grpc_timeout).and_then(|wait| now.checked_add(wait));
-        Self { limit, at: of_client, began: None, of_client }
+    pub(super) fn new(limit: Option<Duration>, asked: &Asked<'_>, now: Instant) -> Self {
+        let of_call = asked.text(&GRPC_TIMEOUT).filter(|_| asked.is_grpc).and_then(grpc_timeout).and_then(|wait| now.checked_add(wait));
+        let told = asked.text(&DEADLINE).and_then(whole_millis).and_then(|wait| now.checked_add(wait));
+        let of_client = [of_call, told].into_iter().flatten().min();
+        Self { limit, at: of_client, began: None, of_client, of_call }
     }
 
     /// Begins, unless it has begun: the client has sent all of its request.
@@ -49,21 +67,28 @@ impl Deadline {
         self.began
     }
 
-    /// Until when the client itself waits, if it has said so.
-    pub(super) fn of_client(&self) -> Option<Instant> {
-        self.of_client
+    /// Until when the client waits for the end of its call, if it has said so.
+    pub(super) fn of_call(&self) -> Option<Instant> {
+        self.of_call
     }
 
-    /// What is left for the backend, as it is told: of a request that is still coming in, at most the policy's limit.
-    pub(super) fn for_backend(&self, now: Instant) -> Option<Duration> {
-        let left = self.at.map(|at| at.saturating_duration_since(now));
+    /// What is left, as the backend is told: of a request that is still coming in, at most the policy's limit.
+    pub(super) fn for_backend(&self, now: Instant) -> TimeLeft {
+        let left = |at: Instant| at.saturating_duration_since(now);
         let limit = self.limit.filter(|_| self.began.is_none());
-        [left, limit].into_iter().flatten().min()
+        TimeLeft { until_head: [self.at.map(left), limit].into_iter().flatten().min(), of_call: self.of_call.map(left) }
     }
 
     pub(super) fn time_left(&self, now: Instant) -> Duration {
         self.at.map_or(Duration::MAX, |at| at.saturating_duration_since(now))
     }
+}
+
+/// Reads a number of milliseconds; what is none says nothing.
+fn whole_millis(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().map_or(Duration::MAX, Duration::from_millis))
 }
 
 /// Reads a timeout: up to eight digits and a unit (gRPC over HTTP/2, "Requests").
@@ -121,6 +146,14 @@ mod tests {
         for (text, nanos) in table {
             assert_eq!(grpc_timeout(text), nanos.map(Duration::from_nanos), "{text}");
         }
+    }
+
+    #[test]
+    fn a_deadline_is_a_whole_number_of_milliseconds() {
+        for (text, millis) in [("250", Some(250)), (" 7 ", Some(7)), ("0", Some(0)), ("", None), ("-1", None), ("1.5", None), ("1s", None), ("soon", None)] {
+            assert_eq!(whole_millis(text), millis.map(Duration::from_millis), "{text}");
+        }
+        assert_eq!(whole_millis("99999999999999999999999"), Some(Duration::MAX));
     }
 
     #[test]

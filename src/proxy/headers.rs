@@ -19,9 +19,10 @@ use http::{
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::{
+    asked::Asked,
     authority::Target,
     client::Client,
-    deadline::write_grpc_timeout,
+    deadline::{TimeLeft, write_grpc_timeout},
     rate_limits::{self, Limits},
     rejection::PSEUDONYM,
     serve::Exchange,
@@ -34,7 +35,7 @@ const HOP_BY_HOP: [HeaderName; 6] =
     [header::CONNECTION, HeaderName::from_static("proxy-connection"), HeaderName::from_static("keep-alive"), header::TE, header::TRAILER, header::UPGRADE];
 
 /// How many fields we add at most, besides those of filters.
-const OWN_FIELDS: usize = 11;
+const OWN_FIELDS: usize = 12;
 
 const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
 const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 outrigger");
@@ -45,11 +46,14 @@ const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
+/// Which attempt of its sender's a request is.
+pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
 /// Says to callers that this instance is leaving.
 pub(super) const DRAINING: HeaderName = HeaderName::from_static("x-outrigger-draining");
 /// Says to callers when this instance started, in seconds since 1970.
 const STARTED_AT: HeaderName = HeaderName::from_static("x-outrigger-started-at");
+/// How long a sender waits for the head of the answer, in milliseconds.
+pub(super) const DEADLINE: HeaderName = HeaderName::from_static("x-outrigger-deadline-ms");
 /// How long a client of gRPC waits.
 pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
@@ -74,39 +78,33 @@ pub(super) fn goes_in_circles(client: &Client) -> bool {
 
 /// What the client wants to speak instead of HTTP, if it asks properly. `h2c` is not passed on: the answer would be read by
 /// nobody who understands it.
-pub(super) fn wanted_upgrade(client: &Client) -> Option<&str> {
-    let head = client.head();
+pub(super) fn wanted_upgrade<'a>(asked: &Asked<'a>) -> Option<&'a str> {
+    let head = asked.head;
     if head.version != Version::HTTP_11 || !nominates(&head.headers, "upgrade") {
         return None;
     }
-    client.text(&header::UPGRADE).filter(|protocol| !protocol.is_empty() && !protocol.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")))
+    let protocol = head.headers.get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    protocol.filter(|protocol| !protocol.is_empty() && !protocol.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")))
 }
 
 /// The head of an attempt.
 ///
 /// Fields are changed in the bare map, and the head is made of it at the end: pingora's own setters parse every name anew and
 /// keep a second map with the case of the names, which matters to nobody (RFC 9110 section 5.1).
-pub(super) fn upstream<'e>(
-    exchange: &'e Exchange<'_>,
-    client: &Client,
-    endpoint: &str,
-    attempt: u32,
-    has_body: bool,
-    time_left: Option<Duration>,
-) -> pingora::Result<RequestHead<'e>> {
-    let mut headers = passed_on(&client.head().headers);
+pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoint: &str, attempt: u32, has_body: bool, time_left: TimeLeft) -> pingora::Result<RequestHead<'e>> {
+    let mut headers = passed_on(&asked.head.headers);
     let is_http2 = exchange.is_to_http2();
-    if let Some(protocol) = wanted_upgrade(client).filter(|_| !is_http2) {
+    if let Some(protocol) = wanted_upgrade(asked).filter(|_| !is_http2) {
         headers.insert(header::CONNECTION, UPGRADE);
         headers.insert(header::UPGRADE, value(protocol)?);
     }
     if is_http2 {
         headers.remove(header::TRANSFER_ENCODING);
         // The one field about a connection that HTTP/2 knows (RFC 9113 section 8.2.2); gRPC asks for it.
-        if takes_trailers(&client.head().headers) {
+        if takes_trailers(&asked.head.headers) {
             headers.insert(header::TE, TRAILERS);
         }
-    } else if client.is_http2() {
+    } else if asked.is_http2 {
         one_cookie(&mut headers)?;
         if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
             headers.insert(header::TRANSFER_ENCODING, CHUNKED);
@@ -119,19 +117,23 @@ pub(super) fn upstream<'e>(
         headers.insert(header::HOST, value(host)?);
     }
     if exchange.route.spec.direction == Direction::Inbound {
-        forwarded(&mut headers, client, exchange.target)?;
+        forwarded(&mut headers, asked, exchange.target)?;
     }
-    headers.append(header::VIA, if client.is_http2() { VIA_HTTP2 } else { VIA });
+    headers.append(header::VIA, if asked.is_http2 { VIA_HTTP2 } else { VIA });
     headers.insert(REQUEST_ID, exchange.request_id.clone());
     headers.insert(ATTEMPT, attempt.into());
-    if let Some(left) = time_left.filter(|_| client.is_grpc()) {
+    match time_left.until_head {
+        Some(left) => headers.insert(DEADLINE, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1))),
+        None => headers.remove(DEADLINE),
+    };
+    if let Some(left) = time_left.of_call {
         headers.insert(GRPC_TIMEOUT, value(&write_grpc_timeout(left))?);
     }
     edit(&mut headers, &filters.request_headers);
     let path = filters.path.as_ref().map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
     let path = path.map_or(Cow::Borrowed(exchange.target.path_and_query.as_str()), Cow::Owned);
     let is_secure = exchange.destination.backend.spec.tls.is_some();
-    Ok(RequestHead { method: client.head().method.clone(), uri: client.head().uri.clone(), path, headers, is_secure })
+    Ok(RequestHead { method: asked.head.method.clone(), uri: asked.head.uri.clone(), path, headers, is_secure })
 }
 
 /// The head of an attempt, before it is put into one framing or the other.
@@ -251,17 +253,17 @@ fn frame(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
     }
 }
 
-fn forwarded(headers: &mut HeaderMap, client: &Client, target: &Target) -> pingora::Result<()> {
+fn forwarded(headers: &mut HeaderMap, asked: &Asked<'_>, target: &Target) -> pingora::Result<()> {
     let mut chain = String::with_capacity(48);
     for hops in headers.get_all(FORWARDED_FOR).iter().filter_map(|hops| hops.to_str().ok()) {
         chain.push_str(hops);
         chain.push_str(", ");
     }
     // Writing to a string cannot fail.
-    _ = write!(chain, "{}", client.peer.address.to_canonical());
+    _ = write!(chain, "{}", asked.peer.address.to_canonical());
     headers.insert(FORWARDED_FOR, HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| not_a_value())?);
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_PROTO) {
-        vacant.insert(HeaderValue::from_static(if client.peer.is_secure { "https" } else { "http" }));
+        vacant.insert(HeaderValue::from_static(if asked.peer.is_secure { "https" } else { "http" }));
     }
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_HOST)
         && !target.authority.is_empty()

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use http::header;
 
-use super::{client::Client, rejection::Rejection, retrying::Tries, serve::Exchange};
+use super::{asked::Asked, rejection::Rejection, retrying::Tries, serve::Exchange};
 use crate::{
     policy::snapshot::{Balancer, HashKey},
     resilience::{Mode, balance::ring},
@@ -26,7 +26,7 @@ pub(super) struct Picked {
 }
 
 /// Picks an endpoint. One that was tried in this request is taken again only when there is no other.
-pub(super) fn pick(exchange: &Exchange<'_>, client: &Client, tries: &Tries, is_repeatable: bool, now: Instant) -> Result<Picked, Rejection> {
+pub(super) fn pick(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries, now: Instant) -> Result<Picked, Rejection> {
     let destination = exchange.destination;
     let backend = &destination.backend;
     let breakers = &destination.endpoint_breakers;
@@ -35,8 +35,8 @@ pub(super) fn pick(exchange: &Exchange<'_>, client: &Client, tries: &Tries, is_r
     let full = busy_at(exchange);
     let is_busy = |index: usize| backend.endpoints[index].in_flight() >= full;
     // The first attempt may be the probe that brings an endpoint back; should it fail, a retry goes elsewhere.
-    let mut probe = if tries.is_first() { backend.probe(is_repeatable, now) } else { None };
-    let wish = Wish { key: key(exchange, client), now };
+    let mut probe = if tries.is_first() { backend.probe(asked.is_idempotent(), now) } else { None };
+    let wish = Wish { key: key(exchange, asked), now };
     loop {
         let picked = match probe.take() {
             Some((index, observation)) if !is_open(&refused, index) => Some((index, Some(observation))),
@@ -76,13 +76,13 @@ fn busy_at(exchange: &Exchange<'_>) -> u32 {
 }
 
 /// The hash of what binds a request to an endpoint, if it has it.
-fn key(exchange: &Exchange<'_>, client: &Client) -> Option<u64> {
+fn key(exchange: &Exchange<'_>, asked: &Asked<'_>) -> Option<u64> {
     let Balancer::ConsistentHash { key, .. } = &exchange.destination.backend.spec.balancer else { return None };
-    let headers = &client.head().headers;
+    let headers = &asked.head.headers;
     match key {
         HashKey::Header(name) => headers.get(name).map(|value| ring::hash(value.as_bytes())),
         HashKey::Cookie(name) => headers.get_all(header::COOKIE).iter().find_map(|cookies| cookie(cookies.as_bytes(), name.as_bytes())).map(ring::hash),
-        HashKey::Source => Some(ring::hash(client.source().to_string().as_bytes())),
+        HashKey::Source => Some(ring::hash(asked.source().to_string().as_bytes())),
     }
 }
 

@@ -42,6 +42,9 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
         client.close_after();
     }
     client.write_head(head).await.map_err(gone)?;
+    if let Some(first) = answered.first.take() {
+        client.write(first).await.map_err(gone)?;
+    }
     let flowed = if answered.is_upgrade {
         body.becomes_tunnel();
         duplex::tunnel(exchange, client, body, &mut answered).await

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use http::{Method, header::HeaderName};
-
 use super::{attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange};
 use crate::{
     clock,
@@ -18,10 +16,11 @@ use crate::{
 /// An answer that is thrown away for a retry is read to its end up to this, so that its connection can be used again.
 const MAX_DISCARDED: usize = 64 << 10;
 
+/// Requests that may be retrying at once where no policy bounds them: what `connectionLimits` says by default.
+const USUAL_PARALLEL_RETRIES: u32 = 204;
+
 /// And for so long.
 const DISCARD_TIME: Duration = Duration::from_millis(25);
-
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// What was tried so far.
 #[derive(Debug, Default)]
@@ -53,13 +52,6 @@ impl Tries {
     }
 }
 
-/// Whether repeating a request is harmless: by its method (RFC 9110 section 9.2.2), or because its client says that it can be told
-/// apart (`idempotency-key`).
-pub(super) fn is_idempotent(client: &Client) -> bool {
-    let head = client.head();
-    [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE].contains(&head.method) || head.headers.contains_key(IDEMPOTENCY_KEY)
-}
-
 /// The failure that an answer is, if the policy wants its status tried again.
 pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
     let head = answered.upstream.head()?;
@@ -67,12 +59,24 @@ pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Op
     let retry_after = classify::retry_after(head, clock::wall);
     match answered.grpc_status {
         Some(status) if head.status == 200 => {
+            let trailers = answered.upstream.trailers();
             let is_named = policy.grpc_codes & (1 << status) != 0;
             // A backend may say when, or that it should not be tried again (gRPC A6, "Pushback").
-            is_named.then(|| grpc::pushback(&head.headers)).flatten().map(|retry_after| Failure::Declined { retry_after })
+            let wait = is_named.then(|| grpc::pushback(trailers.unwrap_or(&head.headers))).flatten()?;
+            // Without an answer begun the call has not run, for a status that the policy names.
+            Some(if grpc::status(&head.headers).is_some() { Failure::Declined { retry_after: wait } } else { Failure::Status { retry_after: wait } })
         }
         _ => (!answered.is_upgrade && policy.codes.contains(head.status.as_u16())).then_some(Failure::Status { retry_after }),
     }
+}
+
+/// Whether a call of gRPC is worth waiting for the end of, before its answer is begun towards the client: because it may fail there, and
+/// would be tried again.
+pub(super) fn may_repeat_by_trailers(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, tries: &Tries) -> bool {
+    let policy = &exchange.destination.policy.retry;
+    let has_left = policy.mode == Mode::Enforce && policy.grpc_codes != 0 && tries.retries < policy.config.attempts;
+    let asked = client.asked();
+    has_left && asked.is_grpc && (policy.config.retry_non_idempotent || asked.is_idempotent()) && body.is_done() && body.is_replayable() && asked.attempt() == 1
 }
 
 /// Decides about a retry, and takes it out of the budget; the wait before it, or `None` to pass on what there is. A request that
@@ -94,8 +98,9 @@ pub(super) fn consider(
     let now = clock::now();
     let situation = Situation {
         failure,
-        is_idempotent: is_idempotent(client),
+        is_idempotent: client.asked().is_idempotent(),
         is_body_replayable: body.is_replayable(),
+        is_retry: client.asked().attempt() > 1,
         retries: tries.retries,
         transparent_retries: tries.transparent,
         // While the client is still sending there is no deadline yet; then nothing is waited for longer than a silent stream.
@@ -117,7 +122,7 @@ pub(super) fn consider(
         return stop(RetryStop::BreakerOpen);
     }
     let enforced = policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
-    let max_in_flight = enforced.map_or(u32::MAX, |limits| limits.max_parallel_retries);
+    let max_in_flight = enforced.map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries);
     match destination.budget.try_withdraw(held, max_in_flight, now) {
         Ok(()) => {
             if is_transparent {
@@ -154,6 +159,7 @@ fn stopped(reason: StopReason) -> RetryStop {
     match reason {
         StopReason::NotTriggered => RetryStop::NotTriggered,
         StopReason::NotIdempotent => RetryStop::NotIdempotent,
+        StopReason::AlreadyRetried => RetryStop::AlreadyRetried,
         StopReason::BodyNotReplayable => RetryStop::BodyNotReplayable,
         StopReason::AttemptsExhausted => RetryStop::AttemptsExhausted,
         StopReason::NoTimeLeft => RetryStop::NoTimeLeft,

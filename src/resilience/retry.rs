@@ -11,6 +11,8 @@
 //! | C, answered | a status that says "try again" | idempotent methods only; any, for what the policy names as given before a call runs |
 //! | D, final | refused by ourselves, answer begun, body gone, an upgrade | never |
 //!
+//! What is itself a retry of the proxy before is not repeated, but for class A: every hop would multiply the load of the one before it.
+//!
 //! A repeat also needs its trigger in the policy, an attempt left, the whole body at hand, and time: the wait and a shortest
 //! useful try must fit into what is left of the request's deadline. The caller asks the budget last, because it is shared.
 //! Past any of these bounds the last answer of the app is passed through as it is.
@@ -96,6 +98,8 @@ pub struct Situation {
     pub is_idempotent: bool,
     /// Whether all of the body that was read from the client is still at hand.
     pub is_body_replayable: bool,
+    /// Whether the proxy before repeats it already.
+    pub is_retry: bool,
     /// Retries made so far, without transparent ones.
     pub retries: u32,
     /// Retries of class A made so far.
@@ -125,6 +129,8 @@ pub enum StopReason {
     NotTriggered,
     /// The request may have run, and repeating it may do harm.
     NotIdempotent,
+    /// The proxy before repeats it already.
+    AlreadyRetried,
     /// Part of the body has been sent and not kept.
     BodyNotReplayable,
     /// All attempts are used.
@@ -153,6 +159,9 @@ impl RetryConfig {
         let may_have_run = !is_transparent && !matches!(situation.failure, Failure::Declined { .. });
         if may_have_run && !situation.is_idempotent && !self.retry_non_idempotent {
             return Verdict::Stop(StopReason::NotIdempotent);
+        }
+        if situation.is_retry && !is_transparent {
+            return Verdict::Stop(StopReason::AlreadyRetried);
         }
         if !situation.is_body_replayable {
             return Verdict::Stop(StopReason::BodyNotReplayable);

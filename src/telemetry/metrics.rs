@@ -327,7 +327,7 @@ pub struct BackendMetrics {
     seconds: Histogram,
     /// Attempts after the first.
     pub retries: Counter,
-    stopped: [Counter; 9],
+    stopped: [Counter; 10],
 }
 
 /// Why a failed attempt is not repeated, as it is counted.
@@ -337,6 +337,8 @@ pub enum RetryStop {
     NotTriggered,
     /// It may have run.
     NotIdempotent,
+    /// The proxy before repeats it already.
+    AlreadyRetried,
     /// The body is gone.
     BodyNotReplayable,
     /// All attempts are used.
@@ -366,6 +368,7 @@ impl BackendMetrics {
             stopped: [
                 "not_triggered",
                 "not_idempotent",
+                "already_retried",
                 "body_not_replayable",
                 "attempts_exhausted",
                 "no_time_left",
@@ -398,13 +401,14 @@ impl BackendMetrics {
         let index = match why {
             RetryStop::NotTriggered => 0,
             RetryStop::NotIdempotent => 1,
-            RetryStop::BodyNotReplayable => 2,
-            RetryStop::AttemptsExhausted => 3,
-            RetryStop::NoTimeLeft => 4,
-            RetryStop::BudgetSpent => 5,
-            RetryStop::TooManyInFlight => 6,
-            RetryStop::BreakerOpen => 7,
-            RetryStop::Shadow => 8,
+            RetryStop::AlreadyRetried => 2,
+            RetryStop::BodyNotReplayable => 3,
+            RetryStop::AttemptsExhausted => 4,
+            RetryStop::NoTimeLeft => 5,
+            RetryStop::BudgetSpent => 6,
+            RetryStop::TooManyInFlight => 7,
+            RetryStop::BreakerOpen => 8,
+            RetryStop::Shadow => 9,
         };
         self.stopped[index].increment(1);
     }

@@ -121,6 +121,40 @@ fn a_call_that_failed_in_its_trailers_is_not_tried_again() {
     assert_eq!(backend.heads().len(), 1);
 }
 
+/// Begins an answer, and ends it with this status and no message.
+async fn fail_after_the_head(mut call: Call, status: &str) {
+    collect(&mut call.body).await;
+    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    call.respond.send_response(head, false).unwrap().send_trailers(ended(status)).unwrap();
+}
+
+#[test]
+fn a_call_that_failed_in_its_trailers_before_any_message_is_tried_again_by_leave_of_the_route() {
+    let backend =
+        Http2Backend::start(|call| async { if call.head.headers["x-outrigger-attempt"] == "1" { fail_after_the_head(call, "14").await } else { answer(call, "0").await } });
+    let retry = "  defaults: {retry: {attempts: 1, backoff: 1ms, grpcCodes: [unavailable]}}\n";
+    assert_eq!(client(&grpc(&backend, retry)).call("/shop.Payments/Charge", None).grpc_status(), Some("14"), "it may have run");
+    let sidecar = grpc(&backend, &retry.replace("attempts", "retryNonIdempotent: true, attempts"));
+    let done = client(&sidecar).call("/shop.Payments/Charge", None);
+    assert_eq!((done.grpc_status(), &done.body[..]), (Some("0"), &message(b"answer")[..]));
+    assert_eq!(backend.heads().len(), 3);
+}
+
+#[test]
+fn a_backend_says_when_or_whether_a_call_is_tried_again() {
+    for (pushback, expected) in [("1", 2), ("-1", 1), ("soon", 1), ("3600000", 1)] {
+        let backend = Http2Backend::start(move |mut call| async move {
+            let mut head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            head.headers_mut().extend(ended("14"));
+            head.headers_mut().insert("grpc-retry-pushback-ms", pushback.parse().unwrap());
+            call.respond.send_response(head, true).unwrap();
+        });
+        let sidecar = grpc(&backend, "  defaults: {retry: {attempts: 1, backoff: 10s, maxBackoff: 10s, grpcCodes: [unavailable]}}\n");
+        assert_eq!(client(&sidecar).call("/shop.Payments/Charge", None).grpc_status(), Some("14"));
+        assert_eq!(backend.heads().len(), expected, "{pushback}");
+    }
+}
+
 #[test]
 fn the_deadline_is_passed_on_and_kept() {
     let backend = Http2Backend::start(|mut call| async move {
@@ -133,13 +167,18 @@ fn the_deadline_is_passed_on_and_kept() {
     let passed_on = backend.heads()[0].headers["grpc-timeout"].to_str().unwrap().to_owned();
     let millis: u64 = passed_on.strip_suffix('m').unwrap().parse().unwrap();
     assert!(millis <= 150, "{passed_on}");
-    // The policy's own limit is passed on too, where it is shorter.
     client.call("/shop.Payments/Charge", Some("1u"));
+    // The policy's own limit is until the head, and must not be taken for that of a stream.
     let sidecar = grpc(&backend, "  defaults: {timeouts: {request: 300ms, backendRequest: 300ms}}\n");
     let before = backend.heads().len();
     assert_eq!(Http2Client::connect(sidecar.address("inbound")).call("/shop.Payments/Charge", Some("1H")).grpc_status(), Some("4"));
-    let passed_on = backend.heads()[before].headers["grpc-timeout"].to_str().unwrap().to_owned();
-    assert!(passed_on.strip_suffix('m').unwrap().parse::<u64>().unwrap() <= 300, "{passed_on}");
+    let head = &backend.heads()[before].headers;
+    let of_call = head["grpc-timeout"].to_str().unwrap().strip_suffix('m').unwrap().parse::<u64>().unwrap();
+    assert!((3_590_000..=3_600_000).contains(&of_call), "{of_call}");
+    assert!(head["x-outrigger-deadline-ms"].to_str().unwrap().parse::<u64>().unwrap() <= 300);
+    let before = backend.heads().len();
+    client.call("/shop.Payments/Charge", None);
+    assert!(!backend.heads()[before].headers.contains_key("grpc-timeout"), "who gave no end gets none");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod bodies;
 mod breakers;
 mod clients;
 mod command_line;
+mod deadlines;
 mod diagnostics;
 mod discovery;
 mod drain;

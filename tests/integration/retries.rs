@@ -74,6 +74,23 @@ fn a_post_with_an_idempotency_key_or_by_the_routes_leave_is_repeated() {
 }
 
 #[test]
+fn what_another_sidecar_tries_again_is_not_multiplied() {
+    let backend = failing(usize::MAX);
+    let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
+    let mut client = sidecar.client();
+    let ask = |attempt: &str| format!("GET / HTTP/1.1\r\nhost: a\r\nx-outrigger-attempt: {attempt}\r\n\r\n");
+    assert_eq!(client.send(ask("2")).answer().status, 503);
+    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(backend.seen()[0].header("x-outrigger-attempt"), Some("2"), "the count goes on");
+    assert_eq!(sidecar.metric(r#"outrigger_retries_stopped_total{backend="app",why="already_retried"}"#), 1.0);
+    for first in ["1", "0", "many"] {
+        let before = backend.seen().len();
+        assert_eq!(client.send(ask(first)).answer().status, 503);
+        assert_eq!(backend.seen().len(), before + 3, "{first}");
+    }
+}
+
+#[test]
 fn a_connection_that_cannot_be_made_is_tried_elsewhere_for_every_method() {
     let backend = Backend::healthy();
     let sidecar = Sidecar::start(&policy(&[Backend::nowhere(), backend.address], AMPLE));

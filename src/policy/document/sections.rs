@@ -65,7 +65,8 @@ pub struct Retry {
     /// Statuses that are tried again. Default 502, 503, 504.
     pub codes: Option<Vec<StatusRange>>,
     /// Statuses of gRPC that are tried again, if they came instead of an answer. Default none: a call that failed at once looks the same as
-    /// one that never ran, so name only what your services give before they begin.
+    /// one that never ran, so name only what your services give before they begin. With `retryNonIdempotent` calls are tried again as well
+    /// that fail after their head and before their first message; the head is then kept back until one of the two comes.
     pub grpc_codes: Option<Vec<GrpcCode>>,
     /// The base of the wait: before retry n it is drawn from 0 to backoff * 2^(n-1) (full jitter). Default 25ms.
     pub backoff: Option<Span>,

@@ -11,7 +11,7 @@ fn config() -> RetryConfig {
 }
 
 fn situation(failure: Failure) -> Situation {
-    Situation { failure, is_idempotent: true, is_body_replayable: true, retries: 0, transparent_retries: 0, time_left: Duration::from_secs(10) }
+    Situation { failure, is_idempotent: true, is_body_replayable: true, is_retry: false, retries: 0, transparent_retries: 0, time_left: Duration::from_secs(10) }
 }
 
 const STATUS: Failure = Failure::Status { retry_after: None };
@@ -67,6 +67,19 @@ fn attempts_are_bounded_and_transparent_ones_apart() {
     assert_eq!(config().decide(&used, 0.5), retry(100, true), "the second transparent one");
     let used = Situation { transparent_retries: 2, ..situation(Failure::ConnectFailure) };
     assert_eq!(config().decide(&used, 0.5), Verdict::Stop(StopReason::AttemptsExhausted));
+}
+
+#[test]
+fn what_the_proxy_before_repeats_is_repeated_only_if_it_never_reached_the_app() {
+    use Failure::*;
+    for failure in [Reset, PerTryTimeout, STATUS, Declined { retry_after: None }] {
+        let situation = Situation { is_retry: true, ..situation(failure) };
+        assert_eq!(config().decide(&situation, 0.5), Verdict::Stop(StopReason::AlreadyRetried), "{failure:?}");
+    }
+    for failure in [ConnectFailure, ResetBeforeRequest, Refused] {
+        let situation = Situation { is_retry: true, ..situation(failure) };
+        assert_eq!(config().decide(&situation, 0.5), retry(50, true), "{failure:?}");
+    }
 }
 
 #[test]
