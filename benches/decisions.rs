@@ -118,7 +118,7 @@ fn others(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("limits");
     let limit = Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight: NonZeroU32::MAX, max_pending: 0 }, Mode::Enforce, None, now));
-    group.bench_function("enter and leave", |bench| bench.iter(|| drop(black_box(limit.enter()))));
+    group.bench_function("enter and leave", |bench| bench.iter(|| drop(black_box(limit.enter(None)))));
     let budget = Arc::new(BudgetState::new("app".into(), RetryBudgetConfig::default(), now));
     group.bench_function("retry budget: count a request", |bench| bench.iter(|| budget.deposit(black_box(now))));
     group.finish();

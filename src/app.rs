@@ -91,7 +91,7 @@ impl App {
             StartFault::Policy(faults) => StartError::Policy(faults),
             StartFault::Bind(why) => StartError::Bind(why),
         })?;
-        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, name_server: settings.name_server, signals };
+        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, name_server: settings.name_server, cgroup: settings.cgroup, signals };
         let (end, ended) = oneshot::channel();
         let control = thread::Builder::new().name("control".into()).spawn(move || {
             let run = async {

@@ -10,6 +10,7 @@ mod grpc_check;
 mod http2_call;
 mod http_call;
 mod probing;
+mod protection;
 mod recovery;
 mod reload;
 #[cfg(any(feature = "redis", feature = "rls"))]
@@ -18,7 +19,7 @@ mod signals;
 mod upkeep;
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch as channel},
@@ -43,6 +44,8 @@ pub struct Control {
     pub poll_interval: Duration,
     /// A name server to ask instead of the system's.
     pub name_server: Option<SocketAddr>,
+    /// The cgroup to watch instead of the process's own.
+    pub cgroup: Option<PathBuf>,
     /// The signals of the process that are heeded.
     pub signals: Signals,
 }
@@ -50,7 +53,7 @@ pub struct Control {
 impl Control {
     /// Runs until the instance has drained.
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
-        let Self { state, mut reloader, poll_interval, name_server, mut signals } = self;
+        let Self { state, mut reloader, poll_interval, name_server, cgroup, mut signals } = self;
         let (changed, mut changes) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
@@ -63,6 +66,7 @@ impl Control {
         tasks.spawn(upkeep::upkeep(state.clone()));
         tasks.spawn(certificates::follow(state.clone(), poll_interval));
         tasks.spawn(upkeep::watch_outliers(state.clone()));
+        tasks.spawn(protection::watch(state.clone(), cgroup));
         tasks.spawn(recovery::recover(state.clone()));
         let (asked_by, is_signal) = loop {
             tokio::select! {

@@ -21,6 +21,8 @@ pub struct Settings {
     pub zone: Option<String>,
     /// A name server to ask instead of the system's.
     pub name_server: Option<SocketAddr>,
+    /// The cgroup whose resources are watched instead of the process's own.
+    pub cgroup: Option<PathBuf>,
     /// Whether to heed the signals of the process.
     pub heeds_signals: bool,
     /// What `${NAME}` in a policy is taken from.
@@ -53,6 +55,7 @@ impl Settings {
             admin_token: None,
             zone: None,
             name_server: None,
+            cgroup: None,
             heeds_signals: false,
             environment: HashMap::new(),
         }

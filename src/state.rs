@@ -10,14 +10,17 @@ pub mod breaker;
 pub mod budget;
 pub mod command;
 pub mod endpoint;
+pub mod hedge;
 pub mod lifecycle;
 pub mod limit;
 pub mod listening;
 pub mod live;
 pub mod outlier;
+pub mod protection;
 pub mod rate_limit;
 pub mod registry;
 pub mod remote_limits;
+pub mod stale;
 pub mod store;
 pub mod tls;
 
@@ -44,6 +47,8 @@ pub struct State {
     pub lifecycle: Lifecycle,
     /// The secret under which the keys of rate limits are hashed.
     pub limit_hasher: ahash::RandomState,
+    /// How short of resources the instance is.
+    pub protection: protection::ProtectionState,
     /// The one place that events are told to.
     pub telemetry: Arc<Telemetry>,
     /// What the certificate files held when they were last read well.
@@ -64,6 +69,7 @@ impl State {
         let state = Arc::new(Self {
             live: ArcSwap::from_pointee(Live::nothing()),
             lifecycle: Lifecycle::new(now),
+            protection: protection::ProtectionState::default(),
             limit_hasher: ahash::RandomState::new(),
             telemetry,
             tls: tls::TlsStore::default(),

@@ -9,7 +9,7 @@ use crate::{
     policy::snapshot::{ActionSpec, Balancer, RecoveryAction},
     resilience::{Mode, health::Health, outlier::Standing},
     state::{State, backend::BackendState, breaker::BreakerState},
-    telemetry::metrics::{health_name, name, state_name},
+    telemetry::metrics::{health_name, level_name, name, signal_name, state_name},
 };
 
 #[derive(Serialize)]
@@ -121,6 +121,8 @@ pub(super) struct Limits {
     admission: Vec<Admission>,
     /// Who keeps those of all instances.
     global: Option<Global>,
+    /// How short of resources the instance is, if that is watched.
+    protection: Option<Protection>,
 }
 
 /// What an admission control has counted in its window.
@@ -131,6 +133,20 @@ struct Admission {
     attempts: u32,
     good: u32,
     rejection_percent: f64,
+}
+
+#[derive(Serialize)]
+struct Protection {
+    mode: &'static str,
+    level: &'static str,
+    signals: Vec<SignalView>,
+}
+
+#[derive(Serialize)]
+struct SignalView {
+    name: &'static str,
+    percent: f64,
+    level: &'static str,
 }
 
 #[derive(Serialize)]
@@ -350,6 +366,16 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
             is_connected: live.remote_limits.as_ref().map(|remote| remote.engine().is_some()),
             fails_closed: global.fails_closed,
         }),
+        protection: live.snapshot.protection.as_ref().map(|spec| Protection {
+            mode: mode(spec.mode),
+            level: level_name(state.protection.level()),
+            signals: state
+                .protection
+                .signals()
+                .into_iter()
+                .map(|(signal, value, level)| SignalView { name: signal_name(signal), percent: value * 100.0, level: level_name(level) })
+                .collect(),
+        }),
     }
 }
 
@@ -416,6 +442,12 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
     }
     for admission in &live.admissions {
         metrics.gauge(name::ADMISSION_REJECTION, &[("admission", admission.name())]).set(admission.snapshot(now).1.value());
+    }
+    if live.snapshot.protection.is_some() {
+        metrics.gauge(name::PROTECTION_LEVEL, &[]).set(f64::from(state.protection.level() as u8));
+    }
+    for (signal, value, _) in state.protection.signals() {
+        metrics.gauge(name::PROTECTION_SIGNAL, &[("signal", signal_name(signal))]).set(value);
     }
     for budget in &live.budgets {
         metrics.gauge(name::RETRY_BUDGET, &[("budget", budget.name())]).set(f64::from(budget.remaining(now)));

@@ -5,11 +5,12 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 use clap::Args;
 
 use super::{Outcome, complain, environment, say};
+use crate::clock::Rfc3339;
 use crate::policy::{
     self,
     document::Direction,
     matching::RequestView,
-    snapshot::{ActionSpec, Discovery, PolicySpec, RouteSpec, Snapshot},
+    snapshot::{ActionSpec, Discovery, FallbackTo, PolicySpec, RouteSpec, Snapshot},
     units::Span,
 };
 
@@ -88,6 +89,15 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
     if let (true, Some(global)) = (route.rate_limits.rules.iter().any(|rule| rule.is_global), &set.global_rate_limit) {
         writeln!(out, "  of all instances   {global}")?;
     }
+    if let Some(fault) = &route.fault {
+        writeln!(out, "  fault on purpose   {:?}, until {}, delay {:?}, abort {:?}", fault.mode, Rfc3339(fault.until), fault.delay, fault.abort)?;
+    }
+    for mirror in &route.mirrors {
+        writeln!(out, "  copies             {} % to {}", mirror.share.percent(), mirror.backend)?;
+    }
+    if let (Some(protection), Direction::Inbound) = (&set.protection, route.direction) {
+        writeln!(out, "  shed by            {}: {} ({:?})", protection.header, protection.classes.join(" > "), protection.mode)?;
+    }
     match &route.action {
         ActionSpec::Redirect(redirect) => writeln!(out, "  redirect           {}", redirect.status),
         ActionSpec::Forward(destinations) => destinations.iter().try_for_each(|to| {
@@ -145,7 +155,34 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         None => writeln!(out, "    circuit breaker  none")?,
         Some(breaker) => writeln!(out, "    circuit breaker  {}: {:?}, scope {:?}, {:?}   (from {})", breaker.name, breaker.mode, breaker.scope, breaker.config, breaker.origin)?,
     }
-    describe_load(out, policy)
+    describe_load(out, policy)?;
+    describe_degradation(out, policy)
+}
+
+/// What is done when an answer is late, and what is answered instead of a failure.
+fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
+    if let Some(hedging) = &policy.hedging {
+        let delay = hedging.config.delay.map_or_else(|| "as late as one answer in twenty".to_owned(), |delay| format!("after {}", Span(delay)));
+        writeln!(out, "    hedging          {}: {:?}, up to {} requests, {delay}   (from {})", hedging.name, hedging.mode, hedging.config.max_attempts, hedging.origin)?;
+    }
+    if let Some(stale) = &policy.stale {
+        writeln!(
+            out,
+            "    stale answers    {}: {:?}, up to {} old, {} bytes each and {} in all   (from {})",
+            stale.name,
+            stale.mode,
+            Span(stale.max_age),
+            stale.max_entry_bytes,
+            stale.max_bytes,
+            stale.origin
+        )?;
+    }
+    let Some(fallback) = &policy.fallback else { return Ok(()) };
+    let to = match &fallback.to {
+        FallbackTo::Response { status, .. } => format!("answers {status}"),
+        FallbackTo::Backend(name) => format!("asks {name}"),
+    };
+    writeln!(out, "    fallback         {:?}, {to} on {:?}   (from {})", fallback.mode, fallback.triggers, fallback.origin)
 }
 
 /// What holds the number of requests back.

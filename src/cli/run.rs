@@ -43,6 +43,9 @@ pub(super) struct Run {
     /// A name server to ask instead of those of the system.
     #[arg(long, env = "OUTRIGGER_NAME_SERVER", value_name = "ADDR")]
     name_server: Option<SocketAddr>,
+    /// The cgroup whose resources `protection` watches; by default that of this process. To watch the whole pod, mount its cgroup and name it here.
+    #[arg(long, env = "OUTRIGGER_CGROUP", value_name = "DIR")]
+    cgroup: Option<PathBuf>,
     /// What is logged: a level, or directives like `info,outrigger::proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = log_level, value_name = "LEVEL")]
     log_level: String,
@@ -83,6 +86,7 @@ impl Run {
         settings.admin_token = admin_token;
         settings.zone = self.zone;
         settings.name_server = self.name_server;
+        settings.cgroup = self.cgroup;
         settings.heeds_signals = true;
         settings.environment = environment();
         if let Some(workers) = self.workers {

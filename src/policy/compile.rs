@@ -6,10 +6,12 @@
 mod admission;
 mod backends;
 mod balancing;
+mod degradation;
 mod global_rate_limit;
 mod health;
 mod listeners;
 mod process;
+mod protection;
 mod rate_limits;
 mod routes;
 mod sections;
@@ -108,6 +110,7 @@ impl<'a> Compiler<'a> {
         let lifecycle = self.lifecycle(&backends);
         let recoveries = self.recoveries(&backends, &routes);
         let global_rate_limit = self.global_rate_limit(&backends, &routes);
+        let protection = self.protection();
         let access_log = self.access_log();
         Snapshot {
             hash,
@@ -118,6 +121,7 @@ impl<'a> Compiler<'a> {
             lifecycle,
             recoveries,
             global_rate_limit,
+            protection,
             access_log,
         }
     }

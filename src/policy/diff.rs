@@ -51,6 +51,7 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
         },
     );
     changed("lifecycle", &old.lifecycle, &new.lifecycle, &mut lines);
+    changed("protection", &old.protection, &new.protection, &mut lines);
     changed("access log", &old.access_log, &new.access_log, &mut lines);
     lines
 }
@@ -143,6 +144,8 @@ fn route_changes(old_set: &Snapshot, old: &RouteSpec, new_set: &Snapshot, new: &
     if matches(old_set, &old.name) != matches(new_set, &new.name) {
         changes.push("what it matches has changed".to_owned());
     }
+    changed("fault injection", &old.fault, &new.fault, &mut changes);
+    changed("mirrors", &old.mirrors, &new.mirrors, &mut changes);
     rate_limit_changes(old, new, &mut changes);
     let (ActionSpec::Forward(before), ActionSpec::Forward(now)) = (&old.action, &new.action) else {
         if format!("{:?}", old.action) != format!("{:?}", new.action) {
@@ -183,6 +186,14 @@ fn policy_changes(backend: &str, old: &PolicySpec, new: &PolicySpec, changes: &m
     changed(&format!("retries towards {backend}"), &old.retry, &new.retry, changes);
     if old.budget != new.budget {
         changes.push(format!("retry budget towards {backend} changed, it begins anew"));
+    }
+    changed(&format!("hedging towards {backend}"), &old.hedging, &new.hedging, changes);
+    if old.fallback != new.fallback {
+        changes.push(format!("fallback of {backend} changed"));
+    }
+    if old.stale != new.stale {
+        let kept = if new.stale.is_some() && old.stale.as_ref().map(|stale| &stale.name) == new.stale.as_ref().map(|stale| &stale.name) { ", what is kept stays" } else { "" };
+        changes.push(format!("stale answers of {backend} changed{kept}"));
     }
     if old.admission != new.admission {
         changes.push(format!("admission control towards {backend} changed; with other numbers it counts anew"));

@@ -10,10 +10,14 @@
 mod admission;
 mod backend;
 mod balancer;
+mod degradation;
+mod fault_injection;
 mod global_rate_limit;
 mod health;
+mod hedging;
 mod listener;
 mod process;
+mod protection;
 mod rate_limit;
 mod route;
 mod sections;
@@ -27,17 +31,21 @@ use serde::Deserialize;
 pub use admission::AdmissionControl;
 pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
 pub use balancer::{ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType, SlowStart, ZoneAware, ZoneMode};
+pub use degradation::{AsideRef, Fallback, FallbackResponse, FallbackTrigger, StaleIfError};
+pub use fault_injection::{FaultAbort, FaultDelay, FaultInjection};
 pub use global_rate_limit::{GlobalBackend, GlobalBackendType, GlobalRateLimit, RateLimitService, Redis, Replicas};
 pub use health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection};
+pub use hedging::Hedging;
 pub use listener::{ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor};
 pub use process::{AccessLog, Action, ActionType, Drain, Lifecycle, LogFormat, Recovery, Rung, Startup, Telemetry, Trigger, TriggerType, Undo};
+pub use protection::{Protection, Shed, SignalLevels, Signals};
 pub use rate_limit::{
     ClientSelector, Cost, CostFrom, GlobalRateLimitRules, HeaderSelector, IdentitySelector, Limit, LimitUnit, LocalRateLimit, MethodSelector, PaceQueue, RateLimit,
     RateLimitHeaders, RateLimitRule, RateWarmUp, RequestCost, ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
 };
 pub use route::{
-    BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier, PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route, RouteMatch,
-    UrlRewrite,
+    BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier, PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror,
+    Route, RouteMatch, UrlRewrite,
 };
 pub use sections::{
     Adaptive, AdaptiveAlgorithm, BreakerScope, CircuitBreaker, ConnectionLimits, GrpcCode, ModeName, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections,
@@ -103,26 +111,11 @@ pub struct Spec {
     pub recovery: Vec<Recovery>,
     /// Who keeps the limits that all instances share. At most once in a directory.
     pub global_rate_limit: Option<GlobalRateLimit>,
+    /// How this instance protects itself. At most once in a directory.
+    pub protection: Option<Protection>,
     /// What is written down about requests. At most once in a directory.
     pub telemetry: Option<Telemetry>,
 }
 
 /// Sections of the full policy format that this version does not build yet. They are refused by name, never ignored.
-pub const NOT_YET: &[&str] = &[
-    "fallback",
-    "hedging",
-    "warmUp",
-    "staleIfError",
-    "faultInjection",
-    "rollouts",
-    "lanes",
-    "protection",
-    "alerts",
-    "notifications",
-    "verify",
-    "tracing",
-    "requestMirror",
-    "appProbes",
-    "session",
-    "startupDelay",
-];
+pub const NOT_YET: &[&str] = &["warmUp", "rollouts", "lanes", "alerts", "notifications", "verify", "tracing", "appProbes", "session", "startupDelay"];

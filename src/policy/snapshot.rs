@@ -4,7 +4,9 @@
 //! remembers from where. A request pins one snapshot and sees it to its end.
 
 mod backend;
+mod degradation;
 mod global_rate_limit;
+mod protection;
 mod rate_limit;
 mod tls;
 
@@ -20,7 +22,9 @@ use crate::resilience::{
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
+pub use self::degradation::{FallbackSpec, FallbackTo, FaultAnswer, FaultSpec, HedgingSpec, MirrorSpec, StaleSpec};
 pub use self::global_rate_limit::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, ServiceSpec};
+pub use self::protection::ProtectionSpec;
 pub use self::rate_limit::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec, WarmUpSpec};
 pub use self::tls::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace};
 use super::matching::Rule;
@@ -44,6 +48,8 @@ pub struct Snapshot {
     pub recoveries: Vec<RecoverySpec>,
     /// Who keeps the limits of the whole service.
     pub global_rate_limit: Option<GlobalRateLimitSpec>,
+    /// How this instance protects itself.
+    pub protection: Option<ProtectionSpec>,
     /// What is written down about requests.
     pub access_log: AccessLogSpec,
 }
@@ -99,6 +105,12 @@ pub struct RouteSpec {
     pub action: ActionSpec,
     /// The rate limits.
     pub rate_limits: RateLimitSpec,
+    /// Faults on purpose.
+    pub fault: Option<FaultSpec>,
+    /// Who gets copies.
+    pub mirrors: Vec<MirrorSpec>,
+    /// Backends that are asked beside the others: those of fallbacks and mirrors, each once.
+    pub aside: Vec<Destination>,
 }
 
 /// What is done with a request.
@@ -223,6 +235,12 @@ pub struct PolicySpec {
     pub admission: Option<AdmissionSpec>,
     /// How much may be in flight.
     pub limits: Option<LimitSpec>,
+    /// Further requests for an answer that is late.
+    pub hedging: Option<HedgingSpec>,
+    /// What is answered instead.
+    pub fallback: Option<FallbackSpec>,
+    /// Answers that are given again when it fails.
+    pub stale: Option<StaleSpec>,
 }
 
 /// How long things may take; `None` is for ever.

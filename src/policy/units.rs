@@ -3,10 +3,16 @@
 //! Each type parses once, at the border, into a value that cannot be wrong, and describes itself to the JSON Schema. The
 //! spellings are those that Kubernetes users write already: durations as GEP-2257, sizes as Kubernetes quantities.
 
-use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::resilience::ratio::Ratio;
 
@@ -22,6 +28,10 @@ pub struct Span(pub Duration);
 /// A number of bytes as a Kubernetes quantity: `64Ki`, `10M`, `512`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
+
+/// A moment, as RFC 3339 writes it: `2026-12-01T00:00:00Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub SystemTime);
 
 /// A number in `0..=100`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
@@ -125,6 +135,15 @@ impl FromStr for Size {
     }
 }
 
+impl FromStr for Timestamp {
+    type Err = InvalidUnit;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
+        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| InvalidUnit(format!("`{text}` is not a moment: write it like `2026-12-01T00:00:00Z`")))?;
+        Ok(Self(moment.into()))
+    }
+}
+
 impl FromStr for StatusRange {
     type Err = InvalidUnit;
 
@@ -216,6 +235,12 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(scalar("a moment like `2026-12-01T00:00:00Z`"))
+    }
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(scalar("a size like `64Ki`"))
@@ -251,6 +276,7 @@ macro_rules! schema {
 
 schema!(Span, "Duration", {"type": "string", "pattern": DURATION_PATTERN, "format": "outrigger-duration", "description": "A duration (GEP-2257): `1h30m`, `15s`, `250ms`."});
 schema!(Size, "Size", {"type": ["string", "integer"], "pattern": SIZE_PATTERN, "format": "outrigger-size", "minimum": 0, "description": "Bytes, as a Kubernetes quantity: `64Ki`, `10M`, `512`."});
+schema!(Timestamp, "Timestamp", {"type": "string", "format": "outrigger-timestamp", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2})$", "description": "A moment (RFC 3339): `2026-12-01T00:00:00Z`."});
 schema!(Percent, "Percent", {"type": "number", "minimum": 0, "maximum": 100, "description": "A percentage from 0 to 100."});
 schema!(StatusRange, "StatusRange", {"type": ["string", "integer"], "pattern": "^([1-5]xx|[1-5][0-9]{2}(-[1-5][0-9]{2})?|gateway-error)$", "format": "outrigger-status", "minimum": 100, "maximum": 599, "description": "Statuses: `503`, `5xx`, `500-504` or `gateway-error` (502 to 504)."});
 

@@ -14,12 +14,14 @@ use super::{
 };
 use crate::{
     clock,
+    policy::{document::Direction, snapshot::ProtectionSpec},
+    resilience::{Mode, shed::Class},
     state::{
         admission::Verdict,
         limit::{Entry, LimitGuard},
         live::RouteState,
     },
-    telemetry::reason::Reason,
+    telemetry::{metrics::signal_name, reason::Reason},
 };
 
 /// Lets in who may use the route at all.
@@ -46,19 +48,50 @@ pub(super) fn control(exchange: &Exchange<'_>, now: Instant) -> Result<(), Rejec
     }
 }
 
+/// Refuses who matters less while the instance is short of something; the class of who does not. Outbound requests are none of it: they finish what
+/// was let in.
+pub(super) fn protect(exchange: &Exchange<'_>, client: &Client) -> Result<Option<Class>, Rejection> {
+    let inbound = |_: &&ProtectionSpec| exchange.route.spec.direction == Direction::Inbound;
+    let Some(spec) = exchange.live.snapshot.protection.as_ref().filter(inbound) else { return Ok(None) };
+    let class = class(spec, client);
+    let protection = &exchange.worker.state.protection;
+    if class.is_refused_at(protection.level()) {
+        if spec.mode == Mode::Enforce {
+            let signal = protection.cause().map_or("", signal_name);
+            return Err(shed(signal, spec, class));
+        }
+        exchange.would_refuse(Reason::Shed);
+    }
+    Ok((spec.mode == Mode::Enforce).then_some(class))
+}
+
+/// The class that a request says it is of.
+fn class(spec: &ProtectionSpec, client: &Client) -> Class {
+    let said = client.text(&spec.header).unwrap_or_default().trim();
+    Class::ALL.into_iter().zip(&spec.classes).find(|(_, name)| name.eq_ignore_ascii_case(said)).map_or(Class::Normal, |(class, _)| class)
+}
+
+fn shed(by: &str, spec: &ProtectionSpec, class: Class) -> Rejection {
+    Rejection::by(Reason::Shed, format!("{by}:{}", spec.classes[class as usize]).into()).after(std::time::Duration::from_secs(1))
+}
+
 /// Takes a place in flight, or waits for one.
-pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Result<Option<LimitGuard>, Rejection> {
+pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client, class: Option<Class>) -> Result<Option<LimitGuard>, Rejection> {
     let (Some(limit), Some(spec)) = (&exchange.destination.limit, &exchange.destination.policy.limits) else {
         return Ok(None);
     };
     let refused = |reason| Rejection::by(reason, Arc::clone(limit.name())).after(std::time::Duration::from_secs(1));
-    match limit.enter() {
+    match limit.enter(class) {
         Entry::Admitted(guard) => Ok(Some(guard)),
         Entry::WouldRefuse(guard) => {
             exchange.would_refuse(Reason::ConcurrencyLimit);
             Ok(Some(guard))
         }
         Entry::Refused => Err(refused(Reason::ConcurrencyLimit)),
+        Entry::Shed => Err(match (&exchange.live.snapshot.protection, class) {
+            (Some(protection), Some(class)) => shed(limit.name(), protection, class),
+            _ => refused(Reason::ConcurrencyLimit),
+        }),
         Entry::Queued(waiting) => {
             let turn = unless_gone(client, waiting);
             let turn = clock::within(Some(spec.pending_timeout), turn).await;

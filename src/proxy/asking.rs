@@ -4,9 +4,11 @@
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use pingora::http::ResponseHeader;
 
 use super::{
+    asker::Asker,
     attempt::{Failed, gone},
     classify::Broken,
     client::{Client, ClientEvent, Listen},
@@ -15,8 +17,7 @@ use super::{
     http2::client::Fault,
     peer::{self, NoConnection, Wanted},
     rejection::Rejection,
-    request_body::RequestBody,
-    serve::{Exchange, Progress},
+    serve::Exchange,
     upstream::{Await, Upstream, UpstreamEvent},
 };
 use crate::{
@@ -33,29 +34,22 @@ pub(super) struct Head {
 }
 
 /// Asks an endpoint.
-pub(super) async fn ask(
-    exchange: &Exchange<'_>,
-    client: &mut Client,
-    body: &mut RequestBody,
-    deadline: &mut Deadline,
-    progress: &Progress,
-    endpoint: &Arc<EndpointState>,
-) -> Result<(Upstream, Head), Failed> {
-    let mut upstream = connect(exchange, client.asked().is_idempotent(), deadline, endpoint).await?;
-    let has_body = !body.is_done() || !body.kept().is_empty();
+pub(super) async fn ask(exchange: &Exchange<'_>, asker: &mut Asker<'_>, deadline: &mut Deadline, number: u32, endpoint: &Arc<EndpointState>) -> Result<(Upstream, Head), Failed> {
+    let mut upstream = connect(exchange, asker.asked().is_idempotent(), deadline, endpoint).await?;
+    let has_body = !asker.is_done() || !asker.body().is_empty();
     let time_left = deadline.for_backend(clock::now());
-    let asked = client.asked();
-    let attempt = asked.attempt().saturating_add(progress.attempts - 1);
+    let asked = asker.asked();
+    let attempt = asked.attempt().saturating_add(number - 1);
     let head = headers::upstream(exchange, &asked, endpoint.authority(), attempt, has_body, time_left);
     // Writing only queues, so that it fails only on a head that cannot be written.
     upstream.write_head(head.map_err(|_| Rejection::of(Reason::InternalError))?).await?;
-    for piece in body.kept() {
+    for piece in asker.body() {
         upstream.write(piece).await?;
     }
-    if body.is_done() {
-        upstream.finish(body.trailers().cloned()).await?;
+    if asker.is_done() {
+        upstream.finish(asker.trailers().cloned()).await?;
     }
-    let head = await_head(exchange, client, body, deadline, &mut upstream).await?;
+    let head = await_head(exchange, asker, deadline, &mut upstream).await?;
     Ok((upstream, head))
 }
 
@@ -87,37 +81,36 @@ enum Event {
 }
 
 /// Sends the rest of the request and waits for the head of the answer, whichever comes first.
-async fn await_head(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, deadline: &mut Deadline, upstream: &mut Upstream) -> Result<Head, Failed> {
+async fn await_head(exchange: &Exchange<'_>, asker: &mut Asker<'_>, deadline: &mut Deadline, upstream: &mut Upstream) -> Result<Head, Failed> {
     let mut is_listening = true;
-    let mut until = limit(exchange, deadline, body.is_done());
+    let mut until = limit(exchange, deadline, asker.is_done());
     loop {
-        let listen = if body.is_done() || (is_listening && upstream.is_pushed()) { Listen::after(body.is_done()) } else { Listen::Not };
+        let listen = if asker.is_done() || (is_listening && upstream.is_pushed()) { Listen::after(asker.is_done()) } else { Listen::Not };
         let events = async {
             tokio::select! {
                 biased;
                 event = upstream.next(Await::Head, is_listening) => Event::Upstream(event),
-                event = client.next(listen) => Event::Client(event),
+                event = asker.next(listen) => Event::Client(event),
             }
         };
-        let Ok(event) = clock::until(until, events).await else { return Err(timed_out(deadline, body, upstream)) };
+        let Ok(event) = clock::until(until, events).await else { return Err(timed_out(deadline, asker.is_done(), upstream)) };
         match event {
             Event::Upstream(UpstreamEvent::Head(Ok(()))) => {
-                if let Some(head) = answered(exchange, client, upstream, is_listening).await? {
+                if let Some(head) = answered(exchange, asker, upstream, is_listening).await? {
                     return Ok(head);
                 }
             }
             Event::Upstream(UpstreamEvent::Head(Err(fault))) => return Err(broken(fault, upstream).into()),
-            Event::Upstream(UpstreamEvent::Pushed(true)) => until = limit(exchange, deadline, body.is_done()),
+            Event::Upstream(UpstreamEvent::Pushed(true)) => until = limit(exchange, deadline, asker.is_done()),
             // It takes no more; it may have answered before it closed.
             Event::Upstream(UpstreamEvent::Pushed(false)) => is_listening = false,
             Event::Upstream(UpstreamEvent::Body(_)) => return Err(Broken::Protocol.into()),
             Event::Client(ClientEvent::Pushed(pushed)) => pushed.map_err(gone)?,
             Event::Client(ClientEvent::Read(read)) => {
                 let piece = read.map_err(gone)?;
-                // The session tells of the end with the last piece, or after it.
-                body.note(piece.as_ref(), piece.is_none() || client.is_body_done(), client.take_trailers())?;
-                forward(upstream, body, piece.as_ref()).await?;
-                until = limit(exchange, deadline, body.is_done());
+                asker.note(piece.as_ref())?;
+                forward(upstream, piece.as_ref(), asker.is_done(), asker.trailers()).await?;
+                until = limit(exchange, deadline, asker.is_done());
             }
         }
     }
@@ -125,7 +118,7 @@ async fn await_head(exchange: &Exchange<'_>, client: &mut Client, body: &mut Req
 
 /// Waits for the first piece of an answer, or for its end: what comes without a piece has delivered nothing yet. No longer than an attempt
 /// may take; then it goes on as it is.
-pub(super) async fn first_piece(exchange: &Exchange<'_>, client: &mut Client, deadline: &Deadline, upstream: &mut Upstream) -> Result<Option<Bytes>, Failed> {
+pub(super) async fn first_piece(exchange: &Exchange<'_>, asker: &mut Asker<'_>, deadline: &Deadline, upstream: &mut Upstream) -> Result<Option<Bytes>, Failed> {
     if upstream.is_body_done() {
         return Ok(None);
     }
@@ -134,7 +127,7 @@ pub(super) async fn first_piece(exchange: &Exchange<'_>, client: &mut Client, de
         tokio::select! {
             biased;
             read = upstream.read() => Ok(read),
-            reason = client.gone() => Err(Failed::Rejected(gone(reason))),
+            reason = asker.gone() => Err(Failed::Rejected(gone(reason))),
         }
     };
     match clock::until([longest, deadline.at()].into_iter().flatten().min(), first).await {
@@ -146,11 +139,11 @@ pub(super) async fn first_piece(exchange: &Exchange<'_>, client: &mut Client, de
 }
 
 /// Queues what was just read of the request.
-pub(super) async fn forward(upstream: &mut Upstream, body: &RequestBody, piece: Option<&Bytes>) -> Result<(), Rejection> {
+pub(super) async fn forward(upstream: &mut Upstream, piece: Option<&Bytes>, is_done: bool, trailers: Option<&HeaderMap>) -> Result<(), Rejection> {
     if let Some(piece) = piece {
         upstream.write(piece).await?;
     }
-    if body.is_done() { upstream.finish(body.trailers().cloned()).await } else { Ok(()) }
+    if is_done { upstream.finish(trailers.cloned()).await } else { Ok(()) }
 }
 
 /// When the wait for the head is over: a client that is still sending may take its time, piece by piece.
@@ -165,17 +158,19 @@ fn limit(exchange: &Exchange<'_>, deadline: &mut Deadline, is_done: bool) -> Opt
 }
 
 /// Looks at a head; an interim one is passed on, and the next is waited for.
-async fn answered(exchange: &Exchange<'_>, client: &mut Client, upstream: &Upstream, is_listening: bool) -> Result<Option<Head>, Failed> {
+async fn answered(exchange: &Exchange<'_>, asker: &mut Asker<'_>, upstream: &Upstream, is_listening: bool) -> Result<Option<Head>, Failed> {
     let Some(head) = upstream.head() else { return Err(Broken::Protocol.into()) };
     if head.status == 101 {
-        let fits = is_listening && upstream.was_upgraded() && headers::wanted_upgrade(&client.asked()).is_some_and(|wanted| is_agreed(wanted, head));
+        let fits = is_listening && upstream.was_upgraded() && headers::wanted_upgrade(&asker.asked()).is_some_and(|wanted| is_agreed(wanted, head));
         return if fits { Ok(Some(Head { is_upgrade: true, is_listening })) } else { Err(Broken::Protocol.into()) };
     }
     if !head.status.is_informational() {
         return Ok(Some(Head { is_upgrade: false, is_listening }));
     }
-    let head = head.clone();
-    pass_on_interim(exchange, client, &head).await?;
+    if let Asker::Client(client, _) = asker {
+        let head = head.clone();
+        pass_on_interim(exchange, client, &head).await?;
+    }
     Ok(None)
 }
 
@@ -187,10 +182,10 @@ fn broken(fault: Fault, upstream: &Upstream) -> Broken {
     }
 }
 
-fn timed_out(deadline: &Deadline, body: &RequestBody, upstream: &Upstream) -> Failed {
+fn timed_out(deadline: &Deadline, is_done: bool, upstream: &Upstream) -> Failed {
     upstream.timed_out();
     let is_request = deadline.time_left(clock::now()).is_zero();
-    if is_request || body.is_done() || !upstream.is_pushed() {
+    if is_request || is_done || !upstream.is_pushed() {
         return Broken::TimedOut { is_request }.into();
     }
     gone(Reason::StreamIdleTimeout).into()

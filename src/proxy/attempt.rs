@@ -3,29 +3,37 @@
 //! One attempt picks an endpoint, asks its breaker, and asks the endpoint (`asking`). How it ended settles the breaker's permit; an
 //! attempt that is given up because the client left gives its permit back unjudged, and one of gRPC is judged by its trailers.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
 use super::{
+    asked::Asked,
+    asker::Asker,
     asking,
     classify::{self, Broken, Judgement},
     client::Client,
     deadline::Deadline,
-    grpc, headers,
+    grpc, headers, hedging,
     picking::{self, Picked},
     rejection::Rejection,
     request_body::RequestBody,
     retrying::{self, Tries},
     serve::{Exchange, Progress},
     settlement::{self, Settlement},
+    stale::Capture,
     upstream::Upstream,
 };
 use crate::{
     clock,
     state::{
+        breaker::BreakerGuard,
         budget::RetryGuard,
         endpoint::{EndpointGuard, EndpointState},
+        outlier::Observation,
     },
     telemetry::reason::Reason,
 };
@@ -39,6 +47,8 @@ pub(super) struct Answered {
     pub(super) is_listening: bool,
     /// What was read of its body already.
     pub(super) first: Option<Bytes>,
+    /// What is kept of it for the time when there is none.
+    pub(super) capture: Option<Box<Capture>>,
     /// The status of gRPC, if it is known.
     pub(super) grpc_status: Option<u8>,
     /// Until when the client itself waits, if it has said so.
@@ -72,24 +82,27 @@ impl From<Rejection> for Failed {
     }
 }
 
-/// Makes attempts until one is answered with something to pass on.
-pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress) -> Result<Answered, Rejection> {
+/// Makes attempts until one is answered with something to pass on. The policy's time begins at `began`, or when the client has sent all.
+pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, began: Instant) -> Result<Answered, Rejection> {
     let mut tries = Tries::default();
     let mut deadline = Deadline::new(exchange.destination.policy.timeouts.request, &client.asked(), progress.began);
     let mut retry_guard: Option<RetryGuard> = None;
     if body.is_done() {
-        deadline.begin(progress.began);
+        deadline.begin(began);
     }
-    if deadline.time_left(progress.began).is_zero() {
+    if deadline.time_left(began).is_zero() {
         // Whoever asked has given up by now.
         return Err(Rejection::of(Reason::RequestTimeout));
     }
     exchange.destination.budget.deposit(progress.began);
+    if let Some(plan) = hedging::plan(exchange, client, body, progress.began) {
+        return hedging::race(exchange, client, &plan, deadline, progress).await;
+    }
     loop {
-        progress.attempts += 1;
         let tried = tries.count();
-        let attempt = attempt(exchange, client, body, &mut tries, &mut deadline, progress).await;
-        let ended = match attempt {
+        let attempt = Attempt::begin(exchange, &client.asked(), &mut tries, progress)?;
+        let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &client.asked(), &tries), ..attempt };
+        let ended = match attempt.make(&mut Asker::Client(client, body), &mut deadline).await {
             Ok(answered) => Ok(answered),
             Err(Failed::Broken(broken)) => Err(broken),
             // Another may have room; one that was picked for want of another has not.
@@ -108,92 +121,113 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
         match (retry, ended) {
             (Some(retry), ended) => {
                 if let Ok(answered) = ended {
-                    retrying::discard(exchange, body, answered).await;
+                    retrying::discard(exchange, body.is_done(), answered).await;
                 }
                 wait(client, body, retry).await?;
             }
-            (None, Ok(answered)) => return Ok(Answered { _retry: retry_guard, ..answered }),
-            (None, Err(broken)) => {
-                let by = progress.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default();
-                return Err(Rejection::by(broken.reason(), by));
+            (None, Ok(answered)) => {
+                hedging::note_shadow(exchange, client, body, deadline.began());
+                return Ok(Answered { _retry: retry_guard, ..answered });
             }
+            (None, Err(broken)) => return Err(failed(progress, broken)),
         }
     }
 }
 
-async fn attempt(
-    exchange: &Exchange<'_>,
-    client: &mut Client,
-    body: &mut RequestBody,
-    tries: &mut Tries,
-    deadline: &mut Deadline,
-    progress: &mut Progress,
-) -> Result<Answered, Failed> {
-    let began = clock::now();
-    let Picked { index, breaker, observation } = picking::pick(exchange, &client.asked(), tries, began)?;
-    let backend = &exchange.destination.backend;
-    let endpoint = backend.endpoints[index].clone();
-    progress.endpoint = Some(endpoint.clone());
-    tries.note(index);
-    let guard = endpoint.enter();
-    let mut settlement = Settlement::new(exchange.destination, breaker, observation);
-    let made = match asking::ask(exchange, client, body, deadline, progress, &endpoint).await {
-        Ok((mut upstream, head)) if retrying::may_repeat_by_trailers(exchange, client, body, tries) => {
-            asking::first_piece(exchange, client, deadline, &mut upstream).await.map(|first| (upstream, head, first))
-        }
-        made => made.map(|(upstream, head)| (upstream, head, None)),
-    };
-    let now = clock::now();
-    // What the client took to send its request is not the backend's slowness.
-    settlement.answered(now.saturating_duration_since(deadline.began().unwrap_or(now).max(began)));
-    match made {
-        Ok((upstream, head, first)) => {
-            let (grpc_status, judgement) = judge(exchange, client, &upstream);
-            let leave_alone = upstream.head().and_then(|head| classify::retry_after(head, clock::wall));
-            let unsettled = match judgement {
-                Some(judgement) => {
-                    settlement.settle(judgement, leave_alone, now);
-                    None
-                }
-                None => {
-                    settlement.has_begun(now);
-                    Some(settlement)
-                }
-            };
-            note_start(exchange, &endpoint, &upstream, now);
-            let until = deadline.of_call();
-            let asking::Head { is_upgrade, is_listening } = head;
-            Ok(Answered { upstream, is_upgrade, is_listening, first, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None })
-        }
-        Err(Failed::Broken(broken)) => {
-            if deadline.is_clients_own(now) {
-                // How little time a client gives is no failure of the backend.
-                settlement.give_up(now);
-            } else {
-                settlement.settle(settlement::cut_off(broken.outcome()), None, now);
+/// How a request ends whose last attempt failed.
+pub(super) fn failed(progress: &Progress, broken: Broken) -> Rejection {
+    let by = progress.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default();
+    Rejection::by(broken.reason(), by)
+}
+
+/// One attempt at one endpoint.
+pub(super) struct Attempt<'e> {
+    exchange: &'e Exchange<'e>,
+    pub(super) endpoint: Arc<EndpointState>,
+    breaker: Option<BreakerGuard>,
+    observation: Option<Observation>,
+    pub(super) began: Instant,
+    /// Counted from 1 over the request.
+    number: u32,
+    /// Whether a call of gRPC is waited for up to its first message, because it may be tried again if it ends before.
+    looks_ahead: bool,
+}
+
+impl<'e> Attempt<'e> {
+    /// Picks an endpoint, and gets the right to ask it.
+    pub(super) fn begin(exchange: &'e Exchange<'e>, asked: &Asked<'_>, tries: &mut Tries, progress: &mut Progress) -> Result<Self, Rejection> {
+        progress.attempts += 1;
+        let began = clock::now();
+        let Picked { index, breaker, observation } = picking::pick(exchange, asked, tries, began)?;
+        let endpoint = exchange.destination.backend.endpoints[index].clone();
+        progress.endpoint = Some(endpoint.clone());
+        tries.note(index);
+        Ok(Self { exchange, endpoint, breaker, observation, began, number: progress.attempts, looks_ahead: false })
+    }
+
+    /// Asks the endpoint, and tells everybody who wants to know how it went.
+    pub(super) async fn make(self, asker: &mut Asker<'_>, deadline: &mut Deadline) -> Result<Answered, Failed> {
+        let Self { exchange, endpoint, breaker, observation, began, number, looks_ahead } = self;
+        let guard = endpoint.enter();
+        let mut settlement = Settlement::new(exchange.destination, breaker, observation);
+        let made = match asking::ask(exchange, asker, deadline, number, &endpoint).await {
+            Ok((mut upstream, head)) if looks_ahead && asker.is_replayable() => {
+                asking::first_piece(exchange, asker, deadline, &mut upstream).await.map(|first| (upstream, head, first))
             }
-            Err(Failed::Broken(broken))
-        }
-        // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
-        Err(Failed::Full) => Err(Failed::Full),
-        Err(rejected) => {
-            settlement.give_up(now);
-            Err(rejected)
+            made => made.map(|(upstream, head)| (upstream, head, None)),
+        };
+        let now = clock::now();
+        // What the client took to send its request is not the backend's slowness.
+        settlement.answered(now.saturating_duration_since(deadline.began().unwrap_or(now).max(began)));
+        match made {
+            Ok((upstream, head, first)) => {
+                let (grpc_status, judgement) = judge(exchange, &asker.asked(), &upstream);
+                let leave_alone = upstream.head().and_then(|head| classify::retry_after(head, clock::wall));
+                let unsettled = match judgement {
+                    Some(judgement) => {
+                        settlement.settle(judgement, leave_alone, now);
+                        None
+                    }
+                    None => {
+                        settlement.has_begun(now);
+                        Some(settlement)
+                    }
+                };
+                note_start(exchange, &endpoint, &upstream, now);
+                let until = deadline.of_call();
+                let asking::Head { is_upgrade, is_listening } = head;
+                Ok(Answered { upstream, is_upgrade, is_listening, first, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None })
+            }
+            Err(Failed::Broken(broken)) => {
+                if deadline.is_clients_own(now) {
+                    // How little time a client gives is no failure of the backend.
+                    settlement.give_up(now);
+                } else {
+                    settlement.settle(settlement::cut_off(broken.outcome()), None, now);
+                }
+                Err(Failed::Broken(broken))
+            }
+            // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
+            Err(Failed::Full) => Err(Failed::Full),
+            Err(rejected) => {
+                settlement.give_up(now);
+                Err(rejected)
+            }
         }
     }
 }
 
 /// Every endpoint has as many connections as it may, and all are busy.
-fn full(exchange: &Exchange<'_>, progress: &Progress) -> Rejection {
+pub(super) fn full(exchange: &Exchange<'_>, progress: &Progress) -> Rejection {
     let by = progress.endpoint.as_ref().map_or_else(|| exchange.destination.backend.spec.name.clone(), |endpoint| endpoint.label.clone());
     Rejection::by(Reason::ConnectionLimit, by).after(Duration::from_secs(1))
 }
 
 /// What the head of an answer says about the attempt; of gRPC it may say nothing yet.
-fn judge(exchange: &Exchange<'_>, client: &Client, upstream: &Upstream) -> (Option<u8>, Option<Judgement>) {
+fn judge(exchange: &Exchange<'_>, asked: &Asked<'_>, upstream: &Upstream) -> (Option<u8>, Option<Judgement>) {
     let Some(head) = upstream.head() else { return (None, None) };
     let status = head.status.as_u16();
-    if !client.is_grpc() {
+    if !asked.is_grpc {
         return (None, Some(classify::status(&exchange.destination.policy, status)));
     }
     let in_trailers = || upstream.trailers().and_then(grpc::status);

@@ -9,6 +9,7 @@ use super::{client::Client, rejection::Rejection};
 use crate::telemetry::reason::Reason;
 
 /// Whom a request is for, and what it asks.
+#[derive(Clone)]
 pub(super) struct Target {
     /// The host as it was written, with its port if there is one; empty if an HTTP/1.0 client named none.
     pub(super) authority: String,

@@ -29,7 +29,7 @@ pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body
                 let piece = read?;
                 let is_last = piece.is_none() || client.is_body_done();
                 body.note(piece.as_ref(), is_last, client.take_trailers()).map_err(|rejection| rejection.reason)?;
-                answered.is_listening &= asking::forward(&mut answered.upstream, body, piece.as_ref()).await.is_ok();
+                answered.is_listening &= asking::forward(&mut answered.upstream, piece.as_ref(), body.is_done(), body.trailers()).await.is_ok();
             }
             // The backend may want no more of the request; its answer goes on.
             Event::Upstream(UpstreamEvent::Pushed(is_taken)) => answered.is_listening &= is_taken,

@@ -274,7 +274,7 @@ fn forwarded(headers: &mut HeaderMap, asked: &Asked<'_>, target: &Target) -> pin
 }
 
 /// A copy of the fields that do not end at this hop, with room for ours.
-fn passed_on(headers: &HeaderMap) -> HeaderMap {
+pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
     let mut nominated: Vec<HeaderName> = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
         let names = value.to_str().unwrap_or_default().split(',').map(str::trim);

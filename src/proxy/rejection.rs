@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 
 use super::{
@@ -13,10 +14,28 @@ use super::{
     grpc, headers,
     rate_limits::{self, Limits},
 };
-use crate::{clock, state::live::RouteState, telemetry::reason::Reason};
+use crate::{
+    clock,
+    policy::snapshot::FaultAnswer,
+    state::{live::RouteState, stale::Kept},
+    telemetry::reason::Reason,
+};
 
 /// The name of this proxy in `proxy-status` and `via`.
 pub(super) const PSEUDONYM: &str = "outrigger";
+
+/// An answer of its own.
+#[derive(Debug)]
+pub(super) enum Instead {
+    /// It is somewhere else.
+    Redirect { status: u16, location: String },
+    /// An error on purpose.
+    Fault(FaultAnswer),
+    /// What the policy says.
+    Fallback { status: u16, content_type: HeaderValue, body: Bytes },
+    /// What the backend said before, so long ago; the status that it gives now, if it was asked.
+    Stale { kept: Arc<Kept>, age: Duration, now: Option<u16> },
+}
 
 /// A refusal.
 #[derive(Debug)]
@@ -25,7 +44,8 @@ pub(super) struct Rejection {
     /// Who refuses: a breaker, a rule. Empty if that is plain.
     pub(super) by: Arc<str>,
     pub(super) retry_after: Option<Duration>,
-    pub(super) redirect: Option<(u16, String)>,
+    /// What is answered where the table of reasons does not say it.
+    pub(super) instead: Option<Instead>,
     /// Whether the connection cannot be used any more.
     pub(super) is_fatal: bool,
 }
@@ -36,7 +56,7 @@ impl Rejection {
     }
 
     pub(super) fn by(reason: Reason, by: Arc<str>) -> Self {
-        Self { reason, by, retry_after: None, redirect: None, is_fatal: false }
+        Self { reason, by, retry_after: None, instead: None, is_fatal: false }
     }
 
     pub(super) fn after(self, wait: Duration) -> Self {
@@ -45,12 +65,25 @@ impl Rejection {
 
     /// The status.
     pub(super) fn status(&self) -> u16 {
-        self.redirect.as_ref().map_or_else(|| row(self.reason).status, |(status, _)| *status)
+        match &self.instead {
+            Some(Instead::Redirect { status, .. } | Instead::Fallback { status, .. } | Instead::Fault(FaultAnswer::Http(status))) => *status,
+            Some(Instead::Fault(FaultAnswer::Grpc(_)) | Instead::Stale { .. }) => 200,
+            None => row(self.reason).status,
+        }
+    }
+
+    /// Whether it is told in the words of gRPC.
+    pub(super) fn is_grpc(&self, client: &Client) -> bool {
+        client.is_grpc() || matches!(self.instead, Some(Instead::Fault(FaultAnswer::Grpc(_))))
     }
 
     /// The status of gRPC.
     pub(super) fn grpc_status(&self) -> u8 {
-        grpc_status(self.reason)
+        match &self.instead {
+            Some(Instead::Fault(FaultAnswer::Grpc(status))) => *status,
+            Some(Instead::Fault(FaultAnswer::Http(status))) => grpc::of_http(*status),
+            _ => grpc_status(self.reason),
+        }
     }
 
     /// `TOKEN` or `TOKEN:NAME`.
@@ -70,6 +103,10 @@ fn row(reason: Reason) -> Row {
     let (status, error, title) = match reason {
         Reason::NoRoute => (404, "destination_not_found", "no route takes this request"),
         Reason::Redirect => return Row { status: 302, error: None, title: "this is somewhere else" },
+        Reason::Stale => return Row { status: 200, error: None, title: "an earlier answer" },
+        Reason::RetriesExhausted => (503, "http_response_incomplete", "the backend fails"),
+        Reason::FaultInjected => (503, "http_request_denied", "a fault on purpose"),
+        Reason::Shed => (503, "connection_limit_reached", "the instance is short of resources"),
         Reason::NotAllowed => (403, "http_request_denied", "this client may not use the route"),
         Reason::BreakerOpen => (503, "destination_unavailable", "the circuit breaker is open"),
         Reason::RateLimited => (429, "http_request_denied", "too many requests"),
@@ -119,8 +156,12 @@ fn grpc_status(reason: Reason) -> u8 {
         | Reason::HeaderTooLarge
         | Reason::BodyTooLarge
         | Reason::LoopDetected
+        | Reason::Stale
         | Reason::InternalError => 13,
         Reason::BreakerOpen
+        | Reason::RetriesExhausted
+        | Reason::FaultInjected
+        | Reason::Shed
         | Reason::RateLimitUnavailable
         | Reason::AdmissionControl
         | Reason::ConcurrencyLimit
@@ -149,17 +190,27 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
 
 /// Answers a client with a refusal. The connection stays usable if the session says so.
 pub(super) async fn answer(client: &mut Client, rejection: &Rejection, limits: Option<(&RouteState, &Limits)>, is_draining: bool) -> Result<(), Reason> {
-    let is_grpc = client.is_grpc();
-    let body = if is_grpc { Bytes::new() } else { problem(rejection) };
-    let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.len()) };
+    let is_grpc = rejection.is_grpc(client);
+    let body = if is_grpc { Vec::new() } else { body(rejection) };
+    let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.iter().map(Bytes::len).sum()) };
     let mut head = made.and_then(|head| marked(head, rejection, is_draining)).map_err(|_| Reason::InternalError)?;
     for (name, value) in limits.into_iter().flat_map(|(route, limits)| rate_limits::headers(route, limits)) {
         head.append_header(name, value).map_err(|_| Reason::InternalError)?;
     }
     client.write_head(Box::new(head)).await?;
-    client.write(body).await?;
+    for piece in body {
+        client.write(piece).await?;
+    }
     client.finish(None).await?;
     clock::within(Some(client.listener.limits.idle_timeout), client.push()).await.unwrap_or(Err(Reason::ClientClosed))
+}
+
+fn body(rejection: &Rejection) -> Vec<Bytes> {
+    match &rejection.instead {
+        Some(Instead::Fallback { body, .. }) => vec![body.clone()],
+        Some(Instead::Stale { kept, .. }) => kept.body.clone(),
+        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => vec![problem(rejection)],
+    }
 }
 
 fn problem(rejection: &Rejection) -> Bytes {
@@ -170,9 +221,15 @@ fn problem(rejection: &Rejection) -> Bytes {
 fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHeader> {
     let status = rejection.status();
     let mut head = ResponseHeader::build(status, Some(8))?;
-    head.insert_header("content-type", "application/problem+json")?;
-    head.insert_header("content-length", length)?;
-    if let Some((_, location)) = &rejection.redirect {
+    match &rejection.instead {
+        Some(Instead::Fallback { content_type, .. }) => head.insert_header("content-type", content_type)?,
+        Some(Instead::Stale { kept, age, now }) => stale_fields(&mut head, kept, *age, *now)?,
+        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => head.insert_header("content-type", "application/problem+json")?,
+    }
+    if !matches!(status, 204 | 304) {
+        head.insert_header("content-length", length)?;
+    }
+    if let Some(Instead::Redirect { location, .. }) = &rejection.instead {
         head.insert_header("location", location.as_str())?;
     }
     if status == 405 {
@@ -182,6 +239,21 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
         head.insert_header("retry-after", whole_seconds(rejection.retry_after.unwrap_or(Duration::from_secs(1))))?;
     }
     Ok(head)
+}
+
+/// The fields of an earlier answer, and that it is one (RFC 9211): of one that went out the status that came back, of one that did not how long it is
+/// past its time.
+fn stale_fields(head: &mut ResponseHeader, kept: &Kept, age: Duration, now: Option<u16>) -> pingora::Result<()> {
+    for (name, value) in &kept.headers {
+        head.append_header(name.clone(), value)?;
+    }
+    head.remove_header("transfer-encoding");
+    head.insert_header("age", age.as_secs())?;
+    let how = match now {
+        Some(status) => format!("{PSEUDONYM}; fwd=stale; fwd-status={status}; detail=stale-if-error"),
+        None => format!("{PSEUDONYM}; hit; detail=stale-if-error"),
+    };
+    head.append_header("cache-status", how).map(drop)
 }
 
 /// Says that the answer is ours, and why.
@@ -219,8 +291,8 @@ mod tests {
     fn every_reason_has_a_status_of_its_kind() {
         for reason in Reason::ALL {
             let status = Rejection::of(*reason).status();
-            assert!((300..600).contains(&status), "{reason:?} {status}");
-            assert_eq!(row(*reason).error.is_none(), *reason == Reason::Redirect);
+            assert!((200..600).contains(&status), "{reason:?} {status}");
+            assert_eq!(row(*reason).error.is_none(), matches!(reason, Reason::Redirect | Reason::Stale));
         }
     }
 }

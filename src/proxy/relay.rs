@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::header;
 use pingora::http::ResponseHeader;
 
@@ -22,6 +23,7 @@ use super::{
     request_body::RequestBody,
     serve::{After, Exchange, Progress},
     settlement::cut_off,
+    stale::{self, Capture},
 };
 use crate::{
     clock,
@@ -37,12 +39,14 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     rate_limits::charge(exchange, &mut progress.limits, &answer.headers);
     let head = headers::downstream(exchange, client, answer, answered.is_upgrade, Some(&progress.limits)).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
+    answered.capture = if answered.is_upgrade { None } else { stale::capture(exchange, client, answer).map(Box::new) };
     let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
     if exchange.is_closing() || ends_with_connection || !client.is_body_done() {
         client.close_after();
     }
     client.write_head(head).await.map_err(gone)?;
     if let Some(first) = answered.first.take() {
+        capture(&mut answered.capture, &first);
         client.write(first).await.map_err(gone)?;
     }
     let flowed = if answered.is_upgrade {
@@ -51,9 +55,13 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     } else if body.is_done() && (!answered.is_listening || answered.upstream.is_pushed()) {
         simple(exchange, client, &mut answered).await
     } else {
+        answered.capture = None;
         duplex::both_ways(exchange, client, body, &mut answered).await
     };
     settle(client, &mut answered, flowed.err(), progress);
+    if let Some(capture) = answered.capture.take().filter(|_| flowed.is_ok()) {
+        capture.keep();
+    }
     if let Err(reason) = flowed {
         progress.reason = Some(reason);
         break_off(exchange, client, reason, progress).await;
@@ -146,6 +154,7 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
             }
         };
         let Some(piece) = piece else { break };
+        capture(&mut answered.capture, &piece);
         queued += piece.len();
         client.write(piece).await?;
         if queued >= PIECE {
@@ -157,6 +166,13 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
     drop(answered.in_flight.take());
     client.finish(upstream.trailers().cloned()).await?;
     push(client, idle).await
+}
+
+/// Keeps a piece of what is to be kept, as long as it is not too long.
+fn capture(capture: &mut Option<Box<Capture>>, piece: &Bytes) {
+    if capture.as_mut().is_some_and(|capture| !capture.push(piece)) {
+        *capture = None;
+    }
 }
 
 /// Until when a silence is borne.

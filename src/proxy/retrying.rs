@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange};
+use super::{asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange};
 use crate::{
     clock,
     resilience::{
@@ -15,9 +15,6 @@ use crate::{
 
 /// An answer that is thrown away for a retry is read to its end up to this, so that its connection can be used again.
 const MAX_DISCARDED: usize = 64 << 10;
-
-/// Requests that may be retrying at once where no policy bounds them: what `connectionLimits` says by default.
-const USUAL_PARALLEL_RETRIES: u32 = 204;
 
 /// And for so long.
 const DISCARD_TIME: Duration = Duration::from_millis(25);
@@ -72,11 +69,10 @@ pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Op
 
 /// Whether a call of gRPC is worth waiting for the end of, before its answer is begun towards the client: because it may fail there, and
 /// would be tried again.
-pub(super) fn may_repeat_by_trailers(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, tries: &Tries) -> bool {
+pub(super) fn may_repeat_by_trailers(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries) -> bool {
     let policy = &exchange.destination.policy.retry;
     let has_left = policy.mode == Mode::Enforce && policy.grpc_codes != 0 && tries.retries < policy.config.attempts;
-    let asked = client.asked();
-    has_left && asked.is_grpc && (policy.config.retry_non_idempotent || asked.is_idempotent()) && body.is_done() && body.is_replayable() && asked.attempt() == 1
+    has_left && asked.is_grpc && (policy.config.retry_non_idempotent || asked.is_idempotent()) && asked.attempt() == 1
 }
 
 /// Decides about a retry, and takes it out of the budget; the wait before it, or `None` to pass on what there is. A request that
@@ -121,9 +117,7 @@ pub(super) fn consider(
     if destination.breaker.as_ref().is_some_and(|breaker| breaker.refuses_for(now).is_some()) {
         return stop(RetryStop::BreakerOpen);
     }
-    let enforced = policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
-    let max_in_flight = enforced.map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries);
-    match destination.budget.try_withdraw(held, max_in_flight, now) {
+    match destination.withdraw_retry(held, now) {
         Ok(()) => {
             if is_transparent {
                 tries.transparent += 1;
@@ -139,7 +133,7 @@ pub(super) fn consider(
 }
 
 /// Clears an answer away that is not passed on, and keeps its connection if its end is near.
-pub(super) async fn discard(exchange: &Exchange<'_>, body: &RequestBody, answered: Answered) {
+pub(super) async fn discard(exchange: &Exchange<'_>, is_request_done: bool, answered: Answered) {
     let mut upstream = answered.upstream;
     let drain = async {
         let mut read = 0;
@@ -151,7 +145,7 @@ pub(super) async fn discard(exchange: &Exchange<'_>, body: &RequestBody, answere
         }
     };
     if clock::within(Some(DISCARD_TIME), drain).await.is_ok() {
-        upstream.release(exchange.worker, body.is_done() && answered.is_listening, clock::now()).await;
+        upstream.release(exchange.worker, is_request_done && answered.is_listening, clock::now()).await;
     }
 }
 

@@ -5,14 +5,16 @@ use std::{sync::Arc, time::Instant};
 use ahash::RandomState;
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    admission, attempt,
+    admission,
+    attempt::{self, Answered},
     authority::{self, Target},
     client::Client,
-    framing, headers,
+    degradation, faults, framing, headers, mirroring,
     rate_limits::{self, Limits},
-    rejection::{self, Rejection},
+    rejection::{self, Instead, Rejection},
     relay,
     request_body::RequestBody,
     routing,
@@ -29,6 +31,7 @@ use crate::{
     state::{
         endpoint::EndpointState,
         lifecycle::InFlight,
+        limit::LimitGuard,
         live::{DestinationState, Live, RouteState},
     },
     telemetry::{access_log::Record, reason::Reason},
@@ -46,9 +49,10 @@ pub(super) enum After {
 }
 
 /// What a request is, once it is known where it goes.
+#[derive(Clone, Copy)]
 pub(super) struct Exchange<'a> {
-    pub(super) worker: &'a Worker,
-    pub(super) live: &'a Live,
+    pub(super) worker: &'a Arc<Worker>,
+    pub(super) live: &'a Arc<Live>,
     pub(super) route: &'a RouteState,
     pub(super) rule: &'a Rule,
     pub(super) destination: &'a DestinationState,
@@ -58,7 +62,24 @@ pub(super) struct Exchange<'a> {
     is_closing: bool,
 }
 
-impl Exchange<'_> {
+impl<'a> Exchange<'a> {
+    /// A request on its way to a destination.
+    pub(super) fn new(
+        worker: &'a Arc<Worker>,
+        live: &'a Arc<Live>,
+        (route, rule): (&'a RouteState, &'a Rule),
+        destination: &'a DestinationState,
+        target: &'a Target,
+        request_id: &'a HeaderValue,
+    ) -> Self {
+        Self { worker, live, route, rule, destination, target, request_id, hasher: &worker.state.limit_hasher, is_closing: false }
+    }
+
+    /// The same request on its way elsewhere.
+    pub(super) fn towards(self, destination: &'a DestinationState) -> Self {
+        Self { destination, ..self }
+    }
+
     /// Counts a refusal that shadow mode lets pass.
     pub(super) fn would_refuse(&self, reason: Reason) {
         self.route.metrics.would_refuse(&self.worker.state.telemetry.metrics, reason);
@@ -96,10 +117,13 @@ pub(super) struct Progress {
     route: Option<usize>,
     /// The index of the destination in the route.
     destination: Option<usize>,
+    /// The index of the one that is asked instead.
+    pub(super) aside: Option<usize>,
 }
 
 impl Progress {
-    fn new(began: Instant, request_id: HeaderValue) -> Self {
+    /// A request that has just come.
+    pub(super) fn new(began: Instant, request_id: HeaderValue) -> Self {
         Self {
             began,
             attempts: 0,
@@ -113,6 +137,7 @@ impl Progress {
             request_id,
             route: None,
             destination: None,
+            aside: None,
         }
     }
 }
@@ -136,7 +161,7 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     after
 }
 
-async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progress: &mut Progress, is_closing: bool) -> Result<After, Rejection> {
+async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, progress: &mut Progress, is_closing: bool) -> Result<After, Rejection> {
     framing::check(client)?;
     if headers::goes_in_circles(client) {
         return Err(Rejection::of(Reason::LoopDetected));
@@ -151,22 +176,43 @@ async fn exchange(worker: &Arc<Worker>, live: &Live, client: &mut Client, progre
     let (index, destination) = routing::destination(route)?;
     progress.destination = Some(index);
     let request_id = progress.request_id.clone();
-    let hasher = &worker.state.limit_hasher;
-    let exchange = Exchange { worker, live, route, rule, destination, target: &target, request_id: &request_id, hasher, is_closing };
+    let exchange = Exchange { is_closing, ..Exchange::new(worker, live, (route, rule), destination, &target, &request_id) };
 
-    admission::control(&exchange, progress.began)?;
-    rate_limits::admit(&exchange, client, &mut progress.limits, progress.began).await?;
-    let place = admission::enter(&exchange, client).await?;
-    let entered = place.as_ref().filter(|_| destination.policy.limits.as_ref().is_some_and(|limits| limits.adaptive.is_some())).map(|_| clock::now());
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
-    let answered = attempt::until_answered(&exchange, client, &mut body, progress).await;
+    let mut held = Held::default();
+    let outcome = ask(&exchange, client, &mut body, progress, &mut held).await;
+    let outcome = degradation::instead(&exchange, client, &mut body, progress, outcome).await;
     progress.received = body.received();
-    if let (Some(place), Some(entered)) = (&place, entered) {
-        admission::learn(place, entered, &answered, progress.attempts);
-    }
-    let after = relay::relay(&exchange, client, &mut body, answered?, progress).await;
+    let (exchange, answered) = outcome?;
+    let after = relay::relay(&exchange, client, &mut body, answered, progress).await;
     progress.received = body.received();
     after
+}
+
+/// What a request holds until its answer is through.
+#[derive(Default)]
+struct Held {
+    place: Option<LimitGuard>,
+    fault: Option<OwnedSemaphorePermit>,
+}
+
+/// Lets a request in, and asks its backend.
+async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, held: &mut Held) -> Result<Answered, Rejection> {
+    let class = admission::protect(exchange, client)?;
+    admission::control(exchange, progress.began)?;
+    rate_limits::admit(exchange, client, &mut progress.limits, progress.began).await?;
+    held.place = admission::enter(exchange, client, class).await?;
+    held.fault = faults::inject(exchange, client).await?;
+    let is_adaptive = exchange.destination.policy.limits.as_ref().is_some_and(|limits| limits.adaptive.is_some());
+    let entered = held.place.as_ref().filter(|_| is_adaptive).map(|_| clock::now());
+    let mut copies = mirroring::draw(exchange);
+    copies.send(exchange, client, body, progress);
+    let answered = attempt::until_answered(exchange, client, body, progress, progress.began).await;
+    copies.send_or_skip(exchange, client, body, progress);
+    if let (Some(place), Some(entered)) = (&held.place, entered) {
+        admission::learn(place, entered, &answered, progress.attempts);
+    }
+    answered
 }
 
 async fn refuse(live: &Live, client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool, is_draining: bool) -> After {
@@ -175,7 +221,7 @@ async fn refuse(live: &Live, client: &mut Client, rejection: &Rejection, progres
     if rejection.reason == Reason::ClientClosed {
         return After::Close;
     }
-    let is_grpc = client.is_grpc();
+    let is_grpc = rejection.is_grpc(client);
     progress.status = if is_grpc { 200 } else { rejection.status() };
     progress.grpc_status = is_grpc.then(|| rejection.grpc_status());
     let is_unread = !client.is_body_done();
@@ -195,7 +241,8 @@ fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule, is_secure: 
     let host = redirect.host.as_deref().unwrap_or_else(|| target.host());
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
     let path = redirect.path.as_ref().map_or_else(|| target.path_and_query.clone(), |rewrite| routing::rewritten(target, rule, rewrite));
-    Rejection { redirect: Some((redirect.status, format!("{scheme}://{host}{port}{path}"))), ..Rejection::of(Reason::Redirect) }
+    let location = format!("{scheme}://{host}{port}{path}");
+    Rejection { instead: Some(Instead::Redirect { status: redirect.status, location }), ..Rejection::of(Reason::Redirect) }
 }
 
 fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, ended: Instant) {
@@ -214,7 +261,7 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
     if !telemetry.access_log.is_on() || !log.is_on || !is_sampled(log.sampling, &log.always, progress.status) {
         return;
     }
-    let destination = route.zip(progress.destination).map(|(route, index)| &route.destinations[index]);
+    let destination = route.and_then(|route| progress.aside.map(|index| &route.aside[index]).or_else(|| progress.destination.map(|index| &route.destinations[index])));
     let head = client.head();
     telemetry.access_log.write(&Record {
         timestamp: format_args!("{}", Rfc3339(clock::wall())),

@@ -14,7 +14,7 @@ use crate::{
         breaker::{Outcome, Speed},
         outlier::Attempted,
     },
-    state::{admission::AdmissionState, backend::BackendState, breaker::BreakerGuard, live::DestinationState, outlier::Observation},
+    state::{admission::AdmissionState, backend::BackendState, breaker::BreakerGuard, hedge::HedgeState, live::DestinationState, outlier::Observation},
     telemetry::metrics::AttemptOutcome,
 };
 
@@ -24,6 +24,7 @@ pub(super) struct Settlement {
     breaker: Option<BreakerGuard>,
     admission: Option<Arc<AdmissionState>>,
     observation: Option<Observation>,
+    hedge: Option<Arc<HedgeState>>,
     slow: Duration,
     /// How long its answer took; none yet.
     took: Option<Duration>,
@@ -33,7 +34,7 @@ impl Settlement {
     /// Who wants to know.
     pub(super) fn new(destination: &DestinationState, breaker: Option<BreakerGuard>, observation: Option<Observation>) -> Self {
         let slow = destination.policy.breaker.as_ref().map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
-        Self { backend: destination.backend.clone(), breaker, admission: destination.admission.clone(), observation, slow, took: None }
+        Self { backend: destination.backend.clone(), breaker, admission: destination.admission.clone(), observation, hedge: destination.hedge.clone(), slow, took: None }
     }
 
     /// Takes note of how long the answer took.
@@ -52,6 +53,9 @@ impl Settlement {
         }
         if let Some(observation) = self.observation.take() {
             observation.settle(judgement.attempted, took, leave_alone, now);
+        }
+        if let Some(hedge) = self.hedge.take().filter(|_| judgement.outcome == Outcome::Success) {
+            hedge.note(took, now);
         }
         self.backend.metrics.attempted(judgement.counted, took.as_secs_f64());
     }

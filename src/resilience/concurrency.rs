@@ -14,6 +14,8 @@
 
 use std::{collections::VecDeque, num::NonZeroU32};
 
+use super::shed::Class;
+
 /// The bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConcurrencyConfig {
@@ -70,6 +72,12 @@ impl ConcurrencyLimit {
         self.next_ticket += 1;
         self.waiting.push_back(ticket);
         Admission::Queued(ticket)
+    }
+
+    /// Whether a call of a class may ask for a place: the lower ones fill only a part of the limit.
+    #[must_use]
+    pub fn has_room_for(&self, class: Class) -> bool {
+        class == Class::Critical || self.in_flight < class.places_of(self.config.max_in_flight).get()
     }
 
     /// Counts a call that passes whatever the limit says: in shadow mode, what is in flight must still be true.

@@ -17,6 +17,8 @@ pub mod breaker;
 pub mod concurrency;
 pub mod ewma;
 pub mod health;
+pub mod hedge;
+pub mod latencies;
 pub mod lifecycle;
 pub mod outlier;
 pub mod rate_warm_up;
@@ -24,6 +26,7 @@ pub mod ratio;
 pub mod recovery;
 pub mod retry;
 pub mod retry_budget;
+pub mod shed;
 pub mod warm_up;
 pub mod window;
 

@@ -27,10 +27,11 @@ mod sweep;
 
 use std::time::{Duration, Instant};
 
+use super::latencies::Latencies;
+
 pub use self::{
     cause::Cause,
     config::{FailurePercentage, InvalidOutlier, OutlierConfig, Runs, SuccessRate},
-    latency::Latencies,
     sweep::{Record, by_latency, by_results, may_eject},
 };
 

@@ -16,6 +16,7 @@ use crate::resilience::{
     Mode,
     adaptive::{AdaptiveConfig, AdaptiveLimit, Start},
     concurrency::{Admission, ConcurrencyConfig, ConcurrencyLimit, Ticket},
+    shed::Class,
 };
 
 /// A limit by its name.
@@ -45,6 +46,8 @@ pub enum Entry {
     Queued(Waiting),
     /// It is refused.
     Refused,
+    /// It is refused because what is left is for those that matter more.
+    Shed,
     /// It would have had to wait or been refused, and shadow mode lets it pass.
     WouldRefuse(LimitGuard),
 }
@@ -82,9 +85,16 @@ impl LimitState {
         &self.name
     }
 
-    /// Asks for a place.
-    pub fn enter(self: &Arc<Self>) -> Entry {
+    /// Asks for a place; with a class, for one of those that it may fill.
+    pub fn enter(self: &Arc<Self>, class: Option<Class>) -> Entry {
         let mut inner = self.lock();
+        if class.is_some_and(|class| !inner.machine.has_room_for(class)) {
+            if inner.mode != Mode::Shadow {
+                return Entry::Shed;
+            }
+            inner.machine.acquire_anyway();
+            return Entry::WouldRefuse(self.guard(inner.start()));
+        }
         match inner.machine.try_acquire() {
             Admission::Admitted => {
                 let start = inner.start();
@@ -259,9 +269,9 @@ mod tests {
     #[tokio::test]
     async fn who_waits_is_told_when_a_place_comes_free() {
         let limit = limit(1, 1, Mode::Enforce);
-        let Entry::Admitted(first) = limit.enter() else { panic!("room") };
-        let Entry::Queued(waiting) = limit.enter() else { panic!("queue") };
-        assert!(matches!(limit.enter(), Entry::Refused));
+        let Entry::Admitted(first) = limit.enter(None) else { panic!("room") };
+        let Entry::Queued(waiting) = limit.enter(None) else { panic!("queue") };
+        assert!(matches!(limit.enter(None), Entry::Refused));
         drop(first);
         let second = waiting.await;
         assert_eq!(numbers(&limit), (1, 0));
@@ -272,8 +282,8 @@ mod tests {
     #[test]
     fn a_waiter_that_leaves_takes_nothing_with_it() {
         let limit = limit(1, 2, Mode::Enforce);
-        let Entry::Admitted(first) = limit.enter() else { panic!("room") };
-        let (Entry::Queued(leaving), Entry::Queued(staying)) = (limit.enter(), limit.enter()) else { panic!("queue") };
+        let Entry::Admitted(first) = limit.enter(None) else { panic!("room") };
+        let (Entry::Queued(leaving), Entry::Queued(staying)) = (limit.enter(None), limit.enter(None)) else { panic!("queue") };
         drop(leaving);
         drop(first);
         assert_eq!(numbers(&limit), (1, 0), "the second in line was admitted");
@@ -284,8 +294,8 @@ mod tests {
     #[test]
     fn shadow_lets_pass_and_counts() {
         let limit = limit(1, 0, Mode::Shadow);
-        let first = limit.enter();
-        let second = limit.enter();
+        let first = limit.enter(None);
+        let second = limit.enter(None);
         assert!(matches!((&first, &second), (Entry::Admitted(_), Entry::WouldRefuse(_))));
         assert_eq!(numbers(&limit), (2, 0));
         drop((first, second));
@@ -298,7 +308,7 @@ mod tests {
         let config = AdaptiveConfig { algorithm: Algorithm::Gradient2, min_limit: 2, max_limit: 100 };
         for mode in [Mode::Enforce, Mode::Shadow] {
             let limit = Arc::new(LimitState::new("app".into(), written, Mode::Enforce, Some((config, mode)), start));
-            let entries: Vec<_> = (0..3).map(|_| limit.enter()).collect();
+            let entries: Vec<_> = (0..3).map(|_| limit.enter(None)).collect();
             let third = if mode == Mode::Enforce { matches!(entries[2], Entry::Refused) } else { matches!(entries[2], Entry::WouldRefuse(_)) };
             assert!(third, "{mode:?}: it begins with the lowest limit");
             let Entry::Admitted(guard) = &entries[1] else { panic!("room") };

@@ -1,14 +1,28 @@
 //! The policies of the moment, joined with their state: what a request pins.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::Semaphore;
 
 use super::{
-    admission::AdmissionState, backend::BackendState, breaker::BreakerState, budget::BudgetState, limit::LimitState, rate_limit::RateLimitState, remote_limits::RemoteLimits,
+    admission::AdmissionState,
+    backend::BackendState,
+    breaker::BreakerState,
+    budget::{BudgetState, NoRetry, RetryGuard},
+    hedge::HedgeState,
+    limit::LimitState,
+    rate_limit::RateLimitState,
+    remote_limits::RemoteLimits,
+    stale::StaleState,
 };
 use crate::{
     policy::snapshot::{AccessLogSpec, PolicySpec, RouteSpec, Snapshot},
+    resilience::{Mode, ratio::Ratio},
     telemetry::metrics::RouteMetrics,
 };
+
+/// Requests that may be retrying at once where no policy bounds them: what `connectionLimits` says by default.
+const USUAL_PARALLEL_RETRIES: u32 = 204;
 
 /// What is in force.
 #[derive(Debug)]
@@ -44,8 +58,25 @@ pub struct RouteState {
     pub rate_limits: Vec<Arc<RateLimitState>>,
     /// Where its requests go.
     pub destinations: Vec<DestinationState>,
+    /// Where they go besides: to the backends of fallbacks and mirrors.
+    pub aside: Vec<DestinationState>,
+    /// Who gets copies.
+    pub mirrors: Vec<MirrorState>,
+    /// Places of requests under a fault on purpose.
+    pub faults: Arc<Semaphore>,
     /// The handles of its metrics.
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// Who gets copies of a route's requests.
+#[derive(Debug)]
+pub struct MirrorState {
+    /// The index of its backend among those aside.
+    pub aside: usize,
+    /// How many of them.
+    pub share: Ratio,
+    /// Places of copies that are out.
+    pub places: Arc<Semaphore>,
 }
 
 /// A backend as a route sees it.
@@ -67,6 +98,21 @@ pub struct DestinationState {
     pub limit: Option<Arc<LimitState>>,
     /// The retry budget.
     pub budget: Arc<BudgetState>,
+    /// The hedging.
+    pub hedge: Option<Arc<HedgeState>>,
+    /// Its earlier answers.
+    pub stale: Option<Arc<StaleState>>,
+}
+
+impl DestinationState {
+    /// Takes one retry out of the budget; `held` is the request's place among those that retry.
+    ///
+    /// # Errors
+    /// [`NoRetry`] says what there is none of.
+    pub fn withdraw_retry(&self, held: &mut Option<RetryGuard>, now: Instant) -> Result<(), NoRetry> {
+        let enforced = self.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
+        self.budget.try_withdraw(held, enforced.map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries), now)
+    }
 }
 
 impl Live {
@@ -85,6 +131,7 @@ impl Live {
                 lifecycle: crate::policy::snapshot::LifecycleSpec::default(),
                 recoveries: Vec::new(),
                 global_rate_limit: None,
+                protection: None,
                 access_log: AccessLogSpec { is_on: false, sampling: 0.0, always: crate::policy::units::StatusSet::default() },
             }),
             routes: Vec::new(),

@@ -10,21 +10,25 @@ use std::{
     time::Instant,
 };
 
+use tokio::sync::Semaphore;
+
 use super::{
     admission::AdmissionState,
     backend::BackendState,
     breaker::BreakerState,
     budget::BudgetState,
     endpoint::{BackendCounters, EndpointState},
+    hedge::HedgeState,
     limit::LimitState,
-    live::{DestinationState, Live, RouteState},
+    live::{DestinationState, Live, MirrorState, RouteState},
     rate_limit::RateLimitState,
     remote_limits::RemoteLimits,
+    stale::StaleState,
 };
 use crate::{
     policy::{
         document::{BreakerScope, Direction},
-        snapshot::{ActionSpec, Address, BackendSpec, BreakerSpec, Destination, Discovery, EndpointSpec, EngineSpec, RouteSpec, Snapshot},
+        snapshot::{ActionSpec, Address, BackendSpec, BreakerSpec, Destination, Discovery, EndpointSpec, EngineSpec, MirrorSpec, RouteSpec, Snapshot},
     },
     resilience::Mode,
     telemetry::{
@@ -32,6 +36,9 @@ use crate::{
         metrics::{BackendMetrics, RouteMetrics},
     },
 };
+
+/// Copies of a route's requests that are out at once to one mirror. It bounds their memory, and they never make the route's own requests wait.
+const MAX_COPIES: usize = 128;
 
 /// State by identity.
 #[derive(Debug, Default)]
@@ -41,6 +48,8 @@ pub struct Registry {
     budgets: HashMap<Arc<str>, Arc<BudgetState>>,
     admissions: HashMap<Arc<str>, Arc<AdmissionState>>,
     rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
+    hedges: HashMap<Arc<str>, Arc<HedgeState>>,
+    stale: HashMap<Arc<str>, Arc<StaleState>>,
     endpoints: HashMap<(Arc<str>, Address), Arc<EndpointState>>,
     /// The endpoints known last, by backend: written, or found where the policy said to look.
     known: HashMap<Arc<str>, Known>,
@@ -128,6 +137,8 @@ impl Registry {
         self.limits.retain(|name, _| used.contains(&Use::Limit(name.clone())));
         self.admissions.retain(|name, _| used.contains(&Use::Admission(name.clone())));
         self.budgets.retain(|name, _| used.contains(&Use::Budget(name.clone())));
+        self.stale.retain(|name, _| used.contains(&Use::Stale(name.clone())));
+        self.hedges.retain(|name, _| used.contains(&Use::Hedge(name.clone())));
         self.rate_limits.retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
         let named: HashSet<&str> = backends.iter().map(|backend| &*backend.spec.name).collect();
         self.counters.retain(|name, _| named.contains(&**name));
@@ -151,6 +162,8 @@ enum Use {
     Budget(Arc<str>),
     Admission(Arc<str>),
     RateLimit(Arc<str>),
+    Hedge(Arc<str>),
+    Stale(Arc<str>),
 }
 
 struct Joining<'r> {
@@ -185,8 +198,13 @@ impl Joining<'_> {
             ActionSpec::Forward(destinations) => destinations.iter().map(|to| self.destination(spec, to, &backends[to.backend])).collect(),
             ActionSpec::Redirect(_) => Vec::new(),
         };
+        let aside: Vec<DestinationState> = spec.aside.iter().map(|to| self.destination(spec, to, &backends[to.backend])).collect();
+        let of = |mirror: &MirrorSpec| aside.iter().position(|aside| aside.backend.spec.name == mirror.backend);
+        let places = || Arc::new(Semaphore::new(MAX_COPIES));
+        let mirrors = spec.mirrors.iter().filter_map(|mirror| Some(MirrorState { aside: of(mirror)?, share: mirror.share, places: places() })).collect();
+        let faults = Arc::new(Semaphore::new(spec.fault.as_ref().map_or(0, |fault| fault.max_active as usize)));
         let rate_limits = spec.rate_limits.rules.iter().map(|rule| self.rate_limit(&format!("{}/{}", spec.name, rule.name).into(), rule)).collect();
-        RouteState { rate_limits, destinations, metrics: self.route_metrics(&spec.name, spec.direction), spec: spec.clone() }
+        RouteState { rate_limits, destinations, aside, mirrors, faults, metrics: self.route_metrics(&spec.name, spec.direction), spec: spec.clone() }
     }
 
     fn route_metrics(&mut self, name: &str, direction: Direction) -> Arc<RouteMetrics> {
@@ -225,7 +243,31 @@ impl Joining<'_> {
             limit.reconfigure(spec.concurrency, spec.mode, spec.adaptive, self.now);
             limit.clone()
         });
-        DestinationState { weight: to.weight, policy: policy.clone(), backend: backend.clone(), breaker, endpoint_breakers, admission, limit, budget: self.budget(to) }
+        let hedge = policy.hedging.as_ref().map(|spec| {
+            self.used.insert(Use::Hedge(spec.name.clone()));
+            let make = || Arc::new(HedgeState::new(spec.config, self.now));
+            let hedge = self.registry.hedges.entry(spec.name.clone()).or_insert_with(make);
+            hedge.reconfigure(spec.config);
+            hedge.clone()
+        });
+        let stale = policy.stale.as_ref().map(|spec| {
+            self.used.insert(Use::Stale(spec.name.clone()));
+            let stale = self.registry.stale.entry(spec.name.clone()).or_insert_with(|| Arc::new(StaleState::new(spec.max_bytes)));
+            stale.reconfigure(spec.max_bytes);
+            stale.clone()
+        });
+        DestinationState {
+            weight: to.weight,
+            policy: policy.clone(),
+            backend: backend.clone(),
+            breaker,
+            endpoint_breakers,
+            admission,
+            limit,
+            budget: self.budget(to),
+            hedge,
+            stale,
+        }
     }
 
     fn breaker(&mut self, name: &Arc<str>, spec: &BreakerSpec) -> Arc<BreakerState> {

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::resilience::{breaker::Transition, health::Health, outlier::Cause};
+use super::metrics::{level_name, signal_name};
+use crate::resilience::{breaker::Transition, health::Health, outlier::Cause, shed::Change};
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -188,6 +189,11 @@ pub enum Event {
         /// Whether it was never really out.
         is_shadow: bool,
     },
+    /// A resource of the instance has become short, or is no longer.
+    ProtectionChanged {
+        /// Which, from which level to which, with what it says.
+        change: Change,
+    },
     /// So few endpoints of a backend are healthy that health is ignored, or no longer.
     PanicChanged {
         /// The backend.
@@ -227,6 +233,7 @@ impl Event {
             Self::CertificateExpiring { .. } => "certificate_expiring",
             Self::EndpointEjected { .. } => "endpoint_ejected",
             Self::EndpointReadmitted { .. } => "endpoint_readmitted",
+            Self::ProtectionChanged { .. } => "protection_changed",
             Self::PanicChanged { .. } => "panic_changed",
         }
     }
@@ -285,6 +292,10 @@ impl std::fmt::Display for Event {
             Self::EndpointReadmitted { backend, endpoint, is_shadow } => {
                 let is = if *is_shadow { "would be" } else { "is" };
                 write!(f, "endpoint {endpoint} of {backend} passed its probe and {is} asked again")
+            }
+            Self::ProtectionChanged { change } => {
+                let (signal, from, to) = (signal_name(change.signal), level_name(change.from), level_name(change.to));
+                write!(f, "protection: {signal} is at {:.0} %, {from} -> {to}", change.value * 100.0)
             }
             Self::PanicChanged { backend, is_panicking: true } => write!(f, "too few endpoints of {backend} are healthy, spreading over all of them"),
             Self::PanicChanged { backend, .. } => write!(f, "enough endpoints of {backend} are healthy again"),

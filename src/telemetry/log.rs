@@ -5,7 +5,11 @@
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::event::Event;
-use crate::resilience::{breaker::StateKind, health::Health};
+use crate::resilience::{
+    breaker::StateKind,
+    health::Health,
+    shed::{Change, Level},
+};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +51,7 @@ pub(super) fn write(event: &Event) {
         | Event::DiscoveryFailed { .. }
         | Event::GlobalLimitsLost { .. }
         | Event::CertificateExpiring { .. }
+        | Event::ProtectionChanged { change: Change { to: Level::Warning | Level::Critical, .. } }
         | Event::PanicChanged { is_panicking: true, .. } => tracing::warn!(event = kind, "{event}"),
         Event::Started { .. }
         | Event::PolicyApplied { .. }
@@ -65,6 +70,7 @@ pub(super) fn write(event: &Event) {
         | Event::DiscoveryRestored { .. }
         | Event::GlobalLimitsRestored { .. }
         | Event::CertificateChanged { .. }
+        | Event::ProtectionChanged { .. }
         | Event::PanicChanged { .. } => tracing::info!(event = kind, "{event}"),
     }
 }

@@ -12,7 +12,11 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::{event::Event, reason::Reason};
-use crate::resilience::{breaker::StateKind, outlier::Cause};
+use crate::resilience::{
+    breaker::StateKind,
+    outlier::Cause,
+    shed::{Level, Signal},
+};
 
 /// Bounds of the duration histograms in seconds: those of OpenTelemetry's HTTP conventions, and two below for a local app.
 const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -52,6 +56,11 @@ names! {
     ATTEMPT_SECONDS = "outrigger_attempt_duration_seconds", Histogram, "From the beginning of an attempt to the head of its answer, by backend.";
     RETRIES = "outrigger_retries_total", Counter, "Attempts after the first, by backend.";
     RETRIES_STOPPED = "outrigger_retries_stopped_total", Counter, "Failed attempts that were not repeated, by backend and why.";
+    HEDGES = "outrigger_hedges_total", Counter, "Requests made because an answer was late, by backend and what became of them.";
+    MIRRORED = "outrigger_mirrored_requests_total", Counter, "Copies of requests, by the backend that they are for and what became of them.";
+    DEGRADED = "outrigger_degraded_requests_total", Counter, "Failures instead of which something else was answered, by route and what.";
+    PROTECTION_LEVEL = "outrigger_protection_level", Gauge, "How short of resources the instance is: 0 calm, 1 warning, 2 critical.";
+    PROTECTION_SIGNAL = "outrigger_protection_signal_ratio", Gauge, "What a watched signal said last, by signal.";
     RETRY_BUDGET = "outrigger_retry_budget_remaining", Gauge, "Retries that could be made at once now, by budget.";
     IN_FLIGHT = "outrigger_requests_in_flight", Gauge, "Requests being served.";
     CONNECTIONS = "outrigger_connections", Gauge, "Connections of clients, by listener.";
@@ -199,6 +208,7 @@ impl Metrics {
             | Event::DrainEnded { .. }
             | Event::RecoveryUndone { .. }
             | Event::AdminActed { .. }
+            | Event::ProtectionChanged { .. }
             | Event::PanicChanged { .. } => {}
         }
     }
@@ -296,6 +306,17 @@ impl RouteMetrics {
         self.slot(&self.shadow, metrics, name::SHADOW_REFUSALS, reason);
     }
 
+    /// Counts what was answered instead of a failure.
+    pub fn degraded(&self, metrics: &Metrics, what: Degraded) {
+        let with = match what {
+            Degraded::Stale => "stale",
+            Degraded::Response => "response",
+            Degraded::Backend => "backend",
+            Degraded::Shadow => "shadow",
+        };
+        metrics.counter(name::DEGRADED, &[("route", &self.route), ("with", with)]).increment(1);
+    }
+
     fn slot(&self, slots: &[OnceLock<Counter>], metrics: &Metrics, name: &'static str, reason: Reason) {
         slots[reason.index()].get_or_init(|| metrics.counter(name, &[("route", &self.route), ("reason", reason.token())])).increment(1);
     }
@@ -320,6 +341,43 @@ pub enum AttemptOutcome {
     Cancelled,
 }
 
+/// What became of the wish to ask once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hedged {
+    /// A request went out.
+    Sent,
+    /// Its answer came first.
+    Won,
+    /// The retry budget had none.
+    NoBudget,
+    /// The policy is in shadow mode.
+    Shadow,
+}
+
+/// What became of a copy for a mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mirrored {
+    /// It was answered.
+    Sent,
+    /// It was not.
+    Failed,
+    /// There was none: too many were out, or the body was too long or too late.
+    Skipped,
+}
+
+/// What is answered instead of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Degraded {
+    /// An earlier answer.
+    Stale,
+    /// What the policy says.
+    Response,
+    /// What another backend says.
+    Backend,
+    /// Nothing else: the policy is in shadow mode.
+    Shadow,
+}
+
 /// The handles of a backend.
 #[derive(Debug)]
 pub struct BackendMetrics {
@@ -328,6 +386,8 @@ pub struct BackendMetrics {
     /// Attempts after the first.
     pub retries: Counter,
     stopped: [Counter; 10],
+    hedges: [Counter; 4],
+    mirrored: [Counter; 3],
 }
 
 /// Why a failed attempt is not repeated, as it is counted.
@@ -360,6 +420,8 @@ impl BackendMetrics {
     #[must_use]
     pub fn new(metrics: &Metrics, backend: &str) -> Self {
         let attempt = |outcome: &str| metrics.counter(name::ATTEMPTS, &[("backend", backend), ("outcome", outcome)]);
+        let hedged = |result: &str| metrics.counter(name::HEDGES, &[("backend", backend), ("result", result)]);
+        let mirrored = |result: &str| metrics.counter(name::MIRRORED, &[("backend", backend), ("result", result)]);
         let stopped = |why: &str| metrics.counter(name::RETRIES_STOPPED, &[("backend", backend), ("why", why)]);
         Self {
             attempts: ["success", "failure", "throttled", "connect_failure", "reset", "timeout", "cancelled"].map(attempt),
@@ -378,6 +440,8 @@ impl BackendMetrics {
                 "shadow",
             ]
             .map(stopped),
+            hedges: ["sent", "won", "no_budget", "shadow"].map(hedged),
+            mirrored: ["sent", "failed", "skipped"].map(mirrored),
         }
     }
 
@@ -394,6 +458,27 @@ impl BackendMetrics {
         };
         self.attempts[index].increment(1);
         self.seconds.record(seconds);
+    }
+
+    /// Counts what became of the wish to ask once more.
+    pub fn hedged(&self, what: Hedged) {
+        let index = match what {
+            Hedged::Sent => 0,
+            Hedged::Won => 1,
+            Hedged::NoBudget => 2,
+            Hedged::Shadow => 3,
+        };
+        self.hedges[index].increment(1);
+    }
+
+    /// Counts what became of a copy.
+    pub fn mirrored(&self, what: Mirrored) {
+        let index = match what {
+            Mirrored::Sent => 0,
+            Mirrored::Failed => 1,
+            Mirrored::Skipped => 2,
+        };
+        self.mirrored[index].increment(1);
     }
 
     /// Counts a failed attempt that was not repeated.
@@ -423,6 +508,27 @@ pub fn state_name(state: StateKind) -> &'static str {
         StateKind::HalfOpen => "half_open",
         StateKind::ForcedOpen => "forced_open",
         StateKind::Disabled => "disabled",
+    }
+}
+
+/// The word for a signal of the protection, in labels and views.
+#[must_use]
+pub fn signal_name(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Cpu => "cpu",
+        Signal::Memory => "memory",
+        Signal::CpuPressure => "cpu_pressure",
+        Signal::MemoryPressure => "memory_pressure",
+    }
+}
+
+/// The word for a level of the protection, in views.
+#[must_use]
+pub fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Calm => "calm",
+        Level::Warning => "warning",
+        Level::Critical => "critical",
     }
 }
 

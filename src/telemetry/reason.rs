@@ -47,6 +47,14 @@ reasons! {
     QueueTimeout = "queue_timeout",
     /// The backend has as many connections as it may.
     ConnectionLimit = "connection_limit",
+    /// The instance is short of resources, and this request is not among those that matter most.
+    Shed = "shed",
+    /// The last attempt failed, and a fallback is answered.
+    RetriesExhausted = "retries_exhausted",
+    /// An earlier answer is given instead of a failure.
+    Stale = "stale",
+    /// A fault on purpose.
+    FaultInjected = "fault_injected",
     /// No endpoint may be picked.
     NoHealthyEndpoint = "no_healthy_endpoint",
     /// No connection could be made.

@@ -33,7 +33,7 @@ fn exit_codes_are_those_of_the_contract() {
     assert_eq!(code(&outrigger(&["run", "--poll-interval", "0s"])), 64);
     let directory = Directory::new();
     let path = directory.path().display().to_string();
-    let empty = outrigger(&["run", "--policies", &path]);
+    let empty = outrigger(&["run", "--policies", &path, "--admin", "127.0.0.1:0"]);
     assert!(code(&empty) == 65 && err(&empty).contains("there is no *.yaml in it"), "{}", err(&empty));
     directory.write("policy.yaml", "kind: Nonsense\n");
     assert_eq!(code(&outrigger(&["run", "--policies", &path, "--admin", "127.0.0.1:0"])), 65);

@@ -17,7 +17,7 @@ use super::{
 use crate::policy::{
     document::{Direction, HeaderMatchType, PathMatch, PathMatchType, Route, RouteMatch, Sections},
     matching::{Hostname, MatchSpec, PathSpec, Rule, ValueSpec},
-    snapshot::{ActionSpec, Destination, FilterSpec, ListenerSpec, Origin, PolicySpec, RateLimitSpec, RouteSpec},
+    snapshot::{ActionSpec, Destination, FallbackTo, FilterSpec, ListenerSpec, MirrorSpec, Origin, PolicySpec, RateLimitSpec, RouteSpec},
 };
 use crate::resilience::Mode;
 
@@ -109,15 +109,16 @@ impl<'a> Compiler<'a> {
             backend_policies.push((tables.backends[backend].1.policy, of_backend));
             destinations.push(Destination { backend, weight: reference.weight.unwrap_or(1), policy: Arc::new(policy) });
         }
+        let fault = route.fault_injection.as_ref().and_then(|written| self.fault(&at.key("faultInjection"), written));
+        let aside = self.aside_destinations(&destinations, &filters.mirrors, tables);
         let rate_limits = self.route_rate_limits(at, &[Some(&own_scope), named], &backend_policies, tables.defaults);
+        let has_other_filters = filters.spec != FilterSpec::default() || !filters.mirrors.is_empty();
         let action = match filters.redirect {
             Some(redirect) => {
                 if !route.backend_refs.is_empty() {
                     self.error(&at.key("backendRefs"), "a redirect goes to no backend").hint("take `backendRefs` or the redirect out");
                 }
-                let has_sections =
-                    route.timeouts.is_some() || route.retry.is_some() || route.circuit_breaker.is_some() || route.admission_control.is_some() || route.connection_limits.is_some();
-                if has_sections || route.rate_limit.is_some() || route.policy.is_some() || filters.spec != FilterSpec::default() {
+                if !own.is_empty() || route.fault_injection.is_some() || route.policy.is_some() || has_other_filters {
                     self.error(at, "a redirect is answered at once, so nothing else of a route would act").hint("take the other sections, the policy and the other filters out");
                 }
                 ActionSpec::Redirect(redirect)
@@ -137,7 +138,28 @@ impl<'a> Compiler<'a> {
             .iter()
             .any(|name| tables.listeners.iter().any(|(_, listener)| *listener.name == **name && listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())));
         let allowed = self.allowed(&at.key("allow"), route.allow.as_ref(), can_identify);
-        RouteSpec { name, direction, filters: filters.spec, allowed, action, rate_limits }
+        RouteSpec { name, direction, filters: filters.spec, allowed, action, rate_limits, fault, mirrors: filters.mirrors, aside }
+    }
+
+    /// The backends of fallbacks and mirrors, under their own policies, each once. They come from one set of names that were checked.
+    fn aside_destinations(&mut self, destinations: &[Destination], mirrors: &[MirrorSpec], tables: &Tables<'_, 'a>) -> Vec<Destination> {
+        let of_fallbacks = destinations.iter().filter_map(|destination| match &destination.policy.fallback.as_ref()?.to {
+            FallbackTo::Backend(name) => Some(name.clone()),
+            FallbackTo::Response { .. } => None,
+        });
+        let mut aside: Vec<Destination> = Vec::new();
+        for name in of_fallbacks.chain(mirrors.iter().map(|mirror| mirror.backend.clone())) {
+            let Some(backend) = tables.backends.iter().position(|(_, backend)| backend.spec.name == name) else { continue };
+            if aside.iter().any(|known| known.backend == backend) {
+                continue;
+            }
+            let of_backend = tables.backends[backend].1.policy.and_then(|name| tables.policies.get(name).map(|scope| as_backend_policy(name, scope)));
+            let scopes: Vec<&Scope<'_, 'a>> = [of_backend.as_ref(), tables.defaults].into_iter().flatten().collect();
+            let is_quiet = std::mem::replace(&mut self.is_quiet, true);
+            aside.push(Destination { backend, weight: 1, policy: Arc::new(self.policy(&name, &scopes)) });
+            self.is_quiet = is_quiet;
+        }
+        aside
     }
 
     /// Rate limits are of the route, whichever of its backends a request goes to; so its backends may bring them only together.

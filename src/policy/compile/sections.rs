@@ -69,6 +69,9 @@ impl<'a> Compiler<'a> {
             breaker: breaker.and_then(|found| self.breaker(&found, backend, &timeouts)),
             admission: nearest(scopes, "admissionControl", |sections| sections.admission_control.as_ref()).and_then(|found| self.admission(&found, backend)),
             limits: limits.and_then(|found| self.limits(&found, backend)),
+            hedging: nearest(scopes, "hedging", |sections| sections.hedging.as_ref()).and_then(|found| self.hedging(&found, backend)),
+            fallback: nearest(scopes, "fallback", |sections| sections.fallback.as_ref()).and_then(|found| self.fallback(&found)),
+            stale: nearest(scopes, "staleIfError", |sections| sections.stale_if_error.as_ref()).and_then(|found| self.stale(&found, backend)),
             timeouts,
         }
     }

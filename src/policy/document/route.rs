@@ -4,9 +4,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    AdmissionControl, Allow, RateLimit,
+    AdmissionControl, Allow, AsideRef, Fallback, FaultInjection, Hedging, RateLimit, StaleIfError,
     sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
 };
+use crate::policy::units::Percent;
 
 /// A set of requests, where they go, and how they are protected.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -46,6 +47,14 @@ pub struct Route {
     pub connection_limits: Option<ConnectionLimits>,
     /// The rate limits of this route.
     pub rate_limit: Option<RateLimit>,
+    /// Further requests for an answer that is late.
+    pub hedging: Option<Hedging>,
+    /// What is answered instead.
+    pub fallback: Option<Fallback>,
+    /// Answers that are given again when the backend fails.
+    pub stale_if_error: Option<StaleIfError>,
+    /// Faults on purpose.
+    pub fault_injection: Option<FaultInjection>,
 }
 
 impl Route {
@@ -60,6 +69,9 @@ impl Route {
             admission_control: self.admission_control.clone(),
             connection_limits: self.connection_limits.clone(),
             rate_limit: self.rate_limit.clone(),
+            hedging: self.hedging.clone(),
+            fallback: self.fallback.clone(),
+            stale_if_error: self.stale_if_error.clone(),
         }
     }
 }
@@ -147,6 +159,8 @@ pub struct Filter {
     pub url_rewrite: Option<UrlRewrite>,
     /// For RequestRedirect.
     pub request_redirect: Option<Redirect>,
+    /// For RequestMirror.
+    pub request_mirror: Option<RequestMirror>,
 }
 
 /// What a filter changes.
@@ -160,6 +174,19 @@ pub enum FilterType {
     URLRewrite,
     /// Answers with a redirect.
     RequestRedirect,
+    /// Sends a copy to another backend.
+    RequestMirror,
+}
+
+/// A copy of some requests for another backend, whose answer nobody waits for. A request whose body is longer than `retry.maxBufferedBody`, or
+/// not through when its answer begins, is not copied; of the copies to one backend 128 are out at once.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestMirror {
+    /// Where it goes, under that backend's own policy.
+    pub backend_ref: AsideRef,
+    /// The share of requests. Default 100.
+    pub percent: Option<Percent>,
 }
 
 /// Changes to headers: first `remove`, then `set`, then `add`.

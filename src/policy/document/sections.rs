@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{AdmissionControl, RateLimit};
+use super::{AdmissionControl, Fallback, Hedging, RateLimit, StaleIfError};
 use crate::policy::units::{Percent, Size, Span, StatusRange};
 
 /// A set of protective sections. `{}` means a section with its defaults, a missing one means inherit.
@@ -24,6 +24,23 @@ pub struct Sections {
     pub admission_control: Option<AdmissionControl>,
     /// How many requests may come.
     pub rate_limit: Option<RateLimit>,
+    /// Further requests for an answer that is late.
+    pub hedging: Option<Hedging>,
+    /// What is answered instead.
+    pub fallback: Option<Fallback>,
+    /// Answers that are given again when the backend fails.
+    pub stale_if_error: Option<StaleIfError>,
+}
+
+impl Sections {
+    /// Whether none is given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { timeouts, retry, retry_constraint, circuit_breaker, connection_limits, admission_control, rate_limit, hedging, fallback, stale_if_error } = self;
+        let time = timeouts.is_none() && retry.is_none() && retry_constraint.is_none() && hedging.is_none();
+        let load = circuit_breaker.is_none() && connection_limits.is_none() && admission_control.is_none() && rate_limit.is_none();
+        time && load && fallback.is_none() && stale_if_error.is_none()
+    }
 }
 
 /// Whether a section acts.

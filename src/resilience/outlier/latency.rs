@@ -1,11 +1,9 @@
-//! Latencies, as a few counts.
-//!
-//! A count for each quarter of a doubling, from a sixteenth of a millisecond to two hours: a percentile is right to within a fifth
-//! of its value, which is enough to tell three times as slow, and costs a quarter of a kilobyte and one addition per answer.
+//! What latencies say about an endpoint among its peers.
 
 use std::time::Duration;
 
 use super::Attempted;
+use crate::resilience::latencies::Latencies;
 
 /// Answers that are enough to judge an endpoint's latency by its 90th percentile.
 const ENOUGH: u32 = 10;
@@ -15,24 +13,6 @@ const FEW: u32 = 3;
 
 /// A difference that nobody feels is no reason to eject, whatever its factor.
 pub(super) const NOTICEABLE: Duration = Duration::from_millis(25);
-
-const BUCKETS: usize = 108;
-
-/// The upper end of the first bucket, in microseconds.
-const FIRST: f64 = 62.5;
-
-/// Counts of latencies.
-#[derive(Debug, Clone)]
-pub struct Latencies {
-    counts: [u32; BUCKETS],
-    total: u32,
-}
-
-impl Default for Latencies {
-    fn default() -> Self {
-        Self { counts: [0; BUCKETS], total: 0 }
-    }
-}
 
 impl Latencies {
     /// Counts what a result says. How quickly an endpoint fails or refuses says nothing about how fast it works; one that was not
@@ -48,81 +28,16 @@ impl Latencies {
     /// Whether there are enough for a judgement that needs no more of them.
     #[must_use]
     pub fn are_enough(&self) -> bool {
-        self.total >= ENOUGH
+        self.total() >= ENOUGH
     }
 
     /// What an endpoint is compared by: the 90th percentile, or of few the median; of fewer nothing.
     #[must_use]
     pub fn typical_worst(&self) -> Option<Duration> {
-        match self.total {
+        match self.total() {
             ENOUGH.. => Some(self.percentile(0.9)),
             FEW.. => Some(self.percentile(0.5)),
             _ => None,
         }
-    }
-
-    /// Counts one.
-    pub fn add(&mut self, latency: Duration) {
-        let index = bucket(latency);
-        self.counts[index] = self.counts[index].saturating_add(1);
-        self.total = self.total.saturating_add(1);
-    }
-
-    /// How many were counted.
-    #[must_use]
-    pub fn total(&self) -> u32 {
-        self.total
-    }
-
-    /// The latency that this share of them did not exceed, rounded up to the end of its bucket; nothing of nothing.
-    #[must_use]
-    pub fn percentile(&self, share: f64) -> Duration {
-        let wanted = (f64::from(self.total) * share.clamp(0.0, 1.0)).ceil().max(1.0);
-        let mut seen = 0_u32;
-        for (index, count) in self.counts.iter().enumerate() {
-            seen = seen.saturating_add(*count);
-            if f64::from(seen) >= wanted {
-                return end(index);
-            }
-        }
-        Duration::ZERO
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the buckets before")]
-fn bucket(latency: Duration) -> usize {
-    let quarters = (latency.as_secs_f64() * 1e6 / FIRST).log2() * 4.0;
-    quarters.ceil().clamp(0.0, (BUCKETS - 1) as f64) as usize
-}
-
-fn end(bucket: usize) -> Duration {
-    Duration::from_secs_f64(FIRST / 1e6 * (bucket as f64 / 4.0).exp2())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_percentile_is_right_to_within_a_fifth() {
-        let mut latencies = Latencies::default();
-        for millis in 1..=1_000 {
-            latencies.add(Duration::from_millis(millis));
-        }
-        for (share, expected) in [(0.0, 1.0), (0.5, 500.0), (0.9, 900.0), (0.99, 990.0), (1.0, 1_000.0)] {
-            let found = latencies.percentile(share).as_secs_f64() * 1e3;
-            assert!(found >= expected - 0.001 && found <= expected * 1.2, "{share}: {found}");
-        }
-    }
-
-    #[test]
-    fn the_ends_of_the_scale_are_counted_too() {
-        let mut latencies = Latencies::default();
-        assert_eq!(latencies.percentile(0.9), Duration::ZERO);
-        latencies.add(Duration::ZERO);
-        assert_eq!(latencies.percentile(0.9), Duration::from_nanos(62_500));
-        latencies.add(Duration::from_hours(48));
-        assert!(latencies.percentile(1.0) > Duration::from_hours(1));
-        assert_eq!(latencies.total(), 2);
     }
 }

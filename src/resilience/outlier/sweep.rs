@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Attempted, Cause, Latencies, OutlierConfig, latency::NOTICEABLE};
-use crate::resilience::ratio::Ratio;
+use super::{Attempted, Cause, OutlierConfig, latency::NOTICEABLE};
+use crate::resilience::{latencies::Latencies, ratio::Ratio};
 
 /// What was seen of an endpoint in an interval.
 #[derive(Debug, Clone, Default)]

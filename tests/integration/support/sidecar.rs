@@ -38,6 +38,11 @@ pub(crate) fn policy_with(endpoints: &[String], extra: &str, sections: &str) -> 
     policy(&[], sections).replace("endpoints: []}", &format!("endpoints: [{}], {extra}}}", endpoints.join(", ")))
 }
 
+/// The same policies with another backend.
+pub(crate) fn also(name: &str, backend: &super::Backend, policy: &str) -> String {
+    policy.replace("  routes:\n", &format!("    - {{name: {name}, endpoints: [\"{}\"]}}\n  routes:\n", backend.address))
+}
+
 /// The addresses of backends, as a policy writes them.
 pub(crate) fn addresses(backends: &[&super::Backend]) -> Vec<String> {
     backends.iter().map(|backend| format!("\"{}\"", backend.address)).collect()
@@ -96,7 +101,6 @@ impl Sidecar {
         text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok()).unwrap_or(0.0)
     }
 
-    /// The state of the breaker of this name.
     /// Waits until whoever keeps the limits of all instances can be asked.
     #[track_caller]
     pub(crate) fn engine_connects(&self) {
@@ -108,6 +112,7 @@ impl Sidecar {
         self.metric(&format!("outrigger_global_rate_limit_requests_total{{outcome=\"{outcome}\"}}"))
     }
 
+    /// The state of the breaker of this name.
     pub(crate) fn breaker(&self, name: &str) -> serde_json::Value {
         let all = self.json("/api/v1/breakers");
         all.as_array().unwrap().iter().find(|breaker| breaker["name"] == name).unwrap_or_else(|| panic!("no breaker {name} in {all}")).clone()

@@ -3,8 +3,10 @@
 use super::super::{At, Compiler};
 use crate::policy::{
     document::{Filter, FilterType, HeaderEdit, HeaderModifier, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route},
-    snapshot::{FilterSpec, HeaderEdits, PathRewriteSpec, RedirectSpec},
+    snapshot::{FilterSpec, HeaderEdits, MirrorSpec, PathRewriteSpec, RedirectSpec},
+    units::Percent,
 };
+use crate::resilience::ratio::Ratio;
 
 /// Fields that the proxy itself is answerable for; changing them would break the framing of messages.
 const PROTECTED: &[&str] = &["host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "keep-alive", "proxy-connection"];
@@ -14,6 +16,7 @@ const PROTECTED: &[&str] = &["host", "connection", "content-length", "transfer-e
 pub(super) struct Filters {
     pub(super) spec: FilterSpec,
     pub(super) redirect: Option<RedirectSpec>,
+    pub(super) mirrors: Vec<MirrorSpec>,
 }
 
 impl<'a> Compiler<'a> {
@@ -23,7 +26,8 @@ impl<'a> Compiler<'a> {
         for (index, filter) in route.filters.iter().enumerate() {
             let at = at.key("filters").index(index);
             self.check_filter_fields(&at, filter);
-            if route.filters[..index].iter().any(|earlier| earlier.kind == filter.kind) {
+            let may_repeat = filter.kind == FilterType::RequestMirror;
+            if !may_repeat && route.filters[..index].iter().any(|earlier| earlier.kind == filter.kind) {
                 self.error(&at, format!("a filter of type {:?} is given twice", filter.kind)).hint("put all its changes into one");
             }
             if let Some(edits) = &filter.request_header_modifier {
@@ -40,6 +44,11 @@ impl<'a> Compiler<'a> {
                 filters.spec.host.clone_from(&rewrite.hostname);
                 filters.spec.path = rewrite.path.as_ref().and_then(|path| self.path_rewrite(&at.key("path"), path, has_prefix));
             }
+            if let Some(mirror) = &filter.request_mirror {
+                let at = at.key("requestMirror").key("backendRef");
+                let share = mirror.percent.map_or(Ratio::ONE, Percent::ratio);
+                filters.mirrors.extend(self.aside(&at, &mirror.backend_ref).map(|backend| MirrorSpec { backend, share }));
+            }
             if let Some(redirect) = &filter.request_redirect {
                 filters.redirect = self.redirect(&at.key("requestRedirect"), redirect, has_prefix);
             }
@@ -53,6 +62,7 @@ impl<'a> Compiler<'a> {
             (FilterType::ResponseHeaderModifier, "responseHeaderModifier", filter.response_header_modifier.is_some()),
             (FilterType::URLRewrite, "urlRewrite", filter.url_rewrite.is_some()),
             (FilterType::RequestRedirect, "requestRedirect", filter.request_redirect.is_some()),
+            (FilterType::RequestMirror, "requestMirror", filter.request_mirror.is_some()),
         ];
         for (kind, name, is_given) in fields {
             if kind == filter.kind && !is_given {

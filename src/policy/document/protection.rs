@@ -1,0 +1,55 @@
+//! The protection of the instance itself: what its cgroup says, and who is refused first.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::ModeName;
+use crate::policy::units::Percent;
+
+/// Sheds inbound requests by priority while the container is short of something. The probes and the admin server are never refused, and
+/// outbound requests neither: they finish what was let in.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Protection {
+    /// Whether it acts; Shadow counts what would have been refused.
+    pub mode: ModeName,
+    /// What is watched: cgroup v2, each second. What this system does not tell is not watched, and the log says so.
+    pub signals: Signals,
+    /// Who is refused first.
+    pub shed: Shed,
+}
+
+/// What is watched. Each rises to a level when it has been at or above it for 10 s, and falls when it has been below nine tenths of it for 30 s.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Signals {
+    /// Percent of the CPU that the container may use (`cpu.max`, else all of the machine's). Default 70 and 90.
+    pub cpu: Option<SignalLevels>,
+    /// Percent of the memory that it may use (`memory.max`), without what the system can take back (`inactive_file`). Default 75 and 90.
+    pub memory: Option<SignalLevels>,
+    /// Percent of the last 10 s in which something waited for the CPU (`cpu.pressure`, `some`). Not watched unless it is written.
+    pub cpu_pressure: Option<SignalLevels>,
+    /// Percent of the last 10 s in which something waited for memory (`memory.pressure`, `some`). Not watched unless it is written.
+    pub memory_pressure: Option<SignalLevels>,
+}
+
+/// Two levels.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SignalLevels {
+    /// From here the lowest class is refused.
+    pub warning: Option<Percent>,
+    /// From here all are refused but the two highest classes.
+    pub critical: Option<Percent>,
+}
+
+/// Who is refused first. With it, the classes also fill `connectionLimits.maxParallelRequests` of inbound routes only so far: the lowest to
+/// 60 %, then 75, 90 and 100 %.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Shed {
+    /// The header that names the class of a request. Default `x-outrigger-priority`.
+    pub header: Option<String>,
+    /// The four classes, highest first; a request without one, or with another, is of the third. Default critical, high, normal, low.
+    pub classes: Option<Vec<String>>,
+}

@@ -1,0 +1,34 @@
+//! Faults on purpose: some requests are late, some fail, until the time that the policy gives.
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    admission,
+    client::Client,
+    rejection::{Instead, Rejection},
+    serve::Exchange,
+};
+use crate::{clock, resilience::Mode, telemetry::reason::Reason};
+
+/// Does to a request what the policy says. The place among those under a fault is held until the request ends.
+pub(super) async fn inject(exchange: &Exchange<'_>, client: &mut Client) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
+    let Some(fault) = &exchange.route.spec.fault else { return Ok(None) };
+    let is_hit = |share: f64| share >= 1.0 || fastrand::f64() < share;
+    let delay = fault.delay.filter(|(_, share)| is_hit(share.value()));
+    let abort = fault.abort.filter(|(_, share)| is_hit(share.value()));
+    if delay.is_none() && abort.is_none() || clock::wall() >= fault.until {
+        return Ok(None);
+    }
+    let Ok(place) = exchange.route.faults.clone().try_acquire_owned() else { return Ok(None) };
+    if fault.mode == Mode::Shadow {
+        exchange.would_refuse(Reason::FaultInjected);
+        return Ok(None);
+    }
+    if let Some((delay, _)) = delay {
+        admission::unless_gone(client, clock::sleep(delay)).await?;
+    }
+    match abort {
+        Some((answer, _)) => Err(Rejection { instead: Some(Instead::Fault(answer)), ..Rejection::by(Reason::FaultInjected, exchange.route.spec.name.clone()) }),
+        None => Ok(Some(place)),
+    }
+}

@@ -1,0 +1,198 @@
+//! Asking more than one endpoint at once, and taking the answer that comes first.
+//!
+//! Each request after the first is taken out of the retry budget. Those that are not needed are dropped: their connections close, their streams are
+//! reset, and their guards settle as cancelled. What is hedged is not retried besides; a failure makes the next request go out at once.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use super::{
+    asker::{Asker, Kept},
+    attempt::{Answered, Attempt, Failed, failed, full, gone},
+    client::Client,
+    deadline::Deadline,
+    headers,
+    rejection::Rejection,
+    request_body::RequestBody,
+    retrying::Tries,
+    serve::{Exchange, Progress},
+};
+use crate::{
+    clock,
+    policy::snapshot::HedgingSpec,
+    resilience::Mode,
+    state::{budget::RetryGuard, endpoint::EndpointState, hedge::HedgeState},
+    telemetry::metrics::Hedged,
+};
+
+/// A request that is hedged.
+pub(super) struct Plan<'e> {
+    spec: &'e HedgingSpec,
+    state: &'e HedgeState,
+    delay: Duration,
+    kept: Kept,
+}
+
+/// Whether a request is hedged: the policy acts, it is idempotent, has no body, and it is known how late is late.
+pub(super) fn plan<'e>(exchange: &'e Exchange<'_>, client: &Client, body: &RequestBody, now: Instant) -> Option<Plan<'e>> {
+    let spec = exchange.destination.policy.hedging.as_ref().filter(|spec| spec.mode == Mode::Enforce)?;
+    let state = exchange.destination.hedge.as_deref()?;
+    let asked = client.asked();
+    let is_fit = asked.is_idempotent() && body.is_done() && body.kept().is_empty() && asked.attempt() == 1 && headers::wanted_upgrade(&asked).is_none();
+    if !is_fit {
+        return None;
+    }
+    Some(Plan { spec, state, delay: state.delay(now)?, kept: Kept::of(client, body)? })
+}
+
+/// Counts what shadow mode would have asked again, now that an answer took so long.
+pub(super) fn note_shadow(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, began: Option<Instant>) {
+    let destination = exchange.destination;
+    let (Some(began), Some(spec), Some(state)) = (began, &destination.policy.hedging, &destination.hedge) else { return };
+    if spec.mode != Mode::Shadow || !client.asked().is_idempotent() || body.received() > 0 {
+        return;
+    }
+    let now = clock::now();
+    if state.delay(now).is_some_and(|delay| now.saturating_duration_since(began) > delay) {
+        destination.backend.metrics.hedged(Hedged::Shadow);
+    }
+}
+
+type Made<'r> = Pin<Box<dyn Future<Output = Result<Answered, Failed>> + Send + 'r>>;
+
+/// A request that is out.
+struct Runner<'r> {
+    endpoint: Arc<EndpointState>,
+    began: Instant,
+    is_first: bool,
+    made: Made<'r>,
+}
+
+/// What came of one that is no answer to pass on while there may be another.
+enum Poor {
+    Answer(Arc<EndpointState>, Box<Answered>),
+    Failed(Arc<EndpointState>, Failed),
+    /// None could be made.
+    NotMade(Rejection),
+}
+
+/// Asks until there is an answer to pass on, or none to be had.
+pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Result<Answered, Rejection> {
+    let metrics = &exchange.destination.backend.metrics;
+    let mut tries = Tries::default();
+    let mut runners: Vec<Runner<'_>> = Vec::with_capacity(2);
+    let mut guard: Option<RetryGuard> = None;
+    let mut poor: Option<Poor> = None;
+    let mut may_ask = true;
+    let mut is_due = true;
+    loop {
+        may_ask &= progress.attempts < plan.spec.config.max_attempts.get();
+        if is_due && may_ask {
+            is_due = false;
+            match ask(exchange, plan, deadline, &mut tries, &mut guard, progress) {
+                Ok(Some(runner)) => runners.push(runner),
+                Ok(None) => may_ask = false,
+                Err(rejection) => {
+                    may_ask = false;
+                    poor.get_or_insert(Poor::NotMade(rejection));
+                }
+            }
+            continue;
+        }
+        if runners.is_empty() {
+            return give(exchange, poor, guard, progress);
+        }
+        let next = async { if may_ask { clock::sleep(plan.delay).await } else { std::future::pending().await } };
+        let (place, made) = tokio::select! {
+            biased;
+            done = first_done(&mut runners) => done,
+            () = next => {
+                is_due = true;
+                continue;
+            }
+            reason = client.gone() => return Err(gone(reason)),
+        };
+        let Runner { endpoint, is_first, .. } = runners.swap_remove(place);
+        match made {
+            Ok(answered) if !is_poor(plan.spec, &answered) => {
+                if !is_first {
+                    metrics.hedged(Hedged::Won);
+                }
+                let now = clock::now();
+                // They took at least as long as they were waited for.
+                runners.iter().for_each(|late| plan.state.note(now.saturating_duration_since(late.began), now));
+                progress.endpoint = Some(endpoint);
+                return Ok(Answered { _retry: guard, ..answered });
+            }
+            Ok(answered) => poor = Some(Poor::Answer(endpoint, Box::new(answered))),
+            Err(Failed::Rejected(rejection)) if rejection.is_fatal => return Err(rejection),
+            Err(failed) if matches!(poor, Some(Poor::Answer(..))) => drop(failed),
+            Err(failed) => poor = Some(Poor::Failed(endpoint, failed)),
+        }
+        is_due = true;
+    }
+}
+
+/// Sends one more; nothing if the budget has none.
+fn ask<'r>(
+    exchange: &'r Exchange<'r>,
+    plan: &'r Plan<'_>,
+    mut deadline: Deadline,
+    tries: &mut Tries,
+    guard: &mut Option<RetryGuard>,
+    progress: &mut Progress,
+) -> Result<Option<Runner<'r>>, Rejection> {
+    let metrics = &exchange.destination.backend.metrics;
+    let is_first = tries.is_first();
+    if !is_first && exchange.destination.withdraw_retry(guard, clock::now()).is_err() {
+        metrics.hedged(Hedged::NoBudget);
+        return Ok(None);
+    }
+    let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, progress)?;
+    if !is_first {
+        metrics.hedged(Hedged::Sent);
+    }
+    let (endpoint, began) = (attempt.endpoint.clone(), attempt.began);
+    let made = Box::pin(async move { attempt.make(&mut Asker::Kept(&plan.kept), &mut deadline).await });
+    Ok(Some(Runner { endpoint, began, is_first, made }))
+}
+
+async fn first_done(runners: &mut [Runner<'_>]) -> (usize, Result<Answered, Failed>) {
+    std::future::poll_fn(|context| {
+        let done = runners.iter_mut().enumerate().find_map(|(index, runner)| match runner.made.as_mut().poll(context) {
+            Poll::Ready(made) => Some((index, made)),
+            Poll::Pending => None,
+        });
+        done.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+fn is_poor(spec: &HedgingSpec, answered: &Answered) -> bool {
+    answered.upstream.head().is_some_and(|head| spec.non_fatal.contains(head.status.as_u16()))
+}
+
+/// All have failed: an answer of the app's is better than none.
+fn give(exchange: &Exchange<'_>, poor: Option<Poor>, guard: Option<RetryGuard>, progress: &mut Progress) -> Result<Answered, Rejection> {
+    match poor {
+        Some(Poor::Answer(endpoint, answered)) => {
+            progress.endpoint = Some(endpoint);
+            Ok(Answered { _retry: guard, ..*answered })
+        }
+        Some(Poor::Failed(endpoint, how)) => {
+            progress.endpoint = Some(endpoint);
+            Err(match how {
+                Failed::Broken(broken) => failed(progress, broken),
+                Failed::Full => full(exchange, progress),
+                Failed::Rejected(rejection) => rejection,
+            })
+        }
+        Some(Poor::NotMade(rejection)) => Err(rejection),
+        None => Err(Rejection::of(crate::telemetry::reason::Reason::InternalError)),
+    }
+}
