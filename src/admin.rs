@@ -9,11 +9,13 @@
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /api/v1/status` | the instance in a few lines |
 //! | `GET /api/v1/{routes,backends,breakers,limits,recovery}` | live views |
+//! | `GET /api/v1/decisions` (`?request=ID`, `?trace=ID`) | why the last requests got what they got |
 //! | `GET /api/v1/events` | server-sent events: every transition as it happens, after the last ones |
 //! | `POST /api/v1/{drain,reload}` | leave; read the policies again |
 //! | `POST /api/v1/breakers/NAME/{force-open,disable,reset,auto}` | a breaker by hand |
 
 mod api;
+mod decisions;
 mod events;
 mod probes;
 mod view;
@@ -59,6 +61,7 @@ pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>
         .route("/api/v1/breakers", get(api::breakers))
         .route("/api/v1/limits", get(api::limits))
         .route("/api/v1/recovery", get(api::recovery))
+        .route("/api/v1/decisions", get(decisions::decisions))
         .route("/api/v1/events", get(events::stream))
         .route("/api/v1/drain", post(api::drain))
         .route("/api/v1/reload", post(api::reload))
@@ -72,7 +75,7 @@ pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>
 
 async fn contents() -> &'static str {
     "GET  /livez /readyz /startupz (?verbose)\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
-     GET  /api/v1/events\nPOST /api/v1/drain /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
+     GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\nPOST /api/v1/drain /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
 }
 
 /// Lets changing requests pass only from this host, or with the token; and never from a page in a browser.

@@ -27,6 +27,7 @@ mod http2;
 mod listener;
 pub mod listeners;
 mod mirroring;
+mod notes;
 mod peer;
 mod picking;
 mod pool;

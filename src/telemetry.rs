@@ -5,6 +5,7 @@
 //! through the access log, which never waits.
 
 pub mod access_log;
+pub mod decisions;
 pub mod engine_metrics;
 pub mod event;
 pub mod log;
@@ -18,7 +19,7 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use self::{access_log::AccessLog, event::Event, metrics::Metrics};
+use self::{access_log::AccessLog, decisions::Decisions, event::Event, metrics::Metrics};
 
 /// Events that are remembered for the admin API.
 const REMEMBERED: usize = 256;
@@ -41,6 +42,8 @@ pub struct Telemetry {
     pub metrics: Metrics,
     /// The access log.
     pub access_log: AccessLog,
+    /// Why the last requests got what they got.
+    pub decisions: Decisions,
     wall: fn() -> std::time::SystemTime,
     listeners: broadcast::Sender<Numbered>,
     /// The last events; a lock for a push, never held across anything else.
@@ -52,7 +55,7 @@ impl Telemetry {
     #[must_use]
     pub fn new(access_log: AccessLog, wall: fn() -> std::time::SystemTime) -> Self {
         let (listeners, _) = broadcast::channel(REMEMBERED);
-        Self { metrics: Metrics::new(), access_log, wall, listeners, recent: Mutex::new(VecDeque::with_capacity(REMEMBERED)) }
+        Self { metrics: Metrics::new(), access_log, decisions: Decisions::default(), wall, listeners, recent: Mutex::new(VecDeque::with_capacity(REMEMBERED)) }
     }
 
     /// Tells what happened.

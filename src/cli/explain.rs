@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::{Outcome, complain, environment, say};
+use super::{Admin, Outcome, complain, environment, remote, say};
 use crate::clock::Rfc3339;
 use crate::policy::{
     self,
@@ -24,9 +24,16 @@ pub(super) struct Explain {
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
     /// The method.
-    method: String,
+    #[arg(required_unless_present = "request")]
+    method: Option<String>,
     /// The address, like `http://pay.shop/v1/charges`, or only a path.
-    url: String,
+    #[arg(required_unless_present = "request")]
+    url: Option<String>,
+    /// Instead: asks a running sidecar why the request with this `x-request-id` got what it got.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["method", "url", "headers", "listener"])]
+    request: Option<String>,
+    #[command(flatten)]
+    admin: Admin,
     /// A header, like `x-tenant: a`.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
@@ -34,6 +41,10 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> Outcome {
+        if let Some(request) = &self.request {
+            return remote::explain(&self.admin, request);
+        }
+        let (method, url) = (self.method.unwrap_or_default(), self.url.unwrap_or_default());
         let loaded = match policy::load(&self.policies, &environment()) {
             Ok(loaded) => loaded,
             Err(faults) => {
@@ -42,7 +53,7 @@ impl Explain {
             }
         };
         let set = loaded.snapshot;
-        let rest = self.url.split_once("://").map_or(self.url.as_str(), |(_, rest)| rest);
+        let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
         let (authority, path) = if rest.starts_with('/') { ("", rest) } else { rest.split_at(rest.find('/').unwrap_or(rest.len())) };
         let path = if path.is_empty() { "/" } else { path };
         let path = path.split('?').next().unwrap_or_default();
@@ -50,7 +61,7 @@ impl Explain {
         let headers: Vec<(String, &str)> =
             self.headers.iter().filter_map(|header| header.split_once(':')).map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim())).collect();
         let header = |name: &str| headers.iter().find(|(given, _)| given == name).map(|(_, value)| *value);
-        let request = RequestView { host, path, method: &self.method, header: &header };
+        let request = RequestView { host, path, method: &method, header: &header };
         if let Some(unknown) = self.listener.as_ref().filter(|name| !set.listeners.iter().any(|listener| *listener.name == ***name)) {
             complain(&format!("there is no listener `{unknown}`"));
             return Outcome::Usage;

@@ -145,6 +145,45 @@ impl Drain {
     }
 }
 
+/// Says in plain words why a request got what it got.
+pub(super) fn explain(admin: &Admin, request: &str) -> Outcome {
+    let is_word = request.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:".contains(&byte));
+    if request.is_empty() || !is_word {
+        complain(&format!("`{request}` is not the id of a request: write what stands in `x-request-id`"));
+        return Outcome::Usage;
+    }
+    let Some((_, body)) = ask(admin, "GET", &format!("/api/v1/decisions?request={request}")) else { return Outcome::Unavailable };
+    let found: Value = serde_json::from_str(&body).unwrap_or_default();
+    let found = found.as_array().map(Vec::as_slice).unwrap_or_default();
+    if found.is_empty() {
+        complain(&format!("nothing is known of the request {request}: nothing had to be decided about it, or too many came after it; the access log has a line of each"));
+        return Outcome::No;
+    }
+    found.iter().for_each(|decided| say(&in_words(decided)));
+    Outcome::Fine
+}
+
+fn in_words(decided: &Value) -> String {
+    let text = |key: &str| decided[key].as_str().unwrap_or_default();
+    let who = match text("reason") {
+        "" => format!("by {} of {}", text("endpoint"), text("backend")),
+        reason => format!("by the sidecar: {reason}"),
+    };
+    let mut lines = vec![
+        format!("{} {} {}{}", text("at"), text("method"), text("host"), text("path")),
+        format!("  route {}, backend {}, {} attempts", or_none(text("route")), or_none(text("backend")), decided["attempts"]),
+    ];
+    for step in decided["steps"].as_array().into_iter().flatten() {
+        lines.push(format!("  {:>9.1} ms  {}", step["after_ms"].as_f64().unwrap_or_default(), step["text"].as_str().unwrap_or_default()));
+    }
+    lines.push(format!("  {:>9.1} ms  answered with {} {who}", decided["duration_ms"].as_f64().unwrap_or_default(), decided["status"]));
+    lines.join("\n")
+}
+
+fn or_none(text: &str) -> &str {
+    if text.is_empty() { "none" } else { text }
+}
+
 /// Asks, and prints the answer.
 fn show(admin: &Admin, method: &str, path: &str) -> Outcome {
     let Some((status, body)) = ask(admin, method, path) else { return Outcome::Unavailable };

@@ -41,7 +41,7 @@ pub(super) fn control(exchange: &Exchange<'_>, now: Instant) -> Result<(), Rejec
     match control.ask(fastrand::f64(), now) {
         Verdict::Admitted => Ok(()),
         Verdict::WouldRefuse => {
-            exchange.would_refuse(Reason::AdmissionControl);
+            exchange.would_refuse(Reason::AdmissionControl, control.name());
             Ok(())
         }
         Verdict::Refused => Err(Rejection::by(Reason::AdmissionControl, control.name().clone()).after(std::time::Duration::from_secs(1))),
@@ -60,7 +60,7 @@ pub(super) fn protect(exchange: &Exchange<'_>, client: &Client) -> Result<Option
             let signal = protection.cause().map_or("", signal_name);
             return Err(shed(signal, spec, class));
         }
-        exchange.would_refuse(Reason::Shed);
+        exchange.would_refuse(Reason::Shed, &Arc::default());
     }
     Ok((spec.mode == Mode::Enforce).then_some(class))
 }
@@ -84,7 +84,7 @@ pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client, class: O
     match limit.enter(class) {
         Entry::Admitted(guard) => Ok(Some(guard)),
         Entry::WouldRefuse(guard) => {
-            exchange.would_refuse(Reason::ConcurrencyLimit);
+            exchange.would_refuse(Reason::ConcurrencyLimit, limit.name());
             Ok(Some(guard))
         }
         Entry::Refused => Err(refused(Reason::ConcurrencyLimit)),

@@ -35,7 +35,7 @@ use crate::{
         endpoint::{EndpointGuard, EndpointState},
         outlier::Observation,
     },
-    telemetry::reason::Reason,
+    telemetry::{decisions::Step, reason::Reason},
 };
 
 /// The head of an answer has come.
@@ -102,6 +102,7 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
         let tried = tries.count();
         let attempt = Attempt::begin(exchange, &client.asked(), &mut tries, progress)?;
         let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &client.asked(), &tries), ..attempt };
+        let began = attempt.began;
         let ended = match attempt.make(&mut Asker::Client(client, body), &mut deadline).await {
             Ok(answered) => Ok(answered),
             Err(Failed::Broken(broken)) => Err(broken),
@@ -117,6 +118,9 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
             Ok(answered) => retrying::status_failure(exchange, answered),
             Err(broken) => Some(broken.failure()),
         };
+        if failure.is_some() {
+            note_failure(exchange, progress, &ended, began);
+        }
         let retry = failure.and_then(|failure| retrying::consider(exchange, client, body, failure, &mut tries, &deadline, &mut retry_guard));
         match (retry, ended) {
             (Some(retry), ended) => {
@@ -132,6 +136,16 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
             (None, Err(broken)) => return Err(failed(progress, broken)),
         }
     }
+}
+
+fn note_failure(exchange: &Exchange<'_>, progress: &Progress, ended: &Result<Answered, Broken>, began: Instant) {
+    let how = match ended {
+        Ok(Answered { grpc_status: Some(status), .. }) => format!("grpc-status {status}"),
+        Ok(answered) => answered.upstream.head().map(|head| head.status.as_u16().to_string()).unwrap_or_default(),
+        Err(broken) => broken.reason().token().to_owned(),
+    };
+    let endpoint = progress.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default();
+    exchange.notes.push(Step::Failed { attempt: progress.attempts, endpoint, how, took: clock::now().saturating_duration_since(began) });
 }
 
 /// How a request ends whose last attempt failed.

@@ -17,7 +17,7 @@ use crate::{
         units::StatusSet,
     },
     resilience::Mode,
-    telemetry::{metrics::Degraded, reason::Reason},
+    telemetry::{decisions::Step, metrics::Degraded, reason::Reason},
 };
 
 /// How a request has failed.
@@ -54,12 +54,14 @@ pub(super) async fn instead<'e>(
     let metrics = &exchange.worker.state.telemetry.metrics;
     if fallback.mode == Mode::Shadow {
         exchange.route.metrics.degraded(metrics, Degraded::Shadow);
+        exchange.notes.push(Step::Degraded { with: "the fallback".to_owned(), is_shadow: true });
         return outcome.map(|answered| (*exchange, answered));
     }
     match &fallback.to {
         FallbackTo::Response { .. } if client.is_grpc() => outcome.map(|answered| (*exchange, answered)),
         FallbackTo::Response { status, content_type, body } => {
             exchange.route.metrics.degraded(metrics, Degraded::Response);
+            exchange.notes.push(Step::Degraded { with: format!("what the fallback says, {status}"), is_shadow: false });
             let instead = Instead::Fallback { status: *status, content_type: content_type.clone(), body: body.clone() };
             Err(Rejection { instead: Some(instead), ..refusal(outcome, progress) })
         }
@@ -68,6 +70,7 @@ pub(super) async fn instead<'e>(
             let Some(aside) = aside.filter(|_| body.is_replayable()) else { return outcome.map(|answered| (*exchange, answered)) };
             drop(outcome);
             exchange.route.metrics.degraded(metrics, Degraded::Backend);
+            exchange.notes.push(Step::Degraded { with: format!("the backend {name} is asked"), is_shadow: false });
             progress.aside = Some(aside);
             let exchange = exchange.towards(&exchange.route.aside[aside]);
             // Under a policy of its own it has a time of its own; only the client's deadline goes on.
@@ -82,8 +85,10 @@ fn earlier(exchange: &Exchange<'_>, client: &Client, failure: Failure, outcome: 
     let metrics = &exchange.worker.state.telemetry.metrics;
     if mode == Mode::Shadow {
         exchange.route.metrics.degraded(metrics, Degraded::Shadow);
+        exchange.notes.push(Step::Degraded { with: format!("an answer from {} s ago", age.as_secs()), is_shadow: true });
         return None;
     }
+    exchange.notes.push(Step::Degraded { with: format!("an answer from {} s ago", age.as_secs()), is_shadow: false });
     exchange.route.metrics.degraded(metrics, Degraded::Stale);
     let why = match outcome {
         Ok(_) => failure.status.unwrap_or_default().to_string(),

@@ -8,7 +8,11 @@ use super::{
     rejection::{Instead, Rejection},
     serve::Exchange,
 };
-use crate::{clock, resilience::Mode, telemetry::reason::Reason};
+use crate::{
+    clock,
+    resilience::Mode,
+    telemetry::{decisions::Step, reason::Reason},
+};
 
 /// Does to a request what the policy says. The place among those under a fault is held until the request ends.
 pub(super) async fn inject(exchange: &Exchange<'_>, client: &mut Client) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
@@ -21,10 +25,11 @@ pub(super) async fn inject(exchange: &Exchange<'_>, client: &mut Client) -> Resu
     }
     let Ok(place) = exchange.route.faults.clone().try_acquire_owned() else { return Ok(None) };
     if fault.mode == Mode::Shadow {
-        exchange.would_refuse(Reason::FaultInjected);
+        exchange.would_refuse(Reason::FaultInjected, &exchange.route.spec.name);
         return Ok(None);
     }
     if let Some((delay, _)) = delay {
+        exchange.notes.push(Step::Delayed { by: delay });
         admission::unless_gone(client, clock::sleep(delay)).await?;
     }
     match abort {

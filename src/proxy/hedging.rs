@@ -27,7 +27,7 @@ use crate::{
     policy::snapshot::HedgingSpec,
     resilience::Mode,
     state::{budget::RetryGuard, endpoint::EndpointState, hedge::HedgeState},
-    telemetry::metrics::Hedged,
+    telemetry::{decisions::Step, metrics::Hedged},
 };
 
 /// A request that is hedged.
@@ -69,7 +69,8 @@ type Made<'r> = Pin<Box<dyn Future<Output = Result<Answered, Failed>> + Send + '
 struct Runner<'r> {
     endpoint: Arc<EndpointState>,
     began: Instant,
-    is_first: bool,
+    /// Counted from 1.
+    number: u32,
     made: Made<'r>,
 }
 
@@ -117,11 +118,15 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
             }
             reason = client.gone() => return Err(gone(reason)),
         };
-        let Runner { endpoint, is_first, .. } = runners.swap_remove(place);
+        let Runner { endpoint, began, number, .. } = runners.swap_remove(place);
+        if let Some(how) = failure(plan.spec, &made) {
+            exchange.notes.push(Step::Failed { attempt: number, endpoint: endpoint.label.clone(), how, took: clock::now().saturating_duration_since(began) });
+        }
         match made {
             Ok(answered) if !is_poor(plan.spec, &answered) => {
-                if !is_first {
+                if number > 1 {
                     metrics.hedged(Hedged::Won);
+                    exchange.notes.push(Step::HedgeWon { endpoint: endpoint.label.clone() });
                 }
                 let now = clock::now();
                 // They took at least as long as they were waited for.
@@ -151,15 +156,17 @@ fn ask<'r>(
     let is_first = tries.is_first();
     if !is_first && exchange.destination.withdraw_retry(guard, clock::now()).is_err() {
         metrics.hedged(Hedged::NoBudget);
+        exchange.notes.push(Step::NotRetried { why: "the retry budget has no room for a second request", numbers: String::new() });
         return Ok(None);
     }
     let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, progress)?;
     if !is_first {
         metrics.hedged(Hedged::Sent);
+        exchange.notes.push(Step::Hedged { attempt: progress.attempts, endpoint: attempt.endpoint.label.clone(), delay: plan.delay });
     }
     let (endpoint, began) = (attempt.endpoint.clone(), attempt.began);
     let made = Box::pin(async move { attempt.make(&mut Asker::Kept(&plan.kept), &mut deadline).await });
-    Ok(Some(Runner { endpoint, began, is_first, made }))
+    Ok(Some(Runner { endpoint, began, number: progress.attempts, made }))
 }
 
 async fn first_done(runners: &mut [Runner<'_>]) -> (usize, Result<Answered, Failed>) {
@@ -171,6 +178,17 @@ async fn first_done(runners: &mut [Runner<'_>]) -> (usize, Result<Answered, Fail
         done.map_or(Poll::Pending, Poll::Ready)
     })
     .await
+}
+
+/// How one failed that is no answer to pass on, if it did.
+fn failure(spec: &HedgingSpec, made: &Result<Answered, Failed>) -> Option<String> {
+    match made {
+        Ok(answered) if is_poor(spec, answered) => answered.upstream.head().map(|head| head.status.as_u16().to_string()),
+        Ok(_) => None,
+        Err(Failed::Broken(broken)) => Some(broken.reason().token().to_owned()),
+        Err(Failed::Full) => Some("all its connections are busy".to_owned()),
+        Err(Failed::Rejected(rejection)) => Some(rejection.reason.token().to_owned()),
+    }
 }
 
 fn is_poor(spec: &HedgingSpec, answered: &Answered) -> bool {

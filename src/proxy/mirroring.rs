@@ -10,6 +10,7 @@ use super::{
     client::Client,
     deadline::Deadline,
     headers,
+    notes::Notes,
     request_body::RequestBody,
     retrying::{self, Tries},
     serve::{Exchange, Progress},
@@ -59,7 +60,8 @@ fn spawn(exchange: &Exchange<'_>, mirror: &MirrorState, kept: Arc<Kept>, place: 
     tokio::spawn(async move {
         let route = &live.routes[rule.route];
         let destination = &route.aside[aside];
-        let exchange = Exchange::new(&worker, &live, (route, &rule), destination, &target, &request_id);
+        let notes = Notes::new(began);
+        let exchange = Exchange::new(&worker, &live, (route, &rule), destination, &target, (&request_id, &notes));
         let mut progress = Progress::new(began, request_id.clone());
         let now = clock::now();
         let mut deadline = Deadline::new(destination.policy.timeouts.request, &kept.asked(), now);

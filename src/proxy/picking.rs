@@ -56,7 +56,7 @@ pub(super) fn pick(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries, no
         match breaker.try_acquire(now, fastrand::f64()) {
             Passage::Allowed(guard) => return Ok(picked(Some(guard))),
             Passage::WouldRefuse => {
-                exchange.would_refuse(Reason::BreakerOpen);
+                exchange.would_refuse(Reason::BreakerOpen, breaker.name());
                 return Ok(picked(None));
             }
             // All its probes are out; another endpoint may do.

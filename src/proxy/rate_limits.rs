@@ -121,7 +121,7 @@ pub(super) fn judge(exchange: &Exchange<'_>, limits: &mut Limits, index: usize, 
             Ok(granted.wait)
         }
         Err(_) if rule.mode == Mode::Shadow => {
-            exchange.would_refuse(Reason::RateLimited);
+            exchange.would_refuse(Reason::RateLimited, &rule.name);
             Ok(Duration::ZERO)
         }
         Err(limited) => {

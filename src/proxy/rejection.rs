@@ -88,8 +88,13 @@ impl Rejection {
 
     /// `TOKEN` or `TOKEN:NAME`.
     pub(super) fn token(&self) -> String {
-        if self.by.is_empty() { self.reason.token().to_owned() } else { format!("{}:{}", self.reason.token(), self.by) }
+        token(self.reason, &self.by)
     }
+}
+
+/// `TOKEN` or `TOKEN:NAME`.
+pub(super) fn token(reason: Reason, by: &str) -> String {
+    if by.is_empty() { reason.token().to_owned() } else { format!("{}:{by}", reason.token()) }
 }
 
 struct Row {

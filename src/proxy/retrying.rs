@@ -10,7 +10,7 @@ use crate::{
         retry::{Failure, Situation, StopReason, Verdict},
     },
     state::budget::{NoRetry, RetryGuard},
-    telemetry::metrics::RetryStop,
+    telemetry::{decisions::Step, metrics::RetryStop},
 };
 
 /// An answer that is thrown away for a retry is read to its end up to this, so that its connection can be used again.
@@ -104,6 +104,9 @@ pub(super) fn consider(
     };
     let stop = |why| {
         destination.backend.metrics.not_repeated(why);
+        let time = if situation.time_left == Duration::MAX { "no deadline".to_owned() } else { format!("{:.1?} are left", situation.time_left) };
+        let numbers = format!("{} of {} retries made, {time}, {} in the budget", situation.retries, policy.retry.config.attempts, destination.budget.remaining(now));
+        exchange.notes.push(Step::NotRetried { why: why.words(), numbers });
         None
     };
     let (wait, is_transparent) = match policy.retry.config.decide(&situation, fastrand::f64()) {
@@ -125,6 +128,7 @@ pub(super) fn consider(
                 tries.retries += 1;
             }
             destination.backend.metrics.retries.increment(1);
+            exchange.notes.push(Step::Retried { wait, is_transparent, left: destination.budget.remaining(now) });
             Some(wait)
         }
         Err(NoRetry::BudgetSpent) => stop(RetryStop::BudgetSpent),

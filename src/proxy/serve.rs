@@ -13,6 +13,7 @@ use super::{
     authority::{self, Target},
     client::Client,
     degradation, faults, framing, headers, mirroring,
+    notes::{self, Notes},
     rate_limits::{self, Limits},
     rejection::{self, Instead, Rejection},
     relay,
@@ -34,7 +35,11 @@ use crate::{
         limit::LimitGuard,
         live::{DestinationState, Live, RouteState},
     },
-    telemetry::{access_log::Record, reason::Reason},
+    telemetry::{
+        access_log::Record,
+        decisions::{Decided, Step},
+        reason::Reason,
+    },
 };
 
 /// What becomes of a client's connection.
@@ -59,6 +64,8 @@ pub(super) struct Exchange<'a> {
     pub(super) target: &'a Target,
     pub(super) request_id: &'a HeaderValue,
     pub(super) hasher: &'a RandomState,
+    /// What is noted about it.
+    pub(super) notes: &'a Notes,
     is_closing: bool,
 }
 
@@ -70,9 +77,9 @@ impl<'a> Exchange<'a> {
         (route, rule): (&'a RouteState, &'a Rule),
         destination: &'a DestinationState,
         target: &'a Target,
-        request_id: &'a HeaderValue,
+        (request_id, notes): (&'a HeaderValue, &'a Notes),
     ) -> Self {
-        Self { worker, live, route, rule, destination, target, request_id, hasher: &worker.state.limit_hasher, is_closing: false }
+        Self { worker, live, route, rule, destination, target, request_id, hasher: &worker.state.limit_hasher, notes, is_closing: false }
     }
 
     /// The same request on its way elsewhere.
@@ -81,7 +88,9 @@ impl<'a> Exchange<'a> {
     }
 
     /// Counts a refusal that shadow mode lets pass.
-    pub(super) fn would_refuse(&self, reason: Reason) {
+    pub(super) fn would_refuse(&self, reason: Reason, by: &Arc<str>) {
+        let numbers = notes::numbers(self, reason, by, None);
+        self.notes.push(Step::Refused { reason, by: by.clone(), numbers, is_shadow: true });
         self.route.metrics.would_refuse(&self.worker.state.telemetry.metrics, reason);
     }
 
@@ -150,18 +159,20 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     let is_draining = is_inbound && worker.state.lifecycle.is_draining();
     let in_flight = InFlight::enter(&worker.state, is_inbound, began);
     let request_id = headers::request_id(client);
+    let notes = Notes::new(began);
     let mut progress = Progress::new(began, request_id);
-    let after = match exchange(worker, &live, client, &mut progress, is_closing).await {
+    let after = match exchange(worker, &live, client, &mut progress, &notes, is_closing).await {
         Ok(after) => after,
         Err(rejection) => refuse(&live, client, &rejection, &mut progress, is_closing, is_draining).await,
     };
     let ended = clock::now();
+    remember(worker, &live, client, &progress, notes, ended);
     record(worker, &live, client, &progress, ended);
     in_flight.end(ended);
     after
 }
 
-async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, progress: &mut Progress, is_closing: bool) -> Result<After, Rejection> {
+async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, progress: &mut Progress, notes: &Notes, is_closing: bool) -> Result<After, Rejection> {
     framing::check(client)?;
     if headers::goes_in_circles(client) {
         return Err(Rejection::of(Reason::LoopDetected));
@@ -176,11 +187,11 @@ async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, p
     let (index, destination) = routing::destination(route)?;
     progress.destination = Some(index);
     let request_id = progress.request_id.clone();
-    let exchange = Exchange { is_closing, ..Exchange::new(worker, live, (route, rule), destination, &target, &request_id) };
+    let exchange = Exchange { is_closing, ..Exchange::new(worker, live, (route, rule), destination, &target, (&request_id, notes)) };
 
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let mut held = Held::default();
-    let outcome = ask(&exchange, client, &mut body, progress, &mut held).await;
+    let outcome = ask(&exchange, client, &mut body, progress, &mut held).await.inspect_err(|rejection| notes::refused(&exchange, rejection));
     let outcome = degradation::instead(&exchange, client, &mut body, progress, outcome).await;
     progress.received = body.received();
     let (exchange, answered) = outcome?;
@@ -245,6 +256,43 @@ fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule, is_secure: 
     Rejection { instead: Some(Instead::Redirect { status: redirect.status, location }), ..Rejection::of(Reason::Redirect) }
 }
 
+/// Remembers why a request got what it got, if anything was decided about it.
+fn remember(worker: &Worker, live: &Live, client: &Client, progress: &Progress, notes: Notes, ended: Instant) {
+    let steps = notes.into_steps();
+    if steps.is_empty() && progress.reason.is_none_or(|reason| reason == Reason::Redirect) {
+        return;
+    }
+    let head = client.head();
+    let route = progress.route.map(|index| &live.routes[index]);
+    let telemetry = &worker.state.telemetry;
+    telemetry.decisions.remember(Decided {
+        at: telemetry.wall(),
+        request_id: progress.request_id.to_str().unwrap_or_default().to_owned(),
+        trace_id: client.text(&TRACEPARENT).and_then(|trace| trace.split('-').nth(1)).unwrap_or_default().to_owned(),
+        method: head.method.as_str().to_owned(),
+        host: host_of(client).to_owned(),
+        path: path_of(head).to_owned(),
+        route: route.map(|route| route.spec.name.to_string()).unwrap_or_default(),
+        backend: destination_of(route, progress).map(|destination| destination.backend.spec.name.to_string()).unwrap_or_default(),
+        endpoint: progress.endpoint.as_ref().map(|endpoint| endpoint.label.to_string()).unwrap_or_default(),
+        status: progress.status,
+        reason: progress.reason.map(|reason| rejection::token(reason, &progress.by)).unwrap_or_default(),
+        attempts: progress.attempts,
+        took: ended.saturating_duration_since(progress.began),
+        steps,
+    });
+}
+
+/// Where a request went at last.
+fn destination_of<'l>(route: Option<&'l RouteState>, progress: &Progress) -> Option<&'l DestinationState> {
+    let route = route?;
+    progress.aside.map(|index| &route.aside[index]).or_else(|| progress.destination.map(|index| &route.destinations[index]))
+}
+
+fn host_of(client: &Client) -> &str {
+    client.text(&http::header::HOST).or_else(|| client.head().uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default()
+}
+
 fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, ended: Instant) {
     let telemetry = &worker.state.telemetry;
     let route = progress.route.map(|index| &live.routes[index]);
@@ -261,7 +309,7 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
     if !telemetry.access_log.is_on() || !log.is_on || !is_sampled(log.sampling, &log.always, progress.status) {
         return;
     }
-    let destination = route.and_then(|route| progress.aside.map(|index| &route.aside[index]).or_else(|| progress.destination.map(|index| &route.destinations[index])));
+    let destination = destination_of(route, progress);
     let head = client.head();
     telemetry.access_log.write(&Record {
         timestamp: format_args!("{}", Rfc3339(clock::wall())),
@@ -271,7 +319,7 @@ fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, en
         endpoint: progress.endpoint.as_ref().map_or("", |endpoint| &endpoint.label),
         client: Some(client.source()),
         method: head.method.as_str(),
-        host: client.text(&http::header::HOST).or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
+        host: host_of(client),
         path: path_of(head),
         status: progress.status,
         grpc_status: progress.grpc_status,

@@ -415,6 +415,25 @@ pub enum RetryStop {
     Shadow,
 }
 
+impl RetryStop {
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::NotTriggered => "the policy does not want this failure repeated",
+            Self::NotIdempotent => "it may have run, and repeating it may do harm",
+            Self::AlreadyRetried => "the sender repeats it already",
+            Self::BodyNotReplayable => "its body was not kept",
+            Self::AttemptsExhausted => "all attempts are used",
+            Self::NoTimeLeft => "a wait and a try do not fit into the time left",
+            Self::BudgetSpent => "the retry budget is spent",
+            Self::TooManyInFlight => "too many requests are retrying",
+            Self::BreakerOpen => "the breaker has just opened",
+            Self::Shadow => "the policy only watches",
+        }
+    }
+}
+
 impl BackendMetrics {
     /// Makes the handles.
     #[must_use]

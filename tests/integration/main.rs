@@ -13,6 +13,7 @@ mod breakers;
 mod clients;
 mod command_line;
 mod deadlines;
+mod decisions;
 mod degradation;
 mod diagnostics;
 mod discovery;
