@@ -12,6 +12,7 @@ use std::{
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use http::HeaderMap;
 use outrigger::{
     policy::{
         self,
@@ -20,18 +21,28 @@ use outrigger::{
     },
     resilience::{
         Mode,
+        adaptive::{AdaptiveConfig, Algorithm},
+        admission::AdmissionConfig,
+        backoff::Backoff,
         breaker::{BreakerConfig, BreakerThresholds, BreakerTimes, Outcome, Speed},
         concurrency::ConcurrencyConfig,
+        hedge::HedgeConfig,
         ratio::Ratio,
+        retry::{Failure, RetryConfig, RetryTriggers, Situation},
         retry_budget::RetryBudgetConfig,
+        shed::Class,
     },
     state::{
         State,
+        admission::AdmissionState,
         backend::Wish,
         breaker::{BreakerState, Passage},
         budget::BudgetState,
-        limit::LimitState,
+        hedge::HedgeState,
+        limit::{Entry, LimitState},
+        protection::ProtectionState,
         rate_limit::RateLimitState,
+        stale::{Kept, StaleState},
     },
     telemetry::{Telemetry, access_log::AccessLog},
 };
@@ -124,6 +135,85 @@ fn others(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Who gets in under load, who is asked twice, and what is answered again.
+fn load(criterion: &mut Criterion) {
+    let now = Instant::now();
+    let mut group = criterion.benchmark_group("load");
+    let ratio = |percent: f64| Ratio::from_percent(percent).unwrap();
+    let config = AdmissionConfig { window: Duration::from_secs(30), min_success_rate: ratio(95.0), aggression: 1.0, min_request_rate: 5, max_rejection: ratio(80.0) };
+    let admission = AdmissionState::new("app".into(), config, Mode::Enforce, now);
+    group.bench_function("admission control: ask and tell", |bench| {
+        bench.iter(|| {
+            let verdict = admission.ask(0.5, black_box(now));
+            admission.note(true, now);
+            verdict
+        });
+    });
+    let hedge = HedgeState::new(HedgeConfig { max_attempts: NonZeroU32::MIN, delay: None }, now);
+    (0..1_000).for_each(|call| hedge.note(Duration::from_micros(1_000 + call), now));
+    group.bench_function("hedging: how late is late, and tell", |bench| {
+        bench.iter(|| {
+            hedge.note(Duration::from_millis(2), black_box(now));
+            hedge.delay(now)
+        });
+    });
+    let seen: Mutex<VecDeque<Duration>> = Mutex::new((0..1_000).map(|call| Duration::from_micros(1_000 + call)).collect());
+    group.bench_function("naive: sort the last 1000", |bench| {
+        bench.iter(|| {
+            let mut seen = seen.lock().unwrap();
+            seen.pop_front();
+            seen.push_back(black_box(Duration::from_millis(2)));
+            let mut sorted: Vec<Duration> = seen.iter().copied().collect();
+            sorted.sort_unstable();
+            sorted[950]
+        });
+    });
+    let config = AdaptiveConfig { algorithm: Algorithm::Gradient2, min_limit: 4, max_limit: 1_000 };
+    let adaptive = Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight: NonZeroU32::MAX, max_pending: 0 }, Mode::Enforce, Some((config, Mode::Enforce)), now));
+    group.bench_function("adaptive limit: enter, tell and leave", |bench| {
+        bench.iter(|| {
+            if let Entry::Admitted(place) = adaptive.enter(None) {
+                place.note(Duration::from_millis(2), false, black_box(now));
+            }
+        });
+    });
+    let protection = ProtectionState::default();
+    group.bench_function("protection: is a class refused", |bench| bench.iter(|| black_box(Class::Normal).is_refused_at(protection.level())));
+    for addresses in [100_usize, 100_000] {
+        let stale = StaleState::new(usize::MAX);
+        let names: Vec<String> = (0..addresses).map(|address| format!("in shop.local /items/{address}")).collect();
+        for name in &names {
+            let kept = Kept { headers: HeaderMap::new(), body: Vec::new(), at: now, until: now + Duration::from_secs(3_600), age: 0, is_public: true, vary: Vec::new() };
+            stale.keep(name, kept);
+        }
+        let (request, mut next) = (HeaderMap::new(), 0);
+        group.bench_function(format!("stale answers: find one of {addresses}"), |bench| {
+            bench.iter(|| {
+                next = (next + 7_919) % addresses;
+                stale.find(black_box(&names[next]), &request, now)
+            });
+        });
+    }
+    let deciding = RetryConfig {
+        attempts: 2,
+        triggers: RetryTriggers { connect_failure: true, refused_stream: true, reset_before_request: true, reset: false, timeout: false },
+        backoff: Backoff::try_new(Duration::from_millis(25), Duration::from_millis(250)).unwrap(),
+        retry_non_idempotent: false,
+        respect_retry_after: true,
+    };
+    let situation = Situation {
+        failure: Failure::Status { retry_after: None },
+        is_idempotent: true,
+        is_body_replayable: true,
+        is_retry: false,
+        retries: 0,
+        transparent_retries: 0,
+        time_left: Duration::from_secs(10),
+    };
+    group.bench_function("retry: whether and when", |bench| bench.iter(|| deciding.decide(black_box(&situation), 0.5)));
+    group.finish();
+}
+
 /// One endpoint of a backend, as a request picks it: of 3, of 100, of 10,000. Half of the endpoints are ejected in the last line,
 /// so that the choice is among those that are left.
 fn pick(criterion: &mut Criterion) {
@@ -183,6 +273,6 @@ fn routing(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
-    targets = breaker, rate_limit, others, pick, routing
+    targets = breaker, rate_limit, others, load, pick, routing
 }
 criterion_main!(benches);

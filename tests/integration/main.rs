@@ -6,6 +6,7 @@
 mod support;
 
 mod admin;
+mod allocations;
 mod architecture;
 mod balancing;
 mod bodies;
