@@ -135,7 +135,7 @@ fn others(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Who gets in under load, who is asked twice, and what is answered again.
+/// Who gets in under load, and who is asked twice.
 fn load(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("load");
@@ -177,6 +177,13 @@ fn load(criterion: &mut Criterion) {
             }
         });
     });
+    group.finish();
+}
+
+/// What is shed, what is answered again, and what is tried again.
+fn trouble(criterion: &mut Criterion) {
+    let now = Instant::now();
+    let mut group = criterion.benchmark_group("trouble");
     let protection = ProtectionState::default();
     group.bench_function("protection: is a class refused", |bench| bench.iter(|| black_box(Class::Normal).is_refused_at(protection.level())));
     for addresses in [100_usize, 100_000] {
@@ -273,6 +280,6 @@ fn routing(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
-    targets = breaker, rate_limit, others, load, pick, routing
+    targets = breaker, rate_limit, others, load, trouble, pick, routing
 }
 criterion_main!(benches);
