@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::HeaderMap;
 use outrigger::{
@@ -173,7 +174,7 @@ fn load(criterion: &mut Criterion) {
     group.bench_function("adaptive limit: enter, tell and leave", |bench| {
         bench.iter(|| {
             if let Entry::Admitted(place) = adaptive.enter(None) {
-                place.note(Duration::from_millis(2), false, black_box(now));
+                place.learner().unwrap().note(Duration::from_millis(2), false, black_box(now));
             }
         });
     });
@@ -185,19 +186,28 @@ fn trouble(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("trouble");
     let protection = ProtectionState::default();
-    group.bench_function("protection: is a class refused", |bench| bench.iter(|| black_box(Class::Normal).is_refused_at(protection.level())));
+    group.bench_function("protection: is a class refused", |bench| bench.iter(|| protection.refuses(black_box(Class::Normal), || 0.5)));
     for addresses in [100_usize, 100_000] {
-        let stale = StaleState::new(usize::MAX);
+        let stale = StaleState::new("app".into(), usize::MAX);
         let names: Vec<String> = (0..addresses).map(|address| format!("in shop.local /items/{address}")).collect();
         for name in &names {
-            let kept = Kept { headers: HeaderMap::new(), body: Vec::new(), at: now, until: now + Duration::from_secs(3_600), age: 0, is_public: true, vary: Vec::new() };
+            let kept = Kept {
+                headers: HeaderMap::new(),
+                body: Bytes::new(),
+                at: now,
+                until: now + Duration::from_secs(3_600),
+                age: Duration::ZERO,
+                is_public: true,
+                way: "in".into(),
+                vary: Vec::new(),
+            };
             stale.keep(name, kept);
         }
         let (request, mut next) = (HeaderMap::new(), 0);
         group.bench_function(format!("stale answers: find one of {addresses}"), |bench| {
             bench.iter(|| {
                 next = (next + 7_919) % addresses;
-                stale.find(black_box(&names[next]), &request, now)
+                stale.find(black_box(&names[next]), "in", &request, Duration::from_secs(3_600), now)
             });
         });
     }

@@ -139,6 +139,8 @@ struct Admission {
 struct Protection {
     mode: &'static str,
     level: &'static str,
+    /// The share of the class normal that is refused.
+    normal_refused_percent: f64,
     signals: Vec<SignalView>,
 }
 
@@ -369,6 +371,7 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
         protection: live.snapshot.protection.as_ref().map(|spec| Protection {
             mode: mode(spec.mode),
             level: level_name(state.protection.level()),
+            normal_refused_percent: state.protection.share() * 100.0,
             signals: state
                 .protection
                 .signals()
@@ -443,8 +446,11 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
     for admission in &live.admissions {
         metrics.gauge(name::ADMISSION_REJECTION, &[("admission", admission.name())]).set(admission.snapshot(now).1.value());
     }
-    if live.snapshot.protection.is_some() {
-        metrics.gauge(name::PROTECTION_LEVEL, &[]).set(f64::from(state.protection.level() as u8));
+    metrics.gauge(name::PROTECTION_LEVEL, &[]).set(f64::from(state.protection.level() as u8));
+    for stale in &live.stale {
+        let (answers, bytes) = stale.size();
+        metrics.gauge(name::STALE_ADDRESSES, &[("store", stale.name())]).set(answers as f64);
+        metrics.gauge(name::STALE_BYTES, &[("store", stale.name())]).set(bytes as f64);
     }
     for (signal, value, _) in state.protection.signals() {
         metrics.gauge(name::PROTECTION_SIGNAL, &[("signal", signal_name(signal))]).set(value);

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     clock,
-    resilience::shed::{ProtectionConfig, Signal},
+    resilience::shed::{Change, ProtectionConfig, Signal},
     state::State,
     telemetry::event::Event,
 };
@@ -36,18 +36,23 @@ pub(super) async fn watch(state: Arc<State>, cgroup: Option<PathBuf>) {
             match read {
                 Ok(value) => {
                     missing.retain(|known| *known != signal);
-                    let change = value.and_then(|value| state.protection.note(signal, value, now));
-                    if let Some(change) = change {
-                        state.telemetry.emit(Event::ProtectionChanged { change });
-                    }
+                    tell(&state, state.protection.note(signal, value, now));
                 }
                 Err(error) if !missing.contains(&signal) => {
                     missing.push(signal);
+                    tell(&state, state.protection.note(signal, None, now));
                     tracing::warn!("{signal:?} of the policy's protection cannot be watched in {}: {error}", cgroup.display());
                 }
                 Err(_) => {}
             }
         }
+        state.protection.advance();
+    }
+}
+
+fn tell(state: &State, change: Option<Change>) {
+    if let Some(change) = change {
+        state.telemetry.emit(Event::ProtectionChanged { change });
     }
 }
 
@@ -55,7 +60,8 @@ pub(super) async fn watch(state: Arc<State>, cgroup: Option<PathBuf>) {
 fn own_cgroup() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(Path::new("/sys/fs/cgroup").join(path))
+    // Without a namespace of its own a container sees a path that is not mounted there.
+    Some(Path::new("/sys/fs/cgroup").join(path)).filter(|path| path.is_dir())
 }
 
 /// The share of the CPU that was used since the last look, of what may be used; nothing at the first look.

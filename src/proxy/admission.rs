@@ -5,16 +5,13 @@
 
 use std::{future::Future, sync::Arc, time::Instant};
 
-use super::{
-    attempt::{Answered, gone},
-    client::Client,
-    grpc,
-    rejection::Rejection,
-    serve::Exchange,
-};
+use super::{attempt::gone, client::Client, rejection::Rejection, serve::Exchange};
 use crate::{
     clock,
-    policy::{document::Direction, snapshot::ProtectionSpec},
+    policy::{
+        document::Direction,
+        snapshot::{CheckSpec, ProtectionSpec},
+    },
     resilience::{Mode, shed::Class},
     state::{
         admission::Verdict,
@@ -48,21 +45,29 @@ pub(super) fn control(exchange: &Exchange<'_>, now: Instant) -> Result<(), Rejec
     }
 }
 
-/// Refuses who matters less while the instance is short of something; the class of who does not. Outbound requests are none of it: they finish what
-/// was let in.
-pub(super) fn protect(exchange: &Exchange<'_>, client: &Client) -> Result<Option<Class>, Rejection> {
-    let inbound = |_: &&ProtectionSpec| exchange.route.spec.direction == Direction::Inbound;
-    let Some(spec) = exchange.live.snapshot.protection.as_ref().filter(inbound) else { return Ok(None) };
-    let class = class(spec, client);
+/// Refuses who matters less while the instance is short of something. Outbound requests are none of it: they finish what was let in. Nor are checks of the
+/// app's health: who cannot ask it would end it.
+pub(super) fn protect(exchange: &Exchange<'_>, client: &Client) -> Result<(), Rejection> {
+    let Some(spec) = protection_of(exchange) else { return Ok(()) };
     let protection = &exchange.worker.state.protection;
-    if class.is_refused_at(protection.level()) {
+    let class = class(spec, client);
+    if protection.refuses(class, fastrand::f64) && !is_health_check(exchange) {
         if spec.mode == Mode::Enforce {
-            let signal = protection.cause().map_or("", signal_name);
-            return Err(shed(signal, spec, class));
+            return Err(shed(protection.cause().map_or("", signal_name), spec, class));
         }
         exchange.would_refuse(Reason::Shed, &Arc::default());
     }
-    Ok((spec.mode == Mode::Enforce).then_some(class))
+    Ok(())
+}
+
+fn protection_of<'e>(exchange: &'e Exchange<'_>) -> Option<&'e ProtectionSpec> {
+    exchange.live.snapshot.protection.as_ref().filter(|_| exchange.route.spec.direction == Direction::Inbound)
+}
+
+fn is_health_check(exchange: &Exchange<'_>) -> bool {
+    let path = exchange.target.path();
+    let checked = exchange.destination.backend.spec.check.as_ref().and_then(CheckSpec::path);
+    checked == Some(path) || path.starts_with("/grpc.health.v1.Health/")
 }
 
 /// The class that a request says it is of.
@@ -76,19 +81,25 @@ fn shed(by: &str, spec: &ProtectionSpec, class: Class) -> Rejection {
 }
 
 /// Takes a place in flight, or waits for one.
-pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client, class: Option<Class>) -> Result<Option<LimitGuard>, Rejection> {
+pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Result<Option<LimitGuard>, Rejection> {
     let (Some(limit), Some(spec)) = (&exchange.destination.limit, &exchange.destination.policy.limits) else {
         return Ok(None);
     };
+    let protection = protection_of(exchange).filter(|protection| protection.limits_classes && !is_health_check(exchange));
+    let class = protection.map(|protection| class(protection, client));
+    let is_enforced = protection.is_some_and(|protection| protection.mode == Mode::Enforce);
+    if class.is_some_and(|class| !is_enforced && !limit.has_room_for(class)) {
+        exchange.would_refuse(Reason::Shed, limit.name());
+    }
     let refused = |reason| Rejection::by(reason, Arc::clone(limit.name())).after(std::time::Duration::from_secs(1));
-    match limit.enter(class) {
+    match limit.enter(class.filter(|_| is_enforced)) {
         Entry::Admitted(guard) => Ok(Some(guard)),
         Entry::WouldRefuse(guard) => {
             exchange.would_refuse(Reason::ConcurrencyLimit, limit.name());
             Ok(Some(guard))
         }
         Entry::Refused => Err(refused(Reason::ConcurrencyLimit)),
-        Entry::Shed => Err(match (&exchange.live.snapshot.protection, class) {
+        Entry::Shed => Err(match (protection, class) {
             (Some(protection), Some(class)) => shed(limit.name(), protection, class),
             _ => refused(Reason::ConcurrencyLimit),
         }),
@@ -97,31 +108,6 @@ pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client, class: O
             let turn = clock::within(Some(spec.pending_timeout), turn).await;
             turn.unwrap_or_else(|_| Err(refused(Reason::QueueTimeout))).map(Some)
         }
-    }
-}
-
-/// Tells an adaptive limit how long the backend took. What was tried again took longer than the backend did, and what never came to it
-/// says nothing.
-pub(super) fn learn(place: &LimitGuard, entered: Instant, answered: &Result<Answered, Rejection>, attempts: u32) {
-    let is_drop = match answered {
-        Ok(Answered { grpc_status: Some(status), .. }) if *status != 0 => {
-            if !matches!(*status, grpc::UNAVAILABLE | grpc::RESOURCE_EXHAUSTED) {
-                return;
-            }
-            true
-        }
-        Ok(answered) => match answered.upstream.head().map(|head| head.status.as_u16()) {
-            Some(429 | 503) => true,
-            // How soon a backend fails says nothing about how long it takes to work.
-            Some(500..) | None => return,
-            Some(_) => false,
-        },
-        Err(rejection) if matches!(rejection.reason, Reason::UpstreamTimeout | Reason::RequestTimeout) => true,
-        Err(_) => return,
-    };
-    if is_drop || attempts == 1 {
-        let now = clock::now();
-        place.note(now.saturating_duration_since(entered), is_drop, now);
     }
 }
 

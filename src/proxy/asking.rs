@@ -37,7 +37,7 @@ pub(super) struct Head {
 pub(super) async fn ask(exchange: &Exchange<'_>, asker: &mut Asker<'_>, deadline: &mut Deadline, number: u32, endpoint: &Arc<EndpointState>) -> Result<(Upstream, Head), Failed> {
     let mut upstream = connect(exchange, asker.asked().is_idempotent(), deadline, endpoint).await?;
     let has_body = !asker.is_done() || !asker.body().is_empty();
-    let time_left = deadline.for_backend(clock::now());
+    let time_left = deadline.for_backend(exchange.destination.policy.timeouts.backend_request, clock::now());
     let asked = asker.asked();
     let attempt = asked.attempt().saturating_add(number - 1);
     let head = headers::upstream(exchange, &asked, endpoint.authority(), attempt, has_body, time_left);

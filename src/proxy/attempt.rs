@@ -90,17 +90,13 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
     if body.is_done() {
         deadline.begin(began);
     }
-    if deadline.time_left(began).is_zero() {
-        // Whoever asked has given up by now.
-        return Err(Rejection::of(Reason::RequestTimeout));
-    }
     exchange.destination.budget.deposit(progress.began);
     if let Some(plan) = hedging::plan(exchange, client, body, progress.began) {
         return hedging::race(exchange, client, &plan, deadline, progress).await;
     }
     loop {
         let tried = tries.count();
-        let attempt = Attempt::begin(exchange, &client.asked(), &mut tries, progress)?;
+        let attempt = Attempt::begin(exchange, &client.asked(), &mut tries, &deadline, progress)?;
         let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &client.asked(), &tries), ..attempt };
         let began = attempt.began;
         let ended = match attempt.make(&mut Asker::Client(client, body), &mut deadline).await {
@@ -130,7 +126,9 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
                 wait(client, body, retry).await?;
             }
             (None, Ok(answered)) => {
-                hedging::note_shadow(exchange, client, body, deadline.began());
+                if tries.number() == 1 {
+                    hedging::note_shadow(exchange, client, body, began);
+                }
                 return Ok(Answered { _retry: retry_guard, ..answered });
             }
             (None, Err(broken)) => return Err(failed(progress, broken)),
@@ -161,7 +159,7 @@ pub(super) struct Attempt<'e> {
     breaker: Option<BreakerGuard>,
     observation: Option<Observation>,
     pub(super) began: Instant,
-    /// Counted from 1 over the request.
+    /// Which one of those that the backend can have seen, from 1.
     number: u32,
     /// Whether a call of gRPC is waited for up to its first message, because it may be tried again if it ends before.
     looks_ahead: bool,
@@ -169,21 +167,25 @@ pub(super) struct Attempt<'e> {
 
 impl<'e> Attempt<'e> {
     /// Picks an endpoint, and gets the right to ask it.
-    pub(super) fn begin(exchange: &'e Exchange<'e>, asked: &Asked<'_>, tries: &mut Tries, progress: &mut Progress) -> Result<Self, Rejection> {
-        progress.attempts += 1;
+    pub(super) fn begin(exchange: &'e Exchange<'e>, asked: &Asked<'_>, tries: &mut Tries, deadline: &Deadline, progress: &mut Progress) -> Result<Self, Rejection> {
         let began = clock::now();
+        if deadline.time_left(began).is_zero() {
+            // Whoever asked has given up by now.
+            return Err(Rejection::of(Reason::RequestTimeout));
+        }
+        progress.attempts += 1;
         let Picked { index, breaker, observation } = picking::pick(exchange, asked, tries, began)?;
         let endpoint = exchange.destination.backend.endpoints[index].clone();
         progress.endpoint = Some(endpoint.clone());
         tries.note(index);
-        Ok(Self { exchange, endpoint, breaker, observation, began, number: progress.attempts, looks_ahead: false })
+        Ok(Self { exchange, endpoint, breaker, observation, began, number: tries.number(), looks_ahead: false })
     }
 
     /// Asks the endpoint, and tells everybody who wants to know how it went.
     pub(super) async fn make(self, asker: &mut Asker<'_>, deadline: &mut Deadline) -> Result<Answered, Failed> {
         let Self { exchange, endpoint, breaker, observation, began, number, looks_ahead } = self;
         let guard = endpoint.enter();
-        let mut settlement = Settlement::new(exchange.destination, breaker, observation);
+        let mut settlement = Settlement::new(exchange, breaker, observation, began);
         let made = match asking::ask(exchange, asker, deadline, number, &endpoint).await {
             Ok((mut upstream, head)) if looks_ahead && asker.is_replayable() => {
                 asking::first_piece(exchange, asker, deadline, &mut upstream).await.map(|first| (upstream, head, first))
@@ -222,7 +224,10 @@ impl<'e> Attempt<'e> {
                 Err(Failed::Broken(broken))
             }
             // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
-            Err(Failed::Full) => Err(Failed::Full),
+            Err(Failed::Full) => {
+                settlement.forget();
+                Err(Failed::Full)
+            }
             Err(rejected) => {
                 settlement.give_up(now);
                 Err(rejected)

@@ -1,6 +1,6 @@
 //! What an attempt's end means: for the breaker, for the retry, for the metrics.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header;
 use pingora::http::ResponseHeader;
@@ -8,6 +8,7 @@ use pingora::http::ResponseHeader;
 use crate::{
     policy::snapshot::PolicySpec,
     resilience::{breaker::Outcome, outlier::Attempted, retry::Failure},
+    state::limit::Learner,
     telemetry::{metrics::AttemptOutcome, reason::Reason},
 };
 
@@ -81,6 +82,17 @@ pub(super) struct Judgement {
     pub(super) attempted: Attempted,
     /// For the metrics.
     pub(super) counted: AttemptOutcome,
+    /// For an adaptive limit: whether it is asked too much.
+    pub(super) is_overload: bool,
+}
+
+impl Judgement {
+    /// Tells an adaptive limit what an attempt says. How soon a backend fails says nothing about how long it takes to work.
+    pub(super) fn teach(&self, learner: &Learner, took: Duration, now: Instant) {
+        if self.is_overload || self.outcome == Outcome::Success {
+            learner.note(took, self.is_overload, now);
+        }
+    }
 }
 
 /// What a status means.
@@ -97,7 +109,7 @@ pub(super) fn status(policy: &PolicySpec, status: u16) -> Judgement {
         500.. => Attempted::ServerError,
         _ => Attempted::Success,
     };
-    Judgement { outcome, attempted, counted }
+    Judgement { outcome, attempted, counted, is_overload: matches!(status, 429 | 503) }
 }
 
 /// The wait that an answer asks for: seconds or a date (RFC 9110 section 10.2.3), believed on 429 and 503 only.

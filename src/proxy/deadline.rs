@@ -1,8 +1,8 @@
 //! The time that a request has.
 //!
 //! It begins when the client has sent all of it: how long a client takes is not the backend's fault. A client may itself say how long it
-//! will wait, and then counts from when it began: for the head of the answer (`x-outrigger-deadline-ms`, which a sidecar says to the next),
-//! or for the whole call (`grpc-timeout`). What is left of each goes on under its own name: an app that takes the time until the head
+//! will wait: for the head of the answer (`x-outrigger-deadline-ms`, which a sidecar says to the next), counted from the same moment; or for
+//! the whole call (`grpc-timeout`), counted from when it began. What is left of each goes on under its own name: an app that takes the time until the head
 //! for that of the call would end its streams early (docs/decisions/0009).
 
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ pub(super) struct Deadline {
     at: Option<Instant>,
     /// When the client had sent all of its request.
     began: Option<Instant>,
+    /// How long the client itself waits for the head, once it has sent all.
+    told: Option<Duration>,
     /// Until when the client itself waits for the head.
     of_client: Option<Instant>,
     /// Until when it waits for the end of the call.
@@ -38,15 +40,16 @@ impl Deadline {
     /// A request that came in at `now`, under the limit of its policy.
     pub(super) fn new(limit: Option<Duration>, asked: &Asked<'_>, now: Instant) -> Self {
         let of_call = asked.text(&GRPC_TIMEOUT).filter(|_| asked.is_grpc).and_then(grpc_timeout).and_then(|wait| now.checked_add(wait));
-        let told = asked.text(&DEADLINE).and_then(whole_millis).and_then(|wait| now.checked_add(wait));
-        let of_client = [of_call, told].into_iter().flatten().min();
-        Self { limit, at: of_client, began: None, of_client, of_call }
+        let told = asked.text(&DEADLINE).and_then(whole_millis);
+        Self { limit, at: of_call, began: None, told, of_client: of_call, of_call }
     }
 
     /// Begins, unless it has begun: the client has sent all of its request.
     pub(super) fn begin(&mut self, now: Instant) {
         if self.began.is_none() {
             self.began = Some(now);
+            let told = self.told.and_then(|told| now.checked_add(told));
+            self.of_client = [self.of_call, told].into_iter().flatten().min();
             let of_policy = self.limit.map(|limit| now + limit);
             self.at = [self.of_client, of_policy].into_iter().flatten().min();
         }
@@ -72,11 +75,12 @@ impl Deadline {
         self.of_call
     }
 
-    /// What is left, as the backend is told: of a request that is still coming in, at most the policy's limit.
-    pub(super) fn for_backend(&self, now: Instant) -> TimeLeft {
+    /// What is left for one attempt under this limit, as the backend is told. While a request is still coming in nothing has passed of it.
+    pub(super) fn for_backend(&self, of_attempt: Option<Duration>, now: Instant) -> TimeLeft {
         let left = |at: Instant| at.saturating_duration_since(now);
-        let limit = self.limit.filter(|_| self.began.is_none());
-        TimeLeft { until_head: [self.at.map(left), limit].into_iter().flatten().min(), of_call: self.of_call.map(left) }
+        let not_begun = [self.limit, self.told].map(|limit| limit.filter(|_| self.began.is_none()));
+        let until_head = not_begun.into_iter().chain([self.at.map(left), of_attempt]).flatten().min();
+        TimeLeft { until_head, of_call: self.of_call.map(left) }
     }
 
     pub(super) fn time_left(&self, now: Instant) -> Duration {

@@ -33,7 +33,7 @@ pub(super) async fn inject(exchange: &Exchange<'_>, client: &mut Client) -> Resu
         admission::unless_gone(client, clock::sleep(delay)).await?;
     }
     match abort {
-        Some((answer, _)) => Err(Rejection { instead: Some(Instead::Fault(answer)), ..Rejection::by(Reason::FaultInjected, exchange.route.spec.name.clone()) }),
+        Some((answer, _)) => Err(Rejection { instead: Some(Box::new(Instead::Fault(answer))), ..Rejection::by(Reason::FaultInjected, exchange.route.spec.name.clone()) }),
         None => Ok(Some(place)),
     }
 }

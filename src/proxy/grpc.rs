@@ -60,7 +60,7 @@ pub(super) fn judge(status: u8) -> Judgement {
         DEADLINE_EXCEEDED | 13 | 15 => (Outcome::Failure, Attempted::ServerError, AttemptOutcome::Failure),
         _ => (Outcome::Success, Attempted::Success, AttemptOutcome::Success),
     };
-    Judgement { outcome, attempted, counted }
+    Judgement { outcome, attempted, counted, is_overload: matches!(status, RESOURCE_EXHAUSTED | UNAVAILABLE) }
 }
 
 /// The fields that say how a call ended.

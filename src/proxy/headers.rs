@@ -44,8 +44,8 @@ const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Which attempt of its sender's a request is.
 pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
 /// Says to callers that this instance is leaving.
@@ -56,7 +56,8 @@ const STARTED_AT: HeaderName = HeaderName::from_static("x-outrigger-started-at")
 pub(super) const DEADLINE: HeaderName = HeaderName::from_static("x-outrigger-deadline-ms");
 /// How long a client of gRPC waits.
 pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
+/// Says that a sidecar made an answer, and why.
+pub(super) const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 
 /// A request that passed so many proxies of this name goes in circles.
 const MAX_HOPS: usize = 16;
@@ -293,7 +294,8 @@ fn nominates(headers: &HeaderMap, option: &str) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|value| value.to_str().unwrap_or_default().split(',').any(|name| name.trim().eq_ignore_ascii_case(option)))
 }
 
-fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
+/// Changes fields as a filter says.
+pub(super) fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
     for name in &edits.remove {
         headers.remove(name);
     }

@@ -50,10 +50,10 @@ pub(super) fn plan<'e>(exchange: &'e Exchange<'_>, client: &Client, body: &Reque
     Some(Plan { spec, state, delay: state.delay(now)?, kept: Kept::of(client, body)? })
 }
 
-/// Counts what shadow mode would have asked again, now that an answer took so long.
-pub(super) fn note_shadow(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, began: Option<Instant>) {
+/// Counts what shadow mode would have asked again, now that an attempt that began then was answered.
+pub(super) fn note_shadow(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, began: Instant) {
     let destination = exchange.destination;
-    let (Some(began), Some(spec), Some(state)) = (began, &destination.policy.hedging, &destination.hedge) else { return };
+    let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.hedge) else { return };
     if spec.mode != Mode::Shadow || !client.asked().is_idempotent() || body.received() > 0 {
         return;
     }
@@ -71,6 +71,7 @@ struct Runner<'r> {
     began: Instant,
     /// Counted from 1.
     number: u32,
+    is_first: bool,
     made: Made<'r>,
 }
 
@@ -84,19 +85,22 @@ enum Poor {
 
 /// Asks until there is an answer to pass on, or none to be had.
 pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Result<Answered, Rejection> {
-    let metrics = &exchange.destination.backend.metrics;
     let mut tries = Tries::default();
     let mut runners: Vec<Runner<'_>> = Vec::with_capacity(2);
     let mut guard: Option<RetryGuard> = None;
     let mut poor: Option<Poor> = None;
     let mut may_ask = true;
+    let mut sent = 0;
     let mut is_due = true;
     loop {
-        may_ask &= progress.attempts < plan.spec.config.max_attempts.get();
+        may_ask &= sent < plan.spec.config.max_attempts.get();
         if is_due && may_ask {
             is_due = false;
             match ask(exchange, plan, deadline, &mut tries, &mut guard, progress) {
-                Ok(Some(runner)) => runners.push(runner),
+                Ok(Some(runner)) => {
+                    sent += 1;
+                    runners.push(runner);
+                }
                 Ok(None) => may_ask = false,
                 Err(rejection) => {
                     may_ask = false;
@@ -118,29 +122,34 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
             }
             reason = client.gone() => return Err(gone(reason)),
         };
-        let Runner { endpoint, began, number, .. } = runners.swap_remove(place);
+        let runner = runners.swap_remove(place);
         if let Some(how) = failure(plan.spec, &made) {
-            exchange.notes.push(Step::Failed { attempt: number, endpoint: endpoint.label.clone(), how, took: clock::now().saturating_duration_since(began) });
+            let took = clock::now().saturating_duration_since(runner.began);
+            exchange.notes.push(Step::Failed { attempt: runner.number, endpoint: runner.endpoint.label.clone(), how, took });
         }
         match made {
             Ok(answered) if !is_poor(plan.spec, &answered) => {
-                if number > 1 {
-                    metrics.hedged(Hedged::Won);
-                    exchange.notes.push(Step::HedgeWon { endpoint: endpoint.label.clone() });
-                }
-                let now = clock::now();
-                // They took at least as long as they were waited for.
-                runners.iter().for_each(|late| plan.state.note(now.saturating_duration_since(late.began), now));
-                progress.endpoint = Some(endpoint);
+                won(exchange, plan, &runner, &runners);
+                progress.endpoint = Some(runner.endpoint);
                 return Ok(Answered { _retry: guard, ..answered });
             }
-            Ok(answered) => poor = Some(Poor::Answer(endpoint, Box::new(answered))),
+            Ok(answered) => poor = Some(Poor::Answer(runner.endpoint, Box::new(answered))),
             Err(Failed::Rejected(rejection)) if rejection.is_fatal => return Err(rejection),
             Err(failed) if matches!(poor, Some(Poor::Answer(..))) => drop(failed),
-            Err(failed) => poor = Some(Poor::Failed(endpoint, failed)),
+            Err(failed) => poor = Some(Poor::Failed(runner.endpoint, failed)),
         }
         is_due = true;
     }
+}
+
+/// One has its answer; the others took at least as long as they were waited for.
+fn won(exchange: &Exchange<'_>, plan: &Plan<'_>, winner: &Runner<'_>, losers: &[Runner<'_>]) {
+    if !winner.is_first {
+        exchange.destination.backend.metrics.hedged(Hedged::Won);
+        exchange.notes.push(Step::HedgeWon { endpoint: winner.endpoint.label.clone() });
+    }
+    let now = clock::now();
+    losers.iter().for_each(|late| plan.state.note(now.saturating_duration_since(late.began), now));
 }
 
 /// Sends one more; nothing if the budget has none.
@@ -159,14 +168,17 @@ fn ask<'r>(
         exchange.notes.push(Step::NotRetried { why: "the retry budget has no room for a second request", numbers: String::new() });
         return Ok(None);
     }
-    let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, progress)?;
+    if !is_first {
+        tries.hedge();
+    }
+    let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, &deadline, progress)?;
     if !is_first {
         metrics.hedged(Hedged::Sent);
         exchange.notes.push(Step::Hedged { attempt: progress.attempts, endpoint: attempt.endpoint.label.clone(), delay: plan.delay });
     }
     let (endpoint, began) = (attempt.endpoint.clone(), attempt.began);
     let made = Box::pin(async move { attempt.make(&mut Asker::Kept(&plan.kept), &mut deadline).await });
-    Ok(Some(Runner { endpoint, began, number: progress.attempts, made }))
+    Ok(Some(Runner { endpoint, began, number: progress.attempts, is_first, made }))
 }
 
 async fn first_done(runners: &mut [Runner<'_>]) -> (usize, Result<Answered, Failed>) {

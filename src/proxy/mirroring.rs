@@ -1,6 +1,9 @@
 //! Copies of requests for other backends. Nobody waits for them, and what becomes of them is nobody's business but the metrics'.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -15,7 +18,18 @@ use super::{
     retrying::{self, Tries},
     serve::{Exchange, Progress},
 };
-use crate::{clock, state::live::MirrorState, telemetry::metrics::Mirrored};
+use crate::{
+    clock,
+    state::{
+        admission::Verdict,
+        limit::{Entry, LimitGuard},
+        live::{DestinationState, MirrorState},
+    },
+    telemetry::metrics::Mirrored,
+};
+
+/// However long the mirror's policy lets it take, a copy ends then: nobody waits for it, and its place is wanted.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// The copies that a request is to have and has not yet.
 #[derive(Debug, Default)]
@@ -33,12 +47,15 @@ impl Copies {
         if self.0.is_empty() || !body.is_done() {
             return;
         }
-        let kept = Kept::of(client, body).filter(|kept| headers::wanted_upgrade(&kept.asked()).is_none()).map(Arc::new);
+        let mut kept: Option<Arc<Kept>> = None;
         for mirror in std::mem::take(&mut self.0).into_iter().map(|index| &exchange.route.mirrors[index]) {
-            let metrics = &exchange.route.aside[mirror.aside].backend.metrics;
-            match (&kept, mirror.places.clone().try_acquire_owned()) {
-                (Some(kept), Ok(place)) => spawn(exchange, mirror, kept.clone(), place, progress),
-                _ => metrics.mirrored(Mirrored::Skipped),
+            // Nothing is copied for a mirror that has no room.
+            let held = room(&exchange.route.aside[mirror.aside], mirror, progress.began);
+            let is_plain = || headers::wanted_upgrade(&client.asked()).is_none();
+            kept = kept.or_else(|| held.as_ref().filter(|_| is_plain()).and_then(|_| Kept::of(client, body)).map(Arc::new));
+            match (&kept, held) {
+                (Some(kept), Some(held)) => spawn(exchange, mirror, kept.clone(), held, progress),
+                _ => exchange.route.aside[mirror.aside].backend.metrics.mirrored(Mirrored::Skipped),
             }
         }
     }
@@ -52,8 +69,22 @@ impl Copies {
     }
 }
 
+/// Room for a copy: among the copies, and under the backend's own limits. It never waits for it.
+fn room(destination: &DestinationState, mirror: &MirrorState, now: Instant) -> Option<(OwnedSemaphorePermit, Option<LimitGuard>)> {
+    let place = mirror.places.clone().try_acquire_owned().ok()?;
+    if destination.admission.as_ref().is_some_and(|admission| admission.ask(fastrand::f64(), now) == Verdict::Refused) {
+        return None;
+    }
+    let limited = match destination.limit.as_ref().map(|limit| limit.enter(None)) {
+        None => None,
+        Some(Entry::Admitted(limited) | Entry::WouldRefuse(limited)) => Some(limited),
+        Some(Entry::Queued(_) | Entry::Refused | Entry::Shed) => return None,
+    };
+    Some((place, limited))
+}
+
 /// One copy, on this worker, with everything that it needs of its own.
-fn spawn(exchange: &Exchange<'_>, mirror: &MirrorState, kept: Arc<Kept>, place: OwnedSemaphorePermit, progress: &Progress) {
+fn spawn(exchange: &Exchange<'_>, mirror: &MirrorState, kept: Arc<Kept>, held: (OwnedSemaphorePermit, Option<LimitGuard>), progress: &Progress) {
     let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
     let (rule, target, request_id) = (exchange.rule.clone(), exchange.target.clone(), exchange.request_id.clone());
     let (aside, began) = (mirror.aside, progress.began);
@@ -66,14 +97,16 @@ fn spawn(exchange: &Exchange<'_>, mirror: &MirrorState, kept: Arc<Kept>, place: 
         let now = clock::now();
         let mut deadline = Deadline::new(destination.policy.timeouts.request, &kept.asked(), now);
         deadline.begin(now);
-        let made = match Attempt::begin(&exchange, &kept.asked(), &mut Tries::default(), &mut progress) {
-            Ok(attempt) => attempt.make(&mut Asker::Kept(&kept), &mut deadline).await.ok(),
-            Err(_) => None,
+        let begun = deadline;
+        let made = async {
+            let attempt = Attempt::begin(&exchange, &kept.asked(), &mut Tries::default(), &begun, &mut progress).ok()?;
+            attempt.make(&mut Asker::Kept(&kept), &mut deadline).await.ok()
         };
+        let made = clock::within(Some(LONGEST), made).await.ok().flatten();
         destination.backend.metrics.mirrored(if made.is_some() { Mirrored::Sent } else { Mirrored::Failed });
         if let Some(answered) = made {
             retrying::discard(&exchange, true, answered).await;
         }
-        drop(place);
+        drop(held);
     });
 }

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
 
 use super::{
@@ -14,12 +14,7 @@ use super::{
     grpc, headers,
     rate_limits::{self, Limits},
 };
-use crate::{
-    clock,
-    policy::snapshot::FaultAnswer,
-    state::{live::RouteState, stale::Kept},
-    telemetry::reason::Reason,
-};
+use crate::{clock, policy::snapshot::FaultAnswer, state::live::RouteState, telemetry::reason::Reason};
 
 /// The name of this proxy in `proxy-status` and `via`.
 pub(super) const PSEUDONYM: &str = "outrigger";
@@ -34,7 +29,7 @@ pub(super) enum Instead {
     /// What the policy says.
     Fallback { status: u16, content_type: HeaderValue, body: Bytes },
     /// What the backend said before, so long ago; the status that it gives now, if it was asked.
-    Stale { kept: Arc<Kept>, age: Duration, now: Option<u16> },
+    Stale { fields: HeaderMap, body: Bytes, age: Duration, now: Option<u16> },
 }
 
 /// A refusal.
@@ -45,7 +40,7 @@ pub(super) struct Rejection {
     pub(super) by: Arc<str>,
     pub(super) retry_after: Option<Duration>,
     /// What is answered where the table of reasons does not say it.
-    pub(super) instead: Option<Instead>,
+    pub(super) instead: Option<Box<Instead>>,
     /// Whether the connection cannot be used any more.
     pub(super) is_fatal: bool,
 }
@@ -65,7 +60,7 @@ impl Rejection {
 
     /// The status.
     pub(super) fn status(&self) -> u16 {
-        match &self.instead {
+        match self.instead.as_deref() {
             Some(Instead::Redirect { status, .. } | Instead::Fallback { status, .. } | Instead::Fault(FaultAnswer::Http(status))) => *status,
             Some(Instead::Fault(FaultAnswer::Grpc(_)) | Instead::Stale { .. }) => 200,
             None => row(self.reason).status,
@@ -74,12 +69,12 @@ impl Rejection {
 
     /// Whether it is told in the words of gRPC.
     pub(super) fn is_grpc(&self, client: &Client) -> bool {
-        client.is_grpc() || matches!(self.instead, Some(Instead::Fault(FaultAnswer::Grpc(_))))
+        client.is_grpc() || matches!(self.instead.as_deref(), Some(Instead::Fault(FaultAnswer::Grpc(_))))
     }
 
     /// The status of gRPC.
     pub(super) fn grpc_status(&self) -> u8 {
-        match &self.instead {
+        match self.instead.as_deref() {
             Some(Instead::Fault(FaultAnswer::Grpc(status))) => *status,
             Some(Instead::Fault(FaultAnswer::Http(status))) => grpc::of_http(*status),
             _ => grpc_status(self.reason),
@@ -196,25 +191,24 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
 /// Answers a client with a refusal. The connection stays usable if the session says so.
 pub(super) async fn answer(client: &mut Client, rejection: &Rejection, limits: Option<(&RouteState, &Limits)>, is_draining: bool) -> Result<(), Reason> {
     let is_grpc = rejection.is_grpc(client);
-    let body = if is_grpc { Vec::new() } else { body(rejection) };
-    let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.iter().map(Bytes::len).sum()) };
+    let body = if is_grpc { Bytes::new() } else { body(rejection) };
+    let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.len()) };
     let mut head = made.and_then(|head| marked(head, rejection, is_draining)).map_err(|_| Reason::InternalError)?;
     for (name, value) in limits.into_iter().flat_map(|(route, limits)| rate_limits::headers(route, limits)) {
         head.append_header(name, value).map_err(|_| Reason::InternalError)?;
     }
     client.write_head(Box::new(head)).await?;
-    for piece in body {
-        client.write(piece).await?;
-    }
+    client.write(body).await?;
     client.finish(None).await?;
     clock::within(Some(client.listener.limits.idle_timeout), client.push()).await.unwrap_or(Err(Reason::ClientClosed))
 }
 
-fn body(rejection: &Rejection) -> Vec<Bytes> {
-    match &rejection.instead {
-        Some(Instead::Fallback { body, .. }) => vec![body.clone()],
-        Some(Instead::Stale { kept, .. }) => kept.body.clone(),
-        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => vec![problem(rejection)],
+fn body(rejection: &Rejection) -> Bytes {
+    match rejection.instead.as_deref() {
+        Some(Instead::Fallback { body, .. }) => body.clone(),
+        Some(Instead::Stale { body, .. }) => body.clone(),
+        Some(Instead::Fault(_)) if matches!(rejection.status(), 204 | 304) => Bytes::new(),
+        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => problem(rejection),
     }
 }
 
@@ -226,15 +220,15 @@ fn problem(rejection: &Rejection) -> Bytes {
 fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHeader> {
     let status = rejection.status();
     let mut head = ResponseHeader::build(status, Some(8))?;
-    match &rejection.instead {
+    match rejection.instead.as_deref() {
         Some(Instead::Fallback { content_type, .. }) => head.insert_header("content-type", content_type)?,
-        Some(Instead::Stale { kept, age, now }) => stale_fields(&mut head, kept, *age, *now)?,
+        Some(Instead::Stale { fields, age, now, .. }) => stale_fields(&mut head, fields, *age, *now)?,
         Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => head.insert_header("content-type", "application/problem+json")?,
     }
     if !matches!(status, 204 | 304) {
         head.insert_header("content-length", length)?;
     }
-    if let Some(Instead::Redirect { location, .. }) = &rejection.instead {
+    if let Some(Instead::Redirect { location, .. }) = rejection.instead.as_deref() {
         head.insert_header("location", location.as_str())?;
     }
     if status == 405 {
@@ -248,8 +242,8 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
 
 /// The fields of an earlier answer, and that it is one (RFC 9211): of one that went out the status that came back, of one that did not how long it is
 /// past its time.
-fn stale_fields(head: &mut ResponseHeader, kept: &Kept, age: Duration, now: Option<u16>) -> pingora::Result<()> {
-    for (name, value) in &kept.headers {
+fn stale_fields(head: &mut ResponseHeader, fields: &HeaderMap, age: Duration, now: Option<u16>) -> pingora::Result<()> {
+    for (name, value) in fields {
         head.append_header(name.clone(), value)?;
     }
     head.remove_header("transfer-encoding");

@@ -39,7 +39,7 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     rate_limits::charge(exchange, &mut progress.limits, &answer.headers);
     let head = headers::downstream(exchange, client, answer, answered.is_upgrade, Some(&progress.limits)).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
-    answered.capture = if answered.is_upgrade { None } else { stale::capture(exchange, client, answer).map(Box::new) };
+    answered.capture = if answered.is_upgrade { None } else { stale::capture(exchange, client, answer) };
     let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
     if exchange.is_closing() || ends_with_connection || !client.is_body_done() {
         client.close_after();

@@ -44,6 +44,16 @@ impl Tries {
         self.endpoints.len()
     }
 
+    /// Which attempt the next one is of those that the backend can have seen, from 1.
+    pub(super) fn number(&self) -> u32 {
+        self.retries.saturating_add(1)
+    }
+
+    /// Another one goes out besides.
+    pub(super) fn hedge(&mut self) {
+        self.retries = self.retries.saturating_add(1);
+    }
+
     pub(super) fn contains(&self, endpoint: usize) -> bool {
         self.endpoints.contains(&endpoint)
     }

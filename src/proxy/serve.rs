@@ -32,7 +32,7 @@ use crate::{
     state::{
         endpoint::EndpointState,
         lifecycle::InFlight,
-        limit::LimitGuard,
+        limit::{Learner, LimitGuard},
         live::{DestinationState, Live, RouteState},
     },
     telemetry::{
@@ -66,6 +66,8 @@ pub(super) struct Exchange<'a> {
     pub(super) hasher: &'a RandomState,
     /// What is noted about it.
     pub(super) notes: &'a Notes,
+    /// Who learns from what its attempts take.
+    pub(super) learner: Option<&'a Learner>,
     is_closing: bool,
 }
 
@@ -79,12 +81,17 @@ impl<'a> Exchange<'a> {
         target: &'a Target,
         (request_id, notes): (&'a HeaderValue, &'a Notes),
     ) -> Self {
-        Self { worker, live, route, rule, destination, target, request_id, hasher: &worker.state.limit_hasher, notes, is_closing: false }
+        Self { worker, live, route, rule, destination, target, request_id, hasher: &worker.state.limit_hasher, notes, learner: None, is_closing: false }
     }
 
     /// The same request on its way elsewhere.
     pub(super) fn towards(self, destination: &'a DestinationState) -> Self {
-        Self { destination, ..self }
+        Self { destination, learner: None, ..self }
+    }
+
+    /// The same request with somebody who learns from it.
+    pub(super) fn learning<'b>(&'b self, learner: Option<&'b Learner>) -> Exchange<'b> {
+        Exchange { learner, ..*self }
     }
 
     /// Counts a refusal that shadow mode lets pass.
@@ -192,7 +199,7 @@ async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, p
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let mut held = Held::default();
     let outcome = ask(&exchange, client, &mut body, progress, &mut held).await.inspect_err(|rejection| notes::refused(&exchange, rejection));
-    let outcome = degradation::instead(&exchange, client, &mut body, progress, outcome).await;
+    let outcome = degradation::instead(&exchange, client, &mut body, progress, &mut held, outcome).await;
     progress.received = body.received();
     let (exchange, answered) = outcome?;
     let after = relay::relay(&exchange, client, &mut body, answered, progress).await;
@@ -202,26 +209,34 @@ async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, p
 
 /// What a request holds until its answer is through.
 #[derive(Default)]
-struct Held {
-    place: Option<LimitGuard>,
+pub(super) struct Held {
+    /// A place in flight.
+    pub(super) place: Option<LimitGuard>,
     fault: Option<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    /// Who wants to know what its attempts take.
+    pub(super) fn learner(&self) -> Option<Learner> {
+        self.place.as_ref().and_then(LimitGuard::learner)
+    }
 }
 
 /// Lets a request in, and asks its backend.
 async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, held: &mut Held) -> Result<Answered, Rejection> {
-    let class = admission::protect(exchange, client)?;
+    admission::protect(exchange, client)?;
     admission::control(exchange, progress.began)?;
     rate_limits::admit(exchange, client, &mut progress.limits, progress.began).await?;
-    held.place = admission::enter(exchange, client, class).await?;
+    held.place = admission::enter(exchange, client).await?;
     held.fault = faults::inject(exchange, client).await?;
-    let is_adaptive = exchange.destination.policy.limits.as_ref().is_some_and(|limits| limits.adaptive.is_some());
-    let entered = held.place.as_ref().filter(|_| is_adaptive).map(|_| clock::now());
+    let learner = held.learner();
+    let exchange = &exchange.learning(learner.as_ref());
     let mut copies = mirroring::draw(exchange);
     copies.send(exchange, client, body, progress);
     let answered = attempt::until_answered(exchange, client, body, progress, progress.began).await;
     copies.send_or_skip(exchange, client, body, progress);
-    if let (Some(place), Some(entered)) = (&held.place, entered) {
-        admission::learn(place, entered, &answered, progress.attempts);
+    if let Some(place) = &mut held.place {
+        place.answer_begins();
     }
     answered
 }
@@ -253,7 +268,7 @@ fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule, is_secure: 
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
     let path = redirect.path.as_ref().map_or_else(|| target.path_and_query.clone(), |rewrite| routing::rewritten(target, rule, rewrite));
     let location = format!("{scheme}://{host}{port}{path}");
-    Rejection { instead: Some(Instead::Redirect { status: redirect.status, location }), ..Rejection::of(Reason::Redirect) }
+    Rejection { instead: Some(Box::new(Instead::Redirect { status: redirect.status, location })), ..Rejection::of(Reason::Redirect) }
 }
 
 /// Remembers why a request got what it got, if anything was decided about it.

@@ -4,12 +4,9 @@
 //! What could be one person's is neither kept nor given: requests with `authorization` or `cookie` have to do with answers only that are said to
 //! be public, and an answer that sets a cookie is not kept.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::ResponseHeader;
 
@@ -21,26 +18,34 @@ use crate::{
     state::stale::{Kept, StaleState},
 };
 
+/// Fields that say who is behind a request.
+const PERSONAL: [HeaderName; 4] = [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE, HeaderName::from_static("x-api-key")];
+
+/// The largest age that is believed (RFC 9111 section 1.2.2).
+const MAX_AGE: u64 = 1 << 31;
+
 /// An answer on its way that will be kept if it comes to its end.
 pub(super) struct Capture {
     state: Arc<StaleState>,
     address: String,
     kept: Kept,
     max: usize,
-    length: usize,
+    body: BytesMut,
 }
 
 impl Capture {
     /// Takes a piece; `false` if it has become too long.
     pub(super) fn push(&mut self, piece: &Bytes) -> bool {
-        self.length += piece.len();
-        self.kept.body.push(piece.clone());
-        self.length <= self.max
+        if self.body.len() + piece.len() > self.max {
+            return false;
+        }
+        self.body.extend_from_slice(piece);
+        true
     }
 
     /// It is complete.
     pub(super) fn keep(self) {
-        self.state.keep(&self.address, self.kept);
+        self.state.keep(&self.address, Kept { body: self.body.freeze(), ..self.kept });
     }
 }
 
@@ -51,28 +56,59 @@ fn section<'e>(exchange: &'e Exchange<'_>) -> Option<(&'e StaleSpec, &'e Arc<Sta
 
 /// The name under which an answer is kept.
 fn address(exchange: &Exchange<'_>) -> String {
-    let target = exchange.target;
-    format!("{} {} {}", exchange.route.spec.name, target.authority, target.path_and_query)
+    format!("{} {}", exchange.target.authority, exchange.target.path_and_query)
+}
+
+/// By which way a request came: an app may write what it is told about it into its answer.
+fn way(exchange: &Exchange<'_>, request: &HeaderMap) -> String {
+    let spec = &exchange.route.spec;
+    let mut way = spec.name.to_string();
+    // Writing to a string cannot fail.
+    _ = match (&spec.filters.host, &spec.filters.path) {
+        (None, None) => Ok(()),
+        (host, path) => write!(way, " {host:?} {path:?}"),
+    };
+    for value in [headers::FORWARDED_HOST, headers::FORWARDED_PROTO].iter().flat_map(|name| request.get_all(name)) {
+        way.push(' ');
+        way.push_str(&String::from_utf8_lossy(value.as_bytes()));
+    }
+    way
 }
 
 /// Begins to keep an answer that may be, and forgets what it makes untrue.
-pub(super) fn capture(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader) -> Option<Capture> {
-    let (spec, state) = section(exchange)?;
+pub(super) fn capture(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader) -> Option<Box<Capture>> {
+    let all = &exchange.live.stale;
+    // What another sidecar has made of a failure is no answer of the app's.
+    if all.is_empty() || answer.headers.contains_key(headers::REASON) {
+        return None;
+    }
     let head = client.head();
-    let address = address(exchange);
-    let status = answer.status.as_u16();
     if head.method != Method::GET {
-        // What has been changed is not what was kept (RFC 9111 section 4.4).
-        if ![Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&head.method) && status < 400 {
-            state.forget(&address);
+        // What has been changed is not what was kept, wherever (RFC 9111 section 4.4).
+        if ![Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&head.method) && answer.status.as_u16() < 400 {
+            let address = address(exchange);
+            all.iter().for_each(|state| state.forget(&address));
         }
         return None;
     }
-    let kept = kept(spec, &head.headers, answer, clock::now());
-    if kept.is_none() && matches!(status, 200 | 404 | 410) {
-        state.forget(&address);
+    let (spec, state) = section(exchange)?;
+    let allowed = allowed(spec, answer);
+    if allowed.is_none() && matches!(answer.status.as_u16(), 200 | 404 | 410) {
+        state.forget(&address(exchange));
     }
-    Some(Capture { state: state.clone(), address, kept: kept?, max: spec.max_entry_bytes, length: 0 })
+    let allowed = allowed.filter(|allowed| may_be_kept_for(&head.headers, answer, allowed.is_public))?;
+    let now = clock::now();
+    let kept = Kept {
+        headers: headers::passed_on(&answer.headers),
+        body: Bytes::new(),
+        at: now,
+        until: now + allowed.longest,
+        age: allowed.age,
+        is_public: allowed.is_public,
+        way: way(exchange, &head.headers).into(),
+        vary: varies(&head.headers, &answer.headers)?,
+    };
+    Some(Box::new(Capture { state: state.clone(), address: address(exchange), kept, max: spec.max_entry_bytes, body: BytesMut::new() }))
 }
 
 /// The answer that is given instead of a failure, and how old it is; in shadow mode it is only said that there is one.
@@ -84,19 +120,29 @@ pub(super) fn find(exchange: &Exchange<'_>, client: &Client) -> Option<(Arc<Kept
         return None;
     }
     let now = clock::now();
-    let kept = state.find(&address(exchange), &head.headers, now).filter(|kept| kept.is_public || !is_personal(&head.headers))?;
-    let age = now.saturating_duration_since(kept.at) + Duration::from_secs(kept.age);
+    let kept = state.find(&address(exchange), &way(exchange, &head.headers), &head.headers, spec.max_age, now);
+    let kept = kept.filter(|kept| kept.is_public || !is_personal(&head.headers))?;
+    let age = now.saturating_duration_since(kept.at).saturating_add(kept.age);
     Some((kept, age, spec.mode))
 }
 
-/// What is kept of an answer to a GET, if it may be.
-fn kept(spec: &StaleSpec, request: &HeaderMap, answer: &ResponseHeader, now: Instant) -> Option<Kept> {
+/// What an answer allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Allowed {
+    /// How long it may be given.
+    longest: Duration,
+    /// How old it is.
+    age: Duration,
+    /// Whether to anybody, whoever it was made for.
+    is_public: bool,
+}
+
+/// Whether an answer to a GET allows that it is kept; none if it forbids it, or is too long.
+fn allowed(spec: &StaleSpec, answer: &ResponseHeader) -> Option<Allowed> {
     let fields = &answer.headers;
-    let length: Option<usize> = fields.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()).and_then(|length| length.trim().parse().ok());
-    if answer.status != 200 || length.is_some_and(|length| length > spec.max_entry_bytes) || fields.contains_key(header::SET_COOKIE) || request.contains_key(header::RANGE) {
-        return None;
-    }
-    if directives(request).any(|(name, _)| name == "no-store") {
+    let number = |name: HeaderName| fields.get(name).and_then(|value| value.to_str().ok()).and_then(|value| value.trim().parse::<u64>().ok());
+    let is_too_long = number(header::CONTENT_LENGTH).is_some_and(|length| usize::try_from(length).map_or(true, |length| length > spec.max_entry_bytes));
+    if answer.status != 200 || is_too_long {
         return None;
     }
     let (mut is_public, mut fresh, mut stale_if_error, mut has_shared_age) = (false, 0, None, false);
@@ -111,30 +157,32 @@ fn kept(spec: &StaleSpec, request: &HeaderMap, answer: &ResponseHeader, now: Ins
             _ => {}
         }
     }
-    if is_personal(request) && !is_public {
-        return None;
-    }
-    let age: u64 = fields.get(header::AGE).and_then(|age| age.to_str().ok()).and_then(|age| age.trim().parse().ok()).unwrap_or(0);
+    let age = number(header::AGE).unwrap_or(0).min(MAX_AGE);
     // A time for shared caches alone means that it is to be asked again after it (RFC 9111 section 5.2.2.10), unless errors are excepted.
-    let allowed = stale_if_error.or(has_shared_age.then_some(0)).map(|stale| Duration::from_secs(fresh.saturating_add(stale).saturating_sub(age)));
-    let longest = allowed.map_or(spec.max_age, |allowed| allowed.min(spec.max_age));
-    let vary = varies(request, fields)?;
-    (!longest.is_zero()).then(|| Kept { headers: headers::passed_on(fields), body: Vec::new(), at: now, until: now + longest, age, is_public, vary })
+    let stated = stale_if_error.or(has_shared_age.then_some(0)).map(|stale| Duration::from_secs(fresh.saturating_add(stale).saturating_sub(age)));
+    let longest = stated.map_or(spec.max_age, |stated| stated.min(spec.max_age));
+    (!longest.is_zero()).then_some(Allowed { longest, age: Duration::from_secs(age), is_public })
+}
+
+/// Whether an answer that may be kept may be kept from this request.
+fn may_be_kept_for(request: &HeaderMap, answer: &ResponseHeader, is_public: bool) -> bool {
+    let is_whole = !request.contains_key(header::RANGE) && !answer.headers.contains_key(header::SET_COOKIE);
+    is_whole && (is_public || !is_personal(request)) && !directives(request).any(|(name, _)| name == "no-store")
 }
 
 /// Whether a request says who is behind it.
 fn is_personal(request: &HeaderMap) -> bool {
-    request.contains_key(header::AUTHORIZATION) || request.contains_key(header::COOKIE)
+    PERSONAL.iter().any(|name| request.contains_key(name))
 }
 
 /// What of the request the answer depends on; none if on more than the request says.
-fn varies(request: &HeaderMap, answer: &HeaderMap) -> Option<Vec<(HeaderName, Option<HeaderValue>)>> {
+fn varies(request: &HeaderMap, answer: &HeaderMap) -> Option<Vec<(HeaderName, Vec<HeaderValue>)>> {
     let mut vary = Vec::new();
     for value in answer.get_all(header::VARY) {
         for name in value.to_str().ok()?.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             let name: HeaderName = name.parse().ok().filter(|_| name != "*")?;
-            let value = request.get(&name).cloned();
-            vary.push((name, value));
+            let values = request.get_all(&name).iter().cloned().collect();
+            vary.push((name, values));
         }
     }
     Some(vary)
@@ -152,7 +200,7 @@ fn directives(fields: &HeaderMap) -> impl Iterator<Item = (String, Option<&str>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{policy::snapshot::Origin, resilience::some_instant};
+    use crate::policy::snapshot::Origin;
 
     fn fields(text: &'static str) -> HeaderMap {
         let pairs = text.split('\n').filter_map(|line| line.split_once(": "));
@@ -166,8 +214,9 @@ mod tests {
         for (name, value) in &fields(answer) {
             head.append_header(name.clone(), value).expect("a value");
         }
-        let now = some_instant();
-        kept(&spec, &fields(request), &head, now).map(|kept| kept.until.duration_since(now).as_secs())
+        let request = fields(request);
+        let allowed = allowed(&spec, &head).filter(|allowed| may_be_kept_for(&request, &head, allowed.is_public))?;
+        varies(&request, &head.headers).map(|_| allowed.longest.as_secs())
     }
 
     #[test]
@@ -197,6 +246,8 @@ mod tests {
             ("range: bytes=0-1", 200, "", None),
             ("cache-control: no-store", 200, "", None),
             ("authorization: Basic x", 200, "", None),
+            ("x-api-key: 7", 200, "", None),
+            ("", 200, "cache-control: max-age=60, stale-if-error=100\nage: 18446744073709551615", None),
             ("authorization: Basic x", 200, "cache-control: public", Some(300)),
             ("cookie: a=b", 200, "cache-control: max-age=60", None),
             ("cookie: a=b", 200, "cache-control: s-maxage=60", Some(60)),

@@ -11,6 +11,9 @@
 //! | `abandon` | a queued ticket leaves the queue; an admitted one must be released | | |
 //!
 //! Nobody overtakes the queue: while somebody waits, a newcomer queues.
+//!
+//! The bound can be lowered below what is written, to what a backend bears (`adaptive`). The lower one is for calls that are being worked on: a call
+//! whose answer has begun no longer counts against it, and until its end against the written one only. So long answers do not hold it down.
 
 use std::{collections::VecDeque, num::NonZeroU32};
 
@@ -45,7 +48,11 @@ pub enum Admission {
 #[derive(Debug)]
 pub struct ConcurrencyLimit {
     config: ConcurrencyConfig,
+    /// The lower bound for calls that are being worked on.
+    lowered: Option<NonZeroU32>,
     in_flight: u32,
+    /// Those of them whose answer has begun.
+    answering: u32,
     waiting: VecDeque<Ticket>,
     next_ticket: u64,
     refused: u64,
@@ -55,12 +62,12 @@ impl ConcurrencyLimit {
     /// Makes a limit with nothing in flight.
     #[must_use]
     pub fn new(config: ConcurrencyConfig) -> Self {
-        Self { config, in_flight: 0, waiting: VecDeque::new(), next_ticket: 0, refused: 0 }
+        Self { config, lowered: None, in_flight: 0, answering: 0, waiting: VecDeque::new(), next_ticket: 0, refused: 0 }
     }
 
     /// Asks for a place.
     pub fn try_acquire(&mut self) -> Admission {
-        if self.waiting.is_empty() && self.in_flight < self.config.max_in_flight.get() {
+        if self.waiting.is_empty() && self.has_room() {
             self.in_flight += 1;
             return Admission::Admitted;
         }
@@ -77,12 +84,33 @@ impl ConcurrencyLimit {
     /// Whether a call of a class may ask for a place: the lower ones fill only a part of the limit.
     #[must_use]
     pub fn has_room_for(&self, class: Class) -> bool {
-        class == Class::Critical || self.in_flight < class.places_of(self.config.max_in_flight).get()
+        class == Class::Critical || self.working() < class.places_of(self.max_in_flight()).get()
     }
 
     /// Counts a call that passes whatever the limit says: in shadow mode, what is in flight must still be true.
     pub fn acquire_anyway(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
+    }
+
+    /// The answer to a call in flight has begun; the ticket that is admitted now, if somebody waited.
+    #[must_use = "the ticket's owner waits to be told"]
+    pub fn begin_answer(&mut self) -> Option<Ticket> {
+        self.answering = self.answering.saturating_add(1);
+        self.admit_next()
+    }
+
+    /// Gives the place of a call back whose answer had begun; the ticket that got it instead, if somebody waited.
+    #[must_use = "the ticket's owner waits to be told"]
+    pub fn end_answer(&mut self) -> Option<Ticket> {
+        self.answering = self.answering.saturating_sub(1);
+        self.release()
+    }
+
+    /// Lowers the bound for calls that are being worked on, or no longer; the tickets that now have a place.
+    #[must_use = "the tickets' owners wait to be told"]
+    pub fn lower(&mut self, bound: Option<NonZeroU32>) -> Vec<Ticket> {
+        self.lowered = bound;
+        std::iter::from_fn(|| self.admit_next()).collect()
     }
 
     /// Gives a place back; the ticket that got it instead, if somebody waited.
@@ -104,6 +132,22 @@ impl ConcurrencyLimit {
     pub fn reconfigure(&mut self, config: ConcurrencyConfig) -> Vec<Ticket> {
         self.config = config;
         std::iter::from_fn(|| self.admit_next()).collect()
+    }
+
+    /// Calls that may be worked on at once now.
+    #[must_use]
+    pub fn max_in_flight(&self) -> NonZeroU32 {
+        self.lowered.map_or(self.config.max_in_flight, |lowered| lowered.min(self.config.max_in_flight))
+    }
+
+    /// Calls that are being worked on: in flight, and their answer has not begun.
+    #[must_use]
+    pub fn working(&self) -> u32 {
+        self.in_flight.saturating_sub(self.answering)
+    }
+
+    fn has_room(&self) -> bool {
+        self.working() < self.max_in_flight().get() && self.in_flight < self.config.max_in_flight.get()
     }
 
     /// Calls in flight.
@@ -131,7 +175,7 @@ impl ConcurrencyLimit {
     }
 
     fn admit_next(&mut self) -> Option<Ticket> {
-        if self.in_flight >= self.config.max_in_flight.get() {
+        if !self.has_room() {
             return None;
         }
         let next = self.waiting.pop_front()?;

@@ -8,7 +8,10 @@
 //! | --- | --- | --- | --- | --- |
 //! | calm | | | | |
 //! | warning | | | | refused |
-//! | critical | | | refused | refused |
+//! | critical | | | a share | refused |
+//!
+//! Most requests are of the class normal. To refuse all of them at once would empty the instance and bring them all back when it is calm again; so a
+//! share of them is refused, which rises by a tenth each second while a signal is at its critical level, and falls by half of that while none is.
 //!
 //! The same order holds for places in flight: each class fills a limit only so far, and the highest all of it.
 
@@ -24,6 +27,12 @@ const RISE: Duration = Duration::from_secs(10);
 
 /// How long it is below before it counts no more.
 const FALL: Duration = Duration::from_secs(30);
+
+/// How much more of the class normal is refused after a second that was no better.
+const RISING: f64 = 0.1;
+
+/// How much less after one that was.
+const FALLING: f64 = 0.05;
 
 /// How far it has to be below.
 const BELOW: f64 = 0.9;
@@ -110,13 +119,13 @@ impl Class {
     /// Highest first.
     pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
 
-    /// Whether it is refused at a level.
+    /// Whether a request of it is refused at a level, with the share of the class normal; `random` is uniform in `0..1`.
     #[must_use]
-    pub fn is_refused_at(self, level: Level) -> bool {
-        match level {
-            Level::Calm => false,
-            Level::Warning => self >= Self::Low,
-            Level::Critical => self >= Self::Normal,
+    pub fn is_refused_at(self, level: Level, share: f64, random: f64) -> bool {
+        match (self, level) {
+            (_, Level::Calm) | (Self::Critical | Self::High, _) | (Self::Normal, Level::Warning) => false,
+            (Self::Normal, Level::Critical) => random < share,
+            (Self::Low, _) => true,
         }
     }
 
@@ -144,8 +153,8 @@ pub struct Change {
     pub from: Level,
     /// It is at this one.
     pub to: Level,
-    /// It says this right now.
-    pub value: f64,
+    /// It says this right now; nothing any more.
+    pub value: Option<f64>,
 }
 
 /// What the signals of an instance say.
@@ -153,6 +162,8 @@ pub struct Change {
 pub struct Protection {
     config: ProtectionConfig,
     watched: [Watched; 4],
+    /// The share of the class normal that is refused at the level critical.
+    share: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -199,7 +210,7 @@ impl Protection {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: ProtectionConfig) -> Self {
-        Self { config, watched: [Watched::default(); 4] }
+        Self { config, watched: [Watched::default(); 4], share: 0.0 }
     }
 
     /// Follows other bounds; what is at a level stays there until it is well below.
@@ -221,7 +232,37 @@ impl Protection {
         watched.warning.note(value, levels.warning, now);
         watched.critical.note(value, levels.critical, now);
         let to = watched.level();
-        (from != to).then_some(Change { signal, from, to, value })
+        (from != to).then_some(Change { signal, from, to, value: Some(value) })
+    }
+
+    /// Takes note that a signal says nothing any more: it is at no level then.
+    pub fn silence(&mut self, signal: Signal) -> Option<Change> {
+        let from = std::mem::take(&mut self.watched[signal as usize]).level();
+        (from != Level::Calm).then_some(Change { signal, from, to: Level::Calm, value: None })
+    }
+
+    /// Takes note that a second has passed.
+    pub fn advance(&mut self) {
+        let bound = |signal: Signal| self.config.levels(signal).and_then(|levels| levels.critical);
+        let is_hot = Signal::ALL.into_iter().any(|signal| self.watched[signal as usize].value.zip(bound(signal)).is_some_and(|(value, bound)| value >= bound.value()));
+        self.share = match self.level() {
+            Level::Calm | Level::Warning => 0.0,
+            Level::Critical if is_hot => (self.share + RISING).min(1.0),
+            Level::Critical => (self.share - FALLING).max(RISING),
+        };
+    }
+
+    /// The share of the class normal that is refused now.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// The signal for which the instance is at its level, if it is at one.
+    #[must_use]
+    pub fn cause(&self) -> Option<Signal> {
+        let level = self.level();
+        Signal::ALL.into_iter().find(|signal| level > Level::Calm && self.watched[*signal as usize].level() == level)
     }
 
     /// The level of the instance.
@@ -303,10 +344,69 @@ mod tests {
 
     #[test]
     fn the_lowest_are_refused_first_and_the_two_highest_by_no_signal() {
-        let refused = |level| Class::ALL.map(|class| class.is_refused_at(level));
-        assert_eq!(refused(Level::Calm), [false; 4]);
-        assert_eq!(refused(Level::Warning), [false, false, false, true]);
-        assert_eq!(refused(Level::Critical), [false, false, true, true]);
+        let refused = |level, random| Class::ALL.map(|class| class.is_refused_at(level, 0.3, random));
+        assert_eq!(refused(Level::Calm, 0.0), [false; 4]);
+        assert_eq!(refused(Level::Warning, 0.0), [false, false, false, true]);
+        assert_eq!(refused(Level::Critical, 0.29), [false, false, true, true]);
+        assert_eq!(refused(Level::Critical, 0.3), [false, false, false, true]);
+    }
+
+    #[test]
+    fn the_share_rises_while_it_is_bad_and_falls_at_half_the_pace() {
+        let (mut protection, start) = (protection(), some_instant());
+        assert_eq!(percent_after(&mut protection), 0);
+        assert_eq!(say(&mut protection, 0.95, 0..11, start), [(10, Level::Critical)]);
+        let shares: Vec<i64> = (0..12).map(|_| percent_after(&mut protection)).collect();
+        assert_eq!(shares, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 100, 100]);
+        assert_eq!(say(&mut protection, 0.85, 11..12, start), [], "not well below, and no longer at it");
+        assert_eq!([percent_after(&mut protection), percent_after(&mut protection)], [95, 90]);
+        (0..100).for_each(|_| protection.advance());
+        assert_eq!(percent_after(&mut protection), 10, "not below the first step before the level is left");
+        assert_eq!(say(&mut protection, 0.1, 12..50, start).last(), Some(&(42, Level::Calm)));
+        assert_eq!(percent_after(&mut protection), 0);
+    }
+
+    fn percent_after(protection: &mut Protection) -> i64 {
+        protection.advance();
+        #[expect(clippy::cast_possible_truncation, reason = "a percentage")]
+        let percent = (protection.share() * 100.0).round() as i64;
+        percent
+    }
+
+    #[test]
+    fn a_signal_that_falls_silent_holds_nothing() {
+        let (mut protection, start) = (protection(), some_instant());
+        assert_eq!(protection.silence(Signal::Cpu), None);
+        assert_eq!(say(&mut protection, 0.95, 0..11, start), [(10, Level::Critical)]);
+        assert_eq!(protection.cause(), Some(Signal::Cpu));
+        assert_eq!(protection.silence(Signal::Cpu).map(|change| (change.from, change.to, change.value)), Some((Level::Critical, Level::Calm, None)));
+        assert_eq!((protection.level(), protection.cause()), (Level::Calm, None));
+    }
+
+    /// Against the rule as it is said: on after so long at or above, off after so long well below, and nothing else changes it.
+    #[test]
+    fn a_level_is_what_a_list_of_all_that_was_said_makes_it() {
+        let mut seed = 7_u64;
+        let mut next = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % 100
+        };
+        for _ in 0..50 {
+            let (mut protection, start) = (protection(), some_instant());
+            let (mut said, mut is_on, mut since): (Vec<f64>, bool, usize) = (Vec::new(), false, 0);
+            for second in 0..400_usize {
+                // Long stretches of one value, so that levels are reached and left.
+                let value = if second > 0 && next() < 93 { said[second - 1] } else { [0.1, 0.62, 0.64, 0.7, 0.8][usize::try_from(next() % 5).expect("small")] };
+                said.push(value);
+                _ = protection.note(Signal::Cpu, value, start + Duration::from_secs(second as u64));
+                let long: usize = if is_on { 30 } else { 10 };
+                let is_other = |value: f64| if is_on { value < 0.63 } else { value >= 0.7 };
+                if second >= since + long && said[second - long..=second].iter().all(|value| is_other(*value)) {
+                    (is_on, since) = (!is_on, second + 1);
+                }
+                assert_eq!(protection.level() == Level::Warning, is_on, "second {second}: {:?}", &said[second.saturating_sub(31)..]);
+            }
+        }
     }
 
     #[test]

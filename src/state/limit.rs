@@ -88,25 +88,26 @@ impl LimitState {
     /// Asks for a place; with a class, for one of those that it may fill.
     pub fn enter(self: &Arc<Self>, class: Option<Class>) -> Entry {
         let mut inner = self.lock();
+        let of = class.unwrap_or(Class::Critical);
         if class.is_some_and(|class| !inner.machine.has_room_for(class)) {
             if inner.mode != Mode::Shadow {
                 return Entry::Shed;
             }
             inner.machine.acquire_anyway();
-            return Entry::WouldRefuse(self.guard(inner.start()));
+            return Entry::WouldRefuse(self.guard(inner.start(of), &inner));
         }
         match inner.machine.try_acquire() {
             Admission::Admitted => {
-                let start = inner.start();
+                let start = inner.start(of);
                 let is_over = inner.adaptive.as_ref().is_some_and(|(limit, mode)| *mode == Mode::Shadow && start.in_flight > limit.limit());
-                let guard = self.guard(start);
+                let guard = self.guard(start, &inner);
                 if is_over { Entry::WouldRefuse(guard) } else { Entry::Admitted(guard) }
             }
             Admission::Queued(ticket) if inner.mode == Mode::Shadow => {
                 // It was queued a moment ago under this very lock, so that it cannot have been admitted.
                 _ = inner.machine.abandon(ticket);
                 inner.machine.acquire_anyway();
-                Entry::WouldRefuse(self.guard(inner.start()))
+                Entry::WouldRefuse(self.guard(inner.start(of), &inner))
             }
             Admission::Queued(ticket) => {
                 let (admit, admitted) = oneshot::channel();
@@ -115,7 +116,7 @@ impl LimitState {
             }
             Admission::Refused if inner.mode == Mode::Shadow => {
                 inner.machine.acquire_anyway();
-                Entry::WouldRefuse(self.guard(inner.start()))
+                Entry::WouldRefuse(self.guard(inner.start(of), &inner))
             }
             Admission::Refused => Entry::Refused,
         }
@@ -144,11 +145,24 @@ impl LimitState {
         let inner = self.lock();
         let machine = &inner.machine;
         let adaptive = inner.adaptive.as_ref().map(|(limit, mode)| (limit.limit(), *mode));
-        LimitSnapshot { config: machine.config(), mode: inner.mode, in_flight: machine.in_flight(), pending: machine.pending(), refused: machine.refused(), adaptive }
+        LimitSnapshot {
+            config: ConcurrencyConfig { max_in_flight: machine.max_in_flight(), ..machine.config() },
+            mode: inner.mode,
+            in_flight: machine.in_flight(),
+            pending: machine.pending(),
+            refused: machine.refused(),
+            adaptive,
+        }
     }
 
-    fn guard(self: &Arc<Self>, start: Start) -> LimitGuard {
-        LimitGuard { limit: self.clone(), start }
+    fn guard(self: &Arc<Self>, start: Start, inner: &Inner) -> LimitGuard {
+        LimitGuard { limit: self.clone(), start, is_adaptive: inner.adaptive.is_some(), is_answering: false }
+    }
+
+    /// Whether a class may ask for a place.
+    #[must_use]
+    pub fn has_room_for(&self, class: Class) -> bool {
+        self.lock().machine.has_room_for(class)
     }
 
     fn release(&self) {
@@ -175,27 +189,26 @@ impl LimitState {
 
 impl Inner {
     fn admit(&mut self, ticket: Ticket) {
-        let start = self.start();
+        let start = self.start(Class::Critical);
         if let Some(admit) = self.waiting.remove(&ticket) {
             // If its owner has just left, dropping the ticket releases the place.
             _ = admit.send(start);
         }
     }
 
-    /// How it is for a call that begins now.
-    fn start(&self) -> Start {
-        let in_flight = self.machine.in_flight();
-        let is_full = self.adaptive.as_ref().is_some_and(|(limit, _)| in_flight >= limit.limit());
-        Start { in_flight, is_full }
+    /// How it is for a call of a class that begins now. A class that fills its part of the limit is held by it.
+    fn start(&self, class: Class) -> Start {
+        let in_flight = self.machine.working();
+        let limit = self.adaptive.as_ref().and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
+        Start { in_flight, is_full: limit.is_some_and(|limit| in_flight >= class.places_of(limit).get()) }
     }
 
-    /// Puts the lower one of the written and the adaptive limit in force.
+    /// Puts the written and the adaptive limit in force.
     fn follow(&mut self) {
         let acting = self.adaptive.as_ref().filter(|(_, mode)| *mode == Mode::Enforce).and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
-        let max_in_flight = acting.map_or(self.written.max_in_flight, |limit| limit.min(self.written.max_in_flight));
-        for ticket in self.machine.reconfigure(ConcurrencyConfig { max_in_flight, ..self.written }) {
-            self.admit(ticket);
-        }
+        let mut admitted = self.machine.reconfigure(self.written);
+        admitted.extend(self.machine.lower(acting));
+        admitted.into_iter().for_each(|ticket| self.admit(ticket));
     }
 }
 
@@ -205,21 +218,55 @@ impl Inner {
 pub struct LimitGuard {
     limit: Arc<LimitState>,
     start: Start,
+    is_adaptive: bool,
+    /// Whether its answer has begun.
+    is_answering: bool,
 }
 
 impl LimitGuard {
-    /// Tells how long the call took until it was answered, or that it was dropped. The place is kept.
-    pub fn note(&self, took: Duration, is_drop: bool, now: Instant) {
+    /// Who tells an adaptive limit what the attempts of this call take; nobody if the limit is not.
+    #[must_use]
+    pub fn learner(&self) -> Option<Learner> {
+        self.is_adaptive.then(|| Learner { limit: self.limit.clone(), start: self.start })
+    }
+
+    /// The answer has begun: for an adaptive limit the backend has done its work. The place is kept.
+    pub fn answer_begins(&mut self) {
+        if !self.is_adaptive || self.is_answering {
+            return;
+        }
+        self.is_answering = true;
         let mut inner = self.limit.lock();
-        if inner.adaptive.as_mut().is_some_and(|(limit, _)| limit.note(took, self.start, is_drop, now)) {
-            inner.follow();
+        if let Some(ticket) = inner.machine.begin_answer() {
+            inner.admit(ticket);
         }
     }
 }
 
 impl Drop for LimitGuard {
     fn drop(&mut self) {
-        self.limit.release();
+        let mut inner = self.limit.lock();
+        let next = if self.is_answering { inner.machine.end_answer() } else { inner.machine.release() };
+        if let Some(ticket) = next {
+            inner.admit(ticket);
+        }
+    }
+}
+
+/// Tells an adaptive limit what attempts take.
+#[derive(Debug, Clone)]
+pub struct Learner {
+    limit: Arc<LimitState>,
+    start: Start,
+}
+
+impl Learner {
+    /// How long an attempt took until it was answered, or that the backend dropped it.
+    pub fn note(&self, took: Duration, is_drop: bool, now: Instant) {
+        let mut inner = self.limit.lock();
+        if inner.adaptive.as_mut().is_some_and(|(limit, _)| limit.note(took, self.start, is_drop, now)) {
+            inner.follow();
+        }
     }
 }
 
@@ -238,7 +285,9 @@ impl Future for Waiting {
         Pin::new(&mut self.admitted).poll(context).map(|start| {
             self.ticket = None;
             // The sender lives in the limit until it sends, so that an error cannot come before a value.
-            self.limit.guard(start.unwrap_or(Start { in_flight: 0, is_full: false }))
+            let start = start.unwrap_or(Start { in_flight: 0, is_full: false });
+            let inner = self.limit.lock();
+            self.limit.guard(start, &inner)
         })
     }
 }
@@ -312,8 +361,9 @@ mod tests {
             let third = if mode == Mode::Enforce { matches!(entries[2], Entry::Refused) } else { matches!(entries[2], Entry::WouldRefuse(_)) };
             assert!(third, "{mode:?}: it begins with the lowest limit");
             let Entry::Admitted(guard) = &entries[1] else { panic!("room") };
+            let learner = guard.learner().expect("it is adaptive");
             for call in 1..=200 {
-                guard.note(Duration::from_millis(5), false, start + Duration::from_millis(10 * call));
+                learner.note(Duration::from_millis(5), false, start + Duration::from_millis(10 * call));
             }
             let learned = limit.snapshot().adaptive.expect("it is adaptive").0;
             assert!(learned > 2, "{mode:?}: calls take no longer for it");

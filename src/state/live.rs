@@ -41,6 +41,8 @@ pub struct Live {
     pub limits: Vec<Arc<LimitState>>,
     /// Every admission control, by name.
     pub admissions: Vec<Arc<AdmissionState>>,
+    /// Every store of earlier answers, by name.
+    pub stale: Vec<Arc<StaleState>>,
     /// Every retry budget, by name.
     pub budgets: Vec<Arc<BudgetState>>,
     /// Who keeps the limits of all instances, if it is somebody else.
@@ -139,6 +141,7 @@ impl Live {
             breakers: Vec::new(),
             limits: Vec::new(),
             admissions: Vec::new(),
+            stale: Vec::new(),
             budgets: Vec::new(),
             remote_limits: None,
             unrouted: Arc::new(RouteMetrics::new(&telemetry.metrics, "", "")),

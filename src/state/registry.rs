@@ -50,6 +50,8 @@ pub struct Registry {
     rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
     hedges: HashMap<Arc<str>, Arc<HedgeState>>,
     stale: HashMap<Arc<str>, Arc<StaleState>>,
+    /// Places of requests under a fault, and of copies: by route, and the backend of the copies.
+    places: HashMap<(Arc<str>, Arc<str>), Places>,
     endpoints: HashMap<(Arc<str>, Address), Arc<EndpointState>>,
     /// The endpoints known last, by backend: written, or found where the policy said to look.
     known: HashMap<Arc<str>, Known>,
@@ -60,6 +62,10 @@ pub struct Registry {
     next_endpoint: u64,
     epoch: Option<Instant>,
 }
+
+/// Places, and how many there are in all.
+#[derive(Debug)]
+struct Places(Arc<Semaphore>, usize);
 
 #[derive(Debug)]
 struct Known {
@@ -88,6 +94,7 @@ impl Registry {
             breakers: self.breakers.values().cloned().collect(),
             limits: self.limits.values().cloned().collect(),
             admissions: self.admissions.values().cloned().collect(),
+            stale: self.stale.values().cloned().collect(),
             budgets: self.budgets.values().cloned().collect(),
             remote_limits,
             unrouted,
@@ -95,6 +102,7 @@ impl Registry {
         live.breakers.sort_by(|a, b| a.name().cmp(b.name()));
         live.limits.sort_by(|a, b| a.name().cmp(b.name()));
         live.admissions.sort_by(|a, b| a.name().cmp(b.name()));
+        live.stale.sort_by(|a, b| a.name().cmp(b.name()));
         live.budgets.sort_by(|a, b| a.name().cmp(b.name()));
         live
     }
@@ -137,6 +145,7 @@ impl Registry {
         self.limits.retain(|name, _| used.contains(&Use::Limit(name.clone())));
         self.admissions.retain(|name, _| used.contains(&Use::Admission(name.clone())));
         self.budgets.retain(|name, _| used.contains(&Use::Budget(name.clone())));
+        self.places.retain(|key, _| used.contains(&Use::Places(key.clone())));
         self.stale.retain(|name, _| used.contains(&Use::Stale(name.clone())));
         self.hedges.retain(|name, _| used.contains(&Use::Hedge(name.clone())));
         self.rate_limits.retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
@@ -164,6 +173,7 @@ enum Use {
     RateLimit(Arc<str>),
     Hedge(Arc<str>),
     Stale(Arc<str>),
+    Places((Arc<str>, Arc<str>)),
 }
 
 struct Joining<'r> {
@@ -195,16 +205,31 @@ impl Joining<'_> {
 
     fn route(&mut self, spec: &RouteSpec, backends: &[Arc<BackendState>]) -> RouteState {
         let destinations = match &spec.action {
-            ActionSpec::Forward(destinations) => destinations.iter().map(|to| self.destination(spec, to, &backends[to.backend])).collect(),
+            ActionSpec::Forward(destinations) => destinations.iter().map(|to| self.destination(spec, to, &backends[to.backend], false)).collect(),
             ActionSpec::Redirect(_) => Vec::new(),
         };
-        let aside: Vec<DestinationState> = spec.aside.iter().map(|to| self.destination(spec, to, &backends[to.backend])).collect();
+        let aside: Vec<DestinationState> = spec.aside.iter().map(|to| self.destination(spec, to, &backends[to.backend], true)).collect();
         let of = |mirror: &MirrorSpec| aside.iter().position(|aside| aside.backend.spec.name == mirror.backend);
-        let places = || Arc::new(Semaphore::new(MAX_COPIES));
-        let mirrors = spec.mirrors.iter().filter_map(|mirror| Some(MirrorState { aside: of(mirror)?, share: mirror.share, places: places() })).collect();
-        let faults = Arc::new(Semaphore::new(spec.fault.as_ref().map_or(0, |fault| fault.max_active as usize)));
+        let mirrors = spec.mirrors.iter().filter_map(|mirror| {
+            let places = self.places(spec, mirror.backend.clone(), MAX_COPIES);
+            Some(MirrorState { aside: of(mirror)?, share: mirror.share, places })
+        });
+        let mirrors = mirrors.collect();
+        let faults = self.places(spec, Arc::default(), spec.fault.as_ref().map_or(0, |fault| fault.max_active as usize));
         let rate_limits = spec.rate_limits.rules.iter().map(|rule| self.rate_limit(&format!("{}/{}", spec.name, rule.name).into(), rule)).collect();
         RouteState { rate_limits, destinations, aside, mirrors, faults, metrics: self.route_metrics(&spec.name, spec.direction), spec: spec.clone() }
+    }
+
+    /// Places of a route by what they are for; other ones if there are to be more or fewer.
+    fn places(&mut self, route: &RouteSpec, what: Arc<str>, count: usize) -> Arc<Semaphore> {
+        let key = (route.name.clone(), what);
+        self.used.insert(Use::Places(key.clone()));
+        let make = || Places(Arc::new(Semaphore::new(count)), count);
+        let places = self.registry.places.entry(key).or_insert_with(make);
+        if places.1 != count {
+            *places = make();
+        }
+        places.0.clone()
     }
 
     fn route_metrics(&mut self, name: &str, direction: Direction) -> Arc<RouteMetrics> {
@@ -216,14 +241,15 @@ impl Joining<'_> {
         self.registry.routes.entry(format!("{direction}/{name}").into()).or_insert_with(make).clone()
     }
 
-    fn destination(&mut self, route: &RouteSpec, to: &Destination, backend: &Arc<BackendState>) -> DestinationState {
+    /// A backend of a route; one that is asked aside has a breaker of its own even where the route has one.
+    fn destination(&mut self, route: &RouteSpec, to: &Destination, backend: &Arc<BackendState>, is_aside: bool) -> DestinationState {
         let policy = &to.policy;
         let (mut breaker, mut endpoint_breakers) = (None, Vec::new());
         match &policy.breaker {
             None => {}
             Some(spec) => match spec.scope {
                 BreakerScope::Backend => breaker = Some(self.breaker(&spec.name, spec)),
-                BreakerScope::Route => breaker = Some(self.breaker(&route_breaker(route, backend), spec)),
+                BreakerScope::Route => breaker = Some(self.breaker(&route_breaker(route, backend, is_aside), spec)),
                 BreakerScope::Endpoint => {
                     endpoint_breakers = backend.endpoints.iter().map(|endpoint| self.breaker(&format!("{}/{}", spec.name, endpoint.label).into(), spec)).collect();
                 }
@@ -252,7 +278,7 @@ impl Joining<'_> {
         });
         let stale = policy.stale.as_ref().map(|spec| {
             self.used.insert(Use::Stale(spec.name.clone()));
-            let stale = self.registry.stale.entry(spec.name.clone()).or_insert_with(|| Arc::new(StaleState::new(spec.max_bytes)));
+            let stale = self.registry.stale.entry(spec.name.clone()).or_insert_with(|| Arc::new(StaleState::new(spec.name.clone(), spec.max_bytes)));
             stale.reconfigure(spec.max_bytes);
             stale.clone()
         });
@@ -333,10 +359,10 @@ fn divide(snapshot: &Snapshot, routes: &[RouteState], backends: &[Arc<BackendSta
     }
 }
 
-/// A route's breaker watches the route; with several backends it watches each of them by itself.
-fn route_breaker(route: &RouteSpec, backend: &BackendState) -> Arc<str> {
+/// A route's breaker watches the route; with several backends it watches each of them by itself, and so it does of those aside.
+fn route_breaker(route: &RouteSpec, backend: &BackendState, is_aside: bool) -> Arc<str> {
     match &route.action {
-        ActionSpec::Forward(several) if several.len() > 1 => format!("route:{}/{}", route.name, backend.spec.name).into(),
+        ActionSpec::Forward(several) if is_aside || several.len() > 1 => format!("route:{}/{}", route.name, backend.spec.name).into(),
         ActionSpec::Forward(_) | ActionSpec::Redirect(_) => format!("route:{}", route.name).into(),
     }
 }

@@ -293,12 +293,17 @@ impl std::fmt::Display for Event {
                 let is = if *is_shadow { "would be" } else { "is" };
                 write!(f, "endpoint {endpoint} of {backend} passed its probe and {is} asked again")
             }
-            Self::ProtectionChanged { change } => {
-                let (signal, from, to) = (signal_name(change.signal), level_name(change.from), level_name(change.to));
-                write!(f, "protection: {signal} is at {:.0} %, {from} -> {to}", change.value * 100.0)
-            }
+            Self::ProtectionChanged { change } => protection(f, change),
             Self::PanicChanged { backend, is_panicking: true } => write!(f, "too few endpoints of {backend} are healthy, spreading over all of them"),
             Self::PanicChanged { backend, .. } => write!(f, "enough endpoints of {backend} are healthy again"),
         }
+    }
+}
+
+fn protection(f: &mut std::fmt::Formatter<'_>, change: &Change) -> std::fmt::Result {
+    let (signal, from, to) = (signal_name(change.signal), level_name(change.from), level_name(change.to));
+    match change.value {
+        Some(value) => write!(f, "protection: {signal} is at {:.0} %, {from} -> {to}", value * 100.0),
+        None => write!(f, "protection: {signal} says nothing any more, {from} -> {to}"),
     }
 }

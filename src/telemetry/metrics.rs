@@ -59,6 +59,8 @@ names! {
     HEDGES = "outrigger_hedges_total", Counter, "Requests made because an answer was late, by backend and what became of them.";
     MIRRORED = "outrigger_mirrored_requests_total", Counter, "Copies of requests, by the backend that they are for and what became of them.";
     DEGRADED = "outrigger_degraded_requests_total", Counter, "Failures instead of which something else was answered, by route and what.";
+    STALE_ADDRESSES = "outrigger_stale_addresses", Gauge, "Addresses of which earlier answers are kept, by store.";
+    STALE_BYTES = "outrigger_stale_bytes", Gauge, "Bytes of earlier answers that are kept, by store.";
     PROTECTION_LEVEL = "outrigger_protection_level", Gauge, "How short of resources the instance is: 0 calm, 1 warning, 2 critical.";
     PROTECTION_SIGNAL = "outrigger_protection_signal_ratio", Gauge, "What a watched signal said last, by signal.";
     RETRY_BUDGET = "outrigger_retry_budget_remaining", Gauge, "Retries that could be made at once now, by budget.";

@@ -50,7 +50,7 @@ fn decide(state: &State, key: u64, now: Instant) {
     let live = state.live.load();
     let route = &live.routes[0];
     let to = &route.destinations[0];
-    assert!(!Class::Normal.is_refused_at(state.protection.level()));
+    assert!(!state.protection.refuses(Class::Normal, || 0.5));
     assert_eq!(to.admission.as_ref().unwrap().ask(0.5, now), Verdict::Admitted);
     assert!(route.rate_limits[0].try_acquire(Some(key), now).is_ok());
     let Entry::Admitted(place) = to.limit.as_ref().unwrap().enter(Some(Class::Normal)) else { panic!("there is room") };
@@ -65,7 +65,7 @@ fn decide(state: &State, key: u64, now: Instant) {
     to.admission.as_ref().unwrap().note(true, now);
     observation.settle(Attempted::Success, took, None, now);
     to.hedge.as_ref().unwrap().note(took, now);
-    place.note(took, false, now);
+    place.learner().unwrap().note(took, false, now);
     drop((place, in_flight));
 }
 

@@ -1,11 +1,13 @@
 //! Deadlines across hops: what is left is told to the next, and nobody works for one that has given up.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Backend, Sidecar, backend::ok, eventually, sidecar::policy};
+use crate::support::{
+    Backend, Sidecar,
+    backend::{answer, ok},
+    eventually,
+    sidecar::policy,
+};
 
 fn ask(deadline: &str) -> String {
     format!("GET / HTTP/1.1\r\nhost: a\r\nx-outrigger-deadline-ms: {deadline}\r\n\r\n")
@@ -18,7 +20,7 @@ fn told(backend: &Backend) -> u64 {
 #[test]
 fn the_next_is_told_the_shorter_of_what_the_sender_and_the_policy_allow() {
     let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {request: 10s}}\n"));
+    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {request: 10s, backendRequest: 0s}}\n"));
     let mut client = sidecar.client();
     assert_eq!(client.send(ask("5000")).answer().status, 200);
     assert!((1..=5_000).contains(&told(&backend)), "{}", told(&backend));
@@ -64,16 +66,51 @@ fn at_its_end_the_work_is_cancelled_at_the_app_and_is_no_failure_of_its() {
 }
 
 #[test]
-fn through_two_sidecars_the_time_only_shrinks_and_no_try_is_begun_that_cannot_finish() {
-    let slow = Backend::answering(|_| {
-        std::thread::park_timeout(Duration::from_millis(120));
-        ok("late")
-    });
-    let inner = Sidecar::start(&policy(&[slow.address], "  defaults: {timeouts: {request: 10s, backendRequest: 0s}}\n"));
-    let timeouts = "  defaults: {timeouts: {request: 80ms, backendRequest: 80ms}, retry: {attempts: 5, retryOn: [timeout], backoff: 1ms}}\n";
-    let outer = Sidecar::start(&policy(&[inner.address("inbound")], timeouts));
-    let answer = outer.get("/");
-    assert_eq!(answer.status, 504);
-    assert!(told(&slow) <= 80, "{}", told(&slow));
-    assert_eq!(slow.seen().len(), 1);
+fn through_two_sidecars_the_time_only_shrinks() {
+    let backend = Backend::healthy();
+    let inner = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {request: 10s, backendRequest: 0s}}\n"));
+    let outer = Sidecar::start(&policy(&[inner.address("inbound")], "  defaults: {timeouts: {request: 8s, backendRequest: 5s}}\n"));
+    assert_eq!(outer.get("/").status, 200);
+    assert!((4_000..=5_000).contains(&told(&backend)), "{}: what an attempt has is less than what the request has", told(&backend));
+}
+
+#[test]
+fn no_try_is_begun_that_cannot_finish() {
+    let backend = Backend::answering(|_| answer(503, "not yet"));
+    let retry = "  defaults: {timeouts: {request: 10s}, retry: {attempts: 3, codes: [503], backoff: 0ms}}\n";
+    let sidecar = Sidecar::start(&policy(&[backend.address], retry));
+    assert_eq!(sidecar.client().send(ask("9000")).answer().text(), "not yet");
+    assert_eq!(backend.seen().len(), 4);
+    let late = Backend::answering(|_| "HTTP/1.1 503 No\r\nretry-after: 2\r\ncontent-length: 0\r\n\r\n".into());
+    let sidecar = Sidecar::start(&policy(&[late.address], retry));
+    assert_eq!(sidecar.client().send(ask("1900")).answer().status, 503, "in two seconds nobody waits any more");
+    assert_eq!((late.seen().len(), sidecar.metric(r#"outrigger_retries_stopped_total{backend="app",why="no_time_left"}"#)), (1, 1.0));
+}
+
+#[test]
+fn what_waited_past_its_deadline_is_not_begun() {
+    let backend = Backend::healthy();
+    let text = policy(&[backend.address], "");
+    let fault = "faultInjection: {until: 2999-01-01T00:00:00Z, delay: {fixedDelay: 80ms}}";
+    let sidecar = Sidecar::start(&text.replace("- {name: in,", &format!("- {{name: in, {fault},")));
+    let mut client = sidecar.client();
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(client.send(ask("40")).answer().reason(), "request_timeout");
+    assert_eq!(backend.seen().len(), 1, "its connection was at hand");
+}
+
+/// How long a client takes to send is not the backend's time, whoever has set a deadline.
+#[test]
+fn a_slow_upload_is_not_cut_off_by_a_deadline_until_the_answer() {
+    let backend = Backend::answering(|_| ok("thanks"));
+    let inner = Sidecar::start(&policy(&[backend.address], ""));
+    let outer = Sidecar::start(&policy(&[inner.address("inbound")], "  defaults: {timeouts: {request: 150ms, backendRequest: 150ms}}\n"));
+    let mut client = outer.client();
+    client.send("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n");
+    for piece in ["s", "l", "o", "w"] {
+        std::thread::park_timeout(std::time::Duration::from_millis(80));
+        client.send(piece);
+    }
+    assert_eq!(client.answer().text(), "thanks");
+    assert!(told(&backend) <= 150, "{}", told(&backend));
 }

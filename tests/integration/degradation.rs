@@ -7,8 +7,9 @@ use std::sync::{
 
 use crate::support::{
     Backend, Sidecar,
-    backend::{answer, ok},
+    backend::{Gate, answer, ok},
     eventually,
+    http2::{Http2Backend, Http2Client, ended},
     sidecar::{also, policy},
 };
 
@@ -73,12 +74,90 @@ fn a_fallback_backend_is_asked_with_the_same_request_under_its_own_policy() {
     let (ill, well) = (Backend::answering(|_| answer(503, "ill")), Backend::answering(|seen| ok(&format!("{} {}", seen.line(), seen.body.len()))));
     let sections = defaults("retry: {attempts: 0, codes: [503]}, fallback: {backendRef: {name: spare}}");
     let sidecar = Sidecar::start(&also("spare", &well, &policy(&[ill.address], &sections)));
-    let answer = sidecar.client().post("/pay?x=1", "money");
-    assert_eq!((answer.status, answer.text().as_str(), answer.reason()), (200, "POST /pay?x=1 HTTP/1.1 5", ""));
+    let put = |path: &str| sidecar.client().send(format!("PUT {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nmoney")).answer();
+    let answer = put("/pay?x=1");
+    assert_eq!((answer.status, answer.text().as_str(), answer.reason()), (200, "PUT /pay?x=1 HTTP/1.1 5", ""));
     assert_eq!(sidecar.log(1)[0]["backend"], "spare");
     assert_eq!(sidecar.metric(r#"outrigger_degraded_requests_total{route="in",with="backend"}"#), 1.0);
+    assert_eq!(well.seen()[0].header("x-outrigger-attempt"), Some("1"), "it is the first that this backend sees");
     drop(well);
     eventually("what the fallback says is what there is", || sidecar.get("/").status == 502);
+}
+
+#[test]
+fn a_post_that_may_have_run_is_not_sent_to_another_backend() {
+    let well = Backend::healthy();
+    let resetting = Backend::start(|mut connection| {
+        connection.request();
+        connection.reset();
+    });
+    let ill = Backend::answering(|_| answer(503, "ill"));
+    for (address, status) in [(resetting.address, 502), (ill.address, 503)] {
+        let sidecar = Sidecar::start(&also("spare", &well, &policy(&[address], &defaults("fallback: {backendRef: {name: spare}}"))));
+        assert_eq!(sidecar.client().post("/pay", "money").status, status);
+        assert_eq!(well.seen().len(), 0);
+    }
+    let nowhere = Sidecar::start(&also("spare", &well, &policy(&[Backend::nowhere()], &defaults("fallback: {backendRef: {name: spare}}"))));
+    assert_eq!(nowhere.client().post("/pay", "money").text(), "hello", "it has not run anywhere");
+    let allowed = defaults("retry: {attempts: 0, retryNonIdempotent: true}, fallback: {backendRef: {name: spare}}");
+    let sidecar = Sidecar::start(&also("spare", &well, &policy(&[ill.address], &allowed)));
+    assert_eq!(sidecar.client().post("/pay", "money").text(), "hello", "by the route's leave");
+}
+
+#[test]
+fn a_fallback_backend_has_a_breaker_hedges_and_limits_of_its_own() {
+    let (ill, well) = (Backend::answering(|_| answer(503, "ill")), Backend::healthy());
+    let sections = "circuitBreaker: {scope: Route, consecutiveFailures: 2}, hedging: {hedgingDelay: 10s}, fallback: {backendRef: {name: spare}}, connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}";
+    let sidecar = Sidecar::start(&also("spare", &well, &policy(&[ill.address], &defaults(sections))));
+    for _ in 0..6 {
+        assert_eq!(sidecar.get("/").text(), "hello");
+    }
+    assert_eq!((sidecar.breaker("route:in")["state"].as_str(), sidecar.breaker("route:in/spare")["state"].as_str()), (Some("open"), Some("closed")));
+    let limits = sidecar.json("/api/v1/limits");
+    let of = |name: &str| limits["concurrency"].as_array().unwrap().iter().find(|limit| limit["name"] == name).unwrap()["in_flight"].clone();
+    assert_eq!((of("app"), of("spare")), (0.into(), 0.into()));
+}
+
+#[test]
+fn who_waits_for_a_fallback_backend_holds_no_place_of_the_first() {
+    let gate = Gate::new();
+    let there = gate.clone();
+    let slow = Backend::answering(move |_| {
+        there.pass();
+        ok("late")
+    });
+    let ill = Backend::answering(|_| answer(503, "ill"));
+    let sections = "fallback: {backendRef: {name: spare}}, connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}";
+    let sidecar = Sidecar::start(&also("spare", &slow, &policy(&[ill.address], &defaults(sections))));
+    let mut waiting = sidecar.client();
+    waiting.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n");
+    eventually("the spare is asked", || slow.seen().len() == 1);
+    let refused = sidecar.get("/");
+    assert_eq!((refused.status, refused.reason()), (503, "concurrency_limit:spare"), "the spare's own limit holds");
+    assert_eq!(ill.seen().len(), 2, "and the first is asked all the same");
+    gate.open();
+    assert_eq!(waiting.answer().text(), "late");
+}
+
+#[test]
+fn a_call_of_grpc_that_was_declined_goes_to_the_fallback_backend() {
+    let declining = Http2Backend::start(|mut call| async move {
+        let mut head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        head.headers_mut().extend(ended("14"));
+        call.respond.send_response(head, true).unwrap();
+    });
+    let well = Http2Backend::start(|mut call| async move {
+        let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        call.respond.send_response(head, false).unwrap().send_trailers(ended("0")).unwrap();
+    });
+    let spare = format!("    - {{name: spare, protocol: GRPC, endpoints: [\"{}\"]}}\n  routes:\n", well.address);
+    for (retry, expected) in [("retry: {attempts: 0, grpcCodes: [unavailable]}, ", "0"), ("", "14")] {
+        let text = policy(&[declining.address], &defaults(&format!("{retry}fallback: {{backendRef: {{name: spare}}}}")));
+        let text = text.replace("]}\n  routes", "], protocol: GRPC}\n  routes").replace("  routes:\n", &spare);
+        let sidecar = Sidecar::start(&text);
+        let client = Http2Client::connect(sidecar.address("inbound"));
+        assert_eq!(client.call("/shop.Payments/Charge", None).grpc_status(), Some(expected), "only what the policy names has not run");
+    }
 }
 
 #[test]
@@ -109,11 +188,9 @@ fn an_earlier_answer_is_given_while_the_backend_fails_and_is_marked() {
         let other = sidecar.client().send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n")).answer();
         assert_eq!(other.text(), "ill", "{path} of {host}: another address");
     }
-    drop(backend);
-    eventually("without the backend too", || {
-        let stale = sidecar.get("/a");
-        stale.reason() == "stale:connect_failed" && stale.header("cache-status") == Some("outrigger; hit; detail=stale-if-error")
-    });
+    assert_eq!(sidecar.reload(&policy(&[Backend::nowhere()], &defaults("staleIfError: {}"))).status, 200);
+    let stale = sidecar.get("/a");
+    assert_eq!((stale.reason(), stale.header("cache-status")), ("stale:connect_failed", Some("outrigger; hit; detail=stale-if-error")));
 }
 
 #[test]
@@ -137,6 +214,55 @@ fn what_is_somebodys_or_has_changed_is_not_given() {
     assert_eq!(sidecar.client().post("/a", "x").status, 200);
     is_well.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/a").text(), "ill", "it has been changed");
+}
+
+#[test]
+fn answers_are_told_apart_by_all_that_they_depend_on() {
+    let is_well = Arc::new(AtomicBool::new(true));
+    let there = is_well.clone();
+    let backend = Backend::answering(move |seen| {
+        if !there.load(Ordering::SeqCst) {
+            return answer(503, "ill");
+        }
+        let user: Vec<&str> = seen.head.lines().filter_map(|line| line.strip_prefix("x-user: ").or_else(|| line.strip_prefix("X-User: "))).collect();
+        let body = format!("for {} by {}", user.join("+"), seen.header("x-forwarded-host").unwrap_or_default());
+        format!("HTTP/1.1 200 OK\r\nvary: x-user\r\nx-secret: 1\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    });
+    let filter = "filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [x-secret], set: [{name: x-kind, value: page}]}}]";
+    let text = policy(&[backend.address], &defaults("staleIfError: {}")).replace("- {name: in,", &format!("- {{name: in, {filter},"));
+    let sidecar = Sidecar::start(&text);
+    let ask = |fields: &str| sidecar.client().send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{fields}\r\n")).answer();
+    let (one, two) = ("x-user: lang\r\nx-user: 1\r\n", "x-user: lang\r\nx-user: 2\r\n");
+    assert_eq!(ask(one).text(), "for lang+1 by test");
+    assert_eq!(ask("x-forwarded-host: evil\r\n").text(), "for  by evil");
+    is_well.store(false, Ordering::SeqCst);
+    let stale = ask(one);
+    assert_eq!((stale.text().as_str(), stale.header("x-secret"), stale.header("x-kind")), ("for lang+1 by test", None, Some("page")), "the route's filters hold");
+    assert_eq!(ask(two).text(), "ill", "the same first value, and another user");
+    assert_eq!(ask("").text(), "ill", "what was answered to another host name is not given");
+    assert_eq!(ask("x-forwarded-host: evil\r\n").text(), "for  by evil");
+}
+
+#[test]
+fn what_cannot_be_kept_from_one_request_leaves_what_is_kept_of_others() {
+    let (backend, is_well) = ailing(GOOD);
+    let sidecar = Sidecar::start(&policy(&[backend.address], &defaults("staleIfError: {}")));
+    let with = |field: &str| sidecar.client().send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{field}\r\n\r\n")).answer();
+    sidecar.get("/a");
+    for field in ["cookie: user=7", "cache-control: no-store", "range: bytes=0-1"] {
+        assert_eq!(with(field).status, 200);
+    }
+    is_well.store(false, Ordering::SeqCst);
+    assert_eq!(sidecar.get("/a").text(), "page");
+}
+
+#[test]
+fn what_another_sidecar_made_of_a_failure_is_not_kept() {
+    let (backend, is_well) = ailing("HTTP/1.1 200 OK\r\nx-outrigger-reason: breaker_open:app\r\ncontent-length: 2\r\n\r\n[]");
+    let sidecar = Sidecar::start(&policy(&[backend.address], &defaults("staleIfError: {}")).replace("direction: Inbound", "direction: Outbound"));
+    assert_eq!(sidecar.get("/a").text(), "[]");
+    is_well.store(false, Ordering::SeqCst);
+    assert_eq!(sidecar.get("/a").text(), "ill");
 }
 
 #[test]

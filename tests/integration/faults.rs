@@ -63,7 +63,11 @@ fn no_more_requests_are_under_a_fault_at_once_than_may_be() {
     eventually("one is kept waiting", || sidecar.in_flight() == 1);
     assert_eq!(sidecar.get("/").status, 200, "the others pass");
     drop(waiting);
-    eventually("a client that leaves gives its place back", || sidecar.in_flight() == 0);
+    eventually("nobody waits", || sidecar.in_flight() == 0);
+    let mut next = sidecar.client();
+    next.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually("the place that was given back is taken", || sidecar.in_flight() == 1);
+    assert_eq!(sidecar.get("/").status, 200);
 }
 
 #[test]
@@ -74,8 +78,12 @@ fn a_fault_in_shadow_mode_is_counted_only() {
     assert_eq!(sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="fault_injected"}"#), 1.0);
 }
 
+fn mirroring(app: &Backend, mirror: &Backend, mirrors: &str, sections: &str) -> String {
+    also("other", mirror, &policy(&[app.address], sections)).replace("- {name: in,", &format!("- {{name: in, filters: [{mirrors}],"))
+}
+
 fn mirrored(app: &Backend, mirror: &Backend, mirrors: &str) -> Sidecar {
-    Sidecar::start(&also("other", mirror, &policy(&[app.address], "")).replace("- {name: in,", &format!("- {{name: in, filters: [{mirrors}],")))
+    Sidecar::start(&mirroring(app, mirror, mirrors, ""))
 }
 
 const MIRROR: &str = "{type: RequestMirror, requestMirror: {backendRef: {name: other}}}";
@@ -105,7 +113,7 @@ fn a_mirror_that_is_slow_or_gone_slows_and_fails_nothing_and_copies_are_bounded(
             ok("late")
         }),
     );
-    let sidecar = mirrored(&app, &stuck, MIRROR);
+    let sidecar = Sidecar::start(&mirroring(&app, &stuck, MIRROR, "  defaults: {timeouts: {request: 0s, backendRequest: 0s}}\n"));
     let mut client = sidecar.client();
     for _ in 0..200 {
         assert_eq!(client.get("/").status, 200);

@@ -92,8 +92,7 @@ fn hedges_stay_within_the_retry_budget() {
     let (slow, _) = silent();
     let quick = Backend::healthy();
     let budget = "retryConstraint: {budget: {percent: 0}, minRetryRate: {count: 2, interval: 100s}}";
-    let hedging = format!("  defaults: {{hedging: {{hedgingDelay: 1ms}}, timeouts: {{request: 100ms, backendRequest: 100ms}}, loadBalancer: {{}}, {budget}}}\n")
-        .replace(", loadBalancer: {}", "");
+    let hedging = format!("  defaults: {{hedging: {{hedgingDelay: 1ms}}, timeouts: {{request: 100ms, backendRequest: 100ms}}, {budget}}}\n");
     let sidecar = Sidecar::start(&policy(&[slow.address, quick.address], &hedging));
     for _ in 0..24 {
         sidecar.get("/");
@@ -131,6 +130,20 @@ fn in_shadow_mode_late_answers_are_counted_and_nothing_is_sent() {
     let sidecar = Sidecar::start(&policy(&[backend.address], &hedged("1ms").replace("{maxAttempts", "{mode: Shadow, maxAttempts")));
     assert_eq!(sidecar.get("/").text(), "late");
     assert_eq!((backend.seen().len(), sidecar.metric(r#"outrigger_hedges_total{backend="app",result="shadow"}"#)), (1, 1.0));
+}
+
+#[test]
+fn an_endpoint_that_always_loses_is_seen_to_be_slow() {
+    let (slow, _) = silent();
+    let (one, two) = (Backend::healthy(), Backend::healthy());
+    let text = policy(&[slow.address, one.address, two.address], &hedged("40ms"));
+    let sidecar = Sidecar::start(&text.replace("]}\n  routes", "], loadBalancer: {type: RoundRobin}, outlierDetection: {interval: 200ms, slowFactor: 3}}\n  routes"));
+    let mut client = sidecar.client();
+    eventually("it is ejected", || {
+        (0..10).for_each(|_| assert_eq!(client.get("/").text(), "hello"));
+        sidecar.metric(r#"outrigger_endpoint_ejections_total{backend="app",cause="slow"}"#) >= 1.0
+    });
+    assert!(sidecar.metric(r#"outrigger_attempts_total{backend="app",outcome="cancelled"}"#) > 0.0);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! HTTP/2 towards clients and backends, in every combination with HTTP/1.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -157,18 +160,23 @@ fn a_client_that_gives_up_frees_its_place_at_the_app() {
 
 #[test]
 fn refused_streams_and_goaway_are_tried_again_for_every_method() {
-    let backend = Http2Backend::start(|mut call| async move {
-        if call.head.headers["x-outrigger-attempt"] == "1" {
-            call.respond.send_reset(h2::Reason::REFUSED_STREAM);
-        } else {
-            let (body, _) = collect(&mut call.body).await;
-            call.respond.send_response(Response::new(()), false).unwrap().send_data(body, true).unwrap();
+    let count = AtomicUsize::new(0);
+    let backend = Http2Backend::start(move |mut call| {
+        let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            if is_first {
+                call.respond.send_reset(h2::Reason::REFUSED_STREAM);
+            } else {
+                let (body, _) = collect(&mut call.body).await;
+                call.respond.send_response(Response::new(()), false).unwrap().send_data(body, true).unwrap();
+            }
         }
     });
     let sidecar = http2(&backend, "");
     let answer = client(&sidecar).post("/pay", b"once");
     assert_eq!((answer.status, &answer.body[..]), (200, &b"once"[..]));
     assert_eq!(backend.heads().len(), 2);
+    assert_eq!(backend.heads()[1].headers["x-outrigger-attempt"], "1", "what was refused was not seen");
 }
 
 #[test]

@@ -24,8 +24,10 @@ fn reach(sidecar: &Sidecar, value: f64, level: Level) {
     let protection = &sidecar.app().state().protection;
     let mut now = Instant::now();
     eventually("the policy is followed", || {
-        _ = protection.note(Signal::Memory, value, now);
+        _ = protection.note(Signal::Memory, Some(value), now);
         now += Duration::from_secs(31);
+        // At its critical level for as long as it takes until all of the class normal are refused.
+        (0..10).for_each(|_| protection.advance());
         protection.level() == level
     });
 }
@@ -70,7 +72,7 @@ fn the_lower_classes_fill_a_limit_only_so_far() {
         there.pass();
         crate::support::backend::ok("hello")
     });
-    let limits = "  defaults: {connectionLimits: {maxParallelRequests: 10, maxPendingRequests: 0}}\n  protection: {}\n";
+    let limits = "  defaults: {connectionLimits: {maxParallelRequests: 10, maxPendingRequests: 0}}\n  protection: {shed: {}}\n";
     let (sidecar, _cgroup) = protected(&backend, limits);
     let in_flight = || sidecar.json("/api/v1/limits")["concurrency"][0]["in_flight"].as_u64().unwrap();
     let mut held = Vec::new();

@@ -28,6 +28,9 @@ impl<'a> Compiler<'a> {
         if !(2..=5).contains(&max_attempts) {
             self.error(&at.key("maxAttempts"), format!("{max_attempts} requests in all are not a hedge")).hint("write 2 to 5: the first counts");
         }
+        if written.hedging_delay.is_some_and(|delay| delay.0.is_zero()) {
+            self.error(&at.key("hedgingDelay"), "without a delay everything would be asked twice").hint("write one like `80ms`, or take it out: then it is learned");
+        }
         let usual = [StatusRange::of(502, 504)];
         let spec = HedgingSpec {
             mode: sections::mode(written.mode),

@@ -26,16 +26,17 @@ impl<'a> Compiler<'a> {
             memory_pressure: signals.memory_pressure.as_ref().and_then(|levels| self.levels(&signals_at.key("memoryPressure"), levels)),
         };
         let shed_at = at.key("shed");
-        let header = self.header_name(&shed_at.key("header"), written.shed.header.as_deref().unwrap_or("x-outrigger-priority"))?;
+        let shed = written.shed.clone().unwrap_or_default();
+        let header = self.header_name(&shed_at.key("header"), shed.header.as_deref().unwrap_or("x-outrigger-priority"))?;
         let usual = || ["critical", "high", "normal", "low"].map(str::to_owned).to_vec();
-        let classes = written.shed.classes.clone().unwrap_or_else(usual);
+        let classes = shed.classes.unwrap_or_else(usual);
         let is_twice = classes.iter().enumerate().any(|(index, class)| classes[..index].contains(class));
         let classes: Result<[String; 4], _> = classes.try_into();
         let Ok(classes) = classes.map_err(drop).and_then(|classes| if is_twice { Err(()) } else { Ok(classes) }) else {
             self.error(&shed_at.key("classes"), "there are four classes, each once").hint("write them highest first, like `[critical, high, normal, low]`");
             return None;
         };
-        (written.mode != ModeName::Off).then(|| ProtectionSpec { mode: sections::mode(written.mode), config, header, classes })
+        (written.mode != ModeName::Off).then(|| ProtectionSpec { mode: sections::mode(written.mode), config, header, classes, limits_classes: written.shed.is_some() })
     }
 
     /// Levels that are written; a signal without any is not watched.

@@ -16,7 +16,8 @@ pub struct Fallback {
     pub triggers: Option<Vec<FallbackTrigger>>,
     /// This is answered. Calls of gRPC get the refusal as it is.
     pub response: Option<FallbackResponse>,
-    /// This backend is asked, under its own policy. A body that was not kept for a repeat (`retry.maxBufferedBody`) cannot be sent to it.
+    /// This backend is asked, under its own policy: if the request is idempotent, has not run, or `retry.retryNonIdempotent` allows it, and its body was
+    /// kept (`retry.maxBufferedBody`). A route to that same backend passes on what it said.
     pub backend_ref: Option<AsideRef>,
 }
 
@@ -27,7 +28,8 @@ pub enum FallbackTrigger {
     CircuitOpen,
     /// No connection or no answer in time.
     Timeout,
-    /// The last attempt failed, and is not repeated: no connection, cut off, or answered with one of `retry.codes` (without any: 502, 503, 504).
+    /// The last attempt failed, and is not repeated: no connection, cut off, or answered with one of `retry.codes` (without any: 502, 503, 504) or
+    /// `retry.grpcCodes` (without any: unavailable).
     RetriesExhausted,
     /// No endpoint may be picked.
     NoHealthyEndpoint,
@@ -58,8 +60,8 @@ pub struct AsideRef {
 
 /// Keeps good answers to GET, and gives them again when the backend fails (RFC 5861 `stale-if-error`, RFC 9111). Kept is what a shared cache may
 /// keep: a 200 with a length of at most `maxEntryBytes`, without `private`, `no-store`, `no-cache` and `must-revalidate`, of requests without
-/// `authorization`; told apart by host, target and what `vary` names. Given instead of 500, 502, 503, 504 and of refusals, with `age` and
-/// `cache-status`.
+/// `authorization`, `cookie` and `x-api-key` unless it is said to be public; told apart by host, target, `x-forwarded-host` and `-proto`, and what `vary`
+/// names: an app that answers by other fields has to name them there. Given instead of 500, 502, 503, 504 and of refusals, with `age` and `cache-status`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StaleIfError {
@@ -69,6 +71,6 @@ pub struct StaleIfError {
     pub max_age: Option<Span>,
     /// The longest body that is kept. Default 64Ki.
     pub max_entry_bytes: Option<Size>,
-    /// All that is kept, with heads; what was used longest ago makes room. Default 32Mi.
+    /// All that is kept of a backend, with heads; what was used longest ago makes room. Default 32Mi.
     pub max_bytes: Option<Size>,
 }

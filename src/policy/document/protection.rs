@@ -6,8 +6,8 @@ use serde::Deserialize;
 use super::ModeName;
 use crate::policy::units::Percent;
 
-/// Sheds inbound requests by priority while the container is short of something. The probes and the admin server are never refused, and
-/// outbound requests neither: they finish what was let in.
+/// Sheds inbound requests by priority while the container is short of something. The probes and the admin server are never refused, nor are requests
+/// for the path of the backend's own active check and gRPC's health service; and outbound requests neither: they finish what was let in.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Protection {
@@ -15,8 +15,9 @@ pub struct Protection {
     pub mode: ModeName,
     /// What is watched: cgroup v2, each second. What this system does not tell is not watched, and the log says so.
     pub signals: Signals,
-    /// Who is refused first.
-    pub shed: Shed,
+    /// Who is refused first. With this section, the classes also fill `connectionLimits.maxParallelRequests` of inbound routes only so far: the lowest
+    /// to 60 %, then 75, 90 and 100 %; over its part a request is refused at once, and does not wait in the queue.
+    pub shed: Option<Shed>,
 }
 
 /// What is watched. Each rises to a level when it has been at or above it for 10 s, and falls when it has been below nine tenths of it for 30 s.
@@ -39,12 +40,11 @@ pub struct Signals {
 pub struct SignalLevels {
     /// From here the lowest class is refused.
     pub warning: Option<Percent>,
-    /// From here all are refused but the two highest classes.
+    /// From here a share of the third class is refused as well, which rises by 10 % each second at this level and falls by 5 below it.
     pub critical: Option<Percent>,
 }
 
-/// Who is refused first. With it, the classes also fill `connectionLimits.maxParallelRequests` of inbound routes only so far: the lowest to
-/// 60 %, then 75, 90 and 100 %.
+/// Who is refused first.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Shed {

@@ -179,7 +179,7 @@ pub enum FilterType {
 }
 
 /// A copy of some requests for another backend, whose answer nobody waits for. A request whose body is longer than `retry.maxBufferedBody`, or
-/// not through when its answer begins, is not copied; of the copies to one backend 128 are out at once.
+/// not through when its answer begins, is not copied. Of a route's copies to one backend 128 are out at once, each for at most a minute.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestMirror {

@@ -259,8 +259,7 @@ pub struct ConnectionLimits {
     pub adaptive: Option<Adaptive>,
 }
 
-/// A limit that is found out. A place is held until the answer has ended, so that it is for backends whose answers are short: long streams
-/// would hold it down. It begins with `minLimit` (AIMD: 20) and grows fast while answers take no longer for it; a request that is
+/// A limit that is found out. A call counts against it until its answer begins, and against `maxParallelRequests` until its end. It begins with `minLimit` (AIMD: 20) and grows fast while answers take no longer for it; a request that is
 /// over it waits or is refused as over `maxParallelRequests`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -181,6 +181,17 @@ pub struct CheckSpec {
     pub thresholds: HealthConfig,
 }
 
+impl CheckSpec {
+    /// The path that is asked, if it is one of HTTP.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        match &self.probe {
+            ProbeSpec::Http { path, .. } => Some(path),
+            ProbeSpec::Tcp | ProbeSpec::Grpc { .. } => None,
+        }
+    }
+}
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeSpec {

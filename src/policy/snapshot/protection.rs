@@ -15,4 +15,6 @@ pub struct ProtectionSpec {
     pub header: HeaderName,
     /// The classes, highest first.
     pub classes: [String; 4],
+    /// Whether each class fills a concurrency limit only so far.
+    pub limits_classes: bool,
 }
