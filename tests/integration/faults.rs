@@ -71,6 +71,18 @@ fn no_more_requests_are_under_a_fault_at_once_than_may_be() {
 }
 
 #[test]
+fn a_reload_forgets_neither_who_is_under_a_fault_nor_what_is_out() {
+    let backend = Backend::healthy();
+    let text = with_route(&backend, &format!("faultInjection: {{until: {FAR}, maxActiveFaults: 1, delay: {{fixedDelay: 5m}}}}"));
+    let sidecar = Sidecar::start(&text);
+    let mut waiting = sidecar.client();
+    waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually("one is kept waiting", || sidecar.in_flight() == 1);
+    assert_eq!(sidecar.reload(&text.replace("metadata", "# again\nmetadata")).status, 200);
+    assert_eq!(sidecar.get("/").status, 200, "there is still one place, and it is taken");
+}
+
+#[test]
 fn a_fault_in_shadow_mode_is_counted_only() {
     let backend = Backend::healthy();
     let sidecar = Sidecar::start(&with_route(&backend, &format!("faultInjection: {{mode: Shadow, until: {FAR}, abort: {{httpStatus: 503}}}}")));

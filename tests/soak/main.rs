@@ -5,6 +5,8 @@
 #[path = "../integration/support/mod.rs"]
 mod support;
 
+mod overload;
+
 use std::{
     collections::HashMap,
     env,

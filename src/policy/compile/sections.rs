@@ -232,8 +232,8 @@ impl<'a> Compiler<'a> {
             };
             (AdaptiveConfig { algorithm, min_limit, max_limit }, mode(adaptive.mode))
         });
-        // A long queue before a limit that keeps latency low would be latency again.
-        let usual_pending = adaptive.filter(|(_, mode)| *mode == Mode::Enforce).map_or(256, |(config, _)| config.min_limit);
+        // A queue before a limit that keeps latency low would be latency again.
+        let usual_pending = if adaptive.is_some_and(|(_, mode)| mode == Mode::Enforce) { 0 } else { 256 };
         Some(LimitSpec {
             mode: mode(written.mode),
             adaptive,
