@@ -164,6 +164,8 @@ struct Concurrency {
     name: String,
     mode: &'static str,
     in_flight: u32,
+    /// Those whose answer has not begun.
+    working: u32,
     max_in_flight: u32,
     pending: u32,
     max_pending: u32,
@@ -343,6 +345,7 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
             name: limit.name().to_string(),
             mode: mode(snapshot.mode),
             in_flight: snapshot.in_flight,
+            working: snapshot.working,
             max_in_flight: snapshot.config.max_in_flight.get(),
             pending: snapshot.pending,
             max_pending: snapshot.config.max_pending,

@@ -147,12 +147,12 @@ impl Drain {
 
 /// Says in plain words why a request got what it got.
 pub(super) fn explain(admin: &Admin, request: &str) -> Outcome {
-    let is_word = request.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:".contains(&byte));
-    if request.is_empty() || !is_word {
+    if request.is_empty() || request.bytes().any(|byte| byte.is_ascii_control()) {
         complain(&format!("`{request}` is not the id of a request: write what stands in `x-request-id`"));
         return Outcome::Usage;
     }
-    let Some((_, body)) = ask(admin, "GET", &format!("/api/v1/decisions?request={request}")) else { return Outcome::Unavailable };
+    let encoded: String = request.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
+    let Some((_, body)) = ask(admin, "GET", &format!("/api/v1/decisions?request={encoded}")) else { return Outcome::Unavailable };
     let found: Value = serde_json::from_str(&body).unwrap_or_default();
     let found = found.as_array().map(Vec::as_slice).unwrap_or_default();
     if found.is_empty() {
@@ -167,7 +167,7 @@ fn in_words(decided: &Value) -> String {
     let text = |key: &str| decided[key].as_str().unwrap_or_default();
     let who = match text("reason") {
         "" => format!("by {} of {}", text("endpoint"), text("backend")),
-        reason => format!("by the sidecar: {reason}"),
+        reason => format!("because of {reason}"),
     };
     let mut lines = vec![
         format!("{} {} {}{}", text("at"), text("method"), text("host"), text("path")),
@@ -176,7 +176,11 @@ fn in_words(decided: &Value) -> String {
     for step in decided["steps"].as_array().into_iter().flatten() {
         lines.push(format!("  {:>9.1} ms  {}", step["after_ms"].as_f64().unwrap_or_default(), step["text"].as_str().unwrap_or_default()));
     }
-    lines.push(format!("  {:>9.1} ms  answered with {} {who}", decided["duration_ms"].as_f64().unwrap_or_default(), decided["status"]));
+    let took = decided["duration_ms"].as_f64().unwrap_or_default();
+    lines.push(match decided["status"].as_u64() {
+        None | Some(0) => format!("  {took:>9.1} ms  not answered: {}", text("reason")),
+        Some(status) => format!("  {took:>9.1} ms  answered with {status} {who}"),
+    });
     lines.join("\n")
 }
 

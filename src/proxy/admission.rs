@@ -51,7 +51,7 @@ pub(super) fn protect(exchange: &Exchange<'_>, client: &Client) -> Result<(), Re
     let Some(spec) = protection_of(exchange) else { return Ok(()) };
     let protection = &exchange.worker.state.protection;
     let class = class(spec, client);
-    if protection.refuses(class, fastrand::f64) && !is_health_check(exchange) {
+    if protection.refuses(class, fastrand::f64) && !is_health_check(exchange, client) {
         if spec.mode == Mode::Enforce {
             return Err(shed(protection.cause().map_or("", signal_name), spec, class));
         }
@@ -64,10 +64,10 @@ fn protection_of<'e>(exchange: &'e Exchange<'_>) -> Option<&'e ProtectionSpec> {
     exchange.live.snapshot.protection.as_ref().filter(|_| exchange.route.spec.direction == Direction::Inbound)
 }
 
-fn is_health_check(exchange: &Exchange<'_>) -> bool {
+fn is_health_check(exchange: &Exchange<'_>, client: &Client) -> bool {
     let path = exchange.target.path();
-    let checked = exchange.destination.backend.spec.check.as_ref().and_then(CheckSpec::path);
-    checked == Some(path) || path.starts_with("/grpc.health.v1.Health/")
+    let checked = exchange.destination.backend.spec.check.as_ref().and_then(CheckSpec::path).and_then(|checked| checked.split('?').next());
+    checked == Some(path) || (client.is_grpc() && path.starts_with("/grpc.health.v1.Health/"))
 }
 
 /// The class that a request says it is of.
@@ -85,7 +85,7 @@ pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Resul
     let (Some(limit), Some(spec)) = (&exchange.destination.limit, &exchange.destination.policy.limits) else {
         return Ok(None);
     };
-    let protection = protection_of(exchange).filter(|protection| protection.limits_classes && !is_health_check(exchange));
+    let protection = protection_of(exchange).filter(|protection| protection.limits_classes && !is_health_check(exchange, client));
     let class = protection.map(|protection| class(protection, client));
     let is_enforced = protection.is_some_and(|protection| protection.mode == Mode::Enforce);
     if class.is_some_and(|class| !is_enforced && !limit.has_room_for(class)) {

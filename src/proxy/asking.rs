@@ -152,7 +152,7 @@ fn limit(exchange: &Exchange<'_>, deadline: &mut Deadline, is_done: bool) -> Opt
     let now = clock::now();
     let one = if is_done { timeouts.backend_request } else { timeouts.stream_idle };
     if is_done {
-        deadline.begin(now);
+        deadline.begin(now, now);
     }
     [one.map(|one| now + one), deadline.at()].into_iter().flatten().min()
 }

@@ -84,22 +84,28 @@ impl From<Rejection> for Failed {
 
 /// Makes attempts until one is answered with something to pass on. The policy's time begins at `began`, or when the client has sent all.
 pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, began: Instant) -> Result<Answered, Rejection> {
-    let mut tries = Tries::default();
     let mut deadline = Deadline::new(exchange.destination.policy.timeouts.request, &client.asked(), progress.began);
-    let mut retry_guard: Option<RetryGuard> = None;
     if body.is_done() {
-        deadline.begin(began);
+        deadline.begin(progress.complete.unwrap_or(progress.began), began);
     }
+    let answered = attempts(exchange, client, body, progress, &mut deadline).await;
+    progress.complete = progress.complete.or(deadline.began());
+    answered
+}
+
+async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, deadline: &mut Deadline) -> Result<Answered, Rejection> {
+    let mut tries = Tries::default();
+    let mut retry_guard: Option<RetryGuard> = None;
     exchange.destination.budget.deposit(progress.began);
     if let Some(plan) = hedging::plan(exchange, client, body, progress.began) {
-        return hedging::race(exchange, client, &plan, deadline, progress).await;
+        return hedging::race(exchange, client, &plan, *deadline, progress).await;
     }
     loop {
         let tried = tries.count();
-        let attempt = Attempt::begin(exchange, &client.asked(), &mut tries, &deadline, progress)?;
+        let attempt = Attempt::begin(exchange, &client.asked(), &mut tries, deadline, progress)?;
         let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &client.asked(), &tries), ..attempt };
         let began = attempt.began;
-        let ended = match attempt.make(&mut Asker::Client(client, body), &mut deadline).await {
+        let ended = match attempt.make(&mut Asker::Client(client, body), deadline).await {
             Ok(answered) => Ok(answered),
             Err(Failed::Broken(broken)) => Err(broken),
             // Another may have room; one that was picked for want of another has not.
@@ -117,7 +123,7 @@ pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client,
         if failure.is_some() {
             note_failure(exchange, progress, &ended, began);
         }
-        let retry = failure.and_then(|failure| retrying::consider(exchange, client, body, failure, &mut tries, &deadline, &mut retry_guard));
+        let retry = failure.and_then(|failure| retrying::consider(exchange, client, body, failure, &mut tries, deadline, &mut retry_guard));
         match (retry, ended) {
             (Some(retry), ended) => {
                 if let Ok(answered) = ended {
@@ -193,8 +199,10 @@ impl<'e> Attempt<'e> {
             made => made.map(|(upstream, head)| (upstream, head, None)),
         };
         let now = clock::now();
-        // What the client took to send its request is not the backend's slowness.
-        settlement.answered(now.saturating_duration_since(deadline.began().unwrap_or(now).max(began)));
+        // What the client took to send its request is not the backend's slowness; and while it still sends, nobody knows how long the backend takes.
+        if let Some(complete) = deadline.began() {
+            settlement.answered(now.saturating_duration_since(complete.max(began)));
+        }
         match made {
             Ok((upstream, head, first)) => {
                 let (grpc_status, judgement) = judge(exchange, &asker.asked(), &upstream);
@@ -215,7 +223,8 @@ impl<'e> Attempt<'e> {
                 Ok(Answered { upstream, is_upgrade, is_listening, first, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None })
             }
             Err(Failed::Broken(broken)) => {
-                if deadline.is_clients_own(now) {
+                let of_attempt = exchange.destination.policy.timeouts.backend_request.map(|one| deadline.began().unwrap_or(now).max(began) + one);
+                if deadline.is_clients_own(of_attempt, now) {
                     // How little time a client gives is no failure of the backend.
                     settlement.give_up(now);
                 } else {

@@ -12,6 +12,9 @@ use super::{
     headers::{DEADLINE, GRPC_TIMEOUT},
 };
 
+/// What two limits that are meant to be the same differ by at most, or a twentieth of them.
+const MARGIN: Duration = Duration::from_millis(50);
+
 /// The time that a request has.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
@@ -41,14 +44,17 @@ impl Deadline {
     pub(super) fn new(limit: Option<Duration>, asked: &Asked<'_>, now: Instant) -> Self {
         let of_call = asked.text(&GRPC_TIMEOUT).filter(|_| asked.is_grpc).and_then(grpc_timeout).and_then(|wait| now.checked_add(wait));
         let told = asked.text(&DEADLINE).and_then(whole_millis);
-        Self { limit, at: of_call, began: None, told, of_client: of_call, of_call }
+        // Nobody waits for what has no time from the beginning.
+        let of_client = if told == Some(Duration::ZERO) { Some(now) } else { of_call };
+        Self { limit, at: of_client, began: None, told, of_client, of_call }
     }
 
-    /// Begins, unless it has begun: the client has sent all of its request.
-    pub(super) fn begin(&mut self, now: Instant) {
+    /// Begins, unless it has begun: the client has sent all of its request, and its own time runs from then; that of the policy from `now`, which is later if
+    /// another backend was asked before.
+    pub(super) fn begin(&mut self, complete: Instant, now: Instant) {
         if self.began.is_none() {
             self.began = Some(now);
-            let told = self.told.and_then(|told| now.checked_add(told));
+            let told = self.told.and_then(|told| complete.checked_add(told));
             self.of_client = [self.of_call, told].into_iter().flatten().min();
             let of_policy = self.limit.map(|limit| now + limit);
             self.at = [self.of_client, of_policy].into_iter().flatten().min();
@@ -60,9 +66,15 @@ impl Deadline {
         self.at
     }
 
-    /// Whether what is over is the time of the client's own choice, which the policy would have allowed more of.
-    pub(super) fn is_clients_own(&self, now: Instant) -> bool {
-        self.of_client.is_some_and(|of_client| now >= of_client && self.at == Some(of_client))
+    /// Whether what is over is the time of the client's own choice, which the policy would have allowed clearly more of. A sidecar before this one with the same
+    /// limits tells what is left of them; that is no choice of anybody's.
+    pub(super) fn is_clients_own(&self, of_attempt: Option<Instant>, now: Instant) -> bool {
+        let of_policy = self.began.zip(self.limit).map(|(began, limit)| began + limit).into_iter().chain(of_attempt).min();
+        self.of_client.is_some_and(|of_client| {
+            let given = of_client.saturating_duration_since(self.began.unwrap_or(of_client));
+            let margin = MARGIN.max(given / 20);
+            now >= of_client && self.at == Some(of_client) && of_policy.is_none_or(|end| end > of_client + margin)
+        })
     }
 
     /// When the client had sent all of its request.

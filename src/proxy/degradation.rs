@@ -7,7 +7,7 @@ use super::{
     admission,
     attempt::{self, Answered},
     client::Client,
-    grpc, headers,
+    grpc, headers, notes,
     rejection::{Instead, Rejection},
     request_body::RequestBody,
     retrying,
@@ -73,7 +73,9 @@ pub(super) async fn instead<'e>(
             // What it held of the first backend is free for others.
             *held = Held::default();
             progress.aside = Some(aside);
-            ask(exchange.towards(&exchange.route.aside[aside]), client, body, progress, held).await
+            progress.endpoint = None;
+            let exchange = exchange.towards(&exchange.route.aside[aside]);
+            ask(exchange, client, body, progress, held).await.inspect_err(|rejection| notes::refused(&exchange, rejection))
         }
     }
 }
@@ -115,8 +117,11 @@ async fn ask<'e>(exchange: Exchange<'e>, client: &mut Client, body: &mut Request
     admission::control(&exchange, now)?;
     held.place = admission::enter(&exchange, client).await?;
     let learner = held.learner();
-    let answered = attempt::until_answered(&exchange.learning(learner.as_ref()), client, body, progress, clock::now()).await?;
-    Ok((exchange, answered))
+    let answered = attempt::until_answered(&exchange.learning(learner.as_ref()), client, body, progress, clock::now()).await;
+    if let Some(place) = &mut held.place {
+        place.answer_begins();
+    }
+    Ok((exchange, answered?))
 }
 
 /// The answer of the app's that is not passed on; its connection stays if its end is near.

@@ -92,21 +92,27 @@ fn spawn(exchange: &Exchange<'_>, mirror: &MirrorState, kept: Arc<Kept>, held: (
         let route = &live.routes[rule.route];
         let destination = &route.aside[aside];
         let notes = Notes::new(began);
+        let (place, mut limited) = held;
+        let learner = limited.as_ref().and_then(LimitGuard::learner);
         let exchange = Exchange::new(&worker, &live, (route, &rule), destination, &target, (&request_id, &notes));
+        let exchange = exchange.learning(learner.as_ref());
         let mut progress = Progress::new(began, request_id.clone());
         let now = clock::now();
         let mut deadline = Deadline::new(destination.policy.timeouts.request, &kept.asked(), now);
-        deadline.begin(now);
+        deadline.begin(now, now);
         let begun = deadline;
         let made = async {
             let attempt = Attempt::begin(&exchange, &kept.asked(), &mut Tries::default(), &begun, &mut progress).ok()?;
             attempt.make(&mut Asker::Kept(&kept), &mut deadline).await.ok()
         };
         let made = clock::within(Some(LONGEST), made).await.ok().flatten();
+        if let Some(limited) = &mut limited {
+            limited.answer_begins();
+        }
         destination.backend.metrics.mirrored(if made.is_some() { Mirrored::Sent } else { Mirrored::Failed });
         if let Some(answered) = made {
             retrying::discard(&exchange, true, answered).await;
         }
-        drop(held);
+        drop((place, limited));
     });
 }

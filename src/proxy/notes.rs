@@ -70,7 +70,7 @@ fn write_numbers(out: &mut String, exchange: &Exchange<'_>, reason: Reason, by: 
     let timeouts = &destination.policy.timeouts;
     let span = |limit: Option<Duration>| limit.map_or_else(|| "off".to_owned(), |limit| Span(limit).to_string());
     match reason {
-        Reason::BreakerOpen => breaker(out, exchange),
+        Reason::BreakerOpen => breaker(out, exchange, by),
         Reason::RateLimited | Reason::RateLimitUnavailable => {
             if let Some(rule) = exchange.route.spec.rate_limits.rules.iter().find(|rule| *rule.name == *by) {
                 write!(out, "the limit is {rule}")?;
@@ -89,7 +89,7 @@ fn write_numbers(out: &mut String, exchange: &Exchange<'_>, reason: Reason, by: 
         Reason::NoHealthyEndpoint => write!(out, "{} of {} endpoints may be picked", destination.backend.available(), destination.backend.endpoints.len()),
         Reason::Shed => {
             for (signal, value, level) in exchange.worker.state.protection.signals() {
-                write!(out, "{} is at {:.0} % ({}) ", signal_name(signal), value * 100.0, level_name(level))?;
+                write!(out, "{} is at {:.0} % ({}), ", signal_name(signal), value * 100.0, level_name(level))?;
             }
             limit(out, exchange)
         }
@@ -101,24 +101,23 @@ fn write_numbers(out: &mut String, exchange: &Exchange<'_>, reason: Reason, by: 
     }
 }
 
-fn breaker(out: &mut String, exchange: &Exchange<'_>) -> std::fmt::Result {
+/// The breaker that refuses; or of those of a backend's endpoints how many are not closed.
+fn breaker(out: &mut String, exchange: &Exchange<'_>, by: &str) -> std::fmt::Result {
     let destination = exchange.destination;
     let now = clock::now();
-    for breaker in destination.breaker.iter().chain(&destination.endpoint_breakers) {
-        let shown = breaker.snapshot(now).0;
-        let counts = shown.counts;
-        let since = now.saturating_duration_since(shown.since);
-        let separator = if out.is_empty() { "" } else { ", " };
-        write!(out, "{separator}{} is {} for {since:.1?}, {} of {} calls failed, {} slow", breaker.name(), state_name(shown.state), counts.failures, counts.total(), counts.slow)?;
-        if let Some(deadline) = shown.deadline {
-            write!(out, ", next change in {:.1?}", deadline.saturating_duration_since(now))?;
-        }
-    }
-    Ok(())
+    let mut all = destination.breaker.iter().chain(&destination.endpoint_breakers);
+    let Some(breaker) = all.find(|breaker| **breaker.name() == *by) else {
+        let open = destination.endpoint_breakers.iter().filter(|breaker| breaker.refuses_for(now).is_some()).count();
+        return write!(out, "{open} of the breakers of {} endpoints refuse", destination.endpoint_breakers.len());
+    };
+    let shown = breaker.snapshot(now).0;
+    let (counts, since) = (shown.counts, now.saturating_duration_since(shown.since));
+    write!(out, "it is {} for {since:.1?}, {} of {} calls failed, {} slow", state_name(shown.state), counts.failures, counts.total(), counts.slow)?;
+    shown.deadline.map_or(Ok(()), |deadline| write!(out, ", next change in {:.1?}", deadline.saturating_duration_since(now)))
 }
 
 fn limit(out: &mut String, exchange: &Exchange<'_>) -> std::fmt::Result {
     let Some(limit) = &exchange.destination.limit else { return Ok(()) };
     let shown = limit.snapshot();
-    write!(out, "{} of {} are in flight, {} of {} wait", shown.in_flight, shown.config.max_in_flight, shown.pending, shown.config.max_pending)
+    write!(out, "{} of {} are worked on, {} are in flight, {} of {} wait", shown.working, shown.config.max_in_flight, shown.in_flight, shown.pending, shown.config.max_pending)
 }

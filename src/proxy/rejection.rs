@@ -240,8 +240,7 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
     Ok(head)
 }
 
-/// The fields of an earlier answer, and that it is one (RFC 9211): of one that went out the status that came back, of one that did not how long it is
-/// past its time.
+/// The fields of an earlier answer, and that it is one (RFC 9211): where the backend was asked, with the status that came back.
 fn stale_fields(head: &mut ResponseHeader, fields: &HeaderMap, age: Duration, now: Option<u16>) -> pingora::Result<()> {
     for (name, value) in fields {
         head.append_header(name.clone(), value)?;

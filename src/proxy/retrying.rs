@@ -115,7 +115,13 @@ pub(super) fn consider(
     let stop = |why| {
         destination.backend.metrics.not_repeated(why);
         let time = if situation.time_left == Duration::MAX { "no deadline".to_owned() } else { format!("{:.1?} are left", situation.time_left) };
-        let numbers = format!("{} of {} retries made, {time}, {} in the budget", situation.retries, policy.retry.config.attempts, destination.budget.remaining(now));
+        let numbers = format!(
+            "{} of {} retries made and {} that never reached it, {time}, {} in the budget",
+            situation.retries,
+            policy.retry.config.attempts,
+            situation.transparent_retries,
+            destination.budget.remaining(now)
+        );
         exchange.notes.push(Step::NotRetried { why: why.words(), numbers });
         None
     };
@@ -159,7 +165,12 @@ pub(super) async fn discard(exchange: &Exchange<'_>, is_request_done: bool, answ
         }
     };
     if clock::within(Some(DISCARD_TIME), drain).await.is_ok() {
-        upstream.release(exchange.worker, is_request_done && answered.is_listening, clock::now()).await;
+        let now = clock::now();
+        // A call of gRPC says at its end how it went, whoever reads it.
+        if let (Some(unsettled), Some(status)) = (answered.unsettled, upstream.trailers().and_then(grpc::status)) {
+            unsettled.settle(grpc::judge(status), None, now);
+        }
+        upstream.release(exchange.worker, is_request_done && answered.is_listening, now).await;
     }
 }
 

@@ -120,6 +120,8 @@ impl<'a> Exchange<'a> {
 /// What is known of a request as it goes on, for its record.
 pub(super) struct Progress {
     pub(super) began: Instant,
+    /// When all of the request had come, once it was asked somewhere.
+    pub(super) complete: Option<Instant>,
     pub(super) attempts: u32,
     pub(super) endpoint: Option<Arc<EndpointState>>,
     pub(super) status: u16,
@@ -142,6 +144,7 @@ impl Progress {
     pub(super) fn new(began: Instant, request_id: HeaderValue) -> Self {
         Self {
             began,
+            complete: None,
             attempts: 0,
             endpoint: None,
             status: 0,
@@ -283,10 +286,10 @@ fn remember(worker: &Worker, live: &Live, client: &Client, progress: &Progress, 
     telemetry.decisions.remember(Decided {
         at: telemetry.wall(),
         request_id: progress.request_id.to_str().unwrap_or_default().to_owned(),
-        trace_id: client.text(&TRACEPARENT).and_then(|trace| trace.split('-').nth(1)).unwrap_or_default().to_owned(),
+        trace_id: client.text(&TRACEPARENT).and_then(|trace| trace.split('-').nth(1)).filter(|id| id.len() == 32).unwrap_or_default().to_owned(),
         method: head.method.as_str().to_owned(),
-        host: host_of(client).to_owned(),
-        path: path_of(head).to_owned(),
+        host: beginning(host_of(client)),
+        path: beginning(path_of(head)),
         route: route.map(|route| route.spec.name.to_string()).unwrap_or_default(),
         backend: destination_of(route, progress).map(|destination| destination.backend.spec.name.to_string()).unwrap_or_default(),
         endpoint: progress.endpoint.as_ref().map(|endpoint| endpoint.label.to_string()).unwrap_or_default(),
@@ -296,6 +299,11 @@ fn remember(worker: &Worker, live: &Live, client: &Client, progress: &Progress, 
         took: ended.saturating_duration_since(progress.began),
         steps,
     });
+}
+
+/// As much of a text as is remembered: strangers may send long ones.
+fn beginning(text: &str) -> String {
+    text.chars().take(256).collect()
 }
 
 /// Where a request went at last.

@@ -63,7 +63,7 @@ impl Settlement {
     pub(super) fn settle(mut self, judgement: Judgement, leave_alone: Option<Duration>, now: Instant) {
         self.is_told = true;
         let took = self.took.unwrap_or_default();
-        if let Some(learner) = self.learner.take() {
+        if let (Some(learner), Some(took)) = (self.learner.take(), self.took) {
             judgement.teach(&learner, took, now);
         }
         if let Some(breaker) = self.breaker.take() {
@@ -75,7 +75,7 @@ impl Settlement {
         if let Some(observation) = self.observation.take() {
             observation.settle(judgement.attempted, took, leave_alone, now);
         }
-        if let Some(hedge) = self.hedge.take().filter(|_| judgement.outcome == Outcome::Success) {
+        if let Some(hedge) = self.hedge.take().filter(|_| judgement.outcome == Outcome::Success && self.took.is_some()) {
             hedge.note(took, now);
         }
         self.backend.metrics.attempted(judgement.counted, took.as_secs_f64());
@@ -88,7 +88,7 @@ impl Settlement {
             observation.has_begun(took, now);
         }
         // What it says at its end is not about how long it takes to begin.
-        if let Some(learner) = self.learner.take() {
+        if let (Some(learner), Some(took)) = (self.learner.take(), self.took) {
             learner.note(took, false, now);
         }
     }

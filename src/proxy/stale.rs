@@ -60,7 +60,8 @@ fn address(exchange: &Exchange<'_>) -> String {
 }
 
 /// By which way a request came: an app may write what it is told about it into its answer.
-fn way(exchange: &Exchange<'_>, request: &HeaderMap) -> String {
+fn way(exchange: &Exchange<'_>, client: &Client) -> String {
+    let request = &client.head().headers;
     let spec = &exchange.route.spec;
     let mut way = spec.name.to_string();
     // Writing to a string cannot fail.
@@ -71,6 +72,9 @@ fn way(exchange: &Exchange<'_>, request: &HeaderMap) -> String {
     for value in [headers::FORWARDED_HOST, headers::FORWARDED_PROTO].iter().flat_map(|name| request.get_all(name)) {
         way.push(' ');
         way.push_str(&String::from_utf8_lossy(value.as_bytes()));
+    }
+    if client.peer.is_secure {
+        way.push_str(" https");
     }
     way
 }
@@ -105,7 +109,7 @@ pub(super) fn capture(exchange: &Exchange<'_>, client: &Client, answer: &Respons
         until: now + allowed.longest,
         age: allowed.age,
         is_public: allowed.is_public,
-        way: way(exchange, &head.headers).into(),
+        way: way(exchange, client).into(),
         vary: varies(&head.headers, &answer.headers)?,
     };
     Some(Box::new(Capture { state: state.clone(), address: address(exchange), kept, max: spec.max_entry_bytes, body: BytesMut::new() }))
@@ -120,7 +124,7 @@ pub(super) fn find(exchange: &Exchange<'_>, client: &Client) -> Option<(Arc<Kept
         return None;
     }
     let now = clock::now();
-    let kept = state.find(&address(exchange), &way(exchange, &head.headers), &head.headers, spec.max_age, now);
+    let kept = state.find(&address(exchange), &way(exchange, client), &head.headers, spec.max_age, now);
     let kept = kept.filter(|kept| kept.is_public || !is_personal(&head.headers))?;
     let age = now.saturating_duration_since(kept.at).saturating_add(kept.age);
     Some((kept, age, spec.mode))

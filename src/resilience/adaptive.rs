@@ -11,7 +11,7 @@
 //! | Vegas | with `queue = L (1 - least / R)`: up by `6 log L` if at most `log L`, by `log L` below `3 log L`; down by `log L` above `6 log L`, and on drops |
 //! | AIMD | `0.9 L` on drops, else `L + 1` |
 //!
-//! A limit of which less than half is used is not raised: it was not the limit that held. A drop is a call that the backend refused or
+//! A limit of which less than half is used, and that held nobody, is not raised: it was not the limit that held. A drop is a call that the backend refused or
 //! never answered in time.
 //!
 //! Two things differ from Netflix's. What is usual, or the least, is learned there whatever the load, so that under an overload that lasts the
@@ -241,7 +241,7 @@ impl AdaptiveLimit {
     }
 
     fn is_idle(&self, window: &Window) -> bool {
-        f64::from(window.most_in_flight) * 2.0 < self.limit
+        !window.was_full && f64::from(window.most_in_flight) * 2.0 < self.limit
     }
 }
 

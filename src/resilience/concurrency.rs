@@ -84,7 +84,8 @@ impl ConcurrencyLimit {
     /// Whether a call of a class may ask for a place: the lower ones fill only a part of the limit.
     #[must_use]
     pub fn has_room_for(&self, class: Class) -> bool {
-        class == Class::Critical || self.working() < class.places_of(self.max_in_flight()).get()
+        let (work, all) = (class.places_of(self.max_in_flight()), class.places_of(self.config.max_in_flight));
+        class == Class::Critical || (self.working() < work.get() && self.in_flight < all.get())
     }
 
     /// Counts a call that passes whatever the limit says: in shadow mode, what is in flight must still be true.

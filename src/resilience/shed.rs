@@ -60,7 +60,7 @@ impl Signal {
 pub struct Levels {
     /// From here on the lowest class is refused.
     pub warning: Option<Ratio>,
-    /// From here on the lower two are.
+    /// From here on a share of the one above it, too.
     pub critical: Option<Ratio>,
 }
 

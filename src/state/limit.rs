@@ -61,6 +61,8 @@ pub struct LimitSnapshot {
     pub mode: Mode,
     /// In flight.
     pub in_flight: u32,
+    /// Those of them whose answer has not begun.
+    pub working: u32,
     /// Waiting.
     pub pending: u32,
     /// Refused since the start.
@@ -149,6 +151,7 @@ impl LimitState {
             config: ConcurrencyConfig { max_in_flight: machine.max_in_flight(), ..machine.config() },
             mode: inner.mode,
             in_flight: machine.in_flight(),
+            working: machine.working(),
             pending: machine.pending(),
             refused: machine.refused(),
             adaptive,

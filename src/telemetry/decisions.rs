@@ -15,7 +15,7 @@ use super::reason::Reason;
 /// Requests that are remembered.
 const REMEMBERED: usize = 2_048;
 
-/// Steps of one request; the rest is only counted.
+/// Steps of one request; those after are not kept.
 pub const MAX_STEPS: usize = 32;
 
 /// A request, and what was decided about it.
@@ -101,7 +101,7 @@ pub enum Step {
         /// How late is late.
         delay: Duration,
     },
-    /// Another endpoint was quicker.
+    /// One that was asked later answered first.
     HedgeWon {
         /// Which.
         endpoint: Arc<str>,
@@ -158,7 +158,7 @@ impl fmt::Display for Step {
             Self::NotRetried { why, numbers } if numbers.is_empty() => write!(f, "not tried again: {why}"),
             Self::NotRetried { why, numbers } => write!(f, "not tried again: {why}: {numbers}"),
             Self::Hedged { attempt, endpoint, delay } => write!(f, "attempt {attempt} at {endpoint} besides: no answer within {delay:.1?}, or one that failed"),
-            Self::HedgeWon { endpoint } => write!(f, "{endpoint} was quicker than who was asked first"),
+            Self::HedgeWon { endpoint } => write!(f, "{endpoint} answered before the others"),
             Self::Degraded { with, is_shadow: false } => write!(f, "answered instead: {with}"),
             Self::Degraded { with, .. } => write!(f, "would have been answered instead: {with}"),
             Self::Delayed { by } => write!(f, "kept waiting on purpose for {by:.1?}"),

@@ -74,6 +74,22 @@ fn through_two_sidecars_the_time_only_shrinks() {
     assert!((4_000..=5_000).contains(&told(&backend)), "{}: what an attempt has is less than what the request has", told(&backend));
 }
 
+/// The sidecar before has the same limits, and tells what is left of them: that is no choice of anybody's.
+#[test]
+fn an_app_that_hangs_trips_the_breaker_behind_a_sidecar_with_the_same_limits() {
+    let silent = Backend::start(|mut connection| {
+        connection.request();
+        connection.wait_for_close();
+    });
+    let limits = "  defaults: {timeouts: {request: 200ms, backendRequest: 100ms}, circuitBreaker: {consecutiveFailures: 3}}\n";
+    let inner = Sidecar::start(&policy(&[silent.address], limits));
+    let outer = Sidecar::start(&policy(&[inner.address("inbound")], &limits.replace("consecutiveFailures: 3", "consecutiveFailures: 100")));
+    eventually("it opens", || {
+        outer.get("/");
+        inner.breaker("app")["state"] == "open"
+    });
+}
+
 #[test]
 fn no_try_is_begun_that_cannot_finish() {
     let backend = Backend::answering(|_| answer(503, "not yet"));

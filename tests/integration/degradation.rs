@@ -111,6 +111,8 @@ fn a_fallback_backend_has_a_breaker_hedges_and_limits_of_its_own() {
     let sidecar = Sidecar::start(&also("spare", &well, &policy(&[ill.address], &defaults(sections))));
     for _ in 0..6 {
         assert_eq!(sidecar.get("/").text(), "hello");
+        // A place is given back after its answer is through.
+        eventually("nothing is in flight", || sidecar.in_flight() == 0);
     }
     assert_eq!((sidecar.breaker("route:in")["state"].as_str(), sidecar.breaker("route:in/spare")["state"].as_str()), (Some("open"), Some("closed")));
     let limits = sidecar.json("/api/v1/limits");
@@ -137,6 +139,21 @@ fn who_waits_for_a_fallback_backend_holds_no_place_of_the_first() {
     assert_eq!(ill.seen().len(), 2, "and the first is asked all the same");
     gate.open();
     assert_eq!(waiting.answer().text(), "late");
+}
+
+#[test]
+fn a_fallback_has_no_more_of_the_clients_time_than_is_left() {
+    let silent = Backend::start(|mut connection| {
+        connection.request();
+        connection.wait_for_close();
+    });
+    let well = Backend::healthy();
+    let sidecar = Sidecar::start(&also("spare", &well, &policy(&[silent.address], &defaults("timeouts: {backendRequest: 60ms}, fallback: {backendRef: {name: spare}}"))));
+    let ask = |deadline: &str| sidecar.client().send(format!("GET / HTTP/1.1\r\nhost: test\r\nx-outrigger-deadline-ms: {deadline}\r\n\r\n")).answer();
+    assert_eq!(ask("30").reason().split(':').next(), Some("request_timeout"), "nothing is left of it");
+    assert_eq!(well.seen().len(), 0);
+    assert_eq!(ask("9000").text(), "hello");
+    assert!(well.seen()[0].header("x-outrigger-deadline-ms").unwrap().parse::<u64>().unwrap() <= 60);
 }
 
 #[test]

@@ -249,7 +249,8 @@ pub struct ConnectionLimits {
     pub max_connections_per_endpoint: Option<u32>,
     /// Requests in flight at once. Default 1024.
     pub max_parallel_requests: Option<u32>,
-    /// Requests waiting for a place. Default 256; with an adaptive limit that acts 0, since waiting here is latency as well.
+    /// Requests waiting for a place. Default 256; with an adaptive limit that acts 0, since waiting here is latency as well. Where bursts come while it is
+    /// still low, a few places to wait in cost little.
     pub max_pending_requests: Option<u32>,
     /// How long one may wait. Default 1s.
     pub pending_timeout: Option<Span>,

@@ -106,3 +106,36 @@ fn it_agrees_with_two_numbers_and_a_list() {
         assert_eq!((limit.in_flight(), limit.pending()), (running, u32::try_from(waiting.len()).expect("small")));
     }
 }
+
+#[test]
+fn a_call_whose_answer_has_begun_counts_against_the_written_bound_only() {
+    let mut limit = limit(4, 2);
+    assert_eq!(limit.lower(NonZeroU32::new(1)), []);
+    let _first = limit.try_acquire();
+    let waiting = queued(&mut limit);
+    assert_eq!(limit.begin_answer(), Some(waiting), "the lower bound is for who is worked on");
+    assert_eq!((limit.working(), limit.in_flight(), limit.max_in_flight().get()), (1, 2, 1));
+    for _ in 0..2 {
+        assert_eq!(limit.begin_answer(), None);
+        assert_eq!(limit.try_acquire(), Admission::Admitted);
+    }
+    assert_eq!(limit.begin_answer(), None);
+    let last = queued(&mut limit);
+    assert_eq!((limit.working(), limit.in_flight()), (0, 4), "nobody is worked on, and the written bound holds");
+    assert_eq!(limit.end_answer(), Some(last));
+    assert_eq!((limit.working(), limit.in_flight()), (1, 4));
+    assert!(!limit.has_room_for(Class::High), "nine tenths of the written bound are full of answers");
+    assert_eq!(limit.release(), None);
+    (0..3).for_each(|_| assert_eq!(limit.end_answer(), None));
+    assert_eq!((limit.working(), limit.in_flight()), (0, 0));
+}
+
+#[test]
+fn a_bound_that_rises_again_admits_who_waits() {
+    let mut limit = limit(3, 3);
+    assert_eq!(limit.lower(NonZeroU32::new(1)), []);
+    let _first = limit.try_acquire();
+    let (second, third) = (queued(&mut limit), queued(&mut limit));
+    assert_eq!(limit.lower(None), [second, third]);
+    assert_eq!(limit.in_flight(), 3);
+}
