@@ -98,7 +98,8 @@ async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut Reque
     let mut retry_guard: Option<RetryGuard> = None;
     exchange.destination.budget.deposit(progress.began);
     if let Some(plan) = hedging::plan(exchange, client, body, progress.began) {
-        return hedging::race(exchange, client, &plan, *deadline, progress).await;
+        // Boxed, as all that few requests need: it would make the future of every request larger.
+        return Box::pin(hedging::race(exchange, client, &plan, *deadline, progress)).await;
     }
     loop {
         let tried = tries.count();
@@ -194,7 +195,7 @@ impl<'e> Attempt<'e> {
         let mut settlement = Settlement::new(exchange, breaker, observation, began);
         let made = match asking::ask(exchange, asker, deadline, number, &endpoint).await {
             Ok((mut upstream, head)) if looks_ahead && asker.is_replayable() => {
-                asking::first_piece(exchange, asker, deadline, &mut upstream).await.map(|first| (upstream, head, first))
+                Box::pin(asking::first_piece(exchange, asker, deadline, &mut upstream)).await.map(|first| (upstream, head, first))
             }
             made => made.map(|(upstream, head)| (upstream, head, None)),
         };

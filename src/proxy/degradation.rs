@@ -40,6 +40,12 @@ struct Failure {
 /// What came of a request: where its answer is from, and the answer.
 type Outcome<'e> = Result<(Exchange<'e>, Answered), Rejection>;
 
+/// Whether the policy has anything to answer instead.
+pub(super) fn is_wanted(exchange: &Exchange<'_>) -> bool {
+    let policy = &exchange.destination.policy;
+    policy.stale.is_some() || policy.fallback.is_some()
+}
+
 /// Looks at how a request went, and answers something else if it failed and the policy has something.
 pub(super) async fn instead<'e>(
     exchange: &Exchange<'e>,
@@ -51,7 +57,6 @@ pub(super) async fn instead<'e>(
 ) -> Outcome<'e> {
     let policy = &exchange.destination.policy;
     let failure = match &outcome {
-        _ if policy.stale.is_none() && policy.fallback.is_none() => None,
         Ok(answered) => of_answer(policy, answered),
         Err(rejection) => of_refusal(policy, rejection),
     };

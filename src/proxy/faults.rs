@@ -10,13 +10,13 @@ use super::{
 };
 use crate::{
     clock,
+    policy::snapshot::FaultSpec,
     resilience::Mode,
     telemetry::{decisions::Step, reason::Reason},
 };
 
 /// Does to a request what the policy says. The place among those under a fault is held until the request ends.
-pub(super) async fn inject(exchange: &Exchange<'_>, client: &mut Client) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
-    let Some(fault) = &exchange.route.spec.fault else { return Ok(None) };
+pub(super) async fn inject(exchange: &Exchange<'_>, fault: &FaultSpec, client: &mut Client) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
     let is_hit = |share: f64| share >= 1.0 || fastrand::f64() < share;
     let delay = fault.delay.filter(|(_, share)| is_hit(share.value()));
     let abort = fault.abort.filter(|(_, share)| is_hit(share.value()));

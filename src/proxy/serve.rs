@@ -202,7 +202,11 @@ async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, p
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let mut held = Held::default();
     let outcome = ask(&exchange, client, &mut body, progress, &mut held).await.inspect_err(|rejection| notes::refused(&exchange, rejection));
-    let outcome = degradation::instead(&exchange, client, &mut body, progress, &mut held, outcome).await;
+    let outcome = if degradation::is_wanted(&exchange) {
+        Box::pin(degradation::instead(&exchange, client, &mut body, progress, &mut held, outcome)).await
+    } else {
+        outcome.map(|answered| (exchange, answered))
+    };
     progress.received = body.received();
     let (exchange, answered) = outcome?;
     let after = relay::relay(&exchange, client, &mut body, answered, progress).await;
@@ -231,7 +235,9 @@ async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBod
     admission::control(exchange, progress.began)?;
     rate_limits::admit(exchange, client, &mut progress.limits, progress.began).await?;
     held.place = admission::enter(exchange, client).await?;
-    held.fault = faults::inject(exchange, client).await?;
+    if let Some(fault) = &exchange.route.spec.fault {
+        held.fault = Box::pin(faults::inject(exchange, fault, client)).await?;
+    }
     let learner = held.learner();
     let exchange = &exchange.learning(learner.as_ref());
     let mut copies = mirroring::draw(exchange);
