@@ -130,7 +130,7 @@ fn others(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("limits");
     let limit = Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight: NonZeroU32::MAX, max_pending: 0 }, Mode::Enforce, None, now));
-    group.bench_function("enter and leave", |bench| bench.iter(|| drop(black_box(limit.enter(None)))));
+    group.bench_function("enter and leave", |bench| bench.iter(|| drop(black_box(limit.enter(Class::Critical)))));
     let budget = Arc::new(BudgetState::new("app".into(), RetryBudgetConfig::default(), now));
     group.bench_function("retry budget: count a request", |bench| bench.iter(|| budget.deposit(black_box(now))));
     group.finish();
@@ -173,7 +173,7 @@ fn load(criterion: &mut Criterion) {
     let adaptive = Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight: NonZeroU32::MAX, max_pending: 0 }, Mode::Enforce, Some((config, Mode::Enforce)), now));
     group.bench_function("adaptive limit: enter, tell and leave", |bench| {
         bench.iter(|| {
-            if let Entry::Admitted(place) = adaptive.enter(None) {
+            if let Entry::Admitted(place) = adaptive.enter(Class::Critical) {
                 place.learner().unwrap().note(Duration::from_millis(2), false, black_box(now));
             }
         });

@@ -32,6 +32,7 @@ mod peer;
 mod picking;
 mod pool;
 mod rate_limits;
+mod record;
 mod rejection;
 mod relay;
 mod request_body;

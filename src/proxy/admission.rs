@@ -1,11 +1,16 @@
-//! Who gets in: admission control, then rate limits, then concurrency.
+//! Who gets in: who matters while the instance is short of something, then admission control, rate limits, and concurrency.
 //!
 //! The order matters. What is cheap and private is asked before what is dear and shared: a client's own bucket before the one
 //! of all (the compiler of policies sorts the rules so), and a place in flight last, because it may have to be waited for.
 
 use std::{future::Future, sync::Arc, time::Instant};
 
-use super::{attempt::gone, client::Client, rejection::Rejection, serve::Exchange};
+use super::{
+    attempt::gone,
+    client::Client,
+    rejection::{Rejection, SOON},
+    serve::Exchange,
+};
 use crate::{
     clock,
     policy::{
@@ -41,7 +46,7 @@ pub(super) fn control(exchange: &Exchange<'_>, now: Instant) -> Result<(), Rejec
             exchange.would_refuse(Reason::AdmissionControl, control.name());
             Ok(())
         }
-        Verdict::Refused => Err(Rejection::by(Reason::AdmissionControl, control.name().clone()).after(std::time::Duration::from_secs(1))),
+        Verdict::Refused => Err(Rejection::by(Reason::AdmissionControl, control.name().clone()).after(SOON)),
     }
 }
 
@@ -77,7 +82,7 @@ fn class(spec: &ProtectionSpec, client: &Client) -> Class {
 }
 
 fn shed(by: &str, spec: &ProtectionSpec, class: Class) -> Rejection {
-    Rejection::by(Reason::Shed, format!("{by}:{}", spec.classes[class as usize]).into()).after(std::time::Duration::from_secs(1))
+    Rejection::by(Reason::Shed, format!("{by}:{}", spec.classes[class as usize]).into()).after(SOON)
 }
 
 /// Takes a place in flight, or waits for one.
@@ -91,8 +96,8 @@ pub(super) async fn enter(exchange: &Exchange<'_>, client: &mut Client) -> Resul
     if class.is_some_and(|class| !is_enforced && !limit.has_room_for(class)) {
         exchange.would_refuse(Reason::Shed, limit.name());
     }
-    let refused = |reason| Rejection::by(reason, Arc::clone(limit.name())).after(std::time::Duration::from_secs(1));
-    match limit.enter(class.filter(|_| is_enforced)) {
+    let refused = |reason| Rejection::by(reason, Arc::clone(limit.name())).after(SOON);
+    match limit.enter(class.filter(|_| is_enforced).unwrap_or(Class::Critical)) {
         Entry::Admitted(guard) => Ok(Some(guard)),
         Entry::WouldRefuse(guard) => {
             exchange.would_refuse(Reason::ConcurrencyLimit, limit.name());

@@ -38,7 +38,7 @@ impl Kept {
     /// A copy of a request, if all of it has come and is still at hand.
     pub(super) fn of(client: &Client, body: &RequestBody) -> Option<Self> {
         let asked = client.asked();
-        (body.is_done() && body.is_replayable()).then(|| Self {
+        body.is_whole().then(|| Self {
             head: asked.head.clone(),
             peer: asked.peer.clone(),
             listener: client.listener.clone(),
@@ -89,9 +89,9 @@ impl Asker<'_> {
     }
 
     /// Whether all of it has come and can be sent again.
-    pub(super) fn is_replayable(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         match self {
-            Self::Client(_, body) => body.is_done() && body.is_replayable(),
+            Self::Client(_, body) => body.is_whole(),
             Self::Kept(_) => true,
         }
     }

@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     clock,
-    resilience::Mode,
     state::endpoint::{EndpointState, TooMany},
     telemetry::reason::Reason,
 };
@@ -55,7 +54,7 @@ pub(super) async fn ask(exchange: &Exchange<'_>, asker: &mut Asker<'_>, deadline
 
 async fn connect(exchange: &Exchange<'_>, is_repeatable: bool, deadline: &Deadline, endpoint: &Arc<EndpointState>) -> Result<Upstream, Failed> {
     let destination = exchange.destination;
-    let enforced = destination.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
+    let enforced = destination.enforced_limits();
     let now = clock::now();
     let wanted = Wanted {
         is_repeatable,

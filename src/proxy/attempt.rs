@@ -19,10 +19,11 @@ use super::{
     deadline::Deadline,
     grpc, headers, hedging,
     picking::{self, Picked},
-    rejection::Rejection,
+    record::Progress,
+    rejection::{Rejection, SOON},
     request_body::RequestBody,
     retrying::{self, Tries},
-    serve::{Exchange, Progress},
+    serve::Exchange,
     settlement::{self, Settlement},
     stale::Capture,
     upstream::Upstream,
@@ -33,6 +34,7 @@ use crate::{
         breaker::BreakerGuard,
         budget::RetryGuard,
         endpoint::{EndpointGuard, EndpointState},
+        limit::LimitGuard,
         outlier::Observation,
     },
     telemetry::{decisions::Step, reason::Reason},
@@ -60,6 +62,16 @@ pub(super) struct Answered {
     pub(super) _retry: Option<RetryGuard>,
 }
 
+impl Answered {
+    /// What was answered, for who reads why.
+    pub(super) fn status_in_words(&self) -> String {
+        match self.grpc_status {
+            Some(status) => format!("grpc-status {status}"),
+            None => self.upstream.head().map(|head| head.status.as_u16().to_string()).unwrap_or_default(),
+        }
+    }
+}
+
 /// How an attempt failed.
 pub(super) enum Failed {
     /// By the backend; it may be tried again.
@@ -82,8 +94,25 @@ impl From<Rejection> for Failed {
     }
 }
 
+/// Asks a backend in the place that is held, whose limit learns from it.
+pub(super) async fn in_place(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    progress: &mut Progress,
+    place: &mut Option<LimitGuard>,
+    began: Instant,
+) -> Result<Answered, Rejection> {
+    let learner = place.as_ref().and_then(LimitGuard::learner);
+    let answered = until_answered(&exchange.learning(learner.as_ref()), client, body, progress, began).await;
+    if let Some(place) = place {
+        place.answer_begins();
+    }
+    answered
+}
+
 /// Makes attempts until one is answered with something to pass on. The policy's time begins at `began`, or when the client has sent all.
-pub(super) async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, began: Instant) -> Result<Answered, Rejection> {
+async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, began: Instant) -> Result<Answered, Rejection> {
     let mut deadline = Deadline::new(exchange.destination.policy.timeouts.request, &client.asked(), progress.began);
     if body.is_done() {
         deadline.begin(progress.complete.unwrap_or(progress.began), began);
@@ -103,8 +132,9 @@ async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut Reque
     }
     loop {
         let tried = tries.count();
-        let attempt = Attempt::begin(exchange, &client.asked(), &mut tries, deadline, progress)?;
-        let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &client.asked(), &tries), ..attempt };
+        let asked = client.asked();
+        let attempt = Attempt::begin(exchange, &asked, &mut tries, deadline, progress)?;
+        let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &asked, &tries), ..attempt };
         let began = attempt.began;
         let ended = match attempt.make(&mut Asker::Client(client, body), deadline).await {
             Ok(answered) => Ok(answered),
@@ -144,19 +174,13 @@ async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut Reque
 }
 
 fn note_failure(exchange: &Exchange<'_>, progress: &Progress, ended: &Result<Answered, Broken>, began: Instant) {
-    let how = match ended {
-        Ok(Answered { grpc_status: Some(status), .. }) => format!("grpc-status {status}"),
-        Ok(answered) => answered.upstream.head().map(|head| head.status.as_u16().to_string()).unwrap_or_default(),
-        Err(broken) => broken.reason().token().to_owned(),
-    };
-    let endpoint = progress.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default();
-    exchange.notes.push(Step::Failed { attempt: progress.attempts, endpoint, how, took: clock::now().saturating_duration_since(began) });
+    let how = ended.as_ref().map_or_else(|broken| broken.reason().token().to_owned(), Answered::status_in_words);
+    exchange.notes.push(Step::Failed { attempt: progress.attempts, endpoint: progress.endpoint_label(), how, took: clock::now().saturating_duration_since(began) });
 }
 
 /// How a request ends whose last attempt failed.
 pub(super) fn failed(progress: &Progress, broken: Broken) -> Rejection {
-    let by = progress.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default();
-    Rejection::by(broken.reason(), by)
+    Rejection::by(broken.reason(), progress.endpoint_label())
 }
 
 /// One attempt at one endpoint.
@@ -194,7 +218,7 @@ impl<'e> Attempt<'e> {
         let guard = endpoint.enter();
         let mut settlement = Settlement::new(exchange, breaker, observation, began);
         let made = match asking::ask(exchange, asker, deadline, number, &endpoint).await {
-            Ok((mut upstream, head)) if looks_ahead && asker.is_replayable() => {
+            Ok((mut upstream, head)) if looks_ahead && asker.is_whole() => {
                 Box::pin(asking::first_piece(exchange, asker, deadline, &mut upstream)).await.map(|first| (upstream, head, first))
             }
             made => made.map(|(upstream, head)| (upstream, head, None)),
@@ -249,7 +273,7 @@ impl<'e> Attempt<'e> {
 /// Every endpoint has as many connections as it may, and all are busy.
 pub(super) fn full(exchange: &Exchange<'_>, progress: &Progress) -> Rejection {
     let by = progress.endpoint.as_ref().map_or_else(|| exchange.destination.backend.spec.name.clone(), |endpoint| endpoint.label.clone());
-    Rejection::by(Reason::ConnectionLimit, by).after(Duration::from_secs(1))
+    Rejection::by(Reason::ConnectionLimit, by).after(SOON)
 }
 
 /// What the head of an answer says about the attempt; of gRPC it may say nothing yet.

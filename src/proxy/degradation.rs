@@ -8,10 +8,11 @@ use super::{
     attempt::{self, Answered},
     client::Client,
     grpc, headers, notes,
+    record::Progress,
     rejection::{Instead, Rejection},
     request_body::RequestBody,
     retrying,
-    serve::{Exchange, Held, Progress},
+    serve::{Exchange, Held},
     stale,
 };
 use crate::{
@@ -118,15 +119,10 @@ fn plan(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, fallback: 
 
 /// Asks another backend under its own policy, with a time of its own; only the client's deadline goes on.
 async fn ask<'e>(exchange: Exchange<'e>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, held: &mut Held) -> Outcome<'e> {
-    let now = clock::now();
-    admission::control(&exchange, now)?;
+    admission::control(&exchange, clock::now())?;
     held.place = admission::enter(&exchange, client).await?;
-    let learner = held.learner();
-    let answered = attempt::until_answered(&exchange.learning(learner.as_ref()), client, body, progress, clock::now()).await;
-    if let Some(place) = &mut held.place {
-        place.answer_begins();
-    }
-    Ok((exchange, answered?))
+    let answered = attempt::in_place(&exchange, client, body, progress, &mut held.place, clock::now()).await?;
+    Ok((exchange, answered))
 }
 
 /// The answer of the app's that is not passed on; its connection stays if its end is near.
@@ -157,10 +153,7 @@ fn earlier(exchange: &Exchange<'_>, client: &Client, failure: Failure, outcome: 
 /// The refusal that an answer of the app's becomes, or the one that there is.
 fn refusal(outcome: &Result<Answered, Rejection>, progress: &Progress) -> Rejection {
     match outcome {
-        Ok(_) => {
-            let by = progress.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default();
-            Rejection::by(Reason::RetriesExhausted, by)
-        }
+        Ok(_) => Rejection::by(Reason::RetriesExhausted, progress.endpoint_label()),
         Err(rejection) => Rejection { retry_after: rejection.retry_after, is_fatal: rejection.is_fatal, ..Rejection::by(rejection.reason, rejection.by.clone()) },
     }
 }
@@ -188,7 +181,7 @@ fn of_grpc(policy: &PolicySpec, status: u8, has_begun: bool) -> Option<Failure> 
     let codes = policy.retry.grpc_codes;
     let is_named = codes & (1 << status) != 0;
     let is_exhausted = is_named || (codes == 0 && status == grpc::UNAVAILABLE);
-    is_exhausted.then_some(Failure { trigger: Some(FallbackTrigger::RetriesExhausted), is_error: false, may_have_run: has_begun || !is_named, status: Some(200) })
+    is_exhausted.then_some(Failure { trigger: Some(FallbackTrigger::RetriesExhausted), is_error: false, may_have_run: has_begun || !is_named, status: None })
 }
 
 fn of_refusal(policy: &PolicySpec, rejection: &Rejection) -> Option<Failure> {

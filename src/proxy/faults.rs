@@ -17,9 +17,8 @@ use crate::{
 
 /// Does to a request what the policy says. The place among those under a fault is held until the request ends.
 pub(super) async fn inject(exchange: &Exchange<'_>, fault: &FaultSpec, client: &mut Client) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
-    let is_hit = |share: f64| share >= 1.0 || fastrand::f64() < share;
-    let delay = fault.delay.filter(|(_, share)| is_hit(share.value()));
-    let abort = fault.abort.filter(|(_, share)| is_hit(share.value()));
+    let delay = fault.delay.filter(|(_, share)| fastrand::f64() < share.value());
+    let abort = fault.abort.filter(|(_, share)| fastrand::f64() < share.value());
     if delay.is_none() && abort.is_none() || clock::wall() >= fault.until {
         return Ok(None);
     }

@@ -14,7 +14,7 @@ use ring::digest::{Context, SHA256};
 use super::{
     client::Client,
     rate_limits::{self, Limits},
-    rejection::Rejection,
+    rejection::{Rejection, SOON},
     serve::Exchange,
 };
 use crate::{
@@ -60,7 +60,7 @@ pub(super) async fn take(exchange: &Exchange<'_>, remote: &Arc<RemoteLimits>, cl
     let Some(verdicts) = verdicts else {
         let fails_closed = exchange.live.snapshot.global_rate_limit.as_ref().is_some_and(|global| global.fails_closed);
         let refusing = indices.iter().map(|index| &rules[*index]).find(|rule| fails_closed && rule.mode == Mode::Enforce);
-        let refusal = refusing.map(|rule| Rejection::by(Reason::RateLimitUnavailable, rule.name.clone()).after(Duration::from_secs(1)));
+        let refusal = refusing.map(|rule| Rejection::by(Reason::RateLimitUnavailable, rule.name.clone()).after(SOON));
         return refusal.map_or(Ok(Duration::ZERO), Err);
     };
     let mut longest = Duration::ZERO;

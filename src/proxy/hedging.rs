@@ -17,10 +17,11 @@ use super::{
     client::Client,
     deadline::Deadline,
     headers,
+    record::Progress,
     rejection::Rejection,
     request_body::RequestBody,
     retrying::Tries,
-    serve::{Exchange, Progress},
+    serve::Exchange,
 };
 use crate::{
     clock,
@@ -42,19 +43,23 @@ pub(super) struct Plan<'e> {
 pub(super) fn plan<'e>(exchange: &'e Exchange<'_>, client: &Client, body: &RequestBody, now: Instant) -> Option<Plan<'e>> {
     let spec = exchange.destination.policy.hedging.as_ref().filter(|spec| spec.mode == Mode::Enforce)?;
     let state = exchange.destination.hedge.as_deref()?;
-    let asked = client.asked();
-    let is_fit = asked.is_idempotent() && body.is_done() && body.kept().is_empty() && asked.attempt() == 1 && headers::wanted_upgrade(&asked).is_none();
-    if !is_fit {
+    if !is_fit(client, body) {
         return None;
     }
     Some(Plan { spec, state, delay: state.delay(now)?, kept: Kept::of(client, body)? })
+}
+
+/// Whether a request may be asked twice at once.
+fn is_fit(client: &Client, body: &RequestBody) -> bool {
+    let asked = client.asked();
+    asked.is_idempotent() && body.is_done() && body.received() == 0 && asked.attempt() == 1 && headers::wanted_upgrade(&asked).is_none()
 }
 
 /// Counts what shadow mode would have asked again, now that an attempt that began then was answered.
 pub(super) fn note_shadow(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, began: Instant) {
     let destination = exchange.destination;
     let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.hedge) else { return };
-    if spec.mode != Mode::Shadow || !client.asked().is_idempotent() || body.received() > 0 {
+    if spec.mode != Mode::Shadow || !is_fit(client, body) {
         return;
     }
     let now = clock::now();
@@ -195,8 +200,7 @@ async fn first_done(runners: &mut [Runner<'_>]) -> (usize, Result<Answered, Fail
 /// How one failed that is no answer to pass on, if it did.
 fn failure(spec: &HedgingSpec, made: &Result<Answered, Failed>) -> Option<String> {
     match made {
-        Ok(answered) if is_poor(spec, answered) => answered.upstream.head().map(|head| head.status.as_u16().to_string()),
-        Ok(_) => None,
+        Ok(answered) => is_poor(spec, answered).then(|| answered.status_in_words()),
         Err(Failed::Broken(broken)) => Some(broken.reason().token().to_owned()),
         Err(Failed::Full) => Some("all its connections are busy".to_owned()),
         Err(Failed::Rejected(rejection)) => Some(rejection.reason.token().to_owned()),

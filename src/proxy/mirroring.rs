@@ -14,12 +14,14 @@ use super::{
     deadline::Deadline,
     headers,
     notes::Notes,
+    record::Progress,
     request_body::RequestBody,
     retrying::{self, Tries},
-    serve::{Exchange, Progress},
+    serve::Exchange,
 };
 use crate::{
     clock,
+    resilience::shed::Class,
     state::{
         admission::Verdict,
         limit::{Entry, LimitGuard},
@@ -38,31 +40,31 @@ pub(super) struct Copies(Vec<usize>);
 /// Draws who gets a copy.
 pub(super) fn draw(exchange: &Exchange<'_>) -> Copies {
     let mirrors = exchange.route.mirrors.iter().enumerate();
-    Copies(mirrors.filter(|(_, mirror)| mirror.share.value() >= 1.0 || fastrand::f64() < mirror.share.value()).map(|(index, _)| index).collect())
+    Copies(mirrors.filter(|(_, mirror)| fastrand::f64() < mirror.share.value()).map(|(index, _)| index).collect())
 }
 
 impl Copies {
     /// Sends the copies, if all of the request has come.
-    pub(super) fn send(&mut self, exchange: &Exchange<'_>, client: &Client, body: &RequestBody, progress: &Progress) {
+    pub(super) fn send(&mut self, exchange: &Exchange<'_>, client: &Client, body: &RequestBody, began: Instant) {
         if self.0.is_empty() || !body.is_done() {
             return;
         }
         let mut kept: Option<Arc<Kept>> = None;
         for mirror in std::mem::take(&mut self.0).into_iter().map(|index| &exchange.route.mirrors[index]) {
             // Nothing is copied for a mirror that has no room.
-            let held = room(&exchange.route.aside[mirror.aside], mirror, progress.began);
+            let held = room(&exchange.route.aside[mirror.aside], mirror, began);
             let is_plain = || headers::wanted_upgrade(&client.asked()).is_none();
             kept = kept.or_else(|| held.as_ref().filter(|_| is_plain()).and_then(|_| Kept::of(client, body)).map(Arc::new));
             match (&kept, held) {
-                (Some(kept), Some(held)) => spawn(exchange, mirror, kept.clone(), held, progress),
+                (Some(kept), Some(held)) => spawn(exchange, mirror, kept.clone(), held, began),
                 _ => exchange.route.aside[mirror.aside].backend.metrics.mirrored(Mirrored::Skipped),
             }
         }
     }
 
     /// The last chance to send them: the answer has begun.
-    pub(super) fn send_or_skip(&mut self, exchange: &Exchange<'_>, client: &Client, body: &RequestBody, progress: &Progress) {
-        self.send(exchange, client, body, progress);
+    pub(super) fn send_or_skip(&mut self, exchange: &Exchange<'_>, client: &Client, body: &RequestBody, began: Instant) {
+        self.send(exchange, client, body, began);
         for mirror in self.0.drain(..).map(|index| &exchange.route.mirrors[index]) {
             exchange.route.aside[mirror.aside].backend.metrics.mirrored(Mirrored::Skipped);
         }
@@ -75,7 +77,7 @@ fn room(destination: &DestinationState, mirror: &MirrorState, now: Instant) -> O
     if destination.admission.as_ref().is_some_and(|admission| admission.ask(fastrand::f64(), now) == Verdict::Refused) {
         return None;
     }
-    let limited = match destination.limit.as_ref().map(|limit| limit.enter(None)) {
+    let limited = match destination.limit.as_ref().map(|limit| limit.enter(Class::Critical)) {
         None => None,
         Some(Entry::Admitted(limited) | Entry::WouldRefuse(limited)) => Some(limited),
         Some(Entry::Queued(_) | Entry::Refused | Entry::Shed) => return None,
@@ -84,10 +86,10 @@ fn room(destination: &DestinationState, mirror: &MirrorState, now: Instant) -> O
 }
 
 /// One copy, on this worker, with everything that it needs of its own.
-fn spawn(exchange: &Exchange<'_>, mirror: &MirrorState, kept: Arc<Kept>, held: (OwnedSemaphorePermit, Option<LimitGuard>), progress: &Progress) {
+fn spawn(exchange: &Exchange<'_>, mirror: &MirrorState, kept: Arc<Kept>, held: (OwnedSemaphorePermit, Option<LimitGuard>), began: Instant) {
     let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
     let (rule, target, request_id) = (exchange.rule.clone(), exchange.target.clone(), exchange.request_id.clone());
-    let (aside, began) = (mirror.aside, progress.began);
+    let aside = mirror.aside;
     tokio::spawn(async move {
         let route = &live.routes[rule.route];
         let destination = &route.aside[aside];

@@ -1,13 +1,18 @@
 //! Which endpoint an attempt goes to, and the right to ask it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::header;
 
-use super::{asked::Asked, rejection::Rejection, retrying::Tries, serve::Exchange};
+use super::{
+    asked::Asked,
+    rejection::{Rejection, SOON},
+    retrying::Tries,
+    serve::Exchange,
+};
 use crate::{
     policy::snapshot::{Balancer, HashKey},
-    resilience::{Mode, balance::ring},
+    resilience::balance::ring,
     state::{
         backend::Wish,
         breaker::{BreakerGuard, Passage},
@@ -48,7 +53,7 @@ pub(super) fn pick(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries, no
         let Some((index, observation)) = picked else {
             let is_breakers = (0..breakers.len()).any(|index| is_open(&refused, index));
             let reason = if is_breakers { Reason::BreakerOpen } else { Reason::NoHealthyEndpoint };
-            let wait = breakers.iter().filter_map(|breaker| breaker.refuses_for(now)).min().unwrap_or(Duration::from_secs(1));
+            let wait = breakers.iter().filter_map(|breaker| breaker.refuses_for(now)).min().unwrap_or(SOON);
             return Err(Rejection::by(reason, backend.spec.name.clone()).after(wait));
         };
         let picked = |breaker| Picked { index, breaker, observation: observation.or_else(|| backend.observe(index, now)) };
@@ -62,7 +67,7 @@ pub(super) fn pick(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries, no
             // All its probes are out; another endpoint may do.
             Passage::Refused(_) if !breakers.is_empty() => refused.push(index),
             Passage::Refused(rejected) => {
-                let wait = rejected.retry_after.unwrap_or(Duration::from_secs(1));
+                let wait = rejected.retry_after.unwrap_or(SOON);
                 return Err(Rejection::by(Reason::BreakerOpen, breaker.name().clone()).after(wait));
             }
         }
@@ -71,7 +76,7 @@ pub(super) fn pick(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries, no
 
 /// With so many requests in flight all connections are busy that an endpoint may have; on those of HTTP/2 there is room for more.
 fn busy_at(exchange: &Exchange<'_>) -> u32 {
-    let limits = exchange.destination.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce && !exchange.is_to_http2());
+    let limits = exchange.destination.enforced_limits().filter(|_| !exchange.is_to_http2());
     limits.map_or(u32::MAX, |limits| limits.max_connections_each)
 }
 

@@ -19,6 +19,9 @@ use crate::{clock, policy::snapshot::FaultAnswer, state::live::RouteState, telem
 /// The name of this proxy in `proxy-status` and `via`.
 pub(super) const PSEUDONYM: &str = "outrigger";
 
+/// When to come back if nobody knows better.
+pub(super) const SOON: Duration = Duration::from_secs(1);
+
 /// An answer of its own.
 #[derive(Debug)]
 pub(super) enum Instead {
@@ -235,7 +238,7 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
         head.insert_header("allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")?;
     }
     if matches!(status, 429 | 503) {
-        head.insert_header("retry-after", whole_seconds(rejection.retry_after.unwrap_or(Duration::from_secs(1))))?;
+        head.insert_header("retry-after", whole_seconds(rejection.retry_after.unwrap_or(SOON)))?;
     }
     Ok(head)
 }

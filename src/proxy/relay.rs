@@ -19,9 +19,10 @@ use super::{
     attempt::{Answered, gone},
     client::{Client, ClientStream},
     duplex, grpc, headers, rate_limits,
+    record::Progress,
     rejection::{self, Rejection},
     request_body::RequestBody,
-    serve::{After, Exchange, Progress},
+    serve::{After, Exchange},
     settlement::cut_off,
     stale::{self, Capture},
 };

@@ -63,6 +63,11 @@ impl RequestBody {
         self.is_replayable
     }
 
+    /// Whether all of it has come and is still at hand.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_done && self.is_replayable
+    }
+
     /// Whether the client has sent all of it.
     pub(super) fn is_done(&self) -> bool {
         self.is_done

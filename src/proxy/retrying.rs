@@ -101,12 +101,12 @@ pub(super) fn consider(
     if policy.retry.mode == Mode::Off {
         return None;
     }
-    let now = clock::now();
+    let (now, asked) = (clock::now(), client.asked());
     let situation = Situation {
         failure,
-        is_idempotent: client.asked().is_idempotent(),
+        is_idempotent: asked.is_idempotent(),
         is_body_replayable: body.is_replayable(),
-        is_retry: client.asked().attempt() > 1,
+        is_retry: asked.attempt() > 1,
         retries: tries.retries,
         transparent_retries: tries.transparent,
         // While the client is still sending there is no deadline yet; then nothing is waited for longer than a silent stream.

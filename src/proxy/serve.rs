@@ -1,10 +1,9 @@
 //! The life of a request, from top to bottom.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use ahash::RandomState;
-use http::{HeaderName, HeaderValue};
-use pingora::http::RequestHeader;
+use http::HeaderValue;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -14,7 +13,8 @@ use super::{
     client::Client,
     degradation, faults, framing, headers, mirroring,
     notes::{self, Notes},
-    rate_limits::{self, Limits},
+    rate_limits,
+    record::{self, Progress},
     rejection::{self, Instead, Rejection},
     relay,
     request_body::RequestBody,
@@ -22,24 +22,18 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    clock::{self, Rfc3339},
+    clock,
     policy::{
         document::Direction,
         matching::Rule,
         snapshot::{ActionSpec, Protocol, RedirectSpec},
-        units::StatusSet,
     },
     state::{
-        endpoint::EndpointState,
         lifecycle::InFlight,
         limit::{Learner, LimitGuard},
         live::{DestinationState, Live, RouteState},
     },
-    telemetry::{
-        access_log::Record,
-        decisions::{Decided, Step},
-        reason::Reason,
-    },
+    telemetry::{decisions::Step, reason::Reason},
 };
 
 /// What becomes of a client's connection.
@@ -117,50 +111,6 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// What is known of a request as it goes on, for its record.
-pub(super) struct Progress {
-    pub(super) began: Instant,
-    /// When all of the request had come, once it was asked somewhere.
-    pub(super) complete: Option<Instant>,
-    pub(super) attempts: u32,
-    pub(super) endpoint: Option<Arc<EndpointState>>,
-    pub(super) status: u16,
-    pub(super) reason: Option<Reason>,
-    pub(super) grpc_status: Option<u8>,
-    pub(super) limits: Limits,
-    by: Arc<str>,
-    received: u64,
-    request_id: HeaderValue,
-    /// The index of the route.
-    route: Option<usize>,
-    /// The index of the destination in the route.
-    destination: Option<usize>,
-    /// The index of the one that is asked instead.
-    pub(super) aside: Option<usize>,
-}
-
-impl Progress {
-    /// A request that has just come.
-    pub(super) fn new(began: Instant, request_id: HeaderValue) -> Self {
-        Self {
-            began,
-            complete: None,
-            attempts: 0,
-            endpoint: None,
-            status: 0,
-            reason: None,
-            grpc_status: None,
-            limits: Limits::default(),
-            by: Arc::default(),
-            received: 0,
-            request_id,
-            route: None,
-            destination: None,
-            aside: None,
-        }
-    }
-}
-
 /// Serves one request.
 pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing: bool) -> After {
     let began = clock::now();
@@ -176,8 +126,8 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
         Err(rejection) => refuse(&live, client, &rejection, &mut progress, is_closing, is_draining).await,
     };
     let ended = clock::now();
-    remember(worker, &live, client, &progress, notes, ended);
-    record(worker, &live, client, &progress, ended);
+    record::remember(worker, &live, client, &progress, notes, ended);
+    record::finished(worker, &live, client, &progress, ended);
     in_flight.end(ended);
     after
 }
@@ -222,13 +172,6 @@ pub(super) struct Held {
     fault: Option<OwnedSemaphorePermit>,
 }
 
-impl Held {
-    /// Who wants to know what its attempts take.
-    pub(super) fn learner(&self) -> Option<Learner> {
-        self.place.as_ref().and_then(LimitGuard::learner)
-    }
-}
-
 /// Lets a request in, and asks its backend.
 async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, held: &mut Held) -> Result<Answered, Rejection> {
     admission::protect(exchange, client)?;
@@ -238,15 +181,10 @@ async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBod
     if let Some(fault) = &exchange.route.spec.fault {
         held.fault = Box::pin(faults::inject(exchange, fault, client)).await?;
     }
-    let learner = held.learner();
-    let exchange = &exchange.learning(learner.as_ref());
     let mut copies = mirroring::draw(exchange);
-    copies.send(exchange, client, body, progress);
-    let answered = attempt::until_answered(exchange, client, body, progress, progress.began).await;
-    copies.send_or_skip(exchange, client, body, progress);
-    if let Some(place) = &mut held.place {
-        place.answer_begins();
-    }
+    copies.send(exchange, client, body, progress.began);
+    let answered = attempt::in_place(exchange, client, body, progress, &mut held.place, progress.began).await;
+    copies.send_or_skip(exchange, client, body, progress.began);
     answered
 }
 
@@ -278,99 +216,4 @@ fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule, is_secure: 
     let path = redirect.path.as_ref().map_or_else(|| target.path_and_query.clone(), |rewrite| routing::rewritten(target, rule, rewrite));
     let location = format!("{scheme}://{host}{port}{path}");
     Rejection { instead: Some(Box::new(Instead::Redirect { status: redirect.status, location })), ..Rejection::of(Reason::Redirect) }
-}
-
-/// Remembers why a request got what it got, if anything was decided about it.
-fn remember(worker: &Worker, live: &Live, client: &Client, progress: &Progress, notes: Notes, ended: Instant) {
-    let steps = notes.into_steps();
-    if steps.is_empty() && progress.reason.is_none_or(|reason| reason == Reason::Redirect) {
-        return;
-    }
-    let head = client.head();
-    let route = progress.route.map(|index| &live.routes[index]);
-    let telemetry = &worker.state.telemetry;
-    telemetry.decisions.remember(Decided {
-        at: telemetry.wall(),
-        request_id: progress.request_id.to_str().unwrap_or_default().to_owned(),
-        trace_id: client.text(&TRACEPARENT).and_then(|trace| trace.split('-').nth(1)).filter(|id| id.len() == 32).unwrap_or_default().to_owned(),
-        method: head.method.as_str().to_owned(),
-        host: beginning(host_of(client)),
-        path: beginning(path_of(head)),
-        route: route.map(|route| route.spec.name.to_string()).unwrap_or_default(),
-        backend: destination_of(route, progress).map(|destination| destination.backend.spec.name.to_string()).unwrap_or_default(),
-        endpoint: progress.endpoint.as_ref().map(|endpoint| endpoint.label.to_string()).unwrap_or_default(),
-        status: progress.status,
-        reason: progress.reason.map(|reason| rejection::token(reason, &progress.by)).unwrap_or_default(),
-        attempts: progress.attempts,
-        took: ended.saturating_duration_since(progress.began),
-        steps,
-    });
-}
-
-/// As much of a text as is remembered: strangers may send long ones.
-fn beginning(text: &str) -> String {
-    text.chars().take(256).collect()
-}
-
-/// Where a request went at last.
-fn destination_of<'l>(route: Option<&'l RouteState>, progress: &Progress) -> Option<&'l DestinationState> {
-    let route = route?;
-    progress.aside.map(|index| &route.aside[index]).or_else(|| progress.destination.map(|index| &route.destinations[index]))
-}
-
-fn host_of(client: &Client) -> &str {
-    client.text(&http::header::HOST).or_else(|| client.head().uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default()
-}
-
-fn record(worker: &Worker, live: &Live, client: &Client, progress: &Progress, ended: Instant) {
-    let telemetry = &worker.state.telemetry;
-    let route = progress.route.map(|index| &live.routes[index]);
-    let metrics = route.map_or(&live.unrouted, |route| &route.metrics);
-    let duration = ended.saturating_duration_since(progress.began);
-    metrics.finished(progress.status, duration.as_secs_f64());
-    if let Some(status) = progress.grpc_status {
-        metrics.called(&telemetry.metrics, status);
-    }
-    if let Some(reason) = progress.reason {
-        metrics.refused(&telemetry.metrics, reason);
-    }
-    let log = &live.snapshot.access_log;
-    if !telemetry.access_log.is_on() || !log.is_on || !is_sampled(log.sampling, &log.always, progress.status) {
-        return;
-    }
-    let destination = destination_of(route, progress);
-    let head = client.head();
-    telemetry.access_log.write(&Record {
-        timestamp: format_args!("{}", Rfc3339(clock::wall())),
-        listener: &client.listener.name,
-        route: route.map_or("", |route| &route.spec.name),
-        backend: destination.map_or("", |destination| &destination.backend.spec.name),
-        endpoint: progress.endpoint.as_ref().map_or("", |endpoint| &endpoint.label),
-        client: Some(client.source()),
-        method: head.method.as_str(),
-        host: host_of(client),
-        path: path_of(head),
-        status: progress.status,
-        grpc_status: progress.grpc_status,
-        reason: progress.reason,
-        detail: &progress.by,
-        attempts: progress.attempts,
-        received: progress.received,
-        sent: client.sent(),
-        duration,
-        request_id: progress.request_id.to_str().unwrap_or_default(),
-        traceparent: client.text(&TRACEPARENT).unwrap_or_default(),
-    });
-}
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-fn is_sampled(share: f64, always: &StatusSet, status: u16) -> bool {
-    share >= 1.0 || always.contains(status) || fastrand::f64() < share
-}
-
-/// The path without its query, which may hold what nobody should write down.
-fn path_of(head: &RequestHeader) -> &str {
-    let path = head.raw_path().split(|byte| *byte == b'?').next().unwrap_or_default();
-    std::str::from_utf8(path).unwrap_or_default()
 }

@@ -96,9 +96,9 @@ pub(super) fn capture(exchange: &Exchange<'_>, client: &Client, answer: &Respons
         return None;
     }
     let (spec, state) = section(exchange)?;
-    let allowed = allowed(spec, answer);
+    let (allowed, address) = (allowed(spec, answer), address(exchange));
     if allowed.is_none() && matches!(answer.status.as_u16(), 200 | 404 | 410) {
-        state.forget(&address(exchange));
+        state.forget(&address);
     }
     let allowed = allowed.filter(|allowed| may_be_kept_for(&head.headers, answer, allowed.is_public))?;
     let now = clock::now();
@@ -112,7 +112,7 @@ pub(super) fn capture(exchange: &Exchange<'_>, client: &Client, answer: &Respons
         way: way(exchange, client).into(),
         vary: varies(&head.headers, &answer.headers)?,
     };
-    Some(Box::new(Capture { state: state.clone(), address: address(exchange), kept, max: spec.max_entry_bytes, body: BytesMut::new() }))
+    Some(Box::new(Capture { state: state.clone(), address, kept, max: spec.max_entry_bytes, body: BytesMut::new() }))
 }
 
 /// The answer that is given instead of a failure, and how old it is; in shadow mode it is only said that there is one.

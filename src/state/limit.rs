@@ -31,8 +31,6 @@ pub struct LimitState {
 struct Inner {
     machine: ConcurrencyLimit,
     mode: Mode,
-    /// The bounds that are written; an adaptive limit lowers them.
-    written: ConcurrencyConfig,
     adaptive: Option<(AdaptiveLimit, Mode)>,
     waiting: HashMap<Ticket, oneshot::Sender<Start>>,
 }
@@ -75,7 +73,7 @@ impl LimitState {
     /// Makes a limit with nothing in flight.
     #[must_use]
     pub fn new(name: Arc<str>, config: ConcurrencyConfig, mode: Mode, adaptive: Option<(AdaptiveConfig, Mode)>, now: Instant) -> Self {
-        let inner = Inner { machine: ConcurrencyLimit::new(config), mode, written: config, adaptive: None, waiting: HashMap::new() };
+        let inner = Inner { machine: ConcurrencyLimit::new(config), mode, adaptive: None, waiting: HashMap::new() };
         let state = Self { name, inner: Mutex::new(inner) };
         state.reconfigure(config, mode, adaptive, now);
         state
@@ -87,20 +85,15 @@ impl LimitState {
         &self.name
     }
 
-    /// Asks for a place; with a class, for one of those that it may fill.
-    pub fn enter(self: &Arc<Self>, class: Option<Class>) -> Entry {
+    /// Asks for one of the places that a class may fill; the highest class may fill all.
+    pub fn enter(self: &Arc<Self>, class: Class) -> Entry {
         let mut inner = self.lock();
-        let of = class.unwrap_or(Class::Critical);
-        if class.is_some_and(|class| !inner.machine.has_room_for(class)) {
-            if inner.mode != Mode::Shadow {
-                return Entry::Shed;
-            }
-            inner.machine.acquire_anyway();
-            return Entry::WouldRefuse(self.guard(inner.start(of), &inner));
+        if !inner.machine.has_room_for(class) {
+            return if inner.mode == Mode::Shadow { self.anyway(&mut inner, class) } else { Entry::Shed };
         }
         match inner.machine.try_acquire() {
             Admission::Admitted => {
-                let start = inner.start(of);
+                let start = inner.start(class);
                 let is_over = inner.adaptive.as_ref().is_some_and(|(limit, mode)| *mode == Mode::Shadow && start.in_flight > limit.limit());
                 let guard = self.guard(start, &inner);
                 if is_over { Entry::WouldRefuse(guard) } else { Entry::Admitted(guard) }
@@ -108,18 +101,14 @@ impl LimitState {
             Admission::Queued(ticket) if inner.mode == Mode::Shadow => {
                 // It was queued a moment ago under this very lock, so that it cannot have been admitted.
                 _ = inner.machine.abandon(ticket);
-                inner.machine.acquire_anyway();
-                Entry::WouldRefuse(self.guard(inner.start(of), &inner))
+                self.anyway(&mut inner, class)
             }
             Admission::Queued(ticket) => {
                 let (admit, admitted) = oneshot::channel();
                 inner.waiting.insert(ticket, admit);
                 Entry::Queued(Waiting { limit: self.clone(), ticket: Some(ticket), admitted })
             }
-            Admission::Refused if inner.mode == Mode::Shadow => {
-                inner.machine.acquire_anyway();
-                Entry::WouldRefuse(self.guard(inner.start(of), &inner))
-            }
+            Admission::Refused if inner.mode == Mode::Shadow => self.anyway(&mut inner, class),
             Admission::Refused => Entry::Refused,
         }
     }
@@ -129,7 +118,8 @@ impl LimitState {
     pub fn reconfigure(&self, config: ConcurrencyConfig, mode: Mode, adaptive: Option<(AdaptiveConfig, Mode)>, now: Instant) {
         let mut inner = self.lock();
         inner.mode = mode;
-        inner.written = config;
+        let admitted = inner.machine.reconfigure(config);
+        inner.admit_all(admitted);
         let last = inner.adaptive.take();
         inner.adaptive = adaptive.map(|(config, mode)| {
             let kept = last.filter(|(last, was)| last.config().algorithm == config.algorithm && *was == mode).map(|(mut limit, _)| {
@@ -168,20 +158,19 @@ impl LimitState {
         self.lock().machine.has_room_for(class)
     }
 
-    fn release(&self) {
-        let mut inner = self.lock();
-        if let Some(ticket) = inner.machine.release() {
-            inner.admit(ticket);
-        }
+    /// Lets a request pass that would not have been admitted.
+    fn anyway(self: &Arc<Self>, inner: &mut Inner, class: Class) -> Entry {
+        inner.machine.acquire_anyway();
+        Entry::WouldRefuse(self.guard(inner.start(class), inner))
     }
 
     fn abandon(&self, ticket: Ticket) {
         let mut inner = self.lock();
         inner.waiting.remove(&ticket);
         if !inner.machine.abandon(ticket) {
-            drop(inner);
             // It was admitted, and nobody is there to take the place.
-            self.release();
+            let next = inner.machine.release();
+            inner.admit_all(next);
         }
     }
 
@@ -191,11 +180,14 @@ impl LimitState {
 }
 
 impl Inner {
-    fn admit(&mut self, ticket: Ticket) {
-        let start = self.start(Class::Critical);
-        if let Some(admit) = self.waiting.remove(&ticket) {
-            // If its owner has just left, dropping the ticket releases the place.
-            _ = admit.send(start);
+    /// Tells those whose turn it is.
+    fn admit_all(&mut self, tickets: impl IntoIterator<Item = Ticket>) {
+        for ticket in tickets {
+            let start = self.start(Class::Critical);
+            if let Some(admit) = self.waiting.remove(&ticket) {
+                // If its owner has just left, dropping the ticket releases the place.
+                _ = admit.send(start);
+            }
         }
     }
 
@@ -206,12 +198,11 @@ impl Inner {
         Start { in_flight, is_full: limit.is_some_and(|limit| in_flight >= class.places_of(limit).get()) }
     }
 
-    /// Puts the written and the adaptive limit in force.
+    /// Puts the adaptive limit in force.
     fn follow(&mut self) {
         let acting = self.adaptive.as_ref().filter(|(_, mode)| *mode == Mode::Enforce).and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
-        let mut admitted = self.machine.reconfigure(self.written);
-        admitted.extend(self.machine.lower(acting));
-        admitted.into_iter().for_each(|ticket| self.admit(ticket));
+        let admitted = self.machine.lower(acting);
+        self.admit_all(admitted);
     }
 }
 
@@ -240,9 +231,8 @@ impl LimitGuard {
         }
         self.is_answering = true;
         let mut inner = self.limit.lock();
-        if let Some(ticket) = inner.machine.begin_answer() {
-            inner.admit(ticket);
-        }
+        let next = inner.machine.begin_answer();
+        inner.admit_all(next);
     }
 }
 
@@ -250,9 +240,7 @@ impl Drop for LimitGuard {
     fn drop(&mut self) {
         let mut inner = self.limit.lock();
         let next = if self.is_answering { inner.machine.end_answer() } else { inner.machine.release() };
-        if let Some(ticket) = next {
-            inner.admit(ticket);
-        }
+        inner.admit_all(next);
     }
 }
 
@@ -304,75 +292,4 @@ impl Drop for Waiting {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::resilience::{adaptive::Algorithm, some_instant};
-
-    fn limit(max_in_flight: u32, max_pending: u32, mode: Mode) -> Arc<LimitState> {
-        let max_in_flight = NonZeroU32::new(max_in_flight).expect("not zero");
-        Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight, max_pending }, mode, None, some_instant()))
-    }
-
-    fn numbers(limit: &LimitState) -> (u32, u32) {
-        let snapshot = limit.snapshot();
-        (snapshot.in_flight, snapshot.pending)
-    }
-
-    #[tokio::test]
-    async fn who_waits_is_told_when_a_place_comes_free() {
-        let limit = limit(1, 1, Mode::Enforce);
-        let Entry::Admitted(first) = limit.enter(None) else { panic!("room") };
-        let Entry::Queued(waiting) = limit.enter(None) else { panic!("queue") };
-        assert!(matches!(limit.enter(None), Entry::Refused));
-        drop(first);
-        let second = waiting.await;
-        assert_eq!(numbers(&limit), (1, 0));
-        drop(second);
-        assert_eq!(numbers(&limit), (0, 0));
-    }
-
-    #[test]
-    fn a_waiter_that_leaves_takes_nothing_with_it() {
-        let limit = limit(1, 2, Mode::Enforce);
-        let Entry::Admitted(first) = limit.enter(None) else { panic!("room") };
-        let (Entry::Queued(leaving), Entry::Queued(staying)) = (limit.enter(None), limit.enter(None)) else { panic!("queue") };
-        drop(leaving);
-        drop(first);
-        assert_eq!(numbers(&limit), (1, 0), "the second in line was admitted");
-        drop(staying);
-        assert_eq!(numbers(&limit), (0, 0), "admitted and never polled: the place came back");
-    }
-
-    #[test]
-    fn shadow_lets_pass_and_counts() {
-        let limit = limit(1, 0, Mode::Shadow);
-        let first = limit.enter(None);
-        let second = limit.enter(None);
-        assert!(matches!((&first, &second), (Entry::Admitted(_), Entry::WouldRefuse(_))));
-        assert_eq!(numbers(&limit), (2, 0));
-        drop((first, second));
-        assert_eq!(numbers(&limit), (0, 0));
-    }
-
-    #[test]
-    fn an_adaptive_limit_lowers_the_written_one_and_only_watches_in_shadow() {
-        let (start, written) = (some_instant(), ConcurrencyConfig { max_in_flight: NonZeroU32::new(100).expect("not zero"), max_pending: 0 });
-        let config = AdaptiveConfig { algorithm: Algorithm::Gradient2, min_limit: 2, max_limit: 100 };
-        for mode in [Mode::Enforce, Mode::Shadow] {
-            let limit = Arc::new(LimitState::new("app".into(), written, Mode::Enforce, Some((config, mode)), start));
-            let entries: Vec<_> = (0..3).map(|_| limit.enter(None)).collect();
-            let third = if mode == Mode::Enforce { matches!(entries[2], Entry::Refused) } else { matches!(entries[2], Entry::WouldRefuse(_)) };
-            assert!(third, "{mode:?}: it begins with the lowest limit");
-            let Entry::Admitted(guard) = &entries[1] else { panic!("room") };
-            let learner = guard.learner().expect("it is adaptive");
-            for call in 1..=200 {
-                learner.note(Duration::from_millis(5), false, start + Duration::from_millis(10 * call));
-            }
-            let learned = limit.snapshot().adaptive.expect("it is adaptive").0;
-            assert!(learned > 2, "{mode:?}: calls take no longer for it");
-            assert_eq!(limit.snapshot().config.max_in_flight.get(), if mode == Mode::Enforce { learned } else { 100 });
-            limit.reconfigure(written, Mode::Enforce, None, start);
-            assert_eq!(limit.snapshot().config, written, "what is taken out of the policy is over at once");
-        }
-    }
-}
+mod tests;

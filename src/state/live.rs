@@ -16,7 +16,7 @@ use super::{
     stale::StaleState,
 };
 use crate::{
-    policy::snapshot::{AccessLogSpec, PolicySpec, RouteSpec, Snapshot},
+    policy::snapshot::{AccessLogSpec, LimitSpec, PolicySpec, RouteSpec, Snapshot},
     resilience::{Mode, ratio::Ratio},
     telemetry::metrics::RouteMetrics,
 };
@@ -107,13 +107,18 @@ pub struct DestinationState {
 }
 
 impl DestinationState {
+    /// The limits, if they act.
+    #[must_use]
+    pub fn enforced_limits(&self) -> Option<&LimitSpec> {
+        self.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce)
+    }
+
     /// Takes one retry out of the budget; `held` is the request's place among those that retry.
     ///
     /// # Errors
     /// [`NoRetry`] says what there is none of.
     pub fn withdraw_retry(&self, held: &mut Option<RetryGuard>, now: Instant) -> Result<(), NoRetry> {
-        let enforced = self.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce);
-        self.budget.try_withdraw(held, enforced.map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries), now)
+        self.budget.try_withdraw(held, self.enforced_limits().map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries), now)
     }
 }
 

@@ -53,7 +53,7 @@ fn decide(state: &State, key: u64, now: Instant) {
     assert!(!state.protection.refuses(Class::Normal, || 0.5));
     assert_eq!(to.admission.as_ref().unwrap().ask(0.5, now), Verdict::Admitted);
     assert!(route.rate_limits[0].try_acquire(Some(key), now).is_ok());
-    let Entry::Admitted(place) = to.limit.as_ref().unwrap().enter(Some(Class::Normal)) else { panic!("there is room") };
+    let Entry::Admitted(place) = to.limit.as_ref().unwrap().enter(Class::Normal) else { panic!("there is room") };
     to.budget.deposit(now);
     let _how_late = to.hedge.as_ref().unwrap().delay(now);
     let index = to.backend.pick(Wish { key: None, now }, |_| true, || 0.5).unwrap();

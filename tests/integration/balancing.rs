@@ -68,7 +68,7 @@ fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
 fn a_fast_refusal_does_not_attract_traffic() {
     let refusing = Backend::answering(|_| answer(503, "busy"));
     let slow = |_: &crate::support::backend::Seen| {
-        std::thread::sleep(std::time::Duration::from_millis(3));
+        crate::support::take(std::time::Duration::from_millis(3));
         ok("fine")
     };
     let good = [Backend::answering(slow), Backend::answering(slow)];

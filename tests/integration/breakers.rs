@@ -91,7 +91,7 @@ fn a_client_that_leaves_in_half_open_gives_its_permit_back() {
 fn a_slow_app_trips_it_without_a_single_failure() {
     let backend = Backend::start(|mut connection| {
         while connection.request().is_some() {
-            std::thread::park_timeout(std::time::Duration::from_millis(20));
+            crate::support::take(std::time::Duration::from_millis(20));
             connection.send(ok("late"));
         }
     });
@@ -203,7 +203,7 @@ fn a_slow_upload_is_not_a_slow_call() {
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n");
     for _ in 0..4 {
-        std::thread::park_timeout(std::time::Duration::from_millis(60));
+        crate::support::take(std::time::Duration::from_millis(60));
         client.send("x");
     }
     assert_eq!(client.answer().status, 200);

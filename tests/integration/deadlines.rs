@@ -124,7 +124,7 @@ fn a_slow_upload_is_not_cut_off_by_a_deadline_until_the_answer() {
     let mut client = outer.client();
     client.send("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n");
     for piece in ["s", "l", "o", "w"] {
-        std::thread::park_timeout(std::time::Duration::from_millis(80));
+        crate::support::take(std::time::Duration::from_millis(80));
         client.send(piece);
     }
     assert_eq!(client.answer().text(), "thanks");

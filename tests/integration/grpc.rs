@@ -1,11 +1,11 @@
 //! gRPC: the outcome is in the trailers, or instead of an answer.
 
 use std::{
+    cell::RefCell,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use http::{HeaderMap, Request, Response};
 use crate::support::{
     Backend, PATIENCE, Sidecar,
     backend::Gate,
-    eventually,
+    eventually, eventually_async,
     http2::{Call, Http2Backend, Http2Client, collect, ended, message, read},
     sidecar::{policy, policy_with},
 };
@@ -196,14 +196,28 @@ fn a_stream_past_its_deadline_is_told_so_in_trailers() {
 
 #[test]
 fn a_stream_that_breaks_off_is_told_so_in_trailers_and_counts_as_a_failure() {
-    let backend = Http2Backend::start(|mut call| async move {
-        let mut stream = call.respond.send_response(Response::builder().header("content-type", "application/grpc").body(()).unwrap(), false).unwrap();
-        stream.send_data(message(b"first").into(), false).unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        stream.send_reset(h2::Reason::INTERNAL_ERROR);
+    let gate = Gate::new();
+    let there = gate.clone();
+    let backend = Http2Backend::start(move |mut call| {
+        let gate = there.clone();
+        async move {
+            let mut stream = call.respond.send_response(Response::builder().header("content-type", "application/grpc").body(()).unwrap(), false).unwrap();
+            stream.send_data(message(b"first").into(), false).unwrap();
+            tokio::task::spawn_blocking(move || gate.pass()).await.unwrap();
+            stream.send_reset(h2::Reason::INTERNAL_ERROR);
+        }
     });
     let sidecar = grpc(&backend, "");
-    let done = client(&sidecar).call("/shop.Feed/Watch", None);
+    let client = client(&sidecar);
+    let send = client.send.clone();
+    let done = client.runtime.block_on(async {
+        let request = Request::post("http://test/shop.Feed/Watch").header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap();
+        let (response, _) = send.ready().await.unwrap().send_request(request, true).unwrap();
+        let response = response.await.unwrap();
+        // The answer has begun.
+        gate.open();
+        read(response).await.unwrap()
+    });
     assert_eq!(done.trailers.as_ref().unwrap()["grpc-status"].to_str().unwrap(), "14");
     eventually("it is counted", || sidecar.metric(r#"outrigger_attempts_total{backend="app",outcome="reset"}"#) == 1.0);
 }
@@ -249,7 +263,7 @@ fn a_stream_that_has_begun_well_brings_an_endpoint_back() {
             if is_ill {
                 return refuse(call, "14").await;
             }
-            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let head = Response::builder().header("content-type", "application/grpc").header("x-stays", "open").body(()).unwrap();
             let mut stream = call.respond.send_response(head, false).unwrap();
             stream.send_data(message(b"first").into(), false).unwrap();
             // It does not end.
@@ -269,15 +283,20 @@ fn a_stream_that_has_begun_well_brings_an_endpoint_back() {
     let send = client.send.clone();
     client.runtime.block_on(async {
         // They are kept open, so that nothing but their beginning is known.
-        let mut streams = Vec::new();
-        while standing() != "in" {
+        let streams = RefCell::new(Vec::new());
+        eventually_async("it is back", || async {
             let request = Request::post("http://test/shop.Feed/Watch").header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap();
             let (response, _) = send.clone().ready().await.unwrap().send_request(request, true).unwrap();
-            streams.push(tokio::time::timeout(PATIENCE, response).await.unwrap().unwrap());
-            // Enough of them come by.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert!(!streams.is_empty());
+            let response = tokio::time::timeout(PATIENCE, response).await.unwrap().unwrap();
+            if response.headers().contains_key("x-stays") {
+                streams.borrow_mut().push(response);
+            } else {
+                read(response).await.unwrap();
+            }
+            standing() == "in"
+        })
+        .await;
+        assert!(!streams.borrow().is_empty());
     });
 }
 

@@ -60,7 +60,7 @@ fn an_answer_in_time_is_asked_for_once() {
 fn only_what_is_idempotent_and_has_no_body_is_hedged() {
     for request in ["POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n", "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\npay"] {
         let backend = Backend::answering(|_| {
-            std::thread::park_timeout(Duration::from_millis(60));
+            crate::support::take(Duration::from_millis(60));
             ok("late")
         });
         let sidecar = Sidecar::start(&policy(&[backend.address], &hedged("1ms")));
@@ -105,7 +105,7 @@ fn hedges_stay_within_the_retry_budget() {
 fn without_a_delay_it_is_learned_what_late_is() {
     let backend = Backend::answering(|seen| {
         if seen.line().contains("slow") && seen.header("x-outrigger-attempt") == Some("1") {
-            std::thread::park_timeout(Duration::from_secs(3));
+            crate::support::take(Duration::from_secs(3));
         }
         ok("hello")
     });
@@ -124,7 +124,7 @@ fn without_a_delay_it_is_learned_what_late_is() {
 #[test]
 fn in_shadow_mode_late_answers_are_counted_and_nothing_is_sent() {
     let backend = Backend::answering(|_| {
-        std::thread::park_timeout(Duration::from_millis(30));
+        crate::support::take(Duration::from_millis(30));
         ok("late")
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], &hedged("1ms").replace("{maxAttempts", "{mode: Shadow, maxAttempts")));

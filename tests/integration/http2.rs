@@ -11,7 +11,7 @@ use http::{HeaderMap, Request, Response};
 use crate::support::{
     Backend, Client, Sidecar,
     backend::{Gate, answer, ok},
-    eventually,
+    eventually, eventually_async,
     http2::{Http2Backend, Http2Client, collect, read},
     sidecar::policy,
 };
@@ -320,13 +320,15 @@ fn a_draining_instance_says_goaway_and_finishes_what_runs() {
             sidecar.admin("POST", "/api/v1/drain");
         });
         // The connection takes no more requests.
-        while let Ok(mut ready) = send.clone().ready().await {
-            if ready.send_request(Request::get("http://test/").body(()).unwrap(), true).is_err() {
-                break;
+        eventually_async("it says so", || async {
+            let Ok(mut ready) = send.clone().ready().await else { return true };
+            let is_over = ready.send_request(Request::get("http://test/").body(()).unwrap(), true).is_err();
+            if !is_over {
+                gate.open();
             }
-            gate.open();
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+            is_over
+        })
+        .await;
         gate.open();
         read(response.await.unwrap()).await.unwrap()
     });
@@ -375,7 +377,7 @@ fn a_connection_on_which_nothing_comes_is_not_used_again() {
     // It takes the first request and says nothing any more, as when a network drops packets.
     let backend = Http2Backend::start(|call| async move {
         if call.head.uri.path() == "/silence" {
-            std::thread::park_timeout(Duration::from_secs(2));
+            crate::support::take(Duration::from_secs(2));
         }
         let mut respond = call.respond;
         respond.send_response(Response::new(()), true).unwrap();

@@ -25,7 +25,7 @@ fn closing() -> (Backend, Arc<Mutex<HashMap<String, usize>>>) {
         }
         // Not waiting for anything, only for a moment that no one can foresee.
         let micros = moment.fetch_add(1, Ordering::SeqCst) as u64 * 137 % 3_000;
-        std::thread::park_timeout(Duration::from_micros(micros));
+        crate::support::take(Duration::from_micros(micros));
     });
     (backend, ran)
 }
@@ -42,7 +42,7 @@ fn every_post_reaches_the_app_exactly_once_while_connections_are_closed_under_it
     for number in 0..500 {
         let answer = client.post("/", &format!("payment {number}"));
         assert_eq!(answer.status, 200, "payment {number}: {}", answer.reason());
-        std::thread::park_timeout(Duration::from_micros(number * 61 % 4_000));
+        crate::support::take(Duration::from_micros(number * 61 % 4_000));
     }
     let ran = ran.lock().unwrap();
     for number in 0..500 {
@@ -58,7 +58,7 @@ fn gets_do_not_see_connections_that_are_closed_under_them() {
     let mut client = sidecar.client();
     for number in 0..500 {
         assert_eq!(client.get("/").status, 200, "request {number}");
-        std::thread::park_timeout(Duration::from_micros(number * 61 % 4_000));
+        crate::support::take(Duration::from_micros(number * 61 % 4_000));
     }
 }
 
@@ -82,7 +82,7 @@ fn idle_closes_at_mixed_gaps_lose_no_post() {
                 assert_eq!(connection.post("/", &format!("{client} {number}")).status, 200, "post {number} of client {client}");
                 // Around the moment of the close, and far from it.
                 let micros = [48_000 + number * 97 % 4_000, 50_000, number * 1_370 % 60_000][usize::try_from(number % 3).unwrap()];
-                std::thread::park_timeout(Duration::from_micros(micros));
+                crate::support::take(Duration::from_micros(micros));
             }
         })
     });
@@ -100,7 +100,7 @@ fn an_announced_keep_alive_time_is_kept_clear_of() {
     let mut client = sidecar.client();
     for _ in 0..5 {
         client.post("/", "x");
-        std::thread::park_timeout(Duration::from_millis(2));
+        crate::support::take(Duration::from_millis(2));
     }
     assert_eq!(backend.connections(), 5);
 }

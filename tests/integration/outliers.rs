@@ -96,7 +96,7 @@ fn an_endpoint_that_is_much_slower_than_its_peers_is_ejected() {
     let there = is_slow.clone();
     let slow = Backend::answering(move |_| {
         if there.load(Ordering::SeqCst) {
-            thread::sleep(Duration::from_millis(120));
+            crate::support::take(Duration::from_millis(120));
         }
         ok("hello")
     });

@@ -203,7 +203,7 @@ fn a_chunked_body_in_awkward_pieces_is_sent_again_as_it_was() {
     client.send("PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
     for piece in ["5\r\nhello", "\r\n6", "\r\n world\r", "\n0\r\n", "x-trailer: 1\r\n\r\n"] {
         client.send(piece);
-        std::thread::park_timeout(std::time::Duration::from_millis(5));
+        crate::support::take(std::time::Duration::from_millis(5));
     }
     assert_eq!(client.answer().text(), "there");
     assert!(backend.seen().iter().all(|seen| seen.body == b"hello world"), "{:?}", backend.seen());

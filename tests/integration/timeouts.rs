@@ -35,7 +35,7 @@ fn the_whole_request_is_bounded_with_all_its_attempts() {
 fn a_timeout_of_zero_is_off() {
     let backend = Backend::start(|mut connection| {
         connection.request();
-        std::thread::park_timeout(std::time::Duration::from_millis(50));
+        crate::support::take(std::time::Duration::from_millis(50));
         connection.send(ok("late"));
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {request: 0s, backendRequest: 0s, connect: 0s, streamIdle: 0s}}\n"));
@@ -68,7 +68,7 @@ fn a_long_upload_is_not_the_apps_fault() {
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8\r\n\r\n");
     for _ in 0..8 {
-        std::thread::park_timeout(std::time::Duration::from_millis(50));
+        crate::support::take(std::time::Duration::from_millis(50));
         client.send("x");
     }
     assert_eq!(client.answer().status, 200);
@@ -84,7 +84,7 @@ fn a_head_that_trickles_is_given_up_however_often_a_byte_comes() {
     client.send("GET / HTTP/1.1\r\nx-slow: ");
     while client.try_send("x") {
         assert!(Instant::now() < deadline, "it was never given up");
-        std::thread::park_timeout(std::time::Duration::from_millis(10));
+        crate::support::take(std::time::Duration::from_millis(10));
     }
     let answer = sidecar.client().send("GET / HTT").answer();
     assert_eq!((answer.status, answer.reason()), (408, "header_timeout"));

@@ -58,7 +58,7 @@ impl Load {
                     let began = Instant::now();
                     let by = client.get("/").text();
                     seen.lock().unwrap().push(Seen { at: began - since, took: began.elapsed(), by });
-                    thread::sleep(REST);
+                    support::take(REST);
                 }
             })
         };
@@ -68,7 +68,7 @@ impl Load {
 
     /// Goes on until so long after the beginning.
     fn run_until(&self, end: Duration) {
-        thread::sleep(end.saturating_sub(self.since.elapsed()));
+        support::take(end.saturating_sub(self.since.elapsed()));
     }
 
     /// The share of an app in what began from one moment to another, in percent.
@@ -106,12 +106,12 @@ fn apps() -> (Vec<Backend>, Arc<AtomicBool>, Arc<AtomicU64>) {
     let (is_broken, delay) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (broken_there, delay_there) = (is_broken.clone(), delay.clone());
     let first = Backend::answering(move |_| {
-        thread::sleep(WORK + Duration::from_millis(delay_there.load(Ordering::Relaxed)));
+        support::take(WORK + Duration::from_millis(delay_there.load(Ordering::Relaxed)));
         if broken_there.load(Ordering::Relaxed) { answer(500, "first") } else { ok("first") }
     });
     let others = ["second", "third"].map(|name| {
         Backend::answering(move |_| {
-            thread::sleep(WORK);
+            support::take(WORK);
             ok(name)
         })
     });
@@ -181,7 +181,7 @@ fn idle_closes_at_mixed_gaps_lose_no_request_and_repeat_no_post() {
                     sent += 1;
                     // Around the moment of the close, and far from it; never the same twice.
                     let gap = [4_995 + sent * 7 % 11, 5_000, sent * 37 % 10_000, 4_990 + client % 20][usize::try_from(sent % 4).unwrap()];
-                    thread::sleep(Duration::from_millis(gap));
+                    support::take(Duration::from_millis(gap));
                 }
                 sent
             })

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Backend, Sidecar, backend::ok, sidecar::policy};
+use crate::support::{Backend, Sidecar, backend::ok, sidecar::policy, take};
 
 /// Requests that the app works on at once; the others queue there.
 const SERVERS: usize = 8;
@@ -26,7 +26,7 @@ fn app() -> Backend {
         let mut servers = freed.wait_while(count.lock().unwrap(), |servers| *servers == 0).unwrap();
         *servers -= 1;
         drop(servers);
-        thread::sleep(WORK);
+        take(WORK);
         *count.lock().unwrap() += 1;
         freed.notify_one();
         ok("done")
@@ -44,7 +44,7 @@ fn offer(sidecar: &Sidecar, rate: f64, long: Duration) -> (f64, f64) {
                 let mut next = begin + period * number / CLIENTS;
                 let mut took = Vec::new();
                 while next < begin + long {
-                    thread::sleep(next.saturating_duration_since(Instant::now()));
+                    take(next.saturating_duration_since(Instant::now()));
                     let began = Instant::now();
                     let is_good = client.get("/").status == 200;
                     if is_good && began > begin + long / 2 {

@@ -1,5 +1,5 @@
 //! What the tests stand on: a scripted backend, a client that says exactly what it is told, the sidecar on port 0, and the one
-//! way to wait.
+//! way to wait; nothing else may.
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
@@ -10,6 +10,7 @@ pub(crate) mod redis;
 pub(crate) mod sidecar;
 
 use std::{
+    future::Future,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -30,6 +31,20 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// The same for a condition that has to be asked in a runtime.
+pub(crate) async fn eventually_async<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Takes as long as something takes that a test is about: the work of an app, the pace of a client. Never to wait for something to happen.
+pub(crate) fn take(long: Duration) {
+    std::thread::sleep(long);
 }
 
 /// A directory of its own, gone with the value.
