@@ -11,12 +11,16 @@
 //! | `GET /api/v1/{routes,backends,breakers,limits,recovery}` | live views |
 //! | `GET /api/v1/decisions` (`?request=ID`, `?trace=ID`) | why the last requests got what they got |
 //! | `GET /api/v1/events` | server-sent events: every transition as it happens, after the last ones |
-//! | `POST /api/v1/{drain,reload}` | leave; read the policies again |
+//! | `GET /app-health/{livez,readyz,startupz}` | the app's own probes, passed through |
+//! | `GET /drained` | answers once the callers are gone |
+//! | `POST /api/v1/{drain,reload}` | send the callers away; read the policies again |
+//! | `POST /quitquitquit` | end, because the app has |
 //! | `POST /api/v1/breakers/NAME/{force-open,disable,reset,auto}` | a breaker by hand |
 
 mod api;
 mod decisions;
 mod events;
+mod lifecycle;
 mod probes;
 mod view;
 
@@ -63,7 +67,10 @@ pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>
         .route("/api/v1/recovery", get(api::recovery))
         .route("/api/v1/decisions", get(decisions::decisions))
         .route("/api/v1/events", get(events::stream))
-        .route("/api/v1/drain", post(api::drain))
+        .route("/app-health/{probe}", get(lifecycle::app_health))
+        .route("/drained", get(lifecycle::drained))
+        .route("/quitquitquit", post(lifecycle::quit))
+        .route("/api/v1/drain", post(lifecycle::drain))
         .route("/api/v1/reload", post(api::reload))
         .route("/api/v1/breakers/{*target}", post(api::change_breaker))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; GET / lists what there is\n") })
@@ -74,8 +81,8 @@ pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>
 }
 
 async fn contents() -> &'static str {
-    "GET  /livez /readyz /startupz (?verbose)\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
-     GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\nPOST /api/v1/drain /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
+    "GET  /livez /readyz /startupz (?verbose) /app-health/{livez,readyz,startupz} /drained\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
+     GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\nPOST /quitquitquit /api/v1/drain (?requireCapacity=true) /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
 }
 
 /// Lets changing requests pass only from this host, or with the token; and never from a page in a browser.

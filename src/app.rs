@@ -22,7 +22,11 @@ use crate::{
     policy::diagnostic::Diagnostics,
     proxy::{listeners::Listeners, worker::WorkerHandle},
     settings::Settings,
-    state::{State, command::Command, lifecycle::End},
+    state::{
+        State,
+        command::{Command, Going},
+        lifecycle::End,
+    },
     telemetry::{Telemetry, access_log::AccessLog, event::Event},
 };
 
@@ -126,7 +130,7 @@ impl App {
     /// Asks the instance to leave.
     pub fn drain(&self) {
         // If so many wishes wait, or nobody hears them any more, it is leaving already.
-        _ = self.state.commands.try_send(Command::Drain { asked_by: "the embedding program" });
+        _ = self.state.commands.try_send(Command::Drain { asked_by: "the embedding program", going: Going::Goes });
     }
 
     /// Waits until the instance has left.

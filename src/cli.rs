@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod diff;
+mod drain;
 mod explain;
 mod remote;
 mod run;
@@ -63,8 +64,8 @@ enum Command {
     Diff(diff::Diff),
     /// Shows the state of a running sidecar.
     Status(Admin),
-    /// Makes a running sidecar leave, and waits until it has.
-    Drain(remote::Drain),
+    /// Makes a running sidecar send its callers away, and waits until it has drained; it goes on serving the app until SIGTERM.
+    Drain(drain::Drain),
     /// Makes a running sidecar read its policies again.
     Reload(Admin),
     /// Shows or changes the breakers of a running sidecar.

@@ -2,10 +2,12 @@
 //!
 //! All tasks are started here, each has a name, and all end with the control thread's runtime.
 
+mod app_health;
 mod certificates;
 mod dial;
 mod discovery;
 mod drain;
+mod gates;
 mod grpc_check;
 mod http2_call;
 mod http_call;
@@ -31,7 +33,14 @@ pub use self::{
     reload::{Reloader, StartFault},
     signals::Signals,
 };
-use crate::state::{State, command::Command, lifecycle::End};
+use crate::state::{
+    State,
+    command::{Command, Going},
+    lifecycle::End,
+};
+
+/// Probes of the app that may be out at once.
+const MAX_CALLS: usize = 16;
 
 /// What the background is to look after.
 #[derive(Debug)]
@@ -68,16 +77,28 @@ impl Control {
         tasks.spawn(upkeep::watch_outliers(state.clone()));
         tasks.spawn(protection::watch(state.clone(), cgroup));
         tasks.spawn(recovery::recover(state.clone()));
-        let (asked_by, is_signal) = loop {
+        let mut calls = JoinSet::new();
+        let mut leaving = drain::Leaving::new(state.clone(), reloader.listeners().clone());
+        loop {
             tokio::select! {
                 Some(command) = wishes.recv() => match command {
+                    // It is too late for it; whoever waits for an answer is told by its end.
+                    Command::Reload(_) if state.departure.is_draining() => {}
                     Command::Reload(reply) => {
                         // Whoever asked may have left.
                         _ = reply.send(reloader.reload());
                         applied.send_replace(state.live.load().generation);
                     }
-                    Command::Drain { asked_by } => break (asked_by, false),
+                    Command::Drain { asked_by, going } => leaving.begin(asked_by, going),
+                    Command::AskApp { backend, path, reply } if calls.len() < MAX_CALLS => {
+                        let asked = app_health::ask(state.clone(), backend, path);
+                        // Whoever asked may have left.
+                        calls.spawn(async { drop(reply.send(asked.await)) });
+                    }
+                    // Whoever asks too much is told by the end of it.
+                    Command::AskApp { .. } => {}
                 },
+                Some(_) = calls.join_next() => {}
                 Some(ended) = tasks.join_next() => return failed(&ended),
                 Some(()) = changes.recv() => {
                     reloader.reload_if_changed();
@@ -89,20 +110,11 @@ impl Control {
                         _ = reloader.reload();
                         applied.send_replace(state.live.load().generation);
                     }
-                    signals::Signal::End(name) => break (name, true),
+                    signals::Signal::End(_) if leaving.is_to_go() => return End::AtOnce,
+                    signals::Signal::End(name) => leaving.begin(name, Going::Goes),
                 },
+                end = leaving.gone() => return end,
             }
-        };
-        // A drain that was asked for otherwise makes the first signal an echo, as when a pod's hook comes before its SIGTERM.
-        let at_once = async {
-            if !is_signal {
-                signals.until_end().await;
-            }
-            signals.until_end().await;
-        };
-        tokio::select! {
-            end = drain::drain(&state, reloader.listeners().as_ref(), &mut wishes, asked_by) => end,
-            () = at_once => End::AtOnce,
         }
     }
 }

@@ -8,7 +8,9 @@ pub mod admission;
 pub mod backend;
 pub mod breaker;
 pub mod budget;
+pub mod capacity;
 pub mod command;
+pub mod departure;
 pub mod endpoint;
 pub mod hedge;
 pub mod lifecycle;
@@ -20,16 +22,18 @@ pub mod protection;
 pub mod rate_limit;
 pub mod registry;
 pub mod remote_limits;
+pub mod replicas;
 pub mod stale;
 pub mod store;
 pub mod tls;
+pub mod youth;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-use self::{command::Command, lifecycle::Lifecycle, live::Live, registry::Registry};
+use self::{capacity::Pulse, command::Command, departure::Departure, lifecycle::Lifecycle, live::Live, registry::Registry, replicas::Replicas};
 use crate::{
     policy::snapshot::{Discovery, EndpointSpec},
     telemetry::Telemetry,
@@ -43,8 +47,14 @@ const MAX_WISHES: usize = 16;
 pub struct State {
     /// What is in force; readers take it once per request, a reload replaces it.
     pub live: ArcSwap<Live>,
-    /// Coming, serving and going.
+    /// Whether it is ready.
     pub lifecycle: Lifecycle,
+    /// What is in flight, and how far it is on its way out.
+    pub departure: Departure,
+    /// What it had to do in the last seconds.
+    pub pulse: Pulse,
+    /// Which of the instances of the service it is.
+    pub replicas: Replicas,
     /// The secret under which the keys of rate limits are hashed.
     pub limit_hasher: ahash::RandomState,
     /// How short of resources the instance is.
@@ -69,6 +79,9 @@ impl State {
         let state = Arc::new(Self {
             live: ArcSwap::from_pointee(Live::nothing()),
             lifecycle: Lifecycle::new(now),
+            departure: Departure::new(now),
+            pulse: Pulse::default(),
+            replicas: Replicas::default(),
             protection: protection::ProtectionState::default(),
             limit_hasher: ahash::RandomState::new(),
             telemetry,

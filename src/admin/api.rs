@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-use tokio::sync::{mpsc::error::TrySendError, oneshot};
+use tokio::sync::oneshot;
 
 use super::{Admin, view};
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     telemetry::event::Event,
 };
 
-type Peer = ConnectInfo<std::net::SocketAddr>;
+pub(super) type Peer = std::net::SocketAddr;
 
 pub(super) async fn metrics(Extract(admin): Extract<Admin>) -> Response {
     view::record_gauges(&admin.state, clock::now());
@@ -50,15 +50,7 @@ pub(super) async fn recovery(Extract(admin): Extract<Admin>) -> Json<Vec<view::R
     Json(view::recoveries(&admin.state))
 }
 
-pub(super) async fn drain(Extract(admin): Extract<Admin>, ConnectInfo(peer): Peer) -> Response {
-    audit(&admin, "drain", peer);
-    match admin.state.commands.try_send(Command::Drain { asked_by: "the admin API" }) {
-        Ok(()) | Err(TrySendError::Closed(_)) => (StatusCode::ACCEPTED, Json(json!({"draining": true}))).into_response(),
-        Err(TrySendError::Full(_)) => busy(),
-    }
-}
-
-pub(super) async fn reload(Extract(admin): Extract<Admin>, ConnectInfo(peer): Peer) -> Response {
+pub(super) async fn reload(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
     audit(&admin, "reload", peer);
     let (reply, answer) = oneshot::channel();
     if admin.state.commands.try_send(Command::Reload(reply)).is_err() {
@@ -71,7 +63,7 @@ pub(super) async fn reload(Extract(admin): Extract<Admin>, ConnectInfo(peer): Pe
     }
 }
 
-pub(super) async fn change_breaker(Extract(admin): Extract<Admin>, ConnectInfo(peer): Peer, Path(target): Path<String>) -> Response {
+pub(super) async fn change_breaker(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<Peer>, Path(target): Path<String>) -> Response {
     // A breaker of an endpoint has a slash in its name.
     let (name, change) = target.rsplit_once('/').unwrap_or((&target, ""));
     let change: fn(&mut Breaker, std::time::Instant) -> Option<Transition> = match change {
@@ -91,10 +83,10 @@ pub(super) async fn change_breaker(Extract(admin): Extract<Admin>, ConnectInfo(p
     Json(view::breaker(breaker, clock::now())).into_response()
 }
 
-fn audit(admin: &Admin, action: &str, peer: std::net::SocketAddr) {
+pub(super) fn audit(admin: &Admin, action: &str, peer: Peer) {
     admin.state.telemetry.emit(Event::AdminActed { action: action.to_owned(), by: peer.ip().to_string() });
 }
 
-fn busy() -> Response {
+pub(super) fn busy() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], Json(json!({"error": "the instance is busy or leaving"}))).into_response()
 }

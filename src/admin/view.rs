@@ -7,21 +7,50 @@ use serde::Serialize;
 use crate::{
     clock::Rfc3339,
     policy::snapshot::{ActionSpec, Balancer, RecoveryAction},
-    resilience::{Mode, health::Health, outlier::Standing},
-    state::{State, backend::BackendState, breaker::BreakerState},
+    resilience::{
+        Mode,
+        capacity::{Forecast, Present, Verdict},
+        health::Health,
+        lifecycle::Stage,
+        outlier::Standing,
+    },
+    state::{State, backend::BackendState, breaker::BreakerState, capacity},
     telemetry::metrics::{health_name, level_name, name, signal_name, state_name},
 };
 
 #[derive(Serialize)]
 pub(super) struct Status {
     version: &'static str,
-    /// `starting`, `serving` or `draining`.
+    /// `starting`, `serving`, `draining`, or `drained` of callers.
     lifecycle: &'static str,
     ready: bool,
     uptime_seconds: u64,
     in_flight: usize,
+    /// Of callers.
+    in_flight_inbound: usize,
+    /// Of the app.
+    in_flight_outbound: usize,
+    capacity: Capacity,
     policy: PolicyStatus,
     listeners: Vec<String>,
+}
+
+/// What is to be expected when this instance leaves.
+#[derive(Serialize)]
+pub(super) struct Capacity {
+    /// `enough`, `too_little`, `alone`, `unknown_replicas` or `unknown_limit`.
+    verdict: &'static str,
+    replicas_staying: Option<u32>,
+    staying_percent: Option<f64>,
+    /// Of the last ten seconds, here.
+    peak_in_flight: u32,
+    requests_per_second: f64,
+    /// Requests that may be in flight at once at a replica.
+    limit: Option<u32>,
+    /// At each of the others, when this instance has left.
+    in_flight_each: Option<f64>,
+    requests_per_second_each: Option<f64>,
+    requests_per_second_limit_each: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -202,17 +231,23 @@ pub(super) fn status(state: &State, now: Instant) -> Status {
     let live = state.live.load();
     let lifecycle = &state.lifecycle;
     let current = lifecycle.policy_current();
-    let stage = match (lifecycle.is_draining(), lifecycle.has_started()) {
-        (true, _) => "draining",
-        (false, true) => "serving",
-        (false, false) => "starting",
+    let load = state.departure.load();
+    let (present, forecast) = capacity::forecast(state, now);
+    let stage = match (state.departure.stage(), lifecycle.has_started()) {
+        (Stage::Drained | Stage::Gone, _) => "drained",
+        (Stage::Announcing | Stage::Waiting | Stage::Parting, _) => "draining",
+        (Stage::Serving, true) => "serving",
+        (Stage::Serving, false) => "starting",
     };
     Status {
         version: env!("CARGO_PKG_VERSION"),
         lifecycle: stage,
         ready: lifecycle.is_ready(),
         uptime_seconds: now.saturating_duration_since(lifecycle.born()).as_secs(),
-        in_flight: lifecycle.in_flight(),
+        in_flight: state.departure.in_flight(),
+        in_flight_inbound: load.inbound.in_flight,
+        in_flight_outbound: load.outbound.in_flight,
+        capacity: capacity(&present, &forecast),
         policy: PolicyStatus {
             generation: live.generation,
             hash: live.snapshot.hash.clone(),
@@ -220,6 +255,28 @@ pub(super) fn status(state: &State, now: Instant) -> Status {
             faults: current.err().map(|faults| faults.lines().map(str::to_owned).collect()).unwrap_or_default(),
         },
         listeners: live.snapshot.listeners.iter().map(|listener| format!("{} {}", listener.name, listener.address)).collect(),
+    }
+}
+
+/// What is to be expected when this instance leaves.
+pub(super) fn capacity(present: &Present, forecast: &Forecast) -> Capacity {
+    let finite = |number: f64| number.is_finite().then_some(number);
+    Capacity {
+        verdict: match forecast.verdict {
+            Verdict::UnknownReplicas => "unknown_replicas",
+            Verdict::Alone => "alone",
+            Verdict::UnknownLimit => "unknown_limit",
+            Verdict::Enough => "enough",
+            Verdict::TooLittle => "too_little",
+        },
+        replicas_staying: forecast.staying,
+        staying_percent: forecast.staying.map(|_| forecast.share * 100.0),
+        peak_in_flight: present.peak_in_flight,
+        requests_per_second: present.rate,
+        limit: present.limit,
+        in_flight_each: finite(forecast.in_flight_each),
+        requests_per_second_each: finite(forecast.rate_each),
+        requests_per_second_limit_each: forecast.rate_limit_each.and_then(finite),
     }
 }
 
@@ -287,7 +344,7 @@ pub(super) fn backends(state: &State, now: Instant) -> Vec<Backend> {
                 weight: place.weight.get(),
                 zone: place.zone.as_deref().map(str::to_owned),
                 priority: place.priority,
-                warm_percent: backend.spec.warm_up.as_ref().map_or(1.0, |config| endpoint.warmth(config, now)) * 100.0,
+                warm_percent: endpoint.warmth(backend.spec.warm_up.as_ref(), now) * 100.0,
                 outlier: standing(&endpoint.standing(), now),
                 latency_ms: matches!(backend.spec.balancer, Balancer::PeakEwma).then(|| endpoint.latency_now(now).as_secs_f64() * 1e3),
             })
@@ -421,7 +478,7 @@ pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
 pub(super) fn record_gauges(state: &State, now: Instant) {
     let live = state.live.load();
     let metrics = &state.telemetry.metrics;
-    metrics.gauge(name::IN_FLIGHT, &[]).set(state.lifecycle.in_flight() as f64);
+    metrics.gauge(name::IN_FLIGHT, &[]).set(state.departure.in_flight() as f64);
     metrics.gauge(name::ACCESS_LOG_DROPPED, &[]).set(state.telemetry.access_log.dropped() as f64);
     for (listener, connections) in state.lifecycle.connections() {
         metrics.gauge(name::CONNECTIONS, &[("listener", &listener)]).set(f64::from(connections));

@@ -10,23 +10,9 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use super::{Admin, Outcome, complain, run::read_token, say};
-use crate::clock;
 
 /// The longest that a running sidecar may take to answer: a reload reads files.
-const PATIENCE: Duration = Duration::from_secs(35);
-
-/// How often a draining sidecar is asked whether it is still there.
-const ASK_EVERY: Duration = Duration::from_millis(200);
-
-/// Leave.
-#[derive(Debug, Args)]
-pub(super) struct Drain {
-    #[command(flatten)]
-    admin: Admin,
-    /// Returns at once instead of waiting until the sidecar has left.
-    #[arg(long)]
-    no_wait: bool,
-}
+pub(super) const PATIENCE: Duration = Duration::from_secs(35);
 
 /// Show or change breakers.
 #[derive(Debug, Args)]
@@ -124,27 +110,6 @@ impl Healthcheck {
     }
 }
 
-impl Drain {
-    pub(super) fn run(self) -> Outcome {
-        let asked = show(&self.admin, "POST", "/api/v1/drain");
-        if asked != Outcome::Fine {
-            return asked;
-        }
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                complain(&format!("outrigger: {error}"));
-                return Outcome::Bug;
-            }
-        };
-        // It has left when nobody answers any more.
-        while !self.no_wait && call(&self.admin, "GET", "/livez").is_ok() {
-            runtime.block_on(clock::sleep(ASK_EVERY));
-        }
-        Outcome::Fine
-    }
-}
-
 /// Says in plain words why a request got what it got.
 pub(super) fn explain(admin: &Admin, request: &str) -> Outcome {
     if request.is_empty() || request.bytes().any(|byte| byte.is_ascii_control()) {
@@ -213,16 +178,16 @@ fn show(admin: &Admin, method: &str, path: &str) -> Outcome {
 }
 
 /// Asks, and complains if there is no answer.
-fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, String)> {
-    call(admin, method, path).map_err(|error| complain(&format!("no sidecar answers at {}: {error}; name another address with --admin", admin.admin))).ok()
+pub(super) fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, String)> {
+    call(admin, method, path, Some(PATIENCE)).map_err(|error| complain(&format!("no sidecar answers at {}: {error}; name another address with --admin", admin.admin))).ok()
 }
 
 /// One HTTP/1.1 call; the admin server speaks nothing else, and its answers are small.
-fn call(admin: &Admin, method: &str, path: &str) -> io::Result<(u16, String)> {
+pub(super) fn call(admin: &Admin, method: &str, path: &str, patience: Option<Duration>) -> io::Result<(u16, String)> {
     let token = admin.admin_token_file.as_ref().map(read_token).transpose().map_err(io::Error::other)?;
     let authorization = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
     let mut stream = TcpStream::connect_timeout(&admin.admin, Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(patience)?;
     write!(stream, "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n{authorization}\r\n", admin.admin)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -1,48 +1,95 @@
 //! Leaving: announced, then quiet, then gone.
 
-use std::sync::Arc;
-
-use tokio::sync::mpsc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock,
-    policy::document::Direction,
-    resilience::lifecycle::{Drain, DrainPhase},
-    state::{State, command::Command, lifecycle::End, listening::ListenerSet},
+    resilience::lifecycle::{Drain, DrainConfig, Stage},
+    state::{
+        State,
+        command::Going,
+        lifecycle::{End, condition},
+        listening::ListenerSet,
+    },
     telemetry::event::Event,
 };
 
-/// Drains, and returns when the instance may end. Until then the app may go on asking others: only the inbound side closes.
-pub(super) async fn drain(state: &Arc<State>, listeners: &dyn ListenerSet, wishes: &mut mpsc::Receiver<Command>, asked_by: &'static str) -> End {
-    let began = clock::now();
-    let drain = Drain::begin(state.live.load().snapshot.lifecycle.drain, began);
-    state.lifecycle.begin_drain(drain, &state.telemetry);
-    state.telemetry.emit(Event::DrainBegan { asked_by });
-    let mut has_closed = false;
-    loop {
-        let ended = state.lifecycle.something_ends();
+/// Connections that are told to end at last get so long to take note of it.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether they have.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A drain that may have begun, and what it acts on.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    state: Arc<State>,
+    listeners: Arc<dyn ListenerSet>,
+    drain: Option<Drain>,
+}
+
+impl Leaving {
+    /// Nothing has begun.
+    pub(super) fn new(state: Arc<State>, listeners: Arc<dyn ListenerSet>) -> Self {
+        Self { state, listeners, drain: None }
+    }
+
+    /// Whether the instance is to go once it has drained.
+    pub(super) fn is_to_go(&self) -> bool {
+        self.drain.is_some_and(|drain| drain.is_to_go())
+    }
+
+    /// Begins to drain, or goes on with it; and goes after it, if that is wanted now.
+    pub(super) fn begin(&mut self, asked_by: &'static str, going: Going) {
         let now = clock::now();
-        let (in_flight, last) = (state.lifecycle.in_flight(), state.lifecycle.last_activity());
-        match drain.phase(in_flight, last, now) {
-            DrainPhase::Announcing => {}
-            DrainPhase::Waiting => {
-                if !std::mem::replace(&mut has_closed, true) {
-                    listeners.close(Some(Direction::Inbound));
-                }
-            }
-            DrainPhase::Done { is_clean } => {
-                listeners.close(None);
-                let took = now.saturating_duration_since(began);
-                state.telemetry.emit(Event::DrainEnded { is_clean, in_flight, took });
-                return End::Drained { is_clean };
-            }
+        let mut drain = self.drain.unwrap_or_else(|| {
+            self.state.telemetry.emit(Event::DrainBegan { asked_by });
+            let config = self.state.live.load().snapshot.lifecycle.drain;
+            let delay = if going == Going::AppIsGone { Duration::ZERO } else { config.delay };
+            Drain::begin(DrainConfig { delay, ..config }, now)
+        });
+        if going != Going::Stays {
+            drain.go(now);
         }
-        let deadline = drain.next_deadline(in_flight, last, now);
-        tokio::select! {
+        self.drain = Some(drain);
+        // Before anything else happens, so that a probe after the answer to who asked says so.
+        self.state.departure.follow(&drain);
+        self.state.lifecycle.set(condition::NOT_DRAINING, false, "draining", drain.began(), &self.state.telemetry);
+    }
+
+    /// Another process takes the connections from now on; this one finishes what it has, and goes.
+    pub(super) fn relieve(&mut self) {
+        self.listeners.stop_accepting();
+        let drain = Drain::relieved(self.state.live.load().snapshot.lifecycle.drain, clock::now());
+        self.drain = Some(drain);
+        self.state.departure.follow(&drain);
+    }
+
+    /// Returns when the instance may end; can be dropped and begun again at any time. Callers are served, and then refused, until then, and
+    /// the app may go on asking others.
+    pub(super) async fn gone(&mut self) -> End {
+        let Some(drain) = &mut self.drain else { return std::future::pending().await };
+        let departure = &self.state.departure;
+        loop {
+            let ended = departure.something_ends();
+            let (load, now, before) = (departure.load(), clock::now(), drain.stage());
+            let stage = drain.advance(&load, now);
+            departure.follow(drain);
+            if before < Stage::Drained && stage >= Stage::Drained {
+                let took = now.saturating_duration_since(drain.began());
+                self.state.telemetry.emit(Event::DrainEnded { is_clean: drain.is_clean(), in_flight: load.inbound.in_flight, took });
+            }
+            if stage == Stage::Gone {
+                break;
+            }
             // Either is a reason to look again.
-            _ = clock::until(Some(deadline), ended) => {}
-            // To drain is wished already, and to reload is too late; whoever waits for an answer is told by its end.
-            wish = wishes.recv() => drop(wish),
+            _ = clock::until(drain.next_deadline(&load), ended).await;
         }
+        self.listeners.close();
+        let until = clock::now() + LAST_WORDS;
+        while clock::now() < until && self.state.lifecycle.connections().iter().any(|(_, count)| *count > 0) {
+            clock::sleep(LOOK).await;
+        }
+        End::Drained { is_clean: drain.is_clean() }
     }
 }

@@ -19,7 +19,7 @@ const SERVING: u8 = 1;
 ///
 /// # Errors
 /// What is wrong, in words.
-pub(super) async fn ask(connection: Connection, authority: &str, is_secure: bool, service: &str) -> Result<(), String> {
+pub(super) async fn ask(connection: Connection, authority: &str, is_secure: bool, service: &str) -> Result<http2_call::Answer, String> {
     let scheme = if is_secure { "https" } else { "http" };
     let request = Request::post(format!("{scheme}://{authority}/grpc.health.v1.Health/Check"))
         .header(header::CONTENT_TYPE, "application/grpc")
@@ -27,7 +27,14 @@ pub(super) async fn ask(connection: Connection, authority: &str, is_secure: bool
         .header(header::USER_AGENT, USER_AGENT)
         .body(())
         .map_err(|error| error.to_string())?;
-    let answer = http2_call::call(connection, request, message(service)?, MAX_ANSWER).await?;
+    http2_call::call(connection, request, message(service)?, MAX_ANSWER).await
+}
+
+/// Whether the service says that it serves.
+///
+/// # Errors
+/// What it says else, in words.
+pub(super) fn judge(answer: &http2_call::Answer) -> Result<(), String> {
     if answer.status != 200 {
         return Err(format!("status {}", answer.status));
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use pingora::{http::RequestHeader, protocols::http::v1::client::HttpSession};
 
 use crate::transport::wire::{Connection, Wire};
@@ -14,6 +15,7 @@ pub(super) const USER_AGENT: &str = concat!("outrigger/", env!("CARGO_PKG_VERSIO
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
+    pub(super) head: HeaderMap,
     /// Its body, or the beginning of it.
     pub(super) body: Vec<u8>,
 }
@@ -38,6 +40,7 @@ pub(super) async fn call((connection, wire): (Connection, Arc<Wire>), request: B
             _ => {}
         }
     };
+    let head = session.resp_header().map(|head| head.headers.clone()).unwrap_or_default();
     let mut body = Vec::new();
     while body.len() < max_body
         && let Some(chunk) = session.read_body_bytes().await.map_err(failed)?
@@ -45,7 +48,7 @@ pub(super) async fn call((connection, wire): (Connection, Arc<Wire>), request: B
         body.extend_from_slice(&chunk);
     }
     body.truncate(max_body);
-    Ok(Answer { status, body })
+    Ok(Answer { status, head, body })
 }
 
 /// The head of a call; `connection: close`, since there is no next one.

@@ -7,28 +7,61 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet},
 };
 
-use super::{dial::dial, grpc_check, http_call, http2_call};
+use super::{dial::dial, gates, grpc_check, http_call, http2_call};
 use crate::{
     clock,
-    policy::snapshot::{CheckSpec, ClientTlsSpec, LifecycleSpec, ProbeSpec, Protocol},
+    policy::snapshot::{BackendSpec, CheckSpec, ClientTlsSpec, LifecycleSpec, ProbeSpec, Protocol},
     resilience::health::Health,
-    state::{State, endpoint::EndpointState, lifecycle::condition},
+    state::{State, departure, endpoint::EndpointState, lifecycle::condition},
     telemetry::event::Event,
 };
 
 /// What is read of an answer in search of the expected words.
-const MAX_BODY: usize = 4 << 10;
+pub(super) const MAX_BODY: usize = 4 << 10;
 
 /// How an endpoint is spoken to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Way {
+pub(super) struct Way {
     protocol: Protocol,
     tls: Option<ClientTlsSpec>,
+}
+
+impl Way {
+    /// To the endpoints of a backend.
+    pub(super) fn to(backend: &BackendSpec) -> Self {
+        Self { protocol: backend.protocol, tls: backend.tls.clone() }
+    }
+}
+
+/// What an answer to a check says.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Bytes,
+    told: Told,
+}
+
+/// What an endpoint says of its own going.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// It was not asked anything that it could answer so.
+    Nothing,
+    /// It stays.
+    Stays,
+    /// It leaves, and wants to be left alone for so long.
+    Leaves(Duration),
+}
+
+impl Told {
+    fn of(head: &HeaderMap) -> Self {
+        let marker = head.get(departure::MARKER).and_then(|marker| departure::ttl(marker.to_str().ok()?));
+        marker.map_or(Self::Stays, Self::Leaves)
+    }
 }
 
 struct Running {
@@ -56,7 +89,7 @@ pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u6
         let mut next = HashMap::new();
         for backend in &live.backends {
             let Some(spec) = &backend.spec.check else { continue };
-            let way = Way { protocol: backend.spec.protocol, tls: backend.spec.tls.clone() };
+            let way = Way::to(&backend.spec);
             let spread = SPREAD.saturating_mul(u32::try_from(backend.endpoints.len()).unwrap_or(u32::MAX)).min(MAX_SPREAD);
             for endpoint in &backend.endpoints {
                 let going_on = running.remove(&endpoint.id).filter(|running| running.spec == *spec && running.way == way);
@@ -79,11 +112,17 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
     clock::sleep(spread.mul_f64(fastrand::f64())).await;
     loop {
         let began = clock::now();
-        let result = clock::within(Some(spec.timeout), check(&state, &endpoint, &spec, &way)).await.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
-        if let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now()) {
+        let mut told = Told::Nothing;
+        let checked = clock::within(Some(spec.timeout), check(&state, &endpoint, &spec, &way, &mut told)).await;
+        let result = checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
+        follow(&state, &backend, &endpoint, told);
+        // Who leaves may say no already; that is no illness.
+        let is_to_be_counted = result.is_ok() || !matches!(told, Told::Leaves(_));
+        if is_to_be_counted && let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now()) {
             let why = result.clone().err().unwrap_or_else(|| "the check passed".to_owned());
             state.telemetry.emit(Event::HealthChanged { backend: backend.clone(), endpoint: endpoint.label.clone(), health, why });
             review(&state, &backend);
+            gates::look(&state);
         }
         let now = clock::now();
         // Drawn around its value, so that many sidecars do not check in step.
@@ -95,6 +134,16 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
             registration(&state, &backend, clock::now());
         }
         clock::sleep_until(next).await;
+    }
+}
+
+/// Leaves alone who is leaving, and asks again who is not any more.
+fn follow(state: &State, backend: &Arc<str>, endpoint: &EndpointState, told: Told) {
+    let (backend, label) = (backend.clone(), endpoint.label.clone());
+    match told {
+        Told::Leaves(ttl) if endpoint.leave_alone(ttl, clock::now()) => state.telemetry.emit(Event::EndpointLeaves { backend, endpoint: label, ttl }),
+        Told::Stays if endpoint.come_back() => state.telemetry.emit(Event::EndpointReturned { backend, endpoint: label, why: "a check says that it stays" }),
+        Told::Leaves(_) | Told::Stays | Told::Nothing => {}
     }
 }
 
@@ -119,8 +168,8 @@ fn review(state: &State, backend: &Arc<str>) {
 /// row, and then so long ago. Says when that will be, if it is only a matter of time.
 fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Instant> {
     let live = state.live.load();
-    let LifecycleSpec { require_backend, startup_delay, success_threshold, .. } = live.snapshot.lifecycle;
-    let required = &live.backends[require_backend?];
+    let LifecycleSpec { require_backend, startup_delay, success_threshold, .. } = &live.snapshot.lifecycle;
+    let required = &live.backends[(*require_backend)?];
     if required.spec.name != *backend {
         return None;
     }
@@ -132,7 +181,7 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
         set(false, format!("the check of `{backend}`: {}", results.join(", ")));
         return None;
     };
-    match state.lifecycle.register(passes, success_threshold, startup_delay, now) {
+    match state.lifecycle.register(passes, *success_threshold, *startup_delay, now) {
         Ok(()) => set(true, format!("the check of `{backend}` passes")),
         Err(None) => set(false, format!("the check of `{backend}` has passed {passes} of {success_threshold} times")),
         Err(Some(ready_at)) => {
@@ -143,18 +192,21 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
     None
 }
 
-async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &Way) -> Result<(), String> {
+async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &Way, told: &mut Told) -> Result<(), String> {
     let tls = way.tls.as_ref();
     match &spec.probe {
         ProbeSpec::Tcp => dial(state, endpoint, tls, None).await.map(drop),
         ProbeSpec::Grpc { service } => {
             let (connection, _) = dial(state, endpoint, tls, Some(b"h2")).await?;
-            grpc_check::ask(connection, endpoint.authority(), tls.is_some(), service).await
+            let answer = grpc_check::ask(connection, endpoint.authority(), tls.is_some(), service).await?;
+            *told = Told::of(&answer.head);
+            grpc_check::judge(&answer)
         }
         ProbeSpec::Http { path, host, expected, body } => {
             let wanted = body.as_deref().unwrap_or_default().as_bytes();
             let max_body = if wanted.is_empty() { 0 } else { MAX_BODY };
-            let (status, body) = get(state, endpoint, way, path, host.as_deref().unwrap_or(endpoint.authority()), max_body).await?;
+            let Answer { status, body, told: says } = get(state, endpoint, way, path, host.as_deref().unwrap_or(endpoint.authority()), max_body).await?;
+            *told = says;
             let is_in = wanted.is_empty() || body.windows(wanted.len()).any(|part| part == wanted);
             match (expected.contains(status), is_in) {
                 (true, true) => Ok(()),
@@ -166,15 +218,15 @@ async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &
 }
 
 /// Asks a path, in the protocol that the backend speaks.
-async fn get(state: &State, endpoint: &EndpointState, way: &Way, path: &str, host: &str, max_body: usize) -> Result<(u16, Bytes), String> {
+pub(super) async fn get(state: &State, endpoint: &EndpointState, way: &Way, path: &str, host: &str, max_body: usize) -> Result<Answer, String> {
     if way.protocol == Protocol::Http1 {
         let connection = dial(state, endpoint, way.tls.as_ref(), Some(b"http/1.1")).await?;
         let answer = http_call::call(connection, http_call::head("GET", path, host, &Bytes::new())?, Bytes::new(), max_body).await?;
-        return Ok((answer.status, answer.body.into()));
+        return Ok(Answer { status: answer.status, body: answer.body.into(), told: Told::of(&answer.head) });
     }
     let (connection, _) = dial(state, endpoint, way.tls.as_ref(), Some(b"h2")).await?;
     let scheme = if way.tls.is_some() { "https" } else { "http" };
     let request = http::Request::get(format!("{scheme}://{host}{path}")).header(http::header::USER_AGENT, http_call::USER_AGENT).body(());
     let answer = http2_call::call(connection, request.map_err(|error| error.to_string())?, Bytes::new(), max_body).await?;
-    Ok((answer.status, answer.body))
+    Ok(Answer { status: answer.status, body: answer.body, told: Told::of(&answer.head) })
 }

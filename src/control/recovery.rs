@@ -49,7 +49,7 @@ pub(super) async fn recover(state: Arc<State>) {
             machine.reconfigure(spec.config);
             let has_failed_readiness = spec.ladder.iter().take(machine.rungs_taken() as usize).any(|action| *action == RecoveryAction::FailReadiness);
             if spec.mode != Mode::Enforce || !has_failed_readiness {
-                state.lifecycle.clear(&condition(&spec.name), &state.telemetry);
+                state.lifecycle.clear(&condition(&spec.name), clock::now(), &state.telemetry);
             }
             let now = clock::now();
             let holds = trouble(&live, spec, now);
@@ -102,7 +102,7 @@ async fn act(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) 
 }
 
 fn undo(state: &State, recovery: &Arc<str>) {
-    state.lifecycle.clear(&condition(recovery), &state.telemetry);
+    state.lifecycle.clear(&condition(recovery), clock::now(), &state.telemetry);
     state.telemetry.emit(Event::RecoveryUndone { recovery: recovery.clone() });
 }
 

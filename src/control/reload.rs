@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use super::certificates;
+use super::{certificates, gates};
 use crate::{
     clock,
     policy::{
@@ -163,6 +163,7 @@ impl Reloader {
         if !lifecycle.has_started() && snapshot.backends.iter().any(|backend| !matches!(backend.discovery, Discovery::Static(_))) {
             lifecycle.set(condition::ENDPOINTS, false, "not looked for yet", now, telemetry);
         }
+        gates::look(&self.state);
         lifecycle.set(condition::LISTENERS, true, format!("{} bound", snapshot.listeners.len()), now, telemetry);
     }
 

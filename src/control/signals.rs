@@ -40,11 +40,6 @@ impl Signals {
             () = arrives(&mut self.interrupt) => Signal::End("SIGINT"),
         }
     }
-
-    /// Waits for the next signal that ends.
-    pub(super) async fn until_end(&mut self) {
-        while !matches!(self.next().await, Signal::End(_)) {}
-    }
 }
 
 async fn arrives(stream: &mut Option<Stream>) {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::gates;
 use crate::{clock, state::State};
 
 const TICK: Duration = Duration::from_secs(1);
@@ -34,7 +35,9 @@ pub(super) async fn upkeep(state: Arc<State>) {
         clock::sleep(TICK).await;
         let now = clock::now();
         let live = state.live.load();
-        state.lifecycle.age(now);
+        state.lifecycle.youth.grow_up(live.snapshot.lifecycle.warm_up.as_ref(), now);
+        state.pulse.feel(state.departure.begun(), state.departure.load().inbound.in_flight, now);
+        gates::look(&state);
         for breaker in &live.breakers {
             breaker.tick(now, fastrand::f64());
         }

@@ -9,6 +9,7 @@ mod balancing;
 mod degradation;
 mod global_rate_limit;
 mod health;
+mod lifecycle;
 mod listeners;
 mod process;
 mod protection;

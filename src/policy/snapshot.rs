@@ -6,6 +6,7 @@
 mod backend;
 mod degradation;
 mod global_rate_limit;
+mod lifecycle;
 mod protection;
 mod rate_limit;
 mod tls;
@@ -17,13 +18,14 @@ use super::{
     units::StatusSet,
 };
 use crate::resilience::{
-    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, lifecycle::DrainConfig, recovery::RecoveryConfig,
+    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, recovery::RecoveryConfig,
     retry::RetryConfig, retry_budget::RetryBudgetConfig,
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
 pub use self::degradation::{FallbackSpec, FallbackTo, FaultAnswer, FaultSpec, HedgingSpec, MirrorSpec, StaleSpec};
 pub use self::global_rate_limit::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, ServiceSpec};
+pub use self::lifecycle::{AppProbesSpec, LifecycleSpec, OwnWarmUpSpec};
 pub use self::protection::ProtectionSpec;
 pub use self::rate_limit::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec, WarmUpSpec};
 pub use self::tls::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace};
@@ -339,19 +341,6 @@ pub struct LimitSpec {
     pub name: Arc<str>,
     /// Where the section is from.
     pub origin: Origin,
-}
-
-/// How this instance comes and goes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LifecycleSpec {
-    /// The backend whose check must have passed.
-    pub require_backend: Option<usize>,
-    /// How long to wait after that.
-    pub startup_delay: Duration,
-    /// Passes in a row that are needed.
-    pub success_threshold: u32,
-    /// How it leaves.
-    pub drain: DrainConfig,
 }
 
 /// What is done about trouble that stays.

@@ -10,6 +10,7 @@ use super::{
     client::Client,
     rejection::{Rejection, SOON},
     serve::Exchange,
+    signs,
 };
 use crate::{
     clock,
@@ -73,6 +74,24 @@ fn is_health_check(exchange: &Exchange<'_>, client: &Client) -> bool {
     let path = exchange.target.path();
     let checked = exchange.destination.backend.spec.check.as_ref().and_then(CheckSpec::path).and_then(|checked| checked.split('?').next());
     checked == Some(path) || (client.is_grpc() && path.starts_with("/grpc.health.v1.Health/"))
+}
+
+/// Leaves to the other instances what is more than this one takes while it is new. Callers that know its curve send it no more than that.
+pub(super) fn warm(exchange: &Exchange<'_>, client: &Client, now: Instant) -> Result<(), Rejection> {
+    let warm_up = exchange.live.snapshot.lifecycle.warm_up.as_ref().filter(|_| exchange.route.spec.direction == Direction::Inbound);
+    let Some(warm_up) = warm_up else { return Ok(()) };
+    let state = &exchange.worker.state;
+    let Some(part) = state.lifecycle.youth.warmth(&warm_up.config, now) else { return Ok(()) };
+    // Who has nowhere else to go is served, however new this instance is.
+    let may_go_elsewhere = || state.replicas.others(exchange.live).is_some_and(|others| others > 0);
+    if client.head().headers.contains_key(signs::WEIGHED) || is_health_check(exchange, client) || !may_go_elsewhere() || state.lifecycle.youth.takes(part) {
+        return Ok(());
+    }
+    if warm_up.mode == Mode::Enforce {
+        return Err(Rejection::of(Reason::WarmingUp).after(SOON));
+    }
+    exchange.would_refuse(Reason::WarmingUp, &Arc::default());
+    Ok(())
 }
 
 /// The class that a request says it is of.

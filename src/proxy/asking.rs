@@ -39,7 +39,7 @@ pub(super) async fn ask(exchange: &Exchange<'_>, asker: &mut Asker<'_>, deadline
     let time_left = deadline.for_backend(exchange.destination.policy.timeouts.backend_request, clock::now());
     let asked = asker.asked();
     let attempt = asked.attempt().saturating_add(number - 1);
-    let head = headers::upstream(exchange, &asked, endpoint.authority(), attempt, has_body, time_left);
+    let head = headers::upstream(exchange, &asked, endpoint, attempt, has_body, time_left);
     // Writing only queues, so that it fails only on a head that cannot be written.
     upstream.write_head(head.map_err(|_| Rejection::of(Reason::InternalError))?).await?;
     for piece in asker.body() {

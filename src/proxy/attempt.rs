@@ -17,14 +17,17 @@ use super::{
     classify::{self, Broken, Judgement},
     client::Client,
     deadline::Deadline,
-    grpc, headers, hedging,
+    grpc, hedging,
+    parting::Parting,
     picking::{self, Picked},
     record::Progress,
+    repicking,
     rejection::{Rejection, SOON},
     request_body::RequestBody,
     retrying::{self, Tries},
     serve::Exchange,
     settlement::{self, Settlement},
+    signs,
     stale::Capture,
     upstream::Upstream,
 };
@@ -49,6 +52,8 @@ pub(super) struct Answered {
     pub(super) is_listening: bool,
     /// What was read of its body already.
     pub(super) first: Option<Bytes>,
+    /// How it may be ended when this instance leaves.
+    pub(super) parting: Option<Parting>,
     /// What is kept of it for the time when there is none.
     pub(super) capture: Option<Box<Capture>>,
     /// The status of gRPC, if it is known.
@@ -76,6 +81,8 @@ impl Answered {
 pub(super) enum Failed {
     /// By the backend; it may be tried again.
     Broken(Broken),
+    /// Not by the backend: it says that it is leaving or new, and did not look at the request. What it says.
+    Unprocessed(Box<Answered>),
     /// All connections that the endpoint may have are busy; another may do.
     Full,
     /// By ourselves or the client; it is over.
@@ -136,16 +143,19 @@ async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut Reque
         let attempt = Attempt::begin(exchange, &asked, &mut tries, deadline, progress)?;
         let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &asked, &tries), ..attempt };
         let began = attempt.began;
-        let ended = match attempt.make(&mut Asker::Client(client, body), deadline).await {
-            Ok(answered) => Ok(answered),
-            Err(Failed::Broken(broken)) => Err(broken),
+        let made = attempt.make(&mut Asker::Client(client, body), deadline).await;
+        let ended = match repicking::consider(exchange, body, &tries, tried, progress, made).await {
+            None => continue,
+            Some(Ok(answered)) => Ok(answered),
+            Some(Err(Failed::Unprocessed(answered))) => Ok(*answered),
+            Some(Err(Failed::Broken(broken))) => Err(broken),
             // Another may have room; one that was picked for want of another has not.
-            Err(Failed::Full) if tries.count() > tried && tries.count() < exchange.destination.backend.endpoints.len() => {
+            Some(Err(Failed::Full)) if repicking::has_another(exchange, &tries, tried) => {
                 progress.attempts -= 1;
                 continue;
             }
-            Err(Failed::Full) => return Err(full(exchange, progress)),
-            Err(Failed::Rejected(rejection)) => return Err(rejection),
+            Some(Err(Failed::Full)) => return Err(full(exchange, progress)),
+            Some(Err(Failed::Rejected(rejection))) => return Err(rejection),
         };
         let failure = match &ended {
             Ok(answered) => retrying::status_failure(exchange, answered),
@@ -230,9 +240,17 @@ impl<'e> Attempt<'e> {
         }
         match made {
             Ok((upstream, head, first)) => {
+                let told = upstream.head().map(|head| &head.headers);
+                told.into_iter().for_each(|told| signs::note(exchange, &endpoint, told, now));
+                let is_unprocessed = told.is_some_and(signs::is_unprocessed);
                 let (grpc_status, judgement) = judge(exchange, &asker.asked(), &upstream);
                 let leave_alone = upstream.head().and_then(|head| classify::retry_after(head, clock::wall));
                 let unsettled = match judgement {
+                    // Nothing was asked, so there is nothing to tell.
+                    _ if is_unprocessed => {
+                        settlement.forget();
+                        None
+                    }
                     Some(judgement) => {
                         settlement.settle(judgement, leave_alone, now);
                         None
@@ -242,10 +260,15 @@ impl<'e> Attempt<'e> {
                         Some(settlement)
                     }
                 };
-                note_start(exchange, &endpoint, &upstream, now);
                 let until = deadline.of_call();
                 let asking::Head { is_upgrade, is_listening } = head;
-                Ok(Answered { upstream, is_upgrade, is_listening, first, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None })
+                let answered = Answered { upstream, is_upgrade, is_listening, first, parting: None, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None };
+                if is_unprocessed { Err(Failed::Unprocessed(Box::new(answered))) } else { Ok(answered) }
+            }
+            // It has said that it leaves, and is gone: that is no failure.
+            Err(Failed::Broken(broken)) if broken.is_unprocessed() && endpoint.alone_until().is_some() => {
+                settlement.forget();
+                Err(Failed::Broken(broken))
             }
             Err(Failed::Broken(broken)) => {
                 let of_attempt = exchange.destination.policy.timeouts.backend_request.map(|one| deadline.began().unwrap_or(now).max(began) + one);
@@ -286,14 +309,6 @@ fn judge(exchange: &Exchange<'_>, asked: &Asked<'_>, upstream: &Upstream) -> (Op
     let in_trailers = || upstream.trailers().and_then(grpc::status);
     let stated = grpc::status(&head.headers).or_else(in_trailers).or_else(|| (status != 200).then(|| grpc::of_http(status)));
     (stated, stated.map(grpc::judge))
-}
-
-fn note_start(exchange: &Exchange<'_>, endpoint: &EndpointState, upstream: &Upstream, now: Instant) {
-    if exchange.destination.backend.spec.warm_up.is_some()
-        && let Some((started, age)) = upstream.head().and_then(|head| headers::started_at(head, clock::wall()))
-    {
-        endpoint.advertised(started, age, now);
-    }
 }
 
 /// Waits before a retry, and notices if the client leaves meanwhile.

@@ -50,6 +50,11 @@ impl Broken {
         }
     }
 
+    /// Whether the backend cannot have looked at the request.
+    pub(super) fn is_unprocessed(self) -> bool {
+        matches!(self, Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed | Self::Refused | Self::Reset { has_sent: false })
+    }
+
     /// For the client, if it is not tried again.
     pub(super) fn reason(self) -> Reason {
         match self {

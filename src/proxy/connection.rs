@@ -13,7 +13,12 @@ use tokio::{
     sync::watch,
 };
 
-use super::{client::Peer, http1, http2, listener::Place, worker::Worker};
+use super::{
+    client::Peer,
+    http1, http2,
+    listener::{Closing, Place},
+    worker::Worker,
+};
 use crate::{
     clock,
     policy::snapshot::{ListenerSpec, Protocol},
@@ -30,7 +35,7 @@ use crate::{
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
-pub(super) async fn serve(tcp: TcpStream, address: SocketAddr, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<bool>) {
+pub(super) async fn serve(tcp: TcpStream, address: SocketAddr, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
     let spec = place.shared().spec.load_full();
     let Some((mut connection, wire, agreed)) = open(tcp, &spec, &worker).await else { return };
     let peer =
@@ -82,7 +87,7 @@ async fn open(tcp: TcpStream, spec: &ListenerSpec, worker: &Worker) -> Option<(C
 }
 
 /// Whether the client begins with HTTP/2; `None` if it leaves, or says too little for too long. What was read is put back.
-async fn begins_with_preface(connection: &mut Connection, wire: &Wire, spec: &ListenerSpec, closing: &mut watch::Receiver<bool>) -> Option<bool> {
+async fn begins_with_preface(connection: &mut Connection, wire: &Wire, spec: &ListenerSpec, closing: &mut watch::Receiver<Closing>) -> Option<bool> {
     // Until it says something, it is like a connection between two requests.
     if !http1::wait_for_request(wire, spec.limits.idle_timeout, closing).await {
         return None;

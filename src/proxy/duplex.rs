@@ -8,6 +8,7 @@ use super::{
     asking,
     attempt::Answered,
     client::{Client, ClientEvent, Listen},
+    parting,
     relay::{impatience, patience},
     request_body::RequestBody,
     serve::Exchange,
@@ -18,6 +19,8 @@ use crate::{clock, telemetry::reason::Reason};
 enum Event {
     Client(ClientEvent),
     Upstream(UpstreamEvent),
+    /// This instance leaves, and the stream is to end.
+    Parting,
 }
 
 /// Passes the rest of the request and the answer on, until the answer is complete.
@@ -34,10 +37,14 @@ pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body
             // The backend may want no more of the request; its answer goes on.
             Event::Upstream(UpstreamEvent::Pushed(is_taken)) => answered.is_listening &= is_taken,
             Event::Upstream(UpstreamEvent::Body(read)) => match read? {
-                Some(piece) => client.write(piece).await?,
+                Some(piece) => {
+                    note(answered, &piece);
+                    client.write(piece).await?;
+                }
                 None => break,
             },
             Event::Upstream(UpstreamEvent::Head(_)) => return Err(Reason::UpstreamProtocolError),
+            Event::Parting => return Err(Reason::Draining),
         }
     }
     client.finish(answered.upstream.trailers().cloned()).await?;
@@ -45,10 +52,12 @@ pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body
     clock::within(idle, client.push()).await.map_err(|_| Reason::StreamIdleTimeout)?
 }
 
-/// Passes bytes both ways until one side closes and what it sent before has arrived.
+/// Passes bytes both ways until one side closes and what it sent before has arrived. A client that was told that this instance goes away gets
+/// nothing more of the backend, and says good-bye to it itself.
 pub(super) async fn tunnel(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, answered: &mut Answered) -> Result<(), Reason> {
     answered.upstream.become_tunnel();
     let mut is_open = true;
+    let mut was_told = false;
     while is_open || !client.is_pushed() || !answered.upstream.is_pushed() {
         match next(exchange, client, body, answered, is_open).await? {
             Event::Client(ClientEvent::Pushed(pushed)) => pushed?,
@@ -59,20 +68,38 @@ pub(super) async fn tunnel(exchange: &Exchange<'_>, client: &mut Client, body: &
             Event::Upstream(UpstreamEvent::Pushed(true)) => {}
             Event::Upstream(UpstreamEvent::Pushed(false)) => return Err(Reason::UpstreamReset),
             Event::Upstream(UpstreamEvent::Body(read)) => match read? {
-                Some(piece) => client.write(piece).await?,
+                Some(_) if was_told => {}
+                Some(piece) => {
+                    note(answered, &piece);
+                    client.write(piece).await?;
+                }
                 None => is_open = false,
             },
             Event::Upstream(UpstreamEvent::Head(_)) => return Err(Reason::UpstreamProtocolError),
+            Event::Parting => {
+                was_told = true;
+                answered.parting = None;
+                client.write(parting::GOING_AWAY).await?;
+            }
         }
     }
     client.shutdown().await;
     Ok(())
 }
 
+fn note(answered: &mut Answered, piece: &[u8]) {
+    if let Some(parting) = &mut answered.parting {
+        parting.note(piece);
+    }
+}
+
 /// Waits for what happens next; `may_read` is false when both sides have said all that is passed on.
 async fn next(exchange: &Exchange<'_>, client: &mut Client, body: &RequestBody, answered: &mut Answered, may_read: bool) -> Result<Event, Reason> {
     let idle = exchange.destination.policy.timeouts.stream_idle;
     let is_listening = answered.is_listening;
+    if client.is_pushed() && parting::is_due(answered.parting.as_ref(), exchange) {
+        return Ok(Event::Parting);
+    }
     let upstream = &mut answered.upstream;
     let wanted = if may_read && !upstream.is_body_done() && client.is_pushed() { Await::Body } else { Await::Nothing };
     let may_listen = may_read && (body.is_done() || (is_listening && upstream.is_pushed()));
@@ -82,6 +109,7 @@ async fn next(exchange: &Exchange<'_>, client: &mut Client, body: &RequestBody, 
             biased;
             event = client.next(listen) => Event::Client(event),
             event = upstream.next(wanted, is_listening) => Event::Upstream(event),
+            () = parting::due(&mut answered.parting, exchange) => Event::Parting,
         }
     };
     clock::until(patience(idle, answered.until), event).await.map_err(|_| impatience(answered.until))

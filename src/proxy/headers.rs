@@ -4,11 +4,7 @@
 //! nominates. `transfer-encoding` stays, because pingora frames the next hop by it. Trailers do not pass pingora's HTTP/1
 //! sessions, so they are not announced either.
 
-use std::{
-    borrow::Cow,
-    fmt::Write,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{borrow::Cow, fmt::Write, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -26,13 +22,29 @@ use super::{
     rate_limits::{self, Limits},
     rejection::PSEUDONYM,
     serve::Exchange,
+    signs,
     source::FORWARDED_FOR,
 };
-use crate::policy::{document::Direction, snapshot::HeaderEdits};
+use crate::{
+    policy::{
+        document::Direction,
+        snapshot::{Balancer, HeaderEdits},
+    },
+    state::endpoint::EndpointState,
+};
 
-/// Fields about one connection, besides `transfer-encoding`.
-const HOP_BY_HOP: [HeaderName; 6] =
-    [header::CONNECTION, HeaderName::from_static("proxy-connection"), HeaderName::from_static("keep-alive"), header::TE, header::TRAILER, header::UPGRADE];
+/// Fields about one connection, besides `transfer-encoding`, and about one hop.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("keep-alive"),
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    signs::DRAINING,
+    signs::STARTED_AT,
+    signs::WEIGHED,
+];
 
 /// How many fields we add at most, besides those of filters.
 const OWN_FIELDS: usize = 12;
@@ -48,10 +60,6 @@ pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwar
 pub(super) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Which attempt of its sender's a request is.
 pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("x-outrigger-attempt");
-/// Says to callers that this instance is leaving.
-pub(super) const DRAINING: HeaderName = HeaderName::from_static("x-outrigger-draining");
-/// Says to callers when this instance started, in seconds since 1970.
-const STARTED_AT: HeaderName = HeaderName::from_static("x-outrigger-started-at");
 /// How long a sender waits for the head of the answer, in milliseconds.
 pub(super) const DEADLINE: HeaderName = HeaderName::from_static("x-outrigger-deadline-ms");
 /// How long a client of gRPC waits.
@@ -92,7 +100,7 @@ pub(super) fn wanted_upgrade<'a>(asked: &Asked<'a>) -> Option<&'a str> {
 ///
 /// Fields are changed in the bare map, and the head is made of it at the end: pingora's own setters parse every name anew and
 /// keep a second map with the case of the names, which matters to nobody (RFC 9110 section 5.1).
-pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoint: &str, attempt: u32, has_body: bool, time_left: TimeLeft) -> pingora::Result<RequestHead<'e>> {
+pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoint: &EndpointState, attempt: u32, has_body: bool, time_left: TimeLeft) -> pingora::Result<RequestHead<'e>> {
     let mut headers = passed_on(&asked.head.headers);
     let is_http2 = exchange.is_to_http2();
     if let Some(protocol) = wanted_upgrade(asked).filter(|_| !is_http2) {
@@ -113,7 +121,7 @@ pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoi
     }
     let filters = &exchange.route.spec.filters;
     let host = filters.host.as_deref().unwrap_or(&exchange.target.authority);
-    let host = if host.is_empty() { endpoint } else { host };
+    let host = if host.is_empty() { endpoint.authority() } else { host };
     if headers.get(header::HOST).is_none_or(|current| current.as_bytes() != host.as_bytes()) {
         headers.insert(header::HOST, value(host)?);
     }
@@ -129,6 +137,9 @@ pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoi
     };
     if let Some(left) = time_left.of_call {
         headers.insert(GRPC_TIMEOUT, value(&write_grpc_timeout(left))?);
+    }
+    if endpoint.is_weighed() && !matches!(exchange.destination.backend.spec.balancer, Balancer::ConsistentHash { .. }) {
+        headers.insert(signs::WEIGHED, HeaderValue::from_static("1"));
     }
     edit(&mut headers, &filters.request_headers);
     let path = filters.path.as_ref().map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
@@ -206,14 +217,11 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
     for (name, value) in limits.into_iter().flat_map(|limits| rate_limits::headers(exchange.route, limits)) {
         headers.append(name, value);
     }
-    if exchange.is_draining_inbound() {
-        headers.insert(DRAINING, HeaderValue::from_static("1"));
-    }
     if exchange.route.spec.direction == Direction::Inbound {
         // Only a sidecar says so, and behind an inbound route there is none.
         headers.remove(REASON);
-        if let Some(started) = exchange.worker.state.lifecycle.announced_start() {
-            headers.entry(STARTED_AT).or_insert_with(|| started.into());
+        for (name, value) in signs::of(exchange.worker, exchange.live) {
+            headers.insert(name, value);
         }
     }
     edit(&mut headers, &exchange.route.spec.filters.response_headers);
@@ -313,14 +321,6 @@ fn value(text: &str) -> pingora::Result<HeaderValue> {
 
 fn not_a_value() -> pingora::BError {
     pingora::Error::explain(pingora::ErrorType::InvalidHTTPHeader, "a value of a header")
-}
-
-/// When the instance behind an endpoint says that it started, in seconds since 1970, and how old that makes it.
-pub(super) fn started_at(answer: &ResponseHeader, wall: SystemTime) -> Option<(u64, Duration)> {
-    let started: u64 = answer.headers.get(STARTED_AT)?.to_str().ok()?.trim().parse().ok()?;
-    let at = UNIX_EPOCH.checked_add(Duration::from_secs(started))?;
-    // A start in the future is a clock that differs; then it has just started.
-    Some((started, wall.duration_since(at).unwrap_or_default()))
 }
 
 /// How long a backend says that it keeps an idle connection.

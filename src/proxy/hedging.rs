@@ -133,6 +133,12 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
             exchange.notes.push(Step::Failed { attempt: runner.number, endpoint: runner.endpoint.label.clone(), how, took });
         }
         match made {
+            Err(Failed::Unprocessed(answered)) => {
+                poor.get_or_insert(Poor::Answer(runner.endpoint, answered));
+                // It does not count as asked, as long as there is another.
+                sent -= u32::from(tries.count() < exchange.destination.backend.endpoints.len());
+                exchange.destination.backend.metrics.repicked.increment(1);
+            }
             Ok(answered) if !is_poor(plan.spec, &answered) => {
                 won(exchange, plan, &runner, &runners);
                 progress.endpoint = Some(runner.endpoint);
@@ -202,6 +208,7 @@ fn failure(spec: &HedgingSpec, made: &Result<Answered, Failed>) -> Option<String
     match made {
         Ok(answered) => is_poor(spec, answered).then(|| answered.status_in_words()),
         Err(Failed::Broken(broken)) => Some(broken.reason().token().to_owned()),
+        Err(Failed::Unprocessed(answered)) => Some(format!("{}: it is leaving or new", answered.status_in_words())),
         Err(Failed::Full) => Some("all its connections are busy".to_owned()),
         Err(Failed::Rejected(rejection)) => Some(rejection.reason.token().to_owned()),
     }
@@ -222,7 +229,8 @@ fn give(exchange: &Exchange<'_>, poor: Option<Poor>, guard: Option<RetryGuard>, 
             progress.endpoint = Some(endpoint);
             Err(match how {
                 Failed::Broken(broken) => failed(progress, broken),
-                Failed::Full => full(exchange, progress),
+                // An answer is never kept as a failure.
+                Failed::Full | Failed::Unprocessed(_) => full(exchange, progress),
                 Failed::Rejected(rejection) => rejection,
             })
         }

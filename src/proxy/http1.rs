@@ -8,9 +8,10 @@ use tokio::sync::watch;
 
 use super::{
     client::{Client, ClientStream, Http1, Peer},
-    listener::{Place, Shared},
+    listener::{Closing, Place, Shared},
     rejection::{self, Rejection},
     serve::{self, After},
+    signs::Signs,
     worker::Worker,
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
 const LINGER: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
 
 /// Serves a connection to its end.
-pub(super) async fn serve(connection: Connection, wire: Arc<Wire>, peer: Peer, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<bool>) {
+pub(super) async fn serve(connection: Connection, wire: Arc<Wire>, peer: Peer, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
     let mut stream: Stream = Box::new(connection);
     let mut prefix: Option<BytesMut> = None;
     let mut is_first = true;
@@ -44,11 +45,11 @@ pub(super) async fn serve(connection: Connection, wire: Arc<Wire>, peer: Peer, p
 }
 
 /// Waits between two requests; `false` if there will be none.
-pub(super) async fn wait_for_request(wire: &Wire, idle: Duration, closing: &mut watch::Receiver<bool>) -> bool {
+pub(super) async fn wait_for_request(wire: &Wire, idle: Duration, closing: &mut watch::Receiver<Closing>) -> bool {
     tokio::select! {
         biased;
         readable = clock::within(Some(idle), wire.readable()) => matches!(readable, Ok(Ok(()))),
-        _ = closing.wait_for(|is_closing| *is_closing) => false,
+        _ = closing.wait_for(|closing| *closing == Closing::Closed) => false,
     }
 }
 
@@ -60,7 +61,7 @@ async fn one_request(
     peer: &Peer,
     shared: &Arc<Shared>,
     worker: &Arc<Worker>,
-    closing: &watch::Receiver<bool>,
+    closing: &watch::Receiver<Closing>,
 ) -> Option<(Stream, Option<BytesMut>)> {
     let limits = shared.spec.load().limits;
     let mut session = Box::new(ServerSession::new_http1(stream));
@@ -82,7 +83,7 @@ async fn one_request(
     let mut client = Client { stream, peer: peer.clone(), listener: shared.spec.load_full() };
     let reason = match read {
         Ok(Ok(true)) => {
-            let is_closing = *closing.borrow();
+            let is_closing = *closing.borrow() > Closing::Open;
             let after = serve::serve(worker, &mut client, is_closing).await;
             return finish(client, after).await;
         }
@@ -97,7 +98,7 @@ async fn one_request(
     let live = worker.state.live.load();
     live.unrouted.refused(&worker.state.telemetry.metrics, reason);
     client.close_after();
-    if rejection::answer(&mut client, &Rejection::of(reason), None, false).await.is_ok() {
+    if rejection::answer(&mut client, &Rejection::of(reason), None, Signs::default()).await.is_ok() {
         linger(&mut client).await;
     }
     None

@@ -7,11 +7,12 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::{net::TcpStream, sync::watch};
 
 use super::{
     connection,
@@ -37,10 +38,20 @@ pub(super) struct Bound {
 #[derive(Debug)]
 pub(super) struct Listening {
     shared: Arc<Shared>,
-    /// `true` ends accepting, and closes connections at their next pause.
-    closing: watch::Sender<bool>,
+    closing: watch::Sender<Closing>,
     /// The real address.
     pub(super) address: SocketAddr,
+}
+
+/// How far a listener is on its way out, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Closing {
+    /// It takes connections.
+    Open,
+    /// It takes none. Each of those that are open ends with its next answer.
+    Stopped,
+    /// Those that are idle end, too.
+    Closed,
 }
 
 /// What the connections of a listener share.
@@ -73,7 +84,7 @@ impl Bound {
     /// Takes requests, on every worker; `connections` counts those of the clients.
     pub(super) fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], connections: Arc<AtomicU32>) -> Listening {
         let shared = Arc::new(Shared { spec: ArcSwap::from_pointee(spec), connections });
-        let (closing, closed) = watch::channel(false);
+        let (closing, closed) = watch::channel(Closing::Open);
         for (worker, socket) in workers.iter().zip(self.sockets) {
             worker.runtime.spawn(accept(socket, shared.clone(), worker.worker.clone(), closed.clone()));
         }
@@ -92,13 +103,13 @@ impl Listening {
         self.shared.spec.load_full()
     }
 
-    /// Takes no more connections. Requests that are being served run on; idle connections are closed.
-    pub(super) fn close(&self) {
-        self.closing.send_replace(true);
+    /// Is on its way out so far; it never comes back. Requests that are being served run on.
+    pub(super) fn reach(&self, closing: Closing) {
+        self.closing.send_if_modified(|known| *known < closing && std::mem::replace(known, closing) != closing);
     }
 }
 
-async fn accept(socket: TcpListener, shared: Arc<Shared>, worker: Arc<Worker>, mut closing: watch::Receiver<bool>) {
+async fn accept(socket: TcpListener, shared: Arc<Shared>, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
     let socket = match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!("listener {}: {error}", shared.spec.load().name),
@@ -106,19 +117,10 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, worker: Arc<Worker>, m
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            _ = closing.wait_for(|is_closing| *is_closing) => return,
+            _ = closing.wait_for(|closing| *closing > Closing::Open) => break,
         };
         match accepted {
-            Ok((tcp, peer)) => {
-                let Some(place) = Place::take(&shared) else {
-                    let spec = shared.spec.load();
-                    worker.state.telemetry.metrics.counter(name::CONNECTIONS_REFUSED, &[("listener", &spec.name)]).increment(1);
-                    continue;
-                };
-                // Answers are pushed when they are complete; waiting for more would only delay them.
-                _ = tcp.set_nodelay(true);
-                tokio::spawn(connection::serve(tcp, peer, place, worker.clone(), closing.clone()));
-            }
+            Ok((tcp, peer)) => take(tcp, peer, &shared, &worker, &closing),
             // The system has no more sockets, or the client left before it was accepted. Trying again at once would spin.
             Err(error) => {
                 tracing::debug!("accepting failed: {error}");
@@ -126,6 +128,29 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, worker: Arc<Worker>, m
             }
         }
     }
+    // Whoever has taken the socket over takes what waits in it, too.
+    if *closing.borrow() == Closing::Closed {
+        accept_waiting(&socket, &shared, &worker, &closing).await;
+    }
+}
+
+/// Takes the connections that the system has made for us already: closing the socket would reset them.
+async fn accept_waiting(socket: &tokio::net::TcpListener, shared: &Arc<Shared>, worker: &Arc<Worker>, closing: &watch::Receiver<Closing>) {
+    let at_once = || std::future::poll_fn(|context| Poll::Ready(socket.poll_accept(context)));
+    while let Poll::Ready(Ok((tcp, peer))) = at_once().await {
+        take(tcp, peer, shared, worker, closing);
+    }
+}
+
+fn take(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, worker: &Arc<Worker>, closing: &watch::Receiver<Closing>) {
+    let Some(place) = Place::take(shared) else {
+        let spec = shared.spec.load();
+        worker.state.telemetry.metrics.counter(name::CONNECTIONS_REFUSED, &[("listener", &spec.name)]).increment(1);
+        return;
+    };
+    // Answers are pushed when they are complete; waiting for more would only delay them.
+    _ = tcp.set_nodelay(true);
+    tokio::spawn(connection::serve(tcp, peer, place, worker.clone(), closing.clone()));
 }
 
 /// A place among a listener's connections.

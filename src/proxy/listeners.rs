@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    listener::{Bound, Listening},
+    listener::{Bound, Closing, Listening},
     worker::WorkerHandle,
 };
 use crate::{
@@ -89,7 +89,7 @@ impl ListenerSet for Listeners {
             }
         }
         for (name, gone) in listening.drain() {
-            gone.close();
+            gone.reach(Closing::Closed);
             self.state.telemetry.emit(Event::ListenerClosed { listener: name });
         }
         for (bound, spec) in plan.bound {
@@ -97,15 +97,17 @@ impl ListenerSet for Listeners {
             next.insert(name.clone(), bound.listen(spec, &self.workers, self.state.lifecycle.listener_connections(&name)));
             self.state.telemetry.emit(Event::ListenerBound { listener: name, address });
         }
+        let inbound = next.values().filter(|listening| listening.spec().direction == Direction::Inbound);
+        self.state.replicas.reached_at(inbound.map(|listening| listening.address).collect());
         *listening = next;
         Ok(())
     }
 
-    fn close(&self, direction: Option<Direction>) {
-        for listening in self.lock().values() {
-            if direction.is_none_or(|direction| listening.spec().direction == direction) {
-                listening.close();
-            }
-        }
+    fn stop_accepting(&self) {
+        self.lock().values().for_each(|listening| listening.reach(Closing::Stopped));
+    }
+
+    fn close(&self) {
+        self.lock().values().for_each(|listening| listening.reach(Closing::Closed));
     }
 }

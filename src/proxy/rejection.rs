@@ -11,8 +11,9 @@ use pingora::http::ResponseHeader;
 
 use super::{
     client::Client,
-    grpc, headers,
+    grpc,
     rate_limits::{self, Limits},
+    signs::Signs,
 };
 use crate::{clock, policy::snapshot::FaultAnswer, state::live::RouteState, telemetry::reason::Reason};
 
@@ -110,6 +111,8 @@ fn row(reason: Reason) -> Row {
         Reason::RetriesExhausted => (503, "http_response_incomplete", "the backend fails"),
         Reason::FaultInjected => (503, "http_request_denied", "a fault on purpose"),
         Reason::Shed => (503, "connection_limit_reached", "the instance is short of resources"),
+        Reason::Draining => (503, "destination_unavailable", "the instance is leaving; ask another"),
+        Reason::WarmingUp => (503, "destination_unavailable", "the instance is warming up; ask another"),
         Reason::NotAllowed => (403, "http_request_denied", "this client may not use the route"),
         Reason::BreakerOpen => (503, "destination_unavailable", "the circuit breaker is open"),
         Reason::RateLimited => (429, "http_request_denied", "too many requests"),
@@ -165,6 +168,8 @@ fn grpc_status(reason: Reason) -> u8 {
         | Reason::RetriesExhausted
         | Reason::FaultInjected
         | Reason::Shed
+        | Reason::Draining
+        | Reason::WarmingUp
         | Reason::RateLimitUnavailable
         | Reason::AdmissionControl
         | Reason::ConcurrencyLimit
@@ -192,12 +197,13 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
 }
 
 /// Answers a client with a refusal. The connection stays usable if the session says so.
-pub(super) async fn answer(client: &mut Client, rejection: &Rejection, limits: Option<(&RouteState, &Limits)>, is_draining: bool) -> Result<(), Reason> {
+pub(super) async fn answer(client: &mut Client, rejection: &Rejection, limits: Option<(&RouteState, &Limits)>, signs: Signs) -> Result<(), Reason> {
     let is_grpc = rejection.is_grpc(client);
     let body = if is_grpc { Bytes::new() } else { body(rejection) };
     let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.len()) };
-    let mut head = made.and_then(|head| marked(head, rejection, is_draining)).map_err(|_| Reason::InternalError)?;
-    for (name, value) in limits.into_iter().flat_map(|(route, limits)| rate_limits::headers(route, limits)) {
+    let mut head = made.and_then(|head| marked(head, rejection)).map_err(|_| Reason::InternalError)?;
+    let limits = limits.into_iter().flat_map(|(route, limits)| rate_limits::headers(route, limits));
+    for (name, value) in limits.chain(signs) {
         head.append_header(name, value).map_err(|_| Reason::InternalError)?;
     }
     client.write_head(Box::new(head)).await?;
@@ -258,16 +264,13 @@ fn stale_fields(head: &mut ResponseHeader, fields: &HeaderMap, age: Duration, no
 }
 
 /// Says that the answer is ours, and why.
-fn marked(mut head: ResponseHeader, rejection: &Rejection, is_draining: bool) -> pingora::Result<ResponseHeader> {
+fn marked(mut head: ResponseHeader, rejection: &Rejection) -> pingora::Result<ResponseHeader> {
     let token = rejection.token();
     match row(rejection.reason).error {
         Some(error) => head.insert_header("proxy-status", format!(r#"{PSEUDONYM}; error={error}; details="{token}""#))?,
         None => head.insert_header("proxy-status", PSEUDONYM)?,
     }
     head.insert_header("x-outrigger-reason", token)?;
-    if is_draining {
-        head.insert_header(headers::DRAINING, "1")?;
-    }
     Ok(head)
 }
 

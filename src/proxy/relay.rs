@@ -19,12 +19,13 @@ use super::{
     attempt::{Answered, gone},
     client::{Client, ClientStream},
     duplex, grpc, headers, rate_limits,
+    parting::{self, Parting},
     record::Progress,
     rejection::{self, Rejection},
     request_body::RequestBody,
     serve::{After, Exchange},
     settlement::cut_off,
-    stale::{self, Capture},
+    stale,
 };
 use crate::{
     clock,
@@ -40,6 +41,7 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     rate_limits::charge(exchange, &mut progress.limits, &answer.headers);
     let head = headers::downstream(exchange, client, answer, answered.is_upgrade, Some(&progress.limits)).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
+    answered.parting = Parting::of(exchange, client, answer, answered.is_upgrade);
     answered.capture = if answered.is_upgrade { None } else { stale::capture(exchange, client, answer) };
     let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
     if exchange.is_closing() || ends_with_connection || !client.is_body_done() {
@@ -47,7 +49,7 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     }
     client.write_head(head).await.map_err(gone)?;
     if let Some(first) = answered.first.take() {
-        capture(&mut answered.capture, &first);
+        follow(&mut answered, &first);
         client.write(first).await.map_err(gone)?;
     }
     let flowed = if answered.is_upgrade {
@@ -88,7 +90,7 @@ fn settle(client: &Client, answered: &mut Answered, broken: Option<Reason>, prog
     match (in_trailers, broken) {
         (Some(status), _) => unsettled.settle(grpc::judge(status), None, now),
         // How little time a client gives says nothing about the backend.
-        (None, Some(Reason::ClientClosed | Reason::RequestTimeout)) => unsettled.give_up(now),
+        (None, Some(Reason::ClientClosed | Reason::RequestTimeout | Reason::Draining)) => unsettled.give_up(now),
         (None, Some(Reason::StreamIdleTimeout)) => unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now),
         (None, Some(_)) => unsettled.settle(cut_off(AttemptOutcome::Reset), None, now),
         // An end without a status is none that gRPC knows: it is taken as "unknown".
@@ -111,6 +113,12 @@ async fn break_off(exchange: &Exchange<'_>, client: &mut Client, reason: Reason,
         _ = push(client, idle).await;
         return;
     }
+    if reason == Reason::Draining {
+        // It ends between two of its parts, and looks as if it had ended there by itself.
+        _ = client.finish(None).await;
+        _ = push(client, idle).await;
+        return;
+    }
     if reason == Reason::UpstreamReset {
         _ = push(client, idle).await;
     }
@@ -129,11 +137,13 @@ fn is_framed(head: &ResponseHeader) -> bool {
 
 async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Answered) -> Result<(), Reason> {
     let idle = exchange.destination.policy.timeouts.stream_idle;
-    let upstream = &mut answered.upstream;
     let mut queued = 0;
-    while !upstream.is_body_done() {
+    while !answered.upstream.is_body_done() {
         let piece = {
-            let mut read = pin!(upstream.read());
+            if parting::is_due(answered.parting.as_ref(), exchange) {
+                return Err(Reason::Draining);
+            }
+            let mut read = pin!(answered.upstream.read());
             let at_hand = std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
             match at_hand {
                 Poll::Ready(piece) => piece?,
@@ -145,6 +155,7 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
                             biased;
                             piece = &mut read => piece,
                             reason = client.gone() => Err(reason),
+                            () = parting::due(&mut answered.parting, exchange) => Err(Reason::Draining),
                         }
                     };
                     match clock::until(patience(idle, answered.until), slow).await {
@@ -155,7 +166,7 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
             }
         };
         let Some(piece) = piece else { break };
-        capture(&mut answered.capture, &piece);
+        follow(answered, &piece);
         queued += piece.len();
         client.write(piece).await?;
         if queued >= PIECE {
@@ -165,12 +176,16 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
     }
     // The endpoint has done its part; how long the client takes is not its load.
     drop(answered.in_flight.take());
-    client.finish(upstream.trailers().cloned()).await?;
+    client.finish(answered.upstream.trailers().cloned()).await?;
     push(client, idle).await
 }
 
-/// Keeps a piece of what is to be kept, as long as it is not too long.
-fn capture(capture: &mut Option<Box<Capture>>, piece: &Bytes) {
+/// Keeps a piece of what is to be kept, as long as it is not too long, and takes note of where it ends.
+fn follow(answered: &mut Answered, piece: &Bytes) {
+    if let Some(parting) = &mut answered.parting {
+        parting.note(piece);
+    }
+    let capture = &mut answered.capture;
     if capture.as_mut().is_some_and(|capture| !capture.push(piece)) {
         *capture = None;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange};
+use super::{asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange, signs};
 use crate::{
     clock,
     resilience::{
@@ -62,6 +62,9 @@ impl Tries {
 /// The failure that an answer is, if the policy wants its status tried again.
 pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
     let head = answered.upstream.head()?;
+    if signs::is_unprocessed(&head.headers) {
+        return Some(Failure::Refused);
+    }
     let policy = &exchange.destination.policy.retry;
     let retry_after = classify::retry_after(head, clock::wall);
     match answered.grpc_status {

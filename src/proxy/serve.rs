@@ -15,10 +15,11 @@ use super::{
     notes::{self, Notes},
     rate_limits,
     record::{self, Progress},
-    rejection::{self, Instead, Rejection},
+    rejection::{self, Instead, Rejection, SOON},
     relay,
     request_body::RequestBody,
     routing,
+    signs::{self, Signs},
     worker::Worker,
 };
 use crate::{
@@ -28,8 +29,9 @@ use crate::{
         matching::Rule,
         snapshot::{ActionSpec, Protocol, RedirectSpec},
     },
+    resilience::lifecycle::Stage,
     state::{
-        lifecycle::InFlight,
+        departure::InFlight,
         limit::{Learner, LimitGuard},
         live::{DestinationState, Live, RouteState},
     },
@@ -102,12 +104,7 @@ impl<'a> Exchange<'a> {
 
     /// Whether the connection is to end after this request.
     pub(super) fn is_closing(&self) -> bool {
-        self.is_closing || self.is_draining_inbound()
-    }
-
-    /// Whether this instance is leaving, as its callers see it. What the app asks of others is not its callers' business.
-    pub(super) fn is_draining_inbound(&self) -> bool {
-        self.route.spec.direction == Direction::Inbound && self.worker.state.lifecycle.is_draining()
+        self.is_closing || has_to_close(self.worker, self.route.spec.direction)
     }
 }
 
@@ -116,24 +113,26 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     let began = clock::now();
     let live = worker.state.live.load_full();
     let is_inbound = client.listener.direction == Direction::Inbound;
-    let is_draining = is_inbound && worker.state.lifecycle.is_draining();
     let in_flight = InFlight::enter(&worker.state, is_inbound, began);
     let request_id = headers::request_id(client);
     let notes = Notes::new(began);
     let mut progress = Progress::new(began, request_id);
     let after = match exchange(worker, &live, client, &mut progress, &notes, is_closing).await {
         Ok(after) => after,
-        Err(rejection) => refuse(&live, client, &rejection, &mut progress, is_closing, is_draining).await,
+        Err(rejection) => refuse(worker, &live, client, &rejection, &mut progress, is_closing).await,
     };
     let ended = clock::now();
     record::remember(worker, &live, client, &progress, notes, ended);
     record::finished(worker, &live, client, &progress, ended);
-    in_flight.end(ended);
+    drop(in_flight);
     after
 }
 
 async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, progress: &mut Progress, notes: &Notes, is_closing: bool) -> Result<After, Rejection> {
     framing::check(client)?;
+    if client.listener.direction == Direction::Inbound && worker.state.departure.stage() >= Stage::Drained {
+        return Err(Rejection::of(Reason::Draining).after(SOON));
+    }
     if headers::goes_in_circles(client) {
         return Err(Rejection::of(Reason::LoopDetected));
     }
@@ -174,6 +173,7 @@ pub(super) struct Held {
 
 /// Lets a request in, and asks its backend.
 async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, held: &mut Held) -> Result<Answered, Rejection> {
+    admission::warm(exchange, client, progress.began)?;
     admission::protect(exchange, client)?;
     admission::control(exchange, progress.began)?;
     rate_limits::admit(exchange, client, &mut progress.limits, progress.began).await?;
@@ -188,7 +188,7 @@ async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBod
     answered
 }
 
-async fn refuse(live: &Live, client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool, is_draining: bool) -> After {
+async fn refuse(worker: &Worker, live: &Live, client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool) -> After {
     progress.reason = Some(rejection.reason);
     progress.by = rejection.by.clone();
     if rejection.reason == Reason::ClientClosed {
@@ -198,15 +198,22 @@ async fn refuse(live: &Live, client: &mut Client, rejection: &Rejection, progres
     progress.status = if is_grpc { 200 } else { rejection.status() };
     progress.grpc_status = is_grpc.then(|| rejection.grpc_status());
     let is_unread = !client.is_body_done();
-    if rejection.is_fatal || is_unread || is_closing || is_draining || matches!(rejection.reason, Reason::BadRequest) {
+    let direction = client.listener.direction;
+    if rejection.is_fatal || is_unread || is_closing || has_to_close(worker, direction) || matches!(rejection.reason, Reason::BadRequest) {
         client.close_after();
     }
     let limits = progress.route.map(|route| (&live.routes[route], &progress.limits));
-    match rejection::answer(client, rejection, limits, is_draining).await {
+    let signs = if direction == Direction::Inbound { signs::of(worker, live) } else { Signs::default() };
+    match rejection::answer(client, rejection, limits, signs).await {
         Err(_) => After::Close,
         Ok(()) if rejection.is_fatal || is_unread => After::Linger,
         Ok(()) => After::Reuse,
     }
+}
+
+/// Whether connections are to end because this instance is leaving, as its callers see it. What the app asks of others is not its callers' business.
+fn has_to_close(worker: &Worker, direction: Direction) -> bool {
+    direction == Direction::Inbound && worker.state.departure.is_draining()
 }
 
 fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule, is_secure: bool) -> Rejection {

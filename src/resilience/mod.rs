@@ -14,6 +14,7 @@ pub mod arrival;
 pub mod backoff;
 pub mod balance;
 pub mod breaker;
+pub mod capacity;
 pub mod concurrency;
 pub mod ewma;
 pub mod health;

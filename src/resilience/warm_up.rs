@@ -61,6 +61,18 @@ impl WarmUpConfig {
         self.window
     }
 
+    /// How it grows: 1 in a straight line, above 1 fast at first, below 1 late.
+    #[must_use]
+    pub fn aggression(&self) -> f64 {
+        self.aggression
+    }
+
+    /// The least share.
+    #[must_use]
+    pub fn minimum(&self) -> Ratio {
+        self.minimum
+    }
+
     /// The share of its weight that an endpoint of this age gets, in `0.0..=1.0`.
     #[must_use]
     pub fn factor(&self, age: Duration) -> f64 {
@@ -69,6 +81,25 @@ impl WarmUpConfig {
         }
         let progress = age.max(Duration::from_secs(1)).as_secs_f64() / self.window.as_secs_f64();
         progress.powf(self.aggression.recip()).max(self.minimum.value()).min(1.0)
+    }
+}
+
+/// Lets a share of what comes pass, evenly: of a share of one third every third. Drawing lots would let more pass at times.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trickle {
+    credit: f64,
+}
+
+impl Trickle {
+    /// Whether the next one passes, with this share in `0.0..=1.0` passing now.
+    #[must_use]
+    pub fn admits(&mut self, share: f64) -> bool {
+        self.credit += share;
+        let admits = self.credit >= 1.0;
+        if admits {
+            self.credit -= 1.0;
+        }
+        admits
     }
 }
 
@@ -99,6 +130,19 @@ mod tests {
             let shares: Vec<f64> = (0..1_000).map(|millis| config.factor(Duration::from_millis(millis))).collect();
             assert!(shares.windows(2).all(|pair| pair[0] <= pair[1]));
             assert!(shares.iter().all(|share| (0.0..=1.0).contains(share)));
+        }
+    }
+
+    #[test]
+    fn a_trickle_lets_its_share_pass_and_never_more_by_a_whole_one() {
+        for share in [0.0, 0.1, 0.25, 1.0 / 3.0, 0.9, 1.0] {
+            let mut trickle = Trickle::default();
+            let mut passed = 0.0;
+            for asked in 1..=1_000_u32 {
+                passed += f64::from(u8::from(trickle.admits(share)));
+                let due = share * f64::from(asked);
+                assert!(passed <= due + 1e-6 && passed > due - 1.0 - 1e-6, "{passed} of {asked} at {share}");
+            }
         }
     }
 

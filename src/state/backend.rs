@@ -64,6 +64,8 @@ struct Selection {
     probation: Vec<usize>,
     /// Whether availability is ignored for any of the endpoints that are asked.
     is_panicking: bool,
+    /// When the first of those that are left alone may come back.
+    until: Option<Instant>,
 }
 
 /// Who may be picked of a tier.
@@ -111,6 +113,9 @@ impl BackendState {
     /// Picks an endpoint that is available and that `may` be picked. When too few are available, that is ignored.
     pub fn pick(&self, wish: Wish, may: impl Fn(usize) -> bool, mut dice: impl FnMut() -> f64) -> Option<usize> {
         let mut selection = self.selection.load();
+        if selection.until.is_some_and(|until| wish.now >= until) {
+            self.call_back(wish.now);
+        }
         if selection.version != self.counters.version.load(Ordering::Acquire) {
             drop(selection);
             self.review();
@@ -165,7 +170,7 @@ impl BackendState {
 
     /// The part of its weight that an endpoint has while it warms up.
     fn warmth(&self, index: usize, now: Instant) -> f64 {
-        self.spec.warm_up.as_ref().map_or(1.0, |config| self.endpoints[index].warmth(config, now))
+        self.endpoints[index].warmth(self.spec.warm_up.as_ref(), now)
     }
 
     /// The tiers, each with its members.
@@ -198,10 +203,28 @@ impl BackendState {
         self.spec.outlier.as_ref().is_some_and(|outlier| outlier.mode == Mode::Enforce)
     }
 
-    /// How many endpoints may be picked.
+    /// How many endpoints may be picked and do not want to be left alone.
     #[must_use]
     pub fn available(&self) -> usize {
-        (0..self.endpoints.len()).filter(|index| self.is_available(*index)).count()
+        self.available_endpoints().count()
+    }
+
+    /// Those.
+    pub(super) fn available_endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
+        (0..self.endpoints.len()).filter(|index| self.is_available(*index) && !self.is_leaving(*index)).map(|index| &self.endpoints[index])
+    }
+
+    fn is_leaving(&self, index: usize) -> bool {
+        self.endpoints[index].alone_until().is_some()
+    }
+
+    /// Ends the absence of those that wanted to be left alone until now.
+    pub fn call_back(&self, now: Instant) {
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.alone_until().is_some_and(|until| now >= until)) {
+            if endpoint.come_back() {
+                self.telemetry.emit(Event::EndpointReturned { backend: self.spec.name.clone(), endpoint: endpoint.label.clone(), why: "its time is over" });
+            }
+        }
     }
 
     /// Whether availability is ignored now, for any of the endpoints.
@@ -211,25 +234,31 @@ impl BackendState {
     }
 
     /// Works out who may be picked. When all who could answer are ejected, ejections are ignored: each was spared when another was
-    /// there, and those have left or fail their checks since.
+    /// there, and those have left or fail their checks since. Who wants to be left alone is not counted at all, as if it had left
+    /// already; but it still serves, and is better than none.
     pub fn review(&self) {
         let version = self.counters.version.load(Ordering::Acquire);
-        let are_all_out = self.available() == 0 && (0..self.endpoints.len()).any(|index| self.is_healthy(index));
+        let can_spare = self.available() > 0;
+        let counts = |index: usize| !(can_spare && self.is_leaving(index));
+        let present = || (0..self.endpoints.len()).filter(|index| counts(*index));
+        let are_all_out = !present().any(|index| self.is_available(index)) && present().any(|index| self.is_healthy(index));
         let is_available = |index: usize| if are_all_out { self.is_healthy(index) } else { self.is_available(index) };
-        let levels = self.tiers.iter().map(|tier| Level { total: tier.members.len(), available: tier.members.iter().filter(|index| is_available(**index)).count() });
+        let count = |tier: &Tier, is: &dyn Fn(usize) -> bool| tier.members.iter().filter(|index| counts(**index) && is(**index)).count();
+        let levels = self.tiers.iter().map(|tier| Level { total: count(tier, &|_| true), available: count(tier, &is_available) });
         let shares = levels::share(&levels.collect::<Vec<_>>(), self.spec.panic_threshold);
         let tiers = self.tiers.iter().zip(&shares).map(|(tier, share)| {
             // Where nothing is sent to, only a retry comes: it finds those that are well.
             let ignores = share.is_panic && share.load > 0.0;
-            let members: Vec<usize> = tier.members.iter().copied().filter(|index| ignores || is_available(*index)).collect();
+            let members: Vec<usize> = tier.members.iter().copied().filter(|index| counts(*index) && (ignores || is_available(*index))).collect();
             let weights = members.iter().map(|index| self.weight(*index));
             let eldest = members.iter().copied().min_by_key(|index| self.endpoints[*index].warming_since()).unwrap_or_default();
             Open { load: share.load, heaviest: weights.clone().fold(0.0, f64::max), sum: weights.sum(), eldest, members }
         });
-        let is_on_probation = |index: &usize| self.ejects() && self.endpoints[*index].is_out() && matches!(self.endpoints[*index].host().standing(), Standing::Probation { .. });
+        let is_on_probation = |index: &usize| counts(*index) && self.ejects() && self.endpoints[*index].is_out() && matches!(self.endpoints[*index].host().standing(), Standing::Probation { .. });
         let probation = (0..self.endpoints.len()).filter(is_on_probation).collect();
         let is_panicking = are_all_out || shares.iter().any(|share| share.is_panic && share.load > 0.0);
-        self.selection.store(Arc::new(Selection { version, tiers: tiers.collect(), probation, is_panicking }));
+        let until = self.endpoints.iter().filter_map(|endpoint| endpoint.alone_until()).min();
+        self.selection.store(Arc::new(Selection { version, tiers: tiers.collect(), probation, is_panicking, until }));
         if self.counters.is_panicking.swap(is_panicking, Ordering::Relaxed) != is_panicking {
             self.telemetry.emit(Event::PanicChanged { backend: self.spec.name.clone(), is_panicking });
         }

@@ -2,6 +2,9 @@
 //!
 //! The admin server and the control tasks do not know each other; they meet here.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 /// A wish, and where the answer goes.
@@ -9,11 +12,42 @@ use tokio::sync::oneshot;
 pub enum Command {
     /// Read the policies again; the answer is the generation in force, or all faults.
     Reload(oneshot::Sender<Result<Reloaded, Vec<String>>>),
-    /// Leave.
+    /// Send the callers away, and if it is so, leave.
     Drain {
         /// Who asks.
         asked_by: &'static str,
+        /// What then.
+        going: Going,
     },
+    /// Ask the app one of its own probes.
+    AskApp {
+        /// The index of its backend.
+        backend: usize,
+        /// The path.
+        path: Arc<str>,
+        /// Where the answer goes: what it says, or why it says nothing.
+        reply: oneshot::Sender<Result<AppAnswer, String>>,
+    },
+}
+
+/// What becomes of an instance that has drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Going {
+    /// It goes on serving the app, until it is asked to go.
+    Stays,
+    /// It goes once the app is quiet.
+    Goes,
+    /// The same, and no news has to travel, because there is nobody left to be called.
+    AppIsGone,
+}
+
+/// What the app says.
+#[derive(Debug)]
+pub struct AppAnswer {
+    /// The status.
+    pub status: u16,
+    /// The beginning of the body.
+    pub body: Bytes,
 }
 
 /// What a reload did.

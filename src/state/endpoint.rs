@@ -56,12 +56,19 @@ pub struct EndpointState {
     warming_since: AtomicI64,
     /// Whether it came to a backend that was already served, so that it is new among its peers.
     is_newcomer: bool,
-    /// The start that it last told of, in seconds since 1970.
+    /// The start that it last told of, in milliseconds since 1970.
     advertised: AtomicU64,
+    /// How it wants to warm up; guards single reads and writes, and is asked only while it does.
+    curve: Mutex<Option<WarmUpConfig>>,
+    /// Until when it wants to be left alone, in milliseconds after `born`, plus one; 0 is not at all.
+    alone_until: AtomicU64,
 }
 
 /// It is not warming up.
 const WARM: i64 = i64::MIN;
+
+/// Nobody changes the policy to warm up again who has been warm for so long.
+const OLD: Duration = Duration::from_hours(1);
 
 /// After how long it was seen to close an idle connection or announced that it would, and when that was last so.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +122,8 @@ impl EndpointState {
             warming_since: AtomicI64::new(if is_newcomer { 0 } else { WARM }),
             is_newcomer,
             advertised: AtomicU64::new(0),
+            curve: Mutex::default(),
+            alone_until: AtomicU64::new(0),
         }
     }
 
@@ -205,12 +214,47 @@ impl EndpointState {
         self.warming_since.store(millis, Ordering::Relaxed);
     }
 
-    /// Takes note of the start that the endpoint tells of, in seconds since 1970, and its age. Another start than before is another
-    /// process at the same address: it is new, as new as it says.
-    pub fn advertised(&self, started: u64, age: Duration, now: Instant) {
+    /// Takes note of the start that the endpoint tells of, in milliseconds since 1970, of its age, and of how it wants to warm up. Another
+    /// start than before is another process at the same address: it is new, as new as it says.
+    pub fn advertised(&self, started: u64, age: Duration, curve: Option<WarmUpConfig>, now: Instant) {
         if self.advertised.swap(started, Ordering::Relaxed) != started {
+            *self.curve.lock().unwrap_or_else(PoisonError::into_inner) = curve;
             self.warm_up_from(now.checked_sub(age).unwrap_or(now));
+            // What another process said is no word of this one.
+            self.come_back();
         }
+    }
+
+    /// Whether it has told how it wants to warm up, and may still be doing so.
+    #[must_use]
+    pub fn is_weighed(&self) -> bool {
+        self.warming_since.load(Ordering::Relaxed) != WARM && self.curve.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Leaves the endpoint alone for so long, because it is leaving; whether that is news.
+    pub fn leave_alone(&self, ttl: Duration, now: Instant) -> bool {
+        let until = self.millis(now + ttl).saturating_add(1);
+        let is_news = self.alone_until.swap(until, Ordering::Relaxed) == 0;
+        if is_news {
+            self.counters.version.fetch_add(1, Ordering::Release);
+        }
+        is_news
+    }
+
+    /// Until when it is left alone, if it is.
+    #[must_use]
+    pub fn alone_until(&self) -> Option<Instant> {
+        let after = self.alone_until.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.born + Duration::from_millis(after))
+    }
+
+    /// Leaves it alone no longer; whether that is news.
+    pub fn come_back(&self) -> bool {
+        let is_news = self.alone_until.load(Ordering::Relaxed) != 0 && self.alone_until.swap(0, Ordering::Relaxed) != 0;
+        if is_news {
+            self.counters.version.fetch_add(1, Ordering::Release);
+        }
+        is_news
     }
 
     /// Since when it warms up; `None` if it is warm.
@@ -224,10 +268,21 @@ impl EndpointState {
         Some(start.unwrap_or(self.born))
     }
 
-    /// The share of its weight that it gets for its age, in `0.0..=1.0`.
+    /// The share of its weight that it gets for its age, in `0.0..=1.0`: as the policy of the backend says, or else as it wants itself.
     #[must_use]
-    pub fn warmth(&self, config: &WarmUpConfig, now: Instant) -> f64 {
-        self.warming_since().map_or(1.0, |since| config.factor(now.saturating_duration_since(since)))
+    pub fn warmth(&self, config: Option<&WarmUpConfig>, now: Instant) -> f64 {
+        let Some(since) = self.warming_since() else { return 1.0 };
+        let age = now.saturating_duration_since(since);
+        let own = || self.curve.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|curve| curve.factor(age));
+        let factor = config.map(|config| config.factor(age)).or_else(own).unwrap_or(1.0);
+        if factor >= 1.0 && age > OLD {
+            self.warming_since.store(WARM, Ordering::Relaxed);
+        }
+        factor
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1)
     }
 
     /// The machine that follows its latency.

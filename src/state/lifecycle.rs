@@ -1,4 +1,4 @@
-//! Coming, serving and going: what is in flight, and whether this instance is ready.
+//! Whether this instance is ready, and why not.
 //!
 //! Readiness is a list of named conditions, each with its state, since when, and why. A probe reads it from memory; whoever
 //! learns something sets it here.
@@ -7,23 +7,16 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
-
-use crate::{
-    resilience::lifecycle::Drain,
-    telemetry::{Telemetry, event::Event},
-};
+use super::youth::Youth;
+use crate::telemetry::{Telemetry, event::Event};
 
 /// A worker beats once a second; one that is silent for so long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
-
-/// So long an instance announces when it started; warm-ups are shorter.
-const YOUNG: Duration = Duration::from_mins(15);
 
 /// Why the instance ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,15 +62,10 @@ pub mod condition {
 /// The life of this instance.
 #[derive(Debug)]
 pub struct Lifecycle {
-    in_flight: AtomicUsize,
-    /// When a request last began or ended, in milliseconds since `born`, plus one; 0 is never.
-    last_activity: AtomicU64,
     born: Instant,
-    is_draining: AtomicBool,
-    /// When it first was ready, in seconds since 1970; 0 while that is not to be told.
-    announced_start: AtomicU64,
-    idle: Notify,
-    /// Guards the conditions and the beginning of a drain.
+    /// Since when it has been ready.
+    pub youth: Youth,
+    /// Guards the conditions.
     inner: Mutex<Inner>,
 }
 
@@ -85,7 +73,7 @@ pub struct Lifecycle {
 struct Inner {
     conditions: BTreeMap<String, Condition>,
     was_ready: bool,
-    first_ready: Option<SystemTime>,
+    was_ever_ready: bool,
     has_started: bool,
     beats: BTreeMap<usize, Instant>,
     passing_since: Option<Instant>,
@@ -107,16 +95,12 @@ impl Lifecycle {
         ];
         let conditions = unmet.map(|(name, is_met, why)| (name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why: why.to_owned() }));
         Self {
-            in_flight: AtomicUsize::new(0),
-            last_activity: AtomicU64::new(0),
             born: now,
-            is_draining: AtomicBool::new(false),
-            announced_start: AtomicU64::new(0),
-            idle: Notify::new(),
+            youth: Youth::new(now),
             inner: Mutex::new(Inner {
                 conditions: conditions.into(),
                 was_ready: false,
-                first_ready: None,
+                was_ever_ready: false,
                 has_started: false,
                 beats: BTreeMap::new(),
                 passing_since: None,
@@ -181,24 +165,6 @@ impl Lifecycle {
         self.lock().connections.iter().map(|(listener, count)| (listener.clone(), count.load(Ordering::Relaxed))).collect()
     }
 
-    /// Requests in flight.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Acquire)
-    }
-
-    /// When a request of a caller last began or ended, to the millisecond.
-    #[must_use]
-    pub fn last_activity(&self) -> Option<Instant> {
-        let millis = self.last_activity.load(Ordering::Acquire).checked_sub(1)?;
-        Some(self.born + Duration::from_millis(millis))
-    }
-
-    /// Is done when a request ends after this call, whether or not it is waited for yet.
-    pub fn something_ends(&self) -> tokio::sync::futures::Notified<'_> {
-        self.idle.notified()
-    }
-
     /// Sets a condition, and tells if readiness changed by it.
     pub fn set(&self, name: &str, is_met: bool, why: impl Into<String>, now: Instant, telemetry: &Telemetry) {
         let mut inner = self.lock();
@@ -209,14 +175,14 @@ impl Lifecycle {
                 inner.conditions.insert(name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why });
             }
         }
-        self.tell(inner, telemetry);
+        self.tell(inner, now, telemetry);
     }
 
     /// Takes a condition out, and tells if readiness changed by it.
-    pub fn clear(&self, name: &str, telemetry: &Telemetry) {
+    pub fn clear(&self, name: &str, now: Instant, telemetry: &Telemetry) {
         let mut inner = self.lock();
         inner.conditions.remove(name);
-        self.tell(inner, telemetry);
+        self.tell(inner, now, telemetry);
     }
 
     /// Remembers whether the newest policies are in force, or why not. It does not gate readiness: the last good ones are.
@@ -266,47 +232,16 @@ impl Lifecycle {
         self.lock().has_started
     }
 
-    /// Begins to drain.
-    pub fn begin_drain(&self, drain: Drain, telemetry: &Telemetry) {
-        self.is_draining.store(true, Ordering::Relaxed);
-        self.set(condition::NOT_DRAINING, false, "draining", drain.began(), telemetry);
-    }
-
-    /// Whether a drain has begun.
-    #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::Relaxed)
-    }
-
-    /// When the instance first was ready, in seconds since 1970, as long as callers may want to know.
-    #[must_use]
-    pub fn announced_start(&self) -> Option<u64> {
-        Some(self.announced_start.load(Ordering::Relaxed)).filter(|start| *start > 0)
-    }
-
-    /// Ceases to announce the start when it is so long ago that nobody can be warming up for it.
-    pub fn age(&self, now: Instant) {
-        if now.saturating_duration_since(self.born) > YOUNG {
-            self.announced_start.store(0, Ordering::Relaxed);
-        }
-    }
-
-    fn active(&self, now: Instant) {
-        let millis = u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1);
-        self.last_activity.fetch_max(millis + 1, Ordering::AcqRel);
-    }
-
-    fn tell(&self, mut inner: MutexGuard<'_, Inner>, telemetry: &Telemetry) {
+    fn tell(&self, mut inner: MutexGuard<'_, Inner>, now: Instant, telemetry: &Telemetry) {
         let is_ready = inner.is_ready();
         inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
         if inner.was_ready == is_ready {
             return;
         }
         inner.was_ready = is_ready;
-        if is_ready && inner.first_ready.is_none() {
-            let started = telemetry.wall();
-            inner.first_ready = Some(started);
-            self.announced_start.store(started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(), Ordering::Relaxed);
+        if is_ready && !inner.was_ever_ready {
+            inner.was_ever_ready = true;
+            self.youth.begin(now, telemetry.wall());
         }
         let unmet = inner.conditions.values().filter(|condition| !condition.is_met).map(|condition| format!("{}: {}", condition.name, condition.why)).collect();
         drop(inner);
@@ -325,42 +260,5 @@ impl Inner {
 
     fn is_met(&self, name: &str) -> bool {
         self.conditions.get(name).is_some_and(|condition| condition.is_met)
-    }
-}
-
-/// A request in flight.
-#[derive(Debug)]
-#[must_use = "a request is in flight as long as its guard lives"]
-pub struct InFlight {
-    state: Arc<super::State>,
-    began: Instant,
-    /// What the app asks of others does not keep an instance from being quiet.
-    is_inbound: bool,
-}
-
-impl InFlight {
-    /// Counts a request until it is dropped.
-    pub fn enter(state: &Arc<super::State>, is_inbound: bool, now: Instant) -> Self {
-        state.lifecycle.in_flight.fetch_add(1, Ordering::AcqRel);
-        if is_inbound {
-            state.lifecycle.active(now);
-        }
-        Self { state: state.clone(), began: now, is_inbound }
-    }
-
-    /// Tells when it ended; without this it counts as ended when it began.
-    pub fn end(mut self, now: Instant) {
-        self.began = now;
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let lifecycle = &self.state.lifecycle;
-        if self.is_inbound {
-            lifecycle.active(self.began);
-        }
-        lifecycle.in_flight.fetch_sub(1, Ordering::AcqRel);
-        lifecycle.idle.notify_waiters();
     }
 }

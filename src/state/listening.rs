@@ -4,7 +4,7 @@
 
 use std::{fmt, io, net::SocketAddr, sync::Arc};
 
-use crate::policy::{document::Direction, snapshot::Snapshot};
+use crate::policy::snapshot::Snapshot;
 
 /// The sockets of an instance.
 pub trait ListenerSet: fmt::Debug + Send + Sync {
@@ -15,8 +15,11 @@ pub trait ListenerSet: fmt::Debug + Send + Sync {
     /// If a socket cannot be bound; then nothing has changed and `apply` was not called.
     fn follow(&self, snapshot: &Snapshot, apply: &mut dyn FnMut()) -> Result<(), CannotBind>;
 
-    /// Takes no more connections, at the listeners of one direction or at all.
-    fn close(&self, direction: Option<Direction>);
+    /// Takes no more connections; those that are open live on. For who has handed the sockets over.
+    fn stop_accepting(&self);
+
+    /// Takes the connections that wait, and no more, and closes those that are idle.
+    fn close(&self);
 }
 
 /// A socket cannot be bound.

@@ -76,6 +76,15 @@ pub enum Step {
         /// After how long.
         took: Duration,
     },
+    /// It was not looked at, because the endpoint is leaving or new; another is asked.
+    Repicked {
+        /// Counted from 1.
+        attempt: u32,
+        /// Where.
+        endpoint: Arc<str>,
+        /// How it said so.
+        how: String,
+    },
     /// It is tried again.
     Retried {
         /// After this wait.
@@ -128,6 +137,7 @@ impl Step {
             Self::Refused { is_shadow: true, .. } => "would_refuse",
             Self::Refused { .. } => "refused",
             Self::Failed { .. } => "attempt_failed",
+            Self::Repicked { .. } => "repicked",
             Self::Retried { .. } => "retried",
             Self::NotRetried { .. } => "not_retried",
             Self::Hedged { .. } => "hedged",
@@ -151,6 +161,7 @@ impl fmt::Display for Step {
                 if numbers.is_empty() { Ok(()) } else { write!(f, ": {numbers}") }
             }
             Self::Failed { attempt, endpoint, how, took } => write!(f, "attempt {attempt} at {endpoint} failed after {took:.1?}: {how}"),
+            Self::Repicked { attempt, endpoint, how } => write!(f, "attempt {attempt} was not looked at by {endpoint}, which is leaving or new ({how}); another is asked"),
             Self::Retried { wait, is_transparent, left } => {
                 let why = if *is_transparent { "nothing had reached the backend" } else { "the policy wants it tried again" };
                 write!(f, "tried again after {wait:.1?}: {why}, {left} retries are left in the budget")

@@ -55,6 +55,24 @@ pub enum Event {
         /// From where to where and why.
         transition: Transition,
     },
+    /// An endpoint said that it is leaving.
+    EndpointLeaves {
+        /// Its backend.
+        backend: Arc<str>,
+        /// Its address.
+        endpoint: Arc<str>,
+        /// For how long it is left alone.
+        ttl: Duration,
+    },
+    /// An endpoint that was leaving is asked again.
+    EndpointReturned {
+        /// Its backend.
+        backend: Arc<str>,
+        /// Its address.
+        endpoint: Arc<str>,
+        /// Why.
+        why: &'static str,
+    },
     /// An endpoint's health changed.
     HealthChanged {
         /// Its backend.
@@ -215,6 +233,8 @@ impl Event {
             Self::ListenerBound { .. } => "listener_bound",
             Self::ListenerClosed { .. } => "listener_closed",
             Self::BreakerChanged { .. } => "breaker_changed",
+            Self::EndpointLeaves { .. } => "endpoint_leaves",
+            Self::EndpointReturned { .. } => "endpoint_returned",
             Self::HealthChanged { .. } => "health_changed",
             Self::ReadinessChanged { .. } => "readiness_changed",
             Self::DrainBegan { .. } => "drain_began",
@@ -262,6 +282,8 @@ impl std::fmt::Display for Event {
                 let (from, to) = (super::metrics::state_name(transition.from), super::metrics::state_name(transition.to));
                 write!(f, "breaker {breaker}: {from} -> {to} by {:?}, {} failed and {} slow of {} calls", transition.cause, counts.failures, counts.slow, counts.total())
             }
+            Self::EndpointLeaves { backend, endpoint, ttl } => write!(f, "endpoint {endpoint} of {backend} is leaving, and is left alone for {ttl:?}"),
+            Self::EndpointReturned { backend, endpoint, why } => write!(f, "endpoint {endpoint} of {backend} is asked again: {why}"),
             Self::HealthChanged { backend, endpoint, health, why } => write!(f, "endpoint {endpoint} of {backend} is {health:?}: {why}"),
             Self::ReadinessChanged { is_ready: true, .. } => f.write_str("ready"),
             Self::ReadinessChanged { unmet, .. } => write!(f, "not ready: {}", unmet.join("; ")),

@@ -59,6 +59,8 @@ pub(super) fn write(event: &Event) {
         | Event::ListenerBound { .. }
         | Event::ListenerClosed { .. }
         | Event::BreakerChanged { .. }
+        | Event::EndpointLeaves { .. }
+        | Event::EndpointReturned { .. }
         | Event::HealthChanged { .. }
         | Event::ReadinessChanged { .. }
         | Event::DrainBegan { .. }

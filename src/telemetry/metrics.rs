@@ -97,6 +97,8 @@ names! {
     POLICY_RELOADS = "outrigger_policy_reloads_total", Counter, "Sets of policies that were applied or refused.";
     READY = "outrigger_ready", Gauge, "1 if the instance is ready.";
     DRAINING = "outrigger_draining", Gauge, "1 if the instance is leaving.";
+    ENDPOINT_DEPARTURES = "outrigger_endpoint_departures_total", Counter, "Endpoints that said that they are leaving.";
+    REPICKED = "outrigger_requests_repicked_total", Counter, "Attempts that an endpoint which is leaving or new did not look at, and that went to another.";
     RECOVERY_ACTIONS = "outrigger_recovery_actions_total", Counter, "What recoveries did, by recovery, action and result.";
     ACCESS_LOG_DROPPED = "outrigger_access_log_dropped", Gauge, "Access-log lines since the start that were dropped because the reader is too slow.";
     BUILD_INFO = "outrigger_build_info", Gauge, "1, with the version as a label.";
@@ -177,6 +179,7 @@ impl Metrics {
                 self.counter(name::BREAKER_TRANSITIONS, &[("breaker", breaker), ("to", state_name(transition.to))]).increment(1);
                 self.breaker_state(breaker, transition.to);
             }
+            Event::EndpointLeaves { backend, .. } => self.counter(name::ENDPOINT_DEPARTURES, &[("backend", backend)]).increment(1),
             Event::HealthChanged { backend, health, .. } => {
                 self.counter(name::HEALTH_CHANGES, &[("backend", backend), ("to", health_name(*health))]).increment(1);
             }
@@ -195,6 +198,7 @@ impl Metrics {
             }
             Event::EndpointEjected { backend, cause, is_shadow: false, .. } => self.counter(name::EJECTIONS, &[("backend", backend), ("cause", cause_name(*cause))]).increment(1),
             Event::Started { .. }
+            | Event::EndpointReturned { .. }
             | Event::EndpointEjected { .. }
             | Event::EndpointReadmitted { .. }
             | Event::EndpointsChanged { .. }
@@ -387,6 +391,8 @@ pub struct BackendMetrics {
     seconds: Histogram,
     /// Attempts after the first.
     pub retries: Counter,
+    /// Attempts that were not looked at, and went elsewhere.
+    pub repicked: Counter,
     stopped: [Counter; 10],
     hedges: [Counter; 4],
     mirrored: [Counter; 3],
@@ -448,6 +454,7 @@ impl BackendMetrics {
             attempts: ["success", "failure", "throttled", "connect_failure", "reset", "timeout", "cancelled"].map(attempt),
             seconds: metrics.histogram(name::ATTEMPT_SECONDS, &[("backend", backend)]),
             retries: metrics.counter(name::RETRIES, &[("backend", backend)]),
+            repicked: metrics.counter(name::REPICKED, &[("backend", backend)]),
             stopped: [
                 "not_triggered",
                 "not_idempotent",

@@ -49,6 +49,10 @@ reasons! {
     ConnectionLimit = "connection_limit",
     /// The instance is short of resources, and this request is not among those that matter most.
     Shed = "shed",
+    /// The instance is leaving, and did not look at the request.
+    Draining = "draining",
+    /// The instance is new, and leaves this request to the others.
+    WarmingUp = "warming_up",
     /// The last attempt failed, and a fallback is answered.
     RetriesExhausted = "retries_exhausted",
     /// An earlier answer is given instead of a failure.

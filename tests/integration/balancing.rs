@@ -133,9 +133,9 @@ fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
 fn the_start_of_an_instance_is_told_to_its_callers() {
     let backend = Backend::healthy();
     let sidecar = Sidecar::start(&policy_with(&addresses(&[&backend]), "healthCheck: {panicThreshold: 50}", ""));
-    let started: u64 = sidecar.get("/").header("x-outrigger-started-at").unwrap().parse().unwrap();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    assert!((now - 30..=now).contains(&started), "{started} at {now}");
+    let started: f64 = sidecar.get("/").header("x-outrigger-started-at").unwrap().parse().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - 30.0..=now).contains(&started), "{started} at {now}");
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The binary, as it is called.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::Read,
     net::SocketAddr,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
-use crate::support::{Backend, Client, Directory, eventually, sidecar::policy};
+use crate::support::{Backend, Client, Directory, eventually, process::Running, sidecar::policy};
 
 fn outrigger(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_outrigger")).args(arguments).env_remove("OUTRIGGER_POLICIES").output().unwrap()
@@ -103,40 +103,6 @@ fn diff_says_in_words_what_a_reload_would_do() {
     assert_eq!(out(&outrigger(&["diff", &paths[0], &paths[0]])), "nothing would change\n");
 }
 
-/// The binary, running; killed if a test gives up.
-struct Running {
-    child: Child,
-    admin: String,
-}
-
-impl Running {
-    fn start(directory: &Directory) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
-            .args(["run", "--admin", "127.0.0.1:0", "--policies", &directory.path().display().to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let admin = lines.find_map(|line| line.unwrap().split_once("admin on ").map(|(_, rest)| rest.split_whitespace().next().unwrap().to_owned())).unwrap();
-        // Somebody has to read what else is written.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, admin }
-    }
-
-    fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended, as it should.
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
 #[test]
 fn a_running_sidecar_is_asked_changed_and_drained_from_the_command_line() {
     let backend = Backend::healthy();
@@ -154,7 +120,12 @@ fn a_running_sidecar_is_asked_changed_and_drained_from_the_command_line() {
     directory.write("policy.yaml", "nonsense: 1\n");
     let refused = ask(&["reload"]);
     assert!(code(&refused) == 65 && err(&refused).contains("unknown key `nonsense`"), "{}", err(&refused));
-    assert_eq!(code(&ask(&["drain"])), 0);
+    let drained = ask(&["drain"]);
+    assert_eq!((code(&drained), out(&drained).lines().last()), (0, Some("drained")), "{}", err(&drained));
+    assert!(out(&drained).contains("nobody knows of other replicas"), "{}", out(&drained));
+    assert!(out(&ask(&["status"])).contains("\"lifecycle\": \"drained\""), "it goes on for the app");
+    assert_eq!(code(&ask(&["healthcheck"])), 1);
+    running.signal("-TERM");
     assert_eq!(running.child.wait().unwrap().code(), Some(0));
 }
 

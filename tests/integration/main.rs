@@ -16,6 +16,7 @@ mod command_line;
 mod deadlines;
 mod decisions;
 mod degradation;
+mod departures;
 mod diagnostics;
 mod discovery;
 mod drain;

@@ -1,4 +1,4 @@
-//! Lifecycle, recovery and the access log.
+//! Recovery and the access log.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -6,48 +6,12 @@ use super::{At, Compiler, backends::MadeBackend, sections};
 use crate::{
     policy::{
         document::{Action, ActionType, LogFormat, ModeName, Recovery, Rung, TriggerType},
-        snapshot::{AccessLogSpec, ActionSpec, LifecycleSpec, RecoveryAction, RecoverySpec, RouteSpec},
-        units::Span,
+        snapshot::{AccessLogSpec, ActionSpec, RecoveryAction, RecoverySpec, RouteSpec},
     },
-    resilience::{Mode, lifecycle::DrainConfig, recovery::RecoveryConfig},
+    resilience::{Mode, recovery::RecoveryConfig},
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn lifecycle(&mut self, backends: &[(At<'a>, MadeBackend<'a>)]) -> LifecycleSpec {
-        let Some((at, written)) = self.at_most_one("lifecycle", |document| document.spec.lifecycle.as_ref()) else {
-            return LifecycleSpec { success_threshold: 1, ..LifecycleSpec::default() };
-        };
-        let startup = written.startup.clone().unwrap_or_default();
-        let startup_at = at.key("startup");
-        let require_backend = startup.require_backend.as_deref().and_then(|name| {
-            let at = startup_at.key("requireBackend");
-            let Some(position) = backends.iter().position(|(_, backend)| *backend.spec.name == *name) else {
-                self.unknown_reference(&at, "backend", name, backends.iter().map(|(_, backend)| &*backend.spec.name));
-                return None;
-            };
-            if backends[position].1.spec.check.is_none() {
-                let hint = "give it a `healthCheck.active`, so that there is something to wait for";
-                self.error(&at, format!("the backend `{name}` has no active check")).hint(hint);
-            }
-            Some(position)
-        });
-        if startup.require_backend.is_none() {
-            let given = [("delay", startup.delay.is_some()), ("successThreshold", startup.success_threshold.is_some())];
-            for (key, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
-                self.error(&startup_at.key(key), format!("`{key}` counts from the check of a required backend, and none is given")).hint("add `requireBackend`");
-            }
-        }
-        let success_threshold = self.at_least_one(&startup_at, "successThreshold", startup.success_threshold, 1).get();
-        let drain = written.drain.clone().unwrap_or_default();
-        let usual = DrainConfig::default();
-        let or = |span: Option<Span>, default: Duration| span.map_or(default, |span| span.0);
-        let drain = DrainConfig { delay: or(drain.delay, usual.delay), quiet_period: or(drain.quiet_period, usual.quiet_period), timeout: or(drain.timeout, usual.timeout) };
-        if drain.timeout < drain.delay {
-            self.error(&at.key("drain").key("timeout"), "the drain would be over before its delay is").hint("write a `timeout` of at least `delay`");
-        }
-        LifecycleSpec { require_backend, startup_delay: or(startup.delay, Duration::ZERO), success_threshold, drain }
-    }
-
     pub(super) fn recoveries(&mut self, backends: &[(At<'a>, MadeBackend<'a>)], routes: &[RouteSpec]) -> Vec<RecoverySpec> {
         let mut seen = HashMap::new();
         let mut recoveries = Vec::new();

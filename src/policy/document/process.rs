@@ -1,44 +1,10 @@
-//! How the instance comes and goes, what it does about trouble that stays, and what it writes down.
+//! What the instance does about trouble that stays, and what it writes down.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::ModeName;
 use crate::policy::units::{Percent, Span, StatusRange};
-
-/// How this instance comes and goes.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Lifecycle {
-    /// When it is ready.
-    pub startup: Option<Startup>,
-    /// How it leaves.
-    pub drain: Option<Drain>,
-}
-
-/// When it is ready.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Startup {
-    /// The backend whose active check must have passed: the app.
-    pub require_backend: Option<String>,
-    /// How long to wait after that. Default 0s.
-    pub delay: Option<Span>,
-    /// How many passes in a row are needed. Default 1.
-    pub success_threshold: Option<u32>,
-}
-
-/// How it leaves.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Drain {
-    /// How long to go on accepting after becoming unready. Default 5s.
-    pub delay: Option<Span>,
-    /// How long nothing must be in flight before leaving. Default 1s.
-    pub quiet_period: Option<Span>,
-    /// When to leave in any case. Default 25s.
-    pub timeout: Option<Span>,
-}
 
 /// What to do about trouble that stays.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -182,6 +182,15 @@ pub struct CheckSpec {
 }
 
 impl CheckSpec {
+    /// The host that is named, if it is another than the endpoint's.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        match &self.probe {
+            ProbeSpec::Http { host, .. } => host.as_deref(),
+            ProbeSpec::Tcp | ProbeSpec::Grpc { .. } => None,
+        }
+    }
+
     /// The path that is asked, if it is one of HTTP.
     #[must_use]
     pub fn path(&self) -> Option<&str> {

@@ -14,14 +14,14 @@ use tokio::sync::watch;
 use super::{
     super::{
         client::{Client, ClientStream, Peer},
-        listener::Place,
+        listener::{Closing, Place},
         serve,
         worker::Worker,
     },
     FORGIVEN_FRAMES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW, connection_window,
     server::Exchange,
 };
-use crate::{clock, policy::document::Direction, telemetry::metrics::name, transport::paced::Paced};
+use crate::{clock, policy::document::Direction, resilience::lifecycle::Stage, telemetry::metrics::name, transport::paced::Paced};
 
 /// Requests that a client may give up before it has an answer, beyond half of all, before its connection is ended: opening and
 /// resetting streams in turn costs a client nothing and its server everything (CVE-2023-44487, "rapid reset").
@@ -51,7 +51,7 @@ impl Drop for Counted {
 }
 
 /// Serves a connection to its end.
-pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<bool>) {
+pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
     let limits = place.shared().spec.load().limits;
     let mut builder = Builder::new();
     builder
@@ -67,6 +67,8 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
     let counts = Arc::new(Counts::default());
     let mut active: Instant = clock::now();
     let mut is_leaving = false;
+    let is_inbound = place.shared().spec.load().direction == Direction::Inbound;
+    let mut stages = is_inbound.then(|| worker.state.departure.stages());
     loop {
         let idle = place.shared().spec.load().limits.idle_timeout;
         tokio::select! {
@@ -82,15 +84,11 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
                         worker.state.telemetry.metrics.counter(name::CONNECTIONS_ABUSED, &[("listener", &place.shared().spec.load().name)]).increment(1);
                         connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
-                    if !is_leaving && is_draining(&place, &worker) {
-                        is_leaving = true;
-                        connection.graceful_shutdown();
-                    }
                 }
                 // The connection is over, or broken; what was served on it is, too.
                 Some(Err(_)) | None => return,
             },
-            _ = closing.wait_for(|is_closing| *is_closing), if !is_leaving => {
+            () = has_to_end(&mut closing, &mut stages), if !is_leaving => {
                 is_leaving = true;
                 connection.graceful_shutdown();
             }
@@ -110,9 +108,18 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
     }
 }
 
-/// Whether this instance is leaving, as its callers see it.
-fn is_draining(place: &Place, worker: &Worker) -> bool {
-    place.shared().spec.load().direction == Direction::Inbound && worker.state.lifecycle.is_draining()
+/// Waits until the client is to be told that the connection ends: its listener does, or this instance, as its callers see it.
+async fn has_to_end(closing: &mut watch::Receiver<Closing>, stages: &mut Option<watch::Receiver<Stage>>) {
+    let leaves = async {
+        match stages {
+            Some(stages) => drop(stages.wait_for(|stage| *stage > Stage::Serving).await),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = closing.wait_for(|closing| *closing > Closing::Open) => {}
+        () = leaves => {}
+    }
 }
 
 /// Whether a client gives up most of what it asks, or more of that is still being cleared away than it may ask at once.

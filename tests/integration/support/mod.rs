@@ -6,6 +6,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod http2;
 pub(crate) mod name_server;
+pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod sidecar;
 

@@ -119,7 +119,7 @@ impl Sidecar {
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.app().state().lifecycle.in_flight()
+        self.app().state().departure.in_flight()
     }
 
     /// Waits until the access log has so many lines, and returns them.

@@ -1,0 +1,121 @@
+//! `outrigger drain`: sends the callers of a running sidecar away, and says what the others have to expect.
+
+use std::{thread, time::Duration};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Admin, Outcome, complain, remote, say};
+use crate::clock;
+
+/// How often it is told how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Send the callers away.
+#[derive(Debug, Args)]
+pub(super) struct Drain {
+    #[command(flatten)]
+    admin: Admin,
+    /// Returns at once instead of waiting until the sidecar has drained.
+    #[arg(long)]
+    no_wait: bool,
+    /// Refuses, with exit code 1, if the other replicas cannot carry the load, or nobody knows. Needs `lifecycle.replicas` and a `connectionLimits` on
+    /// the inbound routes.
+    #[arg(long)]
+    require_capacity: bool,
+    /// Drains although `--require-capacity` would refuse.
+    #[arg(long, requires = "require_capacity")]
+    force: bool,
+}
+
+impl Drain {
+    pub(super) fn run(self) -> Outcome {
+        let is_required = self.require_capacity && !self.force;
+        let path = if is_required { "/api/v1/drain?requireCapacity=true" } else { "/api/v1/drain" };
+        let Some((status, body)) = remote::ask(&self.admin, "POST", path) else { return Outcome::Unavailable };
+        let answer: Value = serde_json::from_str(&body).unwrap_or_default();
+        match status {
+            200..=299 => say(&in_words(&answer["capacity"])),
+            409 => {
+                complain(&format!("{}\nnot drained, because of --require-capacity; add --force to drain all the same", in_words(&answer["capacity"])));
+                return Outcome::No;
+            }
+            503 => {
+                complain(&body);
+                return Outcome::Unavailable;
+            }
+            _ => {
+                complain(&body);
+                return Outcome::Usage;
+            }
+        }
+        if self.no_wait { Outcome::Fine } else { self.wait() }
+    }
+
+    /// Waits for the sidecar's own word, and tells meanwhile how far it is.
+    fn wait(self) -> Outcome {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                complain(&format!("outrigger: {error}"));
+                return Outcome::Bug;
+            }
+        };
+        let admin = self.admin.clone();
+        let (over, is_over) = tokio::sync::oneshot::channel();
+        let waiting = thread::spawn(move || {
+            let waited = remote::call(&admin, "GET", "/drained", None);
+            // If nobody listens any more, the command was ended.
+            _ = over.send(());
+            waited
+        });
+        runtime.block_on(async {
+            let tell = async {
+                loop {
+                    clock::sleep(TELL_EVERY).await;
+                    self.tell();
+                }
+            };
+            tokio::select! {
+                _ = is_over => {}
+                () = tell => {}
+            }
+        });
+        match waiting.join() {
+            Ok(Ok((200, _))) => say("drained"),
+            // It was to go, and its end was quicker than its word.
+            Ok(Err(_)) => say("drained, and gone"),
+            Ok(Ok((_, body))) => {
+                complain(&body);
+                return Outcome::Unavailable;
+            }
+            Err(_) => return Outcome::Bug,
+        }
+        Outcome::Fine
+    }
+
+    fn tell(&self) {
+        let status = remote::call(&self.admin, "GET", "/api/v1/status", Some(remote::PATIENCE));
+        let status: Value = status.ok().and_then(|(_, body)| serde_json::from_str(&body).ok()).unwrap_or_default();
+        if let (Some(stage), Some(in_flight)) = (status["lifecycle"].as_str(), status["in_flight_inbound"].as_u64()) {
+            complain(&format!("{stage}, {in_flight} requests of callers are in flight"));
+        }
+    }
+}
+
+/// What the others have to expect.
+fn in_words(capacity: &Value) -> String {
+    let number = |key: &str| capacity[key].as_f64().unwrap_or_default();
+    let here = format!("here {:.0} requests are in flight at most, and {:.0} come in a second", number("peak_in_flight"), number("requests_per_second"));
+    let limit = capacity["limit"].as_u64().map_or_else(|| "no limit says how many it can carry".to_owned(), |limit| format!("{limit} is what it can carry"));
+    let rate_limit = capacity["requests_per_second_limit_each"].as_f64().map_or_else(String::new, |rate| format!(" of about {rate:.0}"));
+    let stays = format!("{} other replicas stay, {:.0} % of the capacity", capacity["replicas_staying"], number("staying_percent"));
+    let each = format!("each of them gets {:.0} in flight ({limit}), and {:.0} a second{rate_limit}", number("in_flight_each"), number("requests_per_second_each"));
+    match capacity["verdict"].as_str().unwrap_or_default() {
+        "enough" => format!("the others can carry it: {stays}; {here}; {each}"),
+        "too_little" => format!("the others cannot carry it: {stays}; {here}; {each}"),
+        "unknown_limit" => format!("nobody knows whether the others can carry it: {stays}; {here}; {each}; add `connectionLimits` to the inbound routes"),
+        "alone" => format!("no other replica can be asked; {here}"),
+        _ => format!("nobody knows of other replicas: `lifecycle.replicas` names the backend that lists them; {here}"),
+    }
+}
