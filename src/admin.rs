@@ -39,7 +39,7 @@ use axum::{
     routing::{get, post},
 };
 
-use crate::state::State;
+use crate::{resilience::lifecycle::Stage, state::State};
 
 #[derive(Clone)]
 struct Admin {
@@ -52,6 +52,7 @@ struct Admin {
 /// # Errors
 /// If the socket fails.
 pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>) -> io::Result<()> {
+    let (mut stages, departing) = (state.departure.stages(), state.clone());
     let admin = Admin { state, token: token.map(Arc::from) };
     let router = Router::new()
         .route("/", get(contents))
@@ -77,7 +78,12 @@ pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>
         .layer(middleware::from_fn_with_state(admin.clone(), guard))
         .with_state(admin);
     let listener = tokio::net::TcpListener::from_std(socket)?;
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+    // Who was relieved answers no probes any more: its successor does, at the same address.
+    let relieved = async move {
+        // The state outlives this.
+        _ = stages.wait_for(|stage| *stage > Stage::Serving && departing.departure.is_relieved()).await;
+    };
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).with_graceful_shutdown(relieved).await
 }
 
 async fn contents() -> &'static str {

@@ -9,7 +9,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -18,7 +18,10 @@ use tokio::{runtime, sync::oneshot};
 
 use crate::{
     admin, clock,
-    control::{Control, Reloader, Signals, StartFault},
+    control::{
+        Control, Reloader, Signals, StartFault,
+        handover::{self, Handover, Predecessor},
+    },
     policy::diagnostic::Diagnostics,
     proxy::{listeners::Listeners, worker::WorkerHandle},
     settings::Settings,
@@ -26,6 +29,7 @@ use crate::{
         State,
         command::{Command, Going},
         lifecycle::End,
+        listening::{BoundSocket, Inherited},
     },
     telemetry::{Telemetry, access_log::AccessLog, event::Event},
 };
@@ -86,16 +90,34 @@ impl App {
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
         let (state, wishes) = State::new(telemetry.clone(), settings.zone.as_deref().map(Arc::from), clock::now());
         let workers = WorkerHandle::start_all(settings.workers.get(), &state)?;
-        let listeners = Arc::new(Listeners::new(workers, state.clone()));
+        let Inheritance { inherited, predecessor, is_supervised } = inherit(&settings)?;
+        let listeners = Arc::new(Listeners::new(workers, state.clone(), inherited.clone()));
 
-        let (admin_address, admin) = start_admin(&settings, &state)?;
+        let (admin_socket, admin) = start_admin(&settings, &inherited, &state)?;
+        let admin_address = admin_socket.local_addr()?;
         telemetry.emit(Event::Started { version: env!("CARGO_PKG_VERSION"), admin: admin_address.to_string() });
         let mut reloader = Reloader::new(state.clone(), listeners.clone(), settings.policies, settings.state_dir, settings.environment);
         reloader.start().map_err(|fault| match fault {
             StartFault::Policy(faults) => StartError::Policy(faults),
             StartFault::Bind(why) => StartError::Bind(why),
         })?;
-        let control = Control { state: state.clone(), reloader, poll_interval: settings.poll_interval, name_server: settings.name_server, cgroup: settings.cgroup, signals };
+        for address in inherited.close_rest() {
+            tracing::warn!("the socket at {address} was handed to this process, and no listener wants it");
+        }
+        if let Some(predecessor) = predecessor {
+            predecessor.relieve()?;
+        }
+        let handover = settings.handover.map(|path| Handover { path, admin: BoundSocket { owner: handover::ADMIN.to_owned(), asked: settings.admin, socket: admin_socket } });
+        let control = Control {
+            state: state.clone(),
+            reloader,
+            poll_interval: settings.poll_interval,
+            name_server: settings.name_server,
+            cgroup: settings.cgroup,
+            signals,
+            handover,
+            is_supervised,
+        };
         let (end, ended) = oneshot::channel();
         let control = thread::Builder::new().name("control".into()).spawn(move || {
             let run = async {
@@ -159,11 +181,27 @@ impl Drop for App {
 
 type Running = (oneshot::Sender<()>, JoinHandle<()>);
 
-fn start_admin(settings: &Settings, state: &Arc<State>) -> Result<(SocketAddr, Running), StartError> {
+/// Sockets that are bound already, and by whom.
+struct Inheritance {
+    inherited: Arc<Inherited>,
+    predecessor: Option<Predecessor>,
+    is_supervised: bool,
+}
+
+fn inherit(settings: &Settings) -> Result<Inheritance, StartError> {
+    let cannot = |error: io::Error| StartError::Bind(format!("the sockets of the running process cannot be taken over: {error}"));
+    let asked = settings.handover.as_deref().map(handover::ask).transpose().map_err(cannot)?;
+    let (predecessor, mut sockets) = asked.flatten().map_or_else(Default::default, |(predecessor, sockets)| (Some(predecessor), sockets));
+    let held = if settings.takes_supervised_sockets { handover::from_supervisor()? } else { Vec::new() };
+    let is_supervised = !held.is_empty();
+    sockets.extend(held);
+    Ok(Inheritance { inherited: Arc::new(Inherited::new(sockets)), predecessor, is_supervised })
+}
+
+fn start_admin(settings: &Settings, inherited: &Inherited, state: &Arc<State>) -> Result<(TcpListener, Running), StartError> {
     let cannot = |error: io::Error| StartError::Bind(format!("the admin server cannot be bound to {}: {error}", settings.admin));
-    let socket = std::net::TcpListener::bind(settings.admin).map_err(cannot)?;
-    socket.set_nonblocking(true)?;
-    let address = socket.local_addr()?;
+    let socket = handover::admin_socket(inherited, settings.admin).map_err(cannot)?;
+    let kept = socket.try_clone()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
     let server = admin::serve(socket, state.clone(), settings.admin_token.clone());
@@ -175,5 +213,5 @@ fn start_admin(settings: &Settings, state: &Arc<State>) -> Result<(SocketAddr, R
             }
         });
     })?;
-    Ok((address, (stop, thread)))
+    Ok((kept, (stop, thread)))
 }

@@ -9,6 +9,7 @@ mod discovery;
 mod drain;
 mod gates;
 mod grpc_check;
+pub mod handover;
 mod http2_call;
 mod http_call;
 mod probing;
@@ -28,7 +29,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::discovery::Finder;
+use self::{
+    discovery::Finder,
+    handover::Handover,
+};
 pub use self::{
     reload::{Reloader, StartFault},
     signals::Signals,
@@ -57,12 +61,17 @@ pub struct Control {
     pub cgroup: Option<PathBuf>,
     /// The signals of the process that are heeded.
     pub signals: Signals,
+    /// What a successor is given, if one may come.
+    pub handover: Option<Handover>,
+    /// Whether a supervisor holds the sockets: then they stay when this process goes, and whoever comes next takes what waits in them.
+    pub is_supervised: bool,
 }
 
 impl Control {
     /// Runs until the instance has drained.
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
-        let Self { state, mut reloader, poll_interval, name_server, cgroup, mut signals } = self;
+        let Self { state, mut reloader, poll_interval, name_server, cgroup, mut signals, handover, is_supervised } = self;
+        let mut was_told = false;
         let (changed, mut changes) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
@@ -77,6 +86,8 @@ impl Control {
         tasks.spawn(upkeep::watch_outliers(state.clone()));
         tasks.spawn(protection::watch(state.clone(), cgroup));
         tasks.spawn(recovery::recover(state.clone()));
+        let (sender, mut successors) = mpsc::channel(1);
+        tasks.spawn(handover::wait(handover, reloader.listeners().clone(), sender));
         let mut calls = JoinSet::new();
         let mut leaving = drain::Leaving::new(state.clone(), reloader.listeners().clone());
         loop {
@@ -110,9 +121,16 @@ impl Control {
                         _ = reloader.reload();
                         applied.send_replace(state.live.load().generation);
                     }
-                    signals::Signal::End(_) if leaving.is_to_go() => return End::AtOnce,
-                    signals::Signal::End(name) => leaving.begin(name, Going::Goes),
+                    signals::Signal::End(_) if was_told => return End::AtOnce,
+                    signals::Signal::End(name) => {
+                        was_told = true;
+                        if is_supervised { leaving.relieve(name) } else { leaving.begin(name, Going::Goes) }
+                    }
                 },
+                Some(successor) = successors.recv() => {
+                    leaving.relieve("its successor");
+                    successor.let_go().await;
+                }
                 end = leaving.gone() => return end,
             }
         }

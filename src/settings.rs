@@ -23,6 +23,10 @@ pub struct Settings {
     pub name_server: Option<SocketAddr>,
     /// The cgroup whose resources are watched instead of the process's own.
     pub cgroup: Option<PathBuf>,
+    /// Where a successor asks for the sockets of this process, and where this one asks first; `None` if there is to be no handing over.
+    pub handover: Option<PathBuf>,
+    /// Whether to take the sockets that a supervisor holds.
+    pub takes_supervised_sockets: bool,
     /// Whether to heed the signals of the process.
     pub heeds_signals: bool,
     /// What `${NAME}` in a policy is taken from.
@@ -56,6 +60,8 @@ impl Settings {
             zone: None,
             name_server: None,
             cgroup: None,
+            handover: None,
+            takes_supervised_sockets: false,
             heeds_signals: false,
             environment: HashMap::new(),
         }

@@ -46,6 +46,10 @@ pub(super) struct Run {
     /// The cgroup whose resources `protection` watches; by default that of this process. To watch the whole pod, mount its cgroup and name it here.
     #[arg(long, env = "OUTRIGGER_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
+    /// A path for a socket in the file system over which a new process takes the listening sockets of this one, without refusing a connection. If a
+    /// process waits there already, this one takes over from it.
+    #[arg(long, env = "OUTRIGGER_HANDOVER", value_name = "PATH")]
+    handover: Option<PathBuf>,
     /// What is logged: a level, or directives like `info,outrigger::proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = log_level, value_name = "LEVEL")]
     log_level: String,
@@ -87,6 +91,8 @@ impl Run {
         settings.zone = self.zone;
         settings.name_server = self.name_server;
         settings.cgroup = self.cgroup;
+        settings.handover = self.handover;
+        settings.takes_supervised_sockets = true;
         settings.heeds_signals = true;
         settings.environment = environment();
         if let Some(workers) = self.workers {

@@ -34,11 +34,6 @@ impl Leaving {
         Self { state, listeners, drain: None }
     }
 
-    /// Whether the instance is to go once it has drained.
-    pub(super) fn is_to_go(&self) -> bool {
-        self.drain.is_some_and(|drain| drain.is_to_go())
-    }
-
     /// Begins to drain, or goes on with it; and goes after it, if that is wanted now.
     pub(super) fn begin(&mut self, asked_by: &'static str, going: Going) {
         let now = clock::now();
@@ -58,7 +53,8 @@ impl Leaving {
     }
 
     /// Another process takes the connections from now on; this one finishes what it has, and goes.
-    pub(super) fn relieve(&mut self) {
+    pub(super) fn relieve(&mut self, by: &'static str) {
+        self.state.telemetry.emit(Event::Relieved { by });
         self.listeners.stop_accepting();
         let drain = Drain::relieved(self.state.live.load().snapshot.lifecycle.drain, clock::now());
         self.drain = Some(drain);

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::Poll,
@@ -29,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A bound socket.
 #[derive(Debug)]
 pub(super) struct Bound {
+    original: TcpListener,
     /// One handle on the socket for each worker.
     sockets: Vec<TcpListener>,
     address: SocketAddr,
@@ -41,6 +42,8 @@ pub(super) struct Listening {
     closing: watch::Sender<Closing>,
     /// The real address.
     pub(super) address: SocketAddr,
+    /// As long as it takes connections: a handle to give to who takes over. Guards single reads and the closing.
+    socket: Mutex<Option<TcpListener>>,
 }
 
 /// How far a listener is on its way out, in order.
@@ -70,10 +73,15 @@ impl Bound {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        let socket: TcpListener = socket.into();
+        Self::adopt(socket.into(), workers)
+    }
+
+    /// Takes a bound socket, for so many workers.
+    pub(super) fn adopt(socket: TcpListener, workers: usize) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         let sockets = (0..workers).map(|_| socket.try_clone()).collect::<io::Result<_>>()?;
-        Ok(Self { sockets, address })
+        Ok(Self { original: socket, sockets, address })
     }
 
     /// The real address.
@@ -88,7 +96,7 @@ impl Bound {
         for (worker, socket) in workers.iter().zip(self.sockets) {
             worker.runtime.spawn(accept(socket, shared.clone(), worker.worker.clone(), closed.clone()));
         }
-        Listening { shared, closing, address: self.address }
+        Listening { shared, closing, address: self.address, socket: Mutex::new(Some(self.original)) }
     }
 }
 
@@ -98,6 +106,11 @@ impl Listening {
         self.shared.spec.store(Arc::new(spec));
     }
 
+    /// Another handle on its socket, if it takes connections.
+    pub(super) fn socket(&self) -> io::Result<Option<TcpListener>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TcpListener::try_clone).transpose()
+    }
+
     /// What the listener follows.
     pub(super) fn spec(&self) -> Arc<ListenerSpec> {
         self.shared.spec.load_full()
@@ -105,6 +118,7 @@ impl Listening {
 
     /// Is on its way out so far; it never comes back. Requests that are being served run on.
     pub(super) fn reach(&self, closing: Closing) {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.closing.send_if_modified(|known| *known < closing && std::mem::replace(known, closing) != closing);
     }
 }

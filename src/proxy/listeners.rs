@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -20,7 +21,7 @@ use crate::{
     },
     state::{
         State,
-        listening::{CannotBind, ListenerSet},
+        listening::{BoundSocket, CannotBind, Inherited, ListenerSet},
     },
     telemetry::event::Event,
 };
@@ -30,6 +31,8 @@ use crate::{
 pub struct Listeners {
     workers: Vec<WorkerHandle>,
     state: Arc<State>,
+    /// Sockets that are bound already.
+    inherited: Arc<Inherited>,
     /// By name; guards the following of a new set.
     listening: Mutex<HashMap<Arc<str>, Listening>>,
 }
@@ -45,8 +48,8 @@ struct Plan {
 impl Listeners {
     /// Makes a set without listeners.
     #[must_use]
-    pub fn new(workers: Vec<WorkerHandle>, state: Arc<State>) -> Self {
-        Self { workers, state, listening: Mutex::default() }
+    pub fn new(workers: Vec<WorkerHandle>, state: Arc<State>, inherited: Arc<Inherited>) -> Self {
+        Self { workers, state, inherited, listening: Mutex::default() }
     }
 
     /// The real address of a listener.
@@ -64,7 +67,10 @@ impl Listeners {
                 plan.kept.push((now.spec().name.clone(), spec.clone()));
                 continue;
             }
-            let bound = Bound::bind(spec.address, self.workers.len());
+            let bound = match self.inherited.take(&owner(&spec.name), spec.address) {
+                Some(socket) => Bound::adopt(socket, self.workers.len()),
+                None => Bound::bind(spec.address, self.workers.len()),
+            };
             let bound = bound.map_err(|error| CannotBind { listener: spec.name.clone(), address: spec.address, error })?;
             plan.bound.push((bound, spec.clone()));
         }
@@ -74,6 +80,10 @@ impl Listeners {
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Listening>> {
         self.listening.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn owner(listener: &str) -> String {
+    format!("listener {listener}")
 }
 
 impl ListenerSet for Listeners {
@@ -101,6 +111,15 @@ impl ListenerSet for Listeners {
         self.state.replicas.reached_at(inbound.map(|listening| listening.address).collect());
         *listening = next;
         Ok(())
+    }
+
+    fn sockets(&self) -> io::Result<Vec<BoundSocket>> {
+        let mut sockets = Vec::new();
+        for listening in self.lock().values() {
+            let spec = listening.spec();
+            sockets.extend(listening.socket()?.map(|socket| BoundSocket { owner: owner(&spec.name), asked: spec.address, socket }));
+        }
+        Ok(sockets)
     }
 
     fn stop_accepting(&self) {

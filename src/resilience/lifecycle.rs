@@ -151,12 +151,6 @@ impl Drain {
         self.wanted_gone.get_or_insert(now);
     }
 
-    /// Whether the instance is to go.
-    #[must_use]
-    pub fn is_to_go(&self) -> bool {
-        self.wanted_gone.is_some()
-    }
-
     /// Moves on as far as the time and the load allow, and says where to. A stage never comes back.
     pub fn advance(&mut self, load: &Load, now: Instant) -> Stage {
         if self.stage < Stage::Drained {

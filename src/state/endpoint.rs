@@ -212,6 +212,8 @@ impl EndpointState {
             None => -i64::try_from(self.born.saturating_duration_since(start).as_millis()).unwrap_or(i64::MAX),
         };
         self.warming_since.store(millis, Ordering::Relaxed);
+        // Who is the warmest of all is worked out with who may be picked.
+        self.counters.version.fetch_add(1, Ordering::Release);
     }
 
     /// Takes note of the start that the endpoint tells of, in milliseconds since 1970, of its age, and of how it wants to warm up. Another

@@ -2,7 +2,11 @@
 //!
 //! The background and the data plane do not know each other; they meet here.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use crate::policy::snapshot::Snapshot;
 
@@ -15,11 +19,55 @@ pub trait ListenerSet: fmt::Debug + Send + Sync {
     /// If a socket cannot be bound; then nothing has changed and `apply` was not called.
     fn follow(&self, snapshot: &Snapshot, apply: &mut dyn FnMut()) -> Result<(), CannotBind>;
 
+    /// The sockets that take connections now, for who is to take them over.
+    ///
+    /// # Errors
+    /// If the system gives no more handles.
+    fn sockets(&self) -> io::Result<Vec<BoundSocket>>;
+
     /// Takes no more connections; those that are open live on. For who has handed the sockets over.
     fn stop_accepting(&self);
 
     /// Takes the connections that wait, and no more, and closes those that are idle.
     fn close(&self);
+}
+
+/// A socket that takes connections.
+#[derive(Debug)]
+pub struct BoundSocket {
+    /// Whose it is: `admin`, or `listener NAME`; empty if nobody says.
+    pub owner: String,
+    /// The address that was asked for; port 0 lets the system choose.
+    pub asked: SocketAddr,
+    /// It.
+    pub socket: TcpListener,
+}
+
+/// Sockets that this process did not bind itself: a supervisor holds them, or another process has handed them over.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Guards the taking of one.
+    sockets: Mutex<Vec<BoundSocket>>,
+}
+
+impl Inherited {
+    /// These sockets.
+    #[must_use]
+    pub fn new(sockets: Vec<BoundSocket>) -> Self {
+        Self { sockets: Mutex::new(sockets) }
+    }
+
+    /// Takes the one for an address, if it is there; where the system chose the port, the owner's.
+    pub fn take(&self, owner: &str, asked: SocketAddr) -> Option<TcpListener> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = sockets.iter().position(|bound| bound.asked == asked && (asked.port() != 0 || bound.owner == owner))?;
+        Some(sockets.swap_remove(place).socket)
+    }
+
+    /// Closes those that nobody took; their addresses.
+    pub fn close_rest(&self) -> Vec<SocketAddr> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..).map(|bound| bound.asked).collect()
+    }
 }
 
 /// A socket cannot be bound.

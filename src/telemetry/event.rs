@@ -96,6 +96,11 @@ pub enum Event {
         /// Who or what asked for it.
         asked_by: &'static str,
     },
+    /// Another process takes the connections from now on.
+    Relieved {
+        /// Who or what asked for it.
+        by: &'static str,
+    },
     /// The instance has nothing left to do, or no time.
     DrainEnded {
         /// Whether nothing was left in flight.
@@ -238,6 +243,7 @@ impl Event {
             Self::HealthChanged { .. } => "health_changed",
             Self::ReadinessChanged { .. } => "readiness_changed",
             Self::DrainBegan { .. } => "drain_began",
+            Self::Relieved { .. } => "relieved",
             Self::DrainEnded { .. } => "drain_ended",
             Self::RecoveryActed { .. } => "recovery_acted",
             Self::RecoveryCapped { .. } => "recovery_capped",
@@ -288,6 +294,7 @@ impl std::fmt::Display for Event {
             Self::ReadinessChanged { is_ready: true, .. } => f.write_str("ready"),
             Self::ReadinessChanged { unmet, .. } => write!(f, "not ready: {}", unmet.join("; ")),
             Self::DrainBegan { asked_by } => write!(f, "draining, asked by {asked_by}"),
+            Self::Relieved { by } => write!(f, "relieved by {by}: no more connections are taken, what is in flight is finished"),
             Self::DrainEnded { is_clean: true, took, .. } => write!(f, "drained in {took:.1?}, nothing is in flight"),
             Self::DrainEnded { in_flight, took, .. } => write!(f, "drain gave up after {took:.1?} with {in_flight} requests in flight"),
             Self::RecoveryActed { recovery, rung, action, is_shadow, result } => {

@@ -64,6 +64,7 @@ pub(super) fn write(event: &Event) {
         | Event::HealthChanged { .. }
         | Event::ReadinessChanged { .. }
         | Event::DrainBegan { .. }
+        | Event::Relieved { .. }
         | Event::DrainEnded { .. }
         | Event::RecoveryUndone { .. }
         | Event::AdminActed { .. }

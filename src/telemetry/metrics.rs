@@ -198,6 +198,7 @@ impl Metrics {
             }
             Event::EndpointEjected { backend, cause, is_shadow: false, .. } => self.counter(name::EJECTIONS, &[("backend", backend), ("cause", cause_name(*cause))]).increment(1),
             Event::Started { .. }
+            | Event::Relieved { .. }
             | Event::EndpointReturned { .. }
             | Event::EndpointEjected { .. }
             | Event::EndpointReadmitted { .. }
