@@ -10,7 +10,7 @@ test: bootstrap
 	cargo test --locked --features rls
 	@count=$$(wc -l < "$${OUTRIGGER_CLIENTS:-target/clients}/missing"); [ "$$count" -eq 0 ] || { echo "SKIPPED: $$count kinds of real clients or servers are missing:"; cat "$${OUTRIGGER_CLIENTS:-target/clients}/missing"; }
 
-# Promises at their real clocks, about 45 minutes; SOAK_MINUTES=N shortens the longest of 30.
+# Promises at their real clocks, about an hour; SOAK_MINUTES=N shortens the longest of 30, SOAK_RELEASES=N the 20 releases of about 17.
 soak: bootstrap
 	cargo test --locked --test soak -- --test-threads=1 --nocapture
 

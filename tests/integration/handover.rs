@@ -2,9 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    os::fd::OwnedFd,
     path::Path,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -18,6 +16,7 @@ use crate::support::{
     Backend, Client, Directory, Sidecar,
     backend::{Gate, ok},
     eventually,
+    process::Supervised,
     sidecar::policy,
 };
 
@@ -134,32 +133,6 @@ fn what_is_in_flight_is_finished_by_the_process_that_began_it() {
     assert_eq!((last.text().as_str(), last.header("connection")), ("done", Some("close")));
     assert_eq!(running.app.take().unwrap().wait(), End::Drained { is_clean: true });
     assert_eq!(next.get("/").status, 200);
-}
-
-/// The binary with a socket that somebody else holds, after the protocol of systemd; killed if a test gives up.
-struct Supervised(Child);
-
-impl Supervised {
-    fn start(directory: &Directory, held: &TcpListener) -> Self {
-        let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run --admin 127.0.0.1:0 --policies \"$1\"";
-        let socket = OwnedFd::from(held.try_clone().unwrap());
-        let mut command = Command::new("sh");
-        command.args(["-c", script, env!("CARGO_BIN_EXE_outrigger"), &directory.path().display().to_string()]);
-        Self(command.stdin(Stdio::from(socket)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    fn end(mut self) {
-        assert!(Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap().success());
-        assert_eq!(self.0.wait().unwrap().code(), Some(0));
-    }
-}
-
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        // It may have ended, as it should.
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
 }
 
 #[test]

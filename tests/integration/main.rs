@@ -37,6 +37,7 @@ mod protection;
 mod rate_limit_service;
 mod rate_limits;
 mod recovery;
+mod releases;
 mod reload;
 mod retries;
 mod timeouts;

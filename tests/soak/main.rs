@@ -6,6 +6,7 @@
 mod support;
 
 mod overload;
+mod releases;
 
 use std::{
     collections::HashMap,

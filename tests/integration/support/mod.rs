@@ -4,6 +4,7 @@
 pub(crate) mod backend;
 pub(crate) mod certificates;
 pub(crate) mod client;
+pub(crate) mod fleet;
 pub(crate) mod http2;
 pub(crate) mod name_server;
 pub(crate) mod process;

@@ -2,6 +2,8 @@
 
 use std::{
     io::{BufRead, BufReader},
+    net::TcpListener,
+    os::fd::OwnedFd,
     process::{Child, Command, Stdio},
 };
 
@@ -46,5 +48,39 @@ impl Drop for Running {
         // It may have ended, as it should.
         _ = self.child.kill();
         _ = self.child.wait();
+    }
+}
+
+/// The binary with a socket that somebody else holds, after the protocol of systemd; killed if a test gives up.
+pub(crate) struct Supervised(Child);
+
+impl Supervised {
+    /// Starts with a handle on a socket.
+    pub(crate) fn start(directory: &Directory, held: &TcpListener) -> Self {
+        let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run --admin 127.0.0.1:0 --policies \"$1\"";
+        let socket = OwnedFd::from(held.try_clone().unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_outrigger"), &directory.path().display().to_string()]);
+        Self(command.stdin(Stdio::from(socket)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Ends it with SIGKILL: it can do nothing about it.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn end(mut self) {
+        assert!(Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap().success());
+        assert_eq!(self.0.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        // It may have ended, as it should.
+        _ = self.0.kill();
+        _ = self.0.wait();
     }
 }
