@@ -11,7 +11,7 @@
 //! | `GET /api/v1/{routes,backends,breakers,limits,recovery}` | live views |
 //! | `GET /api/v1/decisions` (`?request=ID`, `?trace=ID`) | why the last requests got what they got |
 //! | `GET /api/v1/events` | server-sent events: every transition as it happens, after the last ones |
-//! | `GET /app-health/{livez,readyz,startupz}` | the app's own probes, passed through |
+//! | `GET /app-health/{livez,readyz,startupz,connect}` | the app's own probes, passed through; whether it can be connected to |
 //! | `GET /drained` | answers once the callers are gone |
 //! | `POST /api/v1/{drain,reload}` | send the callers away; read the policies again |
 //! | `POST /quitquitquit` | end, because the app has |
@@ -87,7 +87,7 @@ pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>
 }
 
 async fn contents() -> &'static str {
-    "GET  /livez /readyz /startupz (?verbose) /app-health/{livez,readyz,startupz} /drained\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
+    "GET  /livez /readyz /startupz (?verbose) /app-health/{livez,readyz,startupz,connect} /drained\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
      GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\nPOST /quitquitquit /api/v1/drain (?requireCapacity=true) /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
 }
 

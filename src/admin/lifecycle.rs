@@ -63,7 +63,7 @@ pub(super) async fn drained(Extract(admin): Extract<Admin>) -> Response {
     "drained\n".into_response()
 }
 
-/// What the app says to one of its own probes.
+/// What the app says to one of its own probes, or whether it can be connected to.
 pub(super) async fn app_health(Extract(admin): Extract<Admin>, Path(probe): Path<String>) -> Response {
     let live = admin.state.live.load_full();
     let Some(probes) = &live.snapshot.lifecycle.app_probes else {
@@ -73,11 +73,12 @@ pub(super) async fn app_health(Extract(admin): Extract<Admin>, Path(probe): Path
         "livez" => &probes.livez,
         "readyz" => &probes.readyz,
         "startupz" => &probes.startupz,
-        _ => return (StatusCode::NOT_FOUND, "there are livez, readyz and startupz\n").into_response(),
+        "connect" => &None,
+        _ => return (StatusCode::NOT_FOUND, "there are livez, readyz, startupz and connect\n").into_response(),
     };
-    let Some(path) = path else {
+    if path.is_none() && probe != "connect" {
         return (StatusCode::NOT_FOUND, format!("the app's check has no path: `lifecycle.appProbes.{probe}` names one\n")).into_response();
-    };
+    }
     let (reply, answer) = oneshot::channel();
     if admin.state.commands.try_send(Command::AskApp { backend: probes.backend, path: path.clone(), reply }).is_err() {
         return busy();
@@ -86,7 +87,7 @@ pub(super) async fn app_health(Extract(admin): Extract<Admin>, Path(probe): Path
         Ok(Ok(AppAnswer { status, body })) => {
             (StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
         }
-        Ok(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("the app does not answer {path}: {why}\n")).into_response(),
+        Ok(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("the app does not answer: {why}\n")).into_response(),
         Err(_) => busy(),
     }
 }

@@ -115,6 +115,8 @@ struct Endpoint {
     weight: u32,
     zone: Option<String>,
     priority: u32,
+    /// For how long it is still left alone, because it said that it is leaving.
+    left_alone_seconds: Option<f64>,
     /// The share of its weight that it gets while it warms up.
     warm_percent: f64,
     /// `in`, `ejected for 12.3 s` or `probation`.
@@ -344,6 +346,7 @@ pub(super) fn backends(state: &State, now: Instant) -> Vec<Backend> {
                 weight: place.weight.get(),
                 zone: place.zone.as_deref().map(str::to_owned),
                 priority: place.priority,
+                left_alone_seconds: endpoint.alone_until().map(|until| until.saturating_duration_since(now).as_secs_f64()),
                 warm_percent: endpoint.warmth(backend.spec.warm_up.as_ref(), now) * 100.0,
                 outlier: standing(&endpoint.standing(), now),
                 latency_ms: matches!(backend.spec.balancer, Balancer::PeakEwma).then(|| endpoint.latency_now(now).as_secs_f64() * 1e3),

@@ -1,15 +1,14 @@
 //! `outrigger drain`: sends the callers of a running sidecar away, and says what the others have to expect.
 
-use std::{thread, time::Duration};
+use std::thread;
 
 use clap::Args;
 use serde_json::Value;
 
 use super::{Admin, Outcome, complain, remote, say};
-use crate::clock;
 
-/// How often it is told how far it is.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How many looks it takes until it is told how far it is.
+const TELL_EVERY: u32 = 5;
 
 /// Send the callers away.
 #[derive(Debug, Args)]
@@ -19,6 +18,10 @@ pub(super) struct Drain {
     /// Returns at once instead of waiting until the sidecar has drained.
     #[arg(long)]
     no_wait: bool,
+    /// Waits after that until the app takes no more connections: for clusters without native sidecars, so that the sidecar gets its SIGTERM after the app has
+    /// ended. Needs `lifecycle.startup.requireBackend`.
+    #[arg(long, conflicts_with = "no_wait")]
+    until_app_ends: bool,
     /// Refuses, with exit code 1, if the other replicas cannot carry the load, or nobody knows. Needs `lifecycle.replicas` and a `connectionLimits` on
     /// the inbound routes.
     #[arg(long)]
@@ -54,44 +57,58 @@ impl Drain {
 
     /// Waits for the sidecar's own word, and tells meanwhile how far it is.
     fn wait(self) -> Outcome {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                complain(&format!("outrigger: {error}"));
-                return Outcome::Bug;
-            }
-        };
         let admin = self.admin.clone();
-        let (over, is_over) = tokio::sync::oneshot::channel();
-        let waiting = thread::spawn(move || {
-            let waited = remote::call(&admin, "GET", "/drained", None);
-            // If nobody listens any more, the command was ended.
-            _ = over.send(());
-            waited
-        });
-        runtime.block_on(async {
-            let tell = async {
-                loop {
-                    clock::sleep(TELL_EVERY).await;
-                    self.tell();
-                }
-            };
-            tokio::select! {
-                _ = is_over => {}
-                () = tell => {}
+        let waiting = thread::spawn(move || remote::call(&admin, "GET", "/drained", None));
+        for look in 1_u32.. {
+            if waiting.is_finished() {
+                break;
             }
-        });
+            if let Err(outcome) = remote::pause(remote::ASK_EVERY) {
+                return outcome;
+            }
+            if look % TELL_EVERY == 0 {
+                self.tell();
+            }
+        }
         match waiting.join() {
-            Ok(Ok((200, _))) => say("drained"),
+            Ok(Ok((200, _))) => {
+                say("drained");
+                if self.until_app_ends { self.outlive_app() } else { Outcome::Fine }
+            }
             // It was to go, and its end was quicker than its word.
-            Ok(Err(_)) => say("drained, and gone"),
+            Ok(Err(_)) => {
+                say("drained, and gone");
+                Outcome::Fine
+            }
             Ok(Ok((_, body))) => {
                 complain(&body);
-                return Outcome::Unavailable;
+                Outcome::Unavailable
             }
-            Err(_) => return Outcome::Bug,
+            Err(_) => Outcome::Bug,
         }
-        Outcome::Fine
+    }
+
+    /// Waits until the app takes no more connections.
+    fn outlive_app(&self) -> Outcome {
+        loop {
+            match remote::call(&self.admin, "GET", "/app-health/connect", Some(remote::PATIENCE)) {
+                Ok((200, _)) => {
+                    if let Err(outcome) = remote::pause(remote::ASK_EVERY) {
+                        return outcome;
+                    }
+                }
+                Ok((503, _)) => {
+                    say("the app has ended");
+                    return Outcome::Fine;
+                }
+                Ok((_, why)) => {
+                    complain(&why);
+                    return Outcome::Usage;
+                }
+                // The sidecar has ended first.
+                Err(_) => return Outcome::Unavailable,
+            }
+        }
     }
 
     fn tell(&self) {

@@ -10,9 +10,13 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use super::{Admin, Outcome, complain, run::read_token, say};
+use crate::{clock, policy::units::Span};
 
 /// The longest that a running sidecar may take to answer: a reload reads files.
 pub(super) const PATIENCE: Duration = Duration::from_secs(35);
+
+/// How often it is looked whether something has happened.
+pub(super) const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// Show or change breakers.
 #[derive(Debug, Args)]
@@ -46,6 +50,13 @@ pub(super) struct Healthcheck {
     /// What to ask.
     #[arg(long, value_enum, default_value = "readyz")]
     probe: Probe,
+    /// Waits for a good answer, up to so long.
+    #[arg(long, default_value = "0s", value_parser = span, value_name = "DURATION")]
+    wait: Duration,
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    text.parse::<Span>().map(|span| span.0).map_err(|invalid| invalid.to_string())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -99,6 +110,16 @@ impl Healthcheck {
             Probe::Readyz => "/readyz",
             Probe::Startupz => "/startupz",
         };
+        let until = clock::now() + self.wait;
+        while clock::now() < until {
+            // It may not even listen yet.
+            if matches!(call(&self.admin, "GET", path, Some(PATIENCE)), Ok((200, _))) {
+                return Outcome::Fine;
+            }
+            if let Err(outcome) = pause(ASK_EVERY) {
+                return outcome;
+            }
+        }
         match ask(&self.admin, "GET", path) {
             Some((200, _)) => Outcome::Fine,
             Some((_, body)) => {
@@ -108,6 +129,16 @@ impl Healthcheck {
             None => Outcome::No,
         }
     }
+}
+
+/// Waits between two looks.
+pub(super) fn pause(long: Duration) -> Result<(), Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| {
+        complain(&format!("outrigger: {error}"));
+        Outcome::Bug
+    })?;
+    runtime.block_on(clock::sleep(long));
+    Ok(())
 }
 
 /// Says in plain words why a request got what it got.

@@ -195,7 +195,7 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
 async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &Way, told: &mut Told) -> Result<(), String> {
     let tls = way.tls.as_ref();
     match &spec.probe {
-        ProbeSpec::Tcp => dial(state, endpoint, tls, None).await.map(drop),
+        ProbeSpec::Tcp => connect(state, endpoint, way).await,
         ProbeSpec::Grpc { service } => {
             let (connection, _) = dial(state, endpoint, tls, Some(b"h2")).await?;
             let answer = grpc_check::ask(connection, endpoint.authority(), tls.is_some(), service).await?;
@@ -215,6 +215,11 @@ async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &
             }
         }
     }
+}
+
+/// Only connects.
+pub(super) async fn connect(state: &State, endpoint: &EndpointState, way: &Way) -> Result<(), String> {
+    dial(state, endpoint, way.tls.as_ref(), None).await.map(drop)
 }
 
 /// Asks a path, in the protocol that the backend speaks.

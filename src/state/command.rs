@@ -23,8 +23,8 @@ pub enum Command {
     AskApp {
         /// The index of its backend.
         backend: usize,
-        /// The path.
-        path: Arc<str>,
+        /// The path; without one it is only connected to.
+        path: Option<Arc<str>>,
         /// Where the answer goes: what it says, or why it says nothing.
         reply: oneshot::Sender<Result<AppAnswer, String>>,
     },

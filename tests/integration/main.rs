@@ -17,6 +17,7 @@ mod deadlines;
 mod decisions;
 mod degradation;
 mod departures;
+mod deploy;
 mod diagnostics;
 mod discovery;
 mod drain;

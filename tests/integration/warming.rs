@@ -87,12 +87,15 @@ fn the_apps_own_probes_are_passed_through_even_while_the_instance_drains() {
         assert_eq!(probe("livez"), (200, "alive".to_owned()));
         assert_eq!(probe("readyz"), (200, "well".to_owned()), "without a path, that of the check");
         assert_eq!(probe("startupz"), (503, "not yet".to_owned()));
+        assert_eq!(probe("connect").0, 200);
         assert_eq!(probe("nonsense").0, 404);
         sidecar.admin("POST", "/api/v1/drain");
     }
     drop(app);
-    let (status, why) = probe("livez");
-    assert!(status == 503 && why.contains("the app does not answer /live"), "{status} {why}");
+    for name in ["livez", "connect"] {
+        let (status, why) = probe(name);
+        assert!(status == 503 && why.starts_with("the app does not answer: "), "{status} {why}");
+    }
 }
 
 #[test]
@@ -209,4 +212,20 @@ fn from_the_command_line_a_drain_may_require_that_the_others_can_carry_the_load(
     assert_eq!(Client::connect(running.admin.parse().unwrap()).get("/readyz").status, 200, "nothing has begun");
     assert_eq!(drain(&["--require-capacity", "--force"]).status.code(), Some(0));
     assert_eq!(Client::connect(running.admin.parse().unwrap()).get("/readyz").status, 503);
+}
+
+#[test]
+fn a_drain_from_the_command_line_can_wait_until_the_app_has_ended() {
+    let app = Backend::healthy();
+    let directory = Directory::new();
+    let check = "healthCheck: {active: {type: TCP, interval: 20ms}}";
+    directory.write("policy.yaml", &policy_with(&addresses(&[&app]), check, &lifecycle("startup: {requireBackend: app}, drain: {delay: 0s, quietPeriod: 0s}")));
+    let running = Running::start(&directory);
+    eventually("it is ready", || Client::connect(running.admin.parse().unwrap()).get("/readyz").status == 200);
+    let mut drain = std::process::Command::new(env!("CARGO_BIN_EXE_outrigger"));
+    let mut drain = drain.args(["drain", "--until-app-ends", "--admin", &running.admin]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    eventually("it has drained", || Client::connect(running.admin.parse().unwrap()).get("/api/v1/status").text().contains("drained"));
+    assert!(drain.try_wait().unwrap().is_none(), "the app is still there");
+    drop(app);
+    assert_eq!(drain.wait().unwrap().code(), Some(0));
 }
