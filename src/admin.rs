@@ -39,21 +39,29 @@ use axum::{
     routing::{get, post},
 };
 
+use tokio::sync::watch;
+
 use crate::{resilience::lifecycle::Stage, state::State};
 
 #[derive(Clone)]
 struct Admin {
     state: Arc<State>,
+    /// What the app said last.
+    app: Arc<lifecycle::AppProbes>,
     token: Option<Arc<str>>,
 }
 
-/// Serves until it is dropped.
+/// Serves from when the gate opens, if there is one, until it is dropped.
 ///
 /// # Errors
 /// If the socket fails.
-pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>) -> io::Result<()> {
+pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>, gate: Option<watch::Receiver<bool>>) -> io::Result<()> {
+    // As long as another process serves at this address, it answers the probes.
+    if let Some(mut gate) = gate {
+        _ = gate.wait_for(|is_open| *is_open).await;
+    }
     let (mut stages, departing) = (state.departure.stages(), state.clone());
-    let admin = Admin { state, token: token.map(Arc::from) };
+    let admin = Admin { app: Arc::default(), state, token: token.map(Arc::from) };
     let router = Router::new()
         .route("/", get(contents))
         .route("/livez", get(probes::live))

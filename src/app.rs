@@ -14,7 +14,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::{runtime, sync::oneshot};
+use tokio::{
+    runtime,
+    sync::{oneshot, watch},
+};
 
 use crate::{
     admin, clock,
@@ -29,7 +32,7 @@ use crate::{
         State,
         command::{Command, Going},
         lifecycle::End,
-        listening::{BoundSocket, Inherited},
+        listening::{BoundSocket, Inheritance, Inherited, ListenerSet as _},
     },
     telemetry::{Telemetry, access_log::AccessLog, event::Event},
 };
@@ -90,10 +93,11 @@ impl App {
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
         let (state, wishes) = State::new(telemetry.clone(), settings.zone.as_deref().map(Arc::from), clock::now());
         let workers = WorkerHandle::start_all(settings.workers.get(), &state)?;
-        let Inheritance { inherited, predecessor, is_supervised } = inherit(&settings)?;
+        let Succession { inherited, predecessor, is_supervised } = inherit(&settings)?;
         let listeners = Arc::new(Listeners::new(workers, state.clone(), inherited.clone()));
 
-        let (admin_socket, admin) = start_admin(&settings, &inherited, &state)?;
+        let gate = predecessor.as_ref().map(|_| inherited.gate());
+        let (admin_socket, admin) = start_admin(&settings, &inherited, &state, gate)?;
         let admin_address = admin_socket.local_addr()?;
         telemetry.emit(Event::Started { version: env!("CARGO_PKG_VERSION"), admin: admin_address.to_string() });
         let mut reloader = Reloader::new(state.clone(), listeners.clone(), settings.policies, settings.state_dir, settings.environment);
@@ -104,8 +108,12 @@ impl App {
         for address in inherited.close_rest() {
             tracing::warn!("the socket at {address} was handed to this process, and no listener wants it");
         }
-        if let Some(predecessor) = predecessor {
-            predecessor.relieve()?;
+        let inheritance = listeners.inheritance();
+        if predecessor.is_some() && inheritance == Inheritance::None {
+            return Err(StartError::Bind("the running process has none of the policies' listeners; name another path with --handover, or stop it".to_owned()));
+        }
+        if let Some(age) = predecessor.as_ref().and_then(|predecessor| predecessor.ready_for) {
+            state.lifecycle.youth.continues(age);
         }
         let handover = settings.handover.map(|path| Handover { path, admin: BoundSocket { owner: handover::ADMIN.to_owned(), asked: settings.admin, socket: admin_socket } });
         let control = Control {
@@ -116,7 +124,9 @@ impl App {
             cgroup: settings.cgroup,
             signals,
             handover,
-            is_supervised,
+            is_supervised: is_supervised && inheritance == Inheritance::All,
+            inherited,
+            predecessor,
         };
         let (end, ended) = oneshot::channel();
         let control = thread::Builder::new().name("control".into()).spawn(move || {
@@ -152,7 +162,7 @@ impl App {
     /// Asks the instance to leave.
     pub fn drain(&self) {
         // If so many wishes wait, or nobody hears them any more, it is leaving already.
-        _ = self.state.commands.try_send(Command::Drain { asked_by: "the embedding program", going: Going::Goes });
+        _ = self.state.commands.try_send(Command::Drain { asked_by: "the embedding program", going: Going::Goes, begun: oneshot::channel().0 });
     }
 
     /// Waits until the instance has left.
@@ -182,29 +192,29 @@ impl Drop for App {
 type Running = (oneshot::Sender<()>, JoinHandle<()>);
 
 /// Sockets that are bound already, and by whom.
-struct Inheritance {
+struct Succession {
     inherited: Arc<Inherited>,
     predecessor: Option<Predecessor>,
     is_supervised: bool,
 }
 
-fn inherit(settings: &Settings) -> Result<Inheritance, StartError> {
+fn inherit(settings: &Settings) -> Result<Succession, StartError> {
     let cannot = |error: io::Error| StartError::Bind(format!("the sockets of the running process cannot be taken over: {error}"));
     let asked = settings.handover.as_deref().map(handover::ask).transpose().map_err(cannot)?;
     let (predecessor, mut sockets) = asked.flatten().map_or_else(Default::default, |(predecessor, sockets)| (Some(predecessor), sockets));
     let held = if settings.takes_supervised_sockets { handover::from_supervisor()? } else { Vec::new() };
     let is_supervised = !held.is_empty();
     sockets.extend(held);
-    Ok(Inheritance { inherited: Arc::new(Inherited::new(sockets)), predecessor, is_supervised })
+    Ok(Succession { inherited: Arc::new(Inherited::new(sockets)), predecessor, is_supervised })
 }
 
-fn start_admin(settings: &Settings, inherited: &Inherited, state: &Arc<State>) -> Result<(TcpListener, Running), StartError> {
+fn start_admin(settings: &Settings, inherited: &Inherited, state: &Arc<State>, gate: Option<watch::Receiver<bool>>) -> Result<(TcpListener, Running), StartError> {
     let cannot = |error: io::Error| StartError::Bind(format!("the admin server cannot be bound to {}: {error}", settings.admin));
     let socket = handover::admin_socket(inherited, settings.admin).map_err(cannot)?;
     let kept = socket.try_clone()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
-    let server = admin::serve(socket, state.clone(), settings.admin_token.clone());
+    let server = admin::serve(socket, state.clone(), settings.admin_token.clone(), gate);
     let thread = thread::Builder::new().name("admin".into()).spawn(move || {
         runtime.block_on(async {
             tokio::select! {

@@ -31,7 +31,7 @@ use tokio::{
 
 use self::{
     discovery::Finder,
-    handover::Handover,
+    handover::{Handover, Predecessor},
 };
 pub use self::{
     reload::{Reloader, StartFault},
@@ -41,10 +41,8 @@ use crate::state::{
     State,
     command::{Command, Going},
     lifecycle::End,
+    listening::Inherited,
 };
-
-/// Probes of the app that may be out at once.
-const MAX_CALLS: usize = 16;
 
 /// What the background is to look after.
 #[derive(Debug)]
@@ -65,12 +63,16 @@ pub struct Control {
     pub handover: Option<Handover>,
     /// Whether a supervisor holds the sockets: then they stay when this process goes, and whoever comes next takes what waits in them.
     pub is_supervised: bool,
+    /// The sockets that somebody else has bound.
+    pub inherited: Arc<Inherited>,
+    /// Who serves at them until this instance can.
+    pub predecessor: Option<Predecessor>,
 }
 
 impl Control {
     /// Runs until the instance has drained.
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
-        let Self { state, mut reloader, poll_interval, name_server, cgroup, mut signals, handover, is_supervised } = self;
+        let Self { state, mut reloader, poll_interval, name_server, cgroup, mut signals, handover, is_supervised, inherited, predecessor } = self;
         let mut was_told = false;
         let (changed, mut changes) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
@@ -87,7 +89,13 @@ impl Control {
         tasks.spawn(protection::watch(state.clone(), cgroup));
         tasks.spawn(recovery::recover(state.clone()));
         let (sender, mut successors) = mpsc::channel(1);
-        tasks.spawn(handover::wait(handover, reloader.listeners().clone(), sender));
+        let (successor_of, listeners) = (state.clone(), reloader.listeners().clone());
+        tasks.spawn(async move {
+            match handover::take_over(&successor_of, listeners.as_ref(), &inherited, predecessor).await {
+                Ok(()) => handover::wait(handover, successor_of, listeners, sender).await,
+                Err(why) => tracing::error!("{why}"),
+            }
+        });
         let mut calls = JoinSet::new();
         let mut leaving = drain::Leaving::new(state.clone(), reloader.listeners().clone());
         loop {
@@ -100,22 +108,25 @@ impl Control {
                         _ = reply.send(reloader.reload());
                         applied.send_replace(state.live.load().generation);
                     }
-                    Command::Drain { asked_by, going } => leaving.begin(asked_by, going),
-                    Command::AskApp { backend, path, reply } if calls.len() < MAX_CALLS => {
+                    Command::Drain { asked_by, going, begun } => {
+                        leaving.begin(asked_by, going);
+                        // Whoever asked may have left.
+                        _ = begun.send(());
+                    }
+                    Command::AskApp { backend, path, reply } => {
                         let asked = app_health::ask(state.clone(), backend, path);
                         // Whoever asked may have left.
                         calls.spawn(async { drop(reply.send(asked.await)) });
                     }
-                    // Whoever asks too much is told by the end of it.
-                    Command::AskApp { .. } => {}
                 },
                 Some(_) = calls.join_next() => {}
                 Some(ended) = tasks.join_next() => return failed(&ended),
-                Some(()) = changes.recv() => {
+                Some(()) = changes.recv(), if !state.departure.is_draining() => {
                     reloader.reload_if_changed();
                     applied.send_replace(state.live.load().generation);
                 }
                 signal = signals.next() => match signal {
+                    signals::Signal::Reload if state.departure.is_draining() => {}
                     signals::Signal::Reload => {
                         // The faults, if any, have been told as an event.
                         _ = reloader.reload();
@@ -124,7 +135,7 @@ impl Control {
                     signals::Signal::End(_) if was_told => return End::AtOnce,
                     signals::Signal::End(name) => {
                         was_told = true;
-                        if is_supervised { leaving.relieve(name) } else { leaving.begin(name, Going::Goes) }
+                        if is_supervised && !leaving.has_begun() { leaving.relieve(name) } else { leaving.begin(name, Going::Goes) }
                     }
                 },
                 Some(successor) = successors.recv() => {

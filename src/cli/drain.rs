@@ -75,10 +75,9 @@ impl Drain {
                 say("drained");
                 if self.until_app_ends { self.outlive_app() } else { Outcome::Fine }
             }
-            // It was to go, and its end was quicker than its word.
-            Ok(Err(_)) => {
-                say("drained, and gone");
-                Outcome::Fine
+            Ok(Err(error)) => {
+                complain(&format!("the sidecar ended before it said that it had drained: {error}"));
+                Outcome::Unavailable
             }
             Ok(Ok((_, body))) => {
                 complain(&body);
@@ -97,7 +96,7 @@ impl Drain {
                         return outcome;
                     }
                 }
-                Ok((503, _)) => {
+                Ok((503, why)) if why.starts_with("the app does not answer") => {
                     say("the app has ended");
                     return Outcome::Fine;
                 }

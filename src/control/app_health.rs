@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// Asks the app a path, or only connects to it; what it says, or why it says nothing.
-pub(super) async fn ask(state: Arc<State>, backend: usize, path: Option<Arc<str>>) -> Result<AppAnswer, String> {
+pub(super) async fn ask(state: Arc<State>, backend: Arc<str>, path: Option<Arc<str>>) -> Result<AppAnswer, String> {
     let live = state.live.load_full();
-    let app = live.backends.get(backend).ok_or("the policies have changed")?;
+    let app = live.backends.iter().find(|known| known.spec.name == backend).ok_or("the policies have changed")?;
     let endpoint = app.endpoints.first().ok_or("it has no endpoint")?;
     let check = app.spec.check.as_ref().ok_or("it has no active check")?;
     let way = probing::Way::to(&app.spec);

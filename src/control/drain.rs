@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock,
-    resilience::lifecycle::{Drain, DrainConfig, Stage},
+    resilience::lifecycle::{Drain, Stage},
     state::{
         State,
         command::Going,
@@ -16,9 +16,6 @@ use crate::{
 
 /// Connections that are told to end at last get so long to take note of it.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-
-/// How often it is looked whether they have.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// A drain that may have begun, and what it acts on.
 #[derive(Debug)]
@@ -39,10 +36,11 @@ impl Leaving {
         let now = clock::now();
         let mut drain = self.drain.unwrap_or_else(|| {
             self.state.telemetry.emit(Event::DrainBegan { asked_by });
-            let config = self.state.live.load().snapshot.lifecycle.drain;
-            let delay = if going == Going::AppIsGone { Duration::ZERO } else { config.delay };
-            Drain::begin(DrainConfig { delay, ..config }, now)
+            Drain::begin(self.state.live.load().snapshot.lifecycle.drain, now)
         });
+        if going == Going::AppIsGone {
+            drain.skip_delay();
+        }
         if going != Going::Stays {
             drain.go(now);
         }
@@ -50,6 +48,11 @@ impl Leaving {
         // Before anything else happens, so that a probe after the answer to who asked says so.
         self.state.departure.follow(&drain);
         self.state.lifecycle.set(condition::NOT_DRAINING, false, "draining", drain.began(), &self.state.telemetry);
+    }
+
+    /// Whether it has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.drain.is_some()
     }
 
     /// Another process takes the connections from now on; this one finishes what it has, and goes.
@@ -82,9 +85,18 @@ impl Leaving {
             _ = clock::until(drain.next_deadline(&load), ended).await;
         }
         self.listeners.close();
-        let until = clock::now() + LAST_WORDS;
-        while clock::now() < until && self.state.lifecycle.connections().iter().any(|(_, count)| *count > 0) {
-            clock::sleep(LOOK).await;
+        // What began in the very last moment is finished, within the time there is; and who is connected is told of the end.
+        let last_words = clock::now() + LAST_WORDS;
+        loop {
+            let ended = departure.something_ends();
+            let is_busy = drain.is_clean() && departure.in_flight() > 0;
+            let is_connected = self.state.lifecycle.connections().iter().any(|(_, count)| *count > 0);
+            let until = if is_busy { drain.latest().max(last_words) } else { last_words };
+            if !(is_busy || is_connected) || clock::now() >= until {
+                break;
+            }
+            // Either is a reason to look again.
+            _ = clock::until(Some(until), ended).await;
         }
         End::Drained { is_clean: drain.is_clean() }
     }

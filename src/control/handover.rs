@@ -1,25 +1,28 @@
 //! Handing the sockets of one process over to the next, so that no connection is refused while the program is replaced.
 //!
 //! The running process listens on a socket in the file system. Its successor connects there, gets handles on all listening sockets, starts
-//! with them, and then says so; until that moment it may still fail, and nothing has happened. From then on the system gives new
+//! with them, and says so once it is ready; until that moment it may still fail, and nothing has happened. From then on the system gives new
 //! connections to the successor alone; the old process finishes what it has, and goes. The two share the queue of each socket, so
 //! that nothing is lost in between.
 //!
 //! | successor | process that runs |
 //! | --- | --- |
 //! | connects | sends the handles, and what each is |
-//! | reads policies, starts threads, takes connections | goes on as before |
+//! | reads policies, finds endpoints, checks them, takes connections | goes on as before |
 //! | says that it serves | takes no more connections, and leaves the path in the file system |
 //! | listens at the path itself | finishes what it has |
 
 use std::{
     fs,
-    io::{self, IoSlice, IoSliceMut, Read, Write},
+    io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::UnixStream as StdUnixStream,
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,7 +39,10 @@ use tokio::{
 
 use crate::{
     clock,
-    state::listening::{BoundSocket, Inherited, ListenerSet},
+    state::{
+        State,
+        listening::{BoundSocket, Inheritance, Inherited, ListenerSet},
+    },
 };
 
 /// Sockets that are handed over at once: far more than an instance has listeners, and fewer than the system sends in one message (253).
@@ -54,17 +60,24 @@ const WORD: &[u8] = b"1";
 /// After a failure.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a successor may take to start.
+/// How long sockets that a supervisor holds wait for this instance to become ready: by then who is connected has waited long enough.
+const SUPERVISED_TIME: Duration = Duration::from_secs(10);
+
+/// How long a successor may take to be ready.
 const START_TIME: Duration = Duration::from_mins(1);
 
 /// The process that is to be replaced.
 #[derive(Debug)]
-pub struct Predecessor(StdUnixStream);
+pub struct Predecessor {
+    stream: StdUnixStream,
+    /// For how long it has been ready, if it was.
+    pub ready_for: Option<Duration>,
+}
 
 /// Asks the process that listens at `path`, if there is one, for its sockets.
 ///
 /// # Errors
-/// If there is one, and it does not give them.
+/// If there is one, and it does not give them, or is somebody else's.
 pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
     let stream = match StdUnixStream::connect(path) {
         Ok(stream) => stream,
@@ -72,9 +85,12 @@ pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
         Err(error) => return Err(error),
     };
+    // Else whoever can write there could give us a socket that he reads from, too.
+    is_trusted(rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw())?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let (text, handles) = receive(&stream)?;
-    let described: Vec<Value> = serde_json::from_slice(&text)?;
+    let message: Value = serde_json::from_slice(&text)?;
+    let described = message["sockets"].as_array().map(Vec::as_slice).unwrap_or_default();
     if described.len() != handles.len() {
         return Err(io::Error::other("the running process describes other sockets than it sends"));
     }
@@ -83,7 +99,16 @@ pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
         let asked: SocketAddr = asked.ok_or_else(|| io::Error::other("a socket without its address"))?;
         Ok(BoundSocket { owner: described["owner"].as_str().unwrap_or_default().to_owned(), asked, socket: handle.into() })
     });
-    Ok(Some((Predecessor(stream), sockets.collect::<io::Result<_>>()?)))
+    let sockets = sockets.collect::<io::Result<_>>()?;
+    Ok(Some((Predecessor { stream, ready_for: message["ready_for_ms"].as_u64().map(Duration::from_millis) }, sockets)))
+}
+
+/// Only our own user, or root, who may do everything anyway.
+fn is_trusted(uid: u32) -> io::Result<()> {
+    if uid == rustix::process::geteuid().as_raw() || uid == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the other process is one of the user {uid}")))
 }
 
 /// The sockets that a supervisor holds for this process, after the protocol of systemd (`sd_listen_fds`).
@@ -102,13 +127,37 @@ pub fn from_supervisor() -> io::Result<Vec<BoundSocket>> {
 
 impl Predecessor {
     /// Says that this process serves, and waits until the other takes no more connections.
-    ///
-    /// # Errors
-    /// If the other does not answer. It may still take connections then.
-    pub fn relieve(mut self) -> io::Result<()> {
-        self.0.write_all(WORD)?;
-        self.0.read_exact(&mut [0]).map_err(|error| io::Error::new(error.kind(), format!("the running process does not let go: {error}")))
+    async fn relieve(self) -> io::Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let mut stream = UnixStream::from_std(self.stream)?;
+        stream.write_all(WORD).await?;
+        clock::within(Some(PATIENCE), stream.read_exact(&mut [0])).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(drop)
     }
+}
+
+/// Begins to take connections at the sockets that somebody else has bound, once this instance is ready: until then a predecessor takes them, or they wait.
+/// Then the predecessor may go.
+///
+/// # Errors
+/// If this instance does not become ready; then the predecessor goes on.
+pub(super) async fn take_over(state: &State, listeners: &dyn ListenerSet, inherited: &Inherited, predecessor: Option<Predecessor>) -> Result<(), String> {
+    if listeners.inheritance() != Inheritance::None || predecessor.is_some() {
+        let patience = if predecessor.is_some() { START_TIME - PATIENCE } else { SUPERVISED_TIME };
+        let mut readiness = state.lifecycle.readiness();
+        let is_ready = clock::within(Some(patience), readiness.wait_for(|is_ready| *is_ready)).await.is_ok();
+        if !is_ready && predecessor.is_some() {
+            let unmet: Vec<String> = state.lifecycle.conditions().into_iter().filter(|condition| !condition.is_met).map(|condition| condition.why).collect();
+            return Err(format!("this process is not ready after {patience:?} ({}); the one that runs goes on", unmet.join(", ")));
+        }
+    }
+    inherited.open();
+    if let Some(predecessor) = predecessor
+        && let Err(error) = predecessor.relieve().await
+    {
+        // It has our word, or is gone; both serve, or only we do.
+        tracing::warn!("the process that ran before does not say that it lets go: {error}");
+    }
+    Ok(())
 }
 
 /// What is handed over besides the listeners.
@@ -135,11 +184,11 @@ struct Post {
 
 /// Waits for a successor where it is told to, and reports it; never ends. It is a task of its own, so that nothing else that happens interrupts
 /// a handing over.
-pub(super) async fn wait(handover: Option<Handover>, listeners: Arc<dyn ListenerSet>, successors: mpsc::Sender<Successor>) {
+pub(super) async fn wait(handover: Option<Handover>, state: Arc<State>, listeners: Arc<dyn ListenerSet>, successors: mpsc::Sender<Successor>) {
     if let Some(handover) = handover {
         match listen(&handover.path) {
             Ok(listener) => {
-                let successor = Post { listener, handover }.successor(listeners.as_ref()).await;
+                let successor = Post { listener, handover }.successor(&state, listeners.as_ref()).await;
                 // If nobody wants to know, this process is ending.
                 _ = successors.send(successor).await;
             }
@@ -162,9 +211,9 @@ impl Successor {
 }
 
 impl Post {
-    async fn successor(self, listeners: &dyn ListenerSet) -> Successor {
+    async fn successor(self, state: &State, listeners: &dyn ListenerSet) -> Successor {
         loop {
-            match self.one(listeners).await {
+            match self.one(state, listeners).await {
                 Ok(Some(stream)) => return Successor { stream, post: self },
                 Ok(None) => tracing::warn!("a process that was to take over has failed; this one goes on"),
                 Err(error) => {
@@ -175,17 +224,14 @@ impl Post {
         }
     }
 
-    async fn one(&self, listeners: &dyn ListenerSet) -> io::Result<Option<UnixStream>> {
+    async fn one(&self, state: &State, listeners: &dyn ListenerSet) -> io::Result<Option<UnixStream>> {
         let (mut stream, _) = self.listener.accept().await?;
-        let uid = stream.peer_cred()?.uid();
-        if uid != rustix::process::geteuid().as_raw() && uid != 0 {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the user {uid} may not take over")));
-        }
+        is_trusted(stream.peer_cred()?.uid())?;
         let mut sockets = listeners.sockets()?;
         let BoundSocket { owner, asked, socket } = &self.handover.admin;
         sockets.push(BoundSocket { owner: owner.clone(), asked: *asked, socket: socket.try_clone()? });
         stream.writable().await?;
-        send(&stream, &sockets)?;
+        send(&stream, &sockets, state.lifecycle.youth.age(clock::now()))?;
         let mut word = [0];
         let said = clock::within(Some(START_TIME), stream.read(&mut word)).await;
         Ok(matches!(said, Ok(Ok(1))).then_some(stream))
@@ -193,21 +239,24 @@ impl Post {
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::other("there is something else than a socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-fn send(stream: &UnixStream, sockets: &[BoundSocket]) -> io::Result<()> {
+fn send(stream: &UnixStream, sockets: &[BoundSocket], ready_for: Option<Duration>) -> io::Result<()> {
     if sockets.len() > MAX_SOCKETS {
         return Err(io::Error::other(format!("there are {} sockets, and no more than {MAX_SOCKETS} can be handed over", sockets.len())));
     }
     let described: Vec<Value> = sockets.iter().map(|bound| json!({"owner": bound.owner, "asked": bound.asked.to_string()})).collect();
-    let text = serde_json::to_vec(&described)?;
+    let ready_for = ready_for.and_then(|age| u64::try_from(age.as_millis()).ok());
+    let text = serde_json::to_vec(&json!({"sockets": described, "ready_for_ms": ready_for}))?;
     let handles: Vec<_> = sockets.iter().map(|bound| bound.socket.as_fd()).collect();
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

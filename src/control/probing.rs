@@ -18,7 +18,12 @@ use crate::{
     clock,
     policy::snapshot::{BackendSpec, CheckSpec, ClientTlsSpec, LifecycleSpec, ProbeSpec, Protocol},
     resilience::health::Health,
-    state::{State, departure, endpoint::EndpointState, lifecycle::condition},
+    state::{
+        State, departure,
+        endpoint::EndpointState,
+        lifecycle::condition,
+        youth::{self, Introduction},
+    },
     telemetry::event::Event,
 };
 
@@ -47,12 +52,12 @@ pub(super) struct Answer {
 }
 
 /// What an endpoint says of its own going.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Told {
     /// It was not asked anything that it could answer so.
     Nothing,
-    /// It stays.
-    Stays,
+    /// It stays, and says since when it has been there and how it warms up, if that is not long ago.
+    Stays(Option<Introduction>),
     /// It leaves, and wants to be left alone for so long.
     Leaves(Duration),
 }
@@ -60,7 +65,7 @@ enum Told {
 impl Told {
     fn of(head: &HeaderMap) -> Self {
         let marker = head.get(departure::MARKER).and_then(|marker| departure::ttl(marker.to_str().ok()?));
-        marker.map_or(Self::Stays, Self::Leaves)
+        marker.map_or_else(|| Self::Stays(head.get(youth::STARTED_AT).and_then(|start| youth::introduced(start.to_str().ok()?))), Self::Leaves)
     }
 }
 
@@ -115,7 +120,7 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
         let mut told = Told::Nothing;
         let checked = clock::within(Some(spec.timeout), check(&state, &endpoint, &spec, &way, &mut told)).await;
         let result = checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
-        follow(&state, &backend, &endpoint, told);
+        follow(&state, &backend, &endpoint, told, began);
         // Who leaves may say no already; that is no illness.
         let is_to_be_counted = result.is_ok() || !matches!(told, Told::Leaves(_));
         if is_to_be_counted && let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now()) {
@@ -138,12 +143,15 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
 }
 
 /// Leaves alone who is leaving, and asks again who is not any more.
-fn follow(state: &State, backend: &Arc<str>, endpoint: &EndpointState, told: Told) {
+fn follow(state: &State, backend: &Arc<str>, endpoint: &EndpointState, told: Told, asked: Instant) {
     let (backend, label) = (backend.clone(), endpoint.label.clone());
+    if let Told::Stays(Some((started, curve))) = told {
+        endpoint.advertised(started, youth::age(started, clock::wall()), curve, clock::now());
+    }
     match told {
         Told::Leaves(ttl) if endpoint.leave_alone(ttl, clock::now()) => state.telemetry.emit(Event::EndpointLeaves { backend, endpoint: label, ttl }),
-        Told::Stays if endpoint.come_back() => state.telemetry.emit(Event::EndpointReturned { backend, endpoint: label, why: "a check says that it stays" }),
-        Told::Leaves(_) | Told::Stays | Told::Nothing => {}
+        Told::Stays(_) if endpoint.come_back(asked) => state.telemetry.emit(Event::EndpointReturned { backend, endpoint: label, why: "a check says that it stays" }),
+        Told::Leaves(_) | Told::Stays(_) | Told::Nothing => {}
     }
 }
 

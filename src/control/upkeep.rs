@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use super::gates;
-use crate::{clock, state::State};
+use crate::{
+    clock,
+    state::{State, capacity},
+};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -36,7 +39,7 @@ pub(super) async fn upkeep(state: Arc<State>) {
         let now = clock::now();
         let live = state.live.load();
         state.lifecycle.youth.grow_up(live.snapshot.lifecycle.warm_up.as_ref(), now);
-        state.pulse.feel(state.departure.begun(), state.departure.load().inbound.in_flight, now);
+        capacity::feel(&state, now);
         gates::look(&state);
         for breaker in &live.breakers {
             breaker.tick(now, fastrand::f64());

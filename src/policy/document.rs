@@ -37,8 +37,8 @@ pub use fault_injection::{FaultAbort, FaultDelay, FaultInjection};
 pub use global_rate_limit::{GlobalBackend, GlobalBackendType, GlobalRateLimit, RateLimitService, Redis, Replicas};
 pub use health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection};
 pub use hedging::Hedging;
-pub use listener::{ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor};
 pub use lifecycle::{AppProbes, Drain, Lifecycle, Startup, WarmUp};
+pub use listener::{ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor};
 pub use process::{AccessLog, Action, ActionType, LogFormat, Recovery, Rung, Telemetry, Trigger, TriggerType, Undo};
 pub use protection::{Protection, Shed, SignalLevels, Signals};
 pub use rate_limit::{

@@ -18,8 +18,8 @@ use super::{
     units::StatusSet,
 };
 use crate::resilience::{
-    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, recovery::RecoveryConfig,
-    retry::RetryConfig, retry_budget::RetryBudgetConfig,
+    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
+    retry_budget::RetryBudgetConfig,
 };
 
 pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};

@@ -82,8 +82,8 @@ pub(super) fn warm(exchange: &Exchange<'_>, client: &Client, now: Instant) -> Re
     let Some(warm_up) = warm_up else { return Ok(()) };
     let state = &exchange.worker.state;
     let Some(part) = state.lifecycle.youth.warmth(&warm_up.config, now) else { return Ok(()) };
-    // Who has nowhere else to go is served, however new this instance is.
-    let may_go_elsewhere = || state.replicas.others(exchange.live).is_some_and(|others| others > 0);
+    // Who has nowhere else to go is served, however new this instance is; and where all are new, somebody has to begin.
+    let may_go_elsewhere = || state.replicas.has_warm(exchange.live, now);
     if client.head().headers.contains_key(signs::WEIGHED) || is_health_check(exchange, client) || !may_go_elsewhere() || state.lifecycle.youth.takes(part) {
         return Ok(());
     }

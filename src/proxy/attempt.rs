@@ -21,8 +21,8 @@ use super::{
     parting::Parting,
     picking::{self, Picked},
     record::Progress,
-    repicking,
     rejection::{Rejection, SOON},
+    repicking,
     request_body::RequestBody,
     retrying::{self, Tries},
     serve::Exchange,
@@ -240,9 +240,9 @@ impl<'e> Attempt<'e> {
         }
         match made {
             Ok((upstream, head, first)) => {
-                let told = upstream.head().map(|head| &head.headers);
-                told.into_iter().for_each(|told| signs::note(exchange, &endpoint, told, now));
-                let is_unprocessed = told.is_some_and(signs::is_unprocessed);
+                let told = upstream.head();
+                told.into_iter().for_each(|told| signs::note(exchange, &endpoint, &told.headers, now));
+                let is_unprocessed = told.is_some_and(|told| signs::is_unprocessed(told.status, &told.headers));
                 let (grpc_status, judgement) = judge(exchange, &asker.asked(), &upstream);
                 let leave_alone = upstream.head().and_then(|head| classify::retry_after(head, clock::wall));
                 let unsettled = match judgement {
@@ -262,7 +262,8 @@ impl<'e> Attempt<'e> {
                 };
                 let until = deadline.of_call();
                 let asking::Head { is_upgrade, is_listening } = head;
-                let answered = Answered { upstream, is_upgrade, is_listening, first, parting: None, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None };
+                let answered =
+                    Answered { upstream, is_upgrade, is_listening, first, parting: None, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None };
                 if is_unprocessed { Err(Failed::Unprocessed(Box::new(answered))) } else { Ok(answered) }
             }
             // It has said that it leaves, and is gone: that is no failure.

@@ -13,7 +13,7 @@ use super::{
     request_body::RequestBody,
     retrying,
     serve::{Exchange, Held},
-    stale,
+    signs, stale,
 };
 use crate::{
     clock,
@@ -162,6 +162,7 @@ fn of_answer(policy: &PolicySpec, answered: &Answered) -> Option<Failure> {
     let head = answered.upstream.head()?;
     match answered.grpc_status.filter(|status| *status != 0 && head.status == 200) {
         _ if answered.is_upgrade => None,
+        _ if signs::is_unprocessed(head.status, &head.headers) => of_status(policy, 503).map(|failure| Failure { may_have_run: false, ..failure }),
         Some(status) => of_grpc(policy, status, grpc::status(&head.headers).is_none()),
         None => of_status(policy, head.status.as_u16()),
     }

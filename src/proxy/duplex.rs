@@ -67,6 +67,8 @@ pub(super) async fn tunnel(exchange: &Exchange<'_>, client: &mut Client, body: &
             },
             Event::Upstream(UpstreamEvent::Pushed(true)) => {}
             Event::Upstream(UpstreamEvent::Pushed(false)) => return Err(Reason::UpstreamReset),
+            // After the good-bye it does not matter how the backend ends.
+            Event::Upstream(UpstreamEvent::Body(Err(_))) if was_told => is_open = false,
             Event::Upstream(UpstreamEvent::Body(read)) => match read? {
                 Some(_) if was_told => {}
                 Some(piece) => {

@@ -100,7 +100,14 @@ pub(super) fn wanted_upgrade<'a>(asked: &Asked<'a>) -> Option<&'a str> {
 ///
 /// Fields are changed in the bare map, and the head is made of it at the end: pingora's own setters parse every name anew and
 /// keep a second map with the case of the names, which matters to nobody (RFC 9110 section 5.1).
-pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoint: &EndpointState, attempt: u32, has_body: bool, time_left: TimeLeft) -> pingora::Result<RequestHead<'e>> {
+pub(super) fn upstream<'e>(
+    exchange: &'e Exchange<'_>,
+    asked: &Asked<'_>,
+    endpoint: &EndpointState,
+    attempt: u32,
+    has_body: bool,
+    time_left: TimeLeft,
+) -> pingora::Result<RequestHead<'e>> {
     let mut headers = passed_on(&asked.head.headers);
     let is_http2 = exchange.is_to_http2();
     if let Some(protocol) = wanted_upgrade(asked).filter(|_| !is_http2) {
@@ -138,7 +145,7 @@ pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoi
     if let Some(left) = time_left.of_call {
         headers.insert(GRPC_TIMEOUT, value(&write_grpc_timeout(left))?);
     }
-    if endpoint.is_weighed() && !matches!(exchange.destination.backend.spec.balancer, Balancer::ConsistentHash { .. }) {
+    if is_weighed(exchange, endpoint) {
         headers.insert(signs::WEIGHED, HeaderValue::from_static("1"));
     }
     edit(&mut headers, &filters.request_headers);
@@ -146,6 +153,13 @@ pub(super) fn upstream<'e>(exchange: &'e Exchange<'_>, asked: &Asked<'_>, endpoi
     let path = path.map_or(Cow::Borrowed(exchange.target.path_and_query.as_str()), Cow::Owned);
     let is_secure = exchange.destination.backend.spec.tls.is_some();
     Ok(RequestHead { method: asked.head.method.clone(), uri: asked.head.uri.clone(), path, headers, is_secure })
+}
+
+/// Whether the endpoint gets no more than it wants while it warms up: by its own curve, and beside others that get the rest.
+fn is_weighed(exchange: &Exchange<'_>, endpoint: &EndpointState) -> bool {
+    let backend = &exchange.destination.backend;
+    let is_weighing = backend.spec.warm_up.is_none() && !matches!(backend.spec.balancer, Balancer::ConsistentHash { .. });
+    endpoint.has_curve() && is_weighing && backend.endpoints.len() > 1
 }
 
 /// The head of an attempt, before it is put into one framing or the other.

@@ -94,21 +94,28 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
     let mut runners: Vec<Runner<'_>> = Vec::with_capacity(2);
     let mut guard: Option<RetryGuard> = None;
     let mut poor: Option<Poor> = None;
-    let mut may_ask = true;
+    // Whether the last one went to an endpoint that was not asked before.
+    let mut is_fresh = true;
+    let mut is_over = false;
     let mut sent = 0;
     let mut is_due = true;
+    // One that was not looked at does not count, as long as there are others that were not asked.
+    let mut instead = false;
     loop {
-        may_ask &= sent < plan.spec.config.max_attempts.get();
+        let may_ask = !is_over && sent < plan.spec.config.max_attempts.get();
         if is_due && may_ask {
             is_due = false;
-            match ask(exchange, plan, deadline, &mut tries, &mut guard, progress) {
+            let tried = tries.count();
+            let asked = ask(exchange, plan, deadline, &mut tries, std::mem::take(&mut instead), &mut guard, progress);
+            is_fresh = tries.count() > tried;
+            match asked {
                 Ok(Some(runner)) => {
                     sent += 1;
                     runners.push(runner);
                 }
-                Ok(None) => may_ask = false,
+                Ok(None) => is_over = true,
                 Err(rejection) => {
-                    may_ask = false;
+                    is_over = true;
                     poor.get_or_insert(Poor::NotMade(rejection));
                 }
             }
@@ -135,9 +142,11 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
         match made {
             Err(Failed::Unprocessed(answered)) => {
                 poor.get_or_insert(Poor::Answer(runner.endpoint, answered));
-                // It does not count as asked, as long as there is another.
-                sent -= u32::from(tries.count() < exchange.destination.backend.endpoints.len());
-                exchange.destination.backend.metrics.repicked.increment(1);
+                if is_fresh && tries.count() < exchange.destination.backend.endpoints.len() {
+                    sent -= 1;
+                    instead = true;
+                    exchange.destination.backend.metrics.repicked.increment(1);
+                }
             }
             Ok(answered) if !is_poor(plan.spec, &answered) => {
                 won(exchange, plan, &runner, &runners);
@@ -169,21 +178,22 @@ fn ask<'r>(
     plan: &'r Plan<'_>,
     mut deadline: Deadline,
     tries: &mut Tries,
+    is_instead: bool,
     guard: &mut Option<RetryGuard>,
     progress: &mut Progress,
 ) -> Result<Option<Runner<'r>>, Rejection> {
     let metrics = &exchange.destination.backend.metrics;
     let is_first = tries.is_first();
-    if !is_first && exchange.destination.withdraw_retry(guard, clock::now()).is_err() {
+    if !is_first && !is_instead && exchange.destination.withdraw_retry(guard, clock::now()).is_err() {
         metrics.hedged(Hedged::NoBudget);
         exchange.notes.push(Step::NotRetried { why: "the retry budget has no room for a second request", numbers: String::new() });
         return Ok(None);
     }
-    if !is_first {
+    if !is_first && !is_instead {
         tries.hedge();
     }
     let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, &deadline, progress)?;
-    if !is_first {
+    if !is_first && !is_instead {
         metrics.hedged(Hedged::Sent);
         exchange.notes.push(Step::Hedged { attempt: progress.attempts, endpoint: attempt.endpoint.label.clone(), delay: plan.delay });
     }

@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    task::Poll,
     time::Duration,
 };
 
@@ -18,7 +17,7 @@ use super::{
     connection,
     worker::{Worker, WorkerHandle},
 };
-use crate::{clock, policy::snapshot::ListenerSpec, telemetry::metrics::name};
+use crate::{clock, policy::snapshot::ListenerSpec, state::State, telemetry::metrics::name};
 
 /// Connections that the system may hold back for us.
 const BACKLOG: i32 = 4096;
@@ -30,6 +29,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Bound {
     original: TcpListener,
+    /// Whether somebody else has bound it.
+    is_inherited: bool,
     /// One handle on the socket for each worker.
     sockets: Vec<TcpListener>,
     address: SocketAddr,
@@ -42,6 +43,8 @@ pub(super) struct Listening {
     closing: watch::Sender<Closing>,
     /// The real address.
     pub(super) address: SocketAddr,
+    /// Whether somebody else has bound its socket.
+    pub(super) is_inherited: bool,
     /// As long as it takes connections: a handle to give to who takes over. Guards single reads and the closing.
     socket: Mutex<Option<TcpListener>>,
 }
@@ -62,6 +65,7 @@ pub(super) enum Closing {
 pub(super) struct Shared {
     pub(super) spec: ArcSwap<ListenerSpec>,
     connections: Arc<AtomicU32>,
+    state: Arc<State>,
 }
 
 impl Bound {
@@ -73,15 +77,19 @@ impl Bound {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Self::adopt(socket.into(), workers)
+        Self::of(socket.into(), workers, false)
     }
 
-    /// Takes a bound socket, for so many workers.
+    /// Takes a socket that somebody else has bound, for so many workers.
     pub(super) fn adopt(socket: TcpListener, workers: usize) -> io::Result<Self> {
+        Self::of(socket, workers, true)
+    }
+
+    fn of(socket: TcpListener, workers: usize, is_inherited: bool) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         let sockets = (0..workers).map(|_| socket.try_clone()).collect::<io::Result<_>>()?;
-        Ok(Self { original: socket, sockets, address })
+        Ok(Self { original: socket, is_inherited, sockets, address })
     }
 
     /// The real address.
@@ -90,13 +98,22 @@ impl Bound {
     }
 
     /// Takes requests, on every worker; `connections` counts those of the clients.
-    pub(super) fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], connections: Arc<AtomicU32>) -> Listening {
-        let shared = Arc::new(Shared { spec: ArcSwap::from_pointee(spec), connections });
+    pub(super) fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], state: &Arc<State>, gate: &watch::Receiver<bool>) -> Listening {
+        let connections = state.lifecycle.listener_connections(&spec.name);
+        let shared = Arc::new(Shared { spec: ArcSwap::from_pointee(spec), connections, state: state.clone() });
         let (closing, closed) = watch::channel(Closing::Open);
         for (worker, socket) in workers.iter().zip(self.sockets) {
-            worker.runtime.spawn(accept(socket, shared.clone(), worker.worker.clone(), closed.clone()));
+            let (shared, worker_there, closed, mut gate) = (shared.clone(), worker.worker.clone(), closed.clone(), gate.clone());
+            let is_inherited = self.is_inherited;
+            worker.runtime.spawn(async move {
+                // Where somebody else may still serve, or what comes waits, nobody is served before this instance can.
+                if is_inherited && gate.wait_for(|is_open| *is_open).await.is_err() {
+                    return;
+                }
+                accept(socket, shared, worker_there, closed).await;
+            });
         }
-        Listening { shared, closing, address: self.address, socket: Mutex::new(Some(self.original)) }
+        Listening { shared, closing, address: self.address, is_inherited: self.is_inherited, socket: Mutex::new(Some(self.original)) }
     }
 }
 
@@ -144,15 +161,19 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, worker: Arc<Worker>, m
     }
     // Whoever has taken the socket over takes what waits in it, too.
     if *closing.borrow() == Closing::Closed {
-        accept_waiting(&socket, &shared, &worker, &closing).await;
+        accept_waiting(socket, &shared, &worker, &closing);
     }
 }
 
 /// Takes the connections that the system has made for us already: closing the socket would reset them.
-async fn accept_waiting(socket: &tokio::net::TcpListener, shared: &Arc<Shared>, worker: &Arc<Worker>, closing: &watch::Receiver<Closing>) {
-    let at_once = || std::future::poll_fn(|context| Poll::Ready(socket.poll_accept(context)));
-    while let Poll::Ready(Ok((tcp, peer))) = at_once().await {
-        take(tcp, peer, shared, worker, closing);
+fn accept_waiting(socket: tokio::net::TcpListener, shared: &Arc<Shared>, worker: &Arc<Worker>, closing: &watch::Receiver<Closing>) {
+    // The system is asked itself: what tokio knows of the socket may be older than the last connection.
+    let Ok(socket) = socket.into_std() else { return };
+    while let Ok((tcp, peer)) = socket.accept() {
+        let tcp = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp));
+        if let Ok(tcp) = tcp {
+            take(tcp, peer, shared, worker, closing);
+        }
     }
 }
 
@@ -187,5 +208,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.state.departure.connection_ends();
     }
 }

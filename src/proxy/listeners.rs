@@ -21,7 +21,7 @@ use crate::{
     },
     state::{
         State,
-        listening::{BoundSocket, CannotBind, Inherited, ListenerSet},
+        listening::{BoundSocket, CannotBind, Inheritance, Inherited, ListenerSet},
     },
     telemetry::event::Event,
 };
@@ -104,7 +104,7 @@ impl ListenerSet for Listeners {
         }
         for (bound, spec) in plan.bound {
             let (name, address) = (spec.name.clone(), bound.address().to_string());
-            next.insert(name.clone(), bound.listen(spec, &self.workers, self.state.lifecycle.listener_connections(&name)));
+            next.insert(name.clone(), bound.listen(spec, &self.workers, &self.state, &self.inherited.gate()));
             self.state.telemetry.emit(Event::ListenerBound { listener: name, address });
         }
         let inbound = next.values().filter(|listening| listening.spec().direction == Direction::Inbound);
@@ -120,6 +120,15 @@ impl ListenerSet for Listeners {
             sockets.extend(listening.socket()?.map(|socket| BoundSocket { owner: owner(&spec.name), asked: spec.address, socket }));
         }
         Ok(sockets)
+    }
+
+    fn inheritance(&self) -> Inheritance {
+        let listening = self.lock();
+        match listening.values().filter(|listening| listening.is_inherited).count() {
+            0 => Inheritance::None,
+            count if count == listening.len() => Inheritance::All,
+            _ => Inheritance::Some,
+        }
     }
 
     fn stop_accepting(&self) {

@@ -23,6 +23,8 @@ pub(super) const GOING_AWAY: Bytes = Bytes::from_static(&[0x88, 2, 0x03, 0xe9]);
 /// A stream that may be ended before its end.
 pub(super) struct Parting {
     parts: Parts,
+    /// From when on it is ended: one that began while this instance was leaving is not long yet, except a WebSocket.
+    from: Stage,
     stages: Option<watch::Receiver<Stage>>,
     /// When something was passed on last.
     last: Option<Instant>,
@@ -45,7 +47,8 @@ impl Parting {
         } else {
             return None;
         };
-        Some(Self { parts, stages: None, last: None })
+        let is_long = matches!(parts, Parts::WebSocket(_)) || !exchange.worker.state.departure.is_draining();
+        Some(Self { parts, from: if is_long { Stage::Parting } else { Stage::Drained }, stages: None, last: None })
     }
 
     /// Follows what is passed on.
@@ -58,10 +61,7 @@ impl Parting {
 
     /// Whether it is to end now, before anything more is passed on.
     pub(super) fn is_due(&self, exchange: &Exchange<'_>) -> bool {
-        match exchange.worker.state.departure.stage() {
-            Stage::Serving | Stage::Announcing | Stage::Waiting => false,
-            Stage::Parting | Stage::Drained | Stage::Gone => self.parts.is_between() && !self.may_end_by_itself(),
-        }
+        exchange.worker.state.departure.stage() >= self.from && self.parts.is_between() && !self.may_end_by_itself()
     }
 
     /// Waits until it is to end, if nothing more is passed on. Can be dropped and begun again at any time.
@@ -71,7 +71,7 @@ impl Parting {
         let is_grpc = matches!(self.parts, Parts::Grpc(_));
         let stages = self.stages.get_or_insert_with(|| exchange.worker.state.departure.stages());
         // The state outlives this.
-        _ = stages.wait_for(|stage| *stage >= Stage::Parting).await;
+        _ = stages.wait_for(|stage| *stage >= self.from).await;
         if is_between && !may_end_by_itself {
             return;
         }

@@ -18,8 +18,9 @@ use pingora::http::ResponseHeader;
 use super::{
     attempt::{Answered, gone},
     client::{Client, ClientStream},
-    duplex, grpc, headers, rate_limits,
+    duplex, grpc, headers,
     parting::{self, Parting},
+    rate_limits,
     record::Progress,
     rejection::{self, Rejection},
     request_body::RequestBody,
@@ -140,13 +141,14 @@ async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Ans
     let mut queued = 0;
     while !answered.upstream.is_body_done() {
         let piece = {
-            if parting::is_due(answered.parting.as_ref(), exchange) {
-                return Err(Reason::Draining);
-            }
             let mut read = pin!(answered.upstream.read());
             let at_hand = std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
             match at_hand {
-                Poll::Ready(piece) => piece?,
+                Poll::Ready(piece) => match piece? {
+                    // There is more, and there always would be.
+                    Some(_) if parting::is_due(answered.parting.as_ref(), exchange) => return Err(Reason::Draining),
+                    piece => piece,
+                },
                 Poll::Pending => {
                     queued = 0;
                     push(client, idle).await?;

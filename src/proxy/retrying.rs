@@ -62,7 +62,7 @@ impl Tries {
 /// The failure that an answer is, if the policy wants its status tried again.
 pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
     let head = answered.upstream.head()?;
-    if signs::is_unprocessed(&head.headers) {
+    if signs::is_unprocessed(head.status, &head.headers) {
         return Some(Failure::Refused);
     }
     let policy = &exchange.destination.policy.retry;

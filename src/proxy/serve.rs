@@ -29,7 +29,6 @@ use crate::{
         matching::Rule,
         snapshot::{ActionSpec, Protocol, RedirectSpec},
     },
-    resilience::lifecycle::Stage,
     state::{
         departure::InFlight,
         limit::{Learner, LimitGuard},
@@ -112,8 +111,7 @@ impl<'a> Exchange<'a> {
 pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing: bool) -> After {
     let began = clock::now();
     let live = worker.state.live.load_full();
-    let is_inbound = client.listener.direction == Direction::Inbound;
-    let in_flight = InFlight::enter(&worker.state, is_inbound, began);
+    let in_flight = InFlight::enter(&worker.state, client.listener.direction, began);
     let request_id = headers::request_id(client);
     let notes = Notes::new(began);
     let mut progress = Progress::new(began, request_id);
@@ -130,7 +128,7 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
 
 async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, progress: &mut Progress, notes: &Notes, is_closing: bool) -> Result<After, Rejection> {
     framing::check(client)?;
-    if client.listener.direction == Direction::Inbound && worker.state.departure.stage() >= Stage::Drained {
+    if client.listener.direction == Direction::Inbound && worker.state.departure.refuses() {
         return Err(Rejection::of(Reason::Draining).after(SOON));
     }
     if headers::goes_in_circles(client) {

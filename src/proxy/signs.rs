@@ -4,11 +4,11 @@
 //! from an endpoint leaves it alone, or gives it as much as it can bear. Both are about one hop: they are never passed on, so that a
 //! gateway is not taken for the endpoint behind it.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::{headers::REASON, serve::Exchange, worker::Worker};
+use super::{grpc, headers::REASON, serve::Exchange, worker::Worker};
 use crate::{
     clock,
     state::{State, departure, endpoint::EndpointState, live::Live, youth},
@@ -19,7 +19,7 @@ use crate::{
 pub(super) const DRAINING: HeaderName = HeaderName::from_static(departure::MARKER);
 
 /// Says to callers since when this instance has been ready, in seconds since 1970, and how it wants to warm up.
-pub(super) const STARTED_AT: HeaderName = HeaderName::from_static("x-outrigger-started-at");
+pub(super) const STARTED_AT: HeaderName = HeaderName::from_static(youth::STARTED_AT);
 
 /// Says to an endpoint that its warm-up is known here, and that it gets no more than it wants.
 pub(super) const WEIGHED: HeaderName = HeaderName::from_static("x-outrigger-weighed");
@@ -56,9 +56,7 @@ impl IntoIterator for Signs {
 pub(super) fn note(exchange: &Exchange<'_>, endpoint: &EndpointState, answer: &HeaderMap, now: Instant) {
     // First who it is: a new process at the address has not said anything yet.
     if let Some((started, curve)) = answer.get(STARTED_AT).and_then(|value| youth::introduced(value.to_str().ok()?)) {
-        // A start in the future is a clock that differs; then it has just started.
-        let age = UNIX_EPOCH.checked_add(Duration::from_millis(started)).and_then(|start| clock::wall().duration_since(start).ok());
-        endpoint.advertised(started, age.unwrap_or_default(), curve, now);
+        endpoint.advertised(started, youth::age(started, clock::wall()), curve, now);
     }
     if let Some(ttl) = answer.get(DRAINING).and_then(|value| departure::ttl(value.to_str().ok()?))
         && endpoint.leave_alone(ttl, now)
@@ -68,9 +66,13 @@ pub(super) fn note(exchange: &Exchange<'_>, endpoint: &EndpointState, answer: &H
     }
 }
 
-/// Whether an answer says that the request was not looked at, because the instance is leaving or new. Only a sidecar can say so: it
-/// takes such words of its app's away.
-pub(super) fn is_unprocessed(answer: &HeaderMap) -> bool {
+/// Whether an answer says that the request was not looked at, because the instance is leaving or new. Only the next hop can say so: a sidecar
+/// takes such words of its app's away, and an app that hands on what somebody else told it lacks the signs, which go no further than one hop.
+pub(super) fn is_unprocessed(status: StatusCode, answer: &HeaderMap) -> bool {
+    let refuses = status == StatusCode::SERVICE_UNAVAILABLE || grpc::status(answer) == Some(grpc::UNAVAILABLE);
+    if !refuses || !(answer.contains_key(DRAINING) || answer.contains_key(STARTED_AT)) {
+        return false;
+    }
     let token = answer.get(REASON).and_then(|value| value.to_str().ok()).and_then(|value| value.split(':').next());
     token.is_some_and(|token| [Reason::Draining, Reason::WarmingUp].iter().any(|reason| reason.token() == token))
 }

@@ -13,8 +13,10 @@ pub struct Present {
     pub mean_in_flight: f64,
     /// Requests in a second.
     pub rate: f64,
-    /// Requests that may be in flight at once, if anything says so.
+    /// Requests that may be in flight at once under all limits together, if every way in has one.
     pub limit: Option<u32>,
+    /// The part of any single limit that was taken at its fullest; above 1 after a limit has fallen.
+    pub fullest: f64,
 }
 
 /// What is to be expected.
@@ -69,7 +71,8 @@ pub fn without_this(present: &Present, staying: Option<u32>) -> Forecast {
         (None, _) => Verdict::UnknownReplicas,
         (Some(0), _) => Verdict::Alone,
         (Some(_), None) => Verdict::UnknownLimit,
-        (Some(_), Some(limit)) if in_flight_each <= limit.into() => Verdict::Enough,
+        // One limit that is full does not care about others that are empty.
+        (Some(_), Some(_)) if each(present.fullest) <= 1.0 => Verdict::Enough,
         (Some(_), Some(_)) => Verdict::TooLittle,
     };
     let rate_limit_each = present.limit.filter(|_| present.mean_in_flight > 0.0).map(|limit| f64::from(limit) * present.rate / present.mean_in_flight);
@@ -81,7 +84,8 @@ mod tests {
     use super::*;
 
     fn present(peak: u32, limit: Option<u32>) -> Present {
-        Present { peak_in_flight: peak, mean_in_flight: f64::from(peak) / 2.0, rate: 100.0, limit }
+        let fullest = limit.map_or(0.0, |limit| f64::from(peak) / f64::from(limit));
+        Present { peak_in_flight: peak, mean_in_flight: f64::from(peak) / 2.0, rate: 100.0, limit, fullest }
     }
 
     #[test]
@@ -103,10 +107,17 @@ mod tests {
     }
 
     #[test]
+    fn one_limit_that_is_full_decides_however_empty_the_others_are() {
+        let crowded = Present { fullest: 0.95, ..present(19, Some(520)) };
+        assert_eq!(without_this(&crowded, Some(1)).verdict, Verdict::TooLittle);
+        assert_eq!(without_this(&Present { fullest: 0.5, ..crowded }, Some(1)).verdict, Verdict::Enough);
+    }
+
+    #[test]
     fn what_a_replica_can_carry_follows_from_how_long_a_request_takes() {
         let forecast = without_this(&present(10, Some(50)), Some(2));
         assert_eq!((forecast.rate_each, forecast.rate_limit_each), (150.0, Some(1_000.0)), "5 in flight at 100 a second are 50 ms each");
-        let idle = Present { peak_in_flight: 0, mean_in_flight: 0.0, rate: 0.0, limit: Some(8) };
+        let idle = Present { peak_in_flight: 0, mean_in_flight: 0.0, rate: 0.0, limit: Some(8), fullest: 0.0 };
         assert_eq!(without_this(&idle, Some(1)).rate_limit_each, None);
     }
 }

@@ -146,6 +146,11 @@ impl Drain {
         self.is_clean
     }
 
+    /// Nobody is left to whom the news would have to travel.
+    pub fn skip_delay(&mut self) {
+        self.config.delay = Duration::ZERO;
+    }
+
     /// The instance is to go once it has drained. To say so again changes nothing.
     pub fn go(&mut self, now: Instant) {
         self.wanted_gone.get_or_insert(now);
@@ -187,9 +192,11 @@ impl Drain {
         }
     }
 
-    /// With no request at all there is nothing to be quiet after.
+    /// With no request at all there is nothing to be quiet after. Who is relieved serves callers and app alike until both are quiet, for its address
+    /// stays and nobody may be refused.
     fn callers_quiet_at(&self, load: &Load) -> Option<Instant> {
-        let quiet = load.inbound.quiet_at(self.config.quiet_period, self.began)?;
+        let quiet_at = |traffic: &Traffic| traffic.quiet_at(self.config.quiet_period, self.began);
+        let quiet = if self.is_relieved { quiet_at(&load.inbound)?.max(quiet_at(&load.outbound)?) } else { quiet_at(&load.inbound)? };
         Some(quiet.max(self.began + self.config.delay))
     }
 

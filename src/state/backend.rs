@@ -79,8 +79,8 @@ struct Open {
     heaviest: f64,
     /// The sum of their weights.
     sum: f64,
-    /// Which of them has been warming up for longest, and so is as warm as any.
-    eldest: usize,
+    /// Which of them is warm first, and so is as warm as any.
+    warmest: usize,
 }
 
 /// What a request asks of a pick.
@@ -134,7 +134,7 @@ impl BackendState {
     fn pick_in(&self, open: &Open, ring: &Ring, wish: Wish, may: &impl Fn(usize) -> bool, dice: &mut impl FnMut() -> f64) -> Option<usize> {
         let members = &open.members;
         // When all are new, drawing in proportion to the warmest is as quick as when all are warm.
-        let most = open.heaviest * if members.is_empty() { 1.0 } else { self.warmth(open.eldest, wish.now) };
+        let most = open.heaviest * if members.is_empty() { 1.0 } else { self.warmth(open.warmest, wish.now) };
         let relative = |index: usize| (self.weight(index) * self.warmth(index, wish.now) / most).min(1.0);
         let share = |member: usize| if may(members[member]) { relative(members[member]) } else { 0.0 };
         let picked = match (&self.spec.balancer, wish.key) {
@@ -221,7 +221,7 @@ impl BackendState {
     /// Ends the absence of those that wanted to be left alone until now.
     pub fn call_back(&self, now: Instant) {
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.alone_until().is_some_and(|until| now >= until)) {
-            if endpoint.come_back() {
+            if endpoint.come_back(now) {
                 self.telemetry.emit(Event::EndpointReturned { backend: self.spec.name.clone(), endpoint: endpoint.label.clone(), why: "its time is over" });
             }
         }
@@ -251,10 +251,11 @@ impl BackendState {
             let ignores = share.is_panic && share.load > 0.0;
             let members: Vec<usize> = tier.members.iter().copied().filter(|index| counts(*index) && (ignores || is_available(*index))).collect();
             let weights = members.iter().map(|index| self.weight(*index));
-            let eldest = members.iter().copied().min_by_key(|index| self.endpoints[*index].warming_since()).unwrap_or_default();
-            Open { load: share.load, heaviest: weights.clone().fold(0.0, f64::max), sum: weights.sum(), eldest, members }
+            let warmest = members.iter().copied().min_by_key(|index| self.endpoints[*index].warm_at(self.spec.warm_up.as_ref())).unwrap_or_default();
+            Open { load: share.load, heaviest: weights.clone().fold(0.0, f64::max), sum: weights.sum(), warmest, members }
         });
-        let is_on_probation = |index: &usize| counts(*index) && self.ejects() && self.endpoints[*index].is_out() && matches!(self.endpoints[*index].host().standing(), Standing::Probation { .. });
+        let is_on_probation =
+            |index: &usize| counts(*index) && self.ejects() && self.endpoints[*index].is_out() && matches!(self.endpoints[*index].host().standing(), Standing::Probation { .. });
         let probation = (0..self.endpoints.len()).filter(is_on_probation).collect();
         let is_panicking = are_all_out || shares.iter().any(|share| share.is_panic && share.load > 0.0);
         let until = self.endpoints.iter().filter_map(|endpoint| endpoint.alone_until()).min();

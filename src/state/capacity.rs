@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{State, live::Live};
+use super::{State, limit::LimitState, live::Live};
 use crate::{
     policy::document::Direction,
     resilience::capacity::{self, Forecast, Present},
@@ -28,14 +28,16 @@ struct Sample {
     /// Requests of callers that ever began.
     begun: u64,
     in_flight: u32,
+    /// The part of the fullest limit that is taken.
+    fullest: f64,
 }
 
 impl Pulse {
     /// Takes note of what is going on.
-    pub fn feel(&self, begun: u64, in_flight: usize, now: Instant) {
+    fn feel(&self, begun: u64, in_flight: usize, fullest: f64, now: Instant) {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.retain(|sample| now.saturating_duration_since(sample.at) <= WINDOW);
-        samples.push_back(Sample { at: now, begun, in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX) });
+        samples.push_back(Sample { at: now, begun, in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX), fullest });
     }
 
     /// What was going on.
@@ -50,28 +52,52 @@ impl Pulse {
             let begun = last.begun.saturating_sub(first.begun) as f64;
             if seconds > 0.0 { begun / seconds } else { 0.0 }
         });
-        Present { peak_in_flight: in_flight.max().unwrap_or(0), mean_in_flight: sum / f64::from(count), rate, limit }
+        Present {
+            peak_in_flight: in_flight.max().unwrap_or(0),
+            mean_in_flight: sum / f64::from(count),
+            rate,
+            limit,
+            fullest: samples.iter().map(|sample| sample.fullest).fold(0.0, f64::max),
+        }
     }
+}
+
+/// Takes note of what is going on.
+pub fn feel(state: &State, now: Instant) {
+    let limits = limits(&state.live.load()).unwrap_or_default();
+    let fullest = limits.iter().map(|limit| f64::from(limit.in_flight) / f64::from(limit.max)).fold(0.0, f64::max);
+    state.pulse.feel(state.departure.begun(), state.departure.load().inbound.in_flight, fullest, now);
 }
 
 /// What was going on here, and what is to be expected when this instance leaves.
 #[must_use]
 pub fn forecast(state: &State, now: Instant) -> (Present, Forecast) {
+    feel(state, now);
     let live = state.live.load();
-    state.pulse.feel(state.departure.begun(), state.departure.load().inbound.in_flight, now);
-    let present = state.pulse.present(limit(&live));
+    let limit = limits(&live).map(|limits| limits.iter().fold(0, |sum: u32, limit| sum.saturating_add(limit.max)));
+    let present = state.pulse.present(limit);
     (present, capacity::without_this(&present, state.replicas.others(&live)))
 }
 
-/// How many requests of callers may be in flight at once; nothing if there is a way in without a limit.
-fn limit(live: &Live) -> Option<u32> {
+/// A limit of requests of callers.
+struct Limit {
+    in_flight: u32,
+    max: u32,
+}
+
+/// All of them; nothing if there is a way in without one.
+fn limits(live: &Live) -> Option<Vec<Limit>> {
     let inbound = live.routes.iter().filter(|route| route.spec.direction == Direction::Inbound).flat_map(|route| &route.destinations);
     let limits: Option<Vec<_>> = inbound.map(|to| to.limit.as_ref()).collect();
     let mut limits = limits?;
     // Destinations may share one.
     limits.sort_by(|a, b| a.name().cmp(b.name()));
     limits.dedup_by(|a, b| a.name() == b.name());
-    (!limits.is_empty()).then(|| limits.iter().fold(0, |sum: u32, limit| sum.saturating_add(limit.snapshot().config.max_in_flight.get())))
+    let of = |limit: &LimitState| {
+        let snapshot = limit.snapshot();
+        Limit { in_flight: snapshot.in_flight, max: snapshot.config.max_in_flight.get() }
+    };
+    (!limits.is_empty()).then(|| limits.into_iter().map(|limit| of(limit)).collect())
 }
 
 #[cfg(test)]
@@ -82,11 +108,11 @@ mod tests {
     #[test]
     fn rates_and_peaks_are_those_of_the_last_ten_seconds() {
         let (pulse, start) = (Pulse::default(), some_instant());
-        assert_eq!(pulse.present(None), Present { peak_in_flight: 0, mean_in_flight: 0.0, rate: 0.0, limit: None });
+        assert_eq!(pulse.present(None), Present { peak_in_flight: 0, mean_in_flight: 0.0, rate: 0.0, limit: None, fullest: 0.0 });
         for second in 0..20_u32 {
             let in_flight = if second == 3 { 99 } else { 4 };
-            pulse.feel(u64::from(second) * 50, in_flight, start + Duration::from_secs(second.into()));
+            pulse.feel(u64::from(second) * 50, in_flight, 0.5, start + Duration::from_secs(second.into()));
         }
-        assert_eq!(pulse.present(Some(8)), Present { peak_in_flight: 4, mean_in_flight: 4.0, rate: 50.0, limit: Some(8) });
+        assert_eq!(pulse.present(Some(8)), Present { peak_in_flight: 4, mean_in_flight: 4.0, rate: 50.0, limit: Some(8), fullest: 0.5 });
     }
 }

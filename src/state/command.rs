@@ -18,11 +18,13 @@ pub enum Command {
         asked_by: &'static str,
         /// What then.
         going: Going,
+        /// Is told when it has begun.
+        begun: oneshot::Sender<()>,
     },
     /// Ask the app one of its own probes.
     AskApp {
-        /// The index of its backend.
-        backend: usize,
+        /// Its backend.
+        backend: Arc<str>,
         /// The path; without one it is only connected to.
         path: Option<Arc<str>>,
         /// Where the answer goes: what it says, or why it says nothing.

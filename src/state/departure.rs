@@ -13,7 +13,10 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified, watch};
 
-use crate::resilience::lifecycle::{Drain, Load, Stage, Traffic};
+use crate::{
+    policy::document::Direction,
+    resilience::lifecycle::{Drain, Load, Stage, Traffic},
+};
 
 /// The field in which an instance says that it is leaving.
 pub const MARKER: &str = "x-outrigger-draining";
@@ -83,6 +86,12 @@ impl Departure {
         self.is_relieved.load(Ordering::Relaxed)
     }
 
+    /// Whether callers are refused. Never those of an address that stays.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        self.stage() >= Stage::Drained && !self.is_relieved()
+    }
+
     /// The stages as they come.
     #[must_use]
     pub fn stages(&self) -> watch::Receiver<Stage> {
@@ -131,13 +140,21 @@ impl Departure {
         self.inbound.begun.load(Ordering::Relaxed)
     }
 
-    /// Is done when a request ends after this call, whether or not it is waited for yet.
+    /// A connection of a client has ended, too.
+    pub fn connection_ends(&self) {
+        self.ended.notify_waiters();
+    }
+
+    /// Is done when a request or a connection ends after this call, whether or not it is waited for yet.
     pub fn something_ends(&self) -> Notified<'_> {
         self.ended.notified()
     }
 
-    fn counts(&self, is_inbound: bool) -> &Counts {
-        if is_inbound { &self.inbound } else { &self.outbound }
+    fn counts(&self, direction: Direction) -> &Counts {
+        match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
+        }
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -161,26 +178,26 @@ pub fn ttl(marker: &str) -> Option<Duration> {
 #[must_use = "a request is in flight as long as its guard lives"]
 pub struct InFlight {
     state: Arc<super::State>,
-    is_inbound: bool,
+    direction: Direction,
 }
 
 impl InFlight {
     /// Counts a request until it is dropped.
-    pub fn enter(state: &Arc<super::State>, is_inbound: bool, now: Instant) -> Self {
+    pub fn enter(state: &Arc<super::State>, direction: Direction, now: Instant) -> Self {
         let departure = &state.departure;
-        let counts = departure.counts(is_inbound);
+        let counts = departure.counts(direction);
         counts.in_flight.fetch_add(1, Ordering::AcqRel);
         counts.begun.fetch_add(1, Ordering::Relaxed);
         // Of two that begin at once either may be the last; they are no millisecond apart.
         counts.last_began.store(departure.millis(now) + 1, Ordering::Release);
-        Self { state: state.clone(), is_inbound }
+        Self { state: state.clone(), direction }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let departure = &self.state.departure;
-        departure.counts(self.is_inbound).in_flight.fetch_sub(1, Ordering::AcqRel);
+        departure.counts(self.direction).in_flight.fetch_sub(1, Ordering::AcqRel);
         departure.ended.notify_waiters();
     }
 }

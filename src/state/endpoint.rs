@@ -1,8 +1,11 @@
-//! An endpoint as it lives: what is in flight, what is connected, what is known of its health, its age and its behaviour.
+//! An endpoint as it lives: what is in flight, what is connected, what is known of its health and its behaviour; `endpoint/presence.rs` has its coming and
+//! going.
+
+mod presence;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -58,17 +61,20 @@ pub struct EndpointState {
     is_newcomer: bool,
     /// The start that it last told of, in milliseconds since 1970.
     advertised: AtomicU64,
+    /// Whether it has told how it wants to warm up, and may still be doing so.
+    has_curve: AtomicBool,
     /// How it wants to warm up; guards single reads and writes, and is asked only while it does.
     curve: Mutex<Option<WarmUpConfig>>,
     /// Until when it wants to be left alone, in milliseconds after `born`, plus one; 0 is not at all.
     alone_until: AtomicU64,
+    /// Since when, in the same.
+    alone_since: AtomicU64,
+    /// Whether its address is one of this host, once that was asked.
+    is_here: OnceLock<bool>,
 }
 
 /// It is not warming up.
 const WARM: i64 = i64::MIN;
-
-/// Nobody changes the policy to warm up again who has been warm for so long.
-const OLD: Duration = Duration::from_hours(1);
 
 /// After how long it was seen to close an idle connection or announced that it would, and when that was last so.
 #[derive(Debug, Clone, Copy)]
@@ -122,8 +128,11 @@ impl EndpointState {
             warming_since: AtomicI64::new(if is_newcomer { 0 } else { WARM }),
             is_newcomer,
             advertised: AtomicU64::new(0),
+            has_curve: AtomicBool::new(false),
             curve: Mutex::default(),
             alone_until: AtomicU64::new(0),
+            alone_since: AtomicU64::new(0),
+            is_here: OnceLock::new(),
         }
     }
 
@@ -203,88 +212,6 @@ impl EndpointState {
         );
         self.counters.version.fetch_add(1, Ordering::Release);
         Some(changed)
-    }
-
-    /// Begins its warm-up at this time.
-    pub fn warm_up_from(&self, start: Instant) {
-        let millis = match start.checked_duration_since(self.born) {
-            Some(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
-            None => -i64::try_from(self.born.saturating_duration_since(start).as_millis()).unwrap_or(i64::MAX),
-        };
-        self.warming_since.store(millis, Ordering::Relaxed);
-        // Who is the warmest of all is worked out with who may be picked.
-        self.counters.version.fetch_add(1, Ordering::Release);
-    }
-
-    /// Takes note of the start that the endpoint tells of, in milliseconds since 1970, of its age, and of how it wants to warm up. Another
-    /// start than before is another process at the same address: it is new, as new as it says.
-    pub fn advertised(&self, started: u64, age: Duration, curve: Option<WarmUpConfig>, now: Instant) {
-        if self.advertised.swap(started, Ordering::Relaxed) != started {
-            *self.curve.lock().unwrap_or_else(PoisonError::into_inner) = curve;
-            self.warm_up_from(now.checked_sub(age).unwrap_or(now));
-            // What another process said is no word of this one.
-            self.come_back();
-        }
-    }
-
-    /// Whether it has told how it wants to warm up, and may still be doing so.
-    #[must_use]
-    pub fn is_weighed(&self) -> bool {
-        self.warming_since.load(Ordering::Relaxed) != WARM && self.curve.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// Leaves the endpoint alone for so long, because it is leaving; whether that is news.
-    pub fn leave_alone(&self, ttl: Duration, now: Instant) -> bool {
-        let until = self.millis(now + ttl).saturating_add(1);
-        let is_news = self.alone_until.swap(until, Ordering::Relaxed) == 0;
-        if is_news {
-            self.counters.version.fetch_add(1, Ordering::Release);
-        }
-        is_news
-    }
-
-    /// Until when it is left alone, if it is.
-    #[must_use]
-    pub fn alone_until(&self) -> Option<Instant> {
-        let after = self.alone_until.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.born + Duration::from_millis(after))
-    }
-
-    /// Leaves it alone no longer; whether that is news.
-    pub fn come_back(&self) -> bool {
-        let is_news = self.alone_until.load(Ordering::Relaxed) != 0 && self.alone_until.swap(0, Ordering::Relaxed) != 0;
-        if is_news {
-            self.counters.version.fetch_add(1, Ordering::Release);
-        }
-        is_news
-    }
-
-    /// Since when it warms up; `None` if it is warm.
-    pub(super) fn warming_since(&self) -> Option<Instant> {
-        let since = self.warming_since.load(Ordering::Relaxed);
-        if since == WARM {
-            return None;
-        }
-        let offset = Duration::from_millis(since.unsigned_abs());
-        let start = if since < 0 { self.born.checked_sub(offset) } else { self.born.checked_add(offset) };
-        Some(start.unwrap_or(self.born))
-    }
-
-    /// The share of its weight that it gets for its age, in `0.0..=1.0`: as the policy of the backend says, or else as it wants itself.
-    #[must_use]
-    pub fn warmth(&self, config: Option<&WarmUpConfig>, now: Instant) -> f64 {
-        let Some(since) = self.warming_since() else { return 1.0 };
-        let age = now.saturating_duration_since(since);
-        let own = || self.curve.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|curve| curve.factor(age));
-        let factor = config.map(|config| config.factor(age)).or_else(own).unwrap_or(1.0);
-        if factor >= 1.0 && age > OLD {
-            self.warming_since.store(WARM, Ordering::Relaxed);
-        }
-        factor
-    }
-
-    fn millis(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1)
     }
 
     /// The machine that follows its latency.

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
+
 use super::youth::Youth;
 use crate::telemetry::{Telemetry, event::Event};
 
@@ -65,6 +67,7 @@ pub struct Lifecycle {
     born: Instant,
     /// Since when it has been ready.
     pub youth: Youth,
+    readiness: watch::Sender<bool>,
     /// Guards the conditions.
     inner: Mutex<Inner>,
 }
@@ -97,6 +100,7 @@ impl Lifecycle {
         Self {
             born: now,
             youth: Youth::new(now),
+            readiness: watch::Sender::new(false),
             inner: Mutex::new(Inner {
                 conditions: conditions.into(),
                 was_ready: false,
@@ -220,6 +224,12 @@ impl Lifecycle {
         self.lock().conditions.values().cloned().collect()
     }
 
+    /// Whether all conditions are met, as it changes.
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.readiness.subscribe()
+    }
+
     /// Whether all conditions are met.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -238,6 +248,7 @@ impl Lifecycle {
         if inner.was_ready == is_ready {
             return;
         }
+        self.readiness.send_replace(is_ready);
         inner.was_ready = is_ready;
         if is_ready && !inner.was_ever_ready {
             inner.was_ever_ready = true;

@@ -8,6 +8,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::watch;
+
 use crate::policy::snapshot::Snapshot;
 
 /// The sockets of an instance.
@@ -24,6 +26,9 @@ pub trait ListenerSet: fmt::Debug + Send + Sync {
     /// # Errors
     /// If the system gives no more handles.
     fn sockets(&self) -> io::Result<Vec<BoundSocket>>;
+
+    /// Which of the sockets were bound by somebody else.
+    fn inheritance(&self) -> Inheritance;
 
     /// Takes no more connections; those that are open live on. For who has handed the sockets over.
     fn stop_accepting(&self);
@@ -44,17 +49,41 @@ pub struct BoundSocket {
 }
 
 /// Sockets that this process did not bind itself: a supervisor holds them, or another process has handed them over.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Inherited {
     /// Guards the taking of one.
     sockets: Mutex<Vec<BoundSocket>>,
+    /// Whether connections are taken at them. Until then they wait, or somebody else takes them.
+    gate: watch::Sender<bool>,
+}
+
+/// Which sockets of the listeners were bound by somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inheritance {
+    /// None.
+    None,
+    /// Some, and others by this process.
+    Some,
+    /// All.
+    All,
 }
 
 impl Inherited {
     /// These sockets.
     #[must_use]
     pub fn new(sockets: Vec<BoundSocket>) -> Self {
-        Self { sockets: Mutex::new(sockets) }
+        Self { sockets: Mutex::new(sockets), gate: watch::Sender::new(false) }
+    }
+
+    /// Takes connections at them from now on.
+    pub fn open(&self) {
+        self.gate.send_replace(true);
+    }
+
+    /// Whether connections are taken at them.
+    #[must_use]
+    pub fn gate(&self) -> watch::Receiver<bool> {
+        self.gate.subscribe()
     }
 
     /// Takes the one for an address, if it is there; where the system chose the port, the owner's.

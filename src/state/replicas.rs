@@ -1,55 +1,63 @@
 //! The instances of this very service, as far as they are known: whether there is another one to ask.
 
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    sync::{Mutex, PoisonError},
-};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use super::live::Live;
-use crate::policy::snapshot::Address;
+use arc_swap::ArcSwap;
+
+use super::{backend::BackendState, endpoint::EndpointState, live::Live};
+use crate::{policy::snapshot::Address, resilience::health::Health};
 
 /// Which of the endpoints of a backend this instance is itself.
 #[derive(Debug, Default)]
 pub struct Replicas {
-    /// Where callers reach this instance; guards single reads and writes.
-    own: Mutex<Vec<SocketAddr>>,
+    /// Where callers reach this instance.
+    own: ArcSwap<Vec<SocketAddr>>,
 }
 
 impl Replicas {
     /// Takes note of where callers reach this instance: the addresses that its inbound listeners are bound to.
     pub fn reached_at(&self, own: Vec<SocketAddr>) {
-        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
+        self.own.store(Arc::new(own));
     }
 
     /// How many other instances may be asked now; nothing if nobody knows.
     #[must_use]
     pub fn others(&self, live: &Live) -> Option<u32> {
-        let backend = &live.backends[live.snapshot.lifecycle.replicas?];
+        let backend = replicas(live)?;
         if backend.endpoints.is_empty() {
             // Nothing was found yet, not even this one.
             return None;
         }
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = backend.available_endpoints().filter(|endpoint| !matches!(endpoint.address, Address::Tcp(address) if is_own(&own, address)));
-        u32::try_from(others.count()).ok()
+        let own = self.own.load();
+        u32::try_from(backend.available_endpoints().filter(|endpoint| !is_own(&own, endpoint)).count()).ok()
+    }
+
+    /// Whether another instance is known to be there and warm: a check of it has passed, and it does not say that it is new itself.
+    #[must_use]
+    pub fn has_warm(&self, live: &Live, now: Instant) -> bool {
+        let Some(backend) = replicas(live) else { return false };
+        let own = self.own.load();
+        let is_warm = |endpoint: &Arc<EndpointState>| endpoint.health() == Health::Healthy && endpoint.warmth(None, now) >= 1.0;
+        backend.available_endpoints().any(|endpoint| is_warm(endpoint) && !is_own(&own, endpoint))
     }
 }
 
-/// Whether an address leads to one of our listeners: by its port, and because it is that of a listener or, for one that listens on all of
-/// them, any address of this host.
-fn is_own(own: &[SocketAddr], address: SocketAddr) -> bool {
-    let ip = address.ip().to_canonical();
-    own.iter().any(|listener| listener.port() == address.port() && (listener.ip().to_canonical() == ip || (listener.ip().is_unspecified() && is_of_this_host(ip))))
+fn replicas(live: &Live) -> Option<&Arc<BackendState>> {
+    live.snapshot.lifecycle.replicas.map(|index| &live.backends[index])
 }
 
-/// Only an address of this host can be bound. Nothing is sent, and nothing is received.
-fn is_of_this_host(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
+/// Whether an endpoint is one of our listeners: by its port, and because its address is that of a listener or, for one that listens on all of
+/// them, any of this host.
+fn is_own(own: &[SocketAddr], endpoint: &EndpointState) -> bool {
+    let Address::Tcp(address) = &endpoint.address else { return false };
+    let ip = address.ip().to_canonical();
+    own.iter().any(|listener| listener.port() == address.port() && (listener.ip().to_canonical() == ip || (listener.ip().is_unspecified() && endpoint.is_here())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resilience::some_instant;
 
     #[test]
     fn an_instance_knows_its_own_address_among_others() {
@@ -63,7 +71,8 @@ mod tests {
             ("0.0.0.0:80", "192.0.2.1:80", false),
         ];
         for (own, address, expected) in table {
-            assert_eq!(is_own(&[own.parse().expect("an address")], address.parse().expect("an address")), expected, "{address} at {own}");
+            let endpoint = EndpointState::new(Address::Tcp(address.parse().expect("an address")), 0, Arc::default(), false, some_instant());
+            assert_eq!(is_own(&[own.parse().expect("an address")], &endpoint), expected, "{address} at {own}");
         }
     }
 }

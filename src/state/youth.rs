@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// The field in which an instance says since when it has been ready.
+pub const STARTED_AT: &str = "x-outrigger-started-at";
+
 /// So long an instance tells when it started, if its own warm-up does not take longer; those of its callers are shorter.
 const YOUNG: Duration = Duration::from_mins(15);
 
@@ -27,6 +30,8 @@ pub struct Youth {
     born: Instant,
     /// When it first was ready, in milliseconds after `born`, plus one; 0 is never.
     ready_since: AtomicU64,
+    /// For how many milliseconds another process had been it before this one.
+    before: AtomicU64,
     /// The same in milliseconds since 1970; 0 while that is not to be told.
     told: AtomicU64,
     /// Guards the decision about one request.
@@ -35,21 +40,26 @@ pub struct Youth {
 
 impl Youth {
     pub(super) fn new(now: Instant) -> Self {
-        Self { born: now, ready_since: AtomicU64::new(0), told: AtomicU64::new(0), trickle: Mutex::default() }
+        Self { born: now, ready_since: AtomicU64::new(0), before: AtomicU64::new(0), told: AtomicU64::new(0), trickle: Mutex::default() }
     }
 
     /// It is ready for the first time.
     pub(super) fn begin(&self, now: Instant, wall: SystemTime) {
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX - 1);
+        let before = Duration::from_millis(self.before.load(Ordering::Relaxed));
         self.ready_since.store(millis(now.saturating_duration_since(self.born)) + 1, Ordering::Relaxed);
-        self.told.store(millis(wall.duration_since(UNIX_EPOCH).unwrap_or_default()), Ordering::Relaxed);
+        self.told.store(millis(wall.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(before)), Ordering::Relaxed);
+    }
+
+    /// It goes on with what another process has been for so long: the app behind it is no newer.
+    pub fn continues(&self, age: Duration) {
+        self.before.store(millis(age), Ordering::Relaxed);
     }
 
     /// For how long it has been ready, or was when it first was.
     #[must_use]
     pub fn age(&self, now: Instant) -> Option<Duration> {
         let after = self.ready_since.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(now.saturating_duration_since(self.born + Duration::from_millis(after)))
+        Some(now.saturating_duration_since(self.born + Duration::from_millis(after)) + Duration::from_millis(self.before.load(Ordering::Relaxed)))
     }
 
     /// Whether there is something to tell.
@@ -73,7 +83,7 @@ impl Youth {
     /// Ceases to tell of its start when that is so long ago that nobody can be warming up for it.
     pub fn grow_up(&self, warm_up: Option<&OwnWarmUpSpec>, now: Instant) {
         let longest = warm_up.map_or(YOUNG, |warm_up| warm_up.config.window().max(YOUNG));
-        if now.saturating_duration_since(self.born) > longest {
+        if self.age(now).is_some_and(|age| age > longest) {
             self.told.store(0, Ordering::Relaxed);
         }
     }
@@ -92,9 +102,23 @@ impl Youth {
     }
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX - 1)
+}
+
 /// What another instance tells of itself: when it started, in milliseconds since 1970, and how it wants to warm up.
+pub type Introduction = (u64, Option<WarmUpConfig>);
+
+/// How old that makes it. A start in the future is a clock that differs; then it has just started.
 #[must_use]
-pub fn introduced(text: &str) -> Option<(u64, Option<WarmUpConfig>)> {
+pub fn age(started: u64, wall: SystemTime) -> Duration {
+    let start = UNIX_EPOCH.checked_add(Duration::from_millis(started));
+    start.and_then(|start| wall.duration_since(start).ok()).unwrap_or_default()
+}
+
+/// Reads what another instance tells of itself.
+#[must_use]
+pub fn introduced(text: &str) -> Option<Introduction> {
     let mut parts = text.split(';').map(str::trim);
     let started = Duration::try_from_secs_f64(parts.next()?.parse().ok()?).ok()?;
     let (mut window, mut aggression, mut minimum) = (None, 1.0, 10.0);
@@ -139,8 +163,27 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_takes_over_is_as_old_as_the_one_before_it() {
+        let start = some_instant();
+        let youth = Youth::new(start);
+        youth.continues(Duration::from_millis(2_000));
+        youth.begin(start, UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        assert_eq!(youth.introduction(None).as_deref(), Some("1699999998.000"));
+        assert_eq!(youth.warmth(&spec(Mode::Enforce).config, start), Some(0.8));
+    }
+
+    #[test]
     fn what_cannot_be_read_is_left_out() {
-        let table = [("1700000000", Some(false)), ("", None), ("soon", None), ("-3", None), ("1; window=0", Some(false)), ("1; window=9; aggression=-1", Some(false)), ("1; window=9; min=900", Some(false)), ("1;window=9;new=1", Some(true))];
+        let table = [
+            ("1700000000", Some(false)),
+            ("", None),
+            ("soon", None),
+            ("-3", None),
+            ("1; window=0", Some(false)),
+            ("1; window=9; aggression=-1", Some(false)),
+            ("1; window=9; min=900", Some(false)),
+            ("1;window=9;new=1", Some(true)),
+        ];
         for (text, expected) in table {
             assert_eq!(introduced(text).map(|(_, curve)| curve.is_some()), expected, "{text}");
         }

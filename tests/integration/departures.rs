@@ -69,7 +69,10 @@ fn what_was_refused_unprocessed_goes_to_another_endpoint_and_counts_against_nobo
         assert_eq!((answer.status, answer.text().as_str()), (200, "staying"));
     }
     assert_eq!(refusing.seen().len(), 1);
-    assert_eq!(staying.seen().iter().map(|seen| String::from_utf8_lossy(&seen.body).into_owned()).collect::<Vec<_>>(), (0..20).map(|number| format!("payment {number}")).collect::<Vec<_>>());
+    assert_eq!(
+        staying.seen().iter().map(|seen| String::from_utf8_lossy(&seen.body).into_owned()).collect::<Vec<_>>(),
+        (0..20).map(|number| format!("payment {number}")).collect::<Vec<_>>()
+    );
     assert_eq!(sidecar.breaker("app")["state"], "closed");
     assert_eq!(sidecar.breaker("app")["failed"], 0);
     assert_eq!(sidecar.metric("outrigger_requests_repicked_total{backend=\"app\"}"), 1.0);
@@ -140,4 +143,26 @@ fn a_call_of_grpc_that_was_refused_unprocessed_goes_to_another_endpoint() {
         assert_eq!((answer.grpc_status(), &answer.body[..]), (Some("0"), &message(b"paid")[..]), "{answer:?}");
     }
     assert_eq!((leaving.heads().len(), staying.heads().len()), (1, 10));
+}
+
+#[test]
+fn a_hedged_request_that_was_refused_unprocessed_goes_to_another_endpoint_too() {
+    let ((one, one_stage), (two, two_stage), (three, _)) = (instance("one", 60), instance("two", 60), instance("three", 60));
+    let sections =
+        "  defaults: {retry: {mode: Off}, hedging: {maxAttempts: 2, hedgingDelay: 10s}, retryConstraint: {budget: {percent: 0}, minRetryRate: {count: 0, interval: 1s}}}\n";
+    let sidecar = Sidecar::start(&policy_with(&addresses(&[&one, &two, &three]), "loadBalancer: {type: RoundRobin}", sections));
+    one_stage.store(REFUSING, Ordering::SeqCst);
+    two_stage.store(REFUSING, Ordering::SeqCst);
+    assert_eq!(spread(&sidecar, 10), vec!["three"; 10], "whatever the budget says");
+    assert!(one.seen().len() <= 1 && two.seen().len() <= 1);
+}
+
+#[test]
+fn words_that_came_from_further_away_do_not_make_a_request_run_twice() {
+    // A gateway that has booked, asked somebody else, and hands on what that one said.
+    let gateway = || Backend::answering(|_| "HTTP/1.1 503 Service Unavailable\r\nx-outrigger-reason: draining\r\ncontent-length: 0\r\n\r\n".to_owned());
+    let (one, other) = (gateway(), gateway());
+    let sidecar = Sidecar::start(&policy_with(&addresses(&[&one, &other]), "", "  defaults: {retry: {mode: Off}}\n"));
+    assert_eq!(sidecar.client().post("/book", "once").status, 503);
+    assert_eq!(one.seen().len() + other.seen().len(), 1);
 }

@@ -92,6 +92,48 @@ fn a_new_process_takes_the_sockets_over_and_no_request_fails() {
 }
 
 #[test]
+fn a_successor_serves_only_once_it_is_ready_and_is_no_newer_than_the_one_before() {
+    let (backend, is_broken) = Backend::switchable();
+    is_broken.store(false, Ordering::SeqCst);
+    let place = Directory::new();
+    let (path, file) = (place.path().join("handover.sock"), place.path().join("endpoints.json"));
+    place.write("endpoints.json", &format!("[\"{}\"]", backend.address));
+    let check = "healthCheck: {active: {type: HTTP, interval: 20ms, unhealthyThreshold: 1, http: {path: /healthz}}}";
+    let text = policy(&[], &QUICK.replace("{drain", "{startup: {requireBackend: app}, warmUp: {window: 10h}, drain"))
+        .replace("endpoints: []", &format!("endpointsFile: \"{}\", {check}", file.display()));
+    let mut running = start(&text, &path).unwrap();
+    eventually("it is ready and waits for a successor", || running.admin("GET", "/readyz").status == 200 && path.exists());
+    let introduction = running.get("/").header("x-outrigger-started-at").unwrap().to_owned();
+    let load = Load::on(running.address("inbound"));
+    load.goes_on();
+    let next = start(&text, &path).unwrap();
+    assert_eq!(running.app.take().unwrap().wait(), End::Drained { is_clean: true });
+    load.goes_on();
+    let started = |introduction: &str| introduction.split(';').next().unwrap().parse::<f64>().unwrap();
+    let after = next.get("/").header("x-outrigger-started-at").unwrap().to_owned();
+    assert!((started(&after) - started(&introduction)).abs() < 1.0, "{introduction}, then {after}");
+    load.end();
+    eventually("the successor waits for the next", || path.exists());
+    is_broken.store(true, Ordering::SeqCst);
+    let unready = start(&text, &path).unwrap();
+    assert!(next.get("/").status == 500 && !unready.app().state().lifecycle.is_ready(), "who is not ready takes nothing over");
+    assert!(!next.app().state().departure.is_draining());
+}
+
+#[test]
+fn a_process_with_other_listeners_takes_nothing_over() {
+    let backend = Backend::healthy();
+    let place = Directory::new();
+    let path = place.path().join("handover.sock");
+    let text = policy(&[backend.address], QUICK);
+    let running = start(&text, &path).unwrap();
+    eventually("it waits for a successor", || path.exists());
+    let Err(StartError::Bind(why)) = start(&text.replace("inbound", "another"), &path) else { panic!("it started") };
+    assert!(why.contains("none of the policies' listeners"), "{why}");
+    assert_eq!(running.get("/").status, 200);
+}
+
+#[test]
 fn a_successor_that_cannot_start_changes_nothing() {
     let backend = Backend::healthy();
     let place = Directory::new();
@@ -103,6 +145,7 @@ fn a_successor_that_cannot_start_changes_nothing() {
     load.goes_on();
     let next = start(&policy(&[backend.address], QUICK), &path).unwrap();
     assert_eq!(next.address("inbound"), running.address("inbound"), "the path is still served");
+    eventually("the old one is relieved", || running.app().state().departure.is_relieved());
     load.goes_on();
     load.end();
 }
@@ -128,6 +171,7 @@ fn what_is_in_flight_is_finished_by_the_process_that_began_it() {
     eventually("it has arrived", || backend.seen().len() == 1);
     eventually("it waits for a successor", || path.exists());
     let next = start(&policy, &path).unwrap();
+    eventually("the old one is relieved", || running.app().state().departure.is_relieved());
     gate.open();
     let last = slow.answer();
     assert_eq!((last.text().as_str(), last.header("connection")), ("done", Some("close")));

@@ -13,6 +13,17 @@ use crate::support::{
 /// A warm-up that stays where it begins for as long as a test lasts.
 const COLD: &str = "warmUp: {window: 10h, minPercent: 20}";
 
+/// With another instance of the service, that is checked.
+fn beside(other: &Backend, policy: &str) -> String {
+    let check = "healthCheck: {active: {type: HTTP, interval: 20ms, unhealthyThreshold: 1, http: {path: /healthz}}}";
+    also("others", other, policy).replace("name: others,", &format!("name: others, {check},"))
+}
+
+/// Waits until it is known of the other instance that it is well.
+fn knows_the_other(sidecar: &Sidecar) {
+    eventually("the other one is well", || sidecar.json("/api/v1/backends").to_string().contains("\"health\":\"healthy\""));
+}
+
 fn lifecycle(sections: &str) -> String {
     format!("  lifecycle: {{{sections}}}\n")
 }
@@ -93,8 +104,11 @@ fn the_apps_own_probes_are_passed_through_even_while_the_instance_drains() {
     }
     drop(app);
     for name in ["livez", "connect"] {
-        let (status, why) = probe(name);
-        assert!(status == 503 && why.starts_with("the app does not answer: "), "{status} {why}");
+        // What the app said last is given again for a moment.
+        eventually("it is told why", || {
+            let (status, why) = probe(name);
+            status == 503 && why.starts_with("the app does not answer: ")
+        });
     }
 }
 
@@ -111,7 +125,8 @@ fn a_caller_gives_a_new_instance_its_share_on_the_curve_and_is_not_refused() {
         let (app, warm) = (Backend::answering(|_| ok("cold")), Backend::answering(|_| ok("warm")));
         let other = Backend::healthy();
         let sections = lifecycle(&format!("{COLD}, replicas: {{backend: others}}"));
-        let cold = Sidecar::start(&also("others", &other, &policy(&[app.address], &sections)));
+        let cold = Sidecar::start(&beside(&other, &policy(&[app.address], &sections)));
+        knows_the_other(&cold);
         let endpoints = [format!("\"{}\"", cold.address("inbound")), format!("\"{}\"", warm.address)];
         let caller = Sidecar::start(&policy_with(&endpoints, &format!("loadBalancer: {{type: {balancer}}}"), "  defaults: {retry: {mode: Off}}\n"));
         let mut client = caller.client();
@@ -128,13 +143,14 @@ fn a_caller_gives_a_new_instance_its_share_on_the_curve_and_is_not_refused() {
 fn of_callers_that_do_not_cooperate_a_new_instance_takes_its_share_and_refuses_the_rest_unprocessed() {
     let (app, other) = (Backend::healthy(), Backend::healthy());
     let sections = lifecycle(&format!("{COLD}, replicas: {{backend: others}}"));
-    let sidecar = Sidecar::start(&also("others", &other, &policy(&[app.address], &sections)));
+    let sidecar = Sidecar::start(&beside(&other, &policy(&[app.address], &sections)));
+    knows_the_other(&sidecar);
     let (served, refused) = outcomes(&sidecar, 100, "");
     assert_eq!((served, app.seen().len()), (20, 20), "a fifth, evenly");
     assert!(refused.iter().all(|refusal| refusal == "503 warming_up"), "{refused:?}");
     assert_eq!(outcomes(&sidecar, 50, "x-outrigger-weighed: 1\r\n").0, 50, "who gives it its share is not refused");
     assert_eq!(app.seen().last().unwrap().header("x-outrigger-weighed"), None, "that is between sidecars");
-    assert_eq!(sidecar.reload(&also("others", &other, &policy(&[app.address], &sections.replace("window", "mode: Shadow, window")))).status, 200);
+    assert_eq!(sidecar.reload(&beside(&other, &policy(&[app.address], &sections.replace("window", "mode: Shadow, window")))).status, 200);
     assert_eq!(outcomes(&sidecar, 10, "").0, 10);
     assert_eq!(sidecar.metric("outrigger_shadow_refusals_total{route=\"in\",reason=\"warming_up\"}"), 8.0);
 }
@@ -146,12 +162,15 @@ fn nobody_is_refused_who_has_nowhere_else_to_go() {
     is_broken.store(true, Ordering::SeqCst);
     let alone = Sidecar::start(&policy(&[app.address], &lifecycle(COLD)));
     assert_eq!(outcomes(&alone, 50, "").0, 50, "nobody knows of another");
-    let check = "healthCheck: {active: {type: HTTP, interval: 20ms, unhealthyThreshold: 1, http: {path: /healthz}}}";
-    let sections = lifecycle(&format!("{COLD}, replicas: {{backend: others}}"));
-    let text = also("others", &other, &policy(&[app.address], &sections)).replace("name: others,", &format!("name: others, {check},"));
+    let text = beside(&other, &policy(&[app.address], &lifecycle(&format!("{COLD}, replicas: {{backend: others}}"))));
     let last = Sidecar::start(&text);
     eventually("the other one is ill", || last.events().iter().any(|event| event.contains("of others is Unhealthy")));
     assert_eq!(outcomes(&last, 50, "").0, 50);
+    // A whole service that is new: each is there, and none may be leaned on.
+    let cold = Backend::answering(|_| "HTTP/1.1 200 OK\r\nx-outrigger-started-at: 99999999999; window=600; min=10\r\ncontent-length: 0\r\n\r\n".to_owned());
+    let first = Sidecar::start(&beside(&cold, &policy(&[app.address], &lifecycle(&format!("{COLD}, replicas: {{backend: others}}")))));
+    knows_the_other(&first);
+    assert_eq!(outcomes(&first, 50, "").0, 50);
 }
 
 #[test]
@@ -173,12 +192,6 @@ fn before_it_drains_an_instance_says_whether_the_others_can_carry_the_load() {
         policy(&[app.address], sections).replace("  routes:\n", &backend)
     };
     let both = [&others[0], &others[1]];
-    let sidecar = Sidecar::start(&with(&(known.clone() + &limited(10)), &both));
-    let mut slow: Vec<Client> = (0..3).map(|_| sidecar.client()).collect();
-    for client in &mut slow {
-        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    }
-    eventually("they are in flight", || sidecar.in_flight() == 3);
     let table = [
         (with(&limited(10), &both), "unknown_replicas"),
         (with(&known, &both), "unknown_limit"),
@@ -187,15 +200,22 @@ fn before_it_drains_an_instance_says_whether_the_others_can_carry_the_load() {
         (with(&(known.clone() + &limited(5)), &both), "enough"),
     ];
     for (policy, expected) in table {
-        assert_eq!(sidecar.reload(&policy).status, 200);
+        let sidecar = Sidecar::start(&policy);
+        let mut slow: Vec<Client> = (0..3).map(|_| sidecar.client()).collect();
+        for client in &mut slow {
+            client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        }
+        eventually("they are in flight", || sidecar.in_flight() == 3);
         let told = sidecar.admin("POST", "/api/v1/drain?requireCapacity=true");
         let told_of: serde_json::Value = serde_json::from_str(&told.text()).unwrap();
         assert_eq!((told.status, told_of["capacity"]["verdict"].as_str()), (if expected == "enough" { 202 } else { 409 }, Some(expected)), "{told_of}");
         if expected == "enough" {
             assert_eq!((&told_of["capacity"]["in_flight_each"], &told_of["capacity"]["replicas_staying"]), (&4.5.into(), &2.into()), "{told_of}");
         }
+        assert_eq!(sidecar.json("/api/v1/status")["lifecycle"], if expected == "enough" { "draining" } else { "serving" });
+        slow.iter().for_each(|_| gate.open());
+        slow.iter_mut().for_each(|client| assert_eq!(client.answer().status, 200));
     }
-    gate.open();
 }
 
 #[test]

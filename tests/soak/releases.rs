@@ -15,5 +15,7 @@ fn twenty_rolling_releases_of_three_instances_at_full_load_fail_no_request_and_r
     }
     let repicked: f64 = ["web", "calls"].iter().map(|name| fleet.caller.metric(&format!("outrigger_requests_repicked_total{{backend=\"{name}\"}}"))).sum();
     let (served, rate) = load.end();
-    println!("{releases} releases of three instances: {served} requests and messages, {rate:.0} a second, none failed, none repeated; {repicked} went to another instance unprocessed");
+    println!(
+        "{releases} releases of three instances: {served} requests and messages, {rate:.0} a second, none failed, none repeated; {repicked} went to another instance unprocessed"
+    );
 }

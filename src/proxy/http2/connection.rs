@@ -88,8 +88,10 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
                 // The connection is over, or broken; what was served on it is, too.
                 Some(Err(_)) | None => return,
             },
-            () = has_to_end(&mut closing, &mut stages), if !is_leaving => {
+            () = has_to_end(&mut closing, &mut stages, &counts), if !is_leaving => {
                 is_leaving = true;
+                // Only from now on it has its time to take note of it.
+                active = clock::now();
                 connection.graceful_shutdown();
             }
             () = clock::sleep_until(active + if is_leaving { FAREWELL } else { idle }) => {
@@ -108,10 +110,11 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
     }
 }
 
-/// Waits until the client is to be told that the connection ends: its listener does, or this instance, as its callers see it.
-async fn has_to_end(closing: &mut watch::Receiver<Closing>, stages: &mut Option<watch::Receiver<Stage>>) {
+/// Waits until the client is to be told that the connection ends: its listener does, or this instance, as its callers see it. Who has only just come is
+/// served once; told before, it could ask nothing on this connection.
+async fn has_to_end(closing: &mut watch::Receiver<Closing>, stages: &mut Option<watch::Receiver<Stage>>, counts: &Counts) {
     let leaves = async {
-        match stages {
+        match stages.as_mut().filter(|_| counts.all.load(Ordering::Relaxed) > 0) {
             Some(stages) => drop(stages.wait_for(|stage| *stage > Stage::Serving).await),
             None => std::future::pending().await,
         }

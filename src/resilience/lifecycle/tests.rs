@@ -95,6 +95,36 @@ fn who_is_relieved_waits_for_no_news_to_travel_and_goes_by_itself() {
     assert_eq!(drain.advance(&callers(start, 0, Some(0)), at(start, 1_000)), Gone);
 }
 
+#[test]
+fn who_is_relieved_serves_callers_and_app_until_both_are_quiet() {
+    let start = some_instant();
+    // In flight of callers and app, the last of each, now, the stage.
+    let table = [
+        (0, 1, Some(0), Some(0), 24_999, Parting),
+        (0, 0, Some(0), Some(500), 1_499, Waiting),
+        (0, 0, Some(0), Some(500), 1_500, Gone),
+        (1, 0, Some(0), None, 24_999, Parting),
+        (1, 1, Some(0), Some(0), 25_000, Gone),
+    ];
+    for (inbound, outbound, last_inbound, last_outbound, now, expected) in table {
+        let load = Load { inbound: traffic(start, inbound, last_inbound), outbound: traffic(start, outbound, last_outbound) };
+        let mut drain = Drain::relieved(DrainConfig::default(), start);
+        assert_eq!(drain.advance(&load, at(start, now)), expected, "{inbound} and {outbound} in flight at {now}");
+        assert!(expected != Gone || drain.is_clean() == (inbound + outbound == 0));
+    }
+}
+
+#[test]
+fn when_the_app_is_gone_no_news_has_to_travel_any_more() {
+    let start = some_instant();
+    let mut drain = Drain::begin(DrainConfig::default(), start);
+    assert_eq!(drain.advance(&Load::default(), at(start, 1_000)), Announcing);
+    drain.skip_delay();
+    drain.go(at(start, 1_000));
+    assert_eq!(drain.advance(&callers(start, 1, Some(0)), at(start, 1_000)), Waiting);
+    assert_eq!(drain.advance(&callers(start, 0, Some(0)), at(start, 1_001)), Gone);
+}
+
 /// Waking only at the announced times is enough to move on at the first possible moment.
 #[test]
 fn nothing_changes_before_the_announced_time() {

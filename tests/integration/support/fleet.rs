@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger::state::lifecycle::End;
+use outrigger::{resilience::lifecycle::Stage, state::lifecycle::End};
 
 use super::{
     Backend, Client, Directory, Sidecar,
@@ -143,18 +143,36 @@ impl Fleet {
             publish(&self.files, &self.book);
             let mut old = std::mem::replace(&mut self.instances[index], new);
             let address = old.address();
-            let app = old.sidecar.app.take().unwrap();
-            app.drain();
+            // As a pod does, with a hook before the signal; or by the signal alone.
+            let has_hook = index % 2 == 0;
+            let mut stages = old.sidecar.app().state().departure.stages();
+            if has_hook {
+                assert_eq!(old.sidecar.admin("POST", "/api/v1/drain").status, 202);
+            } else {
+                old.sidecar.app().drain();
+            }
             take(self.clocks.lag);
             self.book.lock().unwrap().retain(|other| *other != address);
             publish(&self.files, &self.book);
+            if has_hook {
+                let drained = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async { stages.wait_for(|stage| *stage >= Stage::Drained).await.is_ok() });
+                assert!(drained);
+                old.sidecar.app().drain();
+            }
+            let app = old.sidecar.app.take().unwrap();
             assert_eq!(app.wait(), End::Drained { is_clean: true }, "an instance was cut off");
         }
     }
 
     /// Callers of every kind, so many of each.
     pub(crate) fn load(&self, each: usize) -> Load {
-        let load = Arc::new(Shared { paid: self.paid.clone(), book: self.book.clone(), caller: self.caller.address("outbound"), is_over: AtomicBool::new(false), ids: AtomicUsize::new(0) });
+        let load = Arc::new(Shared {
+            paid: self.paid.clone(),
+            book: self.book.clone(),
+            caller: self.caller.address("outbound"),
+            is_over: AtomicBool::new(false),
+            ids: AtomicUsize::new(0),
+        });
         let kinds: [fn(&Shared, bool) -> Told; 4] = [payments, streams, calls, chats];
         let callers = (0..each).flat_map(|_| kinds).flat_map(|kind| [(kind, true), (kind, false)]);
         let threads = callers.map(|(kind, is_through_sidecar)| {
