@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     admin, clock,
     control::{
-        Control, Reloader, Signals, StartFault,
+        Control, Reloader, Signals, StartFault, Tasks,
         handover::{self, Handover, Predecessor},
     },
     policy::diagnostic::Diagnostics,
@@ -116,18 +116,16 @@ impl App {
             state.lifecycle.youth.continues(age);
         }
         let handover = settings.handover.map(|path| Handover { path, admin: BoundSocket { owner: handover::ADMIN.to_owned(), asked: settings.admin, socket: admin_socket } });
-        let control = Control {
-            state: state.clone(),
-            reloader,
+        let tasks = Tasks {
             poll_interval: settings.poll_interval,
             name_server: settings.name_server,
             cgroup: settings.cgroup,
-            signals,
             handover,
             is_supervised: is_supervised && inheritance == Inheritance::All,
             inherited,
             predecessor,
         };
+        let control = Control { state: state.clone(), reloader, signals, tasks };
         let (end, ended) = oneshot::channel();
         let control = thread::Builder::new().name("control".into()).spawn(move || {
             let run = async {

@@ -51,14 +51,21 @@ pub struct Control {
     pub state: Arc<State>,
     /// Reads policies and puts them in force.
     pub reloader: Reloader,
+    /// The signals of the process that are heeded.
+    pub signals: Signals,
+    /// What the tasks need besides.
+    pub tasks: Tasks,
+}
+
+/// What the tasks of the background need.
+#[derive(Debug)]
+pub struct Tasks {
     /// How often the policy directory is looked at, besides the system's notices.
     pub poll_interval: Duration,
     /// A name server to ask instead of the system's.
     pub name_server: Option<SocketAddr>,
     /// The cgroup to watch instead of the process's own.
     pub cgroup: Option<PathBuf>,
-    /// The signals of the process that are heeded.
-    pub signals: Signals,
     /// What a successor is given, if one may come.
     pub handover: Option<Handover>,
     /// Whether a supervisor holds the sockets: then they stay when this process goes, and whoever comes next takes what waits in them.
@@ -72,79 +79,103 @@ pub struct Control {
 impl Control {
     /// Runs until the instance has drained.
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
-        let Self { state, mut reloader, poll_interval, name_server, cgroup, mut signals, handover, is_supervised, inherited, predecessor } = self;
-        let mut was_told = false;
-        let (changed, mut changes) = mpsc::channel(1);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
+        let Self { state, mut reloader, mut signals, tasks: parts } = self;
         let (applied, generations) = channel::channel(state.live.load().generation);
         let applied = Arc::new(applied);
-        tasks.spawn(probing::probe(state.clone(), generations.clone()));
-        #[cfg(any(feature = "redis", feature = "rls"))]
-        tasks.spawn(remote_limits::keep(state.clone(), generations.clone()));
-        tasks.spawn(discovery::discover(Finder { state: state.clone(), awaited: Arc::default(), name_server, poll_interval, applied: applied.clone() }, generations));
-        tasks.spawn(upkeep::upkeep(state.clone()));
-        tasks.spawn(certificates::follow(state.clone(), poll_interval));
-        tasks.spawn(upkeep::watch_outliers(state.clone()));
-        tasks.spawn(protection::watch(state.clone(), cgroup));
-        tasks.spawn(recovery::recover(state.clone()));
+        let (changed, mut changes) = mpsc::channel(1);
         let (sender, mut successors) = mpsc::channel(1);
-        let (successor_of, listeners) = (state.clone(), reloader.listeners().clone());
-        tasks.spawn(async move {
-            match handover::take_over(&successor_of, listeners.as_ref(), &inherited, predecessor).await {
-                Ok(()) => handover::wait(handover, successor_of, listeners, sender).await,
-                Err(why) => tracing::error!("{why}"),
-            }
-        });
+        let is_supervised = parts.is_supervised;
+        let mut tasks = parts.start(&state, &reloader, (applied.clone(), generations), changed, sender);
         let mut calls = JoinSet::new();
         let mut leaving = drain::Leaving::new(state.clone(), reloader.listeners().clone());
+        let mut was_told = false;
         loop {
-            tokio::select! {
+            // Who is leaving follows no other policies: its sockets are its successor's.
+            let may_reload = !state.departure.is_draining();
+            let is_reload = tokio::select! {
                 Some(command) = wishes.recv() => match command {
-                    // It is too late for it; whoever waits for an answer is told by its end.
-                    Command::Reload(_) if state.departure.is_draining() => {}
-                    Command::Reload(reply) => {
+                    Command::Reload(reply) if may_reload => {
                         // Whoever asked may have left.
                         _ = reply.send(reloader.reload());
-                        applied.send_replace(state.live.load().generation);
+                        true
                     }
+                    // Whoever waits for an answer is told by its end.
+                    Command::Reload(_) => false,
                     Command::Drain { asked_by, going, begun } => {
                         leaving.begin(asked_by, going);
                         // Whoever asked may have left.
                         _ = begun.send(());
+                        false
                     }
                     Command::AskApp { backend, path, reply } => {
                         let asked = app_health::ask(state.clone(), backend, path);
                         // Whoever asked may have left.
                         calls.spawn(async { drop(reply.send(asked.await)) });
+                        false
                     }
                 },
-                Some(_) = calls.join_next() => {}
+                Some(_) = calls.join_next() => false,
                 Some(ended) = tasks.join_next() => return failed(&ended),
-                Some(()) = changes.recv(), if !state.departure.is_draining() => {
+                Some(()) = changes.recv(), if may_reload => {
                     reloader.reload_if_changed();
-                    applied.send_replace(state.live.load().generation);
+                    true
                 }
                 signal = signals.next() => match signal {
-                    signals::Signal::Reload if state.departure.is_draining() => {}
                     signals::Signal::Reload => {
                         // The faults, if any, have been told as an event.
-                        _ = reloader.reload();
-                        applied.send_replace(state.live.load().generation);
+                        may_reload && reloader.reload().is_ok()
                     }
                     signals::Signal::End(_) if was_told => return End::AtOnce,
                     signals::Signal::End(name) => {
                         was_told = true;
                         if is_supervised && !leaving.has_begun() { leaving.relieve(name) } else { leaving.begin(name, Going::Goes) }
+                        false
                     }
                 },
                 Some(successor) = successors.recv() => {
                     leaving.relieve("its successor");
                     successor.let_go().await;
+                    false
                 }
                 end = leaving.gone() => return end,
+            };
+            if is_reload {
+                applied.send_replace(state.live.load().generation);
             }
         }
+    }
+}
+
+impl Tasks {
+    /// Starts everything that runs by itself.
+    fn start(
+        self,
+        state: &Arc<State>,
+        reloader: &Reloader,
+        (applied, generations): (Arc<channel::Sender<u64>>, channel::Receiver<u64>),
+        changed: mpsc::Sender<()>,
+        successors: mpsc::Sender<handover::Successor>,
+    ) -> JoinSet<()> {
+        let Self { poll_interval, name_server, cgroup, handover, inherited, predecessor, .. } = self;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
+        tasks.spawn(probing::probe(state.clone(), generations.clone()));
+        #[cfg(any(feature = "redis", feature = "rls"))]
+        tasks.spawn(remote_limits::keep(state.clone(), generations.clone()));
+        tasks.spawn(discovery::discover(Finder { state: state.clone(), awaited: Arc::default(), name_server, poll_interval, applied }, generations));
+        tasks.spawn(upkeep::upkeep(state.clone()));
+        tasks.spawn(certificates::follow(state.clone(), poll_interval));
+        tasks.spawn(upkeep::watch_outliers(state.clone()));
+        tasks.spawn(protection::watch(state.clone(), cgroup));
+        tasks.spawn(recovery::recover(state.clone()));
+        let (state, listeners) = (state.clone(), reloader.listeners().clone());
+        tasks.spawn(async move {
+            match handover::take_over(&state, listeners.as_ref(), &inherited, predecessor).await {
+                Ok(()) => handover::wait(handover, state, listeners, successors).await,
+                Err(why) => tracing::error!("{why}"),
+            }
+        });
+        tasks
     }
 }
 

@@ -12,6 +12,7 @@ const TELL_EVERY: u32 = 5;
 
 /// Send the callers away.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Drain {
     #[command(flatten)]
     admin: Admin,

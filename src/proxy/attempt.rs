@@ -266,31 +266,25 @@ impl<'e> Attempt<'e> {
                     Answered { upstream, is_upgrade, is_listening, first, parting: None, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None };
                 if is_unprocessed { Err(Failed::Unprocessed(Box::new(answered))) } else { Ok(answered) }
             }
-            // It has said that it leaves, and is gone: that is no failure.
-            Err(Failed::Broken(broken)) if broken.is_unprocessed() && endpoint.alone_until().is_some() => {
-                settlement.forget();
-                Err(Failed::Broken(broken))
-            }
-            Err(Failed::Broken(broken)) => {
+            Err(failed) => {
                 let of_attempt = exchange.destination.policy.timeouts.backend_request.map(|one| deadline.began().unwrap_or(now).max(began) + one);
-                if deadline.is_clients_own(of_attempt, now) {
-                    // How little time a client gives is no failure of the backend.
-                    settlement.give_up(now);
-                } else {
-                    settlement.settle(settlement::cut_off(broken.outcome()), None, now);
-                }
-                Err(Failed::Broken(broken))
-            }
-            // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
-            Err(Failed::Full) => {
-                settlement.forget();
-                Err(Failed::Full)
-            }
-            Err(rejected) => {
-                settlement.give_up(now);
-                Err(rejected)
+                tell_failure(settlement, &failed, &endpoint, deadline.is_clients_own(of_attempt, now), now);
+                Err(failed)
             }
         }
+    }
+}
+
+fn tell_failure(settlement: Settlement, failed: &Failed, endpoint: &EndpointState, is_clients_own: bool, now: Instant) {
+    match failed {
+        // It has said that it leaves, and is gone: that is no failure.
+        Failed::Broken(broken) if broken.is_unprocessed() && endpoint.alone_until().is_some() => settlement.forget(),
+        // How little time a client gives is no failure of the backend.
+        Failed::Broken(_) if is_clients_own => settlement.give_up(now),
+        Failed::Broken(broken) => settlement.settle(settlement::cut_off(broken.outcome()), None, now),
+        // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
+        Failed::Full => settlement.forget(),
+        Failed::Rejected(_) | Failed::Unprocessed(_) => settlement.give_up(now),
     }
 }
 

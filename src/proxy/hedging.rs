@@ -88,41 +88,36 @@ enum Poor {
     NotMade(Rejection),
 }
 
+/// How far a race is.
+#[derive(Default)]
+struct Race {
+    tries: Tries,
+    guard: Option<RetryGuard>,
+    poor: Option<Poor>,
+    /// Requests that count.
+    sent: u32,
+    /// Whether no more are to be sent.
+    is_over: bool,
+    /// Whether the last one went to an endpoint that had not been asked before.
+    is_fresh: bool,
+    /// Whether the next one goes out in the place of one that was not looked at.
+    is_instead: bool,
+}
+
 /// Asks until there is an answer to pass on, or none to be had.
 pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Result<Answered, Rejection> {
-    let mut tries = Tries::default();
+    let mut race = Race::default();
     let mut runners: Vec<Runner<'_>> = Vec::with_capacity(2);
-    let mut guard: Option<RetryGuard> = None;
-    let mut poor: Option<Poor> = None;
-    // Whether the last one went to an endpoint that was not asked before.
-    let mut is_fresh = true;
-    let mut is_over = false;
-    let mut sent = 0;
     let mut is_due = true;
-    // One that was not looked at does not count, as long as there are others that were not asked.
-    let mut instead = false;
     loop {
-        let may_ask = !is_over && sent < plan.spec.config.max_attempts.get();
+        let may_ask = !race.is_over && race.sent < plan.spec.config.max_attempts.get();
         if is_due && may_ask {
             is_due = false;
-            let tried = tries.count();
-            let asked = ask(exchange, plan, deadline, &mut tries, std::mem::take(&mut instead), &mut guard, progress);
-            is_fresh = tries.count() > tried;
-            match asked {
-                Ok(Some(runner)) => {
-                    sent += 1;
-                    runners.push(runner);
-                }
-                Ok(None) => is_over = true,
-                Err(rejection) => {
-                    is_over = true;
-                    poor.get_or_insert(Poor::NotMade(rejection));
-                }
-            }
+            runners.extend(race.ask(exchange, plan, deadline, progress));
             continue;
         }
         if runners.is_empty() {
-            return give(exchange, poor, guard, progress);
+            return give(exchange, race.poor, race.guard, progress);
         }
         let next = async { if may_ask { clock::sleep(plan.delay).await } else { std::future::pending().await } };
         let (place, made) = tokio::select! {
@@ -140,25 +135,47 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
             exchange.notes.push(Step::Failed { attempt: runner.number, endpoint: runner.endpoint.label.clone(), how, took });
         }
         match made {
-            Err(Failed::Unprocessed(answered)) => {
-                poor.get_or_insert(Poor::Answer(runner.endpoint, answered));
-                if is_fresh && tries.count() < exchange.destination.backend.endpoints.len() {
-                    sent -= 1;
-                    instead = true;
-                    exchange.destination.backend.metrics.repicked.increment(1);
-                }
-            }
             Ok(answered) if !is_poor(plan.spec, &answered) => {
                 won(exchange, plan, &runner, &runners);
                 progress.endpoint = Some(runner.endpoint);
-                return Ok(Answered { _retry: guard, ..answered });
+                return Ok(Answered { _retry: race.guard, ..answered });
             }
-            Ok(answered) => poor = Some(Poor::Answer(runner.endpoint, Box::new(answered))),
             Err(Failed::Rejected(rejection)) if rejection.is_fatal => return Err(rejection),
-            Err(failed) if matches!(poor, Some(Poor::Answer(..))) => drop(failed),
-            Err(failed) => poor = Some(Poor::Failed(runner.endpoint, failed)),
+            Err(Failed::Unprocessed(answered)) => race.not_looked_at(exchange, runner.endpoint, answered),
+            Ok(answered) => race.poor = Some(Poor::Answer(runner.endpoint, Box::new(answered))),
+            Err(failed) if matches!(race.poor, Some(Poor::Answer(..))) => drop(failed),
+            Err(failed) => race.poor = Some(Poor::Failed(runner.endpoint, failed)),
         }
         is_due = true;
+    }
+}
+
+impl Race {
+    /// Sends one more, if that can be.
+    fn ask<'r>(&mut self, exchange: &'r Exchange<'r>, plan: &'r Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Option<Runner<'r>> {
+        let tried = self.tries.count();
+        let asked = ask(exchange, plan, deadline, &mut self.tries, std::mem::take(&mut self.is_instead), &mut self.guard, progress);
+        self.is_fresh = self.tries.count() > tried;
+        match asked {
+            Ok(Some(runner)) => {
+                self.sent += 1;
+                return Some(runner);
+            }
+            Ok(None) => {}
+            Err(rejection) => _ = self.poor.get_or_insert(Poor::NotMade(rejection)),
+        }
+        self.is_over = true;
+        None
+    }
+
+    /// One was not looked at. It does not count, as long as there are endpoints that were not asked.
+    fn not_looked_at(&mut self, exchange: &Exchange<'_>, endpoint: Arc<EndpointState>, answered: Box<Answered>) {
+        self.poor.get_or_insert(Poor::Answer(endpoint, answered));
+        if self.is_fresh && self.tries.count() < exchange.destination.backend.endpoints.len() {
+            self.sent -= 1;
+            self.is_instead = true;
+            exchange.destination.backend.metrics.repicked.increment(1);
+        }
     }
 }
 

@@ -75,7 +75,6 @@ pub struct Lifecycle {
 #[derive(Debug)]
 struct Inner {
     conditions: BTreeMap<String, Condition>,
-    was_ready: bool,
     was_ever_ready: bool,
     has_started: bool,
     beats: BTreeMap<usize, Instant>,
@@ -103,7 +102,6 @@ impl Lifecycle {
             readiness: watch::Sender::new(false),
             inner: Mutex::new(Inner {
                 conditions: conditions.into(),
-                was_ready: false,
                 was_ever_ready: false,
                 has_started: false,
                 beats: BTreeMap::new(),
@@ -243,13 +241,12 @@ impl Lifecycle {
     }
 
     fn tell(&self, mut inner: MutexGuard<'_, Inner>, now: Instant, telemetry: &Telemetry) {
-        let is_ready = inner.is_ready();
+        let (is_ready, was_ready) = (inner.is_ready(), *self.readiness.borrow());
         inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
-        if inner.was_ready == is_ready {
+        if was_ready == is_ready {
             return;
         }
         self.readiness.send_replace(is_ready);
-        inner.was_ready = is_ready;
         if is_ready && !inner.was_ever_ready {
             inner.was_ever_ready = true;
             self.youth.begin(now, telemetry.wall());

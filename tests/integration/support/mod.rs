@@ -65,8 +65,11 @@ impl Directory {
         &self.0
     }
 
+    /// Writes a file, or another one in its place; nobody ever reads half of it.
     pub(crate) fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.0.join(name), text).unwrap();
+        let beside = self.0.join(format!(".{name}.new"));
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(beside, self.0.join(name)).unwrap();
     }
 }
 
