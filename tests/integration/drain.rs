@@ -8,7 +8,7 @@ use crate::support::{
     Backend, Client, Sidecar,
     backend::{Gate, ok},
     eventually, eventually_async,
-    http2::{Http2Backend, Http2Client, message},
+    http2::{Http2Backend, Http2Client, collect, message},
     sidecar::{policy, policy_with},
 };
 
@@ -233,14 +233,17 @@ fn a_stream_of_grpc_ends_between_two_messages_with_unavailable() {
     });
     let mut sidecar = Sidecar::start(&policy_with(&[format!("\"{}\"", backend.address)], "protocol: GRPC", AT_ONCE));
     let client = Http2Client::connect(sidecar.address("inbound"));
-    let answer = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| client.call("/shop.Prices/Watch", None));
-        eventually("it has begun", || backend.heads().len() == 1);
+    let (body, trailers) = client.runtime.block_on(async {
+        let mut send = client.send.clone().ready().await.unwrap();
+        let request = http::Request::post("http://test/shop.Prices/Watch").header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap();
+        let (answer, _) = send.send_request(request, true).unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        // It was open before the drain began.
         sidecar.app().drain();
-        asking.join().unwrap()
+        collect(&mut body).await
     });
-    assert_eq!(&answer.body[..], [message(b"one"), message(b"two")].concat());
-    assert_eq!(answer.grpc_status(), Some("14"));
+    assert_eq!(&body[..], [message(b"one"), message(b"two")].concat());
+    assert_eq!(trailers.unwrap()["grpc-status"], "14");
     drop(client);
     assert_eq!(sidecar.app.take().unwrap().wait(), End::Drained { is_clean: true });
 }

@@ -22,7 +22,8 @@ pub struct Lifecycle {
     /// How it leaves.
     pub drain: Option<Drain>,
     /// The backend whose endpoints are the instances of this very service, this one included: a headless service by `dns`, or a file. With it the
-    /// instance knows whether there is another one to ask, and whether the others can carry the load when it leaves.
+    /// instance knows whether the others can carry the load when it leaves; and with an active check, by way of their sidecars, which of them can take what
+    /// this one leaves to them while it is new.
     pub replicas: Option<Replicas>,
 }
 
@@ -39,8 +40,8 @@ pub struct AppProbes {
 }
 
 /// How much of the traffic it takes while it is new: `f(x) = (age / window) ^ (1 / aggression)` of its share, at least `minPercent`. Callers
-/// that are sidecars are told, and send it no more; of what others send, the rest is refused unprocessed while `replicas` shows
-/// another instance that may be asked.
+/// that are sidecars are told, and send it no more; of what others send, the rest is refused unprocessed while a check of `replicas` knows
+/// another instance that is well and not new itself.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WarmUp {
