@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | [`random`] | by weight | - |
 //! | [`power_of_two`] | of two that are drawn by weight, the one with the lower cost | Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" |
-//! | [`round_robin`] | in turn, a lighter one in fewer of the turns, spread evenly | gRPC A58, "static stride scheduling" |
+//! | [`round_robin`] | in turn, a lighter one in fewer of the turns, spread evenly | Weyl's sequence of the golden ratio |
 //!
 //! The cost is up to the caller: requests in flight per weight make it least request, a latency times them makes it peak EWMA
 //! (`ewma`). On equal cost the first draw stands, so that idle endpoints are picked by weight.
@@ -44,14 +44,15 @@ pub fn random(len: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut()
     weighted((0..len).map(&weight), dice())
 }
 
-/// Draws two by weight, and picks the one that costs less.
-pub fn power_of_two(len: usize, weight: impl Fn(usize) -> f64, cost: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
+/// Draws two by weight, and picks the one that costs less. One that is held back never takes the place of the first: however idle it is, it gets no more
+/// than its weight.
+pub fn power_of_two(len: usize, weight: impl Fn(usize) -> f64, is_held_back: impl Fn(usize) -> bool, cost: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
     if len == 1 {
         return (weight(0) > 0.0).then_some(0);
     }
     let one = random(len, &weight, dice)?;
     let Some(other) = another(len, one, weight, dice) else { return Some(one) };
-    Some(if cost(other) < cost(one) { other } else { one })
+    Some(if cost(other) < cost(one) && !is_held_back(other) { other } else { one })
 }
 
 /// A second one, by weight too, if there is another.
@@ -71,7 +72,7 @@ fn is_kept(weight: f64, dice: &mut impl FnMut() -> f64) -> bool {
 }
 
 /// Takes turns: `turn` counts on with every call. In `k` rounds a candidate of the weight `w` is picked `k * w` times, give or take
-/// one.
+/// a few, also while its weight changes.
 pub fn round_robin(len: usize, weight: impl Fn(usize) -> f64, turn: &mut impl FnMut() -> usize, dice: &mut impl FnMut() -> f64) -> Option<usize> {
     if len == 0 {
         return None;
@@ -86,19 +87,19 @@ pub fn round_robin(len: usize, weight: impl Fn(usize) -> f64, turn: &mut impl Fn
     weighted((0..len).map(&weight), dice())
 }
 
-/// Whether a candidate is picked in a round: where the sum of its weights passes a whole number. Each begins at another place, so
-/// that light ones do not all come in the same round.
+/// Whether a candidate is picked in a round: where the multiples of the golden ratio, which are spread over `0..1` as evenly as can be, fall below
+/// its weight (Knuth, "The Art of Computer Programming", section 6.4, theorem S). Where a sum of weights passes a whole number would be more even still, but such a
+/// sum means nothing when the weight changes from round to round, as it does during a warm-up. Each candidate begins at another place, so that light ones do not
+/// all come in the same round.
 fn takes_part(round: usize, index: usize, weight: f64) -> bool {
-    /// Rounds after which the sums begin anew, so that they stay exact.
-    const CYCLE: usize = 1 << 20;
-    /// The golden ratio spreads the beginnings evenly.
-    const SPREAD: f64 = 0.618_033_988_749_895;
-    if weight >= 1.0 || weight <= 0.0 {
-        return weight >= 1.0;
-    }
-    let sum = |rounds: usize| (float(rounds) * weight + float(index % CYCLE) * SPREAD % 1.0).floor();
-    let round = round % CYCLE;
-    sum(round + 1) > sum(round)
+    /// The golden ratio, and the root of two, less their whole parts, in parts of 2^64.
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    const ROOT: u64 = 0x6a09_e667_f3bc_c908;
+    let place = (round as u64).wrapping_mul(GOLDEN).wrapping_add((index as u64).wrapping_mul(ROOT));
+    // The upper 53 bits are a number in 0..1 exactly.
+    #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+    let place = (place >> 11) as f64 / (1_u64 << 53) as f64;
+    place < weight
 }
 
 /// Picks one of several weighted things; `random` is uniform in `0..1`. `None` if all weights are zero.

@@ -136,18 +136,20 @@ impl BackendState {
         // When all are new, drawing in proportion to the warmest is as quick as when all are warm.
         let most = open.heaviest * if members.is_empty() { 1.0 } else { self.warmth(open.warmest, wish.now) };
         let relative = |index: usize| (self.weight(index) * self.warmth(index, wish.now) / most).min(1.0);
+        // Who is new has little to do because it is asked little; that is no reason to ask it more.
+        let is_held_back = |member: usize| self.warmth(members[member], wish.now) < 1.0;
         let share = |member: usize| if may(members[member]) { relative(members[member]) } else { 0.0 };
         let picked = match (&self.spec.balancer, wish.key) {
             (Balancer::LeastRequest, _) => {
                 let cost = |member: usize| f64::from(self.endpoints[members[member]].in_flight()) / relative(members[member]);
-                balance::power_of_two(members.len(), share, cost, dice)
+                balance::power_of_two(members.len(), share, is_held_back, cost, dice)
             }
             (Balancer::PeakEwma, _) => {
                 let cost = |member: usize| {
                     let endpoint = &self.endpoints[members[member]];
                     endpoint.latency().cost(endpoint.in_flight(), relative(members[member]), wish.now)
                 };
-                balance::power_of_two(members.len(), share, cost, dice)
+                balance::power_of_two(members.len(), share, is_held_back, cost, dice)
             }
             (Balancer::RoundRobin, _) => balance::round_robin(members.len(), share, &mut || self.counters.turn.fetch_add(1, Ordering::Relaxed), dice),
             (Balancer::ConsistentHash { bound, .. }, Some(key)) => return self.pick_on_ring(open, ring, key, *bound, may),

@@ -64,7 +64,9 @@ fn a_cold_instance_never_gets_more_than_its_share_on_the_curve_and_a_tenth() {
             let factor = ((second + 1) as f64 / WINDOW.as_secs_f64()).max(0.1);
             let share = factor / (factor + 2.0);
             println!("{balancer}, second {second}: {:.1} % of {all}, {:.1} % on the curve", 100.0 * got / all, 100.0 * share);
-            assert!(got <= 1.1 * share * all, "{balancer}, second {second}: {got} of {all}, the curve says {:.0}", share * all);
+            // What is drawn by lot scatters around its share: four standard deviations.
+            let by_lot = if balancer == "RoundRobin" { 0.0 } else { 4.0 * (all * share * (1.0 - share)).sqrt() };
+            assert!(got <= 1.1 * share * all + by_lot, "{balancer}, second {second}: {got} of {all}, the curve says {:.0}", share * all);
         }
     }
 }

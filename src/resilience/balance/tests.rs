@@ -40,7 +40,7 @@ fn weights() -> Vec<Vec<f64>> {
 fn a_weight_is_a_share_whatever_the_algorithm() {
     for weights in &weights() {
         assert_shares(&hits(weights, |dice| random(weights.len(), |index| weights[index], &mut || dice())), weights);
-        assert_shares(&hits(weights, |dice| power_of_two(weights.len(), |index| weights[index], |_| 1.0, &mut || dice())), weights);
+        assert_shares(&hits(weights, |dice| power_of_two(weights.len(), |index| weights[index], |_| false, |_| 1.0, &mut || dice())), weights);
         let mut turn = 0..;
         assert_shares(&hits(weights, |dice| round_robin(weights.len(), |index| weights[index], &mut || turn.next().unwrap_or_default(), &mut || dice())), weights);
     }
@@ -50,7 +50,7 @@ fn a_weight_is_a_share_whatever_the_algorithm() {
 fn of_two_draws_the_less_busy_wins() {
     let mut dice = Dice(9);
     for _ in 0..1_000 {
-        assert_eq!(power_of_two(2, |_| 1.0, |index| [5.0, 1.0][index], &mut || dice.roll()), Some(1));
+        assert_eq!(power_of_two(2, |_| 1.0, |_| false, |index| [5.0, 1.0][index], &mut || dice.roll()), Some(1));
     }
 }
 
@@ -72,14 +72,14 @@ fn what_may_be_picked_is_found_if_there_is_one() {
         for only in (0..len).step_by(len.div_ceil(7)) {
             let weight = |index: usize| if index == only { 0.01 } else { 0.0 };
             assert_eq!(random(len, weight, &mut || dice.roll()), Some(only));
-            assert_eq!(power_of_two(len, weight, |_| 1.0, &mut || dice.roll()), Some(only));
+            assert_eq!(power_of_two(len, weight, |_| false, |_| 1.0, &mut || dice.roll()), Some(only));
             assert_eq!(round_robin(len, weight, &mut || 77, &mut || dice.roll()), Some(only));
         }
         assert_eq!(random(len, |_| 0.0, &mut || dice.roll()), None);
-        assert_eq!(power_of_two(len, |_| 0.0, |_| 1.0, &mut || dice.roll()), None);
+        assert_eq!(power_of_two(len, |_| 0.0, |_| false, |_| 1.0, &mut || dice.roll()), None);
         assert_eq!(round_robin(len, |_| 0.0, &mut || 1, &mut || dice.roll()), None);
     }
-    assert_eq!((random(0, |_| 1.0, &mut || 0.5), power_of_two(0, |_| 1.0, |_| 1.0, &mut || 0.5), round_robin(0, |_| 1.0, &mut || 5, &mut || 0.5)), (None, None, None));
+    assert_eq!((random(0, |_| 1.0, &mut || 0.5), power_of_two(0, |_| 1.0, |_| false, |_| 1.0, &mut || 0.5), round_robin(0, |_| 1.0, &mut || 5, &mut || 0.5)), (None, None, None));
 }
 
 #[test]
@@ -91,7 +91,35 @@ fn turns_are_taken_evenly() {
     let mut turn = 0..;
     let picks: Vec<_> = (0..50).filter_map(|_| round_robin(2, |index| [1.0, 0.25][index], &mut || turn.next().unwrap_or_default(), &mut || 0.5)).collect();
     let light: Vec<usize> = picks.iter().enumerate().filter(|(_, picked)| **picked == 1).map(|(at, _)| at).collect();
-    assert!(light.windows(2).all(|pair| pair[1] - pair[0] == 5), "{picks:?}");
+    assert!(light.windows(2).all(|pair| (3..=9).contains(&(pair[1] - pair[0]))), "{picks:?}");
+}
+
+/// Whatever the turn is, and however fast the weight grows: a sum of weights over all turns would have run ahead of it.
+#[test]
+fn a_weight_that_changes_is_followed_in_turns() {
+    for (from, growth) in [(0_usize, 1e-4), (30_000, 5e-5), (30_000, -5e-5), (5_000_000, 2e-4), (usize::MAX / 4, 1e-5)] {
+        let mut turn = from * 2;
+        for window in 0..4 {
+            let (mut due, mut got) = (0.0, 0.0);
+            for round in 0..1_000 {
+                let weight: f64 = 0.5 + growth * f64::from(window * 1_000 + round - 2_000);
+                due += weight;
+                got += f64::from(u8::from(takes_part(turn / 2, 1, weight)));
+                turn += 2;
+            }
+            assert!((got - due).abs() <= 8.0, "from {from}, {growth} a round, window {window}: {got} of {due}");
+        }
+    }
+}
+
+#[test]
+fn one_that_is_held_back_gets_no_more_than_its_weight_however_idle_it_is() {
+    let (mut dice, mut hits) = (Dice(11), [0_u32; 3]);
+    for _ in 0..30_000 {
+        let weight = |index: usize| [0.1, 1.0, 1.0][index];
+        hits[power_of_two(3, weight, |index| index == 0, |index| [0.0, 3.0, 2.0][index], &mut || dice.roll()).expect("all may be picked")] += 1;
+    }
+    assert!((1_250..=1_571).contains(&hits[0]), "a tenth beside two whole ones: {hits:?}");
 }
 
 #[test]
