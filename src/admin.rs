@@ -41,13 +41,14 @@ use axum::{
 
 use tokio::sync::watch;
 
-use crate::{resilience::lifecycle::Stage, state::State};
+use crate::{
+    resilience::lifecycle::Stage,
+    state::{State, listening::Gate},
+};
 
 #[derive(Clone)]
 struct Admin {
     state: Arc<State>,
-    /// What the app said last.
-    app: Arc<lifecycle::AppProbes>,
     token: Option<Arc<str>>,
 }
 
@@ -55,13 +56,13 @@ struct Admin {
 ///
 /// # Errors
 /// If the socket fails.
-pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>, gate: Option<watch::Receiver<bool>>) -> io::Result<()> {
+pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>, gate: Option<watch::Receiver<Gate>>) -> io::Result<()> {
     // As long as another process serves at this address, it answers the probes.
     if let Some(mut gate) = gate {
-        _ = gate.wait_for(|is_open| *is_open).await;
+        _ = gate.wait_for(|gate| *gate == Gate::Open).await;
     }
     let (mut stages, departing) = (state.departure.stages(), state.clone());
-    let admin = Admin { app: Arc::default(), state, token: token.map(Arc::from) };
+    let admin = Admin { state, token: token.map(Arc::from) };
     let router = Router::new()
         .route("/", get(contents))
         .route("/livez", get(probes::live))

@@ -14,10 +14,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::{
-    runtime,
-    sync::{oneshot, watch},
-};
+use tokio::{runtime, sync::oneshot};
 
 use crate::{
     admin, clock,
@@ -96,8 +93,7 @@ impl App {
         let Succession { inherited, predecessor, is_supervised } = inherit(&settings)?;
         let listeners = Arc::new(Listeners::new(workers, state.clone(), inherited.clone()));
 
-        let gate = predecessor.as_ref().map(|_| inherited.gate());
-        let (admin_socket, admin) = start_admin(&settings, &inherited, &state, gate)?;
+        let (admin_socket, admin) = start_admin(&settings, &inherited, predecessor.is_some(), &state)?;
         let admin_address = admin_socket.local_addr()?;
         telemetry.emit(Event::Started { version: env!("CARGO_PKG_VERSION"), admin: admin_address.to_string() });
         let mut reloader = Reloader::new(state.clone(), listeners.clone(), settings.policies, settings.state_dir, settings.environment);
@@ -113,7 +109,7 @@ impl App {
             return Err(StartError::Bind("the running process has none of the policies' listeners; name another path with --handover, or stop it".to_owned()));
         }
         if let Some(age) = predecessor.as_ref().and_then(|predecessor| predecessor.ready_for) {
-            state.lifecycle.youth.continues(age);
+            state.lifecycle.continues(age);
         }
         let handover = settings.handover.map(|path| Handover { path, admin: BoundSocket { owner: handover::ADMIN.to_owned(), asked: settings.admin, socket: admin_socket } });
         let tasks = Tasks {
@@ -206,9 +202,10 @@ fn inherit(settings: &Settings) -> Result<Succession, StartError> {
     Ok(Succession { inherited: Arc::new(Inherited::new(sockets)), predecessor, is_supervised })
 }
 
-fn start_admin(settings: &Settings, inherited: &Inherited, state: &Arc<State>, gate: Option<watch::Receiver<bool>>) -> Result<(TcpListener, Running), StartError> {
+fn start_admin(settings: &Settings, inherited: &Inherited, has_predecessor: bool, state: &Arc<State>) -> Result<(TcpListener, Running), StartError> {
     let cannot = |error: io::Error| StartError::Bind(format!("the admin server cannot be bound to {}: {error}", settings.admin));
-    let socket = handover::admin_socket(inherited, settings.admin).map_err(cannot)?;
+    let (socket, is_inherited) = handover::admin_socket(inherited, settings.admin).map_err(cannot)?;
+    let gate = (is_inherited && has_predecessor).then(|| inherited.gate());
     let kept = socket.try_clone()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();

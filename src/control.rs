@@ -30,6 +30,7 @@ use tokio::{
 };
 
 use self::{
+    app_health::AppProbes,
     discovery::Finder,
     handover::{Handover, Predecessor},
 };
@@ -86,7 +87,7 @@ impl Control {
         let (sender, mut successors) = mpsc::channel(1);
         let is_supervised = parts.is_supervised;
         let mut tasks = parts.start(&state, &reloader, (applied.clone(), generations), changed, sender);
-        let mut calls = JoinSet::new();
+        let mut probes = AppProbes::new(state.clone());
         let mut leaving = drain::Leaving::new(state.clone(), reloader.listeners().clone());
         let mut was_told = false;
         loop {
@@ -108,13 +109,11 @@ impl Control {
                         false
                     }
                     Command::AskApp { backend, path, reply } => {
-                        let asked = app_health::ask(state.clone(), backend, path);
-                        // Whoever asked may have left.
-                        calls.spawn(async { drop(reply.send(asked.await)) });
+                        probes.ask(backend, path, reply);
                         false
                     }
                 },
-                Some(_) = calls.join_next() => false,
+                () = probes.answer() => false,
                 Some(ended) = tasks.join_next() => return failed(&ended),
                 Some(()) = changes.recv(), if may_reload => {
                     reloader.reload_if_changed();

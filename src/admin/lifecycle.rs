@@ -1,19 +1,13 @@
 //! Coming and going: draining, waiting for it, and the app's own probes.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
 use axum::{
     Json,
-    body::Bytes,
     extract::{ConnectInfo, Path, RawQuery, State as Extract},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-use tokio::sync::{Mutex, mpsc::error::TrySendError, oneshot};
+use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
 use super::{
     Admin,
@@ -28,15 +22,6 @@ use crate::{
         command::{AppAnswer, Command, Going},
     },
 };
-
-/// How long an answer of the app's is given again: whoever asks all the time costs the app nothing, and keeps nobody's probe waiting.
-const FRESH: Duration = Duration::from_millis(500);
-
-/// What the app said last to each probe. Who asks meanwhile waits for the same answer.
-#[derive(Debug, Default)]
-pub(super) struct AppProbes([Mutex<Option<(Instant, Said)>>; 4]);
-
-type Said = (StatusCode, Bytes);
 
 /// Sends the callers away. What the others have to expect is told with the answer.
 pub(super) async fn drain(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<Peer>, RawQuery(query): RawQuery) -> Response {
@@ -83,35 +68,27 @@ pub(super) async fn app_health(Extract(admin): Extract<Admin>, Path(probe): Path
     let Some(probes) = &live.snapshot.lifecycle.app_probes else {
         return (StatusCode::NOT_FOUND, "nobody knows which backend is the app: `lifecycle.startup.requireBackend` names it\n").into_response();
     };
-    let (place, path) = match probe.as_str() {
-        "livez" => (0, &probes.livez),
-        "readyz" => (1, &probes.readyz),
-        "startupz" => (2, &probes.startupz),
-        "connect" => (3, &None),
+    let path = match probe.as_str() {
+        "livez" => &probes.livez,
+        "readyz" => &probes.readyz,
+        "startupz" => &probes.startupz,
+        "connect" => &None,
         _ => return (StatusCode::NOT_FOUND, "there are livez, readyz, startupz and connect\n").into_response(),
     };
     if path.is_none() && probe != "connect" {
         return (StatusCode::NOT_FOUND, format!("the app's check has no path: `lifecycle.appProbes.{probe}` names one\n")).into_response();
     }
-    let mut last = admin.app.0[place].lock().await;
-    let said = match last.as_ref().filter(|(at, _)| clock::now().saturating_duration_since(*at) < FRESH) {
-        Some((_, said)) => said.clone(),
-        None => {
-            let said = ask(&admin, live.backends[probes.backend].spec.name.clone(), path.clone()).await;
-            *last = Some((clock::now(), said.clone()));
-            said
-        }
-    };
-    (said.0, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], said.1).into_response()
-}
-
-async fn ask(admin: &Admin, backend: Arc<str>, path: Option<Arc<str>>) -> Said {
     let (reply, answer) = oneshot::channel();
-    // At most four are out, so there is room among the wishes; and who hears none any more is ending.
-    let is_asked = admin.state.commands.send(Command::AskApp { backend, path, reply }).await.is_ok();
+    let backend = live.backends[probes.backend].spec.name.clone();
+    // The background takes wishes as they come; a probe may wait its turn.
+    if admin.state.commands.send(Command::AskApp { backend, path: path.clone(), reply }).await.is_err() {
+        return busy();
+    }
     match answer.await {
-        Ok(Ok(AppAnswer { status, body })) if is_asked => (StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), body),
-        Ok(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("the app does not answer: {why}\n").into()),
-        Ok(Ok(_)) | Err(_) => (StatusCode::SERVICE_UNAVAILABLE, Bytes::from_static(b"the sidecar is ending\n")),
+        Ok(Ok(AppAnswer { status, body })) => {
+            (StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
+        }
+        Ok(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("the app does not answer: {why}\n")).into_response(),
+        Err(_) => busy(),
     }
 }

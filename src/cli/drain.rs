@@ -1,11 +1,17 @@
 //! `outrigger drain`: sends the callers of a running sidecar away, and says what the others have to expect.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use clap::Args;
 use serde_json::Value;
 
 use super::{Admin, Outcome, complain, remote, say};
+
+/// How often it is looked whether the app has ended: less often than the sidecar looks itself.
+const LOOK_AT_APP: Duration = Duration::from_millis(600);
+
+/// How often in a row it must not be there: one connection may fail for other reasons.
+const GONE_FOR_SURE: u32 = 3;
 
 /// How many looks it takes until it is told how far it is.
 const TELL_EVERY: u32 = 5;
@@ -90,13 +96,11 @@ impl Drain {
 
     /// Waits until the app takes no more connections.
     fn outlive_app(&self) -> Outcome {
+        let mut gone = 0;
         loop {
             match remote::call(&self.admin, "GET", "/app-health/connect", Some(remote::PATIENCE)) {
-                Ok((200, _)) => {
-                    if let Err(outcome) = remote::pause(remote::ASK_EVERY) {
-                        return outcome;
-                    }
-                }
+                Ok((200, _)) => gone = 0,
+                Ok((503, why)) if why.starts_with("the app does not answer") && gone + 1 < GONE_FOR_SURE => gone += 1,
                 Ok((503, why)) if why.starts_with("the app does not answer") => {
                     say("the app has ended");
                     return Outcome::Fine;
@@ -107,6 +111,9 @@ impl Drain {
                 }
                 // The sidecar has ended first.
                 Err(_) => return Outcome::Unavailable,
+            }
+            if let Err(outcome) = remote::pause(LOOK_AT_APP) {
+                return outcome;
             }
         }
     }

@@ -41,7 +41,8 @@ use crate::{
     clock,
     state::{
         State,
-        listening::{BoundSocket, Inheritance, Inherited, ListenerSet},
+        lifecycle::{Lifecycle, condition},
+        listening::{BoundSocket, Gate, Inheritance, Inherited, ListenerSet},
     },
 };
 
@@ -63,7 +64,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long sockets that a supervisor holds wait for this instance to become ready: by then who is connected has waited long enough.
 const SUPERVISED_TIME: Duration = Duration::from_secs(10);
 
-/// How long a successor may take to be ready.
+/// How long a successor may take to be ready: what the other waits, less the time to start at all.
+const READY_TIME: Duration = Duration::from_secs(45);
+
+/// How long a successor is waited for.
 const START_TIME: Duration = Duration::from_mins(1);
 
 /// The process that is to be replaced.
@@ -126,13 +130,16 @@ pub fn from_supervisor() -> io::Result<Vec<BoundSocket>> {
 }
 
 impl Predecessor {
-    /// Says that this process serves, and waits until the other takes no more connections.
-    async fn relieve(self) -> io::Result<()> {
+    fn stream(self) -> io::Result<UnixStream> {
         self.stream.set_nonblocking(true)?;
-        let mut stream = UnixStream::from_std(self.stream)?;
-        stream.write_all(WORD).await?;
-        clock::within(Some(PATIENCE), stream.read_exact(&mut [0])).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(drop)
+        UnixStream::from_std(self.stream)
     }
+}
+
+/// Says that this process serves, and waits until the other takes no more connections.
+async fn relieve(mut predecessor: UnixStream) -> io::Result<()> {
+    predecessor.write_all(WORD).await?;
+    clock::within(Some(PATIENCE), predecessor.read_exact(&mut [0])).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(drop)
 }
 
 /// Begins to take connections at the sockets that somebody else has bound, once this instance is ready: until then a predecessor takes them, or they wait.
@@ -141,22 +148,37 @@ impl Predecessor {
 /// # Errors
 /// If this instance does not become ready; then the predecessor goes on.
 pub(super) async fn take_over(state: &State, listeners: &dyn ListenerSet, inherited: &Inherited, predecessor: Option<Predecessor>) -> Result<(), String> {
-    if listeners.inheritance() != Inheritance::None || predecessor.is_some() {
-        let patience = if predecessor.is_some() { START_TIME - PATIENCE } else { SUPERVISED_TIME };
-        let mut readiness = state.lifecycle.readiness();
-        let is_ready = clock::within(Some(patience), readiness.wait_for(|is_ready| *is_ready)).await.is_ok();
-        if !is_ready && predecessor.is_some() {
-            let unmet: Vec<String> = state.lifecycle.conditions().into_iter().filter(|condition| !condition.is_met).map(|condition| condition.why).collect();
-            return Err(format!("this process is not ready after {patience:?} ({}); the one that runs goes on", unmet.join(", ")));
+    let lifecycle = &state.lifecycle;
+    if let Some(mut predecessor) = predecessor.and_then(|predecessor| predecessor.stream().ok()) {
+        let mut nothing = [0];
+        let waited = tokio::select! {
+            is_ready = clock::within(Some(READY_TIME), lifecycle.until(Lifecycle::is_ready)) => Some(is_ready),
+            // It says nothing before us: it is gone, and nobody serves.
+            _ = predecessor.read(&mut nothing) => None,
+        };
+        match waited {
+            Some(Ok(())) => {
+                inherited.open(Gate::Open);
+                if let Err(error) = relieve(predecessor).await {
+                    // It has our word, or is gone; both serve, or only we do.
+                    tracing::warn!("the process that ran before does not say that it lets go: {error}");
+                }
+                return Ok(());
+            }
+            Some(Err(clock::Elapsed)) => {
+                let unmet: Vec<String> = lifecycle.conditions().into_iter().filter(|condition| !condition.is_met).map(|condition| condition.why).collect();
+                return Err(format!("this process is not ready after {READY_TIME:?} ({}); the one that runs goes on", unmet.join(", ")));
+            }
+            None => tracing::warn!("the process that ran before is gone before this one is ready"),
         }
     }
-    inherited.open();
-    if let Some(predecessor) = predecessor
-        && let Err(error) = predecessor.relieve().await
-    {
-        // It has our word, or is gone; both serve, or only we do.
-        tracing::warn!("the process that ran before does not say that it lets go: {error}");
+    if listeners.inheritance() != Inheritance::None {
+        // What the app asks is part of how it becomes ready, so that it must not wait for that. Who waits too long is served all the same.
+        _ = clock::within(Some(SUPERVISED_TIME), lifecycle.until(|lifecycle| lifecycle.is_met(condition::ENDPOINTS))).await;
+        inherited.open(Gate::ForApp);
+        _ = clock::within(Some(SUPERVISED_TIME), lifecycle.until(Lifecycle::is_ready)).await;
     }
+    inherited.open(Gate::Open);
     Ok(())
 }
 
@@ -291,14 +313,17 @@ fn receive(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     }
 }
 
-/// Binds the admin server's address, or takes its socket over.
+/// Binds the admin server's address, or takes its socket over; and whether it did.
 ///
 /// # Errors
 /// If the address cannot be bound.
-pub fn admin_socket(inherited: &Inherited, asked: SocketAddr) -> io::Result<TcpListener> {
-    let socket = inherited.take(ADMIN, asked).map_or_else(|| TcpListener::bind(asked), Ok)?;
+pub fn admin_socket(inherited: &Inherited, asked: SocketAddr) -> io::Result<(TcpListener, bool)> {
+    let (socket, is_inherited) = match inherited.take(ADMIN, asked) {
+        Some(socket) => (socket, true),
+        None => (TcpListener::bind(asked)?, false),
+    };
     socket.set_nonblocking(true)?;
-    Ok(socket)
+    Ok((socket, is_inherited))
 }
 
 /// Whose socket that of the admin server is.

@@ -160,12 +160,12 @@ fn refusal(outcome: &Result<Answered, Rejection>, progress: &Progress) -> Reject
 
 fn of_answer(policy: &PolicySpec, answered: &Answered) -> Option<Failure> {
     let head = answered.upstream.head()?;
-    match answered.grpc_status.filter(|status| *status != 0 && head.status == 200) {
+    let failure = match answered.grpc_status.filter(|status| *status != 0 && head.status == 200) {
         _ if answered.is_upgrade => None,
-        _ if signs::is_unprocessed(head.status, &head.headers) => of_status(policy, 503).map(|failure| Failure { may_have_run: false, ..failure }),
         Some(status) => of_grpc(policy, status, grpc::status(&head.headers).is_none()),
         None => of_status(policy, head.status.as_u16()),
-    }
+    };
+    failure.map(|failure| Failure { may_have_run: failure.may_have_run && !signs::is_unprocessed(head.status, &head.headers), ..failure })
 }
 
 fn of_status(policy: &PolicySpec, status: u16) -> Option<Failure> {

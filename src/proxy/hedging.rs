@@ -100,8 +100,8 @@ struct Race {
     is_over: bool,
     /// Whether the last one went to an endpoint that had not been asked before.
     is_fresh: bool,
-    /// Whether the next one goes out in the place of one that was not looked at.
-    is_instead: bool,
+    /// The next one goes out in the place of one that was not looked at; whether that was the first.
+    instead_of: Option<bool>,
 }
 
 /// Asks until there is an answer to pass on, or none to be had.
@@ -141,7 +141,7 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
                 return Ok(Answered { _retry: race.guard, ..answered });
             }
             Err(Failed::Rejected(rejection)) if rejection.is_fatal => return Err(rejection),
-            Err(Failed::Unprocessed(answered)) => race.not_looked_at(exchange, runner.endpoint, answered),
+            Err(Failed::Unprocessed(answered)) => race.not_looked_at(exchange, runner, answered),
             Ok(answered) => race.poor = Some(Poor::Answer(runner.endpoint, Box::new(answered))),
             Err(failed) if matches!(race.poor, Some(Poor::Answer(..))) => drop(failed),
             Err(failed) => race.poor = Some(Poor::Failed(runner.endpoint, failed)),
@@ -154,7 +154,7 @@ impl Race {
     /// Sends one more, if that can be.
     fn ask<'r>(&mut self, exchange: &'r Exchange<'r>, plan: &'r Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Option<Runner<'r>> {
         let tried = self.tries.count();
-        let asked = ask(exchange, plan, deadline, &mut self.tries, std::mem::take(&mut self.is_instead), &mut self.guard, progress);
+        let asked = ask(exchange, plan, deadline, &mut self.tries, self.instead_of.take(), &mut self.guard, progress);
         self.is_fresh = self.tries.count() > tried;
         match asked {
             Ok(Some(runner)) => {
@@ -169,11 +169,11 @@ impl Race {
     }
 
     /// One was not looked at. It does not count, as long as there are endpoints that were not asked.
-    fn not_looked_at(&mut self, exchange: &Exchange<'_>, endpoint: Arc<EndpointState>, answered: Box<Answered>) {
-        self.poor.get_or_insert(Poor::Answer(endpoint, answered));
+    fn not_looked_at(&mut self, exchange: &Exchange<'_>, runner: Runner<'_>, answered: Box<Answered>) {
+        self.poor.get_or_insert(Poor::Answer(runner.endpoint, answered));
         if self.is_fresh && self.tries.count() < exchange.destination.backend.endpoints.len() {
             self.sent -= 1;
-            self.is_instead = true;
+            self.instead_of = Some(runner.is_first);
             exchange.destination.backend.metrics.repicked.increment(1);
         }
     }
@@ -195,22 +195,22 @@ fn ask<'r>(
     plan: &'r Plan<'_>,
     mut deadline: Deadline,
     tries: &mut Tries,
-    is_instead: bool,
+    instead_of: Option<bool>,
     guard: &mut Option<RetryGuard>,
     progress: &mut Progress,
 ) -> Result<Option<Runner<'r>>, Rejection> {
     let metrics = &exchange.destination.backend.metrics;
-    let is_first = tries.is_first();
-    if !is_first && !is_instead && exchange.destination.withdraw_retry(guard, clock::now()).is_err() {
+    let is_first = instead_of.unwrap_or_else(|| tries.is_first());
+    if !is_first && instead_of.is_none() && exchange.destination.withdraw_retry(guard, clock::now()).is_err() {
         metrics.hedged(Hedged::NoBudget);
         exchange.notes.push(Step::NotRetried { why: "the retry budget has no room for a second request", numbers: String::new() });
         return Ok(None);
     }
-    if !is_first && !is_instead {
+    if !is_first && instead_of.is_none() {
         tries.hedge();
     }
     let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, &deadline, progress)?;
-    if !is_first && !is_instead {
+    if !is_first && instead_of.is_none() {
         metrics.hedged(Hedged::Sent);
         exchange.notes.push(Step::Hedged { attempt: progress.attempts, endpoint: attempt.endpoint.label.clone(), delay: plan.delay });
     }

@@ -17,7 +17,12 @@ use super::{
     connection,
     worker::{Worker, WorkerHandle},
 };
-use crate::{clock, policy::snapshot::ListenerSpec, state::State, telemetry::metrics::name};
+use crate::{
+    clock,
+    policy::{document::Direction, snapshot::ListenerSpec},
+    state::{State, listening::Gate},
+    telemetry::metrics::name,
+};
 
 /// Connections that the system may hold back for us.
 const BACKLOG: i32 = 4096;
@@ -98,16 +103,20 @@ impl Bound {
     }
 
     /// Takes requests, on every worker; `connections` counts those of the clients.
-    pub(super) fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], state: &Arc<State>, gate: &watch::Receiver<bool>) -> Listening {
+    pub(super) fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], state: &Arc<State>, gate: &watch::Receiver<Gate>) -> Listening {
         let connections = state.lifecycle.listener_connections(&spec.name);
         let shared = Arc::new(Shared { spec: ArcSwap::from_pointee(spec), connections, state: state.clone() });
+        let wanted = match shared.spec.load().direction {
+            Direction::Inbound => Gate::Open,
+            Direction::Outbound => Gate::ForApp,
+        };
         let (closing, closed) = watch::channel(Closing::Open);
         for (worker, socket) in workers.iter().zip(self.sockets) {
             let (shared, worker_there, closed, mut gate) = (shared.clone(), worker.worker.clone(), closed.clone(), gate.clone());
             let is_inherited = self.is_inherited;
             worker.runtime.spawn(async move {
                 // Where somebody else may still serve, or what comes waits, nobody is served before this instance can.
-                if is_inherited && gate.wait_for(|is_open| *is_open).await.is_err() {
+                if is_inherited && gate.wait_for(|gate| *gate >= wanted).await.is_err() {
                     return;
                 }
                 accept(socket, shared, worker_there, closed).await;

@@ -23,7 +23,7 @@ pub(super) const GOING_AWAY: Bytes = Bytes::from_static(&[0x88, 2, 0x03, 0xe9]);
 /// A stream that may be ended before its end.
 pub(super) struct Parting {
     parts: Parts,
-    /// From when on it is ended: one that began while this instance was leaving is not long yet, except a WebSocket.
+    /// From when on it is ended: one that began when the delay was over is not long yet, except a WebSocket.
     from: Stage,
     stages: Option<watch::Receiver<Stage>>,
     /// When something was passed on last.
@@ -47,7 +47,7 @@ impl Parting {
         } else {
             return None;
         };
-        let is_long = matches!(parts, Parts::WebSocket(_)) || !exchange.worker.state.departure.is_draining();
+        let is_long = matches!(parts, Parts::WebSocket(_)) || exchange.worker.state.departure.stage() < Stage::Waiting;
         Some(Self { parts, from: if is_long { Stage::Parting } else { Stage::Drained }, stages: None, last: None })
     }
 

@@ -79,7 +79,7 @@ struct Open {
     heaviest: f64,
     /// The sum of their weights.
     sum: f64,
-    /// Which of them is warm first, and so is as warm as any.
+    /// Which of them is warm first, and so, where all follow one curve, is as warm as any.
     warmest: usize,
 }
 
@@ -134,7 +134,7 @@ impl BackendState {
     fn pick_in(&self, open: &Open, ring: &Ring, wish: Wish, may: &impl Fn(usize) -> bool, dice: &mut impl FnMut() -> f64) -> Option<usize> {
         let members = &open.members;
         // When all are new, drawing in proportion to the warmest is as quick as when all are warm.
-        let most = open.heaviest * if members.is_empty() { 1.0 } else { self.warmth(open.warmest, wish.now) };
+        let most = open.heaviest * self.warmest(open, wish.now);
         let relative = |index: usize| (self.weight(index) * self.warmth(index, wish.now) / most).min(1.0);
         // Who is new has little to do because it is asked little; that is no reason to ask it more.
         let is_held_back = |member: usize| self.warmth(members[member], wish.now) < 1.0;
@@ -164,6 +164,16 @@ impl BackendState {
         let all = self.counters.in_flight.load(Ordering::Relaxed);
         let within = |index: usize| ring::is_within_bound(self.endpoints[index].in_flight(), all, self.weight(index) / open.sum, bound);
         ring.pick(key, |index| accepts(index) && within(index)).or_else(|| ring.pick(key, accepts))
+    }
+
+    /// How warm the warmest is. Where endpoints warm up by curves of their own, who is warm first may not be it yet.
+    fn warmest(&self, open: &Open, now: Instant) -> f64 {
+        if open.members.is_empty() {
+            return 1.0;
+        }
+        let first = self.warmth(open.warmest, now);
+        let has_own_curves = first < 1.0 && self.spec.warm_up.is_none();
+        if has_own_curves { open.members.iter().map(|index| self.warmth(*index, now)).fold(first, f64::max) } else { first }
     }
 
     fn weight(&self, index: usize) -> f64 {

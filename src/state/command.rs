@@ -44,7 +44,7 @@ pub enum Going {
 }
 
 /// What the app says.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct AppAnswer {
     /// The status.
     pub status: u16,

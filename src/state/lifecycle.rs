@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -67,7 +67,9 @@ pub struct Lifecycle {
     born: Instant,
     /// Since when it has been ready.
     pub youth: Youth,
-    readiness: watch::Sender<bool>,
+    was_ready: AtomicBool,
+    /// Is told whenever a condition was looked at.
+    noted: watch::Sender<()>,
     /// Guards the conditions.
     inner: Mutex<Inner>,
 }
@@ -79,11 +81,22 @@ struct Inner {
     has_started: bool,
     beats: BTreeMap<usize, Instant>,
     passing_since: Option<Instant>,
-    is_registered: bool,
+    registration: Registration,
     connections: BTreeMap<String, Arc<AtomicU32>>,
     is_policy_current: Result<(), String>,
     /// What is reported beside the conditions, and gates nothing.
     reports: BTreeMap<String, Result<String, String>>,
+}
+
+/// Whether the app may be called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Registration {
+    /// Not yet.
+    New,
+    /// Not yet, but it was, by another process that was this instance before.
+    Continued,
+    /// It may, from now on.
+    Done,
 }
 
 impl Lifecycle {
@@ -99,14 +112,15 @@ impl Lifecycle {
         Self {
             born: now,
             youth: Youth::new(now),
-            readiness: watch::Sender::new(false),
+            was_ready: AtomicBool::new(false),
+            noted: watch::Sender::new(()),
             inner: Mutex::new(Inner {
                 conditions: conditions.into(),
                 was_ever_ready: false,
                 has_started: false,
                 beats: BTreeMap::new(),
                 passing_since: None,
-                is_registered: false,
+                registration: Registration::New,
                 connections: BTreeMap::new(),
                 is_policy_current: Ok(()),
                 reports: BTreeMap::new(),
@@ -127,15 +141,41 @@ impl Lifecycle {
     /// When it will be, or `None` if nobody can say.
     pub fn register(&self, passes: u32, threshold: u32, delay: Duration, now: Instant) -> Result<(), Option<Instant>> {
         let mut inner = self.lock();
-        if inner.is_registered {
-            return Ok(());
-        }
+        let (threshold, delay) = match inner.registration {
+            Registration::New => (threshold, delay),
+            Registration::Continued => (1, Duration::ZERO),
+            Registration::Done => return Ok(()),
+        };
         if inner.passing_since.is_none() && passes < threshold {
             return Err(None);
         }
         let ready_at = *inner.passing_since.get_or_insert(now) + delay;
-        inner.is_registered = now >= ready_at;
-        if inner.is_registered { Ok(()) } else { Err(Some(ready_at)) }
+        if now < ready_at {
+            return Err(Some(ready_at));
+        }
+        inner.registration = Registration::Done;
+        Ok(())
+    }
+
+    /// Goes on with what another process has been for so long: its app need not be waited for as for a new one.
+    pub fn continues(&self, age: Duration) {
+        self.lock().registration = Registration::Continued;
+        self.youth.continues(age);
+    }
+
+    /// Waits until something about the conditions fits.
+    pub async fn until(&self, fits: impl Fn(&Self) -> bool) {
+        let mut noted = self.noted.subscribe();
+        while !fits(self) {
+            // It outlives whoever waits here.
+            _ = noted.changed().await;
+        }
+    }
+
+    /// Whether a condition is met.
+    #[must_use]
+    pub fn is_met(&self, name: &str) -> bool {
+        self.lock().is_met(name)
     }
 
     /// The app has failed before it was registered: it begins anew.
@@ -222,12 +262,6 @@ impl Lifecycle {
         self.lock().conditions.values().cloned().collect()
     }
 
-    /// Whether all conditions are met, as it changes.
-    #[must_use]
-    pub fn readiness(&self) -> watch::Receiver<bool> {
-        self.readiness.subscribe()
-    }
-
     /// Whether all conditions are met.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -241,12 +275,14 @@ impl Lifecycle {
     }
 
     fn tell(&self, mut inner: MutexGuard<'_, Inner>, now: Instant, telemetry: &Telemetry) {
-        let (is_ready, was_ready) = (inner.is_ready(), *self.readiness.borrow());
+        let (is_ready, was_ready) = (inner.is_ready(), self.was_ready.load(Ordering::Relaxed));
         inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
+        self.noted.send_replace(());
         if was_ready == is_ready {
             return;
         }
-        self.readiness.send_replace(is_ready);
+        // Only ever changed under the lock.
+        self.was_ready.store(is_ready, Ordering::Relaxed);
         if is_ready && !inner.was_ever_ready {
             inner.was_ever_ready = true;
             self.youth.begin(now, telemetry.wall());

@@ -53,8 +53,19 @@ pub struct BoundSocket {
 pub struct Inherited {
     /// Guards the taking of one.
     sockets: Mutex<Vec<BoundSocket>>,
-    /// Whether connections are taken at them. Until then they wait, or somebody else takes them.
-    gate: watch::Sender<bool>,
+    /// At which of them connections are taken. Until then they wait, or somebody else takes them.
+    gate: watch::Sender<Gate>,
+}
+
+/// At which of the sockets that somebody else has bound connections are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gate {
+    /// At none.
+    Shut,
+    /// Where the app asks others.
+    ForApp,
+    /// At all.
+    Open,
 }
 
 /// Which sockets of the listeners were bound by somebody else.
@@ -72,17 +83,17 @@ impl Inherited {
     /// These sockets.
     #[must_use]
     pub fn new(sockets: Vec<BoundSocket>) -> Self {
-        Self { sockets: Mutex::new(sockets), gate: watch::Sender::new(false) }
+        Self { sockets: Mutex::new(sockets), gate: watch::Sender::new(Gate::Shut) }
     }
 
     /// Takes connections at them from now on.
-    pub fn open(&self) {
-        self.gate.send_replace(true);
+    pub fn open(&self, gate: Gate) {
+        self.gate.send_replace(gate);
     }
 
-    /// Whether connections are taken at them.
+    /// At which of them connections are taken.
     #[must_use]
-    pub fn gate(&self) -> watch::Receiver<bool> {
+    pub fn gate(&self) -> watch::Receiver<Gate> {
         self.gate.subscribe()
     }
 

@@ -24,6 +24,9 @@ pub const STARTED_AT: &str = "x-outrigger-started-at";
 /// So long an instance tells when it started, if its own warm-up does not take longer; those of its callers are shorter.
 const YOUNG: Duration = Duration::from_mins(15);
 
+/// A stranger that says that it warms up for longer does not say how it warms up.
+const MAX_WINDOW: Duration = Duration::from_hours(24);
+
 /// How new this instance is.
 #[derive(Debug)]
 pub struct Youth {
@@ -125,7 +128,7 @@ pub fn introduced(text: &str) -> Option<Introduction> {
     for (name, value) in parts.filter_map(|part| part.split_once('=')) {
         let Ok(value) = value.parse::<f64>() else { continue };
         match name {
-            "window" => window = Duration::try_from_secs_f64(value).ok(),
+            "window" => window = Duration::try_from_secs_f64(value).ok().filter(|window| *window <= MAX_WINDOW),
             "aggression" => aggression = value,
             "min" => minimum = value,
             _ => {}
@@ -183,6 +186,10 @@ mod tests {
             ("1; window=9; aggression=-1", Some(false)),
             ("1; window=9; min=900", Some(false)),
             ("1;window=9;new=1", Some(true)),
+            ("1; window=86401", Some(false)),
+            ("1; window=1e19", Some(false)),
+            ("1; window=1e300", Some(false)),
+            ("1e300", None),
         ];
         for (text, expected) in table {
             assert_eq!(introduced(text).map(|(_, curve)| curve.is_some()), expected, "{text}");

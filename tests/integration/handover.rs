@@ -112,6 +112,12 @@ fn a_successor_serves_only_once_it_is_ready_and_is_no_newer_than_the_one_before(
     let started = |introduction: &str| introduction.split(';').next().unwrap().parse::<f64>().unwrap();
     let after = next.get("/").header("x-outrigger-started-at").unwrap().to_owned();
     assert!((started(&after) - started(&introduction)).abs() < 1.0, "{introduction}, then {after}");
+    let slow_to_start = text.replace("requireBackend: app", "requireBackend: app, delay: 1h, successThreshold: 1000");
+    let third = start(&slow_to_start, &path).unwrap();
+    eventually("an app that was called already is not waited for as for a new one", || third.app().state().lifecycle.is_ready());
+    let mut next = next;
+    assert_eq!(next.app.take().unwrap().wait(), End::Drained { is_clean: true });
+    let next = third;
     load.end();
     eventually("the successor waits for the next", || path.exists());
     is_broken.store(true, Ordering::SeqCst);

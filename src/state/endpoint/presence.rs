@@ -25,9 +25,13 @@ impl EndpointState {
     /// start than before is another process at the same address: it is new, as new as it says.
     pub fn advertised(&self, started: u64, age: Duration, curve: Option<WarmUpConfig>, now: Instant) {
         if self.advertised.swap(started, Ordering::Relaxed) != started {
-            self.has_curve.store(curve.as_ref().is_some_and(|curve| age < curve.window()), Ordering::Relaxed);
-            *self.curve.lock().unwrap_or_else(PoisonError::into_inner) = curve;
+            // Under the lock, so that nobody judges the new curve by the old start, or the other way round.
+            let mut known = self.curve.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_warming = curve.as_ref().is_some_and(|curve| age < curve.window());
+            *known = curve;
             self.warm_up_from(now.checked_sub(age).unwrap_or(now));
+            self.has_curve.store(is_warming, Ordering::Relaxed);
+            drop(known);
             // What another process said is no word of this one.
             self.come_back(now);
         }
@@ -54,7 +58,7 @@ impl EndpointState {
     pub(in crate::state) fn warm_at(&self, config: Option<&WarmUpConfig>) -> Option<Instant> {
         let own = || self.has_curve().then(|| self.curve.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(WarmUpConfig::window)).flatten();
         let window = config.map(WarmUpConfig::window).or_else(own)?;
-        self.warming_since().map(|since| since + window)
+        self.warming_since().and_then(|since| since.checked_add(window))
     }
 
     /// The share of its weight that it gets for its age, in `0.0..=1.0`: as the policy of the backend says, or else as it wants itself.
@@ -63,17 +67,18 @@ impl EndpointState {
         if config.is_none() && !self.has_curve() {
             return 1.0;
         }
-        let Some(since) = self.warming_since() else { return 1.0 };
-        let age = now.saturating_duration_since(since);
+        let age = || self.warming_since().map(|since| now.saturating_duration_since(since));
         if let Some(config) = config {
-            return config.factor(age);
+            return age().map_or(1.0, |age| config.factor(age));
         }
         let curve = self.curve.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(curve) = curve.as_ref().filter(|curve| age < curve.window()) else {
-            self.has_curve.store(false, Ordering::Relaxed);
-            return 1.0;
-        };
-        curve.factor(age)
+        match (curve.as_ref(), age()) {
+            (Some(curve), Some(age)) if age < curve.window() => curve.factor(age),
+            _ => {
+                self.has_curve.store(false, Ordering::Relaxed);
+                1.0
+            }
+        }
     }
 
     /// Leaves the endpoint alone for so long, because it is leaving; whether that is news.
