@@ -93,54 +93,42 @@ impl Control {
         loop {
             // Who is leaving follows no other policies: its sockets are its successor's.
             let may_reload = !state.departure.is_draining();
-            let is_reload = tokio::select! {
+            tokio::select! {
                 Some(command) = wishes.recv() => match command {
                     Command::Reload(reply) if may_reload => {
                         // Whoever asked may have left.
                         _ = reply.send(reloader.reload());
-                        true
                     }
                     // Whoever waits for an answer is told by its end.
-                    Command::Reload(_) => false,
+                    Command::Reload(_) => {}
                     Command::Drain { asked_by, going, begun } => {
                         leaving.begin(asked_by, going);
                         // Whoever asked may have left.
                         _ = begun.send(());
-                        false
                     }
-                    Command::AskApp { backend, path, reply } => {
-                        probes.ask(backend, path, reply);
-                        false
-                    }
+                    Command::AskApp { backend, path, reply } => probes.ask(backend, path, reply),
                 },
-                () = probes.answer() => false,
+                () = probes.answer() => {}
                 Some(ended) = tasks.join_next() => return failed(&ended),
-                Some(()) = changes.recv(), if may_reload => {
-                    reloader.reload_if_changed();
-                    true
-                }
+                Some(()) = changes.recv(), if may_reload => reloader.reload_if_changed(),
                 signal = signals.next() => match signal {
-                    signals::Signal::Reload => {
-                        // The faults, if any, have been told as an event.
-                        may_reload && reloader.reload().is_ok()
-                    }
+                    // The faults, if any, have been told as an event.
+                    signals::Signal::Reload if may_reload => drop(reloader.reload()),
+                    signals::Signal::Reload => {}
                     signals::Signal::End(_) if was_told => return End::AtOnce,
                     signals::Signal::End(name) => {
                         was_told = true;
                         if is_supervised && !leaving.has_begun() { leaving.relieve(name) } else { leaving.begin(name, Going::Goes) }
-                        false
                     }
                 },
                 Some(successor) = successors.recv() => {
                     leaving.relieve("its successor");
                     successor.let_go().await;
-                    false
                 }
                 end = leaving.gone() => return end,
-            };
-            if is_reload {
-                applied.send_replace(state.live.load().generation);
             }
+            let generation = state.live.load().generation;
+            applied.send_if_modified(|known| std::mem::replace(known, generation) != generation);
         }
     }
 }

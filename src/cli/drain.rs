@@ -50,14 +50,7 @@ impl Drain {
                 complain(&format!("{}\nnot drained, because of --require-capacity; add --force to drain all the same", in_words(&answer["capacity"])));
                 return Outcome::No;
             }
-            503 => {
-                complain(&body);
-                return Outcome::Unavailable;
-            }
-            _ => {
-                complain(&body);
-                return Outcome::Usage;
-            }
+            _ => return remote::refused(status, &body),
         }
         if self.no_wait { Outcome::Fine } else { self.wait() }
     }
@@ -100,17 +93,17 @@ impl Drain {
         loop {
             match remote::call(&self.admin, "GET", "/app-health/connect", Some(remote::PATIENCE)) {
                 Ok((200, _)) => gone = 0,
-                Ok((503, why)) if why.starts_with("the app does not answer") && gone + 1 < GONE_FOR_SURE => gone += 1,
-                Ok((503, why)) if why.starts_with("the app does not answer") => {
-                    say("the app has ended");
-                    return Outcome::Fine;
-                }
+                Ok((503, why)) if why.starts_with("the app does not answer") => gone += 1,
                 Ok((_, why)) => {
                     complain(&why);
                     return Outcome::Usage;
                 }
                 // The sidecar has ended first.
                 Err(_) => return Outcome::Unavailable,
+            }
+            if gone == GONE_FOR_SURE {
+                say("the app has ended");
+                return Outcome::Fine;
             }
             if let Err(outcome) = remote::pause(LOOK_AT_APP) {
                 return outcome;

@@ -55,7 +55,8 @@ pub(super) struct Healthcheck {
     wait: Duration,
 }
 
-fn span(text: &str) -> Result<Duration, String> {
+/// A time, as policies write it.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
     text.parse::<Span>().map(|span| span.0).map_err(|invalid| invalid.to_string())
 }
 
@@ -193,18 +194,17 @@ fn show(admin: &Admin, method: &str, path: &str) -> Outcome {
             say(&text);
             Outcome::Fine
         }
-        422 => {
-            complain(&text);
-            Outcome::PolicyRefused
-        }
-        503 => {
-            complain(&text);
-            Outcome::Unavailable
-        }
-        _ => {
-            complain(&text);
-            Outcome::Usage
-        }
+        _ => refused(status, &text),
+    }
+}
+
+/// Passes a refusal on.
+pub(super) fn refused(status: u16, text: &str) -> Outcome {
+    complain(text);
+    match status {
+        422 => Outcome::PolicyRefused,
+        503 => Outcome::Unavailable,
+        _ => Outcome::Usage,
     }
 }
 

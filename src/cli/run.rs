@@ -4,10 +4,9 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{Outcome, complain, environment};
+use super::{Outcome, complain, environment, remote::span};
 use crate::{
     app::{App, StartError},
-    policy::units::Span,
     settings::Settings,
     state::lifecycle::End,
     telemetry::{
@@ -65,7 +64,7 @@ enum Format {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    text.parse::<Span>().map_err(|invalid| invalid.to_string()).and_then(|span| if span.0.is_zero() { Err("must not be zero".into()) } else { Ok(span.0) })
+    span(text).and_then(|span| if span.is_zero() { Err("must not be zero".into()) } else { Ok(span) })
 }
 
 /// A word by itself is a level; `tracing` would take any other for the name of a target, and log nothing.

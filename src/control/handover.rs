@@ -149,7 +149,8 @@ async fn relieve(mut predecessor: UnixStream) -> io::Result<()> {
 /// If this instance does not become ready; then the predecessor goes on.
 pub(super) async fn take_over(state: &State, listeners: &dyn ListenerSet, inherited: &Inherited, predecessor: Option<Predecessor>) -> Result<(), String> {
     let lifecycle = &state.lifecycle;
-    if let Some(mut predecessor) = predecessor.and_then(|predecessor| predecessor.stream().ok()) {
+    let predecessor = predecessor.map(Predecessor::stream).transpose().map_err(|error| format!("the process that runs cannot be talked to: {error}"))?;
+    if let Some(mut predecessor) = predecessor {
         let mut nothing = [0];
         let waited = tokio::select! {
             is_ready = clock::within(Some(READY_TIME), lifecycle.until(Lifecycle::is_ready)) => Some(is_ready),

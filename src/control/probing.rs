@@ -19,10 +19,9 @@ use crate::{
     policy::snapshot::{BackendSpec, CheckSpec, ClientTlsSpec, LifecycleSpec, ProbeSpec, Protocol},
     resilience::health::Health,
     state::{
-        State, departure,
-        endpoint::EndpointState,
+        State,
+        endpoint::{EndpointState, presence::Told},
         lifecycle::condition,
-        youth::{self, Introduction},
     },
     telemetry::event::Event,
 };
@@ -47,26 +46,8 @@ impl Way {
 /// What an answer to a check says.
 pub(super) struct Answer {
     pub(super) status: u16,
+    head: HeaderMap,
     pub(super) body: Bytes,
-    told: Told,
-}
-
-/// What an endpoint says of its own going.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Told {
-    /// It was not asked anything that it could answer so.
-    Nothing,
-    /// It stays, and says since when it has been there and how it warms up, if that is not long ago.
-    Stays(Option<Introduction>),
-    /// It leaves, and wants to be left alone for so long.
-    Leaves(Duration),
-}
-
-impl Told {
-    fn of(head: &HeaderMap) -> Self {
-        let marker = head.get(departure::MARKER).and_then(|marker| departure::ttl(marker.to_str().ok()?));
-        marker.map_or_else(|| Self::Stays(head.get(youth::STARTED_AT).and_then(|start| youth::introduced(start.to_str().ok()?))), Self::Leaves)
-    }
 }
 
 struct Running {
@@ -117,13 +98,14 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
     clock::sleep(spread.mul_f64(fastrand::f64())).await;
     loop {
         let began = clock::now();
-        let mut told = Told::Nothing;
-        let checked = clock::within(Some(spec.timeout), check(&state, &endpoint, &spec, &way, &mut told)).await;
+        let mut head = None;
+        let checked = clock::within(Some(spec.timeout), check(&state, &endpoint, &spec, &way, &mut head)).await;
         let result = checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
-        follow(&state, &backend, &endpoint, told, began);
+        let is_leaving = head.is_some_and(|head| follow(&state, &backend, &endpoint, &head, began));
         // Who leaves may say no already; that is no illness.
-        let is_to_be_counted = result.is_ok() || !matches!(told, Told::Leaves(_));
-        if is_to_be_counted && let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now()) {
+        if (result.is_ok() || !is_leaving)
+            && let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now())
+        {
             let why = result.clone().err().unwrap_or_else(|| "the check passed".to_owned());
             state.telemetry.emit(Event::HealthChanged { backend: backend.clone(), endpoint: endpoint.label.clone(), health, why });
             review(&state, &backend);
@@ -142,17 +124,17 @@ async fn check_for_ever(state: Arc<State>, backend: Arc<str>, endpoint: Arc<Endp
     }
 }
 
-/// Leaves alone who is leaving, and asks again who is not any more.
-fn follow(state: &State, backend: &Arc<str>, endpoint: &EndpointState, told: Told, asked: Instant) {
+/// Leaves alone who is leaving, and asks again who is not any more; whether it is leaving.
+fn follow(state: &State, backend: &Arc<str>, endpoint: &EndpointState, answer: &HeaderMap, asked: Instant) -> bool {
     let (backend, label) = (backend.clone(), endpoint.label.clone());
-    if let Told::Stays(Some((started, curve))) = told {
-        endpoint.advertised(started, youth::age(started, clock::wall()), curve, clock::now());
+    let told = Told::of(answer);
+    let is_leaving = told.is_some_and(|told| told.leaves());
+    if let Some(ttl) = told.and_then(|told| endpoint.hear(&told, clock::wall, clock::now())) {
+        state.telemetry.emit(Event::EndpointLeaves { backend, endpoint: label, ttl });
+    } else if !is_leaving && endpoint.come_back(asked) {
+        state.telemetry.emit(Event::EndpointReturned { backend, endpoint: label, why: "a check says that it stays" });
     }
-    match told {
-        Told::Leaves(ttl) if endpoint.leave_alone(ttl, clock::now()) => state.telemetry.emit(Event::EndpointLeaves { backend, endpoint: label, ttl }),
-        Told::Stays(_) if endpoint.come_back(asked) => state.telemetry.emit(Event::EndpointReturned { backend, endpoint: label, why: "a check says that it stays" }),
-        Told::Leaves(_) | Told::Stays(_) | Told::Nothing => {}
-    }
+    is_leaving
 }
 
 /// How long until the next check: sooner where a result differs from what is known, so that a change is confirmed soon.
@@ -200,21 +182,22 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
     None
 }
 
-async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &Way, told: &mut Told) -> Result<(), String> {
+async fn check(state: &State, endpoint: &EndpointState, spec: &CheckSpec, way: &Way, head: &mut Option<HeaderMap>) -> Result<(), String> {
     let tls = way.tls.as_ref();
     match &spec.probe {
         ProbeSpec::Tcp => connect(state, endpoint, way).await,
         ProbeSpec::Grpc { service } => {
             let (connection, _) = dial(state, endpoint, tls, Some(b"h2")).await?;
             let answer = grpc_check::ask(connection, endpoint.authority(), tls.is_some(), service).await?;
-            *told = Told::of(&answer.head);
-            grpc_check::judge(&answer)
+            let judged = grpc_check::judge(&answer);
+            *head = Some(answer.head);
+            judged
         }
         ProbeSpec::Http { path, host, expected, body } => {
             let wanted = body.as_deref().unwrap_or_default().as_bytes();
             let max_body = if wanted.is_empty() { 0 } else { MAX_BODY };
-            let Answer { status, body, told: says } = get(state, endpoint, way, path, host.as_deref().unwrap_or(endpoint.authority()), max_body).await?;
-            *told = says;
+            let Answer { status, head: fields, body } = get(state, endpoint, way, path, host.as_deref().unwrap_or(endpoint.authority()), max_body).await?;
+            *head = Some(fields);
             let is_in = wanted.is_empty() || body.windows(wanted.len()).any(|part| part == wanted);
             match (expected.contains(status), is_in) {
                 (true, true) => Ok(()),
@@ -235,11 +218,11 @@ pub(super) async fn get(state: &State, endpoint: &EndpointState, way: &Way, path
     if way.protocol == Protocol::Http1 {
         let connection = dial(state, endpoint, way.tls.as_ref(), Some(b"http/1.1")).await?;
         let answer = http_call::call(connection, http_call::head("GET", path, host, &Bytes::new())?, Bytes::new(), max_body).await?;
-        return Ok(Answer { status: answer.status, body: answer.body.into(), told: Told::of(&answer.head) });
+        return Ok(Answer { status: answer.status, head: answer.head, body: answer.body.into() });
     }
     let (connection, _) = dial(state, endpoint, way.tls.as_ref(), Some(b"h2")).await?;
     let scheme = if way.tls.is_some() { "https" } else { "http" };
     let request = http::Request::get(format!("{scheme}://{host}{path}")).header(http::header::USER_AGENT, http_call::USER_AGENT).body(());
     let answer = http2_call::call(connection, request.map_err(|error| error.to_string())?, Bytes::new(), max_body).await?;
-    Ok(Answer { status: answer.status, body: answer.body, told: Told::of(&answer.head) })
+    Ok(Answer { status: answer.status, head: answer.head, body: answer.body })
 }

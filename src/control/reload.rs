@@ -163,7 +163,7 @@ impl Reloader {
         if !lifecycle.has_started() && snapshot.backends.iter().any(|backend| !matches!(backend.discovery, Discovery::Static(_))) {
             lifecycle.set(condition::ENDPOINTS, false, "not looked for yet", now, telemetry);
         }
-        gates::look(&self.state);
+        gates::follow(&self.state);
         lifecycle.set(condition::LISTENERS, true, format!("{} bound", snapshot.listeners.len()), now, telemetry);
     }
 

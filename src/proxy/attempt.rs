@@ -48,6 +48,8 @@ pub(super) struct Answered {
     pub(super) upstream: Upstream,
     /// Whether both sides now speak something else than HTTP.
     pub(super) is_upgrade: bool,
+    /// Whether it says that the request was not looked at.
+    pub(super) is_unprocessed: bool,
     /// Whether the backend took all of the request that was written to it.
     pub(super) is_listening: bool,
     /// What was read of its body already.
@@ -241,8 +243,7 @@ impl<'e> Attempt<'e> {
         match made {
             Ok((upstream, head, first)) => {
                 let told = upstream.head();
-                told.into_iter().for_each(|told| signs::note(exchange, &endpoint, &told.headers, now));
-                let is_unprocessed = told.is_some_and(|told| signs::is_unprocessed(told.status, &told.headers));
+                let is_unprocessed = told.is_some_and(|told| signs::note(exchange, &endpoint, &told.headers, now) && signs::is_unprocessed(told.status, &told.headers));
                 let (grpc_status, judgement) = judge(exchange, &asker.asked(), &upstream);
                 let leave_alone = upstream.head().and_then(|head| classify::retry_after(head, clock::wall));
                 let unsettled = match judgement {
@@ -262,8 +263,20 @@ impl<'e> Attempt<'e> {
                 };
                 let until = deadline.of_call();
                 let asking::Head { is_upgrade, is_listening } = head;
-                let answered =
-                    Answered { upstream, is_upgrade, is_listening, first, parting: None, capture: None, grpc_status, until, unsettled, in_flight: Some(guard), _retry: None };
+                let answered = Answered {
+                    upstream,
+                    is_upgrade,
+                    is_unprocessed,
+                    is_listening,
+                    first,
+                    parting: None,
+                    capture: None,
+                    grpc_status,
+                    until,
+                    unsettled,
+                    in_flight: Some(guard),
+                    _retry: None,
+                };
                 if is_unprocessed { Err(Failed::Unprocessed(Box::new(answered))) } else { Ok(answered) }
             }
             Err(failed) => {

@@ -13,7 +13,7 @@ use super::{
     request_body::RequestBody,
     retrying,
     serve::{Exchange, Held},
-    signs, stale,
+    stale,
 };
 use crate::{
     clock,
@@ -165,7 +165,7 @@ fn of_answer(policy: &PolicySpec, answered: &Answered) -> Option<Failure> {
         Some(status) => of_grpc(policy, status, grpc::status(&head.headers).is_none()),
         None => of_status(policy, head.status.as_u16()),
     };
-    failure.map(|failure| Failure { may_have_run: failure.may_have_run && !signs::is_unprocessed(head.status, &head.headers), ..failure })
+    failure.map(|failure| Failure { may_have_run: failure.may_have_run && !answered.is_unprocessed, ..failure })
 }
 
 fn of_status(policy: &PolicySpec, status: u16) -> Option<Failure> {

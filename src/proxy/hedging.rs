@@ -19,6 +19,7 @@ use super::{
     headers,
     record::Progress,
     rejection::Rejection,
+    repicking,
     request_body::RequestBody,
     retrying::Tries,
     serve::Exchange,
@@ -98,8 +99,8 @@ struct Race {
     sent: u32,
     /// Whether no more are to be sent.
     is_over: bool,
-    /// Whether the last one went to an endpoint that had not been asked before.
-    is_fresh: bool,
+    /// How many endpoints had been asked before the last one.
+    tried: usize,
     /// The next one goes out in the place of one that was not looked at; whether that was the first.
     instead_of: Option<bool>,
 }
@@ -153,9 +154,8 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
 impl Race {
     /// Sends one more, if that can be.
     fn ask<'r>(&mut self, exchange: &'r Exchange<'r>, plan: &'r Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Option<Runner<'r>> {
-        let tried = self.tries.count();
+        self.tried = self.tries.count();
         let asked = ask(exchange, plan, deadline, &mut self.tries, self.instead_of.take(), &mut self.guard, progress);
-        self.is_fresh = self.tries.count() > tried;
         match asked {
             Ok(Some(runner)) => {
                 self.sent += 1;
@@ -171,7 +171,7 @@ impl Race {
     /// One was not looked at. It does not count, as long as there are endpoints that were not asked.
     fn not_looked_at(&mut self, exchange: &Exchange<'_>, runner: Runner<'_>, answered: Box<Answered>) {
         self.poor.get_or_insert(Poor::Answer(runner.endpoint, answered));
-        if self.is_fresh && self.tries.count() < exchange.destination.backend.endpoints.len() {
+        if repicking::has_another(exchange, &self.tries, self.tried) {
             self.sent -= 1;
             self.instead_of = Some(runner.is_first);
             exchange.destination.backend.metrics.repicked.increment(1);

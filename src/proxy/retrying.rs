@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange, signs};
+use super::{asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange};
 use crate::{
     clock,
     resilience::{
@@ -62,7 +62,7 @@ impl Tries {
 /// The failure that an answer is, if the policy wants its status tried again.
 pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
     let head = answered.upstream.head()?;
-    if signs::is_unprocessed(head.status, &head.headers) {
+    if answered.is_unprocessed {
         return Some(Failure::Refused);
     }
     let policy = &exchange.destination.policy.retry;

@@ -11,7 +11,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use super::{grpc, headers::REASON, serve::Exchange, worker::Worker};
 use crate::{
     clock,
-    state::{State, departure, endpoint::EndpointState, live::Live, youth},
+    state::{
+        State, departure,
+        endpoint::{EndpointState, presence::Told},
+        live::Live,
+        youth,
+    },
     telemetry::{event::Event, reason::Reason},
 };
 
@@ -52,25 +57,20 @@ impl IntoIterator for Signs {
     }
 }
 
-/// Takes note of what an endpoint tells about itself in an answer.
-pub(super) fn note(exchange: &Exchange<'_>, endpoint: &EndpointState, answer: &HeaderMap, now: Instant) {
-    // First who it is: a new process at the address has not said anything yet.
-    if let Some((started, curve)) = answer.get(STARTED_AT).and_then(|value| youth::introduced(value.to_str().ok()?)) {
-        endpoint.advertised(started, youth::age(started, clock::wall()), curve, now);
-    }
-    if let Some(ttl) = answer.get(DRAINING).and_then(|value| departure::ttl(value.to_str().ok()?))
-        && endpoint.leave_alone(ttl, now)
-    {
+/// Takes note of what an endpoint tells about itself in an answer; whether it tells anything.
+pub(super) fn note(exchange: &Exchange<'_>, endpoint: &EndpointState, answer: &HeaderMap, now: Instant) -> bool {
+    let Some(told) = Told::of(answer) else { return false };
+    if let Some(ttl) = endpoint.hear(&told, clock::wall, now) {
         let backend = exchange.destination.backend.spec.name.clone();
         exchange.worker.state.telemetry.emit(Event::EndpointLeaves { backend, endpoint: endpoint.label.clone(), ttl });
     }
+    true
 }
 
-/// Whether an answer says that the request was not looked at, because the instance is leaving or new. Only the next hop can say so: a sidecar
+/// Whether an answer with signs says that the request was not looked at, because the instance is leaving or new. Without them it says nothing: a sidecar
 /// takes such words of its app's away, and an app that hands on what somebody else told it lacks the signs, which go no further than one hop.
 pub(super) fn is_unprocessed(status: StatusCode, answer: &HeaderMap) -> bool {
-    let refuses = status == StatusCode::SERVICE_UNAVAILABLE || grpc::status(answer) == Some(grpc::UNAVAILABLE);
-    if !refuses || !(answer.contains_key(DRAINING) || answer.contains_key(STARTED_AT)) {
+    if status != StatusCode::SERVICE_UNAVAILABLE && grpc::status(answer) != Some(grpc::UNAVAILABLE) {
         return false;
     }
     let token = answer.get(REASON).and_then(|value| value.to_str().ok()).and_then(|value| value.split(':').next());

@@ -1,7 +1,7 @@
 //! An endpoint as it lives: what is in flight, what is connected, what is known of its health and its behaviour; `endpoint/presence.rs` has its coming and
 //! going.
 
-mod presence;
+pub mod presence;
 
 use std::{
     sync::{

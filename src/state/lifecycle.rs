@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -67,7 +67,6 @@ pub struct Lifecycle {
     born: Instant,
     /// Since when it has been ready.
     pub youth: Youth,
-    was_ready: AtomicBool,
     /// Is told whenever a condition was looked at.
     noted: watch::Sender<()>,
     /// Guards the conditions.
@@ -77,7 +76,7 @@ pub struct Lifecycle {
 #[derive(Debug)]
 struct Inner {
     conditions: BTreeMap<String, Condition>,
-    was_ever_ready: bool,
+    was_ready: bool,
     has_started: bool,
     beats: BTreeMap<usize, Instant>,
     passing_since: Option<Instant>,
@@ -112,11 +111,10 @@ impl Lifecycle {
         Self {
             born: now,
             youth: Youth::new(now),
-            was_ready: AtomicBool::new(false),
             noted: watch::Sender::new(()),
             inner: Mutex::new(Inner {
                 conditions: conditions.into(),
-                was_ever_ready: false,
+                was_ready: false,
                 has_started: false,
                 beats: BTreeMap::new(),
                 passing_since: None,
@@ -275,16 +273,13 @@ impl Lifecycle {
     }
 
     fn tell(&self, mut inner: MutexGuard<'_, Inner>, now: Instant, telemetry: &Telemetry) {
-        let (is_ready, was_ready) = (inner.is_ready(), self.was_ready.load(Ordering::Relaxed));
+        let is_ready = inner.is_ready();
         inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
         self.noted.send_replace(());
-        if was_ready == is_ready {
+        if std::mem::replace(&mut inner.was_ready, is_ready) == is_ready {
             return;
         }
-        // Only ever changed under the lock.
-        self.was_ready.store(is_ready, Ordering::Relaxed);
-        if is_ready && !inner.was_ever_ready {
-            inner.was_ever_ready = true;
+        if is_ready && self.youth.age(now).is_none() {
             self.youth.begin(now, telemetry.wall());
         }
         let unmet = inner.conditions.values().filter(|condition| !condition.is_met).map(|condition| format!("{}: {}", condition.name, condition.why)).collect();

@@ -6,27 +6,13 @@ use outrigger::{resilience::lifecycle::Stage, state::lifecycle::End};
 
 use crate::support::{
     Backend, Client, Sidecar,
-    backend::{Gate, ok},
+    backend::Gate,
     eventually, eventually_async,
     http2::{Http2Backend, Http2Client, collect, message},
     sidecar::{policy, policy_with},
 };
 
 const QUICK: &str = "  lifecycle: {drain: {delay: 100ms, quietPeriod: 20ms, timeout: 20s}}\n";
-
-fn gated() -> (Backend, std::sync::Arc<Gate>) {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let backend = Backend::start(move |mut connection| {
-        while let Some(request) = connection.request() {
-            if request.line().contains("/slow") {
-                there.pass();
-            }
-            connection.send(ok("done"));
-        }
-    });
-    (backend, gate)
-}
 
 /// With a way out for the app, to the same backend.
 fn both_ways(backend: &Backend, sections: &str) -> String {
@@ -38,7 +24,7 @@ fn both_ways(backend: &Backend, sections: &str) -> String {
 
 #[test]
 fn a_drain_is_unready_at_once_serves_what_still_comes_and_waits_for_what_is_in_flight() {
-    let (backend, gate) = gated();
+    let (backend, gate) = Backend::gated();
     let mut sidecar = Sidecar::start(&policy(&[backend.address], QUICK));
     let mut slow = sidecar.client();
     slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
@@ -92,7 +78,7 @@ fn a_drain_that_was_asked_for_goes_on_serving_the_app_and_refuses_late_callers_u
 
 #[test]
 fn an_instance_goes_when_the_app_asks_nothing_any_more() {
-    let (backend, gate) = gated();
+    let (backend, gate) = Backend::gated();
     let mut sidecar = Sidecar::start(&both_ways(&backend, &QUICK.replace("delay: 100ms", "delay: 0s")));
     let mut own = Client::connect(sidecar.address("outbound"));
     own.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
@@ -120,7 +106,7 @@ fn the_end_of_a_job_waits_for_no_news_to_travel() {
 
 #[test]
 fn connections_of_http2_are_told_to_end_at_once_and_what_runs_on_them_runs_on() {
-    let (backend, gate) = gated();
+    let (backend, gate) = Backend::gated();
     let mut sidecar = Sidecar::start(&policy(&[backend.address], QUICK));
     let (runtime, address) = (tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), sidecar.address("inbound"));
     let answered = runtime.block_on(async {
@@ -145,7 +131,7 @@ fn connections_of_http2_are_told_to_end_at_once_and_what_runs_on_them_runs_on() 
 
 #[test]
 fn a_drain_is_bounded() {
-    let (backend, _gate) = gated();
+    let (backend, _gate) = Backend::gated();
     let mut sidecar = Sidecar::start(&policy(&[backend.address], &QUICK.replace("timeout: 20s", "timeout: 150ms")));
     let mut slow = sidecar.client();
     slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");

@@ -12,13 +12,7 @@ use std::{
 
 use outrigger::{app::StartError, state::lifecycle::End};
 
-use crate::support::{
-    Backend, Client, Directory, Sidecar,
-    backend::{Gate, ok},
-    eventually,
-    process::Supervised,
-    sidecar::policy,
-};
+use crate::support::{Backend, Client, Directory, Sidecar, eventually, process::Supervised, sidecar::policy};
 
 const QUICK: &str = "  lifecycle: {drain: {delay: 10s, quietPeriod: 50ms, timeout: 20s}}\n";
 
@@ -159,16 +153,7 @@ fn a_successor_that_cannot_start_changes_nothing() {
 
 #[test]
 fn what_is_in_flight_is_finished_by_the_process_that_began_it() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let backend = Backend::start(move |mut connection| {
-        while let Some(request) = connection.request() {
-            if request.line().contains("/slow") {
-                there.pass();
-            }
-            connection.send(ok("done"));
-        }
-    });
+    let (backend, gate) = Backend::gated();
     let place = Directory::new();
     let path = place.path().join("handover.sock");
     let policy = policy(&[backend.address], QUICK);

@@ -9,7 +9,7 @@ use crate::{
     policy::{
         document::{ConsistentHash, ConsistentHashType, LoadBalancer, LoadBalancerType, SlowStart, ZoneMode},
         snapshot::{Balancer, HashKey},
-        units::Percent,
+        units::{Percent, Span},
     },
     resilience::warm_up::WarmUpConfig,
 };
@@ -76,9 +76,14 @@ impl<'a> Compiler<'a> {
     }
 
     fn slow_start(&mut self, at: &At<'a>, section: &SlowStart) -> Option<WarmUpConfig> {
-        let window = section.window.map_or(Duration::from_secs(30), |span| span.0);
-        let made = WarmUpConfig::try_new(window, section.aggression.unwrap_or(1.0), section.min_weight_percent.unwrap_or(Percent::of(10)).ratio());
-        made.map_err(|invalid| self.error(at, invalid.to_string()).hint("`{window: 30s, aggression: 1, minWeightPercent: 10}` are the defaults")).ok()
+        self.warm_up_curve(at, section.window, section.aggression, (section.min_weight_percent, "minWeightPercent"))
+    }
+
+    /// The curve of a warm-up, of an endpoint or of this instance; the least share with its key.
+    pub(super) fn warm_up_curve(&mut self, at: &At<'a>, window: Option<Span>, aggression: Option<f64>, (least, key): (Option<Percent>, &str)) -> Option<WarmUpConfig> {
+        let window = window.map_or(Duration::from_secs(30), |span| span.0);
+        let made = WarmUpConfig::try_new(window, aggression.unwrap_or(1.0), least.unwrap_or(Percent::of(10)).ratio());
+        made.map_err(|invalid| self.error(at, invalid.to_string()).hint(format!("`{{window: 30s, aggression: 1, {key}: 10}}` are the defaults"))).ok()
     }
 }
 

@@ -7,9 +7,9 @@ use crate::{
     policy::{
         document::{AppProbes, Drain, Lifecycle, Startup, WarmUp},
         snapshot::{AppProbesSpec, LifecycleSpec, OwnWarmUpSpec},
-        units::{Percent, Span},
+        units::Span,
     },
-    resilience::{Mode, lifecycle::DrainConfig, warm_up::WarmUpConfig},
+    resilience::{Mode, lifecycle::DrainConfig},
 };
 
 type Backends<'b, 'a> = &'b [(At<'a>, MadeBackend<'a>)];
@@ -90,8 +90,7 @@ impl<'a> Compiler<'a> {
 
     fn own_warm_up(&mut self, at: &At<'a>, written: &WarmUp) -> Option<OwnWarmUpSpec> {
         let mode = sections::mode(written.mode);
-        let made = WarmUpConfig::try_new(or(written.window, Duration::from_secs(30)), written.aggression.unwrap_or(1.0), written.min_percent.unwrap_or(Percent::of(10)).ratio());
-        let made = made.map_err(|invalid| self.error(at, invalid.to_string()).hint("`{window: 30s, aggression: 1, minPercent: 10}` are the defaults")).ok();
+        let made = self.warm_up_curve(at, written.window, written.aggression, (written.min_percent, "minPercent"));
         made.filter(|_| mode != Mode::Off).map(|config| OwnWarmUpSpec { mode, config })
     }
 

@@ -3,13 +3,56 @@
 use std::{
     net::UdpSocket,
     sync::{PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use http::HeaderMap;
+
 use super::{EndpointState, WARM};
-use crate::{policy::snapshot::Address, resilience::warm_up::WarmUpConfig};
+use crate::{
+    policy::snapshot::Address,
+    resilience::warm_up::WarmUpConfig,
+    state::{
+        departure,
+        youth::{self, Introduction},
+    },
+};
+
+/// What an endpoint tells of its own coming and going in the head of an answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Told {
+    /// Since when it has been there and how it warms up, if that is not long ago.
+    introduction: Option<Introduction>,
+    /// For how long it wants to be left alone, because it is leaving.
+    leaves: Option<Duration>,
+}
+
+impl Told {
+    /// Reads it; nothing, as most of the time, if it tells nothing.
+    #[must_use]
+    pub fn of(answer: &HeaderMap) -> Option<Self> {
+        let introduction = answer.get(youth::STARTED_AT).and_then(|value| youth::introduced(value.to_str().ok()?));
+        let leaves = answer.get(departure::MARKER).and_then(|value| departure::ttl(value.to_str().ok()?));
+        (introduction.is_some() || leaves.is_some()).then_some(Self { introduction, leaves })
+    }
+
+    /// Whether it is leaving.
+    #[must_use]
+    pub fn leaves(&self) -> bool {
+        self.leaves.is_some()
+    }
+}
 
 impl EndpointState {
+    /// Takes note of what it tells; for how long it is left alone, if that is news.
+    pub fn hear(&self, told: &Told, wall: impl FnOnce() -> SystemTime, now: Instant) -> Option<Duration> {
+        // First who it is: a new process at the address has not said anything yet.
+        if let Some((started, curve)) = told.introduction {
+            self.advertised(started, youth::age(started, wall()), curve, now);
+        }
+        told.leaves.filter(|ttl| self.leave_alone(*ttl, now))
+    }
+
     /// Begins its warm-up at this time.
     pub fn warm_up_from(&self, start: Instant) {
         let millis = match start.checked_duration_since(self.born) {

@@ -83,6 +83,21 @@ impl Backend {
         })
     }
 
+    /// An app that answers at once, except at `/slow`: there each request waits for the gate.
+    pub(crate) fn gated() -> (Self, Arc<Gate>) {
+        let gate = Gate::new();
+        let there = gate.clone();
+        let backend = Self::start(move |mut connection| {
+            while let Some(request) = connection.request() {
+                if request.line().contains("/slow") {
+                    there.pass();
+                }
+                connection.send(ok("done"));
+            }
+        });
+        (backend, gate)
+    }
+
     /// An app that is broken until the switch is turned off.
     pub(crate) fn switchable() -> (Self, Arc<AtomicBool>) {
         let is_broken = Arc::new(AtomicBool::new(true));
