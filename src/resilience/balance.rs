@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | [`random`] | by weight | - |
 //! | [`power_of_two`] | of two that are drawn by weight, the one with the lower cost | Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" |
-//! | [`round_robin`] | in turn, a lighter one in fewer of the turns, spread evenly | Weyl's sequence of the golden ratio |
+//! | [`round_robin`] | in turn, a lighter one in fewer of the turns, spread evenly | gRPC A58, "static stride scheduling"; while a weight changes, Weyl's sequence |
 //!
 //! The cost is up to the caller: requests in flight per weight make it least request, a latency times them makes it peak EWMA
 //! (`ewma`). On equal cost the first draw stands, so that idle endpoints are picked by weight.
@@ -72,28 +72,51 @@ fn is_kept(weight: f64, dice: &mut impl FnMut() -> f64) -> bool {
 }
 
 /// Takes turns: `turn` counts on with every call. In `k` rounds a candidate of the weight `w` is picked `k * w` times, give or take
-/// a few, also while its weight changes.
-pub fn round_robin(len: usize, weight: impl Fn(usize) -> f64, turn: &mut impl FnMut() -> usize, dice: &mut impl FnMut() -> f64) -> Option<usize> {
+/// one; one whose weight is changing, give or take a few.
+pub fn round_robin(
+    len: usize,
+    weight: impl Fn(usize) -> f64,
+    is_changing: impl Fn(usize) -> bool,
+    turn: &mut impl FnMut() -> usize,
+    dice: &mut impl FnMut() -> f64,
+) -> Option<usize> {
     if len == 0 {
         return None;
     }
     for _ in 0..MAX_TURNS {
         let turn = turn();
         let (round, index) = (turn / len, turn % len);
-        if takes_part(round, index, weight(index)) {
+        let is_picked = match weight(index) {
+            all if all >= 1.0 => true,
+            none if none <= 0.0 => false,
+            part if is_changing(index) => takes_part_while_changing(round, index, part),
+            part => takes_part(round, index, part),
+        };
+        if is_picked {
             return Some(index);
         }
     }
     weighted((0..len).map(&weight), dice())
 }
 
-/// Whether a candidate is picked in a round: where the multiples of the golden ratio, which are spread over `0..1` as evenly as can be, fall below
-/// its weight (Knuth, "The Art of Computer Programming", section 6.4, theorem S). Where a sum of weights passes a whole number would be more even still, but such a
-/// sum means nothing when the weight changes from round to round, as it does during a warm-up. Each candidate begins at another place, so that light ones do not
-/// all come in the same round.
+/// Whether a candidate is picked in a round: where the sum of its weights passes a whole number. Each begins at another place, so
+/// that light ones do not all come in the same round.
 fn takes_part(round: usize, index: usize, weight: f64) -> bool {
-    /// The golden ratio, and the root of two, less their whole parts, in parts of 2^64.
+    /// Rounds after which the sums begin anew, so that they stay exact.
+    const CYCLE: usize = 1 << 20;
+    /// The golden ratio spreads the beginnings evenly.
+    const SPREAD: f64 = 0.618_033_988_749_895;
+    let sum = |rounds: usize| (float(rounds) * weight + float(index % CYCLE) * SPREAD % 1.0).floor();
+    let round = round % CYCLE;
+    sum(round + 1) > sum(round)
+}
+
+/// The same while the weight changes from round to round, when a sum over all rounds means nothing: where the multiples of the golden ratio, which
+/// are spread over `0..1` as evenly as can be, fall below it (Knuth, "The Art of Computer Programming", section 6.4, theorem S).
+fn takes_part_while_changing(round: usize, index: usize, weight: f64) -> bool {
+    /// The golden ratio, less its whole part, in parts of 2^64.
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    /// The root of two, in the same.
     const ROOT: u64 = 0x6a09_e667_f3bc_c908;
     let place = (round as u64).wrapping_mul(GOLDEN).wrapping_add((index as u64).wrapping_mul(ROOT));
     // The upper 53 bits are a number in 0..1 exactly.

@@ -151,7 +151,7 @@ impl BackendState {
                 };
                 balance::power_of_two(members.len(), share, is_held_back, cost, dice)
             }
-            (Balancer::RoundRobin, _) => balance::round_robin(members.len(), share, &mut || self.counters.turn.fetch_add(1, Ordering::Relaxed), dice),
+            (Balancer::RoundRobin, _) => balance::round_robin(members.len(), share, is_held_back, &mut || self.counters.turn.fetch_add(1, Ordering::Relaxed), dice),
             (Balancer::ConsistentHash { bound, .. }, Some(key)) => return self.pick_on_ring(open, ring, key, *bound, may),
             (Balancer::Random | Balancer::ConsistentHash { .. }, _) => balance::random(members.len(), share, dice),
         };
