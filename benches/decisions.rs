@@ -52,12 +52,29 @@ fn breaker(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("breaker");
     let half = Some(Ratio::from_percent(50.0).unwrap());
     let twenty = NonZeroU32::new(20).unwrap();
-    let thresholds = BreakerThresholds { consecutive_failures: NonZeroU32::new(5), failure_rate: half, slow_call_rate: half, minimum_calls: twenty };
+    let thresholds = BreakerThresholds {
+        consecutive_failures: NonZeroU32::new(5),
+        failure_rate: half,
+        slow_call_rate: half,
+        minimum_calls: twenty,
+    };
     let seconds = Duration::from_secs;
-    let times = BreakerTimes { window: seconds(10), open: seconds(5), max_open: seconds(60), max_half_open: seconds(30), recovery_ramp: seconds(10) };
+    let times = BreakerTimes {
+        window: seconds(10),
+        open: seconds(5),
+        max_open: seconds(60),
+        max_half_open: seconds(30),
+        recovery_ramp: seconds(10),
+    };
     let config = BreakerConfig::try_new(thresholds, times, twenty).unwrap();
     let telemetry = Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now));
-    let state = Arc::new(BreakerState::new("app".into(), config, Mode::Enforce, telemetry, Instant::now()));
+    let state = Arc::new(BreakerState::new(
+        "app".into(),
+        config,
+        Mode::Enforce,
+        telemetry,
+        Instant::now(),
+    ));
     let now = Instant::now();
     group.bench_function("acquire and settle", |bench| {
         bench.iter(|| {
@@ -67,13 +84,21 @@ fn breaker(criterion: &mut Criterion) {
         });
     });
     // Every result of the window in a list, counted anew.
-    let results: Mutex<VecDeque<(Instant, bool)>> = Mutex::new((0..1_000).map(|_| (now, true)).collect());
+    let results: Mutex<VecDeque<(Instant, bool)>> =
+        Mutex::new((0..1_000).map(|_| (now, true)).collect());
     group.bench_function("naive: a list of 1000 results", |bench| {
         bench.iter(|| {
             let mut results = results.lock().unwrap();
             results.pop_front();
             results.push_back((black_box(now), true));
-            results.iter().filter(|(at, good)| now.saturating_duration_since(*at) < Duration::from_secs(10) && !good).count() * 2 > results.len()
+            results
+                .iter()
+                .filter(|(at, good)| {
+                    now.saturating_duration_since(*at) < Duration::from_secs(10) && !good
+                })
+                .count()
+                * 2
+                > results.len()
         });
     });
     group.finish();
@@ -84,23 +109,38 @@ fn rate_limit(criterion: &mut Criterion) {
     let now = Instant::now();
     for keys in [1_u64, 100, 10_000, 100_000] {
         let state = RateLimitState::new("in/per-key".into(), keyed_rule(), now, now);
-        assert!((0..keys).all(|key| state.try_acquire(Some(key.wrapping_mul(0x9E37_79B9_7F4A_7C15)), now).is_ok()));
+        assert!((0..keys).all(|key| {
+            state
+                .try_acquire(Some(key.wrapping_mul(0x9E37_79B9_7F4A_7C15)), now)
+                .is_ok()
+        }));
         let mut key = 0;
         group.bench_function(format!("one of {keys} keys"), |bench| {
             bench.iter(|| {
                 key = (key + 1) % keys;
-                state.try_acquire(Some(black_box(key.wrapping_mul(0x9E37_79B9_7F4A_7C15))), now).is_ok()
+                state
+                    .try_acquire(
+                        Some(black_box(key.wrapping_mul(0x9E37_79B9_7F4A_7C15))),
+                        now,
+                    )
+                    .is_ok()
             });
         });
     }
-    let naive: Mutex<HashMap<String, (f64, Instant)>> = Mutex::new((0..10_000).map(|key| (key.to_string(), (1e9, now))).collect());
+    let naive: Mutex<HashMap<String, (f64, Instant)>> = Mutex::new(
+        (0..10_000)
+            .map(|key| (key.to_string(), (1e9, now)))
+            .collect(),
+    );
     let mut key = 0;
     group.bench_function("naive: a map of strings, 10000 keys", |bench| {
         bench.iter(|| {
             key = (key + 1) % 10_000;
             let mut buckets = naive.lock().unwrap();
             let (tokens, last) = buckets.entry(key.to_string()).or_insert((1e9, now));
-            *tokens = (*tokens + now.saturating_duration_since(*last).as_secs_f64() * 100.0).min(1e9) - 1.0;
+            *tokens = (*tokens + now.saturating_duration_since(*last).as_secs_f64() * 100.0)
+                .min(1e9)
+                - 1.0;
             *last = now;
             *tokens >= 0.0
         });
@@ -122,17 +162,43 @@ spec:
       backendRefs: [{name: app}]
       rateLimit: {maxKeys: 200000, local: {rules: [{name: per-key, clientSelectors: [{headers: [{name: x, type: Distinct}]}], limit: {requests: 1000000000, unit: Second}}]}}
 "#;
-    let source = Source::from_files(vec![File { name: "bench.yaml".into(), text: text.into() }]);
-    policy::load_source(&source, &HashMap::new()).unwrap().snapshot.routes[0].rate_limits.rules[0].clone()
+    let source = Source::from_files(vec![File {
+        name: "bench.yaml".into(),
+        text: text.into(),
+    }]);
+    policy::load_source(&source, &HashMap::new())
+        .unwrap()
+        .snapshot
+        .routes[0]
+        .rate_limits
+        .rules[0]
+        .clone()
 }
 
 fn others(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("limits");
-    let limit = Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight: NonZeroU32::MAX, max_pending: 0 }, Mode::Enforce, None, now));
-    group.bench_function("enter and leave", |bench| bench.iter(|| drop(black_box(limit.enter(Class::Critical)))));
-    let budget = Arc::new(BudgetState::new("app".into(), RetryBudgetConfig::default(), now));
-    group.bench_function("retry budget: count a request", |bench| bench.iter(|| budget.deposit(black_box(now))));
+    let limit = Arc::new(LimitState::new(
+        "app".into(),
+        ConcurrencyConfig {
+            max_in_flight: NonZeroU32::MAX,
+            max_pending: 0,
+        },
+        Mode::Enforce,
+        None,
+        now,
+    ));
+    group.bench_function("enter and leave", |bench| {
+        bench.iter(|| drop(black_box(limit.enter(Class::Critical))))
+    });
+    let budget = Arc::new(BudgetState::new(
+        "app".into(),
+        RetryBudgetConfig::default(),
+        now,
+    ));
+    group.bench_function("retry budget: count a request", |bench| {
+        bench.iter(|| budget.deposit(black_box(now)))
+    });
     group.finish();
 }
 
@@ -141,7 +207,13 @@ fn load(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("load");
     let ratio = |percent: f64| Ratio::from_percent(percent).unwrap();
-    let config = AdmissionConfig { window: Duration::from_secs(30), min_success_rate: ratio(95.0), aggression: 1.0, min_request_rate: 5, max_rejection: ratio(80.0) };
+    let config = AdmissionConfig {
+        window: Duration::from_secs(30),
+        min_success_rate: ratio(95.0),
+        aggression: 1.0,
+        min_request_rate: 5,
+        max_rejection: ratio(80.0),
+    };
     let admission = AdmissionState::new("app".into(), config, Mode::Enforce, now);
     group.bench_function("admission control: ask and tell", |bench| {
         bench.iter(|| {
@@ -150,7 +222,13 @@ fn load(criterion: &mut Criterion) {
             verdict
         });
     });
-    let hedge = HedgeState::new(HedgeConfig { max_attempts: NonZeroU32::MIN, delay: None }, now);
+    let hedge = HedgeState::new(
+        HedgeConfig {
+            max_attempts: NonZeroU32::MIN,
+            delay: None,
+        },
+        now,
+    );
     (0..1_000).for_each(|call| hedge.note(Duration::from_micros(1_000 + call), now));
     group.bench_function("hedging: how late is late, and tell", |bench| {
         bench.iter(|| {
@@ -158,7 +236,11 @@ fn load(criterion: &mut Criterion) {
             hedge.delay(now)
         });
     });
-    let seen: Mutex<VecDeque<Duration>> = Mutex::new((0..1_000).map(|call| Duration::from_micros(1_000 + call)).collect());
+    let seen: Mutex<VecDeque<Duration>> = Mutex::new(
+        (0..1_000)
+            .map(|call| Duration::from_micros(1_000 + call))
+            .collect(),
+    );
     group.bench_function("naive: sort the last 1000", |bench| {
         bench.iter(|| {
             let mut seen = seen.lock().unwrap();
@@ -169,12 +251,28 @@ fn load(criterion: &mut Criterion) {
             sorted[950]
         });
     });
-    let config = AdaptiveConfig { algorithm: Algorithm::Gradient2, min_limit: 4, max_limit: 1_000 };
-    let adaptive = Arc::new(LimitState::new("app".into(), ConcurrencyConfig { max_in_flight: NonZeroU32::MAX, max_pending: 0 }, Mode::Enforce, Some((config, Mode::Enforce)), now));
+    let config = AdaptiveConfig {
+        algorithm: Algorithm::Gradient2,
+        min_limit: 4,
+        max_limit: 1_000,
+    };
+    let adaptive = Arc::new(LimitState::new(
+        "app".into(),
+        ConcurrencyConfig {
+            max_in_flight: NonZeroU32::MAX,
+            max_pending: 0,
+        },
+        Mode::Enforce,
+        Some((config, Mode::Enforce)),
+        now,
+    ));
     group.bench_function("adaptive limit: enter, tell and leave", |bench| {
         bench.iter(|| {
             if let Entry::Admitted(place) = adaptive.enter(Class::Critical) {
-                place.learner().unwrap().note(Duration::from_millis(2), false, black_box(now));
+                place
+                    .learner()
+                    .unwrap()
+                    .note(Duration::from_millis(2), false, black_box(now));
             }
         });
     });
@@ -186,10 +284,14 @@ fn trouble(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("trouble");
     let protection = ProtectionState::default();
-    group.bench_function("protection: is a class refused", |bench| bench.iter(|| protection.refuses(black_box(Class::Normal), || 0.5)));
+    group.bench_function("protection: is a class refused", |bench| {
+        bench.iter(|| protection.refuses(black_box(Class::Normal), || 0.5))
+    });
     for addresses in [100_usize, 100_000] {
         let stale = StaleState::new("app".into(), usize::MAX);
-        let names: Vec<String> = (0..addresses).map(|address| format!("in shop.local /items/{address}")).collect();
+        let names: Vec<String> = (0..addresses)
+            .map(|address| format!("in shop.local /items/{address}"))
+            .collect();
         for name in &names {
             let kept = Kept {
                 headers: HeaderMap::new(),
@@ -207,13 +309,25 @@ fn trouble(criterion: &mut Criterion) {
         group.bench_function(format!("stale answers: find one of {addresses}"), |bench| {
             bench.iter(|| {
                 next = (next + 7_919) % addresses;
-                stale.find(black_box(&names[next]), "in", &request, Duration::from_secs(3_600), now)
+                stale.find(
+                    black_box(&names[next]),
+                    "in",
+                    &request,
+                    Duration::from_secs(3_600),
+                    now,
+                )
             });
         });
     }
     let deciding = RetryConfig {
         attempts: 2,
-        triggers: RetryTriggers { connect_failure: true, refused_stream: true, reset_before_request: true, reset: false, timeout: false },
+        triggers: RetryTriggers {
+            connect_failure: true,
+            refused_stream: true,
+            reset_before_request: true,
+            reset: false,
+            timeout: false,
+        },
         backoff: Backoff::try_new(Duration::from_millis(25), Duration::from_millis(250)).unwrap(),
         retry_non_idempotent: false,
         respect_retry_after: true,
@@ -227,7 +341,9 @@ fn trouble(criterion: &mut Criterion) {
         transparent_retries: 0,
         time_left: Duration::from_secs(10),
     };
-    group.bench_function("retry: whether and when", |bench| bench.iter(|| deciding.decide(black_box(&situation), 0.5)));
+    group.bench_function("retry: whether and when", |bench| {
+        bench.iter(|| deciding.decide(black_box(&situation), 0.5))
+    });
     group.finish();
 }
 
@@ -236,19 +352,41 @@ fn trouble(criterion: &mut Criterion) {
 fn pick(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick");
     for endpoints in [3_usize, 100, 10_000] {
-        for balancer in ["LeastRequest", "PeakEwma", "RoundRobin", "Random", "ConsistentHash, consistentHash: {type: SourceIP}"] {
+        for balancer in [
+            "LeastRequest",
+            "PeakEwma",
+            "RoundRobin",
+            "Random",
+            "ConsistentHash, consistentHash: {type: SourceIP}",
+        ] {
             let state = live(&format!("type: {balancer}"), endpoints);
             let backend = state.live.load().backends[0].clone();
-            let wish = Wish { key: Some(0x1234_5678_9abc_def0), now: Instant::now() };
+            let wish = Wish {
+                key: Some(0x1234_5678_9abc_def0),
+                now: Instant::now(),
+            };
             let name = balancer.split(',').next().unwrap();
-            group.bench_function(format!("{name} of {endpoints}"), |bench| bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64)));
+            group.bench_function(format!("{name} of {endpoints}"), |bench| {
+                bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64))
+            });
         }
         let state = live("type: LeastRequest, slowStart: {window: 10m}", endpoints);
         let backend = state.live.load().backends[0].clone();
-        let wish = Wish { key: None, now: Instant::now() };
-        backend.endpoints.iter().for_each(|endpoint| endpoint.warm_up_from(wish.now));
-        group.bench_function(format!("LeastRequest, all warming up, of {endpoints}"), |bench| bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64)));
-        let load: Vec<f64> = (0..endpoints).map(|index| f64::from(u32::try_from(index % 7).unwrap())).collect();
+        let wish = Wish {
+            key: None,
+            now: Instant::now(),
+        };
+        backend
+            .endpoints
+            .iter()
+            .for_each(|endpoint| endpoint.warm_up_from(wish.now));
+        group.bench_function(
+            format!("LeastRequest, all warming up, of {endpoints}"),
+            |bench| bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64)),
+        );
+        let load: Vec<f64> = (0..endpoints)
+            .map(|index| f64::from(u32::try_from(index % 7).unwrap()))
+            .collect();
         group.bench_function(format!("naive: the least of all {endpoints}"), |bench| {
             bench.iter(|| (0..endpoints).min_by(|a, b| load[*a].total_cmp(&load[*b])));
         });
@@ -257,15 +395,26 @@ fn pick(criterion: &mut Criterion) {
 }
 
 fn live(balancer: &str, endpoints: usize) -> Arc<State> {
-    let list: Vec<String> = (0..endpoints).map(|number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256)).collect();
+    let list: Vec<String> = (0..endpoints)
+        .map(|number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256))
+        .collect();
     let text = format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: bench}}\nspec:\n  listeners: [{{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}]\n  \
          backends: [{{name: app, endpoints: [{}], loadBalancer: {{{balancer}}}}}]\n  routes: [{{name: in, listeners: [inbound], backendRefs: [{{name: app}}]}}]\n",
         list.join(", ")
     );
-    let source = Source::from_files(vec![File { name: "bench.yaml".into(), text }]);
-    let snapshot = policy::load_source(&source, &HashMap::new()).unwrap().snapshot;
-    let (state, _wishes) = State::new(Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now)), None, Instant::now());
+    let source = Source::from_files(vec![File {
+        name: "bench.yaml".into(),
+        text,
+    }]);
+    let snapshot = policy::load_source(&source, &HashMap::new())
+        .unwrap()
+        .snapshot;
+    let (state, _wishes) = State::new(
+        Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now)),
+        None,
+        Instant::now(),
+    );
     state.apply(Arc::new(snapshot), Instant::now());
     state
 }
@@ -275,14 +424,34 @@ fn routing(criterion: &mut Criterion) {
     for routes in [2, 20, 200] {
         let mut text = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: bench}\nspec:\n  listeners: [{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}]\n  backends: [{name: app, endpoints: [\"127.0.0.1:1\"]}]\n  routes:\n".to_owned();
         for route in 0..routes {
-            text += &format!("    - {{name: r{route}, listeners: [inbound], hostnames: [h{route}.shop], matches: [{{path: {{value: /v1}}}}], backendRefs: [{{name: app}}]}}\n");
+            text += &format!(
+                "    - {{name: r{route}, listeners: [inbound], hostnames: [h{route}.shop], matches: [{{path: {{value: /v1}}}}], backendRefs: [{{name: app}}]}}\n"
+            );
         }
-        let source = Source::from_files(vec![File { name: "bench.yaml".into(), text: text.clone() }]);
-        let set = policy::load_source(&source, &HashMap::new()).unwrap().snapshot;
+        let source = Source::from_files(vec![File {
+            name: "bench.yaml".into(),
+            text: text.clone(),
+        }]);
+        let set = policy::load_source(&source, &HashMap::new())
+            .unwrap()
+            .snapshot;
         let host = format!("h{}.shop", routes / 2);
-        let request = RequestView { host: &host, path: "/v1/items", method: "GET", header: &|_| None };
-        group.bench_function(format!("one of {routes}"), |bench| bench.iter(|| set.rules[0].iter().find(|rule| rule.matches(black_box(&request)))));
-        group.bench_function(format!("compile a set of {routes}"), |bench| bench.iter(|| policy::load_source(black_box(&source), &HashMap::new()).unwrap()));
+        let request = RequestView {
+            host: &host,
+            path: "/v1/items",
+            method: "GET",
+            header: &|_| None,
+        };
+        group.bench_function(format!("one of {routes}"), |bench| {
+            bench.iter(|| {
+                set.rules[0]
+                    .iter()
+                    .find(|rule| rule.matches(black_box(&request)))
+            })
+        });
+        group.bench_function(format!("compile a set of {routes}"), |bench| {
+            bench.iter(|| policy::load_source(black_box(&source), &HashMap::new()).unwrap())
+        });
     }
     group.finish();
 }

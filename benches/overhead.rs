@@ -3,7 +3,13 @@
 //!
 //! `cargo bench --bench overhead`; Linux only. The pump is the least that any process between two sockets can cost. The
 //! comparison with other proxies is `benches/README.md`'s.
-#![expect(clippy::disallowed_methods, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a bench")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a bench"
+)]
 
 use std::{
     env, fs,
@@ -26,7 +32,8 @@ const ALONE: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 64;
 /// Two sockets each in the pump: within the usual bound of 1024 open files.
 const IDLE: usize = 400;
-const REQUEST: &[u8] = b"GET /bench HTTP/1.1\r\nhost: bench.test\r\nuser-agent: overhead\r\naccept: */*\r\n\r\n";
+const REQUEST: &[u8] =
+    b"GET /bench HTTP/1.1\r\nhost: bench.test\r\nuser-agent: overhead\r\naccept: */*\r\n\r\n";
 const BODY: usize = 128;
 
 fn main() {
@@ -39,7 +46,10 @@ fn main() {
 
 /// A server on one thread that answers, or pumps to where the answers are.
 fn run(pump_to: Option<SocketAddr>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         println!("{}", socket.local_addr().unwrap());
@@ -60,12 +70,17 @@ fn run(pump_to: Option<SocketAddr>) {
 async fn pump(mut client: tokio::net::TcpStream, address: SocketAddr) -> std::io::Result<()> {
     let mut backend = tokio::net::TcpStream::connect(address).await?;
     backend.set_nodelay(true)?;
-    tokio::io::copy_bidirectional(&mut client, &mut backend).await.map(drop)
+    tokio::io::copy_bidirectional(&mut client, &mut backend)
+        .await
+        .map(drop)
 }
 
 async fn answer(mut client: tokio::net::TcpStream) -> std::io::Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n{}", "x".repeat(BODY));
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n{}",
+        "x".repeat(BODY)
+    );
     let mut received = Vec::with_capacity(4096);
     while client.read_buf(&mut received).await? > 0 {
         if received.ends_with(b"\r\n\r\n") {
@@ -86,27 +101,66 @@ struct Process {
 impl Process {
     fn this(role: &str, backend: Option<SocketAddr>) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
-        command.env(ROLE, role).env(BACKEND, backend.map(|address| address.to_string()).unwrap_or_default()).stdout(Stdio::piped());
+        command
+            .env(ROLE, role)
+            .env(
+                BACKEND,
+                backend
+                    .map(|address| address.to_string())
+                    .unwrap_or_default(),
+            )
+            .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { child, address: line.trim().parse().unwrap(), start: Duration::ZERO }
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        Self {
+            child,
+            address: line.trim().parse().unwrap(),
+            start: Duration::ZERO,
+        }
     }
 
     fn sidecar(backend: SocketAddr, access_log: &str) -> Self {
         // The port is free a moment ago; nothing else on this host is asking for ports now.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let policies = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/policies");
         let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
-        command.args(["run", "--admin", "127.0.0.1:0", "--policies"]).arg(policies);
-        command.env("OUTRIGGER_WORKERS", "1").env("OUTRIGGER_INBOUND", address.to_string()).env("OUTRIGGER_APP", backend.to_string());
-        command.env("BENCH_ACCESS_LOG", access_log).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["run", "--admin", "127.0.0.1:0", "--policies"])
+            .arg(policies);
+        command
+            .env("OUTRIGGER_WORKERS", "1")
+            .env("OUTRIGGER_INBOUND", address.to_string())
+            .env("OUTRIGGER_APP", backend.to_string());
+        command
+            .env("BENCH_ACCESS_LOG", access_log)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let began = Instant::now();
         let child = command.spawn().unwrap();
-        let mut process = Self { child, address, start: Duration::ZERO };
-        while TcpStream::connect(address).ok().and_then(|mut stream| exchange(&mut stream)).is_none() {
-            assert!(process.child.try_wait().unwrap().is_none(), "the sidecar did not start");
-            assert!(began.elapsed() < Duration::from_secs(10), "the sidecar does not answer");
+        let mut process = Self {
+            child,
+            address,
+            start: Duration::ZERO,
+        };
+        while TcpStream::connect(address)
+            .ok()
+            .and_then(|mut stream| exchange(&mut stream))
+            .is_none()
+        {
+            assert!(
+                process.child.try_wait().unwrap().is_none(),
+                "the sidecar did not start"
+            );
+            assert!(
+                began.elapsed() < Duration::from_secs(10),
+                "the sidecar does not answer"
+            );
         }
         process.start = began.elapsed();
         process
@@ -115,14 +169,22 @@ impl Process {
     /// CPU time that was used so far; clock ticks are 10 ms.
     fn cpu(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(ticks * 10)
     }
 
     fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 }
@@ -141,9 +203,17 @@ fn exchange(stream: &mut TcpStream) -> Option<()> {
     let mut filled = 0;
     stream.write_all(REQUEST).ok()?;
     loop {
-        let count = stream.read(&mut answer[filled..]).ok().filter(|count| *count > 0)?;
+        let count = stream
+            .read(&mut answer[filled..])
+            .ok()
+            .filter(|count| *count > 0)?;
         filled += count;
-        let Some(head) = answer[..filled].windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let Some(head) = answer[..filled]
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+        else {
+            continue;
+        };
         if !answer.starts_with(b"HTTP/1.1 200") {
             return None;
         }
@@ -211,11 +281,20 @@ fn idle_connection(process: &Process) -> f64 {
 
 fn measure() {
     let backend = Process::this("backend", None);
-    println!("{ROUNDS} rounds, {CONNECTIONS} connections, {BODY} byte answers; median (least to most)\n");
-    println!("| | CPU us/request | p50 us, one client | RSS idle KiB | KiB per idle connection | start ms |\n|---|---|---|---|---|---|");
+    println!(
+        "{ROUNDS} rounds, {CONNECTIONS} connections, {BODY} byte answers; median (least to most)\n"
+    );
+    println!(
+        "| | CPU us/request | p50 us, one client | RSS idle KiB | KiB per idle connection | start ms |\n|---|---|---|---|---|---|"
+    );
     let direct: Vec<f64> = (0..ROUNDS).map(|_| alone(backend.address)).collect();
     println!("| no proxy | | {} | | | |", summary(direct));
-    let mut rows: [(&str, [Vec<f64>; 5]); 3] = ["pump of bytes", "outrigger, no access log", "outrigger, access log"].map(|name| (name, Default::default()));
+    let mut rows: [(&str, [Vec<f64>; 5]); 3] = [
+        "pump of bytes",
+        "outrigger, no access log",
+        "outrigger, access log",
+    ]
+    .map(|name| (name, Default::default()));
     for round in 1..=ROUNDS {
         for (name, figures) in &mut rows {
             eprintln!("round {round}/{ROUNDS}: {name}");
@@ -226,8 +305,18 @@ fn measure() {
             };
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let idle = process.resident_kib() as f64;
-            let (connection, cpu, latency) = (idle_connection(&process), under_load(&process), alone(process.address));
-            for (figure, value) in figures.iter_mut().zip([cpu, latency, idle, connection, process.start.as_secs_f64() * 1e3]) {
+            let (connection, cpu, latency) = (
+                idle_connection(&process),
+                under_load(&process),
+                alone(process.address),
+            );
+            for (figure, value) in figures.iter_mut().zip([
+                cpu,
+                latency,
+                idle,
+                connection,
+                process.start.as_secs_f64() * 1e3,
+            ]) {
                 figure.push(value);
             }
         }
@@ -239,5 +328,10 @@ fn measure() {
 
 fn summary(mut values: Vec<f64>) -> String {
     values.sort_by(f64::total_cmp);
-    format!("{:.1} ({:.1} to {:.1})", values[values.len() / 2], values[0], values[values.len() - 1])
+    format!(
+        "{:.1} ({:.1} to {:.1})",
+        values[values.len() / 2],
+        values[0],
+        values[values.len() - 1]
+    )
 }

@@ -56,13 +56,21 @@ struct Admin {
 ///
 /// # Errors
 /// If the socket fails.
-pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>, gate: Option<watch::Receiver<Gate>>) -> io::Result<()> {
+pub async fn serve(
+    socket: TcpListener,
+    state: Arc<State>,
+    token: Option<String>,
+    gate: Option<watch::Receiver<Gate>>,
+) -> io::Result<()> {
     // As long as another process serves at this address, it answers the probes.
     if let Some(mut gate) = gate {
         _ = gate.wait_for(|gate| *gate == Gate::Open).await;
     }
     let (mut stages, departing) = (state.departure.stages(), state.clone());
-    let admin = Admin { state, token: token.map(Arc::from) };
+    let admin = Admin {
+        state,
+        token: token.map(Arc::from),
+    };
     let router = Router::new()
         .route("/", get(contents))
         .route("/livez", get(probes::live))
@@ -83,16 +91,28 @@ pub async fn serve(socket: TcpListener, state: Arc<State>, token: Option<String>
         .route("/api/v1/drain", post(lifecycle::drain))
         .route("/api/v1/reload", post(api::reload))
         .route("/api/v1/breakers/{*target}", post(api::change_breaker))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; GET / lists what there is\n") })
+        .fallback(|| async {
+            (
+                StatusCode::NOT_FOUND,
+                "there is nothing here; GET / lists what there is\n",
+            )
+        })
         .layer(middleware::from_fn_with_state(admin.clone(), guard))
         .with_state(admin);
     let listener = tokio::net::TcpListener::from_std(socket)?;
     // Who was relieved answers no probes any more: its successor does, at the same address.
     let relieved = async move {
         // The state outlives this.
-        _ = stages.wait_for(|stage| *stage > Stage::Serving && departing.departure.is_relieved()).await;
+        _ = stages
+            .wait_for(|stage| *stage > Stage::Serving && departing.departure.is_relieved())
+            .await;
     };
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).with_graceful_shutdown(relieved).await
+    axum::serve(
+        listener,
+        router.into_make_service_with_connect_info::<SocketAddr>(),
+    )
+    .with_graceful_shutdown(relieved)
+    .await
 }
 
 async fn contents() -> &'static str {
@@ -101,20 +121,42 @@ async fn contents() -> &'static str {
 }
 
 /// Lets changing requests pass only from this host, or with the token; and never from a page in a browser.
-async fn guard(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+async fn guard(
+    Extract(admin): Extract<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return next.run(request).await;
     }
-    let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
-    let has_token = admin.token.as_deref().zip(shown).is_some_and(|(token, shown)| is_same(token, shown));
+    let shown = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let has_token = admin
+        .token
+        .as_deref()
+        .zip(shown)
+        .is_some_and(|(token, shown)| is_same(token, shown));
     let is_page = request.headers().contains_key(header::ORIGIN);
     if has_token || (peer.ip().to_canonical().is_loopback() && !is_page) {
         return next.run(request).await;
     }
-    (StatusCode::FORBIDDEN, "only from this host, or with the bearer token of --admin-token-file\n").into_response()
+    (
+        StatusCode::FORBIDDEN,
+        "only from this host, or with the bearer token of --admin-token-file\n",
+    )
+        .into_response()
 }
 
 /// Compares without telling by its time how much was right.
 fn is_same(token: &str, shown: &str) -> bool {
-    token.len() == shown.len() && token.bytes().zip(shown.bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+    token.len() == shown.len()
+        && token
+            .bytes()
+            .zip(shown.bytes())
+            .fold(0, |difference, (a, b)| difference | (a ^ b))
+            == 0
 }

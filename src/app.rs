@@ -80,7 +80,9 @@ impl App {
     /// # Errors
     /// If the policies are faulty, an address cannot be bound, or the system refuses.
     pub fn start(settings: Settings, access_log: AccessLog) -> Result<Self, StartError> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let signals = if settings.heeds_signals {
             let _inside = runtime.enter();
             Signals::heed()?
@@ -88,30 +90,60 @@ impl App {
             Signals::default()
         };
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
-        let (state, wishes) = State::new(telemetry.clone(), settings.zone.as_deref().map(Arc::from), clock::now());
+        let (state, wishes) = State::new(
+            telemetry.clone(),
+            settings.zone.as_deref().map(Arc::from),
+            clock::now(),
+        );
         let workers = WorkerHandle::start_all(settings.workers.get(), &state)?;
-        let Succession { inherited, predecessor, is_supervised } = inherit(&settings)?;
+        let Succession {
+            inherited,
+            predecessor,
+            is_supervised,
+        } = inherit(&settings)?;
         let listeners = Arc::new(Listeners::new(workers, state.clone(), inherited.clone()));
 
-        let (admin_socket, admin) = start_admin(&settings, &inherited, predecessor.is_some(), &state)?;
+        let (admin_socket, admin) =
+            start_admin(&settings, &inherited, predecessor.is_some(), &state)?;
         let admin_address = admin_socket.local_addr()?;
-        telemetry.emit(Event::Started { version: env!("CARGO_PKG_VERSION"), admin: admin_address.to_string() });
-        let mut reloader = Reloader::new(state.clone(), listeners.clone(), settings.policies, settings.state_dir, settings.environment);
+        telemetry.emit(Event::Started {
+            version: env!("CARGO_PKG_VERSION"),
+            admin: admin_address.to_string(),
+        });
+        let mut reloader = Reloader::new(
+            state.clone(),
+            listeners.clone(),
+            settings.policies,
+            settings.state_dir,
+            settings.environment,
+        );
         reloader.start().map_err(|fault| match fault {
             StartFault::Policy(faults) => StartError::Policy(faults),
             StartFault::Bind(why) => StartError::Bind(why),
         })?;
         for address in inherited.close_rest() {
-            tracing::warn!("the socket at {address} was handed to this process, and no listener wants it");
+            tracing::warn!(
+                "the socket at {address} was handed to this process, and no listener wants it"
+            );
         }
         let inheritance = listeners.inheritance();
         if predecessor.is_some() && inheritance == Inheritance::None {
             return Err(StartError::Bind("the running process has none of the policies' listeners; name another path with --handover, or stop it".to_owned()));
         }
-        if let Some(age) = predecessor.as_ref().and_then(|predecessor| predecessor.ready_for) {
+        if let Some(age) = predecessor
+            .as_ref()
+            .and_then(|predecessor| predecessor.ready_for)
+        {
             state.lifecycle.continues(age);
         }
-        let handover = settings.handover.map(|path| Handover { path, admin: BoundSocket { owner: handover::ADMIN.to_owned(), asked: settings.admin, socket: admin_socket } });
+        let handover = settings.handover.map(|path| Handover {
+            path,
+            admin: BoundSocket {
+                owner: handover::ADMIN.to_owned(),
+                asked: settings.admin,
+                socket: admin_socket,
+            },
+        });
         let tasks = Tasks {
             poll_interval: settings.poll_interval,
             name_server: settings.name_server,
@@ -121,18 +153,32 @@ impl App {
             inherited,
             predecessor,
         };
-        let control = Control { state: state.clone(), reloader, signals, tasks };
+        let control = Control {
+            state: state.clone(),
+            reloader,
+            signals,
+            tasks,
+        };
         let (end, ended) = oneshot::channel();
-        let control = thread::Builder::new().name("control".into()).spawn(move || {
-            let run = async {
-                tokio::select! {
-                    end = control.run(wishes) => end,
-                    _ = ended => End::AtOnce,
-                }
-            };
-            runtime.block_on(run)
-        })?;
-        Ok(Self { state, listeners, admin_address, control: Some(control), end: Some(end), admin: Some(admin) })
+        let control = thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                let run = async {
+                    tokio::select! {
+                        end = control.run(wishes) => end,
+                        _ = ended => End::AtOnce,
+                    }
+                };
+                runtime.block_on(run)
+            })?;
+        Ok(Self {
+            state,
+            listeners,
+            admin_address,
+            control: Some(control),
+            end: Some(end),
+            admin: Some(admin),
+        })
     }
 
     /// Where the admin server listens.
@@ -156,14 +202,21 @@ impl App {
     /// Asks the instance to leave.
     pub fn drain(&self) {
         // If so many wishes wait, or nobody hears them any more, it is leaving already.
-        _ = self.state.commands.try_send(Command::Drain { asked_by: "the embedding program", going: Going::Goes, begun: oneshot::channel().0 });
+        _ = self.state.commands.try_send(Command::Drain {
+            asked_by: "the embedding program",
+            going: Going::Goes,
+            begun: oneshot::channel().0,
+        });
     }
 
     /// Waits until the instance has left.
     #[must_use]
     pub fn wait(mut self) -> End {
         // A control thread that panicked has said so.
-        self.control.take().and_then(|control| control.join().ok()).unwrap_or(End::Failed)
+        self.control
+            .take()
+            .and_then(|control| control.join().ok())
+            .unwrap_or(End::Failed)
     }
 }
 
@@ -193,21 +246,55 @@ struct Succession {
 }
 
 fn inherit(settings: &Settings) -> Result<Succession, StartError> {
-    let cannot = |error: io::Error| StartError::Bind(format!("the sockets of the running process cannot be taken over: {error}"));
-    let asked = settings.handover.as_deref().map(handover::ask).transpose().map_err(cannot)?;
-    let (predecessor, mut sockets) = asked.flatten().map_or_else(Default::default, |(predecessor, sockets)| (Some(predecessor), sockets));
-    let held = if settings.takes_supervised_sockets { handover::from_supervisor()? } else { Vec::new() };
+    let cannot = |error: io::Error| {
+        StartError::Bind(format!(
+            "the sockets of the running process cannot be taken over: {error}"
+        ))
+    };
+    let asked = settings
+        .handover
+        .as_deref()
+        .map(handover::ask)
+        .transpose()
+        .map_err(cannot)?;
+    let (predecessor, mut sockets) = asked
+        .flatten()
+        .map_or_else(Default::default, |(predecessor, sockets)| {
+            (Some(predecessor), sockets)
+        });
+    let held = if settings.takes_supervised_sockets {
+        handover::from_supervisor()?
+    } else {
+        Vec::new()
+    };
     let is_supervised = !held.is_empty();
     sockets.extend(held);
-    Ok(Succession { inherited: Arc::new(Inherited::new(sockets)), predecessor, is_supervised })
+    Ok(Succession {
+        inherited: Arc::new(Inherited::new(sockets)),
+        predecessor,
+        is_supervised,
+    })
 }
 
-fn start_admin(settings: &Settings, inherited: &Inherited, has_predecessor: bool, state: &Arc<State>) -> Result<(TcpListener, Running), StartError> {
-    let cannot = |error: io::Error| StartError::Bind(format!("the admin server cannot be bound to {}: {error}", settings.admin));
-    let (socket, is_inherited) = handover::admin_socket(inherited, settings.admin).map_err(cannot)?;
+fn start_admin(
+    settings: &Settings,
+    inherited: &Inherited,
+    has_predecessor: bool,
+    state: &Arc<State>,
+) -> Result<(TcpListener, Running), StartError> {
+    let cannot = |error: io::Error| {
+        StartError::Bind(format!(
+            "the admin server cannot be bound to {}: {error}",
+            settings.admin
+        ))
+    };
+    let (socket, is_inherited) =
+        handover::admin_socket(inherited, settings.admin).map_err(cannot)?;
     let gate = (is_inherited && has_predecessor).then(|| inherited.gate());
     let kept = socket.try_clone()?;
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (stop, stopped) = oneshot::channel();
     let server = admin::serve(socket, state.clone(), settings.admin_token.clone(), gate);
     let thread = thread::Builder::new().name("admin".into()).spawn(move || {

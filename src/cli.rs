@@ -78,7 +78,12 @@ enum Command {
 #[derive(Debug, Clone, clap::Args)]
 struct Admin {
     /// The address of its admin server.
-    #[arg(long, env = "OUTRIGGER_ADMIN", default_value = "127.0.0.1:16090", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_ADMIN",
+        default_value = "127.0.0.1:16090",
+        value_name = "ADDR"
+    )]
     admin: SocketAddr,
     /// A file with the token of its admin server.
     #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
@@ -92,7 +97,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // Help and version are asked for and not wrong. If nobody can be told, nobody can.
             _ = error.print();
-            return if error.use_stderr() { Outcome::Usage } else { Outcome::Fine }.into();
+            return if error.use_stderr() {
+                Outcome::Usage
+            } else {
+                Outcome::Fine
+            }
+            .into();
         }
     };
     let outcome = match cli.command {
@@ -130,5 +140,7 @@ fn complain(text: &str) {
 
 /// The environment, for `${NAME}` in policies; what is not text cannot be meant.
 fn environment() -> std::collections::HashMap<String, String> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }

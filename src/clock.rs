@@ -23,14 +23,20 @@ impl std::error::Error for Elapsed {}
 /// The monotonic time; under a paused tokio clock, that one's.
 #[must_use]
 pub fn now() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
     tokio::time::Instant::now().into_std()
 }
 
 /// The time of day.
 #[must_use]
 pub fn wall() -> SystemTime {
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
     SystemTime::now()
 }
 
@@ -40,7 +46,10 @@ pub async fn sleep_until(deadline: Instant) {
 }
 
 /// Waits for a duration.
-#[expect(clippy::disallowed_methods, reason = "this is the one place with timers")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place with timers"
+)]
 pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
@@ -51,7 +60,9 @@ pub async fn sleep(duration: Duration) {
 /// [`Elapsed`] if the deadline came first; the future is dropped then.
 pub async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Result<F::Output, Elapsed> {
     match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.map_err(|_| Elapsed),
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), future)
+            .await
+            .map_err(|_| Elapsed),
         None => Ok(future.await),
     }
 }
@@ -62,7 +73,9 @@ pub async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Result<F:
 /// [`Elapsed`] if the time was over first; the future is dropped then.
 pub async fn within<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Output, Elapsed> {
     match limit {
-        Some(limit) => tokio::time::timeout(limit, future).await.map_err(|_| Elapsed),
+        Some(limit) => tokio::time::timeout(limit, future)
+            .await
+            .map_err(|_| Elapsed),
         None => Ok(future.await),
     }
 }
@@ -77,7 +90,11 @@ impl fmt::Display for Rfc3339 {
         let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
         let (year, month, day) = civil(days);
         let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
+            since.subsec_millis()
+        )
     }
 }
 
@@ -86,11 +103,16 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
@@ -100,17 +122,33 @@ mod tests {
 
     #[test]
     fn times_are_written_as_rfc_3339() {
-        for (seconds, expected) in
-            [(0, "1970-01-01T00:00:00.000Z"), (951_782_400, "2000-02-29T00:00:00.000Z"), (1_794_960_000, "2026-11-18T00:00:00.000Z"), (4_107_542_399, "2100-02-28T23:59:59.000Z")]
-        {
-            assert_eq!(Rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), expected);
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_794_960_000, "2026-11-18T00:00:00.000Z"),
+            (4_107_542_399, "2100-02-28T23:59:59.000Z"),
+        ] {
+            assert_eq!(
+                Rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(),
+                expected
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_future_that_takes_too_long_is_dropped() {
-        assert_eq!(within(Some(Duration::from_secs(1)), std::future::pending::<()>()).await, Err(Elapsed));
-        assert_eq!(until(Some(now() + Duration::from_secs(1)), std::future::pending::<()>()).await, Err(Elapsed));
+        assert_eq!(
+            within(Some(Duration::from_secs(1)), std::future::pending::<()>()).await,
+            Err(Elapsed)
+        );
+        assert_eq!(
+            until(
+                Some(now() + Duration::from_secs(1)),
+                std::future::pending::<()>()
+            )
+            .await,
+            Err(Elapsed)
+        );
         assert_eq!(within(None, async { 1 }).await, Ok(1));
     }
 }

@@ -80,13 +80,24 @@ pub struct Tasks {
 impl Control {
     /// Runs until the instance has drained.
     pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
-        let Self { state, mut reloader, mut signals, tasks: parts } = self;
+        let Self {
+            state,
+            mut reloader,
+            mut signals,
+            tasks: parts,
+        } = self;
         let (applied, generations) = channel::channel(state.live.load().generation);
         let applied = Arc::new(applied);
         let (changed, mut changes) = mpsc::channel(1);
         let (sender, mut successors) = mpsc::channel(1);
         let is_supervised = parts.is_supervised;
-        let mut tasks = parts.start(&state, &reloader, (applied.clone(), generations), changed, sender);
+        let mut tasks = parts.start(
+            &state,
+            &reloader,
+            (applied.clone(), generations),
+            changed,
+            sender,
+        );
         let mut probes = AppProbes::new(state.clone());
         let mut leaving = drain::Leaving::new(state.clone(), reloader.listeners().clone());
         let mut was_told = false;
@@ -143,13 +154,34 @@ impl Tasks {
         changed: mpsc::Sender<()>,
         successors: mpsc::Sender<handover::Successor>,
     ) -> JoinSet<()> {
-        let Self { poll_interval, name_server, cgroup, handover, inherited, predecessor, .. } = self;
+        let Self {
+            poll_interval,
+            name_server,
+            cgroup,
+            handover,
+            inherited,
+            predecessor,
+            ..
+        } = self;
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch::watch(reloader.path().to_owned(), poll_interval, changed));
+        tasks.spawn(watch::watch(
+            reloader.path().to_owned(),
+            poll_interval,
+            changed,
+        ));
         tasks.spawn(probing::probe(state.clone(), generations.clone()));
         #[cfg(any(feature = "redis", feature = "rls"))]
         tasks.spawn(remote_limits::keep(state.clone(), generations.clone()));
-        tasks.spawn(discovery::discover(Finder { state: state.clone(), awaited: Arc::default(), name_server, poll_interval, applied }, generations));
+        tasks.spawn(discovery::discover(
+            Finder {
+                state: state.clone(),
+                awaited: Arc::default(),
+                name_server,
+                poll_interval,
+                applied,
+            },
+            generations,
+        ));
         tasks.spawn(upkeep::upkeep(state.clone()));
         tasks.spawn(certificates::follow(state.clone(), poll_interval));
         tasks.spawn(upkeep::watch_outliers(state.clone()));

@@ -43,7 +43,10 @@ pub fn load(path: &Path, environment: &HashMap<String, String>) -> Result<Loaded
 ///
 /// # Errors
 /// All faults of all files.
-pub fn load_source(source: &Source, environment: &HashMap<String, String>) -> Result<Loaded, Diagnostics> {
+pub fn load_source(
+    source: &Source,
+    environment: &HashMap<String, String>,
+) -> Result<Loaded, Diagnostics> {
     compile::compile(source, environment)
 }
 

@@ -1,6 +1,8 @@
 //! What belongs to the process and not to policy: flags and environment variables, in a form that cannot be wrong.
 
-use std::{collections::HashMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration,
+};
 
 /// The settings of one instance.
 #[derive(Clone)]

@@ -33,7 +33,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-use self::{capacity::Pulse, command::Command, departure::Departure, lifecycle::Lifecycle, live::Live, registry::Registry, replicas::Replicas};
+use self::{
+    capacity::Pulse, command::Command, departure::Departure, lifecycle::Lifecycle, live::Live,
+    registry::Registry, replicas::Replicas,
+};
 use crate::{
     policy::snapshot::{Discovery, EndpointSpec},
     telemetry::Telemetry,
@@ -74,7 +77,11 @@ pub struct State {
 impl State {
     /// Makes a state in which nothing is in force yet, and the end at which wishes arrive.
     #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>, zone: Option<Arc<str>>, now: std::time::Instant) -> (Arc<Self>, mpsc::Receiver<Command>) {
+    pub fn new(
+        telemetry: Arc<Telemetry>,
+        zone: Option<Arc<str>>,
+        now: std::time::Instant,
+    ) -> (Arc<Self>, mpsc::Receiver<Command>) {
         let (commands, wishes) = mpsc::channel(MAX_WISHES);
         let state = Arc::new(Self {
             live: ArcSwap::from_pointee(Live::nothing()),
@@ -94,23 +101,45 @@ impl State {
     }
 
     /// Puts a set of policies in force, with the state of all that kept its name; the generation.
-    pub fn apply(&self, snapshot: Arc<crate::policy::snapshot::Snapshot>, now: std::time::Instant) -> u64 {
+    pub fn apply(
+        &self,
+        snapshot: Arc<crate::policy::snapshot::Snapshot>,
+        now: std::time::Instant,
+    ) -> u64 {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = self.live.load().generation + 1;
-        let live = registry.join(snapshot, generation, &self.telemetry, self.zone.as_deref(), now);
+        let live = registry.join(
+            snapshot,
+            generation,
+            &self.telemetry,
+            self.zone.as_deref(),
+            now,
+        );
         self.live.store(Arc::new(live));
         generation
     }
 
     /// Puts the endpoints in force that discovery found of a backend where it looked; whether that changed anything. The policies stay
     /// as they are.
-    pub fn discovered(&self, backend: &Arc<str>, source: &Discovery, endpoints: Vec<EndpointSpec>, now: std::time::Instant) -> bool {
+    pub fn discovered(
+        &self,
+        backend: &Arc<str>,
+        source: &Discovery,
+        endpoints: Vec<EndpointSpec>,
+        now: std::time::Instant,
+    ) -> bool {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let live = self.live.load();
         if !registry.discovered(backend, source, endpoints) {
             return false;
         }
-        let joined = registry.join(live.snapshot.clone(), live.generation, &self.telemetry, self.zone.as_deref(), now);
+        let joined = registry.join(
+            live.snapshot.clone(),
+            live.generation,
+            &self.telemetry,
+            self.zone.as_deref(),
+            now,
+        );
         drop(live);
         self.live.store(Arc::new(joined));
         true

@@ -55,7 +55,14 @@ impl Telemetry {
     #[must_use]
     pub fn new(access_log: AccessLog, wall: fn() -> std::time::SystemTime) -> Self {
         let (listeners, _) = broadcast::channel(REMEMBERED);
-        Self { metrics: Metrics::new(), access_log, decisions: Decisions::default(), wall, listeners, recent: Mutex::new(VecDeque::with_capacity(REMEMBERED)) }
+        Self {
+            metrics: Metrics::new(),
+            access_log,
+            decisions: Decisions::default(),
+            wall,
+            listeners,
+            recent: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
+        }
     }
 
     /// Tells what happened.
@@ -64,7 +71,11 @@ impl Telemetry {
         self.metrics.count(&event);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let number = recent.back().map_or(1, |last| last.number + 1);
-        let numbered = Numbered { number, at: self.wall(), event: Arc::new(event) };
+        let numbered = Numbered {
+            number,
+            at: self.wall(),
+            event: Arc::new(event),
+        };
         if recent.len() == REMEMBERED {
             recent.pop_front();
         }
@@ -89,6 +100,11 @@ impl Telemetry {
     /// The last events, oldest first.
     #[must_use]
     pub fn recent(&self) -> Vec<Numbered> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.recent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 }

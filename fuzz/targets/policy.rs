@@ -10,9 +10,15 @@ use outrigger::policy::{
 };
 
 fuzz_target!(|text: &str| {
-    let source = Source::from_files(vec![File { name: "f.yaml".into(), text: text.to_owned() }]);
+    let source = Source::from_files(vec![File {
+        name: "f.yaml".into(),
+        text: text.to_owned(),
+    }]);
     match policy::load_source(&source, &HashMap::new()) {
-        Ok(loaded) => assert!(diff::diff(&loaded.snapshot, &loaded.snapshot).is_empty(), "a set differs from itself"),
+        Ok(loaded) => assert!(
+            diff::diff(&loaded.snapshot, &loaded.snapshot).is_empty(),
+            "a set differs from itself"
+        ),
         Err(faults) => {
             assert!(!faults.as_slice().is_empty());
             for fault in faults.as_slice() {

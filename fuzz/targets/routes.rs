@@ -29,8 +29,13 @@ spec:
 "#;
 
 static SET: LazyLock<Snapshot> = LazyLock::new(|| {
-    let source = Source::from_files(vec![File { name: "f.yaml".into(), text: POLICY.to_owned() }]);
-    policy::load_source(&source, &HashMap::new()).expect("the policy is fine").snapshot
+    let source = Source::from_files(vec![File {
+        name: "f.yaml".into(),
+        text: POLICY.to_owned(),
+    }]);
+    policy::load_source(&source, &HashMap::new())
+        .expect("the policy is fine")
+        .snapshot
 });
 
 fuzz_target!(|parts: (&str, &str, &str, &str)| {
@@ -38,11 +43,23 @@ fuzz_target!(|parts: (&str, &str, &str, &str)| {
     // A target is in origin form when it comes here.
     let path = &*format!("/{path}");
     let of = |name: &str| (name == "x-a").then_some(header);
-    let request = RequestView { host, path, method, header: &of };
+    let request = RequestView {
+        host,
+        path,
+        method,
+        header: &of,
+    };
     let rules = &SET.rules[0];
-    let first = rules.iter().position(|rule| rule.matches(&request)).expect("one takes everything");
+    let first = rules
+        .iter()
+        .position(|rule| rule.matches(&request))
+        .expect("one takes everything");
     // Those before it do not match, and none after it is more specific.
-    for (place, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.matches(&request)) {
+    for (place, rule) in rules
+        .iter()
+        .enumerate()
+        .filter(|(_, rule)| rule.matches(&request))
+    {
         assert!(place >= first && rule.precedence() >= rules[first].precedence());
     }
 });

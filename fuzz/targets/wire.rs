@@ -19,7 +19,10 @@ use outrigger::{app::App, settings::Settings, telemetry::access_log::AccessLog};
 static SIDECAR: LazyLock<(App, SocketAddr)> = LazyLock::new(|| {
     let app = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = app.local_addr().expect("an address");
-    thread::spawn(move || app.incoming().for_each(|stream| drop(thread::spawn(move || serve(stream.expect("a connection"))))));
+    thread::spawn(move || {
+        app.incoming()
+            .for_each(|stream| drop(thread::spawn(move || serve(stream.expect("a connection")))))
+    });
     let directory = std::env::temp_dir().join(format!("outrigger-fuzz-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
     let policy = format!(
@@ -50,8 +53,13 @@ fn serve(mut stream: TcpStream) {
                 seen.drain(..length);
             }
             None => loop {
-                let Some(line) = until(&mut stream, &mut seen, b"\r\n") else { return };
-                let size = std::str::from_utf8(&line).ok().and_then(|size| usize::from_str_radix(size, 16).ok()).expect("a plain size of a chunk");
+                let Some(line) = until(&mut stream, &mut seen, b"\r\n") else {
+                    return;
+                };
+                let size = std::str::from_utf8(&line)
+                    .ok()
+                    .and_then(|size| usize::from_str_radix(size, 16).ok())
+                    .expect("a plain size of a chunk");
                 while seen.len() < size + 2 {
                     if !more(&mut stream, &mut seen) {
                         return;
@@ -64,7 +72,10 @@ fn serve(mut stream: TcpStream) {
                 }
             },
         }
-        if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
+        if stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .is_err()
+        {
             return;
         }
     }
@@ -73,21 +84,53 @@ fn serve(mut stream: TcpStream) {
 /// The length of the body, or `None` for chunks; panics at anything that two readers could understand differently.
 fn check(head: &[u8]) -> Option<usize> {
     let (mut hosts, mut lengths, mut chunked) = (0, Vec::new(), 0);
-    let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = head
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let first = lines.next().unwrap_or_default();
-    assert_eq!(first.iter().filter(|byte| **byte == b' ').count(), 2, "{:?}", String::from_utf8_lossy(first));
-    assert!(first.ends_with(b" HTTP/1.1") || first.ends_with(b" HTTP/1.0"), "{:?}", String::from_utf8_lossy(first));
+    assert_eq!(
+        first.iter().filter(|byte| **byte == b' ').count(),
+        2,
+        "{:?}",
+        String::from_utf8_lossy(first)
+    );
+    assert!(
+        first.ends_with(b" HTTP/1.1") || first.ends_with(b" HTTP/1.0"),
+        "{:?}",
+        String::from_utf8_lossy(first)
+    );
     for line in lines {
-        assert!(!line.contains(&b'\r') && !line.contains(&0), "a control character in {:?}", String::from_utf8_lossy(line));
-        assert!(!line.starts_with(b" ") && !line.starts_with(b"\t"), "a folded line");
-        let colon = line.iter().position(|byte| *byte == b':').expect("a field has a colon");
-        let (name, value) = (line[..colon].to_ascii_lowercase(), line[colon + 1..].trim_ascii());
-        assert!(!name.is_empty() && name.iter().all(|byte| byte.is_ascii_graphic()), "a name of {:?}", String::from_utf8_lossy(line));
+        assert!(
+            !line.contains(&b'\r') && !line.contains(&0),
+            "a control character in {:?}",
+            String::from_utf8_lossy(line)
+        );
+        assert!(
+            !line.starts_with(b" ") && !line.starts_with(b"\t"),
+            "a folded line"
+        );
+        let colon = line
+            .iter()
+            .position(|byte| *byte == b':')
+            .expect("a field has a colon");
+        let (name, value) = (
+            line[..colon].to_ascii_lowercase(),
+            line[colon + 1..].trim_ascii(),
+        );
+        assert!(
+            !name.is_empty() && name.iter().all(|byte| byte.is_ascii_graphic()),
+            "a name of {:?}",
+            String::from_utf8_lossy(line)
+        );
         match name.as_slice() {
             b"host" => hosts += 1,
             b"content-length" => lengths.push(value.to_vec()),
             b"transfer-encoding" => {
-                assert!(value.eq_ignore_ascii_case(b"chunked"), "{:?}", String::from_utf8_lossy(line));
+                assert!(
+                    value.eq_ignore_ascii_case(b"chunked"),
+                    "{:?}",
+                    String::from_utf8_lossy(line)
+                );
                 chunked += 1;
             }
             _ => {}
@@ -98,7 +141,12 @@ fn check(head: &[u8]) -> Option<usize> {
     if chunked == 1 {
         return None;
     }
-    Some(lengths.first().map_or(0, |length| std::str::from_utf8(length).ok().and_then(|length| length.parse().ok()).expect("a length is a number")))
+    Some(lengths.first().map_or(0, |length| {
+        std::str::from_utf8(length)
+            .ok()
+            .and_then(|length| length.parse().ok())
+            .expect("a length is a number")
+    }))
 }
 
 fn until(stream: &mut TcpStream, seen: &mut Vec<u8>, mark: &[u8]) -> Option<Vec<u8>> {

@@ -23,7 +23,11 @@ pub(super) type Peer = std::net::SocketAddr;
 
 pub(super) async fn metrics(Extract(admin): Extract<Admin>) -> Response {
     view::record_gauges(&admin.state, clock::now());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.state.telemetry.metrics.render()).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        admin.state.telemetry.metrics.render(),
+    )
+        .into_response()
 }
 
 pub(super) async fn status(Extract(admin): Extract<Admin>) -> Json<view::Status> {
@@ -50,33 +54,69 @@ pub(super) async fn recovery(Extract(admin): Extract<Admin>) -> Json<Vec<view::R
     Json(view::recoveries(&admin.state))
 }
 
-pub(super) async fn reload(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
+pub(super) async fn reload(
+    Extract(admin): Extract<Admin>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+) -> Response {
     audit(&admin, "reload", peer);
     let (reply, answer) = oneshot::channel();
-    if admin.state.commands.try_send(Command::Reload(reply)).is_err() {
+    if admin
+        .state
+        .commands
+        .try_send(Command::Reload(reply))
+        .is_err()
+    {
         return busy();
     }
     match clock::within(Some(Duration::from_secs(30)), answer).await {
-        Ok(Ok(Ok(done))) => Json(json!({"result": "applied", "generation": done.generation, "changes": done.changes})).into_response(),
-        Ok(Ok(Err(faults))) => (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"result": "refused", "faults": faults}))).into_response(),
+        Ok(Ok(Ok(done))) => Json(
+            json!({"result": "applied", "generation": done.generation, "changes": done.changes}),
+        )
+        .into_response(),
+        Ok(Ok(Err(faults))) => (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            Json(json!({"result": "refused", "faults": faults})),
+        )
+            .into_response(),
         Ok(Err(_)) | Err(clock::Elapsed) => busy(),
     }
 }
 
-pub(super) async fn change_breaker(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<Peer>, Path(target): Path<String>) -> Response {
+pub(super) async fn change_breaker(
+    Extract(admin): Extract<Admin>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Path(target): Path<String>,
+) -> Response {
     // A breaker of an endpoint has a slash in its name.
     let (name, change) = target.rsplit_once('/').unwrap_or((&target, ""));
-    let change: fn(&mut Breaker, std::time::Instant) -> Option<Transition> = match change {
-        "force-open" => Breaker::force_open,
-        "disable" => Breaker::disable,
-        "reset" => Breaker::reset,
-        "auto" => Breaker::resume,
-        _ => return (StatusCode::NOT_FOUND, Json(json!({"error": "a breaker can be told force-open, disable, reset or auto"}))).into_response(),
-    };
+    let change: fn(&mut Breaker, std::time::Instant) -> Option<Transition> =
+        match change {
+            "force-open" => Breaker::force_open,
+            "disable" => Breaker::disable,
+            "reset" => Breaker::reset,
+            "auto" => Breaker::resume,
+            _ => return (
+                StatusCode::NOT_FOUND,
+                Json(json!({"error": "a breaker can be told force-open, disable, reset or auto"})),
+            )
+                .into_response(),
+        };
     let live = admin.state.live.load_full();
-    let Some(breaker) = live.breakers.iter().find(|breaker| **breaker.name() == *name) else {
-        let known: Vec<&str> = live.breakers.iter().map(|breaker| &**breaker.name()).collect();
-        return (StatusCode::NOT_FOUND, Json(json!({"error": format!("there is no breaker `{name}`"), "known": known}))).into_response();
+    let Some(breaker) = live
+        .breakers
+        .iter()
+        .find(|breaker| **breaker.name() == *name)
+    else {
+        let known: Vec<&str> = live
+            .breakers
+            .iter()
+            .map(|breaker| &**breaker.name())
+            .collect();
+        return (
+            StatusCode::NOT_FOUND,
+            Json(json!({"error": format!("there is no breaker `{name}`"), "known": known})),
+        )
+            .into_response();
     };
     audit(&admin, &format!("breaker {target}"), peer);
     breaker.force(change, clock::now());
@@ -84,9 +124,17 @@ pub(super) async fn change_breaker(Extract(admin): Extract<Admin>, ConnectInfo(p
 }
 
 pub(super) fn audit(admin: &Admin, action: &str, peer: Peer) {
-    admin.state.telemetry.emit(Event::AdminActed { action: action.to_owned(), by: peer.ip().to_string() });
+    admin.state.telemetry.emit(Event::AdminActed {
+        action: action.to_owned(),
+        by: peer.ip().to_string(),
+    });
 }
 
 pub(super) fn busy() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], Json(json!({"error": "the instance is busy or leaving"}))).into_response()
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        [(header::RETRY_AFTER, "1")],
+        Json(json!({"error": "the instance is busy or leaving"})),
+    )
+        .into_response()
 }

@@ -48,15 +48,32 @@ struct Step {
     text: String,
 }
 
-pub(super) async fn decisions(Extract(admin): Extract<Admin>, Query(wanted): Query<Wanted>) -> Json<Vec<Decision>> {
-    let fits = |wanted: &Option<String>, of: &str| wanted.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(of));
-    let fits = |decided: &Decided| fits(&wanted.request, &decided.request_id) && fits(&wanted.trace, &decided.trace_id);
-    let found = admin.state.telemetry.decisions.find(fits, wanted.limit.unwrap_or(USUAL));
+pub(super) async fn decisions(
+    Extract(admin): Extract<Admin>,
+    Query(wanted): Query<Wanted>,
+) -> Json<Vec<Decision>> {
+    let fits = |wanted: &Option<String>, of: &str| {
+        wanted
+            .as_deref()
+            .is_none_or(|wanted| wanted.eq_ignore_ascii_case(of))
+    };
+    let fits = |decided: &Decided| {
+        fits(&wanted.request, &decided.request_id) && fits(&wanted.trace, &decided.trace_id)
+    };
+    let found = admin
+        .state
+        .telemetry
+        .decisions
+        .find(fits, wanted.limit.unwrap_or(USUAL));
     Json(found.iter().map(|decided| view(decided)).collect())
 }
 
 fn view(decided: &Decided) -> Decision {
-    let steps = decided.steps.iter().map(|(after, step)| Step { after_ms: after.as_secs_f64() * 1e3, kind: step.kind(), text: step.to_string() });
+    let steps = decided.steps.iter().map(|(after, step)| Step {
+        after_ms: after.as_secs_f64() * 1e3,
+        kind: step.kind(),
+        text: step.to_string(),
+    });
     Decision {
         at: Rfc3339(decided.at).to_string(),
         request_id: decided.request_id.clone(),

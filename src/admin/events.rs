@@ -14,7 +14,9 @@ use super::Admin;
 use crate::{clock::Rfc3339, telemetry::Numbered};
 
 /// First the events that are remembered, then each new one.
-pub(super) async fn stream(Extract(admin): Extract<Admin>) -> Sse<impl Stream<Item = Result<Message, Infallible>>> {
+pub(super) async fn stream(
+    Extract(admin): Extract<Admin>,
+) -> Sse<impl Stream<Item = Result<Message, Infallible>>> {
     let receiver = admin.state.telemetry.subscribe();
     let past = admin.state.telemetry.recent();
     Sse::new(Events::new(past, receiver)).keep_alive(KeepAlive::default())
@@ -31,12 +33,18 @@ struct Events {
 impl Events {
     fn new(past: Vec<Numbered>, receiver: broadcast::Receiver<Numbered>) -> Self {
         let last = past.last().map_or(0, |event| event.number);
-        Self { past: past.into_iter(), last, next: Box::pin(receive(receiver)) }
+        Self {
+            past: past.into_iter(),
+            last,
+            next: Box::pin(receive(receiver)),
+        }
     }
 }
 
 /// Who reads too slowly misses events; their numbers show how many.
-async fn receive(mut receiver: broadcast::Receiver<Numbered>) -> (Option<Numbered>, broadcast::Receiver<Numbered>) {
+async fn receive(
+    mut receiver: broadcast::Receiver<Numbered>,
+) -> (Option<Numbered>, broadcast::Receiver<Numbered>) {
     loop {
         match receiver.recv().await {
             Ok(event) => return (Some(event), receiver),
@@ -49,7 +57,10 @@ async fn receive(mut receiver: broadcast::Receiver<Numbered>) -> (Option<Numbere
 impl Stream for Events {
     type Item = Result<Message, Infallible>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Self::Item>> {
         if let Some(past) = self.past.next() {
             return Poll::Ready(Some(Ok(message(&past))));
         }
@@ -68,5 +79,8 @@ impl Stream for Events {
 
 fn message(numbered: &Numbered) -> Message {
     let data = json!({"at": Rfc3339(numbered.at).to_string(), "kind": numbered.event.kind(), "text": numbered.event.to_string()});
-    Message::default().id(numbered.number.to_string()).event(numbered.event.kind()).data(data.to_string())
+    Message::default()
+        .id(numbered.number.to_string())
+        .event(numbered.event.kind())
+        .data(data.to_string())
 }

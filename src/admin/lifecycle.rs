@@ -24,28 +24,56 @@ use crate::{
 };
 
 /// Sends the callers away. What the others have to expect is told with the answer.
-pub(super) async fn drain(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<Peer>, RawQuery(query): RawQuery) -> Response {
-    let requires_capacity = query.is_some_and(|query| query.split('&').any(|part| part == "requireCapacity=true"));
+pub(super) async fn drain(
+    Extract(admin): Extract<Admin>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let requires_capacity =
+        query.is_some_and(|query| query.split('&').any(|part| part == "requireCapacity=true"));
     let (present, forecast) = capacity::forecast(&admin.state, clock::now());
     let expected = view::capacity(&present, &forecast);
     // What has begun is not taken back.
     if requires_capacity && !forecast.verdict.is_enough() && !admin.state.departure.is_draining() {
-        return (StatusCode::CONFLICT, Json(json!({"draining": false, "capacity": expected}))).into_response();
+        return (
+            StatusCode::CONFLICT,
+            Json(json!({"draining": false, "capacity": expected})),
+        )
+            .into_response();
     }
     audit(&admin, "drain", peer);
-    if begin(&admin, "the admin API", Going::Stays).await { (StatusCode::ACCEPTED, Json(json!({"draining": true, "capacity": expected}))).into_response() } else { busy() }
+    if begin(&admin, "the admin API", Going::Stays).await {
+        (
+            StatusCode::ACCEPTED,
+            Json(json!({"draining": true, "capacity": expected})),
+        )
+            .into_response()
+    } else {
+        busy()
+    }
 }
 
 /// Ends the instance, because the app has: there is nobody to be called, and nobody who calls.
-pub(super) async fn quit(Extract(admin): Extract<Admin>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
+pub(super) async fn quit(
+    Extract(admin): Extract<Admin>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+) -> Response {
     audit(&admin, "quit", peer);
-    if begin(&admin, "quitquitquit", Going::AppIsGone).await { "quitting\n".into_response() } else { busy() }
+    if begin(&admin, "quitquitquit", Going::AppIsGone).await {
+        "quitting\n".into_response()
+    } else {
+        busy()
+    }
 }
 
 /// Returns when it has begun, so that a probe after the answer says so; whether it has.
 async fn begin(admin: &Admin, asked_by: &'static str, going: Going) -> bool {
     let (begun, has_begun) = oneshot::channel();
-    match admin.state.commands.try_send(Command::Drain { asked_by, going, begun }) {
+    match admin.state.commands.try_send(Command::Drain {
+        asked_by,
+        going,
+        begun,
+    }) {
         // Who does not answer any more is gone.
         Ok(()) => drop(has_begun.await),
         Err(TrySendError::Closed(_)) => {}
@@ -63,32 +91,66 @@ pub(super) async fn drained(Extract(admin): Extract<Admin>) -> Response {
 }
 
 /// What the app says to one of its own probes, or whether it can be connected to.
-pub(super) async fn app_health(Extract(admin): Extract<Admin>, Path(probe): Path<String>) -> Response {
+pub(super) async fn app_health(
+    Extract(admin): Extract<Admin>,
+    Path(probe): Path<String>,
+) -> Response {
     let live = admin.state.live.load_full();
     let Some(probes) = &live.snapshot.lifecycle.app_probes else {
-        return (StatusCode::NOT_FOUND, "nobody knows which backend is the app: `lifecycle.startup.requireBackend` names it\n").into_response();
+        return (
+            StatusCode::NOT_FOUND,
+            "nobody knows which backend is the app: `lifecycle.startup.requireBackend` names it\n",
+        )
+            .into_response();
     };
     let path = match probe.as_str() {
         "livez" => &probes.livez,
         "readyz" => &probes.readyz,
         "startupz" => &probes.startupz,
         "connect" => &None,
-        _ => return (StatusCode::NOT_FOUND, "there are livez, readyz, startupz and connect\n").into_response(),
+        _ => {
+            return (
+                StatusCode::NOT_FOUND,
+                "there are livez, readyz, startupz and connect\n",
+            )
+                .into_response();
+        }
     };
     if path.is_none() && probe != "connect" {
-        return (StatusCode::NOT_FOUND, format!("the app's check has no path: `lifecycle.appProbes.{probe}` names one\n")).into_response();
+        return (
+            StatusCode::NOT_FOUND,
+            format!("the app's check has no path: `lifecycle.appProbes.{probe}` names one\n"),
+        )
+            .into_response();
     }
     let (reply, answer) = oneshot::channel();
     let backend = live.backends[probes.backend].spec.name.clone();
     // The background takes wishes as they come; a probe may wait its turn.
-    if admin.state.commands.send(Command::AskApp { backend, path: path.clone(), reply }).await.is_err() {
+    if admin
+        .state
+        .commands
+        .send(Command::AskApp {
+            backend,
+            path: path.clone(),
+            reply,
+        })
+        .await
+        .is_err()
+    {
         return busy();
     }
     match answer.await {
-        Ok(Ok(AppAnswer { status, body })) => {
-            (StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
-        }
-        Ok(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("the app does not answer: {why}\n")).into_response(),
+        Ok(Ok(AppAnswer { status, body })) => (
+            StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
+            [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+            body,
+        )
+            .into_response(),
+        Ok(Err(why)) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the app does not answer: {why}\n"),
+        )
+            .into_response(),
         Err(_) => busy(),
     }
 }

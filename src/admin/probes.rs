@@ -15,7 +15,10 @@ pub(super) async fn live(Extract(admin): Extract<Admin>, RawQuery(query): RawQue
     let stuck = admin.state.lifecycle.stuck_workers(now);
     let lines = match stuck.as_slice() {
         [] => vec!["[+] workers turn".to_owned()],
-        stuck => stuck.iter().map(|(worker, since)| format!("[-] worker {worker} has not turned for {since:.0?}")).collect(),
+        stuck => stuck
+            .iter()
+            .map(|(worker, since)| format!("[-] worker {worker} has not turned for {since:.0?}"))
+            .collect(),
     };
     answer(stuck.is_empty(), is_verbose(query.as_deref()), &lines)
 }
@@ -28,32 +31,62 @@ pub(super) async fn ready(Extract(admin): Extract<Admin>, RawQuery(query): RawQu
         Ok(()) => lines.push("[+] policy-current: the newest policies are in force".to_owned()),
         Err(why) => lines.push(format!("[!] policy-current: the last good policies are in force, a newer set is refused (does not gate): {}", why.replace('\n', "; "))),
     }
-    lines.extend(lifecycle.reports().into_iter().map(|(name, state)| match state {
-        Ok(how) => format!("[+] {name}: {how}"),
-        Err(why) => format!("[!] {name} (does not gate): {}", why.replace('\n', "; ")),
-    }));
+    lines.extend(
+        lifecycle
+            .reports()
+            .into_iter()
+            .map(|(name, state)| match state {
+                Ok(how) => format!("[+] {name}: {how}"),
+                Err(why) => format!("[!] {name} (does not gate): {}", why.replace('\n', "; ")),
+            }),
+    );
     answer(lifecycle.is_ready(), is_verbose(query.as_deref()), &lines)
 }
 
 /// Started: policies were in force and listeners bound once.
 pub(super) async fn started(Extract(admin): Extract<Admin>, RawQuery(query): RawQuery) -> Response {
-    let lines: Vec<String> = admin.state.lifecycle.conditions().iter().map(line).collect();
-    answer(admin.state.lifecycle.has_started(), is_verbose(query.as_deref()), &lines)
+    let lines: Vec<String> = admin
+        .state
+        .lifecycle
+        .conditions()
+        .iter()
+        .map(line)
+        .collect();
+    answer(
+        admin.state.lifecycle.has_started(),
+        is_verbose(query.as_deref()),
+        &lines,
+    )
 }
 
 fn line(condition: &Condition) -> String {
     let sign = if condition.is_met { '+' } else { '-' };
     let since = clock::now().saturating_duration_since(condition.since);
-    format!("[{sign}] {} for {since:.1?}: {}", condition.name, condition.why)
+    format!(
+        "[{sign}] {} for {since:.1?}: {}",
+        condition.name, condition.why
+    )
 }
 
 fn is_verbose(query: Option<&str>) -> bool {
-    query.is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")))
+    query.is_some_and(|query| {
+        query
+            .split('&')
+            .any(|part| part == "verbose" || part.starts_with("verbose="))
+    })
 }
 
 fn answer(is_good: bool, is_verbose: bool, lines: &[String]) -> Response {
-    let (status, word) = if is_good { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ok") };
+    let (status, word) = if is_good {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ok")
+    };
     // A probe that fails says why even if nobody asked.
-    let body = if is_verbose || !is_good { format!("{}\n{word}\n", lines.join("\n")) } else { format!("{word}\n") };
+    let body = if is_verbose || !is_good {
+        format!("{}\n{word}\n", lines.join("\n"))
+    } else {
+        format!("{word}\n")
+    };
     (status, body).into_response()
 }

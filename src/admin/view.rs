@@ -253,10 +253,22 @@ pub(super) fn status(state: &State, now: Instant) -> Status {
         policy: PolicyStatus {
             generation: live.generation,
             hash: live.snapshot.hash.clone(),
-            last_result: if current.is_ok() { "applied" } else { "refused" },
-            faults: current.err().map(|faults| faults.lines().map(str::to_owned).collect()).unwrap_or_default(),
+            last_result: if current.is_ok() {
+                "applied"
+            } else {
+                "refused"
+            },
+            faults: current
+                .err()
+                .map(|faults| faults.lines().map(str::to_owned).collect())
+                .unwrap_or_default(),
         },
-        listeners: live.snapshot.listeners.iter().map(|listener| format!("{} {}", listener.name, listener.address)).collect(),
+        listeners: live
+            .snapshot
+            .listeners
+            .iter()
+            .map(|listener| format!("{} {}", listener.name, listener.address))
+            .collect(),
     }
 }
 
@@ -290,7 +302,10 @@ pub(super) fn routes(state: &State) -> Vec<Route> {
             .map(|to| RouteBackend {
                 name: to.backend.spec.name.to_string(),
                 weight: to.weight,
-                breaker: to.breaker.as_ref().map(|breaker| breaker.name().to_string()),
+                breaker: to
+                    .breaker
+                    .as_ref()
+                    .map(|breaker| breaker.name().to_string()),
                 limit: to.limit.as_ref().map(|limit| limit.name().to_string()),
                 retry_budget: to.budget.name().to_string(),
             })
@@ -346,10 +361,13 @@ pub(super) fn backends(state: &State, now: Instant) -> Vec<Backend> {
                 weight: place.weight.get(),
                 zone: place.zone.as_deref().map(str::to_owned),
                 priority: place.priority,
-                left_alone_seconds: endpoint.alone_until().map(|until| until.saturating_duration_since(now).as_secs_f64()),
+                left_alone_seconds: endpoint
+                    .alone_until()
+                    .map(|until| until.saturating_duration_since(now).as_secs_f64()),
                 warm_percent: endpoint.warmth(backend.spec.warm_up.as_ref(), now) * 100.0,
                 outlier: standing(&endpoint.standing(), now),
-                latency_ms: matches!(backend.spec.balancer, Balancer::PeakEwma).then(|| endpoint.latency_now(now).as_secs_f64() * 1e3),
+                latency_ms: matches!(backend.spec.balancer, Balancer::PeakEwma)
+                    .then(|| endpoint.latency_now(now).as_secs_f64() * 1e3),
             })
             .collect()
     };
@@ -367,13 +385,22 @@ pub(super) fn backends(state: &State, now: Instant) -> Vec<Backend> {
 fn standing(standing: &Standing, now: Instant) -> String {
     match standing {
         Standing::In => "in".to_owned(),
-        Standing::Ejected { until } => format!("ejected for {:.1} s", until.saturating_duration_since(now).as_secs_f64()),
+        Standing::Ejected { until } => format!(
+            "ejected for {:.1} s",
+            until.saturating_duration_since(now).as_secs_f64()
+        ),
         Standing::Probation { .. } => "probation".to_owned(),
     }
 }
 
 pub(super) fn breakers(state: &State, now: Instant) -> Vec<Breaker> {
-    state.live.load().breakers.iter().map(|state| breaker(state, now)).collect()
+    state
+        .live
+        .load()
+        .breakers
+        .iter()
+        .map(|state| breaker(state, now))
+        .collect()
 }
 
 pub(super) fn breaker(breaker: &Arc<BreakerState>, now: Instant) -> Breaker {
@@ -392,8 +419,12 @@ pub(super) fn breaker(breaker: &Arc<BreakerState>, now: Instant) -> Breaker {
         admitted_percent: snapshot.admitted.percent(),
         refused: snapshot.refused,
         late_results: snapshot.late_results,
-        next_change_in_seconds: snapshot.deadline.map(|at| at.saturating_duration_since(now).as_secs_f64()),
-        not_closed_for_seconds: snapshot.tripped_since.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+        next_change_in_seconds: snapshot
+            .deadline
+            .map(|at| at.saturating_duration_since(now).as_secs_f64()),
+        not_closed_for_seconds: snapshot
+            .tripped_since
+            .map(|at| now.saturating_duration_since(at).as_secs_f64()),
     }
 }
 
@@ -410,27 +441,49 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
             pending: snapshot.pending,
             max_pending: snapshot.config.max_pending,
             refused: snapshot.refused,
-            adaptive: snapshot.adaptive.map(|(limit, of)| AdaptiveView { mode: mode(of), limit }),
+            adaptive: snapshot.adaptive.map(|(limit, of)| AdaptiveView {
+                mode: mode(of),
+                limit,
+            }),
         }
     });
     let budgets = live.budgets.iter();
     Limits {
         concurrency: concurrency.collect(),
-        retry_budgets: budgets.map(|budget| RetryBudget { name: budget.name().to_string(), remaining: budget.remaining(now), percent: budget.config().share.percent() }).collect(),
+        retry_budgets: budgets
+            .map(|budget| RetryBudget {
+                name: budget.name().to_string(),
+                remaining: budget.remaining(now),
+                percent: budget.config().share.percent(),
+            })
+            .collect(),
         rate: live.routes.iter().flat_map(rate_limits).collect(),
         admission: live
             .admissions
             .iter()
             .map(|admission| {
                 let (calls, rejection, of) = admission.snapshot(now);
-                Admission { name: admission.name().to_string(), mode: mode(of), attempts: calls.all, good: calls.good, rejection_percent: rejection.percent() }
+                Admission {
+                    name: admission.name().to_string(),
+                    mode: mode(of),
+                    attempts: calls.all,
+                    good: calls.good,
+                    rejection_percent: rejection.percent(),
+                }
             })
             .collect(),
-        global: live.snapshot.global_rate_limit.as_ref().map(|global| Global {
-            engine: global.to_string(),
-            is_connected: live.remote_limits.as_ref().map(|remote| remote.engine().is_some()),
-            fails_closed: global.fails_closed,
-        }),
+        global: live
+            .snapshot
+            .global_rate_limit
+            .as_ref()
+            .map(|global| Global {
+                engine: global.to_string(),
+                is_connected: live
+                    .remote_limits
+                    .as_ref()
+                    .map(|remote| remote.engine().is_some()),
+                fails_closed: global.fails_closed,
+            }),
         protection: live.snapshot.protection.as_ref().map(|spec| Protection {
             mode: mode(spec.mode),
             level: level_name(state.protection.level()),
@@ -439,7 +492,11 @@ pub(super) fn limits(state: &State, now: Instant) -> Limits {
                 .protection
                 .signals()
                 .into_iter()
-                .map(|(signal, value, level)| SignalView { name: signal_name(signal), percent: value * 100.0, level: level_name(level) })
+                .map(|(signal, value, level)| SignalView {
+                    name: signal_name(signal),
+                    percent: value * 100.0,
+                    level: level_name(level),
+                })
                 .collect(),
         }),
     }
@@ -449,10 +506,18 @@ pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
     let live = state.live.load();
     let recent = state.telemetry.recent();
     let events_of = |name: &str| {
-        let about = recent
-            .iter()
-            .filter(|event| event.event.kind().starts_with("recovery_") && [' ', ':'].iter().any(|end| event.event.to_string().starts_with(&format!("recovery {name}{end}"))));
-        about.map(|event| format!("{} {}", Rfc3339(event.at), event.event)).collect()
+        let about = recent.iter().filter(|event| {
+            event.event.kind().starts_with("recovery_")
+                && [' ', ':'].iter().any(|end| {
+                    event
+                        .event
+                        .to_string()
+                        .starts_with(&format!("recovery {name}{end}"))
+                })
+        });
+        about
+            .map(|event| format!("{} {}", Rfc3339(event.at), event.event))
+            .collect()
     };
     let specs = live.snapshot.recoveries.iter();
     specs
@@ -477,58 +542,119 @@ pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
 }
 
 /// Sets the gauges that are read when somebody asks.
-#[expect(clippy::cast_precision_loss, reason = "gauges are floating point, and these counts are far below 2^53")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are floating point, and these counts are far below 2^53"
+)]
 pub(super) fn record_gauges(state: &State, now: Instant) {
     let live = state.live.load();
     let metrics = &state.telemetry.metrics;
-    metrics.gauge(name::IN_FLIGHT, &[]).set(state.departure.in_flight() as f64);
-    metrics.gauge(name::ACCESS_LOG_DROPPED, &[]).set(state.telemetry.access_log.dropped() as f64);
+    metrics
+        .gauge(name::IN_FLIGHT, &[])
+        .set(state.departure.in_flight() as f64);
+    metrics
+        .gauge(name::ACCESS_LOG_DROPPED, &[])
+        .set(state.telemetry.access_log.dropped() as f64);
     for (listener, connections) in state.lifecycle.connections() {
-        metrics.gauge(name::CONNECTIONS, &[("listener", &listener)]).set(f64::from(connections));
+        metrics
+            .gauge(name::CONNECTIONS, &[("listener", &listener)])
+            .set(f64::from(connections));
     }
     for backend in &live.backends {
         let backend_name = &backend.spec.name;
-        metrics.gauge(name::BACKEND_CONNECTIONS, &[("backend", backend_name)]).set(f64::from(backend.counters.connections()));
+        metrics
+            .gauge(name::BACKEND_CONNECTIONS, &[("backend", backend_name)])
+            .set(f64::from(backend.counters.connections()));
         for health in [Health::Unknown, Health::Healthy, Health::Unhealthy] {
-            let count = backend.endpoints.iter().filter(|endpoint| endpoint.health() == health).count();
-            metrics.gauge(name::ENDPOINTS, &[("backend", backend_name), ("health", health_name(health))]).set(count as f64);
+            let count = backend
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.health() == health)
+                .count();
+            metrics
+                .gauge(
+                    name::ENDPOINTS,
+                    &[("backend", backend_name), ("health", health_name(health))],
+                )
+                .set(count as f64);
         }
-        let ejected = backend.endpoints.iter().filter(|endpoint| endpoint.standing() != Standing::In).count();
-        metrics.gauge(name::ENDPOINTS_EJECTED, &[("backend", backend_name)]).set(ejected as f64);
-        metrics.gauge(name::ENDPOINTS_AVAILABLE, &[("backend", backend_name)]).set(backend.available() as f64);
+        let ejected = backend
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.standing() != Standing::In)
+            .count();
+        metrics
+            .gauge(name::ENDPOINTS_EJECTED, &[("backend", backend_name)])
+            .set(ejected as f64);
+        metrics
+            .gauge(name::ENDPOINTS_AVAILABLE, &[("backend", backend_name)])
+            .set(backend.available() as f64);
     }
     for limit in &live.limits {
         let snapshot = limit.snapshot();
-        metrics.gauge(name::LIMIT_IN_FLIGHT, &[("limit", limit.name())]).set(f64::from(snapshot.in_flight));
-        metrics.gauge(name::LIMIT_MAX, &[("limit", limit.name())]).set(f64::from(snapshot.config.max_in_flight.get()));
+        metrics
+            .gauge(name::LIMIT_IN_FLIGHT, &[("limit", limit.name())])
+            .set(f64::from(snapshot.in_flight));
+        metrics
+            .gauge(name::LIMIT_MAX, &[("limit", limit.name())])
+            .set(f64::from(snapshot.config.max_in_flight.get()));
         if let Some((adaptive, _)) = snapshot.adaptive {
-            metrics.gauge(name::LIMIT_ADAPTIVE, &[("limit", limit.name())]).set(f64::from(adaptive));
+            metrics
+                .gauge(name::LIMIT_ADAPTIVE, &[("limit", limit.name())])
+                .set(f64::from(adaptive));
         }
-        metrics.gauge(name::LIMIT_PENDING, &[("limit", limit.name())]).set(f64::from(snapshot.pending));
+        metrics
+            .gauge(name::LIMIT_PENDING, &[("limit", limit.name())])
+            .set(f64::from(snapshot.pending));
     }
     for admission in &live.admissions {
-        metrics.gauge(name::ADMISSION_REJECTION, &[("admission", admission.name())]).set(admission.snapshot(now).1.value());
+        metrics
+            .gauge(
+                name::ADMISSION_REJECTION,
+                &[("admission", admission.name())],
+            )
+            .set(admission.snapshot(now).1.value());
     }
-    metrics.gauge(name::PROTECTION_LEVEL, &[]).set(f64::from(state.protection.level() as u8));
+    metrics
+        .gauge(name::PROTECTION_LEVEL, &[])
+        .set(f64::from(state.protection.level() as u8));
     for stale in &live.stale {
         let (answers, bytes) = stale.size();
-        metrics.gauge(name::STALE_ADDRESSES, &[("store", stale.name())]).set(answers as f64);
-        metrics.gauge(name::STALE_BYTES, &[("store", stale.name())]).set(bytes as f64);
+        metrics
+            .gauge(name::STALE_ADDRESSES, &[("store", stale.name())])
+            .set(answers as f64);
+        metrics
+            .gauge(name::STALE_BYTES, &[("store", stale.name())])
+            .set(bytes as f64);
     }
     for (signal, value, _) in state.protection.signals() {
-        metrics.gauge(name::PROTECTION_SIGNAL, &[("signal", signal_name(signal))]).set(value);
+        metrics
+            .gauge(name::PROTECTION_SIGNAL, &[("signal", signal_name(signal))])
+            .set(value);
     }
     for budget in &live.budgets {
-        metrics.gauge(name::RETRY_BUDGET, &[("budget", budget.name())]).set(f64::from(budget.remaining(now)));
+        metrics
+            .gauge(name::RETRY_BUDGET, &[("budget", budget.name())])
+            .set(f64::from(budget.remaining(now)));
     }
     for limit in live.routes.iter().flat_map(|route| &route.rate_limits) {
         let usage = limit.usage();
         let rule = [("rule", &**limit.name())];
-        metrics.gauge(name::RATE_LIMIT_KEYS, &rule).set(usage.keys as f64);
-        metrics.gauge(name::RATE_LIMIT_OVERFLOW, &rule).set(usage.overflowed as f64);
-        metrics.gauge(name::RATE_LIMIT_DELAYED, &rule).set(usage.delayed as f64);
-        metrics.gauge(name::RATE_LIMIT_INSTANCES, &rule).set(f64::from(limit.instances()));
-        metrics.gauge(name::RATE_LIMIT_UNREADABLE, &rule).set(usage.bad_bills as f64);
+        metrics
+            .gauge(name::RATE_LIMIT_KEYS, &rule)
+            .set(usage.keys as f64);
+        metrics
+            .gauge(name::RATE_LIMIT_OVERFLOW, &rule)
+            .set(usage.overflowed as f64);
+        metrics
+            .gauge(name::RATE_LIMIT_DELAYED, &rule)
+            .set(usage.delayed as f64);
+        metrics
+            .gauge(name::RATE_LIMIT_INSTANCES, &rule)
+            .set(f64::from(limit.instances()));
+        metrics
+            .gauge(name::RATE_LIMIT_UNREADABLE, &rule)
+            .set(usage.bad_bills as f64);
     }
 }
 

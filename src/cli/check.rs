@@ -34,18 +34,35 @@ impl Check {
             let (faults, summary) = match policy::load(path, &environment) {
                 Ok(loaded) => {
                     let set = &loaded.snapshot;
-                    let counts = format!("{} listeners, {} backends, {} routes", set.listeners.len(), set.backends.len(), set.routes.len());
-                    (loaded.warnings, format!("{}: fine, {counts}", path.display()))
+                    let counts = format!(
+                        "{} listeners, {} backends, {} routes",
+                        set.listeners.len(),
+                        set.backends.len(),
+                        set.routes.len()
+                    );
+                    (
+                        loaded.warnings,
+                        format!("{}: fine, {counts}", path.display()),
+                    )
                 }
                 Err(faults) => {
                     outcome = Outcome::PolicyRefused;
                     let count = faults.as_slice().len();
-                    (faults, format!("{}: refused, {count} {}", path.display(), if count == 1 { "fault" } else { "faults" }))
+                    (
+                        faults,
+                        format!(
+                            "{}: refused, {count} {}",
+                            path.display(),
+                            if count == 1 { "fault" } else { "faults" }
+                        ),
+                    )
                 }
             };
             match self.format {
                 Format::Human => human(&faults, &summary, outcome),
-                Format::Json => json.extend(faults.to_json().as_array().cloned().unwrap_or_default()),
+                Format::Json => {
+                    json.extend(faults.to_json().as_array().cloned().unwrap_or_default())
+                }
                 Format::Github => say(&faults.to_github()),
             }
         }
@@ -60,5 +77,9 @@ fn human(faults: &Diagnostics, summary: &str, outcome: Outcome) {
     if !faults.as_slice().is_empty() {
         complain(&format!("{}\n", faults.to_human()));
     }
-    if outcome == Outcome::Fine { say(summary) } else { complain(summary) }
+    if outcome == Outcome::Fine {
+        say(summary)
+    } else {
+        complain(summary)
+    }
 }

@@ -43,13 +43,21 @@ pub(super) struct Demo {
     #[arg(long)]
     no_load: bool,
     /// The policy directory. Where there is none, the shipped policy is used from a temporary one.
-    #[arg(long, env = "OUTRIGGER_POLICIES", default_value = "policies", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_POLICIES",
+        default_value = "policies",
+        value_name = "DIR"
+    )]
     policies: PathBuf,
 }
 
 impl Demo {
     pub(super) fn run(self) -> Outcome {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        {
             Ok(runtime) => runtime,
             Err(error) => {
                 complain(&format!("outrigger: {error}"));
@@ -64,21 +72,32 @@ impl Demo {
         let app_address = match app::start(faults.clone()).await {
             Ok(address) => address,
             Err(error) => {
-                complain(&format!("outrigger: the demo's app cannot be started: {error}"));
+                complain(&format!(
+                    "outrigger: the demo's app cannot be started: {error}"
+                ));
                 return Outcome::Unavailable;
             }
         };
         let policies = match directory(&self.policies) {
             Ok(policies) => policies,
             Err(error) => {
-                complain(&format!("outrigger: no place for the demo's policies: {error}"));
+                complain(&format!(
+                    "outrigger: no place for the demo's policies: {error}"
+                ));
                 return Outcome::Unavailable;
             }
         };
         let mut settings = Settings::new(policies.clone(), free_or_any(16_090));
         settings.environment = environment();
-        for (name, value) in [("APP", app_address), ("UPSTREAM", app_address), ("INBOUND", free_or_any(16_001)), ("OUTBOUND", free_or_any(16_002))] {
-            settings.environment.insert(format!("OUTRIGGER_{name}"), value.to_string());
+        for (name, value) in [
+            ("APP", app_address),
+            ("UPSTREAM", app_address),
+            ("INBOUND", free_or_any(16_001)),
+            ("OUTBOUND", free_or_any(16_002)),
+        ] {
+            settings
+                .environment
+                .insert(format!("OUTRIGGER_{name}"), value.to_string());
         }
         let sidecar = match App::start(settings, AccessLog::off()) {
             Ok(sidecar) => sidecar,
@@ -87,7 +106,13 @@ impl Demo {
         let inbound = sidecar.listener_address("inbound").unwrap_or(app_address);
         let outbound = sidecar.listener_address("outbound").unwrap_or(inbound);
         let mut screen = Screen::new(sidecar.state().clone());
-        screen.introduce(&app_address, &inbound, &outbound, &sidecar.admin_address(), &policies);
+        screen.introduce(
+            &app_address,
+            &inbound,
+            &outbound,
+            &sidecar.admin_address(),
+            &policies,
+        );
         let load = (!self.no_load).then(|| Load::start(inbound));
         self.play(&mut screen, load.as_ref(), &faults).await;
         screen.end();
@@ -113,7 +138,10 @@ impl Demo {
                 screen.say("the fault ends; the breaker will find out by itself");
             }
             screen.draw(load, faults.now());
-            if self.seconds.is_some_and(|seconds| elapsed >= Duration::from_secs(seconds)) {
+            if self
+                .seconds
+                .is_some_and(|seconds| elapsed >= Duration::from_secs(seconds))
+            {
                 return;
             }
             tokio::select! {
@@ -139,5 +167,9 @@ fn directory(wanted: &Path) -> std::io::Result<PathBuf> {
 /// The usual port if it is free, else any.
 fn free_or_any(port: u16) -> SocketAddr {
     let usual = SocketAddr::from(([127, 0, 0, 1], port));
-    if std::net::TcpListener::bind(usual).is_ok() { usual } else { SocketAddr::from(([127, 0, 0, 1], 0)) }
+    if std::net::TcpListener::bind(usual).is_ok() {
+        usual
+    } else {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
 }

@@ -19,7 +19,10 @@ pub(super) struct Diff {
 impl Diff {
     pub(super) fn run(self) -> Outcome {
         let environment = environment();
-        let (old, new) = match (policy::load(&self.old, &environment), policy::load(&self.new, &environment)) {
+        let (old, new) = match (
+            policy::load(&self.old, &environment),
+            policy::load(&self.new, &environment),
+        ) {
             (Ok(old), Ok(new)) => (old.snapshot, new.snapshot),
             (old, new) => {
                 for faults in [old.err(), new.err()].into_iter().flatten() {
@@ -29,7 +32,11 @@ impl Diff {
             }
         };
         let changes = diff::diff(&old, &new);
-        say(&if changes.is_empty() { "nothing would change".to_owned() } else { changes.join("\n") });
+        say(&if changes.is_empty() {
+            "nothing would change".to_owned()
+        } else {
+            changes.join("\n")
+        });
         Outcome::Fine
     }
 }

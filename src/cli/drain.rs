@@ -18,7 +18,10 @@ const TELL_EVERY: u32 = 5;
 
 /// Send the callers away.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub(super) struct Drain {
     #[command(flatten)]
     admin: Admin,
@@ -41,18 +44,31 @@ pub(super) struct Drain {
 impl Drain {
     pub(super) fn run(self) -> Outcome {
         let is_required = self.require_capacity && !self.force;
-        let path = if is_required { "/api/v1/drain?requireCapacity=true" } else { "/api/v1/drain" };
-        let Some((status, body)) = remote::ask(&self.admin, "POST", path) else { return Outcome::Unavailable };
+        let path = if is_required {
+            "/api/v1/drain?requireCapacity=true"
+        } else {
+            "/api/v1/drain"
+        };
+        let Some((status, body)) = remote::ask(&self.admin, "POST", path) else {
+            return Outcome::Unavailable;
+        };
         let answer: Value = serde_json::from_str(&body).unwrap_or_default();
         match status {
             200..=299 => say(&in_words(&answer["capacity"])),
             409 => {
-                complain(&format!("{}\nnot drained, because of --require-capacity; add --force to drain all the same", in_words(&answer["capacity"])));
+                complain(&format!(
+                    "{}\nnot drained, because of --require-capacity; add --force to drain all the same",
+                    in_words(&answer["capacity"])
+                ));
                 return Outcome::No;
             }
             _ => return remote::refused(status, &body),
         }
-        if self.no_wait { Outcome::Fine } else { self.wait() }
+        if self.no_wait {
+            Outcome::Fine
+        } else {
+            self.wait()
+        }
     }
 
     /// Waits for the sidecar's own word, and tells meanwhile how far it is.
@@ -73,10 +89,16 @@ impl Drain {
         match waiting.join() {
             Ok(Ok((200, _))) => {
                 say("drained");
-                if self.until_app_ends { self.outlive_app() } else { Outcome::Fine }
+                if self.until_app_ends {
+                    self.outlive_app()
+                } else {
+                    Outcome::Fine
+                }
             }
             Ok(Err(error)) => {
-                complain(&format!("the sidecar ended before it said that it had drained: {error}"));
+                complain(&format!(
+                    "the sidecar ended before it said that it had drained: {error}"
+                ));
                 Outcome::Unavailable
             }
             Ok(Ok((_, body))) => {
@@ -91,7 +113,12 @@ impl Drain {
     fn outlive_app(&self) -> Outcome {
         let mut gone = 0;
         loop {
-            match remote::call(&self.admin, "GET", "/app-health/connect", Some(remote::PATIENCE)) {
+            match remote::call(
+                &self.admin,
+                "GET",
+                "/app-health/connect",
+                Some(remote::PATIENCE),
+            ) {
                 Ok((200, _)) => gone = 0,
                 Ok((503, why)) if why.starts_with("the app does not answer") => gone += 1,
                 Ok((_, why)) => {
@@ -113,9 +140,17 @@ impl Drain {
 
     fn tell(&self) {
         let status = remote::call(&self.admin, "GET", "/api/v1/status", Some(remote::PATIENCE));
-        let status: Value = status.ok().and_then(|(_, body)| serde_json::from_str(&body).ok()).unwrap_or_default();
-        if let (Some(stage), Some(in_flight)) = (status["lifecycle"].as_str(), status["in_flight_inbound"].as_u64()) {
-            complain(&format!("{stage}, {in_flight} requests of callers are in flight"));
+        let status: Value = status
+            .ok()
+            .and_then(|(_, body)| serde_json::from_str(&body).ok())
+            .unwrap_or_default();
+        if let (Some(stage), Some(in_flight)) = (
+            status["lifecycle"].as_str(),
+            status["in_flight_inbound"].as_u64(),
+        ) {
+            complain(&format!(
+                "{stage}, {in_flight} requests of callers are in flight"
+            ));
         }
     }
 }
@@ -123,16 +158,37 @@ impl Drain {
 /// What the others have to expect.
 fn in_words(capacity: &Value) -> String {
     let number = |key: &str| capacity[key].as_f64().unwrap_or_default();
-    let here = format!("here {:.0} requests are in flight at most, and {:.0} come in a second", number("peak_in_flight"), number("requests_per_second"));
-    let limit = capacity["limit"].as_u64().map_or_else(|| "no limit says how many it can carry".to_owned(), |limit| format!("{limit} is what it can carry"));
-    let rate_limit = capacity["requests_per_second_limit_each"].as_f64().map_or_else(String::new, |rate| format!(" of about {rate:.0}"));
-    let stays = format!("{} other replicas stay, {:.0} % of the capacity", capacity["replicas_staying"], number("staying_percent"));
-    let each = format!("each of them gets {:.0} in flight ({limit}), and {:.0} a second{rate_limit}", number("in_flight_each"), number("requests_per_second_each"));
+    let here = format!(
+        "here {:.0} requests are in flight at most, and {:.0} come in a second",
+        number("peak_in_flight"),
+        number("requests_per_second")
+    );
+    let limit = capacity["limit"].as_u64().map_or_else(
+        || "no limit says how many it can carry".to_owned(),
+        |limit| format!("{limit} is what it can carry"),
+    );
+    let rate_limit = capacity["requests_per_second_limit_each"]
+        .as_f64()
+        .map_or_else(String::new, |rate| format!(" of about {rate:.0}"));
+    let stays = format!(
+        "{} other replicas stay, {:.0} % of the capacity",
+        capacity["replicas_staying"],
+        number("staying_percent")
+    );
+    let each = format!(
+        "each of them gets {:.0} in flight ({limit}), and {:.0} a second{rate_limit}",
+        number("in_flight_each"),
+        number("requests_per_second_each")
+    );
     match capacity["verdict"].as_str().unwrap_or_default() {
         "enough" => format!("the others can carry it: {stays}; {here}; {each}"),
         "too_little" => format!("the others cannot carry it: {stays}; {here}; {each}"),
-        "unknown_limit" => format!("nobody knows whether the others can carry it: {stays}; {here}; {each}; add `connectionLimits` to the inbound routes"),
+        "unknown_limit" => format!(
+            "nobody knows whether the others can carry it: {stays}; {here}; {each}; add `connectionLimits` to the inbound routes"
+        ),
         "alone" => format!("no other replica can be asked; {here}"),
-        _ => format!("nobody knows of other replicas: `lifecycle.replicas` names the backend that lists them; {here}"),
+        _ => format!(
+            "nobody knows of other replicas: `lifecycle.replicas` names the backend that lists them; {here}"
+        ),
     }
 }

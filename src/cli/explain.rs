@@ -18,7 +18,12 @@ use crate::policy::{
 #[derive(Debug, Args)]
 pub(super) struct Explain {
     /// The policy directory, or one file.
-    #[arg(long, env = "OUTRIGGER_POLICIES", default_value = "policies", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_POLICIES",
+        default_value = "policies",
+        value_name = "DIR"
+    )]
     policies: PathBuf,
     /// The listener that the request comes in at; all are looked at if it is not given.
     #[arg(long, value_name = "NAME")]
@@ -44,7 +49,10 @@ impl Explain {
         if let Some(request) = &self.request {
             return remote::explain(&self.admin, request);
         }
-        let (method, url) = (self.method.unwrap_or_default(), self.url.unwrap_or_default());
+        let (method, url) = (
+            self.method.unwrap_or_default(),
+            self.url.unwrap_or_default(),
+        );
         let loaded = match policy::load(&self.policies, &environment()) {
             Ok(loaded) => loaded,
             Err(faults) => {
@@ -54,25 +62,61 @@ impl Explain {
         };
         let set = loaded.snapshot;
         let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-        let (authority, path) = if rest.starts_with('/') { ("", rest) } else { rest.split_at(rest.find('/').unwrap_or(rest.len())) };
+        let (authority, path) = if rest.starts_with('/') {
+            ("", rest)
+        } else {
+            rest.split_at(rest.find('/').unwrap_or(rest.len()))
+        };
         let path = if path.is_empty() { "/" } else { path };
         let path = path.split('?').next().unwrap_or_default();
         let host = authority.split(':').next().unwrap_or_default();
-        let headers: Vec<(String, &str)> =
-            self.headers.iter().filter_map(|header| header.split_once(':')).map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim())).collect();
-        let header = |name: &str| headers.iter().find(|(given, _)| given == name).map(|(_, value)| *value);
-        let request = RequestView { host, path, method: &method, header: &header };
-        if let Some(unknown) = self.listener.as_ref().filter(|name| !set.listeners.iter().any(|listener| *listener.name == ***name)) {
+        let headers: Vec<(String, &str)> = self
+            .headers
+            .iter()
+            .filter_map(|header| header.split_once(':'))
+            .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim()))
+            .collect();
+        let header = |name: &str| {
+            headers
+                .iter()
+                .find(|(given, _)| given == name)
+                .map(|(_, value)| *value)
+        };
+        let request = RequestView {
+            host,
+            path,
+            method: &method,
+            header: &header,
+        };
+        if let Some(unknown) = self.listener.as_ref().filter(|name| {
+            !set.listeners
+                .iter()
+                .any(|listener| *listener.name == ***name)
+        }) {
             complain(&format!("there is no listener `{unknown}`"));
             return Outcome::Usage;
         }
-        let listeners = set.listeners.iter().enumerate().filter(|(_, listener)| self.listener.as_ref().is_none_or(|name| *listener.name == **name));
+        let listeners = set.listeners.iter().enumerate().filter(|(_, listener)| {
+            self.listener
+                .as_ref()
+                .is_none_or(|name| *listener.name == **name)
+        });
         let mut out = String::new();
         for (index, listener) in listeners {
             // Writing to a String cannot fail.
             _ = match set.rules[index].iter().find(|rule| rule.matches(&request)) {
-                Some(rule) => writeln!(out, "listener {}: route {}\n{}", listener.name, set.routes[rule.route].name, describe(&set, &set.routes[rule.route])),
-                None => writeln!(out, "listener {}: no route, the answer is 404 with reason no_route\n", listener.name),
+                Some(rule) => writeln!(
+                    out,
+                    "listener {}: route {}\n{}",
+                    listener.name,
+                    set.routes[rule.route].name,
+                    describe(&set, &set.routes[rule.route])
+                ),
+                None => writeln!(
+                    out,
+                    "listener {}: no route, the answer is 404 with reason no_route\n",
+                    listener.name
+                ),
             };
         }
         say(&out);
@@ -95,25 +139,57 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
         writeln!(out, "  direction          outbound: the app to others")?;
     }
     for rule in &route.rate_limits.rules {
-        writeln!(out, "  rate limit         {}: {rule}   (from {})", rule.name, route.rate_limits.origin)?;
+        writeln!(
+            out,
+            "  rate limit         {}: {rule}   (from {})",
+            rule.name, route.rate_limits.origin
+        )?;
     }
-    if let (true, Some(global)) = (route.rate_limits.rules.iter().any(|rule| rule.is_global), &set.global_rate_limit) {
+    if let (true, Some(global)) = (
+        route.rate_limits.rules.iter().any(|rule| rule.is_global),
+        &set.global_rate_limit,
+    ) {
         writeln!(out, "  of all instances   {global}")?;
     }
     if let Some(fault) = &route.fault {
-        writeln!(out, "  fault on purpose   {:?}, until {}, delay {:?}, abort {:?}", fault.mode, Rfc3339(fault.until), fault.delay, fault.abort)?;
+        writeln!(
+            out,
+            "  fault on purpose   {:?}, until {}, delay {:?}, abort {:?}",
+            fault.mode,
+            Rfc3339(fault.until),
+            fault.delay,
+            fault.abort
+        )?;
     }
     for mirror in &route.mirrors {
-        writeln!(out, "  copies             {} % to {}", mirror.share.percent(), mirror.backend)?;
+        writeln!(
+            out,
+            "  copies             {} % to {}",
+            mirror.share.percent(),
+            mirror.backend
+        )?;
     }
     if let (Some(protection), Direction::Inbound) = (&set.protection, route.direction) {
-        writeln!(out, "  shed by            {}: {} ({:?})", protection.header, protection.classes.join(" > "), protection.mode)?;
+        writeln!(
+            out,
+            "  shed by            {}: {} ({:?})",
+            protection.header,
+            protection.classes.join(" > "),
+            protection.mode
+        )?;
     }
     match &route.action {
         ActionSpec::Redirect(redirect) => writeln!(out, "  redirect           {}", redirect.status),
         ActionSpec::Forward(destinations) => destinations.iter().try_for_each(|to| {
             let backend = &set.backends[to.backend];
-            writeln!(out, "  backend            {} (weight {}): {} by {:?}", backend.name, to.weight, endpoints(&backend.discovery), backend.balancer)?;
+            writeln!(
+                out,
+                "  backend            {} (weight {}): {} by {:?}",
+                backend.name,
+                to.weight,
+                endpoints(&backend.discovery),
+                backend.balancer
+            )?;
             describe_policy(out, &to.policy)
         }),
     }
@@ -121,14 +197,20 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
 
 fn endpoints(discovery: &Discovery) -> String {
     match discovery {
-        Discovery::Static(endpoints) => endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>().join(", "),
+        Discovery::Static(endpoints) => endpoints
+            .iter()
+            .map(|endpoint| endpoint.address.to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
         Discovery::File(path) => format!("those in {}", path.display()),
         Discovery::Dns(dns) => format!("those of {} in DNS", dns.name),
     }
 }
 
 fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
-    let span = |duration: Option<Duration>| duration.map_or_else(|| "off".to_owned(), |duration| Span(duration).to_string());
+    let span = |duration: Option<Duration>| {
+        duration.map_or_else(|| "off".to_owned(), |duration| Span(duration).to_string())
+    };
     let times = &policy.timeouts;
     writeln!(
         out,
@@ -164,7 +246,11 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     )?;
     match &policy.breaker {
         None => writeln!(out, "    circuit breaker  none")?,
-        Some(breaker) => writeln!(out, "    circuit breaker  {}: {:?}, scope {:?}, {:?}   (from {})", breaker.name, breaker.mode, breaker.scope, breaker.config, breaker.origin)?,
+        Some(breaker) => writeln!(
+            out,
+            "    circuit breaker  {}: {:?}, scope {:?}, {:?}   (from {})",
+            breaker.name, breaker.mode, breaker.scope, breaker.config, breaker.origin
+        )?,
     }
     describe_load(out, policy)?;
     describe_degradation(out, policy)
@@ -173,8 +259,15 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
 /// What is done when an answer is late, and what is answered instead of a failure.
 fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     if let Some(hedging) = &policy.hedging {
-        let delay = hedging.config.delay.map_or_else(|| "as late as one answer in twenty".to_owned(), |delay| format!("after {}", Span(delay)));
-        writeln!(out, "    hedging          {}: {:?}, up to {} requests, {delay}   (from {})", hedging.name, hedging.mode, hedging.config.max_attempts, hedging.origin)?;
+        let delay = hedging.config.delay.map_or_else(
+            || "as late as one answer in twenty".to_owned(),
+            |delay| format!("after {}", Span(delay)),
+        );
+        writeln!(
+            out,
+            "    hedging          {}: {:?}, up to {} requests, {delay}   (from {})",
+            hedging.name, hedging.mode, hedging.config.max_attempts, hedging.origin
+        )?;
     }
     if let Some(stale) = &policy.stale {
         writeln!(
@@ -188,19 +281,28 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
             stale.origin
         )?;
     }
-    let Some(fallback) = &policy.fallback else { return Ok(()) };
+    let Some(fallback) = &policy.fallback else {
+        return Ok(());
+    };
     let to = match &fallback.to {
         FallbackTo::Response { status, .. } => format!("answers {status}"),
         FallbackTo::Backend(name) => format!("asks {name}"),
     };
-    writeln!(out, "    fallback         {:?}, {to} on {:?}   (from {})", fallback.mode, fallback.triggers, fallback.origin)
+    writeln!(
+        out,
+        "    fallback         {:?}, {to} on {:?}   (from {})",
+        fallback.mode, fallback.triggers, fallback.origin
+    )
 }
 
 /// What holds the number of requests back.
 fn describe_load(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     if let Some(admission) = &policy.admission {
         let config = &admission.config;
-        let (wanted, most) = (config.min_success_rate.percent(), config.max_rejection.percent());
+        let (wanted, most) = (
+            config.min_success_rate.percent(),
+            config.max_rejection.percent(),
+        );
         writeln!(
             out,
             "    admission        {}: {:?}, below {wanted} % good in {} up to {most} % are refused, from {} a second   (from {})",
@@ -219,7 +321,12 @@ fn describe_load(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
             limits.name,
             limits.mode,
             limits.concurrency.max_in_flight,
-            limits.adaptive.map_or(String::new(), |(config, mode)| format!(" (between {} and {} by {:?}, {mode:?})", config.min_limit, config.max_limit, config.algorithm)),
+            limits
+                .adaptive
+                .map_or(String::new(), |(config, mode)| format!(
+                    " (between {} and {} by {:?}, {mode:?})",
+                    config.min_limit, config.max_limit, config.algorithm
+                )),
             limits.concurrency.max_pending,
             Span(limits.pending_timeout),
             limits.max_connections,

@@ -57,7 +57,9 @@ pub(super) struct Healthcheck {
 
 /// A time, as policies write it.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
-    text.parse::<Span>().map(|span| span.0).map_err(|invalid| invalid.to_string())
+    text.parse::<Span>()
+        .map(|span| span.0)
+        .map_err(|invalid| invalid.to_string())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -86,15 +88,28 @@ impl Breaker {
                     Change::Reset => "reset",
                     Change::Auto => "auto",
                 };
-                show(&self.admin, "POST", &format!("/api/v1/breakers/{name}/{word}"))
+                show(
+                    &self.admin,
+                    "POST",
+                    &format!("/api/v1/breakers/{name}/{word}"),
+                )
             }
             (Some(name), None) => {
-                let Some((_, body)) = ask(&self.admin, "GET", "/api/v1/breakers") else { return Outcome::Unavailable };
+                let Some((_, body)) = ask(&self.admin, "GET", "/api/v1/breakers") else {
+                    return Outcome::Unavailable;
+                };
                 let all: Value = serde_json::from_str(&body).unwrap_or_default();
-                match all.as_array().into_iter().flatten().find(|breaker| breaker["name"] == **name) {
+                match all
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .find(|breaker| breaker["name"] == **name)
+                {
                     Some(breaker) => say(&format!("{breaker:#}")),
                     None => {
-                        complain(&format!("there is no breaker `{name}`; without a name all are shown"));
+                        complain(&format!(
+                            "there is no breaker `{name}`; without a name all are shown"
+                        ));
                         return Outcome::Usage;
                     }
                 }
@@ -134,10 +149,13 @@ impl Healthcheck {
 
 /// Waits between two looks.
 pub(super) fn pause(long: Duration) -> Result<(), Outcome> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| {
-        complain(&format!("outrigger: {error}"));
-        Outcome::Bug
-    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|error| {
+            complain(&format!("outrigger: {error}"));
+            Outcome::Bug
+        })?;
     runtime.block_on(clock::sleep(long));
     Ok(())
 }
@@ -145,15 +163,34 @@ pub(super) fn pause(long: Duration) -> Result<(), Outcome> {
 /// Says in plain words why a request got what it got.
 pub(super) fn explain(admin: &Admin, request: &str) -> Outcome {
     if request.is_empty() || request.bytes().any(|byte| byte.is_ascii_control()) {
-        complain(&format!("`{request}` is not the id of a request: write what stands in `x-request-id`"));
+        complain(&format!(
+            "`{request}` is not the id of a request: write what stands in `x-request-id`"
+        ));
         return Outcome::Usage;
     }
-    let encoded: String = request.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
-    let Some((_, body)) = ask(admin, "GET", &format!("/api/v1/decisions?request={encoded}")) else { return Outcome::Unavailable };
+    let encoded: String = request
+        .bytes()
+        .map(|byte| {
+            if byte.is_ascii_alphanumeric() {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect();
+    let Some((_, body)) = ask(
+        admin,
+        "GET",
+        &format!("/api/v1/decisions?request={encoded}"),
+    ) else {
+        return Outcome::Unavailable;
+    };
     let found: Value = serde_json::from_str(&body).unwrap_or_default();
     let found = found.as_array().map(Vec::as_slice).unwrap_or_default();
     if found.is_empty() {
-        complain(&format!("nothing is known of the request {request}: nothing had to be decided about it, or too many came after it; the access log has a line of each"));
+        complain(&format!(
+            "nothing is known of the request {request}: nothing had to be decided about it, or too many came after it; the access log has a line of each"
+        ));
         return Outcome::No;
     }
     found.iter().for_each(|decided| say(&in_words(decided)));
@@ -167,11 +204,26 @@ fn in_words(decided: &Value) -> String {
         reason => format!("because of {reason}"),
     };
     let mut lines = vec![
-        format!("{} {} {}{}", text("at"), text("method"), text("host"), text("path")),
-        format!("  route {}, backend {}, {} attempts", or_none(text("route")), or_none(text("backend")), decided["attempts"]),
+        format!(
+            "{} {} {}{}",
+            text("at"),
+            text("method"),
+            text("host"),
+            text("path")
+        ),
+        format!(
+            "  route {}, backend {}, {} attempts",
+            or_none(text("route")),
+            or_none(text("backend")),
+            decided["attempts"]
+        ),
     ];
     for step in decided["steps"].as_array().into_iter().flatten() {
-        lines.push(format!("  {:>9.1} ms  {}", step["after_ms"].as_f64().unwrap_or_default(), step["text"].as_str().unwrap_or_default()));
+        lines.push(format!(
+            "  {:>9.1} ms  {}",
+            step["after_ms"].as_f64().unwrap_or_default(),
+            step["text"].as_str().unwrap_or_default()
+        ));
     }
     let took = decided["duration_ms"].as_f64().unwrap_or_default();
     lines.push(match decided["status"].as_u64() {
@@ -187,7 +239,9 @@ fn or_none(text: &str) -> &str {
 
 /// Asks, and prints the answer.
 fn show(admin: &Admin, method: &str, path: &str) -> Outcome {
-    let Some((status, body)) = ask(admin, method, path) else { return Outcome::Unavailable };
+    let Some((status, body)) = ask(admin, method, path) else {
+        return Outcome::Unavailable;
+    };
     let text = serde_json::from_str::<Value>(&body).map_or(body, |value| format!("{value:#}"));
     match status {
         200..=299 => {
@@ -210,19 +264,48 @@ pub(super) fn refused(status: u16, text: &str) -> Outcome {
 
 /// Asks, and complains if there is no answer.
 pub(super) fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, String)> {
-    call(admin, method, path, Some(PATIENCE)).map_err(|error| complain(&format!("no sidecar answers at {}: {error}; name another address with --admin", admin.admin))).ok()
+    call(admin, method, path, Some(PATIENCE))
+        .map_err(|error| {
+            complain(&format!(
+                "no sidecar answers at {}: {error}; name another address with --admin",
+                admin.admin
+            ))
+        })
+        .ok()
 }
 
 /// One HTTP/1.1 call; the admin server speaks nothing else, and its answers are small.
-pub(super) fn call(admin: &Admin, method: &str, path: &str, patience: Option<Duration>) -> io::Result<(u16, String)> {
-    let token = admin.admin_token_file.as_ref().map(read_token).transpose().map_err(io::Error::other)?;
-    let authorization = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
+pub(super) fn call(
+    admin: &Admin,
+    method: &str,
+    path: &str,
+    patience: Option<Duration>,
+) -> io::Result<(u16, String)> {
+    let token = admin
+        .admin_token_file
+        .as_ref()
+        .map(read_token)
+        .transpose()
+        .map_err(io::Error::other)?;
+    let authorization = token
+        .map(|token| format!("authorization: Bearer {token}\r\n"))
+        .unwrap_or_default();
     let mut stream = TcpStream::connect_timeout(&admin.admin, Duration::from_secs(2))?;
     stream.set_read_timeout(patience)?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n{authorization}\r\n", admin.admin)?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n{authorization}\r\n",
+        admin.admin
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or(io::ErrorKind::InvalidData)?;
     Ok((status, body.to_owned()))
 }

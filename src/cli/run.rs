@@ -19,10 +19,20 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Run {
     /// The policy directory, or one file.
-    #[arg(long, env = "OUTRIGGER_POLICIES", default_value = "policies", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_POLICIES",
+        default_value = "policies",
+        value_name = "DIR"
+    )]
     policies: PathBuf,
     /// Where the admin server listens.
-    #[arg(long, env = "OUTRIGGER_ADMIN", default_value = "127.0.0.1:16090", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_ADMIN",
+        default_value = "127.0.0.1:16090",
+        value_name = "ADDR"
+    )]
     admin: SocketAddr,
     /// A directory for the last good policies, from which a restart with a broken file starts.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
@@ -64,13 +74,23 @@ enum Format {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    span(text).and_then(|span| if span.is_zero() { Err("must not be zero".into()) } else { Ok(span) })
+    span(text).and_then(|span| {
+        if span.is_zero() {
+            Err("must not be zero".into())
+        } else {
+            Ok(span)
+        }
+    })
 }
 
 /// A word by itself is a level; `tracing` would take any other for the name of a target, and log nothing.
 fn log_level(text: &str) -> Result<String, String> {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
-    if text.contains('=') || levels.contains(&text) { Ok(text.to_owned()) } else { Err(format!("a level is one of {}", levels.join(", "))) }
+    if text.contains('=') || levels.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("a level is one of {}", levels.join(", ")))
+    }
 }
 
 impl Run {
@@ -82,7 +102,14 @@ impl Run {
                 return Outcome::Usage;
             }
         };
-        log::init(&self.log_level, if matches!(self.log_format, Format::Json) { LogFormat::Json } else { LogFormat::Text });
+        log::init(
+            &self.log_level,
+            if matches!(self.log_format, Format::Json) {
+                LogFormat::Json
+            } else {
+                LogFormat::Text
+            },
+        );
         let mut settings = Settings::new(self.policies, self.admin);
         settings.state_dir = self.state_dir;
         settings.poll_interval = self.poll_interval;
@@ -113,11 +140,15 @@ pub(super) fn refused(error: &StartError) -> Outcome {
     match error {
         StartError::Policy(faults) => {
             complain(&faults.to_human());
-            complain("outrigger: the policies are refused, and there are no last good ones (--state-dir); `outrigger check` looks without starting");
+            complain(
+                "outrigger: the policies are refused, and there are no last good ones (--state-dir); `outrigger check` looks without starting",
+            );
             Outcome::PolicyRefused
         }
         StartError::Bind(why) => {
-            complain(&format!("outrigger: {why}; stop what holds the address, or choose another"));
+            complain(&format!(
+                "outrigger: {why}; stop what holds the address, or choose another"
+            ));
             Outcome::Unavailable
         }
         StartError::System(_) => {
@@ -129,9 +160,17 @@ pub(super) fn refused(error: &StartError) -> Outcome {
 
 /// Reads a token from its file.
 pub(super) fn read_token(path: &PathBuf) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("the admin token cannot be read from {}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        format!(
+            "the admin token cannot be read from {}: {error}",
+            path.display()
+        )
+    })?;
     match text.trim() {
-        token if token.len() < 16 => Err(format!("the admin token in {} is too short; write at least 16 characters into it", path.display())),
+        token if token.len() < 16 => Err(format!(
+            "the admin token in {} is too short; write at least 16 characters into it",
+            path.display()
+        )),
         token => Ok(token.to_owned()),
     }
 }

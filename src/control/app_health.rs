@@ -41,13 +41,19 @@ pub(super) struct AppProbes {
 impl AppProbes {
     /// None is out.
     pub(super) fn new(state: Arc<State>) -> Self {
-        Self { state, last: HashMap::new(), waiting: HashMap::new(), calls: JoinSet::new() }
+        Self {
+            state,
+            last: HashMap::new(),
+            waiting: HashMap::new(),
+            calls: JoinSet::new(),
+        }
     }
 
     /// Asks, or waits for what is asked already; who is one too many is told by the end of `reply`.
     pub(super) fn ask(&mut self, backend: Arc<str>, probe: Probe, reply: oneshot::Sender<Said>) {
         let now = clock::now();
-        self.last.retain(|_, (at, _)| now.saturating_duration_since(*at) < FRESH);
+        self.last
+            .retain(|_, (at, _)| now.saturating_duration_since(*at) < FRESH);
         if let Some((_, said)) = self.last.get(&probe) {
             // Whoever asked may have left.
             _ = reply.send(said.clone());
@@ -69,7 +75,9 @@ impl AppProbes {
     /// Waits for an answer, and gives it to all who wait for it; for ever, if none is out. Can be dropped and begun again at any time.
     pub(super) async fn answer(&mut self) {
         // A call that panicked has said so; who waits for it is told when this ends.
-        let Some(Ok((probe, said))) = self.calls.join_next().await else { return std::future::pending().await };
+        let Some(Ok((probe, said))) = self.calls.join_next().await else {
+            return std::future::pending().await;
+        };
         for reply in self.waiting.remove(&probe).into_iter().flatten() {
             // Whoever asked may have left.
             _ = reply.send(said.clone());
@@ -80,17 +88,31 @@ impl AppProbes {
 
 async fn ask(state: &State, backend: &str, path: Option<&str>) -> Said {
     let live = state.live.load_full();
-    let app = live.backends.iter().find(|known| *known.spec.name == *backend).ok_or("the policies have changed")?;
+    let app = live
+        .backends
+        .iter()
+        .find(|known| *known.spec.name == *backend)
+        .ok_or("the policies have changed")?;
     let endpoint = app.endpoints.first().ok_or("it has no endpoint")?;
     let check = app.spec.check.as_ref().ok_or("it has no active check")?;
     let way = probing::Way::to(&app.spec);
     let host = check.host().unwrap_or(endpoint.authority());
     let asked = async {
         let Some(path) = path else {
-            return probing::connect(state, endpoint, &way).await.map(|()| AppAnswer { status: 200, body: Bytes::from_static(b"connected\n") });
+            return probing::connect(state, endpoint, &way)
+                .await
+                .map(|()| AppAnswer {
+                    status: 200,
+                    body: Bytes::from_static(b"connected\n"),
+                });
         };
         let answer = probing::get(state, endpoint, &way, path, host, probing::MAX_BODY).await?;
-        Ok(AppAnswer { status: answer.status, body: answer.body })
+        Ok(AppAnswer {
+            status: answer.status,
+            body: answer.body,
+        })
     };
-    clock::within(Some(check.timeout), asked).await.unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)))
+    clock::within(Some(check.timeout), asked)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)))
 }

@@ -15,18 +15,40 @@ use crate::{
 ///
 /// # Errors
 /// What went wrong, in words: refused, not trusted.
-pub(super) async fn dial(state: &State, endpoint: &EndpointState, tls: Option<&ClientTlsSpec>, protocol: Option<&[u8]>) -> Result<(Connection, Arc<Wire>), String> {
-    let socket = Socket::connect(&endpoint.address).await.map_err(|error| format!("connect: {error}"))?;
-    let Some(spec) = tls else { return Ok(wire::open(socket, None)) };
-    let material = state.tls.client(spec).ok_or_else(|| "tls: there are no certificates".to_owned())?;
+pub(super) async fn dial(
+    state: &State,
+    endpoint: &EndpointState,
+    tls: Option<&ClientTlsSpec>,
+    protocol: Option<&[u8]>,
+) -> Result<(Connection, Arc<Wire>), String> {
+    let socket = Socket::connect(&endpoint.address)
+        .await
+        .map_err(|error| format!("connect: {error}"))?;
+    let Some(spec) = tls else {
+        return Ok(wire::open(socket, None));
+    };
+    let material = state
+        .tls
+        .client(spec)
+        .ok_or_else(|| "tls: there are no certificates".to_owned())?;
     let mut config = (*material.config).clone();
     config.alpn_protocols = protocol.into_iter().map(<[u8]>::to_vec).collect();
-    let name = spec.sni.clone().try_into().map_err(|error| format!("tls: {error}"))?;
-    let session = rustls::ClientConnection::new(Arc::new(config), name).map_err(|error| format!("tls: {error}"))?;
+    let name = spec
+        .sni
+        .clone()
+        .try_into()
+        .map_err(|error| format!("tls: {error}"))?;
+    let session = rustls::ClientConnection::new(Arc::new(config), name)
+        .map_err(|error| format!("tls: {error}"))?;
     let (connection, wire) = wire::open(socket, Some(session.into()));
-    let agreed = wire.handshake().await.map_err(|error| format!("tls: {error}"))?;
+    let agreed = wire
+        .handshake()
+        .await
+        .map_err(|error| format!("tls: {error}"))?;
     match (protocol, agreed.protocol) {
-        (Some(b"h2"), got) if got.as_deref() != Some(b"h2") => Err("tls: it does not speak HTTP/2".to_owned()),
+        (Some(b"h2"), got) if got.as_deref() != Some(b"h2") => {
+            Err("tls: it does not speak HTTP/2".to_owned())
+        }
         _ => Ok((connection, wire)),
     }
 }

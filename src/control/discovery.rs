@@ -69,13 +69,27 @@ pub(super) async fn discover(finder: Finder, mut generations: channel::Receiver<
     loop {
         let live = finder.state.live.load_full();
         let mut next = HashMap::new();
-        let searched = || live.backends.iter().map(|backend| &backend.spec).filter(|spec| !matches!(spec.discovery, Discovery::Static(_)));
+        let searched = || {
+            live.backends
+                .iter()
+                .map(|backend| &backend.spec)
+                .filter(|spec| !matches!(spec.discovery, Discovery::Static(_)))
+        };
         if std::mem::take(&mut is_first) {
             finder.awaits(searched().map(|spec| spec.name.clone()).collect());
         }
         for spec in searched() {
-            let going_on = running.remove(&spec.name).filter(|running| running.discovery == spec.discovery);
-            let start = || Running { discovery: spec.discovery.clone(), task: tasks.spawn(find(finder.clone(), spec.name.clone(), spec.discovery.clone())) };
+            let going_on = running
+                .remove(&spec.name)
+                .filter(|running| running.discovery == spec.discovery);
+            let start = || Running {
+                discovery: spec.discovery.clone(),
+                task: tasks.spawn(find(
+                    finder.clone(),
+                    spec.name.clone(),
+                    spec.discovery.clone(),
+                )),
+            };
             next.insert(spec.name.clone(), going_on.unwrap_or_else(start));
         }
         for gone in running.into_keys().filter(|name| !next.contains_key(name)) {
@@ -100,7 +114,11 @@ async fn find(finder: Finder, backend: Arc<str>, discovery: Discovery) {
     }
 }
 
-async fn follow_file(finder: &Finder, path: PathBuf, mut found: impl FnMut(Result<Vec<EndpointSpec>, String>)) {
+async fn follow_file(
+    finder: &Finder,
+    path: PathBuf,
+    mut found: impl FnMut(Result<Vec<EndpointSpec>, String>),
+) {
     let (changed, mut changes) = mpsc::channel(1);
     // Ends with the channel, which ends with this task.
     tokio::spawn(watch::watch(path.clone(), finder.poll_interval, changed));
@@ -129,7 +147,11 @@ async fn settled<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
     }
 }
 
-async fn follow_name(finder: &Finder, spec: DnsSpec, mut found: impl FnMut(Result<Vec<EndpointSpec>, String>)) {
+async fn follow_name(
+    finder: &Finder,
+    spec: DnsSpec,
+    mut found: impl FnMut(Result<Vec<EndpointSpec>, String>),
+) {
     let (mut wait, mut families) = (RETRY, dns::Families::default());
     loop {
         let now = clock::now();
@@ -140,7 +162,10 @@ async fn follow_name(finder: &Finder, spec: DnsSpec, mut found: impl FnMut(Resul
         let next = match &answer {
             Ok(answer) => {
                 wait = RETRY;
-                answer.valid_until.saturating_duration_since(now).clamp(spec.min_ttl, spec.max_ttl)
+                answer
+                    .valid_until
+                    .saturating_duration_since(now)
+                    .clamp(spec.min_ttl, spec.max_ttl)
             }
             Err(_) => {
                 let this = wait.min(spec.max_ttl);
@@ -163,7 +188,13 @@ struct Found {
 
 impl Finder {
     /// Puts what was found in force, or says why nothing was; the same fault again and again only once.
-    fn found(&self, backend: &Arc<str>, source: &Discovery, found: Result<Vec<EndpointSpec>, String>, last_fault: &mut Option<String>) {
+    fn found(
+        &self,
+        backend: &Arc<str>,
+        source: &Discovery,
+        found: Result<Vec<EndpointSpec>, String>,
+        last_fault: &mut Option<String>,
+    ) {
         let (state, now) = (&self.state, clock::now());
         let report = report_of(backend);
         match found {
@@ -172,23 +203,42 @@ impl Finder {
                 let live = state.live.load_full();
                 let count = endpoints.len();
                 if state.discovered(backend, source, endpoints.clone(), now) {
-                    let before = live.backends.iter().find(|known| known.spec.name == *backend).map(|known| known.places.as_slice()).unwrap_or_default();
+                    let before = live
+                        .backends
+                        .iter()
+                        .find(|known| known.spec.name == *backend)
+                        .map(|known| known.places.as_slice())
+                        .unwrap_or_default();
                     let changes = diff::endpoint_lines(before, &endpoints);
-                    state.telemetry.emit(Event::EndpointsChanged { backend: backend.clone(), count, changes });
+                    state.telemetry.emit(Event::EndpointsChanged {
+                        backend: backend.clone(),
+                        count,
+                        changes,
+                    });
                     let generation = live.generation;
                     self.applied.send_replace(generation);
                 }
                 if last_fault.take().is_some() {
-                    state.telemetry.emit(Event::DiscoveryRestored { backend: backend.clone() });
+                    state.telemetry.emit(Event::DiscoveryRestored {
+                        backend: backend.clone(),
+                    });
                 }
-                state.lifecycle.report(&report, Ok(format!("{count} known")));
+                state
+                    .lifecycle
+                    .report(&report, Ok(format!("{count} known")));
                 state.telemetry.metrics.discovery_current(backend, true);
             }
             Err(fault) => {
-                state.lifecycle.report(&report, Err(format!("the last ones known stay in force: {fault}")));
+                state.lifecycle.report(
+                    &report,
+                    Err(format!("the last ones known stay in force: {fault}")),
+                );
                 state.telemetry.metrics.discovery_current(backend, false);
                 if last_fault.as_ref() != Some(&fault) {
-                    state.telemetry.emit(Event::DiscoveryFailed { backend: backend.clone(), why: fault.clone() });
+                    state.telemetry.emit(Event::DiscoveryFailed {
+                        backend: backend.clone(),
+                        why: fault.clone(),
+                    });
                     *last_fault = Some(fault);
                 }
             }
@@ -207,8 +257,18 @@ impl Finder {
         let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
         awaited.remove(backend);
         let names: Vec<&str> = awaited.iter().map(|name| &**name).collect();
-        let why = if names.is_empty() { "all backends were looked for".to_owned() } else { format!("the first answer is awaited about {}", names.join(", ")) };
-        self.state.lifecycle.set(condition::ENDPOINTS, names.is_empty(), why, clock::now(), &self.state.telemetry);
+        let why = if names.is_empty() {
+            "all backends were looked for".to_owned()
+        } else {
+            format!("the first answer is awaited about {}", names.join(", "))
+        };
+        self.state.lifecycle.set(
+            condition::ENDPOINTS,
+            names.is_empty(),
+            why,
+            clock::now(),
+            &self.state.telemetry,
+        );
     }
 }
 
@@ -223,7 +283,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_file_is_taken_when_it_has_stopped_growing() {
-        let mut readings = ["- 10.0.0.1:80", "- 10.0.0.1:8080\n", "- 10.0.0.1:8080\n- 10", "- 10.0.0.1:8080\n- 10.0.0.2:8080\n", "- 10.0.0.1:8080\n- 10.0.0.2:8080\n"].into_iter();
-        assert_eq!(settled(|| readings.next()).await, Some("- 10.0.0.1:8080\n- 10.0.0.2:8080\n"));
+        let mut readings = [
+            "- 10.0.0.1:80",
+            "- 10.0.0.1:8080\n",
+            "- 10.0.0.1:8080\n- 10",
+            "- 10.0.0.1:8080\n- 10.0.0.2:8080\n",
+            "- 10.0.0.1:8080\n- 10.0.0.2:8080\n",
+        ]
+        .into_iter();
+        assert_eq!(
+            settled(|| readings.next()).await,
+            Some("- 10.0.0.1:8080\n- 10.0.0.2:8080\n")
+        );
     }
 }

@@ -28,7 +28,11 @@ pub(super) struct Leaving {
 impl Leaving {
     /// Nothing has begun.
     pub(super) fn new(state: Arc<State>, listeners: Arc<dyn ListenerSet>) -> Self {
-        Self { state, listeners, drain: None }
+        Self {
+            state,
+            listeners,
+            drain: None,
+        }
     }
 
     /// Begins to drain, or goes on with it; and goes after it, if that is wanted now.
@@ -47,7 +51,13 @@ impl Leaving {
         self.drain = Some(drain);
         // Before anything else happens, so that a probe after the answer to who asked says so.
         self.state.departure.follow(&drain);
-        self.state.lifecycle.set(condition::NOT_DRAINING, false, "draining", drain.began(), &self.state.telemetry);
+        self.state.lifecycle.set(
+            condition::NOT_DRAINING,
+            false,
+            "draining",
+            drain.began(),
+            &self.state.telemetry,
+        );
     }
 
     /// Whether it has begun.
@@ -59,7 +69,10 @@ impl Leaving {
     pub(super) fn relieve(&mut self, by: &'static str) {
         self.state.telemetry.emit(Event::Relieved { by });
         self.listeners.stop_accepting();
-        let drain = Drain::relieved(self.state.live.load().snapshot.lifecycle.drain, clock::now());
+        let drain = Drain::relieved(
+            self.state.live.load().snapshot.lifecycle.drain,
+            clock::now(),
+        );
         self.drain = Some(drain);
         self.state.departure.follow(&drain);
     }
@@ -67,7 +80,9 @@ impl Leaving {
     /// Returns when the instance may end; can be dropped and begun again at any time. Callers are served, and then refused, until then, and
     /// the app may go on asking others.
     pub(super) async fn gone(&mut self) -> End {
-        let Some(drain) = &mut self.drain else { return std::future::pending().await };
+        let Some(drain) = &mut self.drain else {
+            return std::future::pending().await;
+        };
         let departure = &self.state.departure;
         loop {
             let ended = departure.something_ends();
@@ -76,7 +91,11 @@ impl Leaving {
             departure.follow(drain);
             if before < Stage::Drained && stage >= Stage::Drained {
                 let took = now.saturating_duration_since(drain.began());
-                self.state.telemetry.emit(Event::DrainEnded { is_clean: drain.is_clean(), in_flight: load.inbound.in_flight, took });
+                self.state.telemetry.emit(Event::DrainEnded {
+                    is_clean: drain.is_clean(),
+                    in_flight: load.inbound.in_flight,
+                    took,
+                });
             }
             if stage == Stage::Gone {
                 break;
@@ -90,14 +109,25 @@ impl Leaving {
         loop {
             let ended = departure.something_ends();
             let is_busy = drain.is_clean() && departure.in_flight() > 0;
-            let is_connected = self.state.lifecycle.connections().iter().any(|(_, count)| *count > 0);
-            let until = if is_busy { drain.latest().max(last_words) } else { last_words };
+            let is_connected = self
+                .state
+                .lifecycle
+                .connections()
+                .iter()
+                .any(|(_, count)| *count > 0);
+            let until = if is_busy {
+                drain.latest().max(last_words)
+            } else {
+                last_words
+            };
             if !(is_busy || is_connected) || clock::now() >= until {
                 break;
             }
             // Either is a reason to look again.
             _ = clock::until(Some(until), ended).await;
         }
-        End::Drained { is_clean: drain.is_clean() }
+        End::Drained {
+            is_clean: drain.is_clean(),
+        }
     }
 }

@@ -19,14 +19,21 @@ const SERVING: u8 = 1;
 ///
 /// # Errors
 /// What is wrong, in words.
-pub(super) async fn ask(connection: Connection, authority: &str, is_secure: bool, service: &str) -> Result<http2_call::Answer, String> {
+pub(super) async fn ask(
+    connection: Connection,
+    authority: &str,
+    is_secure: bool,
+    service: &str,
+) -> Result<http2_call::Answer, String> {
     let scheme = if is_secure { "https" } else { "http" };
-    let request = Request::post(format!("{scheme}://{authority}/grpc.health.v1.Health/Check"))
-        .header(header::CONTENT_TYPE, "application/grpc")
-        .header(header::TE, "trailers")
-        .header(header::USER_AGENT, USER_AGENT)
-        .body(())
-        .map_err(|error| error.to_string())?;
+    let request = Request::post(format!(
+        "{scheme}://{authority}/grpc.health.v1.Health/Check"
+    ))
+    .header(header::CONTENT_TYPE, "application/grpc")
+    .header(header::TE, "trailers")
+    .header(header::USER_AGENT, USER_AGENT)
+    .body(())
+    .map_err(|error| error.to_string())?;
     http2_call::call(connection, request, message(service)?, MAX_ANSWER).await
 }
 
@@ -51,18 +58,29 @@ pub(super) fn judge(answer: &http2_call::Answer) -> Result<(), String> {
 
 /// Fails if the call did.
 fn status(fields: &HeaderMap) -> Result<(), String> {
-    match fields.get("grpc-status").map(|status| status.to_str().unwrap_or_default()) {
+    match fields
+        .get("grpc-status")
+        .map(|status| status.to_str().unwrap_or_default())
+    {
         None | Some("0") => Ok(()),
         Some(status) => {
-            let message = fields.get("grpc-message").and_then(|message| message.to_str().ok()).unwrap_or_default();
-            Err(format!("grpc status {status} {message}").trim_end().to_owned())
+            let message = fields
+                .get("grpc-message")
+                .and_then(|message| message.to_str().ok())
+                .unwrap_or_default();
+            Err(format!("grpc status {status} {message}")
+                .trim_end()
+                .to_owned())
         }
     }
 }
 
 /// `HealthCheckRequest { string service = 1; }`, in the frame of gRPC: a flag and four bytes of length.
 fn message(service: &str) -> Result<Bytes, String> {
-    let length = u8::try_from(service.len()).ok().filter(|length| *length <= 125).ok_or("the name of the service is too long")?;
+    let length = u8::try_from(service.len())
+        .ok()
+        .filter(|length| *length <= 125)
+        .ok_or("the name of the service is too long")?;
     let mut message = BytesMut::with_capacity(7 + service.len());
     let has_name = length > 0;
     message.put_u8(0);
@@ -95,7 +113,10 @@ mod tests {
     #[test]
     fn the_messages_are_those_of_the_health_service() {
         assert_eq!(&message("").expect("short")[..], [0, 0, 0, 0, 0]);
-        assert_eq!(&message("ab").expect("short")[..], [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
+        assert_eq!(
+            &message("ab").expect("short")[..],
+            [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']
+        );
         assert!(message(&"x".repeat(126)).is_err());
     }
 

@@ -29,7 +29,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -86,7 +89,14 @@ pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
     let stream = match StdUnixStream::connect(path) {
         Ok(stream) => stream,
         // Nobody is there, or nobody is left.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     // Else whoever can write there could give us a socket that he reads from, too.
@@ -94,17 +104,35 @@ pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let (text, handles) = receive(&stream)?;
     let message: Value = serde_json::from_slice(&text)?;
-    let described = message["sockets"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let described = message["sockets"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     if described.len() != handles.len() {
-        return Err(io::Error::other("the running process describes other sockets than it sends"));
+        return Err(io::Error::other(
+            "the running process describes other sockets than it sends",
+        ));
     }
     let sockets = described.iter().zip(handles).map(|(described, handle)| {
-        let asked = described["asked"].as_str().and_then(|asked| asked.parse().ok());
-        let asked: SocketAddr = asked.ok_or_else(|| io::Error::other("a socket without its address"))?;
-        Ok(BoundSocket { owner: described["owner"].as_str().unwrap_or_default().to_owned(), asked, socket: handle.into() })
+        let asked = described["asked"]
+            .as_str()
+            .and_then(|asked| asked.parse().ok());
+        let asked: SocketAddr =
+            asked.ok_or_else(|| io::Error::other("a socket without its address"))?;
+        Ok(BoundSocket {
+            owner: described["owner"].as_str().unwrap_or_default().to_owned(),
+            asked,
+            socket: handle.into(),
+        })
     });
     let sockets = sockets.collect::<io::Result<_>>()?;
-    Ok(Some((Predecessor { stream, ready_for: message["ready_for_ms"].as_u64().map(Duration::from_millis) }, sockets)))
+    Ok(Some((
+        Predecessor {
+            stream,
+            ready_for: message["ready_for_ms"].as_u64().map(Duration::from_millis),
+        },
+        sockets,
+    )))
 }
 
 /// Only our own user, or root, who may do everything anyway.
@@ -112,7 +140,10 @@ fn is_trusted(uid: u32) -> io::Result<()> {
     if uid == rustix::process::geteuid().as_raw() || uid == 0 {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the other process is one of the user {uid}")))
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("the other process is one of the user {uid}"),
+    ))
 }
 
 /// The sockets that a supervisor holds for this process, after the protocol of systemd (`sd_listen_fds`).
@@ -123,8 +154,14 @@ pub fn from_supervisor() -> io::Result<Vec<BoundSocket>> {
     let mut held = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();
     for index in 0..held.len() {
-        let socket = held.take_tcp_listener(index)?.ok_or_else(|| io::Error::other("a socket was taken already"))?;
-        sockets.push(BoundSocket { owner: String::new(), asked: socket.local_addr()?, socket });
+        let socket = held
+            .take_tcp_listener(index)?
+            .ok_or_else(|| io::Error::other("a socket was taken already"))?;
+        sockets.push(BoundSocket {
+            owner: String::new(),
+            asked: socket.local_addr()?,
+            socket,
+        });
     }
     Ok(sockets)
 }
@@ -139,7 +176,10 @@ impl Predecessor {
 /// Says that this process serves, and waits until the other takes no more connections.
 async fn relieve(mut predecessor: UnixStream) -> io::Result<()> {
     predecessor.write_all(WORD).await?;
-    clock::within(Some(PATIENCE), predecessor.read_exact(&mut [0])).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(drop)
+    clock::within(Some(PATIENCE), predecessor.read_exact(&mut [0]))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map(drop)
 }
 
 /// Begins to take connections at the sockets that somebody else has bound, once this instance is ready: until then a predecessor takes them, or they wait.
@@ -147,9 +187,17 @@ async fn relieve(mut predecessor: UnixStream) -> io::Result<()> {
 ///
 /// # Errors
 /// If this instance does not become ready; then the predecessor goes on.
-pub(super) async fn take_over(state: &State, listeners: &dyn ListenerSet, inherited: &Inherited, predecessor: Option<Predecessor>) -> Result<(), String> {
+pub(super) async fn take_over(
+    state: &State,
+    listeners: &dyn ListenerSet,
+    inherited: &Inherited,
+    predecessor: Option<Predecessor>,
+) -> Result<(), String> {
     let lifecycle = &state.lifecycle;
-    let predecessor = predecessor.map(Predecessor::stream).transpose().map_err(|error| format!("the process that runs cannot be talked to: {error}"))?;
+    let predecessor = predecessor
+        .map(Predecessor::stream)
+        .transpose()
+        .map_err(|error| format!("the process that runs cannot be talked to: {error}"))?;
     if let Some(mut predecessor) = predecessor {
         let mut nothing = [0];
         let waited = tokio::select! {
@@ -162,20 +210,34 @@ pub(super) async fn take_over(state: &State, listeners: &dyn ListenerSet, inheri
                 inherited.open(Gate::Open);
                 if let Err(error) = relieve(predecessor).await {
                     // It has our word, or is gone; both serve, or only we do.
-                    tracing::warn!("the process that ran before does not say that it lets go: {error}");
+                    tracing::warn!(
+                        "the process that ran before does not say that it lets go: {error}"
+                    );
                 }
                 return Ok(());
             }
             Some(Err(clock::Elapsed)) => {
-                let unmet: Vec<String> = lifecycle.conditions().into_iter().filter(|condition| !condition.is_met).map(|condition| condition.why).collect();
-                return Err(format!("this process is not ready after {READY_TIME:?} ({}); the one that runs goes on", unmet.join(", ")));
+                let unmet: Vec<String> = lifecycle
+                    .conditions()
+                    .into_iter()
+                    .filter(|condition| !condition.is_met)
+                    .map(|condition| condition.why)
+                    .collect();
+                return Err(format!(
+                    "this process is not ready after {READY_TIME:?} ({}); the one that runs goes on",
+                    unmet.join(", ")
+                ));
             }
             None => tracing::warn!("the process that ran before is gone before this one is ready"),
         }
     }
     if listeners.inheritance() != Inheritance::None {
         // What the app asks is part of how it becomes ready, so that it must not wait for that. Who waits too long is served all the same.
-        _ = clock::within(Some(SUPERVISED_TIME), lifecycle.until(|lifecycle| lifecycle.is_met(condition::ENDPOINTS))).await;
+        _ = clock::within(
+            Some(SUPERVISED_TIME),
+            lifecycle.until(|lifecycle| lifecycle.is_met(condition::ENDPOINTS)),
+        )
+        .await;
         inherited.open(Gate::ForApp);
         _ = clock::within(Some(SUPERVISED_TIME), lifecycle.until(Lifecycle::is_ready)).await;
     }
@@ -207,15 +269,25 @@ struct Post {
 
 /// Waits for a successor where it is told to, and reports it; never ends. It is a task of its own, so that nothing else that happens interrupts
 /// a handing over.
-pub(super) async fn wait(handover: Option<Handover>, state: Arc<State>, listeners: Arc<dyn ListenerSet>, successors: mpsc::Sender<Successor>) {
+pub(super) async fn wait(
+    handover: Option<Handover>,
+    state: Arc<State>,
+    listeners: Arc<dyn ListenerSet>,
+    successors: mpsc::Sender<Successor>,
+) {
     if let Some(handover) = handover {
         match listen(&handover.path) {
             Ok(listener) => {
-                let successor = Post { listener, handover }.successor(&state, listeners.as_ref()).await;
+                let successor = Post { listener, handover }
+                    .successor(&state, listeners.as_ref())
+                    .await;
                 // If nobody wants to know, this process is ending.
                 _ = successors.send(successor).await;
             }
-            Err(error) => tracing::error!("no process can take over: {}: {error}", handover.path.display()),
+            Err(error) => tracing::error!(
+                "no process can take over: {}: {error}",
+                handover.path.display()
+            ),
         }
     }
     std::future::pending().await
@@ -224,7 +296,10 @@ pub(super) async fn wait(handover: Option<Handover>, state: Arc<State>, listener
 impl Successor {
     /// Leaves the path to it, and lets go.
     pub(super) async fn let_go(self) {
-        let Self { mut stream, post: Post { listener, handover } } = self;
+        let Self {
+            mut stream,
+            post: Post { listener, handover },
+        } = self;
         drop(listener);
         // If it is gone, it is left.
         _ = fs::remove_file(handover.path);
@@ -238,7 +313,9 @@ impl Post {
         loop {
             match self.one(state, listeners).await {
                 Ok(Some(stream)) => return Successor { stream, post: self },
-                Ok(None) => tracing::warn!("a process that was to take over has failed; this one goes on"),
+                Ok(None) => {
+                    tracing::warn!("a process that was to take over has failed; this one goes on")
+                }
                 Err(error) => {
                     tracing::warn!("the sockets cannot be handed over: {error}");
                     clock::sleep(PAUSE).await;
@@ -247,12 +324,24 @@ impl Post {
         }
     }
 
-    async fn one(&self, state: &State, listeners: &dyn ListenerSet) -> io::Result<Option<UnixStream>> {
+    async fn one(
+        &self,
+        state: &State,
+        listeners: &dyn ListenerSet,
+    ) -> io::Result<Option<UnixStream>> {
         let (mut stream, _) = self.listener.accept().await?;
         is_trusted(stream.peer_cred()?.uid())?;
         let mut sockets = listeners.sockets()?;
-        let BoundSocket { owner, asked, socket } = &self.handover.admin;
-        sockets.push(BoundSocket { owner: owner.clone(), asked: *asked, socket: socket.try_clone()? });
+        let BoundSocket {
+            owner,
+            asked,
+            socket,
+        } = &self.handover.admin;
+        sockets.push(BoundSocket {
+            owner: owner.clone(),
+            asked: *asked,
+            socket: socket.try_clone()?,
+        });
         stream.writable().await?;
         send(&stream, &sockets, state.lifecycle.youth.age(clock::now()))?;
         let mut word = [0];
@@ -273,11 +362,21 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn send(stream: &UnixStream, sockets: &[BoundSocket], ready_for: Option<Duration>) -> io::Result<()> {
+fn send(
+    stream: &UnixStream,
+    sockets: &[BoundSocket],
+    ready_for: Option<Duration>,
+) -> io::Result<()> {
     if sockets.len() > MAX_SOCKETS {
-        return Err(io::Error::other(format!("there are {} sockets, and no more than {MAX_SOCKETS} can be handed over", sockets.len())));
+        return Err(io::Error::other(format!(
+            "there are {} sockets, and no more than {MAX_SOCKETS} can be handed over",
+            sockets.len()
+        )));
     }
-    let described: Vec<Value> = sockets.iter().map(|bound| json!({"owner": bound.owner, "asked": bound.asked.to_string()})).collect();
+    let described: Vec<Value> = sockets
+        .iter()
+        .map(|bound| json!({"owner": bound.owner, "asked": bound.asked.to_string()}))
+        .collect();
     let ready_for = ready_for.and_then(|age| u64::try_from(age.as_millis()).ok());
     let text = serde_json::to_vec(&json!({"sockets": described, "ready_for_ms": ready_for}))?;
     let handles: Vec<_> = sockets.iter().map(|bound| bound.socket.as_fd()).collect();
@@ -285,10 +384,21 @@ fn send(stream: &UnixStream, sockets: &[BoundSocket], ready_for: Option<Duration
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&handles));
     // The length first, so that the other side knows when it has all of it.
-    let length = u32::try_from(text.len()).map_err(io::Error::other)?.to_be_bytes();
+    let length = u32::try_from(text.len())
+        .map_err(io::Error::other)?
+        .to_be_bytes();
     let whole = [&length[..], &text].concat();
-    let sent = sendmsg(stream, &[IoSlice::new(&whole)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    if sent == whole.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    let sent = sendmsg(
+        stream,
+        &[IoSlice::new(&whole)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
+    if sent == whole.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
 }
 
 fn receive(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
@@ -297,17 +407,28 @@ fn receive(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         let mut piece = vec![0; 8 << 10];
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(stream, &mut [IoSliceMut::new(&mut piece)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        let received = recvmsg(
+            stream,
+            &mut [IoSliceMut::new(&mut piece)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )?
+        .bytes;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
                 handles.extend(rights);
             }
         }
         text.extend_from_slice(&piece[..received]);
-        let length = text.get(..4).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
+        let length = text
+            .get(..4)
+            .and_then(|length| length.try_into().ok())
+            .map(u32::from_be_bytes);
         match length.and_then(|length| usize::try_from(length).ok()) {
             Some(length) if length > MAX_TEXT => return Err(io::ErrorKind::InvalidData.into()),
-            Some(length) if text.len() >= 4 + length => return Ok((text[4..4 + length].to_vec(), handles)),
+            Some(length) if text.len() >= 4 + length => {
+                return Ok((text[4..4 + length].to_vec(), handles));
+            }
             _ if received == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             _ => {}
         }

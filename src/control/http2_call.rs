@@ -20,15 +20,27 @@ pub(super) struct Answer {
 ///
 /// # Errors
 /// What went wrong, in words.
-pub(super) async fn call(connection: Connection, request: Request<()>, body: Bytes, max_body: usize) -> Result<Answer, String> {
-    let (send, connection) = h2::client::handshake(Paced(connection)).await.map_err(words)?;
+pub(super) async fn call(
+    connection: Connection,
+    request: Request<()>,
+    body: Bytes,
+    max_body: usize,
+) -> Result<Answer, String> {
+    let (send, connection) = h2::client::handshake(Paced(connection))
+        .await
+        .map_err(words)?;
     // It ends with this call, even if that is given up: nothing else is asked on it.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     exchange(send, request, body, max_body).await
 }
 
-async fn exchange(send: h2::client::SendRequest<Bytes>, request: Request<()>, body: Bytes, max_body: usize) -> Result<Answer, String> {
+async fn exchange(
+    send: h2::client::SendRequest<Bytes>,
+    request: Request<()>,
+    body: Bytes,
+    max_body: usize,
+) -> Result<Answer, String> {
     let mut send = send.ready().await.map_err(words)?;
     let (response, mut stream) = send.send_request(request, body.is_empty()).map_err(words)?;
     if !body.is_empty() {
@@ -38,7 +50,11 @@ async fn exchange(send: h2::client::SendRequest<Bytes>, request: Request<()>, bo
     let (mut read, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while read.len() < max_body || incoming.is_end_stream() {
         let Some(piece) = incoming.data().await else {
-            trailers = incoming.trailers().await.map_err(words)?.unwrap_or_default();
+            trailers = incoming
+                .trailers()
+                .await
+                .map_err(words)?
+                .unwrap_or_default();
             break;
         };
         let piece = piece.map_err(words)?;
@@ -47,7 +63,12 @@ async fn exchange(send: h2::client::SendRequest<Bytes>, request: Request<()>, bo
         read.extend_from_slice(&piece);
     }
     read.truncate(max_body);
-    Ok(Answer { status: parts.status.as_u16(), head: parts.headers, body: read.freeze(), trailers })
+    Ok(Answer {
+        status: parts.status.as_u16(),
+        head: parts.headers,
+        body: read.freeze(),
+        trailers,
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]

@@ -24,15 +24,34 @@ pub(super) struct Answer {
 ///
 /// # Errors
 /// What went wrong, in words: refused, timed out, reset, not HTTP.
-pub(super) async fn call((connection, wire): (Connection, Arc<Wire>), request: Box<RequestHeader>, body: Bytes, max_body: usize) -> Result<Answer, String> {
+pub(super) async fn call(
+    (connection, wire): (Connection, Arc<Wire>),
+    request: Box<RequestHeader>,
+    body: Bytes,
+    max_body: usize,
+) -> Result<Answer, String> {
     let mut session = HttpSession::new(Box::new(connection));
-    let failed = |error: Box<pingora::Error>| format!("{}: {}", error.etype.as_str(), error.context.as_ref().map_or("", |context| context.as_str()));
-    session.write_request_header(request).await.map_err(failed)?;
+    let failed = |error: Box<pingora::Error>| {
+        format!(
+            "{}: {}",
+            error.etype.as_str(),
+            error
+                .context
+                .as_ref()
+                .map_or("", |context| context.as_str())
+        )
+    };
+    session
+        .write_request_header(request)
+        .await
+        .map_err(failed)?;
     if !body.is_empty() {
         session.write_body(&body).await.map_err(failed)?;
     }
     session.finish_body().await.map_err(failed)?;
-    wire.push().await.map_err(|error| format!("write: {error}"))?;
+    wire.push()
+        .await
+        .map_err(|error| format!("write: {error}"))?;
     let status = loop {
         session.read_response().await.map_err(failed)?;
         match session.get_status() {
@@ -40,7 +59,10 @@ pub(super) async fn call((connection, wire): (Connection, Arc<Wire>), request: B
             _ => {}
         }
     };
-    let head = session.resp_header().map(|head| head.headers.clone()).unwrap_or_default();
+    let head = session
+        .resp_header()
+        .map(|head| head.headers.clone())
+        .unwrap_or_default();
     let mut body = Vec::new();
     while body.len() < max_body
         && let Some(chunk) = session.read_body_bytes().await.map_err(failed)?
@@ -52,7 +74,12 @@ pub(super) async fn call((connection, wire): (Connection, Arc<Wire>), request: B
 }
 
 /// The head of a call; `connection: close`, since there is no next one.
-pub(super) fn head(method: &str, path: &str, host: &str, body: &Bytes) -> Result<Box<RequestHeader>, String> {
+pub(super) fn head(
+    method: &str,
+    path: &str,
+    host: &str,
+    body: &Bytes,
+) -> Result<Box<RequestHeader>, String> {
     let build = || -> pingora::Result<RequestHeader> {
         let mut head = RequestHeader::build(method, path.as_bytes(), Some(6))?;
         head.insert_header("host", host)?;

@@ -18,14 +18,25 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Watches what the policy wants watched.
 pub(super) async fn watch(state: Arc<State>, cgroup: Option<PathBuf>) {
-    let cgroup = cgroup.or_else(own_cgroup).unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup"));
+    let cgroup = cgroup
+        .or_else(own_cgroup)
+        .unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup"));
     let mut last: Option<(Duration, Instant)> = None;
     let mut missing: Vec<Signal> = Vec::new();
     loop {
         clock::sleep(EVERY).await;
-        let config = state.live.load().snapshot.protection.as_ref().map_or_else(ProtectionConfig::default, |spec| spec.config);
+        let config = state
+            .live
+            .load()
+            .snapshot
+            .protection
+            .as_ref()
+            .map_or_else(ProtectionConfig::default, |spec| spec.config);
         state.protection.follow(config);
-        for signal in Signal::ALL.into_iter().filter(|signal| config.levels(*signal).is_some()) {
+        for signal in Signal::ALL
+            .into_iter()
+            .filter(|signal| config.levels(*signal).is_some())
+        {
             let now = clock::now();
             let read = match signal {
                 Signal::Cpu => cpu(&cgroup, &mut last, now),
@@ -41,7 +52,10 @@ pub(super) async fn watch(state: Arc<State>, cgroup: Option<PathBuf>) {
                 Err(error) if !missing.contains(&signal) => {
                     missing.push(signal);
                     tell(&state, state.protection.note(signal, None, now));
-                    tracing::warn!("{signal:?} of the policy's protection cannot be watched in {}: {error}", cgroup.display());
+                    tracing::warn!(
+                        "{signal:?} of the policy's protection cannot be watched in {}: {error}",
+                        cgroup.display()
+                    );
                 }
                 Err(_) => {}
             }
@@ -65,11 +79,20 @@ fn own_cgroup() -> Option<PathBuf> {
 }
 
 /// The share of the CPU that was used since the last look, of what may be used; nothing at the first look.
-fn cpu(cgroup: &Path, last: &mut Option<(Duration, Instant)>, now: Instant) -> io::Result<Option<f64>> {
-    let used = field(&fs::read_to_string(cgroup.join("cpu.stat"))?, "usage_usec").map(Duration::from_micros).ok_or_else(odd)?;
+fn cpu(
+    cgroup: &Path,
+    last: &mut Option<(Duration, Instant)>,
+    now: Instant,
+) -> io::Result<Option<f64>> {
+    let used = field(&fs::read_to_string(cgroup.join("cpu.stat"))?, "usage_usec")
+        .map(Duration::from_micros)
+        .ok_or_else(odd)?;
     let machine = std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
     // The root has no bound of its own.
-    let cpus = fs::read_to_string(cgroup.join("cpu.max")).ok().and_then(|text| cpus(&text)).unwrap_or(machine);
+    let cpus = fs::read_to_string(cgroup.join("cpu.max"))
+        .ok()
+        .and_then(|text| cpus(&text))
+        .unwrap_or(machine);
     let before = last.replace((used, now));
     Ok(before.and_then(|(before, then)| {
         let time = now.saturating_duration_since(then).as_secs_f64() * cpus;
@@ -79,11 +102,22 @@ fn cpu(cgroup: &Path, last: &mut Option<(Duration, Instant)>, now: Instant) -> i
 
 /// The share of the memory that is used of what may be, without what the system can take back; nothing without a bound.
 fn memory(cgroup: &Path) -> io::Result<Option<f64>> {
-    let number = |name: &str| fs::read_to_string(cgroup.join(name)).map(|text| text.trim().parse::<u64>().ok());
+    let number = |name: &str| {
+        fs::read_to_string(cgroup.join(name)).map(|text| text.trim().parse::<u64>().ok())
+    };
     let used = number("memory.current")?.ok_or_else(odd)?;
-    let Some(most) = number("memory.max")?.filter(|most| *most > 0) else { return Ok(None) };
-    let reclaimable = field(&fs::read_to_string(cgroup.join("memory.stat"))?, "inactive_file").unwrap_or(0);
-    #[expect(clippy::cast_precision_loss, reason = "a share of bytes needs no more than 52 bits")]
+    let Some(most) = number("memory.max")?.filter(|most| *most > 0) else {
+        return Ok(None);
+    };
+    let reclaimable = field(
+        &fs::read_to_string(cgroup.join("memory.stat"))?,
+        "inactive_file",
+    )
+    .unwrap_or(0);
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a share of bytes needs no more than 52 bits"
+    )]
     let share = used.saturating_sub(reclaimable) as f64 / most as f64;
     Ok(Some(share))
 }
@@ -91,14 +125,26 @@ fn memory(cgroup: &Path) -> io::Result<Option<f64>> {
 /// The share of the last ten seconds in which something waited (`some avg10`).
 fn pressure(file: &Path) -> io::Result<f64> {
     let text = fs::read_to_string(file)?;
-    let some = text.lines().find_map(|line| line.strip_prefix("some ")).ok_or_else(odd)?;
-    let average = some.split(' ').find_map(|word| word.strip_prefix("avg10=")).and_then(|percent| percent.parse::<f64>().ok());
+    let some = text
+        .lines()
+        .find_map(|line| line.strip_prefix("some "))
+        .ok_or_else(odd)?;
+    let average = some
+        .split(' ')
+        .find_map(|word| word.strip_prefix("avg10="))
+        .and_then(|percent| percent.parse::<f64>().ok());
     average.map(|percent| percent / 100.0).ok_or_else(odd)
 }
 
 /// The value of a line like `usage_usec 12`.
 fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| {
+        line.strip_prefix(name)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 /// How many CPUs `cpu.max` allows; nothing without a bound.
@@ -118,7 +164,8 @@ mod tests {
 
     /// A directory with files that look like a cgroup's.
     fn cgroup(name: &str, files: &[(&str, &str)]) -> PathBuf {
-        let directory = std::env::temp_dir().join(format!("outrigger-cgroup-{name}-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("outrigger-cgroup-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).expect("a directory");
         for (name, text) in files {
             fs::write(directory.join(name), text).expect("a file");
@@ -128,18 +175,41 @@ mod tests {
 
     #[test]
     fn the_cpu_is_what_was_used_since_the_last_look_of_what_may_be() {
-        let directory = cgroup("cpu", &[("cpu.stat", "usage_usec 1000000\nuser_usec 1\n"), ("cpu.max", "50000 100000\n")]);
+        let directory = cgroup(
+            "cpu",
+            &[
+                ("cpu.stat", "usage_usec 1000000\nuser_usec 1\n"),
+                ("cpu.max", "50000 100000\n"),
+            ],
+        );
         let (start, mut last) = (clock::now(), None);
-        assert_eq!(cpu(&directory, &mut last, start).ok(), Some(None), "one look says nothing");
+        assert_eq!(
+            cpu(&directory, &mut last, start).ok(),
+            Some(None),
+            "one look says nothing"
+        );
         fs::write(directory.join("cpu.stat"), "usage_usec 1400000\n").expect("a file");
-        let share = cpu(&directory, &mut last, start + Duration::from_secs(1)).ok().flatten().expect("a share");
-        assert!((share - 0.8).abs() < 1e-9, "0.4 s of half a CPU in a second: {share}");
+        let share = cpu(&directory, &mut last, start + Duration::from_secs(1))
+            .ok()
+            .flatten()
+            .expect("a share");
+        assert!(
+            (share - 0.8).abs() < 1e-9,
+            "0.4 s of half a CPU in a second: {share}"
+        );
         fs::remove_dir_all(directory).expect("it is there");
     }
 
     #[test]
     fn memory_counts_without_what_can_be_taken_back_and_only_under_a_bound() {
-        let directory = cgroup("memory", &[("memory.current", "800\n"), ("memory.max", "1000\n"), ("memory.stat", "anon 1\ninactive_file 300\n")]);
+        let directory = cgroup(
+            "memory",
+            &[
+                ("memory.current", "800\n"),
+                ("memory.max", "1000\n"),
+                ("memory.stat", "anon 1\ninactive_file 300\n"),
+            ],
+        );
         assert_eq!(memory(&directory).ok(), Some(Some(0.5)));
         fs::write(directory.join("memory.max"), "max\n").expect("a file");
         assert_eq!(memory(&directory).ok(), Some(None));
@@ -150,7 +220,10 @@ mod tests {
     #[test]
     fn pressure_is_that_of_the_last_ten_seconds() {
         let text = "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
-        let directory = cgroup("pressure", &[("cpu.pressure", text), ("memory.pressure", "nonsense")]);
+        let directory = cgroup(
+            "pressure",
+            &[("cpu.pressure", text), ("memory.pressure", "nonsense")],
+        );
         assert_eq!(pressure(&directory.join("cpu.pressure")).ok(), Some(0.125));
         assert!(pressure(&directory.join("memory.pressure")).is_err());
         fs::remove_dir_all(directory).expect("it is there");
@@ -158,7 +231,13 @@ mod tests {
 
     #[test]
     fn a_quota_is_read_as_cpus() {
-        for (text, expected) in [("50000 100000\n", Some(0.5)), ("200000 100000", Some(2.0)), ("max 100000", None), ("", None), ("0 0", None)] {
+        for (text, expected) in [
+            ("50000 100000\n", Some(0.5)),
+            ("200000 100000", Some(2.0)),
+            ("max 100000", None),
+            ("", None),
+            ("0 0", None),
+        ] {
             assert_eq!(cpus(text), expected, "{text:?}");
         }
     }

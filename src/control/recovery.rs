@@ -39,25 +39,46 @@ pub(super) async fn recover(state: Arc<State>) {
         clock::sleep(LOOK_EVERY).await;
         let live = state.live.load_full();
         // A recovery that is gone from the policies is over; its machine stays, so that its hourly cap outlives a mistake in a file.
-        for (name, machine) in machines.iter_mut().filter(|(name, _)| !live.snapshot.recoveries.iter().any(|spec| spec.name == **name)) {
+        for (name, machine) in machines.iter_mut().filter(|(name, _)| {
+            !live
+                .snapshot
+                .recoveries
+                .iter()
+                .any(|spec| spec.name == **name)
+        }) {
             if machine.observe(false, clock::now()).is_some() {
                 undo(&state, name);
             }
         }
         for spec in &live.snapshot.recoveries {
-            let machine = machines.entry(spec.name.clone()).or_insert_with(|| Recovery::new(spec.config));
+            let machine = machines
+                .entry(spec.name.clone())
+                .or_insert_with(|| Recovery::new(spec.config));
             machine.reconfigure(spec.config);
-            let has_failed_readiness = spec.ladder.iter().take(machine.rungs_taken() as usize).any(|action| *action == RecoveryAction::FailReadiness);
+            let has_failed_readiness = spec
+                .ladder
+                .iter()
+                .take(machine.rungs_taken() as usize)
+                .any(|action| *action == RecoveryAction::FailReadiness);
             if spec.mode != Mode::Enforce || !has_failed_readiness {
-                state.lifecycle.clear(&condition(&spec.name), clock::now(), &state.telemetry);
+                state
+                    .lifecycle
+                    .clear(&condition(&spec.name), clock::now(), &state.telemetry);
             }
             let now = clock::now();
             let holds = trouble(&live, spec, now);
             match machine.observe(holds.is_some(), now) {
                 None => {}
                 // In a task of its own: a webhook that hangs keeps no other recovery waiting.
-                Some(Step::Act(rung)) => drop(tokio::spawn(act(state.clone(), spec.clone(), rung, holds.unwrap_or_default()))),
-                Some(Step::Capped) => state.telemetry.emit(Event::RecoveryCapped { recovery: spec.name.clone() }),
+                Some(Step::Act(rung)) => drop(tokio::spawn(act(
+                    state.clone(),
+                    spec.clone(),
+                    rung,
+                    holds.unwrap_or_default(),
+                ))),
+                Some(Step::Capped) => state.telemetry.emit(Event::RecoveryCapped {
+                    recovery: spec.name.clone(),
+                }),
                 Some(Step::Undo(_)) => undo(&state, &spec.name),
             }
         }
@@ -68,42 +89,78 @@ pub(super) async fn recover(state: Arc<State>) {
 /// open by hand is no trouble, nor one in shadow mode, nor one that would probe if only somebody called: an instance without
 /// callers, perhaps because it made itself unready, could else never find out that all is well.
 fn trouble(live: &Live, spec: &RecoverySpec, now: Instant) -> Option<String> {
-    let destinations = live.routes.iter().flat_map(|route| &route.destinations).filter(|to| to.backend.spec.name == spec.backend);
+    let destinations = live
+        .routes
+        .iter()
+        .flat_map(|route| &route.destinations)
+        .filter(|to| to.backend.spec.name == spec.backend);
     let breakers = destinations.flat_map(|to| to.breaker.iter().chain(&to.endpoint_breakers));
-    breakers.into_iter().find_map(|breaker: &Arc<BreakerState>| {
-        let (snapshot, mode) = breaker.snapshot(now);
-        let is_overdue = snapshot.state == StateKind::Open && snapshot.deadline.is_some_and(|at| now > at + OVERDUE);
-        if is_overdue || snapshot.state == StateKind::ForcedOpen || mode != Mode::Enforce {
-            return None;
-        }
-        let since = snapshot.tripped_since?;
-        let open_for = now.saturating_duration_since(since);
-        (open_for >= spec.open_for).then(|| format!("breaker {} has not been closed for {open_for:.1?}", breaker.name()))
-    })
+    breakers
+        .into_iter()
+        .find_map(|breaker: &Arc<BreakerState>| {
+            let (snapshot, mode) = breaker.snapshot(now);
+            let is_overdue = snapshot.state == StateKind::Open
+                && snapshot.deadline.is_some_and(|at| now > at + OVERDUE);
+            if is_overdue || snapshot.state == StateKind::ForcedOpen || mode != Mode::Enforce {
+                return None;
+            }
+            let since = snapshot.tripped_since?;
+            let open_for = now.saturating_duration_since(since);
+            (open_for >= spec.open_for).then(|| {
+                format!(
+                    "breaker {} has not been closed for {open_for:.1?}",
+                    breaker.name()
+                )
+            })
+        })
 }
 
 async fn act(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) {
-    let Some(action) = usize::try_from(rung).ok().and_then(|index| spec.ladder.get(index)) else { return };
+    let Some(action) = usize::try_from(rung)
+        .ok()
+        .and_then(|index| spec.ladder.get(index))
+    else {
+        return;
+    };
     let is_shadow = spec.mode == Mode::Shadow;
     let (name, result) = match action {
         RecoveryAction::FailReadiness => {
             if !is_shadow {
-                state.lifecycle.set(&condition(&spec.name), false, trouble.clone(), clock::now(), &state.telemetry);
+                state.lifecycle.set(
+                    &condition(&spec.name),
+                    false,
+                    trouble.clone(),
+                    clock::now(),
+                    &state.telemetry,
+                );
             }
             ("fail_readiness", Ok(trouble))
         }
         RecoveryAction::Webhook { .. } if is_shadow => ("webhook", Ok(trouble)),
         RecoveryAction::Webhook { url, timeout } => {
             let body = json!({"recovery": &*spec.name, "backend": &*spec.backend, "rung": rung + 1, "trouble": trouble, "at": Rfc3339(clock::wall()).to_string()});
-            ("webhook", webhook(url, Bytes::from(body.to_string()), *timeout).await)
+            (
+                "webhook",
+                webhook(url, Bytes::from(body.to_string()), *timeout).await,
+            )
         }
     };
-    state.telemetry.emit(Event::RecoveryActed { recovery: spec.name.clone(), rung: rung + 1, action: name, is_shadow, result });
+    state.telemetry.emit(Event::RecoveryActed {
+        recovery: spec.name.clone(),
+        rung: rung + 1,
+        action: name,
+        is_shadow,
+        result,
+    });
 }
 
 fn undo(state: &State, recovery: &Arc<str>) {
-    state.lifecycle.clear(&condition(recovery), clock::now(), &state.telemetry);
-    state.telemetry.emit(Event::RecoveryUndone { recovery: recovery.clone() });
+    state
+        .lifecycle
+        .clear(&condition(recovery), clock::now(), &state.telemetry);
+    state.telemetry.emit(Event::RecoveryUndone {
+        recovery: recovery.clone(),
+    });
 }
 
 /// The readiness condition of a recovery.
@@ -112,18 +169,31 @@ fn condition(recovery: &str) -> String {
 }
 
 async fn webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<String, String> {
-    let (Some(host), port) = (url.host(), url.port_u16().unwrap_or(80)) else { return Err(format!("{url} names no host")) };
+    let (Some(host), port) = (url.host(), url.port_u16().unwrap_or(80)) else {
+        return Err(format!("{url} names no host"));
+    };
     let host = host.trim_matches(['[', ']']);
-    let resolved = clock::within(Some(timeout), tokio::net::lookup_host((host, port))).await.map_err(|_| format!("{host} was not resolved within {timeout:?}"))?;
-    let address = resolved.map_err(|error| format!("{host} cannot be resolved: {error}"))?.next().ok_or_else(|| format!("{host} has no address"))?;
+    let resolved = clock::within(Some(timeout), tokio::net::lookup_host((host, port)))
+        .await
+        .map_err(|_| format!("{host} was not resolved within {timeout:?}"))?;
+    let address = resolved
+        .map_err(|error| format!("{host} cannot be resolved: {error}"))?
+        .next()
+        .ok_or_else(|| format!("{host} has no address"))?;
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let authority = url.authority().map_or(host, |authority| authority.as_str());
     let head = http_call::head("POST", path, authority, &body)?;
     let call = async {
-        let socket = Socket::connect(&address.into()).await.map_err(|error| format!("connect: {error}"))?;
+        let socket = Socket::connect(&address.into())
+            .await
+            .map_err(|error| format!("connect: {error}"))?;
         http_call::call(wire::open(socket, None), head, body, 0).await
     };
-    match clock::within(Some(timeout), call).await.map_err(|_| format!("no answer within {timeout:?}"))??.status {
+    match clock::within(Some(timeout), call)
+        .await
+        .map_err(|_| format!("no answer within {timeout:?}"))??
+        .status
+    {
         // Only the host: the rest of the address may be a secret.
         status if (200..300).contains(&status) => Ok(format!("{authority} answered {status}")),
         status => Err(format!("{authority} answered {status}")),

@@ -62,7 +62,14 @@ async fn follow(state: Arc<State>, mut generations: channel::Receiver<u64>) {
             tasks.abort_all();
             match &wanted {
                 Some(limits) => {
-                    tasks.spawn(Keeper { state: state.clone(), limits: limits.clone(), told: None }.stay_connected());
+                    tasks.spawn(
+                        Keeper {
+                            state: state.clone(),
+                            limits: limits.clone(),
+                            told: None,
+                        }
+                        .stay_connected(),
+                    );
                     tasks.spawn(pay(limits.clone()));
                 }
                 None => state.lifecycle.retract(REPORT),
@@ -104,10 +111,12 @@ struct Keeper {
 
 impl Keeper {
     async fn stay_connected(mut self) {
-        let backoff = Backoff::try_new(RETRY, LONGEST_RETRY).expect("the longest wait is not the shortest");
+        let backoff =
+            Backoff::try_new(RETRY, LONGEST_RETRY).expect("the longest wait is not the shortest");
         let mut failures = 0;
         loop {
-            let opened = clock::within(Some(PATIENCE * 2), Connection::open(self.limits.spec())).await;
+            let opened =
+                clock::within(Some(PATIENCE * 2), Connection::open(self.limits.spec())).await;
             let why = match opened.unwrap_or_else(|clock::Elapsed| Err(SILENT.to_owned())) {
                 Err(why) => why,
                 Ok(connection) => {
@@ -120,7 +129,12 @@ impl Keeper {
             self.limits.disconnected();
             self.is_ill(&why);
             failures += 1;
-            clock::sleep(backoff.ceiling(failures).mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
+            clock::sleep(
+                backoff
+                    .ceiling(failures)
+                    .mul_f64(fastrand::f64().mul_add(0.5, 0.75)),
+            )
+            .await;
         }
     }
 
@@ -137,7 +151,8 @@ impl Keeper {
                 Err(clock::Elapsed) => return SILENT.to_owned(),
             }
             // It lives, and may refuse all the same: it is full, or only to be read.
-            let is_closed = self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed;
+            let is_closed =
+                self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed;
             match self.limits.take_fault() {
                 Some(fault) if fault.is_lost => return fault.why,
                 Some(fault) if !is_closed => self.is_ill(&fault.why),
@@ -151,17 +166,28 @@ impl Keeper {
 
     fn is_well(&mut self) {
         let engine = self.limits.spec().to_string();
-        self.state.lifecycle.report(REPORT, Ok(format!("{engine} keeps the limits of all instances")));
+        self.state.lifecycle.report(
+            REPORT,
+            Ok(format!("{engine} keeps the limits of all instances")),
+        );
         if self.told.take().is_some() {
-            self.state.telemetry.emit(Event::GlobalLimitsRestored { engine });
+            self.state
+                .telemetry
+                .emit(Event::GlobalLimitsRestored { engine });
         }
     }
 
     fn is_ill(&mut self, why: &str) {
-        let why = format!("{} ({}): {why}", self.limits.spec(), self.limits.spec().place());
+        let why = format!(
+            "{} ({}): {why}",
+            self.limits.spec(),
+            self.limits.spec().place()
+        );
         self.state.lifecycle.report(REPORT, Err(why.clone()));
         if self.told.as_ref() != Some(&why) {
-            self.state.telemetry.emit(Event::GlobalLimitsLost { why: why.clone() });
+            self.state
+                .telemetry
+                .emit(Event::GlobalLimitsLost { why: why.clone() });
             self.told = Some(why);
         }
     }

@@ -30,7 +30,11 @@ impl Signals {
     /// If the system refuses.
     pub fn heed() -> io::Result<Self> {
         let listen = |kind| signal(kind).map(Some);
-        Ok(Self { hangup: listen(SignalKind::hangup())?, terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     pub(super) async fn next(&mut self) -> Signal {

@@ -23,7 +23,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub(super) async fn watch_outliers(state: Arc<State>) {
     loop {
         // An idle sidecar wakes up rarely; a policy that begins to eject is noticed within a second.
-        let is_needed = state.live.load().backends.iter().any(|backend| backend.spec.outlier.is_some());
+        let is_needed = state
+            .live
+            .load()
+            .backends
+            .iter()
+            .any(|backend| backend.spec.outlier.is_some());
         clock::sleep(if is_needed { LOOK_EVERY } else { TICK }).await;
         let now = clock::now();
         for backend in &state.live.load().backends {
@@ -38,7 +43,10 @@ pub(super) async fn upkeep(state: Arc<State>) {
         clock::sleep(TICK).await;
         let now = clock::now();
         let live = state.live.load();
-        state.lifecycle.youth.grow_up(live.snapshot.lifecycle.warm_up.as_ref(), now);
+        state
+            .lifecycle
+            .youth
+            .grow_up(live.snapshot.lifecycle.warm_up.as_ref(), now);
         capacity::feel(&state, now);
         gates::look(&state);
         for breaker in &live.breakers {
@@ -48,7 +56,10 @@ pub(super) async fn upkeep(state: Arc<State>) {
             state.telemetry.metrics.upkeep();
         }
         if second % KEYS_EVERY == 0 {
-            live.routes.iter().flat_map(|route| &route.rate_limits).for_each(|limit| limit.sweep(now));
+            live.routes
+                .iter()
+                .flat_map(|route| &route.rate_limits)
+                .for_each(|limit| limit.sweep(now));
         }
     }
 }

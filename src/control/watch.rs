@@ -23,12 +23,23 @@ pub(super) async fn watch(path: PathBuf, poll_interval: Duration, changed: mpsc:
             _ = notice.try_send(());
         }
     });
-    let directory = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(&path) };
-    let watcher = watcher.and_then(|mut watcher| watcher.watch(directory, RecursiveMode::NonRecursive).map(|()| watcher));
+    let directory = if path.is_dir() {
+        path.as_path()
+    } else {
+        path.parent().unwrap_or(&path)
+    };
+    let watcher = watcher.and_then(|mut watcher| {
+        watcher
+            .watch(directory, RecursiveMode::NonRecursive)
+            .map(|()| watcher)
+    });
     let is_watching = match &watcher {
         Ok(_) => true,
         Err(error) => {
-            tracing::warn!("{} cannot be watched, it is looked at every {poll_interval:?} instead: {error}", directory.display());
+            tracing::warn!(
+                "{} cannot be watched, it is looked at every {poll_interval:?} instead: {error}",
+                directory.display()
+            );
             false
         }
     };

@@ -34,22 +34,51 @@ use super::{
 ///
 /// # Errors
 /// All faults of all files.
-pub fn compile(source: &Source, environment: &HashMap<String, String>) -> Result<Loaded, Diagnostics> {
+pub fn compile(
+    source: &Source,
+    environment: &HashMap<String, String>,
+) -> Result<Loaded, Diagnostics> {
     let (documents, mut faults) = read_documents(source, environment);
     let is_partial = !faults.is_empty();
-    let mut compiler = Compiler { documents: &documents, faults: Vec::new(), is_partial, is_quiet: false };
+    let mut compiler = Compiler {
+        documents: &documents,
+        faults: Vec::new(),
+        is_partial,
+        is_quiet: false,
+    };
     let snapshot = compiler.compile(source.hash());
     faults.append(&mut compiler.faults);
     if faults.is_empty() && snapshot.listeners.is_empty() {
-        let message = if documents.is_empty() { "there is no policy in it" } else { "there is no listener in this set" };
-        let file = source.files().first().map(|file| file.name.clone()).unwrap_or_default();
+        let message = if documents.is_empty() {
+            "there is no policy in it"
+        } else {
+            "there is no listener in this set"
+        };
+        let file = source
+            .files()
+            .first()
+            .map(|file| file.name.clone())
+            .unwrap_or_default();
         let place = Place::whole(file);
-        faults.push(Diagnostic::error(place, message).with_hint("a set has at least one listener; an empty one would close every port"));
+        faults.push(
+            Diagnostic::error(place, message)
+                .with_hint("a set has at least one listener; an empty one would close every port"),
+        );
     }
     redact(&mut faults, source, environment);
     let diagnostics = Diagnostics::new(faults);
-    let has_errors = diagnostics.as_slice().iter().any(|fault| fault.severity == Severity::Error);
-    if has_errors { Err(diagnostics) } else { Ok(Loaded { snapshot, warnings: diagnostics }) }
+    let has_errors = diagnostics
+        .as_slice()
+        .iter()
+        .any(|fault| fault.severity == Severity::Error);
+    if has_errors {
+        Err(diagnostics)
+    } else {
+        Ok(Loaded {
+            snapshot,
+            warnings: diagnostics,
+        })
+    }
 }
 
 /// A document and where it stands.
@@ -68,11 +97,17 @@ struct At<'a> {
 
 impl At<'_> {
     fn key(&self, key: &str) -> Self {
-        Self { located: self.located, path: self.path.key(key) }
+        Self {
+            located: self.located,
+            path: self.path.key(key),
+        }
     }
 
     fn index(&self, index: usize) -> Self {
-        Self { located: self.located, path: self.path.index(index) }
+        Self {
+            located: self.located,
+            path: self.path.index(index),
+        }
     }
 
     fn place(&self) -> Place {
@@ -100,13 +135,22 @@ impl<'a> Compiler<'a> {
     fn compile(&mut self, hash: String) -> Snapshot {
         self.check_document_names();
         let defaults = self.at_most_one("defaults", |document| document.spec.defaults.as_ref());
-        let defaults = defaults.map(|(at, sections)| Scope { origin: Origin::Defaults, at, sections });
+        let defaults = defaults.map(|(at, sections)| Scope {
+            origin: Origin::Defaults,
+            at,
+            sections,
+        });
         let policies = self.named_policies();
         self.check_unused(policies.values().chain(&defaults));
 
         let listeners = self.listeners();
         let backends = self.backends();
-        let tables = routes::Tables { listeners: &listeners, backends: &backends, policies: &policies, defaults: defaults.as_ref() };
+        let tables = routes::Tables {
+            listeners: &listeners,
+            backends: &backends,
+            policies: &policies,
+            defaults: defaults.as_ref(),
+        };
         let (routes, rules) = self.routes(&tables);
         let lifecycle = self.lifecycle(&backends);
         let recoveries = self.recoveries(&backends, &routes);
@@ -116,7 +160,10 @@ impl<'a> Compiler<'a> {
         Snapshot {
             hash,
             listeners: listeners.into_iter().map(|(_, spec)| spec).collect(),
-            backends: backends.into_iter().map(|(_, backend)| backend.spec).collect(),
+            backends: backends
+                .into_iter()
+                .map(|(_, backend)| backend.spec)
+                .collect(),
             routes,
             rules,
             lifecycle,
@@ -130,30 +177,58 @@ impl<'a> Compiler<'a> {
     fn check_document_names(&mut self) {
         let mut seen = HashMap::new();
         for located in self.documents {
-            let at = At { located, path: Path::default().key("metadata").key("name") };
+            let at = At {
+                located,
+                path: Path::default().key("metadata").key("name"),
+            };
             self.check_name(&at, "document", &located.document.metadata.name, &mut seen);
         }
     }
 
     /// Every item of a list of all documents, with its place.
-    fn each<T: 'a>(&self, key: &str, list: impl Fn(&'a Document) -> &'a [T]) -> Vec<(At<'a>, &'a T)> {
+    fn each<T: 'a>(
+        &self,
+        key: &str,
+        list: impl Fn(&'a Document) -> &'a [T],
+    ) -> Vec<(At<'a>, &'a T)> {
         let mut all = Vec::new();
         for located in self.documents {
-            let at = At { located, path: Path::default().key("spec").key(key) };
-            all.extend(list(&located.document).iter().enumerate().map(|(index, item)| (at.index(index), item)));
+            let at = At {
+                located,
+                path: Path::default().key("spec").key(key),
+            };
+            all.extend(
+                list(&located.document)
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| (at.index(index), item)),
+            );
         }
         all
     }
 
     /// A section that may stand in one document only.
-    fn at_most_one<T: 'a>(&mut self, key: &str, section: impl Fn(&'a Document) -> Option<&'a T>) -> Option<(At<'a>, &'a T)> {
+    fn at_most_one<T: 'a>(
+        &mut self,
+        key: &str,
+        section: impl Fn(&'a Document) -> Option<&'a T>,
+    ) -> Option<(At<'a>, &'a T)> {
         let mut found: Option<(At<'a>, &'a T)> = None;
         for located in self.documents {
-            let Some(value) = section(&located.document) else { continue };
-            let at = At { located, path: Path::default().key("spec").key(key) };
+            let Some(value) = section(&located.document) else {
+                continue;
+            };
+            let at = At {
+                located,
+                path: Path::default().key("spec").key(key),
+            };
             if let Some((first, _)) = &found {
                 let first = first.place();
-                self.error(&at, format!("`{key}` is given twice")).hint(format!("the other is at {}:{}; keep one", first.file, first.line));
+                self.error(&at, format!("`{key}` is given twice"))
+                    .hint(format!(
+                        "the other is at {}:{}; keep one",
+                        first.file, first.line
+                    ));
             } else {
                 found = Some((at, value));
             }
@@ -162,14 +237,26 @@ impl<'a> Compiler<'a> {
     }
 
     /// Refuses names that are given twice or are no names.
-    fn check_name(&mut self, at: &At<'a>, kind: &str, name: &str, seen: &mut HashMap<String, Place>) {
-        let is_name = !name.is_empty() && name.len() <= 63 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.');
+    fn check_name(
+        &mut self,
+        at: &At<'a>,
+        kind: &str,
+        name: &str,
+        seen: &mut HashMap<String, Place>,
+    ) {
+        let is_name = !name.is_empty()
+            && name.len() <= 63
+            && name.bytes().all(|byte| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.'
+            });
         if !is_name {
-            self.error(at, format!("`{name}` cannot be the name of a {kind}")).hint("use up to 63 lower-case letters, digits, `-` and `.`");
+            self.error(at, format!("`{name}` cannot be the name of a {kind}"))
+                .hint("use up to 63 lower-case letters, digits, `-` and `.`");
         }
         if let Some(first) = seen.get(name) {
             let hint = format!("the other is at {}:{}", first.file, first.line);
-            self.error(at, format!("the {kind} `{name}` is given twice")).hint(hint);
+            self.error(at, format!("the {kind} `{name}` is given twice"))
+                .hint(hint);
         } else {
             seen.insert(name.to_owned(), at.place());
         }
@@ -179,42 +266,66 @@ impl<'a> Compiler<'a> {
     fn header_name(&mut self, at: &At<'a>, name: &str) -> Option<http::HeaderName> {
         let parsed = name.to_ascii_lowercase().parse().ok();
         if parsed.is_none() {
-            self.error(at, format!("`{name}` is not the name of a header")).hint("header names are letters, digits and `-`");
+            self.error(at, format!("`{name}` is not the name of a header"))
+                .hint("header names are letters, digits and `-`");
         }
         parsed
     }
 
     /// A method, as it is written in requests.
     fn method(&mut self, at: &At<'a>, method: &str) -> Option<http::Method> {
-        let is_capitals = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
+        let is_capitals =
+            !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
         if !is_capitals {
-            self.error(at, format!("`{method}` is not a method")).hint("methods are written in capitals, like `GET`");
+            self.error(at, format!("`{method}` is not a method"))
+                .hint("methods are written in capitals, like `GET`");
         }
         method.parse().ok().filter(|_| is_capitals)
     }
 
-    fn unknown_reference<'n>(&mut self, at: &At<'a>, kind: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) {
+    fn unknown_reference<'n>(
+        &mut self,
+        at: &At<'a>,
+        kind: &str,
+        name: &str,
+        known: impl Iterator<Item = &'n str> + Clone,
+    ) {
         if self.is_partial {
             return;
         }
         let hint = did_you_mean(name, known.clone()).map(|near| format!("did you mean `{near}`?"));
         let hint = hint.unwrap_or_else(|| {
             let known: Vec<&str> = known.collect();
-            if known.is_empty() { format!("there is no {kind} at all") } else { format!("known: {}", known.join(", ")) }
+            if known.is_empty() {
+                format!("there is no {kind} at all")
+            } else {
+                format!("known: {}", known.join(", "))
+            }
         });
-        self.error(at, format!("there is no {kind} `{name}`")).hint(hint);
+        self.error(at, format!("there is no {kind} `{name}`"))
+            .hint(hint);
     }
 
     fn named_policies(&mut self) -> HashMap<&'a str, Scope<'a, 'a>> {
         let mut policies = HashMap::new();
         let mut seen = HashMap::new();
         for located in self.documents {
-            let at = At { located, path: Path::default().key("spec").key("policies") };
+            let at = At {
+                located,
+                path: Path::default().key("spec").key("policies"),
+            };
             for (name, sections) in &located.document.spec.policies {
                 let at = at.key(name);
                 self.check_name(&at, "policy", name, &mut seen);
                 let origin = Origin::RoutePolicy(Arc::from(name.as_str()));
-                policies.insert(name.as_str(), Scope { origin, at, sections });
+                policies.insert(
+                    name.as_str(),
+                    Scope {
+                        origin,
+                        at,
+                        sections,
+                    },
+                );
             }
         }
         policies
@@ -229,7 +340,10 @@ impl<'a> Compiler<'a> {
         if self.is_quiet {
             return Fault(None);
         }
-        self.faults.push(Diagnostic { severity: Severity::Warning, ..Diagnostic::error(at.place(), message) });
+        self.faults.push(Diagnostic {
+            severity: Severity::Warning,
+            ..Diagnostic::error(at.place(), message)
+        });
         Fault(self.faults.last_mut())
     }
 }
@@ -245,7 +359,10 @@ impl Fault<'_> {
     }
 }
 
-fn read_documents<'a>(source: &'a Source, environment: &HashMap<String, String>) -> (Vec<Located<'a>>, Vec<Diagnostic>) {
+fn read_documents<'a>(
+    source: &'a Source,
+    environment: &HashMap<String, String>,
+) -> (Vec<Located<'a>>, Vec<Diagnostic>) {
     let schema = super::schema();
     let mut documents = Vec::new();
     let mut faults = Vec::new();
@@ -253,20 +370,36 @@ fn read_documents<'a>(source: &'a Source, environment: &HashMap<String, String>)
         let roots = match tree::parse(&file.text) {
             Ok(roots) => roots,
             Err((position, message)) => {
-                faults.push(Diagnostic::error(place(file, position), format!("not YAML: {message}")));
+                faults.push(Diagnostic::error(
+                    place(file, position),
+                    format!("not YAML: {message}"),
+                ));
                 continue;
             }
         };
         let before = faults.len();
-        for fault in roots.iter().flat_map(|root| structure::check(root, &schema)) {
-            faults.push(Diagnostic { hint: fault.hint, ..Diagnostic::error(place(file, fault.position), fault.message) });
+        for fault in roots
+            .iter()
+            .flat_map(|root| structure::check(root, &schema))
+        {
+            faults.push(Diagnostic {
+                hint: fault.hint,
+                ..Diagnostic::error(place(file, fault.position), fault.message)
+            });
         }
         if faults.len() > before {
             continue;
         }
-        let options = serde_saphyr::options! { with_snippet: false }.with_properties(environment.clone());
+        let options =
+            serde_saphyr::options! { with_snippet: false }.with_properties(environment.clone());
         match serde_saphyr::from_multiple_with_options::<Document>(&file.text, options) {
-            Ok(read) => documents.extend(read.into_iter().zip(roots).map(|(document, root)| Located { file, root, document })),
+            Ok(read) => {
+                documents.extend(read.into_iter().zip(roots).map(|(document, root)| Located {
+                    file,
+                    root,
+                    document,
+                }))
+            }
             Err(error) => faults.push(type_fault(file, &error)),
         }
     }
@@ -275,22 +408,43 @@ fn read_documents<'a>(source: &'a Source, environment: &HashMap<String, String>)
 
 /// Takes the values of the environment out of what is shown: they may be secrets.
 fn redact(faults: &mut [Diagnostic], source: &Source, environment: &HashMap<String, String>) {
-    let is_used = |name: &str| source.files().iter().any(|file| file.text.contains(&format!("${{{name}")));
+    let is_used = |name: &str| {
+        source
+            .files()
+            .iter()
+            .any(|file| file.text.contains(&format!("${{{name}")))
+    };
     // What is shorter than a word is no secret, and would be found everywhere.
-    let used: Vec<_> = environment.iter().filter(|(name, value)| value.len() >= 4 && is_used(name)).collect();
+    let used: Vec<_> = environment
+        .iter()
+        .filter(|(name, value)| value.len() >= 4 && is_used(name))
+        .collect();
     for fault in faults {
         for (name, value) in &used {
-            fault.message = fault.message.replace(value.as_str(), &format!("${{{name}}}"));
-            fault.hint = fault.hint.take().map(|hint| hint.replace(value.as_str(), &format!("${{{name}}}")));
+            fault.message = fault
+                .message
+                .replace(value.as_str(), &format!("${{{name}}}"));
+            fault.hint = fault
+                .hint
+                .take()
+                .map(|hint| hint.replace(value.as_str(), &format!("${{{name}}}")));
         }
     }
 }
 
 fn type_fault(file: &File, error: &serde_saphyr::Error) -> Diagnostic {
     let number = |value: u64| usize::try_from(value).unwrap_or_default();
-    let position = error.location().map_or((0, 0), |location| (number(location.line()), number(location.column())));
+    let position = error.location().map_or((0, 0), |location| {
+        (number(location.line()), number(location.column()))
+    });
     let message = error.to_string();
-    let message = message.split(" at line ").next().unwrap_or_default().lines().next().unwrap_or_default();
+    let message = message
+        .split(" at line ")
+        .next()
+        .unwrap_or_default()
+        .lines()
+        .next()
+        .unwrap_or_default();
     Diagnostic::error(place(file, position), message.to_owned())
 }
 

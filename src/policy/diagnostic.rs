@@ -32,20 +32,34 @@ impl Place {
     /// A file as a whole.
     #[must_use]
     pub fn whole(file: Arc<str>) -> Self {
-        Self { file, line: 0, column: 0, text: String::new() }
+        Self {
+            file,
+            line: 0,
+            column: 0,
+            text: String::new(),
+        }
     }
 
     /// A line and a column of a file with this text.
     #[must_use]
     pub fn at(file: Arc<str>, text: &str, (line, column): (usize, usize)) -> Self {
-        let text = line.checked_sub(1).and_then(|index| yaml_lines(text).nth(index)).unwrap_or_default();
-        Self { file, line, column, text: text.to_owned() }
+        let text = line
+            .checked_sub(1)
+            .and_then(|index| yaml_lines(text).nth(index))
+            .unwrap_or_default();
+        Self {
+            file,
+            line,
+            column,
+            text: text.to_owned(),
+        }
     }
 }
 
 /// The lines as YAML counts them: a line feed, a carriage return, or both together end one (YAML 1.2, 5.4).
 fn yaml_lines(text: &str) -> impl Iterator<Item = &str> {
-    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
+    text.split('\n')
+        .flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
 /// One fault.
@@ -88,7 +102,9 @@ impl Diagnostics {
     /// Puts faults in the order of their places.
     #[must_use]
     pub fn new(mut faults: Vec<Diagnostic>) -> Self {
-        faults.sort_by(|a, b| (&a.place, a.severity, &a.message).cmp(&(&b.place, b.severity, &b.message)));
+        faults.sort_by(|a, b| {
+            (&a.place, a.severity, &a.message).cmp(&(&b.place, b.severity, &b.message))
+        });
         faults.dedup();
         Self(faults)
     }
@@ -102,13 +118,21 @@ impl Diagnostics {
     /// The worst of them, as one line: the first error, else the first warning.
     #[must_use]
     pub fn headline(&self) -> String {
-        self.0.iter().min_by_key(|fault| fault.severity).map(Diagnostic::one_line).unwrap_or_default()
+        self.0
+            .iter()
+            .min_by_key(|fault| fault.severity)
+            .map(Diagnostic::one_line)
+            .unwrap_or_default()
     }
 
     /// For people.
     #[must_use]
     pub fn to_human(&self) -> String {
-        self.0.iter().map(Diagnostic::to_human).collect::<Vec<_>>().join("\n")
+        self.0
+            .iter()
+            .map(Diagnostic::to_human)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// For machines: an array of objects.
@@ -134,11 +158,25 @@ impl Diagnostics {
     pub fn to_github(&self) -> String {
         let mut out = String::new();
         for fault in &self.0 {
-            let hint = fault.hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default();
-            let message = format!("{}{hint}", fault.message).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+            let hint = fault
+                .hint
+                .as_deref()
+                .map(|hint| format!(" ({hint})"))
+                .unwrap_or_default();
+            let message = format!("{}{hint}", fault.message)
+                .replace('%', "%25")
+                .replace('\r', "%0D")
+                .replace('\n', "%0A");
             let place = &fault.place;
             // Writing to a String cannot fail.
-            _ = writeln!(out, "::{} file={},line={},col={}::{message}", fault.severity_name(), place.file, place.line.max(1), place.column.max(1));
+            _ = writeln!(
+                out,
+                "::{} file={},line={},col={}::{message}",
+                fault.severity_name(),
+                place.file,
+                place.line.max(1),
+                place.column.max(1)
+            );
         }
         out
     }
@@ -148,7 +186,12 @@ impl Diagnostic {
     /// An error at a place.
     #[must_use]
     pub fn error(place: Place, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, place, message: message.into(), hint: None }
+        Self {
+            severity: Severity::Error,
+            place,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// Adds the mend.
@@ -169,14 +212,23 @@ impl Diagnostic {
     }
 
     fn to_human(&self) -> String {
-        let Place { file, line, column, text } = &self.place;
+        let Place {
+            file,
+            line,
+            column,
+            text,
+        } = &self.place;
         let mut out = format!("{}: {}\n", self.severity_name(), self.message);
         let margin = " ".repeat(line.to_string().len());
         // Writing to a String cannot fail.
         if *line == 0 {
             _ = writeln!(out, "  --> {file}");
         } else {
-            _ = writeln!(out, "{margin}--> {file}:{line}:{column}\n{margin} |\n{line} | {text}\n{margin} | {}^", " ".repeat(column.saturating_sub(1)));
+            _ = writeln!(
+                out,
+                "{margin}--> {file}:{line}:{column}\n{margin} |\n{line} | {text}\n{margin} | {}^",
+                " ".repeat(column.saturating_sub(1))
+            );
         }
         if let Some(hint) = &self.hint {
             _ = writeln!(out, "{margin} = help: {hint}");
@@ -194,10 +246,18 @@ impl Diagnostic {
 
 /// The candidate that was probably meant, if one is near enough.
 #[must_use]
-pub fn did_you_mean<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn did_you_mean<'a>(
+    written: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     candidates
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&written.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .map(|candidate| {
+            (
+                strsim::jaro_winkler(&written.to_lowercase(), &candidate.to_lowercase()),
+                candidate,
+            )
+        })
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)

@@ -31,27 +31,41 @@ use serde::Deserialize;
 
 pub use admission::AdmissionControl;
 pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
-pub use balancer::{ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType, SlowStart, ZoneAware, ZoneMode};
+pub use balancer::{
+    ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType,
+    SlowStart, ZoneAware, ZoneMode,
+};
 pub use degradation::{AsideRef, Fallback, FallbackResponse, FallbackTrigger, StaleIfError};
 pub use fault_injection::{FaultAbort, FaultDelay, FaultInjection};
-pub use global_rate_limit::{GlobalBackend, GlobalBackendType, GlobalRateLimit, RateLimitService, Redis, Replicas};
-pub use health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection};
+pub use global_rate_limit::{
+    GlobalBackend, GlobalBackendType, GlobalRateLimit, RateLimitService, Redis, Replicas,
+};
+pub use health::{
+    ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection,
+};
 pub use hedging::Hedging;
 pub use lifecycle::{AppProbes, Drain, Lifecycle, Startup, WarmUp};
-pub use listener::{ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor};
-pub use process::{AccessLog, Action, ActionType, LogFormat, Recovery, Rung, Telemetry, Trigger, TriggerType, Undo};
+pub use listener::{
+    ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor,
+};
+pub use process::{
+    AccessLog, Action, ActionType, LogFormat, Recovery, Rung, Telemetry, Trigger, TriggerType, Undo,
+};
 pub use protection::{Protection, Shed, SignalLevels, Signals};
 pub use rate_limit::{
-    ClientSelector, Cost, CostFrom, GlobalRateLimitRules, HeaderSelector, IdentitySelector, Limit, LimitUnit, LocalRateLimit, MethodSelector, PaceQueue, RateLimit,
-    RateLimitHeaders, RateLimitRule, RateWarmUp, RequestCost, ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
+    ClientSelector, Cost, CostFrom, GlobalRateLimitRules, HeaderSelector, IdentitySelector, Limit,
+    LimitUnit, LocalRateLimit, MethodSelector, PaceQueue, RateLimit, RateLimitHeaders,
+    RateLimitRule, RateWarmUp, RequestCost, ResponseCost, ResponseCostFrom, SelectorType,
+    SourceSelector,
 };
 pub use route::{
-    BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier, PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror,
-    Route, RouteMatch, UrlRewrite,
+    BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier,
+    PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror, Route,
+    RouteMatch, UrlRewrite,
 };
 pub use sections::{
-    Adaptive, AdaptiveAlgorithm, BreakerScope, CircuitBreaker, ConnectionLimits, GrpcCode, ModeName, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections,
-    Timeouts,
+    Adaptive, AdaptiveAlgorithm, BreakerScope, CircuitBreaker, ConnectionLimits, GrpcCode,
+    ModeName, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, Timeouts,
 };
 pub use tls::{Allow, BackendTls, ClientAuth, ListenerTls};
 
@@ -120,4 +134,12 @@ pub struct Spec {
 }
 
 /// Sections of the full policy format that this version does not build yet. They are refused by name, never ignored.
-pub const NOT_YET: &[&str] = &["rollouts", "lanes", "alerts", "notifications", "verify", "tracing", "session"];
+pub const NOT_YET: &[&str] = &[
+    "rollouts",
+    "lanes",
+    "alerts",
+    "notifications",
+    "verify",
+    "tracing",
+    "session",
+];

@@ -48,7 +48,12 @@ pub(super) fn spec(endpoint: &Endpoint) -> Result<EndpointSpec, Fault> {
         message: "an endpoint without weight would never be picked".to_owned(),
         hint: "take it out, or write a weight of at least 1",
     })?;
-    Ok(EndpointSpec { address, weight, zone: endpoint.zone.as_deref().map(Arc::from), priority: endpoint.priority })
+    Ok(EndpointSpec {
+        address,
+        weight,
+        zone: endpoint.zone.as_deref().map(Arc::from),
+        priority: endpoint.priority,
+    })
 }
 
 /// Reads a file of endpoints.
@@ -58,7 +63,8 @@ pub(super) fn spec(endpoint: &Endpoint) -> Result<EndpointSpec, Fault> {
 pub fn read(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
     let name: Arc<str> = path.display().to_string().into();
     let whole = |message: String| Diagnostic::error(Place::whole(name.clone()), message);
-    let text = fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    let text =
+        fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
     parse(&name, &text)
 }
 
@@ -67,49 +73,97 @@ pub fn read(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
 /// # Errors
 /// All its faults, with their places.
 pub fn parse(name: &Arc<str>, text: &str) -> Result<Vec<EndpointSpec>, Diagnostics> {
-    let fault = |position: Position, message: String, hint: Option<String>| Diagnostic { hint, ..Diagnostic::error(Place::at(name.clone(), text, position), message) };
-    let roots = tree::parse(text).map_err(|(position, message)| fault(position, format!("neither YAML nor JSON: {message}"), None))?;
+    let fault = |position: Position, message: String, hint: Option<String>| Diagnostic {
+        hint,
+        ..Diagnostic::error(Place::at(name.clone(), text, position), message)
+    };
+    let roots = tree::parse(text).map_err(|(position, message)| {
+        fault(position, format!("neither YAML nor JSON: {message}"), None)
+    })?;
     let [root] = roots.as_slice() else {
         let hint = "write a list of endpoints; `[]` says that there is none";
-        return Err(fault((0, 0), "there must be one document in it".to_owned(), Some(hint.to_owned())).into());
+        return Err(fault(
+            (0, 0),
+            "there must be one document in it".to_owned(),
+            Some(hint.to_owned()),
+        )
+        .into());
     };
     let is_keyed = matches!(root.kind, NodeKind::Mapping(_));
-    let schema = if is_keyed { schemars::schema_for!(Keyed) } else { schemars::schema_for!(Vec<EndpointEntry>) };
-    let mut faults: Vec<Diagnostic> = structure::check(root, &schema.to_value()).into_iter().map(|found| fault(found.position, found.message, found.hint)).collect();
+    let schema = if is_keyed {
+        schemars::schema_for!(Keyed)
+    } else {
+        schemars::schema_for!(Vec<EndpointEntry>)
+    };
+    let mut faults: Vec<Diagnostic> = structure::check(root, &schema.to_value())
+        .into_iter()
+        .map(|found| fault(found.position, found.message, found.hint))
+        .collect();
     if faults.is_empty() {
         let options = serde_saphyr::options! { with_snippet: false };
-        let read =
-            if is_keyed { serde_saphyr::from_str_with_options::<Keyed>(text, options).map(|keyed| keyed.endpoints) } else { serde_saphyr::from_str_with_options(text, options) };
+        let read = if is_keyed {
+            serde_saphyr::from_str_with_options::<Keyed>(text, options).map(|keyed| keyed.endpoints)
+        } else {
+            serde_saphyr::from_str_with_options(text, options)
+        };
         match read {
             Ok(entries) => return specs(&entries, &places(root), fault),
-            Err(error) => faults.push(fault((0, 0), error.to_string().lines().next().unwrap_or_default().to_owned(), None)),
+            Err(error) => faults.push(fault(
+                (0, 0),
+                error
+                    .to_string()
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+                None,
+            )),
         }
     }
     Err(Diagnostics::new(faults))
 }
 
-fn specs(entries: &[EndpointEntry], places: &[Position], fault: impl Fn(Position, String, Option<String>) -> Diagnostic) -> Result<Vec<EndpointSpec>, Diagnostics> {
+fn specs(
+    entries: &[EndpointEntry],
+    places: &[Position],
+    fault: impl Fn(Position, String, Option<String>) -> Diagnostic,
+) -> Result<Vec<EndpointSpec>, Diagnostics> {
     let at = |index: usize| places.get(index).copied().unwrap_or((0, 0));
     let mut seen = HashSet::new();
     let (mut made, mut faults) = (Vec::new(), Vec::new());
     for (index, EndpointEntry(endpoint)) in entries.iter().enumerate() {
         match spec(endpoint) {
-            Ok(spec) if !seen.insert(spec.address.clone()) => faults.push(fault(at(index), format!("the endpoint {} is given twice", spec.address), None)),
+            Ok(spec) if !seen.insert(spec.address.clone()) => faults.push(fault(
+                at(index),
+                format!("the endpoint {} is given twice", spec.address),
+                None,
+            )),
             Ok(spec) => made.push(spec),
             Err(wrong) => faults.push(fault(at(index), wrong.message, Some(wrong.hint.to_owned()))),
         }
     }
     if entries.len() > MAX_ENDPOINTS {
-        faults.push(fault((0, 0), format!("{} endpoints are more than {MAX_ENDPOINTS}", entries.len()), None));
+        faults.push(fault(
+            (0, 0),
+            format!("{} endpoints are more than {MAX_ENDPOINTS}", entries.len()),
+            None,
+        ));
     }
-    if faults.is_empty() { Ok(made) } else { Err(Diagnostics::new(faults)) }
+    if faults.is_empty() {
+        Ok(made)
+    } else {
+        Err(Diagnostics::new(faults))
+    }
 }
 
 /// Where each endpoint stands.
 fn places(root: &Node) -> Vec<Position> {
     match &root.kind {
         NodeKind::Sequence(items) => items.iter().map(|item| item.position).collect(),
-        NodeKind::Mapping(entries) => entries.first().map(|(_, list)| places(list)).unwrap_or_default(),
+        NodeKind::Mapping(entries) => entries
+            .first()
+            .map(|(_, list)| places(list))
+            .unwrap_or_default(),
         NodeKind::Scalar { .. } | NodeKind::Alias => Vec::new(),
     }
 }
@@ -120,11 +174,16 @@ pub fn is_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    let is_number = text.split('.').next_back().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_number = text
+        .split('.')
+        .next_back()
+        .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
     text.len() <= 253 && text.split('.').all(is_label) && !is_number
 }
 
@@ -134,12 +193,17 @@ mod tests {
 
     fn addresses(text: &str) -> Result<Vec<String>, String> {
         let parsed = parse(&Arc::from("e.yaml"), text);
-        parsed.map(|specs| specs.iter().map(|spec| spec.address.to_string()).collect()).map_err(|faults| faults.to_string())
+        parsed
+            .map(|specs| specs.iter().map(|spec| spec.address.to_string()).collect())
+            .map_err(|faults| faults.to_string())
     }
 
     #[test]
     fn a_file_is_a_list_or_a_mapping_in_yaml_or_json() {
-        let both = Ok(vec!["10.0.0.1:80".to_owned(), "unix:/run/app.sock".to_owned()]);
+        let both = Ok(vec![
+            "10.0.0.1:80".to_owned(),
+            "unix:/run/app.sock".to_owned(),
+        ]);
         for text in [
             "- 10.0.0.1:80\n- unix:/run/app.sock\n",
             "endpoints:\n  - {address: '10.0.0.1:80', weight: 2, zone: a, priority: 1}\n  - unix:/run/app.sock\n",
@@ -156,7 +220,10 @@ mod tests {
         let table = [
             ("", "there must be one document"),
             ("[\"10.0.0.1:80\", ", "neither YAML nor JSON"),
-            ("- 10.0.0.1:80\n- nonsense\n", "e.yaml:2:3: `nonsense` is not an endpoint"),
+            (
+                "- 10.0.0.1:80\n- nonsense\n",
+                "e.yaml:2:3: `nonsense` is not an endpoint",
+            ),
             ("- 10.0.0.1:80\n- 10.0.0.1:80\n", "given twice"),
             ("- {address: '10.0.0.1:80', weight: 0}\n", "without weight"),
             ("- {adress: '10.0.0.1:80'}\n", "unknown key `adress`"),

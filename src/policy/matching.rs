@@ -42,7 +42,9 @@ pub enum PathSpec {
 impl PartialEq for PathSpec {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Exact(one), Self::Exact(other)) | (Self::Prefix(one), Self::Prefix(other)) => one == other,
+            (Self::Exact(one), Self::Exact(other)) | (Self::Prefix(one), Self::Prefix(other)) => {
+                one == other
+            }
             (Self::Regex(one), Self::Regex(other)) => one.as_str() == other.as_str(),
             _ => false,
         }
@@ -100,7 +102,9 @@ impl Hostname {
         match self {
             Self::Exact(name) => host.eq_ignore_ascii_case(name),
             Self::Wildcard(suffix) => {
-                host.len() > suffix.len() && host.is_char_boundary(host.len() - suffix.len()) && host[host.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
+                host.len() > suffix.len()
+                    && host.is_char_boundary(host.len() - suffix.len())
+                    && host[host.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
             }
         }
     }
@@ -112,7 +116,9 @@ impl PathSpec {
     pub fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == exact,
-            Self::Prefix(prefix) => path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
             Self::Regex(regex) => regex.is_match(path),
         }
     }
@@ -131,10 +137,18 @@ impl Rule {
     /// Whether the request falls under the rule.
     #[must_use]
     pub fn matches(&self, request: &RequestView<'_>) -> bool {
-        self.hostname.as_ref().is_none_or(|hostname| hostname.matches(request.host))
+        self.hostname
+            .as_ref()
+            .is_none_or(|hostname| hostname.matches(request.host))
             && self.matches.path.matches(request.path)
-            && self.matches.method.as_ref().is_none_or(|method| method == request.method)
-            && self.matches.headers.iter().all(|(name, wanted)| (request.header)(name).is_some_and(|value| wanted.matches(value)))
+            && self
+                .matches
+                .method
+                .as_ref()
+                .is_none_or(|method| method == request.method)
+            && self.matches.headers.iter().all(|(name, wanted)| {
+                (request.header)(name).is_some_and(|value| wanted.matches(value))
+            })
     }
 
     /// What rules are sorted by; the first that matches wins.
@@ -151,7 +165,12 @@ impl Rule {
             PathSpec::Regex(regex) => (2, Reverse(regex.as_str().len())),
             PathSpec::Prefix(_) => (3, Reverse(0)),
         };
-        (host, path, self.matches.method.is_none(), Reverse(self.matches.headers.len()))
+        (
+            host,
+            path,
+            self.matches.method.is_none(),
+            Reverse(self.matches.headers.len()),
+        )
     }
 }
 
@@ -159,24 +178,50 @@ impl Rule {
 mod tests {
     use super::*;
 
-    fn rule(hostname: Option<&str>, path: &str, method: Option<&str>, headers: usize, route: usize) -> Rule {
+    fn rule(
+        hostname: Option<&str>,
+        path: &str,
+        method: Option<&str>,
+        headers: usize,
+        route: usize,
+    ) -> Rule {
         let hostname = hostname.map(|name| match name.strip_prefix('*') {
             Some(suffix) => Hostname::Wildcard(suffix.to_owned()),
             None => Hostname::Exact(name.to_owned()),
         });
         let path = match path.split_at_checked(1) {
             Some(("=", exact)) => PathSpec::Exact(exact.to_owned()),
-            Some(("~", regex)) => PathSpec::Regex(Regex::new(&format!("^(?:{regex})$")).expect("compiles")),
+            Some(("~", regex)) => {
+                PathSpec::Regex(Regex::new(&format!("^(?:{regex})$")).expect("compiles"))
+            }
             _ => PathSpec::Prefix(path.to_owned()),
         };
-        let headers = (0..headers).map(|n| (format!("x-{n}"), ValueSpec::Exact("1".to_owned()))).collect();
-        Rule { hostname, matches: MatchSpec { path, method: method.map(str::to_owned), headers }, route }
+        let headers = (0..headers)
+            .map(|n| (format!("x-{n}"), ValueSpec::Exact("1".to_owned())))
+            .collect();
+        Rule {
+            hostname,
+            matches: MatchSpec {
+                path,
+                method: method.map(str::to_owned),
+                headers,
+            },
+            route,
+        }
     }
 
     fn route_of(rules: &[Rule], host: &str, path: &str, method: &str) -> Option<usize> {
         let header = |name: &str| name.starts_with("x-").then_some("1");
-        let request = RequestView { host, path, method, header: &header };
-        rules.iter().find(|rule| rule.matches(&request)).map(|rule| rule.route)
+        let request = RequestView {
+            host,
+            path,
+            method,
+            header: &header,
+        };
+        rules
+            .iter()
+            .find(|rule| rule.matches(&request))
+            .map(|rule| rule.route)
     }
 
     #[test]
@@ -210,14 +255,25 @@ mod tests {
             ("shop", "/", "GET", 0),
         ];
         for (host, path, method, expected) in table {
-            assert_eq!(route_of(&rules, host, path, method), Some(expected), "{method} {host}{path}");
+            assert_eq!(
+                route_of(&rules, host, path, method),
+                Some(expected),
+                "{method} {host}{path}"
+            );
         }
     }
 
     #[test]
     fn a_prefix_matches_whole_elements() {
         let prefix = PathSpec::Prefix("/v1".to_owned());
-        for (path, expected) in [("/v1", true), ("/v1/", true), ("/v1/a", true), ("/v10", false), ("/v", false), ("/V1", false)] {
+        for (path, expected) in [
+            ("/v1", true),
+            ("/v1/", true),
+            ("/v1/a", true),
+            ("/v10", false),
+            ("/v", false),
+            ("/V1", false),
+        ] {
             assert_eq!(prefix.matches(path), expected, "{path}");
         }
     }

@@ -18,13 +18,21 @@ use super::{
     units::StatusSet,
 };
 use crate::resilience::{
-    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig, concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
+    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig,
+    concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
     retry_budget::RetryBudgetConfig,
 };
 
-pub use self::backend::{Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey, InvalidAddress, OutlierSpec, ProbeSpec};
-pub use self::degradation::{FallbackSpec, FallbackTo, FaultAnswer, FaultSpec, HedgingSpec, MirrorSpec, StaleSpec};
-pub use self::global_rate_limit::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, ServiceSpec};
+pub use self::backend::{
+    Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey,
+    InvalidAddress, OutlierSpec, ProbeSpec,
+};
+pub use self::degradation::{
+    FallbackSpec, FallbackTo, FaultAnswer, FaultSpec, HedgingSpec, MirrorSpec, StaleSpec,
+};
+pub use self::global_rate_limit::{
+    EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, ServiceSpec,
+};
 pub use self::lifecycle::{AppProbesSpec, LifecycleSpec, OwnWarmUpSpec};
 pub use self::protection::ProtectionSpec;
 pub use self::rate_limit::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec, WarmUpSpec};

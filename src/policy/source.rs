@@ -64,7 +64,10 @@ impl Source {
     #[must_use]
     pub fn hash(&self) -> String {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let parts = self.files.iter().flat_map(|file| [file.name.rsplit('/').next().unwrap_or_default(), &file.text]);
+        let parts = self
+            .files
+            .iter()
+            .flat_map(|file| [file.name.rsplit('/').next().unwrap_or_default(), &file.text]);
         for byte in parts.flat_map(|part| part.bytes().chain([0])) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
@@ -72,9 +75,14 @@ impl Source {
     }
 
     fn read_once(path: &Path) -> Result<Self, Diagnostics> {
-        let mut paths = if path.is_dir() { policy_files(path).map_err(|error| Diagnostics::from(unreadable(path, error)))? } else { vec![path.to_owned()] };
+        let mut paths = if path.is_dir() {
+            policy_files(path).map_err(|error| Diagnostics::from(unreadable(path, error)))?
+        } else {
+            vec![path.to_owned()]
+        };
         if paths.is_empty() {
-            let fault = unreadable(path, "there is no *.yaml in it").with_hint("mount the policy directory here, or name another with --policies");
+            let fault = unreadable(path, "there is no *.yaml in it")
+                .with_hint("mount the policy directory here, or name another with --policies");
             return Err(fault.into());
         }
         paths.sort();
@@ -82,11 +90,18 @@ impl Source {
         let mut faults = Vec::new();
         for path in paths {
             match fs::read_to_string(&path) {
-                Ok(text) => files.push(File { name: path.display().to_string().into(), text }),
+                Ok(text) => files.push(File {
+                    name: path.display().to_string().into(),
+                    text,
+                }),
                 Err(error) => faults.push(unreadable(&path, error)),
             }
         }
-        if faults.is_empty() { Ok(Self::from_files(files)) } else { Err(Diagnostics::new(faults)) }
+        if faults.is_empty() {
+            Ok(Self::from_files(files))
+        } else {
+            Err(Diagnostics::new(faults))
+        }
     }
 }
 
@@ -94,8 +109,12 @@ fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        let is_hidden = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let is_yaml = path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml");
         if is_yaml && !is_hidden && path.is_file() {
             found.push(path);
         }
@@ -104,5 +123,8 @@ fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn unreadable(path: &Path, why: impl std::fmt::Display) -> Diagnostic {
-    Diagnostic::error(Place::whole(path.display().to_string().into()), format!("cannot be read: {why}"))
+    Diagnostic::error(
+        Place::whole(path.display().to_string().into()),
+        format!("cannot be read: {why}"),
+    )
 }

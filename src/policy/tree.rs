@@ -67,12 +67,21 @@ impl Node {
         let mut position = self.position;
         for step in &path.0 {
             let child = match (&node.kind, step) {
-                (NodeKind::Mapping(entries), Step::Key(wanted)) => entries.iter().find(|(key, _)| key.text == *wanted).map(|(key, child)| {
-                    // A scalar is pointed at itself, a collection by its key.
-                    let place = if matches!(child.kind, NodeKind::Scalar { .. }) { child.position } else { key.position };
-                    (place, child)
-                }),
-                (NodeKind::Sequence(items), Step::Index(index)) => items.get(*index).map(|child| (child.position, child)),
+                (NodeKind::Mapping(entries), Step::Key(wanted)) => entries
+                    .iter()
+                    .find(|(key, _)| key.text == *wanted)
+                    .map(|(key, child)| {
+                        // A scalar is pointed at itself, a collection by its key.
+                        let place = if matches!(child.kind, NodeKind::Scalar { .. }) {
+                            child.position
+                        } else {
+                            key.position
+                        };
+                        (place, child)
+                    }),
+                (NodeKind::Sequence(items), Step::Index(index)) => {
+                    items.get(*index).map(|child| (child.position, child))
+                }
                 _ => None,
             };
             let Some((place, child)) = child else { break };
@@ -94,17 +103,37 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, (Position, String)> {
     let mut documents = Vec::new();
     let mut open: Vec<Builder> = Vec::new();
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|fault| ((fault.marker().line(), fault.marker().col() + 1), fault.info().to_owned()))?;
+        let (event, span) = event.map_err(|fault| {
+            (
+                (fault.marker().line(), fault.marker().col() + 1),
+                fault.info().to_owned(),
+            )
+        })?;
         let position = (span.start.line(), span.start.col() + 1);
         let finished = match event {
-            Event::Scalar(text, style, ..) => Some(Node { position, kind: NodeKind::Scalar { text: text.into_owned(), is_plain: style == ScalarStyle::Plain } }),
-            Event::Alias(_) => Some(Node { position, kind: NodeKind::Alias }),
+            Event::Scalar(text, style, ..) => Some(Node {
+                position,
+                kind: NodeKind::Scalar {
+                    text: text.into_owned(),
+                    is_plain: style == ScalarStyle::Plain,
+                },
+            }),
+            Event::Alias(_) => Some(Node {
+                position,
+                kind: NodeKind::Alias,
+            }),
             Event::SequenceStart(..) => {
-                open.push(Builder { position, kind: BuilderKind::Sequence(Vec::new()) });
+                open.push(Builder {
+                    position,
+                    kind: BuilderKind::Sequence(Vec::new()),
+                });
                 None
             }
             Event::MappingStart(..) => {
-                open.push(Builder { position, kind: BuilderKind::Mapping(Vec::new(), None) });
+                open.push(Builder {
+                    position,
+                    kind: BuilderKind::Mapping(Vec::new(), None),
+                });
                 None
             }
             Event::SequenceEnd | Event::MappingEnd => open.pop().map(Builder::finish),
@@ -139,8 +168,15 @@ impl Builder {
             BuilderKind::Mapping(entries, waiting) => match waiting.take() {
                 Some(key) => entries.push((key, node)),
                 None => {
-                    let text = if let NodeKind::Scalar { text, .. } = node.kind { text } else { String::new() };
-                    *waiting = Some(Key { position: node.position, text });
+                    let text = if let NodeKind::Scalar { text, .. } = node.kind {
+                        text
+                    } else {
+                        String::new()
+                    };
+                    *waiting = Some(Key {
+                        position: node.position,
+                        text,
+                    });
                 }
             },
         }
@@ -151,7 +187,10 @@ impl Builder {
             BuilderKind::Sequence(items) => NodeKind::Sequence(items),
             BuilderKind::Mapping(entries, _) => NodeKind::Mapping(entries),
         };
-        Node { position: self.position, kind }
+        Node {
+            position: self.position,
+            kind,
+        }
     }
 }
 
@@ -167,9 +206,13 @@ mod tests {
         assert_eq!(documents.len(), 2, "an empty document is left out");
         let root = Path::default();
         let b = root.key("b");
-        for (path, expected) in
-            [(root.key("a"), (2, 4)), (b.clone(), (3, 1)), (b.index(0), (4, 5)), (b.index(1).key("c").index(1), (5, 13)), (b.index(1).key("missing").key("deeper"), (5, 5))]
-        {
+        for (path, expected) in [
+            (root.key("a"), (2, 4)),
+            (b.clone(), (3, 1)),
+            (b.index(0), (4, 5)),
+            (b.index(1).key("c").index(1), (5, 13)),
+            (b.index(1).key("missing").key("deeper"), (5, 5)),
+        ] {
             assert_eq!(documents[0].locate(&path), expected, "{path:?}");
         }
         assert_eq!(documents[1].locate(&root.key("d")), (8, 4));

@@ -78,20 +78,35 @@ impl FromStr for Span {
     type Err = InvalidUnit;
 
     fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let wrong = || InvalidUnit(format!("`{text}` is not a duration: write hours, minutes, seconds and milliseconds like `1h30m`, `15s` or `250ms`"));
+        let wrong = || {
+            InvalidUnit(format!(
+                "`{text}` is not a duration: write hours, minutes, seconds and milliseconds like `1h30m`, `15s` or `250ms`"
+            ))
+        };
         let mut rest = text;
         let mut total = Duration::ZERO;
         let mut parts = 0;
         while !rest.is_empty() {
             let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            let number: u64 = if (1..=5).contains(&digits) { rest[..digits].parse().map_err(|_| wrong())? } else { return Err(wrong()) };
+            let number: u64 = if (1..=5).contains(&digits) {
+                rest[..digits].parse().map_err(|_| wrong())?
+            } else {
+                return Err(wrong());
+            };
             rest = &rest[digits..];
-            let (unit, millis) = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)].into_iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(wrong)?;
+            let (unit, millis) = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)]
+                .into_iter()
+                .find(|(unit, _)| rest.starts_with(unit))
+                .ok_or_else(wrong)?;
             rest = &rest[unit.len()..];
             total += Duration::from_millis(number * millis);
             parts += 1;
         }
-        if (1..=4).contains(&parts) { Ok(Self(total)) } else { Err(wrong()) }
+        if (1..=4).contains(&parts) {
+            Ok(Self(total))
+        } else {
+            Err(wrong())
+        }
     }
 }
 
@@ -115,7 +130,11 @@ impl FromStr for Size {
     type Err = InvalidUnit;
 
     fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let wrong = || InvalidUnit(format!("`{text}` is not a size: write bytes like `65536`, `64Ki`, `10M` or `1Gi`"));
+        let wrong = || {
+            InvalidUnit(format!(
+                "`{text}` is not a size: write bytes like `65536`, `64Ki`, `10M` or `1Gi`"
+            ))
+        };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         if !(1..=12).contains(&digits) {
             return Err(wrong());
@@ -139,7 +158,11 @@ impl FromStr for Timestamp {
     type Err = InvalidUnit;
 
     fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| InvalidUnit(format!("`{text}` is not a moment: write it like `2026-12-01T00:00:00Z`")))?;
+        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+            InvalidUnit(format!(
+                "`{text}` is not a moment: write it like `2026-12-01T00:00:00Z`"
+            ))
+        })?;
         Ok(Self(moment.into()))
     }
 }
@@ -148,16 +171,33 @@ impl FromStr for StatusRange {
     type Err = InvalidUnit;
 
     fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let wrong = || InvalidUnit(format!("`{text}` is not a set of statuses: write `503`, `5xx`, `500-504` or `gateway-error`"));
+        let wrong = || {
+            InvalidUnit(format!(
+                "`{text}` is not a set of statuses: write `503`, `5xx`, `500-504` or `gateway-error`"
+            ))
+        };
         if text == "gateway-error" {
-            return Ok(Self { first: 502, last: 504 });
+            return Ok(Self {
+                first: 502,
+                last: 504,
+            });
         }
-        let status = |text: &str| text.parse::<u16>().ok().filter(|code| (100..=599).contains(code) && text.len() == 3);
+        let status = |text: &str| {
+            text.parse::<u16>()
+                .ok()
+                .filter(|code| (100..=599).contains(code) && text.len() == 3)
+        };
         let (first, last) = if let Some(class) = text.strip_suffix("xx") {
             let class: u16 = class.parse().map_err(|_| wrong())?;
-            (class.checked_mul(100).ok_or_else(wrong)?, class.saturating_mul(100).saturating_add(99))
+            (
+                class.checked_mul(100).ok_or_else(wrong)?,
+                class.saturating_mul(100).saturating_add(99),
+            )
         } else if let Some((first, last)) = text.split_once('-') {
-            (status(first).ok_or_else(wrong)?, status(last).ok_or_else(wrong)?)
+            (
+                status(first).ok_or_else(wrong)?,
+                status(last).ok_or_else(wrong)?,
+            )
         } else {
             let code = status(text).ok_or_else(wrong)?;
             (code, code)
@@ -173,7 +213,10 @@ impl StatusRange {
     /// The statuses from `first` to `last`; what is no status is left out.
     #[must_use]
     pub fn of(first: u16, last: u16) -> Self {
-        Self { first: first.clamp(100, 599), last: last.clamp(100, 599) }
+        Self {
+            first: first.clamp(100, 599),
+            last: last.clamp(100, 599),
+        }
     }
 }
 
@@ -181,7 +224,9 @@ impl StatusSet {
     /// Whether the status is in the set.
     #[must_use]
     pub fn contains(&self, status: u16) -> bool {
-        status.checked_sub(100).is_some_and(|bit| bit < 500 && self.0[usize::from(bit / 64)] >> (bit % 64) & 1 == 1)
+        status
+            .checked_sub(100)
+            .is_some_and(|bit| bit < 500 && self.0[usize::from(bit / 64)] >> (bit % 64) & 1 == 1)
     }
 
     /// The statuses, lowest first.
@@ -256,7 +301,13 @@ impl<'de> Deserialize<'de> for StatusRange {
 impl<'de> Deserialize<'de> for Percent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let percent = f64::deserialize(deserializer)?;
-        if (0.0..=100.0).contains(&percent) { Ok(Self(percent)) } else { Err(de::Error::custom(format!("{percent} is not a percentage: write a number from 0 to 100"))) }
+        if (0.0..=100.0).contains(&percent) {
+            Ok(Self(percent))
+        } else {
+            Err(de::Error::custom(format!(
+                "{percent} is not a percentage: write a number from 0 to 100"
+            )))
+        }
     }
 }
 

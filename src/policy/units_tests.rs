@@ -2,10 +2,32 @@ use super::*;
 
 #[test]
 fn durations_are_read_as_gep_2257_writes_them() {
-    for (text, millis) in [("0s", 0), ("250ms", 250), ("15s", 15_000), ("1h30m", 5_400_000), ("1m30s500ms", 90_500), ("99999h", 359_996_400_000)] {
-        assert_eq!(text.parse::<Span>().map(|span| span.0.as_millis()), Ok(millis), "{text}");
+    for (text, millis) in [
+        ("0s", 0),
+        ("250ms", 250),
+        ("15s", 15_000),
+        ("1h30m", 5_400_000),
+        ("1m30s500ms", 90_500),
+        ("99999h", 359_996_400_000),
+    ] {
+        assert_eq!(
+            text.parse::<Span>().map(|span| span.0.as_millis()),
+            Ok(millis),
+            "{text}"
+        );
     }
-    for text in ["", "1", "s", "1.5s", "-1s", "1d", "100000s", "1s1s1s1s1s", "1 s", "１s"] {
+    for text in [
+        "",
+        "1",
+        "s",
+        "1.5s",
+        "-1s",
+        "1d",
+        "100000s",
+        "1s1s1s1s1s",
+        "1 s",
+        "１s",
+    ] {
         assert!(text.parse::<Span>().is_err(), "{text}");
     }
 }
@@ -13,26 +35,55 @@ fn durations_are_read_as_gep_2257_writes_them() {
 #[test]
 fn a_duration_is_written_as_it_is_read() {
     for text in ["0s", "250ms", "15s", "1h30m", "1m30s500ms"] {
-        assert_eq!(text.parse::<Span>().map(|span| span.to_string()).as_deref(), Ok(text));
+        assert_eq!(
+            text.parse::<Span>().map(|span| span.to_string()).as_deref(),
+            Ok(text)
+        );
     }
 }
 
 #[test]
 fn sizes_are_kubernetes_quantities() {
-    for (text, bytes) in [("0", 0), ("512", 512), ("64Ki", 65_536), ("10M", 10_000_000), ("1Gi", 1 << 30)] {
+    for (text, bytes) in [
+        ("0", 0),
+        ("512", 512),
+        ("64Ki", 65_536),
+        ("10M", 10_000_000),
+        ("1Gi", 1 << 30),
+    ] {
         assert_eq!(text.parse::<Size>(), Ok(Size(bytes)), "{text}");
     }
-    for text in ["", "Ki", "1KiB", "1.5Mi", "-1", "99999999999999999999", "1 Ki", "1é"] {
+    for text in [
+        "",
+        "Ki",
+        "1KiB",
+        "1.5Mi",
+        "-1",
+        "99999999999999999999",
+        "1 Ki",
+        "1é",
+    ] {
         assert!(text.parse::<Size>().is_err(), "{text}");
     }
 }
 
 #[test]
 fn statuses_are_codes_classes_ranges_and_a_word() {
-    for (text, first, last) in [("503", 503, 503), ("5xx", 500, 599), ("500-504", 500, 504), ("gateway-error", 502, 504)] {
-        assert_eq!(text.parse::<StatusRange>(), Ok(StatusRange { first, last }), "{text}");
+    for (text, first, last) in [
+        ("503", 503, 503),
+        ("5xx", 500, 599),
+        ("500-504", 500, 504),
+        ("gateway-error", 502, 504),
+    ] {
+        assert_eq!(
+            text.parse::<StatusRange>(),
+            Ok(StatusRange { first, last }),
+            "{text}"
+        );
     }
-    for text in ["", "99", "600", "6xx", "0xx", "xx", "504-500", "5xx-6xx", "+503", "999xx"] {
+    for text in [
+        "", "99", "600", "6xx", "0xx", "xx", "504-500", "5xx-6xx", "+503", "999xx",
+    ] {
         assert!(text.parse::<StatusRange>().is_err(), "{text}");
     }
 }

@@ -30,7 +30,10 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     /// The value of a header if it is text.
     pub(super) fn text(&self, name: &HeaderName) -> Option<&str> {
-        self.head.headers.get(name).and_then(|value| value.to_str().ok())
+        self.head
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
     }
 
     /// Where it is from, as far as the proxies in between are trusted to tell it.
@@ -40,12 +43,22 @@ impl Asked<'_> {
 
     /// Whether repeating it is harmless: by its method (RFC 9110 section 9.2.2), or because its client says that it can be told apart.
     pub(super) fn is_idempotent(&self) -> bool {
-        let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE];
+        let idempotent = [
+            Method::GET,
+            Method::HEAD,
+            Method::OPTIONS,
+            Method::TRACE,
+            Method::PUT,
+            Method::DELETE,
+        ];
         idempotent.contains(&self.head.method) || self.head.headers.contains_key(IDEMPOTENCY_KEY)
     }
 
     /// Which attempt of its sender's it is, if that is a proxy of this kind: 1 is the first.
     pub(super) fn attempt(&self) -> u32 {
-        self.text(&headers::ATTEMPT).and_then(|attempt| attempt.trim().parse().ok()).unwrap_or(1).max(1)
+        self.text(&headers::ATTEMPT)
+            .and_then(|attempt| attempt.trim().parse().ok())
+            .unwrap_or(1)
+            .max(1)
     }
 }

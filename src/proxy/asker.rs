@@ -51,7 +51,13 @@ impl Kept {
 
     /// What was asked.
     pub(super) fn asked(&self) -> Asked<'_> {
-        Asked { head: &self.head, peer: &self.peer, trusted: &self.listener.trusted, is_http2: self.is_http2, is_grpc: self.is_grpc }
+        Asked {
+            head: &self.head,
+            peer: &self.peer,
+            trusted: &self.listener.trusted,
+            is_http2: self.is_http2,
+            is_grpc: self.is_grpc,
+        }
     }
 }
 
@@ -116,7 +122,11 @@ impl Asker<'_> {
     pub(super) fn note(&mut self, piece: Option<&Bytes>) -> Result<(), Rejection> {
         match self {
             // The session tells of the end with the last piece, or after it.
-            Self::Client(client, body) => body.note(piece, piece.is_none() || client.is_body_done(), client.take_trailers()),
+            Self::Client(client, body) => body.note(
+                piece,
+                piece.is_none() || client.is_body_done(),
+                client.take_trailers(),
+            ),
             Self::Kept(_) => Ok(()),
         }
     }

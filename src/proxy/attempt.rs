@@ -74,7 +74,11 @@ impl Answered {
     pub(super) fn status_in_words(&self) -> String {
         match self.grpc_status {
             Some(status) => format!("grpc-status {status}"),
-            None => self.upstream.head().map(|head| head.status.as_u16().to_string()).unwrap_or_default(),
+            None => self
+                .upstream
+                .head()
+                .map(|head| head.status.as_u16().to_string())
+                .unwrap_or_default(),
         }
     }
 }
@@ -113,7 +117,14 @@ pub(super) async fn in_place(
     began: Instant,
 ) -> Result<Answered, Rejection> {
     let learner = place.as_ref().and_then(LimitGuard::learner);
-    let answered = until_answered(&exchange.learning(learner.as_ref()), client, body, progress, began).await;
+    let answered = until_answered(
+        &exchange.learning(learner.as_ref()),
+        client,
+        body,
+        progress,
+        began,
+    )
+    .await;
     if let Some(place) = place {
         place.answer_begins();
     }
@@ -121,8 +132,18 @@ pub(super) async fn in_place(
 }
 
 /// Makes attempts until one is answered with something to pass on. The policy's time begins at `began`, or when the client has sent all.
-async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, began: Instant) -> Result<Answered, Rejection> {
-    let mut deadline = Deadline::new(exchange.destination.policy.timeouts.request, &client.asked(), progress.began);
+async fn until_answered(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    progress: &mut Progress,
+    began: Instant,
+) -> Result<Answered, Rejection> {
+    let mut deadline = Deadline::new(
+        exchange.destination.policy.timeouts.request,
+        &client.asked(),
+        progress.began,
+    );
     if body.is_done() {
         deadline.begin(progress.complete.unwrap_or(progress.began), began);
     }
@@ -131,7 +152,13 @@ async fn until_answered(exchange: &Exchange<'_>, client: &mut Client, body: &mut
     answered
 }
 
-async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, deadline: &mut Deadline) -> Result<Answered, Rejection> {
+async fn attempts(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    progress: &mut Progress,
+    deadline: &mut Deadline,
+) -> Result<Answered, Rejection> {
     let mut tries = Tries::default();
     let mut retry_guard: Option<RetryGuard> = None;
     exchange.destination.budget.deposit(progress.began);
@@ -143,9 +170,14 @@ async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut Reque
         let tried = tries.count();
         let asked = client.asked();
         let attempt = Attempt::begin(exchange, &asked, &mut tries, deadline, progress)?;
-        let attempt = Attempt { looks_ahead: retrying::may_repeat_by_trailers(exchange, &asked, &tries), ..attempt };
+        let attempt = Attempt {
+            looks_ahead: retrying::may_repeat_by_trailers(exchange, &asked, &tries),
+            ..attempt
+        };
         let began = attempt.began;
-        let made = attempt.make(&mut Asker::Client(client, body), deadline).await;
+        let made = attempt
+            .make(&mut Asker::Client(client, body), deadline)
+            .await;
         let ended = match repicking::consider(exchange, body, &tries, tried, progress, made).await {
             None => continue,
             Some(Ok(answered)) => Ok(answered),
@@ -166,7 +198,17 @@ async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut Reque
         if failure.is_some() {
             note_failure(exchange, progress, &ended, began);
         }
-        let retry = failure.and_then(|failure| retrying::consider(exchange, client, body, failure, &mut tries, deadline, &mut retry_guard));
+        let retry = failure.and_then(|failure| {
+            retrying::consider(
+                exchange,
+                client,
+                body,
+                failure,
+                &mut tries,
+                deadline,
+                &mut retry_guard,
+            )
+        });
         match (retry, ended) {
             (Some(retry), ended) => {
                 if let Ok(answered) = ended {
@@ -178,16 +220,32 @@ async fn attempts(exchange: &Exchange<'_>, client: &mut Client, body: &mut Reque
                 if tries.number() == 1 {
                     hedging::note_shadow(exchange, client, body, began);
                 }
-                return Ok(Answered { _retry: retry_guard, ..answered });
+                return Ok(Answered {
+                    _retry: retry_guard,
+                    ..answered
+                });
             }
             (None, Err(broken)) => return Err(failed(progress, broken)),
         }
     }
 }
 
-fn note_failure(exchange: &Exchange<'_>, progress: &Progress, ended: &Result<Answered, Broken>, began: Instant) {
-    let how = ended.as_ref().map_or_else(|broken| broken.reason().token().to_owned(), Answered::status_in_words);
-    exchange.notes.push(Step::Failed { attempt: progress.attempts, endpoint: progress.endpoint_label(), how, took: clock::now().saturating_duration_since(began) });
+fn note_failure(
+    exchange: &Exchange<'_>,
+    progress: &Progress,
+    ended: &Result<Answered, Broken>,
+    began: Instant,
+) {
+    let how = ended.as_ref().map_or_else(
+        |broken| broken.reason().token().to_owned(),
+        Answered::status_in_words,
+    );
+    exchange.notes.push(Step::Failed {
+        attempt: progress.attempts,
+        endpoint: progress.endpoint_label(),
+        how,
+        took: clock::now().saturating_duration_since(began),
+    });
 }
 
 /// How a request ends whose last attempt failed.
@@ -210,29 +268,61 @@ pub(super) struct Attempt<'e> {
 
 impl<'e> Attempt<'e> {
     /// Picks an endpoint, and gets the right to ask it.
-    pub(super) fn begin(exchange: &'e Exchange<'e>, asked: &Asked<'_>, tries: &mut Tries, deadline: &Deadline, progress: &mut Progress) -> Result<Self, Rejection> {
+    pub(super) fn begin(
+        exchange: &'e Exchange<'e>,
+        asked: &Asked<'_>,
+        tries: &mut Tries,
+        deadline: &Deadline,
+        progress: &mut Progress,
+    ) -> Result<Self, Rejection> {
         let began = clock::now();
         if deadline.time_left(began).is_zero() {
             // Whoever asked has given up by now.
             return Err(Rejection::of(Reason::RequestTimeout));
         }
         progress.attempts += 1;
-        let Picked { index, breaker, observation } = picking::pick(exchange, asked, tries, began)?;
+        let Picked {
+            index,
+            breaker,
+            observation,
+        } = picking::pick(exchange, asked, tries, began)?;
         let endpoint = exchange.destination.backend.endpoints[index].clone();
         progress.endpoint = Some(endpoint.clone());
         tries.note(index);
-        Ok(Self { exchange, endpoint, breaker, observation, began, number: tries.number(), looks_ahead: false })
+        Ok(Self {
+            exchange,
+            endpoint,
+            breaker,
+            observation,
+            began,
+            number: tries.number(),
+            looks_ahead: false,
+        })
     }
 
     /// Asks the endpoint, and tells everybody who wants to know how it went.
-    pub(super) async fn make(self, asker: &mut Asker<'_>, deadline: &mut Deadline) -> Result<Answered, Failed> {
-        let Self { exchange, endpoint, breaker, observation, began, number, looks_ahead } = self;
+    pub(super) async fn make(
+        self,
+        asker: &mut Asker<'_>,
+        deadline: &mut Deadline,
+    ) -> Result<Answered, Failed> {
+        let Self {
+            exchange,
+            endpoint,
+            breaker,
+            observation,
+            began,
+            number,
+            looks_ahead,
+        } = self;
         let guard = endpoint.enter();
         let mut settlement = Settlement::new(exchange, breaker, observation, began);
         let made = match asking::ask(exchange, asker, deadline, number, &endpoint).await {
-            Ok((mut upstream, head)) if looks_ahead && asker.is_whole() => {
-                Box::pin(asking::first_piece(exchange, asker, deadline, &mut upstream)).await.map(|first| (upstream, head, first))
-            }
+            Ok((mut upstream, head)) if looks_ahead && asker.is_whole() => Box::pin(
+                asking::first_piece(exchange, asker, deadline, &mut upstream),
+            )
+            .await
+            .map(|first| (upstream, head, first)),
             made => made.map(|(upstream, head)| (upstream, head, None)),
         };
         let now = clock::now();
@@ -243,9 +333,14 @@ impl<'e> Attempt<'e> {
         match made {
             Ok((upstream, head, first)) => {
                 let told = upstream.head();
-                let is_unprocessed = told.is_some_and(|told| signs::note(exchange, &endpoint, &told.headers, now) && signs::is_unprocessed(told.status, &told.headers));
+                let is_unprocessed = told.is_some_and(|told| {
+                    signs::note(exchange, &endpoint, &told.headers, now)
+                        && signs::is_unprocessed(told.status, &told.headers)
+                });
                 let (grpc_status, judgement) = judge(exchange, &asker.asked(), &upstream);
-                let leave_alone = upstream.head().and_then(|head| classify::retry_after(head, clock::wall));
+                let leave_alone = upstream
+                    .head()
+                    .and_then(|head| classify::retry_after(head, clock::wall));
                 let unsettled = match judgement {
                     // Nothing was asked, so there is nothing to tell.
                     _ if is_unprocessed => {
@@ -262,7 +357,10 @@ impl<'e> Attempt<'e> {
                     }
                 };
                 let until = deadline.of_call();
-                let asking::Head { is_upgrade, is_listening } = head;
+                let asking::Head {
+                    is_upgrade,
+                    is_listening,
+                } = head;
                 let answered = Answered {
                     upstream,
                     is_upgrade,
@@ -277,24 +375,49 @@ impl<'e> Attempt<'e> {
                     in_flight: Some(guard),
                     _retry: None,
                 };
-                if is_unprocessed { Err(Failed::Unprocessed(Box::new(answered))) } else { Ok(answered) }
+                if is_unprocessed {
+                    Err(Failed::Unprocessed(Box::new(answered)))
+                } else {
+                    Ok(answered)
+                }
             }
             Err(failed) => {
-                let of_attempt = exchange.destination.policy.timeouts.backend_request.map(|one| deadline.began().unwrap_or(now).max(began) + one);
-                tell_failure(settlement, &failed, &endpoint, deadline.is_clients_own(of_attempt, now), now);
+                let of_attempt = exchange
+                    .destination
+                    .policy
+                    .timeouts
+                    .backend_request
+                    .map(|one| deadline.began().unwrap_or(now).max(began) + one);
+                tell_failure(
+                    settlement,
+                    &failed,
+                    &endpoint,
+                    deadline.is_clients_own(of_attempt, now),
+                    now,
+                );
                 Err(failed)
             }
         }
     }
 }
 
-fn tell_failure(settlement: Settlement, failed: &Failed, endpoint: &EndpointState, is_clients_own: bool, now: Instant) {
+fn tell_failure(
+    settlement: Settlement,
+    failed: &Failed,
+    endpoint: &EndpointState,
+    is_clients_own: bool,
+    now: Instant,
+) {
     match failed {
         // It has said that it leaves, and is gone: that is no failure.
-        Failed::Broken(broken) if broken.is_unprocessed() && endpoint.alone_until().is_some() => settlement.forget(),
+        Failed::Broken(broken) if broken.is_unprocessed() && endpoint.alone_until().is_some() => {
+            settlement.forget()
+        }
         // How little time a client gives is no failure of the backend.
         Failed::Broken(_) if is_clients_own => settlement.give_up(now),
-        Failed::Broken(broken) => settlement.settle(settlement::cut_off(broken.outcome()), None, now),
+        Failed::Broken(broken) => {
+            settlement.settle(settlement::cut_off(broken.outcome()), None, now)
+        }
         // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
         Failed::Full => settlement.forget(),
         Failed::Rejected(_) | Failed::Unprocessed(_) => settlement.give_up(now),
@@ -303,19 +426,33 @@ fn tell_failure(settlement: Settlement, failed: &Failed, endpoint: &EndpointStat
 
 /// Every endpoint has as many connections as it may, and all are busy.
 pub(super) fn full(exchange: &Exchange<'_>, progress: &Progress) -> Rejection {
-    let by = progress.endpoint.as_ref().map_or_else(|| exchange.destination.backend.spec.name.clone(), |endpoint| endpoint.label.clone());
+    let by = progress.endpoint.as_ref().map_or_else(
+        || exchange.destination.backend.spec.name.clone(),
+        |endpoint| endpoint.label.clone(),
+    );
     Rejection::by(Reason::ConnectionLimit, by).after(SOON)
 }
 
 /// What the head of an answer says about the attempt; of gRPC it may say nothing yet.
-fn judge(exchange: &Exchange<'_>, asked: &Asked<'_>, upstream: &Upstream) -> (Option<u8>, Option<Judgement>) {
-    let Some(head) = upstream.head() else { return (None, None) };
+fn judge(
+    exchange: &Exchange<'_>,
+    asked: &Asked<'_>,
+    upstream: &Upstream,
+) -> (Option<u8>, Option<Judgement>) {
+    let Some(head) = upstream.head() else {
+        return (None, None);
+    };
     let status = head.status.as_u16();
     if !asked.is_grpc {
-        return (None, Some(classify::status(&exchange.destination.policy, status)));
+        return (
+            None,
+            Some(classify::status(&exchange.destination.policy, status)),
+        );
     }
     let in_trailers = || upstream.trailers().and_then(grpc::status);
-    let stated = grpc::status(&head.headers).or_else(in_trailers).or_else(|| (status != 200).then(|| grpc::of_http(status)));
+    let stated = grpc::status(&head.headers)
+        .or_else(in_trailers)
+        .or_else(|| (status != 200).then(|| grpc::of_http(status)));
     (stated, stated.map(grpc::judge))
 }
 
@@ -333,5 +470,8 @@ async fn wait(client: &mut Client, body: &RequestBody, wait: Duration) -> Result
 
 /// A client that left, or sends what cannot be understood.
 pub(super) fn gone(reason: Reason) -> Rejection {
-    Rejection { is_fatal: true, ..Rejection::of(reason) }
+    Rejection {
+        is_fatal: true,
+        ..Rejection::of(reason)
+    }
 }

@@ -58,8 +58,15 @@ pub(super) fn of(client: &Client) -> Result<Target, Rejection> {
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         (&rest[..end], &rest[end..])
     };
-    let slash = if path_and_query.is_empty() || path_and_query.starts_with('?') { "/" } else { "" };
-    Ok(Target { authority: authority.to_owned(), path_and_query: [slash, path_and_query].concat() })
+    let slash = if path_and_query.is_empty() || path_and_query.starts_with('?') {
+        "/"
+    } else {
+        ""
+    };
+    Ok(Target {
+        authority: authority.to_owned(),
+        path_and_query: [slash, path_and_query].concat(),
+    })
 }
 
 /// HTTP/2 names the host in the target; a Host beside it must say the same (RFC 9113 section 8.3.1).
@@ -67,7 +74,10 @@ fn of_http2(client: &Client) -> Result<Target, Rejection> {
     let bad = || Rejection::of(Reason::BadRequest);
     let head = client.head();
     let mut hosts = head.headers.get_all(header::HOST).iter();
-    let host = hosts.next().map(|host| host.to_str().map_err(|_| bad())).transpose()?;
+    let host = hosts
+        .next()
+        .map(|host| host.to_str().map_err(|_| bad()))
+        .transpose()?;
     let authority = match (head.uri.authority().map(http::uri::Authority::as_str), host) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => return Err(bad()),
         (Some(authority), _) => authority,
@@ -77,7 +87,17 @@ fn of_http2(client: &Client) -> Result<Target, Rejection> {
     if hosts.next().is_some() || authority.is_empty() || authority.contains('@') {
         return Err(bad());
     }
-    let path = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let slash = if path.starts_with('/') || path == "*" { "" } else { "/" };
-    Ok(Target { authority: authority.to_owned(), path_and_query: [slash, path].concat() })
+    let path = head
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    let slash = if path.starts_with('/') || path == "*" {
+        ""
+    } else {
+        "/"
+    };
+    Ok(Target {
+        authority: authority.to_owned(),
+        path_and_query: [slash, path].concat(),
+    })
 }

@@ -26,7 +26,11 @@ impl Parts {
 
     /// Nothing has come yet of a stream of events.
     pub(super) fn events() -> Self {
-        Self::Events(Lines { is_line_empty: true, has_cr: false, is_between: true })
+        Self::Events(Lines {
+            is_line_empty: true,
+            has_cr: false,
+            is_between: true,
+        })
     }
 
     /// Follows what is passed on.
@@ -41,7 +45,9 @@ impl Parts {
     /// Whether it may end here.
     pub(super) fn is_between(&self) -> bool {
         match self {
-            Self::WebSocket(framed) | Self::Grpc(framed) => framed.head.is_empty() && framed.left == 0,
+            Self::WebSocket(framed) | Self::Grpc(framed) => {
+                framed.head.is_empty() && framed.left == 0
+            }
             Self::Events(lines) => lines.is_between,
         }
     }
@@ -69,7 +75,9 @@ impl Framed {
     /// `lengths` reads a head: the length of the body, or how long the head is at least.
     fn note(&mut self, mut bytes: &[u8], lengths: fn(&[u8]) -> Result<u64, usize>) {
         while !bytes.is_empty() {
-            let body = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+            let body = usize::try_from(self.left)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
             self.left -= body as u64;
             bytes = &bytes[body..];
             while !bytes.is_empty() && self.left == 0 {
@@ -86,7 +94,10 @@ impl Framed {
 }
 
 fn grpc_lengths(head: &[u8]) -> Result<u64, usize> {
-    let length: [u8; 4] = head.get(1..5).and_then(|length| length.try_into().ok()).ok_or(5_usize)?;
+    let length: [u8; 4] = head
+        .get(1..5)
+        .and_then(|length| length.try_into().ok())
+        .ok_or(5_usize)?;
     Ok(u32::from_be_bytes(length).into())
 }
 
@@ -101,8 +112,14 @@ fn websocket_lengths(head: &[u8]) -> Result<u64, usize> {
     if head.len() < 2 + wide + mask {
         return Err(2 + wide + mask);
     }
-    let length = head[2..2 + wide].iter().fold(0, |length, byte| length << 8 | u64::from(*byte));
-    Ok(if wide == 0 { (second & 0x7f).into() } else { length })
+    let length = head[2..2 + wide]
+        .iter()
+        .fold(0, |length, byte| length << 8 | u64::from(*byte));
+    Ok(if wide == 0 {
+        (second & 0x7f).into()
+    } else {
+        length
+    })
 }
 
 /// Lines, and whether an empty one was the last.
@@ -145,7 +162,11 @@ mod tests {
                     ends.push(passed);
                 }
             }
-            let reachable: Vec<usize> = expected.iter().copied().filter(|end| end % piece == 0 || *end == bytes.len()).collect();
+            let reachable: Vec<usize> = expected
+                .iter()
+                .copied()
+                .filter(|end| end % piece == 0 || *end == bytes.len())
+                .collect();
             assert_eq!(ends, reachable, "in pieces of {piece}");
         }
     }
@@ -177,7 +198,11 @@ mod tests {
     #[test]
     fn events_end_with_an_empty_line_however_lines_end() {
         check(Parts::events, b"data: a\n\ndata: b\ndata: c\n\n", &[9, 26]);
-        check(Parts::events, b"data: a\r\n\r\n: x\r\n\r\n", &[10, 11, 17, 18]);
+        check(
+            Parts::events,
+            b"data: a\r\n\r\n: x\r\n\r\n",
+            &[10, 11, 17, 18],
+        );
         check(Parts::events, b"data: a\r\rid: 1\r\r", &[9, 16]);
         assert!(Parts::events().is_between(), "nothing has begun");
     }

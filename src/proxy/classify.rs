@@ -52,7 +52,14 @@ impl Broken {
 
     /// Whether the backend cannot have looked at the request.
     pub(super) fn is_unprocessed(self) -> bool {
-        matches!(self, Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed | Self::Refused | Self::Reset { has_sent: false })
+        matches!(
+            self,
+            Self::ConnectFailed
+                | Self::ConnectTimeout
+                | Self::TlsFailed
+                | Self::Refused
+                | Self::Reset { has_sent: false }
+        )
     }
 
     /// For the client, if it is not tried again.
@@ -71,7 +78,9 @@ impl Broken {
     /// For the metrics.
     pub(super) fn outcome(self) -> AttemptOutcome {
         match self {
-            Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => AttemptOutcome::ConnectFailure,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => {
+                AttemptOutcome::ConnectFailure
+            }
             Self::Reset { .. } | Self::Refused | Self::Protocol => AttemptOutcome::Reset,
             Self::TimedOut { .. } => AttemptOutcome::Timeout,
         }
@@ -102,7 +111,9 @@ impl Judgement {
 
 /// What a status means.
 pub(super) fn status(policy: &PolicySpec, status: u16) -> Judgement {
-    let is_failure = policy.breaker.as_ref().map_or(status >= 500, |breaker| breaker.failure_codes.contains(status));
+    let is_failure = policy.breaker.as_ref().map_or(status >= 500, |breaker| {
+        breaker.failure_codes.contains(status)
+    });
     let (outcome, counted) = match status {
         429 => (Outcome::Throttled, AttemptOutcome::Throttled),
         _ if is_failure => (Outcome::Failure, AttemptOutcome::Failure),
@@ -114,15 +125,28 @@ pub(super) fn status(policy: &PolicySpec, status: u16) -> Judgement {
         500.. => Attempted::ServerError,
         _ => Attempted::Success,
     };
-    Judgement { outcome, attempted, counted, is_overload: matches!(status, 429 | 503) }
+    Judgement {
+        outcome,
+        attempted,
+        counted,
+        is_overload: matches!(status, 429 | 503),
+    }
 }
 
 /// The wait that an answer asks for: seconds or a date (RFC 9110 section 10.2.3), believed on 429 and 503 only.
-pub(super) fn retry_after(answer: &ResponseHeader, wall: impl FnOnce() -> SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(
+    answer: &ResponseHeader,
+    wall: impl FnOnce() -> SystemTime,
+) -> Option<Duration> {
     if answer.status != 429 && answer.status != 503 {
         return None;
     }
-    let value = answer.headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let value = answer
+        .headers
+        .get(header::RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
     }
@@ -151,7 +175,11 @@ mod tests {
         for (status, value, expected) in table {
             let mut answer = ResponseHeader::build(status, None).expect("a status");
             answer.insert_header("retry-after", value).expect("a value");
-            assert_eq!(retry_after(&answer, || wall).map(|wait| wait.as_secs()), expected, "{status} {value}");
+            assert_eq!(
+                retry_after(&answer, || wall).map(|wait| wait.as_secs()),
+                expected,
+                "{status} {value}"
+            );
         }
     }
 }

@@ -81,12 +81,21 @@ impl Client {
 
     /// The value of a header if it is text.
     pub(super) fn text(&self, name: &http::HeaderName) -> Option<&str> {
-        self.head().headers.get(name).and_then(|value| value.to_str().ok())
+        self.head()
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
     }
 
     /// What it asks.
     pub(super) fn asked(&self) -> Asked<'_> {
-        Asked { head: self.head(), peer: &self.peer, trusted: &self.listener.trusted, is_http2: self.is_http2(), is_grpc: self.is_grpc() }
+        Asked {
+            head: self.head(),
+            peer: &self.peer,
+            trusted: &self.listener.trusted,
+            is_http2: self.is_http2(),
+            is_grpc: self.is_grpc(),
+        }
     }
 
     /// Its address, as far as the proxies in between are trusted to tell it.
@@ -101,9 +110,18 @@ impl Client {
 
     /// Whether its request is one of gRPC, so that its answers are too. There is no gRPC over HTTP/1.
     pub(super) fn is_grpc(&self) -> bool {
-        let ClientStream::Http2(exchange) = &self.stream else { return false };
-        let kind = exchange.head().headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
-        kind.is_some_and(|kind| kind.starts_with(b"application/grpc") && matches!(kind.get(16), None | Some(b'+' | b';')))
+        let ClientStream::Http2(exchange) = &self.stream else {
+            return false;
+        };
+        let kind = exchange
+            .head()
+            .headers
+            .get(http::header::CONTENT_TYPE)
+            .map(http::HeaderValue::as_bytes);
+        kind.is_some_and(|kind| {
+            kind.starts_with(b"application/grpc")
+                && matches!(kind.get(16), None | Some(b'+' | b';'))
+        })
     }
 
     /// Whether it has sent all of its request.
@@ -149,15 +167,25 @@ impl Client {
     /// Queues the head of an interim answer.
     pub(super) async fn write_interim(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
         match &mut self.stream {
-            ClientStream::Http1(http1) => http1.session.write_response_header(head).await.map_err(|error| failure(&error)),
-            ClientStream::Http2(exchange) => exchange.write_interim(*head).map_err(|_| Reason::ClientClosed),
+            ClientStream::Http1(http1) => http1
+                .session
+                .write_response_header(head)
+                .await
+                .map_err(|error| failure(&error)),
+            ClientStream::Http2(exchange) => exchange
+                .write_interim(*head)
+                .map_err(|_| Reason::ClientClosed),
         }
     }
 
     /// Queues the head of its answer.
     pub(super) async fn write_head(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
         match &mut self.stream {
-            ClientStream::Http1(http1) => http1.session.write_response_header(head).await.map_err(|error| failure(&error)),
+            ClientStream::Http1(http1) => http1
+                .session
+                .write_response_header(head)
+                .await
+                .map_err(|error| failure(&error)),
             ClientStream::Http2(exchange) => {
                 exchange.write_head(*head);
                 Ok(())
@@ -168,7 +196,11 @@ impl Client {
     /// Queues a piece of its answer.
     pub(super) async fn write(&mut self, piece: Bytes) -> Result<(), Reason> {
         match &mut self.stream {
-            ClientStream::Http1(http1) => http1.session.write_response_body(piece, false).await.map_err(|_| Reason::ClientClosed),
+            ClientStream::Http1(http1) => http1
+                .session
+                .write_response_body(piece, false)
+                .await
+                .map_err(|_| Reason::ClientClosed),
             ClientStream::Http2(exchange) => {
                 exchange.write(piece);
                 Ok(())
@@ -179,7 +211,12 @@ impl Client {
     /// Queues the end of its answer. Trailers do not pass HTTP/1.
     pub(super) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Reason> {
         match &mut self.stream {
-            ClientStream::Http1(http1) => http1.session.finish_body().await.map(drop).map_err(|_| Reason::ClientClosed),
+            ClientStream::Http1(http1) => http1
+                .session
+                .finish_body()
+                .await
+                .map(drop)
+                .map_err(|_| Reason::ClientClosed),
             ClientStream::Http2(exchange) => {
                 exchange.finish(trailers);
                 Ok(())
@@ -199,7 +236,9 @@ impl Client {
     pub(super) async fn push(&mut self) -> Result<(), Reason> {
         match &mut self.stream {
             ClientStream::Http1(http1) => http1.wire.push().await.map_err(|_| Reason::ClientClosed),
-            ClientStream::Http2(exchange) => exchange.push().await.map_err(|_| Reason::ClientClosed),
+            ClientStream::Http2(exchange) => {
+                exchange.push().await.map_err(|_| Reason::ClientClosed)
+            }
         }
     }
 
@@ -229,7 +268,9 @@ impl Client {
 /// What it means that nothing more can be read from a client.
 fn failure(error: &pingora::Error) -> Reason {
     match error.etype {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Reason::ClientClosed,
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
+            Reason::ClientClosed
+        }
         _ => Reason::BadRequest,
     }
 }

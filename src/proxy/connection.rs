@@ -35,42 +35,80 @@ use crate::{
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
-pub(super) async fn serve(tcp: TcpStream, address: SocketAddr, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
+pub(super) async fn serve(
+    tcp: TcpStream,
+    address: SocketAddr,
+    place: Place,
+    worker: Arc<Worker>,
+    mut closing: watch::Receiver<Closing>,
+) {
     let spec = place.shared().spec.load_full();
-    let Some((mut connection, wire, agreed)) = open(tcp, &spec, &worker).await else { return };
-    let peer =
-        Peer { address: address.ip(), is_secure: spec.tls.is_some(), identity: agreed.peer.as_ref().and_then(|certificate| certificate::identity(certificate)).map(Arc::from) };
+    let Some((mut connection, wire, agreed)) = open(tcp, &spec, &worker).await else {
+        return;
+    };
+    let peer = Peer {
+        address: address.ip(),
+        is_secure: spec.tls.is_some(),
+        identity: agreed
+            .peer
+            .as_ref()
+            .and_then(|certificate| certificate::identity(certificate))
+            .map(Arc::from),
+    };
     let is_http2 = match (spec.protocol, agreed.protocol.as_deref()) {
         (_, Some(b"h2")) | (Protocol::Http2 | Protocol::Grpc, _) => true,
         (Protocol::Http1, _) | (Protocol::Auto, Some(_)) => false,
-        (Protocol::Auto, None) => match begins_with_preface(&mut connection, &wire, &spec, &mut closing).await {
-            Some(is_http2) => is_http2,
-            None => return,
-        },
+        (Protocol::Auto, None) => {
+            match begins_with_preface(&mut connection, &wire, &spec, &mut closing).await {
+                Some(is_http2) => is_http2,
+                None => return,
+            }
+        }
     };
     if is_http2 {
         // On the heap, so that a connection of HTTP/1 does not carry its weight.
-        Box::pin(http2::connection::serve(Paced(connection), peer, place, worker, closing)).await;
+        Box::pin(http2::connection::serve(
+            Paced(connection),
+            peer,
+            place,
+            worker,
+            closing,
+        ))
+        .await;
     } else {
         http1::serve(connection, wire, peer, place, worker, closing).await;
     }
 }
 
 /// Agrees on TLS, if the listener wants it.
-async fn open(tcp: TcpStream, spec: &ListenerSpec, worker: &Worker) -> Option<(Connection, Arc<Wire>, Agreed)> {
+async fn open(
+    tcp: TcpStream,
+    spec: &ListenerSpec,
+    worker: &Worker,
+) -> Option<(Connection, Arc<Wire>, Agreed)> {
     let Some(tls) = &spec.tls else {
         let (connection, wire) = wire::open(Socket::Tcp(tcp), None);
         return Some((connection, wire, Agreed::default()));
     };
     let failed = |why: &dyn std::fmt::Display| {
         tracing::debug!("no TLS with a client of the listener {}: {why}", spec.name);
-        worker.state.telemetry.metrics.counter(name::TLS_FAILURES, &[("owner", &format!("listener {}", spec.name))]).increment(1);
+        worker
+            .state
+            .telemetry
+            .metrics
+            .counter(
+                name::TLS_FAILURES,
+                &[("owner", &format!("listener {}", spec.name))],
+            )
+            .increment(1);
     };
     let Some(material) = worker.state.tls.server(tls) else {
         failed(&"there are no certificates");
         return None;
     };
-    let session = rustls::ServerConnection::new(material.config).map_err(|error| failed(&error)).ok()?;
+    let session = rustls::ServerConnection::new(material.config)
+        .map_err(|error| failed(&error))
+        .ok()?;
     let (connection, wire) = wire::open(Socket::Tcp(tcp), Some(session.into()));
     let agreeing = clock::within(Some(spec.limits.header_timeout), wire.handshake());
     match agreeing.await {
@@ -87,7 +125,12 @@ async fn open(tcp: TcpStream, spec: &ListenerSpec, worker: &Worker) -> Option<(C
 }
 
 /// Whether the client begins with HTTP/2; `None` if it leaves, or says too little for too long. What was read is put back.
-async fn begins_with_preface(connection: &mut Connection, wire: &Wire, spec: &ListenerSpec, closing: &mut watch::Receiver<Closing>) -> Option<bool> {
+async fn begins_with_preface(
+    connection: &mut Connection,
+    wire: &Wire,
+    spec: &ListenerSpec,
+    closing: &mut watch::Receiver<Closing>,
+) -> Option<bool> {
     // Until it says something, it is like a connection between two requests.
     if !http1::wait_for_request(wire, spec.limits.idle_timeout, closing).await {
         return None;
@@ -108,7 +151,9 @@ async fn begins_with_preface(connection: &mut Connection, wire: &Wire, spec: &Li
         }
     };
     // Who says half of the sentence and no more is answered by the framing of HTTP/1, when its time for a head is over too.
-    let decided = clock::within(Some(spec.limits.header_timeout), decide).await.unwrap_or(Some(false));
+    let decided = clock::within(Some(spec.limits.header_timeout), decide)
+        .await
+        .unwrap_or(Some(false));
     connection.put_back(read);
     decided
 }

@@ -42,11 +42,26 @@ pub(super) struct TimeLeft {
 impl Deadline {
     /// A request that came in at `now`, under the limit of its policy.
     pub(super) fn new(limit: Option<Duration>, asked: &Asked<'_>, now: Instant) -> Self {
-        let of_call = asked.text(&GRPC_TIMEOUT).filter(|_| asked.is_grpc).and_then(grpc_timeout).and_then(|wait| now.checked_add(wait));
+        let of_call = asked
+            .text(&GRPC_TIMEOUT)
+            .filter(|_| asked.is_grpc)
+            .and_then(grpc_timeout)
+            .and_then(|wait| now.checked_add(wait));
         let told = asked.text(&DEADLINE).and_then(whole_millis);
         // Nobody waits for what has no time from the beginning.
-        let of_client = if told == Some(Duration::ZERO) { Some(now) } else { of_call };
-        Self { limit, at: of_client, began: None, told, of_client, of_call }
+        let of_client = if told == Some(Duration::ZERO) {
+            Some(now)
+        } else {
+            of_call
+        };
+        Self {
+            limit,
+            at: of_client,
+            began: None,
+            told,
+            of_client,
+            of_call,
+        }
     }
 
     /// Begins, unless it has begun: the client has sent all of its request, and its own time runs from then; that of the policy from `now`, which is later if
@@ -69,11 +84,19 @@ impl Deadline {
     /// Whether what is over is the time of the client's own choice, which the policy would have allowed clearly more of. A sidecar before this one with the same
     /// limits tells what is left of them; that is no choice of anybody's.
     pub(super) fn is_clients_own(&self, of_attempt: Option<Instant>, now: Instant) -> bool {
-        let of_policy = self.began.zip(self.limit).map(|(began, limit)| began + limit).into_iter().chain(of_attempt).min();
+        let of_policy = self
+            .began
+            .zip(self.limit)
+            .map(|(began, limit)| began + limit)
+            .into_iter()
+            .chain(of_attempt)
+            .min();
         self.of_client.is_some_and(|of_client| {
             let given = of_client.saturating_duration_since(self.began.unwrap_or(of_client));
             let margin = MARGIN.max(given / 20);
-            now >= of_client && self.at == Some(of_client) && of_policy.is_none_or(|end| end > of_client + margin)
+            now >= of_client
+                && self.at == Some(of_client)
+                && of_policy.is_none_or(|end| end > of_client + margin)
         })
     }
 
@@ -91,12 +114,20 @@ impl Deadline {
     pub(super) fn for_backend(&self, of_attempt: Option<Duration>, now: Instant) -> TimeLeft {
         let left = |at: Instant| at.saturating_duration_since(now);
         let not_begun = [self.limit, self.told].map(|limit| limit.filter(|_| self.began.is_none()));
-        let until_head = not_begun.into_iter().chain([self.at.map(left), of_attempt]).flatten().min();
-        TimeLeft { until_head, of_call: self.of_call.map(left) }
+        let until_head = not_begun
+            .into_iter()
+            .chain([self.at.map(left), of_attempt])
+            .flatten()
+            .min();
+        TimeLeft {
+            until_head,
+            of_call: self.of_call.map(left),
+        }
     }
 
     pub(super) fn time_left(&self, now: Instant) -> Duration {
-        self.at.map_or(Duration::MAX, |at| at.saturating_duration_since(now))
+        self.at
+            .map_or(Duration::MAX, |at| at.saturating_duration_since(now))
     }
 }
 
@@ -160,22 +191,49 @@ mod tests {
             ("1é", None),
         ];
         for (text, nanos) in table {
-            assert_eq!(grpc_timeout(text), nanos.map(Duration::from_nanos), "{text}");
+            assert_eq!(
+                grpc_timeout(text),
+                nanos.map(Duration::from_nanos),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn a_deadline_is_a_whole_number_of_milliseconds() {
-        for (text, millis) in [("250", Some(250)), (" 7 ", Some(7)), ("0", Some(0)), ("", None), ("-1", None), ("1.5", None), ("1s", None), ("soon", None)] {
-            assert_eq!(whole_millis(text), millis.map(Duration::from_millis), "{text}");
+        for (text, millis) in [
+            ("250", Some(250)),
+            (" 7 ", Some(7)),
+            ("0", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("1s", None),
+            ("soon", None),
+        ] {
+            assert_eq!(
+                whole_millis(text),
+                millis.map(Duration::from_millis),
+                "{text}"
+            );
         }
         assert_eq!(whole_millis("99999999999999999999999"), Some(Duration::MAX));
     }
 
     #[test]
     fn a_timeout_is_never_written_longer_than_it_is() {
-        for (left, expected) in [(250_000, "250m"), (999, "999u"), (0, "1u"), (1_500_999, "1500m"), (200_000_000_000, "200000S")] {
-            assert_eq!(write_grpc_timeout(Duration::from_micros(left)), expected, "{left} us");
+        for (left, expected) in [
+            (250_000, "250m"),
+            (999, "999u"),
+            (0, "1u"),
+            (1_500_999, "1500m"),
+            (200_000_000_000, "200000S"),
+        ] {
+            assert_eq!(
+                write_grpc_timeout(Duration::from_micros(left)),
+                expected,
+                "{left} us"
+            );
         }
     }
 }

@@ -24,15 +24,28 @@ enum Event {
 }
 
 /// Passes the rest of the request and the answer on, until the answer is complete.
-pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, answered: &mut Answered) -> Result<(), Reason> {
+pub(super) async fn both_ways(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    answered: &mut Answered,
+) -> Result<(), Reason> {
     while !answered.upstream.is_body_done() || !client.is_pushed() {
         match next(exchange, client, body, answered, true).await? {
             Event::Client(ClientEvent::Pushed(pushed)) => pushed?,
             Event::Client(ClientEvent::Read(read)) => {
                 let piece = read?;
                 let is_last = piece.is_none() || client.is_body_done();
-                body.note(piece.as_ref(), is_last, client.take_trailers()).map_err(|rejection| rejection.reason)?;
-                answered.is_listening &= asking::forward(&mut answered.upstream, piece.as_ref(), body.is_done(), body.trailers()).await.is_ok();
+                body.note(piece.as_ref(), is_last, client.take_trailers())
+                    .map_err(|rejection| rejection.reason)?;
+                answered.is_listening &= asking::forward(
+                    &mut answered.upstream,
+                    piece.as_ref(),
+                    body.is_done(),
+                    body.trailers(),
+                )
+                .await
+                .is_ok();
             }
             // The backend may want no more of the request; its answer goes on.
             Event::Upstream(UpstreamEvent::Pushed(is_taken)) => answered.is_listening &= is_taken,
@@ -49,12 +62,19 @@ pub(super) async fn both_ways(exchange: &Exchange<'_>, client: &mut Client, body
     }
     client.finish(answered.upstream.trailers().cloned()).await?;
     let idle = exchange.destination.policy.timeouts.stream_idle;
-    clock::within(idle, client.push()).await.map_err(|_| Reason::StreamIdleTimeout)?
+    clock::within(idle, client.push())
+        .await
+        .map_err(|_| Reason::StreamIdleTimeout)?
 }
 
 /// Passes bytes both ways until one side closes and what it sent before has arrived. A client that was told that this instance goes away gets
 /// nothing more of the backend, and says good-bye to it itself.
-pub(super) async fn tunnel(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, answered: &mut Answered) -> Result<(), Reason> {
+pub(super) async fn tunnel(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    answered: &mut Answered,
+) -> Result<(), Reason> {
     answered.upstream.become_tunnel();
     let mut is_open = true;
     let mut was_told = false;
@@ -96,16 +116,30 @@ fn note(answered: &mut Answered, piece: &[u8]) {
 }
 
 /// Waits for what happens next; `may_read` is false when both sides have said all that is passed on.
-async fn next(exchange: &Exchange<'_>, client: &mut Client, body: &RequestBody, answered: &mut Answered, may_read: bool) -> Result<Event, Reason> {
+async fn next(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &RequestBody,
+    answered: &mut Answered,
+    may_read: bool,
+) -> Result<Event, Reason> {
     let idle = exchange.destination.policy.timeouts.stream_idle;
     let is_listening = answered.is_listening;
     if client.is_pushed() && parting::is_due(answered.parting.as_ref(), exchange) {
         return Ok(Event::Parting);
     }
     let upstream = &mut answered.upstream;
-    let wanted = if may_read && !upstream.is_body_done() && client.is_pushed() { Await::Body } else { Await::Nothing };
+    let wanted = if may_read && !upstream.is_body_done() && client.is_pushed() {
+        Await::Body
+    } else {
+        Await::Nothing
+    };
     let may_listen = may_read && (body.is_done() || (is_listening && upstream.is_pushed()));
-    let listen = if may_listen { Listen::after(body.is_done()) } else { Listen::Not };
+    let listen = if may_listen {
+        Listen::after(body.is_done())
+    } else {
+        Listen::Not
+    };
     let event = async {
         tokio::select! {
             biased;
@@ -114,5 +148,7 @@ async fn next(exchange: &Exchange<'_>, client: &mut Client, body: &RequestBody, 
             () = parting::due(&mut answered.parting, exchange) => Event::Parting,
         }
     };
-    clock::until(patience(idle, answered.until), event).await.map_err(|_| impatience(answered.until))
+    clock::until(patience(idle, answered.until), event)
+        .await
+        .map_err(|_| impatience(answered.until))
 }

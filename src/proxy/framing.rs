@@ -21,13 +21,21 @@ pub(super) fn check(client: &Client) -> Result<(), Rejection> {
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(only) = codings.next() {
         // pingora looks at the last coding only, and passes the field on as it is; another reader may look at the first.
-        let is_plain = codings.next().is_none() && only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        let is_plain = codings.next().is_none()
+            && only
+                .as_bytes()
+                .trim_ascii()
+                .eq_ignore_ascii_case(b"chunked");
         if !is_plain || has_raw_content_length(client) {
             return Err(Rejection::of(Reason::BadRequest));
         }
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH);
-    if lengths.iter().count() > 1 || lengths.iter().any(|length| length.as_bytes().contains(&b',')) {
+    if lengths.iter().count() > 1
+        || lengths
+            .iter()
+            .any(|length| length.as_bytes().contains(&b','))
+    {
         return Err(Rejection::of(Reason::BadRequest));
     }
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
@@ -36,7 +44,9 @@ pub(super) fn check(client: &Client) -> Result<(), Rejection> {
     if head.version == Version::HTTP_09 {
         return Err(Rejection::of(Reason::BadRequest));
     }
-    let announced = client.text(&header::CONTENT_LENGTH).and_then(|length| length.trim().parse::<u64>().ok());
+    let announced = client
+        .text(&header::CONTENT_LENGTH)
+        .and_then(|length| length.trim().parse::<u64>().ok());
     if announced.is_some_and(|length| length > client.listener.limits.max_body_bytes) {
         return Err(Rejection::of(Reason::BodyTooLarge));
     }
@@ -45,7 +55,12 @@ pub(super) fn check(client: &Client) -> Result<(), Rejection> {
 
 /// The parsed head no longer has the length, so the bytes are looked at.
 fn has_raw_content_length(client: &Client) -> bool {
-    let ClientStream::Http1(http1) = &client.stream else { return false };
+    let ClientStream::Http1(http1) = &client.stream else {
+        return false;
+    };
     let raw = http1.session.to_h1_raw();
-    raw.split(|byte| *byte == b'\n').any(|line| line.get(..15).is_some_and(|name| name.eq_ignore_ascii_case(b"content-length:")))
+    raw.split(|byte| *byte == b'\n').any(|line| {
+        line.get(..15)
+            .is_some_and(|name| name.eq_ignore_ascii_case(b"content-length:"))
+    })
 }

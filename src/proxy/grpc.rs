@@ -29,13 +29,23 @@ const UNKNOWN: u8 = 2;
 /// The status in a head or in trailers; what is not a known number is 2, which is "unknown".
 pub(super) fn status(fields: &HeaderMap) -> Option<u8> {
     let text = fields.get(STATUS)?.to_str().unwrap_or_default().trim();
-    Some(text.parse().ok().filter(|status| *status <= 16).unwrap_or(UNKNOWN))
+    Some(
+        text.parse()
+            .ok()
+            .filter(|status| *status <= 16)
+            .unwrap_or(UNKNOWN),
+    )
 }
 
 /// When a call may be tried again, if the backend says so: `None` if it says that it must not be.
-#[expect(clippy::option_option, reason = "whether, and then when, are two questions")]
+#[expect(
+    clippy::option_option,
+    reason = "whether, and then when, are two questions"
+)]
 pub(super) fn pushback(fields: &HeaderMap) -> Option<Option<Duration>> {
-    let Some(value) = fields.get(PUSHBACK) else { return Some(None) };
+    let Some(value) = fields.get(PUSHBACK) else {
+        return Some(None);
+    };
     let millis: u32 = value.to_str().ok()?.trim().parse().ok()?;
     Some(Some(Duration::from_millis(millis.into())))
 }
@@ -55,12 +65,33 @@ pub(super) fn of_http(status: u16) -> u8 {
 /// What a status means for the breaker, the endpoint and the metrics.
 pub(super) fn judge(status: u8) -> Judgement {
     let (outcome, attempted, counted) = match status {
-        RESOURCE_EXHAUSTED => (Outcome::Throttled, Attempted::Throttled, AttemptOutcome::Throttled),
-        UNAVAILABLE => (Outcome::Failure, Attempted::GatewayError, AttemptOutcome::Failure),
-        DEADLINE_EXCEEDED | 13 | 15 => (Outcome::Failure, Attempted::ServerError, AttemptOutcome::Failure),
-        _ => (Outcome::Success, Attempted::Success, AttemptOutcome::Success),
+        RESOURCE_EXHAUSTED => (
+            Outcome::Throttled,
+            Attempted::Throttled,
+            AttemptOutcome::Throttled,
+        ),
+        UNAVAILABLE => (
+            Outcome::Failure,
+            Attempted::GatewayError,
+            AttemptOutcome::Failure,
+        ),
+        DEADLINE_EXCEEDED | 13 | 15 => (
+            Outcome::Failure,
+            Attempted::ServerError,
+            AttemptOutcome::Failure,
+        ),
+        _ => (
+            Outcome::Success,
+            Attempted::Success,
+            AttemptOutcome::Success,
+        ),
     };
-    Judgement { outcome, attempted, counted, is_overload: matches!(status, RESOURCE_EXHAUSTED | UNAVAILABLE) }
+    Judgement {
+        outcome,
+        attempted,
+        counted,
+        is_overload: matches!(status, RESOURCE_EXHAUSTED | UNAVAILABLE),
+    }
 }
 
 /// The fields that say how a call ended.
@@ -90,7 +121,15 @@ mod tests {
 
     #[test]
     fn a_status_is_read_wherever_it_stands() {
-        for (text, expected) in [("0", 0), ("14", 14), (" 5 ", 5), ("17", 2), ("-1", 2), ("many", 2), ("", 2)] {
+        for (text, expected) in [
+            ("0", 0),
+            ("14", 14),
+            (" 5 ", 5),
+            ("17", 2),
+            ("-1", 2),
+            ("many", 2),
+            ("", 2),
+        ] {
             let mut fields = HeaderMap::new();
             fields.insert(STATUS, HeaderValue::from_str(text).expect("a value"));
             assert_eq!(status(&fields), Some(expected), "{text:?}");
@@ -100,24 +139,39 @@ mod tests {
 
     #[test]
     fn only_the_backends_own_failures_count() {
-        let failures: Vec<u8> = (0..=16).filter(|status| judge(*status).outcome == Outcome::Failure).collect();
+        let failures: Vec<u8> = (0..=16)
+            .filter(|status| judge(*status).outcome == Outcome::Failure)
+            .collect();
         assert_eq!(failures, [4, 13, 14, 15]);
         assert_eq!(judge(8).outcome, Outcome::Throttled);
     }
 
     #[test]
     fn a_backend_may_say_when_or_never() {
-        for (text, expected) in [("0", Some(Some(0))), ("250", Some(Some(250))), ("-1", None), ("soon", None), ("", None)] {
+        for (text, expected) in [
+            ("0", Some(Some(0))),
+            ("250", Some(Some(250))),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ] {
             let mut fields = HeaderMap::new();
             fields.insert(PUSHBACK, HeaderValue::from_str(text).expect("a value"));
-            assert_eq!(pushback(&fields), expected.map(|millis: Option<u64>| millis.map(Duration::from_millis)), "{text:?}");
+            assert_eq!(
+                pushback(&fields),
+                expected.map(|millis: Option<u64>| millis.map(Duration::from_millis)),
+                "{text:?}"
+            );
         }
         assert_eq!(pushback(&HeaderMap::new()), Some(None));
     }
 
     #[test]
     fn a_message_is_encoded() {
-        assert_eq!(end(14, "100 % full\n").get(MESSAGE).expect("a message"), "100 %25 full%0A");
+        assert_eq!(
+            end(14, "100 % full\n").get(MESSAGE).expect("a message"),
+            "100 %25 full%0A"
+        );
         assert_eq!(end(4, "é").get(MESSAGE).expect("a message"), "%C3%A9");
     }
 }

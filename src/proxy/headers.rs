@@ -72,17 +72,30 @@ const MAX_HOPS: usize = 16;
 
 /// The request's id: that of the client if it has one, else a new one.
 pub(super) fn request_id(client: &Client) -> HeaderValue {
-    let given = client.head().headers.get(REQUEST_ID).filter(|id| !id.is_empty() && id.len() <= 128 && id.to_str().is_ok());
+    let given = client
+        .head()
+        .headers
+        .get(REQUEST_ID)
+        .filter(|id| !id.is_empty() && id.len() <= 128 && id.to_str().is_ok());
     given.cloned().unwrap_or_else(|| {
         let id = format!("{:032x}", fastrand::u128(..));
-        HeaderValue::from_maybe_shared(Bytes::from(id)).unwrap_or_else(|_| HeaderValue::from_static("none"))
+        HeaderValue::from_maybe_shared(Bytes::from(id))
+            .unwrap_or_else(|_| HeaderValue::from_static("none"))
     })
 }
 
 /// Whether the request has passed this kind of proxy too often.
 pub(super) fn goes_in_circles(client: &Client) -> bool {
-    let hops = client.head().headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
-    hops.flat_map(|value| value.split(',')).filter(|hop| hop.trim().ends_with(PSEUDONYM)).count() >= MAX_HOPS
+    let hops = client
+        .head()
+        .headers
+        .get_all(header::VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    hops.flat_map(|value| value.split(','))
+        .filter(|hop| hop.trim().ends_with(PSEUDONYM))
+        .count()
+        >= MAX_HOPS
 }
 
 /// What the client wants to speak instead of HTTP, if it asks properly. `h2c` is not passed on: the answer would be read by
@@ -92,8 +105,16 @@ pub(super) fn wanted_upgrade<'a>(asked: &Asked<'a>) -> Option<&'a str> {
     if head.version != Version::HTTP_11 || !nominates(&head.headers, "upgrade") {
         return None;
     }
-    let protocol = head.headers.get(header::UPGRADE).and_then(|value| value.to_str().ok());
-    protocol.filter(|protocol| !protocol.is_empty() && !protocol.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")))
+    let protocol = head
+        .headers
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok());
+    protocol.filter(|protocol| {
+        !protocol.is_empty()
+            && !protocol
+                .split(',')
+                .any(|one| one.trim().eq_ignore_ascii_case("h2c"))
+    })
 }
 
 /// The head of an attempt.
@@ -127,9 +148,19 @@ pub(super) fn upstream<'e>(
         }
     }
     let filters = &exchange.route.spec.filters;
-    let host = filters.host.as_deref().unwrap_or(&exchange.target.authority);
-    let host = if host.is_empty() { endpoint.authority() } else { host };
-    if headers.get(header::HOST).is_none_or(|current| current.as_bytes() != host.as_bytes()) {
+    let host = filters
+        .host
+        .as_deref()
+        .unwrap_or(&exchange.target.authority);
+    let host = if host.is_empty() {
+        endpoint.authority()
+    } else {
+        host
+    };
+    if headers
+        .get(header::HOST)
+        .is_none_or(|current| current.as_bytes() != host.as_bytes())
+    {
         headers.insert(header::HOST, value(host)?);
     }
     if exchange.route.spec.direction == Direction::Inbound {
@@ -139,7 +170,10 @@ pub(super) fn upstream<'e>(
     headers.insert(REQUEST_ID, exchange.request_id.clone());
     headers.insert(ATTEMPT, attempt.into());
     match time_left.until_head {
-        Some(left) => headers.insert(DEADLINE, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1))),
+        Some(left) => headers.insert(
+            DEADLINE,
+            HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)),
+        ),
         None => headers.remove(DEADLINE),
     };
     if let Some(left) = time_left.of_call {
@@ -149,16 +183,29 @@ pub(super) fn upstream<'e>(
         headers.insert(signs::WEIGHED, HeaderValue::from_static("1"));
     }
     edit(&mut headers, &filters.request_headers);
-    let path = filters.path.as_ref().map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
-    let path = path.map_or(Cow::Borrowed(exchange.target.path_and_query.as_str()), Cow::Owned);
+    let path = filters
+        .path
+        .as_ref()
+        .map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
+    let path = path.map_or(
+        Cow::Borrowed(exchange.target.path_and_query.as_str()),
+        Cow::Owned,
+    );
     let is_secure = exchange.destination.backend.spec.tls.is_some();
-    Ok(RequestHead { method: asked.head.method.clone(), uri: asked.head.uri.clone(), path, headers, is_secure })
+    Ok(RequestHead {
+        method: asked.head.method.clone(),
+        uri: asked.head.uri.clone(),
+        path,
+        headers,
+        is_secure,
+    })
 }
 
 /// Whether the endpoint gets no more than it wants while it warms up: by its own curve, and beside others that get the rest.
 fn is_weighed(exchange: &Exchange<'_>, endpoint: &EndpointState) -> bool {
     let backend = &exchange.destination.backend;
-    let is_weighing = backend.spec.warm_up.is_none() && !matches!(backend.spec.balancer, Balancer::ConsistentHash { .. });
+    let is_weighing = backend.spec.warm_up.is_none()
+        && !matches!(backend.spec.balancer, Balancer::ConsistentHash { .. });
     endpoint.has_curve() && is_weighing && backend.endpoints.len() > 1
 }
 
@@ -190,9 +237,18 @@ impl RequestHead<'_> {
     /// For HTTP/2: the host is a part of the target.
     pub(super) fn http2(mut self) -> pingora::Result<http::Request<()>> {
         let authority = self.headers.remove(header::HOST).ok_or_else(not_a_value)?;
-        let scheme = if self.is_secure { Scheme::HTTPS } else { Scheme::HTTP };
+        let scheme = if self.is_secure {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        };
         let path = if self.path == "*" { "/" } else { &*self.path };
-        let uri = Uri::builder().scheme(scheme).authority(authority.as_bytes()).path_and_query(path).build().map_err(|_| not_a_value())?;
+        let uri = Uri::builder()
+            .scheme(scheme)
+            .authority(authority.as_bytes())
+            .path_and_query(path)
+            .build()
+            .map_err(|_| not_a_value())?;
         let mut request = http::Request::new(());
         *request.method_mut() = self.method;
         *request.uri_mut() = uri;
@@ -204,21 +260,38 @@ impl RequestHead<'_> {
 
 /// Whether the sender says that it reads trailers.
 fn takes_trailers(headers: &HeaderMap) -> bool {
-    headers.get_all(header::TE).iter().any(|value| value.to_str().unwrap_or_default().split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    headers.get_all(header::TE).iter().any(|value| {
+        value
+            .to_str()
+            .unwrap_or_default()
+            .split(',')
+            .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+    })
 }
 
 /// HTTP/2 may send each cookie by itself; HTTP/1 wants one line (RFC 9113 section 8.2.3).
 fn one_cookie(headers: &mut HeaderMap) -> pingora::Result<()> {
-    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let cookies: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     if cookies.len() > 1 {
-        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| not_a_value())?;
+        let joined =
+            HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| not_a_value())?;
         headers.insert(header::COOKIE, joined);
     }
     Ok(())
 }
 
 /// The head of the answer, as the client gets it.
-pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader, is_upgrade: bool, limits: Option<&Limits>) -> pingora::Result<Box<ResponseHeader>> {
+pub(super) fn downstream(
+    exchange: &Exchange<'_>,
+    client: &Client,
+    answer: &ResponseHeader,
+    is_upgrade: bool,
+    limits: Option<&Limits>,
+) -> pingora::Result<Box<ResponseHeader>> {
     let mut headers = passed_on(&answer.headers);
     if let Some(protocol) = answer.headers.get(header::UPGRADE).filter(|_| is_upgrade) {
         headers.insert(header::CONNECTION, UPGRADE);
@@ -227,8 +300,18 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
         frame(&mut headers, answer.status, client);
     }
     one_length(&mut headers)?;
-    headers.append(header::VIA, if exchange.is_to_http2() { VIA_HTTP2 } else { VIA });
-    for (name, value) in limits.into_iter().flat_map(|limits| rate_limits::headers(exchange.route, limits)) {
+    headers.append(
+        header::VIA,
+        if exchange.is_to_http2() {
+            VIA_HTTP2
+        } else {
+            VIA
+        },
+    );
+    for (name, value) in limits
+        .into_iter()
+        .flat_map(|limits| rate_limits::headers(exchange.route, limits))
+    {
         headers.append(name, value);
     }
     if exchange.route.spec.direction == Direction::Inbound {
@@ -252,9 +335,16 @@ pub(super) fn downstream(exchange: &Exchange<'_>, client: &Client, answer: &Resp
 /// A length that was given several times, equal each time, is passed on once (RFC 9110 section 8.6).
 fn one_length(headers: &mut HeaderMap) -> pingora::Result<()> {
     let lengths = headers.get_all(header::CONTENT_LENGTH);
-    let is_repeated = lengths.iter().count() > 1 || lengths.iter().any(|length| length.as_bytes().contains(&b','));
+    let is_repeated = lengths.iter().count() > 1
+        || lengths
+            .iter()
+            .any(|length| length.as_bytes().contains(&b','));
     if is_repeated {
-        let first = lengths.iter().next().and_then(|length| length.to_str().ok()).and_then(|length| length.split(',').next());
+        let first = lengths
+            .iter()
+            .next()
+            .and_then(|length| length.to_str().ok())
+            .and_then(|length| length.split(',').next());
         let length = value(first.unwrap_or_default().trim())?;
         headers.insert(header::CONTENT_LENGTH, length);
     }
@@ -271,22 +361,36 @@ fn frame(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
     if client.head().version == Version::HTTP_10 {
         // It knows no chunks; the end of the connection is the end of the body.
         headers.remove(header::TRANSFER_ENCODING);
-    } else if !has_no_body && !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING) {
+    } else if !has_no_body
+        && !headers.contains_key(header::CONTENT_LENGTH)
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+    {
         headers.insert(header::TRANSFER_ENCODING, CHUNKED);
     }
 }
 
 fn forwarded(headers: &mut HeaderMap, asked: &Asked<'_>, target: &Target) -> pingora::Result<()> {
     let mut chain = String::with_capacity(48);
-    for hops in headers.get_all(FORWARDED_FOR).iter().filter_map(|hops| hops.to_str().ok()) {
+    for hops in headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .filter_map(|hops| hops.to_str().ok())
+    {
         chain.push_str(hops);
         chain.push_str(", ");
     }
     // Writing to a string cannot fail.
     _ = write!(chain, "{}", asked.peer.address.to_canonical());
-    headers.insert(FORWARDED_FOR, HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| not_a_value())?);
+    headers.insert(
+        FORWARDED_FOR,
+        HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| not_a_value())?,
+    );
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_PROTO) {
-        vacant.insert(HeaderValue::from_static(if asked.peer.is_secure { "https" } else { "http" }));
+        vacant.insert(HeaderValue::from_static(if asked.peer.is_secure {
+            "https"
+        } else {
+            "http"
+        }));
     }
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_HOST)
         && !target.authority.is_empty()
@@ -302,18 +406,39 @@ pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
     for value in headers.get_all(header::CONNECTION) {
         let names = value.to_str().unwrap_or_default().split(',').map(str::trim);
         // Framing and the host are not a client's to take out.
-        let kept = ["", "close", "keep-alive", "upgrade", "transfer-encoding", "content-length", "host"];
-        nominated.extend(names.filter(|name| !kept.iter().any(|kept| name.eq_ignore_ascii_case(kept))).filter_map(|name| name.parse::<HeaderName>().ok()));
+        let kept = [
+            "",
+            "close",
+            "keep-alive",
+            "upgrade",
+            "transfer-encoding",
+            "content-length",
+            "host",
+        ];
+        nominated.extend(
+            names
+                .filter(|name| !kept.iter().any(|kept| name.eq_ignore_ascii_case(kept)))
+                .filter_map(|name| name.parse::<HeaderName>().ok()),
+        );
     }
     let mut copy = HeaderMap::with_capacity(headers.len() + OWN_FIELDS);
-    for (name, value) in headers.iter().filter(|(name, _)| !HOP_BY_HOP.contains(name) && !nominated.contains(name)) {
+    for (name, value) in headers
+        .iter()
+        .filter(|(name, _)| !HOP_BY_HOP.contains(name) && !nominated.contains(name))
+    {
         copy.append(name.clone(), value.clone());
     }
     copy
 }
 
 fn nominates(headers: &HeaderMap, option: &str) -> bool {
-    headers.get_all(header::CONNECTION).iter().any(|value| value.to_str().unwrap_or_default().split(',').any(|name| name.trim().eq_ignore_ascii_case(option)))
+    headers.get_all(header::CONNECTION).iter().any(|value| {
+        value
+            .to_str()
+            .unwrap_or_default()
+            .split(',')
+            .any(|name| name.trim().eq_ignore_ascii_case(option))
+    })
 }
 
 /// Changes fields as a filter says.
@@ -340,6 +465,10 @@ fn not_a_value() -> pingora::BError {
 /// How long a backend says that it keeps an idle connection.
 pub(super) fn keep_alive_hint(answer: &ResponseHeader) -> Option<Duration> {
     let value: &HeaderValue = answer.headers.get("keep-alive")?;
-    let seconds = value.to_str().ok()?.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
+    let seconds = value
+        .to_str()
+        .ok()?
+        .split(',')
+        .find_map(|part| part.trim().strip_prefix("timeout="))?;
     seconds.trim().parse().ok().map(Duration::from_secs)
 }

@@ -41,30 +41,59 @@ pub(super) struct Plan<'e> {
 }
 
 /// Whether a request is hedged: the policy acts, it is idempotent, has no body, and it is known how late is late.
-pub(super) fn plan<'e>(exchange: &'e Exchange<'_>, client: &Client, body: &RequestBody, now: Instant) -> Option<Plan<'e>> {
-    let spec = exchange.destination.policy.hedging.as_ref().filter(|spec| spec.mode == Mode::Enforce)?;
+pub(super) fn plan<'e>(
+    exchange: &'e Exchange<'_>,
+    client: &Client,
+    body: &RequestBody,
+    now: Instant,
+) -> Option<Plan<'e>> {
+    let spec = exchange
+        .destination
+        .policy
+        .hedging
+        .as_ref()
+        .filter(|spec| spec.mode == Mode::Enforce)?;
     let state = exchange.destination.hedge.as_deref()?;
     if !is_fit(client, body) {
         return None;
     }
-    Some(Plan { spec, state, delay: state.delay(now)?, kept: Kept::of(client, body)? })
+    Some(Plan {
+        spec,
+        state,
+        delay: state.delay(now)?,
+        kept: Kept::of(client, body)?,
+    })
 }
 
 /// Whether a request may be asked twice at once.
 fn is_fit(client: &Client, body: &RequestBody) -> bool {
     let asked = client.asked();
-    asked.is_idempotent() && body.is_done() && body.received() == 0 && asked.attempt() == 1 && headers::wanted_upgrade(&asked).is_none()
+    asked.is_idempotent()
+        && body.is_done()
+        && body.received() == 0
+        && asked.attempt() == 1
+        && headers::wanted_upgrade(&asked).is_none()
 }
 
 /// Counts what shadow mode would have asked again, now that an attempt that began then was answered.
-pub(super) fn note_shadow(exchange: &Exchange<'_>, client: &Client, body: &RequestBody, began: Instant) {
+pub(super) fn note_shadow(
+    exchange: &Exchange<'_>,
+    client: &Client,
+    body: &RequestBody,
+    began: Instant,
+) {
     let destination = exchange.destination;
-    let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.hedge) else { return };
+    let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.hedge) else {
+        return;
+    };
     if spec.mode != Mode::Shadow || !is_fit(client, body) {
         return;
     }
     let now = clock::now();
-    if state.delay(now).is_some_and(|delay| now.saturating_duration_since(began) > delay) {
+    if state
+        .delay(now)
+        .is_some_and(|delay| now.saturating_duration_since(began) > delay)
+    {
         destination.backend.metrics.hedged(Hedged::Shadow);
     }
 }
@@ -106,7 +135,13 @@ struct Race {
 }
 
 /// Asks until there is an answer to pass on, or none to be had.
-pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Result<Answered, Rejection> {
+pub(super) async fn race(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    plan: &Plan<'_>,
+    deadline: Deadline,
+    progress: &mut Progress,
+) -> Result<Answered, Rejection> {
     let mut race = Race::default();
     let mut runners: Vec<Runner<'_>> = Vec::with_capacity(2);
     let mut is_due = true;
@@ -120,7 +155,13 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
         if runners.is_empty() {
             return give(exchange, race.poor, race.guard, progress);
         }
-        let next = async { if may_ask { clock::sleep(plan.delay).await } else { std::future::pending().await } };
+        let next = async {
+            if may_ask {
+                clock::sleep(plan.delay).await
+            } else {
+                std::future::pending().await
+            }
+        };
         let (place, made) = tokio::select! {
             biased;
             done = first_done(&mut runners) => done,
@@ -133,13 +174,21 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
         let runner = runners.swap_remove(place);
         if let Some(how) = failure(plan.spec, &made) {
             let took = clock::now().saturating_duration_since(runner.began);
-            exchange.notes.push(Step::Failed { attempt: runner.number, endpoint: runner.endpoint.label.clone(), how, took });
+            exchange.notes.push(Step::Failed {
+                attempt: runner.number,
+                endpoint: runner.endpoint.label.clone(),
+                how,
+                took,
+            });
         }
         match made {
             Ok(answered) if !is_poor(plan.spec, &answered) => {
                 won(exchange, plan, &runner, &runners);
                 progress.endpoint = Some(runner.endpoint);
-                return Ok(Answered { _retry: race.guard, ..answered });
+                return Ok(Answered {
+                    _retry: race.guard,
+                    ..answered
+                });
             }
             Err(Failed::Rejected(rejection)) if rejection.is_fatal => return Err(rejection),
             Err(Failed::Unprocessed(answered)) => race.not_looked_at(exchange, runner, answered),
@@ -153,9 +202,23 @@ pub(super) async fn race(exchange: &Exchange<'_>, client: &mut Client, plan: &Pl
 
 impl Race {
     /// Sends one more, if that can be.
-    fn ask<'r>(&mut self, exchange: &'r Exchange<'r>, plan: &'r Plan<'_>, deadline: Deadline, progress: &mut Progress) -> Option<Runner<'r>> {
+    fn ask<'r>(
+        &mut self,
+        exchange: &'r Exchange<'r>,
+        plan: &'r Plan<'_>,
+        deadline: Deadline,
+        progress: &mut Progress,
+    ) -> Option<Runner<'r>> {
         self.tried = self.tries.count();
-        let asked = ask(exchange, plan, deadline, &mut self.tries, self.instead_of.take(), &mut self.guard, progress);
+        let asked = ask(
+            exchange,
+            plan,
+            deadline,
+            &mut self.tries,
+            self.instead_of.take(),
+            &mut self.guard,
+            progress,
+        );
         match asked {
             Ok(Some(runner)) => {
                 self.sent += 1;
@@ -169,8 +232,14 @@ impl Race {
     }
 
     /// One was not looked at. It does not count, as long as there are endpoints that were not asked.
-    fn not_looked_at(&mut self, exchange: &Exchange<'_>, runner: Runner<'_>, answered: Box<Answered>) {
-        self.poor.get_or_insert(Poor::Answer(runner.endpoint, answered));
+    fn not_looked_at(
+        &mut self,
+        exchange: &Exchange<'_>,
+        runner: Runner<'_>,
+        answered: Box<Answered>,
+    ) {
+        self.poor
+            .get_or_insert(Poor::Answer(runner.endpoint, answered));
         if repicking::has_another(exchange, &self.tries, self.tried) {
             self.sent -= 1;
             self.instead_of = Some(runner.is_first);
@@ -183,10 +252,15 @@ impl Race {
 fn won(exchange: &Exchange<'_>, plan: &Plan<'_>, winner: &Runner<'_>, losers: &[Runner<'_>]) {
     if !winner.is_first {
         exchange.destination.backend.metrics.hedged(Hedged::Won);
-        exchange.notes.push(Step::HedgeWon { endpoint: winner.endpoint.label.clone() });
+        exchange.notes.push(Step::HedgeWon {
+            endpoint: winner.endpoint.label.clone(),
+        });
     }
     let now = clock::now();
-    losers.iter().for_each(|late| plan.state.note(now.saturating_duration_since(late.began), now));
+    losers.iter().for_each(|late| {
+        plan.state
+            .note(now.saturating_duration_since(late.began), now)
+    });
 }
 
 /// Sends one more; nothing if the budget has none.
@@ -201,9 +275,18 @@ fn ask<'r>(
 ) -> Result<Option<Runner<'r>>, Rejection> {
     let metrics = &exchange.destination.backend.metrics;
     let is_first = instead_of.unwrap_or_else(|| tries.is_first());
-    if !is_first && instead_of.is_none() && exchange.destination.withdraw_retry(guard, clock::now()).is_err() {
+    if !is_first
+        && instead_of.is_none()
+        && exchange
+            .destination
+            .withdraw_retry(guard, clock::now())
+            .is_err()
+    {
         metrics.hedged(Hedged::NoBudget);
-        exchange.notes.push(Step::NotRetried { why: "the retry budget has no room for a second request", numbers: String::new() });
+        exchange.notes.push(Step::NotRetried {
+            why: "the retry budget has no room for a second request",
+            numbers: String::new(),
+        });
         return Ok(None);
     }
     if !is_first && instead_of.is_none() {
@@ -212,18 +295,34 @@ fn ask<'r>(
     let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, &deadline, progress)?;
     if !is_first && instead_of.is_none() {
         metrics.hedged(Hedged::Sent);
-        exchange.notes.push(Step::Hedged { attempt: progress.attempts, endpoint: attempt.endpoint.label.clone(), delay: plan.delay });
+        exchange.notes.push(Step::Hedged {
+            attempt: progress.attempts,
+            endpoint: attempt.endpoint.label.clone(),
+            delay: plan.delay,
+        });
     }
     let (endpoint, began) = (attempt.endpoint.clone(), attempt.began);
-    let made = Box::pin(async move { attempt.make(&mut Asker::Kept(&plan.kept), &mut deadline).await });
-    Ok(Some(Runner { endpoint, began, number: progress.attempts, is_first, made }))
+    let made = Box::pin(async move {
+        attempt
+            .make(&mut Asker::Kept(&plan.kept), &mut deadline)
+            .await
+    });
+    Ok(Some(Runner {
+        endpoint,
+        began,
+        number: progress.attempts,
+        is_first,
+        made,
+    }))
 }
 
 async fn first_done(runners: &mut [Runner<'_>]) -> (usize, Result<Answered, Failed>) {
     std::future::poll_fn(|context| {
-        let done = runners.iter_mut().enumerate().find_map(|(index, runner)| match runner.made.as_mut().poll(context) {
-            Poll::Ready(made) => Some((index, made)),
-            Poll::Pending => None,
+        let done = runners.iter_mut().enumerate().find_map(|(index, runner)| {
+            match runner.made.as_mut().poll(context) {
+                Poll::Ready(made) => Some((index, made)),
+                Poll::Pending => None,
+            }
         });
         done.map_or(Poll::Pending, Poll::Ready)
     })
@@ -235,22 +334,36 @@ fn failure(spec: &HedgingSpec, made: &Result<Answered, Failed>) -> Option<String
     match made {
         Ok(answered) => is_poor(spec, answered).then(|| answered.status_in_words()),
         Err(Failed::Broken(broken)) => Some(broken.reason().token().to_owned()),
-        Err(Failed::Unprocessed(answered)) => Some(format!("{}: it is leaving or new", answered.status_in_words())),
+        Err(Failed::Unprocessed(answered)) => Some(format!(
+            "{}: it is leaving or new",
+            answered.status_in_words()
+        )),
         Err(Failed::Full) => Some("all its connections are busy".to_owned()),
         Err(Failed::Rejected(rejection)) => Some(rejection.reason.token().to_owned()),
     }
 }
 
 fn is_poor(spec: &HedgingSpec, answered: &Answered) -> bool {
-    answered.upstream.head().is_some_and(|head| spec.non_fatal.contains(head.status.as_u16()))
+    answered
+        .upstream
+        .head()
+        .is_some_and(|head| spec.non_fatal.contains(head.status.as_u16()))
 }
 
 /// All have failed: an answer of the app's is better than none.
-fn give(exchange: &Exchange<'_>, poor: Option<Poor>, guard: Option<RetryGuard>, progress: &mut Progress) -> Result<Answered, Rejection> {
+fn give(
+    exchange: &Exchange<'_>,
+    poor: Option<Poor>,
+    guard: Option<RetryGuard>,
+    progress: &mut Progress,
+) -> Result<Answered, Rejection> {
     match poor {
         Some(Poor::Answer(endpoint, answered)) => {
             progress.endpoint = Some(endpoint);
-            Ok(Answered { _retry: guard, ..*answered })
+            Ok(Answered {
+                _retry: guard,
+                ..*answered
+            })
         }
         Some(Poor::Failed(endpoint, how)) => {
             progress.endpoint = Some(endpoint);
@@ -262,6 +375,8 @@ fn give(exchange: &Exchange<'_>, poor: Option<Poor>, guard: Option<RetryGuard>, 
             })
         }
         Some(Poor::NotMade(rejection)) => Err(rejection),
-        None => Err(Rejection::of(crate::telemetry::reason::Reason::InternalError)),
+        None => Err(Rejection::of(
+            crate::telemetry::reason::Reason::InternalError,
+        )),
     }
 }

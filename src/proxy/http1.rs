@@ -25,7 +25,14 @@ use crate::{
 const LINGER: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
 
 /// Serves a connection to its end.
-pub(super) async fn serve(connection: Connection, wire: Arc<Wire>, peer: Peer, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
+pub(super) async fn serve(
+    connection: Connection,
+    wire: Arc<Wire>,
+    peer: Peer,
+    place: Place,
+    worker: Arc<Worker>,
+    mut closing: watch::Receiver<Closing>,
+) {
     let mut stream: Stream = Box::new(connection);
     let mut prefix: Option<BytesMut> = None;
     let mut is_first = true;
@@ -38,14 +45,27 @@ pub(super) async fn serve(connection: Connection, wire: Arc<Wire>, peer: Peer, p
         }
         is_first = false;
         // The exchange is boxed, so that an idle connection holds little more than its socket.
-        let next = Box::pin(one_request(stream, prefix.take(), (&wire, received), &peer, place.shared(), &worker, &closing)).await;
+        let next = Box::pin(one_request(
+            stream,
+            prefix.take(),
+            (&wire, received),
+            &peer,
+            place.shared(),
+            &worker,
+            &closing,
+        ))
+        .await;
         let Some((reused, rest)) = next else { return };
         (stream, prefix) = (reused, rest);
     }
 }
 
 /// Waits between two requests; `false` if there will be none.
-pub(super) async fn wait_for_request(wire: &Wire, idle: Duration, closing: &mut watch::Receiver<Closing>) -> bool {
+pub(super) async fn wait_for_request(
+    wire: &Wire,
+    idle: Duration,
+    closing: &mut watch::Receiver<Closing>,
+) -> bool {
     tokio::select! {
         biased;
         readable = clock::within(Some(idle), wire.readable()) => matches!(readable, Ok(Ok(()))),
@@ -79,8 +99,15 @@ async fn one_request(
     let is_too_long = wire.is_allowance_used();
     wire.allow(None);
     // What was read while the policies changed is served under the name that they know.
-    let stream = ClientStream::Http1(Http1 { session, wire: wire.clone() });
-    let mut client = Client { stream, peer: peer.clone(), listener: shared.spec.load_full() };
+    let stream = ClientStream::Http1(Http1 {
+        session,
+        wire: wire.clone(),
+    });
+    let mut client = Client {
+        stream,
+        peer: peer.clone(),
+        listener: shared.spec.load_full(),
+    };
     let reason = match read {
         Ok(Ok(true)) => {
             let is_closing = *closing.borrow() > Closing::Open;
@@ -92,26 +119,47 @@ async fn one_request(
         Err(clock::Elapsed) if wire.received() == received && !had_begun => return None,
         Err(clock::Elapsed) => Reason::HeaderTimeout,
         Ok(Err(_)) if is_too_long => Reason::HeaderTooLarge,
-        Ok(Err(error)) if matches!(error.etype, pingora::ErrorType::ConnectionClosed | pingora::ErrorType::ReadError) => return None,
+        Ok(Err(error))
+            if matches!(
+                error.etype,
+                pingora::ErrorType::ConnectionClosed | pingora::ErrorType::ReadError
+            ) =>
+        {
+            return None;
+        }
         Ok(Err(_)) => Reason::BadRequest,
     };
     let live = worker.state.live.load();
-    live.unrouted.refused(&worker.state.telemetry.metrics, reason);
+    live.unrouted
+        .refused(&worker.state.telemetry.metrics, reason);
     client.close_after();
-    if rejection::answer(&mut client, &Rejection::of(reason), None, Signs::default()).await.is_ok() {
+    if rejection::answer(&mut client, &Rejection::of(reason), None, Signs::default())
+        .await
+        .is_ok()
+    {
         linger(&mut client).await;
     }
     None
 }
 
 async fn finish(mut client: Client, after: After) -> Option<(Stream, Option<BytesMut>)> {
-    let ClientStream::Http1(http1) = &mut client.stream else { return None };
+    let ClientStream::Http1(http1) = &mut client.stream else {
+        return None;
+    };
     match after {
         After::Close => None,
         // The client may be sending already what will not be read; closing at once would cost it the end of the answer.
         After::Reuse if http1.session.get_keepalive().is_some() => {
-            let ClientStream::Http1(http1) = client.stream else { return None };
-            http1.session.finish().await.ok().flatten().map(pingora::protocols::http::ReusableHttpStream::into_parts)
+            let ClientStream::Http1(http1) = client.stream else {
+                return None;
+            };
+            http1
+                .session
+                .finish()
+                .await
+                .ok()
+                .flatten()
+                .map(pingora::protocols::http::ReusableHttpStream::into_parts)
         }
         After::Reuse | After::Linger => {
             linger(&mut client).await;
@@ -123,7 +171,9 @@ async fn finish(mut client: Client, after: After) -> Option<(Stream, Option<Byte
 /// Ends our side and takes in what the client is still sending. Closing at once would reset the connection, and the client
 /// might lose the answer before it has read it.
 async fn linger(client: &mut Client) {
-    let ClientStream::Http1(http1) = &mut client.stream else { return };
+    let ClientStream::Http1(http1) = &mut client.stream else {
+        return;
+    };
     // A client that takes nothing more cannot be told of the end.
     _ = clock::within(Some(LINGER.0), http1.session.shutdown()).await;
     let wire = http1.wire.clone();

@@ -76,7 +76,11 @@ pub(super) struct Shared {
 impl Bound {
     /// Binds an address, for so many workers.
     pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
-        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            Some(socket2::Protocol::TCP),
+        )?;
         // So that a restart need not wait for the last connections of its predecessor.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
@@ -93,8 +97,15 @@ impl Bound {
     fn of(socket: TcpListener, workers: usize, is_inherited: bool) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
-        let sockets = (0..workers).map(|_| socket.try_clone()).collect::<io::Result<_>>()?;
-        Ok(Self { original: socket, is_inherited, sockets, address })
+        let sockets = (0..workers)
+            .map(|_| socket.try_clone())
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            original: socket,
+            is_inherited,
+            sockets,
+            address,
+        })
     }
 
     /// The real address.
@@ -103,16 +114,31 @@ impl Bound {
     }
 
     /// Takes requests, on every worker; `connections` counts those of the clients.
-    pub(super) fn listen(self, spec: ListenerSpec, workers: &[WorkerHandle], state: &Arc<State>, gate: &watch::Receiver<Gate>) -> Listening {
+    pub(super) fn listen(
+        self,
+        spec: ListenerSpec,
+        workers: &[WorkerHandle],
+        state: &Arc<State>,
+        gate: &watch::Receiver<Gate>,
+    ) -> Listening {
         let connections = state.lifecycle.listener_connections(&spec.name);
-        let shared = Arc::new(Shared { spec: ArcSwap::from_pointee(spec), connections, state: state.clone() });
+        let shared = Arc::new(Shared {
+            spec: ArcSwap::from_pointee(spec),
+            connections,
+            state: state.clone(),
+        });
         let wanted = match shared.spec.load().direction {
             Direction::Inbound => Gate::Open,
             Direction::Outbound => Gate::ForApp,
         };
         let (closing, closed) = watch::channel(Closing::Open);
         for (worker, socket) in workers.iter().zip(self.sockets) {
-            let (shared, worker_there, closed, mut gate) = (shared.clone(), worker.worker.clone(), closed.clone(), gate.clone());
+            let (shared, worker_there, closed, mut gate) = (
+                shared.clone(),
+                worker.worker.clone(),
+                closed.clone(),
+                gate.clone(),
+            );
             let is_inherited = self.is_inherited;
             worker.runtime.spawn(async move {
                 // Where somebody else may still serve, or what comes waits, nobody is served before this instance can.
@@ -122,7 +148,13 @@ impl Bound {
                 accept(socket, shared, worker_there, closed).await;
             });
         }
-        Listening { shared, closing, address: self.address, is_inherited: self.is_inherited, socket: Mutex::new(Some(self.original)) }
+        Listening {
+            shared,
+            closing,
+            address: self.address,
+            is_inherited: self.is_inherited,
+            socket: Mutex::new(Some(self.original)),
+        }
     }
 }
 
@@ -134,7 +166,12 @@ impl Listening {
 
     /// Another handle on its socket, if it takes connections.
     pub(super) fn socket(&self) -> io::Result<Option<TcpListener>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(TcpListener::try_clone).transpose()
+        self.socket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(TcpListener::try_clone)
+            .transpose()
     }
 
     /// What the listener follows.
@@ -144,12 +181,22 @@ impl Listening {
 
     /// Is on its way out so far; it never comes back. Requests that are being served run on.
     pub(super) fn reach(&self, closing: Closing) {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.closing.send_if_modified(|known| *known < closing && std::mem::replace(known, closing) != closing);
+        self.socket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.closing.send_if_modified(|known| {
+            *known < closing && std::mem::replace(known, closing) != closing
+        });
     }
 }
 
-async fn accept(socket: TcpListener, shared: Arc<Shared>, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
+async fn accept(
+    socket: TcpListener,
+    shared: Arc<Shared>,
+    worker: Arc<Worker>,
+    mut closing: watch::Receiver<Closing>,
+) {
     let socket = match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!("listener {}: {error}", shared.spec.load().name),
@@ -175,26 +222,52 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, worker: Arc<Worker>, m
 }
 
 /// Takes the connections that the system has made for us already: closing the socket would reset them.
-fn accept_waiting(socket: tokio::net::TcpListener, shared: &Arc<Shared>, worker: &Arc<Worker>, closing: &watch::Receiver<Closing>) {
+fn accept_waiting(
+    socket: tokio::net::TcpListener,
+    shared: &Arc<Shared>,
+    worker: &Arc<Worker>,
+    closing: &watch::Receiver<Closing>,
+) {
     // The system is asked itself: what tokio knows of the socket may be older than the last connection.
-    let Ok(socket) = socket.into_std() else { return };
+    let Ok(socket) = socket.into_std() else {
+        return;
+    };
     while let Ok((tcp, peer)) = socket.accept() {
-        let tcp = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp));
+        let tcp = tcp
+            .set_nonblocking(true)
+            .and_then(|()| TcpStream::from_std(tcp));
         if let Ok(tcp) = tcp {
             take(tcp, peer, shared, worker, closing);
         }
     }
 }
 
-fn take(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, worker: &Arc<Worker>, closing: &watch::Receiver<Closing>) {
+fn take(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    shared: &Arc<Shared>,
+    worker: &Arc<Worker>,
+    closing: &watch::Receiver<Closing>,
+) {
     let Some(place) = Place::take(shared) else {
         let spec = shared.spec.load();
-        worker.state.telemetry.metrics.counter(name::CONNECTIONS_REFUSED, &[("listener", &spec.name)]).increment(1);
+        worker
+            .state
+            .telemetry
+            .metrics
+            .counter(name::CONNECTIONS_REFUSED, &[("listener", &spec.name)])
+            .increment(1);
         return;
     };
     // Answers are pushed when they are complete; waiting for more would only delay them.
     _ = tcp.set_nodelay(true);
-    tokio::spawn(connection::serve(tcp, peer, place, worker.clone(), closing.clone()));
+    tokio::spawn(connection::serve(
+        tcp,
+        peer,
+        place,
+        worker.clone(),
+        closing.clone(),
+    ));
 }
 
 /// A place among a listener's connections.
@@ -209,7 +282,11 @@ impl Place {
 
     fn take(shared: &Arc<Shared>) -> Option<Self> {
         let max = shared.spec.load().limits.max_connections;
-        let taken = shared.connections.try_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1));
+        let taken = shared
+            .connections
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < max).then_some(count + 1)
+            });
         taken.ok().map(|_| Self(shared.clone()))
     }
 }

@@ -49,7 +49,12 @@ impl Listeners {
     /// Makes a set without listeners.
     #[must_use]
     pub fn new(workers: Vec<WorkerHandle>, state: Arc<State>, inherited: Arc<Inherited>) -> Self {
-        Self { workers, state, inherited, listening: Mutex::default() }
+        Self {
+            workers,
+            state,
+            inherited,
+            listening: Mutex::default(),
+        }
     }
 
     /// The real address of a listener.
@@ -58,11 +63,21 @@ impl Listeners {
         self.lock().get(name).map(|listening| listening.address)
     }
 
-    fn prepare(&self, listening: &HashMap<Arc<str>, Listening>, snapshot: &Snapshot) -> Result<Plan, CannotBind> {
+    fn prepare(
+        &self,
+        listening: &HashMap<Arc<str>, Listening>,
+        snapshot: &Snapshot,
+    ) -> Result<Plan, CannotBind> {
         let mut plan = Plan::default();
         for spec in &snapshot.listeners {
-            let same_name = listening.get(&spec.name).filter(|now| now.spec().address == spec.address);
-            let same_address = || listening.values().find(|now| spec.address.port() != 0 && now.spec().address == spec.address);
+            let same_name = listening
+                .get(&spec.name)
+                .filter(|now| now.spec().address == spec.address);
+            let same_address = || {
+                listening
+                    .values()
+                    .find(|now| spec.address.port() != 0 && now.spec().address == spec.address)
+            };
             if let Some(now) = same_name.or_else(same_address) {
                 plan.kept.push((now.spec().name.clone(), spec.clone()));
                 continue;
@@ -71,14 +86,20 @@ impl Listeners {
                 Some(socket) => Bound::adopt(socket, self.workers.len()),
                 None => Bound::bind(spec.address, self.workers.len()),
             };
-            let bound = bound.map_err(|error| CannotBind { listener: spec.name.clone(), address: spec.address, error })?;
+            let bound = bound.map_err(|error| CannotBind {
+                listener: spec.name.clone(),
+                address: spec.address,
+                error,
+            })?;
             plan.bound.push((bound, spec.clone()));
         }
         Ok(plan)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Listening>> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,15 +121,27 @@ impl ListenerSet for Listeners {
         }
         for (name, gone) in listening.drain() {
             gone.reach(Closing::Closed);
-            self.state.telemetry.emit(Event::ListenerClosed { listener: name });
+            self.state
+                .telemetry
+                .emit(Event::ListenerClosed { listener: name });
         }
         for (bound, spec) in plan.bound {
             let (name, address) = (spec.name.clone(), bound.address().to_string());
-            next.insert(name.clone(), bound.listen(spec, &self.workers, &self.state, &self.inherited.gate()));
-            self.state.telemetry.emit(Event::ListenerBound { listener: name, address });
+            next.insert(
+                name.clone(),
+                bound.listen(spec, &self.workers, &self.state, &self.inherited.gate()),
+            );
+            self.state.telemetry.emit(Event::ListenerBound {
+                listener: name,
+                address,
+            });
         }
-        let inbound = next.values().filter(|listening| listening.spec().direction == Direction::Inbound);
-        self.state.replicas.reached_at(inbound.map(|listening| listening.address).collect());
+        let inbound = next
+            .values()
+            .filter(|listening| listening.spec().direction == Direction::Inbound);
+        self.state
+            .replicas
+            .reached_at(inbound.map(|listening| listening.address).collect());
         *listening = next;
         Ok(())
     }
@@ -117,14 +150,22 @@ impl ListenerSet for Listeners {
         let mut sockets = Vec::new();
         for listening in self.lock().values() {
             let spec = listening.spec();
-            sockets.extend(listening.socket()?.map(|socket| BoundSocket { owner: owner(&spec.name), asked: spec.address, socket }));
+            sockets.extend(listening.socket()?.map(|socket| BoundSocket {
+                owner: owner(&spec.name),
+                asked: spec.address,
+                socket,
+            }));
         }
         Ok(sockets)
     }
 
     fn inheritance(&self) -> Inheritance {
         let listening = self.lock();
-        match listening.values().filter(|listening| listening.is_inherited).count() {
+        match listening
+            .values()
+            .filter(|listening| listening.is_inherited)
+            .count()
+        {
             0 => Inheritance::None,
             count if count == listening.len() => Inheritance::All,
             _ => Inheritance::Some,
@@ -132,10 +173,14 @@ impl ListenerSet for Listeners {
     }
 
     fn stop_accepting(&self) {
-        self.lock().values().for_each(|listening| listening.reach(Closing::Stopped));
+        self.lock()
+            .values()
+            .for_each(|listening| listening.reach(Closing::Stopped));
     }
 
     fn close(&self) {
-        self.lock().values().for_each(|listening| listening.reach(Closing::Closed));
+        self.lock()
+            .values()
+            .for_each(|listening| listening.reach(Closing::Closed));
     }
 }

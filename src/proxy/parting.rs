@@ -32,14 +32,30 @@ pub(super) struct Parting {
 
 impl Parting {
     /// Follows an answer to a caller, if it is of a kind that can be ended.
-    pub(super) fn of(exchange: &Exchange<'_>, client: &Client, answer: &ResponseHeader, is_upgrade: bool) -> Option<Self> {
+    pub(super) fn of(
+        exchange: &Exchange<'_>,
+        client: &Client,
+        answer: &ResponseHeader,
+        is_upgrade: bool,
+    ) -> Option<Self> {
         if exchange.route.spec.direction != Direction::Inbound {
             return None;
         }
-        let text = |name| answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let is_events = || text(header::CONTENT_TYPE).starts_with("text/event-stream") && !answer.headers.contains_key(header::CONTENT_ENCODING);
+        let text = |name| {
+            answer
+                .headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+        };
+        let is_events = || {
+            text(header::CONTENT_TYPE).starts_with("text/event-stream")
+                && !answer.headers.contains_key(header::CONTENT_ENCODING)
+        };
         let parts = if is_upgrade {
-            text(header::UPGRADE).eq_ignore_ascii_case("websocket").then(Parts::websocket)?
+            text(header::UPGRADE)
+                .eq_ignore_ascii_case("websocket")
+                .then(Parts::websocket)?
         } else if client.is_grpc() {
             Parts::grpc()
         } else if is_events() && !answer.headers.contains_key(header::CONTENT_LENGTH) {
@@ -47,8 +63,18 @@ impl Parting {
         } else {
             return None;
         };
-        let is_long = matches!(parts, Parts::WebSocket(_)) || exchange.worker.state.departure.stage() < Stage::Waiting;
-        Some(Self { parts, from: if is_long { Stage::Parting } else { Stage::Drained }, stages: None, last: None })
+        let is_long = matches!(parts, Parts::WebSocket(_))
+            || exchange.worker.state.departure.stage() < Stage::Waiting;
+        Some(Self {
+            parts,
+            from: if is_long {
+                Stage::Parting
+            } else {
+                Stage::Drained
+            },
+            stages: None,
+            last: None,
+        })
     }
 
     /// Follows what is passed on.
@@ -61,15 +87,22 @@ impl Parting {
 
     /// Whether it is to end now, before anything more is passed on.
     pub(super) fn is_due(&self, exchange: &Exchange<'_>) -> bool {
-        exchange.worker.state.departure.stage() >= self.from && self.parts.is_between() && !self.may_end_by_itself()
+        exchange.worker.state.departure.stage() >= self.from
+            && self.parts.is_between()
+            && !self.may_end_by_itself()
     }
 
     /// Waits until it is to end, if nothing more is passed on. Can be dropped and begun again at any time.
     pub(super) async fn due(&mut self, exchange: &Exchange<'_>) {
         let (is_between, may_end_by_itself) = (self.parts.is_between(), self.may_end_by_itself());
-        let silent_at = self.last.filter(|_| is_between && self.parts.count() == 1).map(|last| last + SILENCE);
+        let silent_at = self
+            .last
+            .filter(|_| is_between && self.parts.count() == 1)
+            .map(|last| last + SILENCE);
         let is_grpc = matches!(self.parts, Parts::Grpc(_));
-        let stages = self.stages.get_or_insert_with(|| exchange.worker.state.departure.stages());
+        let stages = self
+            .stages
+            .get_or_insert_with(|| exchange.worker.state.departure.stages());
         // The state outlives this.
         _ = stages.wait_for(|stage| *stage >= self.from).await;
         if is_between && !may_end_by_itself {

@@ -45,21 +45,46 @@ pub(super) enum NoConnection {
 }
 
 /// Takes or makes a connection.
-pub(super) async fn connect(worker: &Worker, endpoint: &Arc<EndpointState>, wanted: &Wanted<'_>, now: Instant) -> Result<Upstream, NoConnection> {
+pub(super) async fn connect(
+    worker: &Worker,
+    endpoint: &Arc<EndpointState>,
+    wanted: &Wanted<'_>,
+    now: Instant,
+) -> Result<Upstream, NoConnection> {
     let material = match wanted.tls {
         None => None,
-        Some(spec) => Some((spec, worker.state.tls.client(spec).ok_or(NoConnection::NotTrusted)?)),
+        Some(spec) => Some((
+            spec,
+            worker
+                .state
+                .tls
+                .client(spec)
+                .ok_or(NoConnection::NotTrusted)?,
+        )),
     };
-    let generation = material.as_ref().map_or(0, |(_, material)| material.generation);
+    let generation = material
+        .as_ref()
+        .map_or(0, |(_, material)| material.generation);
     if wanted.is_http2 {
         return share(worker, endpoint, wanted, material, generation, now).await;
     }
-    if let Some(idle) = worker.pool().take(endpoint, wanted.is_repeatable, generation, now) {
+    if let Some(idle) = worker
+        .pool()
+        .take(endpoint, wanted.is_repeatable, generation, now)
+    {
         return Ok(Upstream::http1(idle, endpoint.clone()));
     }
     let guard = count(worker, endpoint, wanted)?;
     let (connection, wire) = open(worker, endpoint, wanted, material).await?;
-    Ok(Upstream::http1(Idle { stream: Box::new(connection), wire, guard, generation }, endpoint.clone()))
+    Ok(Upstream::http1(
+        Idle {
+            stream: Box::new(connection),
+            wire,
+            guard,
+            generation,
+        },
+        endpoint.clone(),
+    ))
 }
 
 /// Takes a place on a shared connection. Who finds none makes one, and others wait for it meanwhile: else a hundred requests that
@@ -76,13 +101,20 @@ async fn share(
     if let Some(place) = shared.place(generation, now) {
         return Ok(Upstream::http2(place, endpoint.clone()));
     }
-    let turn = clock::until(wanted.until, shared.turn()).await.map_err(|_| NoConnection::TimedOut)?;
+    let turn = clock::until(wanted.until, shared.turn())
+        .await
+        .map_err(|_| NoConnection::TimedOut)?;
     if let Some(place) = shared.place(generation, now) {
         return Ok(Upstream::http2(place, endpoint.clone()));
     }
     let guard = count(worker, endpoint, wanted)?;
     let (connection, _) = open(worker, endpoint, wanted, material).await?;
-    let made = clock::until(wanted.until, Shared::open(Paced(connection), guard, generation, now)).await.map_err(|_| NoConnection::TimedOut)?;
+    let made = clock::until(
+        wanted.until,
+        Shared::open(Paced(connection), guard, generation, now),
+    )
+    .await
+    .map_err(|_| NoConnection::TimedOut)?;
     let made = made.map_err(|_| NoConnection::Failed)?;
     shared.add(made.clone());
     drop(turn);
@@ -90,9 +122,21 @@ async fn share(
 }
 
 /// Counts a new connection. An idle one to a sibling, or one too old for this request, may give its place.
-fn count(worker: &Worker, endpoint: &Arc<EndpointState>, wanted: &Wanted<'_>) -> Result<ConnectionGuard, NoConnection> {
+fn count(
+    worker: &Worker,
+    endpoint: &Arc<EndpointState>,
+    wanted: &Wanted<'_>,
+) -> Result<ConnectionGuard, NoConnection> {
     let count = || endpoint.try_connect(wanted.max_connections, wanted.max_connections_each);
-    count().or_else(|reached| if worker.evict_one(endpoint, reached) { count() } else { Err(reached) }).map_err(NoConnection::TooMany)
+    count()
+        .or_else(|reached| {
+            if worker.evict_one(endpoint, reached) {
+                count()
+            } else {
+                Err(reached)
+            }
+        })
+        .map_err(NoConnection::TooMany)
 }
 
 async fn open(
@@ -109,17 +153,34 @@ async fn open(
         }
         Err(clock::Elapsed) => return Err(NoConnection::TimedOut),
     };
-    let Some((spec, material)) = material else { return Ok(wire::open(socket, None)) };
+    let Some((spec, material)) = material else {
+        return Ok(wire::open(socket, None));
+    };
     let not_trusted = |why: &dyn std::fmt::Display| {
         tracing::debug!("no TLS with {}: {why}", endpoint.label);
-        worker.state.telemetry.metrics.counter(name::TLS_FAILURES, &[("owner", &format!("backend {}", spec.sni))]).increment(1);
+        worker
+            .state
+            .telemetry
+            .metrics
+            .counter(
+                name::TLS_FAILURES,
+                &[("owner", &format!("backend {}", spec.sni))],
+            )
+            .increment(1);
         NoConnection::NotTrusted
     };
-    let server = spec.sni.clone().try_into().map_err(|error: rustls::pki_types::InvalidDnsNameError| not_trusted(&error))?;
-    let session = rustls::ClientConnection::new(material.config, server).map_err(|error| not_trusted(&error))?;
+    let server = spec
+        .sni
+        .clone()
+        .try_into()
+        .map_err(|error: rustls::pki_types::InvalidDnsNameError| not_trusted(&error))?;
+    let session = rustls::ClientConnection::new(material.config, server)
+        .map_err(|error| not_trusted(&error))?;
     let (connection, wire) = wire::open(socket, Some(session.into()));
     match clock::until(wanted.until, wire.handshake()).await {
-        Ok(Ok(agreed)) if wanted.is_http2 && agreed.protocol.as_deref() != Some(b"h2") => Err(not_trusted(&"it does not speak HTTP/2")),
+        Ok(Ok(agreed)) if wanted.is_http2 && agreed.protocol.as_deref() != Some(b"h2") => {
+            Err(not_trusted(&"it does not speak HTTP/2"))
+        }
         Ok(Ok(_)) => Ok((connection, wire)),
         Ok(Err(error)) => Err(not_trusted(&error)),
         Err(clock::Elapsed) => Err(NoConnection::TimedOut),

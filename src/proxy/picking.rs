@@ -31,33 +31,74 @@ pub(super) struct Picked {
 }
 
 /// Picks an endpoint. One that was tried in this request is taken again only when there is no other.
-pub(super) fn pick(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries, now: Instant) -> Result<Picked, Rejection> {
+pub(super) fn pick(
+    exchange: &Exchange<'_>,
+    asked: &Asked<'_>,
+    tries: &Tries,
+    now: Instant,
+) -> Result<Picked, Rejection> {
     let destination = exchange.destination;
     let backend = &destination.backend;
     let breakers = &destination.endpoint_breakers;
     let mut refused: Vec<usize> = Vec::new();
-    let is_open = |refused: &[usize], index: usize| refused.contains(&index) || breakers.get(index).is_some_and(|breaker| breaker.refuses_for(now).is_some());
+    let is_open = |refused: &[usize], index: usize| {
+        refused.contains(&index)
+            || breakers
+                .get(index)
+                .is_some_and(|breaker| breaker.refuses_for(now).is_some())
+    };
     let full = busy_at(exchange);
     let is_busy = |index: usize| backend.endpoints[index].in_flight() >= full;
     // The first attempt may be the probe that brings an endpoint back; should it fail, a retry goes elsewhere.
-    let mut probe = if tries.is_first() { backend.probe(asked.is_idempotent(), now) } else { None };
-    let wish = Wish { key: key(exchange, asked), now };
+    let mut probe = if tries.is_first() {
+        backend.probe(asked.is_idempotent(), now)
+    } else {
+        None
+    };
+    let wish = Wish {
+        key: key(exchange, asked),
+        now,
+    };
     loop {
         let picked = match probe.take() {
-            Some((index, observation)) if !is_open(&refused, index) => Some((index, Some(observation))),
+            Some((index, observation)) if !is_open(&refused, index) => {
+                Some((index, Some(observation)))
+            }
             _ => {
-                let fresh = backend.pick(wish, |index| !tries.contains(index) && !is_open(&refused, index) && !is_busy(index), fastrand::f64);
-                fresh.or_else(|| backend.pick(wish, |index| !is_open(&refused, index), fastrand::f64)).map(|index| (index, None))
+                let fresh = backend.pick(
+                    wish,
+                    |index| !tries.contains(index) && !is_open(&refused, index) && !is_busy(index),
+                    fastrand::f64,
+                );
+                fresh
+                    .or_else(|| {
+                        backend.pick(wish, |index| !is_open(&refused, index), fastrand::f64)
+                    })
+                    .map(|index| (index, None))
             }
         };
         let Some((index, observation)) = picked else {
             let is_breakers = (0..breakers.len()).any(|index| is_open(&refused, index));
-            let reason = if is_breakers { Reason::BreakerOpen } else { Reason::NoHealthyEndpoint };
-            let wait = breakers.iter().filter_map(|breaker| breaker.refuses_for(now)).min().unwrap_or(SOON);
+            let reason = if is_breakers {
+                Reason::BreakerOpen
+            } else {
+                Reason::NoHealthyEndpoint
+            };
+            let wait = breakers
+                .iter()
+                .filter_map(|breaker| breaker.refuses_for(now))
+                .min()
+                .unwrap_or(SOON);
             return Err(Rejection::by(reason, backend.spec.name.clone()).after(wait));
         };
-        let picked = |breaker| Picked { index, breaker, observation: observation.or_else(|| backend.observe(index, now)) };
-        let Some(breaker) = breakers.get(index).or(destination.breaker.as_ref()) else { return Ok(picked(None)) };
+        let picked = |breaker| Picked {
+            index,
+            breaker,
+            observation: observation.or_else(|| backend.observe(index, now)),
+        };
+        let Some(breaker) = breakers.get(index).or(destination.breaker.as_ref()) else {
+            return Ok(picked(None));
+        };
         match breaker.try_acquire(now, fastrand::f64()) {
             Passage::Allowed(guard) => return Ok(picked(Some(guard))),
             Passage::WouldRefuse => {
@@ -76,17 +117,26 @@ pub(super) fn pick(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries, no
 
 /// With so many requests in flight all connections are busy that an endpoint may have; on those of HTTP/2 there is room for more.
 fn busy_at(exchange: &Exchange<'_>) -> u32 {
-    let limits = exchange.destination.enforced_limits().filter(|_| !exchange.is_to_http2());
+    let limits = exchange
+        .destination
+        .enforced_limits()
+        .filter(|_| !exchange.is_to_http2());
     limits.map_or(u32::MAX, |limits| limits.max_connections_each)
 }
 
 /// The hash of what binds a request to an endpoint, if it has it.
 fn key(exchange: &Exchange<'_>, asked: &Asked<'_>) -> Option<u64> {
-    let Balancer::ConsistentHash { key, .. } = &exchange.destination.backend.spec.balancer else { return None };
+    let Balancer::ConsistentHash { key, .. } = &exchange.destination.backend.spec.balancer else {
+        return None;
+    };
     let headers = &asked.head.headers;
     match key {
         HashKey::Header(name) => headers.get(name).map(|value| ring::hash(value.as_bytes())),
-        HashKey::Cookie(name) => headers.get_all(header::COOKIE).iter().find_map(|cookies| cookie(cookies.as_bytes(), name.as_bytes())).map(ring::hash),
+        HashKey::Cookie(name) => headers
+            .get_all(header::COOKIE)
+            .iter()
+            .find_map(|cookies| cookie(cookies.as_bytes(), name.as_bytes()))
+            .map(ring::hash),
         HashKey::Source => Some(ring::hash(asked.source().to_string().as_bytes())),
     }
 }
@@ -105,10 +155,21 @@ mod tests {
 
     #[test]
     fn a_cookie_is_found_by_its_whole_name() {
-        let table: [(&[u8], Option<&[u8]>); 6] =
-            [(b"id=7", Some(b"7")), (b"a=1; id=7; b=2", Some(b"7")), (b"a=1;id=7=8", Some(b"7=8")), (b"xid=7", None), (b"id", None), (b"", None)];
+        let table: [(&[u8], Option<&[u8]>); 6] = [
+            (b"id=7", Some(b"7")),
+            (b"a=1; id=7; b=2", Some(b"7")),
+            (b"a=1;id=7=8", Some(b"7=8")),
+            (b"xid=7", None),
+            (b"id", None),
+            (b"", None),
+        ];
         for (cookies, expected) in table {
-            assert_eq!(cookie(cookies, b"id"), expected, "{}", String::from_utf8_lossy(cookies));
+            assert_eq!(
+                cookie(cookies, b"id"),
+                expected,
+                "{}",
+                String::from_utf8_lossy(cookies)
+            );
         }
     }
 }

@@ -66,14 +66,20 @@ impl SharedConnections {
     pub(super) fn place(&self, generation: u64, now: Instant) -> Option<Exchange> {
         let mut connections = lock(&self.connections);
         connections.retain(|shared| shared.is_open(generation));
-        connections.iter().find(|shared| shared.is_free(generation)).map(|shared| shared.exchange(now))
+        connections
+            .iter()
+            .find(|shared| shared.is_free(generation))
+            .map(|shared| shared.exchange(now))
     }
 
     /// Ends one that has no request; says whether there was one.
     fn evict_one(&self) -> bool {
         let mut connections = lock(&self.connections);
-        let idle = connections.iter().position(|shared| shared.idle_since().is_some());
-        idle.map(|position| connections.swap_remove(position).make_room()).is_some()
+        let idle = connections
+            .iter()
+            .position(|shared| shared.idle_since().is_some());
+        idle.map(|position| connections.swap_remove(position).make_room())
+            .is_some()
     }
 
     /// Adds a new one; that of an endpoint that has left is used once.
@@ -98,13 +104,21 @@ struct Endpoint {
 
 impl Pool {
     /// Takes the connection that was used last and is still good.
-    pub(super) fn take(&self, endpoint: &EndpointState, is_repeatable: bool, generation: u64, now: Instant) -> Option<Idle> {
+    pub(super) fn take(
+        &self,
+        endpoint: &EndpointState,
+        is_repeatable: bool,
+        generation: u64,
+        now: Instant,
+    ) -> Option<Idle> {
         let mut idle = self.lock();
         let connections = &mut idle.get_mut(&endpoint.id)?.connections;
         // Younger ones are at the end: if the last is too old for this request, all are.
         let longest = endpoint.reusable_idle(is_repeatable, now);
         connections.retain(|kept| kept.connection.generation == generation);
-        while let Some(kept) = connections.pop_if(|kept| now.saturating_duration_since(kept.since) <= longest) {
+        while let Some(kept) =
+            connections.pop_if(|kept| now.saturating_duration_since(kept.since) <= longest)
+        {
             if kept.connection.wire.is_idle_and_open() {
                 return Some(kept.connection);
             }
@@ -116,7 +130,13 @@ impl Pool {
     /// The connections of HTTP/2 to an endpoint.
     pub(super) fn shared(&self, endpoint: &Arc<EndpointState>) -> Arc<SharedConnections> {
         let mut shared = lock(&self.shared);
-        let make = || Arc::new(SharedConnections { state: endpoint.clone(), connections: Mutex::default(), turn: Semaphore::new(1) });
+        let make = || {
+            Arc::new(SharedConnections {
+                state: endpoint.clone(),
+                connections: Mutex::default(),
+                turn: Semaphore::new(1),
+            })
+        };
         shared.entry(endpoint.id).or_insert_with(make).clone()
     }
 
@@ -126,11 +146,17 @@ impl Pool {
             return;
         }
         let mut idle = self.lock();
-        let kept = idle.entry(endpoint.id).or_insert_with(|| Endpoint { state: endpoint.clone(), connections: Vec::new() });
+        let kept = idle.entry(endpoint.id).or_insert_with(|| Endpoint {
+            state: endpoint.clone(),
+            connections: Vec::new(),
+        });
         if kept.connections.len() == MAX_IDLE {
             kept.connections.remove(0);
         }
-        kept.connections.push(Kept { connection, since: now });
+        kept.connections.push(Kept {
+            connection,
+            since: now,
+        });
     }
 
     /// Closes one idle connection to the same endpoint, or to any of the same backend, to make room under the bound that is reached.
@@ -140,12 +166,17 @@ impl Pool {
             TooMany::OfBackend => Arc::ptr_eq(&other.counters, &endpoint.counters),
         };
         let mut idle = self.lock();
-        let oldest = idle.values_mut().filter(|other| makes_room(&other.state) && !other.connections.is_empty()).min_by_key(|other| other.connections[0].since);
+        let oldest = idle
+            .values_mut()
+            .filter(|other| makes_room(&other.state) && !other.connections.is_empty())
+            .min_by_key(|other| other.connections[0].since);
         if oldest.map(|other| other.connections.remove(0)).is_some() {
             return true;
         }
         drop(idle);
-        lock(&self.shared).values().any(|other| makes_room(&other.state) && other.evict_one())
+        lock(&self.shared)
+            .values()
+            .any(|other| makes_room(&other.state) && other.evict_one())
     }
 
     /// Closes what is too old, was closed by the endpoint, or leads to an endpoint that is no longer there.
@@ -170,7 +201,12 @@ impl Pool {
         // A connection ends when nobody holds it any more and its last stream is through.
         lock(&self.shared).retain(|_, endpoint| {
             let mut connections = lock(&endpoint.connections);
-            connections.retain(|shared| !endpoint.state.is_retired() && shared.idle_since().is_none_or(|since| now.saturating_duration_since(since) <= MAX_IDLE_HTTP2));
+            connections.retain(|shared| {
+                !endpoint.state.is_retired()
+                    && shared
+                        .idle_since()
+                        .is_none_or(|since| now.saturating_duration_since(since) <= MAX_IDLE_HTTP2)
+            });
             !connections.is_empty() || !endpoint.state.is_retired()
         });
     }

@@ -74,34 +74,72 @@ enum BillKey {
 impl Limits {
     /// Notes that a bucket of all instances is charged for the answer.
     pub(super) fn bill(&mut self, rule: usize, key: Option<String>) {
-        self.bills.push(Bill { rule, key: BillKey::There(key) });
+        self.bills.push(Bill {
+            rule,
+            key: BillKey::There(key),
+        });
     }
 }
 
 /// Takes the tokens of a request out of every bucket that is about it, and waits until all are there.
-pub(super) async fn admit(exchange: &Exchange<'_>, client: &mut Client, limits: &mut Limits, now: Instant) -> Result<(), Rejection> {
+pub(super) async fn admit(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    limits: &mut Limits,
+    now: Instant,
+) -> Result<(), Rejection> {
     let mut until = now + take(exchange, client, limits, now)?;
     // Rules of all instances stand at the end.
-    if let (Some(remote), true) = (&exchange.live.remote_limits, exchange.route.spec.rate_limits.rules.last().is_some_and(|rule| rule.is_global)) {
+    if let (Some(remote), true) = (
+        &exchange.live.remote_limits,
+        exchange
+            .route
+            .spec
+            .rate_limits
+            .rules
+            .last()
+            .is_some_and(|rule| rule.is_global),
+    ) {
         let wait = Box::pin(global_limits::take(exchange, remote, client, limits, now)).await?;
         until = until.max(clock::now() + wait);
     }
-    if until <= now { Ok(()) } else { Box::pin(admission::unless_gone(client, clock::sleep_until(until))).await }
+    if until <= now {
+        Ok(())
+    } else {
+        Box::pin(admission::unless_gone(client, clock::sleep_until(until))).await
+    }
 }
 
-fn take(exchange: &Exchange<'_>, client: &Client, limits: &mut Limits, now: Instant) -> Result<Duration, Rejection> {
+fn take(
+    exchange: &Exchange<'_>,
+    client: &Client,
+    limits: &mut Limits,
+    now: Instant,
+) -> Result<Duration, Rejection> {
     let route = exchange.route;
     let mut longest = Duration::ZERO;
     let is_remote = |rule: &RateRuleSpec| rule.is_global && exchange.live.remote_limits.is_some();
-    for (index, (rule, state)) in route.spec.rate_limits.rules.iter().zip(&route.rate_limits).enumerate() {
+    for (index, (rule, state)) in route
+        .spec
+        .rate_limits
+        .rules
+        .iter()
+        .zip(&route.rate_limits)
+        .enumerate()
+    {
         if is_remote(rule) {
             break;
         }
-        let Some(key) = selected(rule, exchange, client) else { continue };
+        let Some(key) = selected(rule, exchange, client) else {
+            continue;
+        };
         let taken = state.try_acquire(key, now);
         // In shadow, who would not have come in would not have been worth anything.
         if rule.response_cost.is_some() && taken.is_ok() {
-            limits.bills.push(Bill { rule: index, key: BillKey::Here(key) });
+            limits.bills.push(Bill {
+                rule: index,
+                key: BillKey::Here(key),
+            });
         }
         longest = longest.max(judge(exchange, limits, index, taken)?);
     }
@@ -109,14 +147,27 @@ fn take(exchange: &Exchange<'_>, client: &Client, limits: &mut Limits, now: Inst
 }
 
 /// What it means that a bucket gave tokens, or not: how long to wait for them.
-pub(super) fn judge(exchange: &Exchange<'_>, limits: &mut Limits, index: usize, taken: Result<Granted, Limited>) -> Result<Duration, Rejection> {
+pub(super) fn judge(
+    exchange: &Exchange<'_>,
+    limits: &mut Limits,
+    index: usize,
+    taken: Result<Granted, Limited>,
+) -> Result<Duration, Rejection> {
     let rule = &exchange.route.spec.rate_limits.rules[index];
     match taken {
         // What only watches makes nobody wait, and tells nobody.
         Ok(_) if rule.mode == Mode::Shadow => Ok(Duration::ZERO),
         Ok(granted) => {
-            if limits.nearest.as_ref().is_none_or(|nearest| granted.left < nearest.left) {
-                limits.nearest = Some(Nearest { rule: index, left: granted.left, more: granted.more });
+            if limits
+                .nearest
+                .as_ref()
+                .is_none_or(|nearest| granted.left < nearest.left)
+            {
+                limits.nearest = Some(Nearest {
+                    rule: index,
+                    left: granted.left,
+                    more: granted.more,
+                });
             }
             Ok(granted.wait)
         }
@@ -125,7 +176,14 @@ pub(super) fn judge(exchange: &Exchange<'_>, limits: &mut Limits, index: usize, 
             Ok(Duration::ZERO)
         }
         Err(limited) => {
-            *limits = Limits { nearest: Some(Nearest { rule: index, left: 0, more: limited.retry_after }), bills: Vec::new() };
+            *limits = Limits {
+                nearest: Some(Nearest {
+                    rule: index,
+                    left: 0,
+                    more: limited.retry_after,
+                }),
+                bills: Vec::new(),
+            };
             Err(Rejection::by(Reason::RateLimited, rule.name.clone()).after(limited.retry_after))
         }
     }
@@ -136,18 +194,31 @@ pub(super) fn charge(exchange: &Exchange<'_>, limits: &mut Limits, answer: &Head
     let route = exchange.route;
     for Bill { rule: index, key } in limits.bills.drain(..) {
         let rule = &route.spec.rate_limits.rules[index];
-        let Some(cost) = rule.response_cost.as_ref().and_then(|header| answer.get(header)) else { continue };
+        let Some(cost) = rule
+            .response_cost
+            .as_ref()
+            .and_then(|header| answer.get(header))
+        else {
+            continue;
+        };
         let tokens = cost.to_str().ok().and_then(|cost| cost.parse().ok());
         match (key, tokens) {
-            (BillKey::There(key), Some(tokens)) => global_limits::charge(exchange, index, key, tokens),
+            (BillKey::There(key), Some(tokens)) => {
+                global_limits::charge(exchange, index, key, tokens)
+            }
             (BillKey::There(_), None) => route.rate_limits[index].charge(None, None, clock::now()),
-            (BillKey::Here(key), tokens) => route.rate_limits[index].charge(key, tokens, clock::now()),
+            (BillKey::Here(key), tokens) => {
+                route.rate_limits[index].charge(key, tokens, clock::now())
+            }
         }
     }
 }
 
 /// The headers that tell of the limit that is nearest.
-pub(super) fn headers(route: &RouteState, limits: &Limits) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
+pub(super) fn headers(
+    route: &RouteState,
+    limits: &Limits,
+) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
     let told = limits.nearest.as_ref().map(|nearest| tell(route, nearest));
     told.unwrap_or_default().into_iter().flatten()
 }
@@ -162,14 +233,25 @@ fn tell(route: &RouteState, nearest: &Nearest) -> [Option<(HeaderName, HeaderVal
             let mut text = String::with_capacity(rule.name.len() + 24);
             // Writing to a String cannot fail.
             _ = write!(text, r#""{}";r={left};t={more}"#, rule.name);
-            [rule.policy_header.clone().map(|policy| (POLICY, policy)), HeaderValue::try_from(text).ok().map(|limit| (LIMIT, limit)), None]
+            [
+                rule.policy_header.clone().map(|policy| (POLICY, policy)),
+                HeaderValue::try_from(text).ok().map(|limit| (LIMIT, limit)),
+                None,
+            ]
         }
-        RateLimitHeaders::DraftVersion03 => [rule.policy_header.clone().map(|policy| (OLD_LIMIT, policy)), Some((OLD_REMAINING, left.into())), Some((OLD_RESET, more.into()))],
+        RateLimitHeaders::DraftVersion03 => [
+            rule.policy_header.clone().map(|policy| (OLD_LIMIT, policy)),
+            Some((OLD_REMAINING, left.into())),
+            Some((OLD_RESET, more.into())),
+        ],
     }
 }
 
 /// The key of a request for a rule of this instance, `Some(None)` if the rule has none, `None` if the rule is not about it.
-#[expect(clippy::option_option, reason = "selected or not, and then keyed or not, are two questions")]
+#[expect(
+    clippy::option_option,
+    reason = "selected or not, and then keyed or not, are two questions"
+)]
 fn selected(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client) -> Option<Option<u64>> {
     if rule.selectors.is_empty() {
         return Some(None);
@@ -181,11 +263,20 @@ fn selected(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client) -> Op
 
 /// Writes what tells requests apart under a rule, each part such that no other text makes the same; whether there is anything. `None` if
 /// the rule is not about the request.
-pub(super) fn select(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client, put: &mut impl FnMut(&[u8])) -> Option<bool> {
+pub(super) fn select(
+    rule: &RateRuleSpec,
+    exchange: &Exchange<'_>,
+    client: &Client,
+    put: &mut impl FnMut(&[u8]),
+) -> Option<bool> {
     if rule.selectors.is_empty() {
         return Some(false);
     }
-    let (index, selector) = rule.selectors.iter().enumerate().find(|(_, selector)| is_about(selector, exchange, client))?;
+    let (index, selector) = rule
+        .selectors
+        .iter()
+        .enumerate()
+        .find(|(_, selector)| is_about(selector, exchange, client))?;
     let mut is_keyed = false;
     let mut part = |bytes: &[u8]| {
         is_keyed = true;
@@ -214,13 +305,31 @@ fn is_about(selector: &SelectorSpec, exchange: &Exchange<'_>, client: &Client) -
     let headers = || {
         selector.headers.iter().all(|(name, wanted)| {
             let value = head.headers.get(name);
-            value.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| value.as_bytes() == wanted.as_bytes()))
+            value.is_some_and(|value| {
+                wanted
+                    .as_ref()
+                    .is_none_or(|wanted| value.as_bytes() == wanted.as_bytes())
+            })
         })
     };
     let method = selector.methods.is_empty() || selector.methods.contains(&head.method);
-    let path = || selector.path.as_ref().is_none_or(|path| path.matches(exchange.target.path()));
+    let path = || {
+        selector
+            .path
+            .as_ref()
+            .is_none_or(|path| path.matches(exchange.target.path()))
+    };
     let of_client = client.peer.identity.as_deref();
-    let identity = || selector.identity.as_ref().is_none_or(|wanted| of_client.is_some_and(|identity| wanted.as_deref().is_none_or(|wanted| wanted == identity)));
-    let source = || selector.source.is_none_or(|(range, _)| range.contains(&client.source()));
+    let identity = || {
+        selector.identity.as_ref().is_none_or(|wanted| {
+            of_client
+                .is_some_and(|identity| wanted.as_deref().is_none_or(|wanted| wanted == identity))
+        })
+    };
+    let source = || {
+        selector
+            .source
+            .is_none_or(|(range, _)| range.contains(&client.source()))
+    };
     method && path() && headers() && identity() && source()
 }

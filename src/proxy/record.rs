@@ -62,14 +62,28 @@ impl Progress {
 
     /// The endpoint that was asked last.
     pub(super) fn endpoint_label(&self) -> Arc<str> {
-        self.endpoint.as_ref().map(|endpoint| endpoint.label.clone()).unwrap_or_default()
+        self.endpoint
+            .as_ref()
+            .map(|endpoint| endpoint.label.clone())
+            .unwrap_or_default()
     }
 }
 
 /// Remembers why a request got what it got, if anything was decided about it.
-pub(super) fn remember(worker: &Worker, live: &Live, client: &Client, progress: &Progress, notes: Notes, ended: Instant) {
+pub(super) fn remember(
+    worker: &Worker,
+    live: &Live,
+    client: &Client,
+    progress: &Progress,
+    notes: Notes,
+    ended: Instant,
+) {
     let steps = notes.into_steps();
-    if steps.is_empty() && progress.reason.is_none_or(|reason| reason == Reason::Redirect) {
+    if steps.is_empty()
+        && progress
+            .reason
+            .is_none_or(|reason| reason == Reason::Redirect)
+    {
         return;
     }
     let head = client.head();
@@ -78,15 +92,27 @@ pub(super) fn remember(worker: &Worker, live: &Live, client: &Client, progress: 
     telemetry.decisions.remember(Decided {
         at: telemetry.wall(),
         request_id: progress.request_id.to_str().unwrap_or_default().to_owned(),
-        trace_id: client.text(&TRACEPARENT).and_then(|trace| trace.split('-').nth(1)).filter(|id| id.len() == 32).unwrap_or_default().to_owned(),
+        trace_id: client
+            .text(&TRACEPARENT)
+            .and_then(|trace| trace.split('-').nth(1))
+            .filter(|id| id.len() == 32)
+            .unwrap_or_default()
+            .to_owned(),
         method: head.method.as_str().to_owned(),
         host: beginning(host_of(client)),
         path: beginning(path_of(head)),
-        route: route.map(|route| route.spec.name.to_string()).unwrap_or_default(),
-        backend: destination_of(route, progress).map(|destination| destination.backend.spec.name.to_string()).unwrap_or_default(),
+        route: route
+            .map(|route| route.spec.name.to_string())
+            .unwrap_or_default(),
+        backend: destination_of(route, progress)
+            .map(|destination| destination.backend.spec.name.to_string())
+            .unwrap_or_default(),
         endpoint: progress.endpoint_label().to_string(),
         status: progress.status,
-        reason: progress.reason.map(|reason| rejection::token(reason, &progress.by)).unwrap_or_default(),
+        reason: progress
+            .reason
+            .map(|reason| rejection::token(reason, &progress.by))
+            .unwrap_or_default(),
         attempts: progress.attempts,
         took: ended.saturating_duration_since(progress.began),
         steps,
@@ -99,17 +125,38 @@ fn beginning(text: &str) -> String {
 }
 
 /// Where a request went at last.
-fn destination_of<'l>(route: Option<&'l RouteState>, progress: &Progress) -> Option<&'l DestinationState> {
+fn destination_of<'l>(
+    route: Option<&'l RouteState>,
+    progress: &Progress,
+) -> Option<&'l DestinationState> {
     let route = route?;
-    progress.aside.map(|index| &route.aside[index]).or_else(|| progress.destination.map(|index| &route.destinations[index]))
+    progress
+        .aside
+        .map(|index| &route.aside[index])
+        .or_else(|| progress.destination.map(|index| &route.destinations[index]))
 }
 
 fn host_of(client: &Client) -> &str {
-    client.text(&http::header::HOST).or_else(|| client.head().uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default()
+    client
+        .text(&http::header::HOST)
+        .or_else(|| {
+            client
+                .head()
+                .uri
+                .authority()
+                .map(http::uri::Authority::as_str)
+        })
+        .unwrap_or_default()
 }
 
 /// Counts a request that has ended, and writes its line.
-pub(super) fn finished(worker: &Worker, live: &Live, client: &Client, progress: &Progress, ended: Instant) {
+pub(super) fn finished(
+    worker: &Worker,
+    live: &Live,
+    client: &Client,
+    progress: &Progress,
+    ended: Instant,
+) {
     let telemetry = &worker.state.telemetry;
     let route = progress.route.map(|index| &live.routes[index]);
     let metrics = route.map_or(&live.unrouted, |route| &route.metrics);
@@ -122,7 +169,10 @@ pub(super) fn finished(worker: &Worker, live: &Live, client: &Client, progress: 
         metrics.refused(&telemetry.metrics, reason);
     }
     let log = &live.snapshot.access_log;
-    if !telemetry.access_log.is_on() || !log.is_on || !is_sampled(log.sampling, &log.always, progress.status) {
+    if !telemetry.access_log.is_on()
+        || !log.is_on
+        || !is_sampled(log.sampling, &log.always, progress.status)
+    {
         return;
     }
     let destination = destination_of(route, progress);
@@ -132,7 +182,10 @@ pub(super) fn finished(worker: &Worker, live: &Live, client: &Client, progress: 
         listener: &client.listener.name,
         route: route.map_or("", |route| &route.spec.name),
         backend: destination.map_or("", |destination| &destination.backend.spec.name),
-        endpoint: progress.endpoint.as_ref().map_or("", |endpoint| &endpoint.label),
+        endpoint: progress
+            .endpoint
+            .as_ref()
+            .map_or("", |endpoint| &endpoint.label),
         client: Some(client.source()),
         method: head.method.as_str(),
         host: host_of(client),
@@ -158,6 +211,10 @@ fn is_sampled(share: f64, always: &StatusSet, status: u16) -> bool {
 
 /// The path without its query, which may hold what nobody should write down.
 fn path_of(head: &RequestHeader) -> &str {
-    let path = head.raw_path().split(|byte| *byte == b'?').next().unwrap_or_default();
+    let path = head
+        .raw_path()
+        .split(|byte| *byte == b'?')
+        .next()
+        .unwrap_or_default();
     std::str::from_utf8(path).unwrap_or_default()
 }

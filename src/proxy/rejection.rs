@@ -15,7 +15,9 @@ use super::{
     rate_limits::{self, Limits},
     signs::Signs,
 };
-use crate::{clock, policy::snapshot::FaultAnswer, state::live::RouteState, telemetry::reason::Reason};
+use crate::{
+    clock, policy::snapshot::FaultAnswer, state::live::RouteState, telemetry::reason::Reason,
+};
 
 /// The name of this proxy in `proxy-status` and `via`.
 pub(super) const PSEUDONYM: &str = "outrigger";
@@ -31,9 +33,18 @@ pub(super) enum Instead {
     /// An error on purpose.
     Fault(FaultAnswer),
     /// What the policy says.
-    Fallback { status: u16, content_type: HeaderValue, body: Bytes },
+    Fallback {
+        status: u16,
+        content_type: HeaderValue,
+        body: Bytes,
+    },
     /// What the backend said before, so long ago; the status that it gives now, if it was asked.
-    Stale { fields: HeaderMap, body: Bytes, age: Duration, now: Option<u16> },
+    Stale {
+        fields: HeaderMap,
+        body: Bytes,
+        age: Duration,
+        now: Option<u16>,
+    },
 }
 
 /// A refusal.
@@ -55,17 +66,30 @@ impl Rejection {
     }
 
     pub(super) fn by(reason: Reason, by: Arc<str>) -> Self {
-        Self { reason, by, retry_after: None, instead: None, is_fatal: false }
+        Self {
+            reason,
+            by,
+            retry_after: None,
+            instead: None,
+            is_fatal: false,
+        }
     }
 
     pub(super) fn after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait), ..self }
+        Self {
+            retry_after: Some(wait),
+            ..self
+        }
     }
 
     /// The status.
     pub(super) fn status(&self) -> u16 {
         match self.instead.as_deref() {
-            Some(Instead::Redirect { status, .. } | Instead::Fallback { status, .. } | Instead::Fault(FaultAnswer::Http(status))) => *status,
+            Some(
+                Instead::Redirect { status, .. }
+                | Instead::Fallback { status, .. }
+                | Instead::Fault(FaultAnswer::Http(status)),
+            ) => *status,
             Some(Instead::Fault(FaultAnswer::Grpc(_)) | Instead::Stale { .. }) => 200,
             None => row(self.reason).status,
         }
@@ -73,7 +97,11 @@ impl Rejection {
 
     /// Whether it is told in the words of gRPC.
     pub(super) fn is_grpc(&self, client: &Client) -> bool {
-        client.is_grpc() || matches!(self.instead.as_deref(), Some(Instead::Fault(FaultAnswer::Grpc(_))))
+        client.is_grpc()
+            || matches!(
+                self.instead.as_deref(),
+                Some(Instead::Fault(FaultAnswer::Grpc(_)))
+            )
     }
 
     /// The status of gRPC.
@@ -93,7 +121,11 @@ impl Rejection {
 
 /// `TOKEN` or `TOKEN:NAME`.
 pub(super) fn token(reason: Reason, by: &str) -> String {
-    if by.is_empty() { reason.token().to_owned() } else { format!("{}:{by}", reason.token()) }
+    if by.is_empty() {
+        reason.token().to_owned()
+    } else {
+        format!("{}:{by}", reason.token())
+    }
 }
 
 struct Row {
@@ -106,41 +138,133 @@ struct Row {
 fn row(reason: Reason) -> Row {
     let (status, error, title) = match reason {
         Reason::NoRoute => (404, "destination_not_found", "no route takes this request"),
-        Reason::Redirect => return Row { status: 302, error: None, title: "this is somewhere else" },
-        Reason::Stale => return Row { status: 200, error: None, title: "an earlier answer" },
+        Reason::Redirect => {
+            return Row {
+                status: 302,
+                error: None,
+                title: "this is somewhere else",
+            };
+        }
+        Reason::Stale => {
+            return Row {
+                status: 200,
+                error: None,
+                title: "an earlier answer",
+            };
+        }
         Reason::RetriesExhausted => (503, "http_response_incomplete", "the backend fails"),
         Reason::FaultInjected => (503, "http_request_denied", "a fault on purpose"),
-        Reason::Shed => (503, "connection_limit_reached", "the instance is short of resources"),
-        Reason::Draining => (503, "destination_unavailable", "the instance is leaving; ask another"),
-        Reason::WarmingUp => (503, "destination_unavailable", "the instance is warming up; ask another"),
-        Reason::NotAllowed => (403, "http_request_denied", "this client may not use the route"),
-        Reason::BreakerOpen => (503, "destination_unavailable", "the circuit breaker is open"),
+        Reason::Shed => (
+            503,
+            "connection_limit_reached",
+            "the instance is short of resources",
+        ),
+        Reason::Draining => (
+            503,
+            "destination_unavailable",
+            "the instance is leaving; ask another",
+        ),
+        Reason::WarmingUp => (
+            503,
+            "destination_unavailable",
+            "the instance is warming up; ask another",
+        ),
+        Reason::NotAllowed => (
+            403,
+            "http_request_denied",
+            "this client may not use the route",
+        ),
+        Reason::BreakerOpen => (
+            503,
+            "destination_unavailable",
+            "the circuit breaker is open",
+        ),
         Reason::RateLimited => (429, "http_request_denied", "too many requests"),
-        Reason::RateLimitUnavailable => (503, "destination_unavailable", "the rate limit of all instances cannot be asked"),
-        Reason::AdmissionControl => (503, "destination_unavailable", "the backend answers too few requests well"),
+        Reason::RateLimitUnavailable => (
+            503,
+            "destination_unavailable",
+            "the rate limit of all instances cannot be asked",
+        ),
+        Reason::AdmissionControl => (
+            503,
+            "destination_unavailable",
+            "the backend answers too few requests well",
+        ),
         Reason::ConcurrencyLimit => (503, "connection_limit_reached", "too many requests at once"),
-        Reason::QueueTimeout => (503, "connection_limit_reached", "no place came free in time"),
-        Reason::ConnectionLimit => (503, "connection_limit_reached", "too many connections to the backend"),
+        Reason::QueueTimeout => (
+            503,
+            "connection_limit_reached",
+            "no place came free in time",
+        ),
+        Reason::ConnectionLimit => (
+            503,
+            "connection_limit_reached",
+            "too many connections to the backend",
+        ),
         Reason::NoHealthyEndpoint => (503, "destination_unavailable", "no endpoint is healthy"),
-        Reason::ConnectFailed => (502, "connection_refused", "no connection could be made to the backend"),
-        Reason::TlsFailed => (502, "tls_protocol_error", "no TLS could be agreed on with the backend"),
-        Reason::ConnectTimeout => (504, "connection_timeout", "no connection was made to the backend in time"),
-        Reason::UpstreamReset => (502, "connection_terminated", "the backend ended the connection"),
-        Reason::UpstreamTimeout => (504, "http_response_timeout", "the backend did not answer in time"),
-        Reason::UpstreamProtocolError => (502, "http_protocol_error", "the backend's answer cannot be understood"),
+        Reason::ConnectFailed => (
+            502,
+            "connection_refused",
+            "no connection could be made to the backend",
+        ),
+        Reason::TlsFailed => (
+            502,
+            "tls_protocol_error",
+            "no TLS could be agreed on with the backend",
+        ),
+        Reason::ConnectTimeout => (
+            504,
+            "connection_timeout",
+            "no connection was made to the backend in time",
+        ),
+        Reason::UpstreamReset => (
+            502,
+            "connection_terminated",
+            "the backend ended the connection",
+        ),
+        Reason::UpstreamTimeout => (
+            504,
+            "http_response_timeout",
+            "the backend did not answer in time",
+        ),
+        Reason::UpstreamProtocolError => (
+            502,
+            "http_protocol_error",
+            "the backend's answer cannot be understood",
+        ),
         Reason::RequestTimeout => (504, "http_response_timeout", "the request took too long"),
-        Reason::StreamIdleTimeout => (408, "http_request_error", "the request's body did not come in time"),
-        Reason::BadRequest => (400, "http_request_error", "the request cannot be understood"),
+        Reason::StreamIdleTimeout => (
+            408,
+            "http_request_error",
+            "the request's body did not come in time",
+        ),
+        Reason::BadRequest => (
+            400,
+            "http_request_error",
+            "the request cannot be understood",
+        ),
         Reason::MethodNotSupported => (405, "http_request_error", "the method is not proxied"),
-        Reason::HeaderTimeout => (408, "http_request_error", "the request's head did not come in time"),
+        Reason::HeaderTimeout => (
+            408,
+            "http_request_error",
+            "the request's head did not come in time",
+        ),
         Reason::HeaderTooLarge => (431, "http_request_error", "the request's head is too long"),
         Reason::BodyTooLarge => (413, "http_request_error", "the request's body is too long"),
         // Nobody is there to see it; the number is nginx's, for the log.
         Reason::ClientClosed => (499, "http_request_error", "the client left"),
-        Reason::LoopDetected => (508, "proxy_loop_detected", "the request came back to its sender"),
+        Reason::LoopDetected => (
+            508,
+            "proxy_loop_detected",
+            "the request came back to its sender",
+        ),
         Reason::InternalError => (500, "proxy_internal_error", "a fault of the proxy"),
     };
-    Row { status, error: Some(error), title }
+    Row {
+        status,
+        error: Some(error),
+        title,
+    }
 }
 
 /// What a reason means, in words.
@@ -152,7 +276,9 @@ pub(super) fn words(reason: Reason) -> &'static str {
 fn grpc_status(reason: Reason) -> u8 {
     match reason {
         Reason::RateLimited => grpc::RESOURCE_EXHAUSTED,
-        Reason::RequestTimeout | Reason::UpstreamTimeout | Reason::StreamIdleTimeout => grpc::DEADLINE_EXCEEDED,
+        Reason::RequestTimeout | Reason::UpstreamTimeout | Reason::StreamIdleTimeout => {
+            grpc::DEADLINE_EXCEEDED
+        }
         Reason::NoRoute | Reason::Redirect | Reason::MethodNotSupported => 12,
         Reason::NotAllowed => 7,
         Reason::ClientClosed => 1,
@@ -191,25 +317,51 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
         head.insert_header(name.clone(), value)?;
     }
     if let Some(wait) = rejection.retry_after {
-        head.insert_header("grpc-retry-pushback-ms", wait.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into()).to_string())?;
+        head.insert_header(
+            "grpc-retry-pushback-ms",
+            wait.as_nanos()
+                .div_ceil(1_000_000)
+                .min(i32::MAX.unsigned_abs().into())
+                .to_string(),
+        )?;
     }
     Ok(head)
 }
 
 /// Answers a client with a refusal. The connection stays usable if the session says so.
-pub(super) async fn answer(client: &mut Client, rejection: &Rejection, limits: Option<(&RouteState, &Limits)>, signs: Signs) -> Result<(), Reason> {
+pub(super) async fn answer(
+    client: &mut Client,
+    rejection: &Rejection,
+    limits: Option<(&RouteState, &Limits)>,
+    signs: Signs,
+) -> Result<(), Reason> {
     let is_grpc = rejection.is_grpc(client);
-    let body = if is_grpc { Bytes::new() } else { body(rejection) };
-    let made = if is_grpc { grpc_head(rejection) } else { http_head(rejection, body.len()) };
-    let mut head = made.and_then(|head| marked(head, rejection)).map_err(|_| Reason::InternalError)?;
-    let limits = limits.into_iter().flat_map(|(route, limits)| rate_limits::headers(route, limits));
+    let body = if is_grpc {
+        Bytes::new()
+    } else {
+        body(rejection)
+    };
+    let made = if is_grpc {
+        grpc_head(rejection)
+    } else {
+        http_head(rejection, body.len())
+    };
+    let mut head = made
+        .and_then(|head| marked(head, rejection))
+        .map_err(|_| Reason::InternalError)?;
+    let limits = limits
+        .into_iter()
+        .flat_map(|(route, limits)| rate_limits::headers(route, limits));
     for (name, value) in limits.chain(signs) {
-        head.append_header(name, value).map_err(|_| Reason::InternalError)?;
+        head.append_header(name, value)
+            .map_err(|_| Reason::InternalError)?;
     }
     client.write_head(Box::new(head)).await?;
     client.write(body).await?;
     client.finish(None).await?;
-    clock::within(Some(client.listener.limits.idle_timeout), client.push()).await.unwrap_or(Err(Reason::ClientClosed))
+    clock::within(Some(client.listener.limits.idle_timeout), client.push())
+        .await
+        .unwrap_or(Err(Reason::ClientClosed))
 }
 
 fn body(rejection: &Rejection) -> Bytes {
@@ -222,17 +374,29 @@ fn body(rejection: &Rejection) -> Bytes {
 }
 
 fn problem(rejection: &Rejection) -> Bytes {
-    let (title, status, token) = (row(rejection.reason).title, rejection.status(), rejection.token());
-    Bytes::from(format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"reason":"{token}"}}"#))
+    let (title, status, token) = (
+        row(rejection.reason).title,
+        rejection.status(),
+        rejection.token(),
+    );
+    Bytes::from(format!(
+        r#"{{"type":"about:blank","title":"{title}","status":{status},"reason":"{token}"}}"#
+    ))
 }
 
 fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHeader> {
     let status = rejection.status();
     let mut head = ResponseHeader::build(status, Some(8))?;
     match rejection.instead.as_deref() {
-        Some(Instead::Fallback { content_type, .. }) => head.insert_header("content-type", content_type)?,
-        Some(Instead::Stale { fields, age, now, .. }) => stale_fields(&mut head, fields, *age, *now)?,
-        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => head.insert_header("content-type", "application/problem+json")?,
+        Some(Instead::Fallback { content_type, .. }) => {
+            head.insert_header("content-type", content_type)?
+        }
+        Some(Instead::Stale {
+            fields, age, now, ..
+        }) => stale_fields(&mut head, fields, *age, *now)?,
+        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => {
+            head.insert_header("content-type", "application/problem+json")?
+        }
     }
     if !matches!(status, 204 | 304) {
         head.insert_header("content-length", length)?;
@@ -241,23 +405,36 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
         head.insert_header("location", location.as_str())?;
     }
     if status == 405 {
-        head.insert_header("allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")?;
+        head.insert_header(
+            "allow",
+            "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE",
+        )?;
     }
     if matches!(status, 429 | 503) {
-        head.insert_header("retry-after", whole_seconds(rejection.retry_after.unwrap_or(SOON)))?;
+        head.insert_header(
+            "retry-after",
+            whole_seconds(rejection.retry_after.unwrap_or(SOON)),
+        )?;
     }
     Ok(head)
 }
 
 /// The fields of an earlier answer, and that it is one (RFC 9211): where the backend was asked, with the status that came back.
-fn stale_fields(head: &mut ResponseHeader, fields: &HeaderMap, age: Duration, now: Option<u16>) -> pingora::Result<()> {
+fn stale_fields(
+    head: &mut ResponseHeader,
+    fields: &HeaderMap,
+    age: Duration,
+    now: Option<u16>,
+) -> pingora::Result<()> {
     for (name, value) in fields {
         head.append_header(name.clone(), value)?;
     }
     head.remove_header("transfer-encoding");
     head.insert_header("age", age.as_secs())?;
     let how = match now {
-        Some(status) => format!("{PSEUDONYM}; fwd=stale; fwd-status={status}; detail=stale-if-error"),
+        Some(status) => {
+            format!("{PSEUDONYM}; fwd=stale; fwd-status={status}; detail=stale-if-error")
+        }
         None => format!("{PSEUDONYM}; hit; detail=stale-if-error"),
     };
     head.append_header("cache-status", how).map(drop)
@@ -267,7 +444,10 @@ fn stale_fields(head: &mut ResponseHeader, fields: &HeaderMap, age: Duration, no
 fn marked(mut head: ResponseHeader, rejection: &Rejection) -> pingora::Result<ResponseHeader> {
     let token = rejection.token();
     match row(rejection.reason).error {
-        Some(error) => head.insert_header("proxy-status", format!(r#"{PSEUDONYM}; error={error}; details="{token}""#))?,
+        Some(error) => head.insert_header(
+            "proxy-status",
+            format!(r#"{PSEUDONYM}; error={error}; details="{token}""#),
+        )?,
         None => head.insert_header("proxy-status", PSEUDONYM)?,
     }
     head.insert_header("x-outrigger-reason", token)?;
@@ -287,7 +467,11 @@ mod tests {
     fn a_wait_is_never_rounded_down() {
         let table = [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (59_999, 60)];
         for (millis, expected) in table {
-            assert_eq!(whole_seconds(Duration::from_millis(millis)), expected, "{millis} ms");
+            assert_eq!(
+                whole_seconds(Duration::from_millis(millis)),
+                expected,
+                "{millis} ms"
+            );
         }
     }
 
@@ -296,7 +480,10 @@ mod tests {
         for reason in Reason::ALL {
             let status = Rejection::of(*reason).status();
             assert!((200..600).contains(&status), "{reason:?} {status}");
-            assert_eq!(row(*reason).error.is_none(), matches!(reason, Reason::Redirect | Reason::Stale));
+            assert_eq!(
+                row(*reason).error.is_none(),
+                matches!(reason, Reason::Redirect | Reason::Stale)
+            );
         }
     }
 }

@@ -37,13 +37,33 @@ use crate::{
 const PIECE: usize = 16 << 10;
 
 /// Passes an answer on; what becomes of the client's connection.
-pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, mut answered: Answered, progress: &mut Progress) -> Result<After, Rejection> {
-    let answer = answered.upstream.head().ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
+pub(super) async fn relay(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    mut answered: Answered,
+    progress: &mut Progress,
+) -> Result<After, Rejection> {
+    let answer = answered
+        .upstream
+        .head()
+        .ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
     rate_limits::charge(exchange, &mut progress.limits, &answer.headers);
-    let head = headers::downstream(exchange, client, answer, answered.is_upgrade, Some(&progress.limits)).map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
+    let head = headers::downstream(
+        exchange,
+        client,
+        answer,
+        answered.is_upgrade,
+        Some(&progress.limits),
+    )
+    .map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
     progress.status = head.status.as_u16();
     answered.parting = Parting::of(exchange, client, answer, answered.is_upgrade);
-    answered.capture = if answered.is_upgrade { None } else { stale::capture(exchange, client, answer) };
+    answered.capture = if answered.is_upgrade {
+        None
+    } else {
+        stale::capture(exchange, client, answer)
+    };
     let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
     if exchange.is_closing() || ends_with_connection || !client.is_body_done() {
         client.close_after();
@@ -73,7 +93,10 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
     }
     let is_request_complete = body.is_done() && answered.is_listening;
     let is_upgrade = answered.is_upgrade;
-    answered.upstream.release(exchange.worker, is_request_complete, clock::now()).await;
+    answered
+        .upstream
+        .release(exchange.worker, is_request_complete, clock::now())
+        .await;
     Ok(match (is_upgrade, body.is_done()) {
         (false, true) => After::Reuse,
         (true, _) | (false, false) => After::Linger,
@@ -81,18 +104,29 @@ pub(super) async fn relay(exchange: &Exchange<'_>, client: &mut Client, body: &m
 }
 
 /// Judges a call of gRPC, now that its trailers are here, or will never be.
-fn settle(client: &Client, answered: &mut Answered, broken: Option<Reason>, progress: &mut Progress) {
+fn settle(
+    client: &Client,
+    answered: &mut Answered,
+    broken: Option<Reason>,
+    progress: &mut Progress,
+) {
     let in_trailers = answered.upstream.trailers().and_then(grpc::status);
     if client.is_grpc() {
         progress.grpc_status = answered.grpc_status.or(in_trailers);
     }
-    let Some(unsettled) = answered.unsettled.take() else { return };
+    let Some(unsettled) = answered.unsettled.take() else {
+        return;
+    };
     let now = clock::now();
     match (in_trailers, broken) {
         (Some(status), _) => unsettled.settle(grpc::judge(status), None, now),
         // How little time a client gives says nothing about the backend.
-        (None, Some(Reason::ClientClosed | Reason::RequestTimeout | Reason::Draining)) => unsettled.give_up(now),
-        (None, Some(Reason::StreamIdleTimeout)) => unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now),
+        (None, Some(Reason::ClientClosed | Reason::RequestTimeout | Reason::Draining)) => {
+            unsettled.give_up(now)
+        }
+        (None, Some(Reason::StreamIdleTimeout)) => {
+            unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now)
+        }
         (None, Some(_)) => unsettled.settle(cut_off(AttemptOutcome::Reset), None, now),
         // An end without a status is none that gRPC knows: it is taken as "unknown".
         (None, None) => unsettled.settle(grpc::judge(grpc::of_http(0)), None, now),
@@ -100,7 +134,12 @@ fn settle(client: &Client, answered: &mut Answered, broken: Option<Reason>, prog
 }
 
 /// The head is on its way; all that can be done is to let out what came, and to stop short of the end, or to say how it ended.
-async fn break_off(exchange: &Exchange<'_>, client: &mut Client, reason: Reason, progress: &mut Progress) {
+async fn break_off(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    reason: Reason,
+    progress: &mut Progress,
+) {
     let idle = exchange.destination.policy.timeouts.stream_idle;
     if reason == Reason::ClientClosed {
         return;
@@ -110,7 +149,9 @@ async fn break_off(exchange: &Exchange<'_>, client: &mut Client, reason: Reason,
         let status = rejection.grpc_status();
         progress.grpc_status = Some(status);
         // A client that is gone needs no more telling.
-        _ = client.finish(Some(grpc::end(status, rejection::words(reason)))).await;
+        _ = client
+            .finish(Some(grpc::end(status, rejection::words(reason))))
+            .await;
         _ = push(client, idle).await;
         return;
     }
@@ -133,20 +174,29 @@ async fn break_off(exchange: &Exchange<'_>, client: &mut Client, reason: Reason,
 /// Whether a client can tell where the body ends without the connection's end.
 fn is_framed(head: &ResponseHeader) -> bool {
     let has_no_body = head.status == 204 || head.status == 304;
-    has_no_body || head.headers.contains_key(header::CONTENT_LENGTH) || head.headers.contains_key(header::TRANSFER_ENCODING)
+    has_no_body
+        || head.headers.contains_key(header::CONTENT_LENGTH)
+        || head.headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-async fn simple(exchange: &Exchange<'_>, client: &mut Client, answered: &mut Answered) -> Result<(), Reason> {
+async fn simple(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    answered: &mut Answered,
+) -> Result<(), Reason> {
     let idle = exchange.destination.policy.timeouts.stream_idle;
     let mut queued = 0;
     while !answered.upstream.is_body_done() {
         let piece = {
             let mut read = pin!(answered.upstream.read());
-            let at_hand = std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
+            let at_hand =
+                std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
             match at_hand {
                 Poll::Ready(piece) => match piece? {
                     // There is more, and there always would be.
-                    Some(_) if parting::is_due(answered.parting.as_ref(), exchange) => return Err(Reason::Draining),
+                    Some(_) if parting::is_due(answered.parting.as_ref(), exchange) => {
+                        return Err(Reason::Draining);
+                    }
                     piece => piece,
                 },
                 Poll::Pending => {
@@ -195,14 +245,23 @@ fn follow(answered: &mut Answered, piece: &Bytes) {
 
 /// Until when a silence is borne.
 pub(super) fn patience(idle: Option<Duration>, until: Option<Instant>) -> Option<Instant> {
-    [idle.map(|idle| clock::now() + idle), until].into_iter().flatten().min()
+    [idle.map(|idle| clock::now() + idle), until]
+        .into_iter()
+        .flatten()
+        .min()
 }
 
 /// Why it is borne no longer.
 pub(super) fn impatience(until: Option<Instant>) -> Reason {
-    if until.is_some_and(|until| clock::now() >= until) { Reason::RequestTimeout } else { Reason::StreamIdleTimeout }
+    if until.is_some_and(|until| clock::now() >= until) {
+        Reason::RequestTimeout
+    } else {
+        Reason::StreamIdleTimeout
+    }
 }
 
 async fn push(client: &mut Client, idle: Option<Duration>) -> Result<(), Reason> {
-    clock::within(idle, client.push()).await.map_err(|_| Reason::StreamIdleTimeout)?
+    clock::within(idle, client.push())
+        .await
+        .map_err(|_| Reason::StreamIdleTimeout)?
 }

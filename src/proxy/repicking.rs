@@ -23,14 +23,20 @@ pub(super) async fn consider(
     made: Result<Answered, Failed>,
 ) -> Option<Result<Answered, Failed>> {
     match made {
-        Err(Failed::Unprocessed(answered)) if body.is_replayable() && has_another(exchange, tries, tried) => {
+        Err(Failed::Unprocessed(answered))
+            if body.is_replayable() && has_another(exchange, tries, tried) =>
+        {
             note(exchange, progress, answered.status_in_words());
             retrying::discard(exchange, body.is_done(), *answered).await;
             None
         }
         // There is no other, or it cannot be sent again: the client has to know.
         Err(Failed::Unprocessed(answered)) => Some(Ok(*answered)),
-        Err(Failed::Broken(broken)) if is_unprocessed(broken, progress) && body.is_replayable() && has_another(exchange, tries, tried) => {
+        Err(Failed::Broken(broken))
+            if is_unprocessed(broken, progress)
+                && body.is_replayable()
+                && has_another(exchange, tries, tried) =>
+        {
             note(exchange, progress, broken.reason().token().to_owned());
             None
         }
@@ -45,11 +51,19 @@ pub(super) fn has_another(exchange: &Exchange<'_>, tries: &Tries, tried: usize) 
 
 /// Whether an endpoint that is leaving was not reached any more.
 fn is_unprocessed(broken: Broken, progress: &Progress) -> bool {
-    broken.is_unprocessed() && progress.endpoint.as_ref().is_some_and(|endpoint| endpoint.alone_until().is_some())
+    broken.is_unprocessed()
+        && progress
+            .endpoint
+            .as_ref()
+            .is_some_and(|endpoint| endpoint.alone_until().is_some())
 }
 
 /// Counts it, and notes it.
 pub(super) fn note(exchange: &Exchange<'_>, progress: &Progress, how: String) {
     exchange.destination.backend.metrics.repicked.increment(1);
-    exchange.notes.push(Step::Repicked { attempt: progress.attempts, endpoint: progress.endpoint_label(), how });
+    exchange.notes.push(Step::Repicked {
+        attempt: progress.attempts,
+        endpoint: progress.endpoint_label(),
+        how,
+    });
 }

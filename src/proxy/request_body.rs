@@ -24,17 +24,36 @@ impl RequestBody {
     pub(super) fn new(client: &mut Client, max_kept: usize) -> Self {
         let is_done = client.is_body_done();
         let max = client.listener.limits.max_body_bytes;
-        Self { kept: Vec::new(), kept_bytes: 0, max_kept, is_replayable: true, is_done, received: 0, max, trailers: None }
+        Self {
+            kept: Vec::new(),
+            kept_bytes: 0,
+            max_kept,
+            is_replayable: true,
+            is_done,
+            received: 0,
+            max,
+            trailers: None,
+        }
     }
 
     /// Takes note of what was read from the client, and whether it was the last of it.
-    pub(super) fn note(&mut self, chunk: Option<&Bytes>, is_last: bool, trailers: Option<HeaderMap>) -> Result<(), Rejection> {
+    pub(super) fn note(
+        &mut self,
+        chunk: Option<&Bytes>,
+        is_last: bool,
+        trailers: Option<HeaderMap>,
+    ) -> Result<(), Rejection> {
         self.is_done = is_last;
         self.trailers = trailers.or_else(|| self.trailers.take());
-        let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) else { return Ok(()) };
+        let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) else {
+            return Ok(());
+        };
         self.received += chunk.len() as u64;
         if self.received > self.max {
-            return Err(Rejection { is_fatal: true, ..Rejection::of(Reason::BodyTooLarge) });
+            return Err(Rejection {
+                is_fatal: true,
+                ..Rejection::of(Reason::BodyTooLarge)
+            });
         }
         if self.is_replayable {
             self.kept_bytes += chunk.len();

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc, request_body::RequestBody, serve::Exchange};
+use super::{
+    asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc,
+    request_body::RequestBody, serve::Exchange,
+};
 use crate::{
     clock,
     resilience::{
@@ -72,20 +75,36 @@ pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Op
             let trailers = answered.upstream.trailers();
             let is_named = policy.grpc_codes & (1 << status) != 0;
             // A backend may say when, or that it should not be tried again (gRPC A6, "Pushback").
-            let wait = is_named.then(|| grpc::pushback(trailers.unwrap_or(&head.headers))).flatten()?;
+            let wait = is_named
+                .then(|| grpc::pushback(trailers.unwrap_or(&head.headers)))
+                .flatten()?;
             // Without an answer begun the call has not run, for a status that the policy names.
-            Some(if grpc::status(&head.headers).is_some() { Failure::Declined { retry_after: wait } } else { Failure::Status { retry_after: wait } })
+            Some(if grpc::status(&head.headers).is_some() {
+                Failure::Declined { retry_after: wait }
+            } else {
+                Failure::Status { retry_after: wait }
+            })
         }
-        _ => (!answered.is_upgrade && policy.codes.contains(head.status.as_u16())).then_some(Failure::Status { retry_after }),
+        _ => (!answered.is_upgrade && policy.codes.contains(head.status.as_u16()))
+            .then_some(Failure::Status { retry_after }),
     }
 }
 
 /// Whether a call of gRPC is worth waiting for the end of, before its answer is begun towards the client: because it may fail there, and
 /// would be tried again.
-pub(super) fn may_repeat_by_trailers(exchange: &Exchange<'_>, asked: &Asked<'_>, tries: &Tries) -> bool {
+pub(super) fn may_repeat_by_trailers(
+    exchange: &Exchange<'_>,
+    asked: &Asked<'_>,
+    tries: &Tries,
+) -> bool {
     let policy = &exchange.destination.policy.retry;
-    let has_left = policy.mode == Mode::Enforce && policy.grpc_codes != 0 && tries.retries < policy.config.attempts;
-    has_left && asked.is_grpc && (policy.config.retry_non_idempotent || asked.is_idempotent()) && asked.attempt() == 1
+    let has_left = policy.mode == Mode::Enforce
+        && policy.grpc_codes != 0
+        && tries.retries < policy.config.attempts;
+    has_left
+        && asked.is_grpc
+        && (policy.config.retry_non_idempotent || asked.is_idempotent())
+        && asked.attempt() == 1
 }
 
 /// Decides about a retry, and takes it out of the budget; the wait before it, or `None` to pass on what there is. A request that
@@ -113,11 +132,19 @@ pub(super) fn consider(
         retries: tries.retries,
         transparent_retries: tries.transparent,
         // While the client is still sending there is no deadline yet; then nothing is waited for longer than a silent stream.
-        time_left: deadline.time_left(now).min(if body.is_done() { Duration::MAX } else { policy.timeouts.stream_idle.unwrap_or(Duration::MAX) }),
+        time_left: deadline.time_left(now).min(if body.is_done() {
+            Duration::MAX
+        } else {
+            policy.timeouts.stream_idle.unwrap_or(Duration::MAX)
+        }),
     };
     let stop = |why| {
         destination.backend.metrics.not_repeated(why);
-        let time = if situation.time_left == Duration::MAX { "no deadline".to_owned() } else { format!("{:.1?} are left", situation.time_left) };
+        let time = if situation.time_left == Duration::MAX {
+            "no deadline".to_owned()
+        } else {
+            format!("{:.1?} are left", situation.time_left)
+        };
         let numbers = format!(
             "{} of {} retries made and {} that never reached it, {time}, {} in the budget",
             situation.retries,
@@ -125,18 +152,28 @@ pub(super) fn consider(
             situation.transparent_retries,
             destination.budget.remaining(now)
         );
-        exchange.notes.push(Step::NotRetried { why: why.words(), numbers });
+        exchange.notes.push(Step::NotRetried {
+            why: why.words(),
+            numbers,
+        });
         None
     };
     let (wait, is_transparent) = match policy.retry.config.decide(&situation, fastrand::f64()) {
-        Verdict::Retry { wait, is_transparent } => (wait, is_transparent),
+        Verdict::Retry {
+            wait,
+            is_transparent,
+        } => (wait, is_transparent),
         Verdict::Stop(reason) => return stop(stopped(reason)),
     };
     if policy.retry.mode == Mode::Shadow {
         return stop(RetryStop::Shadow);
     }
     // A breaker that has just tripped would refuse the retry; what there is, is better than a refusal.
-    if destination.breaker.as_ref().is_some_and(|breaker| breaker.refuses_for(now).is_some()) {
+    if destination
+        .breaker
+        .as_ref()
+        .is_some_and(|breaker| breaker.refuses_for(now).is_some())
+    {
         return stop(RetryStop::BreakerOpen);
     }
     match destination.withdraw_retry(held, now) {
@@ -147,7 +184,11 @@ pub(super) fn consider(
                 tries.retries += 1;
             }
             destination.backend.metrics.retries.increment(1);
-            exchange.notes.push(Step::Retried { wait, is_transparent, left: destination.budget.remaining(now) });
+            exchange.notes.push(Step::Retried {
+                wait,
+                is_transparent,
+                left: destination.budget.remaining(now),
+            });
             Some(wait)
         }
         Err(NoRetry::BudgetSpent) => stop(RetryStop::BudgetSpent),
@@ -170,10 +211,19 @@ pub(super) async fn discard(exchange: &Exchange<'_>, is_request_done: bool, answ
     if clock::within(Some(DISCARD_TIME), drain).await.is_ok() {
         let now = clock::now();
         // A call of gRPC says at its end how it went, whoever reads it.
-        if let (Some(unsettled), Some(status)) = (answered.unsettled, upstream.trailers().and_then(grpc::status)) {
+        if let (Some(unsettled), Some(status)) = (
+            answered.unsettled,
+            upstream.trailers().and_then(grpc::status),
+        ) {
             unsettled.settle(grpc::judge(status), None, now);
         }
-        upstream.release(exchange.worker, is_request_done && answered.is_listening, now).await;
+        upstream
+            .release(
+                exchange.worker,
+                is_request_done && answered.is_listening,
+                now,
+            )
+            .await;
     }
 }
 

@@ -76,12 +76,28 @@ impl<'a> Exchange<'a> {
         target: &'a Target,
         (request_id, notes): (&'a HeaderValue, &'a Notes),
     ) -> Self {
-        Self { worker, live, route, rule, destination, target, request_id, hasher: &worker.state.limit_hasher, notes, learner: None, is_closing: false }
+        Self {
+            worker,
+            live,
+            route,
+            rule,
+            destination,
+            target,
+            request_id,
+            hasher: &worker.state.limit_hasher,
+            notes,
+            learner: None,
+            is_closing: false,
+        }
     }
 
     /// The same request on its way elsewhere.
     pub(super) fn towards(self, destination: &'a DestinationState) -> Self {
-        Self { destination, learner: None, ..self }
+        Self {
+            destination,
+            learner: None,
+            ..self
+        }
     }
 
     /// The same request with somebody who learns from it.
@@ -92,13 +108,23 @@ impl<'a> Exchange<'a> {
     /// Counts a refusal that shadow mode lets pass.
     pub(super) fn would_refuse(&self, reason: Reason, by: &Arc<str>) {
         let numbers = notes::numbers(self, reason, by, None);
-        self.notes.push(Step::Refused { reason, by: by.clone(), numbers, is_shadow: true });
-        self.route.metrics.would_refuse(&self.worker.state.telemetry.metrics, reason);
+        self.notes.push(Step::Refused {
+            reason,
+            by: by.clone(),
+            numbers,
+            is_shadow: true,
+        });
+        self.route
+            .metrics
+            .would_refuse(&self.worker.state.telemetry.metrics, reason);
     }
 
     /// Whether the backend is spoken to in HTTP/2.
     pub(super) fn is_to_http2(&self) -> bool {
-        matches!(self.destination.backend.spec.protocol, Protocol::Http2 | Protocol::Grpc)
+        matches!(
+            self.destination.backend.spec.protocol,
+            Protocol::Http2 | Protocol::Grpc
+        )
     }
 
     /// Whether the connection is to end after this request.
@@ -117,7 +143,9 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     let mut progress = Progress::new(began, request_id);
     let after = match exchange(worker, &live, client, &mut progress, &notes, is_closing).await {
         Ok(after) => after,
-        Err(rejection) => refuse(worker, &live, client, &rejection, &mut progress, is_closing).await,
+        Err(rejection) => {
+            refuse(worker, &live, client, &rejection, &mut progress, is_closing).await
+        }
     };
     let ended = clock::now();
     record::remember(worker, &live, client, &progress, notes, ended);
@@ -126,7 +154,14 @@ pub(super) async fn serve(worker: &Arc<Worker>, client: &mut Client, is_closing:
     after
 }
 
-async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, progress: &mut Progress, notes: &Notes, is_closing: bool) -> Result<After, Rejection> {
+async fn exchange(
+    worker: &Arc<Worker>,
+    live: &Arc<Live>,
+    client: &mut Client,
+    progress: &mut Progress,
+    notes: &Notes,
+    is_closing: bool,
+) -> Result<After, Rejection> {
     framing::check(client)?;
     if client.listener.direction == Direction::Inbound && worker.state.departure.refuses() {
         return Err(Rejection::of(Reason::Draining).after(SOON));
@@ -144,13 +179,28 @@ async fn exchange(worker: &Arc<Worker>, live: &Arc<Live>, client: &mut Client, p
     let (index, destination) = routing::destination(route)?;
     progress.destination = Some(index);
     let request_id = progress.request_id.clone();
-    let exchange = Exchange { is_closing, ..Exchange::new(worker, live, (route, rule), destination, &target, (&request_id, notes)) };
+    let exchange = Exchange {
+        is_closing,
+        ..Exchange::new(
+            worker,
+            live,
+            (route, rule),
+            destination,
+            &target,
+            (&request_id, notes),
+        )
+    };
 
     let mut body = RequestBody::new(client, destination.policy.retry.max_buffered_body);
     let mut held = Held::default();
-    let outcome = ask(&exchange, client, &mut body, progress, &mut held).await.inspect_err(|rejection| notes::refused(&exchange, rejection));
+    let outcome = ask(&exchange, client, &mut body, progress, &mut held)
+        .await
+        .inspect_err(|rejection| notes::refused(&exchange, rejection));
     let outcome = if degradation::is_wanted(&exchange) {
-        Box::pin(degradation::instead(&exchange, client, &mut body, progress, &mut held, outcome)).await
+        Box::pin(degradation::instead(
+            &exchange, client, &mut body, progress, &mut held, outcome,
+        ))
+        .await
     } else {
         outcome.map(|answered| (exchange, answered))
     };
@@ -170,7 +220,13 @@ pub(super) struct Held {
 }
 
 /// Lets a request in, and asks its backend.
-async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBody, progress: &mut Progress, held: &mut Held) -> Result<Answered, Rejection> {
+async fn ask(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    progress: &mut Progress,
+    held: &mut Held,
+) -> Result<Answered, Rejection> {
     admission::warm(exchange, client, progress.began)?;
     admission::protect(exchange, client)?;
     admission::control(exchange, progress.began)?;
@@ -181,12 +237,27 @@ async fn ask(exchange: &Exchange<'_>, client: &mut Client, body: &mut RequestBod
     }
     let mut copies = mirroring::draw(exchange);
     copies.send(exchange, client, body, progress.began);
-    let answered = attempt::in_place(exchange, client, body, progress, &mut held.place, progress.began).await;
+    let answered = attempt::in_place(
+        exchange,
+        client,
+        body,
+        progress,
+        &mut held.place,
+        progress.began,
+    )
+    .await;
     copies.send_or_skip(exchange, client, body, progress.began);
     answered
 }
 
-async fn refuse(worker: &Worker, live: &Live, client: &mut Client, rejection: &Rejection, progress: &mut Progress, is_closing: bool) -> After {
+async fn refuse(
+    worker: &Worker,
+    live: &Live,
+    client: &mut Client,
+    rejection: &Rejection,
+    progress: &mut Progress,
+    is_closing: bool,
+) -> After {
     progress.reason = Some(rejection.reason);
     progress.by = rejection.by.clone();
     if rejection.reason == Reason::ClientClosed {
@@ -197,11 +268,22 @@ async fn refuse(worker: &Worker, live: &Live, client: &mut Client, rejection: &R
     progress.grpc_status = is_grpc.then(|| rejection.grpc_status());
     let is_unread = !client.is_body_done();
     let direction = client.listener.direction;
-    if rejection.is_fatal || is_unread || is_closing || has_to_close(worker, direction) || matches!(rejection.reason, Reason::BadRequest) {
+    if rejection.is_fatal
+        || is_unread
+        || is_closing
+        || has_to_close(worker, direction)
+        || matches!(rejection.reason, Reason::BadRequest)
+    {
         client.close_after();
     }
-    let limits = progress.route.map(|route| (&live.routes[route], &progress.limits));
-    let signs = if direction == Direction::Inbound { signs::of(worker, live) } else { Signs::default() };
+    let limits = progress
+        .route
+        .map(|route| (&live.routes[route], &progress.limits));
+    let signs = if direction == Direction::Inbound {
+        signs::of(worker, live)
+    } else {
+        Signs::default()
+    };
     match rejection::answer(client, rejection, limits, signs).await {
         Err(_) => After::Close,
         Ok(()) if rejection.is_fatal || is_unread => After::Linger,
@@ -215,10 +297,25 @@ fn has_to_close(worker: &Worker, direction: Direction) -> bool {
 }
 
 fn redirected(redirect: &RedirectSpec, target: &Target, rule: &Rule, is_secure: bool) -> Rejection {
-    let scheme = redirect.scheme.as_deref().unwrap_or(if is_secure { "https" } else { "http" });
+    let scheme = redirect
+        .scheme
+        .as_deref()
+        .unwrap_or(if is_secure { "https" } else { "http" });
     let host = redirect.host.as_deref().unwrap_or_else(|| target.host());
-    let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
-    let path = redirect.path.as_ref().map_or_else(|| target.path_and_query.clone(), |rewrite| routing::rewritten(target, rule, rewrite));
+    let port = redirect
+        .port
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
+    let path = redirect.path.as_ref().map_or_else(
+        || target.path_and_query.clone(),
+        |rewrite| routing::rewritten(target, rule, rewrite),
+    );
     let location = format!("{scheme}://{host}{port}{path}");
-    Rejection { instead: Some(Box::new(Instead::Redirect { status: redirect.status, location })), ..Rejection::of(Reason::Redirect) }
+    Rejection {
+        instead: Some(Box::new(Instead::Redirect {
+            status: redirect.status,
+            location,
+        })),
+        ..Rejection::of(Reason::Redirect)
+    }
 }

@@ -15,7 +15,10 @@ use crate::{
         breaker::{Outcome, Speed},
         outlier::Attempted,
     },
-    state::{admission::AdmissionState, backend::BackendState, breaker::BreakerGuard, hedge::HedgeState, limit::Learner, outlier::Observation},
+    state::{
+        admission::AdmissionState, backend::BackendState, breaker::BreakerGuard, hedge::HedgeState,
+        limit::Learner, outlier::Observation,
+    },
     telemetry::metrics::AttemptOutcome,
 };
 
@@ -37,9 +40,18 @@ pub(super) struct Settlement {
 
 impl Settlement {
     /// Who wants to know.
-    pub(super) fn new(exchange: &Exchange<'_>, breaker: Option<BreakerGuard>, observation: Option<Observation>, began: Instant) -> Self {
+    pub(super) fn new(
+        exchange: &Exchange<'_>,
+        breaker: Option<BreakerGuard>,
+        observation: Option<Observation>,
+        began: Instant,
+    ) -> Self {
         let destination = exchange.destination;
-        let slow = destination.policy.breaker.as_ref().map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
+        let slow = destination
+            .policy
+            .breaker
+            .as_ref()
+            .map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
         Self {
             backend: destination.backend.clone(),
             breaker,
@@ -60,25 +72,45 @@ impl Settlement {
     }
 
     /// Judges.
-    pub(super) fn settle(mut self, judgement: Judgement, leave_alone: Option<Duration>, now: Instant) {
+    pub(super) fn settle(
+        mut self,
+        judgement: Judgement,
+        leave_alone: Option<Duration>,
+        now: Instant,
+    ) {
         self.is_told = true;
         let took = self.took.unwrap_or_default();
         if let (Some(learner), Some(took)) = (self.learner.take(), self.took) {
             judgement.teach(&learner, took, now);
         }
         if let Some(breaker) = self.breaker.take() {
-            breaker.settle(judgement.outcome, Speed::of(took, self.slow), now, fastrand::f64());
+            breaker.settle(
+                judgement.outcome,
+                Speed::of(took, self.slow),
+                now,
+                fastrand::f64(),
+            );
         }
-        if let Some(admission) = self.admission.take().filter(|_| judgement.outcome != Outcome::Cancelled) {
+        if let Some(admission) = self
+            .admission
+            .take()
+            .filter(|_| judgement.outcome != Outcome::Cancelled)
+        {
             admission.note(judgement.outcome != Outcome::Failure, now);
         }
         if let Some(observation) = self.observation.take() {
             observation.settle(judgement.attempted, took, leave_alone, now);
         }
-        if let Some(hedge) = self.hedge.take().filter(|_| judgement.outcome == Outcome::Success && self.took.is_some()) {
+        if let Some(hedge) = self
+            .hedge
+            .take()
+            .filter(|_| judgement.outcome == Outcome::Success && self.took.is_some())
+        {
             hedge.note(took, now);
         }
-        self.backend.metrics.attempted(judgement.counted, took.as_secs_f64());
+        self.backend
+            .metrics
+            .attempted(judgement.counted, took.as_secs_f64());
     }
 
     /// Takes note of an answer that has begun well and says only at its end how it went.
@@ -105,11 +137,15 @@ impl Settlement {
 
     fn abandon(&mut self, now: Instant) {
         self.is_told = true;
-        let took = self.took.unwrap_or_else(|| now.saturating_duration_since(self.began));
+        let took = self
+            .took
+            .unwrap_or_else(|| now.saturating_duration_since(self.began));
         if let Some(observation) = self.observation.take() {
             observation.settle(Attempted::Cancelled, took, None, now);
         }
-        self.backend.metrics.attempted(AttemptOutcome::Cancelled, took.as_secs_f64());
+        self.backend
+            .metrics
+            .attempted(AttemptOutcome::Cancelled, took.as_secs_f64());
     }
 }
 
@@ -124,5 +160,10 @@ impl Drop for Settlement {
 
 /// A failure of the transport.
 pub(super) fn cut_off(counted: AttemptOutcome) -> Judgement {
-    Judgement { outcome: Outcome::Failure, attempted: Attempted::LocalOrigin, counted, is_overload: counted == AttemptOutcome::Timeout }
+    Judgement {
+        outcome: Outcome::Failure,
+        attempted: Attempted::LocalOrigin,
+        counted,
+        is_overload: counted == AttemptOutcome::Timeout,
+    }
 }

@@ -38,14 +38,23 @@ pub(super) struct Signs {
 
 /// What this instance tells its callers now; most of the time nothing.
 pub(super) fn of(worker: &Worker, live: &Live) -> Signs {
-    let State { departure, lifecycle, .. } = &*worker.state;
+    let State {
+        departure,
+        lifecycle,
+        ..
+    } = &*worker.state;
     if !lifecycle.youth.is_told() && !departure.is_draining() {
         return Signs::default();
     }
-    let introduction = lifecycle.youth.introduction(live.snapshot.lifecycle.warm_up.as_ref());
+    let introduction = lifecycle
+        .youth
+        .introduction(live.snapshot.lifecycle.warm_up.as_ref());
     // Both are made of digits and letters.
     let value = |text: String| HeaderValue::try_from(text).ok();
-    Signs { draining: departure.marker(clock::now()).and_then(value), started_at: introduction.and_then(value) }
+    Signs {
+        draining: departure.marker(clock::now()).and_then(value),
+        started_at: introduction.and_then(value),
+    }
 }
 
 impl IntoIterator for Signs {
@@ -53,16 +62,32 @@ impl IntoIterator for Signs {
     type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<Self::Item>, 2>>;
 
     fn into_iter(self) -> Self::IntoIter {
-        [self.draining.map(|value| (DRAINING, value)), self.started_at.map(|value| (STARTED_AT, value))].into_iter().flatten()
+        [
+            self.draining.map(|value| (DRAINING, value)),
+            self.started_at.map(|value| (STARTED_AT, value)),
+        ]
+        .into_iter()
+        .flatten()
     }
 }
 
 /// Takes note of what an endpoint tells about itself in an answer; whether it tells anything.
-pub(super) fn note(exchange: &Exchange<'_>, endpoint: &EndpointState, answer: &HeaderMap, now: Instant) -> bool {
-    let Some(told) = Told::of(answer) else { return false };
+pub(super) fn note(
+    exchange: &Exchange<'_>,
+    endpoint: &EndpointState,
+    answer: &HeaderMap,
+    now: Instant,
+) -> bool {
+    let Some(told) = Told::of(answer) else {
+        return false;
+    };
     if let Some(ttl) = endpoint.hear(&told, clock::wall, now) {
         let backend = exchange.destination.backend.spec.name.clone();
-        exchange.worker.state.telemetry.emit(Event::EndpointLeaves { backend, endpoint: endpoint.label.clone(), ttl });
+        exchange.worker.state.telemetry.emit(Event::EndpointLeaves {
+            backend,
+            endpoint: endpoint.label.clone(),
+            ttl,
+        });
     }
     true
 }
@@ -70,9 +95,17 @@ pub(super) fn note(exchange: &Exchange<'_>, endpoint: &EndpointState, answer: &H
 /// Whether an answer with signs says that the request was not looked at, because the instance is leaving or new. Without them it says nothing: a sidecar
 /// takes such words of its app's away, and an app that hands on what somebody else told it lacks the signs, which go no further than one hop.
 pub(super) fn is_unprocessed(status: StatusCode, answer: &HeaderMap) -> bool {
-    if status != StatusCode::SERVICE_UNAVAILABLE && grpc::status(answer) != Some(grpc::UNAVAILABLE) {
+    if status != StatusCode::SERVICE_UNAVAILABLE && grpc::status(answer) != Some(grpc::UNAVAILABLE)
+    {
         return false;
     }
-    let token = answer.get(REASON).and_then(|value| value.to_str().ok()).and_then(|value| value.split(':').next());
-    token.is_some_and(|token| [Reason::Draining, Reason::WarmingUp].iter().any(|reason| reason.token() == token))
+    let token = answer
+        .get(REASON)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(':').next());
+    token.is_some_and(|token| {
+        [Reason::Draining, Reason::WarmingUp]
+            .iter()
+            .any(|reason| reason.token() == token)
+    })
 }

@@ -20,7 +20,9 @@ pub(super) fn of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
     let mut before = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     while trusted.iter().any(|range| range.contains(&source)) {
         // What cannot be read was not written by a proxy that is to be trusted.
-        let Some(told) = before.next().and_then(address) else { break };
+        let Some(told) = before.next().and_then(address) else {
+            break;
+        };
         source = told.to_canonical();
     }
     source
@@ -29,8 +31,17 @@ pub(super) fn of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
 /// An address with or without a port.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim();
-    let bare = || text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text).parse().ok();
-    text.parse().map(|address: SocketAddr| address.ip()).ok().or_else(bare)
+    let bare = || {
+        text.strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(text)
+            .parse()
+            .ok()
+    };
+    text.parse()
+        .map(|address: SocketAddr| address.ip())
+        .ok()
+        .or_else(bare)
 }
 
 #[cfg(test)]
@@ -59,7 +70,10 @@ mod tests {
             for line in told {
                 headers.append(FORWARDED_FOR, line.parse().expect("a value"));
             }
-            let (peer, expected): (IpAddr, IpAddr) = (peer.parse().expect("an address"), expected.parse().expect("an address"));
+            let (peer, expected): (IpAddr, IpAddr) = (
+                peer.parse().expect("an address"),
+                expected.parse().expect("an address"),
+            );
             assert_eq!(of(peer, &headers, &trusted), expected, "{peer} {told:?}");
             assert_eq!(of(peer, &headers, &[]), peer.to_canonical());
         }

@@ -44,13 +44,30 @@ struct Http1 {
 
 impl Upstream {
     pub(super) fn http1(connection: Idle, endpoint: Arc<EndpointState>) -> Self {
-        let Idle { stream, wire, guard, generation } = connection;
-        let http1 = Http1 { session: Box::new(HttpSession::new(stream)), sent_before: wire.sent(), wire, guard, generation };
-        Self { stream: UpstreamStream::Http1(http1), endpoint }
+        let Idle {
+            stream,
+            wire,
+            guard,
+            generation,
+        } = connection;
+        let http1 = Http1 {
+            session: Box::new(HttpSession::new(stream)),
+            sent_before: wire.sent(),
+            wire,
+            guard,
+            generation,
+        };
+        Self {
+            stream: UpstreamStream::Http1(http1),
+            endpoint,
+        }
     }
 
     pub(super) fn http2(exchange: http2::client::Exchange, endpoint: Arc<EndpointState>) -> Self {
-        Self { stream: UpstreamStream::Http2(Box::new(exchange)), endpoint }
+        Self {
+            stream: UpstreamStream::Http2(Box::new(exchange)),
+            endpoint,
+        }
     }
 
     /// Queues the head of a request.
@@ -59,11 +76,19 @@ impl Upstream {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
                 let head = head.http1().map_err(|_| internal())?;
-                http1.session.write_request_header(head).await.map(drop).map_err(|_| internal())
+                http1
+                    .session
+                    .write_request_header(head)
+                    .await
+                    .map(drop)
+                    .map_err(|_| internal())
             }
             UpstreamStream::Http2(exchange) => {
                 // A target that HTTP/1 can carry and HTTP/2 cannot is the client's.
-                exchange.write_head(head.http2().map_err(|_| Rejection::of(Reason::BadRequest))?);
+                exchange.write_head(
+                    head.http2()
+                        .map_err(|_| Rejection::of(Reason::BadRequest))?,
+                );
                 Ok(())
             }
         }
@@ -74,7 +99,12 @@ impl Upstream {
         match &mut self.stream {
             // A session may read nothing at all, as when a chunk's size came without its bytes; as a chunk that would be the end.
             UpstreamStream::Http1(_) if piece.is_empty() => Ok(()),
-            UpstreamStream::Http1(http1) => http1.session.write_body(piece).await.map(drop).map_err(|_| Rejection::of(Reason::InternalError)),
+            UpstreamStream::Http1(http1) => http1
+                .session
+                .write_body(piece)
+                .await
+                .map(drop)
+                .map_err(|_| Rejection::of(Reason::InternalError)),
             UpstreamStream::Http2(exchange) => {
                 exchange.write(piece.clone());
                 Ok(())
@@ -85,7 +115,12 @@ impl Upstream {
     /// Queues the end of the request. Trailers do not pass HTTP/1.
     pub(super) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Rejection> {
         match &mut self.stream {
-            UpstreamStream::Http1(http1) => http1.session.finish_body().await.map(drop).map_err(|_| Rejection::of(Reason::InternalError)),
+            UpstreamStream::Http1(http1) => http1
+                .session
+                .finish_body()
+                .await
+                .map(drop)
+                .map_err(|_| Rejection::of(Reason::InternalError)),
             UpstreamStream::Http2(exchange) => {
                 exchange.finish(trailers);
                 Ok(())
@@ -96,7 +131,12 @@ impl Upstream {
     /// Queues bytes of a tunnel.
     pub(super) async fn write_raw(&mut self, bytes: &Bytes) -> Result<(), Reason> {
         match &mut self.stream {
-            UpstreamStream::Http1(http1) => http1.session.write_body(bytes).await.map(drop).map_err(|_| Reason::UpstreamReset),
+            UpstreamStream::Http1(http1) => http1
+                .session
+                .write_body(bytes)
+                .await
+                .map(drop)
+                .map_err(|_| Reason::UpstreamReset),
             UpstreamStream::Http2(_) => Err(Reason::UpstreamProtocolError),
         }
     }
@@ -129,7 +169,10 @@ impl Upstream {
     /// Whether any byte of this exchange's request may have been read by the backend.
     pub(super) fn has_sent(&self) -> bool {
         match &self.stream {
-            UpstreamStream::Http1(http1) => http1.wire.sent() > http1.sent_before && !http1.wire.closed_before(http1.sent_before),
+            UpstreamStream::Http1(http1) => {
+                http1.wire.sent() > http1.sent_before
+                    && !http1.wire.closed_before(http1.sent_before)
+            }
             UpstreamStream::Http2(exchange) => exchange.has_sent(),
         }
     }
@@ -186,12 +229,21 @@ impl Upstream {
         if !is_request_complete || !http1.wire.is_pushed() || !http1.session.is_body_done() {
             return;
         }
-        if let Some(hint) = http1.session.resp_header().and_then(headers::keep_alive_hint) {
+        if let Some(hint) = http1
+            .session
+            .resp_header()
+            .and_then(headers::keep_alive_hint)
+        {
             self.endpoint.learn_idle_close(hint, now);
         }
         http1.session.respect_keepalive();
         if let Some(stream) = http1.session.reuse().await {
-            let idle = Idle { stream, wire: http1.wire, guard: http1.guard, generation: http1.generation };
+            let idle = Idle {
+                stream,
+                wire: http1.wire,
+                guard: http1.guard,
+                generation: http1.generation,
+            };
             worker.pool().put(&self.endpoint, idle, now);
         }
     }
@@ -202,11 +254,20 @@ impl Http1 {
         let Self { session, wire, .. } = self;
         let read = async {
             match wanted {
-                Await::Head => UpstreamEvent::Head(session.read_response().await.map(drop).map_err(|error| match error.etype {
-                    ErrorType::InvalidHTTPHeader => Fault::Protocol,
-                    _ => Fault::Reset,
-                })),
-                Await::Body => UpstreamEvent::Body(session.read_body_bytes().await.map_err(|_| Reason::UpstreamReset)),
+                Await::Head => {
+                    UpstreamEvent::Head(session.read_response().await.map(drop).map_err(|error| {
+                        match error.etype {
+                            ErrorType::InvalidHTTPHeader => Fault::Protocol,
+                            _ => Fault::Reset,
+                        }
+                    }))
+                }
+                Await::Body => UpstreamEvent::Body(
+                    session
+                        .read_body_bytes()
+                        .await
+                        .map_err(|_| Reason::UpstreamReset),
+                ),
                 Await::Nothing => std::future::pending().await,
             }
         };

@@ -44,7 +44,9 @@ impl Worker {
 
     /// Closes one idle connection to the backend of an endpoint, wherever it is kept.
     pub(super) fn evict_one(&self, endpoint: &EndpointState, reached: TooMany) -> bool {
-        self.pools.iter().any(|pool| pool.evict_one(endpoint, reached))
+        self.pools
+            .iter()
+            .any(|pool| pool.evict_one(endpoint, reached))
     }
 }
 
@@ -64,31 +66,46 @@ impl WorkerHandle {
     /// If the system gives no thread or no event queue.
     pub fn start_all(count: usize, state: &Arc<State>) -> io::Result<Vec<Self>> {
         let pools: Arc<[Pool]> = (0..count).map(|_| Pool::default()).collect();
-        (0..count).map(|number| Self::start(number, state.clone(), pools.clone())).collect()
+        (0..count)
+            .map(|number| Self::start(number, state.clone(), pools.clone()))
+            .collect()
     }
 
     fn start(number: usize, state: Arc<State>, pools: Arc<[Pool]>) -> io::Result<Self> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let worker = Arc::new(Worker { state, pools, number });
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let worker = Arc::new(Worker {
+            state,
+            pools,
+            number,
+        });
         let (stop, mut stopped) = watch::channel(false);
         let handle = runtime.handle().clone();
         worker.state.lifecycle.beat(number, clock::now());
         let swept = worker.clone();
-        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            runtime.block_on(async move {
-                loop {
-                    tokio::select! {
-                        () = clock::sleep(SWEEP) => {
-                            let now = clock::now();
-                            swept.pool().sweep(now);
-                            swept.state.lifecycle.beat(number, now);
+        let thread = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                runtime.block_on(async move {
+                    loop {
+                        tokio::select! {
+                            () = clock::sleep(SWEEP) => {
+                                let now = clock::now();
+                                swept.pool().sweep(now);
+                                swept.state.lifecycle.beat(number, now);
+                            }
+                            _ = stopped.changed() => break,
                         }
-                        _ = stopped.changed() => break,
                     }
-                }
-            });
-        })?;
-        Ok(Self { worker, runtime: handle, stop, thread: Some(thread) })
+                });
+            })?;
+        Ok(Self {
+            worker,
+            runtime: handle,
+            stop,
+            thread: Some(thread),
+        })
     }
 }
 

@@ -96,7 +96,14 @@ struct Window {
 
 impl Window {
     fn new(began: Instant) -> Self {
-        Self { began, calls: 0, seconds: 0.0, most_in_flight: 0, was_full: false, has_dropped: false }
+        Self {
+            began,
+            calls: 0,
+            seconds: 0.0,
+            most_in_flight: 0,
+            was_full: false,
+            has_dropped: false,
+        }
     }
 }
 
@@ -106,14 +113,32 @@ impl AdaptiveLimit {
     pub fn new(config: AdaptiveConfig, now: Instant) -> Self {
         let (least, most) = bounds(&config);
         let is_starting = config.algorithm != Algorithm::Aimd;
-        let limit = if is_starting { least } else { 20.0_f64.clamp(least, most) };
-        Self { config, limit, window: Window::new(now), is_starting, usual: 0.0, windows: 0, least: 0.0, since_probe: 0.0, held: (f64::MAX, 0.0) }
+        let limit = if is_starting {
+            least
+        } else {
+            20.0_f64.clamp(least, most)
+        };
+        Self {
+            config,
+            limit,
+            window: Window::new(now),
+            is_starting,
+            usual: 0.0,
+            windows: 0,
+            least: 0.0,
+            since_probe: 0.0,
+            held: (f64::MAX, 0.0),
+        }
     }
 
     /// The limit, at least 1.
     #[must_use]
     pub fn limit(&self) -> u32 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within the bounds of the configuration, which are positive")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "within the bounds of the configuration, which are positive"
+        )]
         let whole = self.limit as u32;
         whole.max(1)
     }
@@ -142,7 +167,8 @@ impl AdaptiveLimit {
             window.calls += 1;
             window.seconds += took.as_secs_f64();
         }
-        let is_over = now.saturating_duration_since(window.began) >= WINDOW && (window.calls >= MINIMUM_CALLS || window.has_dropped);
+        let is_over = now.saturating_duration_since(window.began) >= WINDOW
+            && (window.calls >= MINIMUM_CALLS || window.has_dropped);
         if !is_over {
             return false;
         }
@@ -155,7 +181,9 @@ impl AdaptiveLimit {
     }
 
     fn next(&mut self, window: &Window) -> f64 {
-        let latency = (window.calls > 0).then(|| window.seconds / f64::from(window.calls)).filter(|latency| *latency > 0.0);
+        let latency = (window.calls > 0)
+            .then(|| window.seconds / f64::from(window.calls))
+            .filter(|latency| *latency > 0.0);
         match self.config.algorithm {
             Algorithm::Gradient2 => self.gradient(latency, window),
             Algorithm::Vegas => self.vegas(latency, window),
@@ -165,7 +193,9 @@ impl AdaptiveLimit {
     }
 
     fn gradient(&mut self, latency: Option<f64>, window: &Window) -> f64 {
-        let Some(latency) = latency else { return self.without_latency(window) };
+        let Some(latency) = latency else {
+            return self.without_latency(window);
+        };
         // In shadow more may be in flight than the limit says; then it is not for the limit how long calls take.
         let holds = f64::from(window.most_in_flight) <= self.limit;
         if self.is_at_floor() && holds || self.windows == 0 {
@@ -175,7 +205,11 @@ impl AdaptiveLimit {
             self.usual += (latency - self.usual) / f64::from(self.windows);
         } else {
             // What it does at best, it can do; at once while the limit is new, else slowly, because one quick window proves little.
-            let weight = if self.is_starting { 1.0 } else { 1.0 / f64::from(USUAL) };
+            let weight = if self.is_starting {
+                1.0
+            } else {
+                1.0 / f64::from(USUAL)
+            };
             self.usual += (latency - self.usual).min(0.0) * weight;
         }
         if self.is_idle(window) {
@@ -183,7 +217,11 @@ impl AdaptiveLimit {
         }
         if self.is_starting {
             self.is_starting = latency <= STEADY * self.usual;
-            return if self.is_starting { self.limit * 1.5 } else { self.limit };
+            return if self.is_starting {
+                self.limit * 1.5
+            } else {
+                self.limit
+            };
         }
         let gradient = (TOLERANCE * self.usual / latency).clamp(0.5, 1.0);
         let headroom = if gradient < 1.0 { 0.0 } else { 4.0 };
@@ -195,9 +233,12 @@ impl AdaptiveLimit {
         if window.has_dropped {
             return self.limit - step;
         }
-        let Some(latency) = latency else { return self.limit };
+        let Some(latency) = latency else {
+            return self.limit;
+        };
         self.since_probe += 1.0;
-        let may_forget = self.since_probe > PROBE_FACTOR * self.limit && !window.was_full || self.is_insensitive(latency);
+        let may_forget = self.since_probe > PROBE_FACTOR * self.limit && !window.was_full
+            || self.is_insensitive(latency);
         if self.least <= 0.0 || latency < self.least || may_forget || self.is_at_floor() {
             self.is_starting |= self.is_at_floor();
             (self.least, self.since_probe) = (latency, 0.0);
@@ -207,7 +248,11 @@ impl AdaptiveLimit {
         }
         if self.is_starting {
             self.is_starting = latency <= STEADY * self.least;
-            return if self.is_starting { self.limit * 1.5 } else { self.limit };
+            return if self.is_starting {
+                self.limit * 1.5
+            } else {
+                self.limit
+            };
         }
         let queue = (self.limit * (1.0 - self.least / latency)).ceil();
         if queue <= step {
@@ -233,7 +278,11 @@ impl AdaptiveLimit {
 
     /// Nothing but drops: there is no latency to go by.
     fn without_latency(&self, window: &Window) -> f64 {
-        if window.has_dropped { self.limit * 0.9 } else { self.limit }
+        if window.has_dropped {
+            self.limit * 0.9
+        } else {
+            self.limit
+        }
     }
 
     fn is_at_floor(&self) -> bool {

@@ -65,7 +65,10 @@ impl AdmissionControl {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: AdmissionConfig, now: Instant) -> Self {
-        Self { config, window: SlidingWindow::new(config.window, now) }
+        Self {
+            config,
+            window: SlidingWindow::new(config.window, now),
+        }
     }
 
     /// What it follows.
@@ -76,7 +79,13 @@ impl AdmissionControl {
 
     /// Counts a call that was made.
     pub fn note(&mut self, is_good: bool, now: Instant) {
-        self.window.add(Calls { all: 1, good: u32::from(is_good) }, now);
+        self.window.add(
+            Calls {
+                all: 1,
+                good: u32::from(is_good),
+            },
+            now,
+        );
     }
 
     /// What is in the window.
@@ -92,7 +101,10 @@ impl AdmissionControl {
             return Ratio::ZERO;
         }
         let excess = (all - f64::from(good) / self.config.min_success_rate.value()) / (all + 1.0);
-        let probability = excess.max(0.0).powf(self.config.aggression.recip()).min(self.config.max_rejection.value());
+        let probability = excess
+            .max(0.0)
+            .powf(self.config.aggression.recip())
+            .min(self.config.max_rejection.value());
         Ratio::from_percent(probability * 100.0).unwrap_or(Ratio::ZERO)
     }
 
@@ -110,7 +122,13 @@ mod tests {
 
     fn config() -> AdmissionConfig {
         let percent = |percent| Ratio::from_percent(percent).expect("a percentage");
-        AdmissionConfig { window: Duration::from_secs(30), min_success_rate: percent(95.0), aggression: 1.0, min_request_rate: 5, max_rejection: percent(80.0) }
+        AdmissionConfig {
+            window: Duration::from_secs(30),
+            min_success_rate: percent(95.0),
+            aggression: 1.0,
+            min_request_rate: 5,
+            max_rejection: percent(80.0),
+        }
     }
 
     fn after(config: AdmissionConfig, all: u32, good: u32) -> f64 {
@@ -122,13 +140,31 @@ mod tests {
 
     #[test]
     fn the_share_that_is_refused_follows_the_formula() {
-        let table = [(1_000, 1_000, 0.0), (1_000, 950, 0.0), (1_000, 900, 5.258), (1_000, 500, 47.321), (1_000, 0, 80.0), (149, 0, 0.0), (150, 0, 80.0)];
+        let table = [
+            (1_000, 1_000, 0.0),
+            (1_000, 950, 0.0),
+            (1_000, 900, 5.258),
+            (1_000, 500, 47.321),
+            (1_000, 0, 80.0),
+            (149, 0, 0.0),
+            (150, 0, 80.0),
+        ];
         for (all, good, expected) in table {
             let percent = after(config(), all, good);
-            assert!((percent - expected).abs() < 0.001, "{good} of {all}: {percent}");
+            assert!(
+                (percent - expected).abs() < 0.001,
+                "{good} of {all}: {percent}"
+            );
         }
-        let eager = AdmissionConfig { aggression: 2.0, ..config() };
-        assert!((after(eager, 1_000, 900) - 22.930).abs() < 0.001, "the square root: {}", after(eager, 1_000, 900));
+        let eager = AdmissionConfig {
+            aggression: 2.0,
+            ..config()
+        };
+        assert!(
+            (after(eager, 1_000, 900) - 22.930).abs() < 0.001,
+            "the square root: {}",
+            after(eager, 1_000, 900)
+        );
     }
 
     #[test]
@@ -137,8 +173,11 @@ mod tests {
         let mut control = AdmissionControl::new(config(), start);
         let (mut dice, mut refused) = (1_u64, [0_u32; 4]);
         for call in 0..40_000_u32 {
-            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let random = f64::from(u32::try_from(dice >> 32).expect("32 bits")) / f64::from(u32::MAX);
+            dice = dice
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let random =
+                f64::from(u32::try_from(dice >> 32).expect("32 bits")) / f64::from(u32::MAX);
             // A hundred calls a second; from 100 s to 200 s all that are made fail.
             let now = start + Duration::from_millis(10) * call;
             if control.admits(random, now) {
@@ -148,7 +187,10 @@ mod tests {
             }
         }
         assert_eq!([refused[0], refused[3]], [0, 0], "{refused:?}");
-        assert!((6_000..=8_100).contains(&refused[1]), "four of five, once the window is full of it: {refused:?}");
+        assert!(
+            (6_000..=8_100).contains(&refused[1]),
+            "four of five, once the window is full of it: {refused:?}"
+        );
         assert!(refused[2] < 2_500, "{refused:?}");
     }
 }

@@ -24,7 +24,11 @@ pub struct InvalidBackoff {
 
 impl fmt::Display for InvalidBackoff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the longest backoff ({:?}) is below the base ({:?})", self.max, self.base)
+        write!(
+            f,
+            "the longest backoff ({:?}) is below the base ({:?})",
+            self.max, self.base
+        )
     }
 }
 
@@ -36,7 +40,11 @@ impl Backoff {
     /// # Errors
     /// If `max` is below `base`.
     pub fn try_new(base: Duration, max: Duration) -> Result<Self, InvalidBackoff> {
-        if max < base { Err(InvalidBackoff { base, max }) } else { Ok(Self { base, max }) }
+        if max < base {
+            Err(InvalidBackoff { base, max })
+        } else {
+            Ok(Self { base, max })
+        }
     }
 
     /// The longest wait that may be drawn before retry `n`, which counts from 1.

@@ -31,7 +31,11 @@ const FEW: usize = 4;
 
 /// Draws by weight: `weight` is in `0.0..=1.0`, 1 for the heaviest and 0 for what may not be picked. `dice` gives numbers that
 /// are uniform in `0..1`.
-pub fn random(len: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
+pub fn random(
+    len: usize,
+    weight: impl Fn(usize) -> f64,
+    dice: &mut impl FnMut() -> f64,
+) -> Option<usize> {
     if len == 0 {
         return None;
     }
@@ -46,17 +50,34 @@ pub fn random(len: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut()
 
 /// Draws two by weight, and picks the one that costs less. One that is held back never takes the place of the first: however idle it is, it gets no more
 /// than its weight.
-pub fn power_of_two(len: usize, weight: impl Fn(usize) -> f64, is_held_back: impl Fn(usize) -> bool, cost: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
+pub fn power_of_two(
+    len: usize,
+    weight: impl Fn(usize) -> f64,
+    is_held_back: impl Fn(usize) -> bool,
+    cost: impl Fn(usize) -> f64,
+    dice: &mut impl FnMut() -> f64,
+) -> Option<usize> {
     if len == 1 {
         return (weight(0) > 0.0).then_some(0);
     }
     let one = random(len, &weight, dice)?;
-    let Some(other) = another(len, one, weight, dice) else { return Some(one) };
-    Some(if cost(other) < cost(one) && !is_held_back(other) { other } else { one })
+    let Some(other) = another(len, one, weight, dice) else {
+        return Some(one);
+    };
+    Some(if cost(other) < cost(one) && !is_held_back(other) {
+        other
+    } else {
+        one
+    })
 }
 
 /// A second one, by weight too, if there is another.
-fn another(len: usize, one: usize, weight: impl Fn(usize) -> f64, dice: &mut impl FnMut() -> f64) -> Option<usize> {
+fn another(
+    len: usize,
+    one: usize,
+    weight: impl Fn(usize) -> f64,
+    dice: &mut impl FnMut() -> f64,
+) -> Option<usize> {
     for _ in 0..MAX_DRAWS {
         let drawn = (one + 1 + draw(len - 1, dice())) % len;
         if is_kept(weight(drawn), dice) {
@@ -64,7 +85,11 @@ fn another(len: usize, one: usize, weight: impl Fn(usize) -> f64, dice: &mut imp
         }
     }
     let rest = (0..len).map(|index| if index == one { 0.0 } else { weight(index) });
-    if len > FEW { None } else { weighted(rest, dice()) }
+    if len > FEW {
+        None
+    } else {
+        weighted(rest, dice())
+    }
 }
 
 fn is_kept(weight: f64, dice: &mut impl FnMut() -> f64) -> bool {
@@ -106,7 +131,8 @@ fn takes_part(round: usize, index: usize, weight: f64) -> bool {
     const CYCLE: usize = 1 << 20;
     /// The golden ratio spreads the beginnings evenly.
     const SPREAD: f64 = 0.618_033_988_749_895;
-    let sum = |rounds: usize| (float(rounds) * weight + float(index % CYCLE) * SPREAD % 1.0).floor();
+    let sum =
+        |rounds: usize| (float(rounds) * weight + float(index % CYCLE) * SPREAD % 1.0).floor();
     let round = round % CYCLE;
     sum(round + 1) > sum(round)
 }
@@ -118,7 +144,9 @@ fn takes_part_while_changing(round: usize, index: usize, weight: f64) -> bool {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     /// The root of two, in the same.
     const ROOT: u64 = 0x6a09_e667_f3bc_c908;
-    let place = (round as u64).wrapping_mul(GOLDEN).wrapping_add((index as u64).wrapping_mul(ROOT));
+    let place = (round as u64)
+        .wrapping_mul(GOLDEN)
+        .wrapping_add((index as u64).wrapping_mul(ROOT));
     // The upper 53 bits are a number in 0..1 exactly.
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
     let place = (place >> 11) as f64 / (1_u64 << 53) as f64;
@@ -140,7 +168,11 @@ pub fn weighted(weights: impl Iterator<Item = f64> + Clone, random: f64) -> Opti
     last
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= random <= 1, so the product is at most len")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "0 <= random <= 1, so the product is at most len"
+)]
 fn draw(len: usize, random: f64) -> usize {
     ((random.clamp(0.0, 1.0) * float(len)) as usize).min(len - 1)
 }

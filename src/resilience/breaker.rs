@@ -71,7 +71,11 @@ impl Speed {
     /// A call is slow when it takes longer than the threshold; as long as it is still fast.
     #[must_use]
     pub fn of(duration: Duration, threshold: Duration) -> Self {
-        if duration > threshold { Self::Slow } else { Self::Fast }
+        if duration > threshold {
+            Self::Slow
+        } else {
+            Self::Fast
+        }
     }
 }
 
@@ -266,36 +270,61 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Rejected`] if the call may not be made.
-    pub fn try_acquire(&mut self, now: Instant, random: f64) -> (Result<Permit, Rejected>, Option<Transition>) {
+    pub fn try_acquire(
+        &mut self,
+        now: Instant,
+        random: f64,
+    ) -> (Result<Permit, Rejected>, Option<Transition>) {
         let transition = self.tick(now, random).or_else(|| self.try_probing(now));
         let generation = self.generation;
         let retry_after = match &mut self.state {
-            State::Disabled | State::Closed { ramp: None } => return (Ok(Permit { generation }), transition),
-            State::Closed { ramp: Some(ramp) } => match ramp.admit(self.config.recovery_ramp(), now) {
-                RampStep::Finished => {
-                    self.state = State::Closed { ramp: None };
-                    return (Ok(Permit { generation }), transition);
+            State::Disabled | State::Closed { ramp: None } => {
+                return (Ok(Permit { generation }), transition);
+            }
+            State::Closed { ramp: Some(ramp) } => {
+                match ramp.admit(self.config.recovery_ramp(), now) {
+                    RampStep::Finished => {
+                        self.state = State::Closed { ramp: None };
+                        return (Ok(Permit { generation }), transition);
+                    }
+                    RampStep::Admitted => return (Ok(Permit { generation }), transition),
+                    RampStep::Refused => Some(Duration::from_secs(1)),
                 }
-                RampStep::Admitted => return (Ok(Permit { generation }), transition),
-                RampStep::Refused => Some(Duration::from_secs(1)),
-            },
+            }
             State::HalfOpen { probes, until } => {
                 if probes.try_start() {
                     return (Ok(Permit { generation }), transition);
                 }
-                Some(until.saturating_duration_since(now).min(Duration::from_secs(1)))
+                Some(
+                    until
+                        .saturating_duration_since(now)
+                        .min(Duration::from_secs(1)),
+                )
             }
             State::Open { until } => Some(until.saturating_duration_since(now)),
             State::ForcedOpen => None,
         };
         self.refused = self.refused.saturating_add(1);
-        (Err(Rejected { state: self.kind(), retry_after }), transition)
+        (
+            Err(Rejected {
+                state: self.kind(),
+                retry_after,
+            }),
+            transition,
+        )
     }
 
     /// Takes the result of a call. `random` draws the open time, should this result trip the breaker.
     ///
     /// A permit from an earlier generation counts as late and moves nothing.
-    pub fn settle(&mut self, permit: &Permit, outcome: Outcome, speed: Speed, now: Instant, random: f64) -> Option<Transition> {
+    pub fn settle(
+        &mut self,
+        permit: &Permit,
+        outcome: Outcome,
+        speed: Speed,
+        now: Instant,
+        random: f64,
+    ) -> Option<Transition> {
         if permit.generation != self.generation {
             if outcome != Outcome::Cancelled {
                 self.late_results = self.late_results.saturating_add(1);
@@ -416,19 +445,46 @@ impl Breaker {
         }
     }
 
-    fn settle_closed(&mut self, outcome: Outcome, slow: bool, now: Instant, random: f64) -> Option<Transition> {
+    fn settle_closed(
+        &mut self,
+        outcome: Outcome,
+        slow: bool,
+        now: Instant,
+        random: f64,
+    ) -> Option<Transition> {
         let slow = u32::from(slow);
         match outcome {
             Outcome::Cancelled => return None,
             Outcome::Success => {
                 self.consecutive_failures = 0;
-                self.window.add(Counts { successes: 1, slow, ..Counts::default() }, now);
+                self.window.add(
+                    Counts {
+                        successes: 1,
+                        slow,
+                        ..Counts::default()
+                    },
+                    now,
+                );
             }
             Outcome::Failure => {
                 self.consecutive_failures = self.consecutive_failures.saturating_add(1);
-                self.window.add(Counts { failures: 1, slow, ..Counts::default() }, now);
+                self.window.add(
+                    Counts {
+                        failures: 1,
+                        slow,
+                        ..Counts::default()
+                    },
+                    now,
+                );
             }
-            Outcome::Throttled => self.window.add(Counts { failures: 1, slow, ..Counts::default() }, now),
+            Outcome::Throttled => self.window.add(
+                Counts {
+                    failures: 1,
+                    slow,
+                    ..Counts::default()
+                },
+                now,
+            ),
         }
         let counts = self.window.last_total();
         let cause = self.config.tripped_by(counts, self.consecutive_failures)?;
@@ -442,7 +498,12 @@ impl Breaker {
                 let counts = self.window.total(now);
                 let probes = Probes::new(self.config.half_open_max_calls());
                 let until = now + self.config.max_half_open_duration();
-                Some(self.enter(State::HalfOpen { probes, until }, Cause::OpenTimeElapsed, counts, now))
+                Some(self.enter(
+                    State::HalfOpen { probes, until },
+                    Cause::OpenTimeElapsed,
+                    counts,
+                    now,
+                ))
             }
             _ => None,
         }
@@ -455,13 +516,20 @@ impl Breaker {
 
     fn open(&mut self, cause: Cause, counts: Counts, now: Instant, random: f64) -> Transition {
         let jitter = 1.0 + OPEN_JITTER * (2.0 * random.clamp(0.0, 1.0) - 1.0);
-        let until = now + self.config.open_duration_after(self.failed_rounds).mul_f64(jitter);
+        let until = now
+            + self
+                .config
+                .open_duration_after(self.failed_rounds)
+                .mul_f64(jitter);
         self.enter(State::Open { until }, cause, counts, now)
     }
 
     fn close(&mut self, cause: Cause, counts: Counts, now: Instant) -> Transition {
         self.forget(now);
-        let ramp = (!self.config.recovery_ramp().is_zero()).then_some(Ramp { began: now, credit: 1.0 });
+        let ramp = (!self.config.recovery_ramp().is_zero()).then_some(Ramp {
+            began: now,
+            credit: 1.0,
+        });
         self.enter(State::Closed { ramp }, cause, counts, now)
     }
 
@@ -485,7 +553,12 @@ impl Breaker {
         self.since = now;
         self.generation += 1;
         self.consecutive_failures = 0;
-        Transition { from, to: self.kind(), cause, counts }
+        Transition {
+            from,
+            to: self.kind(),
+            cause,
+            counts,
+        }
     }
 }
 
@@ -501,7 +574,8 @@ impl Ramp {
         if elapsed >= span {
             return Ratio::ONE;
         }
-        Ratio::from_percent(100.0 * elapsed.as_secs_f64() / span.as_secs_f64()).unwrap_or(Ratio::ONE)
+        Ratio::from_percent(100.0 * elapsed.as_secs_f64() / span.as_secs_f64())
+            .unwrap_or(Ratio::ONE)
     }
 
     /// Each call adds the share of the moment to the credit; a whole one is spent on a call.

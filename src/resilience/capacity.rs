@@ -63,7 +63,11 @@ pub struct Forecast {
 #[must_use]
 pub fn without_this(present: &Present, staying: Option<u32>) -> Forecast {
     let others = staying.map_or(0.0, f64::from);
-    let growth = if others > 0.0 { (others + 1.0) / others } else { f64::INFINITY };
+    let growth = if others > 0.0 {
+        (others + 1.0) / others
+    } else {
+        f64::INFINITY
+    };
     // Nothing times anything is nothing, also when nobody is left to do it.
     let each = |here: f64| if here > 0.0 { here * growth } else { 0.0 };
     let in_flight_each = each(present.peak_in_flight.into());
@@ -75,8 +79,18 @@ pub fn without_this(present: &Present, staying: Option<u32>) -> Forecast {
         (Some(_), Some(_)) if each(present.fullest) <= 1.0 => Verdict::Enough,
         (Some(_), Some(_)) => Verdict::TooLittle,
     };
-    let rate_limit_each = present.limit.filter(|_| present.mean_in_flight > 0.0).map(|limit| f64::from(limit) * present.rate / present.mean_in_flight);
-    Forecast { staying, share: others / (others + 1.0), in_flight_each, rate_each: each(present.rate), rate_limit_each, verdict }
+    let rate_limit_each = present
+        .limit
+        .filter(|_| present.mean_in_flight > 0.0)
+        .map(|limit| f64::from(limit) * present.rate / present.mean_in_flight);
+    Forecast {
+        staying,
+        share: others / (others + 1.0),
+        in_flight_each,
+        rate_each: each(present.rate),
+        rate_limit_each,
+        verdict,
+    }
 }
 
 #[cfg(test)]
@@ -85,13 +99,26 @@ mod tests {
 
     fn present(peak: u32, limit: Option<u32>) -> Present {
         let fullest = limit.map_or(0.0, |limit| f64::from(peak) / f64::from(limit));
-        Present { peak_in_flight: peak, mean_in_flight: f64::from(peak) / 2.0, rate: 100.0, limit, fullest }
+        Present {
+            peak_in_flight: peak,
+            mean_in_flight: f64::from(peak) / 2.0,
+            rate: 100.0,
+            limit,
+            fullest,
+        }
     }
 
     #[test]
     fn the_others_get_their_part_of_what_is_here() {
         let table = [
-            (10, Some(64), None, Verdict::UnknownReplicas, 0.0, f64::INFINITY),
+            (
+                10,
+                Some(64),
+                None,
+                Verdict::UnknownReplicas,
+                0.0,
+                f64::INFINITY,
+            ),
             (10, Some(64), Some(0), Verdict::Alone, 0.0, f64::INFINITY),
             (10, None, Some(2), Verdict::UnknownLimit, 2.0 / 3.0, 15.0),
             (10, Some(15), Some(2), Verdict::Enough, 2.0 / 3.0, 15.0),
@@ -102,22 +129,49 @@ mod tests {
         for (peak, limit, staying, verdict, share, each) in table {
             let forecast = without_this(&present(peak, limit), staying);
             assert_eq!(forecast.verdict, verdict, "{peak} {limit:?} {staying:?}");
-            assert!((forecast.share - share).abs() < 1e-9 && (forecast.in_flight_each.total_cmp(&each).is_eq()), "{forecast:?}");
+            assert!(
+                (forecast.share - share).abs() < 1e-9
+                    && (forecast.in_flight_each.total_cmp(&each).is_eq()),
+                "{forecast:?}"
+            );
         }
     }
 
     #[test]
     fn one_limit_that_is_full_decides_however_empty_the_others_are() {
-        let crowded = Present { fullest: 0.95, ..present(19, Some(520)) };
+        let crowded = Present {
+            fullest: 0.95,
+            ..present(19, Some(520))
+        };
         assert_eq!(without_this(&crowded, Some(1)).verdict, Verdict::TooLittle);
-        assert_eq!(without_this(&Present { fullest: 0.5, ..crowded }, Some(1)).verdict, Verdict::Enough);
+        assert_eq!(
+            without_this(
+                &Present {
+                    fullest: 0.5,
+                    ..crowded
+                },
+                Some(1)
+            )
+            .verdict,
+            Verdict::Enough
+        );
     }
 
     #[test]
     fn what_a_replica_can_carry_follows_from_how_long_a_request_takes() {
         let forecast = without_this(&present(10, Some(50)), Some(2));
-        assert_eq!((forecast.rate_each, forecast.rate_limit_each), (150.0, Some(1_000.0)), "5 in flight at 100 a second are 50 ms each");
-        let idle = Present { peak_in_flight: 0, mean_in_flight: 0.0, rate: 0.0, limit: Some(8), fullest: 0.0 };
+        assert_eq!(
+            (forecast.rate_each, forecast.rate_limit_each),
+            (150.0, Some(1_000.0)),
+            "5 in flight at 100 a second are 50 ms each"
+        );
+        let idle = Present {
+            peak_in_flight: 0,
+            mean_in_flight: 0.0,
+            rate: 0.0,
+            limit: Some(8),
+            fullest: 0.0,
+        };
         assert_eq!(without_this(&idle, Some(1)).rate_limit_each, None);
     }
 }

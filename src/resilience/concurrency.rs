@@ -62,7 +62,15 @@ impl ConcurrencyLimit {
     /// Makes a limit with nothing in flight.
     #[must_use]
     pub fn new(config: ConcurrencyConfig) -> Self {
-        Self { config, lowered: None, in_flight: 0, answering: 0, waiting: VecDeque::new(), next_ticket: 0, refused: 0 }
+        Self {
+            config,
+            lowered: None,
+            in_flight: 0,
+            answering: 0,
+            waiting: VecDeque::new(),
+            next_ticket: 0,
+            refused: 0,
+        }
     }
 
     /// Asks for a place.
@@ -84,7 +92,10 @@ impl ConcurrencyLimit {
     /// Whether a call of a class may ask for a place: the lower ones fill only a part of the limit.
     #[must_use]
     pub fn has_room_for(&self, class: Class) -> bool {
-        let (work, all) = (class.places_of(self.max_in_flight()), class.places_of(self.config.max_in_flight));
+        let (work, all) = (
+            class.places_of(self.max_in_flight()),
+            class.places_of(self.config.max_in_flight),
+        );
         class == Class::Critical || (self.working() < work.get() && self.in_flight < all.get())
     }
 
@@ -125,7 +136,9 @@ impl ConcurrencyLimit {
     #[must_use = "an admitted ticket must be released"]
     pub fn abandon(&mut self, ticket: Ticket) -> bool {
         let position = self.waiting.iter().position(|waiting| *waiting == ticket);
-        position.and_then(|position| self.waiting.remove(position)).is_some()
+        position
+            .and_then(|position| self.waiting.remove(position))
+            .is_some()
     }
 
     /// Follows new bounds; the tickets that now have a place. Calls in flight over a lowered bound run on.
@@ -138,7 +151,9 @@ impl ConcurrencyLimit {
     /// Calls that may be worked on at once now.
     #[must_use]
     pub fn max_in_flight(&self) -> NonZeroU32 {
-        self.lowered.map_or(self.config.max_in_flight, |lowered| lowered.min(self.config.max_in_flight))
+        self.lowered.map_or(self.config.max_in_flight, |lowered| {
+            lowered.min(self.config.max_in_flight)
+        })
     }
 
     /// Calls that are being worked on: in flight, and their answer has not begun.
@@ -148,7 +163,8 @@ impl ConcurrencyLimit {
     }
 
     fn has_room(&self) -> bool {
-        self.working() < self.max_in_flight().get() && self.in_flight < self.config.max_in_flight.get()
+        self.working() < self.max_in_flight().get()
+            && self.in_flight < self.config.max_in_flight.get()
     }
 
     /// Calls in flight.

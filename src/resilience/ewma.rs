@@ -37,7 +37,11 @@ impl PeakEwma {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { seconds: SEED.as_secs_f64(), at: now, has_answered: false }
+        Self {
+            seconds: SEED.as_secs_f64(),
+            at: now,
+            has_answered: false,
+        }
     }
 
     /// An answer that took so long.
@@ -47,7 +51,10 @@ impl PeakEwma {
 
     /// A failure, or a refusal that asked to be left alone for so long.
     pub fn failed(&mut self, took: Duration, leave_alone: Option<Duration>, now: Instant) {
-        self.observe(took.max(leave_alone.unwrap_or_default().clamp(PENALTY, MAX_PENALTY)), now);
+        self.observe(
+            took.max(leave_alone.unwrap_or_default().clamp(PENALTY, MAX_PENALTY)),
+            now,
+        );
     }
 
     /// No answer, and nobody waited any longer: it takes at least so long.
@@ -63,7 +70,8 @@ impl PeakEwma {
         if !self.has_answered && in_flight == 0 {
             return 0.0;
         }
-        self.latency(now).as_secs_f64() * (f64::from(in_flight) / weight.max(f64::MIN_POSITIVE) + 1.0)
+        self.latency(now).as_secs_f64()
+            * (f64::from(in_flight) / weight.max(f64::MIN_POSITIVE) + 1.0)
     }
 
     /// The latency as it is taken now.
@@ -78,7 +86,11 @@ impl PeakEwma {
         let remembered = self.remembered(now);
         let is_peak = !self.has_answered || seconds > self.latency(now).as_secs_f64();
         self.has_answered = true;
-        self.seconds = if is_peak { seconds } else { self.seconds * remembered + seconds * (1.0 - remembered) };
+        self.seconds = if is_peak {
+            seconds
+        } else {
+            self.seconds * remembered + seconds * (1.0 - remembered)
+        };
         self.at = self.at.max(now);
     }
 
@@ -104,10 +116,17 @@ mod tests {
         assert_eq!(ewma.latency(start), 400 * MILLI);
         let later = start + DECAY;
         let left = ewma.latency(later).as_secs_f64();
-        assert!((left - (0.001 + 0.399 / std::f64::consts::E)).abs() < 1e-6, "{left}");
+        assert!(
+            (left - (0.001 + 0.399 / std::f64::consts::E)).abs() < 1e-6,
+            "{left}"
+        );
         ewma.succeeded(10 * MILLI, later);
         let mixed = ewma.latency(later).as_secs_f64();
-        assert!((mixed - (0.4 / std::f64::consts::E + 0.01 * (1.0 - 1.0 / std::f64::consts::E))).abs() < 1e-6, "{mixed}");
+        assert!(
+            (mixed - (0.4 / std::f64::consts::E + 0.01 * (1.0 - 1.0 / std::f64::consts::E))).abs()
+                < 1e-6,
+            "{mixed}"
+        );
     }
 
     #[test]
@@ -130,7 +149,10 @@ mod tests {
         ewma.succeeded(10 * MILLI, start);
         assert!(ewma.cost(1, 1.0, start) > ewma.cost(0, 1.0, start));
         assert!(ewma.cost(4, 0.5, start) > ewma.cost(4, 1.0, start));
-        assert!((ewma.cost(0, 0.1, start) - ewma.cost(0, 1.0, start)).abs() < 1e-12, "idle ones are picked by their draws alone");
+        assert!(
+            (ewma.cost(0, 0.1, start) - ewma.cost(0, 1.0, start)).abs() < 1e-12,
+            "idle ones are picked by their draws alone"
+        );
     }
 
     #[test]
@@ -139,7 +161,10 @@ mod tests {
         let (mut known, new) = (PeakEwma::new(start), PeakEwma::new(start));
         known.succeeded(MILLI, start);
         assert!(new.cost(0, 1.0, start) < known.cost(0, 1.0, start));
-        assert!(new.cost(1, 1.0, start) > known.cost(1, 1.0, start), "and then waited for");
+        assert!(
+            new.cost(1, 1.0, start) > known.cost(1, 1.0, start),
+            "and then waited for"
+        );
     }
 
     #[test]
@@ -150,7 +175,11 @@ mod tests {
         assert_eq!(hanging.latency(start), 1_000 * MILLI);
         assert!(hanging.cost(0, 1.0, start) > 0.0, "it was tried");
         hanging.waited(10 * MILLI, start);
-        assert_eq!(hanging.latency(start), 1_000 * MILLI, "who leaves early proves nothing");
+        assert_eq!(
+            hanging.latency(start),
+            1_000 * MILLI,
+            "who leaves early proves nothing"
+        );
     }
 
     #[test]

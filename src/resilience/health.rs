@@ -45,7 +45,11 @@ pub struct HealthState {
 impl HealthState {
     /// Takes the result of one check; the new health if it changed.
     pub fn record(&mut self, config: &HealthConfig, passed: bool) -> Option<Health> {
-        self.passes_in_a_row = if passed { self.passes_in_a_row.saturating_add(1) } else { 0 };
+        self.passes_in_a_row = if passed {
+            self.passes_in_a_row.saturating_add(1)
+        } else {
+            0
+        };
         let (becomes, threshold) = match (self.health, passed) {
             (Health::Healthy, true) | (Health::Unhealthy, false) => {
                 self.contrary = 0;
@@ -53,7 +57,9 @@ impl HealthState {
             }
             (Health::Unknown, true) => (Health::Healthy, 1),
             (Health::Unhealthy, true) => (Health::Healthy, config.healthy_threshold.get()),
-            (Health::Unknown | Health::Healthy, false) => (Health::Unhealthy, config.unhealthy_threshold.get()),
+            (Health::Unknown | Health::Healthy, false) => {
+                (Health::Unhealthy, config.unhealthy_threshold.get())
+            }
         };
         self.contrary = self.contrary.saturating_add(1);
         if self.contrary < threshold {
@@ -83,7 +89,10 @@ mod tests {
     use Health::{Healthy, Unhealthy, Unknown};
 
     fn config() -> HealthConfig {
-        HealthConfig { unhealthy_threshold: NonZeroU32::new(3).expect("3"), healthy_threshold: NonZeroU32::new(2).expect("2") }
+        HealthConfig {
+            unhealthy_threshold: NonZeroU32::new(3).expect("3"),
+            healthy_threshold: NonZeroU32::new(2).expect("2"),
+        }
     }
 
     fn after(results: &str) -> Health {
@@ -120,7 +129,13 @@ mod tests {
         assert_eq!(state.record(&config(), true), Some(Healthy));
         assert_eq!(state.record(&config(), true), None);
         assert_eq!(state.passes_in_a_row(), 2);
-        assert_eq!([state.record(&config(), false), state.record(&config(), false)], [None, None]);
+        assert_eq!(
+            [
+                state.record(&config(), false),
+                state.record(&config(), false)
+            ],
+            [None, None]
+        );
         assert_eq!(state.record(&config(), false), Some(Unhealthy));
         assert_eq!(state.record(&config(), false), None);
         assert_eq!(state.passes_in_a_row(), 0);

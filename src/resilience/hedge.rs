@@ -49,7 +49,12 @@ impl Hedge {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: HedgeConfig, now: Instant) -> Self {
-        Self { config, younger: Latencies::default(), older: Latencies::default(), turned: now }
+        Self {
+            config,
+            younger: Latencies::default(),
+            older: Latencies::default(),
+            turned: now,
+        }
     }
 
     /// What it follows.
@@ -85,7 +90,11 @@ impl Hedge {
         if since < HALF {
             return;
         }
-        self.older = if since < HALF * 2 { std::mem::take(&mut self.younger) } else { Latencies::default() };
+        self.older = if since < HALF * 2 {
+            std::mem::take(&mut self.younger)
+        } else {
+            Latencies::default()
+        };
         self.younger = Latencies::default();
         self.turned = now;
     }
@@ -97,13 +106,25 @@ mod tests {
     use crate::resilience::some_instant;
 
     fn learning() -> Hedge {
-        Hedge::new(HedgeConfig { max_attempts: NonZeroU32::MIN, delay: None }, some_instant())
+        Hedge::new(
+            HedgeConfig {
+                max_attempts: NonZeroU32::MIN,
+                delay: None,
+            },
+            some_instant(),
+        )
     }
 
     #[test]
     fn a_delay_that_is_written_holds_from_the_first_request_on() {
         let delay = Some(Duration::from_millis(80));
-        let mut hedge = Hedge::new(HedgeConfig { max_attempts: NonZeroU32::MIN, delay }, some_instant());
+        let mut hedge = Hedge::new(
+            HedgeConfig {
+                max_attempts: NonZeroU32::MIN,
+                delay,
+            },
+            some_instant(),
+        );
         hedge.note(Duration::from_secs(9), some_instant());
         assert_eq!(hedge.delay(some_instant()), delay);
     }
@@ -113,22 +134,43 @@ mod tests {
         let (mut hedge, now) = (learning(), some_instant());
         for answer in 1..=ENOUGH {
             assert_eq!(hedge.delay(now), None, "{answer}");
-            hedge.note(if answer % 25 == 0 { Duration::from_secs(1) } else { Duration::from_millis(10) }, now);
+            hedge.note(
+                if answer % 25 == 0 {
+                    Duration::from_secs(1)
+                } else {
+                    Duration::from_millis(10)
+                },
+                now,
+            );
         }
         let delay = hedge.delay(now).expect("enough are known");
-        assert!(delay >= Duration::from_millis(10) && delay < Duration::from_millis(12), "{delay:?}");
+        assert!(
+            delay >= Duration::from_millis(10) && delay < Duration::from_millis(12),
+            "{delay:?}"
+        );
     }
 
     #[test]
     fn what_is_older_than_a_minute_is_forgotten() {
         let (mut hedge, start) = (learning(), some_instant());
-        let fill = |hedge: &mut Hedge, millis, now| (0..ENOUGH).for_each(|_| hedge.note(Duration::from_millis(millis), now));
+        let fill = |hedge: &mut Hedge, millis, now| {
+            (0..ENOUGH).for_each(|_| hedge.note(Duration::from_millis(millis), now))
+        };
         fill(&mut hedge, 100, start);
-        assert!(hedge.delay(start + HALF).expect("the older half counts") >= Duration::from_millis(100));
+        assert!(
+            hedge.delay(start + HALF).expect("the older half counts") >= Duration::from_millis(100)
+        );
         fill(&mut hedge, 10, start + HALF);
         fill(&mut hedge, 10, start + HALF * 2);
-        assert!(hedge.delay(start + HALF * 2).expect("enough") < Duration::from_millis(12), "the first half is gone");
-        assert_eq!(hedge.delay(start + HALF * 5), None, "after a pause nothing is known");
+        assert!(
+            hedge.delay(start + HALF * 2).expect("enough") < Duration::from_millis(12),
+            "the first half is gone"
+        );
+        assert_eq!(
+            hedge.delay(start + HALF * 5),
+            None,
+            "after a pause nothing is known"
+        );
     }
 
     #[test]

@@ -19,7 +19,10 @@ pub struct Latencies {
 
 impl Default for Latencies {
     fn default() -> Self {
-        Self { counts: [0; BUCKETS], total: 0 }
+        Self {
+            counts: [0; BUCKETS],
+            total: 0,
+        }
     }
 }
 
@@ -34,8 +37,12 @@ impl Latencies {
     /// Both together.
     #[must_use]
     pub fn with(&self, others: &Self) -> Self {
-        let counts = std::array::from_fn(|index| self.counts[index].saturating_add(others.counts[index]));
-        Self { counts, total: self.total.saturating_add(others.total) }
+        let counts =
+            std::array::from_fn(|index| self.counts[index].saturating_add(others.counts[index]));
+        Self {
+            counts,
+            total: self.total.saturating_add(others.total),
+        }
     }
 
     /// How many were counted.
@@ -47,7 +54,9 @@ impl Latencies {
     /// The latency that this share of them did not exceed, rounded up to the end of its bucket; nothing of nothing.
     #[must_use]
     pub fn percentile(&self, share: f64) -> Duration {
-        let wanted = (f64::from(self.total) * share.clamp(0.0, 1.0)).ceil().max(1.0);
+        let wanted = (f64::from(self.total) * share.clamp(0.0, 1.0))
+            .ceil()
+            .max(1.0);
         let mut seen = 0_u32;
         for (index, count) in self.counts.iter().enumerate() {
             seen = seen.saturating_add(*count);
@@ -59,7 +68,11 @@ impl Latencies {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the buckets before")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the buckets before"
+)]
 fn bucket(latency: Duration) -> usize {
     let quarters = (latency.as_secs_f64() * 1e6 / FIRST).log2() * 4.0;
     quarters.ceil().clamp(0.0, (BUCKETS - 1) as f64) as usize
@@ -79,9 +92,18 @@ mod tests {
         for millis in 1..=1_000 {
             latencies.add(Duration::from_millis(millis));
         }
-        for (share, expected) in [(0.0, 1.0), (0.5, 500.0), (0.9, 900.0), (0.99, 990.0), (1.0, 1_000.0)] {
+        for (share, expected) in [
+            (0.0, 1.0),
+            (0.5, 500.0),
+            (0.9, 900.0),
+            (0.99, 990.0),
+            (1.0, 1_000.0),
+        ] {
             let found = latencies.percentile(share).as_secs_f64() * 1e3;
-            assert!(found >= expected - 0.001 && found <= expected * 1.2, "{share}: {found}");
+            assert!(
+                found >= expected - 0.001 && found <= expected * 1.2,
+                "{share}: {found}"
+            );
         }
     }
 

@@ -39,7 +39,12 @@ pub struct DrainConfig {
 impl Default for DrainConfig {
     /// 5 s, 1 s, 15 s and 25 s: within the 30 s that Kubernetes gives a pod.
     fn default() -> Self {
-        Self { delay: Duration::from_secs(5), quiet_period: Duration::from_secs(1), soft_timeout: Duration::from_secs(15), timeout: Duration::from_secs(25) }
+        Self {
+            delay: Duration::from_secs(5),
+            quiet_period: Duration::from_secs(1),
+            soft_timeout: Duration::from_secs(15),
+            timeout: Duration::from_secs(25),
+        }
     }
 }
 
@@ -62,7 +67,14 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in order.
-    pub const ALL: [Self; 6] = [Self::Serving, Self::Announcing, Self::Waiting, Self::Parting, Self::Drained, Self::Gone];
+    pub const ALL: [Self; 6] = [
+        Self::Serving,
+        Self::Announcing,
+        Self::Waiting,
+        Self::Parting,
+        Self::Drained,
+        Self::Gone,
+    ];
 }
 
 /// What goes on in one direction.
@@ -106,14 +118,32 @@ impl Drain {
     /// Begins to leave.
     #[must_use]
     pub fn begin(config: DrainConfig, now: Instant) -> Self {
-        Self { config, is_relieved: false, began: now, stage: Stage::Announcing, is_clean: false, wanted_gone: None }
+        Self {
+            config,
+            is_relieved: false,
+            began: now,
+            stage: Stage::Announcing,
+            is_clean: false,
+            wanted_gone: None,
+        }
     }
 
     /// Begins to finish what is left, after another process took over.
     #[must_use]
     pub fn relieved(config: DrainConfig, now: Instant) -> Self {
-        let drain = Self::begin(DrainConfig { delay: Duration::ZERO, ..config }, now);
-        Self { is_relieved: true, wanted_gone: Some(now), stage: Stage::Waiting, ..drain }
+        let drain = Self::begin(
+            DrainConfig {
+                delay: Duration::ZERO,
+                ..config
+            },
+            now,
+        );
+        Self {
+            is_relieved: true,
+            wanted_gone: Some(now),
+            stage: Stage::Waiting,
+            ..drain
+        }
     }
 
     /// Whether another process took over.
@@ -159,7 +189,9 @@ impl Drain {
     /// Moves on as far as the time and the load allow, and says where to. A stage never comes back.
     pub fn advance(&mut self, load: &Load, now: Instant) -> Stage {
         if self.stage < Stage::Drained {
-            let is_quiet = self.callers_quiet_at(load).is_some_and(|quiet| now >= quiet);
+            let is_quiet = self
+                .callers_quiet_at(load)
+                .is_some_and(|quiet| now >= quiet);
             self.stage = self.stage.max(match () {
                 () if now >= self.latest() || is_quiet => Stage::Drained,
                 () if now >= self.began + self.config.soft_timeout => Stage::Parting,
@@ -187,7 +219,10 @@ impl Drain {
                     Stage::Waiting => Some(self.began + self.config.soft_timeout),
                     _ => None,
                 };
-                [next, self.callers_quiet_at(load), Some(self.latest())].into_iter().flatten().min()
+                [next, self.callers_quiet_at(load), Some(self.latest())]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
         }
     }
@@ -196,7 +231,11 @@ impl Drain {
     /// stays and nobody may be refused.
     fn callers_quiet_at(&self, load: &Load) -> Option<Instant> {
         let quiet_at = |traffic: &Traffic| traffic.quiet_at(self.config.quiet_period, self.began);
-        let quiet = if self.is_relieved { quiet_at(&load.inbound)?.max(quiet_at(&load.outbound)?) } else { quiet_at(&load.inbound)? };
+        let quiet = if self.is_relieved {
+            quiet_at(&load.inbound)?.max(quiet_at(&load.outbound)?)
+        } else {
+            quiet_at(&load.inbound)?
+        };
         Some(quiet.max(self.began + self.config.delay))
     }
 

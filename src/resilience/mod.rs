@@ -33,7 +33,10 @@ pub mod window;
 
 /// A time to begin a test at; tests count on from it, and it never matters which one it is.
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "an Instant can be had from nowhere else")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an Instant can be had from nowhere else"
+)]
 pub(crate) fn some_instant() -> std::time::Instant {
     std::time::Instant::now()
 }

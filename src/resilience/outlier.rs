@@ -173,25 +173,44 @@ impl Host {
 
     /// The right to count one result of an endpoint that is in.
     pub fn admit(&self) -> HostPermit {
-        HostPermit { generation: self.generation, is_probe: false }
+        HostPermit {
+            generation: self.generation,
+            is_probe: false,
+        }
     }
 
     /// The place of the probe, if the endpoint is on probation and it is free. A request that could not be repeated takes it only if
     /// none that could has come for a while.
     pub fn try_probe(&mut self, is_repeatable: bool, now: Instant) -> Option<HostPermit> {
-        let Standing::Probation { since, probing } = self.standing else { return None };
+        let Standing::Probation { since, probing } = self.standing else {
+            return None;
+        };
         let is_taken = probing.is_some_and(|begun| now < begun + PROBE_TIME);
         if is_taken || (!is_repeatable && now < since + PATIENCE) {
             return None;
         }
         // What an earlier one may still tell comes too late.
         self.generation += 1;
-        self.standing = Standing::Probation { since, probing: Some(now) };
-        Some(HostPermit { generation: self.generation, is_probe: true })
+        self.standing = Standing::Probation {
+            since,
+            probing: Some(now),
+        };
+        Some(HostPermit {
+            generation: self.generation,
+            is_probe: true,
+        })
     }
 
     /// Counts a result. `random` is uniform in `0..1`.
-    pub fn settle(&mut self, config: &OutlierConfig, permit: &HostPermit, result: Attempted, took: Duration, now: Instant, random: f64) -> Verdict {
+    pub fn settle(
+        &mut self,
+        config: &OutlierConfig,
+        permit: &HostPermit,
+        result: Attempted,
+        took: Duration,
+        now: Instant,
+        random: f64,
+    ) -> Verdict {
         if permit.generation != self.generation {
             return Verdict::Stays;
         }
@@ -210,7 +229,11 @@ impl Host {
         };
         self.count_runs(result);
         let reached = |run: u32, limit: u32| limit > 0 && run >= limit;
-        let Runs { failures, gateway_errors, local_origin } = config.runs();
+        let Runs {
+            failures,
+            gateway_errors,
+            local_origin,
+        } = config.runs();
         if reached(self.failures, failures) {
             Verdict::Suspect(Cause::Consecutive5xx(self.failures))
         } else if reached(self.gateway_errors, gateway_errors) {
@@ -223,7 +246,13 @@ impl Host {
     }
 
     /// Ejects it; for how long.
-    pub fn eject(&mut self, config: &OutlierConfig, cause: Cause, now: Instant, random: f64) -> Duration {
+    pub fn eject(
+        &mut self,
+        config: &OutlierConfig,
+        cause: Cause,
+        now: Instant,
+        random: f64,
+    ) -> Duration {
         self.times_ejected = (self.times_ejected + 1).min(MAX_TIMES);
         self.bar = match cause {
             Cause::Slow { limit, .. } => Some(limit),
@@ -236,7 +265,10 @@ impl Host {
     pub fn tick(&mut self, now: Instant) -> bool {
         match self.standing {
             Standing::Ejected { until } if now >= until => {
-                self.standing = Standing::Probation { since: now, probing: None };
+                self.standing = Standing::Probation {
+                    since: now,
+                    probing: None,
+                };
                 true
             }
             _ => false,
@@ -253,36 +285,61 @@ impl Host {
     pub fn end_half_interval(&mut self) -> Latencies {
         let is_over = self.latencies.are_enough() || self.gathered + 1 == GATHERED;
         self.gathered = if is_over { 0 } else { self.gathered + 1 };
-        if is_over { std::mem::take(&mut self.latencies) } else { self.latencies.clone() }
+        if is_over {
+            std::mem::take(&mut self.latencies)
+        } else {
+            self.latencies.clone()
+        }
     }
 
     /// Ends an interval: what was recorded in it, and the next one begins. Proven health takes one ejection back.
     pub fn end_interval(&mut self) -> Record {
         let record = std::mem::take(&mut self.record);
-        let (successes, failures) = (self.proof.0.saturating_add(record.successes()), self.proof.1.saturating_add(record.failures()));
+        let (successes, failures) = (
+            self.proof.0.saturating_add(record.successes()),
+            self.proof.1.saturating_add(record.failures()),
+        );
         let is_well = f64::from(failures) <= f64::from(successes) * FAILURES_PER_PROOF;
         if self.standing == Standing::In && is_well && successes >= PROOF {
             self.times_ejected = self.times_ejected.saturating_sub(1);
         }
-        self.proof = if is_well && successes < PROOF { (successes, failures) } else { (0, 0) };
+        self.proof = if is_well && successes < PROOF {
+            (successes, failures)
+        } else {
+            (0, 0)
+        };
         record
     }
 
-    fn settle_probe(&mut self, config: &OutlierConfig, result: Attempted, took: Duration, now: Instant, random: f64) -> Verdict {
+    fn settle_probe(
+        &mut self,
+        config: &OutlierConfig,
+        result: Attempted,
+        took: Duration,
+        now: Instant,
+        random: f64,
+    ) -> Verdict {
         let cause = match (result, self.bar) {
             (Attempted::Cancelled, _) => {
                 if let Standing::Probation { since, .. } = self.standing {
-                    self.standing = Standing::Probation { since, probing: None };
+                    self.standing = Standing::Probation {
+                        since,
+                        probing: None,
+                    };
                 }
                 return Verdict::Stays;
             }
-            (Attempted::Success | Attempted::Throttled, Some(limit)) if took > limit => Cause::SlowProbe { took, limit },
+            (Attempted::Success | Attempted::Throttled, Some(limit)) if took > limit => {
+                Cause::SlowProbe { took, limit }
+            }
             (Attempted::Success | Attempted::Throttled, _) => {
                 (self.standing, self.bar) = (Standing::In, None);
                 self.begin_anew();
                 return Verdict::Readmitted;
             }
-            (Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin, _) => Cause::Probe,
+            (Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin, _) => {
+                Cause::Probe
+            }
         };
         Verdict::Again(cause, self.leave_out(config.ejection(1), now, random))
     }
@@ -295,7 +352,8 @@ impl Host {
     }
 
     fn count_runs(&mut self, result: Attempted) {
-        let grow = |run: &mut u32, goes_on: bool| *run = if goes_on { run.saturating_add(1) } else { 0 };
+        let grow =
+            |run: &mut u32, goes_on: bool| *run = if goes_on { run.saturating_add(1) } else { 0 };
         grow(&mut self.failures, result != Attempted::Success);
         grow(&mut self.gateway_errors, result == Attempted::GatewayError);
         grow(&mut self.local_origin, result == Attempted::LocalOrigin);

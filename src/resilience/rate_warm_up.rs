@@ -33,7 +33,13 @@ impl RateWarmUpConfig {
         let (time, factor) = (window.as_secs_f64(), f64::from(cold_factor.max(2)));
         let warning = time * rate / (factor - 1.0);
         let most = warning + 2.0 * time * rate / (1.0 + factor);
-        Self { rate, cold_factor: factor, warning, most, slope: (factor - 1.0) / rate / (most - warning) }
+        Self {
+            rate,
+            cold_factor: factor,
+            warning,
+            most,
+            slope: (factor - 1.0) / rate / (most - warning),
+        }
     }
 }
 
@@ -50,7 +56,11 @@ impl RateWarmUp {
     /// A cold one.
     #[must_use]
     pub fn new(config: &RateWarmUpConfig, now: Instant) -> Self {
-        Self { stored: config.most, at: now, passed: 0.0 }
+        Self {
+            stored: config.most,
+            at: now,
+            passed: 0.0,
+        }
     }
 
     /// How many times the normal price a token costs now, in `1.0..=cold_factor`.
@@ -81,7 +91,10 @@ mod tests {
 
     /// The requests that pass in each second when far more are asked than may pass.
     fn passed_under_full_load(seconds: u32, factor: u32) -> Vec<u32> {
-        let (config, start) = (RateWarmUpConfig::new(100.0, Duration::from_secs(10), factor), some_instant());
+        let (config, start) = (
+            RateWarmUpConfig::new(100.0, Duration::from_secs(10), factor),
+            some_instant(),
+        );
         let mut warm_up = RateWarmUp::new(&config, start);
         let mut due = start;
         let mut passed = vec![0; seconds as usize];
@@ -101,15 +114,29 @@ mod tests {
     fn it_begins_with_a_part_of_the_rate_and_reaches_all_of_it_within_the_window() {
         let passed = passed_under_full_load(20, 3);
         assert!((32..=35).contains(&passed[0]), "a third: {passed:?}");
-        assert!(passed.windows(2).all(|pair| pair[1] + 1 >= pair[0]), "it never falls: {passed:?}");
-        assert!(passed[..11].iter().sum::<u32>() < 800, "it is spread over the window: {passed:?}");
-        assert!(passed[12..].iter().all(|passed| (99..=101).contains(passed)), "{passed:?}");
+        assert!(
+            passed.windows(2).all(|pair| pair[1] + 1 >= pair[0]),
+            "it never falls: {passed:?}"
+        );
+        assert!(
+            passed[..11].iter().sum::<u32>() < 800,
+            "it is spread over the window: {passed:?}"
+        );
+        assert!(
+            passed[12..]
+                .iter()
+                .all(|passed| (99..=101).contains(passed)),
+            "{passed:?}"
+        );
         assert!((19..=21).contains(&passed_under_full_load(1, 5)[0]));
     }
 
     #[test]
     fn it_is_cold_again_after_a_time_with_little_to_do() {
-        let (config, start) = (RateWarmUpConfig::new(100.0, Duration::from_secs(10), 3), some_instant());
+        let (config, start) = (
+            RateWarmUpConfig::new(100.0, Duration::from_secs(10), 3),
+            some_instant(),
+        );
         let mut warm_up = RateWarmUp::new(&config, start);
         for second in 1..=15 {
             warm_up.took(100);
@@ -123,7 +150,10 @@ mod tests {
 
     #[test]
     fn a_steady_load_below_the_rate_keeps_it_warm() {
-        let (config, start) = (RateWarmUpConfig::new(100.0, Duration::from_secs(10), 3), some_instant());
+        let (config, start) = (
+            RateWarmUpConfig::new(100.0, Duration::from_secs(10), 3),
+            some_instant(),
+        );
         let mut warm_up = RateWarmUp::new(&config, start);
         let mut price = 3.0;
         for second in 1..=60 {

@@ -31,13 +31,21 @@ impl Ratio {
     /// # Errors
     /// If `percent` is not a number in `0.0..=100.0`.
     pub fn from_percent(percent: f64) -> Result<Self, InvalidRatio> {
-        if (0.0..=100.0).contains(&percent) { Ok(Self(percent / 100.0)) } else { Err(InvalidRatio(percent)) }
+        if (0.0..=100.0).contains(&percent) {
+            Ok(Self(percent / 100.0))
+        } else {
+            Err(InvalidRatio(percent))
+        }
     }
 
     /// The share that `part` is of `whole`; nothing of nothing is [`Ratio::ZERO`].
     #[must_use]
     pub fn of(part: u32, whole: u32) -> Self {
-        if whole == 0 { Self::ZERO } else { Self((f64::from(part) / f64::from(whole)).min(1.0)) }
+        if whole == 0 {
+            Self::ZERO
+        } else {
+            Self((f64::from(part) / f64::from(whole)).min(1.0))
+        }
     }
 
     /// The number in `0.0..=1.0`.

@@ -58,7 +58,13 @@ impl Recovery {
     /// Makes an idle recovery.
     #[must_use]
     pub fn new(config: RecoveryConfig) -> Self {
-        Self { config, taken: 0, last_action: None, recent: VecDeque::new(), capped_told: false }
+        Self {
+            config,
+            taken: 0,
+            last_action: None,
+            recent: VecDeque::new(),
+            capped_told: false,
+        }
     }
 
     /// Looks at the trigger and says what is to be done now, if anything.
@@ -71,7 +77,10 @@ impl Recovery {
         if self.taken > 0 && self.taken >= self.config.rungs.get() {
             return None;
         }
-        if self.last_action.is_some_and(|last| now < last + self.config.cooldown) {
+        if self
+            .last_action
+            .is_some_and(|last| now < last + self.config.cooldown)
+        {
             return None;
         }
         while self.recent.front().is_some_and(|at| now >= *at + HOUR) {

@@ -60,7 +60,10 @@ pub enum Failure {
 
 /// Which failures the policy wants repeated, besides the statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "a set of names, each given or not")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a set of names, each given or not"
+)]
 pub struct RetryTriggers {
     /// `connect-failure`.
     pub connect_failure: bool,
@@ -156,7 +159,8 @@ impl RetryConfig {
         if !is_wanted {
             return Verdict::Stop(StopReason::NotTriggered);
         }
-        let may_have_run = !is_transparent && !matches!(situation.failure, Failure::Declined { .. });
+        let may_have_run =
+            !is_transparent && !matches!(situation.failure, Failure::Declined { .. });
         if may_have_run && !situation.is_idempotent && !self.retry_non_idempotent {
             return Verdict::Stop(StopReason::NotIdempotent);
         }
@@ -166,7 +170,11 @@ impl RetryConfig {
         if !situation.is_body_replayable {
             return Verdict::Stop(StopReason::BodyNotReplayable);
         }
-        let (made, allowed) = if is_transparent { (situation.transparent_retries, MAX_TRANSPARENT_RETRIES) } else { (situation.retries, self.attempts) };
+        let (made, allowed) = if is_transparent {
+            (situation.transparent_retries, MAX_TRANSPARENT_RETRIES)
+        } else {
+            (situation.retries, self.attempts)
+        };
         if made >= allowed {
             return Verdict::Stop(StopReason::AttemptsExhausted);
         }
@@ -174,12 +182,20 @@ impl RetryConfig {
         if wait.saturating_add(SHORTEST_TRY) > situation.time_left {
             return Verdict::Stop(StopReason::NoTimeLeft);
         }
-        Verdict::Retry { wait, is_transparent }
+        Verdict::Retry {
+            wait,
+            is_transparent,
+        }
     }
 
     fn wait(&self, situation: &Situation, n: u32, random: f64) -> Duration {
         match situation.failure {
-            Failure::Status { retry_after: Some(asked) } | Failure::Declined { retry_after: Some(asked) } if self.respect_retry_after => asked.min(LONGEST_RETRY_AFTER),
+            Failure::Status {
+                retry_after: Some(asked),
+            }
+            | Failure::Declined {
+                retry_after: Some(asked),
+            } if self.respect_retry_after => asked.min(LONGEST_RETRY_AFTER),
             _ => self.backoff.wait(n, random),
         }
     }

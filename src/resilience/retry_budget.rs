@@ -29,7 +29,12 @@ pub struct RetryBudgetConfig {
 impl Default for RetryBudgetConfig {
     /// 20 % of 10 s, and 10 a second (GEP-3388).
     fn default() -> Self {
-        Self { share: Ratio::from_percent(20.0).expect("20 is a percentage"), interval: Duration::from_secs(10), floor: 10, floor_interval: Duration::from_secs(1) }
+        Self {
+            share: Ratio::from_percent(20.0).expect("20 is a percentage"),
+            interval: Duration::from_secs(10),
+            floor: 10,
+            floor_interval: Duration::from_secs(1),
+        }
     }
 }
 
@@ -74,9 +79,16 @@ impl RetryBudget {
     pub fn remaining(&mut self, now: Instant) -> u32 {
         let by_share = (f64::from(self.requests.total(now)) * self.config.share.value()).floor();
         // A product of a u32 and a ratio is within u32.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= by_share <= u32::MAX")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 <= by_share <= u32::MAX"
+        )]
         let by_share = (by_share as u32).saturating_sub(self.retries.total(now));
-        let by_floor = self.config.floor.saturating_sub(self.recent_retries.total(now));
+        let by_floor = self
+            .config
+            .floor
+            .saturating_sub(self.recent_retries.total(now));
         by_share.max(by_floor)
     }
 

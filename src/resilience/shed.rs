@@ -52,7 +52,12 @@ pub enum Signal {
 
 impl Signal {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Cpu, Self::Memory, Self::CpuPressure, Self::MemoryPressure];
+    pub const ALL: [Self; 4] = [
+        Self::Cpu,
+        Self::Memory,
+        Self::CpuPressure,
+        Self::MemoryPressure,
+    ];
 }
 
 /// From where on a signal is at which level; a level that is not given is never reached.
@@ -123,7 +128,9 @@ impl Class {
     #[must_use]
     pub fn is_refused_at(self, level: Level, share: f64, random: f64) -> bool {
         match (self, level) {
-            (_, Level::Calm) | (Self::Critical | Self::High, _) | (Self::Normal, Level::Warning) => false,
+            (_, Level::Calm)
+            | (Self::Critical | Self::High, _)
+            | (Self::Normal, Level::Warning) => false,
             (Self::Normal, Level::Critical) => random < share,
             (Self::Low, _) => true,
         }
@@ -139,7 +146,10 @@ impl Class {
             Self::Low => 60,
         };
         let places = u64::from(limit.get()) * percent / 100;
-        u32::try_from(places).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN)
+        u32::try_from(places)
+            .ok()
+            .and_then(NonZeroU32::new)
+            .unwrap_or(NonZeroU32::MIN)
     }
 }
 
@@ -197,11 +207,18 @@ impl Latch {
             *self = Self::default();
             return;
         };
-        let (is_other, long) = if self.is_on { (value < bound * BELOW, FALL) } else { (value >= bound, RISE) };
+        let (is_other, long) = if self.is_on {
+            (value < bound * BELOW, FALL)
+        } else {
+            (value >= bound, RISE)
+        };
         if !is_other {
             self.since = None;
         } else if now.saturating_duration_since(*self.since.get_or_insert(now)) >= long {
-            *self = Self { is_on: !self.is_on, since: None };
+            *self = Self {
+                is_on: !self.is_on,
+                since: None,
+            };
         }
     }
 }
@@ -210,7 +227,11 @@ impl Protection {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: ProtectionConfig) -> Self {
-        Self { config, watched: [Watched::default(); 4], share: 0.0 }
+        Self {
+            config,
+            watched: [Watched::default(); 4],
+            share: 0.0,
+        }
     }
 
     /// Follows other bounds; what is at a level stays there until it is well below.
@@ -232,19 +253,38 @@ impl Protection {
         watched.warning.note(value, levels.warning, now);
         watched.critical.note(value, levels.critical, now);
         let to = watched.level();
-        (from != to).then_some(Change { signal, from, to, value: Some(value) })
+        (from != to).then_some(Change {
+            signal,
+            from,
+            to,
+            value: Some(value),
+        })
     }
 
     /// Takes note that a signal says nothing any more: it is at no level then.
     pub fn silence(&mut self, signal: Signal) -> Option<Change> {
         let from = std::mem::take(&mut self.watched[signal as usize]).level();
-        (from != Level::Calm).then_some(Change { signal, from, to: Level::Calm, value: None })
+        (from != Level::Calm).then_some(Change {
+            signal,
+            from,
+            to: Level::Calm,
+            value: None,
+        })
     }
 
     /// Takes note that a second has passed.
     pub fn advance(&mut self) {
-        let bound = |signal: Signal| self.config.levels(signal).and_then(|levels| levels.critical);
-        let is_hot = Signal::ALL.into_iter().any(|signal| self.watched[signal as usize].value.zip(bound(signal)).is_some_and(|(value, bound)| value >= bound.value()));
+        let bound = |signal: Signal| {
+            self.config
+                .levels(signal)
+                .and_then(|levels| levels.critical)
+        };
+        let is_hot = Signal::ALL.into_iter().any(|signal| {
+            self.watched[signal as usize]
+                .value
+                .zip(bound(signal))
+                .is_some_and(|(value, bound)| value >= bound.value())
+        });
         self.share = match self.level() {
             Level::Calm | Level::Warning => 0.0,
             Level::Critical if is_hot => (self.share + RISING).min(1.0),
@@ -262,13 +302,19 @@ impl Protection {
     #[must_use]
     pub fn cause(&self) -> Option<Signal> {
         let level = self.level();
-        Signal::ALL.into_iter().find(|signal| level > Level::Calm && self.watched[*signal as usize].level() == level)
+        Signal::ALL
+            .into_iter()
+            .find(|signal| level > Level::Calm && self.watched[*signal as usize].level() == level)
     }
 
     /// The level of the instance.
     #[must_use]
     pub fn level(&self) -> Level {
-        self.watched.iter().map(Watched::level).max().unwrap_or_default()
+        self.watched
+            .iter()
+            .map(Watched::level)
+            .max()
+            .unwrap_or_default()
     }
 
     /// What a signal said last, and the level that it is at; nothing of one that is not watched or says nothing.

@@ -45,14 +45,22 @@ impl WarmUpConfig {
     ///
     /// # Errors
     /// If the window is zero, or the aggression not above zero.
-    pub fn try_new(window: Duration, aggression: f64, minimum: Ratio) -> Result<Self, InvalidWarmUp> {
+    pub fn try_new(
+        window: Duration,
+        aggression: f64,
+        minimum: Ratio,
+    ) -> Result<Self, InvalidWarmUp> {
         if window.is_zero() {
             return Err(InvalidWarmUp::NoWindow);
         }
         if !(aggression.is_finite() && aggression > 0.0) {
             return Err(InvalidWarmUp::Aggression);
         }
-        Ok(Self { window, aggression, minimum })
+        Ok(Self {
+            window,
+            aggression,
+            minimum,
+        })
     }
 
     /// When an endpoint is warm.
@@ -80,7 +88,10 @@ impl WarmUpConfig {
             return 1.0;
         }
         let progress = age.max(Duration::from_secs(1)).as_secs_f64() / self.window.as_secs_f64();
-        progress.powf(self.aggression.recip()).max(self.minimum.value()).min(1.0)
+        progress
+            .powf(self.aggression.recip())
+            .max(self.minimum.value())
+            .min(1.0)
     }
 }
 
@@ -109,25 +120,57 @@ mod tests {
 
     #[track_caller]
     fn factors(aggression: f64, table: &[(f64, f64)]) {
-        let config = WarmUpConfig::try_new(Duration::from_secs(60), aggression, Ratio::from_percent(10.0).expect("10 %")).expect("fine");
+        let config = WarmUpConfig::try_new(
+            Duration::from_secs(60),
+            aggression,
+            Ratio::from_percent(10.0).expect("10 %"),
+        )
+        .expect("fine");
         for (age, expected) in table {
             let factor = config.factor(Duration::from_secs_f64(*age));
-            assert!((factor - expected).abs() < 0.001, "aggression {aggression}, {age} s: {factor}");
+            assert!(
+                (factor - expected).abs() < 0.001,
+                "aggression {aggression}, {age} s: {factor}"
+            );
         }
     }
 
     #[test]
     fn the_share_grows_along_the_curve_and_is_clamped() {
-        factors(1.0, &[(0.0, 0.1), (3.0, 0.1), (6.0, 0.1), (15.0, 0.25), (30.0, 0.5), (59.9, 0.998), (60.0, 1.0), (600.0, 1.0)]);
+        factors(
+            1.0,
+            &[
+                (0.0, 0.1),
+                (3.0, 0.1),
+                (6.0, 0.1),
+                (15.0, 0.25),
+                (30.0, 0.5),
+                (59.9, 0.998),
+                (60.0, 1.0),
+                (600.0, 1.0),
+            ],
+        );
         factors(2.0, &[(0.0, 0.129), (15.0, 0.5), (60.0, 1.0)]);
-        factors(0.5, &[(0.0, 0.1), (15.0, 0.1), (30.0, 0.25), (54.0, 0.81), (60.0, 1.0)]);
+        factors(
+            0.5,
+            &[
+                (0.0, 0.1),
+                (15.0, 0.1),
+                (30.0, 0.25),
+                (54.0, 0.81),
+                (60.0, 1.0),
+            ],
+        );
     }
 
     #[test]
     fn the_share_never_falls_with_age() {
         for aggression in [0.2, 1.0, 5.0] {
-            let config = WarmUpConfig::try_new(Duration::from_millis(500), aggression, Ratio::ZERO).expect("fine");
-            let shares: Vec<f64> = (0..1_000).map(|millis| config.factor(Duration::from_millis(millis))).collect();
+            let config = WarmUpConfig::try_new(Duration::from_millis(500), aggression, Ratio::ZERO)
+                .expect("fine");
+            let shares: Vec<f64> = (0..1_000)
+                .map(|millis| config.factor(Duration::from_millis(millis)))
+                .collect();
             assert!(shares.windows(2).all(|pair| pair[0] <= pair[1]));
             assert!(shares.iter().all(|share| (0.0..=1.0).contains(share)));
         }
@@ -141,7 +184,10 @@ mod tests {
             for asked in 1..=1_000_u32 {
                 passed += f64::from(u8::from(trickle.admits(share)));
                 let due = share * f64::from(asked);
-                assert!(passed <= due + 1e-6 && passed > due - 1.0 - 1e-6, "{passed} of {asked} at {share}");
+                assert!(
+                    passed <= due + 1e-6 && passed > due - 1.0 - 1e-6,
+                    "{passed} of {asked} at {share}"
+                );
             }
         }
     }
@@ -149,9 +195,15 @@ mod tests {
     #[test]
     fn what_makes_no_curve_is_refused() {
         let ten = Ratio::from_percent(10.0).expect("10 %");
-        assert_eq!(WarmUpConfig::try_new(Duration::ZERO, 1.0, ten), Err(InvalidWarmUp::NoWindow));
+        assert_eq!(
+            WarmUpConfig::try_new(Duration::ZERO, 1.0, ten),
+            Err(InvalidWarmUp::NoWindow)
+        );
         for aggression in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert_eq!(WarmUpConfig::try_new(Duration::from_secs(1), aggression, ten), Err(InvalidWarmUp::Aggression));
+            assert_eq!(
+                WarmUpConfig::try_new(Duration::from_secs(1), aggression, ten),
+                Err(InvalidWarmUp::Aggression)
+            );
         }
     }
 }

@@ -31,7 +31,13 @@ impl<T: Copy + Default + AddAssign + SubAssign> SlidingWindow<T> {
     #[must_use]
     pub fn new(span: Duration, now: Instant) -> Self {
         let bucket_width = (span / 10).max(Duration::from_nanos(1));
-        Self { bucket_width, origin: now, head: 0, buckets: [T::default(); BUCKETS], total: T::default() }
+        Self {
+            bucket_width,
+            origin: now,
+            head: 0,
+            buckets: [T::default(); BUCKETS],
+            total: T::default(),
+        }
     }
 
     /// Adds to the present.

@@ -34,7 +34,10 @@ impl AdmissionState {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(name: Arc<str>, config: AdmissionConfig, mode: Mode, now: Instant) -> Self {
-        Self { name, inner: Mutex::new((AdmissionControl::new(config, now), mode)) }
+        Self {
+            name,
+            inner: Mutex::new((AdmissionControl::new(config, now), mode)),
+        }
     }
 
     /// The name.

@@ -8,7 +8,10 @@ use std::{
 use crate::{
     resilience::{
         Mode,
-        breaker::{Breaker, BreakerConfig, BreakerSnapshot, Outcome, Permit, Rejected, Speed, StateKind, Transition},
+        breaker::{
+            Breaker, BreakerConfig, BreakerSnapshot, Outcome, Permit, Rejected, Speed, StateKind,
+            Transition,
+        },
     },
     telemetry::{Telemetry, event::Event},
 };
@@ -42,9 +45,22 @@ pub enum Passage {
 impl BreakerState {
     /// Makes a closed breaker.
     #[must_use]
-    pub fn new(name: Arc<str>, config: BreakerConfig, mode: Mode, telemetry: Arc<Telemetry>, now: Instant) -> Self {
+    pub fn new(
+        name: Arc<str>,
+        config: BreakerConfig,
+        mode: Mode,
+        telemetry: Arc<Telemetry>,
+        now: Instant,
+    ) -> Self {
         telemetry.metrics.breaker_state(&name, StateKind::Closed);
-        Self { name, telemetry, inner: Mutex::new(Inner { machine: Breaker::new(config, now), mode }) }
+        Self {
+            name,
+            telemetry,
+            inner: Mutex::new(Inner {
+                machine: Breaker::new(config, now),
+                mode,
+            }),
+        }
     }
 
     /// The name.
@@ -61,7 +77,11 @@ impl BreakerState {
         drop(inner);
         self.tell(transition);
         match answer {
-            Ok(permit) => Passage::Allowed(BreakerGuard { breaker: self.clone(), permit: Some(permit), began: now }),
+            Ok(permit) => Passage::Allowed(BreakerGuard {
+                breaker: self.clone(),
+                permit: Some(permit),
+                began: now,
+            }),
             Err(_) if mode == Mode::Shadow => Passage::WouldRefuse,
             Err(rejected) => Passage::Refused(rejected),
         }
@@ -73,7 +93,11 @@ impl BreakerState {
         let inner = self.lock();
         match inner.machine.kind() {
             _ if inner.mode == Mode::Shadow => None,
-            StateKind::Open => inner.machine.next_deadline().filter(|until| now <= *until).map(|until| until.saturating_duration_since(now)),
+            StateKind::Open => inner
+                .machine
+                .next_deadline()
+                .filter(|until| now <= *until)
+                .map(|until| until.saturating_duration_since(now)),
             StateKind::ForcedOpen => Some(Duration::from_secs(1)),
             StateKind::Closed | StateKind::HalfOpen | StateKind::Disabled => None,
         }
@@ -108,13 +132,19 @@ impl BreakerState {
     }
 
     fn settle(&self, permit: &Permit, outcome: Outcome, speed: Speed, now: Instant, random: f64) {
-        let transition = self.lock().machine.settle(permit, outcome, speed, now, random);
+        let transition = self
+            .lock()
+            .machine
+            .settle(permit, outcome, speed, now, random);
         self.tell(transition);
     }
 
     fn tell(&self, transition: Option<Transition>) {
         if let Some(transition) = transition {
-            self.telemetry.emit(Event::BreakerChanged { breaker: self.name.clone(), transition });
+            self.telemetry.emit(Event::BreakerChanged {
+                breaker: self.name.clone(),
+                transition,
+            });
         }
     }
 
@@ -145,7 +175,8 @@ impl Drop for BreakerGuard {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             // A cancelled call is counted nowhere, so that its time does not matter.
-            self.breaker.settle(&permit, Outcome::Cancelled, Speed::Fast, self.began, 0.5);
+            self.breaker
+                .settle(&permit, Outcome::Cancelled, Speed::Fast, self.began, 0.5);
         }
     }
 }

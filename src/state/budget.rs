@@ -32,7 +32,11 @@ impl BudgetState {
     /// Makes a budget that has seen nothing.
     #[must_use]
     pub fn new(name: Arc<str>, config: RetryBudgetConfig, now: Instant) -> Self {
-        Self { name, machine: Mutex::new(RetryBudget::new(config, now)), in_flight: AtomicU32::new(0) }
+        Self {
+            name,
+            machine: Mutex::new(RetryBudget::new(config, now)),
+            in_flight: AtomicU32::new(0),
+        }
     }
 
     /// The name.
@@ -51,16 +55,31 @@ impl BudgetState {
     ///
     /// # Errors
     /// [`NoRetry`] says what there is none of.
-    pub fn try_withdraw(self: &Arc<Self>, held: &mut Option<RetryGuard>, max_in_flight: u32, now: Instant) -> Result<(), NoRetry> {
+    pub fn try_withdraw(
+        self: &Arc<Self>,
+        held: &mut Option<RetryGuard>,
+        max_in_flight: u32,
+        now: Instant,
+    ) -> Result<(), NoRetry> {
         if held.is_none() {
             *held = Some(self.enter(max_in_flight)?);
         }
-        if self.lock().try_withdraw(now) { Ok(()) } else { Err(NoRetry::BudgetSpent) }
+        if self.lock().try_withdraw(now) {
+            Ok(())
+        } else {
+            Err(NoRetry::BudgetSpent)
+        }
     }
 
     fn enter(self: &Arc<Self>, max_in_flight: u32) -> Result<RetryGuard, NoRetry> {
-        let admitted = self.in_flight.try_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < max_in_flight).then_some(count + 1));
-        admitted.map(|_| RetryGuard(self.clone())).map_err(|_| NoRetry::TooManyInFlight)
+        let admitted = self
+            .in_flight
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < max_in_flight).then_some(count + 1)
+            });
+        admitted
+            .map(|_| RetryGuard(self.clone()))
+            .map_err(|_| NoRetry::TooManyInFlight)
     }
 
     /// Retries that could be made at once now.

@@ -43,12 +43,21 @@ impl Pulse {
     /// What was going on until now. It leaves nothing behind, however often it is asked.
     fn present(&self, now: Sample, limit: Option<u32>) -> Present {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = || samples.iter().copied().filter(|sample| now.at.saturating_duration_since(sample.at) <= WINDOW).chain([now]);
+        let recent = || {
+            samples
+                .iter()
+                .copied()
+                .filter(|sample| now.at.saturating_duration_since(sample.at) <= WINDOW)
+                .chain([now])
+        };
         let in_flight = || recent().map(|sample| sample.in_flight);
         let count = u32::try_from(recent().count()).unwrap_or(u32::MAX);
         let rate = recent().next().map_or(0.0, |first| {
             let seconds = now.at.saturating_duration_since(first.at).as_secs_f64();
-            #[expect(clippy::cast_precision_loss, reason = "requests of ten seconds are far below 2^52")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "requests of ten seconds are far below 2^52"
+            )]
             let begun = now.begun.saturating_sub(first.begun) as f64;
             if seconds > 0.0 { begun / seconds } else { 0.0 }
         });
@@ -73,15 +82,32 @@ pub fn feel(state: &State, now: Instant) {
 pub fn forecast(state: &State, now: Instant) -> (Present, Forecast) {
     let live = state.live.load();
     let limits = limits(&live);
-    let limit = limits.as_ref().map(|limits| limits.iter().fold(0, |sum: u32, limit| sum.saturating_add(limit.max)));
-    let present = state.pulse.present(sample(state, &limits.unwrap_or_default(), now), limit);
-    (present, capacity::without_this(&present, state.replicas.others(&live)))
+    let limit = limits.as_ref().map(|limits| {
+        limits
+            .iter()
+            .fold(0, |sum: u32, limit| sum.saturating_add(limit.max))
+    });
+    let present = state
+        .pulse
+        .present(sample(state, &limits.unwrap_or_default(), now), limit);
+    (
+        present,
+        capacity::without_this(&present, state.replicas.others(&live)),
+    )
 }
 
 fn sample(state: &State, limits: &[Limit], at: Instant) -> Sample {
     let in_flight = u32::try_from(state.departure.load().inbound.in_flight).unwrap_or(u32::MAX);
-    let fullest = limits.iter().map(|limit| f64::from(limit.in_flight) / f64::from(limit.max)).fold(0.0, f64::max);
-    Sample { at, begun: state.departure.begun(), in_flight, fullest }
+    let fullest = limits
+        .iter()
+        .map(|limit| f64::from(limit.in_flight) / f64::from(limit.max))
+        .fold(0.0, f64::max);
+    Sample {
+        at,
+        begun: state.departure.begun(),
+        in_flight,
+        fullest,
+    }
 }
 
 /// A limit of requests of callers.
@@ -92,7 +118,11 @@ struct Limit {
 
 /// All of them; nothing if there is a way in without one.
 fn limits(live: &Live) -> Option<Vec<Limit>> {
-    let inbound = live.routes.iter().filter(|route| route.spec.direction == Direction::Inbound).flat_map(|route| &route.destinations);
+    let inbound = live
+        .routes
+        .iter()
+        .filter(|route| route.spec.direction == Direction::Inbound)
+        .flat_map(|route| &route.destinations);
     let limits: Option<Vec<_>> = inbound.map(|to| to.limit.as_ref()).collect();
     let mut limits = limits?;
     // Destinations may share one.
@@ -100,7 +130,10 @@ fn limits(live: &Live) -> Option<Vec<Limit>> {
     limits.dedup_by(|a, b| a.name() == b.name());
     let of = |limit: &LimitState| {
         let snapshot = limit.snapshot();
-        Limit { in_flight: snapshot.in_flight, max: snapshot.config.max_in_flight.get() }
+        Limit {
+            in_flight: snapshot.in_flight,
+            max: snapshot.config.max_in_flight.get(),
+        }
     };
     (!limits.is_empty()).then(|| limits.into_iter().map(|limit| of(limit)).collect())
 }
@@ -113,14 +146,45 @@ mod tests {
     #[test]
     fn rates_and_peaks_are_those_of_the_last_ten_seconds() {
         let (pulse, start) = (Pulse::default(), some_instant());
-        let sample =
-            |second: u32| Sample { at: start + Duration::from_secs(second.into()), begun: u64::from(second) * 50, in_flight: if second == 3 { 99 } else { 4 }, fullest: 0.5 };
-        let nothing = Sample { begun: 0, in_flight: 0, fullest: 0.0, ..sample(0) };
-        assert_eq!(pulse.present(nothing, None), Present { peak_in_flight: 0, mean_in_flight: 0.0, rate: 0.0, limit: None, fullest: 0.0 });
+        let sample = |second: u32| Sample {
+            at: start + Duration::from_secs(second.into()),
+            begun: u64::from(second) * 50,
+            in_flight: if second == 3 { 99 } else { 4 },
+            fullest: 0.5,
+        };
+        let nothing = Sample {
+            begun: 0,
+            in_flight: 0,
+            fullest: 0.0,
+            ..sample(0)
+        };
+        assert_eq!(
+            pulse.present(nothing, None),
+            Present {
+                peak_in_flight: 0,
+                mean_in_flight: 0.0,
+                rate: 0.0,
+                limit: None,
+                fullest: 0.0
+            }
+        );
         (0..19).for_each(|second| pulse.feel(sample(second)));
         for _ in 0..100 {
-            assert_eq!(pulse.present(sample(19), Some(8)), Present { peak_in_flight: 4, mean_in_flight: 4.0, rate: 50.0, limit: Some(8), fullest: 0.5 });
+            assert_eq!(
+                pulse.present(sample(19), Some(8)),
+                Present {
+                    peak_in_flight: 4,
+                    mean_in_flight: 4.0,
+                    rate: 50.0,
+                    limit: Some(8),
+                    fullest: 0.5
+                }
+            );
         }
-        assert_eq!(pulse.samples.lock().expect("nobody panicked").len(), 11, "who asks leaves nothing behind");
+        assert_eq!(
+            pulse.samples.lock().expect("nobody panicked").len(),
+            11,
+            "who asks leaves nothing behind"
+        );
     }
 }

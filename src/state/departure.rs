@@ -101,10 +101,13 @@ impl Departure {
     /// Takes note of where a drain is, and wakes who waits for that.
     pub fn follow(&self, drain: &Drain) {
         let stage = drain.stage();
-        self.latest.store(self.millis(drain.latest()), Ordering::Relaxed);
-        self.is_relieved.store(drain.is_relieved(), Ordering::Relaxed);
+        self.latest
+            .store(self.millis(drain.latest()), Ordering::Relaxed);
+        self.is_relieved
+            .store(drain.is_relieved(), Ordering::Relaxed);
         self.stage.store(stage as u8, Ordering::Relaxed);
-        self.stages.send_if_modified(|known| std::mem::replace(known, stage) != stage);
+        self.stages
+            .send_if_modified(|known| std::mem::replace(known, stage) != stage);
     }
 
     /// What callers are told while it is leaving: to ask elsewhere, and for how long. A process that was relieved tells nothing, for its
@@ -114,14 +117,24 @@ impl Departure {
         if !self.is_draining() || self.is_relieved() {
             return None;
         }
-        let left = self.latest.load(Ordering::Relaxed).saturating_sub(self.millis(now));
-        Some(format!("1; ttl={}", Duration::from_millis(left).saturating_add(FAREWELL).as_secs_f64().ceil()))
+        let left = self
+            .latest
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.millis(now));
+        Some(format!(
+            "1; ttl={}",
+            Duration::from_millis(left)
+                .saturating_add(FAREWELL)
+                .as_secs_f64()
+                .ceil()
+        ))
     }
 
     /// Requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.inbound.in_flight.load(Ordering::Acquire) + self.outbound.in_flight.load(Ordering::Acquire)
+        self.inbound.in_flight.load(Ordering::Acquire)
+            + self.outbound.in_flight.load(Ordering::Acquire)
     }
 
     /// What goes on now.
@@ -129,9 +142,16 @@ impl Departure {
     pub fn load(&self) -> Load {
         let traffic = |counts: &Counts| Traffic {
             in_flight: counts.in_flight.load(Ordering::Acquire),
-            last_began: counts.last_began.load(Ordering::Acquire).checked_sub(1).map(|millis| self.born + Duration::from_millis(millis)),
+            last_began: counts
+                .last_began
+                .load(Ordering::Acquire)
+                .checked_sub(1)
+                .map(|millis| self.born + Duration::from_millis(millis)),
         };
-        Load { inbound: traffic(&self.inbound), outbound: traffic(&self.outbound) }
+        Load {
+            inbound: traffic(&self.inbound),
+            outbound: traffic(&self.outbound),
+        }
     }
 
     /// Requests of callers that ever began.
@@ -169,7 +189,12 @@ pub fn ttl(marker: &str) -> Option<Duration> {
     if parts.next() != Some("1") {
         return None;
     }
-    let said = parts.find_map(|part| part.strip_prefix("ttl=")?.parse().ok().map(Duration::from_secs));
+    let said = parts.find_map(|part| {
+        part.strip_prefix("ttl=")?
+            .parse()
+            .ok()
+            .map(Duration::from_secs)
+    });
     Some(said.unwrap_or(USUAL_TTL).min(MAX_TTL))
 }
 
@@ -189,15 +214,23 @@ impl InFlight {
         counts.in_flight.fetch_add(1, Ordering::AcqRel);
         counts.begun.fetch_add(1, Ordering::Relaxed);
         // Of two that begin at once either may be the last; they are no millisecond apart.
-        counts.last_began.store(departure.millis(now) + 1, Ordering::Release);
-        Self { state: state.clone(), direction }
+        counts
+            .last_began
+            .store(departure.millis(now) + 1, Ordering::Release);
+        Self {
+            state: state.clone(),
+            direction,
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let departure = &self.state.departure;
-        departure.counts(self.direction).in_flight.fetch_sub(1, Ordering::AcqRel);
+        departure
+            .counts(self.direction)
+            .in_flight
+            .fetch_sub(1, Ordering::AcqRel);
         departure.ended.notify_waiters();
     }
 }
@@ -231,9 +264,24 @@ mod tests {
         let departure = Departure::new(start);
         assert_eq!(departure.marker(start), None);
         departure.follow(&Drain::begin(DrainConfig::default(), start));
-        let after = |seconds| departure.marker(start + Duration::from_secs(seconds)).unwrap_or_default();
-        assert_eq!((after(0), after(24), after(99)), ("1; ttl=30".to_owned(), "1; ttl=6".to_owned(), "1; ttl=5".to_owned()));
+        let after = |seconds| {
+            departure
+                .marker(start + Duration::from_secs(seconds))
+                .unwrap_or_default()
+        };
+        assert_eq!(
+            (after(0), after(24), after(99)),
+            (
+                "1; ttl=30".to_owned(),
+                "1; ttl=6".to_owned(),
+                "1; ttl=5".to_owned()
+            )
+        );
         departure.follow(&Drain::relieved(DrainConfig::default(), start));
-        assert_eq!(departure.marker(start), None, "its address does not go away");
+        assert_eq!(
+            departure.marker(start),
+            None,
+            "its address does not go away"
+        );
     }
 }

@@ -109,7 +109,13 @@ pub struct BackendCounters {
 impl EndpointState {
     /// Makes an endpoint of which nothing is known. A newcomer warms up, from now on or from its first good check.
     #[must_use]
-    pub fn new(address: Address, id: u64, counters: Arc<BackendCounters>, is_newcomer: bool, now: Instant) -> Self {
+    pub fn new(
+        address: Address,
+        id: u64,
+        counters: Arc<BackendCounters>,
+        is_newcomer: bool,
+        now: Instant,
+    ) -> Self {
         Self {
             label: address.to_string().into(),
             address,
@@ -161,8 +167,18 @@ impl EndpointState {
     ///
     /// # Errors
     /// Which bound is reached.
-    pub fn try_connect(self: &Arc<Self>, max: u32, max_each: u32) -> Result<ConnectionGuard, TooMany> {
-        let count = |connections: &AtomicU32, max: u32| connections.try_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1)).is_ok();
+    pub fn try_connect(
+        self: &Arc<Self>,
+        max: u32,
+        max_each: u32,
+    ) -> Result<ConnectionGuard, TooMany> {
+        let count = |connections: &AtomicU32, max: u32| {
+            connections
+                .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                    (count < max).then_some(count + 1)
+                })
+                .is_ok()
+        };
         if !count(&self.counters.connections, max) {
             return Err(TooMany::OfBackend);
         }
@@ -191,14 +207,25 @@ impl EndpointState {
     }
 
     /// Takes the result of an active check; the new health if it changed.
-    pub fn checked(&self, config: &HealthConfig, result: &Result<(), String>, now: Instant) -> Option<Health> {
+    pub fn checked(
+        &self,
+        config: &HealthConfig,
+        result: &Result<(), String>,
+        now: Instant,
+    ) -> Option<Health> {
         let mut checks = self.lock();
-        checks.last_result = result.as_ref().err().cloned().unwrap_or_else(|| "passed".to_owned());
+        checks.last_result = result
+            .as_ref()
+            .err()
+            .cloned()
+            .unwrap_or_else(|| "passed".to_owned());
         let before = checks.health.health();
         let changed = checks.health.record(config, result.is_ok())?;
         drop(checks);
         // A newcomer warms up from its first good check, unless it has said since when it runs.
-        let is_new = before == Health::Unknown && self.is_newcomer && self.advertised.load(Ordering::Relaxed) == 0;
+        let is_new = before == Health::Unknown
+            && self.is_newcomer
+            && self.advertised.load(Ordering::Relaxed) == 0;
         if changed == Health::Healthy && (before == Health::Unhealthy || is_new) {
             self.warm_up_from(now);
         }
@@ -247,7 +274,10 @@ impl EndpointState {
         let mut host = self.host();
         let before = host.standing();
         let result = change(&mut host);
-        let (standing, is_out) = (host.standing(), host.standing() != Standing::In && !self.is_retired());
+        let (standing, is_out) = (
+            host.standing(),
+            host.standing() != Standing::In && !self.is_retired(),
+        );
         // Only ever changed under the host's lock.
         if self.is_out.load(Ordering::Relaxed) != is_out {
             self.is_out.store(is_out, Ordering::Relaxed);
@@ -287,9 +317,15 @@ impl EndpointState {
     /// Learns that the endpoint closes idle connections after this time. The shortest counts, until it has not been seen again for
     /// a while: one restart of an app closes all its connections, and says nothing about its habits.
     pub fn learn_idle_close(&self, after: Duration, now: Instant) {
-        let mut known = self.idle_close.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .idle_close
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if known.is_none_or(|known| after <= known.after || is_forgotten(known, now)) {
-            *known = Some(IdleClose { after, learned: now });
+            *known = Some(IdleClose {
+                after,
+                learned: now,
+            });
         }
     }
 
@@ -297,9 +333,22 @@ impl EndpointState {
     /// cannot keeps twice the distance from the time at which the endpoint closes.
     #[must_use]
     pub fn reusable_idle(&self, is_repeatable: bool, now: Instant) -> Duration {
-        let known = *self.idle_close.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(IdleClose { after: learned, .. }) = known.filter(|known| !is_forgotten(*known, now)) else { return DEFAULT_POOL_IDLE };
-        let margin = if is_repeatable { learned.saturating_sub(Duration::from_millis(500)).max(learned / 2) } else { learned / 4 };
+        let known = *self
+            .idle_close
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(IdleClose { after: learned, .. }) =
+            known.filter(|known| !is_forgotten(*known, now))
+        else {
+            return DEFAULT_POOL_IDLE;
+        };
+        let margin = if is_repeatable {
+            learned
+                .saturating_sub(Duration::from_millis(500))
+                .max(learned / 2)
+        } else {
+            learned / 4
+        };
         margin.min(DEFAULT_POOL_IDLE)
     }
 

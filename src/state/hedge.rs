@@ -18,7 +18,9 @@ impl HedgeState {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: HedgeConfig, now: Instant) -> Self {
-        Self { machine: Mutex::new(Hedge::new(config, now)) }
+        Self {
+            machine: Mutex::new(Hedge::new(config, now)),
+        }
     }
 
     /// Follows other numbers.

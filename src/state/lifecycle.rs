@@ -107,7 +107,17 @@ impl Lifecycle {
             (condition::ENDPOINTS, true, "none has to be looked for"),
             (condition::NOT_DRAINING, true, "serving"),
         ];
-        let conditions = unmet.map(|(name, is_met, why)| (name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why: why.to_owned() }));
+        let conditions = unmet.map(|(name, is_met, why)| {
+            (
+                name.to_owned(),
+                Condition {
+                    name: name.to_owned(),
+                    is_met,
+                    since: now,
+                    why: why.to_owned(),
+                },
+            )
+        });
         Self {
             born: now,
             youth: Youth::new(now),
@@ -137,7 +147,13 @@ impl Lifecycle {
     ///
     /// # Errors
     /// When it will be, or `None` if nobody can say.
-    pub fn register(&self, passes: u32, threshold: u32, delay: Duration, now: Instant) -> Result<(), Option<Instant>> {
+    pub fn register(
+        &self,
+        passes: u32,
+        threshold: u32,
+        delay: Duration,
+        now: Instant,
+    ) -> Result<(), Option<Instant>> {
         let mut inner = self.lock();
         let (threshold, delay) = match inner.registration {
             Registration::New => (threshold, delay),
@@ -189,30 +205,59 @@ impl Lifecycle {
     /// Workers that have not turned for too long, and for how long.
     #[must_use]
     pub fn stuck_workers(&self, now: Instant) -> Vec<(usize, Duration)> {
-        let silent = |(worker, beat): (&usize, &Instant)| (*worker, now.saturating_duration_since(*beat));
-        self.lock().beats.iter().map(silent).filter(|(_, silence)| *silence > STUCK_AFTER).collect()
+        let silent =
+            |(worker, beat): (&usize, &Instant)| (*worker, now.saturating_duration_since(*beat));
+        self.lock()
+            .beats
+            .iter()
+            .map(silent)
+            .filter(|(_, silence)| *silence > STUCK_AFTER)
+            .collect()
     }
 
     /// Counts a connection of a client, up to the listener's bound.
     #[must_use]
     pub fn listener_connections(&self, listener: &str) -> Arc<AtomicU32> {
-        self.lock().connections.entry(listener.to_owned()).or_default().clone()
+        self.lock()
+            .connections
+            .entry(listener.to_owned())
+            .or_default()
+            .clone()
     }
 
     /// Connections of clients, by listener.
     #[must_use]
     pub fn connections(&self) -> Vec<(String, u32)> {
-        self.lock().connections.iter().map(|(listener, count)| (listener.clone(), count.load(Ordering::Relaxed))).collect()
+        self.lock()
+            .connections
+            .iter()
+            .map(|(listener, count)| (listener.clone(), count.load(Ordering::Relaxed)))
+            .collect()
     }
 
     /// Sets a condition, and tells if readiness changed by it.
-    pub fn set(&self, name: &str, is_met: bool, why: impl Into<String>, now: Instant, telemetry: &Telemetry) {
+    pub fn set(
+        &self,
+        name: &str,
+        is_met: bool,
+        why: impl Into<String>,
+        now: Instant,
+        telemetry: &Telemetry,
+    ) {
         let mut inner = self.lock();
         let why = why.into();
         match inner.conditions.get_mut(name) {
             Some(condition) if condition.is_met == is_met => condition.why = why,
             _ => {
-                inner.conditions.insert(name.to_owned(), Condition { name: name.to_owned(), is_met, since: now, why });
+                inner.conditions.insert(
+                    name.to_owned(),
+                    Condition {
+                        name: name.to_owned(),
+                        is_met,
+                        since: now,
+                        why,
+                    },
+                );
             }
         }
         self.tell(inner, now, telemetry);
@@ -243,7 +288,11 @@ impl Lifecycle {
     /// What is reported beside the conditions, by name.
     #[must_use]
     pub fn reports(&self) -> Vec<(String, Result<String, String>)> {
-        self.lock().reports.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+        self.lock()
+            .reports
+            .iter()
+            .map(|(name, state)| (name.clone(), state.clone()))
+            .collect()
     }
 
     /// Whether the newest policies are in force.
@@ -282,7 +331,12 @@ impl Lifecycle {
         if is_ready && self.youth.age(now).is_none() {
             self.youth.begin(now, telemetry.wall());
         }
-        let unmet = inner.conditions.values().filter(|condition| !condition.is_met).map(|condition| format!("{}: {}", condition.name, condition.why)).collect();
+        let unmet = inner
+            .conditions
+            .values()
+            .filter(|condition| !condition.is_met)
+            .map(|condition| format!("{}: {}", condition.name, condition.why))
+            .collect();
         drop(inner);
         telemetry.emit(Event::ReadinessChanged { is_ready, unmet });
     }
@@ -298,6 +352,8 @@ impl Inner {
     }
 
     fn is_met(&self, name: &str) -> bool {
-        self.conditions.get(name).is_some_and(|condition| condition.is_met)
+        self.conditions
+            .get(name)
+            .is_some_and(|condition| condition.is_met)
     }
 }

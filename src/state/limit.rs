@@ -72,9 +72,23 @@ pub struct LimitSnapshot {
 impl LimitState {
     /// Makes a limit with nothing in flight.
     #[must_use]
-    pub fn new(name: Arc<str>, config: ConcurrencyConfig, mode: Mode, adaptive: Option<(AdaptiveConfig, Mode)>, now: Instant) -> Self {
-        let inner = Inner { machine: ConcurrencyLimit::new(config), mode, adaptive: None, waiting: HashMap::new() };
-        let state = Self { name, inner: Mutex::new(inner) };
+    pub fn new(
+        name: Arc<str>,
+        config: ConcurrencyConfig,
+        mode: Mode,
+        adaptive: Option<(AdaptiveConfig, Mode)>,
+        now: Instant,
+    ) -> Self {
+        let inner = Inner {
+            machine: ConcurrencyLimit::new(config),
+            mode,
+            adaptive: None,
+            waiting: HashMap::new(),
+        };
+        let state = Self {
+            name,
+            inner: Mutex::new(inner),
+        };
         state.reconfigure(config, mode, adaptive, now);
         state
     }
@@ -89,14 +103,24 @@ impl LimitState {
     pub fn enter(self: &Arc<Self>, class: Class) -> Entry {
         let mut inner = self.lock();
         if !inner.machine.has_room_for(class) {
-            return if inner.mode == Mode::Shadow { self.anyway(&mut inner, class) } else { Entry::Shed };
+            return if inner.mode == Mode::Shadow {
+                self.anyway(&mut inner, class)
+            } else {
+                Entry::Shed
+            };
         }
         match inner.machine.try_acquire() {
             Admission::Admitted => {
                 let start = inner.start(class);
-                let is_over = inner.adaptive.as_ref().is_some_and(|(limit, mode)| *mode == Mode::Shadow && start.in_flight > limit.limit());
+                let is_over = inner.adaptive.as_ref().is_some_and(|(limit, mode)| {
+                    *mode == Mode::Shadow && start.in_flight > limit.limit()
+                });
                 let guard = self.guard(start, &inner);
-                if is_over { Entry::WouldRefuse(guard) } else { Entry::Admitted(guard) }
+                if is_over {
+                    Entry::WouldRefuse(guard)
+                } else {
+                    Entry::Admitted(guard)
+                }
             }
             Admission::Queued(ticket) if inner.mode == Mode::Shadow => {
                 // It was queued a moment ago under this very lock, so that it cannot have been admitted.
@@ -106,7 +130,11 @@ impl LimitState {
             Admission::Queued(ticket) => {
                 let (admit, admitted) = oneshot::channel();
                 inner.waiting.insert(ticket, admit);
-                Entry::Queued(Waiting { limit: self.clone(), ticket: Some(ticket), admitted })
+                Entry::Queued(Waiting {
+                    limit: self.clone(),
+                    ticket: Some(ticket),
+                    admitted,
+                })
             }
             Admission::Refused if inner.mode == Mode::Shadow => self.anyway(&mut inner, class),
             Admission::Refused => Entry::Refused,
@@ -115,18 +143,29 @@ impl LimitState {
 
     /// Follows new bounds; what is in flight and waiting is kept, and what an adaptive limit has learned, unless it
     /// learns otherwise now, or begins to act: what it saw in shadow it did not hold.
-    pub fn reconfigure(&self, config: ConcurrencyConfig, mode: Mode, adaptive: Option<(AdaptiveConfig, Mode)>, now: Instant) {
+    pub fn reconfigure(
+        &self,
+        config: ConcurrencyConfig,
+        mode: Mode,
+        adaptive: Option<(AdaptiveConfig, Mode)>,
+        now: Instant,
+    ) {
         let mut inner = self.lock();
         inner.mode = mode;
         let admitted = inner.machine.reconfigure(config);
         inner.admit_all(admitted);
         let last = inner.adaptive.take();
         inner.adaptive = adaptive.map(|(config, mode)| {
-            let kept = last.filter(|(last, was)| last.config().algorithm == config.algorithm && *was == mode).map(|(mut limit, _)| {
-                limit.reconfigure(config);
-                limit
-            });
-            (kept.unwrap_or_else(|| AdaptiveLimit::new(config, now)), mode)
+            let kept = last
+                .filter(|(last, was)| last.config().algorithm == config.algorithm && *was == mode)
+                .map(|(mut limit, _)| {
+                    limit.reconfigure(config);
+                    limit
+                });
+            (
+                kept.unwrap_or_else(|| AdaptiveLimit::new(config, now)),
+                mode,
+            )
         });
         inner.follow();
     }
@@ -136,9 +175,15 @@ impl LimitState {
     pub fn snapshot(&self) -> LimitSnapshot {
         let inner = self.lock();
         let machine = &inner.machine;
-        let adaptive = inner.adaptive.as_ref().map(|(limit, mode)| (limit.limit(), *mode));
+        let adaptive = inner
+            .adaptive
+            .as_ref()
+            .map(|(limit, mode)| (limit.limit(), *mode));
         LimitSnapshot {
-            config: ConcurrencyConfig { max_in_flight: machine.max_in_flight(), ..machine.config() },
+            config: ConcurrencyConfig {
+                max_in_flight: machine.max_in_flight(),
+                ..machine.config()
+            },
             mode: inner.mode,
             in_flight: machine.in_flight(),
             working: machine.working(),
@@ -149,7 +194,12 @@ impl LimitState {
     }
 
     fn guard(self: &Arc<Self>, start: Start, inner: &Inner) -> LimitGuard {
-        LimitGuard { limit: self.clone(), start, is_adaptive: inner.adaptive.is_some(), is_answering: false }
+        LimitGuard {
+            limit: self.clone(),
+            start,
+            is_adaptive: inner.adaptive.is_some(),
+            is_answering: false,
+        }
     }
 
     /// Whether a class may ask for a place.
@@ -194,13 +244,23 @@ impl Inner {
     /// How it is for a call of a class that begins now. A class that fills its part of the limit is held by it.
     fn start(&self, class: Class) -> Start {
         let in_flight = self.machine.working();
-        let limit = self.adaptive.as_ref().and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
-        Start { in_flight, is_full: limit.is_some_and(|limit| in_flight >= class.places_of(limit).get()) }
+        let limit = self
+            .adaptive
+            .as_ref()
+            .and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
+        Start {
+            in_flight,
+            is_full: limit.is_some_and(|limit| in_flight >= class.places_of(limit).get()),
+        }
     }
 
     /// Puts the adaptive limit in force.
     fn follow(&mut self) {
-        let acting = self.adaptive.as_ref().filter(|(_, mode)| *mode == Mode::Enforce).and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
+        let acting = self
+            .adaptive
+            .as_ref()
+            .filter(|(_, mode)| *mode == Mode::Enforce)
+            .and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
         let admitted = self.machine.lower(acting);
         self.admit_all(admitted);
     }
@@ -221,7 +281,10 @@ impl LimitGuard {
     /// Who tells an adaptive limit what the attempts of this call take; nobody if the limit is not.
     #[must_use]
     pub fn learner(&self) -> Option<Learner> {
-        self.is_adaptive.then(|| Learner { limit: self.limit.clone(), start: self.start })
+        self.is_adaptive.then(|| Learner {
+            limit: self.limit.clone(),
+            start: self.start,
+        })
     }
 
     /// The answer has begun: for an adaptive limit the backend has done its work. The place is kept.
@@ -239,7 +302,11 @@ impl LimitGuard {
 impl Drop for LimitGuard {
     fn drop(&mut self) {
         let mut inner = self.limit.lock();
-        let next = if self.is_answering { inner.machine.end_answer() } else { inner.machine.release() };
+        let next = if self.is_answering {
+            inner.machine.end_answer()
+        } else {
+            inner.machine.release()
+        };
         inner.admit_all(next);
     }
 }
@@ -255,7 +322,11 @@ impl Learner {
     /// How long an attempt took until it was answered, or that the backend dropped it.
     pub fn note(&self, took: Duration, is_drop: bool, now: Instant) {
         let mut inner = self.limit.lock();
-        if inner.adaptive.as_mut().is_some_and(|(limit, _)| limit.note(took, self.start, is_drop, now)) {
+        if inner
+            .adaptive
+            .as_mut()
+            .is_some_and(|(limit, _)| limit.note(took, self.start, is_drop, now))
+        {
             inner.follow();
         }
     }
@@ -276,7 +347,10 @@ impl Future for Waiting {
         Pin::new(&mut self.admitted).poll(context).map(|start| {
             self.ticket = None;
             // The sender lives in the limit until it sends, so that an error cannot come before a value.
-            let start = start.unwrap_or(Start { in_flight: 0, is_full: false });
+            let start = start.unwrap_or(Start {
+                in_flight: 0,
+                is_full: false,
+            });
             let inner = self.limit.lock();
             self.limit.guard(start, &inner)
         })

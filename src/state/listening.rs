@@ -83,7 +83,10 @@ impl Inherited {
     /// These sockets.
     #[must_use]
     pub fn new(sockets: Vec<BoundSocket>) -> Self {
-        Self { sockets: Mutex::new(sockets), gate: watch::Sender::new(Gate::Shut) }
+        Self {
+            sockets: Mutex::new(sockets),
+            gate: watch::Sender::new(Gate::Shut),
+        }
     }
 
     /// Takes connections at them from now on.
@@ -100,13 +103,20 @@ impl Inherited {
     /// Takes the one for an address, if it is there; where the system chose the port, the owner's.
     pub fn take(&self, owner: &str, asked: SocketAddr) -> Option<TcpListener> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = sockets.iter().position(|bound| bound.asked == asked && (asked.port() != 0 || bound.owner == owner))?;
+        let place = sockets.iter().position(|bound| {
+            bound.asked == asked && (asked.port() != 0 || bound.owner == owner)
+        })?;
         Some(sockets.swap_remove(place).socket)
     }
 
     /// Closes those that nobody took; their addresses.
     pub fn close_rest(&self) -> Vec<SocketAddr> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..).map(|bound| bound.asked).collect()
+        self.sockets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+            .map(|bound| bound.asked)
+            .collect()
     }
 }
 
@@ -123,7 +133,11 @@ pub struct CannotBind {
 
 impl fmt::Display for CannotBind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the listener `{}` cannot be bound to {}: {}", self.listener, self.address, self.error)
+        write!(
+            f,
+            "the listener `{}` cannot be bound to {}: {}",
+            self.listener, self.address, self.error
+        )
     }
 }
 

@@ -110,15 +110,27 @@ impl DestinationState {
     /// The limits, if they act.
     #[must_use]
     pub fn enforced_limits(&self) -> Option<&LimitSpec> {
-        self.policy.limits.as_ref().filter(|limits| limits.mode == Mode::Enforce)
+        self.policy
+            .limits
+            .as_ref()
+            .filter(|limits| limits.mode == Mode::Enforce)
     }
 
     /// Takes one retry out of the budget; `held` is the request's place among those that retry.
     ///
     /// # Errors
     /// [`NoRetry`] says what there is none of.
-    pub fn withdraw_retry(&self, held: &mut Option<RetryGuard>, now: Instant) -> Result<(), NoRetry> {
-        self.budget.try_withdraw(held, self.enforced_limits().map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries), now)
+    pub fn withdraw_retry(
+        &self,
+        held: &mut Option<RetryGuard>,
+        now: Instant,
+    ) -> Result<(), NoRetry> {
+        self.budget.try_withdraw(
+            held,
+            self.enforced_limits()
+                .map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries),
+            now,
+        )
     }
 }
 
@@ -126,7 +138,10 @@ impl Live {
     /// Nothing is in force.
     #[must_use]
     pub fn nothing() -> Self {
-        let telemetry = crate::telemetry::Telemetry::new(crate::telemetry::access_log::AccessLog::off(), || std::time::UNIX_EPOCH);
+        let telemetry = crate::telemetry::Telemetry::new(
+            crate::telemetry::access_log::AccessLog::off(),
+            || std::time::UNIX_EPOCH,
+        );
         Self {
             generation: 0,
             snapshot: Arc::new(Snapshot {
@@ -139,7 +154,11 @@ impl Live {
                 recoveries: Vec::new(),
                 global_rate_limit: None,
                 protection: None,
-                access_log: AccessLogSpec { is_on: false, sampling: 0.0, always: crate::policy::units::StatusSet::default() },
+                access_log: AccessLogSpec {
+                    is_on: false,
+                    sampling: 0.0,
+                    always: crate::policy::units::StatusSet::default(),
+                },
             }),
             routes: Vec::new(),
             backends: Vec::new(),

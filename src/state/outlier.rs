@@ -44,35 +44,74 @@ impl BackendState {
                 Standing::Ejected { .. } | Standing::Probation { .. } => host.try_probe(true, now),
             }
         });
-        Some(Observation { backend: self.clone(), index, permit: permit.flatten(), began: now })
+        Some(Observation {
+            backend: self.clone(),
+            index,
+            permit: permit.flatten(),
+            began: now,
+        })
     }
 
     /// An endpoint on probation that this request may try, if there is one.
-    pub fn probe(self: &Arc<Self>, is_repeatable: bool, now: Instant) -> Option<(usize, Observation)> {
+    pub fn probe(
+        self: &Arc<Self>,
+        is_repeatable: bool,
+        now: Instant,
+    ) -> Option<(usize, Observation)> {
         if !self.has_probation() {
             return None;
         }
-        let alive = self.on_probation().into_iter().filter(|index| self.is_healthy(*index));
+        let alive = self
+            .on_probation()
+            .into_iter()
+            .filter(|index| self.is_healthy(*index));
         alive.into_iter().find_map(|index| {
             let permit = self.endpoints[index].host().try_probe(is_repeatable, now)?;
-            Some((index, Observation { backend: self.clone(), index, permit: Some(permit), began: now }))
+            Some((
+                index,
+                Observation {
+                    backend: self.clone(),
+                    index,
+                    permit: Some(permit),
+                    began: now,
+                },
+            ))
         })
     }
 
     /// Ends ejections whose time is over, and compares the endpoints when an interval is.
     pub fn tick(&self, now: Instant) {
-        let Some(outlier) = &self.spec.outlier else { return };
+        let Some(outlier) = &self.spec.outlier else {
+            return;
+        };
         // Who is on probation stays out of the picks, and can be tried.
-        let is_over = |endpoint: &Arc<EndpointState>| endpoint.is_out() && endpoint.with_host(|host| host.tick(now));
-        if self.endpoints.iter().filter(|endpoint| is_over(endpoint)).count() > 0 {
+        let is_over = |endpoint: &Arc<EndpointState>| {
+            endpoint.is_out() && endpoint.with_host(|host| host.tick(now))
+        };
+        if self
+            .endpoints
+            .iter()
+            .filter(|endpoint| is_over(endpoint))
+            .count()
+            > 0
+        {
             self.review();
         }
-        let Some(half) = self.counters.ended_half(outlier.config.interval() / 2, now) else { return };
+        let Some(half) = self.counters.ended_half(outlier.config.interval() / 2, now) else {
+            return;
+        };
         let (places, latencies) = self.of_those_in(|tier, host| (tier, host.end_half_interval()));
-        let mut found: Vec<_> = outlier::by_latency(&outlier.config, &latencies).into_iter().map(|(place, cause)| (places[place], cause)).collect();
+        let mut found: Vec<_> = outlier::by_latency(&outlier.config, &latencies)
+            .into_iter()
+            .map(|(place, cause)| (places[place], cause))
+            .collect();
         if half.is_multiple_of(2) {
             let (places, records) = self.of_those_in(|_, host| host.end_interval());
-            found.extend(outlier::by_results(&outlier.config, &records).into_iter().map(|(place, cause)| (places[place], cause)));
+            found.extend(
+                outlier::by_results(&outlier.config, &records)
+                    .into_iter()
+                    .map(|(place, cause)| (places[place], cause)),
+            );
         }
         for (index, cause) in found {
             if !self.endpoints[index].is_out() && !self.eject(outlier, index, cause, now) {
@@ -83,7 +122,9 @@ impl BackendState {
 
     /// Asks something of all endpoints that are in: their places, and the answers.
     fn of_those_in<T>(&self, ask: impl Fn(usize, &mut Host) -> T) -> (Vec<usize>, Vec<T>) {
-        let members = self.tiers().flat_map(|(tier, members)| members.iter().map(move |index| (tier, *index)));
+        let members = self
+            .tiers()
+            .flat_map(|(tier, members)| members.iter().map(move |index| (tier, *index)));
         let answers = members.filter_map(|(tier, index)| {
             let mut host = self.endpoints[index].host();
             (host.standing() == Standing::In).then(|| (index, ask(tier, &mut host)))
@@ -99,31 +140,54 @@ impl BackendState {
         if !outlier::may_eject(&outlier.config, total, out(), total) {
             return false;
         }
-        let _turn = self.counters.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_in = |index: usize| !self.endpoints[index].is_out() && !self.endpoints[index].is_retired();
-        let available = (0..total).filter(|index| is_in(*index) && self.is_healthy(*index)).count();
+        let _turn = self
+            .counters
+            .ejecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_in =
+            |index: usize| !self.endpoints[index].is_out() && !self.endpoints[index].is_retired();
+        let available = (0..total)
+            .filter(|index| is_in(*index) && self.is_healthy(*index))
+            .count();
         if !is_in(index) || !outlier::may_eject(&outlier.config, total, out(), available) {
             return false;
         }
-        let long = self.endpoints[index].with_host(|host| host.eject(&outlier.config, cause, now, fastrand::f64()));
+        let long = self.endpoints[index]
+            .with_host(|host| host.eject(&outlier.config, cause, now, fastrand::f64()));
         self.ejected(outlier, index, cause, long);
         true
     }
 
     fn ejected(&self, outlier: &OutlierSpec, index: usize, cause: Cause, long: Duration) {
         let endpoint = self.endpoints[index].label.clone();
-        self.telemetry.emit(Event::EndpointEjected { backend: self.spec.name.clone(), endpoint, cause, long, is_shadow: outlier.mode == Mode::Shadow });
+        self.telemetry.emit(Event::EndpointEjected {
+            backend: self.spec.name.clone(),
+            endpoint,
+            cause,
+            long,
+            is_shadow: outlier.mode == Mode::Shadow,
+        });
     }
 }
 
 impl Observation {
     /// Tells how the attempt went, how long its answer took, and how long the endpoint asked to be left alone.
-    pub fn settle(mut self, result: Attempted, took: Duration, leave_alone: Option<Duration>, now: Instant) {
+    pub fn settle(
+        mut self,
+        result: Attempted,
+        took: Duration,
+        leave_alone: Option<Duration>,
+        now: Instant,
+    ) {
         let endpoint = &self.backend.endpoints[self.index];
         if self.backend.spec.balancer == Balancer::PeakEwma {
             match result {
                 Attempted::Success => endpoint.latency().succeeded(took, now),
-                Attempted::Throttled | Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => endpoint.latency().failed(took, leave_alone, now),
+                Attempted::Throttled
+                | Attempted::GatewayError
+                | Attempted::ServerError
+                | Attempted::LocalOrigin => endpoint.latency().failed(took, leave_alone, now),
                 Attempted::Cancelled => endpoint.latency().waited(took, now),
             }
         }
@@ -138,9 +202,13 @@ impl Observation {
     }
 
     fn count(&mut self, result: Attempted, took: Duration, now: Instant) {
-        let (Some(permit), Some(outlier)) = (self.permit.take(), &self.backend.spec.outlier) else { return };
+        let (Some(permit), Some(outlier)) = (self.permit.take(), &self.backend.spec.outlier) else {
+            return;
+        };
         let endpoint = &self.backend.endpoints[self.index];
-        let verdict = endpoint.with_host(|host| host.settle(&outlier.config, &permit, result, took, now, fastrand::f64()));
+        let verdict = endpoint.with_host(|host| {
+            host.settle(&outlier.config, &permit, result, took, now, fastrand::f64())
+        });
         match verdict {
             Verdict::Stays => {}
             Verdict::Suspect(cause) => _ = self.backend.eject(outlier, self.index, cause, now),
@@ -150,7 +218,11 @@ impl Observation {
                 if !is_shadow {
                     endpoint.warm_up_from(now);
                 }
-                self.backend.telemetry.emit(Event::EndpointReadmitted { backend: self.backend.spec.name.clone(), endpoint: endpoint.label.clone(), is_shadow });
+                self.backend.telemetry.emit(Event::EndpointReadmitted {
+                    backend: self.backend.spec.name.clone(),
+                    endpoint: endpoint.label.clone(),
+                    is_shadow,
+                });
             }
         }
     }

@@ -27,7 +27,12 @@ pub struct ProtectionState {
 impl Default for ProtectionState {
     fn default() -> Self {
         let machine = Mutex::new(Protection::new(ProtectionConfig::default()));
-        Self { level: AtomicU8::new(0), share: AtomicU32::new(0), cause: AtomicU8::new(u8::MAX), machine }
+        Self {
+            level: AtomicU8::new(0),
+            share: AtomicU32::new(0),
+            cause: AtomicU8::new(u8::MAX),
+            machine,
+        }
     }
 }
 
@@ -46,13 +51,20 @@ impl ProtectionState {
     #[must_use]
     pub fn refuses(&self, class: Class, random: impl FnOnce() -> f64) -> bool {
         let level = self.level();
-        level != Level::Calm && class.is_refused_at(level, f64::from(self.share.load(Ordering::Relaxed)) / PARTS, random())
+        level != Level::Calm
+            && class.is_refused_at(
+                level,
+                f64::from(self.share.load(Ordering::Relaxed)) / PARTS,
+                random(),
+            )
     }
 
     /// The signal for which the instance is at its level.
     #[must_use]
     pub fn cause(&self) -> Option<Signal> {
-        Signal::ALL.get(usize::from(self.cause.load(Ordering::Relaxed))).copied()
+        Signal::ALL
+            .get(usize::from(self.cause.load(Ordering::Relaxed)))
+            .copied()
     }
 
     /// Follows other bounds.
@@ -93,14 +105,29 @@ impl ProtectionState {
     #[must_use]
     pub fn signals(&self) -> Vec<(Signal, f64, Level)> {
         let machine = self.lock();
-        Signal::ALL.into_iter().filter_map(|signal| machine.signal(signal).map(|(value, level)| (signal, value, level))).collect()
+        Signal::ALL
+            .into_iter()
+            .filter_map(|signal| {
+                machine
+                    .signal(signal)
+                    .map(|(value, level)| (signal, value, level))
+            })
+            .collect()
     }
 
     fn show(&self, machine: &Protection) {
         self.level.store(machine.level() as u8, Ordering::Relaxed);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a thousand")]
-        self.share.store((machine.share() * PARTS).round() as u32, Ordering::Relaxed);
-        self.cause.store(machine.cause().map_or(u8::MAX, |signal| signal as u8), Ordering::Relaxed);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a thousand"
+        )]
+        self.share
+            .store((machine.share() * PARTS).round() as u32, Ordering::Relaxed);
+        self.cause.store(
+            machine.cause().map_or(u8::MAX, |signal| signal as u8),
+            Ordering::Relaxed,
+        );
     }
 
     fn lock(&self) -> MutexGuard<'_, Protection> {

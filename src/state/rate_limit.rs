@@ -100,28 +100,60 @@ impl RateLimitState {
         if rule.selectors != self.rule.selectors {
             return Self::new(self.name.clone(), rule, self.epoch, now);
         }
-        let scale = rule.quota.burst_time().as_secs_f64() / self.rule.quota.burst_time().as_secs_f64();
+        let scale =
+            rule.quota.burst_time().as_secs_f64() / self.rule.quota.burst_time().as_secs_f64();
         let max_keys = if rule.is_keyed() { rule.max_keys } else { 1 };
         let store = self.store.0.rescaled(max_keys, scale, self.nanos(now));
         let mut new = Self::with_store(self.name.clone(), rule, self.epoch, store, now);
         if new.warm_up_config == self.warm_up_config {
-            new.warm_up = self.warm_up.as_ref().map(|warm_up| Mutex::new(lock(warm_up).clone()));
+            new.warm_up = self
+                .warm_up
+                .as_ref()
+                .map(|warm_up| Mutex::new(lock(warm_up).clone()));
         }
         new
     }
 
-    fn with_store(name: Arc<str>, rule: RateRuleSpec, epoch: Instant, store: BoundedStore, now: Instant) -> Self {
+    fn with_store(
+        name: Arc<str>,
+        rule: RateRuleSpec,
+        epoch: Instant,
+        store: BoundedStore,
+        now: Instant,
+    ) -> Self {
         let store = Store(Arc::new(store));
         // Made while it still reads zero, so that stored times count from the epoch.
         let clock = HandedIn::default();
         let quota = rule.quota;
-        let plain = Quota::with_period(quota.interval()).expect("the period is not zero").allow_burst(quota.burst);
+        let plain = Quota::with_period(quota.interval())
+            .expect("the period is not zero")
+            .allow_burst(quota.burst);
         let limiter = RateLimiter::new(plain, store.clone(), clock.clone());
         let rate = 1.0 / quota.interval().as_secs_f64();
-        let warm_up_config = rule.warm_up.map(|warm_up| RateWarmUpConfig::new(rate, warm_up.window, warm_up.cold_factor));
-        let warm_up = warm_up_config.as_ref().map(|config| Mutex::new(RateWarmUp::new(config, now)));
-        let bucket = Bucket { interval: nanos(quota.interval()), burst: quota.burst.get() };
-        Self { name, rule, bucket, epoch, limiter, store, clock, warm_up, warm_up_config, instances: AtomicU32::new(1), delayed: AtomicU64::new(0), bad_bills: AtomicU64::new(0) }
+        let warm_up_config = rule
+            .warm_up
+            .map(|warm_up| RateWarmUpConfig::new(rate, warm_up.window, warm_up.cold_factor));
+        let warm_up = warm_up_config
+            .as_ref()
+            .map(|config| Mutex::new(RateWarmUp::new(config, now)));
+        let bucket = Bucket {
+            interval: nanos(quota.interval()),
+            burst: quota.burst.get(),
+        };
+        Self {
+            name,
+            rule,
+            bucket,
+            epoch,
+            limiter,
+            store,
+            clock,
+            warm_up,
+            warm_up_config,
+            instances: AtomicU32::new(1),
+            delayed: AtomicU64::new(0),
+            bad_bills: AtomicU64::new(0),
+        }
     }
 
     /// The name.
@@ -154,34 +186,57 @@ impl RateLimitState {
     pub fn try_acquire(&self, key: Option<u64>, now: Instant) -> Result<Granted, Limited> {
         let (key, at) = (key.unwrap_or(EVERYBODY), self.nanos(now));
         self.store.0.observe(at);
-        let Some(cost) = NonZeroU32::new(self.rule.cost).filter(|_| self.rule.is_plain() && self.instances() == 1) else { return self.take(key, at, now) };
+        let Some(cost) = NonZeroU32::new(self.rule.cost)
+            .filter(|_| self.rule.is_plain() && self.instances() == 1)
+        else {
+            return self.take(key, at, now);
+        };
         self.clock.advance(at);
         match self.limiter.check_key_n(&key, cost) {
-            Ok(Ok(state)) => Ok(Granted { wait: Duration::ZERO, left: state.remaining_burst_capacity(), more: self.rule.quota.interval() }),
-            Ok(Err(not_until)) => Err(Limited { retry_after: not_until.wait_time_from(self.clock.now()) }),
+            Ok(Ok(state)) => Ok(Granted {
+                wait: Duration::ZERO,
+                left: state.remaining_burst_capacity(),
+                more: self.rule.quota.interval(),
+            }),
+            Ok(Err(not_until)) => Err(Limited {
+                retry_after: not_until.wait_time_from(self.clock.now()),
+            }),
             // The compiler of policies refuses a cost above the burst.
-            Err(_) => Err(Limited { retry_after: Duration::MAX }),
+            Err(_) => Err(Limited {
+                retry_after: Duration::MAX,
+            }),
         }
     }
 
     /// For what a plain bucket does not do: waiting, a rate that changes, and asking for nothing but that there is no debt.
     fn take(&self, key: u64, at: u64, now: Instant) -> Result<Granted, Limited> {
         let mut warm_up = self.warm_up.as_ref().map(lock);
-        let price = warm_up.as_mut().zip(self.warm_up_config.as_ref()).map_or(1.0, |(warm_up, config)| warm_up.price(config, now));
+        let price = warm_up
+            .as_mut()
+            .zip(self.warm_up_config.as_ref())
+            .map_or(1.0, |(warm_up, config)| warm_up.price(config, now));
         let bucket = self.part(price);
         let max_wait = nanos(self.rule.max_wait);
-        let taken = self.store.0.change(key, |arrival| match bucket.take(arrival, self.rule.cost, max_wait, at) {
-            Ok(taken) => (Ok(taken), Some(taken.arrival)),
-            Err(wait) => (Err(wait), None),
+        let taken = self.store.0.change(key, |arrival| {
+            match bucket.take(arrival, self.rule.cost, max_wait, at) {
+                Ok(taken) => (Ok(taken), Some(taken.arrival)),
+                Err(wait) => (Err(wait), None),
+            }
         });
-        let taken = taken.map_err(|wait| Limited { retry_after: Duration::from_nanos(wait) })?;
+        let taken = taken.map_err(|wait| Limited {
+            retry_after: Duration::from_nanos(wait),
+        })?;
         if let Some(warm_up) = &mut warm_up {
             warm_up.took(self.rule.cost);
         }
         if taken.wait > 0 {
             self.delayed.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Granted { wait: Duration::from_nanos(taken.wait), left: bucket.left(Some(taken.arrival), at), more: Duration::from_nanos(bucket.interval) })
+        Ok(Granted {
+            wait: Duration::from_nanos(taken.wait),
+            left: bucket.left(Some(taken.arrival), at),
+            more: Duration::from_nanos(bucket.interval),
+        })
     }
 
     /// The bucket with the rate divided by `price` and by the instances. It holds what comes in the same time as ever, and at least what
@@ -193,7 +248,10 @@ impl RateLimitState {
         }
         let interval = scaled(self.bucket.interval, price * f64::from(instances)).max(1);
         let burst = u32::try_from(self.bucket.burst_time() / interval).unwrap_or(u32::MAX);
-        Bucket { interval, burst: burst.max(self.rule.cost).max(1) }
+        Bucket {
+            interval,
+            burst: burst.max(self.rule.cost).max(1),
+        }
     }
 
     /// Charges what an answer was worth, as its header says; `None` is one that cannot be read.
@@ -206,7 +264,9 @@ impl RateLimitState {
         self.store.0.observe(at);
         if tokens > 0 {
             let bucket = self.part(1.0);
-            self.store.0.change(key.unwrap_or(EVERYBODY), |arrival| ((), Some(bucket.charge(arrival, tokens, at))));
+            self.store.0.change(key.unwrap_or(EVERYBODY), |arrival| {
+                ((), Some(bucket.charge(arrival, tokens, at)))
+            });
         }
     }
 
@@ -215,13 +275,20 @@ impl RateLimitState {
     pub fn tells_apart(&self, key: u64, now: Instant) -> bool {
         let at = self.nanos(now);
         self.store.0.observe(at);
-        self.store.0.remember(key, at.saturating_add(self.bucket.burst_time()))
+        self.store
+            .0
+            .remember(key, at.saturating_add(self.bucket.burst_time()))
     }
 
     /// What was counted since the rule was last changed.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        Usage { keys: self.store.0.keys(), overflowed: self.store.0.overflowed(), delayed: self.delayed.load(Ordering::Relaxed), bad_bills: self.bad_bills.load(Ordering::Relaxed) }
+        Usage {
+            keys: self.store.0.keys(),
+            overflowed: self.store.0.overflowed(),
+            delayed: self.delayed.load(Ordering::Relaxed),
+            bad_bills: self.bad_bills.load(Ordering::Relaxed),
+        }
     }
 
     /// Forgets keys whose buckets are full again.

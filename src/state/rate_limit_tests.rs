@@ -38,7 +38,9 @@ fn passed(rule: &RateRuleSpec) -> u64 {
     let mut at = Duration::ZERO;
     let mut dice = 1_u64;
     while at < Duration::from_mins(10) {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        dice = dice
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         at += step.mul_f64((dice >> 33) as f64 / f64::from(1_u32 << 31) * 2.0);
         passed += u64::from(state.try_acquire(None, start + at).is_ok());
     }
@@ -48,12 +50,24 @@ fn passed(rule: &RateRuleSpec) -> u64 {
 #[test]
 fn within_ten_minutes_at_ten_times_the_rate_what_passes_is_within_a_hundredth_of_the_limit() {
     let waits = [0, 200].map(Duration::from_millis);
-    for (requests, unit_seconds, burst) in [(100, 1, 100), (100, 1, 1), (7, 1, 7), (3_000, 60, 20), (1_000, 1, 50)] {
+    for (requests, unit_seconds, burst) in [
+        (100, 1, 100),
+        (100, 1, 1),
+        (7, 1, 7),
+        (3_000, 60, 20),
+        (1_000, 1, 50),
+    ] {
         let limit = 600.0 * f64::from(requests) / unit_seconds as f64;
         // A bucket of one, when full, loses what trickles in until the next request comes; only who may wait makes it whole.
         for max_wait in waits.into_iter().skip(usize::from(burst == 1)) {
-            let passed = passed(&RateRuleSpec { max_wait, ..rule(requests, unit_seconds, burst) }) as f64;
-            assert!((passed / limit - 1.0).abs() <= 0.01, "{requests} in {unit_seconds} s, bursts of {burst}, waiting {max_wait:?}: {passed} of {limit}");
+            let passed = passed(&RateRuleSpec {
+                max_wait,
+                ..rule(requests, unit_seconds, burst)
+            }) as f64;
+            assert!(
+                (passed / limit - 1.0).abs() <= 0.01,
+                "{requests} in {unit_seconds} s, bursts of {burst}, waiting {max_wait:?}: {passed} of {limit}"
+            );
         }
     }
 }
@@ -61,10 +75,16 @@ fn within_ten_minutes_at_ten_times_the_rate_what_passes_is_within_a_hundredth_of
 #[test]
 fn a_hundred_thousand_keys_are_told_apart_and_not_one_more() {
     let start = some_instant();
-    let rule = RateRuleSpec { max_keys: 100_000, selectors: vec![keyed()], ..rule(1, 3_600, 2) };
+    let rule = RateRuleSpec {
+        max_keys: 100_000,
+        selectors: vec![keyed()],
+        ..rule(1, 3_600, 2)
+    };
     let state = RateLimitState::new(rule.name.clone(), rule, start, start);
     let key = |number: u64| Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let passed = (0..400_000).filter(|number| state.try_acquire(key(*number), start).is_ok()).count();
+    let passed = (0..400_000)
+        .filter(|number| state.try_acquire(key(*number), start).is_ok())
+        .count();
     let usage = state.usage();
     assert!((99_000..=100_000).contains(&usage.keys), "{usage:?}");
     assert_eq!(usage.overflowed, 400_000 - usage.keys as u64);
@@ -78,16 +98,32 @@ fn a_hundred_thousand_keys_are_told_apart_and_not_one_more() {
 
 fn keyed() -> SelectorSpec {
     let header = (http::HeaderName::from_static("x-key"), None);
-    SelectorSpec { headers: vec![header], path: None, methods: Vec::new(), source: None, identity: None }
+    SelectorSpec {
+        headers: vec![header],
+        path: None,
+        methods: Vec::new(),
+        source: None,
+        identity: None,
+    }
 }
 
 #[test]
 fn a_small_rule_tells_as_many_keys_apart_as_it_says() {
     let start = some_instant();
     for max_keys in [1, 31, 100, 1_500] {
-        let rule = RateRuleSpec { max_keys, selectors: vec![keyed()], ..rule(1, 3_600, 1) };
+        let rule = RateRuleSpec {
+            max_keys,
+            selectors: vec![keyed()],
+            ..rule(1, 3_600, 1)
+        };
         let state = RateLimitState::new(rule.name.clone(), rule, start, start);
-        let passed = (0..max_keys as u64).filter(|number| state.try_acquire(Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)), start).is_ok()).count();
+        let passed = (0..max_keys as u64)
+            .filter(|number| {
+                state
+                    .try_acquire(Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)), start)
+                    .is_ok()
+            })
+            .count();
         assert_eq!((passed, state.usage().overflowed), (max_keys, 0));
     }
 }
@@ -97,30 +133,57 @@ fn instances_that_divide_a_limit_pass_as_much_together_as_one() {
     for instances in [1_u32, 3, 7] {
         let rule = rule(700, 1, 700);
         let start = some_instant();
-        let states: Vec<_> = (0..instances).map(|_| RateLimitState::new(rule.name.clone(), rule.clone(), start, start)).collect();
+        let states: Vec<_> = (0..instances)
+            .map(|_| RateLimitState::new(rule.name.clone(), rule.clone(), start, start))
+            .collect();
         states.iter().for_each(|state| state.divide(instances));
         let mut passed = 0;
         for step in 0..60_000_u64 {
             let now = start + Duration::from_millis(step);
-            passed += states.iter().map(|state| (0..2).filter(|_| state.try_acquire(None, now).is_ok()).count()).sum::<usize>();
+            passed += states
+                .iter()
+                .map(|state| {
+                    (0..2)
+                        .filter(|_| state.try_acquire(None, now).is_ok())
+                        .count()
+                })
+                .sum::<usize>();
         }
-        assert!((42_000..=42_800).contains(&passed), "{instances}: {passed} of 42000 and a burst of 700");
+        assert!(
+            (42_000..=42_800).contains(&passed),
+            "{instances}: {passed} of 42000 and a burst of 700"
+        );
     }
 }
 
 #[test]
 fn a_wait_that_is_told_is_never_too_short() {
     let start = some_instant();
-    for rule in [rule(7, 1, 3), RateRuleSpec { max_wait: Duration::from_millis(1), ..rule(7, 1, 3) }, rule(1, 60, 1)] {
+    for rule in [
+        rule(7, 1, 3),
+        RateRuleSpec {
+            max_wait: Duration::from_millis(1),
+            ..rule(7, 1, 3)
+        },
+        rule(1, 60, 1),
+    ] {
         let state = RateLimitState::new(rule.name.clone(), rule.clone(), start, start);
         let mut now = start;
         for _ in 0..100 {
             match state.try_acquire(None, now) {
                 Ok(granted) => now += granted.wait,
                 Err(limited) => {
-                    assert!(state.try_acquire(None, now + limited.retry_after - Duration::from_millis(2)).is_err(), "{rule:?}");
+                    assert!(
+                        state
+                            .try_acquire(None, now + limited.retry_after - Duration::from_millis(2))
+                            .is_err(),
+                        "{rule:?}"
+                    );
                     now += limited.retry_after;
-                    assert!(state.try_acquire(None, now).is_ok(), "{rule:?}: {limited:?}");
+                    assert!(
+                        state.try_acquire(None, now).is_ok(),
+                        "{rule:?}: {limited:?}"
+                    );
                 }
             }
         }
@@ -130,20 +193,55 @@ fn a_wait_that_is_told_is_never_too_short() {
 #[test]
 fn a_changed_rule_keeps_fill_debt_and_warmth() {
     let start = some_instant();
-    let warm_up = Some(WarmUpSpec { window: Duration::from_secs(10), cold_factor: 3 });
-    let old = RateRuleSpec { warm_up, ..rule(10, 1, 10) };
+    let warm_up = Some(WarmUpSpec {
+        window: Duration::from_secs(10),
+        cold_factor: 3,
+    });
+    let old = RateRuleSpec {
+        warm_up,
+        ..rule(10, 1, 10)
+    };
     let state = RateLimitState::new(old.name.clone(), old.clone(), start, start);
     while state.try_acquire(None, start).is_ok() {}
-    let changed = RateRuleSpec { max_wait: Duration::from_millis(1), ..old.clone() };
-    assert!(state.reconfigured(changed.clone(), start).try_acquire(None, start).is_err(), "empty as it was");
+    let changed = RateRuleSpec {
+        max_wait: Duration::from_millis(1),
+        ..old.clone()
+    };
+    assert!(
+        state
+            .reconfigured(changed.clone(), start)
+            .try_acquire(None, start)
+            .is_err(),
+        "empty as it was"
+    );
     // Under full load for longer than it takes to be warm.
     let mut now = start;
     for _ in 0..3_000 {
         now += Duration::from_millis(10);
         _ = state.try_acquire(None, now);
     }
-    let in_a_second = |state: &RateLimitState| (1..=100).filter(|step| state.try_acquire(None, now + Duration::from_millis(10 * step)).is_ok()).count();
-    assert!((9..=11).contains(&in_a_second(&state.reconfigured(changed, now))), "as warm as it was");
-    let cold = RateRuleSpec { warm_up: Some(WarmUpSpec { window: Duration::from_secs(20), cold_factor: 3 }), ..old };
-    assert!(in_a_second(&state.reconfigured(cold, now)) < 8, "another warm-up begins cold");
+    let in_a_second = |state: &RateLimitState| {
+        (1..=100)
+            .filter(|step| {
+                state
+                    .try_acquire(None, now + Duration::from_millis(10 * step))
+                    .is_ok()
+            })
+            .count()
+    };
+    assert!(
+        (9..=11).contains(&in_a_second(&state.reconfigured(changed, now))),
+        "as warm as it was"
+    );
+    let cold = RateRuleSpec {
+        warm_up: Some(WarmUpSpec {
+            window: Duration::from_secs(20),
+            cold_factor: 3,
+        }),
+        ..old
+    };
+    assert!(
+        in_a_second(&state.reconfigured(cold, now)) < 8,
+        "another warm-up begins cold"
+    );
 }

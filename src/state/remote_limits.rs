@@ -102,8 +102,23 @@ impl RemoteLimits {
         let (bills, due) = mpsc::channel(BILLS);
         let metrics = EngineMetrics::new(&telemetry.metrics);
         metrics.connected(Some(false));
-        let breaker = Arc::new(BreakerState::new(BREAKER.into(), breaker_config(), Mode::Enforce, telemetry.clone(), now));
-        Self { spec, breaker, engine: ArcSwapOption::empty(), fault: Mutex::new(None), bills, due: tokio::sync::Mutex::new(due), faulty: Notify::new(), metrics }
+        let breaker = Arc::new(BreakerState::new(
+            BREAKER.into(),
+            breaker_config(),
+            Mode::Enforce,
+            telemetry.clone(),
+            now,
+        ));
+        Self {
+            spec,
+            breaker,
+            engine: ArcSwapOption::empty(),
+            fault: Mutex::new(None),
+            bills,
+            due: tokio::sync::Mutex::new(due),
+            faulty: Notify::new(),
+            metrics,
+        }
     }
 
     /// Who the engine is.
@@ -144,7 +159,10 @@ impl RemoteLimits {
 
     /// What the engine said instead of an answer since the last look.
     pub fn take_fault(&self) -> Option<EngineFault> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Sends a bill on its way; what finds no room is counted and forgotten.
@@ -157,7 +175,12 @@ impl RemoteLimits {
     /// Waits for bills.
     pub async fn bills(&self) -> Option<Vec<Ask>> {
         let mut bills = Vec::new();
-        let count = self.due.lock().await.recv_many(&mut bills, PAID_AT_ONCE).await;
+        let count = self
+            .due
+            .lock()
+            .await
+            .recv_many(&mut bills, PAID_AT_ONCE)
+            .await;
         (count > 0).then_some(bills)
     }
 
@@ -186,6 +209,12 @@ fn breaker_config() -> BreakerConfig {
         minimum_calls: NonZeroU32::new(20).unwrap_or(NonZeroU32::MIN),
     };
     let second = Duration::from_secs(1);
-    let times = BreakerTimes { window: second * 10, open: second, max_open: second * 5, max_half_open: second, recovery_ramp: Duration::ZERO };
+    let times = BreakerTimes {
+        window: second * 10,
+        open: second,
+        max_open: second * 5,
+        max_half_open: second,
+        recovery_ramp: Duration::ZERO,
+    };
     BreakerConfig::try_new(thresholds, times, NonZeroU32::MIN).expect("the thresholds fit together")
 }

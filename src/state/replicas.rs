@@ -29,29 +29,50 @@ impl Replicas {
             return None;
         }
         let own = self.own.load();
-        u32::try_from(backend.available_endpoints().filter(|endpoint| !is_own(&own, endpoint)).count()).ok()
+        u32::try_from(
+            backend
+                .available_endpoints()
+                .filter(|endpoint| !is_own(&own, endpoint))
+                .count(),
+        )
+        .ok()
     }
 
     /// Whether another instance is known to be there and warm: a check of it has passed, and it does not say that it is new itself.
     #[must_use]
     pub fn has_warm(&self, live: &Live, now: Instant) -> bool {
-        let Some(backend) = replicas(live) else { return false };
+        let Some(backend) = replicas(live) else {
+            return false;
+        };
         let own = self.own.load();
-        let is_warm = |endpoint: &Arc<EndpointState>| endpoint.health() == Health::Healthy && endpoint.warmth(None, now) >= 1.0;
-        backend.available_endpoints().any(|endpoint| is_warm(endpoint) && !is_own(&own, endpoint))
+        let is_warm = |endpoint: &Arc<EndpointState>| {
+            endpoint.health() == Health::Healthy && endpoint.warmth(None, now) >= 1.0
+        };
+        backend
+            .available_endpoints()
+            .any(|endpoint| is_warm(endpoint) && !is_own(&own, endpoint))
     }
 }
 
 fn replicas(live: &Live) -> Option<&Arc<BackendState>> {
-    live.snapshot.lifecycle.replicas.map(|index| &live.backends[index])
+    live.snapshot
+        .lifecycle
+        .replicas
+        .map(|index| &live.backends[index])
 }
 
 /// Whether an endpoint is one of our listeners: by its port, and because its address is that of a listener or, for one that listens on all of
 /// them, any of this host.
 fn is_own(own: &[SocketAddr], endpoint: &EndpointState) -> bool {
-    let Address::Tcp(address) = &endpoint.address else { return false };
+    let Address::Tcp(address) = &endpoint.address else {
+        return false;
+    };
     let ip = address.ip().to_canonical();
-    own.iter().any(|listener| listener.port() == address.port() && (listener.ip().to_canonical() == ip || (listener.ip().is_unspecified() && endpoint.is_here())))
+    own.iter().any(|listener| {
+        listener.port() == address.port()
+            && (listener.ip().to_canonical() == ip
+                || (listener.ip().is_unspecified() && endpoint.is_here()))
+    })
 }
 
 #[cfg(test)]
@@ -71,8 +92,18 @@ mod tests {
             ("0.0.0.0:80", "192.0.2.1:80", false),
         ];
         for (own, address, expected) in table {
-            let endpoint = EndpointState::new(Address::Tcp(address.parse().expect("an address")), 0, Arc::default(), false, some_instant());
-            assert_eq!(is_own(&[own.parse().expect("an address")], &endpoint), expected, "{address} at {own}");
+            let endpoint = EndpointState::new(
+                Address::Tcp(address.parse().expect("an address")),
+                0,
+                Arc::default(),
+                false,
+                some_instant(),
+            );
+            assert_eq!(
+                is_own(&[own.parse().expect("an address")], &endpoint),
+                expected,
+                "{address} at {own}"
+            );
         }
     }
 }

@@ -50,19 +50,47 @@ impl Kept {
         for (name, value) in &self.headers {
             headers.append(name.clone(), copied(value));
         }
-        let vary = self.vary.into_iter().map(|(name, values)| (name, values.iter().map(copied).collect())).collect();
-        Self { headers, vary, body: Bytes::copy_from_slice(&self.body), ..self }
+        let vary = self
+            .vary
+            .into_iter()
+            .map(|(name, values)| (name, values.iter().map(copied).collect()))
+            .collect();
+        Self {
+            headers,
+            vary,
+            body: Bytes::copy_from_slice(&self.body),
+            ..self
+        }
     }
 
     fn bytes(&self) -> usize {
-        let field = |name: &HeaderName, value: &HeaderValue| name.as_str().len() + value.len() + FIELD_OVERHEAD;
-        let headers: usize = self.headers.iter().map(|(name, value)| field(name, value)).sum();
-        let vary: usize = self.vary.iter().flat_map(|(name, values)| values.iter().map(move |value| field(name, value))).sum();
-        headers + vary + self.vary.len() * FIELD_OVERHEAD + self.body.len() + self.way.len() + OVERHEAD
+        let field = |name: &HeaderName, value: &HeaderValue| {
+            name.as_str().len() + value.len() + FIELD_OVERHEAD
+        };
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(name, value)| field(name, value))
+            .sum();
+        let vary: usize = self
+            .vary
+            .iter()
+            .flat_map(|(name, values)| values.iter().map(move |value| field(name, value)))
+            .sum();
+        headers
+            + vary
+            + self.vary.len() * FIELD_OVERHEAD
+            + self.body.len()
+            + self.way.len()
+            + OVERHEAD
     }
 
     fn fits(&self, way: &str, request: &HeaderMap) -> bool {
-        *self.way == *way && self.vary.iter().all(|(name, values)| request.get_all(name).iter().eq(values))
+        *self.way == *way
+            && self
+                .vary
+                .iter()
+                .all(|(name, values)| request.get_all(name).iter().eq(values))
     }
 }
 
@@ -92,7 +120,14 @@ impl StaleState {
     /// Nothing yet, and at most so many bytes.
     #[must_use]
     pub fn new(name: Arc<str>, max_bytes: usize) -> Self {
-        Self { name, inner: Mutex::new(Inner { answers: LruCache::unbounded(), bytes: 0, max_bytes }) }
+        Self {
+            name,
+            inner: Mutex::new(Inner {
+                answers: LruCache::unbounded(),
+                bytes: 0,
+                max_bytes,
+            }),
+        }
     }
 
     /// The name.
@@ -113,7 +148,9 @@ impl StaleState {
         let answer = Arc::new(answer.copied());
         let mut inner = self.lock();
         let mut variants = inner.take(address);
-        variants.retain(|other| other.until > answer.at && (other.way != answer.way || other.vary != answer.vary));
+        variants.retain(|other| {
+            other.until > answer.at && (other.way != answer.way || other.vary != answer.vary)
+        });
         if variants.len() >= MAX_VARIANTS {
             variants.remove(0);
         }
@@ -125,9 +162,24 @@ impl StaleState {
 
     /// The last answer that may still be given to such a request and is no older than that.
     #[must_use]
-    pub fn find(&self, address: &str, way: &str, request: &HeaderMap, max_age: Duration, now: Instant) -> Option<Arc<Kept>> {
-        let is_young = |answer: &Kept| now <= answer.until && now.saturating_duration_since(answer.at) <= max_age;
-        self.lock().answers.get(address)?.iter().rev().find(|answer| answer.fits(way, request) && is_young(answer)).cloned()
+    pub fn find(
+        &self,
+        address: &str,
+        way: &str,
+        request: &HeaderMap,
+        max_age: Duration,
+        now: Instant,
+    ) -> Option<Arc<Kept>> {
+        let is_young = |answer: &Kept| {
+            now <= answer.until && now.saturating_duration_since(answer.at) <= max_age
+        };
+        self.lock()
+            .answers
+            .get(address)?
+            .iter()
+            .rev()
+            .find(|answer| answer.fits(way, request) && is_young(answer))
+            .cloned()
     }
 
     /// Forgets what was kept of an address.
@@ -158,7 +210,9 @@ impl Inner {
 
     fn make_room(&mut self) {
         while self.bytes > self.max_bytes {
-            let Some((address, variants)) = self.answers.pop_lru() else { return };
+            let Some((address, variants)) = self.answers.pop_lru() else {
+                return;
+            };
             self.bytes -= size(&address, &variants);
         }
     }

@@ -70,7 +70,10 @@ impl BoundedStore {
     /// The number of keys.
     #[must_use]
     pub fn keys(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).buckets.len()).sum()
+        self.shards
+            .iter()
+            .map(|shard| lock(shard).buckets.len())
+            .sum()
     }
 
     /// How many requests had to share the overflow bucket since the start.
@@ -94,9 +97,21 @@ impl BoundedStore {
     #[must_use]
     pub fn rescaled(&self, max_keys: usize, scale: f64, now: u64) -> Self {
         let new = Self::new(max_keys);
-        let rescale = |arrival: u64| now.saturating_add(std::time::Duration::from_nanos(arrival.saturating_sub(now)).mul_f64(scale).as_nanos().try_into().unwrap_or(u64::MAX));
+        let rescale = |arrival: u64| {
+            now.saturating_add(
+                std::time::Duration::from_nanos(arrival.saturating_sub(now))
+                    .mul_f64(scale)
+                    .as_nanos()
+                    .try_into()
+                    .unwrap_or(u64::MAX),
+            )
+        };
         for old in &self.shards {
-            for (key, arrival) in lock(old).buckets.iter().filter(|(_, arrival)| **arrival > now) {
+            for (key, arrival) in lock(old)
+                .buckets
+                .iter()
+                .filter(|(_, arrival)| **arrival > now)
+            {
                 let mut shard = lock(new.shard_of(*key));
                 if shard.buckets.len() < new.shard_capacity {
                     shard.buckets.insert(*key, rescale(*arrival));

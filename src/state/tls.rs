@@ -32,7 +32,10 @@ pub struct Material<C> {
 
 impl<C> Clone for Material<C> {
     fn clone(&self) -> Self {
-        Self { config: self.config.clone(), ..*self }
+        Self {
+            config: self.config.clone(),
+            ..*self
+        }
     }
 }
 
@@ -76,21 +79,51 @@ impl TlsStore {
     pub fn put(&self, fresh: &Fresh) {
         self.servers.rcu(|known| {
             let mut next = HashMap::clone(known);
-            next.extend(fresh.servers.iter().map(|(spec, material)| (spec.clone(), material.clone())));
+            next.extend(
+                fresh
+                    .servers
+                    .iter()
+                    .map(|(spec, material)| (spec.clone(), material.clone())),
+            );
             next
         });
         self.clients.rcu(|known| {
             let mut next = HashMap::clone(known);
-            next.extend(fresh.clients.iter().map(|(spec, material)| (spec.clone(), material.clone())));
+            next.extend(
+                fresh
+                    .clients
+                    .iter()
+                    .map(|(spec, material)| (spec.clone(), material.clone())),
+            );
             next
         });
     }
 
     /// Forgets what neither of these sets of policies names: the one in force, and the one before, which requests may still have pinned.
     pub fn keep_only(&self, sets: [&Snapshot; 2]) {
-        let is_server = |spec: &ServerTlsSpec| sets.iter().flat_map(|set| &set.listeners).any(|listener| listener.tls.as_ref() == Some(spec));
-        let is_client = |spec: &ClientTlsSpec| sets.iter().flat_map(|set| &set.backends).any(|backend| backend.tls.as_ref() == Some(spec));
-        self.servers.rcu(|known| known.iter().filter(|(spec, _)| is_server(spec)).map(|(spec, material)| (spec.clone(), material.clone())).collect::<HashMap<_, _>>());
-        self.clients.rcu(|known| known.iter().filter(|(spec, _)| is_client(spec)).map(|(spec, material)| (spec.clone(), material.clone())).collect::<HashMap<_, _>>());
+        let is_server = |spec: &ServerTlsSpec| {
+            sets.iter()
+                .flat_map(|set| &set.listeners)
+                .any(|listener| listener.tls.as_ref() == Some(spec))
+        };
+        let is_client = |spec: &ClientTlsSpec| {
+            sets.iter()
+                .flat_map(|set| &set.backends)
+                .any(|backend| backend.tls.as_ref() == Some(spec))
+        };
+        self.servers.rcu(|known| {
+            known
+                .iter()
+                .filter(|(spec, _)| is_server(spec))
+                .map(|(spec, material)| (spec.clone(), material.clone()))
+                .collect::<HashMap<_, _>>()
+        });
+        self.clients.rcu(|known| {
+            known
+                .iter()
+                .filter(|(spec, _)| is_client(spec))
+                .map(|(spec, material)| (spec.clone(), material.clone()))
+                .collect::<HashMap<_, _>>()
+        });
     }
 }

@@ -43,14 +43,30 @@ pub struct Youth {
 
 impl Youth {
     pub(super) fn new(now: Instant) -> Self {
-        Self { born: now, ready_since: AtomicU64::new(0), before: AtomicU64::new(0), told: AtomicU64::new(0), trickle: Mutex::default() }
+        Self {
+            born: now,
+            ready_since: AtomicU64::new(0),
+            before: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            trickle: Mutex::default(),
+        }
     }
 
     /// It is ready for the first time.
     pub(super) fn begin(&self, now: Instant, wall: SystemTime) {
         let before = Duration::from_millis(self.before.load(Ordering::Relaxed));
-        self.ready_since.store(millis(now.saturating_duration_since(self.born)) + 1, Ordering::Relaxed);
-        self.told.store(millis(wall.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(before)), Ordering::Relaxed);
+        self.ready_since.store(
+            millis(now.saturating_duration_since(self.born)) + 1,
+            Ordering::Relaxed,
+        );
+        self.told.store(
+            millis(
+                wall.duration_since(UNIX_EPOCH)
+                    .unwrap_or_default()
+                    .saturating_sub(before),
+            ),
+            Ordering::Relaxed,
+        );
     }
 
     /// It goes on with what another process has been for so long: the app behind it is no newer.
@@ -62,7 +78,10 @@ impl Youth {
     #[must_use]
     pub fn age(&self, now: Instant) -> Option<Duration> {
         let after = self.ready_since.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(now.saturating_duration_since(self.born + Duration::from_millis(after)) + Duration::from_millis(self.before.load(Ordering::Relaxed)))
+        Some(
+            now.saturating_duration_since(self.born + Duration::from_millis(after))
+                + Duration::from_millis(self.before.load(Ordering::Relaxed)),
+        )
     }
 
     /// Whether there is something to tell.
@@ -76,9 +95,17 @@ impl Youth {
     pub fn introduction(&self, warm_up: Option<&OwnWarmUpSpec>) -> Option<String> {
         let told = self.told.load(Ordering::Relaxed);
         let mut text = (told != 0).then(|| format!("{}.{:03}", told / 1_000, told % 1_000))?;
-        if let Some(OwnWarmUpSpec { config, .. }) = warm_up.filter(|warm_up| warm_up.mode == Mode::Enforce) {
+        if let Some(OwnWarmUpSpec { config, .. }) =
+            warm_up.filter(|warm_up| warm_up.mode == Mode::Enforce)
+        {
             // Writing to a string cannot fail.
-            _ = write!(text, "; window={}; aggression={}; min={}", config.window().as_secs_f64(), config.aggression(), config.minimum().value() * 100.0);
+            _ = write!(
+                text,
+                "; window={}; aggression={}; min={}",
+                config.window().as_secs_f64(),
+                config.aggression(),
+                config.minimum().value() * 100.0
+            );
         }
         Some(text)
     }
@@ -101,7 +128,10 @@ impl Youth {
     /// Whether the next request is of the part that it takes.
     #[must_use]
     pub fn takes(&self, part: f64) -> bool {
-        self.trickle.lock().unwrap_or_else(PoisonError::into_inner).admits(part)
+        self.trickle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .admits(part)
     }
 }
 
@@ -116,7 +146,9 @@ pub type Introduction = (u64, Option<WarmUpConfig>);
 #[must_use]
 pub fn age(started: u64, wall: SystemTime) -> Duration {
     let start = UNIX_EPOCH.checked_add(Duration::from_millis(started));
-    start.and_then(|start| wall.duration_since(start).ok()).unwrap_or_default()
+    start
+        .and_then(|start| wall.duration_since(start).ok())
+        .unwrap_or_default()
 }
 
 /// Reads what another instance tells of itself.
@@ -126,15 +158,23 @@ pub fn introduced(text: &str) -> Option<Introduction> {
     let started = Duration::try_from_secs_f64(parts.next()?.parse().ok()?).ok()?;
     let (mut window, mut aggression, mut minimum) = (None, 1.0, 10.0);
     for (name, value) in parts.filter_map(|part| part.split_once('=')) {
-        let Ok(value) = value.parse::<f64>() else { continue };
+        let Ok(value) = value.parse::<f64>() else {
+            continue;
+        };
         match name {
-            "window" => window = Duration::try_from_secs_f64(value).ok().filter(|window| *window <= MAX_WINDOW),
+            "window" => {
+                window = Duration::try_from_secs_f64(value)
+                    .ok()
+                    .filter(|window| *window <= MAX_WINDOW)
+            }
             "aggression" => aggression = value,
             "min" => minimum = value,
             _ => {}
         }
     }
-    let curve = window.zip(Ratio::from_percent(minimum).ok()).and_then(|(window, minimum)| WarmUpConfig::try_new(window, aggression, minimum).ok());
+    let curve = window
+        .zip(Ratio::from_percent(minimum).ok())
+        .and_then(|(window, minimum)| WarmUpConfig::try_new(window, aggression, minimum).ok());
     Some((u64::try_from(started.as_millis()).ok()?, curve))
 }
 
@@ -144,8 +184,15 @@ mod tests {
     use crate::resilience::some_instant;
 
     fn spec(mode: Mode) -> OwnWarmUpSpec {
-        let config = WarmUpConfig::try_new(Duration::from_millis(2_500), 1.0, Ratio::from_percent(20.0).expect("20 %"));
-        OwnWarmUpSpec { mode, config: config.expect("fine") }
+        let config = WarmUpConfig::try_new(
+            Duration::from_millis(2_500),
+            1.0,
+            Ratio::from_percent(20.0).expect("20 %"),
+        );
+        OwnWarmUpSpec {
+            mode,
+            config: config.expect("fine"),
+        }
     }
 
     #[test]
@@ -154,11 +201,23 @@ mod tests {
         let youth = Youth::new(start);
         assert_eq!(youth.introduction(None), None, "it is not ready yet");
         youth.begin(start, UNIX_EPOCH + Duration::from_millis(1_700_000_000_042));
-        assert_eq!(youth.introduction(None).as_deref().and_then(introduced), Some((1_700_000_000_042, None)));
-        assert_eq!(youth.introduction(Some(&spec(Mode::Shadow))), youth.introduction(None), "shadow mode tells nothing");
-        let told = youth.introduction(Some(&spec(Mode::Enforce))).expect("it is young");
+        assert_eq!(
+            youth.introduction(None).as_deref().and_then(introduced),
+            Some((1_700_000_000_042, None))
+        );
+        assert_eq!(
+            youth.introduction(Some(&spec(Mode::Shadow))),
+            youth.introduction(None),
+            "shadow mode tells nothing"
+        );
+        let told = youth
+            .introduction(Some(&spec(Mode::Enforce)))
+            .expect("it is young");
         assert_eq!(told, "1700000000.042; window=2.5; aggression=1; min=20");
-        assert_eq!(introduced(&told), Some((1_700_000_000_042, Some(spec(Mode::Enforce).config))));
+        assert_eq!(
+            introduced(&told),
+            Some((1_700_000_000_042, Some(spec(Mode::Enforce).config)))
+        );
         youth.grow_up(None, start + YOUNG);
         assert!(youth.is_told());
         youth.grow_up(None, start + YOUNG + Duration::from_secs(1));
@@ -192,7 +251,11 @@ mod tests {
             ("1e300", None),
         ];
         for (text, expected) in table {
-            assert_eq!(introduced(text).map(|(_, curve)| curve.is_some()), expected, "{text}");
+            assert_eq!(
+                introduced(text).map(|(_, curve)| curve.is_some()),
+                expected,
+                "{text}"
+            );
         }
     }
 
@@ -204,6 +267,9 @@ mod tests {
         let at = |millis| youth.warmth(&config, start + Duration::from_millis(millis));
         assert_eq!(at(9_000), None, "it is not ready yet");
         youth.begin(start + Duration::from_secs(10), UNIX_EPOCH);
-        assert_eq!((at(10_000), at(12_000), at(12_500)), (Some(0.4), Some(0.8), None));
+        assert_eq!(
+            (at(10_000), at(12_000), at(12_500)),
+            (Some(0.4), Some(0.8), None)
+        );
     }
 }

@@ -88,7 +88,10 @@ impl<W: Write> Write for Batch<W> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let written = self.sink.write_all(&self.lines).and_then(|()| self.sink.flush());
+        let written = self
+            .sink
+            .write_all(&self.lines)
+            .and_then(|()| self.sink.flush());
         self.lines.clear();
         written
     }
@@ -106,20 +109,33 @@ impl AccessLog {
     /// Begins to write to standard output.
     #[must_use]
     pub fn to_stdout() -> Self {
-        Self::to(Batch { lines: Vec::with_capacity(BATCH), sink: io::stdout() })
+        Self::to(Batch {
+            lines: Vec::with_capacity(BATCH),
+            sink: io::stdout(),
+        })
     }
 
     /// Begins to write to anything.
     #[must_use]
     pub fn to(sink: impl Write + Send + 'static) -> Self {
-        let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE).thread_name("access-log").finish(sink);
-        Self { writer: Some(writer), _guard: Some(guard) }
+        let (writer, guard) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(QUEUE)
+            .thread_name("access-log")
+            .finish(sink);
+        Self {
+            writer: Some(writer),
+            _guard: Some(guard),
+        }
     }
 
     /// Writes nothing.
     #[must_use]
     pub fn off() -> Self {
-        Self { writer: None, _guard: None }
+        Self {
+            writer: None,
+            _guard: None,
+        }
     }
 
     /// Whether anything is written at all.
@@ -131,7 +147,9 @@ impl AccessLog {
     /// Lines dropped since the start.
     #[must_use]
     pub fn dropped(&self) -> usize {
-        self.writer.as_ref().map_or(0, |writer| writer.error_counter().dropped_lines())
+        self.writer
+            .as_ref()
+            .map_or(0, |writer| writer.error_counter().dropped_lines())
     }
 
     /// Writes one line.
@@ -148,7 +166,11 @@ impl AccessLog {
 }
 
 fn put(line: &mut String, record: &Record<'_>) -> std::fmt::Result {
-    write!(line, "{{\"time\":\"{}\",\"listener\":\"{}\",\"route\":\"{}\",\"backend\":\"{}\"", record.timestamp, record.listener, record.route, record.backend)?;
+    write!(
+        line,
+        "{{\"time\":\"{}\",\"listener\":\"{}\",\"route\":\"{}\",\"backend\":\"{}\"",
+        record.timestamp, record.listener, record.route, record.backend
+    )?;
     write!(line, ",\"endpoint\":\"{}\",\"client\":\"", record.endpoint)?;
     if let Some(client) = record.client {
         write!(line, "{client}")?;
@@ -163,7 +185,11 @@ fn put(line: &mut String, record: &Record<'_>) -> std::fmt::Result {
     if let Some(status) = record.grpc_status {
         write!(line, ",\"grpc_status\":{status}")?;
     }
-    write!(line, ",\"reason\":\"{}", record.reason.map_or("", Reason::token))?;
+    write!(
+        line,
+        ",\"reason\":\"{}",
+        record.reason.map_or("", Reason::token)
+    )?;
     if !record.detail.is_empty() {
         line.push(':');
         escape(line, record.detail);
@@ -226,7 +252,10 @@ mod tests {
 
     #[test]
     fn lines_leave_together_and_never_in_more_than_a_pipe_takes_whole() {
-        let mut batch = Batch { lines: Vec::new(), sink: Pipe::default() };
+        let mut batch = Batch {
+            lines: Vec::new(),
+            sink: Pipe::default(),
+        };
         for _ in 0..5 {
             batch.write_all(&[b'x'; 1500]).expect("the pipe takes it");
         }
@@ -236,7 +265,13 @@ mod tests {
 
     #[test]
     fn what_a_broken_pipe_does_not_take_is_let_go() {
-        let mut batch = Batch { lines: Vec::new(), sink: Pipe { is_broken: true, ..Pipe::default() } };
+        let mut batch = Batch {
+            lines: Vec::new(),
+            sink: Pipe {
+                is_broken: true,
+                ..Pipe::default()
+            },
+        };
         batch.write_all(b"lost").expect("it is only kept");
         assert!(batch.flush().is_err());
         assert!(batch.flush().is_ok(), "nothing is left to write");

@@ -134,7 +134,9 @@ impl Step {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Refused { is_shadow: true, .. } => "would_refuse",
+            Self::Refused {
+                is_shadow: true, ..
+            } => "would_refuse",
             Self::Refused { .. } => "refused",
             Self::Failed { .. } => "attempt_failed",
             Self::Repicked { .. } => "repicked",
@@ -142,7 +144,9 @@ impl Step {
             Self::NotRetried { .. } => "not_retried",
             Self::Hedged { .. } => "hedged",
             Self::HedgeWon { .. } => "hedge_won",
-            Self::Degraded { is_shadow: true, .. } => "would_degrade",
+            Self::Degraded {
+                is_shadow: true, ..
+            } => "would_degrade",
             Self::Degraded { .. } => "degraded",
             Self::Delayed { .. } => "delayed",
         }
@@ -152,25 +156,76 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused { reason, by, numbers, is_shadow } => {
-                let is = if *is_shadow { "would have been refused" } else { "refused" };
+            Self::Refused {
+                reason,
+                by,
+                numbers,
+                is_shadow,
+            } => {
+                let is = if *is_shadow {
+                    "would have been refused"
+                } else {
+                    "refused"
+                };
                 write!(f, "{is}: {}", reason.token())?;
                 if !by.is_empty() {
                     write!(f, " by {by}")?;
                 }
-                if numbers.is_empty() { Ok(()) } else { write!(f, ": {numbers}") }
+                if numbers.is_empty() {
+                    Ok(())
+                } else {
+                    write!(f, ": {numbers}")
+                }
             }
-            Self::Failed { attempt, endpoint, how, took } => write!(f, "attempt {attempt} at {endpoint} failed after {took:.1?}: {how}"),
-            Self::Repicked { attempt, endpoint, how } => write!(f, "attempt {attempt} was not looked at by {endpoint}, which is leaving or new ({how}); another is asked"),
-            Self::Retried { wait, is_transparent, left } => {
-                let why = if *is_transparent { "nothing had reached the backend" } else { "the policy wants it tried again" };
-                write!(f, "tried again after {wait:.1?}: {why}, {left} retries are left in the budget")
+            Self::Failed {
+                attempt,
+                endpoint,
+                how,
+                took,
+            } => write!(
+                f,
+                "attempt {attempt} at {endpoint} failed after {took:.1?}: {how}"
+            ),
+            Self::Repicked {
+                attempt,
+                endpoint,
+                how,
+            } => write!(
+                f,
+                "attempt {attempt} was not looked at by {endpoint}, which is leaving or new ({how}); another is asked"
+            ),
+            Self::Retried {
+                wait,
+                is_transparent,
+                left,
+            } => {
+                let why = if *is_transparent {
+                    "nothing had reached the backend"
+                } else {
+                    "the policy wants it tried again"
+                };
+                write!(
+                    f,
+                    "tried again after {wait:.1?}: {why}, {left} retries are left in the budget"
+                )
             }
-            Self::NotRetried { why, numbers } if numbers.is_empty() => write!(f, "not tried again: {why}"),
+            Self::NotRetried { why, numbers } if numbers.is_empty() => {
+                write!(f, "not tried again: {why}")
+            }
             Self::NotRetried { why, numbers } => write!(f, "not tried again: {why}: {numbers}"),
-            Self::Hedged { attempt, endpoint, delay } => write!(f, "attempt {attempt} at {endpoint} besides: no answer within {delay:.1?}, or one that failed"),
+            Self::Hedged {
+                attempt,
+                endpoint,
+                delay,
+            } => write!(
+                f,
+                "attempt {attempt} at {endpoint} besides: no answer within {delay:.1?}, or one that failed"
+            ),
             Self::HedgeWon { endpoint } => write!(f, "{endpoint} answered before the others"),
-            Self::Degraded { with, is_shadow: false } => write!(f, "answered instead: {with}"),
+            Self::Degraded {
+                with,
+                is_shadow: false,
+            } => write!(f, "answered instead: {with}"),
             Self::Degraded { with, .. } => write!(f, "would have been answered instead: {with}"),
             Self::Delayed { by } => write!(f, "kept waiting on purpose for {by:.1?}"),
         }
@@ -189,7 +244,11 @@ impl Decisions {
     pub fn remember(&self, decided: Decided) {
         let decided = Arc::new(decided);
         let mut ring = self.lock();
-        let oldest = if ring.len() >= REMEMBERED { ring.pop_front() } else { None };
+        let oldest = if ring.len() >= REMEMBERED {
+            ring.pop_front()
+        } else {
+            None
+        };
         ring.push_back(decided);
         drop(ring);
         // Freed without the lock.
@@ -199,7 +258,13 @@ impl Decisions {
     /// Those that `wanted` holds for, the last first, so many at most.
     #[must_use]
     pub fn find(&self, wanted: impl Fn(&Decided) -> bool, most: usize) -> Vec<Arc<Decided>> {
-        self.lock().iter().rev().filter(|decided| wanted(decided)).take(most).cloned().collect()
+        self.lock()
+            .iter()
+            .rev()
+            .filter(|decided| wanted(decided))
+            .take(most)
+            .cloned()
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Decided>>> {
@@ -236,20 +301,66 @@ mod tests {
         let decisions = Decisions::default();
         (0..REMEMBERED + 10).for_each(|id| decisions.remember(decided(id)));
         let all = decisions.find(|_| true, usize::MAX);
-        assert_eq!((all.len(), &*all[0].request_id), (REMEMBERED, &*(REMEMBERED + 9).to_string()));
-        assert!(decisions.find(|decided| decided.request_id == "9", 1).is_empty(), "it has made room");
-        assert_eq!(decisions.find(|decided| decided.request_id == "10", 1).len(), 1);
+        assert_eq!(
+            (all.len(), &*all[0].request_id),
+            (REMEMBERED, &*(REMEMBERED + 9).to_string())
+        );
+        assert!(
+            decisions
+                .find(|decided| decided.request_id == "9", 1)
+                .is_empty(),
+            "it has made room"
+        );
+        assert_eq!(
+            decisions
+                .find(|decided| decided.request_id == "10", 1)
+                .len(),
+            1
+        );
     }
 
     #[test]
     fn steps_are_told_in_plain_words() {
-        let refused = |is_shadow| Step::Refused { reason: Reason::BreakerOpen, by: "app".into(), numbers: "5 of 5 calls failed".into(), is_shadow };
-        assert_eq!(refused(false).to_string(), "refused: breaker_open by app: 5 of 5 calls failed");
-        assert_eq!(refused(true).to_string(), "would have been refused: breaker_open by app: 5 of 5 calls failed");
-        let failed = Step::Failed { attempt: 1, endpoint: "10.0.0.7:80".into(), how: "503".into(), took: Duration::from_millis(12) };
-        assert_eq!(failed.to_string(), "attempt 1 at 10.0.0.7:80 failed after 12.0ms: 503");
-        let retried = Step::Retried { wait: Duration::from_millis(25), is_transparent: false, left: 9 };
-        assert_eq!(retried.to_string(), "tried again after 25.0ms: the policy wants it tried again, 9 retries are left in the budget");
-        assert_eq!(Step::NotRetried { why: "all attempts are used", numbers: "2 of 2".into() }.to_string(), "not tried again: all attempts are used: 2 of 2");
+        let refused = |is_shadow| Step::Refused {
+            reason: Reason::BreakerOpen,
+            by: "app".into(),
+            numbers: "5 of 5 calls failed".into(),
+            is_shadow,
+        };
+        assert_eq!(
+            refused(false).to_string(),
+            "refused: breaker_open by app: 5 of 5 calls failed"
+        );
+        assert_eq!(
+            refused(true).to_string(),
+            "would have been refused: breaker_open by app: 5 of 5 calls failed"
+        );
+        let failed = Step::Failed {
+            attempt: 1,
+            endpoint: "10.0.0.7:80".into(),
+            how: "503".into(),
+            took: Duration::from_millis(12),
+        };
+        assert_eq!(
+            failed.to_string(),
+            "attempt 1 at 10.0.0.7:80 failed after 12.0ms: 503"
+        );
+        let retried = Step::Retried {
+            wait: Duration::from_millis(25),
+            is_transparent: false,
+            left: 9,
+        };
+        assert_eq!(
+            retried.to_string(),
+            "tried again after 25.0ms: the policy wants it tried again, 9 retries are left in the budget"
+        );
+        assert_eq!(
+            Step::NotRetried {
+                why: "all attempts are used",
+                numbers: "2 of 2".into()
+            }
+            .to_string(),
+            "not tried again: all attempts are used: 2 of 2"
+        );
     }
 }

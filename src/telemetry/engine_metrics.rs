@@ -35,7 +35,19 @@ impl EngineMetrics {
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
         let asked = |outcome: &str| metrics.counter(name::ENGINE_ASKED, &[("outcome", outcome)]);
-        Self { asked: ["granted", "refused", "charged", "timeout", "error", "unavailable", "suspended"].map(asked), connected: metrics.gauge(name::ENGINE_CONNECTED, &[]) }
+        Self {
+            asked: [
+                "granted",
+                "refused",
+                "charged",
+                "timeout",
+                "error",
+                "unavailable",
+                "suspended",
+            ]
+            .map(asked),
+            connected: metrics.gauge(name::ENGINE_CONNECTED, &[]),
+        }
     }
 
     /// Counts a bucket that was asked for.
@@ -54,6 +66,7 @@ impl EngineMetrics {
 
     /// Shows whether there is a connection; `None` if there is to be none.
     pub fn connected(&self, is_connected: Option<bool>) {
-        self.connected.set(is_connected.map_or(f64::NAN, |is_connected| f64::from(u8::from(is_connected))));
+        self.connected
+            .set(is_connected.map_or(f64::NAN, |is_connected| f64::from(u8::from(is_connected))));
     }
 }

@@ -26,8 +26,11 @@ pub enum LogFormat {
 pub fn init(filter: &str, format: LogFormat) {
     // pingora logs each failed request by itself; the access log says more about it.
     let filter = EnvFilter::try_new(format!("{filter},pingora=error,pingora_core=error"));
-    let registry = tracing_subscriber::registry().with(filter.unwrap_or_else(|_| EnvFilter::new("info")));
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let registry =
+        tracing_subscriber::registry().with(filter.unwrap_or_else(|_| EnvFilter::new("info")));
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false);
     // An error says that a log is there already.
     _ = match format {
         LogFormat::Text => registry.with(layer.compact()).try_init(),
@@ -39,20 +42,40 @@ pub fn init(filter: &str, format: LogFormat) {
 pub(super) fn write(event: &Event) {
     let kind = event.kind();
     match event {
-        Event::PolicyRefused { .. } | Event::CertificateRefused { .. } | Event::RecoveryCapped { .. } | Event::RecoveryActed { result: Err(_), .. } => {
+        Event::PolicyRefused { .. }
+        | Event::CertificateRefused { .. }
+        | Event::RecoveryCapped { .. }
+        | Event::RecoveryActed { result: Err(_), .. } => {
             tracing::error!(event = kind, "{event}")
         }
-        Event::BreakerChanged { transition, .. } if transition.to == StateKind::Open => tracing::warn!(event = kind, "{event}"),
-        Event::HealthChanged { health: Health::Unhealthy, .. }
-        | Event::ReadinessChanged { is_ready: false, .. }
-        | Event::DrainEnded { is_clean: false, .. }
+        Event::BreakerChanged { transition, .. } if transition.to == StateKind::Open => {
+            tracing::warn!(event = kind, "{event}")
+        }
+        Event::HealthChanged {
+            health: Health::Unhealthy,
+            ..
+        }
+        | Event::ReadinessChanged {
+            is_ready: false, ..
+        }
+        | Event::DrainEnded {
+            is_clean: false, ..
+        }
         | Event::RecoveryActed { .. }
         | Event::EndpointEjected { .. }
         | Event::DiscoveryFailed { .. }
         | Event::GlobalLimitsLost { .. }
         | Event::CertificateExpiring { .. }
-        | Event::ProtectionChanged { change: Change { to: Level::Warning | Level::Critical, .. } }
-        | Event::PanicChanged { is_panicking: true, .. } => tracing::warn!(event = kind, "{event}"),
+        | Event::ProtectionChanged {
+            change:
+                Change {
+                    to: Level::Warning | Level::Critical,
+                    ..
+                },
+        }
+        | Event::PanicChanged {
+            is_panicking: true, ..
+        } => tracing::warn!(event = kind, "{event}"),
         Event::Started { .. }
         | Event::PolicyApplied { .. }
         | Event::PolicyRestored { .. }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Metadata, Recorder, Unit};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
 
 use super::{event::Event, reason::Reason};
 use crate::resilience::{
@@ -19,7 +21,9 @@ use crate::resilience::{
 };
 
 /// Bounds of the duration histograms in seconds: those of OpenTelemetry's HTTP conventions, and two below for a local app.
-const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
 
 const METADATA: Metadata<'static> = Metadata::new("outrigger", metrics::Level::INFO, None);
 
@@ -120,24 +124,38 @@ impl Metrics {
     pub(super) fn new() -> Self {
         let builder = [name::REQUEST_SECONDS, name::ATTEMPT_SECONDS]
             .into_iter()
-            .fold(PrometheusBuilder::new(), |builder, name| builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), BUCKETS).expect("the list of bounds is not empty"));
+            .fold(PrometheusBuilder::new(), |builder, name| {
+                builder
+                    .set_buckets_for_metric(Matcher::Full(name.to_owned()), BUCKETS)
+                    .expect("the list of bounds is not empty")
+            });
         let recorder = builder.build_recorder();
         for (name, kind, help) in ALL {
             let unit = name.ends_with("_seconds").then_some(Unit::Seconds);
             match kind {
-                MetricKind::Counter => recorder.describe_counter((*name).into(), unit, (*help).into()),
+                MetricKind::Counter => {
+                    recorder.describe_counter((*name).into(), unit, (*help).into())
+                }
                 MetricKind::Gauge => recorder.describe_gauge((*name).into(), unit, (*help).into()),
-                MetricKind::Histogram => recorder.describe_histogram((*name).into(), unit, (*help).into()),
+                MetricKind::Histogram => {
+                    recorder.describe_histogram((*name).into(), unit, (*help).into())
+                }
             }
         }
-        let metrics = Self { handle: recorder.handle(), recorder };
-        metrics.gauge(name::BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        let metrics = Self {
+            handle: recorder.handle(),
+            recorder,
+        };
+        metrics
+            .gauge(name::BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))])
+            .set(1.0);
         metrics
     }
 
     /// A handle on a counter.
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
-        self.recorder.register_counter(&key(name, labels), &METADATA)
+        self.recorder
+            .register_counter(&key(name, labels), &METADATA)
     }
 
     /// A handle on a gauge.
@@ -147,7 +165,8 @@ impl Metrics {
 
     /// A handle on a histogram.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
-        self.recorder.register_histogram(&key(name, labels), &METADATA)
+        self.recorder
+            .register_histogram(&key(name, labels), &METADATA)
     }
 
     /// The text that Prometheus reads.
@@ -165,38 +184,90 @@ impl Metrics {
     pub(super) fn count(&self, event: &Event) {
         match event {
             Event::PolicyApplied { generation, .. } => {
-                self.counter(name::POLICY_RELOADS, &[("result", "applied")]).increment(1);
+                self.counter(name::POLICY_RELOADS, &[("result", "applied")])
+                    .increment(1);
                 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 reloads")]
-                self.gauge(name::POLICY_GENERATION, &[]).set(*generation as f64);
+                self.gauge(name::POLICY_GENERATION, &[])
+                    .set(*generation as f64);
                 self.gauge(name::POLICY_CURRENT, &[]).set(1.0);
             }
             Event::PolicyRestored { .. } => self.gauge(name::POLICY_CURRENT, &[]).set(1.0),
             Event::PolicyRefused { .. } => {
-                self.counter(name::POLICY_RELOADS, &[("result", "refused")]).increment(1);
+                self.counter(name::POLICY_RELOADS, &[("result", "refused")])
+                    .increment(1);
                 self.gauge(name::POLICY_CURRENT, &[]).set(0.0);
             }
-            Event::BreakerChanged { breaker, transition } => {
-                self.counter(name::BREAKER_TRANSITIONS, &[("breaker", breaker), ("to", state_name(transition.to))]).increment(1);
+            Event::BreakerChanged {
+                breaker,
+                transition,
+            } => {
+                self.counter(
+                    name::BREAKER_TRANSITIONS,
+                    &[("breaker", breaker), ("to", state_name(transition.to))],
+                )
+                .increment(1);
                 self.breaker_state(breaker, transition.to);
             }
-            Event::EndpointLeaves { backend, .. } => self.counter(name::ENDPOINT_DEPARTURES, &[("backend", backend)]).increment(1),
-            Event::HealthChanged { backend, health, .. } => {
-                self.counter(name::HEALTH_CHANGES, &[("backend", backend), ("to", health_name(*health))]).increment(1);
+            Event::EndpointLeaves { backend, .. } => self
+                .counter(name::ENDPOINT_DEPARTURES, &[("backend", backend)])
+                .increment(1),
+            Event::HealthChanged {
+                backend, health, ..
+            } => {
+                self.counter(
+                    name::HEALTH_CHANGES,
+                    &[("backend", backend), ("to", health_name(*health))],
+                )
+                .increment(1);
             }
-            Event::ReadinessChanged { is_ready, .. } => self.gauge(name::READY, &[]).set(f64::from(u8::from(*is_ready))),
+            Event::ReadinessChanged { is_ready, .. } => self
+                .gauge(name::READY, &[])
+                .set(f64::from(u8::from(*is_ready))),
             Event::DrainBegan { .. } => self.gauge(name::DRAINING, &[]).set(1.0),
-            Event::RecoveryActed { recovery, action, is_shadow, result, .. } => {
+            Event::RecoveryActed {
+                recovery,
+                action,
+                is_shadow,
+                result,
+                ..
+            } => {
                 let result = match result {
                     _ if *is_shadow => "shadow",
                     Ok(_) => "done",
                     Err(_) => "failed",
                 };
-                self.counter(name::RECOVERY_ACTIONS, &[("recovery", recovery), ("action", action), ("result", result)]).increment(1);
+                self.counter(
+                    name::RECOVERY_ACTIONS,
+                    &[
+                        ("recovery", recovery),
+                        ("action", action),
+                        ("result", result),
+                    ],
+                )
+                .increment(1);
             }
             Event::RecoveryCapped { recovery } => {
-                self.counter(name::RECOVERY_ACTIONS, &[("recovery", recovery), ("action", "none"), ("result", "capped")]).increment(1);
+                self.counter(
+                    name::RECOVERY_ACTIONS,
+                    &[
+                        ("recovery", recovery),
+                        ("action", "none"),
+                        ("result", "capped"),
+                    ],
+                )
+                .increment(1);
             }
-            Event::EndpointEjected { backend, cause, is_shadow: false, .. } => self.counter(name::EJECTIONS, &[("backend", backend), ("cause", cause_name(*cause))]).increment(1),
+            Event::EndpointEjected {
+                backend,
+                cause,
+                is_shadow: false,
+                ..
+            } => self
+                .counter(
+                    name::EJECTIONS,
+                    &[("backend", backend), ("cause", cause_name(*cause))],
+                )
+                .increment(1),
             Event::Started { .. }
             | Event::Relieved { .. }
             | Event::EndpointReturned { .. }
@@ -222,12 +293,14 @@ impl Metrics {
 
     /// Shows whether the endpoints of a backend were found at the last look.
     pub fn discovery_current(&self, backend: &str, is_current: bool) {
-        self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)]).set(f64::from(u8::from(is_current)));
+        self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)])
+            .set(f64::from(u8::from(is_current)));
     }
 
     /// Shows that a backend's endpoints are no longer looked for: not a number, so that no alert compares it.
     pub fn forget_discovery(&self, backend: &str) {
-        self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)]).set(f64::NAN);
+        self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)])
+            .set(f64::NAN);
     }
 
     /// Shows that an owner has no certificates any more.
@@ -240,9 +313,14 @@ impl Metrics {
     /// Shows when the certificates of a listener or backend end, and whether they are those in the files.
     pub fn certificate(&self, owner: &str, not_after: Option<SystemTime>, is_current: bool) {
         if let Some(end) = not_after {
-            self.gauge(name::CERTIFICATE_END, &[("owner", owner)]).set(end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+            self.gauge(name::CERTIFICATE_END, &[("owner", owner)]).set(
+                end.duration_since(UNIX_EPOCH)
+                    .unwrap_or_default()
+                    .as_secs_f64(),
+            );
         }
-        self.gauge(name::CERTIFICATE_CURRENT, &[("owner", owner)]).set(f64::from(u8::from(is_current)));
+        self.gauge(name::CERTIFICATE_CURRENT, &[("owner", owner)])
+            .set(f64::from(u8::from(is_current)));
     }
 
     /// Shows the state of a breaker.
@@ -256,8 +334,18 @@ impl Metrics {
     }
 
     fn breaker_is(&self, breaker: &str, state: Option<StateKind>) {
-        for kind in [StateKind::Closed, StateKind::Open, StateKind::HalfOpen, StateKind::ForcedOpen, StateKind::Disabled] {
-            self.gauge(name::BREAKER_STATE, &[("breaker", breaker), ("state", state_name(kind))]).set(f64::from(u8::from(Some(kind) == state)));
+        for kind in [
+            StateKind::Closed,
+            StateKind::Open,
+            StateKind::HalfOpen,
+            StateKind::ForcedOpen,
+            StateKind::Disabled,
+        ] {
+            self.gauge(
+                name::BREAKER_STATE,
+                &[("breaker", breaker), ("state", state_name(kind))],
+            )
+            .set(f64::from(u8::from(Some(kind) == state)));
         }
     }
 }
@@ -277,11 +365,23 @@ impl RouteMetrics {
     /// Makes the handles; those of reasons are made when first needed.
     #[must_use]
     pub fn new(metrics: &Metrics, route: &str, direction: &str) -> Self {
-        let class = |class: &str| metrics.counter(name::REQUESTS, &[("route", route), ("direction", direction), ("status", class)]);
+        let class = |class: &str| {
+            metrics.counter(
+                name::REQUESTS,
+                &[
+                    ("route", route),
+                    ("direction", direction),
+                    ("status", class),
+                ],
+            )
+        };
         let slots = || Reason::ALL.iter().map(|_| OnceLock::new()).collect();
         Self {
             by_class: ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].map(class),
-            seconds: metrics.histogram(name::REQUEST_SECONDS, &[("route", route), ("direction", direction)]),
+            seconds: metrics.histogram(
+                name::REQUEST_SECONDS,
+                &[("route", route), ("direction", direction)],
+            ),
             refusals: slots(),
             shadow: slots(),
             calls: std::array::from_fn(|_| OnceLock::new()),
@@ -297,7 +397,12 @@ impl RouteMetrics {
 
     /// Counts a call of gRPC that ended.
     pub fn called(&self, metrics: &Metrics, status: u8) {
-        let make = || metrics.counter(name::GRPC_REQUESTS, &[("route", &self.route), ("code", &status.to_string())]);
+        let make = || {
+            metrics.counter(
+                name::GRPC_REQUESTS,
+                &[("route", &self.route), ("code", &status.to_string())],
+            )
+        };
         if let Some(slot) = self.calls.get(usize::from(status)) {
             slot.get_or_init(make).increment(1);
         }
@@ -321,11 +426,23 @@ impl RouteMetrics {
             Degraded::Backend => "backend",
             Degraded::Shadow => "shadow",
         };
-        metrics.counter(name::DEGRADED, &[("route", &self.route), ("with", with)]).increment(1);
+        metrics
+            .counter(name::DEGRADED, &[("route", &self.route), ("with", with)])
+            .increment(1);
     }
 
-    fn slot(&self, slots: &[OnceLock<Counter>], metrics: &Metrics, name: &'static str, reason: Reason) {
-        slots[reason.index()].get_or_init(|| metrics.counter(name, &[("route", &self.route), ("reason", reason.token())])).increment(1);
+    fn slot(
+        &self,
+        slots: &[OnceLock<Counter>],
+        metrics: &Metrics,
+        name: &'static str,
+        reason: Reason,
+    ) {
+        slots[reason.index()]
+            .get_or_init(|| {
+                metrics.counter(name, &[("route", &self.route), ("reason", reason.token())])
+            })
+            .increment(1);
     }
 }
 
@@ -447,12 +564,32 @@ impl BackendMetrics {
     /// Makes the handles.
     #[must_use]
     pub fn new(metrics: &Metrics, backend: &str) -> Self {
-        let attempt = |outcome: &str| metrics.counter(name::ATTEMPTS, &[("backend", backend), ("outcome", outcome)]);
-        let hedged = |result: &str| metrics.counter(name::HEDGES, &[("backend", backend), ("result", result)]);
-        let mirrored = |result: &str| metrics.counter(name::MIRRORED, &[("backend", backend), ("result", result)]);
-        let stopped = |why: &str| metrics.counter(name::RETRIES_STOPPED, &[("backend", backend), ("why", why)]);
+        let attempt = |outcome: &str| {
+            metrics.counter(
+                name::ATTEMPTS,
+                &[("backend", backend), ("outcome", outcome)],
+            )
+        };
+        let hedged = |result: &str| {
+            metrics.counter(name::HEDGES, &[("backend", backend), ("result", result)])
+        };
+        let mirrored = |result: &str| {
+            metrics.counter(name::MIRRORED, &[("backend", backend), ("result", result)])
+        };
+        let stopped = |why: &str| {
+            metrics.counter(name::RETRIES_STOPPED, &[("backend", backend), ("why", why)])
+        };
         Self {
-            attempts: ["success", "failure", "throttled", "connect_failure", "reset", "timeout", "cancelled"].map(attempt),
+            attempts: [
+                "success",
+                "failure",
+                "throttled",
+                "connect_failure",
+                "reset",
+                "timeout",
+                "cancelled",
+            ]
+            .map(attempt),
             seconds: metrics.histogram(name::ATTEMPT_SECONDS, &[("backend", backend)]),
             retries: metrics.counter(name::RETRIES, &[("backend", backend)]),
             repicked: metrics.counter(name::REPICKED, &[("backend", backend)]),
@@ -587,6 +724,9 @@ pub fn health_name(health: crate::resilience::health::Health) -> &'static str {
 }
 
 fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
-    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
+    let labels: Vec<Label> = labels
+        .iter()
+        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+        .collect();
     Key::from_parts(name, labels)
 }

@@ -9,15 +9,23 @@ use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 pub fn identity(der: &[u8]) -> Option<String> {
     let (_, certificate) = parse_x509_certificate(der).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
-    let spiffe = names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::URI(uri) if uri.starts_with("spiffe://") => Some((*uri).to_owned()),
-        _ => None,
-    });
-    spiffe.or_else(|| {
-        names.value.general_names.iter().find_map(|name| match name {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
+    let spiffe = names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            GeneralName::URI(uri) if uri.starts_with("spiffe://") => Some((*uri).to_owned()),
             _ => None,
-        })
+        });
+    spiffe.or_else(|| {
+        names
+            .value
+            .general_names
+            .iter()
+            .find_map(|name| match name {
+                GeneralName::DNSName(name) => Some((*name).to_owned()),
+                _ => None,
+            })
     })
 }
 
@@ -26,5 +34,7 @@ pub fn identity(der: &[u8]) -> Option<String> {
 pub fn not_after(der: &[u8]) -> Option<SystemTime> {
     let (_, certificate) = parse_x509_certificate(der).ok()?;
     let seconds = certificate.validity().not_after.timestamp();
-    Some(u64::try_from(seconds).map_or(UNIX_EPOCH, |seconds| UNIX_EPOCH + Duration::from_secs(seconds)))
+    Some(u64::try_from(seconds).map_or(UNIX_EPOCH, |seconds| {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }))
 }

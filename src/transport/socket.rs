@@ -79,7 +79,11 @@ impl Socket {
 }
 
 impl AsyncRead for Reader {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(reader) => Pin::new(reader).poll_read(context, buffer),
             Self::Unix(reader) => Pin::new(reader).poll_read(context, buffer),
@@ -133,7 +137,9 @@ impl Writer {
     #[must_use]
     pub fn is_silent_and_open(&self) -> bool {
         let mut probe = [MaybeUninit::uninit(); 1];
-        self.sock_ref().peek(&mut probe).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.sock_ref()
+            .peek(&mut probe)
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Reads what the system has, whatever the runtime remembers.

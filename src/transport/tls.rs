@@ -28,7 +28,10 @@ impl Session {
     pub(super) fn new(mut connection: Connection) -> Self {
         // The queue of the wire is bounded by its users, and this is a part of it.
         connection.set_buffer_limit(None);
-        Self { connection, unread: BytesMut::new() }
+        Self {
+            connection,
+            unread: BytesMut::new(),
+        }
     }
 
     /// Whether the two sides have not agreed yet.
@@ -43,7 +46,10 @@ impl Session {
 
     /// The certificate of the other side.
     pub(super) fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
-        self.connection.peer_certificates()?.first().map(|certificate| certificate.clone().into_owned())
+        self.connection
+            .peer_certificates()?
+            .first()
+            .map(|certificate| certificate.clone().into_owned())
     }
 
     /// Takes in what was read from the socket; nothing is its end. What is to be said to that goes to `queue`.
@@ -119,7 +125,10 @@ impl Session {
 
     /// Whether all plaintext has been read, so that more may be made.
     fn is_hungry(&mut self) -> bool {
-        self.connection.reader().fill_buf().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.connection
+            .reader()
+            .fill_buf()
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     fn digest_some(&mut self, queue: &mut BytesMut) -> io::Result<bool> {

@@ -21,7 +21,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest};
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest,
+};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -87,7 +90,14 @@ pub fn open(socket: Socket, tls: Option<rustls::Connection>) -> (Connection, Arc
         allowance: AtomicUsize::new(UNBOUNDED),
         tls: tls.map(|connection| Mutex::new(Session::new(connection))),
     });
-    (Connection { reader, wire: wire.clone(), unread: BytesMut::new() }, wire)
+    (
+        Connection {
+            reader,
+            wire: wire.clone(),
+            unread: BytesMut::new(),
+        },
+        wire,
+    )
 }
 
 impl Wire {
@@ -100,7 +110,11 @@ impl Wire {
     /// Bytes that the socket has not taken yet.
     #[must_use]
     pub fn queued(&self) -> usize {
-        if self.is_pushed() { 0 } else { lock(&self.queue).len() }
+        if self.is_pushed() {
+            0
+        } else {
+            lock(&self.queue).len()
+        }
     }
 
     /// Waits until the socket has taken everything that was written. Can be dropped and begun again at any time.
@@ -155,14 +169,21 @@ impl Wire {
     /// # Errors
     /// If the other side breaks the protocol, is not trusted, does not trust us, or leaves.
     pub async fn handshake(&self) -> io::Result<Agreed> {
-        let Some(tls) = &self.tls else { return Ok(Agreed::default()) };
+        let Some(tls) = &self.tls else {
+            return Ok(Agreed::default());
+        };
         loop {
-            let is_handshaking = self.with_tls(tls, |session, queue| session.flush(queue).map(|()| session.is_handshaking()))?;
+            let is_handshaking = self.with_tls(tls, |session, queue| {
+                session.flush(queue).map(|()| session.is_handshaking())
+            })?;
             let pushed = self.push().await;
             if !is_handshaking {
                 pushed?;
                 let session = lock(tls);
-                return Ok(Agreed { protocol: session.protocol(), peer: session.peer_certificate() });
+                return Ok(Agreed {
+                    protocol: session.protocol(),
+                    peer: session.peer_certificate(),
+                });
             }
             pushed?;
             self.socket.readable().await?;
@@ -211,7 +232,9 @@ impl Wire {
     /// instead (a reset) proves nothing. Where the system does not tell, nothing is proven either.
     #[must_use]
     pub fn closed_before(&self, sent_before: u64) -> bool {
-        let Some((acknowledged, received)) = self.socket.counts() else { return false };
+        let Some((acknowledged, received)) = self.socket.counts() else {
+            return false;
+        };
         // The opening of a connection counts as one byte sent, its closing as one received (RFC 9293 section 3.4).
         acknowledged <= sent_before + 1 && received > self.received()
     }
@@ -223,7 +246,8 @@ impl Wire {
 
     /// Lets reading fail after so many bytes; `None` lifts the bound.
     pub fn allow(&self, bytes: Option<usize>) {
-        self.allowance.store(bytes.unwrap_or(UNBOUNDED), Ordering::Relaxed);
+        self.allowance
+            .store(bytes.unwrap_or(UNBOUNDED), Ordering::Relaxed);
     }
 
     /// Whether reading failed because of the bound.
@@ -240,7 +264,8 @@ impl Wire {
             return is_silent;
         }
         // A ticket that came after the last answer is no reason to give the connection up; plaintext is, whenever it came.
-        (is_silent || self.take_in_now().is_ok_and(|is_open| is_open)) && self.offer().is_ok_and(|offer| offer == Offer::Nothing)
+        (is_silent || self.take_in_now().is_ok_and(|is_open| is_open))
+            && self.offer().is_ok_and(|offer| offer == Offer::Nothing)
     }
 
     /// Reads and throws away what is there; `false` at the end of the stream.
@@ -267,7 +292,9 @@ impl Wire {
 
     /// What the session of TLS has to offer.
     fn offer(&self) -> io::Result<Offer> {
-        self.tls.as_ref().map_or(Ok(Offer::Nothing), |tls| self.with_tls(tls, Session::peek))
+        self.tls
+            .as_ref()
+            .map_or(Ok(Offer::Nothing), |tls| self.with_tls(tls, Session::peek))
     }
 
     /// Takes in what the socket has, as the runtime knows it; how much that was, if there was anything.
@@ -291,11 +318,18 @@ impl Wire {
     }
 
     fn feed(&self, bytes: &[u8]) -> io::Result<()> {
-        self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.tls.as_ref().map_or(Ok(()), |tls| self.with_tls(tls, |session, queue| session.feed(bytes, queue)))
+        self.received
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.tls.as_ref().map_or(Ok(()), |tls| {
+            self.with_tls(tls, |session, queue| session.feed(bytes, queue))
+        })
     }
 
-    fn with_tls<T>(&self, tls: &Mutex<Session>, act: impl FnOnce(&mut Session, &mut BytesMut) -> io::Result<T>) -> io::Result<T> {
+    fn with_tls<T>(
+        &self,
+        tls: &Mutex<Session>,
+        act: impl FnOnce(&mut Session, &mut BytesMut) -> io::Result<T>,
+    ) -> io::Result<T> {
         let (mut session, mut queue) = (lock(tls), lock(&self.queue));
         let done = act(&mut session, &mut queue);
         self.note_queue(&mut queue);
@@ -312,22 +346,38 @@ impl Connection {
 
     /// Puts bytes back, to be read again first.
     pub fn put_back(&mut self, bytes: BytesMut) {
-        self.wire.has_unread.store(!bytes.is_empty(), Ordering::Relaxed);
+        self.wire
+            .has_unread
+            .store(!bytes.is_empty(), Ordering::Relaxed);
         self.unread = bytes;
     }
 
-    fn poll_plain(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_plain(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.reader).poll_read(context, buffer))?;
-        self.wire.received.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        self.wire
+            .received
+            .fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 
-    fn poll_tls(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_tls(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let wire = self.wire.clone();
-        let Some(tls) = &wire.tls else { return Poll::Ready(Ok(())) };
+        let Some(tls) = &wire.tls else {
+            return Poll::Ready(Ok(()));
+        };
         loop {
-            let offer = wire.with_tls(tls, |session, queue| session.read(buffer.initialize_unfilled(), queue))?;
+            let offer = wire.with_tls(tls, |session, queue| {
+                session.read(buffer.initialize_unfilled(), queue)
+            })?;
             if let Offer::Bytes(count) = offer {
                 buffer.advance(count);
                 return Poll::Ready(Ok(()));
@@ -341,23 +391,35 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let allowance = self.wire.allowance.load(Ordering::Relaxed);
         if allowance == 0 {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the head is too long")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the head is too long",
+            )));
         }
         let before = buffer.filled().len();
         if !self.unread.is_empty() {
             let count = self.unread.len().min(buffer.remaining());
             buffer.put_slice(&self.unread.split_to(count));
-            self.wire.has_unread.store(!self.unread.is_empty(), Ordering::Relaxed);
+            self.wire
+                .has_unread
+                .store(!self.unread.is_empty(), Ordering::Relaxed);
         } else if self.wire.tls.is_some() {
             ready!(self.poll_tls(context, buffer))?;
         } else {
             ready!(self.poll_plain(context, buffer))?;
         }
         if allowance != UNBOUNDED {
-            self.wire.allowance.store(allowance.saturating_sub(buffer.filled().len() - before), Ordering::Relaxed);
+            self.wire.allowance.store(
+                allowance.saturating_sub(buffer.filled().len() - before),
+                Ordering::Relaxed,
+            );
         }
         Poll::Ready(Ok(()))
     }
@@ -365,9 +427,15 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     /// Queues, and never waits.
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match &self.wire.tls {
-            Some(tls) => self.wire.with_tls(tls, |session, queue| session.write(bytes, queue))?,
+            Some(tls) => self
+                .wire
+                .with_tls(tls, |session, queue| session.write(bytes, queue))?,
             None => {
                 let mut queue = lock(&self.wire.queue);
                 queue.extend_from_slice(bytes);
@@ -444,7 +512,9 @@ mod tests {
     /// A connection on which one exchange has gone well, and the other side of it.
     async fn used() -> (Connection, Arc<Wire>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let near = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let near = TcpStream::connect(listener.local_addr().expect("an address"))
+            .await
+            .expect("a connection");
         let (mut far, _) = listener.accept().await.expect("a connection");
         let (mut connection, wire) = open(Socket::Tcp(near), None);
         connection.write_all(b"one").await.expect("it queues");

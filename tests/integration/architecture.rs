@@ -25,13 +25,17 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn is_test(path: &Path) -> bool {
-    path.file_stem().is_some_and(|stem| stem == "tests" || stem.to_string_lossy().ends_with("_tests"))
+    path.file_stem()
+        .is_some_and(|stem| stem == "tests" || stem.to_string_lossy().ends_with("_tests"))
 }
 
 /// The part of a file that is not a unit test.
 fn production(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned()
+    text.split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Who may import whom; the same table as in ARCHITECTURE.md.
@@ -43,16 +47,60 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("settings", &[]),
     ("transport", &["policy"]),
     ("state", &["resilience", "policy", "telemetry"]),
-    ("proxy", &["resilience", "policy", "telemetry", "clock", "state", "transport"]),
-    ("control", &["resilience", "policy", "telemetry", "clock", "state", "transport"]),
-    ("admin", &["resilience", "policy", "telemetry", "clock", "state"]),
-    ("cli", &["policy", "telemetry", "clock", "state", "settings", "app"]),
-    ("app", &["policy", "telemetry", "clock", "state", "settings", "proxy", "control", "admin"]),
+    (
+        "proxy",
+        &[
+            "resilience",
+            "policy",
+            "telemetry",
+            "clock",
+            "state",
+            "transport",
+        ],
+    ),
+    (
+        "control",
+        &[
+            "resilience",
+            "policy",
+            "telemetry",
+            "clock",
+            "state",
+            "transport",
+        ],
+    ),
+    (
+        "admin",
+        &["resilience", "policy", "telemetry", "clock", "state"],
+    ),
+    (
+        "cli",
+        &["policy", "telemetry", "clock", "state", "settings", "app"],
+    ),
+    (
+        "app",
+        &[
+            "policy",
+            "telemetry",
+            "clock",
+            "state",
+            "settings",
+            "proxy",
+            "control",
+            "admin",
+        ],
+    ),
 ];
 
 fn layer(path: &Path) -> String {
     let relative = path.strip_prefix(Path::new(ROOT).join("src")).unwrap();
-    let first = relative.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+    let first = relative
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
@@ -63,16 +111,34 @@ fn imports_follow_the_matrix() {
         if matches!(own.as_str(), "lib" | "main") {
             continue;
         }
-        let (_, allowed) = MATRIX.iter().find(|(layer, _)| *layer == own).unwrap_or_else(|| panic!("{} is in no layer", path.display()));
+        let (_, allowed) = MATRIX
+            .iter()
+            .find(|(layer, _)| *layer == own)
+            .unwrap_or_else(|| panic!("{} is in no layer", path.display()));
         let text = production(&path).split_whitespace().collect::<String>();
-        for (other, _) in MATRIX.iter().filter(|(other, _)| *other != own && !allowed.contains(other)) {
+        for (other, _) in MATRIX
+            .iter()
+            .filter(|(other, _)| *other != own && !allowed.contains(other))
+        {
             let direct = format!("crate::{other}::");
             // `use crate::{a::.., b::..}`, with white space taken out.
             let grouped = text.split("usecrate::{").skip(1).any(|group| {
-                let group = group.split("};use").next().unwrap_or(group).split("};").next().unwrap_or(group);
-                top_level(group).iter().any(|item| item.starts_with(&format!("{other}::")) || item == other)
+                let group = group
+                    .split("};use")
+                    .next()
+                    .unwrap_or(group)
+                    .split("};")
+                    .next()
+                    .unwrap_or(group);
+                top_level(group)
+                    .iter()
+                    .any(|item| item.starts_with(&format!("{other}::")) || item == other)
             });
-            assert!(!text.contains(&direct) && !grouped, "{} imports {other}; see ARCHITECTURE.md", path.display());
+            assert!(
+                !text.contains(&direct) && !grouped,
+                "{} imports {other}; see ARCHITECTURE.md",
+                path.display()
+            );
         }
     }
 }
@@ -112,20 +178,30 @@ fn external_crates_stay_where_they_belong() {
         ("clap::", &["cli"]),
         ("notify::", &["control"]),
         ("tokio::time", &["clock"]),
-        ("tokio::net", &["proxy", "control", "admin", "cli", "transport"]),
+        (
+            "tokio::net",
+            &["proxy", "control", "admin", "cli", "transport"],
+        ),
         ("std::fs", &["policy", "control", "cli"]),
     ];
     for path in sources(&Path::new(ROOT).join("src")) {
         let (own, text) = (layer(&path), production(&path));
         for (name, allowed) in table {
-            let is_used = text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| {
-                line.contains(name)
-                    && !line.contains(&format!("crate::{name}"))
-                    && !line.contains(&format!("telemetry::{name}"))
-                    && !line.contains(&format!("self::{name}"))
-                    && !line.contains(&format!("super::{name}"))
-            });
-            assert!(!is_used || allowed.contains(&own.as_str()), "{} uses {name}", path.display());
+            let is_used = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .any(|line| {
+                    line.contains(name)
+                        && !line.contains(&format!("crate::{name}"))
+                        && !line.contains(&format!("telemetry::{name}"))
+                        && !line.contains(&format!("self::{name}"))
+                        && !line.contains(&format!("super::{name}"))
+                });
+            assert!(
+                !is_used || allowed.contains(&own.as_str()),
+                "{} uses {name}",
+                path.display()
+            );
         }
     }
 }
@@ -133,9 +209,19 @@ fn external_crates_stay_where_they_belong() {
 /// Without any crate on the path, an import of tokio, http, metrics or serde cannot compile.
 #[test]
 fn the_pure_machines_compile_with_nothing_but_std() {
-    let target = std::env::temp_dir().join(format!("outrigger-purity-{}.rmeta", std::process::id()));
+    let target =
+        std::env::temp_dir().join(format!("outrigger-purity-{}.rmeta", std::process::id()));
     let mut rustc = Command::new("rustc")
-        .args(["--edition", "2024", "--crate-type", "lib", "--emit=metadata", "-D", "warnings", "-o"])
+        .args([
+            "--edition",
+            "2024",
+            "--crate-type",
+            "lib",
+            "--emit=metadata",
+            "-D",
+            "warnings",
+            "-o",
+        ])
         .arg(&target)
         .arg("-")
         .current_dir(ROOT)
@@ -143,20 +229,48 @@ fn the_pure_machines_compile_with_nothing_but_std() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    std::io::Write::write_all(&mut rustc.stdin.take().unwrap(), b"#[path = \"src/resilience/mod.rs\"] pub mod resilience;").unwrap();
+    std::io::Write::write_all(
+        &mut rustc.stdin.take().unwrap(),
+        b"#[path = \"src/resilience/mod.rs\"] pub mod resilience;",
+    )
+    .unwrap();
     let done = rustc.wait_with_output().unwrap();
     // It need not be there if the compiler refused.
     _ = fs::remove_file(target);
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 #[test]
 fn the_pure_machines_read_no_clock_lock_nothing_and_log_nothing() {
-    for path in sources(&Path::new(ROOT).join("src/resilience")).iter().filter(|path| !is_test(path)) {
+    for path in sources(&Path::new(ROOT).join("src/resilience"))
+        .iter()
+        .filter(|path| !is_test(path))
+    {
         let text = production(path);
-        for word in ["SystemTime", "Instant::now", "Mutex", "RwLock", "Atomic", "println", "tracing", "thread::", "async "] {
-            let is_used = text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| line.contains(word));
-            assert!(!is_used || path.ends_with("mod.rs"), "{} has {word}", path.display());
+        for word in [
+            "SystemTime",
+            "Instant::now",
+            "Mutex",
+            "RwLock",
+            "Atomic",
+            "println",
+            "tracing",
+            "thread::",
+            "async ",
+        ] {
+            let is_used = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .any(|line| line.contains(word));
+            assert!(
+                !is_used || path.ends_with("mod.rs"),
+                "{} has {word}",
+                path.display()
+            );
         }
     }
 }
@@ -165,8 +279,16 @@ fn the_pure_machines_read_no_clock_lock_nothing_and_log_nothing() {
 fn files_are_short_and_have_a_head() {
     for path in sources(&Path::new(ROOT).join("src")) {
         let text = fs::read_to_string(&path).unwrap();
-        assert!(text.lines().count() <= 600, "{} has over 600 lines", path.display());
-        assert!(is_test(&path) || text.starts_with("//!"), "{} does not say what it decides", path.display());
+        assert!(
+            text.lines().count() <= 600,
+            "{} has over 600 lines",
+            path.display()
+        );
+        assert!(
+            is_test(&path) || text.starts_with("//!"),
+            "{} does not say what it decides",
+            path.display()
+        );
         for word in ["todo!", "unimplemented!", "FIXME", "TODO"] {
             assert!(!text.contains(word), "{} has {word}", path.display());
         }
@@ -177,30 +299,72 @@ fn files_are_short_and_have_a_head() {
 fn the_pages_say_what_the_code_says() {
     let reasons = fs::read_to_string(Path::new(ROOT).join("docs/reasons.md")).unwrap();
     for reason in Reason::ALL {
-        assert!(reasons.contains(&format!("| `{}` |", reason.token())), "{} is not in docs/reasons.md", reason.token());
+        assert!(
+            reasons.contains(&format!("| `{}` |", reason.token())),
+            "{} is not in docs/reasons.md",
+            reason.token()
+        );
     }
-    let rows = reasons.lines().filter(|line| line.starts_with("| `")).count();
-    assert_eq!(rows, Reason::ALL.len(), "docs/reasons.md has a token that is none");
+    let rows = reasons
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .count();
+    assert_eq!(
+        rows,
+        Reason::ALL.len(),
+        "docs/reasons.md has a token that is none"
+    );
 
     let architecture = fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).unwrap();
     for (layer, allowed) in MATRIX {
-        let row = format!("| {layer} | {} |", if allowed.is_empty() { "-".to_owned() } else { allowed.join(", ") });
-        assert!(architecture.contains(&row), "ARCHITECTURE.md lacks the row {row}");
+        let row = format!(
+            "| {layer} | {} |",
+            if allowed.is_empty() {
+                "-".to_owned()
+            } else {
+                allowed.join(", ")
+            }
+        );
+        assert!(
+            architecture.contains(&row),
+            "ARCHITECTURE.md lacks the row {row}"
+        );
     }
 
-    let help = Command::new(env!("CARGO_BIN_EXE_outrigger")).arg("--help").output().unwrap();
+    let help = Command::new(env!("CARGO_BIN_EXE_outrigger"))
+        .arg("--help")
+        .output()
+        .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
-    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1).take_while(|line| line.starts_with("  "));
-    for command in commands.filter_map(|line| line.split_whitespace().next()).filter(|command| *command != "help") {
-        assert!(readme.contains(&format!("`outrigger {command}")), "README.md does not know `outrigger {command}`");
+    let commands = help
+        .lines()
+        .skip_while(|line| !line.starts_with("Commands:"))
+        .skip(1)
+        .take_while(|line| line.starts_with("  "));
+    for command in commands
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+    {
+        assert!(
+            readme.contains(&format!("`outrigger {command}")),
+            "README.md does not know `outrigger {command}`"
+        );
     }
 
     let reference = fs::read_to_string(Path::new(ROOT).join("docs/policy-reference.md")).unwrap();
     let schema = outrigger::policy::schema();
     for (definition, body) in schema["$defs"].as_object().unwrap() {
-        for property in body["properties"].as_object().into_iter().flatten().map(|(name, _)| name) {
-            assert!(reference.contains(&format!("`{property}`")), "docs/policy-reference.md does not know `{property}` of {definition}");
+        for property in body["properties"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name)
+        {
+            assert!(
+                reference.contains(&format!("`{property}`")),
+                "docs/policy-reference.md does not know `{property}` of {definition}"
+            );
         }
     }
 }

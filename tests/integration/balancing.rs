@@ -15,20 +15,34 @@ use crate::support::{
 
 /// How many of so many requests each backend saw.
 fn shares(sidecar: &Sidecar, backends: &[&Backend], requests: usize) -> Vec<usize> {
-    let before: Vec<usize> = backends.iter().map(|backend| backend.seen().len()).collect();
+    let before: Vec<usize> = backends
+        .iter()
+        .map(|backend| backend.seen().len())
+        .collect();
     let mut client = sidecar.client();
     for _ in 0..requests {
         client.get("/");
     }
-    backends.iter().zip(before).map(|(backend, before)| backend.seen().len() - before).collect()
+    backends
+        .iter()
+        .zip(before)
+        .map(|(backend, before)| backend.seen().len() - before)
+        .collect()
 }
 
 #[test]
 fn weights_are_kept_whatever_the_algorithm() {
     let (heavy, light) = (Backend::healthy(), Backend::healthy());
-    let weighted = [format!("{{address: \"{}\", weight: 4}}", heavy.address), format!("\"{}\"", light.address)];
+    let weighted = [
+        format!("{{address: \"{}\", weight: 4}}", heavy.address),
+        format!("\"{}\"", light.address),
+    ];
     for algorithm in ["LeastRequest", "RoundRobin", "Random"] {
-        let sidecar = Sidecar::start(&policy_with(&weighted, &format!("loadBalancer: {{type: {algorithm}}}"), ""));
+        let sidecar = Sidecar::start(&policy_with(
+            &weighted,
+            &format!("loadBalancer: {{type: {algorithm}}}"),
+            "",
+        ));
         let shares = shares(&sidecar, &[&heavy, &light], 400);
         if algorithm == "RoundRobin" {
             assert_eq!(shares, [320, 80]);
@@ -45,22 +59,39 @@ fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
     let hash = "loadBalancer: {type: ConsistentHash, consistentHash: {type: Cookie, cookie: {name: user}}}";
     let sidecar = Sidecar::start(&policy_with(&all, hash, ""));
     let owner = |user: usize| {
-        let before: Vec<usize> = backends.iter().map(|backend| backend.seen().len()).collect();
+        let before: Vec<usize> = backends
+            .iter()
+            .map(|backend| backend.seen().len())
+            .collect();
         for _ in 0..3 {
             let mut client = sidecar.client();
-            client.send(format!("GET / HTTP/1.1\r\nhost: a\r\ncookie: a=1; user={user}; b=2\r\n\r\n")).answer();
+            client
+                .send(format!(
+                    "GET / HTTP/1.1\r\nhost: a\r\ncookie: a=1; user={user}; b=2\r\n\r\n"
+                ))
+                .answer();
         }
-        let hits: Vec<usize> = backends.iter().zip(before).map(|(backend, before)| backend.seen().len() - before).collect();
+        let hits: Vec<usize> = backends
+            .iter()
+            .zip(before)
+            .map(|(backend, before)| backend.seen().len() - before)
+            .collect();
         assert!(hits.contains(&3), "all three went to one: {hits:?}");
         hits.iter().position(|hits| *hits == 3).unwrap()
     };
     // Ports are drawn anew for each run: of so few users as ten, all might fall to two of three.
     let owners: Vec<usize> = (0..60).map(owner).collect();
-    assert!((0..3).all(|backend| owners.contains(&backend)), "{owners:?}");
+    assert!(
+        (0..3).all(|backend| owners.contains(&backend)),
+        "{owners:?}"
+    );
     sidecar.reload(&policy_with(&all[..2], hash, ""));
     for (user, before) in owners.iter().enumerate() {
         let now = owner(user);
-        assert!(now == *before || *before == 2, "user {user} moved from {before} to {now}");
+        assert!(
+            now == *before || *before == 2,
+            "user {user} moved from {before} to {now}"
+        );
     }
 }
 
@@ -73,7 +104,11 @@ fn a_fast_refusal_does_not_attract_traffic() {
     };
     let good = [Backend::answering(slow), Backend::answering(slow)];
     let backends = [&refusing, &good[0], &good[1]];
-    let sidecar = Sidecar::start(&policy_with(&addresses(&backends), "loadBalancer: {type: PeakEwma}", ""));
+    let sidecar = Sidecar::start(&policy_with(
+        &addresses(&backends),
+        "loadBalancer: {type: PeakEwma}",
+        "",
+    ));
     let shares = shares(&sidecar, &backends, 150);
     assert!(shares[0] <= 4, "{shares:?}");
 }
@@ -83,7 +118,10 @@ fn a_priority_takes_over_when_the_one_before_is_gone() {
     let (sick, spare) = (Backend::switchable(), Backend::healthy());
     let (first, is_broken) = sick;
     is_broken.store(false, std::sync::atomic::Ordering::SeqCst);
-    let endpoints = [format!("\"{}\"", first.address), format!("{{address: \"{}\", priority: 1}}", spare.address)];
+    let endpoints = [
+        format!("\"{}\"", first.address),
+        format!("{{address: \"{}\", priority: 1}}", spare.address),
+    ];
     let check = "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, unhealthyThreshold: 1, healthyThreshold: 1, http: {path: /healthz}}}";
     let sidecar = Sidecar::start(&policy_with(&endpoints, check, ""));
     let served_by = || sidecar.get("/").text();
@@ -97,44 +135,94 @@ fn a_priority_takes_over_when_the_one_before_is_gone() {
 #[test]
 fn endpoints_in_this_zone_are_preferred() {
     let (here, there) = (Backend::healthy(), Backend::healthy());
-    let endpoints = [format!("{{address: \"{}\", zone: a}}", here.address), format!("{{address: \"{}\", zone: b}}", there.address)];
-    for (extra, expected) in [("panic", 0), ("loadBalancer: {zoneAware: {mode: Off}}", 20), ("loadBalancer: {zoneAware: {minEndpointsInZoneThreshold: 2}}", 20)] {
-        let extra = if extra == "panic" { "healthCheck: {panicThreshold: 50}" } else { extra };
+    let endpoints = [
+        format!("{{address: \"{}\", zone: a}}", here.address),
+        format!("{{address: \"{}\", zone: b}}", there.address),
+    ];
+    for (extra, expected) in [
+        ("panic", 0),
+        ("loadBalancer: {zoneAware: {mode: Off}}", 20),
+        (
+            "loadBalancer: {zoneAware: {minEndpointsInZoneThreshold: 2}}",
+            20,
+        ),
+    ] {
+        let extra = if extra == "panic" {
+            "healthCheck: {panicThreshold: 50}"
+        } else {
+            extra
+        };
         let directory = Directory::new();
         directory.write("policy.yaml", &policy_with(&endpoints, extra, ""));
-        let sidecar = Sidecar::start_in(directory, |settings| settings.zone = Some("a".to_owned())).unwrap();
+        let sidecar =
+            Sidecar::start_in(directory, |settings| settings.zone = Some("a".to_owned())).unwrap();
         let shares = shares(&sidecar, &[&here, &there], 100);
-        assert!(shares[1] >= expected && (expected > 0 || shares[1] == 0), "{extra}: {shares:?}");
+        assert!(
+            shares[1] >= expected && (expected > 0 || shares[1] == 0),
+            "{extra}: {shares:?}"
+        );
     }
 }
 
 #[test]
 fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    for (started, expected) in [(None, 5..=25), (Some(now() - 300), 60..=72), (Some(now() - 3_600), 95..=105), (Some(now() + 60), 5..=25)] {
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs()
+    };
+    for (started, expected) in [
+        (None, 5..=25),
+        (Some(now() - 300), 60..=72),
+        (Some(now() - 3_600), 95..=105),
+        (Some(now() + 60), 5..=25),
+    ] {
         let old = Backend::healthy();
         let new = Backend::answering(move |_| match started {
             None => ok("hello"),
-            Some(started) => format!("HTTP/1.1 200 OK\r\nx-outrigger-started-at: {started}\r\ncontent-length: 0\r\n\r\n"),
+            Some(started) => format!(
+                "HTTP/1.1 200 OK\r\nx-outrigger-started-at: {started}\r\ncontent-length: 0\r\n\r\n"
+            ),
         });
         let extra = "loadBalancer: {type: RoundRobin, slowStart: {window: 600s}}";
         let sidecar = Sidecar::start(&policy_with(&addresses(&[&old]), extra, ""));
         sidecar.get("/");
-        assert_eq!(sidecar.reload(&policy_with(&addresses(&[&old, &new]), extra, "")).status, 200);
+        assert_eq!(
+            sidecar
+                .reload(&policy_with(&addresses(&[&old, &new]), extra, ""))
+                .status,
+            200
+        );
         // It tells of its start with its first answer.
         eventually("it was asked", || shares(&sidecar, &[&new], 1) == [1]);
         // Half as warm is a third of all: 0.5 / 1.5.
         let shares = shares(&sidecar, &[&old, &new], 200);
-        assert!(expected.contains(&shares[1]), "started {started:?}: {shares:?}");
+        assert!(
+            expected.contains(&shares[1]),
+            "started {started:?}: {shares:?}"
+        );
     }
 }
 
 #[test]
 fn the_start_of_an_instance_is_told_to_its_callers() {
     let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy_with(&addresses(&[&backend]), "healthCheck: {panicThreshold: 50}", ""));
-    let started: f64 = sidecar.get("/").header("x-outrigger-started-at").unwrap().parse().unwrap();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let sidecar = Sidecar::start(&policy_with(
+        &addresses(&[&backend]),
+        "healthCheck: {panicThreshold: 50}",
+        "",
+    ));
+    let started: f64 = sidecar
+        .get("/")
+        .header("x-outrigger-started-at")
+        .unwrap()
+        .parse()
+        .unwrap();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64();
     assert!((now - 30.0..=now).contains(&started), "{started} at {now}");
 }
 
@@ -148,12 +236,18 @@ fn an_endpoint_may_be_a_socket_in_the_file_system() {
             std::thread::spawn(|| serve(stream.unwrap()));
         }
     });
-    let sidecar = Sidecar::start(&policy_with(&[format!("\"unix:{}\"", path.display())], "healthCheck: {active: {type: HTTP, interval: 20ms, http: {path: /}}}", ""));
+    let sidecar = Sidecar::start(&policy_with(
+        &[format!("\"unix:{}\"", path.display())],
+        "healthCheck: {active: {type: HTTP, interval: 20ms, http: {path: /}}}",
+        "",
+    ));
     let mut client = sidecar.client();
     for _ in 0..3 {
         assert_eq!(client.get("/").text(), "from a file");
     }
-    eventually("its check passes", || sidecar.json("/api/v1/backends")[0]["endpoints"][0]["health"] == "healthy");
+    eventually("its check passes", || {
+        sidecar.json("/api/v1/backends")[0]["endpoints"][0]["health"] == "healthy"
+    });
 }
 
 fn serve(mut stream: UnixStream) {
@@ -161,7 +255,10 @@ fn serve(mut stream: UnixStream) {
     while let Ok(count @ 1..) = stream.read(&mut chunk) {
         seen.extend_from_slice(&chunk[..count]);
         if seen.ends_with(b"\r\n\r\n") {
-            assert!(String::from_utf8_lossy(&seen).contains("host: "), "there is a host");
+            assert!(
+                String::from_utf8_lossy(&seen).contains("host: "),
+                "there is a host"
+            );
             stream.write_all(ok("from a file").as_bytes()).unwrap();
             seen.clear();
         }
@@ -172,7 +269,13 @@ fn serve(mut stream: UnixStream) {
 fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
     let is_ill = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let there = is_ill.clone();
-    let backend = Backend::answering(move |_| ok(if there.load(std::sync::atomic::Ordering::SeqCst) { "status: down" } else { "status: up" }));
+    let backend = Backend::answering(move |_| {
+        ok(if there.load(std::sync::atomic::Ordering::SeqCst) {
+            "status: down"
+        } else {
+            "status: up"
+        })
+    });
     // The interval alone would take longer than this test's patience.
     let check = "healthCheck: {active: {type: HTTP, interval: 1s, unhealthyInterval: 20ms, edgeInterval: 10ms, jitterPercent: 0, unhealthyThreshold: 100, http: {path: /, expectedBody: \"status: up\"}}}";
     let sidecar = Sidecar::start(&policy_with(&addresses(&[&backend]), check, ""));
@@ -180,9 +283,14 @@ fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
     eventually("it is healthy", || health()["health"] == "healthy");
     is_ill.store(true, std::sync::atomic::Ordering::SeqCst);
     eventually("it is unhealthy", || health()["health"] == "unhealthy");
-    assert_eq!(health()["last_check"], "the expected words are not in the body");
+    assert_eq!(
+        health()["last_check"],
+        "the expected words are not in the body"
+    );
     let before = backend.seen().len();
-    eventually("it is looked at often", || backend.seen().len() > before + 100);
+    eventually("it is looked at often", || {
+        backend.seen().len() > before + 100
+    });
     is_ill.store(false, std::sync::atomic::Ordering::SeqCst);
     eventually("it is healthy again", || health()["health"] == "healthy");
 }
@@ -190,7 +298,8 @@ fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
 #[test]
 fn the_last_endpoint_is_asked_even_if_it_is_ejected() {
     let (first, second) = (Backend::switchable(), Backend::healthy());
-    let out = "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}";
+    let out =
+        "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}";
     let sidecar = Sidecar::start(&policy_with(&addresses(&[&first.0, &second]), out, ""));
     let mut client = sidecar.client();
     eventually("it is ejected", || {
@@ -198,8 +307,17 @@ fn the_last_endpoint_is_asked_even_if_it_is_ejected() {
         sidecar.metric(r#"outrigger_backend_endpoints_ejected{backend="app"}"#) == 1.0
     });
     // The other leaves: the one that is ejected is the last.
-    assert_eq!(sidecar.reload(&policy_with(&addresses(&[&first.0]), out, "")).status, 200);
-    assert_eq!(client.get("/").text(), "broken", "it answers, however badly");
+    assert_eq!(
+        sidecar
+            .reload(&policy_with(&addresses(&[&first.0]), out, ""))
+            .status,
+        200
+    );
+    assert_eq!(
+        client.get("/").text(),
+        "broken",
+        "it answers, however badly"
+    );
     first.1.store(false, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(client.get("/").text(), "fine");
 }

@@ -4,13 +4,18 @@ use crate::support::{Backend, Client, Sidecar, backend::Gate, eventually, sideca
 
 /// Bytes that show where they belong.
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|index| u8::try_from((index * 31 + index / 251) % 251).unwrap()).collect()
+    (0..length)
+        .map(|index| u8::try_from((index * 31 + index / 251) % 251).unwrap())
+        .collect()
 }
 
 fn echo() -> Backend {
     Backend::start(|mut connection| {
         while let Some(request) = connection.request() {
-            connection.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", request.body.len()));
+            connection.send(format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+                request.body.len()
+            ));
             connection.send(&request.body);
         }
     })
@@ -21,9 +26,15 @@ fn bodies_of_all_sizes_arrive_as_they_were_sent() {
     let backend = echo();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
-    for length in [0, 1, 4_095, 4_096, 16_383, 16_385, 65_535, 65_536, 65_537, 1_000_000] {
+    for length in [
+        0, 1, 4_095, 4_096, 16_383, 16_385, 65_535, 65_536, 65_537, 1_000_000,
+    ] {
         let body = pattern(length);
-        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n")).send(&body);
+        client
+            .send(format!(
+                "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+            ))
+            .send(&body);
         let answer = client.answer();
         assert!(answer.body == body && answer.is_complete, "{length} bytes");
     }
@@ -38,11 +49,20 @@ fn chunked_bodies_arrive_as_they_were_sent() {
     let body = pattern(200_000);
     client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
     for chunk in body.chunks(7_777) {
-        client.send(format!("{:x}\r\n", chunk.len())).send(chunk).send("\r\n");
+        client
+            .send(format!("{:x}\r\n", chunk.len()))
+            .send(chunk)
+            .send("\r\n");
     }
     client.send("0\r\n\r\n");
     let answer = client.answer();
-    assert!(answer.body == body, "{} of {} bytes, {}", answer.body.len(), body.len(), answer.head);
+    assert!(
+        answer.body == body,
+        "{} of {} bytes, {}",
+        answer.body.len(),
+        body.len(),
+        answer.head
+    );
     assert_eq!(client.get("/").status, 200, "the connection goes on");
 }
 
@@ -63,7 +83,11 @@ fn a_streamed_answer_comes_piece_by_piece() {
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    assert_eq!(client.head().unwrap().0, 200, "the head does not wait for the body");
+    assert_eq!(
+        client.head().unwrap().0,
+        200,
+        "the head does not wait for the body"
+    );
     for expected in ["3\r\none\r\n", "3\r\ntwo\r\n", "5\r\nthree\r\n"] {
         gate.open();
         assert_eq!(client.raw(expected.len()), expected.as_bytes());
@@ -76,7 +100,10 @@ fn a_streamed_answer_comes_piece_by_piece() {
 fn both_directions_flow_at_once() {
     let backend = Backend::start(|mut connection| {
         let head = connection.head().unwrap();
-        assert!(head.to_ascii_lowercase().contains("content-length: 400000"), "{head}");
+        assert!(
+            head.to_ascii_lowercase().contains("content-length: 400000"),
+            "{head}"
+        );
         connection.send("HTTP/1.1 200 OK\r\ncontent-length: 400000\r\n\r\n");
         for _ in 0..40 {
             let piece = connection.exactly(10_000).unwrap();
@@ -86,7 +113,9 @@ fn both_directions_flow_at_once() {
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     let body = pattern(400_000);
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 400000\r\n\r\n").send(&body[..10_000]);
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 400000\r\n\r\n")
+        .send(&body[..10_000]);
     let (status, head) = client.head().unwrap();
     assert_eq!(status, 200);
     let mut echoed = client.raw(10_000);
@@ -106,7 +135,10 @@ fn an_answer_before_the_body_is_finished_gets_through() {
         // Neither reads nor closes.
         connection.wait_for_nothing();
     });
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace("address: \"127.0.0.1:0\"", "address: \"127.0.0.1:0\", limits: {maxBodyBytes: 100Mi}"));
+    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
+        "address: \"127.0.0.1:0\"",
+        "address: \"127.0.0.1:0\", limits: {maxBodyBytes: 100Mi}",
+    ));
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 50000000\r\n\r\n");
     let piece = pattern(100_000);
@@ -130,7 +162,10 @@ fn an_answer_that_breaks_off_is_broken_off_and_never_completed() {
         });
         let sidecar = Sidecar::start(&policy(&[backend.address], ""));
         let answer = sidecar.get("/");
-        assert!(answer.status == 200 && !answer.is_complete, "{head}: {answer:?}");
+        assert!(
+            answer.status == 200 && !answer.is_complete,
+            "{head}: {answer:?}"
+        );
         assert_eq!(sidecar.log(1)[0]["reason"], "upstream_reset");
     }
 }
@@ -142,7 +177,11 @@ fn a_client_that_leaves_frees_everything() {
         connection.wait_for_close();
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-    for leave in [|client: Client| drop(client), |client: Client| client.reset(), |mut client: Client| client.shutdown_write()] {
+    for leave in [
+        |client: Client| drop(client),
+        |client: Client| client.reset(),
+        |mut client: Client| client.shutdown_write(),
+    ] {
         let before = backend.seen().len();
         let mut client = sidecar.client();
         client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
@@ -152,7 +191,11 @@ fn a_client_that_leaves_frees_everything() {
         eventually("nothing is in flight", || sidecar.in_flight() == 0);
     }
     let log = sidecar.log(3);
-    assert!(log.iter().all(|line| line["reason"] == "client_closed" && line["status"] == 0), "{log:?}");
+    assert!(
+        log.iter()
+            .all(|line| line["reason"] == "client_closed" && line["status"] == 0),
+        "{log:?}"
+    );
     assert_eq!(sidecar.json("/api/v1/backends")[0]["connections"], 0);
 }
 
@@ -174,17 +217,37 @@ fn a_client_that_leaves_in_the_middle_of_its_body_frees_everything() {
 #[test]
 fn a_body_over_the_bound_is_refused_before_or_while_it_comes() {
     let backend = echo();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace("address: \"127.0.0.1:0\"", "address: \"127.0.0.1:0\", limits: {maxBodyBytes: 1Ki}"));
-    let exact = sidecar.client().send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1024\r\n\r\n").send(pattern(1024)).answer();
+    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
+        "address: \"127.0.0.1:0\"",
+        "address: \"127.0.0.1:0\", limits: {maxBodyBytes: 1Ki}",
+    ));
+    let exact = sidecar
+        .client()
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1024\r\n\r\n")
+        .send(pattern(1024))
+        .answer();
     assert_eq!(exact.status, 200);
-    let announced = sidecar.client().send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1025\r\n\r\n").answer();
-    assert_eq!((announced.status, announced.reason()), (413, "body_too_large"));
+    let announced = sidecar
+        .client()
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1025\r\n\r\n")
+        .answer();
+    assert_eq!(
+        (announced.status, announced.reason()),
+        (413, "body_too_large")
+    );
     let mut client = sidecar.client();
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n400\r\n").send(pattern(1024)).send("\r\n1\r\nx\r\n");
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n400\r\n")
+        .send(pattern(1024))
+        .send("\r\n1\r\nx\r\n");
     let counted = client.answer();
     assert_eq!((counted.status, counted.reason()), (413, "body_too_large"));
     assert!(client.is_closed());
-    assert_eq!(backend.seen().len(), 1, "neither reached the app as a whole");
+    assert_eq!(
+        backend.seen().len(),
+        1,
+        "neither reached the app as a whole"
+    );
 }
 
 #[test]
@@ -192,7 +255,10 @@ fn a_slow_reader_holds_no_more_than_a_piece() {
     let backend = Backend::start(|mut connection| {
         connection.request();
         let body = vec![b'x'; 1 << 20];
-        connection.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 64 << 20));
+        connection.send(format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+            64 << 20
+        ));
         for _ in 0..64 {
             if !connection.send(&body) {
                 return;
@@ -218,6 +284,8 @@ fn an_answer_that_begins_while_the_request_is_still_queued_does_not_stop_it() {
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8000000\r\n\r\n").send(pattern(8_000_000));
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8000000\r\n\r\n")
+        .send(pattern(8_000_000));
     assert_eq!(client.answer().text(), "ok");
 }

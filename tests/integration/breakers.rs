@@ -22,20 +22,36 @@ fn a_breaker_opens_refuses_probes_and_closes() {
         assert_eq!(sidecar.get("/").text(), "broken");
     }
     let refusal = sidecar.get("/");
-    assert_eq!((refusal.status, refusal.reason()), (503, "breaker_open:app"));
+    assert_eq!(
+        (refusal.status, refusal.reason()),
+        (503, "breaker_open:app")
+    );
     let wait: u64 = refusal.header("retry-after").unwrap().parse().unwrap();
-    assert!((8..=12).contains(&wait), "ten seconds, jittered by a fifth: {wait}");
-    assert!(refusal.header("proxy-status").unwrap().contains("error=destination_unavailable"));
+    assert!(
+        (8..=12).contains(&wait),
+        "ten seconds, jittered by a fifth: {wait}"
+    );
+    assert!(
+        refusal
+            .header("proxy-status")
+            .unwrap()
+            .contains("error=destination_unavailable")
+    );
     assert_eq!(backend.seen().len(), 3, "a refusal does not reach the app");
     assert_eq!(sidecar.breaker("app")["state"], "open");
-    assert_eq!(sidecar.metric(r#"outrigger_breaker_state{breaker="app",state="open"}"#), 1.0);
+    assert_eq!(
+        sidecar.metric(r#"outrigger_breaker_state{breaker="app",state="open"}"#),
+        1.0
+    );
 }
 
 #[test]
 fn a_healed_app_is_found_out_by_itself() {
     let (backend, is_broken) = Backend::switchable();
     let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER));
-    eventually("it opens", || sidecar.get("/").reason() == "breaker_open:app");
+    eventually("it opens", || {
+        sidecar.get("/").reason() == "breaker_open:app"
+    });
     is_broken.store(false, Ordering::SeqCst);
     eventually("it closes", || {
         sidecar.get("/");
@@ -43,8 +59,15 @@ fn a_healed_app_is_found_out_by_itself() {
     });
     assert_eq!(sidecar.get("/").text(), "fine");
     let told = sidecar.events();
-    for change in ["closed -> open by ConsecutiveFailures", "open -> half_open by OpenTimeElapsed", "half_open -> closed by ProbesPassed"] {
-        assert!(told.iter().any(|event| event.contains(change)), "{change} in {told:?}");
+    for change in [
+        "closed -> open by ConsecutiveFailures",
+        "open -> half_open by OpenTimeElapsed",
+        "half_open -> closed by ProbesPassed",
+    ] {
+        assert!(
+            told.iter().any(|event| event.contains(change)),
+            "{change} in {told:?}"
+        );
     }
 }
 
@@ -60,8 +83,13 @@ fn a_client_that_leaves_in_half_open_gives_its_permit_back() {
             connection.send(answer(500, "broken"));
         }
     });
-    let sidecar =
-        Sidecar::start(&policy(&[backend.address], &BREAKER.replace("waitDurationInOpenState: 50ms", "waitDurationInOpenState: 50ms, maxWaitDurationInHalfOpenState: 1h")));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &BREAKER.replace(
+            "waitDurationInOpenState: 50ms",
+            "waitDurationInOpenState: 50ms, maxWaitDurationInHalfOpenState: 1h",
+        ),
+    ));
     for _ in 0..3 {
         sidecar.get("/");
     }
@@ -81,7 +109,11 @@ fn a_client_that_leaves_in_half_open_gives_its_permit_back() {
             }
             false
         });
-        assert_eq!(sidecar.breaker("app")["state"], "half_open", "round {round}");
+        assert_eq!(
+            sidecar.breaker("app")["state"],
+            "half_open",
+            "round {round}"
+        );
         drop(client);
         eventually("nothing is in flight", || sidecar.in_flight() == 0);
     }
@@ -101,35 +133,61 @@ fn a_slow_app_trips_it_without_a_single_failure() {
         assert_eq!(sidecar.get("/").status, 200);
     }
     assert_eq!(sidecar.get("/").reason(), "breaker_open:app");
-    assert!(sidecar.events().iter().any(|event| event.contains("SlowCallRate")));
+    assert!(
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("SlowCallRate"))
+    );
 }
 
 #[test]
 fn a_429_counts_for_the_rate_and_not_for_the_run() {
     let backend = Backend::answering(|_| answer(429, "later"));
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {circuitBreaker: {consecutiveFailures: 2, minimumNumberOfCalls: 6, waitDurationInOpenState: 1m}}\n"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        "  defaults: {circuitBreaker: {consecutiveFailures: 2, minimumNumberOfCalls: 6, waitDurationInOpenState: 1m}}\n",
+    ));
     for _ in 0..6 {
         assert_eq!(sidecar.get("/").status, 429);
     }
     assert_eq!(sidecar.get("/").reason(), "breaker_open:app");
-    assert!(sidecar.events().iter().any(|event| event.contains("by FailureRate")));
+    assert!(
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("by FailureRate"))
+    );
 }
 
 #[test]
 fn in_shadow_mode_it_opens_counts_and_refuses_nobody() {
     let (backend, _broken) = Backend::switchable();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &BREAKER.replace("{consecutive", "{mode: Shadow, consecutive").replace("50ms", "1m")));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &BREAKER
+            .replace("{consecutive", "{mode: Shadow, consecutive")
+            .replace("50ms", "1m"),
+    ));
     for _ in 0..10 {
         assert_eq!(sidecar.get("/").text(), "broken");
     }
     assert_eq!(sidecar.breaker("app")["state"], "open");
-    assert_eq!(sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="breaker_open"}"#), 7.0);
+    assert_eq!(
+        sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="breaker_open"}"#),
+        7.0
+    );
 }
 
 #[test]
 fn with_the_scope_endpoint_the_bad_one_is_left_out_and_nobody_is_refused() {
-    let (bad, good) = (Backend::answering(|_| answer(500, "bad")), Backend::healthy());
-    let scope = BREAKER.replace("{consecutive", "{scope: Endpoint, consecutive").replace("50ms", "1m");
+    let (bad, good) = (
+        Backend::answering(|_| answer(500, "bad")),
+        Backend::healthy(),
+    );
+    let scope = BREAKER
+        .replace("{consecutive", "{scope: Endpoint, consecutive")
+        .replace("50ms", "1m");
     let sidecar = Sidecar::start(&policy(&[bad.address, good.address], &scope));
     let mut client = sidecar.client();
     eventually("the bad one has failed three times", || {
@@ -140,19 +198,41 @@ fn with_the_scope_endpoint_the_bad_one_is_left_out_and_nobody_is_refused() {
         assert_eq!(client.get("/").status, 200);
     }
     assert_eq!(bad.seen().len(), 3);
-    assert_eq!(sidecar.breaker(&format!("app/{}", bad.address))["state"], "open");
+    assert_eq!(
+        sidecar.breaker(&format!("app/{}", bad.address))["state"],
+        "open"
+    );
 
     drop(good);
-    let (bad, other) = (Backend::answering(|_| answer(500, "bad")), Backend::answering(|_| answer(500, "bad")));
+    let (bad, other) = (
+        Backend::answering(|_| answer(500, "bad")),
+        Backend::answering(|_| answer(500, "bad")),
+    );
     let sidecar = Sidecar::start(&policy(&[bad.address, other.address], &scope));
-    eventually("all are open", || sidecar.get("/").reason() == "breaker_open:app");
+    eventually("all are open", || {
+        sidecar.get("/").reason() == "breaker_open:app"
+    });
 }
 
 #[test]
 fn with_the_scope_route_one_route_does_not_stop_another() {
-    let backend = Backend::answering(|request| if request.line().contains("/bad") { answer(500, "bad") } else { ok("good") });
+    let backend = Backend::answering(|request| {
+        if request.line().contains("/bad") {
+            answer(500, "bad")
+        } else {
+            ok("good")
+        }
+    });
     let routes = "    - {name: bad, listeners: [inbound], matches: [{path: {value: /bad}}], backendRefs: [{name: app}]}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &format!("{routes}{}", BREAKER.replace("{consecutive", "{scope: Route, consecutive").replace("50ms", "1m"))));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &format!(
+            "{routes}{}",
+            BREAKER
+                .replace("{consecutive", "{scope: Route, consecutive")
+                .replace("50ms", "1m")
+        ),
+    ));
     for _ in 0..3 {
         sidecar.get("/bad");
     }
@@ -165,10 +245,21 @@ fn by_hand_a_breaker_is_forced_open_disabled_and_reset() {
     let (backend, is_broken) = Backend::switchable();
     is_broken.store(false, Ordering::SeqCst);
     let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER));
-    assert_eq!(sidecar.admin("POST", "/api/v1/breakers/app/force-open").status, 200);
+    assert_eq!(
+        sidecar
+            .admin("POST", "/api/v1/breakers/app/force-open")
+            .status,
+        200
+    );
     let refusal = sidecar.get("/");
-    assert_eq!((refusal.reason(), refusal.header("retry-after")), ("breaker_open:app", Some("1")));
-    assert_eq!(sidecar.admin("POST", "/api/v1/breakers/app/auto").status, 200);
+    assert_eq!(
+        (refusal.reason(), refusal.header("retry-after")),
+        ("breaker_open:app", Some("1"))
+    );
+    assert_eq!(
+        sidecar.admin("POST", "/api/v1/breakers/app/auto").status,
+        200
+    );
     assert_eq!(sidecar.get("/").status, 200);
     is_broken.store(true, Ordering::SeqCst);
     sidecar.admin("POST", "/api/v1/breakers/app/disable");
@@ -177,21 +268,40 @@ fn by_hand_a_breaker_is_forced_open_disabled_and_reset() {
     }
     sidecar.admin("POST", "/api/v1/breakers/app/reset");
     assert_eq!(sidecar.breaker("app")["state"], "closed");
-    assert_eq!(sidecar.admin("POST", "/api/v1/breakers/none/reset").status, 404);
-    assert_eq!(sidecar.admin("POST", "/api/v1/breakers/app/explode").status, 404);
-    assert!(sidecar.events().iter().any(|event| event.contains("breaker app/force-open by 127.0.0.1")), "an audit event");
+    assert_eq!(
+        sidecar.admin("POST", "/api/v1/breakers/none/reset").status,
+        404
+    );
+    assert_eq!(
+        sidecar.admin("POST", "/api/v1/breakers/app/explode").status,
+        404
+    );
+    assert!(
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("breaker app/force-open by 127.0.0.1")),
+        "an audit event"
+    );
 }
 
 #[test]
 fn no_connection_and_no_answer_are_failures_too() {
     let sidecar = Sidecar::start(&policy(&[Backend::nowhere()], BREAKER));
-    eventually("it opens", || sidecar.get("/").reason() == "breaker_open:app");
+    eventually("it opens", || {
+        sidecar.get("/").reason() == "breaker_open:app"
+    });
     let silent = Backend::start(|mut connection| {
         connection.request();
         connection.wait_for_close();
     });
-    let sidecar = Sidecar::start(&policy(&[silent.address], &BREAKER.replace("{circuit", "{timeouts: {backendRequest: 20ms}, circuit")));
-    eventually("it opens", || sidecar.get("/").reason() == "breaker_open:app");
+    let sidecar = Sidecar::start(&policy(
+        &[silent.address],
+        &BREAKER.replace("{circuit", "{timeouts: {backendRequest: 20ms}, circuit"),
+    ));
+    eventually("it opens", || {
+        sidecar.get("/").reason() == "breaker_open:app"
+    });
 }
 
 /// How long a client takes to send its request is not the app's slowness.

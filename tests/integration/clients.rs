@@ -12,19 +12,30 @@ use crate::support::{Backend, Sidecar, backend::ok, certificates::Authority, sid
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn home() -> PathBuf {
-    std::env::var_os("OUTRIGGER_CLIENTS").map_or_else(|| Path::new(ROOT).join("target/clients"), PathBuf::from)
+    std::env::var_os("OUTRIGGER_CLIENTS")
+        .map_or_else(|| Path::new(ROOT).join("target/clients"), PathBuf::from)
 }
 
 /// The program, if it is there; else says loudly that a test is skipped, and why.
 fn program(name: &str, path: &Path) -> Option<PathBuf> {
-    let is_there = if path.is_absolute() { path.exists() } else { Command::new(path).arg("--version").output().is_ok() };
+    let is_there = if path.is_absolute() {
+        path.exists()
+    } else {
+        Command::new(path).arg("--version").output().is_ok()
+    };
     if is_there {
         return Some(path.to_owned());
     }
     let missing = std::fs::read_to_string(home().join("missing")).unwrap_or_default();
-    let why = missing.lines().find(|line| line.starts_with(name)).map_or("run scripts/clients first".to_owned(), str::to_owned);
+    let why = missing
+        .lines()
+        .find(|line| line.starts_with(name))
+        .map_or("run scripts/clients first".to_owned(), str::to_owned);
     // Written past the capture of the test runner.
-    _ = writeln!(std::io::stderr(), "SKIPPED: a real client is missing: {name}: {why}");
+    _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED: a real client is missing: {name}: {why}"
+    );
     None
 }
 
@@ -33,7 +44,11 @@ fn python() -> Option<PathBuf> {
 }
 
 fn node() -> Option<PathBuf> {
-    if home().join("node/node_modules/ws").exists() { program("node", Path::new("node")) } else { program("node", &home().join("node/node_modules/ws")) }
+    if home().join("node/node_modules/ws").exists() {
+        program("node", Path::new("node"))
+    } else {
+        program("node", &home().join("node/node_modules/ws"))
+    }
 }
 
 fn script(name: &str) -> PathBuf {
@@ -52,9 +67,16 @@ struct Server(Child, String);
 
 impl Server {
     fn start(program: &Path, name: &str) -> Self {
-        let mut child = Command::new(program).arg(script(name)).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(program)
+            .arg(script(name))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut port = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut port)
+            .unwrap();
         Self(child, format!("127.0.0.1:{}", port.trim()))
     }
 }
@@ -68,9 +90,19 @@ impl Drop for Server {
 
 #[track_caller]
 fn run(program: &Path, name: &str, arguments: &[&str]) {
-    let done = Command::new(program).arg(script(name)).args(arguments).output().unwrap();
-    let (said, complained) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success() && said.trim_end().ends_with("fine"), "{name}: {said}\n{complained}");
+    let done = Command::new(program)
+        .arg(script(name))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let (said, complained) = (
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr),
+    );
+    assert!(
+        done.status.success() && said.trim_end().ends_with("fine"),
+        "{name}: {said}\n{complained}"
+    );
 }
 
 /// A sidecar with a plain and a TLS listener before an app that says what it was asked.
@@ -85,24 +117,54 @@ struct Served {
 fn served() -> Served {
     let backend = Backend::answering(|request| {
         let line = request.line().rsplit_once(' ').unwrap().0.to_owned();
-        let body = if line.starts_with("HEAD") { String::new() } else { format!("{line} {}", String::from_utf8_lossy(&request.body)) };
-        if line.starts_with("HEAD") { "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n".to_owned() } else { ok(&body) }
+        let body = if line.starts_with("HEAD") {
+            String::new()
+        } else {
+            format!("{line} {}", String::from_utf8_lossy(&request.body))
+        };
+        if line.starts_with("HEAD") {
+            "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n".to_owned()
+        } else {
+            ok(&body)
+        }
     });
     let authority = Authority::new();
     authority.write("server", &authority.issue(&["shop.test"]));
     let (cert, key) = (authority.path("server.crt"), authority.path("server.key"));
-    let secure =
-        format!("    - {{name: secure, direction: Inbound, address: \"127.0.0.1:0\", tls: {{certFile: \"{}\", keyFile: \"{}\"}}}}\n  backends", cert.display(), key.display());
-    let text = policy(&[backend.address], "").replace("  backends", &secure).replace("listeners: [inbound]", "listeners: [inbound, secure]");
+    let secure = format!(
+        "    - {{name: secure, direction: Inbound, address: \"127.0.0.1:0\", tls: {{certFile: \"{}\", keyFile: \"{}\"}}}}\n  backends",
+        cert.display(),
+        key.display()
+    );
+    let text = policy(&[backend.address], "")
+        .replace("  backends", &secure)
+        .replace("listeners: [inbound]", "listeners: [inbound, secure]");
     let sidecar = Sidecar::start(&text);
-    Served { plain: sidecar.address("inbound").to_string(), secure: sidecar.address("secure").to_string(), authority, _sidecar: sidecar, _backend: backend }
+    Served {
+        plain: sidecar.address("inbound").to_string(),
+        secure: sidecar.address("secure").to_string(),
+        authority,
+        _sidecar: sidecar,
+        _backend: backend,
+    }
 }
 
 #[test]
 fn curl_speaks_every_version_of_http() {
-    let Some(_) = program("curl", Path::new("curl")) else { return };
+    let Some(_) = program("curl", Path::new("curl")) else {
+        return;
+    };
     let served = served();
-    run(Path::new("sh"), "curl_client.sh", &[&served.plain, &served.secure, &served.authority.path("ca.crt").display().to_string(), "shop.test"]);
+    run(
+        Path::new("sh"),
+        "curl_client.sh",
+        &[
+            &served.plain,
+            &served.secure,
+            &served.authority.path("ca.crt").display().to_string(),
+            "shop.test",
+        ],
+    );
 }
 
 #[test]
@@ -110,10 +172,27 @@ fn httpx_speaks_http1_and_http2_with_and_without_tls() {
     let Some(python) = python() else { return };
     let served = served();
     // httpx resolves names by the system; the certificate is for this one.
-    served.authority.write("server", &served.authority.issue(&["localhost"]));
+    served
+        .authority
+        .write("server", &served.authority.issue(&["localhost"]));
     let name = "localhost";
-    crate::support::eventually("the new certificate is in force", || served._sidecar.events().iter().any(|event| event.contains("has new certificates")));
-    run(&python, "httpx_client.py", &[&served.plain, &served.secure, &served.authority.path("ca.crt").display().to_string(), name]);
+    crate::support::eventually("the new certificate is in force", || {
+        served
+            ._sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("has new certificates"))
+    });
+    run(
+        &python,
+        "httpx_client.py",
+        &[
+            &served.plain,
+            &served.secure,
+            &served.authority.path("ca.crt").display().to_string(),
+            name,
+        ],
+    );
 }
 
 #[test]
@@ -123,13 +202,30 @@ fn undici_speaks_http1_http2_and_websocket() {
     let server = Server::start(&node, "ws_server.mjs");
     let before = Sidecar::start(&policy(&[server.1.parse().unwrap()], ""));
     let socket = before.address("inbound").to_string();
-    run(&node, "undici_client.mjs", &[&served.plain, &served.secure, &served.authority.path("ca.crt").display().to_string(), "shop.test", &socket]);
+    run(
+        &node,
+        "undici_client.mjs",
+        &[
+            &served.plain,
+            &served.secure,
+            &served.authority.path("ca.crt").display().to_string(),
+            "shop.test",
+            &socket,
+        ],
+    );
 }
 
 #[test]
 fn grpcio_calls_grpcio() {
     let Some(python) = python() else { return };
     let server = Server::start(&python, "grpc_server.py");
-    let sidecar = Sidecar::start(&policy(&[server.1.parse().unwrap()], "").replace("]}\n  routes", "], protocol: GRPC}\n  routes"));
-    run(&python, "grpc_client.py", &[&sidecar.address("inbound").to_string()]);
+    let sidecar = Sidecar::start(
+        &policy(&[server.1.parse().unwrap()], "")
+            .replace("]}\n  routes", "], protocol: GRPC}\n  routes"),
+    );
+    run(
+        &python,
+        "grpc_client.py",
+        &[&sidecar.address("inbound").to_string()],
+    );
 }

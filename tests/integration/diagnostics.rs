@@ -10,11 +10,20 @@ use outrigger::policy::{
 use crate::support::sidecar::policy;
 
 fn data() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/policies/invalid"))
+    PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/policies/invalid"
+    ))
 }
 
 fn diagnose(files: &[(&str, &str)]) -> String {
-    let files = files.iter().map(|(name, text)| File { name: (*name).into(), text: (*text).to_owned() }).collect();
+    let files = files
+        .iter()
+        .map(|(name, text)| File {
+            name: (*name).into(),
+            text: (*text).to_owned(),
+        })
+        .collect();
     match policy::load_source(&Source::from_files(files), &HashMap::new()) {
         Ok(loaded) => loaded.warnings.to_human(),
         Err(faults) => faults.to_human(),
@@ -24,7 +33,11 @@ fn diagnose(files: &[(&str, &str)]) -> String {
 /// The expected texts stand beside the files, as `outrigger check` shows them.
 #[test]
 fn each_invalid_file_is_diagnosed_as_it_is_written_down() {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(data()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(data())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .collect();
     files.sort();
     assert!(files.len() >= 12);
     for path in files {
@@ -38,8 +51,19 @@ fn each_invalid_file_is_diagnosed_as_it_is_written_down() {
 #[test]
 fn all_faults_of_all_files_are_reported_at_once() {
     let good = policy(&["127.0.0.1:1".parse().unwrap()], "");
-    let told = diagnose(&[("a.yaml", "nonsense: 1\n"), ("b.yaml", &good), ("c.yaml", "more: [\n"), ("d.yaml", "kind: Other\n")]);
-    for words in ["a.yaml:1:1", "unknown key `nonsense`", "c.yaml:", "not YAML", "d.yaml:1:7"] {
+    let told = diagnose(&[
+        ("a.yaml", "nonsense: 1\n"),
+        ("b.yaml", &good),
+        ("c.yaml", "more: [\n"),
+        ("d.yaml", "kind: Other\n"),
+    ]);
+    for words in [
+        "a.yaml:1:1",
+        "unknown key `nonsense`",
+        "c.yaml:",
+        "not YAML",
+        "d.yaml:1:7",
+    ] {
         assert!(told.contains(words), "{words} in {told}");
     }
     assert!(!told.contains("b.yaml"), "{told}");
@@ -49,8 +73,20 @@ fn all_faults_of_all_files_are_reported_at_once() {
 #[test]
 fn a_place_is_shown_with_its_line_however_lines_end() {
     for end in ["\n", "\r\n", "\r"] {
-        let told = diagnose(&[("a.yaml", &["# of this system", "apiVersion: outrigger.dev/v1alpha1", "kind: Other", ""].join(end))]);
-        assert!(told.contains("a.yaml:3:7") && told.contains("3 | kind: Other\n"), "{end:?}: {told}");
+        let told = diagnose(&[(
+            "a.yaml",
+            &[
+                "# of this system",
+                "apiVersion: outrigger.dev/v1alpha1",
+                "kind: Other",
+                "",
+            ]
+            .join(end),
+        )]);
+        assert!(
+            told.contains("a.yaml:3:7") && told.contains("3 | kind: Other\n"),
+            "{end:?}: {told}"
+        );
     }
 }
 
@@ -58,13 +94,22 @@ fn a_place_is_shown_with_its_line_however_lines_end() {
 fn a_name_given_twice_is_refused_with_both_places() {
     let text = policy(&["127.0.0.1:1".parse().unwrap()], "");
     let told = diagnose(&[("a.yaml", &text), ("b.yaml", &text)]);
-    assert!(told.contains("b.yaml:8:14") && told.contains("the other is at a.yaml:8"), "{told}");
+    assert!(
+        told.contains("b.yaml:8:14") && told.contains("the other is at a.yaml:8"),
+        "{told}"
+    );
 }
 
 #[test]
 fn a_set_without_anything_is_refused() {
     assert!(diagnose(&[("a.yaml", "")]).contains("there is no policy in it"));
-    assert!(diagnose(&[("a.yaml", "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: a}\n")]).contains("no listener"));
+    assert!(
+        diagnose(&[(
+            "a.yaml",
+            "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: a}\n"
+        )])
+        .contains("no listener")
+    );
 }
 
 #[test]
@@ -73,20 +118,37 @@ fn what_the_environment_gives_is_used_and_never_shown() {
         &["127.0.0.1:1".parse().unwrap()],
         "  recovery:\n    - name: r\n      trigger: {type: CircuitOpenFor, backend: app, duration: 1m}\n      ladder:\n        - action:\n            type: Webhook\n            url: ${HOOK}\n",
     );
-    let source = Source::from_files(vec![File { name: "a.yaml".into(), text }]);
+    let source = Source::from_files(vec![File {
+        name: "a.yaml".into(),
+        text,
+    }]);
     let environment = HashMap::from([("HOOK".to_owned(), "https://hooks/secret".to_owned())]);
-    let faults = policy::load_source(&source, &environment).unwrap_err().to_human();
-    assert!(faults.contains("`${HOOK}` is not an address that can be called") && !faults.contains("secret"), "{faults}");
+    let faults = policy::load_source(&source, &environment)
+        .unwrap_err()
+        .to_human();
+    assert!(
+        faults.contains("`${HOOK}` is not an address that can be called")
+            && !faults.contains("secret"),
+        "{faults}"
+    );
 }
 
 #[test]
 fn the_schema_accepts_what_the_loader_accepts() {
     let validator = jsonschema::validator_for(&policy::schema()).unwrap();
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/policies/examples")).unwrap() {
+    for entry in
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/policies/examples")).unwrap()
+    {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        let value: serde_json::Value = serde_saphyr::from_str(&text.replace("${OPS_WEBHOOK:-http://127.0.0.1:9009/hook}", "http://a/")).unwrap();
-        let faults: Vec<String> = validator.iter_errors(&value).map(|fault| fault.to_string()).collect();
+        let value: serde_json::Value = serde_saphyr::from_str(
+            &text.replace("${OPS_WEBHOOK:-http://127.0.0.1:9009/hook}", "http://a/"),
+        )
+        .unwrap();
+        let faults: Vec<String> = validator
+            .iter_errors(&value)
+            .map(|fault| fault.to_string())
+            .collect();
         assert!(faults.is_empty(), "{}: {faults:?}", path.display());
     }
     let wrong: serde_json::Value = serde_json::json!({"apiVersion": "outrigger.dev/v1alpha1", "kind": "ResiliencePolicy", "metadata": {"name": "a"}, "spec": {"rowts": []}});

@@ -5,28 +5,102 @@ use crate::support::{Backend, Sidecar, sidecar::policy};
 #[test]
 fn ambiguous_requests_are_refused_and_do_not_reach_the_app() {
     let backend = Backend::healthy();
-    let text = policy(&[backend.address], "").replace("address: \"127.0.0.1:0\"", "address: \"127.0.0.1:0\", limits: {maxHeaderBytes: 8Ki}");
+    let text = policy(&[backend.address], "").replace(
+        "address: \"127.0.0.1:0\"",
+        "address: \"127.0.0.1:0\", limits: {maxHeaderBytes: 8Ki}",
+    );
     let sidecar = Sidecar::start(&text);
-    let long = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(20_000));
+    let long = format!(
+        "GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n",
+        "y".repeat(20_000)
+    );
     let table = [
-        ("both lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nhost: a\r\n\r\n", 400),
-        ("two lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nabcde", 400),
-        ("a length that is none", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +4\r\n\r\nabcd", 400),
-        ("a negative length", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", 400),
-        ("a coding that is not chunked last", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n", 400),
-        ("two codings", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity, chunked\r\n\r\n0\r\n\r\n", 400),
-        ("a coding in two lines", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        ("the same length twice", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4, 4\r\n\r\nabcd", 400),
-        ("chunks over HTTP/1.0", "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        ("two hosts", "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
+        (
+            "both lengths",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nhost: a\r\n\r\n",
+            400,
+        ),
+        (
+            "two lengths",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nabcde",
+            400,
+        ),
+        (
+            "a length that is none",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +4\r\n\r\nabcd",
+            400,
+        ),
+        (
+            "a negative length",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+            400,
+        ),
+        (
+            "a coding that is not chunked last",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
+            400,
+        ),
+        (
+            "two codings",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity, chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "a coding in two lines",
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "the same length twice",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4, 4\r\n\r\nabcd",
+            400,
+        ),
+        (
+            "chunks over HTTP/1.0",
+            "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "two hosts",
+            "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+            400,
+        ),
         ("no host", "GET / HTTP/1.1\r\n\r\n", 400),
-        ("a host that differs from the target", "GET http://a/ HTTP/1.1\r\nhost: b\r\n\r\n", 400),
-        ("userinfo", "GET http://u:p@a/ HTTP/1.1\r\nhost: a\r\n\r\n", 400),
-        ("a space before the colon", "GET / HTTP/1.1\r\nhost : a\r\n\r\n", 400),
-        ("a folded line", "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n 2\r\n\r\n", 400),
-        ("a bare CR in a value", "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r2\r\n\r\n", 400),
-        ("no HTTP at all", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n", 400),
-        ("CONNECT", "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n", 405),
+        (
+            "a host that differs from the target",
+            "GET http://a/ HTTP/1.1\r\nhost: b\r\n\r\n",
+            400,
+        ),
+        (
+            "userinfo",
+            "GET http://u:p@a/ HTTP/1.1\r\nhost: a\r\n\r\n",
+            400,
+        ),
+        (
+            "a space before the colon",
+            "GET / HTTP/1.1\r\nhost : a\r\n\r\n",
+            400,
+        ),
+        (
+            "a folded line",
+            "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n 2\r\n\r\n",
+            400,
+        ),
+        (
+            "a bare CR in a value",
+            "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r2\r\n\r\n",
+            400,
+        ),
+        (
+            "no HTTP at all",
+            "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+            400,
+        ),
+        (
+            "CONNECT",
+            "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n",
+            405,
+        ),
         ("a head that is too long", &long, 431),
     ];
     for (what, bytes, status) in table {
@@ -45,7 +119,9 @@ fn a_bad_chunk_size_ends_the_request_and_the_connection() {
     let backend = Backend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n");
+    client.send(
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n",
+    );
     let answer = client.answer();
     assert_eq!((answer.status, answer.reason()), (400, "bad_request"));
     assert!(client.is_closed());
@@ -54,7 +130,10 @@ fn a_bad_chunk_size_ends_the_request_and_the_connection() {
 
 #[test]
 fn an_answer_that_is_not_http_is_a_502() {
-    for nonsense in ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc"] {
+    for nonsense in [
+        "SSH-2.0-OpenSSH\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc",
+    ] {
         let backend = Backend::start(move |mut connection| {
             connection.request();
             connection.send(nonsense);
@@ -62,6 +141,13 @@ fn an_answer_that_is_not_http_is_a_502() {
         });
         let sidecar = Sidecar::start(&policy(&[backend.address], ""));
         let answer = sidecar.get("/");
-        assert_eq!((answer.status, answer.reason()), (502, format!("upstream_protocol_error:{}", backend.address).as_str()), "{nonsense:?}");
+        assert_eq!(
+            (answer.status, answer.reason()),
+            (
+                502,
+                format!("upstream_protocol_error:{}", backend.address).as_str()
+            ),
+            "{nonsense:?}"
+        );
     }
 }

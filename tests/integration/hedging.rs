@@ -17,7 +17,9 @@ use crate::support::{
 
 /// Never hedges but by its delay, and has a budget for all of it.
 fn hedged(delay: &str) -> String {
-    format!("  defaults: {{hedging: {{maxAttempts: 2, hedgingDelay: {delay}}}, retryConstraint: {{minRetryRate: {{count: 1000}}}}}}\n")
+    format!(
+        "  defaults: {{hedging: {{maxAttempts: 2, hedgingDelay: {delay}}}, retryConstraint: {{minRetryRate: {{count: 1000}}}}}}\n"
+    )
 }
 
 /// Takes requests and answers none; how many of its connections were closed.
@@ -40,11 +42,26 @@ fn a_late_answer_is_asked_for_elsewhere_and_the_loser_is_cancelled() {
         assert_eq!(sidecar.get("/").text(), "hello");
     }
     let asked_twice = slow.seen().len();
-    assert!(asked_twice > 0 && quick.seen().len() == 20, "{asked_twice} of 20 went to the slow one first");
-    eventually("the slow one is told that nobody waits", || closed.load(Ordering::SeqCst) == asked_twice);
-    assert_eq!(sidecar.metric(r#"outrigger_hedges_total{backend="app",result="won"}"#), sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#));
-    let attempts: Vec<String> = quick.seen().iter().map(|seen| seen.header("x-outrigger-attempt").unwrap().to_owned()).collect();
-    assert!(attempts.iter().any(|attempt| attempt == "2"), "{attempts:?}");
+    assert!(
+        asked_twice > 0 && quick.seen().len() == 20,
+        "{asked_twice} of 20 went to the slow one first"
+    );
+    eventually("the slow one is told that nobody waits", || {
+        closed.load(Ordering::SeqCst) == asked_twice
+    });
+    assert_eq!(
+        sidecar.metric(r#"outrigger_hedges_total{backend="app",result="won"}"#),
+        sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#)
+    );
+    let attempts: Vec<String> = quick
+        .seen()
+        .iter()
+        .map(|seen| seen.header("x-outrigger-attempt").unwrap().to_owned())
+        .collect();
+    assert!(
+        attempts.iter().any(|attempt| attempt == "2"),
+        "{attempts:?}"
+    );
     assert_eq!(sidecar.in_flight(), 0);
 }
 
@@ -53,12 +70,21 @@ fn an_answer_in_time_is_asked_for_once() {
     let backend = Backend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], &hedged("10s")));
     assert_eq!(sidecar.get("/").text(), "hello");
-    assert_eq!((backend.seen().len(), sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#)), (1, 0.0));
+    assert_eq!(
+        (
+            backend.seen().len(),
+            sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#)
+        ),
+        (1, 0.0)
+    );
 }
 
 #[test]
 fn only_what_is_idempotent_and_has_no_body_is_hedged() {
-    for request in ["POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n", "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\npay"] {
+    for request in [
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+        "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\npay",
+    ] {
         let backend = Backend::answering(|_| {
             crate::support::take(Duration::from_millis(60));
             ok("late")
@@ -71,7 +97,10 @@ fn only_what_is_idempotent_and_has_no_body_is_hedged() {
 
 #[test]
 fn a_failure_makes_the_next_go_out_at_once_and_the_last_one_is_passed_on() {
-    let (bad, good) = (Backend::answering(|_| answer(503, "not here")), Backend::healthy());
+    let (bad, good) = (
+        Backend::answering(|_| answer(503, "not here")),
+        Backend::healthy(),
+    );
     let sidecar = Sidecar::start(&policy(&[bad.address, good.address], &hedged("10s")));
     for _ in 0..20 {
         assert_eq!(sidecar.get("/").text(), "hello");
@@ -79,11 +108,18 @@ fn a_failure_makes_the_next_go_out_at_once_and_the_last_one_is_passed_on() {
     assert!(!bad.seen().is_empty());
     let sidecar = Sidecar::start(&policy(&[bad.address, Backend::nowhere()], &hedged("10s")));
     for _ in 0..5 {
-        assert_eq!(sidecar.get("/").text(), "not here", "an answer of the app's is better than none");
+        assert_eq!(
+            sidecar.get("/").text(),
+            "not here",
+            "an answer of the app's is better than none"
+        );
     }
     let nowhere = Sidecar::start(&policy(&[Backend::nowhere()], &hedged("10s")));
     let answer = nowhere.get("/");
-    assert_eq!((answer.status, answer.reason().split(':').next().unwrap()), (502, "connect_failed"));
+    assert_eq!(
+        (answer.status, answer.reason().split(':').next().unwrap()),
+        (502, "connect_failed")
+    );
     eventually("it is written down", || nowhere.log(1)[0]["attempts"] == 2);
 }
 
@@ -91,13 +127,19 @@ fn a_failure_makes_the_next_go_out_at_once_and_the_last_one_is_passed_on() {
 fn hedges_stay_within_the_retry_budget() {
     let (slow, _) = silent();
     let quick = Backend::healthy();
-    let budget = "retryConstraint: {budget: {percent: 0}, minRetryRate: {count: 2, interval: 100s}}";
-    let hedging = format!("  defaults: {{hedging: {{hedgingDelay: 1ms}}, timeouts: {{request: 100ms, backendRequest: 100ms}}, {budget}}}\n");
+    let budget =
+        "retryConstraint: {budget: {percent: 0}, minRetryRate: {count: 2, interval: 100s}}";
+    let hedging = format!(
+        "  defaults: {{hedging: {{hedgingDelay: 1ms}}, timeouts: {{request: 100ms, backendRequest: 100ms}}, {budget}}}\n"
+    );
     let sidecar = Sidecar::start(&policy(&[slow.address, quick.address], &hedging));
     for _ in 0..24 {
         sidecar.get("/");
     }
-    assert_eq!(sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#), 2.0);
+    assert_eq!(
+        sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#),
+        2.0
+    );
     assert!(sidecar.metric(r#"outrigger_hedges_total{backend="app",result="no_budget"}"#) > 0.0);
 }
 
@@ -117,7 +159,11 @@ fn without_a_delay_it_is_learned_what_late_is() {
     }
     let began = std::time::Instant::now();
     assert_eq!(client.get("/slow").text(), "hello");
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
     assert!(sidecar.metric(r#"outrigger_hedges_total{backend="app",result="won"}"#) >= 1.0);
 }
 
@@ -127,9 +173,18 @@ fn in_shadow_mode_late_answers_are_counted_and_nothing_is_sent() {
         crate::support::take(Duration::from_millis(30));
         ok("late")
     });
-    let sidecar = Sidecar::start(&policy(&[backend.address], &hedged("1ms").replace("{maxAttempts", "{mode: Shadow, maxAttempts")));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &hedged("1ms").replace("{maxAttempts", "{mode: Shadow, maxAttempts"),
+    ));
     assert_eq!(sidecar.get("/").text(), "late");
-    assert_eq!((backend.seen().len(), sidecar.metric(r#"outrigger_hedges_total{backend="app",result="shadow"}"#)), (1, 1.0));
+    assert_eq!(
+        (
+            backend.seen().len(),
+            sidecar.metric(r#"outrigger_hedges_total{backend="app",result="shadow"}"#)
+        ),
+        (1, 1.0)
+    );
 }
 
 #[test]
@@ -152,8 +207,12 @@ fn a_client_that_leaves_cancels_all_of_them() {
     let sidecar = Sidecar::start(&policy(&[one.address, two.address], &hedged("1ms")));
     let mut client = sidecar.client();
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("both are asked", || one.seen().len() + two.seen().len() == 2);
+    eventually("both are asked", || {
+        one.seen().len() + two.seen().len() == 2
+    });
     drop(client);
-    eventually("both are told", || one_closed.load(Ordering::SeqCst) + two_closed.load(Ordering::SeqCst) == 2);
+    eventually("both are told", || {
+        one_closed.load(Ordering::SeqCst) + two_closed.load(Ordering::SeqCst) == 2
+    });
     eventually("nothing is in flight", || sidecar.in_flight() == 0);
 }

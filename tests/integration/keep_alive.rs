@@ -19,8 +19,14 @@ fn closing() -> (Backend, Arc<Mutex<HashMap<String, usize>>>) {
     let backend = Backend::start(move |mut connection| {
         let answers = 1 + connection.number % 3;
         for _ in 0..answers {
-            let Some(request) = connection.request() else { return };
-            *there.lock().unwrap().entry(String::from_utf8_lossy(&request.body).into_owned()).or_default() += 1;
+            let Some(request) = connection.request() else {
+                return;
+            };
+            *there
+                .lock()
+                .unwrap()
+                .entry(String::from_utf8_lossy(&request.body).into_owned())
+                .or_default() += 1;
             connection.send(ok("done"));
         }
         // Not waiting for anything, only for a moment that no one can foresee.
@@ -33,7 +39,10 @@ fn closing() -> (Backend, Arc<Mutex<HashMap<String, usize>>>) {
 #[test]
 fn every_post_reaches_the_app_exactly_once_while_connections_are_closed_under_it() {
     let (backend, ran) = closing();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {retryConstraint: {minRetryRate: {count: 10000}}}\n"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        "  defaults: {retryConstraint: {minRetryRate: {count: 10000}}}\n",
+    ));
     // The sidecar learns from a few requests that may be lost without harm that this app closes early.
     let mut client = sidecar.client();
     for _ in 0..50 {
@@ -46,7 +55,11 @@ fn every_post_reaches_the_app_exactly_once_while_connections_are_closed_under_it
     }
     let ran = ran.lock().unwrap();
     for number in 0..500 {
-        assert_eq!(ran.get(&format!("payment {number}")), Some(&1), "payment {number}");
+        assert_eq!(
+            ran.get(&format!("payment {number}")),
+            Some(&1),
+            "payment {number}"
+        );
     }
 }
 
@@ -70,7 +83,11 @@ fn idle_closes_at_mixed_gaps_lose_no_post() {
     let backend = Backend::start(move |mut connection| {
         connection.close_when_idle_for(Duration::from_millis(50));
         while let Some(request) = connection.request() {
-            *there.lock().unwrap().entry(String::from_utf8_lossy(&request.body).into_owned()).or_default() += 1;
+            *there
+                .lock()
+                .unwrap()
+                .entry(String::from_utf8_lossy(&request.body).into_owned())
+                .or_default() += 1;
             connection.send(ok("done"));
         }
     });
@@ -79,14 +96,25 @@ fn idle_closes_at_mixed_gaps_lose_no_post() {
         let mut connection = sidecar.client();
         std::thread::spawn(move || {
             for number in 0..60_u64 {
-                assert_eq!(connection.post("/", &format!("{client} {number}")).status, 200, "post {number} of client {client}");
+                assert_eq!(
+                    connection.post("/", &format!("{client} {number}")).status,
+                    200,
+                    "post {number} of client {client}"
+                );
                 // Around the moment of the close, and far from it.
-                let micros = [48_000 + number * 97 % 4_000, 50_000, number * 1_370 % 60_000][usize::try_from(number % 3).unwrap()];
+                let micros = [
+                    48_000 + number * 97 % 4_000,
+                    50_000,
+                    number * 1_370 % 60_000,
+                ][usize::try_from(number % 3).unwrap()];
                 crate::support::take(Duration::from_micros(micros));
             }
         })
     });
-    clients.collect::<Vec<_>>().into_iter().for_each(|client| client.join().unwrap());
+    clients
+        .collect::<Vec<_>>()
+        .into_iter()
+        .for_each(|client| client.join().unwrap());
     let ran = ran.lock().unwrap();
     assert_eq!(ran.len(), 600);
     assert!(ran.values().all(|times| *times == 1), "each ran once");
@@ -95,7 +123,9 @@ fn idle_closes_at_mixed_gaps_lose_no_post() {
 /// What an app announces is believed before it has to be learned.
 #[test]
 fn an_announced_keep_alive_time_is_kept_clear_of() {
-    let backend = Backend::answering(|_| "HTTP/1.1 200 OK\r\nkeep-alive: timeout=0\r\ncontent-length: 0\r\n\r\n".into());
+    let backend = Backend::answering(|_| {
+        "HTTP/1.1 200 OK\r\nkeep-alive: timeout=0\r\ncontent-length: 0\r\n\r\n".into()
+    });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     for _ in 0..5 {
@@ -109,7 +139,10 @@ fn an_announced_keep_alive_time_is_kept_clear_of() {
 fn a_connection_that_sent_something_unasked_is_not_used_again() {
     let backend = Backend::start(|mut connection| {
         while connection.request().is_some() {
-            connection.send(format!("{}HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n", ok("done")));
+            connection.send(format!(
+                "{}HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n",
+                ok("done")
+            ));
         }
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));

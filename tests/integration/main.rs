@@ -1,7 +1,13 @@
 //! The promises of Outrigger, black box: the real sidecar on port 0, and backends that do exactly what a test says.
 //!
 //! One binary, one module per promise. `support` is the only place that may wait.
-#![expect(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used, clippy::float_cmp, reason = "tests")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    reason = "tests"
+)]
 
 mod support;
 

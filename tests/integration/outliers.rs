@@ -19,7 +19,10 @@ use crate::support::{
 const QUICK: &str = "outlierDetection: {consecutive5xxErrors: 3, interval: 200ms, baseEjectionTime: 300ms, maxEjectionTime: 300ms}";
 
 fn standing(sidecar: &Sidecar, endpoint: usize) -> String {
-    sidecar.json("/api/v1/backends")[0]["endpoints"][endpoint]["outlier"].as_str().unwrap().to_owned()
+    sidecar.json("/api/v1/backends")[0]["endpoints"][endpoint]["outlier"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
@@ -27,7 +30,8 @@ fn one_of_three_that_fails_gets_almost_nothing_and_comes_back_without_a_burst() 
     let (failing, is_broken) = Backend::switchable();
     let good = [Backend::healthy(), Backend::healthy()];
     let endpoints = addresses(&[&failing, &good[0], &good[1]]);
-    let long = "outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 10m, maxEjectionTime: 10m}";
+    let long =
+        "outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 10m, maxEjectionTime: 10m}";
     let sidecar = Sidecar::start(&policy_with(&endpoints, long, ""));
     let mut client = sidecar.client();
     for _ in 0..30 {
@@ -54,11 +58,25 @@ fn one_of_three_that_fails_gets_almost_nothing_and_comes_back_without_a_burst() 
         client.get("/");
     }
     let share = failing.seen().len() - before;
-    assert!((60..=140).contains(&share), "{share} of 300 is about a third");
+    assert!(
+        (60..=140).contains(&share),
+        "{share} of 300 is about a third"
+    );
     let told = sidecar.events();
-    assert!(told.iter().any(|event| event.contains("is ejected for") && event.contains("3 failures in a row")), "{told:?}");
-    assert!(told.iter().any(|event| event.contains("passed its probe")), "{told:?}");
-    assert!(sidecar.metric(r#"outrigger_endpoint_ejections_total{backend="app",cause="consecutive_5xx"}"#) >= 1.0);
+    assert!(
+        told.iter()
+            .any(|event| event.contains("is ejected for") && event.contains("3 failures in a row")),
+        "{told:?}"
+    );
+    assert!(
+        told.iter().any(|event| event.contains("passed its probe")),
+        "{told:?}"
+    );
+    assert!(
+        sidecar
+            .metric(r#"outrigger_endpoint_ejections_total{backend="app",cause="consecutive_5xx"}"#)
+            >= 1.0
+    );
 }
 
 #[test]
@@ -73,21 +91,34 @@ fn the_last_endpoint_is_never_ejected() {
     for _ in 0..60 {
         assert_eq!(sidecar.get("/").text(), "broken");
     }
-    let out = (0..2).filter(|endpoint| standing(&sidecar, *endpoint) != "in").count();
+    let out = (0..2)
+        .filter(|endpoint| standing(&sidecar, *endpoint) != "in")
+        .count();
     assert!(out <= 1, "one of two at most");
 }
 
 #[test]
 fn an_endpoint_that_cannot_be_connected_to_is_ejected_and_nobody_notices() {
     let good = [Backend::healthy(), Backend::healthy()];
-    let endpoints = [vec![format!("\"{}\"", Backend::nowhere())], addresses(&[&good[0], &good[1]])].concat();
-    let sidecar = Sidecar::start(&policy_with(&endpoints, "outlierDetection: {consecutiveLocalOriginFailures: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}", ""));
+    let endpoints = [
+        vec![format!("\"{}\"", Backend::nowhere())],
+        addresses(&[&good[0], &good[1]]),
+    ]
+    .concat();
+    let sidecar = Sidecar::start(&policy_with(
+        &endpoints,
+        "outlierDetection: {consecutiveLocalOriginFailures: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}",
+        "",
+    ));
     let mut client = sidecar.client();
     for _ in 0..60 {
         assert_eq!(client.get("/").status, 200);
     }
     assert!(standing(&sidecar, 0).starts_with("ejected"));
-    assert_eq!(sidecar.metric(r#"outrigger_backend_endpoints_available{backend="app"}"#), 2.0);
+    assert_eq!(
+        sidecar.metric(r#"outrigger_backend_endpoints_available{backend="app"}"#),
+        2.0
+    );
 }
 
 #[test]
@@ -102,7 +133,11 @@ fn an_endpoint_that_is_much_slower_than_its_peers_is_ejected() {
     });
     let good = [Backend::healthy(), Backend::healthy()];
     let extra = "outlierDetection: {interval: 500ms, baseEjectionTime: 1s, maxEjectionTime: 1s}";
-    let sidecar = Sidecar::start(&policy_with(&addresses(&[&slow, &good[0], &good[1]]), extra, ""));
+    let sidecar = Sidecar::start(&policy_with(
+        &addresses(&[&slow, &good[0], &good[1]]),
+        extra,
+        "",
+    ));
     let is_over = Arc::new(AtomicBool::new(false));
     let served = Arc::new(AtomicUsize::new(0));
     let load: Vec<_> = (0..8)
@@ -116,14 +151,31 @@ fn an_endpoint_that_is_much_slower_than_its_peers_is_ejected() {
             })
         })
         .collect();
-    eventually("it is ejected for being slow", || sidecar.events().iter().any(|event| event.contains("far above")));
-    eventually("it is not let in while it is", || sidecar.events().iter().any(|event| event.contains("its probe took")));
-    assert!(!sidecar.events().iter().any(|event| event.contains("passed its probe")));
+    eventually("it is ejected for being slow", || {
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("far above"))
+    });
+    eventually("it is not let in while it is", || {
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("its probe took"))
+    });
+    assert!(
+        !sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("passed its probe"))
+    );
     is_slow.store(false, Ordering::SeqCst);
     eventually("it is asked again", || standing(&sidecar, 0) == "in");
     is_over.store(true, Ordering::SeqCst);
     load.into_iter().for_each(|client| client.join().unwrap());
-    assert!(sidecar.metric(r#"outrigger_endpoint_ejections_total{backend="app",cause="slow"}"#) >= 1.0);
+    assert!(
+        sidecar.metric(r#"outrigger_endpoint_ejections_total{backend="app",cause="slow"}"#) >= 1.0
+    );
 }
 
 #[test]
@@ -131,17 +183,37 @@ fn shadow_tells_and_asks_all_the_same() {
     let (failing, _broken) = Backend::switchable();
     let good = [Backend::healthy(), Backend::healthy()];
     let shadow = "loadBalancer: {type: RoundRobin}, outlierDetection: {mode: Shadow, consecutive5xxErrors: 3}";
-    let sidecar = Sidecar::start(&policy_with(&addresses(&[&failing, &good[0], &good[1]]), shadow, ""));
+    let sidecar = Sidecar::start(&policy_with(
+        &addresses(&[&failing, &good[0], &good[1]]),
+        shadow,
+        "",
+    ));
     let mut client = sidecar.client();
     for _ in 0..60 {
         client.get("/");
     }
     assert_eq!(failing.seen().len(), 20, "every third");
-    assert!(sidecar.events().iter().any(|event| event.contains("would be ejected")));
+    assert!(
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("would be ejected"))
+    );
     // What was only watched is not held against it when it is acted on.
-    let enforced = shadow.replace("Shadow", "Enforce").replace("5xxErrors: 3", "5xxErrors: 30");
+    let enforced = shadow
+        .replace("Shadow", "Enforce")
+        .replace("5xxErrors: 3", "5xxErrors: 30");
     assert_eq!(standing(&sidecar, 0).split(' ').next(), Some("ejected"));
-    assert_eq!(sidecar.reload(&policy_with(&addresses(&[&failing, &good[0], &good[1]]), &enforced, "")).status, 200);
+    assert_eq!(
+        sidecar
+            .reload(&policy_with(
+                &addresses(&[&failing, &good[0], &good[1]]),
+                &enforced,
+                ""
+            ))
+            .status,
+        200
+    );
     assert_eq!(standing(&sidecar, 0), "in");
 }
 
@@ -149,8 +221,7 @@ fn shadow_tells_and_asks_all_the_same() {
 fn shadow_takes_no_share_from_an_endpoint_that_comes_back() {
     let (failing, is_broken) = Backend::switchable();
     let good = Backend::healthy();
-    let shadow =
-        "loadBalancer: {type: RoundRobin, slowStart: {window: 10m}}, outlierDetection: {mode: Shadow, consecutive5xxErrors: 3, baseEjectionTime: 10ms, maxEjectionTime: 10ms}";
+    let shadow = "loadBalancer: {type: RoundRobin, slowStart: {window: 10m}}, outlierDetection: {mode: Shadow, consecutive5xxErrors: 3, baseEjectionTime: 10ms, maxEjectionTime: 10ms}";
     let sidecar = Sidecar::start(&policy_with(&addresses(&[&failing, &good]), shadow, ""));
     let mut client = sidecar.client();
     for _ in 0..10 {
@@ -159,7 +230,10 @@ fn shadow_takes_no_share_from_an_endpoint_that_comes_back() {
     is_broken.store(false, Ordering::SeqCst);
     eventually("it would be back", || {
         client.get("/");
-        sidecar.events().iter().any(|event| event.contains("would be asked again"))
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("would be asked again"))
     });
     let before = failing.seen().len();
     for _ in 0..20 {
@@ -173,16 +247,25 @@ fn an_ejection_ends_with_the_section_that_made_it() {
     let (failing, _broken) = Backend::switchable();
     let good = Backend::healthy();
     let endpoints = addresses(&[&failing, &good]);
-    let long = "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}";
+    let long =
+        "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}";
     let sidecar = Sidecar::start(&policy_with(&endpoints, long, ""));
     let mut client = sidecar.client();
     eventually("it is ejected", || {
         client.get("/");
         standing(&sidecar, 0).starts_with("ejected")
     });
-    assert_eq!(sidecar.reload(&policy_with(&endpoints, "loadBalancer: {type: Random}", "")).status, 200);
+    assert_eq!(
+        sidecar
+            .reload(&policy_with(&endpoints, "loadBalancer: {type: Random}", ""))
+            .status,
+        200
+    );
     assert_eq!(standing(&sidecar, 0), "in");
-    assert_eq!(sidecar.metric(r#"outrigger_backend_endpoints_ejected{backend="app"}"#), 0.0);
+    assert_eq!(
+        sidecar.metric(r#"outrigger_backend_endpoints_ejected{backend="app"}"#),
+        0.0
+    );
 }
 
 #[test]
@@ -196,9 +279,15 @@ fn a_payment_is_not_the_probe_while_others_may_be() {
         client.get("/");
         standing(&sidecar, 0) != "in"
     });
-    eventually("it is on probation", || standing(&sidecar, 0) == "probation");
+    eventually("it is on probation", || {
+        standing(&sidecar, 0) == "probation"
+    });
     let before = failing.seen().len();
-    assert_eq!(client.post("/pay", "1").text(), "hello", "not within the first second");
+    assert_eq!(
+        client.post("/pay", "1").text(),
+        "hello",
+        "not within the first second"
+    );
     assert_eq!(failing.seen().len(), before);
     is_broken.store(false, Ordering::SeqCst);
     assert_eq!(client.get("/").text(), "fine", "this one is the probe");

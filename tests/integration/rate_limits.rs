@@ -15,7 +15,9 @@ const PER_KEY: &str = "          - {name: per-key, clientSelectors: [{headers: [
 const ALL: &str = "          - {name: all, limit: {requests: 1, unit: Minute, burst: 5}}\n";
 
 fn ask(client: &mut Client, key: &str) -> (u16, String) {
-    let answer = client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n")).answer();
+    let answer = client
+        .send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n"))
+        .answer();
     (answer.status, answer.reason().to_owned())
 }
 
@@ -28,14 +30,25 @@ fn a_bucket_lets_its_burst_through_and_then_says_when_to_come_back() {
         assert_eq!(client.get("/").status, 200);
     }
     let refusal = client.get("/");
-    assert_eq!((refusal.status, refusal.reason()), (429, "rate_limited:all"));
+    assert_eq!(
+        (refusal.status, refusal.reason()),
+        (429, "rate_limited:all")
+    );
     let wait: u64 = refusal.header("retry-after").unwrap().parse().unwrap();
-    assert!((58..=60).contains(&wait), "a token comes back each minute: {wait}");
+    assert!(
+        (58..=60).contains(&wait),
+        "a token comes back each minute: {wait}"
+    );
     assert_eq!(refusal.header("ratelimit-policy"), Some("\"all\";q=1;w=60"));
-    assert_eq!(refusal.header("ratelimit"), Some(format!("\"all\";r=0;t={wait}").as_str()));
+    assert_eq!(
+        refusal.header("ratelimit"),
+        Some(format!("\"all\";r=0;t={wait}").as_str())
+    );
     assert_eq!(client.get("/").status, 429, "the connection goes on");
     assert_eq!(backend.seen().len(), 5);
-    eventually("both are counted", || sidecar.metric(r#"outrigger_refusals_total{route="in",reason="rate_limited"}"#) == 2.0);
+    eventually("both are counted", || {
+        sidecar.metric(r#"outrigger_refusals_total{route="in",reason="rate_limited"}"#) == 2.0
+    });
 }
 
 #[test]
@@ -47,7 +60,10 @@ fn each_key_has_a_bucket_of_its_own_and_who_has_no_key_is_not_meant() {
         for _ in 0..3 {
             assert_eq!(ask(&mut client, key).0, 200, "{key}");
         }
-        assert_eq!(ask(&mut client, key), (429, "rate_limited:per-key".to_owned()));
+        assert_eq!(
+            ask(&mut client, key),
+            (429, "rate_limited:per-key".to_owned())
+        );
     }
     for _ in 0..10 {
         assert_eq!(client.get("/").status, 200);
@@ -58,13 +74,23 @@ fn each_key_has_a_bucket_of_its_own_and_who_has_no_key_is_not_meant() {
 #[test]
 fn a_noisy_client_does_not_drain_the_bucket_of_all() {
     let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(&format!("{ALL}{PER_KEY}"))));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &limited(&format!("{ALL}{PER_KEY}")),
+    ));
     let mut client = sidecar.client();
     for _ in 0..100 {
         ask(&mut client, "noisy");
     }
-    assert_eq!([ask(&mut client, "quiet").0, ask(&mut client, "quiet").0], [200, 200], "its own bucket is asked first, although it is written last");
-    assert_eq!(ask(&mut client, "quiet"), (429, "rate_limited:all".to_owned()));
+    assert_eq!(
+        [ask(&mut client, "quiet").0, ask(&mut client, "quiet").0],
+        [200, 200],
+        "its own bucket is asked first, although it is written last"
+    );
+    assert_eq!(
+        ask(&mut client, "quiet"),
+        (429, "rate_limited:all".to_owned())
+    );
 }
 
 #[test]
@@ -73,13 +99,22 @@ fn keys_are_bounded_and_the_rest_share_one_bucket() {
     let text = limited(PER_KEY).replace("rateLimit:\n", "rateLimit:\n      maxKeys: 16\n");
     let sidecar = Sidecar::start(&policy(&[backend.address], &text));
     let mut client = sidecar.client();
-    let passed = (0..500).filter(|key| ask(&mut client, &format!("k{key}")).0 == 200).count();
+    let passed = (0..500)
+        .filter(|key| ask(&mut client, &format!("k{key}")).0 == 200)
+        .count();
     let usage = &sidecar.json("/api/v1/limits")["rate"][0];
-    let (keys, overflowed) = (usage["keys"].as_u64().unwrap(), usage["overflowed"].as_u64().unwrap());
+    let (keys, overflowed) = (
+        usage["keys"].as_u64().unwrap(),
+        usage["overflowed"].as_u64().unwrap(),
+    );
     assert!(keys <= 16, "{keys}");
     assert_eq!(overflowed, 500 - keys);
     // The overflow bucket has three tokens for all of them together.
-    assert_eq!(passed as u64, keys + 3, "{passed} of {keys} keys passed: a new key is no way to a new bucket");
+    assert_eq!(
+        passed as u64,
+        keys + 3,
+        "{passed} of {keys} keys passed: a new key is no way to a new bucket"
+    );
 }
 
 #[test]
@@ -89,30 +124,59 @@ fn selectors_by_address_and_by_value_and_a_cost() {
                  - {name: elsewhere, clientSelectors: [{sourceCIDR: {value: 10.0.0.0/8}}], limit: {requests: 1, unit: Hour}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
     let mut client = sidecar.client();
-    let mut ask = |plan: &str| client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-plan: {plan}\r\n\r\n")).answer().status;
-    assert_eq!(["free", "free", "free", "paid", "paid"].map(&mut ask), [200, 200, 429, 200, 200]);
+    let mut ask = |plan: &str| {
+        client
+            .send(format!(
+                "GET / HTTP/1.1\r\nhost: a\r\nx-plan: {plan}\r\n\r\n"
+            ))
+            .answer()
+            .status
+    };
+    assert_eq!(
+        ["free", "free", "free", "paid", "paid"].map(&mut ask),
+        [200, 200, 429, 200, 200]
+    );
 }
 
 #[test]
 fn a_limit_in_shadow_mode_counts_and_refuses_nobody() {
     let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(&ALL.replace("name: all,", "name: all, mode: Shadow,"))));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &limited(&ALL.replace("name: all,", "name: all, mode: Shadow,")),
+    ));
     let mut client = sidecar.client();
     for _ in 0..8 {
         assert_eq!(client.get("/").status, 200);
     }
-    assert_eq!(sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="rate_limited"}"#), 3.0);
+    assert_eq!(
+        sidecar.metric(r#"outrigger_shadow_refusals_total{route="in",reason="rate_limited"}"#),
+        3.0
+    );
 }
 
 #[test]
 fn selectors_by_path_and_by_method() {
     let backend = Backend::healthy();
-    let rules =
-        "          - {name: writes, clientSelectors: [{path: {type: PathPrefix, value: /orders}, methods: [{value: POST}, {value: PUT}]}], limit: {requests: 1, unit: Hour}}\n";
+    let rules = "          - {name: writes, clientSelectors: [{path: {type: PathPrefix, value: /orders}, methods: [{value: POST}, {value: PUT}]}], limit: {requests: 1, unit: Hour}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
     let mut client = sidecar.client();
-    let mut ask = |line: &str| client.send(format!("{line} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")).answer().status;
-    let statuses = ["POST /orders/1?a=b", "PUT /orders", "GET /orders", "POST /ordersold", "POST /orders"].map(&mut ask);
+    let mut ask = |line: &str| {
+        client
+            .send(format!(
+                "{line} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
+            ))
+            .answer()
+            .status
+    };
+    let statuses = [
+        "POST /orders/1?a=b",
+        "PUT /orders",
+        "GET /orders",
+        "POST /ordersold",
+        "POST /orders",
+    ]
+    .map(&mut ask);
     assert_eq!(statuses, [200, 429, 200, 200, 429]);
 }
 
@@ -121,32 +185,79 @@ fn behind_trusted_proxies_the_client_is_who_they_say_and_elsewhere_nobody_is_bel
     let backend = Backend::healthy();
     let rules = "          - {name: each, clientSelectors: [{sourceCIDR: {value: 0.0.0.0/0, type: Distinct}}], limit: {requests: 1, unit: Hour}}\n";
     let text = policy(&[backend.address], &limited(rules));
-    let ask = |sidecar: &Sidecar, from: &str| sidecar.client().send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {from}\r\n\r\n")).answer().status;
+    let ask = |sidecar: &Sidecar, from: &str| {
+        sidecar
+            .client()
+            .send(format!(
+                "GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {from}\r\n\r\n"
+            ))
+            .answer()
+            .status
+    };
     let unaware = Sidecar::start(&text);
-    assert_eq!([ask(&unaware, "1.1.1.1"), ask(&unaware, "2.2.2.2")], [200, 429], "a header is no way to a new bucket");
+    assert_eq!(
+        [ask(&unaware, "1.1.1.1"), ask(&unaware, "2.2.2.2")],
+        [200, 429],
+        "a header is no way to a new bucket"
+    );
     let aware = Sidecar::start(&text.replace("direction: Inbound,", "direction: Inbound, clientIPDetection: {xForwardedFor: {trustedCIDRs: [127.0.0.0/8, 10.0.0.0/8]}},"));
-    let statuses = ["1.1.1.1", "2.2.2.2", "1.1.1.1", "6.6.6.6, 2.2.2.2, 10.0.0.3"].map(|from| ask(&aware, from));
+    let statuses = [
+        "1.1.1.1",
+        "2.2.2.2",
+        "1.1.1.1",
+        "6.6.6.6, 2.2.2.2, 10.0.0.3",
+    ]
+    .map(|from| ask(&aware, from));
     assert_eq!(statuses, [200, 200, 429, 429]);
 }
 
 #[test]
 fn an_answer_says_what_it_was_worth_and_the_bucket_may_go_into_debt() {
-    let backend = Backend::answering(|seen| ok("x").replace("\r\n\r\n", &format!("\r\nx-cost: {}\r\n\r\n", seen.header("x-ask").unwrap_or_default())));
+    let backend = Backend::answering(|seen| {
+        ok("x").replace(
+            "\r\n\r\n",
+            &format!(
+                "\r\nx-cost: {}\r\n\r\n",
+                seen.header("x-ask").unwrap_or_default()
+            ),
+        )
+    });
     let rules = "          - {name: worth, limit: {requests: 1, unit: Hour, burst: 10}, cost: {request: {from: Number, number: 0}, response: {from: Header, header: X-Cost}}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
     let mut client = sidecar.client();
     let mut ask = |cost: &str| {
-        let answer = client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-ask: {cost}\r\n\r\n")).answer();
-        (answer.status, answer.header("ratelimit").unwrap_or_default().to_owned())
+        let answer = client
+            .send(format!(
+                "GET / HTTP/1.1\r\nhost: a\r\nx-ask: {cost}\r\n\r\n"
+            ))
+            .answer();
+        (
+            answer.status,
+            answer.header("ratelimit").unwrap_or_default().to_owned(),
+        )
     };
     assert_eq!(ask("4"), (200, r#""worth";r=10;t=3600"#.to_owned()));
     assert_eq!(ask("no number"), (200, r#""worth";r=6;t=3600"#.to_owned()));
-    assert_eq!(ask("18446744073709551616").1, r#""worth";r=6;t=3600"#, "absurd costs are worth nothing, and counted");
-    assert_eq!(ask("8").0, 200, "more than there is, because nobody knew before");
+    assert_eq!(
+        ask("18446744073709551616").1,
+        r#""worth";r=6;t=3600"#,
+        "absurd costs are worth nothing, and counted"
+    );
+    assert_eq!(
+        ask("8").0,
+        200,
+        "more than there is, because nobody knew before"
+    );
     let (status, told) = ask("0");
     assert_eq!(status, 429);
-    assert!(told.starts_with(r#""worth";r=0;t=7"#), "two hours of debt: {told}");
-    assert_eq!(sidecar.json("/api/v1/limits")["rate"][0]["unreadable_costs"], 2);
+    assert!(
+        told.starts_with(r#""worth";r=0;t=7"#),
+        "two hours of debt: {told}"
+    );
+    assert_eq!(
+        sidecar.json("/api/v1/limits")["rate"][0]["unreadable_costs"],
+        2
+    );
 }
 
 #[test]
@@ -155,16 +266,34 @@ fn who_may_wait_for_its_tokens_is_paced_and_who_would_wait_too_long_is_refused_a
     let rules = "          - {name: pace, limit: {requests: 20, unit: Second, burst: 1}, queue: {maxWait: 120ms}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
     let began = std::time::Instant::now();
-    let asked: Vec<_> = (0..6).map(|_| sidecar.client()).map(|mut client| std::thread::spawn(move || client.get("/").status)).collect();
-    let mut statuses: Vec<_> = asked.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let asked: Vec<_> = (0..6)
+        .map(|_| sidecar.client())
+        .map(|mut client| std::thread::spawn(move || client.get("/").status))
+        .collect();
+    let mut statuses: Vec<_> = asked
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .collect();
     let took = began.elapsed();
     statuses.sort_unstable();
     let passed = statuses.iter().filter(|status| **status == 200).count();
     // One at once, and one each 50 ms while that is no more than 120 ms away; later ones if starting six threads took long.
-    assert!(passed >= 3 && statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
-    assert!(took >= std::time::Duration::from_millis(50 * (passed as u64 - 1)), "{passed} in {took:?}");
+    assert!(
+        passed >= 3 && statuses.iter().all(|status| matches!(status, 200 | 429)),
+        "{statuses:?}"
+    );
+    assert!(
+        took >= std::time::Duration::from_millis(50 * (passed as u64 - 1)),
+        "{passed} in {took:?}"
+    );
     let mut client = sidecar.client();
-    eventually("one waits", || client.get("/").status == 200 && sidecar.json("/api/v1/limits")["rate"][0]["delayed"].as_u64().unwrap() >= 1);
+    eventually("one waits", || {
+        client.get("/").status == 200
+            && sidecar.json("/api/v1/limits")["rate"][0]["delayed"]
+                .as_u64()
+                .unwrap()
+                >= 1
+    });
 }
 
 #[test]
@@ -178,21 +307,57 @@ fn a_rate_that_warms_up_begins_with_its_part() {
 
 #[test]
 fn every_answer_tells_of_the_limit_that_is_nearest() {
-    let backend = Backend::answering(|_| answer(200, "x").replace("\r\n\r\n", "\r\nratelimit: \"app\";r=7\r\n\r\n"));
+    let backend = Backend::answering(|_| {
+        answer(200, "x").replace("\r\n\r\n", "\r\nratelimit: \"app\";r=7\r\n\r\n")
+    });
     let rules = "          - {name: wide, limit: {requests: 100, unit: Second}}\n          - {name: narrow, limit: {requests: 2, unit: Minute}}\n          - {name: silent, mode: Shadow, limit: {requests: 1, unit: Hour}}\n";
     let text = policy(&[backend.address], &limited(rules));
     let sidecar = Sidecar::start(&text);
     let (first, second) = (sidecar.client().get("/"), sidecar.client().get("/"));
-    assert_eq!(first.header("ratelimit-policy"), Some(r#""narrow";q=2;w=60"#));
-    assert_eq!(first.headers("ratelimit"), [r#""app";r=7"#, r#""narrow";r=1;t=30"#], "both lists are kept");
-    assert_eq!(second.headers("ratelimit"), [r#""app";r=7"#, r#""narrow";r=0;t=30"#]);
+    assert_eq!(
+        first.header("ratelimit-policy"),
+        Some(r#""narrow";q=2;w=60"#)
+    );
+    assert_eq!(
+        first.headers("ratelimit"),
+        [r#""app";r=7"#, r#""narrow";r=1;t=30"#],
+        "both lists are kept"
+    );
+    assert_eq!(
+        second.headers("ratelimit"),
+        [r#""app";r=7"#, r#""narrow";r=0;t=30"#]
+    );
 
-    let old = Sidecar::start(&text.replace("rateLimit:\n", "rateLimit:\n      rateLimitHeaders: DraftVersion03\n"));
+    let old = Sidecar::start(&text.replace(
+        "rateLimit:\n",
+        "rateLimit:\n      rateLimitHeaders: DraftVersion03\n",
+    ));
     let answer = old.client().get("/");
-    let told = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-policy"].map(|name| answer.header(name));
-    assert_eq!(told, [Some(r#"2, 2;w=60;name="narrow""#), Some("1"), Some("30"), None]);
+    let told = [
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+        "ratelimit-policy",
+    ]
+    .map(|name| answer.header(name));
+    assert_eq!(
+        told,
+        [
+            Some(r#"2, 2;w=60;name="narrow""#),
+            Some("1"),
+            Some("30"),
+            None
+        ]
+    );
 
-    let none = Sidecar::start(&text.replace("rateLimit:\n", "rateLimit:\n      rateLimitHeaders: Off\n"));
+    let none =
+        Sidecar::start(&text.replace("rateLimit:\n", "rateLimit:\n      rateLimitHeaders: Off\n"));
     let answer = none.client().get("/");
-    assert_eq!((answer.header("ratelimit-policy"), answer.header("x-ratelimit-limit")), (None, None));
+    assert_eq!(
+        (
+            answer.header("ratelimit-policy"),
+            answer.header("x-ratelimit-limit")
+        ),
+        (None, None)
+    );
 }

@@ -16,41 +16,96 @@ fn sections(hook: &str, extra: &str) -> String {
 fn a_breaker_that_stays_open_calls_for_help_fails_readiness_and_both_end_with_the_trouble() {
     let (backend, is_broken) = Backend::switchable();
     let hook = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &sections(&format!("http://{}/restart?a=b", hook.address), "")));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &sections(&format!("http://{}/restart?a=b", hook.address), ""),
+    ));
     assert_eq!(sidecar.admin("GET", "/readyz").status, 200);
     sidecar.get("/");
     eventually("the webhook is called", || hook.seen().len() == 1);
     let call = &hook.seen()[0];
-    assert_eq!((call.line(), call.header("content-type")), ("POST /restart?a=b HTTP/1.1", Some("application/json")));
+    assert_eq!(
+        (call.line(), call.header("content-type")),
+        ("POST /restart?a=b HTTP/1.1", Some("application/json"))
+    );
     let said: serde_json::Value = serde_json::from_slice(&call.body).unwrap();
-    assert_eq!((said["recovery"].as_str(), said["backend"].as_str(), said["rung"].as_u64()), (Some("stuck"), Some("app"), Some(1)));
-    eventually("the second rung fails readiness", || sidecar.admin("GET", "/readyz").status == 503);
+    assert_eq!(
+        (
+            said["recovery"].as_str(),
+            said["backend"].as_str(),
+            said["rung"].as_u64()
+        ),
+        (Some("stuck"), Some("app"), Some(1))
+    );
+    eventually("the second rung fails readiness", || {
+        sidecar.admin("GET", "/readyz").status == 503
+    });
     let why = sidecar.admin("GET", "/readyz").text();
-    assert!(why.contains("recovery-stuck") && why.contains("has not been closed for"), "{why}");
+    assert!(
+        why.contains("recovery-stuck") && why.contains("has not been closed for"),
+        "{why}"
+    );
 
     is_broken.store(false, Ordering::SeqCst);
     eventually("it is ready again", || {
         sidecar.get("/");
         sidecar.admin("GET", "/readyz").status == 200
     });
-    for words in ["took rung 1, webhook", "took rung 2, fail_readiness", "recovery stuck: the trouble is over"] {
-        eventually(words, || sidecar.events().iter().any(|event| event.contains(words)));
+    for words in [
+        "took rung 1, webhook",
+        "took rung 2, fail_readiness",
+        "recovery stuck: the trouble is over",
+    ] {
+        eventually(words, || {
+            sidecar.events().iter().any(|event| event.contains(words))
+        });
     }
-    assert_eq!(sidecar.metric(r#"outrigger_recovery_actions_total{recovery="stuck",action="webhook",result="done"}"#), 1.0);
-    assert_eq!(sidecar.json("/api/v1/recovery")[0]["last_events"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        sidecar.metric(
+            r#"outrigger_recovery_actions_total{recovery="stuck",action="webhook",result="done"}"#
+        ),
+        1.0
+    );
+    assert_eq!(
+        sidecar.json("/api/v1/recovery")[0]["last_events"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
 }
 
 #[test]
 fn in_shadow_mode_it_only_tells_and_a_failed_call_is_told_too() {
     let backend = Backend::answering(|_| answer(500, "broken"));
     let nowhere = format!("http://{}/", Backend::nowhere());
-    let sidecar = Sidecar::start(&policy(&[backend.address], &sections(&nowhere, "      mode: Shadow\n")));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &sections(&nowhere, "      mode: Shadow\n"),
+    ));
     sidecar.get("/");
-    eventually("both rungs are told", || sidecar.events().iter().filter(|event| event.contains("would take rung")).count() == 2);
+    eventually("both rungs are told", || {
+        sidecar
+            .events()
+            .iter()
+            .filter(|event| event.contains("would take rung"))
+            .count()
+            == 2
+    });
     assert_eq!(sidecar.admin("GET", "/readyz").status, 200);
 
     let sidecar = Sidecar::start(&policy(&[backend.address], &sections(&nowhere, "")));
     sidecar.get("/");
-    eventually("the failure is told", || sidecar.events().iter().any(|event| event.contains("webhook: connect:")));
-    assert_eq!(sidecar.metric(r#"outrigger_recovery_actions_total{recovery="stuck",action="webhook",result="failed"}"#), 1.0);
+    eventually("the failure is told", || {
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("webhook: connect:"))
+    });
+    assert_eq!(
+        sidecar.metric(
+            r#"outrigger_recovery_actions_total{recovery="stuck",action="webhook",result="failed"}"#
+        ),
+        1.0
+    );
 }

@@ -33,12 +33,21 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
     };
     let sidecar = Sidecar::start(&policy(&[backend.address], &sections(100)));
     let mut client = sidecar.client();
-    let spend = |client: &mut Client| client.send("GET / HTTP/1.1\r\nhost: a\r\nx-key: spender\r\n\r\n").answer().status;
+    let spend = |client: &mut Client| {
+        client
+            .send("GET / HTTP/1.1\r\nhost: a\r\nx-key: spender\r\n\r\n")
+            .answer()
+            .status
+    };
     assert_eq!([(); 4].map(|()| spend(&mut client)), [200, 200, 200, 429]);
     sidecar.admin("POST", "/api/v1/breakers/app/force-open");
     assert_eq!(client.get("/").reason(), "breaker_open:app");
     sidecar.reload(&policy(&[backend.address], &sections(101)));
-    assert_eq!(client.get("/").reason(), "breaker_open:app", "a reload does not forget what was forced");
+    assert_eq!(
+        client.get("/").reason(),
+        "breaker_open:app",
+        "a reload does not forget what was forced"
+    );
     sidecar.admin("POST", "/api/v1/breakers/app/auto");
 
     let is_over = Arc::new(AtomicBool::new(false));
@@ -51,7 +60,12 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
                 let mut client = Client::connect(address);
                 while !is_over.load(Ordering::SeqCst) {
                     let answer = client.get("/");
-                    assert_eq!((answer.status, answer.text().as_str()), (200, "hello"), "{}", answer.reason());
+                    assert_eq!(
+                        (answer.status, answer.text().as_str()),
+                        (200, "hello"),
+                        "{}",
+                        answer.reason()
+                    );
                     done.fetch_add(1, Ordering::SeqCst);
                 }
             })
@@ -59,18 +73,28 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
         .collect();
     let mut refused = 0;
     for round in 0..200_u32 {
-        let result = if round % 4 == 3 { sidecar.reload(BROKEN) } else { sidecar.reload(&policy(&[backend.address], &sections(200 + round))) };
+        let result = if round % 4 == 3 {
+            sidecar.reload(BROKEN)
+        } else {
+            sidecar.reload(&policy(&[backend.address], &sections(200 + round)))
+        };
         refused += u32::from(result.status == 422);
         let before = done.load(Ordering::SeqCst);
         eventually("the load goes on", || done.load(Ordering::SeqCst) > before);
     }
     is_over.store(true, Ordering::SeqCst);
-    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    callers
+        .into_iter()
+        .for_each(|caller| caller.join().unwrap());
     assert_eq!(refused, 50);
     assert_eq!(spend(&mut client), 429, "the bucket is as empty as before");
     // The watch may have met a file that was half written, and refused that too.
     assert!(sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#) >= 50.0);
-    assert_eq!(sidecar.address("inbound"), address, "the listener kept its socket");
+    assert_eq!(
+        sidecar.address("inbound"),
+        address,
+        "the listener kept its socket"
+    );
 }
 
 #[test]
@@ -80,17 +104,49 @@ fn a_faulty_set_changes_nothing_and_is_visible_everywhere() {
     let before = sidecar.json("/api/v1/status");
     let refused = sidecar.reload(BROKEN);
     assert_eq!(refused.status, 422);
-    assert!(refused.text().contains("policy.yaml:5:3: unknown key `rowts`"), "{}", refused.text());
+    assert!(
+        refused
+            .text()
+            .contains("policy.yaml:5:3: unknown key `rowts`"),
+        "{}",
+        refused.text()
+    );
     let after = sidecar.json("/api/v1/status");
-    assert_eq!((&after["policy"]["generation"], &after["policy"]["hash"]), (&before["policy"]["generation"], &before["policy"]["hash"]));
+    assert_eq!(
+        (&after["policy"]["generation"], &after["policy"]["hash"]),
+        (&before["policy"]["generation"], &before["policy"]["hash"])
+    );
     assert_eq!(after["policy"]["last_result"], "refused");
-    assert!(after["policy"]["faults"][0].as_str().unwrap().contains("rowts"));
-    assert_eq!((sidecar.metric("outrigger_policy_current"), sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#)), (0.0, 1.0));
-    assert!(sidecar.events().iter().any(|event| event.contains("policy refused") && event.contains("rowts")));
+    assert!(
+        after["policy"]["faults"][0]
+            .as_str()
+            .unwrap()
+            .contains("rowts")
+    );
+    assert_eq!(
+        (
+            sidecar.metric("outrigger_policy_current"),
+            sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#)
+        ),
+        (0.0, 1.0)
+    );
+    assert!(
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("policy refused") && event.contains("rowts"))
+    );
     let ready = sidecar.admin("GET", "/readyz?verbose");
-    assert!(ready.status == 200 && ready.text().contains("[!] policy-current"), "{}", ready.text());
+    assert!(
+        ready.status == 200 && ready.text().contains("[!] policy-current"),
+        "{}",
+        ready.text()
+    );
     assert_eq!(sidecar.get("/").status, 200);
-    sidecar.reload(&policy(&[backend.address], "  defaults: {timeouts: {request: 9s}}\n"));
+    sidecar.reload(&policy(
+        &[backend.address],
+        "  defaults: {timeouts: {request: 9s}}\n",
+    ));
     assert_eq!(sidecar.metric("outrigger_policy_current"), 1.0);
 }
 
@@ -98,11 +154,25 @@ fn a_faulty_set_changes_nothing_and_is_visible_everywhere() {
 fn a_changed_file_is_noticed_and_what_changed_is_said_in_words() {
     let (backend, other) = (Backend::healthy(), Backend::answering(|_| ok("other")));
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-    sidecar.directory.write("policy.yaml", &policy(&[other.address], ""));
-    eventually("the new endpoint answers", || sidecar.get("/").text() == "other");
-    let words = [format!("backend app: endpoint {} removed, its requests run on", backend.address), format!("backend app: endpoint {} added", other.address)];
+    sidecar
+        .directory
+        .write("policy.yaml", &policy(&[other.address], ""));
+    eventually("the new endpoint answers", || {
+        sidecar.get("/").text() == "other"
+    });
+    let words = [
+        format!(
+            "backend app: endpoint {} removed, its requests run on",
+            backend.address
+        ),
+        format!("backend app: endpoint {} added", other.address),
+    ];
     // A set is in force a moment before it is told of.
-    eventually("it is told in words", || words.iter().all(|words| sidecar.events().iter().any(|event| event.contains(words))));
+    eventually("it is told in words", || {
+        words
+            .iter()
+            .all(|words| sidecar.events().iter().any(|event| event.contains(words)))
+    });
 }
 
 /// A ConfigMap is mounted as a link to a directory that is swapped as a whole.
@@ -118,16 +188,27 @@ fn the_swap_of_a_config_map_is_noticed() {
     let (backend, other) = (Backend::healthy(), Backend::answering(|_| ok("other")));
     for notices in [true, false] {
         let directory = Directory::new();
-        config_map(directory.path(), "..2026_1", &policy(&[backend.address], ""));
+        config_map(
+            directory.path(),
+            "..2026_1",
+            &policy(&[backend.address], ""),
+        );
         symlink("..data/policy.yaml", directory.path().join("policy.yaml")).unwrap();
         // Once by the system's notices with a poll that never comes, once by the poll alone.
         let sidecar = Sidecar::start_in(directory, |settings| {
-            settings.poll_interval = std::time::Duration::from_millis(if notices { 3_600_000 } else { 20 });
+            settings.poll_interval =
+                std::time::Duration::from_millis(if notices { 3_600_000 } else { 20 });
         })
         .unwrap();
         assert_eq!(sidecar.get("/").text(), "hello");
-        config_map(sidecar.directory.path(), "..2026_2", &policy(&[other.address], ""));
-        eventually("the new policy is in force", || sidecar.get("/").text() == "other");
+        config_map(
+            sidecar.directory.path(),
+            "..2026_2",
+            &policy(&[other.address], ""),
+        );
+        eventually("the new policy is in force", || {
+            sidecar.get("/").text() == "other"
+        });
     }
 }
 
@@ -148,7 +229,11 @@ fn a_request_sees_one_policy_to_its_end() {
     sidecar.reload(&policy(&[other.address], ""));
     assert_eq!(sidecar.get("/").text(), "hello");
     gate.open();
-    assert_eq!(client.answer().text(), "old", "its endpoint is gone from the policy, and it runs on");
+    assert_eq!(
+        client.answer().text(),
+        "old",
+        "its endpoint is gone from the policy, and it runs on"
+    );
 }
 
 #[test]
@@ -165,14 +250,23 @@ fn listeners_come_go_and_change_without_a_restart() {
     assert_eq!(sidecar.reload(&two).status, 200);
     let second = sidecar.address("second");
     assert_eq!(Client::connect(second).get("/").status, 200);
-    let limited = two.replace("{name: inbound, direction: Inbound,", "{name: inbound, direction: Inbound, limits: {maxBodyBytes: 1}, ");
+    let limited = two.replace(
+        "{name: inbound, direction: Inbound,",
+        "{name: inbound, direction: Inbound, limits: {maxBodyBytes: 1}, ",
+    );
     sidecar.reload(&limited);
     assert_eq!(sidecar.address("inbound"), first);
-    assert_eq!(old.post("/", "xx").status, 413, "a connection that is open follows too");
+    assert_eq!(
+        old.post("/", "xx").status,
+        413,
+        "a connection that is open follows too"
+    );
     let only_second =
         limited.replace("    - {name: inbound, direction: Inbound, limits: {maxBodyBytes: 1},  address: \"127.0.0.1:0\"}\n", "").replace("[inbound, second]", "[second]");
     assert_eq!(sidecar.reload(&only_second).status, 200);
-    eventually("the first is closed", || std::net::TcpStream::connect(first).is_err());
+    eventually("the first is closed", || {
+        std::net::TcpStream::connect(first).is_err()
+    });
     assert_eq!(Client::connect(second).get("/").status, 200);
 }
 
@@ -181,38 +275,71 @@ fn a_listener_that_cannot_be_bound_refuses_the_whole_set() {
     let backend = Backend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let text = policy(&[backend.address], "")
-        .replace("    - {name: inbound,", &format!("    - {{name: taken, direction: Inbound, address: \"{}\"}}\n    - {{name: inbound,", taken.local_addr().unwrap()));
+    let text = policy(&[backend.address], "").replace(
+        "    - {name: inbound,",
+        &format!(
+            "    - {{name: taken, direction: Inbound, address: \"{}\"}}\n    - {{name: inbound,",
+            taken.local_addr().unwrap()
+        ),
+    );
     let refused = sidecar.reload(&text);
-    assert!(refused.status == 422 && refused.text().contains("the listener `taken` cannot be bound"), "{}", refused.text());
+    assert!(
+        refused.status == 422
+            && refused
+                .text()
+                .contains("the listener `taken` cannot be bound"),
+        "{}",
+        refused.text()
+    );
     assert_eq!(sidecar.get("/").status, 200);
 }
 
 #[test]
 fn breaker_state_counts_and_health_survive_a_change_and_a_renamed_backend_begins_anew() {
     let backend = Backend::answering(|_| answer(500, "no"));
-    let breaker = |failures: u32| format!("  defaults: {{circuitBreaker: {{consecutiveFailures: {failures}, waitDurationInOpenState: 1h, maxWaitDurationInOpenState: 1h}}}}\n");
+    let breaker = |failures: u32| {
+        format!(
+            "  defaults: {{circuitBreaker: {{consecutiveFailures: {failures}, waitDurationInOpenState: 1h, maxWaitDurationInOpenState: 1h}}}}\n"
+        )
+    };
     let sidecar = Sidecar::start(&policy(&[backend.address], &breaker(4)));
     for _ in 0..3 {
         sidecar.get("/");
     }
     sidecar.reload(&policy(&[backend.address], &breaker(5)));
-    assert_eq!(sidecar.breaker("app")["consecutive_failures"], 3, "the run goes on");
+    assert_eq!(
+        sidecar.breaker("app")["consecutive_failures"],
+        3,
+        "the run goes on"
+    );
     for _ in 0..2 {
         sidecar.get("/");
     }
     assert_eq!(sidecar.breaker("app")["state"], "open");
-    let told = sidecar.reload(&policy(&[backend.address], &breaker(6))).text();
-    assert!(told.contains("breaker towards app changed, state and counts are kept"), "{told}");
+    let told = sidecar
+        .reload(&policy(&[backend.address], &breaker(6)))
+        .text();
+    assert!(
+        told.contains("breaker towards app changed, state and counts are kept"),
+        "{told}"
+    );
     assert_eq!(sidecar.get("/").reason(), "breaker_open:app");
     sidecar.reload(&policy(&[backend.address], &breaker(6)).replace("name: app", "name: renamed"));
-    assert_eq!(sidecar.get("/").status, 500, "another backend, another breaker");
+    assert_eq!(
+        sidecar.get("/").status,
+        500,
+        "another backend, another breaker"
+    );
 }
 
 #[test]
 fn a_bucket_with_another_quota_is_as_full_as_before_in_proportion() {
     let backend = Backend::healthy();
-    let rule = |burst: u32| format!("  defaults: {{rateLimit: {{local: {{rules: [{{name: all, limit: {{requests: 1, unit: Hour, burst: {burst}}}}}]}}}}}}\n");
+    let rule = |burst: u32| {
+        format!(
+            "  defaults: {{rateLimit: {{local: {{rules: [{{name: all, limit: {{requests: 1, unit: Hour, burst: {burst}}}}}]}}}}}}\n"
+        )
+    };
     let sidecar = Sidecar::start(&policy(&[backend.address], &rule(10)));
     let mut client = sidecar.client();
     for _ in 0..5 {
@@ -220,7 +347,10 @@ fn a_bucket_with_another_quota_is_as_full_as_before_in_proportion() {
     }
     sidecar.reload(&policy(&[backend.address], &rule(100)));
     let passed = (0..100).filter(|_| client.get("/").status == 200).count();
-    assert!((49..=51).contains(&passed), "half of a hundred, as it was half of ten: {passed}");
+    assert!(
+        (49..=51).contains(&passed),
+        "half of a hundred, as it was half of ten: {passed}"
+    );
 }
 
 #[test]
@@ -228,30 +358,57 @@ fn a_broken_file_at_start_is_refused_or_the_last_good_set_is_used() {
     let backend = Backend::healthy();
     let directory = Directory::new();
     directory.write("policy.yaml", BROKEN);
-    let Err(StartError::Policy(faults)) = Sidecar::start_in(directory, |_| {}) else { panic!("started") };
+    let Err(StartError::Policy(faults)) = Sidecar::start_in(directory, |_| {}) else {
+        panic!("started")
+    };
     assert!(faults.to_human().contains("unknown key `rowts`"));
 
     let keeping = Directory::new();
     let state_dir = keeping.path().join("state");
     let directory = Directory::new();
     directory.write("policy.yaml", &policy(&[backend.address], ""));
-    drop(Sidecar::start_in(directory, |settings| settings.state_dir = Some(state_dir.clone())).unwrap());
+    drop(
+        Sidecar::start_in(directory, |settings| {
+            settings.state_dir = Some(state_dir.clone())
+        })
+        .unwrap(),
+    );
     let directory = Directory::new();
     directory.write("policy.yaml", BROKEN);
-    let sidecar = Sidecar::start_in(directory, |settings| settings.state_dir = Some(state_dir.clone())).unwrap();
+    let sidecar = Sidecar::start_in(directory, |settings| {
+        settings.state_dir = Some(state_dir.clone())
+    })
+    .unwrap();
     assert_eq!(sidecar.get("/").status, 200);
-    assert_eq!(sidecar.json("/api/v1/status")["policy"]["last_result"], "refused");
+    assert_eq!(
+        sidecar.json("/api/v1/status")["policy"]["last_result"],
+        "refused"
+    );
     assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
-    assert!(sidecar.events().iter().any(|event| event.contains("policy refused")), "it says so loudly");
+    assert!(
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("policy refused")),
+        "it says so loudly"
+    );
 }
 
 #[test]
 fn a_check_that_is_taken_away_takes_its_findings_with_it() {
-    let backend = Backend::answering(|request| if request.line().contains("/healthz") { answer(500, "ill") } else { ok("fine") });
+    let backend = Backend::answering(|request| {
+        if request.line().contains("/healthz") {
+            answer(500, "ill")
+        } else {
+            ok("fine")
+        }
+    });
     let plain = policy(&[backend.address], "");
     let checked = plain.replace("]}\n  routes", "], healthCheck: {active: {type: HTTP, interval: 10ms, unhealthyThreshold: 1, http: {path: /healthz}}}}\n  routes");
     let sidecar = Sidecar::start(&checked);
-    eventually("it is known to be ill", || sidecar.get("/").reason() == "no_healthy_endpoint:app");
+    eventually("it is known to be ill", || {
+        sidecar.get("/").reason() == "no_healthy_endpoint:app"
+    });
     sidecar.reload(&plain);
     assert_eq!(sidecar.get("/").text(), "fine");
 }
@@ -265,7 +422,12 @@ fn going_back_to_the_set_in_force_is_told_too() {
     assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
     sidecar.reload(&good);
     assert_eq!(sidecar.metric("outrigger_policy_current"), 1.0);
-    assert!(sidecar.events().iter().any(|event| event.contains("generation 1 is the newest again")));
+    assert!(
+        sidecar
+            .events()
+            .iter()
+            .any(|event| event.contains("generation 1 is the newest again"))
+    );
 }
 
 #[test]
@@ -284,7 +446,16 @@ fn a_renamed_listener_keeps_its_socket_and_its_connections() {
     let sidecar = Sidecar::start(&text);
     let mut client = sidecar.client();
     assert_eq!(client.get("/").status, 200);
-    assert_eq!(sidecar.reload(&text.replace("name: inbound", "name: front").replace("[inbound]", "[front]")).status, 200);
+    assert_eq!(
+        sidecar
+            .reload(
+                &text
+                    .replace("name: inbound", "name: front")
+                    .replace("[inbound]", "[front]")
+            )
+            .status,
+        200
+    );
     assert_eq!(client.get("/").status, 200);
     assert_eq!(sidecar.log(2)[1]["listener"], "front");
 }

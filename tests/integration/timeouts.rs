@@ -14,11 +14,27 @@ fn silent() -> Backend {
 #[test]
 fn an_app_that_does_not_answer_is_given_up() {
     let backend = silent();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {backendRequest: 30ms}}\n"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        "  defaults: {timeouts: {backendRequest: 30ms}}\n",
+    ));
     let answer = sidecar.get("/");
-    assert_eq!((answer.status, answer.reason()), (504, format!("upstream_timeout:{}", backend.address).as_str()));
-    assert!(answer.header("proxy-status").unwrap().contains("http_response_timeout"));
-    eventually("the attempt's connection is closed", || sidecar.json("/api/v1/backends")[0]["connections"] == 0);
+    assert_eq!(
+        (answer.status, answer.reason()),
+        (
+            504,
+            format!("upstream_timeout:{}", backend.address).as_str()
+        )
+    );
+    assert!(
+        answer
+            .header("proxy-status")
+            .unwrap()
+            .contains("http_response_timeout")
+    );
+    eventually("the attempt's connection is closed", || {
+        sidecar.json("/api/v1/backends")[0]["connections"] == 0
+    });
 }
 
 #[test]
@@ -27,7 +43,10 @@ fn the_whole_request_is_bounded_with_all_its_attempts() {
     let timeouts = "  defaults: {timeouts: {request: 60ms, backendRequest: 40ms}, retry: {attempts: 10, retryOn: [timeout], backoff: 0ms}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], timeouts));
     let answer = sidecar.get("/");
-    assert_eq!((answer.status, answer.reason()), (504, format!("request_timeout:{}", backend.address).as_str()));
+    assert_eq!(
+        (answer.status, answer.reason()),
+        (504, format!("request_timeout:{}", backend.address).as_str())
+    );
     assert_eq!(backend.seen().len(), 2, "the second attempt was cut short");
 }
 
@@ -38,7 +57,10 @@ fn a_timeout_of_zero_is_off() {
         crate::support::take(std::time::Duration::from_millis(50));
         connection.send(ok("late"));
     });
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {request: 0s, backendRequest: 0s, connect: 0s, streamIdle: 0s}}\n"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        "  defaults: {timeouts: {request: 0s, backendRequest: 0s, connect: 0s, streamIdle: 0s}}\n",
+    ));
     assert_eq!(sidecar.get("/").text(), "late");
 }
 
@@ -49,7 +71,10 @@ fn a_body_that_falls_silent_is_given_up_in_either_direction() {
         connection.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
         connection.wait_for_close();
     });
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {streamIdle: 30ms}}\n"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        "  defaults: {timeouts: {streamIdle: 30ms}}\n",
+    ));
     let answer = sidecar.get("/");
     assert!(answer.status == 200 && !answer.is_complete);
     assert_eq!(sidecar.log(1)[0]["reason"], "stream_idle_timeout");
@@ -57,14 +82,20 @@ fn a_body_that_falls_silent_is_given_up_in_either_direction() {
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf");
     let answer = client.answer();
-    assert_eq!((answer.status, answer.reason()), (408, "stream_idle_timeout"));
+    assert_eq!(
+        (answer.status, answer.reason()),
+        (408, "stream_idle_timeout")
+    );
 }
 
 /// The clock of a request begins when its client has sent all of it.
 #[test]
 fn a_long_upload_is_not_the_apps_fault() {
     let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {request: 200ms, backendRequest: 200ms, streamIdle: 10s}}\n"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        "  defaults: {timeouts: {request: 200ms, backendRequest: 200ms, streamIdle: 10s}}\n",
+    ));
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8\r\n\r\n");
     for _ in 0..8 {
@@ -77,7 +108,10 @@ fn a_long_upload_is_not_the_apps_fault() {
 #[test]
 fn a_head_that_trickles_is_given_up_however_often_a_byte_comes() {
     let backend = Backend::healthy();
-    let text = policy(&[backend.address], "").replace("address: \"127.0.0.1:0\"", "address: \"127.0.0.1:0\", limits: {headerTimeout: 100ms}");
+    let text = policy(&[backend.address], "").replace(
+        "address: \"127.0.0.1:0\"",
+        "address: \"127.0.0.1:0\", limits: {headerTimeout: 100ms}",
+    );
     let sidecar = Sidecar::start(&text);
     let mut client = sidecar.client();
     let deadline = Instant::now() + PATIENCE;
@@ -93,7 +127,10 @@ fn a_head_that_trickles_is_given_up_however_often_a_byte_comes() {
 #[test]
 fn an_idle_connection_is_closed() {
     let backend = Backend::healthy();
-    let text = policy(&[backend.address], "").replace("address: \"127.0.0.1:0\"", "address: \"127.0.0.1:0\", limits: {idleTimeout: 30ms}");
+    let text = policy(&[backend.address], "").replace(
+        "address: \"127.0.0.1:0\"",
+        "address: \"127.0.0.1:0\", limits: {idleTimeout: 30ms}",
+    );
     let sidecar = Sidecar::start(&text);
     assert!(sidecar.client().is_closed(), "one that never said anything");
     let mut client = sidecar.client();

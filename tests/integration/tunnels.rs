@@ -9,7 +9,10 @@ const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n
 fn a_tunnel_carries_every_byte_both_ways_and_none_before_it_is_open() {
     let backend = Backend::start(|mut connection| {
         let head = connection.head().unwrap().to_lowercase();
-        assert!(head.contains("upgrade: websocket") && head.contains("connection: upgrade"), "{head}");
+        assert!(
+            head.contains("upgrade: websocket") && head.contains("connection: upgrade"),
+            "{head}"
+        );
         // The first bytes of the tunnel come with the head.
         connection.send(format!("{AGREE}welcome"));
         while let Some(bytes) = connection.exactly(5) {
@@ -24,7 +27,11 @@ fn a_tunnel_carries_every_byte_both_ways_and_none_before_it_is_open() {
     client.send(ASK);
     let (status, head) = client.head().unwrap();
     assert_eq!(status, 101);
-    assert!(head.to_lowercase().contains("upgrade: websocket") && head.contains("sec-websocket-accept: y"), "{head}");
+    assert!(
+        head.to_lowercase().contains("upgrade: websocket")
+            && head.contains("sec-websocket-accept: y"),
+        "{head}"
+    );
     assert_eq!(client.raw(7), b"welcome");
     for word in ["hello", "there"] {
         client.send(word);
@@ -60,7 +67,10 @@ fn a_silent_tunnel_is_ended() {
         connection.send(AGREE);
         connection.wait_for_close();
     });
-    let sidecar = Sidecar::start(&policy(&[backend.address], "  defaults: {timeouts: {streamIdle: 50ms}}\n"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        "  defaults: {timeouts: {streamIdle: 50ms}}\n",
+    ));
     let mut client = sidecar.client();
     client.send(ASK);
     assert_eq!(client.head().unwrap().0, 101);
@@ -69,22 +79,37 @@ fn a_silent_tunnel_is_ended() {
 
 #[test]
 fn an_upgrade_that_was_not_asked_for_is_not_passed_on() {
-    for answer in [AGREE, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n"] {
+    for answer in [
+        AGREE,
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n",
+    ] {
         let backend = Backend::start(move |mut connection| {
             connection.head();
             connection.send(answer);
             connection.wait_for_close();
         });
         let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-        let ask = if answer == AGREE { "GET / HTTP/1.1\r\nhost: a\r\n\r\n" } else { ASK };
+        let ask = if answer == AGREE {
+            "GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+        } else {
+            ASK
+        };
         let answer = sidecar.client().send(ask).answer();
-        assert_eq!((answer.status, answer.reason()), (502, format!("upstream_protocol_error:{}", backend.address).as_str()));
+        assert_eq!(
+            (answer.status, answer.reason()),
+            (
+                502,
+                format!("upstream_protocol_error:{}", backend.address).as_str()
+            )
+        );
     }
 }
 
 #[test]
 fn an_upgrade_that_is_declined_is_an_answer_like_any_other() {
-    let backend = Backend::answering(|_| "HTTP/1.1 426 Upgrade Required\r\nupgrade: other\r\ncontent-length: 2\r\n\r\nno".into());
+    let backend = Backend::answering(|_| {
+        "HTTP/1.1 426 Upgrade Required\r\nupgrade: other\r\ncontent-length: 2\r\n\r\nno".into()
+    });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     let answer = client.send(ASK).answer();

@@ -59,7 +59,11 @@ impl Faults {
 
 /// Starts the app on any port.
 pub(super) async fn start(faults: Arc<Faults>) -> io::Result<SocketAddr> {
-    let router = Router::new().route("/", get(hello).post(hello)).route("/flaky", get(flaky)).route("/fault/{fault}", post(switch)).with_state(faults);
+    let router = Router::new()
+        .route("/", get(hello).post(hello))
+        .route("/flaky", get(flaky))
+        .route("/fault/{fault}", post(switch))
+        .with_state(faults);
     let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {

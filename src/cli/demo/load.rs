@@ -43,7 +43,9 @@ pub(super) struct Load {
 impl Load {
     pub(super) fn start(address: SocketAddr) -> Self {
         let seen = Arc::new(Seen::default());
-        let callers = (0..CALLERS).map(|_| tokio::spawn(call_for_ever(address, seen.clone()))).collect();
+        let callers = (0..CALLERS)
+            .map(|_| tokio::spawn(call_for_ever(address, seen.clone())))
+            .collect();
         Self { seen, callers }
     }
 }
@@ -60,7 +62,8 @@ async fn call_for_ever(address: SocketAddr, seen: Arc<Seen>) {
         let began = clock::now();
         let answer = call(&mut connection, address).await;
         let micros = clock::now().saturating_duration_since(began).as_micros();
-        seen.last_micros.store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Relaxed);
+        seen.last_micros
+            .store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Relaxed);
         let count = match answer.as_deref() {
             Some(head) if head.contains("x-outrigger-reason") => &seen.refused,
             Some(head) if head.starts_with("HTTP/1.1 2") => &seen.good,
@@ -80,14 +83,27 @@ async fn call(connection: &mut Option<TcpStream>, address: SocketAddr) -> Option
         *connection = TcpStream::connect(address).await.ok();
     }
     let stream = connection.as_mut()?;
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: demo\r\n\r\n").await.ok()?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: demo\r\n\r\n")
+        .await
+        .ok()?;
     let mut answer = Vec::new();
     loop {
-        let count = stream.read_buf(&mut answer).await.ok().filter(|count| *count > 0)?;
+        let count = stream
+            .read_buf(&mut answer)
+            .await
+            .ok()
+            .filter(|count| *count > 0)?;
         debug_assert!(count > 0, "the end of the stream was filtered out");
         let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")).and_then(|length| length.trim().parse().ok()).unwrap_or(0);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length:"))
+            .and_then(|length| length.trim().parse().ok())
+            .unwrap_or(0);
         if body.len() >= length {
             return Some(String::from_utf8_lossy(&answer).into_owned());
         }

@@ -28,10 +28,23 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn new(state: Arc<State>) -> Self {
-        Self { events: state.telemetry.subscribe(), state, began: clock::now(), is_terminal: std::io::stdout().is_terminal(), last_plain: 0 }
+        Self {
+            events: state.telemetry.subscribe(),
+            state,
+            began: clock::now(),
+            is_terminal: std::io::stdout().is_terminal(),
+            last_plain: 0,
+        }
     }
 
-    pub(super) fn introduce(&self, app: &SocketAddr, inbound: &SocketAddr, outbound: &SocketAddr, admin: &SocketAddr, policies: &Path) {
+    pub(super) fn introduce(
+        &self,
+        app: &SocketAddr,
+        inbound: &SocketAddr,
+        outbound: &SocketAddr,
+        admin: &SocketAddr,
+        policies: &Path,
+    ) {
         let policies = policies.display();
         print(&format!(
             "Outrigger demo: callers -> sidecar {inbound} -> app {app}, under {policies}\n\n\
@@ -59,12 +72,20 @@ impl Screen {
             }
         }
         let breakers = self.state.live.load();
-        let breaker = breakers.breakers.iter().find(|breaker| **breaker.name() == *"app");
-        let state = breaker.map_or("none", |breaker| state_name(breaker.snapshot(clock::now()).0.state));
+        let breaker = breakers
+            .breakers
+            .iter()
+            .find(|breaker| **breaker.name() == *"app");
+        let state = breaker.map_or("none", |breaker| {
+            state_name(breaker.snapshot(clock::now()).0.state)
+        });
         let Some(load) = load else { return };
-        let [good, failed, refused] = [&load.seen.good, &load.seen.failed, &load.seen.refused].map(|count| count.load(Ordering::Relaxed));
+        let [good, failed, refused] = [&load.seen.good, &load.seen.failed, &load.seen.refused]
+            .map(|count| count.load(Ordering::Relaxed));
         let millis = load.seen.last_micros.load(Ordering::Relaxed) / 1_000;
-        let line = format!("app {fault:?}  breaker {state:<9}  good {good}  failed {failed}  refused {refused}  last answer in {millis} ms");
+        let line = format!(
+            "app {fault:?}  breaker {state:<9}  good {good}  failed {failed}  refused {refused}  last answer in {millis} ms"
+        );
         let second = clock::now().saturating_duration_since(self.began).as_secs();
         if self.is_terminal {
             raw(&format!("\r\x1b[2K[{second:>3} s] {line}"));

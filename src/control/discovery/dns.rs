@@ -71,16 +71,38 @@ pub(super) struct Resolver {
 impl Resolver {
     /// Makes a resolver that asks this name server, or those of the system.
     pub(super) fn new(name_server: Option<SocketAddr>) -> Result<Self, String> {
-        let make = |strategy| resolver(name_server, strategy).map_err(|error| format!("the system's resolver cannot be set up: {error}"));
-        Ok(Self { v4: make(LookupIpStrategy::Ipv4Only)?, v6: make(LookupIpStrategy::Ipv6Only)? })
+        let make = |strategy| {
+            resolver(name_server, strategy)
+                .map_err(|error| format!("the system's resolver cannot be set up: {error}"))
+        };
+        Ok(Self {
+            v4: make(LookupIpStrategy::Ipv4Only)?,
+            v6: make(LookupIpStrategy::Ipv6Only)?,
+        })
     }
 
     /// The endpoints of a name.
-    pub(super) async fn endpoints(&self, spec: &DnsSpec, families: &mut Families) -> Result<Found, String> {
-        let Some(port) = spec.port else { return self.services(&spec.name, families).await };
-        let addresses = self.addresses(&spec.name).await.settle(&spec.name, families).map_err(Fault::words)?;
-        let endpoints = addresses.all.into_iter().map(|address| EndpointSpec::at(Address::Tcp(SocketAddr::new(address, port))));
-        Ok(Found { endpoints: endpoints.collect(), valid_until: addresses.valid_until })
+    pub(super) async fn endpoints(
+        &self,
+        spec: &DnsSpec,
+        families: &mut Families,
+    ) -> Result<Found, String> {
+        let Some(port) = spec.port else {
+            return self.services(&spec.name, families).await;
+        };
+        let addresses = self
+            .addresses(&spec.name)
+            .await
+            .settle(&spec.name, families)
+            .map_err(Fault::words)?;
+        let endpoints = addresses
+            .all
+            .into_iter()
+            .map(|address| EndpointSpec::at(Address::Tcp(SocketAddr::new(address, port))));
+        Ok(Found {
+            endpoints: endpoints.collect(),
+            valid_until: addresses.valid_until,
+        })
     }
 
     async fn addresses(&self, name: &str) -> Answers {
@@ -90,20 +112,33 @@ impl Resolver {
 
     /// The targets of a service (RFC 2782): each with its port, weight and priority.
     async fn services(&self, name: &str, families: &mut Families) -> Result<Found, String> {
-        let answer = self.v4.srv_lookup(name).await.map_err(|error| fault(name, &error).words())?;
+        let answer = self
+            .v4
+            .srv_lookup(name)
+            .await
+            .map_err(|error| fault(name, &error).words())?;
         let mut valid_until = answer.valid_until();
-        let records = answer.answers().iter().filter_map(|record| match &record.data {
-            RData::SRV(service) if !service.target.is_root() && service.port != 0 => Some(service),
-            _ => None,
-        });
+        let records = answer
+            .answers()
+            .iter()
+            .filter_map(|record| match &record.data {
+                RData::SRV(service) if !service.target.is_root() && service.port != 0 => {
+                    Some(service)
+                }
+                _ => None,
+            });
         let services: Vec<_> = records.collect();
         if services.len() > MAX_TARGETS {
-            return Err(format!("{name} has {} SRV records, more than {MAX_TARGETS}", services.len()));
+            return Err(format!(
+                "{name} has {} SRV records, more than {MAX_TARGETS}",
+                services.len()
+            ));
         }
         let mut priorities: Vec<u16> = services.iter().map(|service| service.priority).collect();
         priorities.sort_unstable();
         priorities.dedup();
-        let (mut endpoints, mut missing): (HashMap<Address, EndpointSpec>, Option<String>) = (HashMap::new(), None);
+        let (mut endpoints, mut missing): (HashMap<Address, EndpointSpec>, Option<String>) =
+            (HashMap::new(), None);
         for (service, answers) in self.targets(&services).await {
             let addresses = match answers.settle(&service.target.to_string(), families) {
                 Ok(addresses) => addresses,
@@ -116,17 +151,28 @@ impl Resolver {
             };
             valid_until = valid_until.min(addresses.valid_until);
             // Counted from 0, so that they are like those that are written; a weight of 0 is the smallest there is.
-            let priority = u32::try_from(priorities.partition_point(|earlier| *earlier < service.priority)).unwrap_or(u32::MAX);
+            let priority =
+                u32::try_from(priorities.partition_point(|earlier| *earlier < service.priority))
+                    .unwrap_or(u32::MAX);
             let weight = NonZeroU32::new(service.weight.into()).unwrap_or(NonZeroU32::MIN);
             for address in addresses.all {
                 let address = Address::Tcp(SocketAddr::new(address, service.port));
-                endpoints.entry(address.clone()).or_insert_with(|| EndpointSpec { weight, priority, ..EndpointSpec::at(address) });
+                endpoints
+                    .entry(address.clone())
+                    .or_insert_with(|| EndpointSpec {
+                        weight,
+                        priority,
+                        ..EndpointSpec::at(address)
+                    });
             }
         }
         if endpoints.is_empty() {
             return Err(missing.unwrap_or_else(|| format!("{name} has no SRV records")));
         }
-        Ok(Found { endpoints: endpoints.into_values().collect(), valid_until })
+        Ok(Found {
+            endpoints: endpoints.into_values().collect(),
+            valid_until,
+        })
     }
 
     /// Looks up several targets, some at once.
@@ -140,7 +186,11 @@ impl Resolver {
             }
             let mut found = lookups.join_all().await;
             found.sort_unstable_by_key(|(index, _)| *index);
-            all.extend(some.iter().copied().zip(found.into_iter().map(|(_, answers)| answers)));
+            all.extend(
+                some.iter()
+                    .copied()
+                    .zip(found.into_iter().map(|(_, answers)| answers)),
+            );
         }
         all
     }
@@ -161,13 +211,16 @@ struct Addresses {
 impl Answers {
     /// What is to be made of it, given the families that the name has had.
     fn settle(self, name: &str, families: &mut Families) -> Result<Addresses, Fault> {
-        let (mut all, mut valid_until, mut missing, mut failed) = (BTreeSet::new(), None::<Instant>, None, None);
+        let (mut all, mut valid_until, mut missing, mut failed) =
+            (BTreeSet::new(), None::<Instant>, None, None);
         for (answer, has_had) in [(self.v4, &mut families.v4), (self.v6, &mut families.v6)] {
             match answer {
                 Ok(found) => {
                     all.extend(found.iter());
                     *has_had = true;
-                    valid_until = Some(valid_until.map_or(found.valid_until(), |earlier| earlier.min(found.valid_until())));
+                    valid_until = Some(valid_until.map_or(found.valid_until(), |earlier| {
+                        earlier.min(found.valid_until())
+                    }));
                 }
                 Err(error) => match fault(name, &error) {
                     Fault::NotThere(words) => missing = missing.or(Some(words)),
@@ -178,21 +231,31 @@ impl Answers {
         match (valid_until, failed, missing) {
             (Some(valid_until), None | Some((_, false)), _) => Ok(Addresses { all, valid_until }),
             (_, Some((words, _)), _) => Err(Fault::Failed(words)),
-            (None, None, missing) => Err(Fault::NotThere(missing.unwrap_or_else(|| format!("{name} has no addresses")))),
+            (None, None, missing) => Err(Fault::NotThere(
+                missing.unwrap_or_else(|| format!("{name} has no addresses")),
+            )),
         }
     }
 }
 
-fn resolver(name_server: Option<SocketAddr>, strategy: LookupIpStrategy) -> Result<TokioResolver, NetError> {
+fn resolver(
+    name_server: Option<SocketAddr>,
+    strategy: LookupIpStrategy,
+) -> Result<TokioResolver, NetError> {
     let mut builder = match name_server {
         None => TokioResolver::builder_tokio()?,
         Some(address) => {
             let mut server = NameServerConfig::udp_and_tcp(address.ip());
-            server.connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].into_iter().collect();
+            server.connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()]
+                .into_iter()
+                .collect();
             for connection in &mut server.connections {
                 connection.port = address.port();
             }
-            TokioResolver::builder_with_config(ResolverConfig::from_parts(None, Vec::new(), vec![server]), TokioRuntimeProvider::default())
+            TokioResolver::builder_with_config(
+                ResolverConfig::from_parts(None, Vec::new(), vec![server]),
+                TokioRuntimeProvider::default(),
+            )
         }
     };
     let options = builder.options_mut();

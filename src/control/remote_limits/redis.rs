@@ -5,7 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection,
+};
 
 use super::PATIENCE;
 use crate::{
@@ -59,26 +61,46 @@ impl Redis {
     pub(super) async fn open(spec: &RedisSpec) -> Result<Self, String> {
         let client = redis::Client::open(spec.url.as_str()).map_err(|error| explain(&error))?;
         // A request bounds its own wait; this bounds what waits for nobody.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| explain(&error))?;
-        let script = load(&mut connection).await.map_err(|error| explain(&error))?;
-        Ok(Self { connection, script: script.into(), prefix: spec.prefix.clone() })
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let mut connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+            .map_err(|error| explain(&error))?;
+        let script = load(&mut connection)
+            .await
+            .map_err(|error| explain(&error))?;
+        Ok(Self {
+            connection,
+            script: script.into(),
+            prefix: spec.prefix.clone(),
+        })
     }
 
     /// A sign of life that is of use: a Redis that was emptied has forgotten the script.
     pub(super) async fn shows_life(&mut self) -> Result<(), String> {
-        load(&mut self.connection).await.map(drop).map_err(|error| explain(&error))
+        load(&mut self.connection)
+            .await
+            .map(drop)
+            .map_err(|error| explain(&error))
     }
 }
 
 async fn load(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
-    redis::cmd("SCRIPT").arg("LOAD").arg(SCRIPT).query_async(connection).await
+    redis::cmd("SCRIPT")
+        .arg("LOAD")
+        .arg(SCRIPT)
+        .query_async(connection)
+        .await
 }
 
 /// What went wrong, and the mend where it is known.
 fn explain(error: &RedisError) -> String {
     match error.kind() {
-        ErrorKind::AuthenticationFailed => format!("it refuses the name or the password, mend `url`: {error}"),
+        ErrorKind::AuthenticationFailed => {
+            format!("it refuses the name or the password, mend `url`: {error}")
+        }
         ErrorKind::InvalidClientConfig => format!("it cannot be reached so, mend `url`: {error}"),
         _ => error.to_string(),
     }
@@ -89,28 +111,58 @@ impl RateLimitEngine for Redis {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&*self.script).arg(asks.len());
         for Ask { rule, key, .. } in &asks {
-            let key = key.as_deref().map(|key| format!(":{key}")).unwrap_or_default();
+            let key = key
+                .as_deref()
+                .map(|key| format!(":{key}"))
+                .unwrap_or_default();
             command.arg(format!("{}:{rule}{key}", self.prefix));
         }
-        for Ask { quota, tokens, max_wait, is_enforced, .. } in &asks {
+        for Ask {
+            quota,
+            tokens,
+            max_wait,
+            is_enforced,
+            ..
+        } in &asks
+        {
             let micros = |time: Duration| time.as_secs_f64() * 1e6;
-            command.arg(micros(quota.interval())).arg(micros(quota.burst_time())).arg(*tokens).arg(max_wait.map_or(-1.0, micros)).arg(u8::from(*is_enforced));
+            command
+                .arg(micros(quota.interval()))
+                .arg(micros(quota.burst_time()))
+                .arg(*tokens)
+                .arg(max_wait.map_or(-1.0, micros))
+                .arg(u8::from(*is_enforced));
         }
         let intervals: Vec<Duration> = asks.iter().map(|ask| ask.quota.interval()).collect();
         let mut connection = self.connection.clone();
         Box::pin(async move {
             let answer: Result<Vec<(u8, u64, u32)>, _> = command.query_async(&mut connection).await;
-            answer.map(|answers| answers.into_iter().zip(intervals).map(verdict).collect()).map_err(|error| fault(&error))
+            answer
+                .map(|answers| answers.into_iter().zip(intervals).map(verdict).collect())
+                .map_err(|error| fault(&error))
         })
     }
 }
 
 /// What is gone is found out by asking for a sign of life; what may only be read is no use either, and lives.
 fn fault(error: &RedisError) -> EngineFault {
-    EngineFault { why: explain(error), is_lost: error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) }
+    EngineFault {
+        why: explain(error),
+        is_lost: error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly),
+    }
 }
 
-fn verdict(((is_granted, wait, left), interval): ((u8, u64, u32), Duration)) -> Result<Granted, Limited> {
+fn verdict(
+    ((is_granted, wait, left), interval): ((u8, u64, u32), Duration),
+) -> Result<Granted, Limited> {
     let wait = Duration::from_micros(wait);
-    if is_granted == 1 { Ok(Granted { wait, left, more: interval }) } else { Err(Limited { retry_after: wait }) }
+    if is_granted == 1 {
+        Ok(Granted {
+            wait,
+            left,
+            more: interval,
+        })
+    } else {
+        Err(Limited { retry_after: wait })
+    }
 }

@@ -22,7 +22,8 @@ use crate::{
     },
 };
 
-const METHOD: PathAndQuery = PathAndQuery::from_static("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit");
+const METHOD: PathAndQuery =
+    PathAndQuery::from_static("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit");
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct RateLimitRequest {
@@ -112,13 +113,24 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) async fn open(spec: &ServiceSpec) -> Result<Self, String> {
-        let endpoint = Endpoint::from_shared(spec.url.to_string()).map_err(|error| format!("it cannot be reached so, mend `url`: {error}"))?;
-        let mut endpoint = endpoint.connect_timeout(PATIENCE).http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE).keep_alive_while_idle(true).timeout(PATIENCE);
+        let endpoint = Endpoint::from_shared(spec.url.to_string())
+            .map_err(|error| format!("it cannot be reached so, mend `url`: {error}"))?;
+        let mut endpoint = endpoint
+            .connect_timeout(PATIENCE)
+            .http2_keep_alive_interval(PATIENCE)
+            .keep_alive_timeout(PATIENCE)
+            .keep_alive_while_idle(true)
+            .timeout(PATIENCE);
         if spec.url.starts_with("https:") {
-            endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|error| in_full(&error))?;
+            endpoint = endpoint
+                .tls_config(ClientTlsConfig::new().with_native_roots())
+                .map_err(|error| in_full(&error))?;
         }
         let channel = endpoint.connect().await.map_err(|error| in_full(&error))?;
-        Ok(Self { channel, domain: spec.domain.clone() })
+        Ok(Self {
+            channel,
+            domain: spec.domain.clone(),
+        })
     }
 }
 
@@ -129,8 +141,12 @@ fn in_full(error: &dyn std::error::Error) -> String {
 
 /// The connection is lost if a call failed on its way, and not by what the service said, or because it said nothing in time.
 fn fault(status: &Status) -> EngineFault {
-    let is_lost = std::error::Error::source(status).is_some_and(|source| !source.is::<TimeoutExpired>());
-    EngineFault { why: status.to_string(), is_lost }
+    let is_lost =
+        std::error::Error::source(status).is_some_and(|source| !source.is::<TimeoutExpired>());
+    EngineFault {
+        why: status.to_string(),
+        is_lost,
+    }
 }
 
 impl RateLimitEngine for Service {
@@ -140,10 +156,21 @@ impl RateLimitEngine for Service {
             let mut verdicts = Verdicts::with_capacity(asks.len());
             // One call per rule: within one, all descriptors are charged the same, and those behind one that refuses would be charged too.
             for ask in asks {
-                grpc.ready().await.map_err(|error| EngineFault { why: in_full(&error), is_lost: true })?;
-                let asked = grpc.unary(Request::new(request(domain.clone(), &ask)), METHOD, ProstCodec::default());
-                let answer: tonic::Response<RateLimitResponse> = asked.await.map_err(|status| fault(&status))?;
-                let verdict = verdict(answer.get_ref(), ask.quota).map_err(|why| EngineFault { why, is_lost: false })?;
+                grpc.ready().await.map_err(|error| EngineFault {
+                    why: in_full(&error),
+                    is_lost: true,
+                })?;
+                let asked = grpc.unary(
+                    Request::new(request(domain.clone(), &ask)),
+                    METHOD,
+                    ProstCodec::default(),
+                );
+                let answer: tonic::Response<RateLimitResponse> =
+                    asked.await.map_err(|status| fault(&status))?;
+                let verdict = verdict(answer.get_ref(), ask.quota).map_err(|why| EngineFault {
+                    why,
+                    is_lost: false,
+                })?;
                 let ends = verdict.is_err() && ask.is_enforced && ask.max_wait.is_some();
                 verdicts.push(verdict);
                 if ends {
@@ -156,28 +183,53 @@ impl RateLimitEngine for Service {
 }
 
 fn request(domain: String, ask: &Ask) -> RateLimitRequest {
-    let mut entries = vec![Entry { key: "rule".to_owned(), value: ask.rule.to_string() }];
-    entries.extend(ask.key.clone().map(|value| Entry { key: "key".to_owned(), value }));
+    let mut entries = vec![Entry {
+        key: "rule".to_owned(),
+        value: ask.rule.to_string(),
+    }];
+    entries.extend(ask.key.clone().map(|value| Entry {
+        key: "key".to_owned(),
+        value,
+    }));
     let unit = match ask.quota.unit_seconds.get() {
         1 => Unit::Second,
         60 => Unit::Minute,
         3_600 => Unit::Hour,
         _ => Unit::Day,
     };
-    let limit = Some(Limit { requests_per_unit: ask.quota.requests.get(), unit: unit.into() });
-    RateLimitRequest { domain, descriptors: vec![Descriptor { entries, limit }], hits_addend: u32::try_from(ask.tokens).unwrap_or(u32::MAX) }
+    let limit = Some(Limit {
+        requests_per_unit: ask.quota.requests.get(),
+        unit: unit.into(),
+    });
+    RateLimitRequest {
+        domain,
+        descriptors: vec![Descriptor { entries, limit }],
+        hits_addend: u32::try_from(ask.tokens).unwrap_or(u32::MAX),
+    }
 }
 
 /// # Errors
 /// If the answer says neither yes nor no.
-fn verdict(answer: &RateLimitResponse, quota: QuotaSpec) -> Result<Result<Granted, Limited>, String> {
+fn verdict(
+    answer: &RateLimitResponse,
+    quota: QuotaSpec,
+) -> Result<Result<Granted, Limited>, String> {
     let status = answer.statuses.first();
     let reset = status.and_then(|status| status.duration_until_reset.as_ref());
-    let reset = reset.map(|reset| Duration::new(reset.seconds.try_into().unwrap_or_default(), reset.nanos.try_into().unwrap_or_default()));
+    let reset = reset.map(|reset| {
+        Duration::new(
+            reset.seconds.try_into().unwrap_or_default(),
+            reset.nanos.try_into().unwrap_or_default(),
+        )
+    });
     let reset = reset.unwrap_or(Duration::from_secs(quota.unit_seconds.get()));
     match answer.overall_code() {
         // A domain without this limit counts nothing, and tells of nothing left.
-        Code::Ok => Ok(Ok(Granted { wait: Duration::ZERO, left: status.map_or_else(|| quota.burst.get(), |status| status.limit_remaining), more: reset })),
+        Code::Ok => Ok(Ok(Granted {
+            wait: Duration::ZERO,
+            left: status.map_or_else(|| quota.burst.get(), |status| status.limit_remaining),
+            more: reset,
+        })),
         Code::OverLimit => Ok(Err(Limited { retry_after: reset })),
         Code::Unknown => Err("the rate limit service knows neither yes nor no".to_owned()),
     }

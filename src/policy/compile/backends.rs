@@ -28,16 +28,28 @@ impl<'a> Compiler<'a> {
         for (at, backend) in self.each("backends", |document| document.spec.backends.as_slice()) {
             self.check_name(&at.key("name"), "backend", &backend.name, &mut seen);
             let spec = self.backend(&at, backend);
-            backends.push((at, MadeBackend { spec, policy: backend.policy.as_deref() }));
+            backends.push((
+                at,
+                MadeBackend {
+                    spec,
+                    policy: backend.policy.as_deref(),
+                },
+            ));
         }
         backends
     }
 
     fn backend(&mut self, at: &At<'a>, backend: &Backend) -> BackendSpec {
         let health = backend.health_check.as_ref();
-        let panic_threshold = health.and_then(|health| health.panic_threshold).unwrap_or(50);
+        let panic_threshold = health
+            .and_then(|health| health.panic_threshold)
+            .unwrap_or(50);
         if panic_threshold > 100 {
-            self.error(&at.key("healthCheck").key("panicThreshold"), "a percentage is at most 100").hint("0 switches it off, 50 is the default");
+            self.error(
+                &at.key("healthCheck").key("panicThreshold"),
+                "a percentage is at most 100",
+            )
+            .hint("0 switches it off, 50 is the default");
         }
         let check = health.and_then(|health| health.active.as_ref());
         let balancing = self.balancing(&at.key("loadBalancer"), backend.load_balancer.as_ref());
@@ -45,23 +57,36 @@ impl<'a> Compiler<'a> {
             name: Arc::from(backend.name.as_str()),
             discovery: self.discovery(at, backend),
             protocol: Self::backend_protocol(backend.protocol),
-            tls: backend.tls.as_ref().and_then(|tls| self.client_tls(&at.key("tls"), tls, Self::backend_protocol(backend.protocol))),
+            tls: backend.tls.as_ref().and_then(|tls| {
+                self.client_tls(
+                    &at.key("tls"),
+                    tls,
+                    Self::backend_protocol(backend.protocol),
+                )
+            }),
             balancer: balancing.balancer,
             warm_up: balancing.warm_up,
             min_endpoints_in_zone: balancing.min_endpoints_in_zone,
             panic_threshold,
-            check: check.and_then(|check| self.active_check(&at.key("healthCheck").key("active"), check)),
-            outlier: backend.outlier_detection.as_ref().and_then(|section| self.outlier_detection(&at.key("outlierDetection"), section)),
+            check: check
+                .and_then(|check| self.active_check(&at.key("healthCheck").key("active"), check)),
+            outlier: backend
+                .outlier_detection
+                .as_ref()
+                .and_then(|section| self.outlier_detection(&at.key("outlierDetection"), section)),
         }
     }
 
     fn discovery(&mut self, at: &At<'a>, backend: &Backend) -> Discovery {
         match (&backend.endpoints, &backend.dns, &backend.endpoints_file) {
-            (Some(entries), None, None) => Discovery::Static(self.endpoints(&at.key("endpoints"), backend, entries)),
+            (Some(entries), None, None) => {
+                Discovery::Static(self.endpoints(&at.key("endpoints"), backend, entries))
+            }
             (None, Some(dns), None) => Discovery::Dns(self.dns(&at.key("dns"), dns)),
             (None, None, Some(path)) => {
                 if path.is_empty() {
-                    self.error(&at.key("endpointsFile"), "this is not the path of a file").hint("write the path of a file with a list of endpoints");
+                    self.error(&at.key("endpointsFile"), "this is not the path of a file")
+                        .hint("write the path of a file with a list of endpoints");
                 }
                 Discovery::File(PathBuf::from(path))
             }
@@ -71,15 +96,31 @@ impl<'a> Compiler<'a> {
                 Discovery::Static(Vec::new())
             }
             _ => {
-                self.error(at, format!("the endpoints of the backend `{}` come from several places", backend.name)).hint("keep one of `endpoints`, `dns` and `endpointsFile`");
+                self.error(
+                    at,
+                    format!(
+                        "the endpoints of the backend `{}` come from several places",
+                        backend.name
+                    ),
+                )
+                .hint("keep one of `endpoints`, `dns` and `endpointsFile`");
                 Discovery::Static(Vec::new())
             }
         }
     }
 
-    fn endpoints(&mut self, at: &At<'a>, backend: &Backend, entries: &[EndpointEntry]) -> Vec<EndpointSpec> {
+    fn endpoints(
+        &mut self,
+        at: &At<'a>,
+        backend: &Backend,
+        entries: &[EndpointEntry],
+    ) -> Vec<EndpointSpec> {
         if entries.is_empty() {
-            self.error(at, format!("the backend `{}` has no endpoints", backend.name)).hint("write at least one address, like `[\"127.0.0.1:8080\"]`");
+            self.error(
+                at,
+                format!("the backend `{}` has no endpoints", backend.name),
+            )
+            .hint("write at least one address, like `[\"127.0.0.1:8080\"]`");
         }
         let mut seen = HashSet::new();
         let mut made = Vec::new();
@@ -87,7 +128,8 @@ impl<'a> Compiler<'a> {
             let at = at.index(index);
             if let Some(spec) = self.endpoint(&at, endpoint) {
                 if !seen.insert(spec.address.clone()) {
-                    self.error(&at, format!("the endpoint {} is given twice", spec.address)).hint("use `weight` to give it a larger share");
+                    self.error(&at, format!("the endpoint {} is given twice", spec.address))
+                        .hint("use `weight` to give it a larger share");
                 }
                 made.push(spec);
             }
@@ -107,21 +149,38 @@ impl<'a> Compiler<'a> {
     fn dns(&mut self, at: &At<'a>, dns: &Dns) -> DnsSpec {
         if !endpoints::is_name(&dns.name) {
             let hint = "write a name like `pay.shop.svc.cluster.local.`; for addresses there is `endpoints`";
-            self.error(&at.key("name"), format!("`{}` is not a name that can be resolved", dns.name)).hint(hint);
+            self.error(
+                &at.key("name"),
+                format!("`{}` is not a name that can be resolved", dns.name),
+            )
+            .hint(hint);
         }
         match (dns.kind.unwrap_or(DnsType::A), dns.port) {
-            (DnsType::A, None | Some(0)) => self.error(at, "addresses alone have no port").hint("add `port:`, or use `type: SRV`, which brings it"),
-            (DnsType::SRV, Some(_)) => self.error(&at.key("port"), "SRV brings its own ports").hint("take `port` out, or use `type: A`"),
+            (DnsType::A, None | Some(0)) => self
+                .error(at, "addresses alone have no port")
+                .hint("add `port:`, or use `type: SRV`, which brings it"),
+            (DnsType::SRV, Some(_)) => self
+                .error(&at.key("port"), "SRV brings its own ports")
+                .hint("take `port` out, or use `type: A`"),
             (DnsType::A, Some(_)) | (DnsType::SRV, None) => {}
         }
-        let ttl = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
+        let ttl = |span: Option<Span>, default: u64| {
+            span.map_or(Duration::from_secs(default), |span| span.0)
+        };
         let (min_ttl, max_ttl) = (ttl(dns.min_ttl, 1), ttl(dns.max_ttl, 30));
         if min_ttl < Duration::from_millis(10) {
-            self.error(&at.key("minTtl"), "a name is resolved at most every 10ms").hint("1s is the default");
+            self.error(&at.key("minTtl"), "a name is resolved at most every 10ms")
+                .hint("1s is the default");
         }
         if max_ttl < min_ttl {
-            self.error(&at.key("maxTtl"), "`maxTtl` is below `minTtl`").hint(format!("write at least {}", Span(min_ttl)));
+            self.error(&at.key("maxTtl"), "`maxTtl` is below `minTtl`")
+                .hint(format!("write at least {}", Span(min_ttl)));
         }
-        DnsSpec { name: dns.name.clone(), port: dns.port, min_ttl, max_ttl }
+        DnsSpec {
+            name: dns.name.clone(),
+            port: dns.port,
+            min_ttl,
+            max_ttl,
+        }
     }
 }

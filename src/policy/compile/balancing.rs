@@ -7,7 +7,9 @@ use http::HeaderName;
 use super::{At, Compiler};
 use crate::{
     policy::{
-        document::{ConsistentHash, ConsistentHashType, LoadBalancer, LoadBalancerType, SlowStart, ZoneMode},
+        document::{
+            ConsistentHash, ConsistentHashType, LoadBalancer, LoadBalancerType, SlowStart, ZoneMode,
+        },
         snapshot::{Balancer, HashKey},
         units::{Percent, Span},
     },
@@ -24,17 +26,31 @@ pub(super) struct Balancing {
 impl<'a> Compiler<'a> {
     pub(super) fn balancing(&mut self, at: &At<'a>, section: Option<&LoadBalancer>) -> Balancing {
         let Some(section) = section else {
-            return Balancing { balancer: Balancer::LeastRequest, warm_up: None, min_endpoints_in_zone: Some(1) };
+            return Balancing {
+                balancer: Balancer::LeastRequest,
+                warm_up: None,
+                min_endpoints_in_zone: Some(1),
+            };
         };
         let kind = section.kind.unwrap_or(LoadBalancerType::LeastRequest);
         let balancer = match (kind, &section.consistent_hash) {
-            (LoadBalancerType::ConsistentHash, Some(hash)) => self.consistent_hash(&at.key("consistentHash"), hash),
+            (LoadBalancerType::ConsistentHash, Some(hash)) => {
+                self.consistent_hash(&at.key("consistentHash"), hash)
+            }
             (LoadBalancerType::ConsistentHash, None) => {
-                self.error(at, "ConsistentHash needs `consistentHash`, which says what to hash").hint("add `consistentHash: {type: SourceIP}`");
+                self.error(
+                    at,
+                    "ConsistentHash needs `consistentHash`, which says what to hash",
+                )
+                .hint("add `consistentHash: {type: SourceIP}`");
                 Balancer::Random
             }
             (_, Some(_)) => {
-                self.error(&at.key("consistentHash"), "only the type ConsistentHash hashes").hint("write `type: ConsistentHash`, or take it out");
+                self.error(
+                    &at.key("consistentHash"),
+                    "only the type ConsistentHash hashes",
+                )
+                .hint("write `type: ConsistentHash`, or take it out");
                 Balancer::Random
             }
             (LoadBalancerType::LeastRequest, None) => Balancer::LeastRequest,
@@ -43,51 +59,97 @@ impl<'a> Compiler<'a> {
             (LoadBalancerType::Random, None) => Balancer::Random,
         };
         if kind == LoadBalancerType::ConsistentHash && section.slow_start.is_some() {
-            self.error(&at.key("slowStart"), "with ConsistentHash a key's endpoint is fixed, new or not").hint("take `slowStart` out, or use another type");
+            self.error(
+                &at.key("slowStart"),
+                "with ConsistentHash a key's endpoint is fixed, new or not",
+            )
+            .hint("take `slowStart` out, or use another type");
         }
         let zones = section.zone_aware.clone().unwrap_or_default();
         Balancing {
             balancer,
-            warm_up: section.slow_start.as_ref().and_then(|slow_start| self.slow_start(&at.key("slowStart"), slow_start)),
-            min_endpoints_in_zone: (zones.mode != Some(ZoneMode::Off)).then(|| zones.min_endpoints_in_zone_threshold.unwrap_or(1).max(1)),
+            warm_up: section
+                .slow_start
+                .as_ref()
+                .and_then(|slow_start| self.slow_start(&at.key("slowStart"), slow_start)),
+            min_endpoints_in_zone: (zones.mode != Some(ZoneMode::Off))
+                .then(|| zones.min_endpoints_in_zone_threshold.unwrap_or(1).max(1)),
         }
     }
 
     fn consistent_hash(&mut self, at: &At<'a>, hash: &ConsistentHash) -> Balancer {
         let key = match (hash.kind, &hash.header, &hash.cookie) {
-            (ConsistentHashType::Header, Some(header), None) => HeaderName::from_bytes(header.name.as_bytes()).ok().map(HashKey::Header),
-            (ConsistentHashType::Cookie, None, Some(cookie)) => is_cookie_name(&cookie.name).then(|| HashKey::Cookie(cookie.name.clone())),
+            (ConsistentHashType::Header, Some(header), None) => {
+                HeaderName::from_bytes(header.name.as_bytes())
+                    .ok()
+                    .map(HashKey::Header)
+            }
+            (ConsistentHashType::Cookie, None, Some(cookie)) => {
+                is_cookie_name(&cookie.name).then(|| HashKey::Cookie(cookie.name.clone()))
+            }
             (ConsistentHashType::SourceIP, None, None) => Some(HashKey::Source),
             _ => {
                 let hint = "Header goes with `header: {name: ..}`, Cookie with `cookie: {name: ..}`, SourceIP with neither";
-                self.error(at, "the type and what is hashed do not fit together").hint(hint);
+                self.error(at, "the type and what is hashed do not fit together")
+                    .hint(hint);
                 Some(HashKey::Source)
             }
         };
         let key = key.unwrap_or_else(|| {
-            self.error(at, "this cannot be the name of a header or cookie").hint("use letters, digits and `-`");
+            self.error(at, "this cannot be the name of a header or cookie")
+                .hint("use letters, digits and `-`");
             HashKey::Source
         });
         let percent = hash.load_bound_percent.unwrap_or(125);
         if percent <= 100 {
-            self.error(&at.key("loadBoundPercent"), "an endpoint must be allowed more than its share").hint("125 is the default");
+            self.error(
+                &at.key("loadBoundPercent"),
+                "an endpoint must be allowed more than its share",
+            )
+            .hint("125 is the default");
         }
-        Balancer::ConsistentHash { key, bound: f64::from(percent) / 100.0 }
+        Balancer::ConsistentHash {
+            key,
+            bound: f64::from(percent) / 100.0,
+        }
     }
 
     fn slow_start(&mut self, at: &At<'a>, section: &SlowStart) -> Option<WarmUpConfig> {
-        self.warm_up_curve(at, section.window, section.aggression, (section.min_weight_percent, "minWeightPercent"))
+        self.warm_up_curve(
+            at,
+            section.window,
+            section.aggression,
+            (section.min_weight_percent, "minWeightPercent"),
+        )
     }
 
     /// The curve of a warm-up, of an endpoint or of this instance; the least share with its key.
-    pub(super) fn warm_up_curve(&mut self, at: &At<'a>, window: Option<Span>, aggression: Option<f64>, (least, key): (Option<Percent>, &str)) -> Option<WarmUpConfig> {
+    pub(super) fn warm_up_curve(
+        &mut self,
+        at: &At<'a>,
+        window: Option<Span>,
+        aggression: Option<f64>,
+        (least, key): (Option<Percent>, &str),
+    ) -> Option<WarmUpConfig> {
         let window = window.map_or(Duration::from_secs(30), |span| span.0);
-        let made = WarmUpConfig::try_new(window, aggression.unwrap_or(1.0), least.unwrap_or(Percent::of(10)).ratio());
-        made.map_err(|invalid| self.error(at, invalid.to_string()).hint(format!("`{{window: 30s, aggression: 1, {key}: 10}}` are the defaults"))).ok()
+        let made = WarmUpConfig::try_new(
+            window,
+            aggression.unwrap_or(1.0),
+            least.unwrap_or(Percent::of(10)).ratio(),
+        );
+        made.map_err(|invalid| {
+            self.error(at, invalid.to_string()).hint(format!(
+                "`{{window: 30s, aggression: 1, {key}: 10}}` are the defaults"
+            ))
+        })
+        .ok()
     }
 }
 
 /// A token of RFC 6265 section 4.1.1.
 fn is_cookie_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }

@@ -25,19 +25,29 @@ impl<'a> Compiler<'a> {
         let interval = check.interval.map_or(Duration::from_secs(5), |span| span.0);
         let timeout = check.timeout.map_or(Duration::from_secs(1), |span| span.0);
         if interval < Duration::from_millis(10) {
-            self.error(&at.key("interval"), "the time between two checks is at least 10ms").hint("5s is the default");
+            self.error(
+                &at.key("interval"),
+                "the time between two checks is at least 10ms",
+            )
+            .hint("5s is the default");
         }
-        for (key, span) in [("unhealthyInterval", check.unhealthy_interval), ("edgeInterval", check.edge_interval)] {
+        for (key, span) in [
+            ("unhealthyInterval", check.unhealthy_interval),
+            ("edgeInterval", check.edge_interval),
+        ] {
             if span.is_some_and(|span| span.0 < Duration::from_millis(10)) {
-                self.error(&at.key(key), "the time between two checks is at least 10ms").hint("without it, `interval` holds");
+                self.error(&at.key(key), "the time between two checks is at least 10ms")
+                    .hint("without it, `interval` holds");
             }
         }
         if timeout.is_zero() {
-            self.error(&at.key("timeout"), "a check needs time").hint("1s is the default");
+            self.error(&at.key("timeout"), "a check needs time")
+                .hint("1s is the default");
         }
         let mut threshold = |key: &str, value: Option<u32>, default: u32| {
             NonZeroU32::new(value.unwrap_or(default)).unwrap_or_else(|| {
-                self.error(&at.key(key), format!("`{key}` is at least 1")).hint(format!("{default} is the default"));
+                self.error(&at.key(key), format!("`{key}` is at least 1"))
+                    .hint(format!("{default} is the default"));
                 NonZeroU32::MIN
             })
         };
@@ -47,53 +57,102 @@ impl<'a> Compiler<'a> {
         };
         let probe = self.probe(at, check)?;
         if check.kind != ActiveCheckType::GRPC && check.grpc.is_some() {
-            self.error(&at.key("grpc"), "only a check of type GRPC asks the health service").hint("write `type: GRPC`, or take `grpc` out");
+            self.error(
+                &at.key("grpc"),
+                "only a check of type GRPC asks the health service",
+            )
+            .hint("write `type: GRPC`, or take `grpc` out");
         }
         let or = |span: Option<Span>| span.map_or(interval, |span| span.0);
-        let jitter = check.jitter_percent.unwrap_or(Percent::of(10)).ratio().value();
-        let (unhealthy_interval, edge_interval) = (or(check.unhealthy_interval), or(check.edge_interval));
-        Some(CheckSpec { probe, interval, unhealthy_interval, edge_interval, jitter, timeout, thresholds })
+        let jitter = check
+            .jitter_percent
+            .unwrap_or(Percent::of(10))
+            .ratio()
+            .value();
+        let (unhealthy_interval, edge_interval) =
+            (or(check.unhealthy_interval), or(check.edge_interval));
+        Some(CheckSpec {
+            probe,
+            interval,
+            unhealthy_interval,
+            edge_interval,
+            jitter,
+            timeout,
+            thresholds,
+        })
     }
 
     fn probe(&mut self, at: &At<'a>, check: &ActiveCheck) -> Option<ProbeSpec> {
         Some(match (check.kind, &check.http) {
             (ActiveCheckType::HTTP, Some(http)) => {
-                if !http.path.starts_with('/') || !http.path.bytes().all(|byte| byte.is_ascii_graphic()) {
-                    self.error(&at.key("http").key("path"), format!("`{}` is not a path", http.path)).hint("a path begins with `/` and has no spaces");
+                if !http.path.starts_with('/')
+                    || !http.path.bytes().all(|byte| byte.is_ascii_graphic())
+                {
+                    self.error(
+                        &at.key("http").key("path"),
+                        format!("`{}` is not a path", http.path),
+                    )
+                    .hint("a path begins with `/` and has no spaces");
                 }
-                if http.host.as_ref().is_some_and(|host| host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())) {
-                    self.error(&at.key("http").key("host"), "this is not a host").hint("write a name, and a port where it is needed");
+                if http.host.as_ref().is_some_and(|host| {
+                    host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())
+                }) {
+                    self.error(&at.key("http").key("host"), "this is not a host")
+                        .hint("write a name, and a port where it is needed");
                 }
                 let all_good = [StatusRange::of(200, 399)];
-                let expected = http.expected_statuses.as_deref().unwrap_or(&all_good).iter().collect();
-                ProbeSpec::Http { path: http.path.clone(), host: http.host.clone(), expected, body: http.expected_body.clone() }
+                let expected = http
+                    .expected_statuses
+                    .as_deref()
+                    .unwrap_or(&all_good)
+                    .iter()
+                    .collect();
+                ProbeSpec::Http {
+                    path: http.path.clone(),
+                    host: http.host.clone(),
+                    expected,
+                    body: http.expected_body.clone(),
+                }
             }
             (ActiveCheckType::TCP, None) => ProbeSpec::Tcp,
             (ActiveCheckType::GRPC, None) => {
                 let service = check.grpc.clone().unwrap_or_default().service;
                 if service.len() > MAX_SERVICE {
-                    self.error(&at.key("grpc").key("service"), format!("no name of a service is longer than {MAX_SERVICE} bytes"))
-                        .hint("write it as in the app's own definition, like `shop.Payments`");
+                    self.error(
+                        &at.key("grpc").key("service"),
+                        format!("no name of a service is longer than {MAX_SERVICE} bytes"),
+                    )
+                    .hint("write it as in the app's own definition, like `shop.Payments`");
                     return None;
                 }
                 ProbeSpec::Grpc { service }
             }
             (ActiveCheckType::HTTP, None) => {
-                self.error(at, "a check of type HTTP needs `http`").hint("add `http: {path: /healthz}`");
+                self.error(at, "a check of type HTTP needs `http`")
+                    .hint("add `http: {path: /healthz}`");
                 return None;
             }
             (ActiveCheckType::TCP, Some(_)) => {
-                self.error(&at.key("http"), "a check of type TCP only connects").hint("write `type: HTTP`, or take `http` out");
+                self.error(&at.key("http"), "a check of type TCP only connects")
+                    .hint("write `type: HTTP`, or take `http` out");
                 return None;
             }
             (ActiveCheckType::GRPC, Some(_)) => {
-                self.error(&at.key("http"), "a check of type GRPC asks the health service").hint("write `type: HTTP`, or take `http` out");
+                self.error(
+                    &at.key("http"),
+                    "a check of type GRPC asks the health service",
+                )
+                .hint("write `type: HTTP`, or take `http` out");
                 return None;
             }
         })
     }
 
-    pub(super) fn outlier_detection(&mut self, at: &At<'a>, section: &OutlierDetection) -> Option<OutlierSpec> {
+    pub(super) fn outlier_detection(
+        &mut self,
+        at: &At<'a>,
+        section: &OutlierDetection,
+    ) -> Option<OutlierSpec> {
         let mode = mode(section.mode);
         let config = outlier_config(section).map_err(|invalid| {
             let key = match invalid {
@@ -103,33 +162,62 @@ impl<'a> Compiler<'a> {
             };
             self.error(&at.key(key), invalid.to_string()).hint("`{interval: 10s, baseEjectionTime: 30s, maxEjectionTime: 5m, slowFactor: 3}` are the defaults");
         });
-        if section.success_rate_stdev_factor.is_some_and(|factor| !(factor.is_finite() && factor >= 0.0)) {
-            self.error(&at.key("successRateStdevFactor"), "standard deviations are a number from 0 on").hint("1.9 is the default, 0 is off");
+        if section
+            .success_rate_stdev_factor
+            .is_some_and(|factor| !(factor.is_finite() && factor >= 0.0))
+        {
+            self.error(
+                &at.key("successRateStdevFactor"),
+                "standard deviations are a number from 0 on",
+            )
+            .hint("1.9 is the default, 0 is off");
         }
-        config.ok().filter(|_| mode != Mode::Off).map(|config| OutlierSpec { mode, config })
+        config
+            .ok()
+            .filter(|_| mode != Mode::Off)
+            .map(|config| OutlierSpec { mode, config })
     }
 }
 
 fn outlier_config(section: &OutlierDetection) -> Result<OutlierConfig, InvalidOutlier> {
-    let time = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
+    let time =
+        |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
     let base = time(section.base_ejection_time, 30);
-    let max = section.max_ejection_time.map_or(Duration::from_mins(5).max(base), |span| span.0);
-    let config = OutlierConfig::try_new(time(section.interval, 10), base, max, section.max_ejection_percent.unwrap_or(Percent::of(50)).ratio())?;
+    let max = section
+        .max_ejection_time
+        .map_or(Duration::from_mins(5).max(base), |span| span.0);
+    let config = OutlierConfig::try_new(
+        time(section.interval, 10),
+        base,
+        max,
+        section
+            .max_ejection_percent
+            .unwrap_or(Percent::of(50))
+            .ratio(),
+    )?;
     let runs = Runs {
         failures: section.consecutive_5xx_errors.unwrap_or(5),
         gateway_errors: section.consecutive_gateway_errors.unwrap_or(0),
         local_origin: section.consecutive_local_origin_failures.unwrap_or(5),
     };
     let deviations = section.success_rate_stdev_factor.unwrap_or(1.9);
-    let success_rate =
-        SuccessRate { deviations, minimum_hosts: section.success_rate_minimum_hosts.unwrap_or(5), request_volume: section.success_rate_request_volume.unwrap_or(100) };
-    let threshold = section.failure_percentage_threshold.map_or(Ratio::ZERO, Percent::ratio);
+    let success_rate = SuccessRate {
+        deviations,
+        minimum_hosts: section.success_rate_minimum_hosts.unwrap_or(5),
+        request_volume: section.success_rate_request_volume.unwrap_or(100),
+    };
+    let threshold = section
+        .failure_percentage_threshold
+        .map_or(Ratio::ZERO, Percent::ratio);
     let failure_percentage = FailurePercentage {
         threshold,
         minimum_hosts: section.failure_percentage_minimum_hosts.unwrap_or(5),
         request_volume: section.failure_percentage_request_volume.unwrap_or(50),
     };
-    let config = config.with_runs(runs).with_rates((deviations > 0.0).then_some(success_rate), (threshold > Ratio::ZERO).then_some(failure_percentage));
+    let config = config.with_runs(runs).with_rates(
+        (deviations > 0.0).then_some(success_rate),
+        (threshold > Ratio::ZERO).then_some(failure_percentage),
+    );
     match section.slow_factor.unwrap_or(3.0) {
         0.0 => Ok(config),
         factor => config.with_slow_factor(factor),

@@ -13,12 +13,24 @@ impl<'a> Compiler<'a> {
         let mut seen = HashMap::new();
         let mut by_address: HashMap<SocketAddr, &str> = HashMap::new();
         let mut listeners = Vec::new();
-        for (at, listener) in self.each("listeners", |document| document.spec.listeners.as_slice()) {
+        for (at, listener) in self.each("listeners", |document| document.spec.listeners.as_slice())
+        {
             self.check_name(&at.key("name"), "listener", &listener.name, &mut seen);
             let spec = self.listener(&at, listener);
-            let other = if spec.address.port() == 0 { None } else { by_address.insert(spec.address, &listener.name) };
+            let other = if spec.address.port() == 0 {
+                None
+            } else {
+                by_address.insert(spec.address, &listener.name)
+            };
             if let Some(other) = other {
-                self.error(&at.key("address"), format!("the listener `{other}` is bound to {} already", spec.address)).hint("give one of them another port");
+                self.error(
+                    &at.key("address"),
+                    format!(
+                        "the listener `{other}` is bound to {} already",
+                        spec.address
+                    ),
+                )
+                .hint("give one of them another port");
             }
             listeners.push((at, spec));
         }
@@ -26,11 +38,17 @@ impl<'a> Compiler<'a> {
     }
 
     fn listener(&mut self, at: &At<'a>, listener: &Listener) -> ListenerSpec {
-        let limits = self.listener_limits(&at.key("limits"), &listener.limits.clone().unwrap_or_default());
+        let limits = self.listener_limits(
+            &at.key("limits"),
+            &listener.limits.clone().unwrap_or_default(),
+        );
         let protocol = Self::listener_protocol(listener.protocol);
         let address = listener.address.parse().unwrap_or_else(|_| {
-            self.error(&at.key("address"), format!("`{}` is not an address to listen on", listener.address))
-                .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
+            self.error(
+                &at.key("address"),
+                format!("`{}` is not an address to listen on", listener.address),
+            )
+            .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
             // The set is refused; with a stand-in, routes that name the listener are not faulty too.
             SocketAddr::from(([0, 0, 0, 0], 0))
         });
@@ -39,7 +57,10 @@ impl<'a> Compiler<'a> {
             direction: listener.direction,
             address,
             protocol,
-            tls: listener.tls.as_ref().and_then(|tls| self.server_tls(&at.key("tls"), tls, protocol)),
+            tls: listener
+                .tls
+                .as_ref()
+                .and_then(|tls| self.server_tls(&at.key("tls"), tls, protocol)),
             limits,
             trusted: self.trusted(&at.key("clientIPDetection"), listener),
         }
@@ -47,20 +68,28 @@ impl<'a> Compiler<'a> {
 
     /// Proxies whose word about their clients is taken.
     fn trusted(&mut self, at: &At<'a>, listener: &Listener) -> Vec<ipnet::IpNet> {
-        let Some(detection) = &listener.client_ip_detection else { return Vec::new() };
+        let Some(detection) = &listener.client_ip_detection else {
+            return Vec::new();
+        };
         let at = at.key("xForwardedFor").key("trustedCIDRs");
         let ranges = &detection.x_forwarded_for.trusted_cidrs;
         if ranges.is_empty() {
-            self.error(&at, "nobody is trusted, so nothing would be detected").hint("name the ranges of your proxies, like `10.0.0.0/8`");
+            self.error(&at, "nobody is trusted, so nothing would be detected")
+                .hint("name the ranges of your proxies, like `10.0.0.0/8`");
         }
-        ranges.iter().enumerate().filter_map(|(index, range)| self.range(&at.index(index), range)).collect()
+        ranges
+            .iter()
+            .enumerate()
+            .filter_map(|(index, range)| self.range(&at.index(index), range))
+            .collect()
     }
 
     /// A range of addresses.
     pub(super) fn range(&mut self, at: &At<'a>, text: &str) -> Option<ipnet::IpNet> {
         let range = text.parse().ok();
         if range.is_none() {
-            self.error(at, format!("`{text}` is not a range of addresses")).hint("write it like `10.0.0.0/8` or `0.0.0.0/0`");
+            self.error(at, format!("`{text}` is not a range of addresses"))
+                .hint("write it like `10.0.0.0/8` or `0.0.0.0/0`");
         }
         range
     }
@@ -68,18 +97,31 @@ impl<'a> Compiler<'a> {
     fn listener_limits(&mut self, at: &At<'a>, limits: &ListenerLimits) -> ListenerLimitSpec {
         let max_header_bytes = limits.max_header_bytes.map_or(64 << 10, |size| size.0);
         if !(1 << 10..=1 << 20).contains(&max_header_bytes) {
-            self.error(&at.key("maxHeaderBytes"), "a request head may be from 1Ki to 1Mi").hint("64Ki is the default");
+            self.error(
+                &at.key("maxHeaderBytes"),
+                "a request head may be from 1Ki to 1Mi",
+            )
+            .hint("64Ki is the default");
         }
         if limits.max_connections == Some(0) {
-            self.error(&at.key("maxConnections"), "with no connections nothing could come in").hint("write at least 1");
+            self.error(
+                &at.key("maxConnections"),
+                "with no connections nothing could come in",
+            )
+            .hint("write at least 1");
         }
         if limits.max_concurrent_streams == Some(0) {
-            self.error(&at.key("maxConcurrentStreams"), "with no streams nothing could be asked").hint("write at least 1; 100 is the default");
+            self.error(
+                &at.key("maxConcurrentStreams"),
+                "with no streams nothing could be asked",
+            )
+            .hint("write at least 1; 100 is the default");
         }
         let mut timeout = |key: &str, span: Option<crate::policy::units::Span>, default: u64| {
             let duration = span.map_or(Duration::from_secs(default), |span| span.0);
             if duration.is_zero() {
-                self.error(&at.key(key), format!("`{key}` cannot be switched off")).hint("without it a silent client could hold a connection for ever");
+                self.error(&at.key(key), format!("`{key}` cannot be switched off"))
+                    .hint("without it a silent client could hold a connection for ever");
             }
             duration
         };

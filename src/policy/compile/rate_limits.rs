@@ -26,47 +26,106 @@ impl<'a> Compiler<'a> {
     /// The nearest section's rules; those with a key first, so that a noisy client is stopped by its own bucket and does not
     /// drain one that all share.
     pub(super) fn rate_limits(&mut self, scopes: &[&Scope<'_, 'a>]) -> RateLimitSpec {
-        let Some(found) = sections::nearest(scopes, "rateLimit", |sections| sections.rate_limit.as_ref()) else {
+        let Some(found) =
+            sections::nearest(scopes, "rateLimit", |sections| sections.rate_limit.as_ref())
+        else {
             return RateLimitSpec::default();
         };
         let section = found.section;
         let headers = section.rate_limit_headers.unwrap_or_default();
-        let max_keys = self.at_least_one(&found.at, "maxKeys", section.max_keys, 10_000).get();
+        let max_keys = self
+            .at_least_one(&found.at, "maxKeys", section.max_keys, 10_000)
+            .get();
         let mut names = HashMap::new();
         let mut rules = Vec::new();
-        let local = section.local.iter().flat_map(|local| local.rules.iter().enumerate().map(|rule| ("local", rule)));
-        let global = section.global.iter().flat_map(|global| global.rules.iter().enumerate().map(|rule| ("global", rule)));
-        if global.clone().next().is_some() && !self.is_partial && !self.documents.iter().any(|located| located.document.spec.global_rate_limit.is_some()) {
+        let local = section
+            .local
+            .iter()
+            .flat_map(|local| local.rules.iter().enumerate().map(|rule| ("local", rule)));
+        let global = section
+            .global
+            .iter()
+            .flat_map(|global| global.rules.iter().enumerate().map(|rule| ("global", rule)));
+        if global.clone().next().is_some()
+            && !self.is_partial
+            && !self
+                .documents
+                .iter()
+                .any(|located| located.document.spec.global_rate_limit.is_some())
+        {
             let hint = "add `globalRateLimit: {backend: {type: Redis, redis: {url: \"redis://HOST:6379\"}}}`, or `{type: Replicas, replicas: {backend: NAME}}`";
-            self.error(&found.at.key("global"), "nobody keeps limits for all instances").hint(hint);
+            self.error(
+                &found.at.key("global"),
+                "nobody keeps limits for all instances",
+            )
+            .hint(hint);
         }
         for (scope, (index, rule)) in local.chain(global) {
             let at = found.at.key(scope).key("rules").index(index);
             self.check_name(&at.key("name"), "rule", &rule.name, &mut names);
             let mode = sections::mode(rule.mode.unwrap_or(section.mode));
-            let made = self.rule(&at, rule, mode, max_keys, headers).map(|made| RateRuleSpec { is_global: scope == "global", ..made });
+            let made = self
+                .rule(&at, rule, mode, max_keys, headers)
+                .map(|made| RateRuleSpec {
+                    is_global: scope == "global",
+                    ..made
+                });
             if rule.warm_up.is_some() && scope == "global" {
-                self.error(&at.key("warmUp"), "a limit of all instances does not warm up").hint("warm up a `local` rule beside it");
+                self.error(
+                    &at.key("warmUp"),
+                    "a limit of all instances does not warm up",
+                )
+                .hint("warm up a `local` rule beside it");
             }
             if mode != Mode::Off && section.mode != ModeName::Off {
                 rules.extend(made);
             }
         }
         rules.sort_by_key(|rule: &RateRuleSpec| (rule.is_global, !rule.is_keyed()));
-        RateLimitSpec { rules, headers, origin: found.origin }
+        RateLimitSpec {
+            rules,
+            headers,
+            origin: found.origin,
+        }
     }
 
-    fn rule(&mut self, at: &At<'a>, rule: &RateLimitRule, mode: Mode, max_keys: u32, headers: RateLimitHeaders) -> Option<RateRuleSpec> {
+    fn rule(
+        &mut self,
+        at: &At<'a>,
+        rule: &RateLimitRule,
+        mode: Mode,
+        max_keys: u32,
+        headers: RateLimitHeaders,
+    ) -> Option<RateRuleSpec> {
         let quota = self.quota(&at.key("limit"), rule)?;
-        let (cost, response_cost) = self.cost(&at.key("cost"), &rule.cost.clone().unwrap_or_default(), quota.burst);
-        let selectors: Vec<_> = rule.client_selectors.iter().enumerate().map(|(index, selector)| self.selector(&at.key("clientSelectors").index(index), selector)).collect();
-        let max_wait = rule.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0);
+        let (cost, response_cost) = self.cost(
+            &at.key("cost"),
+            &rule.cost.clone().unwrap_or_default(),
+            quota.burst,
+        );
+        let selectors: Vec<_> = rule
+            .client_selectors
+            .iter()
+            .enumerate()
+            .map(|(index, selector)| {
+                self.selector(&at.key("clientSelectors").index(index), selector)
+            })
+            .collect();
+        let max_wait = rule
+            .queue
+            .as_ref()
+            .map_or(Duration::ZERO, |queue| queue.max_wait.0);
         if rule.queue.is_some() && max_wait.is_zero() {
-            self.error(&at.key("queue").key("maxWait"), "nobody could wait").hint("write a time up to 500ms, or take `queue` out");
+            self.error(&at.key("queue").key("maxWait"), "nobody could wait")
+                .hint("write a time up to 500ms, or take `queue` out");
         }
         if max_wait > LONGEST_WAIT {
-            let message = format!("a request waits at most {} for its tokens", Span(LONGEST_WAIT));
-            self.error(&at.key("queue").key("maxWait"), message).hint("lower it; for longer waits there is `connectionLimits.pendingTimeout`");
+            let message = format!(
+                "a request waits at most {} for its tokens",
+                Span(LONGEST_WAIT)
+            );
+            self.error(&at.key("queue").key("maxWait"), message)
+                .hint("lower it; for longer waits there is `connectionLimits.pendingTimeout`");
         }
         let made = RateRuleSpec {
             name: Arc::from(rule.name.as_str()),
@@ -77,12 +136,19 @@ impl<'a> Compiler<'a> {
             cost,
             response_cost,
             max_wait,
-            warm_up: rule.warm_up.as_ref().map(|warm_up| self.warm_up_of_rate(&at.key("warmUp"), warm_up)),
+            warm_up: rule
+                .warm_up
+                .as_ref()
+                .map(|warm_up| self.warm_up_of_rate(&at.key("warmUp"), warm_up)),
             policy_header: policy_header(&rule.name, quota, headers),
             max_keys: usize::try_from(max_keys).unwrap_or(usize::MAX),
         };
         if made.warm_up.is_some() && made.is_keyed() {
-            self.error(&at.key("warmUp"), "a rule with a bucket for each value cannot warm up").hint("warm up a rule of the whole; each client's own bucket needs none");
+            self.error(
+                &at.key("warmUp"),
+                "a rule with a bucket for each value cannot warm up",
+            )
+            .hint("warm up a rule of the whole; each client's own bucket needs none");
         }
         Some(made)
     }
@@ -92,51 +158,95 @@ impl<'a> Compiler<'a> {
         let burst = self.at_least_one(at, "burst", rule.limit.burst, requests.get());
         let unit = unit_seconds(rule.limit.unit);
         // Debts and reservations reach twice as far as a full bucket.
-        if u128::from(burst.get()) * u128::from(unit) * 1_000_000_000 / u128::from(requests.get()) > u128::from(u64::MAX / 8) {
-            let hint = "an empty bucket would take centuries to fill; lower `burst`, or raise `requests`";
-            self.error(&at.key("burst"), "this bucket is too slow to be counted").hint(hint);
+        if u128::from(burst.get()) * u128::from(unit) * 1_000_000_000 / u128::from(requests.get())
+            > u128::from(u64::MAX / 8)
+        {
+            let hint =
+                "an empty bucket would take centuries to fill; lower `burst`, or raise `requests`";
+            self.error(&at.key("burst"), "this bucket is too slow to be counted")
+                .hint(hint);
         }
         // Times are counted in whole nanoseconds; below one, the quotient is without end.
         let interval = Duration::from_secs(unit).as_secs_f64() * 1e9 / f64::from(requests.get());
         if interval / interval.floor() > 1.01 {
-            self.error(&at.key("requests"), "so many are not counted within a hundredth").hint("up to ten million each second are; count in larger units, like kilobytes");
+            self.error(
+                &at.key("requests"),
+                "so many are not counted within a hundredth",
+            )
+            .hint("up to ten million each second are; count in larger units, like kilobytes");
         }
-        Some(QuotaSpec { requests, unit_seconds: NonZeroU64::new(unit)?, burst })
+        Some(QuotaSpec {
+            requests,
+            unit_seconds: NonZeroU64::new(unit)?,
+            burst,
+        })
     }
 
-    fn cost(&mut self, at: &At<'a>, cost: &Cost, burst: NonZeroU32) -> (u32, Option<http::HeaderName>) {
-        let response = cost.response.as_ref().and_then(|response| self.header_name(&at.key("response").key("header"), &response.header));
+    fn cost(
+        &mut self,
+        at: &At<'a>,
+        cost: &Cost,
+        burst: NonZeroU32,
+    ) -> (u32, Option<http::HeaderName>) {
+        let response = cost.response.as_ref().and_then(|response| {
+            self.header_name(&at.key("response").key("header"), &response.header)
+        });
         let number = cost.request.as_ref().map_or(1, |request| request.number);
         let at = at.key("request").key("number");
         if number == 0 && response.is_none() {
-            self.error(&at, "a request that costs nothing is not limited").hint("1 is the default; 0 is for rules with a `response` cost");
+            self.error(&at, "a request that costs nothing is not limited")
+                .hint("1 is the default; 0 is for rules with a `response` cost");
         }
         if number > burst.get() {
             let hint = format!("the bucket holds {burst}; raise `limit.burst`, or lower the cost");
-            self.error(&at, format!("a request that costs {number} could never pass")).hint(hint);
+            self.error(
+                &at,
+                format!("a request that costs {number} could never pass"),
+            )
+            .hint(hint);
         }
         (number, response)
     }
 
     fn warm_up_of_rate(&mut self, at: &At<'a>, warm_up: &RateWarmUp) -> WarmUpSpec {
-        let window = warm_up.window.map_or(Duration::from_secs(10), |span| span.0);
+        let window = warm_up
+            .window
+            .map_or(Duration::from_secs(10), |span| span.0);
         let cold_factor = warm_up.cold_factor.unwrap_or(3);
         if window < Duration::from_secs(1) {
-            self.error(&at.key("window"), "a rate warms up for at least 1s").hint("10s is the default");
+            self.error(&at.key("window"), "a rate warms up for at least 1s")
+                .hint("10s is the default");
         }
         if cold_factor < 2 {
-            self.error(&at.key("coldFactor"), "a cold rate is at most half of the warm one").hint("3 is the default");
+            self.error(
+                &at.key("coldFactor"),
+                "a cold rate is at most half of the warm one",
+            )
+            .hint("3 is the default");
         }
-        WarmUpSpec { window, cold_factor: cold_factor.max(2) }
+        WarmUpSpec {
+            window,
+            cold_factor: cold_factor.max(2),
+        }
     }
 }
 
-fn policy_header(rule: &str, quota: QuotaSpec, headers: RateLimitHeaders) -> Option<http::HeaderValue> {
-    let QuotaSpec { requests, unit_seconds, .. } = quota;
+fn policy_header(
+    rule: &str,
+    quota: QuotaSpec,
+    headers: RateLimitHeaders,
+) -> Option<http::HeaderValue> {
+    let QuotaSpec {
+        requests,
+        unit_seconds,
+        ..
+    } = quota;
     let text = match headers {
         RateLimitHeaders::Off => return None,
         RateLimitHeaders::Draft10 => format!(r#""{rule}";q={requests};w={unit_seconds}"#),
-        RateLimitHeaders::DraftVersion03 => format!(r#"{requests}, {requests};w={unit_seconds};name="{rule}""#),
+        RateLimitHeaders::DraftVersion03 => {
+            format!(r#"{requests}, {requests};w={unit_seconds};name="{rule}""#)
+        }
     };
     text.try_into().ok()
 }

@@ -106,7 +106,12 @@ impl<'de> Deserialize<'de> for EndpointEntry {
             }
 
             fn visit_str<E: de::Error>(self, address: &str) -> Result<Endpoint, E> {
-                Ok(Endpoint { address: address.to_owned(), weight: one(), zone: None, priority: 0 })
+                Ok(Endpoint {
+                    address: address.to_owned(),
+                    weight: one(),
+                    zone: None,
+                    priority: 0,
+                })
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {

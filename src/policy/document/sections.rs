@@ -36,9 +36,26 @@ impl Sections {
     /// Whether none is given.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { timeouts, retry, retry_constraint, circuit_breaker, connection_limits, admission_control, rate_limit, hedging, fallback, stale_if_error } = self;
-        let time = timeouts.is_none() && retry.is_none() && retry_constraint.is_none() && hedging.is_none();
-        let load = circuit_breaker.is_none() && connection_limits.is_none() && admission_control.is_none() && rate_limit.is_none();
+        let Self {
+            timeouts,
+            retry,
+            retry_constraint,
+            circuit_breaker,
+            connection_limits,
+            admission_control,
+            rate_limit,
+            hedging,
+            fallback,
+            stale_if_error,
+        } = self;
+        let time = timeouts.is_none()
+            && retry.is_none()
+            && retry_constraint.is_none()
+            && hedging.is_none();
+        let load = circuit_breaker.is_none()
+            && connection_limits.is_none()
+            && admission_control.is_none()
+            && rate_limit.is_none();
         time && load && fallback.is_none() && stale_if_error.is_none()
     }
 }

@@ -1,6 +1,8 @@
 //! Backends: where their endpoints are, how one is chosen, and how it is found out which are well.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc, time::Duration,
+};
 
 use crate::{
     policy::{
@@ -76,7 +78,12 @@ impl EndpointSpec {
     /// An endpoint of which nothing but the address is told.
     #[must_use]
     pub fn at(address: Address) -> Self {
-        Self { address, weight: NonZeroU32::MIN, zone: None, priority: 0 }
+        Self {
+            address,
+            weight: NonZeroU32::MIN,
+            zone: None,
+            priority: 0,
+        }
     }
 }
 
@@ -109,9 +116,16 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         match text.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') && path.len() <= MAX_SOCKET_PATH => Ok(Self::Unix(path.into())),
+            Some(path) if path.starts_with('/') && path.len() <= MAX_SOCKET_PATH => {
+                Ok(Self::Unix(path.into()))
+            }
             Some(_) => Err(InvalidAddress),
-            None => text.parse().ok().filter(|address: &SocketAddr| address.port() != 0).map(Self::Tcp).ok_or(InvalidAddress),
+            None => text
+                .parse()
+                .ok()
+                .filter(|address: &SocketAddr| address.port() != 0)
+                .map(Self::Tcp)
+                .ok_or(InvalidAddress),
         }
     }
 }

@@ -34,10 +34,21 @@ impl fmt::Display for GlobalRateLimitSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.engine {
             EngineSpec::Remote(remote) => {
-                let without = if self.fails_closed { "refused" } else { "let pass" };
-                write!(f, "kept by {remote} for {}; without its answer within {} requests are {without}", remote.scope(), Span(self.timeout))
+                let without = if self.fails_closed {
+                    "refused"
+                } else {
+                    "let pass"
+                };
+                write!(
+                    f,
+                    "kept by {remote} for {}; without its answer within {} requests are {without}",
+                    remote.scope(),
+                    Span(self.timeout)
+                )
             }
-            EngineSpec::Replicas { name, .. } => write!(f, "divided by the number of endpoints of {name}"),
+            EngineSpec::Replicas { name, .. } => {
+                write!(f, "divided by the number of endpoints of {name}")
+            }
         }
     }
 }
@@ -107,6 +118,9 @@ pub struct RedisSpec {
 // A password is shown to nobody.
 impl fmt::Debug for RedisSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisSpec").field("address", &self.address).field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("RedisSpec")
+            .field("address", &self.address)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }

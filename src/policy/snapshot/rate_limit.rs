@@ -66,7 +66,8 @@ impl QuotaSpec {
     /// The time in which one token comes back.
     #[must_use]
     pub fn interval(self) -> Duration {
-        (Duration::from_secs(self.unit_seconds.get()) / self.requests.get()).max(Duration::from_nanos(1))
+        (Duration::from_secs(self.unit_seconds.get()) / self.requests.get())
+            .max(Duration::from_nanos(1))
     }
 
     /// The time in which an empty bucket is full again.
@@ -102,15 +103,28 @@ pub struct SelectorSpec {
 
 impl fmt::Display for RateRuleSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let QuotaSpec { requests, unit_seconds, burst } = self.quota;
-        write!(f, "{requests} per {}, burst {burst}, cost {}", Span(Duration::from_secs(unit_seconds.get())), self.cost)?;
+        let QuotaSpec {
+            requests,
+            unit_seconds,
+            burst,
+        } = self.quota;
+        write!(
+            f,
+            "{requests} per {}, burst {burst}, cost {}",
+            Span(Duration::from_secs(unit_seconds.get())),
+            self.cost
+        )?;
         if let Some(header) = &self.response_cost {
             write!(f, " and what {header} of the answer says")?;
         }
         if !self.max_wait.is_zero() {
             write!(f, ", waits up to {}", Span(self.max_wait))?;
         }
-        if let Some(WarmUpSpec { window, cold_factor }) = self.warm_up {
+        if let Some(WarmUpSpec {
+            window,
+            cold_factor,
+        }) = self.warm_up
+        {
             write!(f, ", from 1/{cold_factor} of it in {}", Span(window))?;
         }
         if self.is_keyed() {
@@ -129,7 +143,9 @@ impl RateRuleSpec {
     pub fn is_keyed(&self) -> bool {
         let is_distinct = |selector: &SelectorSpec| {
             let headers = selector.headers.iter().any(|(_, value)| value.is_none());
-            headers || selector.source.is_some_and(|(_, distinct)| distinct) || selector.identity == Some(None)
+            headers
+                || selector.source.is_some_and(|(_, distinct)| distinct)
+                || selector.identity == Some(None)
         };
         self.selectors.iter().any(is_distinct)
     }

@@ -21,7 +21,8 @@ use pingora::http::ResponseHeader;
 
 use super::{
     super::upstream::{Await, UpstreamEvent},
-    FORGIVEN_FRAMES, HEAD_BYTES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW, connection_window,
+    FORGIVEN_FRAMES, HEAD_BYTES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW,
+    connection_window,
     outgoing::{Gone, Outgoing},
 };
 use crate::{
@@ -66,7 +67,12 @@ pub(in crate::proxy) enum Fault {
 
 impl Shared {
     /// Begins HTTP/2 on a new connection; `guard` counts it until it ends.
-    pub(in crate::proxy) async fn open(connection: Paced, guard: ConnectionGuard, generation: u64, now: Instant) -> Result<Self, Fault> {
+    pub(in crate::proxy) async fn open(
+        connection: Paced,
+        guard: ConnectionGuard,
+        generation: u64,
+        now: Instant,
+    ) -> Result<Self, Fault> {
         let mut builder = Builder::new();
         builder
             .enable_push(false)
@@ -79,9 +85,18 @@ impl Shared {
             .max_header_list_size(HEAD_BYTES)
             .initial_max_send_streams(MAX_STREAMS as usize);
         let wire = connection.0.wire().clone();
-        let (send, connection) = builder.handshake(connection).await.map_err(|error| fault(&error))?;
-        let state =
-            Arc::new(SharedState { streams: AtomicUsize::new(0), is_over: AtomicBool::new(false), used: Mutex::new(now), counted: Mutex::new(Some(guard)), generation, wire });
+        let (send, connection) = builder
+            .handshake(connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        let state = Arc::new(SharedState {
+            streams: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
+            used: Mutex::new(now),
+            counted: Mutex::new(Some(guard)),
+            generation,
+            wire,
+        });
         let ending = state.clone();
         tokio::spawn(async move {
             // Whoever has a stream on it is told by the stream.
@@ -95,19 +110,39 @@ impl Shared {
 
     /// Whether it can take one more request, made under certificates of this generation.
     pub(in crate::proxy) fn is_free(&self, generation: u64) -> bool {
-        self.is_open(generation) && self.state.streams.load(Ordering::Relaxed) < self.send.current_max_send_streams().min(MAX_STREAMS as usize)
+        self.is_open(generation)
+            && self.state.streams.load(Ordering::Relaxed)
+                < self
+                    .send
+                    .current_max_send_streams()
+                    .min(MAX_STREAMS as usize)
     }
 
     /// Whether it takes requests at all.
     pub(in crate::proxy) fn is_open(&self, generation: u64) -> bool {
         // One that has announced its end lives on for the streams it has. A fresh handle is ready or never will be.
-        let takes_more = || matches!(self.send.clone().poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
-        !self.state.is_over.load(Ordering::Relaxed) && self.state.generation == generation && takes_more()
+        let takes_more = || {
+            matches!(
+                self.send
+                    .clone()
+                    .poll_ready(&mut Context::from_waker(Waker::noop())),
+                Poll::Ready(Ok(()))
+            )
+        };
+        !self.state.is_over.load(Ordering::Relaxed)
+            && self.state.generation == generation
+            && takes_more()
     }
 
     /// Since when it has been idle.
     pub(in crate::proxy) fn idle_since(&self) -> Option<Instant> {
-        (self.state.streams.load(Ordering::Relaxed) == 0).then(|| *self.state.used.lock().unwrap_or_else(PoisonError::into_inner))
+        (self.state.streams.load(Ordering::Relaxed) == 0).then(|| {
+            *self
+                .state
+                .used
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        })
     }
 
     /// Says that no more requests should be made on it.
@@ -123,7 +158,11 @@ impl Shared {
     /// Takes a place on it.
     pub(in crate::proxy) fn exchange(&self, now: Instant) -> Exchange {
         self.state.streams.fetch_add(1, Ordering::Relaxed);
-        *self.state.used.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *self
+            .state
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = now;
         Exchange {
             shared: Place(self.clone()),
             received_before: self.state.wire.received(),
@@ -143,7 +182,10 @@ impl Shared {
 impl SharedState {
     fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
     }
 }
 
@@ -205,8 +247,12 @@ impl Exchange {
     /// Waits for what happens next.
     pub(in crate::proxy) async fn next(&mut self, wanted: Await, may_push: bool) -> UpstreamEvent {
         poll_fn(|context| {
-            let has_pushed = |exchange: &mut Self, context: &mut Context<'_>| match may_push && !exchange.is_pushed() {
-                true => exchange.poll_push(context).map(|pushed| UpstreamEvent::Pushed(pushed.is_ok())),
+            let has_pushed = |exchange: &mut Self, context: &mut Context<'_>| match may_push
+                && !exchange.is_pushed()
+            {
+                true => exchange
+                    .poll_push(context)
+                    .map(|pushed| UpstreamEvent::Pushed(pushed.is_ok())),
                 false => Poll::Pending,
             };
             if wanted != Await::Head
@@ -216,10 +262,16 @@ impl Exchange {
             }
             let read = match wanted {
                 Await::Head => self.poll_head(context).map(UpstreamEvent::Head),
-                Await::Body => self.poll_read(context).map(|read| UpstreamEvent::Body(read.map_err(|_| reason::Reason::UpstreamReset))),
+                Await::Body => self.poll_read(context).map(|read| {
+                    UpstreamEvent::Body(read.map_err(|_| reason::Reason::UpstreamReset))
+                }),
                 Await::Nothing => Poll::Pending,
             };
-            if read.is_pending() && wanted == Await::Head { has_pushed(self, context) } else { read }
+            if read.is_pending() && wanted == Await::Head {
+                has_pushed(self, context)
+            } else {
+                read
+            }
         })
         .await
     }
@@ -250,7 +302,13 @@ impl Exchange {
 
     /// Tells when the exchange ended.
     pub(in crate::proxy) fn end(self, now: Instant) {
-        *self.shared.0.state.used.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *self
+            .shared
+            .0
+            .state
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     fn poll_push(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
@@ -290,13 +348,16 @@ impl Exchange {
             return Poll::Ready(Err(fault));
         }
         // Until the request is handed over there is nothing to wait for; who pushes it asks again.
-        let Some(response) = &mut self.response else { return Poll::Pending };
+        let Some(response) = &mut self.response else {
+            return Poll::Pending;
+        };
         if let Poll::Ready(Some(interim)) = response.poll_informational(context) {
             let interim = interim.map_err(|error| self.shared.0.judge(&error))?;
             self.head = Some(interim.into_parts().0.into());
             return Poll::Ready(Ok(()));
         }
-        let answer = ready!(Pin::new(response).poll(context)).map_err(|error| self.shared.0.judge(&error))?;
+        let answer = ready!(Pin::new(response).poll(context))
+            .map_err(|error| self.shared.0.judge(&error))?;
         let (parts, body) = answer.into_parts();
         self.is_body_done = body.is_end_stream();
         self.head = Some(parts.into());
@@ -305,7 +366,9 @@ impl Exchange {
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
-        let Some(body) = self.body.as_mut().filter(|_| !self.is_body_done) else { return Poll::Ready(Ok(None)) };
+        let Some(body) = self.body.as_mut().filter(|_| !self.is_body_done) else {
+            return Poll::Ready(Ok(None));
+        };
         match ready!(body.poll_data(context)) {
             Some(Ok(piece)) => {
                 // It is held by us now, one piece at a time, so that the sender may go on.
@@ -315,7 +378,8 @@ impl Exchange {
             }
             Some(Err(error)) => Poll::Ready(Err(self.shared.0.judge(&error))),
             None => {
-                self.trailers = ready!(body.poll_trailers(context)).map_err(|error| self.shared.0.judge(&error))?;
+                self.trailers = ready!(body.poll_trailers(context))
+                    .map_err(|error| self.shared.0.judge(&error))?;
                 self.is_body_done = true;
                 Poll::Ready(Ok(None))
             }

@@ -18,10 +18,14 @@ use super::{
         serve,
         worker::Worker,
     },
-    FORGIVEN_FRAMES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW, connection_window,
+    FORGIVEN_FRAMES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW,
+    connection_window,
     server::Exchange,
 };
-use crate::{clock, policy::document::Direction, resilience::lifecycle::Stage, telemetry::metrics::name, transport::paced::Paced};
+use crate::{
+    clock, policy::document::Direction, resilience::lifecycle::Stage, telemetry::metrics::name,
+    transport::paced::Paced,
+};
 
 /// Requests that a client may give up before it has an answer, beyond half of all, before its connection is ended: opening and
 /// resetting streams in turn costs a client nothing and its server everything (CVE-2023-44487, "rapid reset").
@@ -51,19 +55,31 @@ impl Drop for Counted {
 }
 
 /// Serves a connection to its end.
-pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, worker: Arc<Worker>, mut closing: watch::Receiver<Closing>) {
+pub(in crate::proxy) async fn serve(
+    stream: Paced,
+    peer: Peer,
+    place: Place,
+    worker: Arc<Worker>,
+    mut closing: watch::Receiver<Closing>,
+) {
     let limits = place.shared().spec.load().limits;
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(connection_window(limits.max_concurrent_streams.min(MAX_WINDOWS)))
+        .initial_connection_window_size(connection_window(
+            limits.max_concurrent_streams.min(MAX_WINDOWS),
+        ))
         .data_frame_budget(SMALL_FRAMES)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .max_local_error_reset_streams(Some(FORGIVEN_FRAMES))
         .max_send_buffer_size(SEND_BUFFER);
-    let Ok(Ok(mut connection)) = clock::within(Some(limits.header_timeout), builder.handshake(stream)).await else { return };
+    let Ok(Ok(mut connection)) =
+        clock::within(Some(limits.header_timeout), builder.handshake(stream)).await
+    else {
+        return;
+    };
     let counts = Arc::new(Counts::default());
     let mut active: Instant = clock::now();
     let mut is_leaving = false;
@@ -112,9 +128,16 @@ pub(in crate::proxy) async fn serve(stream: Paced, peer: Peer, place: Place, wor
 
 /// Waits until the client is to be told that the connection ends: its listener does, or this instance, as its callers see it. Who has only just come is
 /// served once; told before, it could ask nothing on this connection.
-async fn has_to_end(closing: &mut watch::Receiver<Closing>, stages: &mut Option<watch::Receiver<Stage>>, counts: &Counts) {
+async fn has_to_end(
+    closing: &mut watch::Receiver<Closing>,
+    stages: &mut Option<watch::Receiver<Stage>>,
+    counts: &Counts,
+) {
     let leaves = async {
-        match stages.as_mut().filter(|_| counts.all.load(Ordering::Relaxed) > 0) {
+        match stages
+            .as_mut()
+            .filter(|_| counts.all.load(Ordering::Relaxed) > 0)
+        {
             Some(stages) => drop(stages.wait_for(|stage| *stage > Stage::Serving).await),
             None => std::future::pending().await,
         }

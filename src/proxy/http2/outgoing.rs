@@ -63,7 +63,11 @@ impl Outgoing {
     }
 
     /// Hands over what the window takes, until nothing is left.
-    pub(super) fn poll_push(&mut self, stream: &mut SendStream<Bytes>, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+    pub(super) fn poll_push(
+        &mut self,
+        stream: &mut SendStream<Bytes>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Gone>> {
         while let Some(piece) = self.queue.front_mut() {
             stream.reserve_capacity(piece.len());
             while stream.capacity() == 0 {

@@ -33,10 +33,24 @@ pub(in crate::proxy) struct Exchange {
 }
 
 impl Exchange {
-    pub(in crate::proxy) fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
+    pub(in crate::proxy) fn new(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> Self {
         let (parts, body) = request.into_parts();
         let is_body_done = body.is_end_stream();
-        Self { head: parts.into(), body, is_body_done, trailers: None, respond, answer: None, stream: None, outgoing: Outgoing::default(), sent: 0, is_given_up: false }
+        Self {
+            head: parts.into(),
+            body,
+            is_body_done,
+            trailers: None,
+            respond,
+            answer: None,
+            stream: None,
+            outgoing: Outgoing::default(),
+            sent: 0,
+            is_given_up: false,
+        }
     }
 
     /// The head of the request.
@@ -75,18 +89,27 @@ impl Exchange {
             }
             match listen {
                 Listen::Not => Poll::Pending,
-                Listen::Body => self.poll_read(context).map(|read| ClientEvent::Read(read.map_err(gone))),
-                Listen::Leaving => self.poll_reset(context).map(|()| ClientEvent::Read(Err(reason::Reason::ClientClosed))),
+                Listen::Body => self
+                    .poll_read(context)
+                    .map(|read| ClientEvent::Read(read.map_err(gone))),
+                Listen::Leaving => self
+                    .poll_reset(context)
+                    .map(|()| ClientEvent::Read(Err(reason::Reason::ClientClosed))),
             }
         })
         .await;
-        self.is_given_up |= matches!(&event, ClientEvent::Pushed(Err(_)) | ClientEvent::Read(Err(_)));
+        self.is_given_up |= matches!(
+            &event,
+            ClientEvent::Pushed(Err(_)) | ClientEvent::Read(Err(_))
+        );
         event
     }
 
     /// Sends an interim answer.
     pub(in crate::proxy) fn write_interim(&mut self, head: ResponseHeader) -> Result<(), Gone> {
-        self.respond.send_informational(response(head)).map_err(|_| Gone)
+        self.respond
+            .send_informational(response(head))
+            .map_err(|_| Gone)
     }
 
     /// Queues the head of the answer.
@@ -157,7 +180,11 @@ impl Exchange {
     fn poll_push(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         if let Some(answer) = self.answer.take() {
             let is_end = self.outgoing.is_only_the_end();
-            self.stream = Some(self.respond.send_response(answer, is_end).map_err(|_| Gone)?);
+            self.stream = Some(
+                self.respond
+                    .send_response(answer, is_end)
+                    .map_err(|_| Gone)?,
+            );
             if is_end {
                 self.outgoing.ended();
             }

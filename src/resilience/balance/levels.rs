@@ -30,31 +30,50 @@ pub struct Share {
 /// Shares the traffic out. A level whose health is ignored at `panic_threshold` 0 is none: then what is not available is not asked.
 #[must_use]
 pub fn share(levels: &[Level], panic_threshold: u32) -> Vec<Share> {
-    let health: Vec<f64> = levels.iter().map(|level| (available_share(*level) * OVERPROVISIONING).min(1.0)).collect();
+    let health: Vec<f64> = levels
+        .iter()
+        .map(|level| (available_share(*level) * OVERPROVISIONING).min(1.0))
+        .collect();
     let total: f64 = health.iter().sum();
     let count: usize = levels.iter().map(|level| level.total).sum();
     let is_panic = |level: &Level| {
-        let is_low = level.available as u128 * 100 < level.total as u128 * u128::from(panic_threshold);
+        let is_low =
+            level.available as u128 * 100 < level.total as u128 * u128::from(panic_threshold);
         total < 1.0 && count >= 3 && is_low
     };
     if total <= 0.0 {
         // Nothing is available: whatever may ignore its health takes everything.
         let first = levels.iter().position(is_panic);
-        return (0..levels.len()).map(|index| Share { load: if Some(index) == first { 1.0 } else { 0.0 }, is_panic: Some(index) == first }).collect();
+        return (0..levels.len())
+            .map(|index| Share {
+                load: if Some(index) == first { 1.0 } else { 0.0 },
+                is_panic: Some(index) == first,
+            })
+            .collect();
     }
     let mut left: f64 = 1.0;
     let scaled = health.iter().map(|health| health / total.min(1.0));
     let shares = levels.iter().zip(scaled).map(|(level, can_take)| {
         let load = can_take.min(left);
         left -= load;
-        Share { load, is_panic: is_panic(level) }
+        Share {
+            load,
+            is_panic: is_panic(level),
+        }
     });
     shares.collect()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts of endpoints are far below 2^52")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts of endpoints are far below 2^52"
+)]
 fn available_share(level: Level) -> f64 {
-    if level.total == 0 { 0.0 } else { level.available as f64 / level.total as f64 }
+    if level.total == 0 {
+        0.0
+    } else {
+        level.available as f64 / level.total as f64
+    }
 }
 
 #[cfg(test)]
@@ -62,17 +81,33 @@ mod tests {
     use super::*;
 
     fn shares(levels: &[(usize, usize)], threshold: u32) -> Vec<(u32, bool)> {
-        let levels: Vec<Level> = levels.iter().map(|(available, total)| Level { total: *total, available: *available }).collect();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a percentage")]
+        let levels: Vec<Level> = levels
+            .iter()
+            .map(|(available, total)| Level {
+                total: *total,
+                available: *available,
+            })
+            .collect();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a percentage"
+        )]
         let percent = |share: f64| (share * 100.0).round() as u32;
-        share(&levels, threshold).iter().map(|share| (percent(share.load), share.is_panic)).collect()
+        share(&levels, threshold)
+            .iter()
+            .map(|share| (percent(share.load), share.is_panic))
+            .collect()
     }
 
     #[test]
     fn a_level_takes_everything_until_too_little_of_it_is_left() {
         // The table of Envoy's documentation on priority levels.
         let table = [
-            (&[(100, 100), (100, 100)][..], vec![(100, false), (0, false)]),
+            (
+                &[(100, 100), (100, 100)][..],
+                vec![(100, false), (0, false)],
+            ),
             (&[(72, 100), (100, 100)], vec![(100, false), (0, false)]),
             (&[(71, 100), (100, 100)], vec![(99, false), (1, false)]),
             (&[(50, 100), (100, 100)], vec![(70, false), (30, false)]),
@@ -81,7 +116,10 @@ mod tests {
             (&[(25, 100), (25, 100)], vec![(50, true), (50, true)]),
             (&[(0, 100), (60, 100)], vec![(0, true), (100, false)]),
             (&[(0, 2), (0, 2)], vec![(100, true), (0, false)]),
-            (&[(20, 100), (20, 100), (60, 100)], vec![(28, false), (28, false), (44, false)]),
+            (
+                &[(20, 100), (20, 100), (60, 100)],
+                vec![(28, false), (28, false), (44, false)],
+            ),
         ];
         for (levels, expected) in table {
             assert_eq!(shares(levels, 50), expected, "{levels:?}");
@@ -102,7 +140,11 @@ mod tests {
             ((0, 0), 50, (0, false)),
         ];
         for (level, threshold, expected) in table {
-            assert_eq!(shares(&[level], threshold), [expected], "{level:?} at {threshold}");
+            assert_eq!(
+                shares(&[level], threshold),
+                [expected],
+                "{level:?} at {threshold}"
+            );
         }
     }
 
@@ -110,7 +152,16 @@ mod tests {
     fn shares_add_up_whatever_is_available() {
         for available in 0..=6 {
             for other in 0..=6 {
-                let levels = [Level { total: 6, available }, Level { total: 6, available: other }];
+                let levels = [
+                    Level {
+                        total: 6,
+                        available,
+                    },
+                    Level {
+                        total: 6,
+                        available: other,
+                    },
+                ];
                 let sum: f64 = share(&levels, 50).iter().map(|share| share.load).sum();
                 assert!((sum - 1.0).abs() < 1e-9, "{available} and {other}: {sum}");
             }

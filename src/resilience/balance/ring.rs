@@ -35,7 +35,12 @@ impl Ring {
         for (owner, name, weight) in endpoints {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let relative = (weight * count as f64 / sum).min(MAX_TIMES);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "at most 16 times 160")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "at most 16 times 160"
+            )]
             let own = ((relative * each as f64).round() as u64).max(1);
             let seed = hash(name.as_bytes());
             points.extend((0..own).map(|point| (mix(seed ^ mix(point)), *owner)));
@@ -70,7 +75,9 @@ pub fn is_within_bound(in_flight: u32, all_in_flight: u32, share: f64, factor: f
 /// The place of a key: FNV-1a, mixed, because its high bits alone are poor for short keys.
 #[must_use]
 pub fn hash(key: &[u8]) -> u64 {
-    mix(key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
+    mix(key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    }))
 }
 
 /// The finalizer of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators").
@@ -85,11 +92,18 @@ mod tests {
     use super::*;
 
     fn names(count: usize) -> Vec<String> {
-        (0..count).map(|number| format!("10.0.{}.{}:8080", number / 256, number % 256)).collect()
+        (0..count)
+            .map(|number| format!("10.0.{}.{}:8080", number / 256, number % 256))
+            .collect()
     }
 
     fn ring(names: &[String]) -> Ring {
-        Ring::new(&(0..).zip(names).map(|(number, name)| (number, name.clone(), 1.0)).collect::<Vec<_>>())
+        Ring::new(
+            &(0..)
+                .zip(names)
+                .map(|(number, name)| (number, name.clone(), 1.0))
+                .collect::<Vec<_>>(),
+        )
     }
 
     fn keys() -> impl Iterator<Item = u64> {
@@ -99,10 +113,19 @@ mod tests {
     #[test]
     fn keys_are_spread_by_weight() {
         let mut hits = [0_u32; 3];
-        let ring = Ring::new(&[(0, "a:1".to_owned(), 1.0), (1, "b:1".to_owned(), 1.0), (2, "c:1".to_owned(), 2.0)]);
+        let ring = Ring::new(&[
+            (0, "a:1".to_owned(), 1.0),
+            (1, "b:1".to_owned(), 1.0),
+            (2, "c:1".to_owned(), 2.0),
+        ]);
         keys().for_each(|key| hits[ring.pick(key, |_| true).expect("there are endpoints")] += 1);
         let [a, b, c] = hits;
-        assert!((3_800..=6_200).contains(&a) && (3_800..=6_200).contains(&b) && (8_500..=11_500).contains(&c), "{hits:?}");
+        assert!(
+            (3_800..=6_200).contains(&a)
+                && (3_800..=6_200).contains(&b)
+                && (8_500..=11_500).contains(&c),
+            "{hits:?}"
+        );
     }
 
     #[test]
@@ -111,8 +134,15 @@ mod tests {
         let (before, after) = (ring(&all), ring(&all[..9]));
         for key in keys() {
             let owner = before.pick(key, |_| true);
-            assert!(owner == Some(9) || after.pick(key, |_| true) == owner, "a key moved that need not");
-            assert_eq!(before.pick(key, |index| index != 9), after.pick(key, |_| true), "refused is as good as gone");
+            assert!(
+                owner == Some(9) || after.pick(key, |_| true) == owner,
+                "a key moved that need not"
+            );
+            assert_eq!(
+                before.pick(key, |index| index != 9),
+                after.pick(key, |_| true),
+                "refused is as good as gone"
+            );
         }
     }
 
@@ -122,7 +152,10 @@ mod tests {
         let mut reversed = all.clone();
         reversed.reverse();
         let (one, other) = (ring(&all), ring(&reversed));
-        assert!(keys().all(|key| one.pick(key, |_| true).map(|index| &all[index]) == other.pick(key, |_| true).map(|index| &reversed[index])));
+        assert!(
+            keys().all(|key| one.pick(key, |_| true).map(|index| &all[index])
+                == other.pick(key, |_| true).map(|index| &reversed[index]))
+        );
     }
 
     #[test]
@@ -133,9 +166,20 @@ mod tests {
 
     #[test]
     fn a_bound_is_the_share_of_all_that_is_in_flight_rounded_up() {
-        let table = [(0, 0, 0.25, true), (1, 1, 0.25, false), (4, 15, 0.25, true), (5, 15, 0.25, false), (9, 39, 0.25, true), (13, 39, 0.25, false)];
+        let table = [
+            (0, 0, 0.25, true),
+            (1, 1, 0.25, false),
+            (4, 15, 0.25, true),
+            (5, 15, 0.25, false),
+            (9, 39, 0.25, true),
+            (13, 39, 0.25, false),
+        ];
         for (own, all, share, expected) in table {
-            assert_eq!(is_within_bound(own, all, share, 1.25), expected, "{own} of {all}");
+            assert_eq!(
+                is_within_bound(own, all, share, 1.25),
+                expected,
+                "{own} of {all}"
+            );
         }
     }
 
@@ -145,7 +189,11 @@ mod tests {
         let ring = ring(&all);
         let mut load = [0_u32; 4];
         for sent in 0..100 {
-            let picked = ring.pick(hash(b"hot"), |index| is_within_bound(load[index], sent, 0.25, 1.25)).expect("one is within its bound");
+            let picked = ring
+                .pick(hash(b"hot"), |index| {
+                    is_within_bound(load[index], sent, 0.25, 1.25)
+                })
+                .expect("one is within its bound");
             load[picked] += 1;
         }
         assert!(load.iter().all(|load| *load <= 32), "{load:?}");

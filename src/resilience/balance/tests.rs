@@ -4,13 +4,19 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         f64::from(u32::try_from(self.0 >> 32).expect("32 bits")) / 4_294_967_296.0
     }
 }
 
 /// How often each of `weights` is picked in 60,000 picks.
-fn hits(weights: &[f64], mut pick: impl FnMut(&mut dyn FnMut() -> f64) -> Option<usize>) -> Vec<u32> {
+fn hits(
+    weights: &[f64],
+    mut pick: impl FnMut(&mut dyn FnMut() -> f64) -> Option<usize>,
+) -> Vec<u32> {
     let mut dice = Dice(1);
     let mut roll = || dice.roll();
     let mut hits = vec![0_u32; weights.len()];
@@ -22,27 +28,74 @@ fn hits(weights: &[f64], mut pick: impl FnMut(&mut dyn FnMut() -> f64) -> Option
 
 #[track_caller]
 fn assert_shares(hits: &[u32], weights: &[f64]) {
-    let (all, sum): (f64, f64) = (hits.iter().map(|hit| f64::from(*hit)).sum(), weights.iter().sum());
+    let (all, sum): (f64, f64) = (
+        hits.iter().map(|hit| f64::from(*hit)).sum(),
+        weights.iter().sum(),
+    );
     for (hit, weight) in hits.iter().zip(weights) {
         let expected = all * weight / sum;
-        assert!((f64::from(*hit) - expected).abs() <= 300.0 + expected * 0.03, "{hits:?} for {weights:?}");
+        assert!(
+            (f64::from(*hit) - expected).abs() <= 300.0 + expected * 0.03,
+            "{hits:?} for {weights:?}"
+        );
     }
 }
 
 /// Like each other and unlike, with none near the largest that there can be, and with one among many.
 fn weights() -> Vec<Vec<f64>> {
     let one_of = |light: usize| [vec![1.0], vec![0.01; light]].concat();
-    let table = [&[1.0][..], &[1.0, 1.0, 1.0], &[1.0, 0.5, 0.25], &[1.0, 0.1], &[1.0, 0.0, 0.3, 0.3], &[0.01, 0.01], &[0.03, 0.01], &[0.1, 0.1, 0.1], &[0.2, 0.0, 0.1]];
-    [table.map(<[f64]>::to_vec).to_vec(), vec![one_of(9), one_of(20), one_of(99)]].concat()
+    let table = [
+        &[1.0][..],
+        &[1.0, 1.0, 1.0],
+        &[1.0, 0.5, 0.25],
+        &[1.0, 0.1],
+        &[1.0, 0.0, 0.3, 0.3],
+        &[0.01, 0.01],
+        &[0.03, 0.01],
+        &[0.1, 0.1, 0.1],
+        &[0.2, 0.0, 0.1],
+    ];
+    [
+        table.map(<[f64]>::to_vec).to_vec(),
+        vec![one_of(9), one_of(20), one_of(99)],
+    ]
+    .concat()
 }
 
 #[test]
 fn a_weight_is_a_share_whatever_the_algorithm() {
     for weights in &weights() {
-        assert_shares(&hits(weights, |dice| random(weights.len(), |index| weights[index], &mut || dice())), weights);
-        assert_shares(&hits(weights, |dice| power_of_two(weights.len(), |index| weights[index], |_| false, |_| 1.0, &mut || dice())), weights);
+        assert_shares(
+            &hits(weights, |dice| {
+                random(weights.len(), |index| weights[index], &mut || dice())
+            }),
+            weights,
+        );
+        assert_shares(
+            &hits(weights, |dice| {
+                power_of_two(
+                    weights.len(),
+                    |index| weights[index],
+                    |_| false,
+                    |_| 1.0,
+                    &mut || dice(),
+                )
+            }),
+            weights,
+        );
         let mut turn = 0..;
-        assert_shares(&hits(weights, |dice| round_robin(weights.len(), |index| weights[index], |_| false, &mut || turn.next().unwrap_or_default(), &mut || dice())), weights);
+        assert_shares(
+            &hits(weights, |dice| {
+                round_robin(
+                    weights.len(),
+                    |index| weights[index],
+                    |_| false,
+                    &mut || turn.next().unwrap_or_default(),
+                    &mut || dice(),
+                )
+            }),
+            weights,
+        );
     }
 }
 
@@ -50,7 +103,16 @@ fn a_weight_is_a_share_whatever_the_algorithm() {
 fn of_two_draws_the_less_busy_wins() {
     let mut dice = Dice(9);
     for _ in 0..1_000 {
-        assert_eq!(power_of_two(2, |_| 1.0, |_| false, |index| [5.0, 1.0][index], &mut || dice.roll()), Some(1));
+        assert_eq!(
+            power_of_two(
+                2,
+                |_| 1.0,
+                |_| false,
+                |index| [5.0, 1.0][index],
+                &mut || dice.roll()
+            ),
+            Some(1)
+        );
     }
 }
 
@@ -72,15 +134,31 @@ fn what_may_be_picked_is_found_if_there_is_one() {
         for only in (0..len).step_by(len.div_ceil(7)) {
             let weight = |index: usize| if index == only { 0.01 } else { 0.0 };
             assert_eq!(random(len, weight, &mut || dice.roll()), Some(only));
-            assert_eq!(power_of_two(len, weight, |_| false, |_| 1.0, &mut || dice.roll()), Some(only));
-            assert_eq!(round_robin(len, weight, |_| false, &mut || 77, &mut || dice.roll()), Some(only));
+            assert_eq!(
+                power_of_two(len, weight, |_| false, |_| 1.0, &mut || dice.roll()),
+                Some(only)
+            );
+            assert_eq!(
+                round_robin(len, weight, |_| false, &mut || 77, &mut || dice.roll()),
+                Some(only)
+            );
         }
         assert_eq!(random(len, |_| 0.0, &mut || dice.roll()), None);
-        assert_eq!(power_of_two(len, |_| 0.0, |_| false, |_| 1.0, &mut || dice.roll()), None);
-        assert_eq!(round_robin(len, |_| 0.0, |_| false, &mut || 1, &mut || dice.roll()), None);
+        assert_eq!(
+            power_of_two(len, |_| 0.0, |_| false, |_| 1.0, &mut || dice.roll()),
+            None
+        );
+        assert_eq!(
+            round_robin(len, |_| 0.0, |_| false, &mut || 1, &mut || dice.roll()),
+            None
+        );
     }
     assert_eq!(
-        (random(0, |_| 1.0, &mut || 0.5), power_of_two(0, |_| 1.0, |_| false, |_| 1.0, &mut || 0.5), round_robin(0, |_| 1.0, |_| false, &mut || 5, &mut || 0.5)),
+        (
+            random(0, |_| 1.0, &mut || 0.5),
+            power_of_two(0, |_| 1.0, |_| false, |_| 1.0, &mut || 0.5),
+            round_robin(0, |_| 1.0, |_| false, &mut || 5, &mut || 0.5)
+        ),
         (None, None, None)
     );
 }
@@ -88,19 +166,53 @@ fn what_may_be_picked_is_found_if_there_is_one() {
 #[test]
 fn turns_are_taken_evenly() {
     let mut turn = 0..;
-    let picks: Vec<_> = (0..6).filter_map(|_| round_robin(3, |_| 1.0, |_| false, &mut || turn.next().unwrap_or_default(), &mut || 0.5)).collect();
+    let picks: Vec<_> = (0..6)
+        .filter_map(|_| {
+            round_robin(
+                3,
+                |_| 1.0,
+                |_| false,
+                &mut || turn.next().unwrap_or_default(),
+                &mut || 0.5,
+            )
+        })
+        .collect();
     assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
     // A light one comes once in so many rounds, and not in a row.
     let mut turn = 0..;
-    let picks: Vec<_> = (0..50).filter_map(|_| round_robin(2, |index| [1.0, 0.25][index], |_| false, &mut || turn.next().unwrap_or_default(), &mut || 0.5)).collect();
-    let light: Vec<usize> = picks.iter().enumerate().filter(|(_, picked)| **picked == 1).map(|(at, _)| at).collect();
-    assert!(light.windows(2).all(|pair| pair[1] - pair[0] == 5), "{picks:?}");
+    let picks: Vec<_> = (0..50)
+        .filter_map(|_| {
+            round_robin(
+                2,
+                |index| [1.0, 0.25][index],
+                |_| false,
+                &mut || turn.next().unwrap_or_default(),
+                &mut || 0.5,
+            )
+        })
+        .collect();
+    let light: Vec<usize> = picks
+        .iter()
+        .enumerate()
+        .filter(|(_, picked)| **picked == 1)
+        .map(|(at, _)| at)
+        .collect();
+    assert!(
+        light.windows(2).all(|pair| pair[1] - pair[0] == 5),
+        "{picks:?}"
+    );
 }
 
 /// Whatever the turn is, and however fast the weight grows: a sum of weights over all turns would have run ahead of it.
 #[test]
 fn a_weight_that_changes_is_followed_in_turns() {
-    for (from, growth) in [(0_usize, 1e-4), (30_000, 5e-5), (30_000, -5e-5), (5_000_000, 2e-4), (usize::MAX / 4, 1e-5)] {
+    for (from, growth) in [
+        (0_usize, 1e-4),
+        (30_000, 5e-5),
+        (30_000, -5e-5),
+        (5_000_000, 2e-4),
+        (usize::MAX / 4, 1e-5),
+    ] {
         let mut turn = from * 2;
         for window in 0..4 {
             let (mut due, mut got) = (0.0, 0.0);
@@ -110,7 +222,10 @@ fn a_weight_that_changes_is_followed_in_turns() {
                 got += f64::from(u8::from(takes_part_while_changing(turn / 2, 1, weight)));
                 turn += 2;
             }
-            assert!((got - due).abs() <= 8.0, "from {from}, {growth} a round, window {window}: {got} of {due}");
+            assert!(
+                (got - due).abs() <= 8.0,
+                "from {from}, {growth} a round, window {window}: {got} of {due}"
+            );
         }
     }
 }
@@ -120,9 +235,19 @@ fn one_that_is_held_back_gets_no_more_than_its_weight_however_idle_it_is() {
     let (mut dice, mut hits) = (Dice(11), [0_u32; 3]);
     for _ in 0..30_000 {
         let weight = |index: usize| [0.1, 1.0, 1.0][index];
-        hits[power_of_two(3, weight, |index| index == 0, |index| [0.0, 3.0, 2.0][index], &mut || dice.roll()).expect("all may be picked")] += 1;
+        hits[power_of_two(
+            3,
+            weight,
+            |index| index == 0,
+            |index| [0.0, 3.0, 2.0][index],
+            &mut || dice.roll(),
+        )
+        .expect("all may be picked")] += 1;
     }
-    assert!((1_250..=1_571).contains(&hits[0]), "a tenth beside two whole ones: {hits:?}");
+    assert!(
+        (1_250..=1_571).contains(&hits[0]),
+        "a tenth beside two whole ones: {hits:?}"
+    );
 }
 
 #[test]

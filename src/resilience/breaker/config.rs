@@ -54,7 +54,9 @@ impl fmt::Display for InvalidBreaker {
             Self::NoWindow => "the sampling window is zero",
             Self::MaxOpenBelowOpen => "the longest open time is below the first open time",
             Self::NoOpenTime => "the open time is zero, so it would never refuse",
-            Self::NoHalfOpenTime => "the longest half-open time is zero, so no probe could be judged",
+            Self::NoHalfOpenTime => {
+                "the longest half-open time is zero, so no probe could be judged"
+            }
         })
     }
 }
@@ -81,7 +83,11 @@ impl BreakerConfig {
     ///
     /// # Errors
     /// [`InvalidBreaker`] says which combination makes no sense.
-    pub fn try_new(thresholds: BreakerThresholds, times: BreakerTimes, half_open_max_calls: NonZeroU32) -> Result<Self, InvalidBreaker> {
+    pub fn try_new(
+        thresholds: BreakerThresholds,
+        times: BreakerTimes,
+        half_open_max_calls: NonZeroU32,
+    ) -> Result<Self, InvalidBreaker> {
         let rates = [thresholds.failure_rate, thresholds.slow_call_rate];
         if thresholds.consecutive_failures.is_none() && rates.iter().all(Option::is_none) {
             return Err(InvalidBreaker::NothingTrips);
@@ -145,21 +151,32 @@ impl BreakerConfig {
     /// The open time after so many failed half-open rounds, before jitter.
     pub(super) fn open_duration_after(&self, failed_rounds: u32) -> Duration {
         let factor = 1_u32.checked_shl(failed_rounds).unwrap_or(u32::MAX);
-        self.open_duration.saturating_mul(factor).min(self.max_open_duration)
+        self.open_duration
+            .saturating_mul(factor)
+            .min(self.max_open_duration)
     }
 
     /// The first threshold that these counts reach; the run comes first.
     pub(super) fn tripped_by(&self, counts: Counts, consecutive_failures: u32) -> Option<Cause> {
         let thresholds = &self.thresholds;
-        if thresholds.consecutive_failures.is_some_and(|limit| consecutive_failures >= limit.get()) {
+        if thresholds
+            .consecutive_failures
+            .is_some_and(|limit| consecutive_failures >= limit.get())
+        {
             return Some(Cause::ConsecutiveFailures);
         }
         if counts.total() < thresholds.minimum_calls.get() {
             return None;
         }
-        if thresholds.failure_rate.is_some_and(|limit| counts.failure_rate() >= limit) {
+        if thresholds
+            .failure_rate
+            .is_some_and(|limit| counts.failure_rate() >= limit)
+        {
             return Some(Cause::FailureRate);
         }
-        thresholds.slow_call_rate.is_some_and(|limit| counts.slow_call_rate() >= limit).then_some(Cause::SlowCallRate)
+        thresholds
+            .slow_call_rate
+            .is_some_and(|limit| counts.slow_call_rate() >= limit)
+            .then_some(Cause::SlowCallRate)
     }
 }

@@ -25,7 +25,11 @@ pub(super) enum Verdict {
 
 impl Probes {
     pub(super) fn new(size: NonZeroU32) -> Self {
-        Self { size: size.get(), outstanding: 0, counts: Counts::default() }
+        Self {
+            size: size.get(),
+            outstanding: 0,
+            counts: Counts::default(),
+        }
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -39,13 +43,30 @@ impl Probes {
         room
     }
 
-    pub(super) fn settle(&mut self, config: &BreakerConfig, outcome: Outcome, slow: bool) -> Verdict {
+    pub(super) fn settle(
+        &mut self,
+        config: &BreakerConfig,
+        outcome: Outcome,
+        slow: bool,
+    ) -> Verdict {
         self.outstanding = self.outstanding.saturating_sub(1);
         let slow = u32::from(slow);
         match outcome {
             Outcome::Cancelled => return Verdict::Undecided,
-            Outcome::Success => self.counts += Counts { successes: 1, slow, ..Counts::default() },
-            Outcome::Failure | Outcome::Throttled => self.counts += Counts { failures: 1, slow, ..Counts::default() },
+            Outcome::Success => {
+                self.counts += Counts {
+                    successes: 1,
+                    slow,
+                    ..Counts::default()
+                }
+            }
+            Outcome::Failure | Outcome::Throttled => {
+                self.counts += Counts {
+                    failures: 1,
+                    slow,
+                    ..Counts::default()
+                }
+            }
         }
         if self.has_failed(config) {
             Verdict::Failed
@@ -63,6 +84,9 @@ impl Probes {
             Some(limit) => Ratio::of(self.counts.failures, self.size) >= limit,
             None => self.counts.failures > 0,
         };
-        failed || thresholds.slow_call_rate.is_some_and(|limit| Ratio::of(self.counts.slow, self.size) >= limit)
+        failed
+            || thresholds
+                .slow_call_rate
+                .is_some_and(|limit| Ratio::of(self.counts.slow, self.size) >= limit)
     }
 }

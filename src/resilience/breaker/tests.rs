@@ -14,7 +14,12 @@ fn percent(value: f64) -> Option<Ratio> {
 }
 
 fn thresholds() -> BreakerThresholds {
-    BreakerThresholds { consecutive_failures: Some(n(3)), failure_rate: percent(50.0), slow_call_rate: percent(80.0), minimum_calls: n(10) }
+    BreakerThresholds {
+        consecutive_failures: Some(n(3)),
+        failure_rate: percent(50.0),
+        slow_call_rate: percent(80.0),
+        minimum_calls: n(10),
+    }
 }
 
 fn times() -> BreakerTimes {
@@ -40,7 +45,10 @@ struct Bench {
 impl Bench {
     fn new(config: BreakerConfig) -> Self {
         let now = some_instant();
-        Self { breaker: Breaker::new(config, now), now }
+        Self {
+            breaker: Breaker::new(config, now),
+            now,
+        }
     }
 
     fn in_state(config: BreakerConfig, state: StateKind) -> Self {
@@ -73,7 +81,8 @@ impl Bench {
     }
 
     fn settle(&mut self, permit: &Permit, outcome: Outcome) -> Option<Transition> {
-        self.breaker.settle(permit, outcome, Speed::Fast, self.now, MIDDLE)
+        self.breaker
+            .settle(permit, outcome, Speed::Fast, self.now, MIDDLE)
     }
 
     fn call(&mut self, outcome: Outcome) -> StateKind {
@@ -85,7 +94,13 @@ impl Bench {
 
     fn call_of(&mut self, duration: Duration) {
         let permit = self.acquire().expect("closed");
-        self.breaker.settle(&permit, Success, Speed::of(duration, Duration::from_secs(1)), self.now, MIDDLE);
+        self.breaker.settle(
+            &permit,
+            Success,
+            Speed::of(duration, Duration::from_secs(1)),
+            self.now,
+            MIDDLE,
+        );
     }
 }
 
@@ -130,19 +145,34 @@ fn by_hand_every_state_is_reached_from_every_state() {
     for from in [Closed, Open, HalfOpen, ForcedOpen, Disabled] {
         let mut bench = Bench::in_state(config(), from);
         let told = bench.breaker.force_open(bench.now);
-        assert_eq!((bench.breaker.kind(), told.is_some()), (ForcedOpen, from != ForcedOpen));
+        assert_eq!(
+            (bench.breaker.kind(), told.is_some()),
+            (ForcedOpen, from != ForcedOpen)
+        );
         let mut bench = Bench::in_state(config(), from);
         let told = bench.breaker.disable(bench.now);
-        assert_eq!((bench.breaker.kind(), told.is_some()), (Disabled, from != Disabled));
+        assert_eq!(
+            (bench.breaker.kind(), told.is_some()),
+            (Disabled, from != Disabled)
+        );
         let mut bench = Bench::in_state(config(), from);
         let told = bench.breaker.reset(bench.now);
-        assert_eq!((bench.breaker.kind(), told.is_some()), (Closed, from != Closed));
+        assert_eq!(
+            (bench.breaker.kind(), told.is_some()),
+            (Closed, from != Closed)
+        );
     }
 }
 
 #[test]
 fn resuming_ends_what_was_set_by_hand_and_nothing_else() {
-    for (from, then) in [(Closed, Closed), (Open, Open), (HalfOpen, HalfOpen), (ForcedOpen, Closed), (Disabled, Closed)] {
+    for (from, then) in [
+        (Closed, Closed),
+        (Open, Open),
+        (HalfOpen, HalfOpen),
+        (ForcedOpen, Closed),
+        (Disabled, Closed),
+    ] {
         let mut bench = Bench::in_state(config(), from);
         let told = bench.breaker.resume(bench.now);
         assert_eq!((bench.breaker.kind(), told.is_some()), (then, from != then));
@@ -152,7 +182,14 @@ fn resuming_ends_what_was_set_by_hand_and_nothing_else() {
 #[test]
 fn a_run_of_failures_trips_at_the_threshold_and_not_before() {
     let mut bench = Bench::new(config());
-    assert_eq!([bench.call(Failure), bench.call(Failure), bench.call(Failure)], [Closed, Closed, Open]);
+    assert_eq!(
+        [
+            bench.call(Failure),
+            bench.call(Failure),
+            bench.call(Failure)
+        ],
+        [Closed, Closed, Open]
+    );
 }
 
 #[test]
@@ -165,7 +202,15 @@ fn one_success_ends_a_run_and_a_throttled_call_does_not_extend_it() {
 }
 
 fn rates_only() -> BreakerConfig {
-    BreakerConfig::try_new(BreakerThresholds { consecutive_failures: None, ..thresholds() }, times(), n(4)).expect("sound")
+    BreakerConfig::try_new(
+        BreakerThresholds {
+            consecutive_failures: None,
+            ..thresholds()
+        },
+        times(),
+        n(4),
+    )
+    .expect("sound")
 }
 
 #[test]
@@ -214,7 +259,13 @@ fn failures_that_left_the_window_no_longer_count() {
 fn an_open_breaker_probes_strictly_after_its_open_time() {
     let mut bench = Bench::in_state(config(), Open);
     bench.wait(5_000);
-    assert_eq!(bench.acquire(), Err(Rejected { state: Open, retry_after: Some(Duration::ZERO) }));
+    assert_eq!(
+        bench.acquire(),
+        Err(Rejected {
+            state: Open,
+            retry_after: Some(Duration::ZERO)
+        })
+    );
     bench.wait(1);
     assert!(bench.acquire().is_ok());
     assert_eq!(bench.breaker.kind(), HalfOpen);
@@ -224,7 +275,13 @@ fn an_open_breaker_probes_strictly_after_its_open_time() {
 fn a_refusal_says_when_to_come_back() {
     let mut bench = Bench::in_state(config(), Open);
     bench.wait(2_000);
-    assert_eq!(bench.acquire(), Err(Rejected { state: Open, retry_after: Some(Duration::from_secs(3)) }));
+    assert_eq!(
+        bench.acquire(),
+        Err(Rejected {
+            state: Open,
+            retry_after: Some(Duration::from_secs(3))
+        })
+    );
     assert_eq!(bench.breaker.snapshot(bench.now).refused, 1);
 }
 
@@ -234,13 +291,24 @@ fn half_open_admits_at_most_the_configured_calls() {
     let probes: Vec<_> = (0..4).map(|_| bench.acquire().expect("a probe")).collect();
     assert!(bench.acquire().is_err());
     assert_eq!(bench.settle(&probes[0], Success), None);
-    assert!(bench.acquire().is_err(), "a judged probe does not make room for another");
+    assert!(
+        bench.acquire().is_err(),
+        "a judged probe does not make room for another"
+    );
 }
 
 #[test]
 fn half_open_closes_when_all_probes_passed() {
     let mut bench = Bench::in_state(config(), HalfOpen);
-    assert_eq!([bench.call(Success), bench.call(Success), bench.call(Failure)], [HalfOpen; 3], "one of four is below half");
+    assert_eq!(
+        [
+            bench.call(Success),
+            bench.call(Success),
+            bench.call(Failure)
+        ],
+        [HalfOpen; 3],
+        "one of four is below half"
+    );
     assert_eq!(bench.call(Success), Closed);
 }
 
@@ -253,7 +321,11 @@ fn half_open_opens_as_soon_as_no_probe_could_change_it() {
 
 #[test]
 fn without_a_rate_one_failed_probe_is_too_many() {
-    let thresholds = BreakerThresholds { failure_rate: None, slow_call_rate: None, ..thresholds() };
+    let thresholds = BreakerThresholds {
+        failure_rate: None,
+        slow_call_rate: None,
+        ..thresholds()
+    };
     let config = BreakerConfig::try_new(thresholds, times(), n(4)).expect("sound");
     let mut bench = Bench::in_state(config, HalfOpen);
     assert_eq!(bench.call(Failure), Open);
@@ -286,7 +358,11 @@ fn a_late_result_moves_nothing() {
     let probe = bench.acquire().expect("a probe");
     bench.settle(&early[4], Failure);
     bench.settle(&early[5], Failure);
-    assert_eq!(bench.breaker.kind(), HalfOpen, "failures from before the trip do not judge the probes");
+    assert_eq!(
+        bench.breaker.kind(),
+        HalfOpen,
+        "failures from before the trip do not judge the probes"
+    );
     bench.settle(&probe, Success);
     assert_eq!(bench.breaker.snapshot(bench.now).late_results, 3);
 }
@@ -299,7 +375,10 @@ fn a_half_open_round_that_is_not_judged_opens_again() {
     assert_eq!(bench.breaker.tick(bench.now, MIDDLE), None);
     bench.wait(1);
     let told = bench.breaker.tick(bench.now, MIDDLE).expect("a transition");
-    assert_eq!((told.from, told.to, told.cause), (HalfOpen, Open, Cause::ProbesTimedOut));
+    assert_eq!(
+        (told.from, told.to, told.cause),
+        (HalfOpen, Open, Cause::ProbesTimedOut)
+    );
 }
 
 #[test]
@@ -330,7 +409,10 @@ fn closing_forgets_the_failed_rounds() {
     for _ in 0..3 {
         bench.call(Failure);
     }
-    assert_eq!(bench.breaker.next_deadline(), Some(bench.now + Duration::from_secs(5)));
+    assert_eq!(
+        bench.breaker.next_deadline(),
+        Some(bench.now + Duration::from_secs(5))
+    );
 }
 
 #[test]
@@ -339,15 +421,23 @@ fn the_open_time_is_jittered_by_a_fifth() {
         let mut bench = Bench::new(config());
         for _ in 0..3 {
             let permit = bench.acquire().expect("closed");
-            bench.breaker.settle(&permit, Failure, Speed::Fast, bench.now, random);
+            bench
+                .breaker
+                .settle(&permit, Failure, Speed::Fast, bench.now, random);
         }
-        assert_eq!(bench.breaker.next_deadline(), Some(bench.now + Duration::from_millis(millis)));
+        assert_eq!(
+            bench.breaker.next_deadline(),
+            Some(bench.now + Duration::from_millis(millis))
+        );
     }
 }
 
 #[test]
 fn after_closing_a_rising_share_is_admitted() {
-    let times = BreakerTimes { recovery_ramp: Duration::from_secs(10), ..times() };
+    let times = BreakerTimes {
+        recovery_ramp: Duration::from_secs(10),
+        ..times()
+    };
     let config = BreakerConfig::try_new(thresholds(), times, n(1)).expect("sound");
     let mut bench = Bench::in_state(config, Open);
     bench.wait(5_001);
@@ -370,26 +460,71 @@ fn after_closing_a_rising_share_is_admitted() {
 #[test]
 fn a_changed_configuration_keeps_state_and_counts() {
     let mut bench = Bench::in_state(config(), Open);
-    let wider = BreakerThresholds { consecutive_failures: Some(n(100)), ..thresholds() };
-    bench.breaker.reconfigure(BreakerConfig::try_new(wider, times(), n(2)).expect("sound"), bench.now);
+    let wider = BreakerThresholds {
+        consecutive_failures: Some(n(100)),
+        ..thresholds()
+    };
+    bench.breaker.reconfigure(
+        BreakerConfig::try_new(wider, times(), n(2)).expect("sound"),
+        bench.now,
+    );
     assert_eq!(bench.breaker.kind(), Open);
     assert_eq!(bench.breaker.snapshot(bench.now).counts.failures, 3);
 }
 
 #[test]
 fn senseless_configurations_are_refused() {
-    let nothing = BreakerThresholds { consecutive_failures: None, failure_rate: None, slow_call_rate: None, ..thresholds() };
-    let zero_rate = BreakerThresholds { failure_rate: Some(Ratio::ZERO), ..thresholds() };
+    let nothing = BreakerThresholds {
+        consecutive_failures: None,
+        failure_rate: None,
+        slow_call_rate: None,
+        ..thresholds()
+    };
+    let zero_rate = BreakerThresholds {
+        failure_rate: Some(Ratio::ZERO),
+        ..thresholds()
+    };
     let cases = [
         (nothing, times(), InvalidBreaker::NothingTrips),
         (zero_rate, times(), InvalidBreaker::RateOfNothing),
-        (thresholds(), BreakerTimes { window: Duration::ZERO, ..times() }, InvalidBreaker::NoWindow),
-        (thresholds(), BreakerTimes { open: Duration::ZERO, ..times() }, InvalidBreaker::NoOpenTime),
-        (thresholds(), BreakerTimes { max_open: Duration::from_secs(4), ..times() }, InvalidBreaker::MaxOpenBelowOpen),
-        (thresholds(), BreakerTimes { max_half_open: Duration::ZERO, ..times() }, InvalidBreaker::NoHalfOpenTime),
+        (
+            thresholds(),
+            BreakerTimes {
+                window: Duration::ZERO,
+                ..times()
+            },
+            InvalidBreaker::NoWindow,
+        ),
+        (
+            thresholds(),
+            BreakerTimes {
+                open: Duration::ZERO,
+                ..times()
+            },
+            InvalidBreaker::NoOpenTime,
+        ),
+        (
+            thresholds(),
+            BreakerTimes {
+                max_open: Duration::from_secs(4),
+                ..times()
+            },
+            InvalidBreaker::MaxOpenBelowOpen,
+        ),
+        (
+            thresholds(),
+            BreakerTimes {
+                max_half_open: Duration::ZERO,
+                ..times()
+            },
+            InvalidBreaker::NoHalfOpenTime,
+        ),
     ];
     for (thresholds, times, expected) in cases {
-        assert_eq!(BreakerConfig::try_new(thresholds, times, n(1)), Err(expected));
+        assert_eq!(
+            BreakerConfig::try_new(thresholds, times, n(1)),
+            Err(expected)
+        );
     }
 }
 
@@ -398,7 +533,9 @@ fn senseless_configurations_are_refused() {
 fn closed_trips_exactly_when_a_list_of_all_results_says_so() {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let mut draw = |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
     for round in 0..200 {
@@ -426,9 +563,16 @@ fn closed_trips_exactly_when_a_list_of_all_results_says_so() {
                 results.push((bucket, outcome));
             }
             let recent = || results.iter().filter(|(at, _)| *at + 9 >= bucket);
-            let (total, failed) = (recent().count(), recent().filter(|(_, outcome)| *outcome != Success).count());
+            let (total, failed) = (
+                recent().count(),
+                recent().filter(|(_, outcome)| *outcome != Success).count(),
+            );
             let trips = outcome != Cancelled && (run >= 3 || (total >= 10 && failed * 2 >= total));
-            assert_eq!(bench.call(outcome) == Open, trips, "round {round}: run {run}, {failed} of {total}");
+            assert_eq!(
+                bench.call(outcome) == Open,
+                trips,
+                "round {round}: run {run}, {failed} of {total}"
+            );
             if trips {
                 break;
             }

@@ -5,7 +5,10 @@ fn limit(max_in_flight: u32, max_pending: u32) -> ConcurrencyLimit {
 }
 
 fn config(max_in_flight: u32, max_pending: u32) -> ConcurrencyConfig {
-    ConcurrencyConfig { max_in_flight: NonZeroU32::new(max_in_flight).expect("not zero"), max_pending }
+    ConcurrencyConfig {
+        max_in_flight: NonZeroU32::new(max_in_flight).expect("not zero"),
+        max_pending,
+    }
 }
 
 fn queued(limit: &mut ConcurrencyLimit) -> Ticket {
@@ -18,10 +21,16 @@ fn queued(limit: &mut ConcurrencyLimit) -> Ticket {
 #[test]
 fn admits_then_queues_then_refuses() {
     let mut limit = limit(2, 1);
-    assert_eq!([limit.try_acquire(), limit.try_acquire()], [Admission::Admitted; 2]);
+    assert_eq!(
+        [limit.try_acquire(), limit.try_acquire()],
+        [Admission::Admitted; 2]
+    );
     let _ticket = queued(&mut limit);
     assert_eq!(limit.try_acquire(), Admission::Refused);
-    assert_eq!((limit.in_flight(), limit.pending(), limit.refused()), (2, 1, 1));
+    assert_eq!(
+        (limit.in_flight(), limit.pending(), limit.refused()),
+        (2, 1, 1)
+    );
 }
 
 #[test]
@@ -74,7 +83,9 @@ fn a_raised_bound_admits_those_who_wait_and_a_lowered_one_cuts_nobody() {
 fn it_agrees_with_two_numbers_and_a_list() {
     let mut state = 7_u64;
     let mut draw = |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
     let mut limit = limit(3, 4);
@@ -103,7 +114,10 @@ fn it_agrees_with_two_numbers_and_a_list() {
             }
             _ => {}
         }
-        assert_eq!((limit.in_flight(), limit.pending()), (running, u32::try_from(waiting.len()).expect("small")));
+        assert_eq!(
+            (limit.in_flight(), limit.pending()),
+            (running, u32::try_from(waiting.len()).expect("small"))
+        );
     }
 }
 
@@ -113,18 +127,36 @@ fn a_call_whose_answer_has_begun_counts_against_the_written_bound_only() {
     assert_eq!(limit.lower(NonZeroU32::new(1)), []);
     let _first = limit.try_acquire();
     let waiting = queued(&mut limit);
-    assert_eq!(limit.begin_answer(), Some(waiting), "the lower bound is for who is worked on");
-    assert_eq!((limit.working(), limit.in_flight(), limit.max_in_flight().get()), (1, 2, 1));
+    assert_eq!(
+        limit.begin_answer(),
+        Some(waiting),
+        "the lower bound is for who is worked on"
+    );
+    assert_eq!(
+        (
+            limit.working(),
+            limit.in_flight(),
+            limit.max_in_flight().get()
+        ),
+        (1, 2, 1)
+    );
     for _ in 0..2 {
         assert_eq!(limit.begin_answer(), None);
         assert_eq!(limit.try_acquire(), Admission::Admitted);
     }
     assert_eq!(limit.begin_answer(), None);
     let last = queued(&mut limit);
-    assert_eq!((limit.working(), limit.in_flight()), (0, 4), "nobody is worked on, and the written bound holds");
+    assert_eq!(
+        (limit.working(), limit.in_flight()),
+        (0, 4),
+        "nobody is worked on, and the written bound holds"
+    );
     assert_eq!(limit.end_answer(), Some(last));
     assert_eq!((limit.working(), limit.in_flight()), (1, 4));
-    assert!(!limit.has_room_for(Class::High), "nine tenths of the written bound are full of answers");
+    assert!(
+        !limit.has_room_for(Class::High),
+        "nine tenths of the written bound are full of answers"
+    );
     assert_eq!(limit.release(), None);
     (0..3).for_each(|_| assert_eq!(limit.end_answer(), None));
     assert_eq!((limit.working(), limit.in_flight()), (0, 0));

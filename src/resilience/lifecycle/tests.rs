@@ -7,11 +7,17 @@ fn at(start: Instant, millis: u64) -> Instant {
 }
 
 fn traffic(start: Instant, in_flight: usize, last: Option<u64>) -> Traffic {
-    Traffic { in_flight, last_began: last.map(|millis| at(start, millis)) }
+    Traffic {
+        in_flight,
+        last_began: last.map(|millis| at(start, millis)),
+    }
 }
 
 fn callers(start: Instant, in_flight: usize, last: Option<u64>) -> Load {
-    Load { inbound: traffic(start, in_flight, last), outbound: Traffic::default() }
+    Load {
+        inbound: traffic(start, in_flight, last),
+        outbound: Traffic::default(),
+    }
 }
 
 /// Delay 5 s, quiet 1 s, soft timeout 15 s, timeout 25 s; nobody asks it to go.
@@ -37,7 +43,11 @@ fn each_stage_follows_from_time_and_what_is_in_flight() {
     ];
     for (now, in_flight, last, expected) in table {
         let mut drain = Drain::begin(DrainConfig::default(), start);
-        assert_eq!(drain.advance(&callers(start, in_flight, last), at(start, now)), expected, "at {now} with {in_flight}");
+        assert_eq!(
+            drain.advance(&callers(start, in_flight, last), at(start, now)),
+            expected,
+            "at {now} with {in_flight}"
+        );
         assert_eq!(drain.is_clean(), in_flight == 0);
     }
 }
@@ -61,14 +71,28 @@ fn it_goes_when_it_is_asked_to_and_the_app_is_quiet() {
     ];
     for (asked, in_flight, last, now, is_gone) in table {
         let mut drain = Drain::begin(DrainConfig::default(), start);
-        let load = Load { outbound: traffic(start, in_flight, last), ..Load::default() };
-        assert_eq!(drain.advance(&load, at(start, 5_000)), if asked == Some(0) { drain.stage() } else { Drained });
+        let load = Load {
+            outbound: traffic(start, in_flight, last),
+            ..Load::default()
+        };
+        assert_eq!(
+            drain.advance(&load, at(start, 5_000)),
+            if asked == Some(0) {
+                drain.stage()
+            } else {
+                Drained
+            }
+        );
         if let Some(asked) = asked {
             drain.go(at(start, asked));
             drain.go(at(start, asked + 60_000));
         }
         let stage = drain.advance(&load, at(start, now));
-        assert_eq!(stage == Gone, is_gone, "asked at {asked:?}, {in_flight} in flight, last {last:?}, at {now}: {stage:?}");
+        assert_eq!(
+            stage == Gone,
+            is_gone,
+            "asked at {asked:?}, {in_flight} in flight, last {last:?}, at {now}: {stage:?}"
+        );
         assert!(!is_gone || drain.is_clean() == (in_flight == 0));
     }
 }
@@ -77,12 +101,25 @@ fn it_goes_when_it_is_asked_to_and_the_app_is_quiet() {
 fn a_stage_never_comes_back() {
     let start = some_instant();
     let mut drain = Drain::begin(DrainConfig::default(), start);
-    assert_eq!(drain.advance(&callers(start, 0, None), at(start, 5_000)), Drained);
-    assert_eq!(drain.advance(&callers(start, 7, Some(5_100)), at(start, 5_200)), Drained, "late arrivals change nothing");
+    assert_eq!(
+        drain.advance(&callers(start, 0, None), at(start, 5_000)),
+        Drained
+    );
+    assert_eq!(
+        drain.advance(&callers(start, 7, Some(5_100)), at(start, 5_200)),
+        Drained,
+        "late arrivals change nothing"
+    );
     assert!(drain.is_clean());
     drain.go(at(start, 6_000));
-    assert_eq!(drain.advance(&callers(start, 0, None), at(start, 6_000)), Gone);
-    assert_eq!(drain.advance(&callers(start, 1, Some(6_000)), at(start, 1)), Gone);
+    assert_eq!(
+        drain.advance(&callers(start, 0, None), at(start, 6_000)),
+        Gone
+    );
+    assert_eq!(
+        drain.advance(&callers(start, 1, Some(6_000)), at(start, 1)),
+        Gone
+    );
 }
 
 #[test]
@@ -91,8 +128,15 @@ fn who_is_relieved_waits_for_no_news_to_travel_and_goes_by_itself() {
     let mut drain = Drain::relieved(DrainConfig::default(), start);
     assert_eq!(drain.stage(), Waiting);
     assert_eq!(drain.advance(&callers(start, 1, Some(0)), start), Waiting);
-    assert_eq!(drain.advance(&callers(start, 0, Some(0)), at(start, 999)), Waiting, "a connection that is open may carry another request");
-    assert_eq!(drain.advance(&callers(start, 0, Some(0)), at(start, 1_000)), Gone);
+    assert_eq!(
+        drain.advance(&callers(start, 0, Some(0)), at(start, 999)),
+        Waiting,
+        "a connection that is open may carry another request"
+    );
+    assert_eq!(
+        drain.advance(&callers(start, 0, Some(0)), at(start, 1_000)),
+        Gone
+    );
 }
 
 #[test]
@@ -107,9 +151,16 @@ fn who_is_relieved_serves_callers_and_app_until_both_are_quiet() {
         (1, 1, Some(0), Some(0), 25_000, Gone),
     ];
     for (inbound, outbound, last_inbound, last_outbound, now, expected) in table {
-        let load = Load { inbound: traffic(start, inbound, last_inbound), outbound: traffic(start, outbound, last_outbound) };
+        let load = Load {
+            inbound: traffic(start, inbound, last_inbound),
+            outbound: traffic(start, outbound, last_outbound),
+        };
         let mut drain = Drain::relieved(DrainConfig::default(), start);
-        assert_eq!(drain.advance(&load, at(start, now)), expected, "{inbound} and {outbound} in flight at {now}");
+        assert_eq!(
+            drain.advance(&load, at(start, now)),
+            expected,
+            "{inbound} and {outbound} in flight at {now}"
+        );
         assert!(expected != Gone || drain.is_clean() == (inbound + outbound == 0));
     }
 }
@@ -118,29 +169,56 @@ fn who_is_relieved_serves_callers_and_app_until_both_are_quiet() {
 fn when_the_app_is_gone_no_news_has_to_travel_any_more() {
     let start = some_instant();
     let mut drain = Drain::begin(DrainConfig::default(), start);
-    assert_eq!(drain.advance(&Load::default(), at(start, 1_000)), Announcing);
+    assert_eq!(
+        drain.advance(&Load::default(), at(start, 1_000)),
+        Announcing
+    );
     drain.skip_delay();
     drain.go(at(start, 1_000));
-    assert_eq!(drain.advance(&callers(start, 1, Some(0)), at(start, 1_000)), Waiting);
-    assert_eq!(drain.advance(&callers(start, 0, Some(0)), at(start, 1_001)), Gone);
+    assert_eq!(
+        drain.advance(&callers(start, 1, Some(0)), at(start, 1_000)),
+        Waiting
+    );
+    assert_eq!(
+        drain.advance(&callers(start, 0, Some(0)), at(start, 1_001)),
+        Gone
+    );
 }
 
 /// Waking only at the announced times is enough to move on at the first possible moment.
 #[test]
 fn nothing_changes_before_the_announced_time() {
     let start = some_instant();
-    for (callers, app) in [(None, None), (Some(3_000), Some(4_900)), (Some(4_900), Some(30_000)), (Some(14_900), None)] {
+    for (callers, app) in [
+        (None, None),
+        (Some(3_000), Some(4_900)),
+        (Some(4_900), Some(30_000)),
+        (Some(14_900), None),
+    ] {
         for in_flight in [0, 1] {
-            let load = Load { inbound: traffic(start, in_flight, callers), outbound: traffic(start, 0, app) };
+            let load = Load {
+                inbound: traffic(start, in_flight, callers),
+                outbound: traffic(start, 0, app),
+            };
             let mut drain = Drain::begin(DrainConfig::default(), start);
             drain.go(start);
             let mut wakes = 0;
             while drain.stage() != Gone {
                 let next = drain.next_deadline(&load).unwrap();
                 let before = drain.stage();
-                assert_eq!(drain.clone().advance(&load, next - Duration::from_nanos(1)), before, "{callers:?} {app:?} before {:?}", next - start);
+                assert_eq!(
+                    drain.clone().advance(&load, next - Duration::from_nanos(1)),
+                    before,
+                    "{callers:?} {app:?} before {:?}",
+                    next - start
+                );
                 drain.advance(&load, next);
-                assert_ne!(drain.stage(), before, "nothing happened at {:?}", next - start);
+                assert_ne!(
+                    drain.stage(),
+                    before,
+                    "nothing happened at {:?}",
+                    next - start
+                );
                 wakes += 1;
             }
             assert!(wakes <= 5);
@@ -152,9 +230,18 @@ fn nothing_changes_before_the_announced_time() {
 #[test]
 fn a_timeout_below_the_delay_wins() {
     let start = some_instant();
-    let config = DrainConfig { timeout: Duration::from_secs(2), ..DrainConfig::default() };
+    let config = DrainConfig {
+        timeout: Duration::from_secs(2),
+        ..DrainConfig::default()
+    };
     let mut drain = Drain::begin(config, start);
-    assert_eq!(drain.next_deadline(&callers(start, 1, None)), Some(at(start, 2_000)));
-    assert_eq!(drain.advance(&callers(start, 1, None), at(start, 2_000)), Drained);
+    assert_eq!(
+        drain.next_deadline(&callers(start, 1, None)),
+        Some(at(start, 2_000))
+    );
+    assert_eq!(
+        drain.advance(&callers(start, 1, None), at(start, 2_000)),
+        Drained
+    );
     assert!(!drain.is_clean());
 }

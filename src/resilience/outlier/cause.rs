@@ -50,12 +50,25 @@ impl std::fmt::Display for Cause {
         match self {
             Self::Consecutive5xx(run) => write!(f, "{run} failures in a row"),
             Self::ConsecutiveGatewayErrors(run) => write!(f, "{run} gateway errors in a row"),
-            Self::ConsecutiveLocalOriginFailures(run) => write!(f, "{run} attempts in a row without an answer"),
-            Self::SuccessRate { rate, limit } => write!(f, "its success rate of {rate:.1} % is below {limit:.1} %, the mean of its peers less the deviation"),
-            Self::FailurePercentage { rate, limit } => write!(f, "{rate:.1} % of its answers are failures, {limit:.1} % is the limit"),
-            Self::Slow { p90, peers, .. } => write!(f, "its p90 of {p90:.1?} is far above {peers:.1?}, the median of its peers"),
+            Self::ConsecutiveLocalOriginFailures(run) => {
+                write!(f, "{run} attempts in a row without an answer")
+            }
+            Self::SuccessRate { rate, limit } => write!(
+                f,
+                "its success rate of {rate:.1} % is below {limit:.1} %, the mean of its peers less the deviation"
+            ),
+            Self::FailurePercentage { rate, limit } => write!(
+                f,
+                "{rate:.1} % of its answers are failures, {limit:.1} % is the limit"
+            ),
+            Self::Slow { p90, peers, .. } => write!(
+                f,
+                "its p90 of {p90:.1?} is far above {peers:.1?}, the median of its peers"
+            ),
             Self::Probe => f.write_str("it failed its probe"),
-            Self::SlowProbe { took, limit } => write!(f, "its probe took {took:.1?}, {limit:.1?} is the limit"),
+            Self::SlowProbe { took, limit } => {
+                write!(f, "its probe took {took:.1?}, {limit:.1?} is the limit")
+            }
         }
     }
 }

@@ -18,7 +18,11 @@ pub struct Runs {
 impl Default for Runs {
     /// 5 failures of any kind, or 5 attempts without an answer; gateway errors by themselves are off, as with Envoy.
     fn default() -> Self {
-        Self { failures: 5, gateway_errors: 0, local_origin: 5 }
+        Self {
+            failures: 5,
+            gateway_errors: 0,
+            local_origin: 5,
+        }
     }
 }
 
@@ -73,7 +77,9 @@ impl std::fmt::Display for InvalidOutlier {
         f.write_str(match self {
             Self::NoTime => "the interval and the ejection take time",
             Self::MaxBelowBase => "the longest ejection is at least as long as the first",
-            Self::SlowFactor => "an endpoint is slow when it takes more than 1 time what its peers take",
+            Self::SlowFactor => {
+                "an endpoint is slow when it takes more than 1 time what its peers take"
+            }
         })
     }
 }
@@ -85,14 +91,28 @@ impl OutlierConfig {
     ///
     /// # Errors
     /// If a time is zero, or the longest ejection is shorter than the first.
-    pub fn try_new(interval: Duration, base_ejection: Duration, max_ejection: Duration, max_ejected: Ratio) -> Result<Self, InvalidOutlier> {
+    pub fn try_new(
+        interval: Duration,
+        base_ejection: Duration,
+        max_ejection: Duration,
+        max_ejected: Ratio,
+    ) -> Result<Self, InvalidOutlier> {
         if interval.is_zero() || base_ejection.is_zero() {
             return Err(InvalidOutlier::NoTime);
         }
         if max_ejection < base_ejection {
             return Err(InvalidOutlier::MaxBelowBase);
         }
-        Ok(Self { runs: Runs::default(), success_rate: None, failure_percentage: None, slow_factor: None, interval, base_ejection, max_ejection, max_ejected })
+        Ok(Self {
+            runs: Runs::default(),
+            success_rate: None,
+            failure_percentage: None,
+            slow_factor: None,
+            interval,
+            base_ejection,
+            max_ejection,
+            max_ejected,
+        })
     }
 
     /// With other runs.
@@ -103,8 +123,16 @@ impl OutlierConfig {
 
     /// With rates compared.
     #[must_use]
-    pub fn with_rates(self, success_rate: Option<SuccessRate>, failure_percentage: Option<FailurePercentage>) -> Self {
-        Self { success_rate, failure_percentage, ..self }
+    pub fn with_rates(
+        self,
+        success_rate: Option<SuccessRate>,
+        failure_percentage: Option<FailurePercentage>,
+    ) -> Self {
+        Self {
+            success_rate,
+            failure_percentage,
+            ..self
+        }
     }
 
     /// With latencies compared: out is whose 90th percentile is above `factor` times the median of its peers'.
@@ -112,7 +140,14 @@ impl OutlierConfig {
     /// # Errors
     /// If the factor is not above 1.
     pub fn with_slow_factor(self, factor: f64) -> Result<Self, InvalidOutlier> {
-        if factor.is_finite() && factor > 1.0 { Ok(Self { slow_factor: Some(factor), ..self }) } else { Err(InvalidOutlier::SlowFactor) }
+        if factor.is_finite() && factor > 1.0 {
+            Ok(Self {
+                slow_factor: Some(factor),
+                ..self
+            })
+        } else {
+            Err(InvalidOutlier::SlowFactor)
+        }
     }
 
     /// The runs that eject.
@@ -130,6 +165,8 @@ impl OutlierConfig {
     /// How long the `times`-th ejection in a row lasts.
     #[must_use]
     pub fn ejection(&self, times: u32) -> Duration {
-        self.base_ejection.saturating_mul(times).min(self.max_ejection)
+        self.base_ejection
+            .saturating_mul(times)
+            .min(self.max_ejection)
     }
 }

@@ -16,8 +16,12 @@ impl Record {
     /// Adds a result.
     pub fn add(&mut self, result: Attempted) {
         match result {
-            Attempted::Success | Attempted::Throttled => self.successes = self.successes.saturating_add(1),
-            Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => self.failures = self.failures.saturating_add(1),
+            Attempted::Success | Attempted::Throttled => {
+                self.successes = self.successes.saturating_add(1)
+            }
+            Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => {
+                self.failures = self.failures.saturating_add(1)
+            }
             Attempted::Cancelled => {}
         }
     }
@@ -62,41 +66,92 @@ pub fn by_latency(config: &OutlierConfig, latencies: &[(usize, Latencies)]) -> V
     let mut tiers: Vec<usize> = latencies.iter().map(|(tier, _)| *tier).collect();
     tiers.sort_unstable();
     tiers.dedup();
-    tiers.into_iter().flat_map(|tier| slow_in_tier(config, latencies, tier)).collect()
+    tiers
+        .into_iter()
+        .flat_map(|tier| slow_in_tier(config, latencies, tier))
+        .collect()
 }
 
 /// Whether one more of `total` endpoints may be ejected, of which so many are already and so many could still be picked.
 #[must_use]
 pub fn may_eject(config: &OutlierConfig, total: usize, ejected: usize, available: usize) -> bool {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a share of a small number")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a share of a small number"
+    )]
     let allowed = (total as f64 * config.max_ejected.value()).floor() as usize;
-    let allowed = if config.max_ejected == Ratio::ZERO { 0 } else { allowed.max(1) };
+    let allowed = if config.max_ejected == Ratio::ZERO {
+        0
+    } else {
+        allowed.max(1)
+    };
     ejected < allowed && available > 1
 }
 
 fn by_success_rate(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
-    let Some(rule) = config.success_rate else { return Vec::new() };
+    let Some(rule) = config.success_rate else {
+        return Vec::new();
+    };
     let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
     let count = f64::from(u32::try_from(rates.len()).unwrap_or(u32::MAX));
     let mean = rates.iter().map(|(_, rate)| rate).sum::<f64>() / count;
-    let variance = rates.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
+    let variance = rates
+        .iter()
+        .map(|(_, rate)| (rate - mean).powi(2))
+        .sum::<f64>()
+        / count;
     let limit = mean - rule.deviations * variance.sqrt();
-    worst_first(rates.into_iter().filter(|(_, rate)| *rate < limit).collect()).into_iter().map(|(index, rate)| (index, Cause::SuccessRate { rate, limit })).collect()
+    worst_first(
+        rates
+            .into_iter()
+            .filter(|(_, rate)| *rate < limit)
+            .collect(),
+    )
+    .into_iter()
+    .map(|(index, rate)| (index, Cause::SuccessRate { rate, limit }))
+    .collect()
 }
 
 fn by_failure_percentage(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
-    let Some(rule) = config.failure_percentage else { return Vec::new() };
+    let Some(rule) = config.failure_percentage else {
+        return Vec::new();
+    };
     let limit = rule.threshold.percent();
     let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
-    let bad = rates.into_iter().filter(|(_, rate)| 100.0 - rate >= limit).collect();
-    worst_first(bad).into_iter().map(|(index, rate)| (index, Cause::FailurePercentage { rate: 100.0 - rate, limit })).collect()
+    let bad = rates
+        .into_iter()
+        .filter(|(_, rate)| 100.0 - rate >= limit)
+        .collect();
+    worst_first(bad)
+        .into_iter()
+        .map(|(index, rate)| {
+            (
+                index,
+                Cause::FailurePercentage {
+                    rate: 100.0 - rate,
+                    limit,
+                },
+            )
+        })
+        .collect()
 }
 
 /// Success rates in percent of those with enough requests, if they are enough.
 fn with_volume(records: &[Record], volume: u32, minimum_hosts: u32) -> Vec<(usize, f64)> {
-    let enough = records.iter().enumerate().filter(|(_, record)| record.total() >= volume.max(1));
-    let rates: Vec<_> = enough.map(|(index, record)| (index, record.success_percent())).collect();
-    if rates.len() >= minimum_hosts.max(1) as usize { rates } else { Vec::new() }
+    let enough = records
+        .iter()
+        .enumerate()
+        .filter(|(_, record)| record.total() >= volume.max(1));
+    let rates: Vec<_> = enough
+        .map(|(index, record)| (index, record.success_percent()))
+        .collect();
+    if rates.len() >= minimum_hosts.max(1) as usize {
+        rates
+    } else {
+        Vec::new()
+    }
 }
 
 fn worst_first(mut rates: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
@@ -105,10 +160,21 @@ fn worst_first(mut rates: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
 }
 
 /// An endpoint is compared with the median of the others, so that of two the slower one can be told.
-fn slow_in_tier(config: &OutlierConfig, latencies: &[(usize, Latencies)], tier: usize) -> Vec<(usize, Cause)> {
-    let Some(factor) = config.slow_factor else { return Vec::new() };
-    let members = latencies.iter().enumerate().filter(|(_, (of, _))| *of == tier);
-    let mut known: Vec<(usize, Duration)> = members.filter_map(|(index, (_, latencies))| Some((index, latencies.typical_worst()?))).collect();
+fn slow_in_tier(
+    config: &OutlierConfig,
+    latencies: &[(usize, Latencies)],
+    tier: usize,
+) -> Vec<(usize, Cause)> {
+    let Some(factor) = config.slow_factor else {
+        return Vec::new();
+    };
+    let members = latencies
+        .iter()
+        .enumerate()
+        .filter(|(_, (of, _))| *of == tier);
+    let mut known: Vec<(usize, Duration)> = members
+        .filter_map(|(index, (_, latencies))| Some((index, latencies.typical_worst()?)))
+        .collect();
     known.sort_by_key(|(_, latency)| *latency);
     let slow = (0..known.len()).rev().map_while(|place| {
         let (index, p90) = known[place];
@@ -122,7 +188,9 @@ fn slow_in_tier(config: &OutlierConfig, latencies: &[(usize, Latencies)], tier: 
 /// The lower median of a sorted list without one of its places.
 fn median_without(sorted: &[(usize, Duration)], place: usize) -> Option<Duration> {
     let middle = sorted.len().checked_sub(2)? / 2;
-    sorted.get(if middle >= place { middle + 1 } else { middle }).map(|(_, p90)| *p90)
+    sorted
+        .get(if middle >= place { middle + 1 } else { middle })
+        .map(|(_, p90)| *p90)
 }
 
 #[cfg(test)]
@@ -132,7 +200,13 @@ mod tests {
 
     fn config() -> OutlierConfig {
         let seconds = Duration::from_secs;
-        OutlierConfig::try_new(seconds(10), seconds(30), seconds(300), Ratio::from_percent(50.0).expect("50 %")).expect("fine")
+        OutlierConfig::try_new(
+            seconds(10),
+            seconds(30),
+            seconds(300),
+            Ratio::from_percent(50.0).expect("50 %"),
+        )
+        .expect("fine")
     }
 
     fn record(successes: u32, failures: u32) -> Record {
@@ -154,28 +228,61 @@ mod tests {
 
     #[test]
     fn a_success_rate_far_below_the_others_stands_out() {
-        let rates = SuccessRate { deviations: 1.9, minimum_hosts: 5, request_volume: 100 };
+        let rates = SuccessRate {
+            deviations: 1.9,
+            minimum_hosts: 5,
+            request_volume: 100,
+        };
         let config = config().with_rates(Some(rates), None);
         let good = || record(100, 0);
         let table = [
-            ("one of five", vec![good(), good(), record(60, 40), good(), good()], vec![2]),
-            ("four are too few to compare", vec![good(), record(60, 40), good(), good()], vec![]),
-            ("too few requests to count", vec![good(), good(), record(10, 40), good(), good()], vec![]),
+            (
+                "one of five",
+                vec![good(), good(), record(60, 40), good(), good()],
+                vec![2],
+            ),
+            (
+                "four are too few to compare",
+                vec![good(), record(60, 40), good(), good()],
+                vec![],
+            ),
+            (
+                "too few requests to count",
+                vec![good(), good(), record(10, 40), good(), good()],
+                vec![],
+            ),
             ("all alike", vec![record(60, 40); 6], vec![]),
         ];
         for (what, records, expected) in table {
             assert_eq!(found(by_results(&config, &records)), expected, "{what}");
         }
         // Mean 92, deviation 16: 92 - 1.9 * 16 = 61.6.
-        let Cause::SuccessRate { rate, limit } = by_results(&config, &[good(), good(), record(60, 40), good(), good()])[0].1 else { panic!("by success rate") };
-        assert!((rate - 60.0).abs() < 1e-9 && (limit - 61.6).abs() < 1e-9, "{rate} {limit}");
+        let Cause::SuccessRate { rate, limit } =
+            by_results(&config, &[good(), good(), record(60, 40), good(), good()])[0].1
+        else {
+            panic!("by success rate")
+        };
+        assert!(
+            (rate - 60.0).abs() < 1e-9 && (limit - 61.6).abs() < 1e-9,
+            "{rate} {limit}"
+        );
     }
 
     #[test]
     fn a_share_of_failures_at_the_limit_stands_out_the_worst_first() {
-        let rule = FailurePercentage { threshold: Ratio::from_percent(85.0).expect("85 %"), minimum_hosts: 3, request_volume: 20 };
+        let rule = FailurePercentage {
+            threshold: Ratio::from_percent(85.0).expect("85 %"),
+            minimum_hosts: 3,
+            request_volume: 20,
+        };
         let config = config().with_rates(None, Some(rule));
-        assert_eq!(found(by_results(&config, &[record(20, 0), record(3, 17), record(0, 20), record(4, 16)])), [2, 1]);
+        assert_eq!(
+            found(by_results(
+                &config,
+                &[record(20, 0), record(3, 17), record(0, 20), record(4, 16)]
+            )),
+            [2, 1]
+        );
     }
 
     #[test]
@@ -185,20 +292,70 @@ mod tests {
         let good = |count, millis| latencies(Success, count, millis);
         let far = |millis| (1, good(50, millis).1);
         let table = [
-            ("one of three", vec![good(50, 20), good(20, 2_000), good(50, 25)], vec![1]),
+            (
+                "one of three",
+                vec![good(50, 20), good(20, 2_000), good(50, 25)],
+                vec![1],
+            ),
             ("one of two", vec![good(50, 20), good(20, 2_000)], vec![1]),
             ("all alike", vec![good(50, 2_000); 3], vec![]),
             ("alone", vec![good(50, 2_000)], vec![]),
-            ("twice as slow is not three times", vec![good(50, 100), good(50, 200), good(50, 100)], vec![]),
-            ("a difference nobody feels", vec![good(50, 1), good(50, 8), good(50, 1)], vec![]),
-            ("too few answers to judge", vec![good(50, 20), good(2, 2_000), good(50, 20)], vec![]),
-            ("few answers, all of them slow", vec![good(50, 20), good(3, 2_000), good(50, 20)], vec![1]),
-            ("a peer that refuses at once", vec![latencies(Throttled, 50, 1), good(50, 100)], vec![]),
-            ("a peer that fails at once", vec![latencies(ServerError, 50, 1), good(50, 100)], vec![]),
-            ("one that nobody waits for", vec![good(50, 20), latencies(Cancelled, 5, 1_000), good(50, 20)], vec![1]),
-            ("callers who leave at once", vec![good(50, 20), latencies(Cancelled, 50, 24), good(50, 1)], vec![]),
-            ("another tier is further away", vec![good(50, 5), good(50, 5), far(80), far(90)], vec![]),
-            ("two of five, the slowest first", vec![good(50, 20), good(20, 900), good(50, 25), good(20, 2_000), good(50, 20)], vec![3, 1]),
+            (
+                "twice as slow is not three times",
+                vec![good(50, 100), good(50, 200), good(50, 100)],
+                vec![],
+            ),
+            (
+                "a difference nobody feels",
+                vec![good(50, 1), good(50, 8), good(50, 1)],
+                vec![],
+            ),
+            (
+                "too few answers to judge",
+                vec![good(50, 20), good(2, 2_000), good(50, 20)],
+                vec![],
+            ),
+            (
+                "few answers, all of them slow",
+                vec![good(50, 20), good(3, 2_000), good(50, 20)],
+                vec![1],
+            ),
+            (
+                "a peer that refuses at once",
+                vec![latencies(Throttled, 50, 1), good(50, 100)],
+                vec![],
+            ),
+            (
+                "a peer that fails at once",
+                vec![latencies(ServerError, 50, 1), good(50, 100)],
+                vec![],
+            ),
+            (
+                "one that nobody waits for",
+                vec![good(50, 20), latencies(Cancelled, 5, 1_000), good(50, 20)],
+                vec![1],
+            ),
+            (
+                "callers who leave at once",
+                vec![good(50, 20), latencies(Cancelled, 50, 24), good(50, 1)],
+                vec![],
+            ),
+            (
+                "another tier is further away",
+                vec![good(50, 5), good(50, 5), far(80), far(90)],
+                vec![],
+            ),
+            (
+                "two of five, the slowest first",
+                vec![
+                    good(50, 20),
+                    good(20, 900),
+                    good(50, 25),
+                    good(20, 2_000),
+                    good(50, 20),
+                ],
+                vec![3, 1],
+            ),
         ];
         for (what, latencies, expected) in table {
             assert_eq!(found(by_latency(&config, &latencies)), expected, "{what}");
@@ -207,14 +364,37 @@ mod tests {
 
     #[test]
     fn never_the_last_one_and_not_more_than_the_share() {
-        let table = [(1, 0, 1, false), (2, 0, 2, true), (2, 1, 1, false), (3, 0, 3, true), (3, 1, 2, false), (10, 4, 6, true), (10, 5, 5, false), (10, 0, 1, false)];
+        let table = [
+            (1, 0, 1, false),
+            (2, 0, 2, true),
+            (2, 1, 1, false),
+            (3, 0, 3, true),
+            (3, 1, 2, false),
+            (10, 4, 6, true),
+            (10, 5, 5, false),
+            (10, 0, 1, false),
+        ];
         for (total, ejected, available, expected) in table {
-            assert_eq!(may_eject(&config(), total, ejected, available), expected, "{ejected} of {total}, {available} available");
+            assert_eq!(
+                may_eject(&config(), total, ejected, available),
+                expected,
+                "{ejected} of {total}, {available} available"
+            );
         }
         let seconds = Duration::from_secs;
-        let none = OutlierConfig::try_new(seconds(10), seconds(30), seconds(300), Ratio::ZERO).expect("fine");
+        let none = OutlierConfig::try_new(seconds(10), seconds(30), seconds(300), Ratio::ZERO)
+            .expect("fine");
         assert!(!may_eject(&none, 10, 0, 10));
-        let few = OutlierConfig::try_new(seconds(10), seconds(30), seconds(300), Ratio::from_percent(10.0).expect("10 %")).expect("fine");
-        assert!(may_eject(&few, 3, 0, 3), "ten percent of three is one, not none");
+        let few = OutlierConfig::try_new(
+            seconds(10),
+            seconds(30),
+            seconds(300),
+            Ratio::from_percent(10.0).expect("10 %"),
+        )
+        .expect("fine");
+        assert!(
+            may_eject(&few, 3, 0, 3),
+            "ten percent of three is one, not none"
+        );
     }
 }

@@ -3,7 +3,14 @@ use crate::resilience::some_instant;
 
 fn budget(percent: f64, floor: u32, now: Instant) -> RetryBudget {
     let share = Ratio::from_percent(percent).expect("a percentage");
-    RetryBudget::new(RetryBudgetConfig { share, floor, ..RetryBudgetConfig::default() }, now)
+    RetryBudget::new(
+        RetryBudgetConfig {
+            share,
+            floor,
+            ..RetryBudgetConfig::default()
+        },
+        now,
+    )
 }
 
 fn withdraw_all(budget: &mut RetryBudget, now: Instant) -> u32 {
@@ -19,8 +26,14 @@ fn a_quiet_service_may_use_its_floor_each_second() {
     let start = some_instant();
     let mut budget = budget(20.0, 10, start);
     assert_eq!(withdraw_all(&mut budget, start), 10);
-    assert_eq!(withdraw_all(&mut budget, start + Duration::from_millis(999)), 0);
-    assert_eq!(withdraw_all(&mut budget, start + Duration::from_secs(1)), 10);
+    assert_eq!(
+        withdraw_all(&mut budget, start + Duration::from_millis(999)),
+        0
+    );
+    assert_eq!(
+        withdraw_all(&mut budget, start + Duration::from_secs(1)),
+        10
+    );
 }
 
 #[test]
@@ -31,7 +44,11 @@ fn a_busy_service_may_use_its_share() {
         budget.deposit(start);
     }
     assert_eq!(withdraw_all(&mut budget, start), 200);
-    assert_eq!(withdraw_all(&mut budget, start + Duration::from_secs(10)), 0, "the requests have left the window too");
+    assert_eq!(
+        withdraw_all(&mut budget, start + Duration::from_secs(10)),
+        0,
+        "the requests have left the window too"
+    );
 }
 
 #[test]
@@ -57,6 +74,12 @@ fn a_storm_stays_within_share_and_floor() {
         }
     }
     let ceiling = requests / 5 + 10 * 10;
-    assert!(retries <= ceiling, "{retries} retries of {requests} requests, at most {ceiling}");
-    assert!(retries >= requests / 5 - 20, "{retries} retries: the share was not usable");
+    assert!(
+        retries <= ceiling,
+        "{retries} retries of {requests} requests, at most {ceiling}"
+    );
+    assert!(
+        retries >= requests / 5 - 20,
+        "{retries} retries: the share was not usable"
+    );
 }

@@ -46,13 +46,24 @@ fn it_agrees_with_a_list_of_all_additions() {
     let mut millis = 0_u64;
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     for _ in 0..20_000 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         millis += (state >> 33) % 700;
         let value = u32::try_from((state >> 20) % 5).expect("small");
         window.add(value, at(start, millis));
         seen.push((millis / 1_000, value));
         let oldest = (millis / 1_000).saturating_sub(9);
-        let expected: u32 = seen.iter().rev().take_while(|(bucket, _)| *bucket >= oldest).map(|(_, value)| value).sum();
-        assert_eq!(window.total(at(start, millis)), expected, "after {millis} ms");
+        let expected: u32 = seen
+            .iter()
+            .rev()
+            .take_while(|(bucket, _)| *bucket >= oldest)
+            .map(|(_, value)| value)
+            .sum();
+        assert_eq!(
+            window.total(at(start, millis)),
+            expected,
+            "after {millis} ms"
+        );
     }
 }

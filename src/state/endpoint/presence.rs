@@ -31,9 +31,16 @@ impl Told {
     /// Reads it; nothing, as most of the time, if it tells nothing.
     #[must_use]
     pub fn of(answer: &HeaderMap) -> Option<Self> {
-        let introduction = answer.get(youth::STARTED_AT).and_then(|value| youth::introduced(value.to_str().ok()?));
-        let leaves = answer.get(departure::MARKER).and_then(|value| departure::ttl(value.to_str().ok()?));
-        (introduction.is_some() || leaves.is_some()).then_some(Self { introduction, leaves })
+        let introduction = answer
+            .get(youth::STARTED_AT)
+            .and_then(|value| youth::introduced(value.to_str().ok()?));
+        let leaves = answer
+            .get(departure::MARKER)
+            .and_then(|value| departure::ttl(value.to_str().ok()?));
+        (introduction.is_some() || leaves.is_some()).then_some(Self {
+            introduction,
+            leaves,
+        })
     }
 
     /// Whether it is leaving.
@@ -45,7 +52,12 @@ impl Told {
 
 impl EndpointState {
     /// Takes note of what it tells; for how long it is left alone, if that is news.
-    pub fn hear(&self, told: &Told, wall: impl FnOnce() -> SystemTime, now: Instant) -> Option<Duration> {
+    pub fn hear(
+        &self,
+        told: &Told,
+        wall: impl FnOnce() -> SystemTime,
+        now: Instant,
+    ) -> Option<Duration> {
         // First who it is: a new process at the address has not said anything yet.
         if let Some((started, curve)) = told.introduction {
             self.advertised(started, youth::age(started, wall()), curve, now);
@@ -57,7 +69,8 @@ impl EndpointState {
     pub fn warm_up_from(&self, start: Instant) {
         let millis = match start.checked_duration_since(self.born) {
             Some(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
-            None => -i64::try_from(self.born.saturating_duration_since(start).as_millis()).unwrap_or(i64::MAX),
+            None => -i64::try_from(self.born.saturating_duration_since(start).as_millis())
+                .unwrap_or(i64::MAX),
         };
         self.warming_since.store(millis, Ordering::Relaxed);
         // Who is the warmest of all is worked out with who may be picked.
@@ -66,7 +79,13 @@ impl EndpointState {
 
     /// Takes note of the start that the endpoint tells of, in milliseconds since 1970, of its age, and of how it wants to warm up. Another
     /// start than before is another process at the same address: it is new, as new as it says.
-    pub fn advertised(&self, started: u64, age: Duration, curve: Option<WarmUpConfig>, now: Instant) {
+    pub fn advertised(
+        &self,
+        started: u64,
+        age: Duration,
+        curve: Option<WarmUpConfig>,
+        now: Instant,
+    ) {
         if self.advertised.swap(started, Ordering::Relaxed) != started {
             // Under the lock, so that nobody judges the new curve by the old start, or the other way round.
             let mut known = self.curve.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,15 +112,30 @@ impl EndpointState {
             return None;
         }
         let offset = Duration::from_millis(since.unsigned_abs());
-        let start = if since < 0 { self.born.checked_sub(offset) } else { self.born.checked_add(offset) };
+        let start = if since < 0 {
+            self.born.checked_sub(offset)
+        } else {
+            self.born.checked_add(offset)
+        };
         Some(start.unwrap_or(self.born))
     }
 
     /// When it is warm, by the policy of the backend or by its own wish; `None` if it is.
     pub(in crate::state) fn warm_at(&self, config: Option<&WarmUpConfig>) -> Option<Instant> {
-        let own = || self.has_curve().then(|| self.curve.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(WarmUpConfig::window)).flatten();
+        let own = || {
+            self.has_curve()
+                .then(|| {
+                    self.curve
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .as_ref()
+                        .map(WarmUpConfig::window)
+                })
+                .flatten()
+        };
         let window = config.map(WarmUpConfig::window).or_else(own)?;
-        self.warming_since().and_then(|since| since.checked_add(window))
+        self.warming_since()
+            .and_then(|since| since.checked_add(window))
     }
 
     /// The share of its weight that it gets for its age, in `0.0..=1.0`: as the policy of the backend says, or else as it wants itself.
@@ -110,7 +144,10 @@ impl EndpointState {
         if config.is_none() && !self.has_curve() {
             return 1.0;
         }
-        let age = || self.warming_since().map(|since| now.saturating_duration_since(since));
+        let age = || {
+            self.warming_since()
+                .map(|since| now.saturating_duration_since(since))
+        };
         if let Some(config) = config {
             return age().map_or(1.0, |age| config.factor(age));
         }
@@ -127,8 +164,12 @@ impl EndpointState {
     /// Leaves the endpoint alone for so long, because it is leaving; whether that is news.
     pub fn leave_alone(&self, ttl: Duration, now: Instant) -> bool {
         let since = self.millis(now);
-        self.alone_since.store(since.saturating_add(1), Ordering::Relaxed);
-        let is_news = self.alone_until.swap(self.millis(now + ttl).saturating_add(1), Ordering::Relaxed) == 0;
+        self.alone_since
+            .store(since.saturating_add(1), Ordering::Relaxed);
+        let is_news = self
+            .alone_until
+            .swap(self.millis(now + ttl).saturating_add(1), Ordering::Relaxed)
+            == 0;
         if is_news {
             self.counters.version.fetch_add(1, Ordering::Release);
         }
@@ -145,7 +186,9 @@ impl EndpointState {
     /// Leaves it alone no longer, by what was asked of it at this time; whether that is news. What was asked before it said that it leaves does not count.
     pub fn come_back(&self, asked: Instant) -> bool {
         let is_left_alone = self.alone_until.load(Ordering::Relaxed) != 0;
-        if !is_left_alone || self.millis(asked).saturating_add(1) < self.alone_since.load(Ordering::Relaxed) {
+        if !is_left_alone
+            || self.millis(asked).saturating_add(1) < self.alone_since.load(Ordering::Relaxed)
+        {
             return false;
         }
         let is_news = self.alone_until.swap(0, Ordering::Relaxed) != 0;

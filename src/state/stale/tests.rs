@@ -9,7 +9,12 @@ fn state(max_bytes: usize) -> StaleState {
 
 fn answer(body: &'static str, vary: Option<&'static str>) -> Kept {
     let at = some_instant();
-    let vary = vary.map(|language| (http::header::ACCEPT_LANGUAGE, vec![HeaderValue::from_static(language)]));
+    let vary = vary.map(|language| {
+        (
+            http::header::ACCEPT_LANGUAGE,
+            vec![HeaderValue::from_static(language)],
+        )
+    });
     Kept {
         headers: HeaderMap::new(),
         body: Bytes::from_static(body.as_bytes()),
@@ -23,7 +28,15 @@ fn answer(body: &'static str, vary: Option<&'static str>) -> Kept {
 }
 
 fn asking(languages: &[&'static str]) -> HeaderMap {
-    languages.iter().map(|language| (http::header::ACCEPT_LANGUAGE, HeaderValue::from_static(language))).collect()
+    languages
+        .iter()
+        .map(|language| {
+            (
+                http::header::ACCEPT_LANGUAGE,
+                HeaderValue::from_static(language),
+            )
+        })
+        .collect()
 }
 
 #[test]
@@ -31,15 +44,41 @@ fn an_answer_is_given_to_whom_it_fits_until_its_time_is_over() {
     let (state, now) = (state(1 << 20), some_instant());
     state.keep("shop/a", answer("hello", Some("en")));
     state.keep("shop/a", answer("hallo", Some("de")));
-    let body = |language, now| state.find("shop/a", "in", &asking(&[language]), DAY, now).map(|kept| kept.body.clone());
+    let body = |language, now| {
+        state
+            .find("shop/a", "in", &asking(&[language]), DAY, now)
+            .map(|kept| kept.body.clone())
+    };
     assert_eq!(body("en", now), Some(Bytes::from_static(b"hello")));
     assert_eq!(body("de", now), Some(Bytes::from_static(b"hallo")));
     assert_eq!(body("fr", now), None);
     assert_eq!(body("en", now + Duration::from_secs(62)), None);
-    assert_eq!(state.find("shop/a", "other", &asking(&["en"]), DAY, now).map(|_| ()), None, "another way");
-    assert_eq!(state.find("shop/a", "in", &asking(&["en"]), Duration::ZERO, now + Duration::from_secs(1)).map(|_| ()), None, "the policy has become stricter");
+    assert_eq!(
+        state
+            .find("shop/a", "other", &asking(&["en"]), DAY, now)
+            .map(|_| ()),
+        None,
+        "another way"
+    );
+    assert_eq!(
+        state
+            .find(
+                "shop/a",
+                "in",
+                &asking(&["en"]),
+                Duration::ZERO,
+                now + Duration::from_secs(1)
+            )
+            .map(|_| ()),
+        None,
+        "the policy has become stricter"
+    );
     state.keep("shop/a", answer("howdy", Some("en")));
-    assert_eq!(body("en", now), Some(Bytes::from_static(b"howdy")), "the new one replaces the old");
+    assert_eq!(
+        body("en", now),
+        Some(Bytes::from_static(b"howdy")),
+        "the new one replaces the old"
+    );
     state.forget("shop/a");
     assert_eq!((body("de", now), state.size()), (None, (0, 0)));
 }
@@ -47,9 +86,22 @@ fn an_answer_is_given_to_whom_it_fits_until_its_time_is_over() {
 #[test]
 fn all_values_of_a_field_count_in_their_order() {
     let state = state(1 << 20);
-    let both = Kept { vary: vec![(http::header::ACCEPT_LANGUAGE, vec![HeaderValue::from_static("en"), HeaderValue::from_static("user=7")])], ..answer("mine", None) };
+    let both = Kept {
+        vary: vec![(
+            http::header::ACCEPT_LANGUAGE,
+            vec![
+                HeaderValue::from_static("en"),
+                HeaderValue::from_static("user=7"),
+            ],
+        )],
+        ..answer("mine", None)
+    };
     state.keep("shop/a", both);
-    let is_given = |languages: &[&'static str]| state.find("shop/a", "in", &asking(languages), DAY, some_instant()).is_some();
+    let is_given = |languages: &[&'static str]| {
+        state
+            .find("shop/a", "in", &asking(languages), DAY, some_instant())
+            .is_some()
+    };
     assert!(is_given(&["en", "user=7"]));
     assert!(!is_given(&["en"]) && !is_given(&["en", "user=8"]) && !is_given(&["user=7", "en"]));
 }
@@ -59,7 +111,9 @@ fn the_last_answer_that_fits_is_given() {
     let state = state(1 << 20);
     state.keep("shop/a", answer("for all", None));
     state.keep("shop/a", answer("in english", Some("en")));
-    let given = state.find("shop/a", "in", &asking(&["en"]), DAY, some_instant()).expect("both fit");
+    let given = state
+        .find("shop/a", "in", &asking(&["en"]), DAY, some_instant())
+        .expect("both fit");
     assert_eq!(given.body, "in english");
 }
 
@@ -71,14 +125,30 @@ fn what_was_used_longest_ago_makes_room_and_the_bytes_are_bounded() {
         state.keep(page, answer("hello", None));
     }
     assert_eq!(state.size(), (3, each * 3), "exactly full");
-    let is_kept = |page| state.find(page, "in", &HeaderMap::new(), DAY, some_instant()).is_some();
+    let is_kept = |page| {
+        state
+            .find(page, "in", &HeaderMap::new(), DAY, some_instant())
+            .is_some()
+    };
     assert!(is_kept("shop/0"), "and is now the one used last");
     state.keep("shop/3", answer("hello", None));
-    assert_eq!((is_kept("shop/0"), is_kept("shop/1"), is_kept("shop/2"), is_kept("shop/3")), (true, false, true, true));
+    assert_eq!(
+        (
+            is_kept("shop/0"),
+            is_kept("shop/1"),
+            is_kept("shop/2"),
+            is_kept("shop/3")
+        ),
+        (true, false, true, true)
+    );
     state.reconfigure(each - 1);
     assert_eq!(state.size(), (0, 0));
     state.keep("shop/4", answer("hello", None));
-    assert_eq!(state.size(), (0, 0), "what is longer than all that may be kept is not");
+    assert_eq!(
+        state.size(),
+        (0, 0),
+        "what is longer than all that may be kept is not"
+    );
 }
 
 #[test]
@@ -88,7 +158,14 @@ fn variants_of_one_address_are_bounded() {
     for language in languages {
         state.keep("shop/a", answer("x", Some(language)));
     }
-    let kept: Vec<&str> = languages.into_iter().filter(|language| state.find("shop/a", "in", &asking(&[language]), DAY, some_instant()).is_some()).collect();
+    let kept: Vec<&str> = languages
+        .into_iter()
+        .filter(|language| {
+            state
+                .find("shop/a", "in", &asking(&[language]), DAY, some_instant())
+                .is_some()
+        })
+        .collect();
     assert_eq!(kept, languages[1..]);
 }
 
@@ -103,11 +180,26 @@ fn the_bytes_are_those_of_what_is_kept() {
             0 => state.forget(&page),
             1 => state.reconfigure(random.usize(0..40_000)),
             2 => _ = state.find(&page, "in", &asking(&["a"]), DAY, some_instant()),
-            _ => state.keep(&page, answer(["", "short", "a longer one"][random.usize(0..3)], [None, Some("a"), Some("b")][random.usize(0..3)])),
+            _ => state.keep(
+                &page,
+                answer(
+                    ["", "short", "a longer one"][random.usize(0..3)],
+                    [None, Some("a"), Some("b")][random.usize(0..3)],
+                ),
+            ),
         }
         let inner = state.lock();
-        let sum: usize = inner.answers.iter().map(|(page, variants)| size(page, variants)).sum();
-        assert!(inner.bytes == sum && sum <= inner.max_bytes, "{} of {}, really {sum}", inner.bytes, inner.max_bytes);
+        let sum: usize = inner
+            .answers
+            .iter()
+            .map(|(page, variants)| size(page, variants))
+            .sum();
+        assert!(
+            inner.bytes == sum && sum <= inner.max_bytes,
+            "{} of {}, really {sum}",
+            inner.bytes,
+            inner.max_bytes
+        );
     }
     (0..40).for_each(|page| state.forget(&format!("shop/{page}")));
     assert_eq!(state.size(), (0, 0));
@@ -118,9 +210,16 @@ fn the_bytes_are_those_of_what_is_kept() {
 fn nothing_is_held_but_what_is_kept() {
     let wire = Bytes::from(vec![b'x'; 60_000]);
     let slice = HeaderValue::from_maybe_shared(wire.slice(0..4)).expect("visible");
-    let kept =
-        Kept { headers: HeaderMap::from_iter([(http::header::ETAG, slice.clone())]), body: wire.slice(4..8), vary: vec![(http::header::ACCEPT, vec![slice])], ..answer("", None) };
+    let kept = Kept {
+        headers: HeaderMap::from_iter([(http::header::ETAG, slice.clone())]),
+        body: wire.slice(4..8),
+        vary: vec![(http::header::ACCEPT, vec![slice])],
+        ..answer("", None)
+    };
     let copy = kept.copied();
     assert!(wire.is_unique(), "the buffer is free once the original is");
-    assert_eq!((copy.headers[http::header::ETAG].as_bytes(), &copy.body[..]), (&b"xxxx"[..], &b"xxxx"[..]));
+    assert_eq!(
+        (copy.headers[http::header::ETAG].as_bytes(), &copy.body[..]),
+        (&b"xxxx"[..], &b"xxxx"[..])
+    );
 }

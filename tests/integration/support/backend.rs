@@ -30,7 +30,12 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().skip(1).filter_map(|line| line.split_once(':')).find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+        self.head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'))
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
     }
 
     pub(crate) fn line(&self) -> &str {
@@ -52,9 +57,14 @@ impl Backend {
     pub(crate) fn start(script: impl Fn(Connection) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (seen, connections, is_stopped) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (seen, connections, is_stopped) = (
+            Arc::new(Mutex::new(Vec::new())),
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let script = Arc::new(script);
-        let (seen_there, connections_there, stopped_there) = (seen.clone(), connections.clone(), is_stopped.clone());
+        let (seen_there, connections_there, stopped_there) =
+            (seen.clone(), connections.clone(), is_stopped.clone());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped_there.load(Ordering::SeqCst) {
@@ -64,12 +74,22 @@ impl Backend {
                 _ = stream.set_read_timeout(Some(PATIENCE));
                 _ = stream.set_nodelay(true);
                 let number = connections_there.fetch_add(1, Ordering::SeqCst) + 1;
-                let connection = Connection { stream, buffer: Vec::new(), number, seen: seen_there.clone() };
+                let connection = Connection {
+                    stream,
+                    buffer: Vec::new(),
+                    number,
+                    seen: seen_there.clone(),
+                };
                 let script = script.clone();
                 thread::spawn(move || script(connection));
             }
         });
-        Self { address, seen, connections, is_stopped }
+        Self {
+            address,
+            seen,
+            connections,
+            is_stopped,
+        }
     }
 
     /// Answers every request with the bytes that `answer` makes of it, and keeps connections.
@@ -102,7 +122,16 @@ impl Backend {
     pub(crate) fn switchable() -> (Self, Arc<AtomicBool>) {
         let is_broken = Arc::new(AtomicBool::new(true));
         let there = is_broken.clone();
-        (Self::answering(move |_| if there.load(Ordering::SeqCst) { answer(500, "broken") } else { ok("fine") }), is_broken)
+        (
+            Self::answering(move |_| {
+                if there.load(Ordering::SeqCst) {
+                    answer(500, "broken")
+                } else {
+                    ok("fine")
+                }
+            }),
+            is_broken,
+        )
     }
 
     /// Answers every request with 200 and a few bytes.
@@ -112,7 +141,10 @@ impl Backend {
 
     /// An address at which nobody listens.
     pub(crate) fn nowhere() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+        TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
     }
 
     /// The requests that arrived so far.
@@ -138,7 +170,10 @@ impl Connection {
     /// Reads one request with its body; `None` at the end of the connection.
     pub(crate) fn request(&mut self) -> Option<Seen> {
         let head = self.head()?;
-        let mut seen = Seen { head, body: Vec::new() };
+        let mut seen = Seen {
+            head,
+            body: Vec::new(),
+        };
         if seen.header("transfer-encoding").is_some() {
             loop {
                 let line = self.until(b"\r\n")?;
@@ -150,7 +185,10 @@ impl Connection {
                 }
                 seen.body.extend(chunk);
             }
-        } else if let Some(length) = seen.header("content-length").and_then(|length| length.parse().ok()) {
+        } else if let Some(length) = seen
+            .header("content-length")
+            .and_then(|length| length.parse().ok())
+        {
             seen.body = self.exactly(length)?;
         }
         self.seen.lock().unwrap().push(seen.clone());
@@ -159,7 +197,8 @@ impl Connection {
 
     /// Reads one head and leaves the body where it is.
     pub(crate) fn head(&mut self) -> Option<String> {
-        self.until(b"\r\n\r\n").map(|head| String::from_utf8_lossy(&head).into_owned())
+        self.until(b"\r\n\r\n")
+            .map(|head| String::from_utf8_lossy(&head).into_owned())
     }
 
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
@@ -207,7 +246,9 @@ impl Connection {
 
     /// Ends the connection with a reset.
     pub(crate) fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&self.stream)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .unwrap();
     }
 
     fn until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
@@ -242,7 +283,10 @@ pub(crate) fn ok(body: &str) -> String {
 
 /// A plain answer.
 pub(crate) fn answer(status: u16, body: &str) -> String {
-    format!("HTTP/1.1 {status} Word\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 {status} Word\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// A gate that lets scripts wait for the test.
@@ -254,7 +298,10 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new() -> Arc<Self> {
         let (open, wait) = channel();
-        Arc::new(Self { open: Mutex::new(open), wait: Mutex::new(wait) })
+        Arc::new(Self {
+            open: Mutex::new(open),
+            wait: Mutex::new(wait),
+        })
     }
 
     /// Lets one through.
@@ -264,6 +311,10 @@ impl Gate {
 
     /// Waits to be let through.
     pub(crate) fn pass(&self) {
-        self.wait.lock().unwrap().recv_timeout(PATIENCE).expect("the gate was opened");
+        self.wait
+            .lock()
+            .unwrap()
+            .recv_timeout(PATIENCE)
+            .expect("the gate was opened");
     }
 }

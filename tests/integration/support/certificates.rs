@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    SanType, date_time_ymd,
+};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::ring,
@@ -30,7 +33,9 @@ impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "the authority of a test");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "the authority of a test");
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let directory = Directory::new();
@@ -61,13 +66,20 @@ impl Authority {
         params.not_after = end.into();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Certificate { pem: certificate.pem(), key: key.serialize_pem(), der: certificate.der().clone(), key_der: key.serialize_der() }
+        Certificate {
+            pem: certificate.pem(),
+            key: key.serialize_pem(),
+            der: certificate.der().clone(),
+            key_der: key.serialize_der(),
+        }
     }
 
     /// Writes a certificate and its key as `NAME.crt` and `NAME.key`.
     pub(crate) fn write(&self, name: &str, certificate: &Certificate) {
-        self.directory.write(&format!("{name}.key"), &certificate.key);
-        self.directory.write(&format!("{name}.crt"), &certificate.pem);
+        self.directory
+            .write(&format!("{name}.key"), &certificate.key);
+        self.directory
+            .write(&format!("{name}.crt"), &certificate.pem);
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -81,27 +93,48 @@ impl Authority {
     }
 
     /// For a client that trusts this authority, shows a certificate if it has one, and offers these protocols.
-    pub(crate) fn client(&self, own: Option<&Certificate>, protocols: &[&[u8]]) -> Arc<ClientConfig> {
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions().unwrap();
+    pub(crate) fn client(
+        &self,
+        own: Option<&Certificate>,
+        protocols: &[&[u8]],
+    ) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let builder = builder.with_root_certificates(self.roots());
         let mut config = match own {
             None => builder.with_no_client_auth(),
-            Some(own) => builder.with_client_auth_cert(vec![own.der.clone()], own.key()).unwrap(),
+            Some(own) => builder
+                .with_client_auth_cert(vec![own.der.clone()], own.key())
+                .unwrap(),
         };
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
     }
 
     /// For a server with this certificate, which may ask clients for theirs.
-    pub(crate) fn server(&self, own: &Certificate, asks_clients: bool, protocols: &[&[u8]]) -> Arc<ServerConfig> {
+    pub(crate) fn server(
+        &self,
+        own: &Certificate,
+        asks_clients: bool,
+        protocols: &[&[u8]],
+    ) -> Arc<ServerConfig> {
         let provider = || Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let builder = if asks_clients {
-            builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider()).build().unwrap())
+            builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider())
+                    .build()
+                    .unwrap(),
+            )
         } else {
             builder.with_no_client_auth()
         };
-        let mut config = builder.with_single_cert(vec![own.der.clone()], own.key()).unwrap();
+        let mut config = builder
+            .with_single_cert(vec![own.der.clone()], own.key())
+            .unwrap();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
     }

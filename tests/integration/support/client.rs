@@ -30,8 +30,15 @@ impl Answer {
     }
 
     pub(crate) fn headers(&self, name: &str) -> Vec<&str> {
-        let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
-        fields.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
+        let fields = self
+            .head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'));
+        fields
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+            .collect()
     }
 
     pub(crate) fn text(&self) -> String {
@@ -48,7 +55,10 @@ impl Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
@@ -62,11 +72,16 @@ impl Client {
     }
 
     pub(crate) fn get(&mut self, path: &str) -> Answer {
-        self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).answer()
+        self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"))
+            .answer()
     }
 
     pub(crate) fn post(&mut self, path: &str, body: &str) -> Answer {
-        self.send(format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}", body.len())).answer()
+        self.send(format!(
+            "POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+        .answer()
     }
 
     /// Reads one answer to a request that is not HEAD, interim answers skipped.
@@ -101,13 +116,24 @@ impl Client {
     }
 
     pub(crate) fn body(&mut self, status: u16, head: String, has_body: bool) -> Answer {
-        let mut answer = Answer { status, head, body: Vec::new(), is_complete: true };
+        let mut answer = Answer {
+            status,
+            head,
+            body: Vec::new(),
+            is_complete: true,
+        };
         if !has_body || status == 204 || status == 304 || status < 200 {
             return answer;
         }
-        if answer.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        if answer
+            .header("transfer-encoding")
+            .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+        {
             (answer.body, answer.is_complete) = self.chunked();
-        } else if let Some(length) = answer.header("content-length").and_then(|length| length.parse::<usize>().ok()) {
+        } else if let Some(length) = answer
+            .header("content-length")
+            .and_then(|length| length.parse::<usize>().ok())
+        {
             while self.buffer.len() < length && self.more() {}
             answer.is_complete = self.buffer.len() >= length;
             answer.body = self.buffer.drain(..length.min(self.buffer.len())).collect();
@@ -127,7 +153,9 @@ impl Client {
                 }
                 return (body, false);
             };
-            let size = usize::from_str_radix(String::from_utf8_lossy(&self.buffer[..line]).trim(), 16).unwrap();
+            let size =
+                usize::from_str_radix(String::from_utf8_lossy(&self.buffer[..line]).trim(), 16)
+                    .unwrap();
             while self.buffer.len() < line + 2 + size + 2 {
                 if !self.more() {
                     return (body, false);
@@ -159,7 +187,9 @@ impl Client {
 
     /// Leaves with a reset.
     pub(crate) fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&self.stream)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .unwrap();
     }
 
     fn more(&mut self) -> bool {
@@ -170,12 +200,21 @@ impl Client {
                 self.buffer.extend_from_slice(&chunk[..count]);
                 true
             }
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => panic!("nothing came within {PATIENCE:?}"),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                ) =>
+            {
+                panic!("nothing came within {PATIENCE:?}")
+            }
             Err(_) => false,
         }
     }
 }
 
 pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    haystack
+        .windows(needle.len())
+        .position(|window| window == needle)
 }

@@ -60,9 +60,14 @@ impl Instance {
             async move {
                 let (body, _) = collect(&mut call.body).await;
                 pay(&paid, &body[5..]);
-                let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+                let head = http::Response::builder()
+                    .header("content-type", "application/grpc")
+                    .body(())
+                    .unwrap();
                 // Who has left needs no answer.
-                let Ok(mut stream) = call.respond.send_response(head, false) else { return };
+                let Ok(mut stream) = call.respond.send_response(head, false) else {
+                    return;
+                };
                 _ = stream.send_data(message(b"done").into(), false);
                 _ = stream.send_trailers(ended("0"));
             }
@@ -75,8 +80,14 @@ impl Instance {
             routes("inbound"),
             clocks.drain,
         ));
-        eventually("the instance is ready", || sidecar.admin("GET", "/readyz").status == 200);
-        Self { sidecar, _web: web, _calls: calls }
+        eventually("the instance is ready", || {
+            sidecar.admin("GET", "/readyz").status == 200
+        });
+        Self {
+            sidecar,
+            _web: web,
+            _calls: calls,
+        }
     }
 
     fn address(&self) -> SocketAddr {
@@ -92,7 +103,11 @@ fn routes(listener: &str) -> String {
 }
 
 fn pay(paid: &Paid, id: &[u8]) {
-    *paid.lock().unwrap().entry(String::from_utf8_lossy(id).into_owned()).or_default() += 1;
+    *paid
+        .lock()
+        .unwrap()
+        .entry(String::from_utf8_lossy(id).into_owned())
+        .or_default() += 1;
 }
 
 /// The app: payments, and a chat that says everything back.
@@ -109,7 +124,9 @@ fn serve(mut connection: Connection, paid: &Paid) {
 
 fn chat(connection: &mut Connection) {
     while let Some(head) = connection.exactly(6) {
-        let Some(said) = connection.exactly(usize::from(head[1] & 0x7f)) else { return };
+        let Some(said) = connection.exactly(usize::from(head[1] & 0x7f)) else {
+            return;
+        };
         connection.send([&[head[0], head[1] & 0x7f], &said[..]].concat());
         if head[0] == 0x88 {
             return;
@@ -122,17 +139,31 @@ impl Fleet {
     pub(crate) fn start(clocks: Clocks) -> Self {
         let paid = Paid::default();
         let instances: Vec<Instance> = (0..3).map(|_| Instance::start(clocks, &paid)).collect();
-        let book: Arc<Mutex<Vec<SocketAddr>>> = Arc::new(Mutex::new(instances.iter().map(Instance::address).collect()));
+        let book: Arc<Mutex<Vec<SocketAddr>>> = Arc::new(Mutex::new(
+            instances.iter().map(Instance::address).collect(),
+        ));
         let files = Directory::new();
         publish(&files, &book);
-        let found = format!("endpointsFile: \"{}\"", files.path().join("endpoints.json").display());
+        let found = format!(
+            "endpointsFile: \"{}\"",
+            files.path().join("endpoints.json").display()
+        );
         let caller = Sidecar::start(&format!(
             "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: caller}}\nspec:\n  listeners:\n    - {{name: outbound, direction: Outbound, address: \"127.0.0.1:0\"}}\n  \
              backends:\n    - {{name: web, {found}}}\n    - {{name: calls, protocol: GRPC, {found}}}\n{}",
             routes("outbound"),
         ));
-        eventually("the caller is ready", || caller.admin("GET", "/readyz").status == 200);
-        Self { clocks, paid, instances, book, files, caller }
+        eventually("the caller is ready", || {
+            caller.admin("GET", "/readyz").status == 200
+        });
+        Self {
+            clocks,
+            paid,
+            instances,
+            book,
+            files,
+            caller,
+        }
     }
 
     /// Replaces each instance by a new one.
@@ -155,12 +186,24 @@ impl Fleet {
             self.book.lock().unwrap().retain(|other| *other != address);
             publish(&self.files, &self.book);
             if has_hook {
-                let drained = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async { stages.wait_for(|stage| *stage >= Stage::Drained).await.is_ok() });
+                let drained = tokio::runtime::Builder::new_current_thread()
+                    .build()
+                    .unwrap()
+                    .block_on(async {
+                        stages
+                            .wait_for(|stage| *stage >= Stage::Drained)
+                            .await
+                            .is_ok()
+                    });
                 assert!(drained);
                 old.sidecar.app().drain();
             }
             let app = old.sidecar.app.take().unwrap();
-            assert_eq!(app.wait(), End::Drained { is_clean: true }, "an instance was cut off");
+            assert_eq!(
+                app.wait(),
+                End::Drained { is_clean: true },
+                "an instance was cut off"
+            );
         }
     }
 
@@ -174,18 +217,29 @@ impl Fleet {
             ids: AtomicUsize::new(0),
         });
         let kinds: [fn(&Shared, bool) -> Told; 4] = [payments, streams, calls, chats];
-        let callers = (0..each).flat_map(|_| kinds).flat_map(|kind| [(kind, true), (kind, false)]);
+        let callers = (0..each)
+            .flat_map(|_| kinds)
+            .flat_map(|kind| [(kind, true), (kind, false)]);
         let threads = callers.map(|(kind, is_through_sidecar)| {
             let load = load.clone();
             thread::spawn(move || kind(&load, is_through_sidecar))
         });
         let threads = threads.collect();
-        Load { shared: load, threads, began: Instant::now() }
+        Load {
+            shared: load,
+            threads,
+            began: Instant::now(),
+        }
     }
 }
 
 fn publish(files: &Directory, book: &Mutex<Vec<SocketAddr>>) {
-    let addresses: Vec<String> = book.lock().unwrap().iter().map(|address| format!("\"{address}\"")).collect();
+    let addresses: Vec<String> = book
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|address| format!("\"{address}\""))
+        .collect();
     files.write("endpoints.json", &format!("[{}]", addresses.join(", ")));
 }
 
@@ -216,14 +270,26 @@ impl Load {
     /// Stops them, and sees to it that nothing failed and nothing was paid twice; how much was asked, and in a second.
     pub(crate) fn end(self) -> (usize, f64) {
         self.shared.is_over.store(true, Ordering::Relaxed);
-        let told: Vec<Told> = self.threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let told: Vec<Told> = self
+            .threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
         let took = self.began.elapsed();
         let failures: Vec<&String> = told.iter().flat_map(|told| &told.failures).collect();
-        assert!(failures.is_empty(), "{} failed: {:?}", failures.len(), &failures[..failures.len().min(10)]);
+        assert!(
+            failures.is_empty(),
+            "{} failed: {:?}",
+            failures.len(),
+            &failures[..failures.len().min(10)]
+        );
         let paid = self.shared.paid.lock().unwrap();
         let twice: Vec<_> = paid.iter().filter(|(_, count)| **count != 1).collect();
         assert!(twice.is_empty(), "paid twice: {twice:?}");
-        assert!(told.iter().all(|told| told.served > 0), "a caller was never served: {told:?}");
+        assert!(
+            told.iter().all(|told| told.served > 0),
+            "a caller was never served: {told:?}"
+        );
         let served = told.iter().map(|told| told.served).sum();
         (served, served as f64 / took.as_secs_f64())
     }
@@ -237,7 +303,11 @@ impl Shared {
     /// Where to connect: to the caller's sidecar, or to any instance that the platform knows of.
     fn place(&self, is_through_sidecar: bool) -> SocketAddr {
         let book = self.book.lock().unwrap();
-        if is_through_sidecar { self.caller } else { book[fastrand::usize(..book.len())] }
+        if is_through_sidecar {
+            self.caller
+        } else {
+            book[fastrand::usize(..book.len())]
+        }
     }
 
     fn id(&self) -> String {
@@ -250,16 +320,27 @@ fn payments(shared: &Shared, is_through_sidecar: bool) -> Told {
     let mut told = Told::default();
     let mut open: Option<Client> = None;
     while shared.goes_on() {
-        let mut client = open.take().unwrap_or_else(|| Client::connect(shared.place(is_through_sidecar)));
+        let mut client = open
+            .take()
+            .unwrap_or_else(|| Client::connect(shared.place(is_through_sidecar)));
         let id = shared.id();
-        client.try_send(format!("POST /pay HTTP/1.1\r\nhost: shop\r\ncontent-length: {}\r\n\r\n{id}", id.len()));
+        client.try_send(format!(
+            "POST /pay HTTP/1.1\r\nhost: shop\r\ncontent-length: {}\r\n\r\n{id}",
+            id.len()
+        ));
         match client.try_answer() {
             Some(answer) if answer.status == 200 && answer.is_complete => {
                 told.served += 1;
                 open = Some(client).filter(|_| answer.header("connection") != Some("close"));
             }
-            Some(answer) => told.failures.push(format!("http1, sidecar {is_through_sidecar}: {} {}", answer.status, answer.reason())),
-            None => told.failures.push(format!("http1, sidecar {is_through_sidecar}: no answer to {id}")),
+            Some(answer) => told.failures.push(format!(
+                "http1, sidecar {is_through_sidecar}: {} {}",
+                answer.status,
+                answer.reason()
+            )),
+            None => told.failures.push(format!(
+                "http1, sidecar {is_through_sidecar}: no answer to {id}"
+            )),
         }
     }
     told
@@ -275,27 +356,45 @@ fn calls(shared: &Shared, is_through_sidecar: bool) -> Told {
     over_http2(shared, is_through_sidecar, "/shop.Pay/Pay", message)
 }
 
-fn over_http2(shared: &Shared, is_through_sidecar: bool, path: &str, body: fn(&[u8]) -> Vec<u8>) -> Told {
+fn over_http2(
+    shared: &Shared,
+    is_through_sidecar: bool,
+    path: &str,
+    body: fn(&[u8]) -> Vec<u8>,
+) -> Told {
     let is_call = path != "/pay";
     let mut told = Told::default();
     let mut open: Option<Http2Client> = None;
     let mut id = shared.id();
     while shared.goes_on() {
-        let client = open.get_or_insert_with(|| Http2Client::connect(shared.place(is_through_sidecar)));
+        let client =
+            open.get_or_insert_with(|| Http2Client::connect(shared.place(is_through_sidecar)));
         let mut request = http::Request::post(format!("http://shop{path}"));
         if is_call {
-            request = request.header("content-type", "application/grpc").header("te", "trailers");
+            request = request
+                .header("content-type", "application/grpc")
+                .header("te", "trailers");
         }
         match client.ask(request.body(()).unwrap(), &body(id.as_bytes()), None) {
-            Ok(answer) if answer.status == 200 && (!is_call || answer.grpc_status() == Some("0")) => told.served += 1,
-            Ok(answer) => told.failures.push(format!("http2, sidecar {is_through_sidecar}: {} {:?} {}", answer.status, answer.grpc_status(), answer.header("x-outrigger-reason"))),
+            Ok(answer)
+                if answer.status == 200 && (!is_call || answer.grpc_status() == Some("0")) =>
+            {
+                told.served += 1
+            }
+            Ok(answer) => told.failures.push(format!(
+                "http2, sidecar {is_through_sidecar}: {} {:?} {}",
+                answer.status,
+                answer.grpc_status(),
+                answer.header("x-outrigger-reason")
+            )),
             // The connection takes no more, and has not taken this one: every client asks again on another (RFC 9113 section 6.8).
             Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
                 open = None;
                 continue;
             }
             Err(error) => {
-                told.failures.push(format!("http2, sidecar {is_through_sidecar}: {error}"));
+                told.failures
+                    .push(format!("http2, sidecar {is_through_sidecar}: {error}"));
                 open = None;
             }
         }
@@ -313,7 +412,8 @@ fn chats(shared: &Shared, is_through_sidecar: bool) -> Told {
         match client.head() {
             Some((101, _)) => {}
             other => {
-                told.failures.push(format!("chat, sidecar {is_through_sidecar}: {other:?}"));
+                told.failures
+                    .push(format!("chat, sidecar {is_through_sidecar}: {other:?}"));
                 continue;
             }
         }
@@ -328,7 +428,8 @@ fn chats(shared: &Shared, is_through_sidecar: bool) -> Told {
                 }
                 b"\x81\x04pi" if client.raw(2) == b"ng" => told.served += 1,
                 other => {
-                    told.failures.push(format!("chat, sidecar {is_through_sidecar}: {other:?}"));
+                    told.failures
+                        .push(format!("chat, sidecar {is_through_sidecar}: {other:?}"));
                     break;
                 }
             }

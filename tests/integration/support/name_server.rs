@@ -45,7 +45,9 @@ pub(crate) enum Behaviour {
 impl NameServer {
     pub(crate) fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
         let server = Self {
             address: socket.local_addr().unwrap(),
             zone: Arc::default(),
@@ -53,15 +55,25 @@ impl NameServer {
             asked: Arc::default(),
             is_over: Arc::default(),
         };
-        let (zone, behaviour, asked, is_over) = (server.zone.clone(), server.behaviour.clone(), server.asked.clone(), server.is_over.clone());
+        let (zone, behaviour, asked, is_over) = (
+            server.zone.clone(),
+            server.behaviour.clone(),
+            server.asked.clone(),
+            server.is_over.clone(),
+        );
         thread::spawn(move || {
             let mut packet = [0; 2048];
             while !is_over.load(Ordering::SeqCst) {
-                let Ok((count, from)) = socket.recv_from(&mut packet) else { continue };
+                let Ok((count, from)) = socket.recv_from(&mut packet) else {
+                    continue;
+                };
                 asked.fetch_add(1, Ordering::SeqCst);
                 let behaviour = *behaviour.lock().unwrap();
                 if behaviour != Behaviour::Silent {
-                    _ = socket.send_to(&answer(&packet[..count], &zone.lock().unwrap(), behaviour), from);
+                    _ = socket.send_to(
+                        &answer(&packet[..count], &zone.lock().unwrap(), behaviour),
+                        from,
+                    );
                 }
             }
         });
@@ -70,7 +82,10 @@ impl NameServer {
 
     /// Says from now on that a name has these records; none is a name that does not exist.
     pub(crate) fn set(&self, name: &str, records: &[Record]) {
-        self.zone.lock().unwrap().insert(name.to_owned(), records.to_vec());
+        self.zone
+            .lock()
+            .unwrap()
+            .insert(name.to_owned(), records.to_vec());
     }
 
     pub(crate) fn behave(&self, behaviour: Behaviour) {
@@ -98,7 +113,10 @@ fn answer(question: &[u8], zone: &HashMap<String, Vec<Record>>, behaviour: Behav
     }
     let kind = u16::from_be_bytes([question[at + 1], question[at + 2]]);
     let records = zone.get(&labels.join(".")).cloned().unwrap_or_default();
-    let fitting: Vec<(u32, Vec<u8>)> = records.iter().filter_map(|record| data(record, kind)).collect();
+    let fitting: Vec<(u32, Vec<u8>)> = records
+        .iter()
+        .filter_map(|record| data(record, kind))
+        .collect();
     let code: u8 = match behaviour {
         Behaviour::Fails => 2,
         Behaviour::FailsForIpv6 if kind == 28 => 2,
@@ -106,7 +124,11 @@ fn answer(question: &[u8], zone: &HashMap<String, Vec<Record>>, behaviour: Behav
         _ if records.is_empty() => 3,
         _ => 0,
     };
-    let count = if code == 0 { u16::try_from(fitting.len()).unwrap() } else { 0 };
+    let count = if code == 0 {
+        u16::try_from(fitting.len()).unwrap()
+    } else {
+        0
+    };
     let mut reply = question[..2].to_vec();
     reply.extend([0x81, 0x80 | code, 0, 1]);
     reply.extend(count.to_be_bytes());
@@ -128,7 +150,10 @@ fn data(record: &Record, kind: u16) -> Option<(u32, Vec<u8>)> {
         (Record::Address(ttl, IpAddr::V4(address)), 1) => Some((*ttl, address.octets().to_vec())),
         (Record::Address(ttl, IpAddr::V6(address)), 28) => Some((*ttl, address.octets().to_vec())),
         (Record::Service(ttl, priority, weight, port, target), 33) => {
-            let mut data: Vec<u8> = [priority, weight, port].into_iter().flat_map(|number| number.to_be_bytes()).collect();
+            let mut data: Vec<u8> = [priority, weight, port]
+                .into_iter()
+                .flat_map(|number| number.to_be_bytes())
+                .collect();
             for label in target.trim_end_matches('.').split('.') {
                 data.push(u8::try_from(label.len()).unwrap());
                 data.extend(label.as_bytes());

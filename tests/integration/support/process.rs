@@ -24,14 +24,26 @@ impl Running {
     /// Starts under a directory, with more arguments.
     pub(crate) fn start_with(directory: &Directory, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
-            .args(["run", "--admin", "127.0.0.1:0", "--policies", &directory.path().display().to_string()])
+            .args([
+                "run",
+                "--admin",
+                "127.0.0.1:0",
+                "--policies",
+                &directory.path().display().to_string(),
+            ])
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let admin = lines.find_map(|line| line.unwrap().split_once("admin on ").map(|(_, rest)| rest.split_whitespace().next().unwrap().to_owned())).unwrap();
+        let admin = lines
+            .find_map(|line| {
+                line.unwrap()
+                    .split_once("admin on ")
+                    .map(|(_, rest)| rest.split_whitespace().next().unwrap().to_owned())
+            })
+            .unwrap();
         // Somebody has to read what else is written.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, admin }
@@ -39,7 +51,13 @@ impl Running {
 
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &self.child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 
@@ -60,8 +78,20 @@ impl Supervised {
         let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run --admin 127.0.0.1:0 --policies \"$1\"";
         let socket = OwnedFd::from(held.try_clone().unwrap());
         let mut command = Command::new("sh");
-        command.args(["-c", script, env!("CARGO_BIN_EXE_outrigger"), &directory.path().display().to_string()]);
-        Self(command.stdin(Stdio::from(socket)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        command.args([
+            "-c",
+            script,
+            env!("CARGO_BIN_EXE_outrigger"),
+            &directory.path().display().to_string(),
+        ]);
+        Self(
+            command
+                .stdin(Stdio::from(socket))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     /// Ends it with SIGKILL: it can do nothing about it.
@@ -72,7 +102,13 @@ impl Supervised {
 
     /// Asks it to end, and waits until it has.
     pub(crate) fn end(mut self) {
-        assert!(Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &self.0.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
         assert_eq!(self.0.wait().unwrap().code(), Some(0));
     }
 }

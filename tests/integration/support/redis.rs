@@ -21,7 +21,10 @@ impl Redis {
     pub(crate) fn start(password: Option<&'static str>) -> Option<Self> {
         // Somebody may take the port between asking for it and using it; then another is tried.
         (0..5).find_map(|_| {
-            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let address = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
             Self::start_at(address, password)
         })
     }
@@ -29,16 +32,36 @@ impl Redis {
     fn start_at(address: SocketAddr, password: Option<&'static str>) -> Option<Self> {
         let run = |program: &str| {
             let mut command = Command::new(program);
-            command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", &address.port().to_string()]);
-            command.args(password.into_iter().flat_map(|password| ["--requirepass", password]));
+            command.args([
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                &address.port().to_string(),
+            ]);
+            command.args(
+                password
+                    .into_iter()
+                    .flat_map(|password| ["--requirepass", password]),
+            );
             command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
         };
         let Ok(child) = run("redis-server").or_else(|_| run("valkey-server")) else {
             // Written past the capture of the test runner.
-            _ = writeln!(std::io::stderr(), "SKIPPED: there is neither redis-server nor valkey-server; run scripts/clients first");
+            _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: there is neither redis-server nor valkey-server; run scripts/clients first"
+            );
             return None;
         };
-        let mut redis = Self { child, address, password };
+        let mut redis = Self {
+            child,
+            address,
+            password,
+        };
         let mut is_gone = false;
         eventually("redis-server answers", || {
             is_gone = redis.child.try_wait().unwrap().is_some();
@@ -58,13 +81,16 @@ impl Redis {
     }
 
     fn try_ask<T: FromRedisValue>(&self, database: u32, command: &str) -> RedisResult<T> {
-        let mut connection = Client::open(format!("redis://{}", self.address))?.get_connection_with_timeout(PATIENCE)?;
+        let mut connection = Client::open(format!("redis://{}", self.address))?
+            .get_connection_with_timeout(PATIENCE)?;
         if let Some(password) = self.password {
             redis::cmd("AUTH").arg(password).exec(&mut connection)?;
         }
         redis::cmd("SELECT").arg(database).exec(&mut connection)?;
         let mut words = command.split(' ');
-        redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).query(&mut connection)
+        redis::cmd(words.next().unwrap())
+            .arg(words.collect::<Vec<_>>())
+            .query(&mut connection)
     }
 
     /// It keeps its connections and says nothing more, until it is resumed.
@@ -94,7 +120,13 @@ impl Redis {
     }
 
     fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &self.child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 

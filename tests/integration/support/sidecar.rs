@@ -25,7 +25,10 @@ pub(crate) struct Sidecar {
 
 /// Policies with one inbound listener, one backend `app` and one route, and what a test adds to the three.
 pub(crate) fn policy(endpoints: &[SocketAddr], sections: &str) -> String {
-    let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+    let endpoints: Vec<String> = endpoints
+        .iter()
+        .map(|endpoint| format!("\"{endpoint}\""))
+        .collect();
     format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: test}}\nspec:\n  listeners:\n    - {{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}\n  \
          backends:\n    - {{name: app, endpoints: [{}]}}\n  routes:\n    - {{name: in, listeners: [inbound], backendRefs: [{{name: app}}]}}\n{sections}",
@@ -35,17 +38,29 @@ pub(crate) fn policy(endpoints: &[SocketAddr], sections: &str) -> String {
 
 /// The same policies, with more said about the backend: `extra` is put behind its endpoints.
 pub(crate) fn policy_with(endpoints: &[String], extra: &str, sections: &str) -> String {
-    policy(&[], sections).replace("endpoints: []}", &format!("endpoints: [{}], {extra}}}", endpoints.join(", ")))
+    policy(&[], sections).replace(
+        "endpoints: []}",
+        &format!("endpoints: [{}], {extra}}}", endpoints.join(", ")),
+    )
 }
 
 /// The same policies with another backend.
 pub(crate) fn also(name: &str, backend: &super::Backend, policy: &str) -> String {
-    policy.replace("  routes:\n", &format!("    - {{name: {name}, endpoints: [\"{}\"]}}\n  routes:\n", backend.address))
+    policy.replace(
+        "  routes:\n",
+        &format!(
+            "    - {{name: {name}, endpoints: [\"{}\"]}}\n  routes:\n",
+            backend.address
+        ),
+    )
 }
 
 /// The addresses of backends, as a policy writes them.
 pub(crate) fn addresses(backends: &[&super::Backend]) -> Vec<String> {
-    backends.iter().map(|backend| format!("\"{}\"", backend.address)).collect()
+    backends
+        .iter()
+        .map(|backend| format!("\"{}\"", backend.address))
+        .collect()
 }
 
 impl Sidecar {
@@ -57,14 +72,22 @@ impl Sidecar {
     }
 
     /// Starts under a directory, with other settings.
-    pub(crate) fn start_in(directory: Directory, change: impl FnOnce(&mut Settings)) -> Result<Self, StartError> {
-        let mut settings = Settings::new(directory.path().to_owned(), "127.0.0.1:0".parse().unwrap());
+    pub(crate) fn start_in(
+        directory: Directory,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Self, StartError> {
+        let mut settings =
+            Settings::new(directory.path().to_owned(), "127.0.0.1:0".parse().unwrap());
         settings.workers = NonZeroUsize::new(2).unwrap();
         settings.poll_interval = Duration::from_millis(200);
         change(&mut settings);
         let log = Arc::new(Mutex::new(Vec::new()));
         let app = App::start(settings, AccessLog::to(Sink(log.clone())))?;
-        Ok(Self { app: Some(app), directory, log })
+        Ok(Self {
+            app: Some(app),
+            directory,
+            log,
+        })
     }
 
     pub(crate) fn app(&self) -> &App {
@@ -98,24 +121,35 @@ impl Sidecar {
     /// The value of one line of the metrics, by its name and labels as they are written; 0 if it is not there.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let text = self.admin("GET", "/metrics").text();
-        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok()).unwrap_or(0.0)
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+            .unwrap_or(0.0)
     }
 
     /// Waits until whoever keeps the limits of all instances can be asked.
     #[track_caller]
     pub(crate) fn engine_connects(&self) {
-        eventually("the engine is connected", || self.metric("outrigger_global_rate_limit_connected") == 1.0);
+        eventually("the engine is connected", || {
+            self.metric("outrigger_global_rate_limit_connected") == 1.0
+        });
     }
 
     /// How often whoever keeps the limits of all instances was asked with this outcome.
     pub(crate) fn engine_asked(&self, outcome: &str) -> f64 {
-        self.metric(&format!("outrigger_global_rate_limit_requests_total{{outcome=\"{outcome}\"}}"))
+        self.metric(&format!(
+            "outrigger_global_rate_limit_requests_total{{outcome=\"{outcome}\"}}"
+        ))
     }
 
     /// The state of the breaker of this name.
     pub(crate) fn breaker(&self, name: &str) -> serde_json::Value {
         let all = self.json("/api/v1/breakers");
-        all.as_array().unwrap().iter().find(|breaker| breaker["name"] == name).unwrap_or_else(|| panic!("no breaker {name} in {all}")).clone()
+        all.as_array()
+            .unwrap()
+            .iter()
+            .find(|breaker| breaker["name"] == name)
+            .unwrap_or_else(|| panic!("no breaker {name} in {all}"))
+            .clone()
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -124,7 +158,13 @@ impl Sidecar {
 
     /// Waits until the access log has so many lines, and returns them.
     pub(crate) fn log(&self, lines: usize) -> Vec<serde_json::Value> {
-        let read = || String::from_utf8(self.log.lock().unwrap().clone()).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>();
+        let read = || {
+            String::from_utf8(self.log.lock().unwrap().clone())
+                .unwrap()
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect::<Vec<_>>()
+        };
         eventually("the access log is written", || read().len() >= lines);
         read()
     }
@@ -137,7 +177,13 @@ impl Sidecar {
 
     /// The texts of the events so far.
     pub(crate) fn events(&self) -> Vec<String> {
-        self.app().state().telemetry.recent().iter().map(|event| event.event.to_string()).collect()
+        self.app()
+            .state()
+            .telemetry
+            .recent()
+            .iter()
+            .map(|event| event.event.to_string())
+            .collect()
     }
 }
 

@@ -9,7 +9,11 @@ use crate::policy::{
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn selector(&mut self, at: &At<'a>, selector: &ClientSelector) -> Option<SelectorSpec> {
+    pub(super) fn selector(
+        &mut self,
+        at: &At<'a>,
+        selector: &ClientSelector,
+    ) -> Option<SelectorSpec> {
         let headers = self.header_selectors(at, selector);
         let identity = match &selector.identity {
             None => None,
@@ -20,42 +24,76 @@ impl<'a> Compiler<'a> {
             Some(path) => Some(self.path(&at.key("path"), path)?),
         };
         let methods = selector.methods.iter().enumerate();
-        let methods = methods.filter_map(|(index, method)| self.method(&at.key("methods").index(index).key("value"), &method.value)).collect();
+        let methods = methods
+            .filter_map(|(index, method)| {
+                self.method(&at.key("methods").index(index).key("value"), &method.value)
+            })
+            .collect();
         let source = match &selector.source_cidr {
             None => None,
-            Some(source) => Some((self.range(&at.key("sourceCIDR").key("value"), &source.value)?, source.kind == SelectorType::Distinct)),
+            Some(source) => Some((
+                self.range(&at.key("sourceCIDR").key("value"), &source.value)?,
+                source.kind == SelectorType::Distinct,
+            )),
         };
-        if selector.headers.is_empty() && source.is_none() && identity.is_none() && path.is_none() && selector.methods.is_empty() {
+        if selector.headers.is_empty()
+            && source.is_none()
+            && identity.is_none()
+            && path.is_none()
+            && selector.methods.is_empty()
+        {
             self.error(at, "a selector that selects nothing").hint("add `headers`, `path`, `methods`, `sourceCIDR` or `identity`, or take the selector out to mean all requests");
         }
-        Some(SelectorSpec { headers, path, methods, source, identity })
+        Some(SelectorSpec {
+            headers,
+            path,
+            methods,
+            source,
+            identity,
+        })
     }
 
-    fn header_selectors(&mut self, at: &At<'a>, selector: &ClientSelector) -> Vec<(http::HeaderName, Option<String>)> {
+    fn header_selectors(
+        &mut self,
+        at: &At<'a>,
+        selector: &ClientSelector,
+    ) -> Vec<(http::HeaderName, Option<String>)> {
         let mut headers = Vec::new();
         for (index, header) in selector.headers.iter().enumerate() {
             let at = at.key("headers").index(index);
-            let Some(name) = self.header_name(&at.key("name"), &header.name) else { continue };
+            let Some(name) = self.header_name(&at.key("name"), &header.name) else {
+                continue;
+            };
             match (header.kind, &header.value) {
                 (SelectorType::Distinct, None) => headers.push((name, None)),
                 (SelectorType::Exact, Some(value)) => headers.push((name, Some(value.clone()))),
-                (SelectorType::Distinct, Some(_)) => self.error(&at.key("value"), "Distinct takes every value").hint("take `value` out, or write `type: Exact`"),
-                (SelectorType::Exact, None) => self.error(&at, "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per value"),
+                (SelectorType::Distinct, Some(_)) => self
+                    .error(&at.key("value"), "Distinct takes every value")
+                    .hint("take `value` out, or write `type: Exact`"),
+                (SelectorType::Exact, None) => self
+                    .error(&at, "Exact needs a value")
+                    .hint("add `value`, or write `type: Distinct` for one bucket per value"),
             }
         }
         headers
     }
 
-    fn identity_selector(&mut self, at: &At<'a>, identity: &IdentitySelector) -> Option<Option<Arc<str>>> {
+    fn identity_selector(
+        &mut self,
+        at: &At<'a>,
+        identity: &IdentitySelector,
+    ) -> Option<Option<Arc<str>>> {
         match (identity.kind, &identity.value) {
             (SelectorType::Distinct, None) => Some(None),
             (SelectorType::Exact, Some(value)) => Some(Some(Arc::from(value.as_str()))),
             (SelectorType::Distinct, Some(_)) => {
-                self.error(&at.key("value"), "Distinct takes every value").hint("take `value` out, or write `type: Exact`");
+                self.error(&at.key("value"), "Distinct takes every value")
+                    .hint("take `value` out, or write `type: Exact`");
                 None
             }
             (SelectorType::Exact, None) => {
-                self.error(at, "Exact needs a value").hint("add `value`, or write `type: Distinct` for one bucket per identity");
+                self.error(at, "Exact needs a value")
+                    .hint("add `value`, or write `type: Distinct` for one bucket per identity");
                 None
             }
         }

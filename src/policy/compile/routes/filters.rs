@@ -2,14 +2,27 @@
 
 use super::super::{At, Compiler};
 use crate::policy::{
-    document::{Filter, FilterType, HeaderEdit, HeaderModifier, PathMatchType, PathRewrite, PathRewriteType, Redirect, Route},
+    document::{
+        Filter, FilterType, HeaderEdit, HeaderModifier, PathMatchType, PathRewrite,
+        PathRewriteType, Redirect, Route,
+    },
     snapshot::{FilterSpec, HeaderEdits, MirrorSpec, PathRewriteSpec, RedirectSpec},
     units::Percent,
 };
 use crate::resilience::ratio::Ratio;
 
 /// Fields that the proxy itself is answerable for; changing them would break the framing of messages.
-const PROTECTED: &[&str] = &["host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "keep-alive", "proxy-connection"];
+const PROTECTED: &[&str] = &[
+    "host",
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "upgrade",
+    "te",
+    "trailer",
+    "keep-alive",
+    "proxy-connection",
+];
 
 /// The filters of a route.
 #[derive(Default)]
@@ -22,32 +35,57 @@ pub(super) struct Filters {
 impl<'a> Compiler<'a> {
     pub(super) fn filters(&mut self, at: &At<'a>, route: &Route) -> Filters {
         let mut filters = Filters::default();
-        let has_prefix = !route.matches.is_empty() && route.matches.iter().all(|matches| matches.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
+        let has_prefix = !route.matches.is_empty()
+            && route.matches.iter().all(|matches| {
+                matches
+                    .path
+                    .as_ref()
+                    .is_some_and(|path| path.kind == PathMatchType::PathPrefix)
+            });
         for (index, filter) in route.filters.iter().enumerate() {
             let at = at.key("filters").index(index);
             self.check_filter_fields(&at, filter);
             let may_repeat = filter.kind == FilterType::RequestMirror;
-            if !may_repeat && route.filters[..index].iter().any(|earlier| earlier.kind == filter.kind) {
-                self.error(&at, format!("a filter of type {:?} is given twice", filter.kind)).hint("put all its changes into one");
+            if !may_repeat
+                && route.filters[..index]
+                    .iter()
+                    .any(|earlier| earlier.kind == filter.kind)
+            {
+                self.error(
+                    &at,
+                    format!("a filter of type {:?} is given twice", filter.kind),
+                )
+                .hint("put all its changes into one");
             }
             if let Some(edits) = &filter.request_header_modifier {
-                filters.spec.request_headers = self.header_edits(&at.key("requestHeaderModifier"), edits);
+                filters.spec.request_headers =
+                    self.header_edits(&at.key("requestHeaderModifier"), edits);
             }
             if let Some(edits) = &filter.response_header_modifier {
-                filters.spec.response_headers = self.header_edits(&at.key("responseHeaderModifier"), edits);
+                filters.spec.response_headers =
+                    self.header_edits(&at.key("responseHeaderModifier"), edits);
             }
             if let Some(rewrite) = &filter.url_rewrite {
                 let at = at.key("urlRewrite");
-                if rewrite.hostname.as_ref().is_some_and(|host| host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())) {
-                    self.error(&at.key("hostname"), "this is not a host").hint("write a name, and a port where it is needed");
+                if rewrite.hostname.as_ref().is_some_and(|host| {
+                    host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())
+                }) {
+                    self.error(&at.key("hostname"), "this is not a host")
+                        .hint("write a name, and a port where it is needed");
                 }
                 filters.spec.host.clone_from(&rewrite.hostname);
-                filters.spec.path = rewrite.path.as_ref().and_then(|path| self.path_rewrite(&at.key("path"), path, has_prefix));
+                filters.spec.path = rewrite
+                    .path
+                    .as_ref()
+                    .and_then(|path| self.path_rewrite(&at.key("path"), path, has_prefix));
             }
             if let Some(mirror) = &filter.request_mirror {
                 let at = at.key("requestMirror").key("backendRef");
                 let share = mirror.percent.map_or(Ratio::ONE, Percent::ratio);
-                filters.mirrors.extend(self.aside(&at, &mirror.backend_ref).map(|backend| MirrorSpec { backend, share }));
+                filters.mirrors.extend(
+                    self.aside(&at, &mirror.backend_ref)
+                        .map(|backend| MirrorSpec { backend, share }),
+                );
             }
             if let Some(redirect) = &filter.request_redirect {
                 filters.redirect = self.redirect(&at.key("requestRedirect"), redirect, has_prefix);
@@ -58,18 +96,43 @@ impl<'a> Compiler<'a> {
 
     fn check_filter_fields(&mut self, at: &At<'a>, filter: &Filter) {
         let fields = [
-            (FilterType::RequestHeaderModifier, "requestHeaderModifier", filter.request_header_modifier.is_some()),
-            (FilterType::ResponseHeaderModifier, "responseHeaderModifier", filter.response_header_modifier.is_some()),
-            (FilterType::URLRewrite, "urlRewrite", filter.url_rewrite.is_some()),
-            (FilterType::RequestRedirect, "requestRedirect", filter.request_redirect.is_some()),
-            (FilterType::RequestMirror, "requestMirror", filter.request_mirror.is_some()),
+            (
+                FilterType::RequestHeaderModifier,
+                "requestHeaderModifier",
+                filter.request_header_modifier.is_some(),
+            ),
+            (
+                FilterType::ResponseHeaderModifier,
+                "responseHeaderModifier",
+                filter.response_header_modifier.is_some(),
+            ),
+            (
+                FilterType::URLRewrite,
+                "urlRewrite",
+                filter.url_rewrite.is_some(),
+            ),
+            (
+                FilterType::RequestRedirect,
+                "requestRedirect",
+                filter.request_redirect.is_some(),
+            ),
+            (
+                FilterType::RequestMirror,
+                "requestMirror",
+                filter.request_mirror.is_some(),
+            ),
         ];
         for (kind, name, is_given) in fields {
             if kind == filter.kind && !is_given {
-                self.error(at, format!("a filter of type {kind:?} needs `{name}`")).hint(format!("add `{name}:`"));
+                self.error(at, format!("a filter of type {kind:?} needs `{name}`"))
+                    .hint(format!("add `{name}:`"));
             }
             if kind != filter.kind && is_given {
-                self.error(&at.key(name), format!("a filter of type {:?} has no `{name}`", filter.kind)).hint("write one filter for each change");
+                self.error(
+                    &at.key(name),
+                    format!("a filter of type {:?} has no `{name}`", filter.kind),
+                )
+                .hint("write one filter for each change");
             }
         }
     }
@@ -79,34 +142,77 @@ impl<'a> Compiler<'a> {
             for (index, name) in names.into_iter().enumerate() {
                 let lower = name.to_ascii_lowercase();
                 if PROTECTED.contains(&lower.as_str()) {
-                    self.error(&at.key(key).index(index), format!("the header `{name}` cannot be changed by a filter"))
-                        .hint("the proxy writes it itself; `urlRewrite.hostname` changes the host");
+                    self.error(
+                        &at.key(key).index(index),
+                        format!("the header `{name}` cannot be changed by a filter"),
+                    )
+                    .hint("the proxy writes it itself; `urlRewrite.hostname` changes the host");
                 } else {
                     self.header_name(&at.key(key).index(index), name);
                 }
             }
         };
-        check("remove", written.remove.iter().map(String::as_str).collect());
-        check("set", written.set.iter().map(|edit| edit.name.as_str()).collect());
-        check("add", written.add.iter().map(|edit| edit.name.as_str()).collect());
+        check(
+            "remove",
+            written.remove.iter().map(String::as_str).collect(),
+        );
+        check(
+            "set",
+            written.set.iter().map(|edit| edit.name.as_str()).collect(),
+        );
+        check(
+            "add",
+            written.add.iter().map(|edit| edit.name.as_str()).collect(),
+        );
         for (key, edits) in [("set", &written.set), ("add", &written.add)] {
             for (index, edit) in edits.iter().enumerate() {
                 if http::HeaderValue::from_str(&edit.value).is_err() {
-                    self.error(&at.key(key).index(index).key("value"), "this cannot be the value of a header").hint("a value is one line of visible characters");
+                    self.error(
+                        &at.key(key).index(index).key("value"),
+                        "this cannot be the value of a header",
+                    )
+                    .hint("a value is one line of visible characters");
                 }
             }
         }
         // What does not parse was refused above.
-        let pairs = |edits: &[HeaderEdit]| edits.iter().filter_map(|edit| Some((edit.name.parse().ok()?, edit.value.parse().ok()?))).collect();
-        HeaderEdits { remove: written.remove.iter().filter_map(|name| name.parse().ok()).collect(), set: pairs(&written.set), add: pairs(&written.add) }
+        let pairs = |edits: &[HeaderEdit]| {
+            edits
+                .iter()
+                .filter_map(|edit| Some((edit.name.parse().ok()?, edit.value.parse().ok()?)))
+                .collect()
+        };
+        HeaderEdits {
+            remove: written
+                .remove
+                .iter()
+                .filter_map(|name| name.parse().ok())
+                .collect(),
+            set: pairs(&written.set),
+            add: pairs(&written.add),
+        }
     }
 
-    fn path_rewrite(&mut self, at: &At<'a>, written: &PathRewrite, has_prefix: bool) -> Option<PathRewriteSpec> {
-        let path = match (written.kind, &written.replace_full_path, &written.replace_prefix_match) {
-            (PathRewriteType::ReplaceFullPath, Some(path), None) => PathRewriteSpec::Full(path.clone()),
-            (PathRewriteType::ReplacePrefixMatch, None, Some(prefix)) if has_prefix => PathRewriteSpec::Prefix(prefix.trim_end_matches('/').to_owned()),
+    fn path_rewrite(
+        &mut self,
+        at: &At<'a>,
+        written: &PathRewrite,
+        has_prefix: bool,
+    ) -> Option<PathRewriteSpec> {
+        let path = match (
+            written.kind,
+            &written.replace_full_path,
+            &written.replace_prefix_match,
+        ) {
+            (PathRewriteType::ReplaceFullPath, Some(path), None) => {
+                PathRewriteSpec::Full(path.clone())
+            }
+            (PathRewriteType::ReplacePrefixMatch, None, Some(prefix)) if has_prefix => {
+                PathRewriteSpec::Prefix(prefix.trim_end_matches('/').to_owned())
+            }
             (PathRewriteType::ReplacePrefixMatch, None, Some(_)) => {
-                self.error(at, "there is no prefix to replace").hint("every match of this route needs a path of type PathPrefix");
+                self.error(at, "there is no prefix to replace")
+                    .hint("every match of this route needs a path of type PathPrefix");
                 return None;
             }
             _ => {
@@ -115,27 +221,50 @@ impl<'a> Compiler<'a> {
             }
         };
         let (PathRewriteSpec::Full(text) | PathRewriteSpec::Prefix(text)) = &path;
-        if !(text.is_empty() || text.starts_with('/')) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.error(at, format!("`{text}` is not a path")).hint("a path begins with `/` and has no spaces");
+        if !(text.is_empty() || text.starts_with('/'))
+            || !text.bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            self.error(at, format!("`{text}` is not a path"))
+                .hint("a path begins with `/` and has no spaces");
         }
         Some(path)
     }
 
-    fn redirect(&mut self, at: &At<'a>, written: &Redirect, has_prefix: bool) -> Option<RedirectSpec> {
+    fn redirect(
+        &mut self,
+        at: &At<'a>,
+        written: &Redirect,
+        has_prefix: bool,
+    ) -> Option<RedirectSpec> {
         let status = written.status_code.unwrap_or(302);
         if ![301, 302, 303, 307, 308].contains(&status) {
-            self.error(&at.key("statusCode"), format!("{status} is not a redirect")).hint("write 301, 302, 303, 307 or 308");
+            self.error(&at.key("statusCode"), format!("{status} is not a redirect"))
+                .hint("write 301, 302, 303, 307 or 308");
         }
-        if written.hostname.as_ref().is_some_and(|host| host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())) {
-            self.error(&at.key("hostname"), "this is not a host").hint("write a name, without scheme and path");
+        if written.hostname.as_ref().is_some_and(|host| {
+            host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())
+        }) {
+            self.error(&at.key("hostname"), "this is not a host")
+                .hint("write a name, without scheme and path");
         }
-        if written.scheme.as_ref().is_some_and(|scheme| scheme != "http" && scheme != "https") {
-            self.error(&at.key("scheme"), "a redirect leads to `http` or `https`").hint("write one of the two");
+        if written
+            .scheme
+            .as_ref()
+            .is_some_and(|scheme| scheme != "http" && scheme != "https")
+        {
+            self.error(&at.key("scheme"), "a redirect leads to `http` or `https`")
+                .hint("write one of the two");
         }
         let path = match &written.path {
             Some(path) => Some(self.path_rewrite(&at.key("path"), path, has_prefix)?),
             None => None,
         };
-        Some(RedirectSpec { status, scheme: written.scheme.clone(), host: written.hostname.clone(), port: written.port, path })
+        Some(RedirectSpec {
+            status,
+            scheme: written.scheme.clone(),
+            host: written.hostname.clone(),
+            port: written.port,
+            path,
+        })
     }
 }
