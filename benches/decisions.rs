@@ -17,35 +17,35 @@ use http::HeaderMap;
 use outrigger::{
     policy::{
         self,
-        matching::RequestView,
-        source::{File, Source},
+        matching::RouteMatchInput,
+        source::{PolicyFile, PolicySource},
     },
     resilience::{
         Mode,
-        adaptive::{AdaptiveConfig, Algorithm},
+        adaptive::{AdaptiveConfig, LimitAlgorithm},
         admission::AdmissionConfig,
         backoff::Backoff,
-        breaker::{BreakerConfig, BreakerThresholds, BreakerTimes, Outcome, Speed},
+        breaker::{BreakerConfig, BreakerThresholds, BreakerTimes, CallOutcome, Speed},
         concurrency::ConcurrencyConfig,
         hedge::HedgeConfig,
         ratio::Ratio,
-        retry::{Failure, RetryConfig, RetryTriggers, Situation},
+        retry::{FailureKind, RetryConfig, RetryContext, RetryTriggers},
         retry_budget::RetryBudgetConfig,
-        shed::Class,
+        shed::PriorityClass,
     },
     state::{
         State,
         admission::AdmissionState,
-        backend::Wish,
-        breaker::{BreakerState, Passage},
-        budget::BudgetState,
+        backend::SelectionRequest,
+        breaker::{BreakerDecision, BreakerState},
+        budget::RetryBudgetState,
         hedge::HedgeState,
-        limit::{Entry, LimitState},
+        limit::{AcquireOutcome, ConcurrencyLimitState},
         protection::ProtectionState,
         rate_limit::RateLimitState,
-        stale::{Kept, StaleState},
+        stale::{CachedResponse, StaleState},
     },
-    telemetry::{Telemetry, access_log::AccessLog},
+    telemetry::{Telemetry, access_log::AccessLogWriter},
 };
 
 fn breaker(criterion: &mut Criterion) {
@@ -61,13 +61,13 @@ fn breaker(criterion: &mut Criterion) {
     let seconds = Duration::from_secs;
     let times = BreakerTimes {
         window: seconds(10),
-        open: seconds(5),
-        max_open: seconds(60),
-        max_half_open: seconds(30),
+        open_duration: seconds(5),
+        max_open_duration: seconds(60),
+        max_half_open_duration: seconds(30),
         recovery_ramp: seconds(10),
     };
     let config = BreakerConfig::try_new(thresholds, times, twenty).unwrap();
-    let telemetry = Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now));
+    let telemetry = Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now));
     let state = Arc::new(BreakerState::new(
         "app".into(),
         config,
@@ -78,8 +78,8 @@ fn breaker(criterion: &mut Criterion) {
     let now = Instant::now();
     group.bench_function("acquire and settle", |bench| {
         bench.iter(|| {
-            if let Passage::Allowed(guard) = state.try_acquire(black_box(now), 0.5) {
-                guard.settle(Outcome::Success, Speed::Fast, now, 0.5);
+            if let BreakerDecision::Admitted(guard) = state.try_acquire(black_box(now), 0.5) {
+                guard.settle(CallOutcome::Success, Speed::Fast, now, 0.5);
             }
         });
     });
@@ -148,7 +148,7 @@ fn rate_limit(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn keyed_rule() -> policy::snapshot::RateRuleSpec {
+fn keyed_rule() -> policy::snapshot::RateLimitRuleSpec {
     let text = r#"
 apiVersion: outrigger.dev/v1alpha1
 kind: ResiliencePolicy
@@ -162,7 +162,7 @@ spec:
       backendRefs: [{name: app}]
       rateLimit: {maxKeys: 200000, local: {rules: [{name: per-key, clientSelectors: [{headers: [{name: x, type: Distinct}]}], limit: {requests: 1000000000, unit: Second}}]}}
 "#;
-    let source = Source::from_files(vec![File {
+    let source = PolicySource::from_files(vec![PolicyFile {
         name: "bench.yaml".into(),
         text: text.into(),
     }]);
@@ -175,10 +175,10 @@ spec:
         .clone()
 }
 
-fn others(criterion: &mut Criterion) {
+fn concurrency_limit_and_retry_budget(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("limits");
-    let limit = Arc::new(LimitState::new(
+    let limit = Arc::new(ConcurrencyLimitState::new(
         "app".into(),
         ConcurrencyConfig {
             max_in_flight: NonZeroU32::MAX,
@@ -189,9 +189,9 @@ fn others(criterion: &mut Criterion) {
         now,
     ));
     group.bench_function("enter and leave", |bench| {
-        bench.iter(|| drop(black_box(limit.enter(Class::Critical))))
+        bench.iter(|| drop(black_box(limit.try_acquire(PriorityClass::Critical))))
     });
-    let budget = Arc::new(BudgetState::new(
+    let budget = Arc::new(RetryBudgetState::new(
         "app".into(),
         RetryBudgetConfig::default(),
         now,
@@ -203,7 +203,7 @@ fn others(criterion: &mut Criterion) {
 }
 
 /// Who gets in under load, and who is asked twice.
-fn load(criterion: &mut Criterion) {
+fn admission_hedging_and_adaptive_limit(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("load");
     let ratio = |percent: f64| Ratio::from_percent(percent).unwrap();
@@ -217,8 +217,8 @@ fn load(criterion: &mut Criterion) {
     let admission = AdmissionState::new("app".into(), config, Mode::Enforce, now);
     group.bench_function("admission control: ask and tell", |bench| {
         bench.iter(|| {
-            let verdict = admission.ask(0.5, black_box(now));
-            admission.note(true, now);
+            let verdict = admission.decide(0.5, black_box(now));
+            admission.record_result(true, now);
             verdict
         });
     });
@@ -229,34 +229,34 @@ fn load(criterion: &mut Criterion) {
         },
         now,
     );
-    (0..1_000).for_each(|call| hedge.note(Duration::from_micros(1_000 + call), now));
+    (0..1_000).for_each(|call| hedge.record_latency(Duration::from_micros(1_000 + call), now));
     group.bench_function("hedging: how late is late, and tell", |bench| {
         bench.iter(|| {
-            hedge.note(Duration::from_millis(2), black_box(now));
+            hedge.record_latency(Duration::from_millis(2), black_box(now));
             hedge.delay(now)
         });
     });
-    let seen: Mutex<VecDeque<Duration>> = Mutex::new(
+    let latencies: Mutex<VecDeque<Duration>> = Mutex::new(
         (0..1_000)
             .map(|call| Duration::from_micros(1_000 + call))
             .collect(),
     );
     group.bench_function("naive: sort the last 1000", |bench| {
         bench.iter(|| {
-            let mut seen = seen.lock().unwrap();
-            seen.pop_front();
-            seen.push_back(black_box(Duration::from_millis(2)));
-            let mut sorted: Vec<Duration> = seen.iter().copied().collect();
+            let mut latencies = latencies.lock().unwrap();
+            latencies.pop_front();
+            latencies.push_back(black_box(Duration::from_millis(2)));
+            let mut sorted: Vec<Duration> = latencies.iter().copied().collect();
             sorted.sort_unstable();
             sorted[950]
         });
     });
     let config = AdaptiveConfig {
-        algorithm: Algorithm::Gradient2,
+        algorithm: LimitAlgorithm::Gradient2,
         min_limit: 4,
         max_limit: 1_000,
     };
-    let adaptive = Arc::new(LimitState::new(
+    let adaptive = Arc::new(ConcurrencyLimitState::new(
         "app".into(),
         ConcurrencyConfig {
             max_in_flight: NonZeroU32::MAX,
@@ -268,11 +268,13 @@ fn load(criterion: &mut Criterion) {
     ));
     group.bench_function("adaptive limit: enter, tell and leave", |bench| {
         bench.iter(|| {
-            if let Entry::Admitted(place) = adaptive.enter(Class::Critical) {
-                place
-                    .learner()
-                    .unwrap()
-                    .note(Duration::from_millis(2), false, black_box(now));
+            if let AcquireOutcome::Admitted(permit) = adaptive.try_acquire(PriorityClass::Critical)
+            {
+                permit.sampler().unwrap().record_sample(
+                    Duration::from_millis(2),
+                    false,
+                    black_box(now),
+                );
             }
         });
     });
@@ -280,12 +282,12 @@ fn load(criterion: &mut Criterion) {
 }
 
 /// What is shed, what is answered again, and what is tried again.
-fn trouble(criterion: &mut Criterion) {
+fn protection_stale_and_retry(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("trouble");
     let protection = ProtectionState::default();
     group.bench_function("protection: is a class refused", |bench| {
-        bench.iter(|| protection.refuses(black_box(Class::Normal), || 0.5))
+        bench.iter(|| protection.should_shed(black_box(PriorityClass::Normal), || 0.5))
     });
     for addresses in [100_usize, 100_000] {
         let stale = StaleState::new("app".into(), usize::MAX);
@@ -293,17 +295,17 @@ fn trouble(criterion: &mut Criterion) {
             .map(|address| format!("in shop.local /items/{address}"))
             .collect();
         for name in &names {
-            let kept = Kept {
+            let cached_response = CachedResponse {
                 headers: HeaderMap::new(),
                 body: Bytes::new(),
-                at: now,
-                until: now + Duration::from_secs(3_600),
-                age: Duration::ZERO,
+                received_at: now,
+                expires_at: now + Duration::from_secs(3_600),
+                initial_age: Duration::ZERO,
                 is_public: true,
-                way: "in".into(),
+                forwarding_key: "in".into(),
                 vary: Vec::new(),
             };
-            stale.keep(name, kept);
+            stale.store(name, cached_response);
         }
         let (request, mut next) = (HeaderMap::new(), 0);
         group.bench_function(format!("stale answers: find one of {addresses}"), |bench| {
@@ -319,7 +321,7 @@ fn trouble(criterion: &mut Criterion) {
             });
         });
     }
-    let deciding = RetryConfig {
+    let retry_config = RetryConfig {
         attempts: 2,
         triggers: RetryTriggers {
             connect_failure: true,
@@ -332,24 +334,24 @@ fn trouble(criterion: &mut Criterion) {
         retry_non_idempotent: false,
         respect_retry_after: true,
     };
-    let situation = Situation {
-        failure: Failure::Status { retry_after: None },
+    let situation = RetryContext {
+        failure: FailureKind::Status { retry_after: None },
         is_idempotent: true,
         is_body_replayable: true,
-        is_retry: false,
+        is_retried_by_downstream: false,
         retries: 0,
         transparent_retries: 0,
         time_left: Duration::from_secs(10),
     };
     group.bench_function("retry: whether and when", |bench| {
-        bench.iter(|| deciding.decide(black_box(&situation), 0.5))
+        bench.iter(|| retry_config.decide(black_box(&situation), 0.5))
     });
     group.finish();
 }
 
 /// One endpoint of a backend, as a request picks it: of 3, of 100, of 10,000. Half of the endpoints are ejected in the last line,
 /// so that the choice is among those that are left.
-fn pick(criterion: &mut Criterion) {
+fn endpoint_selection(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick");
     for endpoints in [3_usize, 100, 10_000] {
         for balancer in [
@@ -359,30 +361,32 @@ fn pick(criterion: &mut Criterion) {
             "Random",
             "ConsistentHash, consistentHash: {type: SourceIP}",
         ] {
-            let state = live(&format!("type: {balancer}"), endpoints);
-            let backend = state.live.load().backends[0].clone();
-            let wish = Wish {
-                key: Some(0x1234_5678_9abc_def0),
+            let state = new_state(&format!("type: {balancer}"), endpoints);
+            let backend = state.active_policy.load().backends[0].clone();
+            let selection_request = SelectionRequest {
+                hash_key: Some(0x1234_5678_9abc_def0),
                 now: Instant::now(),
             };
             let name = balancer.split(',').next().unwrap();
             group.bench_function(format!("{name} of {endpoints}"), |bench| {
-                bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64))
+                bench.iter(|| backend.pick(black_box(selection_request), |_| true, fastrand::f64))
             });
         }
-        let state = live("type: LeastRequest, slowStart: {window: 10m}", endpoints);
-        let backend = state.live.load().backends[0].clone();
-        let wish = Wish {
-            key: None,
+        let state = new_state("type: LeastRequest, slowStart: {window: 10m}", endpoints);
+        let backend = state.active_policy.load().backends[0].clone();
+        let selection_request = SelectionRequest {
+            hash_key: None,
             now: Instant::now(),
         };
         backend
             .endpoints
             .iter()
-            .for_each(|endpoint| endpoint.warm_up_from(wish.now));
+            .for_each(|endpoint| endpoint.warm_up_from(selection_request.now));
         group.bench_function(
             format!("LeastRequest, all warming up, of {endpoints}"),
-            |bench| bench.iter(|| backend.pick(black_box(wish), |_| true, fastrand::f64)),
+            |bench| {
+                bench.iter(|| backend.pick(black_box(selection_request), |_| true, fastrand::f64))
+            },
         );
         let load: Vec<f64> = (0..endpoints)
             .map(|index| f64::from(u32::try_from(index % 7).unwrap()))
@@ -394,7 +398,7 @@ fn pick(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn live(balancer: &str, endpoints: usize) -> Arc<State> {
+fn new_state(balancer: &str, endpoints: usize) -> Arc<State> {
     let list: Vec<String> = (0..endpoints)
         .map(|number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256))
         .collect();
@@ -403,15 +407,15 @@ fn live(balancer: &str, endpoints: usize) -> Arc<State> {
          backends: [{{name: app, endpoints: [{}], loadBalancer: {{{balancer}}}}}]\n  routes: [{{name: in, listeners: [inbound], backendRefs: [{{name: app}}]}}]\n",
         list.join(", ")
     );
-    let source = Source::from_files(vec![File {
+    let source = PolicySource::from_files(vec![PolicyFile {
         name: "bench.yaml".into(),
         text,
     }]);
     let snapshot = policy::load_source(&source, &HashMap::new())
         .unwrap()
         .snapshot;
-    let (state, _wishes) = State::new(
-        Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now)),
+    let (state, _commands) = State::new(
+        Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now)),
         None,
         Instant::now(),
     );
@@ -428,7 +432,7 @@ fn routing(criterion: &mut Criterion) {
                 "    - {{name: r{route}, listeners: [inbound], hostnames: [h{route}.shop], matches: [{{path: {{value: /v1}}}}], backendRefs: [{{name: app}}]}}\n"
             );
         }
-        let source = Source::from_files(vec![File {
+        let source = PolicySource::from_files(vec![PolicyFile {
             name: "bench.yaml".into(),
             text: text.clone(),
         }]);
@@ -436,7 +440,7 @@ fn routing(criterion: &mut Criterion) {
             .unwrap()
             .snapshot;
         let host = format!("h{}.shop", routes / 2);
-        let request = RequestView {
+        let request = RouteMatchInput {
             host: &host,
             path: "/v1/items",
             method: "GET",
@@ -444,7 +448,7 @@ fn routing(criterion: &mut Criterion) {
         };
         group.bench_function(format!("one of {routes}"), |bench| {
             bench.iter(|| {
-                set.rules[0]
+                set.rules_by_listener[0]
                     .iter()
                     .find(|rule| rule.matches(black_box(&request)))
             })
@@ -459,6 +463,6 @@ fn routing(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
-    targets = breaker, rate_limit, others, load, trouble, pick, routing
+    targets = breaker, rate_limit, concurrency_limit_and_retry_budget, admission_hedging_and_adaptive_limit, protection_stale_and_retry, endpoint_selection, routing
 }
 criterion_main!(benches);

@@ -23,29 +23,29 @@ use std::{
 };
 
 /// What this program is when it starts itself again.
-const ROLE: &str = "OVERHEAD_ROLE";
-const BACKEND: &str = "OVERHEAD_BACKEND";
+const ROLE_VARIABLE: &str = "OVERHEAD_ROLE";
+const BACKEND_VARIABLE: &str = "OVERHEAD_BACKEND";
 
 const ROUNDS: usize = 3;
-const LOAD: Duration = Duration::from_secs(4);
-const ALONE: Duration = Duration::from_secs(2);
+const LOAD_DURATION: Duration = Duration::from_secs(4);
+const LATENCY_DURATION: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 64;
 /// Two sockets each in the pump: within the usual bound of 1024 open files.
-const IDLE: usize = 400;
+const IDLE_CONNECTIONS: usize = 400;
 const REQUEST: &[u8] =
     b"GET /bench HTTP/1.1\r\nhost: bench.test\r\nuser-agent: overhead\r\naccept: */*\r\n\r\n";
-const BODY: usize = 128;
+const BODY_BYTES: usize = 128;
 
 fn main() {
-    match env::var(ROLE).as_deref() {
-        Ok("backend") => run(None),
-        Ok("pump") => run(Some(env::var(BACKEND).unwrap().parse().unwrap())),
+    match env::var(ROLE_VARIABLE).as_deref() {
+        Ok("backend") => run_role(None),
+        Ok("pump") => run_role(Some(env::var(BACKEND_VARIABLE).unwrap().parse().unwrap())),
         _ => measure(),
     }
 }
 
 /// A server on one thread that answers, or pumps to where the answers are.
-fn run(pump_to: Option<SocketAddr>) {
+fn run_role(pump_to: Option<SocketAddr>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -59,15 +59,15 @@ fn run(pump_to: Option<SocketAddr>) {
             tokio::spawn(async move {
                 // A client that leaves ends its task.
                 _ = match pump_to {
-                    Some(address) => pump(client, address).await,
-                    None => answer(client).await,
+                    Some(address) => copy_bytes(client, address).await,
+                    None => serve_responses(client).await,
                 };
             });
         }
     });
 }
 
-async fn pump(mut client: tokio::net::TcpStream, address: SocketAddr) -> std::io::Result<()> {
+async fn copy_bytes(mut client: tokio::net::TcpStream, address: SocketAddr) -> std::io::Result<()> {
     let mut backend = tokio::net::TcpStream::connect(address).await?;
     backend.set_nodelay(true)?;
     tokio::io::copy_bidirectional(&mut client, &mut backend)
@@ -75,36 +75,36 @@ async fn pump(mut client: tokio::net::TcpStream, address: SocketAddr) -> std::io
         .map(drop)
 }
 
-async fn answer(mut client: tokio::net::TcpStream) -> std::io::Result<()> {
+async fn serve_responses(mut client: tokio::net::TcpStream) -> std::io::Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let answer = format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n{}",
-        "x".repeat(BODY)
+    let response = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {BODY_BYTES}\r\n\r\n{}",
+        "x".repeat(BODY_BYTES)
     );
     let mut received = Vec::with_capacity(4096);
     while client.read_buf(&mut received).await? > 0 {
         if received.ends_with(b"\r\n\r\n") {
             received.clear();
-            client.write_all(answer.as_bytes()).await?;
+            client.write_all(response.as_bytes()).await?;
         }
     }
     Ok(())
 }
 
 /// A process between the client and the backend, or the backend itself; ended when it is dropped.
-struct Process {
+struct BenchProcess {
     child: Child,
     address: SocketAddr,
-    start: Duration,
+    startup_time: Duration,
 }
 
-impl Process {
-    fn this(role: &str, backend: Option<SocketAddr>) -> Self {
+impl BenchProcess {
+    fn start_role(role: &str, backend: Option<SocketAddr>) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
         command
-            .env(ROLE, role)
+            .env(ROLE_VARIABLE, role)
             .env(
-                BACKEND,
+                BACKEND_VARIABLE,
                 backend
                     .map(|address| address.to_string())
                     .unwrap_or_default(),
@@ -118,11 +118,11 @@ impl Process {
         Self {
             child,
             address: line.trim().parse().unwrap(),
-            start: Duration::ZERO,
+            startup_time: Duration::ZERO,
         }
     }
 
-    fn sidecar(backend: SocketAddr, access_log: &str) -> Self {
+    fn start_sidecar(backend: SocketAddr, access_log: &str) -> Self {
         // The port is free a moment ago; nothing else on this host is asking for ports now.
         let address = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -146,11 +146,11 @@ impl Process {
         let mut process = Self {
             child,
             address,
-            start: Duration::ZERO,
+            startup_time: Duration::ZERO,
         };
         while TcpStream::connect(address)
             .ok()
-            .and_then(|mut stream| exchange(&mut stream))
+            .and_then(|mut stream| send_request(&mut stream))
             .is_none()
         {
             assert!(
@@ -162,12 +162,12 @@ impl Process {
                 "the sidecar does not answer"
             );
         }
-        process.start = began.elapsed();
+        process.startup_time = began.elapsed();
         process
     }
 
     /// CPU time that was used so far; clock ticks are 10 ms.
-    fn cpu(&self) -> Duration {
+    fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = stat
             .rsplit(')')
@@ -189,7 +189,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for BenchProcess {
     fn drop(&mut self) {
         // It may have ended by itself.
         _ = self.child.kill();
@@ -198,64 +198,64 @@ impl Drop for Process {
 }
 
 /// One request and its answer; `None` if it was not served, or not as it should be.
-fn exchange(stream: &mut TcpStream) -> Option<()> {
-    let mut answer = [0; 2048];
+fn send_request(stream: &mut TcpStream) -> Option<()> {
+    let mut response = [0; 2048];
     let mut filled = 0;
     stream.write_all(REQUEST).ok()?;
     loop {
         let count = stream
-            .read(&mut answer[filled..])
+            .read(&mut response[filled..])
             .ok()
             .filter(|count| *count > 0)?;
         filled += count;
-        let Some(head) = answer[..filled]
+        let Some(head) = response[..filled]
             .windows(4)
             .position(|window| window == b"\r\n\r\n")
         else {
             continue;
         };
-        if !answer.starts_with(b"HTTP/1.1 200") {
+        if !response.starts_with(b"HTTP/1.1 200") {
             return None;
         }
-        if filled == head + 4 + BODY {
+        if filled == head + 4 + BODY_BYTES {
             return Some(());
         }
     }
 }
 
 /// CPU per request under load, in microseconds.
-fn under_load(process: &Process) -> f64 {
-    let (done, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
-    let before = process.cpu();
+fn cpu_micros_per_request(process: &BenchProcess) -> f64 {
+    let (done, is_stopped) = (AtomicU64::new(0), AtomicBool::new(false));
+    let before = process.cpu_time();
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
             scope.spawn(|| {
                 let mut stream = TcpStream::connect(process.address).unwrap();
                 stream.set_nodelay(true).unwrap();
-                while !is_over.load(Ordering::Relaxed) {
-                    exchange(&mut stream).expect("every request is served");
+                while !is_stopped.load(Ordering::Relaxed) {
+                    send_request(&mut stream).expect("every request is served");
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
-        thread::sleep(LOAD);
-        is_over.store(true, Ordering::Relaxed);
+        thread::sleep(LOAD_DURATION);
+        is_stopped.store(true, Ordering::Relaxed);
     });
-    let used = process.cpu().checked_sub(before).unwrap();
+    let used = process.cpu_time().checked_sub(before).unwrap();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let requests = done.load(Ordering::Relaxed) as f64;
     used.as_secs_f64() * 1e6 / requests
 }
 
 /// The median latency of one client, in microseconds.
-fn alone(address: SocketAddr) -> f64 {
+fn median_latency_micros(address: SocketAddr) -> f64 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
     let began = Instant::now();
     let mut times = Vec::new();
-    while began.elapsed() < ALONE {
+    while began.elapsed() < LATENCY_DURATION {
         let sent = Instant::now();
-        exchange(&mut stream).expect("every request is served");
+        send_request(&mut stream).expect("every request is served");
         times.push(sent.elapsed());
     }
     times.sort_unstable();
@@ -263,32 +263,34 @@ fn alone(address: SocketAddr) -> f64 {
 }
 
 /// What an idle connection holds that has carried a request, in KiB.
-fn idle_connection(process: &Process) -> f64 {
+fn idle_connection_kib(process: &BenchProcess) -> f64 {
     let before = process.resident_kib();
-    let connections: Vec<TcpStream> = (0..IDLE)
+    let connections: Vec<TcpStream> = (0..IDLE_CONNECTIONS)
         .map(|_| {
             let mut stream = TcpStream::connect(process.address).unwrap();
-            exchange(&mut stream).expect("every request is served");
+            send_request(&mut stream).expect("every request is served");
             stream
         })
         .collect();
     let after = process.resident_kib();
     drop(connections);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let each = after.saturating_sub(before) as f64 / IDLE as f64;
-    each
+    let kib_per_connection = after.saturating_sub(before) as f64 / IDLE_CONNECTIONS as f64;
+    kib_per_connection
 }
 
 fn measure() {
-    let backend = Process::this("backend", None);
+    let backend = BenchProcess::start_role("backend", None);
     println!(
-        "{ROUNDS} rounds, {CONNECTIONS} connections, {BODY} byte answers; median (least to most)\n"
+        "{ROUNDS} rounds, {CONNECTIONS} connections, {BODY_BYTES} byte answers; median (least to most)\n"
     );
     println!(
         "| | CPU us/request | p50 us, one client | RSS idle KiB | KiB per idle connection | start ms |\n|---|---|---|---|---|---|"
     );
-    let direct: Vec<f64> = (0..ROUNDS).map(|_| alone(backend.address)).collect();
-    println!("| no proxy | | {} | | | |", summary(direct));
+    let direct: Vec<f64> = (0..ROUNDS)
+        .map(|_| median_latency_micros(backend.address))
+        .collect();
+    println!("| no proxy | | {} | | | |", summarize(direct));
     let mut rows: [(&str, [Vec<f64>; 5]); 3] = [
         "pump of bytes",
         "outrigger, no access log",
@@ -299,34 +301,34 @@ fn measure() {
         for (name, figures) in &mut rows {
             eprintln!("round {round}/{ROUNDS}: {name}");
             let process = match *name {
-                "pump of bytes" => Process::this("pump", Some(backend.address)),
-                "outrigger, access log" => Process::sidecar(backend.address, "JSON"),
-                _ => Process::sidecar(backend.address, "Off"),
+                "pump of bytes" => BenchProcess::start_role("pump", Some(backend.address)),
+                "outrigger, access log" => BenchProcess::start_sidecar(backend.address, "JSON"),
+                _ => BenchProcess::start_sidecar(backend.address, "Off"),
             };
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let idle = process.resident_kib() as f64;
             let (connection, cpu, latency) = (
-                idle_connection(&process),
-                under_load(&process),
-                alone(process.address),
+                idle_connection_kib(&process),
+                cpu_micros_per_request(&process),
+                median_latency_micros(process.address),
             );
             for (figure, value) in figures.iter_mut().zip([
                 cpu,
                 latency,
                 idle,
                 connection,
-                process.start.as_secs_f64() * 1e3,
+                process.startup_time.as_secs_f64() * 1e3,
             ]) {
                 figure.push(value);
             }
         }
     }
     for (name, figures) in rows {
-        println!("| {name} | {} |", figures.map(summary).join(" | "));
+        println!("| {name} | {} |", figures.map(summarize).join(" | "));
     }
 }
 
-fn summary(mut values: Vec<f64>) -> String {
+fn summarize(mut values: Vec<f64>) -> String {
     values.sort_by(f64::total_cmp);
     format!(
         "{:.1} ({:.1} to {:.1})",

@@ -43,11 +43,11 @@ use tokio::sync::watch;
 
 use crate::{
     resilience::lifecycle::Stage,
-    state::{State, listening::Gate},
+    state::{State, listening::AcceptScope},
 };
 
 #[derive(Clone)]
-struct Admin {
+struct AdminState {
     state: Arc<State>,
     token: Option<Arc<str>>,
 }
@@ -60,22 +60,22 @@ pub async fn serve(
     socket: TcpListener,
     state: Arc<State>,
     token: Option<String>,
-    gate: Option<watch::Receiver<Gate>>,
+    gate: Option<watch::Receiver<AcceptScope>>,
 ) -> io::Result<()> {
     // As long as another process serves at this address, it answers the probes.
     if let Some(mut gate) = gate {
-        _ = gate.wait_for(|gate| *gate == Gate::Open).await;
+        _ = gate.wait_for(|gate| *gate == AcceptScope::All).await;
     }
-    let (mut stages, departing) = (state.departure.stages(), state.clone());
-    let admin = Admin {
+    let (mut stages, shutdown_state) = (state.drain.subscribe_stages(), state.clone());
+    let admin = AdminState {
         state,
         token: token.map(Arc::from),
     };
     let router = Router::new()
-        .route("/", get(contents))
-        .route("/livez", get(probes::live))
-        .route("/readyz", get(probes::ready))
-        .route("/startupz", get(probes::started))
+        .route("/", get(list_paths))
+        .route("/livez", get(probes::livez))
+        .route("/readyz", get(probes::readyz))
+        .route("/startupz", get(probes::startupz))
         .route("/metrics", get(api::metrics))
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/routes", get(api::routes))
@@ -84,9 +84,9 @@ pub async fn serve(
         .route("/api/v1/limits", get(api::limits))
         .route("/api/v1/recovery", get(api::recovery))
         .route("/api/v1/decisions", get(decisions::decisions))
-        .route("/api/v1/events", get(events::stream))
-        .route("/app-health/{probe}", get(lifecycle::app_health))
-        .route("/drained", get(lifecycle::drained))
+        .route("/api/v1/events", get(events::stream_events))
+        .route("/app-health/{probe}", get(lifecycle::probe_app))
+        .route("/drained", get(lifecycle::wait_until_drained))
         .route("/quitquitquit", post(lifecycle::quit))
         .route("/api/v1/drain", post(lifecycle::drain))
         .route("/api/v1/reload", post(api::reload))
@@ -97,32 +97,32 @@ pub async fn serve(
                 "there is nothing here; GET / lists what there is\n",
             )
         })
-        .layer(middleware::from_fn_with_state(admin.clone(), guard))
+        .layer(middleware::from_fn_with_state(admin.clone(), authorize))
         .with_state(admin);
     let listener = tokio::net::TcpListener::from_std(socket)?;
     // Who was relieved answers no probes any more: its successor does, at the same address.
-    let relieved = async move {
+    let handed_over = async move {
         // The state outlives this.
         _ = stages
-            .wait_for(|stage| *stage > Stage::Serving && departing.departure.is_relieved())
+            .wait_for(|stage| *stage > Stage::Serving && shutdown_state.drain.is_handed_over())
             .await;
     };
     axum::serve(
         listener,
         router.into_make_service_with_connect_info::<SocketAddr>(),
     )
-    .with_graceful_shutdown(relieved)
+    .with_graceful_shutdown(handed_over)
     .await
 }
 
-async fn contents() -> &'static str {
+async fn list_paths() -> &'static str {
     "GET  /livez /readyz /startupz (?verbose) /app-health/{livez,readyz,startupz,connect} /drained\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
      GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\nPOST /quitquitquit /api/v1/drain (?requireCapacity=true) /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
 }
 
 /// Lets changing requests pass only from this host, or with the token; and never from a page in a browser.
-async fn guard(
-    Extract(admin): Extract<Admin>,
+async fn authorize(
+    Extract(admin): Extract<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
@@ -130,7 +130,7 @@ async fn guard(
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return next.run(request).await;
     }
-    let shown = request
+    let presented_token = request
         .headers()
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -138,8 +138,8 @@ async fn guard(
     let has_token = admin
         .token
         .as_deref()
-        .zip(shown)
-        .is_some_and(|(token, shown)| is_same(token, shown));
+        .zip(presented_token)
+        .is_some_and(|(token, presented_token)| is_equal_in_constant_time(token, presented_token));
     let is_page = request.headers().contains_key(header::ORIGIN);
     if has_token || (peer.ip().to_canonical().is_loopback() && !is_page) {
         return next.run(request).await;
@@ -152,11 +152,11 @@ async fn guard(
 }
 
 /// Compares without telling by its time how much was right.
-fn is_same(token: &str, shown: &str) -> bool {
-    token.len() == shown.len()
+fn is_equal_in_constant_time(token: &str, presented_token: &str) -> bool {
+    token.len() == presented_token.len()
         && token
             .bytes()
-            .zip(shown.bytes())
+            .zip(presented_token.bytes())
             .fold(0, |difference, (a, b)| difference | (a ^ b))
             == 0
 }

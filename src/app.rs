@@ -19,7 +19,7 @@ use tokio::{runtime, sync::oneshot};
 use crate::{
     admin, clock,
     control::{
-        Control, Reloader, Signals, StartFault, Tasks,
+        BackgroundTasks, ControlLoop, InitialLoadError, ProcessSignals, Reloader,
         handover::{self, Handover, Predecessor},
     },
     policy::diagnostic::Diagnostics,
@@ -27,11 +27,11 @@ use crate::{
     settings::Settings,
     state::{
         State,
-        command::{Command, Going},
-        lifecycle::End,
-        listening::{BoundSocket, Inheritance, Inherited, ListenerSet as _},
+        command::{AfterDrain, Command},
+        lifecycle::ExitReason,
+        listening::{BoundSocket, InheritedShare, InheritedSockets, ListenerSet as _},
     },
-    telemetry::{Telemetry, access_log::AccessLog, event::Event},
+    telemetry::{Telemetry, access_log::AccessLogWriter, event::Event},
 };
 
 /// A running instance. Dropped, it ends at once.
@@ -40,9 +40,9 @@ pub struct App {
     state: Arc<State>,
     listeners: Arc<Listeners>,
     admin_address: SocketAddr,
-    control: Option<JoinHandle<End>>,
-    end: Option<oneshot::Sender<()>>,
-    admin: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    control_thread: Option<JoinHandle<ExitReason>>,
+    stop_control: Option<oneshot::Sender<()>>,
+    admin_server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 /// Why an instance cannot start.
@@ -60,7 +60,7 @@ impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Policy(faults) => write!(f, "the policies are refused: {}", faults.headline()),
-            Self::Bind(why) => f.write_str(why),
+            Self::Bind(reason) => f.write_str(reason),
             Self::System(error) => write!(f, "the system refuses: {error}"),
         }
     }
@@ -79,28 +79,28 @@ impl App {
     ///
     /// # Errors
     /// If the policies are faulty, an address cannot be bound, or the system refuses.
-    pub fn start(settings: Settings, access_log: AccessLog) -> Result<Self, StartError> {
+    pub fn start(settings: Settings, access_log: AccessLogWriter) -> Result<Self, StartError> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let signals = if settings.heeds_signals {
+        let signals = if settings.handles_signals {
             let _inside = runtime.enter();
-            Signals::heed()?
+            ProcessSignals::register()?
         } else {
-            Signals::default()
+            ProcessSignals::default()
         };
-        let telemetry = Arc::new(Telemetry::new(access_log, clock::wall));
-        let (state, wishes) = State::new(
+        let telemetry = Arc::new(Telemetry::new(access_log, clock::wall_time));
+        let (state, commands) = State::new(
             telemetry.clone(),
             settings.zone.as_deref().map(Arc::from),
             clock::now(),
         );
-        let workers = WorkerHandle::start_all(settings.workers.get(), &state)?;
-        let Succession {
+        let workers = WorkerHandle::start_all(settings.worker_threads.get(), &state)?;
+        let ExistingSockets {
             inherited,
             predecessor,
             is_supervised,
-        } = inherit(&settings)?;
+        } = collect_existing_sockets(&settings)?;
         let listeners = Arc::new(Listeners::new(workers, state.clone(), inherited.clone()));
 
         let (admin_socket, admin) =
@@ -113,47 +113,47 @@ impl App {
         let mut reloader = Reloader::new(
             state.clone(),
             listeners.clone(),
-            settings.policies,
+            settings.policy_path,
             settings.state_dir,
             settings.environment,
         );
-        reloader.start().map_err(|fault| match fault {
-            StartFault::Policy(faults) => StartError::Policy(faults),
-            StartFault::Bind(why) => StartError::Bind(why),
+        reloader.load_initial().map_err(|fault| match fault {
+            InitialLoadError::Policy(faults) => StartError::Policy(faults),
+            InitialLoadError::Bind(reason) => StartError::Bind(reason),
         })?;
-        for address in inherited.close_rest() {
+        for address in inherited.close_unclaimed() {
             tracing::warn!(
                 "the socket at {address} was handed to this process, and no listener wants it"
             );
         }
-        let inheritance = listeners.inheritance();
-        if predecessor.is_some() && inheritance == Inheritance::None {
+        let inheritance = listeners.inherited_share();
+        if predecessor.is_some() && inheritance == InheritedShare::None {
             return Err(StartError::Bind("the running process has none of the policies' listeners; name another path with --handover, or stop it".to_owned()));
         }
         if let Some(age) = predecessor
             .as_ref()
-            .and_then(|predecessor| predecessor.ready_for)
+            .and_then(|predecessor| predecessor.ready_duration)
         {
-            state.lifecycle.continues(age);
+            state.lifecycle.inherit_age(age);
         }
-        let handover = settings.handover.map(|path| Handover {
+        let handover = settings.handover_path.map(|path| Handover {
             path,
             admin: BoundSocket {
-                owner: handover::ADMIN.to_owned(),
-                asked: settings.admin,
+                owner: handover::ADMIN_OWNER.to_owned(),
+                requested_address: settings.admin_address,
                 socket: admin_socket,
             },
         });
-        let tasks = Tasks {
+        let tasks = BackgroundTasks {
             poll_interval: settings.poll_interval,
             name_server: settings.name_server,
-            cgroup: settings.cgroup,
+            cgroup: settings.cgroup_path,
             handover,
-            is_supervised: is_supervised && inheritance == Inheritance::All,
+            is_supervised: is_supervised && inheritance == InheritedShare::All,
             inherited,
             predecessor,
         };
-        let control = Control {
+        let control = ControlLoop {
             state: state.clone(),
             reloader,
             signals,
@@ -165,8 +165,8 @@ impl App {
             .spawn(move || {
                 let run = async {
                     tokio::select! {
-                        end = control.run(wishes) => end,
-                        _ = ended => End::AtOnce,
+                        end = control.run(commands) => end,
+                        _ = ended => ExitReason::Immediate,
                     }
                 };
                 runtime.block_on(run)
@@ -175,9 +175,9 @@ impl App {
             state,
             listeners,
             admin_address,
-            control: Some(control),
-            end: Some(end),
-            admin: Some(admin),
+            control_thread: Some(control),
+            stop_control: Some(end),
+            admin_server: Some(admin),
         })
     }
 
@@ -203,74 +203,74 @@ impl App {
     pub fn drain(&self) {
         // If so many wishes wait, or nobody hears them any more, it is leaving already.
         _ = self.state.commands.try_send(Command::Drain {
-            asked_by: "the embedding program",
-            going: Going::Goes,
-            begun: oneshot::channel().0,
+            requested_by: "the embedding program",
+            after_drain: AfterDrain::Terminate,
+            started: oneshot::channel().0,
         });
     }
 
     /// Waits until the instance has left.
     #[must_use]
-    pub fn wait(mut self) -> End {
+    pub fn wait(mut self) -> ExitReason {
         // A control thread that panicked has said so.
-        self.control
+        self.control_thread
             .take()
             .and_then(|control| control.join().ok())
-            .unwrap_or(End::Failed)
+            .unwrap_or(ExitReason::Failed)
     }
 }
 
 impl Drop for App {
     fn drop(&mut self) {
         // If the other end is gone, its thread is.
-        if let Some(end) = self.end.take() {
+        if let Some(end) = self.stop_control.take() {
             _ = end.send(());
         }
-        if let Some(control) = self.control.take() {
+        if let Some(control) = self.control_thread.take() {
             _ = control.join();
         }
-        if let Some((stop, admin)) = self.admin.take() {
+        if let Some((stop, admin)) = self.admin_server.take() {
             _ = stop.send(());
             _ = admin.join();
         }
     }
 }
 
-type Running = (oneshot::Sender<()>, JoinHandle<()>);
+type AdminServer = (oneshot::Sender<()>, JoinHandle<()>);
 
 /// Sockets that are bound already, and by whom.
-struct Succession {
-    inherited: Arc<Inherited>,
+struct ExistingSockets {
+    inherited: Arc<InheritedSockets>,
     predecessor: Option<Predecessor>,
     is_supervised: bool,
 }
 
-fn inherit(settings: &Settings) -> Result<Succession, StartError> {
-    let cannot = |error: io::Error| {
+fn collect_existing_sockets(settings: &Settings) -> Result<ExistingSockets, StartError> {
+    let to_start_error = |error: io::Error| {
         StartError::Bind(format!(
             "the sockets of the running process cannot be taken over: {error}"
         ))
     };
-    let asked = settings
-        .handover
+    let handed_over = settings
+        .handover_path
         .as_deref()
-        .map(handover::ask)
+        .map(handover::request_sockets)
         .transpose()
-        .map_err(cannot)?;
-    let (predecessor, mut sockets) = asked
+        .map_err(to_start_error)?;
+    let (predecessor, mut sockets) = handed_over
         .flatten()
         .map_or_else(Default::default, |(predecessor, sockets)| {
             (Some(predecessor), sockets)
         });
-    let held = if settings.takes_supervised_sockets {
-        handover::from_supervisor()?
+    let supervised = if settings.uses_supervised_sockets {
+        handover::take_supervised_sockets()?
     } else {
         Vec::new()
     };
-    let is_supervised = !held.is_empty();
-    sockets.extend(held);
-    Ok(Succession {
-        inherited: Arc::new(Inherited::new(sockets)),
+    let is_supervised = !supervised.is_empty();
+    sockets.extend(supervised);
+    Ok(ExistingSockets {
+        inherited: Arc::new(InheritedSockets::new(sockets)),
         predecessor,
         is_supervised,
     })
@@ -278,20 +278,20 @@ fn inherit(settings: &Settings) -> Result<Succession, StartError> {
 
 fn start_admin(
     settings: &Settings,
-    inherited: &Inherited,
+    inherited: &InheritedSockets,
     has_predecessor: bool,
     state: &Arc<State>,
-) -> Result<(TcpListener, Running), StartError> {
-    let cannot = |error: io::Error| {
+) -> Result<(TcpListener, AdminServer), StartError> {
+    let to_start_error = |error: io::Error| {
         StartError::Bind(format!(
             "the admin server cannot be bound to {}: {error}",
-            settings.admin
+            settings.admin_address
         ))
     };
     let (socket, is_inherited) =
-        handover::admin_socket(inherited, settings.admin).map_err(cannot)?;
-    let gate = (is_inherited && has_predecessor).then(|| inherited.gate());
-    let kept = socket.try_clone()?;
+        handover::bind_admin_socket(inherited, settings.admin_address).map_err(to_start_error)?;
+    let gate = (is_inherited && has_predecessor).then(|| inherited.subscribe_accept_scope());
+    let retained_socket = socket.try_clone()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -305,5 +305,5 @@ fn start_admin(
             }
         });
     })?;
-    Ok((kept, (stop, thread)))
+    Ok((retained_socket, (stop, thread)))
 }

@@ -17,25 +17,25 @@ use clap::{Parser, Subcommand};
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Fine,
+enum CommandOutcome {
+    Success,
     /// 1: the answer is no, as of a probe that fails.
-    No,
-    Usage,
+    Negative,
+    UsageError,
     PolicyRefused,
     Unavailable,
-    Bug,
+    InternalError,
 }
 
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
+impl From<CommandOutcome> for ExitCode {
+    fn from(outcome: CommandOutcome) -> Self {
         Self::from(match outcome {
-            Outcome::Fine => 0,
-            Outcome::No => 1,
-            Outcome::Usage => 64,
-            Outcome::PolicyRefused => 65,
-            Outcome::Unavailable => 69,
-            Outcome::Bug => 70,
+            CommandOutcome::Success => 0,
+            CommandOutcome::Negative => 1,
+            CommandOutcome::UsageError => 64,
+            CommandOutcome::PolicyRefused => 65,
+            CommandOutcome::Unavailable => 69,
+            CommandOutcome::InternalError => 70,
         })
     }
 }
@@ -45,38 +45,38 @@ impl From<Outcome> for ExitCode {
 #[command(name = "outrigger", version, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Runs the sidecar.
-    Run(run::Run),
+    Run(run::RunCommand),
     /// Shows it at work: an app with faults that can be switched, the real sidecar in front of it, and a small load.
-    Demo(demo::Demo),
+    Demo(demo::DemoCommand),
     /// Reads policies as the sidecar would, and shows every fault with its place and its mend.
-    Check(check::Check),
+    Check(check::CheckCommand),
     /// Prints the JSON Schema of the policy file.
     Schema,
     /// Shows which route a request would take, and every policy that holds for it with where it comes from.
-    Explain(explain::Explain),
+    Explain(explain::ExplainCommand),
     /// Shows in words what a reload would change, keep and begin anew.
-    Diff(diff::Diff),
+    Diff(diff::DiffCommand),
     /// Shows the state of a running sidecar.
-    Status(Admin),
+    Status(AdminOptions),
     /// Makes a running sidecar send its callers away, and waits until it has drained; it goes on serving the app until SIGTERM.
-    Drain(drain::Drain),
+    Drain(drain::DrainCommand),
     /// Makes a running sidecar read its policies again.
-    Reload(Admin),
+    Reload(AdminOptions),
     /// Shows or changes the breakers of a running sidecar.
-    Breaker(remote::Breaker),
+    Breaker(remote::BreakerCommand),
     /// Asks a running sidecar whether it is ready: exit code 0 or 1, for exec probes.
-    Healthcheck(remote::Healthcheck),
+    Healthcheck(remote::HealthcheckCommand),
 }
 
 /// Where a running sidecar is reached.
 #[derive(Debug, Clone, clap::Args)]
-struct Admin {
+struct AdminOptions {
     /// The address of its admin server.
     #[arg(
         long,
@@ -98,48 +98,48 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             // Help and version are asked for and not wrong. If nobody can be told, nobody can.
             _ = error.print();
             return if error.use_stderr() {
-                Outcome::Usage
+                CommandOutcome::UsageError
             } else {
-                Outcome::Fine
+                CommandOutcome::Success
             }
             .into();
         }
     };
     let outcome = match cli.command {
-        Command::Run(run) => run.run(),
-        Command::Demo(demo) => demo.run(),
-        Command::Check(check) => check.run(),
-        Command::Schema => schema(),
-        Command::Explain(explain) => explain.run(),
-        Command::Diff(diff) => diff.run(),
-        Command::Status(admin) => remote::status(&admin),
-        Command::Drain(drain) => drain.run(),
-        Command::Reload(admin) => remote::reload(&admin),
-        Command::Breaker(breaker) => breaker.run(),
-        Command::Healthcheck(healthcheck) => healthcheck.run(),
+        CliCommand::Run(run) => run.run(),
+        CliCommand::Demo(demo) => demo.run(),
+        CliCommand::Check(check) => check.run(),
+        CliCommand::Schema => print_schema(),
+        CliCommand::Explain(explain) => explain.run(),
+        CliCommand::Diff(diff) => diff.run(),
+        CliCommand::Status(admin) => remote::print_status(&admin),
+        CliCommand::Drain(drain) => drain.run(),
+        CliCommand::Reload(admin) => remote::request_reload(&admin),
+        CliCommand::Breaker(breaker) => breaker.run(),
+        CliCommand::Healthcheck(healthcheck) => healthcheck.run(),
     };
     outcome.into()
 }
 
-fn schema() -> Outcome {
-    say(&format!("{:#}", crate::policy::schema()));
-    Outcome::Fine
+fn print_schema() -> CommandOutcome {
+    print_line(&format!("{:#}", crate::policy::json_schema()));
+    CommandOutcome::Success
 }
 
 /// Prints to standard output.
-fn say(text: &str) {
+fn print_line(text: &str) {
     // Whoever closed the pipe wants no more.
     _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
 }
 
 /// Prints to standard error.
-fn complain(text: &str) {
+fn print_error(text: &str) {
     // If nobody can be told, nobody can.
     _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
 }
 
 /// The environment, for `${NAME}` in policies; what is not text cannot be meant.
-fn environment() -> std::collections::HashMap<String, String> {
+fn read_environment() -> std::collections::HashMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()

@@ -32,7 +32,7 @@ pub fn now() -> Instant {
 
 /// The time of day.
 #[must_use]
-pub fn wall() -> SystemTime {
+pub fn wall_time() -> SystemTime {
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that reads the clock"
@@ -58,7 +58,10 @@ pub async fn sleep(duration: Duration) {
 ///
 /// # Errors
 /// [`Elapsed`] if the deadline came first; the future is dropped then.
-pub async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Result<F::Output, Elapsed> {
+pub async fn timeout_at<F: Future>(
+    deadline: Option<Instant>,
+    future: F,
+) -> Result<F::Output, Elapsed> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline.into(), future)
             .await
@@ -71,7 +74,7 @@ pub async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Result<F:
 ///
 /// # Errors
 /// [`Elapsed`] if the time was over first; the future is dropped then.
-pub async fn within<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Output, Elapsed> {
+pub async fn timeout<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Output, Elapsed> {
     match limit {
         Some(limit) => tokio::time::timeout(limit, future)
             .await
@@ -86,20 +89,23 @@ pub struct Rfc3339(pub SystemTime);
 
 impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        let (year, month, day) = civil(days);
+        let since_epoch = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (days, second) = (
+            since_epoch.as_secs() / 86_400,
+            since_epoch.as_secs() % 86_400,
+        );
+        let (year, month, day) = civil_from_days(days);
         let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
         write!(
             f,
             "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
-            since.subsec_millis()
+            since_epoch.subsec_millis()
         )
     }
 }
 
 /// The date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
@@ -136,19 +142,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_future_that_takes_too_long_is_dropped() {
+    async fn a_future_that_exceeds_its_timeout_is_dropped() {
         assert_eq!(
-            within(Some(Duration::from_secs(1)), std::future::pending::<()>()).await,
+            timeout(Some(Duration::from_secs(1)), std::future::pending::<()>()).await,
             Err(Elapsed)
         );
         assert_eq!(
-            until(
+            timeout_at(
                 Some(now() + Duration::from_secs(1)),
                 std::future::pending::<()>()
             )
             .await,
             Err(Elapsed)
         );
-        assert_eq!(within(None, async { 1 }).await, Ok(1));
+        assert_eq!(timeout(None, async { 1 }).await, Ok(1));
     }
 }

@@ -30,37 +30,37 @@ use tokio::{
 };
 
 use self::{
-    app_health::AppProbes,
-    discovery::Finder,
+    app_health::AppProbeCache,
+    discovery::DiscoveryContext,
     handover::{Handover, Predecessor},
 };
 pub use self::{
-    reload::{Reloader, StartFault},
-    signals::Signals,
+    reload::{InitialLoadError, Reloader},
+    signals::ProcessSignals,
 };
 use crate::state::{
     State,
-    command::{Command, Going},
-    lifecycle::End,
-    listening::Inherited,
+    command::{AfterDrain, Command},
+    lifecycle::ExitReason,
+    listening::InheritedSockets,
 };
 
 /// What the background is to look after.
 #[derive(Debug)]
-pub struct Control {
+pub struct ControlLoop {
     /// What all parts share.
     pub state: Arc<State>,
     /// Reads policies and puts them in force.
     pub reloader: Reloader,
     /// The signals of the process that are heeded.
-    pub signals: Signals,
+    pub signals: ProcessSignals,
     /// What the tasks need besides.
-    pub tasks: Tasks,
+    pub tasks: BackgroundTasks,
 }
 
 /// What the tasks of the background need.
 #[derive(Debug)]
-pub struct Tasks {
+pub struct BackgroundTasks {
     /// How often the policy directory is looked at, besides the system's notices.
     pub poll_interval: Duration,
     /// A name server to ask instead of the system's.
@@ -72,85 +72,88 @@ pub struct Tasks {
     /// Whether a supervisor holds the sockets: then they stay when this process goes, and whoever comes next takes what waits in them.
     pub is_supervised: bool,
     /// The sockets that somebody else has bound.
-    pub inherited: Arc<Inherited>,
+    pub inherited: Arc<InheritedSockets>,
     /// Who serves at them until this instance can.
     pub predecessor: Option<Predecessor>,
 }
 
-impl Control {
+impl ControlLoop {
     /// Runs until the instance has drained.
-    pub async fn run(self, mut wishes: mpsc::Receiver<Command>) -> End {
+    pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> ExitReason {
         let Self {
             state,
             mut reloader,
             mut signals,
-            tasks: parts,
+            tasks: background,
         } = self;
-        let (applied, generations) = channel::channel(state.live.load().generation);
-        let applied = Arc::new(applied);
+        let (generation_sender, generations) =
+            channel::channel(state.active_policy.load().generation);
+        let generation_sender = Arc::new(generation_sender);
         let (changed, mut changes) = mpsc::channel(1);
-        let (sender, mut successors) = mpsc::channel(1);
-        let is_supervised = parts.is_supervised;
-        let mut tasks = parts.start(
+        let (successor_sender, mut successors) = mpsc::channel(1);
+        let is_supervised = background.is_supervised;
+        let mut tasks = background.start(
             &state,
             &reloader,
-            (applied.clone(), generations),
+            (generation_sender.clone(), generations),
             changed,
-            sender,
+            successor_sender,
         );
-        let mut probes = AppProbes::new(state.clone());
-        let mut leaving = drain::Leaving::new(state.clone(), reloader.listeners().clone());
-        let mut was_told = false;
+        let mut app_probes = AppProbeCache::new(state.clone());
+        let mut drain_controller =
+            drain::DrainController::new(state.clone(), reloader.listeners().clone());
+        let mut has_end_signal = false;
         loop {
             // Who is leaving follows no other policies: its sockets are its successor's.
-            let may_reload = !state.departure.is_draining();
+            let may_reload = !state.drain.is_draining();
             tokio::select! {
-                Some(command) = wishes.recv() => match command {
+                Some(command) = commands.recv() => match command {
                     Command::Reload(reply) if may_reload => {
                         // Whoever asked may have left.
                         _ = reply.send(reloader.reload());
                     }
                     // Whoever waits for an answer is told by its end.
                     Command::Reload(_) => {}
-                    Command::Drain { asked_by, going, begun } => {
-                        leaving.begin(asked_by, going);
+                    Command::Drain { requested_by: asked_by, after_drain: going, started: begun } => {
+                        drain_controller.begin(asked_by, going);
                         // Whoever asked may have left.
                         _ = begun.send(());
                     }
-                    Command::AskApp { backend, path, reply } => probes.ask(backend, path, reply),
+                    Command::ProbeApp { backend, path, reply } => app_probes.send_probe(backend, path, reply),
                 },
-                () = probes.answer() => {}
-                Some(ended) = tasks.join_next() => return failed(&ended),
+                () = app_probes.publish_next_result() => {}
+                Some(ended) = tasks.join_next() => return report_ended_task(&ended),
                 Some(()) = changes.recv(), if may_reload => reloader.reload_if_changed(),
                 signal = signals.next() => match signal {
                     // The faults, if any, have been told as an event.
-                    signals::Signal::Reload if may_reload => drop(reloader.reload()),
-                    signals::Signal::Reload => {}
-                    signals::Signal::End(_) if was_told => return End::AtOnce,
-                    signals::Signal::End(name) => {
-                        was_told = true;
-                        if is_supervised && !leaving.has_begun() { leaving.relieve(name) } else { leaving.begin(name, Going::Goes) }
+                    signals::ProcessSignal::Reload if may_reload => drop(reloader.reload()),
+                    signals::ProcessSignal::Reload => {}
+                    signals::ProcessSignal::Terminate(_) if has_end_signal => return ExitReason::Immediate,
+                    signals::ProcessSignal::Terminate(name) => {
+                        has_end_signal = true;
+                        if is_supervised && !drain_controller.has_begun() { drain_controller.hand_over(name) } else { drain_controller.begin(name, AfterDrain::Terminate) }
                     }
                 },
                 Some(successor) = successors.recv() => {
-                    leaving.relieve("its successor");
-                    successor.let_go().await;
+                    drain_controller.hand_over("its successor");
+                    successor.release().await;
                 }
-                end = leaving.gone() => return end,
+                end = drain_controller.run_to_completion() => return end,
             }
-            let generation = state.live.load().generation;
-            applied.send_if_modified(|known| std::mem::replace(known, generation) != generation);
+            let generation = state.active_policy.load().generation;
+            generation_sender
+                .send_if_modified(|known| std::mem::replace(known, generation) != generation);
         }
     }
 }
 
-impl Tasks {
+impl BackgroundTasks {
     /// Starts everything that runs by itself.
     fn start(
         self,
         state: &Arc<State>,
         reloader: &Reloader,
-        (applied, generations): (Arc<channel::Sender<u64>>, channel::Receiver<u64>),
+        (generation_sender, generations): (Arc<channel::Sender<u64>>, channel::Receiver<u64>),
         changed: mpsc::Sender<()>,
         successors: mpsc::Sender<handover::Successor>,
     ) -> JoinSet<()> {
@@ -164,34 +167,45 @@ impl Tasks {
             ..
         } = self;
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch::watch(
+        tasks.spawn(watch::watch_path(
             reloader.path().to_owned(),
             poll_interval,
             changed,
         ));
-        tasks.spawn(probing::probe(state.clone(), generations.clone()));
+        tasks.spawn(probing::run_active_checks(
+            state.clone(),
+            generations.clone(),
+        ));
         #[cfg(any(feature = "redis", feature = "rls"))]
-        tasks.spawn(remote_limits::keep(state.clone(), generations.clone()));
-        tasks.spawn(discovery::discover(
-            Finder {
+        tasks.spawn(remote_limits::start_when_configured(
+            state.clone(),
+            generations.clone(),
+        ));
+        tasks.spawn(discovery::run_discovery(
+            DiscoveryContext {
                 state: state.clone(),
-                awaited: Arc::default(),
+                pending_backends: Arc::default(),
                 name_server,
                 poll_interval,
-                applied,
+                generation_sender,
             },
             generations,
         ));
-        tasks.spawn(upkeep::upkeep(state.clone()));
-        tasks.spawn(certificates::follow(state.clone(), poll_interval));
+        tasks.spawn(upkeep::run_maintenance(state.clone()));
+        tasks.spawn(certificates::watch_certificates(
+            state.clone(),
+            poll_interval,
+        ));
         tasks.spawn(upkeep::watch_outliers(state.clone()));
-        tasks.spawn(protection::watch(state.clone(), cgroup));
-        tasks.spawn(recovery::recover(state.clone()));
+        tasks.spawn(protection::monitor_resources(state.clone(), cgroup));
+        tasks.spawn(recovery::run_recoveries(state.clone()));
         let (state, listeners) = (state.clone(), reloader.listeners().clone());
         tasks.spawn(async move {
             match handover::take_over(&state, listeners.as_ref(), &inherited, predecessor).await {
-                Ok(()) => handover::wait(handover, state, listeners, successors).await,
-                Err(why) => tracing::error!("{why}"),
+                Ok(()) => {
+                    handover::wait_for_successor(handover, state, listeners, successors).await
+                }
+                Err(reason) => tracing::error!("{reason}"),
             }
         });
         tasks
@@ -199,7 +213,10 @@ impl Tasks {
 }
 
 /// Waits until the policies in force have changed; not if a task of `tasks` panicked, or nobody can change them any more.
-async fn changed(generations: &mut channel::Receiver<u64>, tasks: &mut JoinSet<()>) -> bool {
+async fn wait_for_policy_change(
+    generations: &mut channel::Receiver<u64>,
+    tasks: &mut JoinSet<()>,
+) -> bool {
     loop {
         tokio::select! {
             changed = generations.changed() => return changed.is_ok(),
@@ -211,7 +228,7 @@ async fn changed(generations: &mut channel::Receiver<u64>, tasks: &mut JoinSet<(
 }
 
 /// A background task that ends has failed: it would go on for ever. Without it the instance would only seem to work.
-fn failed(ended: &Result<(), tokio::task::JoinError>) -> End {
+fn report_ended_task(ended: &Result<(), tokio::task::JoinError>) -> ExitReason {
     tracing::error!("a background task has ended, and the instance with it: {ended:?}");
-    End::Failed
+    ExitReason::Failed
 }

@@ -19,14 +19,14 @@ pub mod units;
 use std::{collections::HashMap, path::Path};
 
 use diagnostic::Diagnostics;
-use snapshot::Snapshot;
-use source::Source;
+use snapshot::PolicySnapshot;
+use source::PolicySource;
 
 /// A compiled set and what there is to say about it.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedPolicy {
     /// The compiled set.
-    pub snapshot: Snapshot,
+    pub snapshot: PolicySnapshot,
     /// What is suspicious but possible.
     pub warnings: Diagnostics,
 }
@@ -35,8 +35,11 @@ pub struct Loaded {
 ///
 /// # Errors
 /// All faults of all files.
-pub fn load(path: &Path, environment: &HashMap<String, String>) -> Result<Loaded, Diagnostics> {
-    load_source(&Source::read(path)?, environment)
+pub fn load(
+    path: &Path,
+    environment: &HashMap<String, String>,
+) -> Result<LoadedPolicy, Diagnostics> {
+    load_source(&PolicySource::read(path)?, environment)
 }
 
 /// Compiles what was read.
@@ -44,15 +47,15 @@ pub fn load(path: &Path, environment: &HashMap<String, String>) -> Result<Loaded
 /// # Errors
 /// All faults of all files.
 pub fn load_source(
-    source: &Source,
+    source: &PolicySource,
     environment: &HashMap<String, String>,
-) -> Result<Loaded, Diagnostics> {
+) -> Result<LoadedPolicy, Diagnostics> {
     compile::compile(source, environment)
 }
 
 /// The JSON Schema (draft 2020-12) of a document, derived from the types that read it.
 #[must_use]
-pub fn schema() -> serde_json::Value {
+pub fn json_schema() -> serde_json::Value {
     let mut schema = schemars::schema_for!(document::Document);
     schema.insert("title".into(), "Outrigger resilience policy".into());
     schema.to_value()

@@ -8,13 +8,13 @@ use std::{
 #[derive(Clone)]
 pub struct Settings {
     /// The policy directory, or one file.
-    pub policies: PathBuf,
+    pub policy_path: PathBuf,
     /// Where the admin server listens; port 0 lets the system choose.
-    pub admin: SocketAddr,
+    pub admin_address: SocketAddr,
     /// Where the last good policies are kept; `None` keeps none.
     pub state_dir: Option<PathBuf>,
     /// Threads of the data plane.
-    pub workers: NonZeroUsize,
+    pub worker_threads: NonZeroUsize,
     /// How often the policy directory is looked at, besides the system's notices.
     pub poll_interval: Duration,
     /// What a caller of a changing admin endpoint must show if it is not on this host.
@@ -24,13 +24,13 @@ pub struct Settings {
     /// A name server to ask instead of the system's.
     pub name_server: Option<SocketAddr>,
     /// The cgroup whose resources are watched instead of the process's own.
-    pub cgroup: Option<PathBuf>,
+    pub cgroup_path: Option<PathBuf>,
     /// Where a successor asks for the sockets of this process, and where this one asks first; `None` if there is to be no handing over.
-    pub handover: Option<PathBuf>,
+    pub handover_path: Option<PathBuf>,
     /// Whether to take the sockets that a supervisor holds.
-    pub takes_supervised_sockets: bool,
+    pub uses_supervised_sockets: bool,
     /// Whether to heed the signals of the process.
-    pub heeds_signals: bool,
+    pub handles_signals: bool,
     /// What `${NAME}` in a policy is taken from.
     pub environment: HashMap<String, String>,
 }
@@ -39,10 +39,10 @@ impl std::fmt::Debug for Settings {
     /// Leaves out what may be secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings")
-            .field("policies", &self.policies)
-            .field("admin", &self.admin)
+            .field("policies", &self.policy_path)
+            .field("admin", &self.admin_address)
             .field("state_dir", &self.state_dir)
-            .field("workers", &self.workers)
+            .field("workers", &self.worker_threads)
             .field("poll_interval", &self.poll_interval)
             .finish_non_exhaustive()
     }
@@ -51,20 +51,20 @@ impl std::fmt::Debug for Settings {
 impl Settings {
     /// The usual settings for a policy directory.
     #[must_use]
-    pub fn new(policies: PathBuf, admin: SocketAddr) -> Self {
+    pub fn new(policy_path: PathBuf, admin_address: SocketAddr) -> Self {
         Self {
-            policies,
-            admin,
+            policy_path,
+            admin_address,
             state_dir: None,
-            workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            worker_threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             poll_interval: Duration::from_secs(5),
             admin_token: None,
             zone: None,
             name_server: None,
-            cgroup: None,
-            handover: None,
-            takes_supervised_sockets: false,
-            heeds_signals: false,
+            cgroup_path: None,
+            handover_path: None,
+            uses_supervised_sockets: false,
+            handles_signals: false,
             environment: HashMap::new(),
         }
     }

@@ -34,8 +34,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use self::{
-    capacity::Pulse, command::Command, departure::Departure, lifecycle::Lifecycle, live::Live,
-    registry::Registry, replicas::Replicas,
+    capacity::LoadHistory, command::Command, departure::DrainState, lifecycle::Lifecycle,
+    live::ActivePolicy, registry::Registry, replicas::Replicas,
 };
 use crate::{
     policy::snapshot::{Discovery, EndpointSpec},
@@ -43,23 +43,23 @@ use crate::{
 };
 
 /// Wishes that may wait; who has more is told to come back.
-const MAX_WISHES: usize = 16;
+const MAX_QUEUED_COMMANDS: usize = 16;
 
 /// What all parts share.
 #[derive(Debug)]
 pub struct State {
     /// What is in force; readers take it once per request, a reload replaces it.
-    pub live: ArcSwap<Live>,
+    pub active_policy: ArcSwap<ActivePolicy>,
     /// Whether it is ready.
     pub lifecycle: Lifecycle,
     /// What is in flight, and how far it is on its way out.
-    pub departure: Departure,
+    pub drain: DrainState,
     /// What it had to do in the last seconds.
-    pub pulse: Pulse,
+    pub load_history: LoadHistory,
     /// Which of the instances of the service it is.
     pub replicas: Replicas,
     /// The secret under which the keys of rate limits are hashed.
-    pub limit_hasher: ahash::RandomState,
+    pub rate_limit_hasher: ahash::RandomState,
     /// How short of resources the instance is.
     pub protection: protection::ProtectionState,
     /// The one place that events are told to.
@@ -82,46 +82,46 @@ impl State {
         zone: Option<Arc<str>>,
         now: std::time::Instant,
     ) -> (Arc<Self>, mpsc::Receiver<Command>) {
-        let (commands, wishes) = mpsc::channel(MAX_WISHES);
+        let (commands, command_receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let state = Arc::new(Self {
-            live: ArcSwap::from_pointee(Live::nothing()),
+            active_policy: ArcSwap::from_pointee(ActivePolicy::empty()),
             lifecycle: Lifecycle::new(now),
-            departure: Departure::new(now),
-            pulse: Pulse::default(),
+            drain: DrainState::new(now),
+            load_history: LoadHistory::default(),
             replicas: Replicas::default(),
             protection: protection::ProtectionState::default(),
-            limit_hasher: ahash::RandomState::new(),
+            rate_limit_hasher: ahash::RandomState::new(),
             telemetry,
             tls: tls::TlsStore::default(),
             zone,
             commands,
             registry: Mutex::new(Registry::default()),
         });
-        (state, wishes)
+        (state, command_receiver)
     }
 
     /// Puts a set of policies in force, with the state of all that kept its name; the generation.
     pub fn apply(
         &self,
-        snapshot: Arc<crate::policy::snapshot::Snapshot>,
+        snapshot: Arc<crate::policy::snapshot::PolicySnapshot>,
         now: std::time::Instant,
     ) -> u64 {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = self.live.load().generation + 1;
-        let live = registry.join(
+        let generation = self.active_policy.load().generation + 1;
+        let active_policy = registry.build_active_policy(
             snapshot,
             generation,
             &self.telemetry,
             self.zone.as_deref(),
             now,
         );
-        self.live.store(Arc::new(live));
+        self.active_policy.store(Arc::new(active_policy));
         generation
     }
 
     /// Puts the endpoints in force that discovery found of a backend where it looked; whether that changed anything. The policies stay
     /// as they are.
-    pub fn discovered(
+    pub fn apply_discovered_endpoints(
         &self,
         backend: &Arc<str>,
         source: &Discovery,
@@ -129,19 +129,19 @@ impl State {
         now: std::time::Instant,
     ) -> bool {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let live = self.live.load();
-        if !registry.discovered(backend, source, endpoints) {
+        let current = self.active_policy.load();
+        if !registry.record_discovered_endpoints(backend, source, endpoints) {
             return false;
         }
-        let joined = registry.join(
-            live.snapshot.clone(),
-            live.generation,
+        let updated = registry.build_active_policy(
+            current.snapshot.clone(),
+            current.generation,
             &self.telemetry,
             self.zone.as_deref(),
             now,
         );
-        drop(live);
-        self.live.store(Arc::new(joined));
+        drop(current);
+        self.active_policy.store(Arc::new(updated));
         true
     }
 }

@@ -19,18 +19,18 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use self::{access_log::AccessLog, decisions::Decisions, event::Event, metrics::Metrics};
+use self::{access_log::AccessLogWriter, decisions::DecisionLog, event::Event, metrics::Metrics};
 
 /// Events that are remembered for the admin API.
-const REMEMBERED: usize = 256;
+const MAX_RECENT_EVENTS: usize = 256;
 
 /// An event with its number.
 #[derive(Debug, Clone)]
-pub struct Numbered {
+pub struct EventRecord {
     /// Counted from 1.
-    pub number: u64,
+    pub sequence: u64,
     /// The time of day.
-    pub at: std::time::SystemTime,
+    pub emitted_at: std::time::SystemTime,
     /// What happened.
     pub event: Arc<Event>,
 }
@@ -41,66 +41,69 @@ pub struct Telemetry {
     /// The metrics.
     pub metrics: Metrics,
     /// The access log.
-    pub access_log: AccessLog,
+    pub access_log: AccessLogWriter,
     /// Why the last requests got what they got.
-    pub decisions: Decisions,
-    wall: fn() -> std::time::SystemTime,
-    listeners: broadcast::Sender<Numbered>,
+    pub decision_log: DecisionLog,
+    wall_clock: fn() -> std::time::SystemTime,
+    subscribers: broadcast::Sender<EventRecord>,
     /// The last events; a lock for a push, never held across anything else.
-    recent: Mutex<VecDeque<Numbered>>,
+    recent_events: Mutex<VecDeque<EventRecord>>,
 }
 
 impl Telemetry {
     /// Makes a telemetry without listeners; `wall` tells the time of day.
     #[must_use]
-    pub fn new(access_log: AccessLog, wall: fn() -> std::time::SystemTime) -> Self {
-        let (listeners, _) = broadcast::channel(REMEMBERED);
+    pub fn new(access_log: AccessLogWriter, wall_clock: fn() -> std::time::SystemTime) -> Self {
+        let (subscribers, _) = broadcast::channel(MAX_RECENT_EVENTS);
         Self {
             metrics: Metrics::new(),
             access_log,
-            decisions: Decisions::default(),
-            wall,
-            listeners,
-            recent: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
+            decision_log: DecisionLog::default(),
+            wall_clock,
+            subscribers,
+            recent_events: Mutex::new(VecDeque::with_capacity(MAX_RECENT_EVENTS)),
         }
     }
 
     /// Tells what happened.
     pub fn emit(&self, event: Event) {
-        log::write(&event);
-        self.metrics.count(&event);
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = recent.back().map_or(1, |last| last.number + 1);
-        let numbered = Numbered {
-            number,
-            at: self.wall(),
+        log::write_event(&event);
+        self.metrics.record_event(&event);
+        let mut recent = self
+            .recent_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let sequence = recent.back().map_or(1, |last| last.sequence + 1);
+        let record = EventRecord {
+            sequence,
+            emitted_at: self.wall_time(),
             event: Arc::new(event),
         };
-        if recent.len() == REMEMBERED {
+        if recent.len() == MAX_RECENT_EVENTS {
             recent.pop_front();
         }
-        recent.push_back(numbered.clone());
+        recent.push_back(record.clone());
         drop(recent);
         // Nobody listening is fine.
-        _ = self.listeners.send(numbered);
+        _ = self.subscribers.send(record);
     }
 
     /// The time of day.
     #[must_use]
-    pub fn wall(&self) -> std::time::SystemTime {
-        (self.wall)()
+    pub fn wall_time(&self) -> std::time::SystemTime {
+        (self.wall_clock)()
     }
 
     /// The events from now on.
     #[must_use]
-    pub fn subscribe(&self) -> broadcast::Receiver<Numbered> {
-        self.listeners.subscribe()
+    pub fn subscribe(&self) -> broadcast::Receiver<EventRecord> {
+        self.subscribers.subscribe()
     }
 
     /// The last events, oldest first.
     #[must_use]
-    pub fn recent(&self) -> Vec<Numbered> {
-        self.recent
+    pub fn recent_events(&self) -> Vec<EventRecord> {
+        self.recent_events
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()

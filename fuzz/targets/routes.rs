@@ -28,7 +28,7 @@ spec:
     - {name: header, listeners: [in], matches: [{headers: [{name: x-a, value: b}]}], backendRefs: [{name: app}]}
 "#;
 
-static SET: LazyLock<Snapshot> = LazyLock::new(|| {
+static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| {
     let source = Source::from_files(vec![File {
         name: "f.yaml".into(),
         text: POLICY.to_owned(),

@@ -38,35 +38,35 @@ static SIDECAR: LazyLock<(App, SocketAddr)> = LazyLock::new(|| {
 });
 
 /// Reads a head, checks it, reads its body by its one framing, answers, and goes on.
-fn serve(mut stream: TcpStream) {
+fn serve_strictly(mut stream: TcpStream) {
     _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-    let mut seen = Vec::new();
-    while let Some(head) = until(&mut stream, &mut seen, b"\r\n\r\n") {
+    let mut buffer = Vec::new();
+    while let Some(head) = until(&mut stream, &mut buffer, b"\r\n\r\n") {
         let length = check(&head);
         match length {
             Some(length) => {
-                while seen.len() < length {
-                    if !more(&mut stream, &mut seen) {
+                while buffer.len() < length {
+                    if !more(&mut stream, &mut buffer) {
                         return;
                     }
                 }
-                seen.drain(..length);
+                buffer.drain(..length);
             }
             None => loop {
-                let Some(line) = until(&mut stream, &mut seen, b"\r\n") else {
+                let Some(line) = until(&mut stream, &mut buffer, b"\r\n") else {
                     return;
                 };
                 let size = std::str::from_utf8(&line)
                     .ok()
                     .and_then(|size| usize::from_str_radix(size, 16).ok())
                     .expect("a plain size of a chunk");
-                while seen.len() < size + 2 {
-                    if !more(&mut stream, &mut seen) {
+                while buffer.len() < size + 2 {
+                    if !more(&mut stream, &mut buffer) {
                         return;
                     }
                 }
-                assert_eq!(&seen[size..size + 2], b"\r\n", "a chunk ends where it says");
-                seen.drain(..size + 2);
+                assert_eq!(&buffer[size..size + 2], b"\r\n", "a chunk ends where it says");
+                buffer.drain(..size + 2);
                 if size == 0 {
                     break;
                 }
@@ -82,7 +82,7 @@ fn serve(mut stream: TcpStream) {
 }
 
 /// The length of the body, or `None` for chunks; panics at anything that two readers could understand differently.
-fn check(head: &[u8]) -> Option<usize> {
+fn check_head(head: &[u8]) -> Option<usize> {
     let (mut hosts, mut lengths, mut chunked) = (0, Vec::new(), 0);
     let mut lines = head
         .split(|byte| *byte == b'\n')
@@ -149,24 +149,24 @@ fn check(head: &[u8]) -> Option<usize> {
     }))
 }
 
-fn until(stream: &mut TcpStream, seen: &mut Vec<u8>, mark: &[u8]) -> Option<Vec<u8>> {
+fn read_until(stream: &mut TcpStream, buffer: &mut Vec<u8>, delimiter: &[u8]) -> Option<Vec<u8>> {
     loop {
-        if let Some(end) = seen.windows(mark.len()).position(|window| window == mark) {
-            let found = seen[..end].to_vec();
-            seen.drain(..end + mark.len());
+        if let Some(end) = buffer.windows(delimiter.len()).position(|window| window == delimiter) {
+            let found = buffer[..end].to_vec();
+            buffer.drain(..end + delimiter.len());
             return Some(found);
         }
-        if !more(stream, seen) {
+        if !more(stream, buffer) {
             return None;
         }
     }
 }
 
-fn more(stream: &mut TcpStream, seen: &mut Vec<u8>) -> bool {
+fn read_more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
     let mut chunk = [0; 4096];
     match stream.read(&mut chunk) {
         Ok(count @ 1..) => {
-            seen.extend_from_slice(&chunk[..count]);
+            buffer.extend_from_slice(&chunk[..count]);
             true
         }
         Ok(0) | Err(_) => false,

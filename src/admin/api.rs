@@ -11,7 +11,7 @@ use axum::{
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{Admin, view};
+use super::{AdminState, view};
 use crate::{
     clock,
     resilience::breaker::{Breaker, Transition},
@@ -19,9 +19,9 @@ use crate::{
     telemetry::event::Event,
 };
 
-pub(super) type Peer = std::net::SocketAddr;
+pub(super) type ClientAddress = std::net::SocketAddr;
 
-pub(super) async fn metrics(Extract(admin): Extract<Admin>) -> Response {
+pub(super) async fn metrics(Extract(admin): Extract<AdminState>) -> Response {
     view::record_gauges(&admin.state, clock::now());
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
@@ -30,45 +30,45 @@ pub(super) async fn metrics(Extract(admin): Extract<Admin>) -> Response {
         .into_response()
 }
 
-pub(super) async fn status(Extract(admin): Extract<Admin>) -> Json<view::Status> {
+pub(super) async fn status(Extract(admin): Extract<AdminState>) -> Json<view::StatusView> {
     Json(view::status(&admin.state, clock::now()))
 }
 
-pub(super) async fn routes(Extract(admin): Extract<Admin>) -> Json<Vec<view::Route>> {
+pub(super) async fn routes(Extract(admin): Extract<AdminState>) -> Json<Vec<view::RouteView>> {
     Json(view::routes(&admin.state))
 }
 
-pub(super) async fn backends(Extract(admin): Extract<Admin>) -> Json<Vec<view::Backend>> {
+pub(super) async fn backends(Extract(admin): Extract<AdminState>) -> Json<Vec<view::BackendView>> {
     Json(view::backends(&admin.state, clock::now()))
 }
 
-pub(super) async fn breakers(Extract(admin): Extract<Admin>) -> Json<Vec<view::Breaker>> {
+pub(super) async fn breakers(Extract(admin): Extract<AdminState>) -> Json<Vec<view::BreakerView>> {
     Json(view::breakers(&admin.state, clock::now()))
 }
 
-pub(super) async fn limits(Extract(admin): Extract<Admin>) -> Json<view::Limits> {
+pub(super) async fn limits(Extract(admin): Extract<AdminState>) -> Json<view::LimitsView> {
     Json(view::limits(&admin.state, clock::now()))
 }
 
-pub(super) async fn recovery(Extract(admin): Extract<Admin>) -> Json<Vec<view::Recovery>> {
+pub(super) async fn recovery(Extract(admin): Extract<AdminState>) -> Json<Vec<view::RecoveryView>> {
     Json(view::recoveries(&admin.state))
 }
 
 pub(super) async fn reload(
-    Extract(admin): Extract<Admin>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extract(admin): Extract<AdminState>,
+    ConnectInfo(peer): ConnectInfo<ClientAddress>,
 ) -> Response {
     audit(&admin, "reload", peer);
-    let (reply, answer) = oneshot::channel();
+    let (reply, response) = oneshot::channel();
     if admin
         .state
         .commands
         .try_send(Command::Reload(reply))
         .is_err()
     {
-        return busy();
+        return busy_response();
     }
-    match clock::within(Some(Duration::from_secs(30)), answer).await {
+    match clock::timeout(Some(Duration::from_secs(30)), response).await {
         Ok(Ok(Ok(done))) => Json(
             json!({"result": "applied", "generation": done.generation, "changes": done.changes}),
         )
@@ -78,13 +78,13 @@ pub(super) async fn reload(
             Json(json!({"result": "refused", "faults": faults})),
         )
             .into_response(),
-        Ok(Err(_)) | Err(clock::Elapsed) => busy(),
+        Ok(Err(_)) | Err(clock::Elapsed) => busy_response(),
     }
 }
 
 pub(super) async fn change_breaker(
-    Extract(admin): Extract<Admin>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extract(admin): Extract<AdminState>,
+    ConnectInfo(peer): ConnectInfo<ClientAddress>,
     Path(target): Path<String>,
 ) -> Response {
     // A breaker of an endpoint has a slash in its name.
@@ -94,20 +94,20 @@ pub(super) async fn change_breaker(
             "force-open" => Breaker::force_open,
             "disable" => Breaker::disable,
             "reset" => Breaker::reset,
-            "auto" => Breaker::resume,
+            "auto" => Breaker::clear_override,
             _ => return (
                 StatusCode::NOT_FOUND,
                 Json(json!({"error": "a breaker can be told force-open, disable, reset or auto"})),
             )
                 .into_response(),
         };
-    let live = admin.state.live.load_full();
-    let Some(breaker) = live
+    let active_policy = admin.state.active_policy.load_full();
+    let Some(breaker) = active_policy
         .breakers
         .iter()
         .find(|breaker| **breaker.name() == *name)
     else {
-        let known: Vec<&str> = live
+        let known: Vec<&str> = active_policy
             .breakers
             .iter()
             .map(|breaker| &**breaker.name())
@@ -119,18 +119,18 @@ pub(super) async fn change_breaker(
             .into_response();
     };
     audit(&admin, &format!("breaker {target}"), peer);
-    breaker.force(change, clock::now());
+    breaker.change_state(change, clock::now());
     Json(view::breaker(breaker, clock::now())).into_response()
 }
 
-pub(super) fn audit(admin: &Admin, action: &str, peer: Peer) {
+pub(super) fn audit(admin: &AdminState, action: &str, peer: ClientAddress) {
     admin.state.telemetry.emit(Event::AdminActed {
         action: action.to_owned(),
-        by: peer.ip().to_string(),
+        requested_by: peer.ip().to_string(),
     });
 }
 
-pub(super) fn busy() -> Response {
+pub(super) fn busy_response() -> Response {
     (
         StatusCode::SERVICE_UNAVAILABLE,
         [(header::RETRY_AFTER, "1")],

@@ -6,15 +6,15 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Admin;
-use crate::{clock::Rfc3339, telemetry::decisions::Decided};
+use super::AdminState;
+use crate::{clock::Rfc3339, telemetry::decisions::RequestDecisions};
 
 /// Requests that are shown unless it is said how many.
-const USUAL: usize = 100;
+const DEFAULT_LIMIT: usize = 100;
 
 /// Which are shown; the last ones without either.
 #[derive(Debug, Deserialize)]
-pub(super) struct Wanted {
+pub(super) struct DecisionQuery {
     /// The one with this id.
     request: Option<String>,
     /// Those of this trace.
@@ -24,7 +24,7 @@ pub(super) struct Wanted {
 }
 
 #[derive(Serialize)]
-pub(super) struct Decision {
+pub(super) struct DecisionTraceView {
     at: String,
     request_id: String,
     trace_id: String,
@@ -38,56 +38,57 @@ pub(super) struct Decision {
     reason: String,
     attempts: u32,
     duration_ms: f64,
-    steps: Vec<Step>,
+    steps: Vec<DecisionView>,
 }
 
 #[derive(Serialize)]
-struct Step {
+struct DecisionView {
     after_ms: f64,
     kind: &'static str,
     text: String,
 }
 
 pub(super) async fn decisions(
-    Extract(admin): Extract<Admin>,
-    Query(wanted): Query<Wanted>,
-) -> Json<Vec<Decision>> {
-    let fits = |wanted: &Option<String>, of: &str| {
-        wanted
+    Extract(admin): Extract<AdminState>,
+    Query(query): Query<DecisionQuery>,
+) -> Json<Vec<DecisionTraceView>> {
+    let matches_query = |query: &Option<String>, actual: &str| {
+        query
             .as_deref()
-            .is_none_or(|wanted| wanted.eq_ignore_ascii_case(of))
+            .is_none_or(|query| query.eq_ignore_ascii_case(actual))
     };
-    let fits = |decided: &Decided| {
-        fits(&wanted.request, &decided.request_id) && fits(&wanted.trace, &decided.trace_id)
+    let matches_query = |trace: &RequestDecisions| {
+        matches_query(&query.request, &trace.request_id)
+            && matches_query(&query.trace, &trace.trace_id)
     };
     let found = admin
         .state
         .telemetry
-        .decisions
-        .find(fits, wanted.limit.unwrap_or(USUAL));
-    Json(found.iter().map(|decided| view(decided)).collect())
+        .decision_log
+        .find(matches_query, query.limit.unwrap_or(DEFAULT_LIMIT));
+    Json(found.iter().map(|trace| to_view(trace)).collect())
 }
 
-fn view(decided: &Decided) -> Decision {
-    let steps = decided.steps.iter().map(|(after, step)| Step {
+fn to_view(trace: &RequestDecisions) -> DecisionTraceView {
+    let steps = trace.decisions.iter().map(|(after, step)| DecisionView {
         after_ms: after.as_secs_f64() * 1e3,
         kind: step.kind(),
         text: step.to_string(),
     });
-    Decision {
-        at: Rfc3339(decided.at).to_string(),
-        request_id: decided.request_id.clone(),
-        trace_id: decided.trace_id.clone(),
-        method: decided.method.clone(),
-        host: decided.host.clone(),
-        path: decided.path.clone(),
-        route: decided.route.clone(),
-        backend: decided.backend.clone(),
-        endpoint: decided.endpoint.clone(),
-        status: decided.status,
-        reason: decided.reason.clone(),
-        attempts: decided.attempts,
-        duration_ms: decided.took.as_secs_f64() * 1e3,
+    DecisionTraceView {
+        at: Rfc3339(trace.ended_at).to_string(),
+        request_id: trace.request_id.clone(),
+        trace_id: trace.trace_id.clone(),
+        method: trace.method.clone(),
+        host: trace.host.clone(),
+        path: trace.path.clone(),
+        route: trace.route.clone(),
+        backend: trace.backend.clone(),
+        endpoint: trace.endpoint.clone(),
+        status: trace.status,
+        reason: trace.reason.clone(),
+        attempts: trace.attempts,
+        duration_ms: trace.duration.as_secs_f64() * 1e3,
         steps: steps.collect(),
     }
 }

@@ -10,41 +10,42 @@ use futures_core::Stream;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::Admin;
-use crate::{clock::Rfc3339, telemetry::Numbered};
+use super::AdminState;
+use crate::{clock::Rfc3339, telemetry::EventRecord};
 
 /// First the events that are remembered, then each new one.
-pub(super) async fn stream(
-    Extract(admin): Extract<Admin>,
+pub(super) async fn stream_events(
+    Extract(admin): Extract<AdminState>,
 ) -> Sse<impl Stream<Item = Result<Message, Infallible>>> {
     let receiver = admin.state.telemetry.subscribe();
-    let past = admin.state.telemetry.recent();
-    Sse::new(Events::new(past, receiver)).keep_alive(KeepAlive::default())
+    let replay = admin.state.telemetry.recent_events();
+    Sse::new(EventStream::new(replay, receiver)).keep_alive(KeepAlive::default())
 }
 
-type Next = Pin<Box<dyn Future<Output = (Option<Numbered>, broadcast::Receiver<Numbered>)> + Send>>;
+type NextEvent =
+    Pin<Box<dyn Future<Output = (Option<EventRecord>, broadcast::Receiver<EventRecord>)> + Send>>;
 
-struct Events {
-    past: std::vec::IntoIter<Numbered>,
-    last: u64,
-    next: Next,
+struct EventStream {
+    replay: std::vec::IntoIter<EventRecord>,
+    last_replayed: u64,
+    next_event: NextEvent,
 }
 
-impl Events {
-    fn new(past: Vec<Numbered>, receiver: broadcast::Receiver<Numbered>) -> Self {
-        let last = past.last().map_or(0, |event| event.number);
+impl EventStream {
+    fn new(replay: Vec<EventRecord>, receiver: broadcast::Receiver<EventRecord>) -> Self {
+        let last_replayed = replay.last().map_or(0, |event| event.sequence);
         Self {
-            past: past.into_iter(),
-            last,
-            next: Box::pin(receive(receiver)),
+            replay: replay.into_iter(),
+            last_replayed,
+            next_event: Box::pin(receive_next(receiver)),
         }
     }
 }
 
 /// Who reads too slowly misses events; their numbers show how many.
-async fn receive(
-    mut receiver: broadcast::Receiver<Numbered>,
-) -> (Option<Numbered>, broadcast::Receiver<Numbered>) {
+async fn receive_next(
+    mut receiver: broadcast::Receiver<EventRecord>,
+) -> (Option<EventRecord>, broadcast::Receiver<EventRecord>) {
     loop {
         match receiver.recv().await {
             Ok(event) => return (Some(event), receiver),
@@ -54,33 +55,33 @@ async fn receive(
     }
 }
 
-impl Stream for Events {
+impl Stream for EventStream {
     type Item = Result<Message, Infallible>;
 
     fn poll_next(
         mut self: Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> Poll<Option<Self::Item>> {
-        if let Some(past) = self.past.next() {
-            return Poll::Ready(Some(Ok(message(&past))));
+        if let Some(replay) = self.replay.next() {
+            return Poll::Ready(Some(Ok(encode_event(&replay))));
         }
         loop {
-            let (event, receiver) = std::task::ready!(self.next.as_mut().poll(context));
-            self.next = Box::pin(receive(receiver));
+            let (event, receiver) = std::task::ready!(self.next_event.as_mut().poll(context));
+            self.next_event = Box::pin(receive_next(receiver));
             match event {
                 // It was among those that were remembered.
-                Some(event) if event.number <= self.last => {}
-                Some(event) => return Poll::Ready(Some(Ok(message(&event)))),
+                Some(event) if event.sequence <= self.last_replayed => {}
+                Some(event) => return Poll::Ready(Some(Ok(encode_event(&event)))),
                 None => return Poll::Ready(None),
             }
         }
     }
 }
 
-fn message(numbered: &Numbered) -> Message {
-    let data = json!({"at": Rfc3339(numbered.at).to_string(), "kind": numbered.event.kind(), "text": numbered.event.to_string()});
+fn encode_event(numbered: &EventRecord) -> Message {
+    let data = json!({"at": Rfc3339(numbered.emitted_at).to_string(), "kind": numbered.event.kind(), "text": numbered.event.to_string()});
     Message::default()
-        .id(numbered.number.to_string())
+        .id(numbered.sequence.to_string())
         .event(numbered.event.kind())
         .data(data.to_string())
 }

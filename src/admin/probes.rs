@@ -6,11 +6,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::Admin;
-use crate::{clock, state::lifecycle::Condition};
+use super::AdminState;
+use crate::{clock, state::lifecycle::ReadinessCondition};
 
 /// Alive: the threads of the data plane turn. Nothing else, so that no dependency can get this process killed.
-pub(super) async fn live(Extract(admin): Extract<Admin>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn livez(
+    Extract(admin): Extract<AdminState>,
+    RawQuery(query): RawQuery,
+) -> Response {
     let now = clock::now();
     let stuck = admin.state.lifecycle.stuck_workers(now);
     let lines = match stuck.as_slice() {
@@ -20,51 +23,63 @@ pub(super) async fn live(Extract(admin): Extract<Admin>, RawQuery(query): RawQue
             .map(|(worker, since)| format!("[-] worker {worker} has not turned for {since:.0?}"))
             .collect(),
     };
-    answer(stuck.is_empty(), is_verbose(query.as_deref()), &lines)
+    probe_response(stuck.is_empty(), is_verbose(query.as_deref()), &lines)
 }
 
 /// Ready: every condition is met.
-pub(super) async fn ready(Extract(admin): Extract<Admin>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn readyz(
+    Extract(admin): Extract<AdminState>,
+    RawQuery(query): RawQuery,
+) -> Response {
     let lifecycle = &admin.state.lifecycle;
-    let mut lines: Vec<String> = lifecycle.conditions().iter().map(line).collect();
+    let mut lines: Vec<String> = lifecycle
+        .conditions()
+        .iter()
+        .map(format_condition)
+        .collect();
     match lifecycle.policy_current() {
         Ok(()) => lines.push("[+] policy-current: the newest policies are in force".to_owned()),
-        Err(why) => lines.push(format!("[!] policy-current: the last good policies are in force, a newer set is refused (does not gate): {}", why.replace('\n', "; "))),
+        Err(reason) => lines.push(format!("[!] policy-current: the last good policies are in force, a newer set is refused (does not gate): {}", reason.replace('\n', "; "))),
     }
     lines.extend(
         lifecycle
             .reports()
             .into_iter()
             .map(|(name, state)| match state {
-                Ok(how) => format!("[+] {name}: {how}"),
-                Err(why) => format!("[!] {name} (does not gate): {}", why.replace('\n', "; ")),
+                Ok(detail) => format!("[+] {name}: {detail}"),
+                Err(reason) => {
+                    format!("[!] {name} (does not gate): {}", reason.replace('\n', "; "))
+                }
             }),
     );
-    answer(lifecycle.is_ready(), is_verbose(query.as_deref()), &lines)
+    probe_response(lifecycle.is_ready(), is_verbose(query.as_deref()), &lines)
 }
 
 /// Started: policies were in force and listeners bound once.
-pub(super) async fn started(Extract(admin): Extract<Admin>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn startupz(
+    Extract(admin): Extract<AdminState>,
+    RawQuery(query): RawQuery,
+) -> Response {
     let lines: Vec<String> = admin
         .state
         .lifecycle
         .conditions()
         .iter()
-        .map(line)
+        .map(format_condition)
         .collect();
-    answer(
+    probe_response(
         admin.state.lifecycle.has_started(),
         is_verbose(query.as_deref()),
         &lines,
     )
 }
 
-fn line(condition: &Condition) -> String {
+fn format_condition(condition: &ReadinessCondition) -> String {
     let sign = if condition.is_met { '+' } else { '-' };
     let since = clock::now().saturating_duration_since(condition.since);
     format!(
         "[{sign}] {} for {since:.1?}: {}",
-        condition.name, condition.why
+        condition.name, condition.reason
     )
 }
 
@@ -76,14 +91,14 @@ fn is_verbose(query: Option<&str>) -> bool {
     })
 }
 
-fn answer(is_good: bool, is_verbose: bool, lines: &[String]) -> Response {
-    let (status, word) = if is_good {
+fn probe_response(is_passing: bool, is_verbose: bool, lines: &[String]) -> Response {
+    let (status, word) = if is_passing {
         (StatusCode::OK, "ok")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ok")
     };
     // A probe that fails says why even if nobody asked.
-    let body = if is_verbose || !is_good {
+    let body = if is_verbose || !is_passing {
         format!("{}\n{word}\n", lines.join("\n"))
     } else {
         format!("{word}\n")

@@ -6,20 +6,22 @@ use serde::Serialize;
 
 use crate::{
     clock::Rfc3339,
-    policy::snapshot::{ActionSpec, Balancer, RecoveryAction},
+    policy::snapshot::{LoadBalancerSpec, RecoveryAction, RouteActionSpec},
     resilience::{
         Mode,
-        capacity::{Forecast, Present, Verdict},
+        capacity::{CapacityForecast, CapacityVerdict, ObservedLoad},
         health::Health,
         lifecycle::Stage,
-        outlier::Standing,
+        outlier::EjectionState,
     },
     state::{State, backend::BackendState, breaker::BreakerState, capacity},
-    telemetry::metrics::{health_name, level_name, name, signal_name, state_name},
+    telemetry::metrics::{
+        breaker_state_name, health_name, name, protection_level_name, protection_signal_name,
+    },
 };
 
 #[derive(Serialize)]
-pub(super) struct Status {
+pub(super) struct StatusView {
     version: &'static str,
     /// `starting`, `serving`, `draining`, or `drained` of callers.
     lifecycle: &'static str,
@@ -30,14 +32,14 @@ pub(super) struct Status {
     in_flight_inbound: usize,
     /// Of the app.
     in_flight_outbound: usize,
-    capacity: Capacity,
-    policy: PolicyStatus,
+    capacity: CapacityView,
+    policy: PolicyStatusView,
     listeners: Vec<String>,
 }
 
 /// What is to be expected when this instance leaves.
 #[derive(Serialize)]
-pub(super) struct Capacity {
+pub(super) struct CapacityView {
     /// `enough`, `too_little`, `alone`, `unknown_replicas` or `unknown_limit`.
     verdict: &'static str,
     replicas_staying: Option<u32>,
@@ -54,7 +56,7 @@ pub(super) struct Capacity {
 }
 
 #[derive(Serialize)]
-struct PolicyStatus {
+struct PolicyStatusView {
     generation: u64,
     hash: String,
     /// `applied`, or `refused` if a newer set was; then the faults.
@@ -63,15 +65,15 @@ struct PolicyStatus {
 }
 
 #[derive(Serialize)]
-pub(super) struct Route {
+pub(super) struct RouteView {
     name: String,
     direction: String,
-    backends: Vec<RouteBackend>,
-    rate_limits: Vec<RateLimit>,
+    backends: Vec<RouteBackendView>,
+    rate_limits: Vec<RateLimitView>,
 }
 
 #[derive(Serialize)]
-struct RouteBackend {
+struct RouteBackendView {
     name: String,
     weight: u32,
     breaker: Option<String>,
@@ -80,7 +82,7 @@ struct RouteBackend {
 }
 
 #[derive(Serialize)]
-struct RateLimit {
+struct RateLimitView {
     name: String,
     mode: &'static str,
     requests: u32,
@@ -99,15 +101,15 @@ struct RateLimit {
 }
 
 #[derive(Serialize)]
-pub(super) struct Backend {
+pub(super) struct BackendView {
     name: String,
     connections: u32,
     health_ignored: bool,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<EndpointView>,
 }
 
 #[derive(Serialize)]
-struct Endpoint {
+struct EndpointView {
     address: String,
     health: &'static str,
     last_check: String,
@@ -126,7 +128,7 @@ struct Endpoint {
 }
 
 #[derive(Serialize)]
-pub(super) struct Breaker {
+pub(super) struct BreakerView {
     name: String,
     mode: &'static str,
     state: &'static str,
@@ -145,20 +147,20 @@ pub(super) struct Breaker {
 }
 
 #[derive(Serialize)]
-pub(super) struct Limits {
-    concurrency: Vec<Concurrency>,
-    retry_budgets: Vec<RetryBudget>,
-    rate: Vec<RateLimit>,
-    admission: Vec<Admission>,
+pub(super) struct LimitsView {
+    concurrency: Vec<ConcurrencyView>,
+    retry_budgets: Vec<RetryBudgetView>,
+    rate: Vec<RateLimitView>,
+    admission: Vec<AdmissionView>,
     /// Who keeps those of all instances.
-    global: Option<Global>,
+    global: Option<GlobalRateLimitView>,
     /// How short of resources the instance is, if that is watched.
-    protection: Option<Protection>,
+    protection: Option<ProtectionView>,
 }
 
 /// What an admission control has counted in its window.
 #[derive(Serialize)]
-struct Admission {
+struct AdmissionView {
     name: String,
     mode: &'static str,
     attempts: u32,
@@ -167,7 +169,7 @@ struct Admission {
 }
 
 #[derive(Serialize)]
-struct Protection {
+struct ProtectionView {
     mode: &'static str,
     level: &'static str,
     /// The share of the class normal that is refused.
@@ -183,7 +185,7 @@ struct SignalView {
 }
 
 #[derive(Serialize)]
-struct Global {
+struct GlobalRateLimitView {
     engine: String,
     /// Whether it can be asked; not given for an engine that is not asked.
     is_connected: Option<bool>,
@@ -191,7 +193,7 @@ struct Global {
 }
 
 #[derive(Serialize)]
-struct Concurrency {
+struct ConcurrencyView {
     name: String,
     mode: &'static str,
     in_flight: u32,
@@ -211,14 +213,14 @@ struct AdaptiveView {
 }
 
 #[derive(Serialize)]
-struct RetryBudget {
+struct RetryBudgetView {
     name: String,
     remaining: u32,
     percent: f64,
 }
 
 #[derive(Serialize)]
-pub(super) struct Recovery {
+pub(super) struct RecoveryView {
     name: String,
     mode: &'static str,
     backend: String,
@@ -229,30 +231,32 @@ pub(super) struct Recovery {
     last_events: Vec<String>,
 }
 
-pub(super) fn status(state: &State, now: Instant) -> Status {
-    let live = state.live.load();
+pub(super) fn status(state: &State, now: Instant) -> StatusView {
+    let active_policy = state.active_policy.load();
     let lifecycle = &state.lifecycle;
     let current = lifecycle.policy_current();
-    let load = state.departure.load();
+    let load = state.drain.instance_load();
     let (present, forecast) = capacity::forecast(state, now);
-    let stage = match (state.departure.stage(), lifecycle.has_started()) {
-        (Stage::Drained | Stage::Gone, _) => "drained",
-        (Stage::Announcing | Stage::Waiting | Stage::Parting, _) => "draining",
+    let stage = match (state.drain.stage(), lifecycle.has_started()) {
+        (Stage::Drained | Stage::Terminated, _) => "drained",
+        (Stage::Announcing | Stage::AwaitingQuiet | Stage::ClosingStreams, _) => "draining",
         (Stage::Serving, true) => "serving",
         (Stage::Serving, false) => "starting",
     };
-    Status {
+    StatusView {
         version: env!("CARGO_PKG_VERSION"),
         lifecycle: stage,
         ready: lifecycle.is_ready(),
-        uptime_seconds: now.saturating_duration_since(lifecycle.born()).as_secs(),
-        in_flight: state.departure.in_flight(),
+        uptime_seconds: now
+            .saturating_duration_since(lifecycle.created_at())
+            .as_secs(),
+        in_flight: state.drain.in_flight(),
         in_flight_inbound: load.inbound.in_flight,
         in_flight_outbound: load.outbound.in_flight,
         capacity: capacity(&present, &forecast),
-        policy: PolicyStatus {
-            generation: live.generation,
-            hash: live.snapshot.hash.clone(),
+        policy: PolicyStatusView {
+            generation: active_policy.generation,
+            hash: active_policy.snapshot.hash.clone(),
             last_result: if current.is_ok() {
                 "applied"
             } else {
@@ -263,7 +267,7 @@ pub(super) fn status(state: &State, now: Instant) -> Status {
                 .map(|faults| faults.lines().map(str::to_owned).collect())
                 .unwrap_or_default(),
         },
-        listeners: live
+        listeners: active_policy
             .snapshot
             .listeners
             .iter()
@@ -273,50 +277,58 @@ pub(super) fn status(state: &State, now: Instant) -> Status {
 }
 
 /// What is to be expected when this instance leaves.
-pub(super) fn capacity(present: &Present, forecast: &Forecast) -> Capacity {
+pub(super) fn capacity(present: &ObservedLoad, forecast: &CapacityForecast) -> CapacityView {
     let finite = |number: f64| number.is_finite().then_some(number);
-    Capacity {
+    CapacityView {
         verdict: match forecast.verdict {
-            Verdict::UnknownReplicas => "unknown_replicas",
-            Verdict::Alone => "alone",
-            Verdict::UnknownLimit => "unknown_limit",
-            Verdict::Enough => "enough",
-            Verdict::TooLittle => "too_little",
+            CapacityVerdict::UnknownReplicas => "unknown_replicas",
+            CapacityVerdict::NoOtherReplica => "alone",
+            CapacityVerdict::UnknownLimit => "unknown_limit",
+            CapacityVerdict::Sufficient => "enough",
+            CapacityVerdict::Insufficient => "too_little",
         },
-        replicas_staying: forecast.staying,
-        staying_percent: forecast.staying.map(|_| forecast.share * 100.0),
+        replicas_staying: forecast.remaining_replicas,
+        staying_percent: forecast
+            .remaining_replicas
+            .map(|_| forecast.remaining_capacity * 100.0),
         peak_in_flight: present.peak_in_flight,
-        requests_per_second: present.rate,
+        requests_per_second: present.requests_per_second,
         limit: present.limit,
-        in_flight_each: finite(forecast.in_flight_each),
-        requests_per_second_each: finite(forecast.rate_each),
-        requests_per_second_limit_each: forecast.rate_limit_each.and_then(finite),
+        in_flight_each: finite(forecast.in_flight_per_replica),
+        requests_per_second_each: finite(forecast.requests_per_second_per_replica),
+        requests_per_second_limit_each: forecast
+            .max_requests_per_second_per_replica
+            .and_then(finite),
     }
 }
 
-pub(super) fn routes(state: &State) -> Vec<Route> {
-    let live = state.live.load();
+pub(super) fn routes(state: &State) -> Vec<RouteView> {
+    let active_policy = state.active_policy.load();
     let backends = |route: &crate::state::live::RouteState| {
         let destinations = route.destinations.iter();
         destinations
-            .map(|to| RouteBackend {
-                name: to.backend.spec.name.to_string(),
-                weight: to.weight,
-                breaker: to
+            .map(|destination| RouteBackendView {
+                name: destination.backend.spec.name.to_string(),
+                weight: destination.weight,
+                breaker: destination
                     .breaker
                     .as_ref()
                     .map(|breaker| breaker.name().to_string()),
-                limit: to.limit.as_ref().map(|limit| limit.name().to_string()),
-                retry_budget: to.budget.name().to_string(),
+                limit: destination
+                    .concurrency_limit
+                    .as_ref()
+                    .map(|limit| limit.name().to_string()),
+                retry_budget: destination.retry_budget.name().to_string(),
             })
             .collect()
     };
-    live.routes
+    active_policy
+        .routes
         .iter()
-        .map(|route| Route {
+        .map(|route| RouteView {
             name: match route.spec.action {
-                ActionSpec::Forward(_) => route.spec.name.to_string(),
-                ActionSpec::Redirect(_) => format!("{} (redirect)", route.spec.name),
+                RouteActionSpec::Forward(_) => route.spec.name.to_string(),
+                RouteActionSpec::Redirect(_) => format!("{} (redirect)", route.spec.name),
             },
             direction: format!("{:?}", route.spec.direction),
             backends: backends(route),
@@ -325,55 +337,56 @@ pub(super) fn routes(state: &State) -> Vec<Route> {
         .collect()
 }
 
-fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimit> {
+fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimitView> {
     let limits = route.rate_limits.iter();
     limits
         .map(|limit| {
             let usage = limit.usage();
             let rule = limit.rule();
-            RateLimit {
+            RateLimitView {
                 name: limit.name().to_string(),
-                mode: mode(rule.mode),
+                mode: mode_name(rule.mode),
                 requests: rule.quota.requests.get(),
                 per_seconds: rule.quota.unit_seconds.get(),
                 burst: rule.quota.burst.get(),
                 is_global: rule.is_global,
                 instances: limit.instances(),
                 keys: usage.keys,
-                overflowed: usage.overflowed,
-                delayed: usage.delayed,
-                unreadable_costs: usage.bad_bills,
+                overflowed: usage.overflowed_requests,
+                delayed: usage.delayed_requests,
+                unreadable_costs: usage.invalid_costs,
             }
         })
         .collect()
 }
 
-pub(super) fn backends(state: &State, now: Instant) -> Vec<Backend> {
-    let live = state.live.load();
+pub(super) fn backends(state: &State, now: Instant) -> Vec<BackendView> {
+    let active_policy = state.active_policy.load();
     let endpoints = |backend: &BackendState| {
-        let pairs = backend.endpoints.iter().zip(&backend.places);
+        let pairs = backend.endpoints.iter().zip(&backend.endpoint_specs);
         pairs
-            .map(|(endpoint, place)| Endpoint {
+            .map(|(endpoint, endpoint_spec)| EndpointView {
                 address: endpoint.label.to_string(),
                 health: health_name(endpoint.health()),
                 last_check: endpoint.check_summary().1,
                 in_flight: endpoint.in_flight(),
-                weight: place.weight.get(),
-                zone: place.zone.as_deref().map(str::to_owned),
-                priority: place.priority,
+                weight: endpoint_spec.weight.get(),
+                zone: endpoint_spec.zone.as_deref().map(str::to_owned),
+                priority: endpoint_spec.priority,
                 left_alone_seconds: endpoint
-                    .alone_until()
+                    .draining_until()
                     .map(|until| until.saturating_duration_since(now).as_secs_f64()),
-                warm_percent: endpoint.warmth(backend.spec.warm_up.as_ref(), now) * 100.0,
-                outlier: standing(&endpoint.standing(), now),
-                latency_ms: matches!(backend.spec.balancer, Balancer::PeakEwma)
-                    .then(|| endpoint.latency_now(now).as_secs_f64() * 1e3),
+                warm_percent: endpoint.warm_up_factor(backend.spec.warm_up.as_ref(), now) * 100.0,
+                outlier: ejection_state_name(&endpoint.ejection_state(), now),
+                latency_ms: matches!(backend.spec.load_balancer, LoadBalancerSpec::PeakEwma)
+                    .then(|| endpoint.estimated_latency(now).as_secs_f64() * 1e3),
             })
             .collect()
     };
-    live.backends
+    active_policy
+        .backends
         .iter()
-        .map(|backend| Backend {
+        .map(|backend| BackendView {
             name: backend.spec.name.to_string(),
             connections: backend.counters.connections(),
             health_ignored: backend.is_panicking(),
@@ -382,20 +395,20 @@ pub(super) fn backends(state: &State, now: Instant) -> Vec<Backend> {
         .collect()
 }
 
-fn standing(standing: &Standing, now: Instant) -> String {
+fn ejection_state_name(standing: &EjectionState, now: Instant) -> String {
     match standing {
-        Standing::In => "in".to_owned(),
-        Standing::Ejected { until } => format!(
+        EjectionState::NotEjected => "in".to_owned(),
+        EjectionState::Ejected { until } => format!(
             "ejected for {:.1} s",
             until.saturating_duration_since(now).as_secs_f64()
         ),
-        Standing::Probation { .. } => "probation".to_owned(),
+        EjectionState::Probation { .. } => "probation".to_owned(),
     }
 }
 
-pub(super) fn breakers(state: &State, now: Instant) -> Vec<Breaker> {
+pub(super) fn breakers(state: &State, now: Instant) -> Vec<BreakerView> {
     state
-        .live
+        .active_policy
         .load()
         .breakers
         .iter()
@@ -403,21 +416,21 @@ pub(super) fn breakers(state: &State, now: Instant) -> Vec<Breaker> {
         .collect()
 }
 
-pub(super) fn breaker(breaker: &Arc<BreakerState>, now: Instant) -> Breaker {
-    let (snapshot, acts) = breaker.snapshot(now);
-    Breaker {
+pub(super) fn breaker(breaker: &Arc<BreakerState>, now: Instant) -> BreakerView {
+    let (snapshot, breaker_mode) = breaker.snapshot(now);
+    BreakerView {
         name: breaker.name().to_string(),
-        mode: mode(acts),
-        state: state_name(snapshot.state),
+        mode: mode_name(breaker_mode),
+        state: breaker_state_name(snapshot.state),
         in_state_seconds: now.saturating_duration_since(snapshot.since).as_secs_f64(),
         calls: snapshot.counts.total(),
         failed: snapshot.counts.failures,
-        slow: snapshot.counts.slow,
+        slow: snapshot.counts.slow_calls,
         failure_rate_percent: snapshot.counts.failure_rate().percent(),
         slow_call_rate_percent: snapshot.counts.slow_call_rate().percent(),
         consecutive_failures: snapshot.consecutive_failures,
-        admitted_percent: snapshot.admitted.percent(),
-        refused: snapshot.refused,
+        admitted_percent: snapshot.admitted_ratio.percent(),
+        refused: snapshot.rejected_calls,
         late_results: snapshot.late_results,
         next_change_in_seconds: snapshot
             .deadline
@@ -428,83 +441,89 @@ pub(super) fn breaker(breaker: &Arc<BreakerState>, now: Instant) -> Breaker {
     }
 }
 
-pub(super) fn limits(state: &State, now: Instant) -> Limits {
-    let live = state.live.load();
-    let concurrency = live.limits.iter().map(|limit| {
+pub(super) fn limits(state: &State, now: Instant) -> LimitsView {
+    let active_policy = state.active_policy.load();
+    let concurrency = active_policy.concurrency_limits.iter().map(|limit| {
         let snapshot = limit.snapshot();
-        Concurrency {
+        ConcurrencyView {
             name: limit.name().to_string(),
-            mode: mode(snapshot.mode),
+            mode: mode_name(snapshot.mode),
             in_flight: snapshot.in_flight,
-            working: snapshot.working,
+            working: snapshot.awaiting_response,
             max_in_flight: snapshot.config.max_in_flight.get(),
             pending: snapshot.pending,
             max_pending: snapshot.config.max_pending,
-            refused: snapshot.refused,
-            adaptive: snapshot.adaptive.map(|(limit, of)| AdaptiveView {
-                mode: mode(of),
-                limit,
-            }),
+            refused: snapshot.rejected,
+            adaptive: snapshot
+                .adaptive
+                .map(|(limit, component_mode)| AdaptiveView {
+                    mode: mode_name(component_mode),
+                    limit,
+                }),
         }
     });
-    let budgets = live.budgets.iter();
-    Limits {
+    let budgets = active_policy.retry_budgets.iter();
+    LimitsView {
         concurrency: concurrency.collect(),
         retry_budgets: budgets
-            .map(|budget| RetryBudget {
+            .map(|budget| RetryBudgetView {
                 name: budget.name().to_string(),
                 remaining: budget.remaining(now),
                 percent: budget.config().share.percent(),
             })
             .collect(),
-        rate: live.routes.iter().flat_map(rate_limits).collect(),
-        admission: live
-            .admissions
+        rate: active_policy.routes.iter().flat_map(rate_limits).collect(),
+        admission: active_policy
+            .admission_controls
             .iter()
             .map(|admission| {
-                let (calls, rejection, of) = admission.snapshot(now);
-                Admission {
+                let (calls, rejection, component_mode) = admission.snapshot(now);
+                AdmissionView {
                     name: admission.name().to_string(),
-                    mode: mode(of),
-                    attempts: calls.all,
-                    good: calls.good,
+                    mode: mode_name(component_mode),
+                    attempts: calls.total,
+                    good: calls.successes,
                     rejection_percent: rejection.percent(),
                 }
             })
             .collect(),
-        global: live
+        global: active_policy
             .snapshot
             .global_rate_limit
             .as_ref()
-            .map(|global| Global {
+            .map(|global| GlobalRateLimitView {
                 engine: global.to_string(),
-                is_connected: live
+                is_connected: active_policy
                     .remote_limits
                     .as_ref()
                     .map(|remote| remote.engine().is_some()),
                 fails_closed: global.fails_closed,
             }),
-        protection: live.snapshot.protection.as_ref().map(|spec| Protection {
-            mode: mode(spec.mode),
-            level: level_name(state.protection.level()),
-            normal_refused_percent: state.protection.share() * 100.0,
-            signals: state
-                .protection
-                .signals()
-                .into_iter()
-                .map(|(signal, value, level)| SignalView {
-                    name: signal_name(signal),
-                    percent: value * 100.0,
-                    level: level_name(level),
-                })
-                .collect(),
-        }),
+        protection: active_policy
+            .snapshot
+            .protection
+            .as_ref()
+            .map(|spec| ProtectionView {
+                mode: mode_name(spec.mode),
+                level: protection_level_name(state.protection.level()),
+                normal_refused_percent: state.protection.shed_ratio() * 100.0,
+                signals: state
+                    .protection
+                    .signal_readings()
+                    .into_iter()
+                    .map(|(signal, value, level)| SignalView {
+                        name: protection_signal_name(signal),
+                        percent: value * 100.0,
+                        level: protection_level_name(level),
+                    })
+                    .collect(),
+            }),
     }
 }
 
-pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
-    let live = state.live.load();
-    let recent = state.telemetry.recent();
+pub(super) fn recoveries(state: &State) -> Vec<RecoveryView> {
+    let active_policy = state.active_policy.load();
+    let recent = state.telemetry.recent_events();
     let events_of = |name: &str| {
         let about = recent.iter().filter(|event| {
             event.event.kind().starts_with("recovery_")
@@ -516,14 +535,14 @@ pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
                 })
         });
         about
-            .map(|event| format!("{} {}", Rfc3339(event.at), event.event))
+            .map(|event| format!("{} {}", Rfc3339(event.emitted_at), event.event))
             .collect()
     };
-    let specs = live.snapshot.recoveries.iter();
+    let specs = active_policy.snapshot.recoveries.iter();
     specs
-        .map(|spec| Recovery {
+        .map(|spec| RecoveryView {
             name: spec.name.to_string(),
-            mode: mode(spec.mode),
+            mode: mode_name(spec.mode),
             backend: spec.backend.to_string(),
             open_for_seconds: spec.open_for.as_secs_f64(),
             ladder: spec
@@ -547,20 +566,20 @@ pub(super) fn recoveries(state: &State) -> Vec<Recovery> {
     reason = "gauges are floating point, and these counts are far below 2^53"
 )]
 pub(super) fn record_gauges(state: &State, now: Instant) {
-    let live = state.live.load();
+    let active_policy = state.active_policy.load();
     let metrics = &state.telemetry.metrics;
     metrics
         .gauge(name::IN_FLIGHT, &[])
-        .set(state.departure.in_flight() as f64);
+        .set(state.drain.in_flight() as f64);
     metrics
         .gauge(name::ACCESS_LOG_DROPPED, &[])
-        .set(state.telemetry.access_log.dropped() as f64);
+        .set(state.telemetry.access_log.dropped_lines() as f64);
     for (listener, connections) in state.lifecycle.connections() {
         metrics
             .gauge(name::CONNECTIONS, &[("listener", &listener)])
             .set(f64::from(connections));
     }
-    for backend in &live.backends {
+    for backend in &active_policy.backends {
         let backend_name = &backend.spec.name;
         metrics
             .gauge(name::BACKEND_CONNECTIONS, &[("backend", backend_name)])
@@ -581,16 +600,16 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
         let ejected = backend
             .endpoints
             .iter()
-            .filter(|endpoint| endpoint.standing() != Standing::In)
+            .filter(|endpoint| endpoint.ejection_state() != EjectionState::NotEjected)
             .count();
         metrics
             .gauge(name::ENDPOINTS_EJECTED, &[("backend", backend_name)])
             .set(ejected as f64);
         metrics
             .gauge(name::ENDPOINTS_AVAILABLE, &[("backend", backend_name)])
-            .set(backend.available() as f64);
+            .set(backend.available_count() as f64);
     }
-    for limit in &live.limits {
+    for limit in &active_policy.concurrency_limits {
         let snapshot = limit.snapshot();
         metrics
             .gauge(name::LIMIT_IN_FLIGHT, &[("limit", limit.name())])
@@ -607,7 +626,7 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
             .gauge(name::LIMIT_PENDING, &[("limit", limit.name())])
             .set(f64::from(snapshot.pending));
     }
-    for admission in &live.admissions {
+    for admission in &active_policy.admission_controls {
         metrics
             .gauge(
                 name::ADMISSION_REJECTION,
@@ -618,26 +637,33 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
     metrics
         .gauge(name::PROTECTION_LEVEL, &[])
         .set(f64::from(state.protection.level() as u8));
-    for stale in &live.stale {
-        let (answers, bytes) = stale.size();
+    for stale in &active_policy.stale_caches {
+        let (responses, bytes) = stale.size();
         metrics
             .gauge(name::STALE_ADDRESSES, &[("store", stale.name())])
-            .set(answers as f64);
+            .set(responses as f64);
         metrics
             .gauge(name::STALE_BYTES, &[("store", stale.name())])
             .set(bytes as f64);
     }
-    for (signal, value, _) in state.protection.signals() {
+    for (signal, value, _) in state.protection.signal_readings() {
         metrics
-            .gauge(name::PROTECTION_SIGNAL, &[("signal", signal_name(signal))])
+            .gauge(
+                name::PROTECTION_SIGNAL,
+                &[("signal", protection_signal_name(signal))],
+            )
             .set(value);
     }
-    for budget in &live.budgets {
+    for budget in &active_policy.retry_budgets {
         metrics
             .gauge(name::RETRY_BUDGET, &[("budget", budget.name())])
             .set(f64::from(budget.remaining(now)));
     }
-    for limit in live.routes.iter().flat_map(|route| &route.rate_limits) {
+    for limit in active_policy
+        .routes
+        .iter()
+        .flat_map(|route| &route.rate_limits)
+    {
         let usage = limit.usage();
         let rule = [("rule", &**limit.name())];
         metrics
@@ -645,20 +671,20 @@ pub(super) fn record_gauges(state: &State, now: Instant) {
             .set(usage.keys as f64);
         metrics
             .gauge(name::RATE_LIMIT_OVERFLOW, &rule)
-            .set(usage.overflowed as f64);
+            .set(usage.overflowed_requests as f64);
         metrics
             .gauge(name::RATE_LIMIT_DELAYED, &rule)
-            .set(usage.delayed as f64);
+            .set(usage.delayed_requests as f64);
         metrics
             .gauge(name::RATE_LIMIT_INSTANCES, &rule)
             .set(f64::from(limit.instances()));
         metrics
-            .gauge(name::RATE_LIMIT_UNREADABLE, &rule)
-            .set(usage.bad_bills as f64);
+            .gauge(name::RATE_LIMIT_INVALID_COSTS, &rule)
+            .set(usage.invalid_costs as f64);
     }
 }
 
-fn mode(mode: Mode) -> &'static str {
+fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "Enforce",
         Mode::Shadow => "Shadow",

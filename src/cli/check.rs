@@ -4,41 +4,41 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Outcome, complain, environment, say};
+use super::{CommandOutcome, print_error, print_line, read_environment};
 use crate::policy::{self, diagnostic::Diagnostics};
 
 /// What to look at, and how to tell.
 #[derive(Debug, Args)]
-pub(super) struct Check {
+pub(super) struct CheckCommand {
     /// Policy directories or files; each is a set of its own.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// How faults are shown.
     #[arg(long, default_value = "human", value_enum)]
-    format: Format,
+    format: DiagnosticFormat,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
+enum DiagnosticFormat {
     Human,
     Json,
     Github,
 }
 
-impl Check {
-    pub(super) fn run(self) -> Outcome {
-        let environment = environment();
-        let mut outcome = Outcome::Fine;
+impl CheckCommand {
+    pub(super) fn run(self) -> CommandOutcome {
+        let environment = read_environment();
+        let mut outcome = CommandOutcome::Success;
         let mut json = Vec::new();
         for path in &self.paths {
             let (faults, summary) = match policy::load(path, &environment) {
                 Ok(loaded) => {
-                    let set = &loaded.snapshot;
+                    let snapshot = &loaded.snapshot;
                     let counts = format!(
                         "{} listeners, {} backends, {} routes",
-                        set.listeners.len(),
-                        set.backends.len(),
-                        set.routes.len()
+                        snapshot.listeners.len(),
+                        snapshot.backends.len(),
+                        snapshot.routes.len()
                     );
                     (
                         loaded.warnings,
@@ -46,7 +46,7 @@ impl Check {
                     )
                 }
                 Err(faults) => {
-                    outcome = Outcome::PolicyRefused;
+                    outcome = CommandOutcome::PolicyRefused;
                     let count = faults.as_slice().len();
                     (
                         faults,
@@ -59,27 +59,27 @@ impl Check {
                 }
             };
             match self.format {
-                Format::Human => human(&faults, &summary, outcome),
-                Format::Json => {
+                DiagnosticFormat::Human => print_human(&faults, &summary, outcome),
+                DiagnosticFormat::Json => {
                     json.extend(faults.to_json().as_array().cloned().unwrap_or_default())
                 }
-                Format::Github => say(&faults.to_github()),
+                DiagnosticFormat::Github => print_line(&faults.to_github()),
             }
         }
-        if matches!(self.format, Format::Json) {
-            say(&format!("{:#}", serde_json::Value::Array(json)));
+        if matches!(self.format, DiagnosticFormat::Json) {
+            print_line(&format!("{:#}", serde_json::Value::Array(json)));
         }
         outcome
     }
 }
 
-fn human(faults: &Diagnostics, summary: &str, outcome: Outcome) {
+fn print_human(faults: &Diagnostics, summary: &str, outcome: CommandOutcome) {
     if !faults.as_slice().is_empty() {
-        complain(&format!("{}\n", faults.to_human()));
+        print_error(&format!("{}\n", faults.to_human()));
     }
-    if outcome == Outcome::Fine {
-        say(summary)
+    if outcome == CommandOutcome::Success {
+        print_line(summary)
     } else {
-        complain(summary)
+        print_error(summary)
     }
 }

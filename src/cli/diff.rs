@@ -4,21 +4,21 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Outcome, complain, environment, say};
+use super::{CommandOutcome, print_error, print_line, read_environment};
 use crate::policy::{self, diff};
 
 /// Two sets of policies.
 #[derive(Debug, Args)]
-pub(super) struct Diff {
+pub(super) struct DiffCommand {
     /// The set in force.
     old: PathBuf,
     /// The set that would be.
     new: PathBuf,
 }
 
-impl Diff {
-    pub(super) fn run(self) -> Outcome {
-        let environment = environment();
+impl DiffCommand {
+    pub(super) fn run(self) -> CommandOutcome {
+        let environment = read_environment();
         let (old, new) = match (
             policy::load(&self.old, &environment),
             policy::load(&self.new, &environment),
@@ -26,17 +26,17 @@ impl Diff {
             (Ok(old), Ok(new)) => (old.snapshot, new.snapshot),
             (old, new) => {
                 for faults in [old.err(), new.err()].into_iter().flatten() {
-                    complain(&faults.to_human());
+                    print_error(&faults.to_human());
                 }
-                return Outcome::PolicyRefused;
+                return CommandOutcome::PolicyRefused;
             }
         };
         let changes = diff::diff(&old, &new);
-        say(&if changes.is_empty() {
+        print_line(&if changes.is_empty() {
             "nothing would change".to_owned()
         } else {
             changes.join("\n")
         });
-        Outcome::Fine
+        CommandOutcome::Success
     }
 }

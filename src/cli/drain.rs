@@ -5,16 +5,16 @@ use std::{thread, time::Duration};
 use clap::Args;
 use serde_json::Value;
 
-use super::{Admin, Outcome, complain, remote, say};
+use super::{AdminOptions, CommandOutcome, print_error, print_line, remote};
 
 /// How often it is looked whether the app has ended: less often than the sidecar looks itself.
-const LOOK_AT_APP: Duration = Duration::from_millis(600);
+const APP_CHECK_INTERVAL: Duration = Duration::from_millis(600);
 
 /// How often in a row it must not be there: one connection may fail for other reasons.
-const GONE_FOR_SURE: u32 = 3;
+const APP_GONE_THRESHOLD: u32 = 3;
 
 /// How many looks it takes until it is told how far it is.
-const TELL_EVERY: u32 = 5;
+const POLLS_PER_PROGRESS_LINE: u32 = 5;
 
 /// Send the callers away.
 #[derive(Debug, Args)]
@@ -22,9 +22,9 @@ const TELL_EVERY: u32 = 5;
     clippy::struct_excessive_bools,
     reason = "each is a flag of the command line"
 )]
-pub(super) struct Drain {
+pub(super) struct DrainCommand {
     #[command(flatten)]
-    admin: Admin,
+    admin: AdminOptions,
     /// Returns at once instead of waiting until the sidecar has drained.
     #[arg(long)]
     no_wait: bool,
@@ -41,105 +41,113 @@ pub(super) struct Drain {
     force: bool,
 }
 
-impl Drain {
-    pub(super) fn run(self) -> Outcome {
+impl DrainCommand {
+    pub(super) fn run(self) -> CommandOutcome {
         let is_required = self.require_capacity && !self.force;
         let path = if is_required {
             "/api/v1/drain?requireCapacity=true"
         } else {
             "/api/v1/drain"
         };
-        let Some((status, body)) = remote::ask(&self.admin, "POST", path) else {
-            return Outcome::Unavailable;
+        let Some((status, body)) = remote::send_request(&self.admin, "POST", path) else {
+            return CommandOutcome::Unavailable;
         };
-        let answer: Value = serde_json::from_str(&body).unwrap_or_default();
+        let response: Value = serde_json::from_str(&body).unwrap_or_default();
         match status {
-            200..=299 => say(&in_words(&answer["capacity"])),
+            200..=299 => print_line(&describe_capacity(&response["capacity"])),
             409 => {
-                complain(&format!(
+                print_error(&format!(
                     "{}\nnot drained, because of --require-capacity; add --force to drain all the same",
-                    in_words(&answer["capacity"])
+                    describe_capacity(&response["capacity"])
                 ));
-                return Outcome::No;
+                return CommandOutcome::Negative;
             }
-            _ => return remote::refused(status, &body),
+            _ => return remote::report_refusal(status, &body),
         }
         if self.no_wait {
-            Outcome::Fine
+            CommandOutcome::Success
         } else {
-            self.wait()
+            self.wait_until_drained()
         }
     }
 
     /// Waits for the sidecar's own word, and tells meanwhile how far it is.
-    fn wait(self) -> Outcome {
+    fn wait_until_drained(self) -> CommandOutcome {
         let admin = self.admin.clone();
-        let waiting = thread::spawn(move || remote::call(&admin, "GET", "/drained", None));
-        for look in 1_u32.. {
+        let waiting =
+            thread::spawn(move || remote::try_send_request(&admin, "GET", "/drained", None));
+        for poll in 1_u32.. {
             if waiting.is_finished() {
                 break;
             }
-            if let Err(outcome) = remote::pause(remote::ASK_EVERY) {
+            if let Err(outcome) = remote::pause(remote::POLL_INTERVAL) {
                 return outcome;
             }
-            if look % TELL_EVERY == 0 {
-                self.tell();
+            if poll % POLLS_PER_PROGRESS_LINE == 0 {
+                self.print_progress();
             }
         }
         match waiting.join() {
             Ok(Ok((200, _))) => {
-                say("drained");
+                print_line("drained");
                 if self.until_app_ends {
-                    self.outlive_app()
+                    self.wait_until_app_ends()
                 } else {
-                    Outcome::Fine
+                    CommandOutcome::Success
                 }
             }
             Ok(Err(error)) => {
-                complain(&format!(
+                print_error(&format!(
                     "the sidecar ended before it said that it had drained: {error}"
                 ));
-                Outcome::Unavailable
+                CommandOutcome::Unavailable
             }
             Ok(Ok((_, body))) => {
-                complain(&body);
-                Outcome::Unavailable
+                print_error(&body);
+                CommandOutcome::Unavailable
             }
-            Err(_) => Outcome::Bug,
+            Err(_) => CommandOutcome::InternalError,
         }
     }
 
     /// Waits until the app takes no more connections.
-    fn outlive_app(&self) -> Outcome {
-        let mut gone = 0;
+    fn wait_until_app_ends(&self) -> CommandOutcome {
+        let mut consecutive_failures = 0;
         loop {
-            match remote::call(
+            match remote::try_send_request(
                 &self.admin,
                 "GET",
                 "/app-health/connect",
-                Some(remote::PATIENCE),
+                Some(remote::RESPONSE_TIMEOUT),
             ) {
-                Ok((200, _)) => gone = 0,
-                Ok((503, why)) if why.starts_with("the app does not answer") => gone += 1,
-                Ok((_, why)) => {
-                    complain(&why);
-                    return Outcome::Usage;
+                Ok((200, _)) => consecutive_failures = 0,
+                Ok((503, reason)) if reason.starts_with("the app does not answer") => {
+                    consecutive_failures += 1
+                }
+                Ok((_, reason)) => {
+                    print_error(&reason);
+                    return CommandOutcome::UsageError;
                 }
                 // The sidecar has ended first.
-                Err(_) => return Outcome::Unavailable,
+                Err(_) => return CommandOutcome::Unavailable,
             }
-            if gone == GONE_FOR_SURE {
-                say("the app has ended");
-                return Outcome::Fine;
+            if consecutive_failures == APP_GONE_THRESHOLD {
+                print_line("the app has ended");
+                return CommandOutcome::Success;
             }
-            if let Err(outcome) = remote::pause(LOOK_AT_APP) {
+            if let Err(outcome) = remote::pause(APP_CHECK_INTERVAL) {
                 return outcome;
             }
         }
     }
 
-    fn tell(&self) {
-        let status = remote::call(&self.admin, "GET", "/api/v1/status", Some(remote::PATIENCE));
+    fn print_progress(&self) {
+        let status = remote::try_send_request(
+            &self.admin,
+            "GET",
+            "/api/v1/status",
+            Some(remote::RESPONSE_TIMEOUT),
+        );
         let status: Value = status
             .ok()
             .and_then(|(_, body)| serde_json::from_str(&body).ok())
@@ -148,7 +156,7 @@ impl Drain {
             status["lifecycle"].as_str(),
             status["in_flight_inbound"].as_u64(),
         ) {
-            complain(&format!(
+            print_error(&format!(
                 "{stage}, {in_flight} requests of callers are in flight"
             ));
         }
@@ -156,7 +164,7 @@ impl Drain {
 }
 
 /// What the others have to expect.
-fn in_words(capacity: &Value) -> String {
+fn describe_capacity(capacity: &Value) -> String {
     let number = |key: &str| capacity[key].as_f64().unwrap_or_default();
     let here = format!(
         "here {:.0} requests are in flight at most, and {:.0} come in a second",

@@ -4,19 +4,19 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::{Admin, Outcome, complain, environment, remote, say};
+use super::{AdminOptions, CommandOutcome, print_error, print_line, read_environment, remote};
 use crate::clock::Rfc3339;
 use crate::policy::{
     self,
     document::Direction,
-    matching::RequestView,
-    snapshot::{ActionSpec, Discovery, FallbackTo, PolicySpec, RouteSpec, Snapshot},
-    units::Span,
+    matching::RouteMatchInput,
+    snapshot::{Discovery, FallbackAction, PolicySnapshot, PolicySpec, RouteActionSpec, RouteSpec},
+    units::PolicyDuration,
 };
 
 /// A request, and the policies to look in.
 #[derive(Debug, Args)]
-pub(super) struct Explain {
+pub(super) struct ExplainCommand {
     /// The policy directory, or one file.
     #[arg(
         long,
@@ -38,29 +38,29 @@ pub(super) struct Explain {
     #[arg(long, value_name = "ID", conflicts_with_all = ["method", "url", "headers", "listener"])]
     request: Option<String>,
     #[command(flatten)]
-    admin: Admin,
+    admin: AdminOptions,
     /// A header, like `x-tenant: a`.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
 }
 
-impl Explain {
-    pub(super) fn run(self) -> Outcome {
+impl ExplainCommand {
+    pub(super) fn run(self) -> CommandOutcome {
         if let Some(request) = &self.request {
-            return remote::explain(&self.admin, request);
+            return remote::explain_request(&self.admin, request);
         }
         let (method, url) = (
             self.method.unwrap_or_default(),
             self.url.unwrap_or_default(),
         );
-        let loaded = match policy::load(&self.policies, &environment()) {
+        let loaded = match policy::load(&self.policies, &read_environment()) {
             Ok(loaded) => loaded,
             Err(faults) => {
-                complain(&faults.to_human());
-                return Outcome::PolicyRefused;
+                print_error(&faults.to_human());
+                return CommandOutcome::PolicyRefused;
             }
         };
-        let set = loaded.snapshot;
+        let snapshot = loaded.snapshot;
         let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
         let (authority, path) = if rest.starts_with('/') {
             ("", rest)
@@ -82,35 +82,43 @@ impl Explain {
                 .find(|(given, _)| given == name)
                 .map(|(_, value)| *value)
         };
-        let request = RequestView {
+        let request = RouteMatchInput {
             host,
             path,
             method: &method,
             header: &header,
         };
         if let Some(unknown) = self.listener.as_ref().filter(|name| {
-            !set.listeners
+            !snapshot
+                .listeners
                 .iter()
                 .any(|listener| *listener.name == ***name)
         }) {
-            complain(&format!("there is no listener `{unknown}`"));
-            return Outcome::Usage;
+            print_error(&format!("there is no listener `{unknown}`"));
+            return CommandOutcome::UsageError;
         }
-        let listeners = set.listeners.iter().enumerate().filter(|(_, listener)| {
-            self.listener
-                .as_ref()
-                .is_none_or(|name| *listener.name == **name)
-        });
+        let listeners = snapshot
+            .listeners
+            .iter()
+            .enumerate()
+            .filter(|(_, listener)| {
+                self.listener
+                    .as_ref()
+                    .is_none_or(|name| *listener.name == **name)
+            });
         let mut out = String::new();
         for (index, listener) in listeners {
             // Writing to a String cannot fail.
-            _ = match set.rules[index].iter().find(|rule| rule.matches(&request)) {
+            _ = match snapshot.rules_by_listener[index]
+                .iter()
+                .find(|rule| rule.matches(&request))
+            {
                 Some(rule) => writeln!(
                     out,
                     "listener {}: route {}\n{}",
                     listener.name,
-                    set.routes[rule.route].name,
-                    describe(&set, &set.routes[rule.route])
+                    snapshot.routes[rule.route].name,
+                    describe(&snapshot, &snapshot.routes[rule.route])
                 ),
                 None => writeln!(
                     out,
@@ -119,20 +127,24 @@ impl Explain {
                 ),
             };
         }
-        say(&out);
-        Outcome::Fine
+        print_line(&out);
+        CommandOutcome::Success
     }
 }
 
-fn describe(set: &Snapshot, route: &RouteSpec) -> String {
+fn describe(snapshot: &PolicySnapshot, route: &RouteSpec) -> String {
     let mut out = String::new();
-    if let Err(std::fmt::Error) = describe_into(&mut out, set, route) {
+    if let Err(std::fmt::Error) = describe_into(&mut out, snapshot, route) {
         // Writing to a String cannot fail.
     }
     out
 }
 
-fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fmt::Result {
+fn describe_into(
+    out: &mut String,
+    snapshot: &PolicySnapshot,
+    route: &RouteSpec,
+) -> std::fmt::Result {
     if route.direction == Direction::Inbound {
         writeln!(out, "  direction          inbound: callers to the app")?;
     } else {
@@ -147,11 +159,11 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
     }
     if let (true, Some(global)) = (
         route.rate_limits.rules.iter().any(|rule| rule.is_global),
-        &set.global_rate_limit,
+        &snapshot.global_rate_limit,
     ) {
         writeln!(out, "  of all instances   {global}")?;
     }
-    if let Some(fault) = &route.fault {
+    if let Some(fault) = &route.fault_injection {
         writeln!(
             out,
             "  fault on purpose   {:?}, until {}, delay {:?}, abort {:?}",
@@ -169,33 +181,35 @@ fn describe_into(out: &mut String, set: &Snapshot, route: &RouteSpec) -> std::fm
             mirror.backend
         )?;
     }
-    if let (Some(protection), Direction::Inbound) = (&set.protection, route.direction) {
+    if let (Some(protection), Direction::Inbound) = (&snapshot.protection, route.direction) {
         writeln!(
             out,
             "  shed by            {}: {} ({:?})",
-            protection.header,
-            protection.classes.join(" > "),
+            protection.priority_header,
+            protection.priority_classes.join(" > "),
             protection.mode
         )?;
     }
     match &route.action {
-        ActionSpec::Redirect(redirect) => writeln!(out, "  redirect           {}", redirect.status),
-        ActionSpec::Forward(destinations) => destinations.iter().try_for_each(|to| {
-            let backend = &set.backends[to.backend];
+        RouteActionSpec::Redirect(redirect) => {
+            writeln!(out, "  redirect           {}", redirect.status)
+        }
+        RouteActionSpec::Forward(destinations) => destinations.iter().try_for_each(|to| {
+            let backend = &snapshot.backends[to.backend];
             writeln!(
                 out,
                 "  backend            {} (weight {}): {} by {:?}",
                 backend.name,
                 to.weight,
-                endpoints(&backend.discovery),
-                backend.balancer
+                describe_endpoints(&backend.discovery),
+                backend.load_balancer
             )?;
             describe_policy(out, &to.policy)
         }),
     }
 }
 
-fn endpoints(discovery: &Discovery) -> String {
+fn describe_endpoints(discovery: &Discovery) -> String {
     match discovery {
         Discovery::Static(endpoints) => endpoints
             .iter()
@@ -208,17 +222,20 @@ fn endpoints(discovery: &Discovery) -> String {
 }
 
 fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
-    let span = |duration: Option<Duration>| {
-        duration.map_or_else(|| "off".to_owned(), |duration| Span(duration).to_string())
+    let format_duration = |duration: Option<Duration>| {
+        duration.map_or_else(
+            || "off".to_owned(),
+            |duration| PolicyDuration(duration).to_string(),
+        )
     };
     let times = &policy.timeouts;
     writeln!(
         out,
         "    timeouts         request {}, backendRequest {}, connect {}, streamIdle {}   (from {})",
-        span(times.request),
-        span(times.backend_request),
-        span(times.connect),
-        span(times.stream_idle),
+        format_duration(times.request),
+        format_duration(times.backend_request),
+        format_duration(times.connect),
+        format_duration(times.stream_idle),
         times.origin
     )?;
     let retry = &policy.retry;
@@ -230,18 +247,18 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         retry.config.attempts,
         codes.join(" "),
         retry.config.triggers,
-        retry.max_buffered_body,
+        retry.max_buffered_body_bytes,
         retry.origin
     )?;
-    let budget = &policy.budget;
+    let budget = &policy.retry_budget;
     writeln!(
         out,
         "    retry budget     {}: {} % of {}, and {} per {}   (from {})",
         budget.name,
         budget.config.share.percent(),
-        Span(budget.config.interval),
+        PolicyDuration(budget.config.interval),
         budget.config.floor,
-        Span(budget.config.floor_interval),
+        PolicyDuration(budget.config.floor_interval),
         budget.origin
     )?;
     match &policy.breaker {
@@ -252,7 +269,7 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
             breaker.name, breaker.mode, breaker.scope, breaker.config, breaker.origin
         )?,
     }
-    describe_load(out, policy)?;
+    describe_limits(out, policy)?;
     describe_degradation(out, policy)
 }
 
@@ -261,7 +278,7 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
     if let Some(hedging) = &policy.hedging {
         let delay = hedging.config.delay.map_or_else(
             || "as late as one answer in twenty".to_owned(),
-            |delay| format!("after {}", Span(delay)),
+            |delay| format!("after {}", PolicyDuration(delay)),
         );
         writeln!(
             out,
@@ -269,13 +286,13 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
             hedging.name, hedging.mode, hedging.config.max_attempts, hedging.origin
         )?;
     }
-    if let Some(stale) = &policy.stale {
+    if let Some(stale) = &policy.stale_if_error {
         writeln!(
             out,
             "    stale answers    {}: {:?}, up to {} old, {} bytes each and {} in all   (from {})",
             stale.name,
             stale.mode,
-            Span(stale.max_age),
+            PolicyDuration(stale.max_age),
             stale.max_entry_bytes,
             stale.max_bytes,
             stale.origin
@@ -284,9 +301,9 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
     let Some(fallback) = &policy.fallback else {
         return Ok(());
     };
-    let to = match &fallback.to {
-        FallbackTo::Response { status, .. } => format!("answers {status}"),
-        FallbackTo::Backend(name) => format!("asks {name}"),
+    let to = match &fallback.action {
+        FallbackAction::Response { status, .. } => format!("answers {status}"),
+        FallbackAction::Backend(name) => format!("asks {name}"),
     };
     writeln!(
         out,
@@ -296,24 +313,24 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
 }
 
 /// What holds the number of requests back.
-fn describe_load(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
-    if let Some(admission) = &policy.admission {
+fn describe_limits(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
+    if let Some(admission) = &policy.admission_control {
         let config = &admission.config;
-        let (wanted, most) = (
+        let (min_success_percent, max_rejection_percent) = (
             config.min_success_rate.percent(),
             config.max_rejection.percent(),
         );
         writeln!(
             out,
-            "    admission        {}: {:?}, below {wanted} % good in {} up to {most} % are refused, from {} a second   (from {})",
+            "    admission        {}: {:?}, below {min_success_percent} % good in {} up to {max_rejection_percent} % are refused, from {} a second   (from {})",
             admission.name,
             admission.mode,
-            Span(config.window),
+            PolicyDuration(config.window),
             config.min_request_rate,
             admission.origin
         )?;
     }
-    match &policy.limits {
+    match &policy.connection_limits {
         None => writeln!(out, "    limits           none"),
         Some(limits) => writeln!(
             out,
@@ -328,9 +345,9 @@ fn describe_load(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
                     config.min_limit, config.max_limit, config.algorithm
                 )),
             limits.concurrency.max_pending,
-            Span(limits.pending_timeout),
+            PolicyDuration(limits.pending_timeout),
             limits.max_connections,
-            limits.max_connections_each,
+            limits.max_connections_per_endpoint,
             limits.max_parallel_retries,
             limits.origin
         ),

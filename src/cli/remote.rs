@@ -9,29 +9,29 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::{Admin, Outcome, complain, run::read_token, say};
-use crate::{clock, policy::units::Span};
+use super::{AdminOptions, CommandOutcome, print_error, print_line, run::read_admin_token};
+use crate::{clock, policy::units::PolicyDuration};
 
 /// The longest that a running sidecar may take to answer: a reload reads files.
-pub(super) const PATIENCE: Duration = Duration::from_secs(35);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// How often it is looked whether something has happened.
-pub(super) const ASK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Show or change breakers.
 #[derive(Debug, Args)]
-pub(super) struct Breaker {
+pub(super) struct BreakerCommand {
     #[command(flatten)]
-    admin: Admin,
+    admin: AdminOptions,
     /// The breaker; without one all are shown.
     name: Option<String>,
     /// What to do with it; without this it is shown.
     #[arg(value_enum)]
-    change: Option<Change>,
+    change: Option<BreakerChange>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Change {
+enum BreakerChange {
     /// Refuse all calls until reset or auto.
     ForceOpen,
     /// Let all calls pass, uncounted, until reset or auto.
@@ -44,59 +44,59 @@ enum Change {
 
 /// Ask whether it is ready.
 #[derive(Debug, Args)]
-pub(super) struct Healthcheck {
+pub(super) struct HealthcheckCommand {
     #[command(flatten)]
-    admin: Admin,
+    admin: AdminOptions,
     /// What to ask.
     #[arg(long, value_enum, default_value = "readyz")]
-    probe: Probe,
+    probe: ProbeKind,
     /// Waits for a good answer, up to so long.
-    #[arg(long, default_value = "0s", value_parser = span, value_name = "DURATION")]
+    #[arg(long, default_value = "0s", value_parser = parse_duration, value_name = "DURATION")]
     wait: Duration,
 }
 
 /// A time, as policies write it.
-pub(super) fn span(text: &str) -> Result<Duration, String> {
-    text.parse::<Span>()
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    text.parse::<PolicyDuration>()
         .map(|span| span.0)
         .map_err(|invalid| invalid.to_string())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Probe {
+enum ProbeKind {
     Livez,
     Readyz,
     Startupz,
 }
 
-pub(super) fn status(admin: &Admin) -> Outcome {
-    show(admin, "GET", "/api/v1/status")
+pub(super) fn print_status(admin: &AdminOptions) -> CommandOutcome {
+    print_response(admin, "GET", "/api/v1/status")
 }
 
-pub(super) fn reload(admin: &Admin) -> Outcome {
-    show(admin, "POST", "/api/v1/reload")
+pub(super) fn request_reload(admin: &AdminOptions) -> CommandOutcome {
+    print_response(admin, "POST", "/api/v1/reload")
 }
 
-impl Breaker {
-    pub(super) fn run(self) -> Outcome {
+impl BreakerCommand {
+    pub(super) fn run(self) -> CommandOutcome {
         match (&self.name, self.change) {
-            (None, _) => show(&self.admin, "GET", "/api/v1/breakers"),
+            (None, _) => print_response(&self.admin, "GET", "/api/v1/breakers"),
             (Some(name), Some(change)) => {
                 let word = match change {
-                    Change::ForceOpen => "force-open",
-                    Change::Disable => "disable",
-                    Change::Reset => "reset",
-                    Change::Auto => "auto",
+                    BreakerChange::ForceOpen => "force-open",
+                    BreakerChange::Disable => "disable",
+                    BreakerChange::Reset => "reset",
+                    BreakerChange::Auto => "auto",
                 };
-                show(
+                print_response(
                     &self.admin,
                     "POST",
                     &format!("/api/v1/breakers/{name}/{word}"),
                 )
             }
             (Some(name), None) => {
-                let Some((_, body)) = ask(&self.admin, "GET", "/api/v1/breakers") else {
-                    return Outcome::Unavailable;
+                let Some((_, body)) = send_request(&self.admin, "GET", "/api/v1/breakers") else {
+                    return CommandOutcome::Unavailable;
                 };
                 let all: Value = serde_json::from_str(&body).unwrap_or_default();
                 match all
@@ -105,68 +105,71 @@ impl Breaker {
                     .flatten()
                     .find(|breaker| breaker["name"] == **name)
                 {
-                    Some(breaker) => say(&format!("{breaker:#}")),
+                    Some(breaker) => print_line(&format!("{breaker:#}")),
                     None => {
-                        complain(&format!(
+                        print_error(&format!(
                             "there is no breaker `{name}`; without a name all are shown"
                         ));
-                        return Outcome::Usage;
+                        return CommandOutcome::UsageError;
                     }
                 }
-                Outcome::Fine
+                CommandOutcome::Success
             }
         }
     }
 }
 
-impl Healthcheck {
-    pub(super) fn run(self) -> Outcome {
+impl HealthcheckCommand {
+    pub(super) fn run(self) -> CommandOutcome {
         let path = match self.probe {
-            Probe::Livez => "/livez",
-            Probe::Readyz => "/readyz",
-            Probe::Startupz => "/startupz",
+            ProbeKind::Livez => "/livez",
+            ProbeKind::Readyz => "/readyz",
+            ProbeKind::Startupz => "/startupz",
         };
         let until = clock::now() + self.wait;
         while clock::now() < until {
             // It may not even listen yet.
-            if matches!(call(&self.admin, "GET", path, Some(PATIENCE)), Ok((200, _))) {
-                return Outcome::Fine;
+            if matches!(
+                try_send_request(&self.admin, "GET", path, Some(RESPONSE_TIMEOUT)),
+                Ok((200, _))
+            ) {
+                return CommandOutcome::Success;
             }
-            if let Err(outcome) = pause(ASK_EVERY) {
+            if let Err(outcome) = pause(POLL_INTERVAL) {
                 return outcome;
             }
         }
-        match ask(&self.admin, "GET", path) {
-            Some((200, _)) => Outcome::Fine,
+        match send_request(&self.admin, "GET", path) {
+            Some((200, _)) => CommandOutcome::Success,
             Some((_, body)) => {
-                complain(&body);
-                Outcome::No
+                print_error(&body);
+                CommandOutcome::Negative
             }
-            None => Outcome::No,
+            None => CommandOutcome::Negative,
         }
     }
 }
 
 /// Waits between two looks.
-pub(super) fn pause(long: Duration) -> Result<(), Outcome> {
+pub(super) fn pause(long: Duration) -> Result<(), CommandOutcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .map_err(|error| {
-            complain(&format!("outrigger: {error}"));
-            Outcome::Bug
+            print_error(&format!("outrigger: {error}"));
+            CommandOutcome::InternalError
         })?;
     runtime.block_on(clock::sleep(long));
     Ok(())
 }
 
 /// Says in plain words why a request got what it got.
-pub(super) fn explain(admin: &Admin, request: &str) -> Outcome {
+pub(super) fn explain_request(admin: &AdminOptions, request: &str) -> CommandOutcome {
     if request.is_empty() || request.bytes().any(|byte| byte.is_ascii_control()) {
-        complain(&format!(
+        print_error(&format!(
             "`{request}` is not the id of a request: write what stands in `x-request-id`"
         ));
-        return Outcome::Usage;
+        return CommandOutcome::UsageError;
     }
     let encoded: String = request
         .bytes()
@@ -178,28 +181,30 @@ pub(super) fn explain(admin: &Admin, request: &str) -> Outcome {
             }
         })
         .collect();
-    let Some((_, body)) = ask(
+    let Some((_, body)) = send_request(
         admin,
         "GET",
         &format!("/api/v1/decisions?request={encoded}"),
     ) else {
-        return Outcome::Unavailable;
+        return CommandOutcome::Unavailable;
     };
     let found: Value = serde_json::from_str(&body).unwrap_or_default();
     let found = found.as_array().map(Vec::as_slice).unwrap_or_default();
     if found.is_empty() {
-        complain(&format!(
+        print_error(&format!(
             "nothing is known of the request {request}: nothing had to be decided about it, or too many came after it; the access log has a line of each"
         ));
-        return Outcome::No;
+        return CommandOutcome::Negative;
     }
-    found.iter().for_each(|decided| say(&in_words(decided)));
-    Outcome::Fine
+    found
+        .iter()
+        .for_each(|trace| print_line(&describe_trace(trace)));
+    CommandOutcome::Success
 }
 
-fn in_words(decided: &Value) -> String {
-    let text = |key: &str| decided[key].as_str().unwrap_or_default();
-    let who = match text("reason") {
+fn describe_trace(trace: &Value) -> String {
+    let text = |key: &str| trace[key].as_str().unwrap_or_default();
+    let outcome_detail = match text("reason") {
         "" => format!("by {} of {}", text("endpoint"), text("backend")),
         reason => format!("because of {reason}"),
     };
@@ -215,20 +220,20 @@ fn in_words(decided: &Value) -> String {
             "  route {}, backend {}, {} attempts",
             or_none(text("route")),
             or_none(text("backend")),
-            decided["attempts"]
+            trace["attempts"]
         ),
     ];
-    for step in decided["steps"].as_array().into_iter().flatten() {
+    for step in trace["steps"].as_array().into_iter().flatten() {
         lines.push(format!(
             "  {:>9.1} ms  {}",
             step["after_ms"].as_f64().unwrap_or_default(),
             step["text"].as_str().unwrap_or_default()
         ));
     }
-    let took = decided["duration_ms"].as_f64().unwrap_or_default();
-    lines.push(match decided["status"].as_u64() {
+    let took = trace["duration_ms"].as_f64().unwrap_or_default();
+    lines.push(match trace["status"].as_u64() {
         None | Some(0) => format!("  {took:>9.1} ms  not answered: {}", text("reason")),
-        Some(status) => format!("  {took:>9.1} ms  answered with {status} {who}"),
+        Some(status) => format!("  {took:>9.1} ms  answered with {status} {outcome_detail}"),
     });
     lines.join("\n")
 }
@@ -238,35 +243,39 @@ fn or_none(text: &str) -> &str {
 }
 
 /// Asks, and prints the answer.
-fn show(admin: &Admin, method: &str, path: &str) -> Outcome {
-    let Some((status, body)) = ask(admin, method, path) else {
-        return Outcome::Unavailable;
+fn print_response(admin: &AdminOptions, method: &str, path: &str) -> CommandOutcome {
+    let Some((status, body)) = send_request(admin, method, path) else {
+        return CommandOutcome::Unavailable;
     };
     let text = serde_json::from_str::<Value>(&body).map_or(body, |value| format!("{value:#}"));
     match status {
         200..=299 => {
-            say(&text);
-            Outcome::Fine
+            print_line(&text);
+            CommandOutcome::Success
         }
-        _ => refused(status, &text),
+        _ => report_refusal(status, &text),
     }
 }
 
 /// Passes a refusal on.
-pub(super) fn refused(status: u16, text: &str) -> Outcome {
-    complain(text);
+pub(super) fn report_refusal(status: u16, text: &str) -> CommandOutcome {
+    print_error(text);
     match status {
-        422 => Outcome::PolicyRefused,
-        503 => Outcome::Unavailable,
-        _ => Outcome::Usage,
+        422 => CommandOutcome::PolicyRefused,
+        503 => CommandOutcome::Unavailable,
+        _ => CommandOutcome::UsageError,
     }
 }
 
 /// Asks, and complains if there is no answer.
-pub(super) fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, String)> {
-    call(admin, method, path, Some(PATIENCE))
+pub(super) fn send_request(
+    admin: &AdminOptions,
+    method: &str,
+    path: &str,
+) -> Option<(u16, String)> {
+    try_send_request(admin, method, path, Some(RESPONSE_TIMEOUT))
         .map_err(|error| {
-            complain(&format!(
+            print_error(&format!(
                 "no sidecar answers at {}: {error}; name another address with --admin",
                 admin.admin
             ))
@@ -275,31 +284,31 @@ pub(super) fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, Strin
 }
 
 /// One HTTP/1.1 call; the admin server speaks nothing else, and its answers are small.
-pub(super) fn call(
-    admin: &Admin,
+pub(super) fn try_send_request(
+    admin: &AdminOptions,
     method: &str,
     path: &str,
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
 ) -> io::Result<(u16, String)> {
     let token = admin
         .admin_token_file
         .as_ref()
-        .map(read_token)
+        .map(read_admin_token)
         .transpose()
         .map_err(io::Error::other)?;
     let authorization = token
         .map(|token| format!("authorization: Bearer {token}\r\n"))
         .unwrap_or_default();
     let mut stream = TcpStream::connect_timeout(&admin.admin, Duration::from_secs(2))?;
-    stream.set_read_timeout(patience)?;
+    stream.set_read_timeout(timeout)?;
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n{authorization}\r\n",
         admin.admin
     )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response
         .split_once("\r\n\r\n")
         .ok_or(io::ErrorKind::UnexpectedEof)?;
     let status = head

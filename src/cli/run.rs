@@ -4,20 +4,20 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{Outcome, complain, environment, remote::span};
+use super::{CommandOutcome, print_error, read_environment, remote::parse_duration};
 use crate::{
     app::{App, StartError},
     settings::Settings,
-    state::lifecycle::End,
+    state::lifecycle::ExitReason,
     telemetry::{
-        access_log::AccessLog,
-        log::{self, LogFormat},
+        access_log::AccessLogWriter,
+        log::{self, ProcessLogFormat},
     },
 };
 
 /// Settings of the process. Flags win over the environment.
 #[derive(Debug, Args)]
-pub(super) struct Run {
+pub(super) struct RunCommand {
     /// The policy directory, or one file.
     #[arg(
         long,
@@ -44,7 +44,7 @@ pub(super) struct Run {
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
     /// How often the policy directory is looked at, besides the system's notices.
-    #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "5s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "5s", value_parser = parse_nonzero_duration, value_name = "DURATION")]
     poll_interval: Duration,
     /// The zone that this instance is in, to prefer endpoints in it; as in the node's label `topology.kubernetes.io/zone`.
     #[arg(long, env = "OUTRIGGER_ZONE", value_name = "ZONE")]
@@ -60,21 +60,21 @@ pub(super) struct Run {
     #[arg(long, env = "OUTRIGGER_HANDOVER", value_name = "PATH")]
     handover: Option<PathBuf>,
     /// What is logged: a level, or directives like `info,outrigger::proxy=debug`.
-    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = log_level, value_name = "LEVEL")]
+    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = parse_log_level, value_name = "LEVEL")]
     log_level: String,
     /// How it is logged.
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", default_value = "text", value_enum)]
-    log_format: Format,
+    log_format: LogFormatFlag,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
+enum LogFormatFlag {
     Text,
     Json,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    span(text).and_then(|span| {
+fn parse_nonzero_duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).and_then(|span| {
         if span.is_zero() {
             Err("must not be zero".into())
         } else {
@@ -84,7 +84,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A word by itself is a level; `tracing` would take any other for the name of a target, and log nothing.
-fn log_level(text: &str) -> Result<String, String> {
+fn parse_log_level(text: &str) -> Result<String, String> {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
     if text.contains('=') || levels.contains(&text) {
         Ok(text.to_owned())
@@ -93,21 +93,26 @@ fn log_level(text: &str) -> Result<String, String> {
     }
 }
 
-impl Run {
-    pub(super) fn run(self) -> Outcome {
-        let admin_token = match self.admin_token_file.as_ref().map(read_token).transpose() {
+impl RunCommand {
+    pub(super) fn run(self) -> CommandOutcome {
+        let admin_token = match self
+            .admin_token_file
+            .as_ref()
+            .map(read_admin_token)
+            .transpose()
+        {
             Ok(token) => token,
-            Err(why) => {
-                complain(&why);
-                return Outcome::Usage;
+            Err(reason) => {
+                print_error(&reason);
+                return CommandOutcome::UsageError;
             }
         };
         log::init(
             &self.log_level,
-            if matches!(self.log_format, Format::Json) {
-                LogFormat::Json
+            if matches!(self.log_format, LogFormatFlag::Json) {
+                ProcessLogFormat::Json
             } else {
-                LogFormat::Text
+                ProcessLogFormat::Text
             },
         );
         let mut settings = Settings::new(self.policies, self.admin);
@@ -116,50 +121,50 @@ impl Run {
         settings.admin_token = admin_token;
         settings.zone = self.zone;
         settings.name_server = self.name_server;
-        settings.cgroup = self.cgroup;
-        settings.handover = self.handover;
-        settings.takes_supervised_sockets = true;
-        settings.heeds_signals = true;
-        settings.environment = environment();
+        settings.cgroup_path = self.cgroup;
+        settings.handover_path = self.handover;
+        settings.uses_supervised_sockets = true;
+        settings.handles_signals = true;
+        settings.environment = read_environment();
         if let Some(workers) = self.workers {
-            settings.workers = workers;
+            settings.worker_threads = workers;
         }
-        match App::start(settings, AccessLog::to_stdout()) {
+        match App::start(settings, AccessLogWriter::to_stdout()) {
             Ok(app) => match app.wait() {
                 // Clean or not, it left as it was asked to; the event has said how.
-                End::Drained { .. } | End::AtOnce => Outcome::Fine,
-                End::Failed => Outcome::Bug,
+                ExitReason::Drained { .. } | ExitReason::Immediate => CommandOutcome::Success,
+                ExitReason::Failed => CommandOutcome::InternalError,
             },
-            Err(error) => refused(&error),
+            Err(error) => report_start_error(&error),
         }
     }
 }
 
 /// Says why an instance cannot start.
-pub(super) fn refused(error: &StartError) -> Outcome {
+pub(super) fn report_start_error(error: &StartError) -> CommandOutcome {
     match error {
         StartError::Policy(faults) => {
-            complain(&faults.to_human());
-            complain(
+            print_error(&faults.to_human());
+            print_error(
                 "outrigger: the policies are refused, and there are no last good ones (--state-dir); `outrigger check` looks without starting",
             );
-            Outcome::PolicyRefused
+            CommandOutcome::PolicyRefused
         }
-        StartError::Bind(why) => {
-            complain(&format!(
-                "outrigger: {why}; stop what holds the address, or choose another"
+        StartError::Bind(reason) => {
+            print_error(&format!(
+                "outrigger: {reason}; stop what holds the address, or choose another"
             ));
-            Outcome::Unavailable
+            CommandOutcome::Unavailable
         }
         StartError::System(_) => {
-            complain(&format!("outrigger: {error}"));
-            Outcome::Bug
+            print_error(&format!("outrigger: {error}"));
+            CommandOutcome::InternalError
         }
     }
 }
 
 /// Reads a token from its file.
-pub(super) fn read_token(path: &PathBuf) -> Result<String, String> {
+pub(super) fn read_admin_token(path: &PathBuf) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         format!(
             "the admin token cannot be read from {}: {error}",

@@ -15,104 +15,121 @@ use tokio::{sync::oneshot, task::JoinSet};
 use super::probing;
 use crate::{
     clock,
-    state::{State, command::AppAnswer},
+    state::{State, command::AppProbeResponse},
 };
 
 /// How long an answer is given again.
-const FRESH: Duration = Duration::from_millis(500);
+const CACHE_TTL: Duration = Duration::from_millis(500);
 
 /// Who may wait for one answer at once.
-const MAX_WAITING: usize = 256;
+const MAX_WAITERS: usize = 256;
 
 /// What is asked: a path, or only whether it takes connections.
-type Probe = Option<Arc<str>>;
+type AppProbePath = Option<Arc<str>>;
 
-type Said = Result<AppAnswer, String>;
+type AppProbeResult = Result<AppProbeResponse, String>;
 
 /// The probes that are out, and what was said last. There are as many as the policy has paths.
 #[derive(Debug)]
-pub(super) struct AppProbes {
+pub(super) struct AppProbeCache {
     state: Arc<State>,
-    last: HashMap<Probe, (Instant, Said)>,
-    waiting: HashMap<Probe, Vec<oneshot::Sender<Said>>>,
-    calls: JoinSet<(Probe, Said)>,
+    cached: HashMap<AppProbePath, (Instant, AppProbeResult)>,
+    waiters: HashMap<AppProbePath, Vec<oneshot::Sender<AppProbeResult>>>,
+    calls: JoinSet<(AppProbePath, AppProbeResult)>,
 }
 
-impl AppProbes {
+impl AppProbeCache {
     /// None is out.
     pub(super) fn new(state: Arc<State>) -> Self {
         Self {
             state,
-            last: HashMap::new(),
-            waiting: HashMap::new(),
+            cached: HashMap::new(),
+            waiters: HashMap::new(),
             calls: JoinSet::new(),
         }
     }
 
     /// Asks, or waits for what is asked already; who is one too many is told by the end of `reply`.
-    pub(super) fn ask(&mut self, backend: Arc<str>, probe: Probe, reply: oneshot::Sender<Said>) {
+    pub(super) fn send_probe(
+        &mut self,
+        backend: Arc<str>,
+        probe: AppProbePath,
+        reply: oneshot::Sender<AppProbeResult>,
+    ) {
         let now = clock::now();
-        self.last
-            .retain(|_, (at, _)| now.saturating_duration_since(*at) < FRESH);
-        if let Some((_, said)) = self.last.get(&probe) {
+        self.cached
+            .retain(|_, (at, _)| now.saturating_duration_since(*at) < CACHE_TTL);
+        if let Some((_, result)) = self.cached.get(&probe) {
             // Whoever asked may have left.
-            _ = reply.send(said.clone());
+            _ = reply.send(result.clone());
             return;
         }
-        let waiting = self.waiting.entry(probe.clone()).or_default();
-        if waiting.is_empty() {
+        let waiters = self.waiters.entry(probe.clone()).or_default();
+        if waiters.is_empty() {
             let state = self.state.clone();
             self.calls.spawn(async move {
-                let said = ask(&state, &backend, probe.as_deref()).await;
-                (probe, said)
+                let result = probe_app(&state, &backend, probe.as_deref()).await;
+                (probe, result)
             });
         }
-        if waiting.len() < MAX_WAITING {
-            waiting.push(reply);
+        if waiters.len() < MAX_WAITERS {
+            waiters.push(reply);
         }
     }
 
     /// Waits for an answer, and gives it to all who wait for it; for ever, if none is out. Can be dropped and begun again at any time.
-    pub(super) async fn answer(&mut self) {
+    pub(super) async fn publish_next_result(&mut self) {
         // A call that panicked has said so; who waits for it is told when this ends.
-        let Some(Ok((probe, said))) = self.calls.join_next().await else {
+        let Some(Ok((probe, result))) = self.calls.join_next().await else {
             return std::future::pending().await;
         };
-        for reply in self.waiting.remove(&probe).into_iter().flatten() {
+        for reply in self.waiters.remove(&probe).into_iter().flatten() {
             // Whoever asked may have left.
-            _ = reply.send(said.clone());
+            _ = reply.send(result.clone());
         }
-        self.last.insert(probe, (clock::now(), said));
+        self.cached.insert(probe, (clock::now(), result));
     }
 }
 
-async fn ask(state: &State, backend: &str, path: Option<&str>) -> Said {
-    let live = state.live.load_full();
-    let app = live
+async fn probe_app(state: &State, backend: &str, path: Option<&str>) -> AppProbeResult {
+    let active_policy = state.active_policy.load_full();
+    let app = active_policy
         .backends
         .iter()
         .find(|known| *known.spec.name == *backend)
         .ok_or("the policies have changed")?;
     let endpoint = app.endpoints.first().ok_or("it has no endpoint")?;
-    let check = app.spec.check.as_ref().ok_or("it has no active check")?;
-    let way = probing::Way::to(&app.spec);
+    let check = app
+        .spec
+        .active_check
+        .as_ref()
+        .ok_or("it has no active check")?;
+    let transport = probing::ProbeTransport::from_backend(&app.spec);
     let host = check.host().unwrap_or(endpoint.authority());
-    let asked = async {
+    let call = async {
         let Some(path) = path else {
-            return probing::connect(state, endpoint, &way)
+            return probing::check_tcp_connect(state, endpoint, &transport)
                 .await
-                .map(|()| AppAnswer {
+                .map(|()| AppProbeResponse {
                     status: 200,
                     body: Bytes::from_static(b"connected\n"),
                 });
         };
-        let answer = probing::get(state, endpoint, &way, path, host, probing::MAX_BODY).await?;
-        Ok(AppAnswer {
-            status: answer.status,
-            body: answer.body,
+        let response = probing::send_get(
+            state,
+            endpoint,
+            &transport,
+            path,
+            host,
+            probing::MAX_CHECK_BODY_BYTES,
+        )
+        .await?;
+        Ok(AppProbeResponse {
+            status: response.status,
+            body: response.body,
         })
     };
-    clock::within(Some(check.timeout), asked)
+    clock::timeout(Some(check.timeout), call)
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)))
 }

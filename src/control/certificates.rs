@@ -24,50 +24,53 @@ use rustls::{
 
 use crate::{
     clock,
-    policy::snapshot::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, Snapshot},
+    policy::snapshot::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, PolicySnapshot, Protocol},
     state::{
         State,
-        tls::{Fresh, Material, TlsStore},
+        tls::{TlsMaterial, TlsStore, TlsUpdate},
     },
     telemetry::event::Event,
     transport::certificate,
 };
 
 /// A certificate that ends so soon is worth a warning: issuers renew at a third of the time left, and thirty days are usual.
-const SOON: Duration = Duration::from_hours(24 * 7);
+const EXPIRY_WARNING_PERIOD: Duration = Duration::from_hours(24 * 7);
 
 /// Reads everything that a set of policies needs and that is not known yet.
 ///
 /// # Errors
 /// Each fault with the place in the policy that names the file.
-pub(super) fn load(snapshot: &Snapshot, store: &TlsStore) -> Result<Fresh, Vec<String>> {
-    let (mut fresh, mut faults) = (Fresh::default(), Vec::new());
+pub(super) fn load_missing(
+    snapshot: &PolicySnapshot,
+    store: &TlsStore,
+) -> Result<TlsUpdate, Vec<String>> {
+    let (mut fresh, mut faults) = (TlsUpdate::default(), Vec::new());
     for spec in snapshot
         .listeners
         .iter()
         .filter_map(|listener| listener.tls.as_ref())
-        .filter(|spec| store.server(spec).is_none())
+        .filter(|spec| store.listener_material(spec).is_none())
     {
-        match Files::of_server(spec)
-            .and_then(|files| files.server(spec, store))
-            .and_then(in_time)
+        match CertificateFiles::read_server(spec)
+            .and_then(|files| files.build_server(spec, store))
+            .and_then(reject_expired)
         {
-            Ok(material) => drop(fresh.servers.insert(spec.clone(), material)),
-            Err(fault) => faults.push(format!("{}: {fault}", spec.place)),
+            Ok(material) => drop(fresh.listeners.insert(spec.clone(), material)),
+            Err(fault) => faults.push(format!("{}: {fault}", spec.location)),
         }
     }
     for spec in snapshot
         .backends
         .iter()
         .filter_map(|backend| backend.tls.as_ref())
-        .filter(|spec| store.client(spec).is_none())
+        .filter(|spec| store.backend_material(spec).is_none())
     {
-        match Files::of_client(spec)
-            .and_then(|files| files.client(spec, store))
-            .and_then(in_time)
+        match CertificateFiles::read_client(spec)
+            .and_then(|files| files.build_client(spec, store))
+            .and_then(reject_expired)
         {
-            Ok(material) => drop(fresh.clients.insert(spec.clone(), material)),
-            Err(fault) => faults.push(format!("{}: {fault}", spec.place)),
+            Ok(material) => drop(fresh.backends.insert(spec.clone(), material)),
+            Err(fault) => faults.push(format!("{}: {fault}", spec.location)),
         }
     }
     if faults.is_empty() {
@@ -78,106 +81,108 @@ pub(super) fn load(snapshot: &Snapshot, store: &TlsStore) -> Result<Fresh, Vec<S
 }
 
 /// Follows the files of the policies in force.
-pub(super) async fn follow(state: Arc<State>, every: Duration) {
-    let mut told = Told::default();
+pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duration) {
+    let mut reported = CertificateReports::default();
     loop {
-        let live = state.live.load_full();
-        let (mut fresh, mut owners) = (Fresh::default(), Vec::new());
-        for listener in &live.snapshot.listeners {
+        let active_policy = state.active_policy.load_full();
+        let (mut fresh, mut owners) = (TlsUpdate::default(), Vec::new());
+        for listener in &active_policy.snapshot.listeners {
             let Some((spec, known)) = listener
                 .tls
                 .as_ref()
-                .and_then(|spec| Some((spec, state.tls.server(spec)?)))
+                .and_then(|spec| Some((spec, state.tls.listener_material(spec)?)))
             else {
                 continue;
             };
             let owner = format!("listener {}", listener.name);
-            let read = Files::of_server(spec).and_then(|files| {
-                if files.content == known.content {
+            let read = CertificateFiles::read_server(spec).and_then(|files| {
+                if files.content_hash == known.content_hash {
                     Ok(known.clone())
                 } else {
-                    files.server(spec, &state.tls)
+                    files.build_server(spec, &state.tls)
                 }
             });
-            fresh
-                .servers
-                .insert(spec.clone(), told.settle(&state, &owner, read, &known));
+            fresh.listeners.insert(
+                spec.clone(),
+                reported.select_and_report(&state, &owner, read, &known),
+            );
             owners.push(owner);
         }
-        for backend in &live.snapshot.backends {
+        for backend in &active_policy.snapshot.backends {
             let Some((spec, known)) = backend
                 .tls
                 .as_ref()
-                .and_then(|spec| Some((spec, state.tls.client(spec)?)))
+                .and_then(|spec| Some((spec, state.tls.backend_material(spec)?)))
             else {
                 continue;
             };
             let owner = format!("backend {}", backend.name);
-            let read = Files::of_client(spec).and_then(|files| {
-                if files.content == known.content {
+            let read = CertificateFiles::read_client(spec).and_then(|files| {
+                if files.content_hash == known.content_hash {
                     Ok(known.clone())
                 } else {
-                    files.client(spec, &state.tls)
+                    files.build_client(spec, &state.tls)
                 }
             });
-            fresh
-                .clients
-                .insert(spec.clone(), told.settle(&state, &owner, read, &known));
+            fresh.backends.insert(
+                spec.clone(),
+                reported.select_and_report(&state, &owner, read, &known),
+            );
             owners.push(owner);
         }
-        state.tls.put(&fresh);
-        told.forget(&state, &owners);
-        clock::sleep(every).await;
+        state.tls.apply(&fresh);
+        reported.retain_owners(&state, &owners);
+        clock::sleep(poll_interval).await;
     }
 }
 
 /// What was said last of each owner of certificates, so that it is not said again.
 #[derive(Debug, Default)]
-struct Told(HashMap<String, Said>);
+struct CertificateReports(HashMap<String, CertificateReport>);
 
 /// What was said of an owner.
 #[derive(Debug)]
-struct Said {
-    time: Time,
+struct CertificateReport {
+    expiry_status: ExpiryStatus,
     fault: Option<String>,
 }
 
 /// What is left of a certificate's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Time {
-    Enough,
-    Little,
-    None,
+enum ExpiryStatus {
+    Valid,
+    ExpiresSoon,
+    Expired,
 }
 
-impl Time {
-    fn of(left: Option<Duration>) -> Self {
-        match left {
-            Some(Duration::ZERO) => Self::None,
-            Some(left) if left <= SOON => Self::Little,
-            Some(_) | None => Self::Enough,
+impl ExpiryStatus {
+    fn from_remaining(remaining: Option<Duration>) -> Self {
+        match remaining {
+            Some(Duration::ZERO) => Self::Expired,
+            Some(remaining) if remaining <= EXPIRY_WARNING_PERIOD => Self::ExpiresSoon,
+            Some(_) | None => Self::Valid,
         }
     }
 }
 
-impl Told {
+impl CertificateReports {
     /// What is in force after a reading: what was read, or what was known; and says what is new about it.
-    fn settle<C>(
+    fn select_and_report<C>(
         &mut self,
         state: &State,
         owner: &str,
-        read: Result<Material<C>, String>,
-        known: &Material<C>,
-    ) -> Material<C> {
-        let told = self.0.get(owner);
+        read: Result<TlsMaterial<C>, String>,
+        known: &TlsMaterial<C>,
+    ) -> TlsMaterial<C> {
+        let reported = self.0.get(owner);
         let read = read.and_then(|material| {
             if material.generation == known.generation {
                 Ok(material)
             } else {
-                in_time(material)
+                reject_expired(material)
             }
         });
-        let now = match &read {
+        let current = match &read {
             Ok(material) if material.generation != known.generation => {
                 state.telemetry.emit(Event::CertificateChanged {
                     owner: owner.to_owned(),
@@ -186,100 +191,103 @@ impl Told {
             }
             Ok(material) => material.clone(),
             Err(fault) => {
-                if told.is_none_or(|told| told.fault.as_ref() != Some(fault)) {
+                if reported.is_none_or(|reported| reported.fault.as_ref() != Some(fault)) {
                     state.telemetry.emit(Event::CertificateRefused {
                         owner: owner.to_owned(),
-                        why: fault.clone(),
+                        reason: fault.clone(),
                     });
                 }
                 known.clone()
             }
         };
-        let left = left(&now);
-        let time = Time::of(left);
-        if let Some(left) =
-            left.filter(|_| time != Time::Enough && told.is_none_or(|told| told.time != time))
-        {
+        let remaining = remaining_validity(&current);
+        let expiry_status = ExpiryStatus::from_remaining(remaining);
+        if let Some(remaining) = remaining.filter(|_| {
+            expiry_status != ExpiryStatus::Valid
+                && reported.is_none_or(|reported| reported.expiry_status != expiry_status)
+        }) {
             state.telemetry.emit(Event::CertificateExpiring {
                 owner: owner.to_owned(),
-                left,
+                remaining,
             });
         }
-        let report = match (&read, time) {
+        let report = match (&read, expiry_status) {
             (Err(fault), _) => Err(format!("those read last stay in force: {fault}")),
-            (Ok(_), Time::None) => Err("a certificate has ended".to_owned()),
-            (Ok(_), Time::Little) => Err(format!(
+            (Ok(_), ExpiryStatus::Expired) => Err("a certificate has ended".to_owned()),
+            (Ok(_), ExpiryStatus::ExpiresSoon) => Err(format!(
                 "a certificate ends in {} hours",
-                left.unwrap_or_default().as_secs() / 3_600
+                remaining.unwrap_or_default().as_secs() / 3_600
             )),
-            (Ok(_), Time::Enough) => Ok("as they are in the files".to_owned()),
+            (Ok(_), ExpiryStatus::Valid) => Ok("as they are in the files".to_owned()),
         };
-        state.lifecycle.report(&report_of(owner), report);
+        state.lifecycle.set_report(&report_name(owner), report);
         state
             .telemetry
             .metrics
-            .certificate(owner, now.not_after, read.is_ok());
+            .set_certificate(owner, current.not_after, read.is_ok());
         self.0.insert(
             owner.to_owned(),
-            Said {
-                time,
+            CertificateReport {
+                expiry_status,
                 fault: read.err(),
             },
         );
-        now
+        current
     }
 
     /// Takes back what was said of owners that are gone.
-    fn forget(&mut self, state: &State, owners: &[String]) {
+    fn retain_owners(&mut self, state: &State, owners: &[String]) {
         self.0.retain(|owner, _| {
             let is_there = owners.contains(owner);
             if !is_there {
-                state.lifecycle.retract(&report_of(owner));
-                state.telemetry.metrics.forget_certificate(owner);
+                state.lifecycle.remove_report(&report_name(owner));
+                state.telemetry.metrics.clear_certificate(owner);
             }
             is_there
         });
     }
 }
 
-fn left<C>(material: &Material<C>) -> Option<Duration> {
-    material
-        .not_after
-        .map(|end| end.duration_since(clock::wall()).unwrap_or_default())
+fn remaining_validity<C>(material: &TlsMaterial<C>) -> Option<Duration> {
+    material.not_after.map(|expiry| {
+        expiry
+            .duration_since(clock::wall_time())
+            .unwrap_or_default()
+    })
 }
 
 /// Refuses what would make every handshake fail.
-fn in_time<C>(material: Material<C>) -> Result<Material<C>, String> {
-    match Time::of(left(&material)) {
-        Time::None => Err("a certificate in the files has ended; renew it".to_owned()),
-        Time::Little | Time::Enough => Ok(material),
+fn reject_expired<C>(material: TlsMaterial<C>) -> Result<TlsMaterial<C>, String> {
+    match ExpiryStatus::from_remaining(remaining_validity(&material)) {
+        ExpiryStatus::Expired => Err("a certificate in the files has ended; renew it".to_owned()),
+        ExpiryStatus::ExpiresSoon | ExpiryStatus::Valid => Ok(material),
     }
 }
 
 /// The name under which readiness reports on an owner's certificates.
-fn report_of(owner: &str) -> String {
+fn report_name(owner: &str) -> String {
     format!("certificates-of-{}", owner.replace(' ', "-"))
 }
 
 /// The content of the files of one owner.
-struct Files {
+struct CertificateFiles {
     chain: Vec<u8>,
     key: Vec<u8>,
-    authorities: Option<Vec<u8>>,
-    names: [String; 3],
-    content: u64,
+    ca: Option<Vec<u8>>,
+    paths: [String; 3],
+    content_hash: u64,
 }
 
-impl Files {
-    fn of_server(spec: &ServerTlsSpec) -> Result<Self, String> {
+impl CertificateFiles {
+    fn read_server(spec: &ListenerTlsSpec) -> Result<Self, String> {
         Self::read(Some(&spec.identity), spec.client_ca.as_deref())
     }
 
-    fn of_client(spec: &ClientTlsSpec) -> Result<Self, String> {
+    fn read_client(spec: &BackendTlsSpec) -> Result<Self, String> {
         Self::read(spec.identity.as_ref(), spec.ca.as_deref())
     }
 
-    fn read(identity: Option<&KeyPair>, authorities: Option<&Path>) -> Result<Self, String> {
+    fn read(identity: Option<&IdentityFiles>, ca_path: Option<&Path>) -> Result<Self, String> {
         let read = |path: &Path| {
             fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
         };
@@ -295,43 +303,40 @@ impl Files {
             .map(|pair| read(&pair.key))
             .transpose()?
             .unwrap_or_default();
-        let authorities_read = authorities.map(read).transpose()?;
+        let ca_content = ca_path.map(read).transpose()?;
         // Any hash will do that tells one content from another; it is kept in memory only.
-        let content = BuildHasherDefault::<DefaultHasher>::default().hash_one((
-            &chain,
-            &key,
-            &authorities_read,
-        ));
+        let content =
+            BuildHasherDefault::<DefaultHasher>::default().hash_one((&chain, &key, &ca_content));
         let names = [
             name(identity.map(|pair| pair.cert.as_path())),
             name(identity.map(|pair| pair.key.as_path())),
-            name(authorities),
+            name(ca_path),
         ];
         Ok(Self {
             chain,
             key,
-            authorities: authorities_read,
-            names,
-            content,
+            ca: ca_content,
+            paths: names,
+            content_hash: content,
         })
     }
 
-    fn server(
+    fn build_server(
         &self,
-        spec: &ServerTlsSpec,
+        spec: &ListenerTlsSpec,
         store: &TlsStore,
-    ) -> Result<Material<ServerConfig>, String> {
+    ) -> Result<TlsMaterial<ServerConfig>, String> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;
-        let mut authorities_end = None;
-        let builder = match self.roots()? {
+        let mut ca_expiry = None;
+        let builder = match self.parse_roots()? {
             None => builder.with_no_client_auth(),
-            Some((roots, end)) => {
-                authorities_end = end;
+            Some((roots, expiry)) => {
+                ca_expiry = expiry;
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
-                let verifier = if spec.is_client_optional {
+                let verifier = if spec.is_client_certificate_optional {
                     verifier.allow_unauthenticated()
                 } else {
                     verifier
@@ -339,104 +344,104 @@ impl Files {
                 builder.with_client_cert_verifier(
                     verifier
                         .build()
-                        .map_err(|error| format!("{}: {error}", self.names[2]))?,
+                        .map_err(|error| format!("{}: {error}", self.paths[2]))?,
                 )
             }
         };
-        let chain = self.chain()?;
-        let not_after = earlier(earliest(&chain), authorities_end);
+        let chain = self.parse_chain()?;
+        let not_after = earlier_expiry(earliest_expiry(&chain), ca_expiry);
         let mut config = builder
-            .with_single_cert(chain, self.key()?)
+            .with_single_cert(chain, self.parse_key()?)
             .map_err(|error| {
                 format!(
                     "{} and {} do not fit together: {error}",
-                    self.names[0], self.names[1]
+                    self.paths[0], self.paths[1]
                 )
             })?;
         config.alpn_protocols = alpn(spec.protocol);
-        Ok(Material {
+        Ok(TlsMaterial {
             config: Arc::new(config),
-            content: self.content,
+            content_hash: self.content_hash,
             generation: store.next_generation(),
             not_after,
         })
     }
 
-    fn client(
+    fn build_client(
         &self,
-        spec: &ClientTlsSpec,
+        spec: &BackendTlsSpec,
         store: &TlsStore,
-    ) -> Result<Material<ClientConfig>, String> {
-        let (roots, authorities_end) = match self.roots()? {
+    ) -> Result<TlsMaterial<ClientConfig>, String> {
+        let (roots, ca_expiry) = match self.parse_roots()? {
             Some(read) => read,
             None => (system_roots()?, None),
         };
         let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider())
             .build()
-            .map_err(|error| format!("{}: {error}", self.names[2]))?;
+            .map_err(|error| format!("{}: {error}", self.paths[2]))?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .with_webpki_verifier(verifier);
         let (mut config, not_after) = if spec.identity.is_some() {
-            let chain = self.chain()?;
-            let not_after = earliest(&chain);
-            let config = builder.with_client_auth_cert(chain, self.key()?);
+            let chain = self.parse_chain()?;
+            let not_after = earliest_expiry(&chain);
+            let config = builder.with_client_auth_cert(chain, self.parse_key()?);
             (
                 config.map_err(|error| {
                     format!(
                         "{} and {} do not fit together: {error}",
-                        self.names[0], self.names[1]
+                        self.paths[0], self.paths[1]
                     )
                 })?,
-                earlier(not_after, authorities_end),
+                earlier_expiry(not_after, ca_expiry),
             )
         } else {
-            (builder.with_no_client_auth(), authorities_end)
+            (builder.with_no_client_auth(), ca_expiry)
         };
         config.alpn_protocols = alpn(spec.protocol);
-        Ok(Material {
+        Ok(TlsMaterial {
             config: Arc::new(config),
-            content: self.content,
+            content_hash: self.content_hash,
             generation: store.next_generation(),
             not_after,
         })
     }
 
-    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+    fn parse_chain(&self) -> Result<Vec<CertificateDer<'static>>, String> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.chain)
             .collect::<Result<_, _>>()
-            .map_err(|error| format!("{} is not PEM: {error}", self.names[0]))?;
+            .map_err(|error| format!("{} is not PEM: {error}", self.paths[0]))?;
         if chain.is_empty() {
-            Err(format!("there is no certificate in {}", self.names[0]))
+            Err(format!("there is no certificate in {}", self.paths[0]))
         } else {
             Ok(chain)
         }
     }
 
-    fn key(&self) -> Result<PrivateKeyDer<'static>, String> {
+    fn parse_key(&self) -> Result<PrivateKeyDer<'static>, String> {
         PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|error| format!("there is no key in {}: {error}", self.names[1]))
+            .map_err(|error| format!("there is no key in {}: {error}", self.paths[1]))
     }
 
     /// The authorities, and when the last of them ends.
-    fn roots(&self) -> Result<Option<(RootCertStore, Option<SystemTime>)>, String> {
-        let Some(bytes) = &self.authorities else {
+    fn parse_roots(&self) -> Result<Option<(RootCertStore, Option<SystemTime>)>, String> {
+        let Some(bytes) = &self.ca else {
             return Ok(None);
         };
-        let (mut roots, mut end) = (RootCertStore::empty(), None);
+        let (mut roots, mut expiry) = (RootCertStore::empty(), None);
         for authority in CertificateDer::pem_slice_iter(bytes) {
             let authority =
-                authority.map_err(|error| format!("{} is not PEM: {error}", self.names[2]))?;
-            end = end.max(certificate::not_after(&authority));
+                authority.map_err(|error| format!("{} is not PEM: {error}", self.paths[2]))?;
+            expiry = expiry.max(certificate::not_after(&authority));
             roots.add(authority).map_err(|error| {
-                format!("{} holds what is no authority: {error}", self.names[2])
+                format!("{} holds what is no authority: {error}", self.paths[2])
             })?;
         }
         if roots.is_empty() {
-            Err(format!("there is no certificate in {}", self.names[2]))
+            Err(format!("there is no certificate in {}", self.paths[2]))
         } else {
-            Ok(Some((roots, end)))
+            Ok(Some((roots, expiry)))
         }
     }
 }
@@ -451,14 +456,14 @@ fn system_roots() -> Result<RootCertStore, String> {
     }
 }
 
-fn earliest(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+fn earliest_expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
     chain
         .iter()
         .filter_map(|certificate| certificate::not_after(certificate))
         .min()
 }
 
-fn earlier(one: Option<SystemTime>, other: Option<SystemTime>) -> Option<SystemTime> {
+fn earlier_expiry(one: Option<SystemTime>, other: Option<SystemTime>) -> Option<SystemTime> {
     one.into_iter().chain(other).min()
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::{
-    policy::snapshot::ClientTlsSpec,
+    policy::snapshot::BackendTlsSpec,
     state::{State, endpoint::EndpointState},
     transport::{
         socket::Socket,
-        wire::{self, Connection, Wire},
+        wire::{self, ConnectionHandle, QueuedStream},
     },
 };
 
@@ -15,12 +15,12 @@ use crate::{
 ///
 /// # Errors
 /// What went wrong, in words: refused, not trusted.
-pub(super) async fn dial(
+pub(super) async fn connect(
     state: &State,
     endpoint: &EndpointState,
-    tls: Option<&ClientTlsSpec>,
+    tls: Option<&BackendTlsSpec>,
     protocol: Option<&[u8]>,
-) -> Result<(Connection, Arc<Wire>), String> {
+) -> Result<(QueuedStream, Arc<ConnectionHandle>), String> {
     let socket = Socket::connect(&endpoint.address)
         .await
         .map_err(|error| format!("connect: {error}"))?;
@@ -29,7 +29,7 @@ pub(super) async fn dial(
     };
     let material = state
         .tls
-        .client(spec)
+        .backend_material(spec)
         .ok_or_else(|| "tls: there are no certificates".to_owned())?;
     let mut config = (*material.config).clone();
     config.alpn_protocols = protocol.into_iter().map(<[u8]>::to_vec).collect();
@@ -45,7 +45,7 @@ pub(super) async fn dial(
         .handshake()
         .await
         .map_err(|error| format!("tls: {error}"))?;
-    match (protocol, agreed.protocol) {
+    match (protocol, agreed.alpn_protocol) {
         (Some(b"h2"), got) if got.as_deref() != Some(b"h2") => {
             Err("tls: it does not speak HTTP/2".to_owned())
         }

@@ -31,114 +31,127 @@ use crate::{
 };
 
 /// How long a failed lookup waits before the next, at first; it doubles up to the longest time an answer is believed.
-const RETRY: Duration = Duration::from_millis(500);
+const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// So long a file must stay as it is to be taken: whoever writes it in place is done by then, or writes on.
-const SETTLED: Duration = Duration::from_millis(100);
+const FILE_STABLE_TIME: Duration = Duration::from_millis(100);
 
 /// Finds endpoints, as long as it lives.
 #[derive(Debug, Clone)]
-pub(super) struct Finder {
+pub(super) struct DiscoveryContext {
     pub(super) state: Arc<State>,
     /// Backends of which nothing was heard yet since the start.
-    pub(super) awaited: Arc<Mutex<BTreeSet<Arc<str>>>>,
+    pub(super) pending_backends: Arc<Mutex<BTreeSet<Arc<str>>>>,
     /// A name server to ask instead of the system's.
     pub(super) name_server: Option<SocketAddr>,
     /// How often a file is looked at, besides the system's notices.
     pub(super) poll_interval: Duration,
     /// Tells that the endpoints in force have changed.
-    pub(super) applied: Arc<channel::Sender<u64>>,
+    pub(super) generation_sender: Arc<channel::Sender<u64>>,
 }
 
-struct Running {
+struct RunningDiscovery {
     discovery: Discovery,
     task: AbortHandle,
 }
 
-impl Drop for Running {
+impl Drop for RunningDiscovery {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// Keeps one task for each backend of the policies in force whose endpoints are to be found.
-pub(super) async fn discover(finder: Finder, mut generations: channel::Receiver<u64>) {
+pub(super) async fn run_discovery(
+    context: DiscoveryContext,
+    mut generations: channel::Receiver<u64>,
+) {
     let mut tasks = JoinSet::new();
-    let mut running: HashMap<Arc<str>, Running> = HashMap::new();
+    let mut running: HashMap<Arc<str>, RunningDiscovery> = HashMap::new();
     let mut is_first = true;
     loop {
-        let live = finder.state.live.load_full();
+        let active_policy = context.state.active_policy.load_full();
         let mut next = HashMap::new();
-        let searched = || {
-            live.backends
+        let dynamic_backends = || {
+            active_policy
+                .backends
                 .iter()
                 .map(|backend| &backend.spec)
                 .filter(|spec| !matches!(spec.discovery, Discovery::Static(_)))
         };
         if std::mem::take(&mut is_first) {
-            finder.awaits(searched().map(|spec| spec.name.clone()).collect());
+            context.set_pending(dynamic_backends().map(|spec| spec.name.clone()).collect());
         }
-        for spec in searched() {
-            let going_on = running
+        for spec in dynamic_backends() {
+            let unchanged = running
                 .remove(&spec.name)
                 .filter(|running| running.discovery == spec.discovery);
-            let start = || Running {
+            let start = || RunningDiscovery {
                 discovery: spec.discovery.clone(),
-                task: tasks.spawn(find(
-                    finder.clone(),
+                task: tasks.spawn(discover_backend(
+                    context.clone(),
                     spec.name.clone(),
                     spec.discovery.clone(),
                 )),
             };
-            next.insert(spec.name.clone(), going_on.unwrap_or_else(start));
+            next.insert(spec.name.clone(), unchanged.unwrap_or_else(start));
         }
         for gone in running.into_keys().filter(|name| !next.contains_key(name)) {
-            finder.state.lifecycle.retract(&report_of(&gone));
-            finder.state.telemetry.metrics.forget_discovery(&gone);
-            finder.heard_of(&gone);
+            context.state.lifecycle.remove_report(&report_name(&gone));
+            context
+                .state
+                .telemetry
+                .metrics
+                .clear_discovery_current(&gone);
+            context.mark_resolved(&gone);
         }
         running = next;
-        if !super::changed(&mut generations, &mut tasks).await {
+        if !super::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }
 }
 
-async fn find(finder: Finder, backend: Arc<str>, discovery: Discovery) {
+async fn discover_backend(context: DiscoveryContext, backend: Arc<str>, discovery: Discovery) {
     let (mut last_fault, source) = (None, discovery.clone());
-    let found = |found: Result<_, String>| finder.found(&backend, &source, found, &mut last_fault);
+    let found =
+        |found: Result<_, String>| context.record_result(&backend, &source, found, &mut last_fault);
     match discovery {
         Discovery::Static(_) => {}
-        Discovery::File(path) => follow_file(&finder, path, found).await,
-        Discovery::Dns(spec) => follow_name(&finder, spec, found).await,
+        Discovery::File(path) => watch_file(&context, path, found).await,
+        Discovery::Dns(spec) => poll_dns(&context, spec, found).await,
     }
 }
 
-async fn follow_file(
-    finder: &Finder,
+async fn watch_file(
+    context: &DiscoveryContext,
     path: PathBuf,
     mut found: impl FnMut(Result<Vec<EndpointSpec>, String>),
 ) {
     let (changed, mut changes) = mpsc::channel(1);
     // Ends with the channel, which ends with this task.
-    tokio::spawn(watch::watch(path.clone(), finder.poll_interval, changed));
+    tokio::spawn(watch::watch_path(
+        path.clone(),
+        context.poll_interval,
+        changed,
+    ));
     loop {
-        found(settled(|| read(&path)).await);
+        found(read_until_stable(|| read_endpoints_file(&path)).await);
         if changes.recv().await.is_none() {
             return;
         }
     }
 }
 
-fn read(path: &Path) -> Result<Vec<EndpointSpec>, String> {
-    endpoints::read(path).map_err(|faults| faults.to_string())
+fn read_endpoints_file(path: &Path) -> Result<Vec<EndpointSpec>, String> {
+    endpoints::read_file(path).map_err(|faults| faults.to_string())
 }
 
 /// What two readings in a row agree on: the beginning of a file that is being written may look like a whole one.
-async fn settled<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
+async fn read_until_stable<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
     let mut last = read();
     loop {
-        clock::sleep(SETTLED).await;
+        clock::sleep(FILE_STABLE_TIME).await;
         let now = read();
         if now == last {
             return now;
@@ -147,33 +160,34 @@ async fn settled<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
     }
 }
 
-async fn follow_name(
-    finder: &Finder,
+async fn poll_dns(
+    context: &DiscoveryContext,
     spec: DnsSpec,
     mut found: impl FnMut(Result<Vec<EndpointSpec>, String>),
 ) {
-    let (mut wait, mut families) = (RETRY, dns::Families::default());
+    let (mut retry_delay, mut families) =
+        (INITIAL_RETRY_DELAY, dns::SeenAddressFamilies::default());
     loop {
         let now = clock::now();
-        let answer = match dns::Resolver::new(finder.name_server) {
-            Ok(resolver) => resolver.endpoints(&spec, &mut families).await,
+        let resolved = match dns::Resolver::new(context.name_server) {
+            Ok(resolver) => resolver.resolve_endpoints(&spec, &mut families).await,
             Err(fault) => Err(fault),
         };
-        let next = match &answer {
-            Ok(answer) => {
-                wait = RETRY;
-                answer
+        let next = match &resolved {
+            Ok(resolved) => {
+                retry_delay = INITIAL_RETRY_DELAY;
+                resolved
                     .valid_until
                     .saturating_duration_since(now)
                     .clamp(spec.min_ttl, spec.max_ttl)
             }
             Err(_) => {
-                let this = wait.min(spec.max_ttl);
-                wait = wait.saturating_mul(2).min(spec.max_ttl);
+                let this = retry_delay.min(spec.max_ttl);
+                retry_delay = retry_delay.saturating_mul(2).min(spec.max_ttl);
                 this
             }
         };
-        found(answer.map(|answer| answer.endpoints));
+        found(resolved.map(|resolved| resolved.endpoints));
         // Drawn a little shorter, so that many sidecars do not ask in step.
         clock::sleep_until(clock::now() + next.mul_f64(1.0 - 0.1 * fastrand::f64())).await;
     }
@@ -181,14 +195,14 @@ async fn follow_name(
 
 /// What a name stands for, and until when.
 #[derive(Debug)]
-struct Found {
+struct ResolvedEndpoints {
     endpoints: Vec<EndpointSpec>,
     valid_until: Instant,
 }
 
-impl Finder {
+impl DiscoveryContext {
     /// Puts what was found in force, or says why nothing was; the same fault again and again only once.
-    fn found(
+    fn record_result(
         &self,
         backend: &Arc<str>,
         source: &Discovery,
@@ -196,27 +210,27 @@ impl Finder {
         last_fault: &mut Option<String>,
     ) {
         let (state, now) = (&self.state, clock::now());
-        let report = report_of(backend);
+        let report = report_name(backend);
         match found {
             Ok(mut endpoints) => {
                 endpoints.sort();
-                let live = state.live.load_full();
+                let active_policy = state.active_policy.load_full();
                 let count = endpoints.len();
-                if state.discovered(backend, source, endpoints.clone(), now) {
-                    let before = live
+                if state.apply_discovered_endpoints(backend, source, endpoints.clone(), now) {
+                    let before = active_policy
                         .backends
                         .iter()
                         .find(|known| known.spec.name == *backend)
-                        .map(|known| known.places.as_slice())
+                        .map(|known| known.endpoint_specs.as_slice())
                         .unwrap_or_default();
-                    let changes = diff::endpoint_lines(before, &endpoints);
+                    let changes = diff::describe_endpoint_changes(before, &endpoints);
                     state.telemetry.emit(Event::EndpointsChanged {
                         backend: backend.clone(),
                         count,
                         changes,
                     });
-                    let generation = live.generation;
-                    self.applied.send_replace(generation);
+                    let generation = active_policy.generation;
+                    self.generation_sender.send_replace(generation);
                 }
                 if last_fault.take().is_some() {
                     state.telemetry.emit(Event::DiscoveryRestored {
@@ -225,47 +239,56 @@ impl Finder {
                 }
                 state
                     .lifecycle
-                    .report(&report, Ok(format!("{count} known")));
-                state.telemetry.metrics.discovery_current(backend, true);
+                    .set_report(&report, Ok(format!("{count} known")));
+                state.telemetry.metrics.set_discovery_current(backend, true);
             }
             Err(fault) => {
-                state.lifecycle.report(
+                state.lifecycle.set_report(
                     &report,
                     Err(format!("the last ones known stay in force: {fault}")),
                 );
-                state.telemetry.metrics.discovery_current(backend, false);
+                state
+                    .telemetry
+                    .metrics
+                    .set_discovery_current(backend, false);
                 if last_fault.as_ref() != Some(&fault) {
                     state.telemetry.emit(Event::DiscoveryFailed {
                         backend: backend.clone(),
-                        why: fault.clone(),
+                        reason: fault.clone(),
                     });
                     *last_fault = Some(fault);
                 }
             }
         }
-        self.heard_of(backend);
+        self.mark_resolved(backend);
     }
 
     /// Readiness waits for the first answer about these.
-    fn awaits(&self, backends: BTreeSet<Arc<str>>) {
-        *self.awaited.lock().unwrap_or_else(PoisonError::into_inner) = backends;
-        self.heard_of("");
+    fn set_pending(&self, backends: BTreeSet<Arc<str>>) {
+        *self
+            .pending_backends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = backends;
+        self.mark_resolved("");
     }
 
     /// There was an answer about a backend, be it that there is none.
-    fn heard_of(&self, backend: &str) {
-        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        awaited.remove(backend);
-        let names: Vec<&str> = awaited.iter().map(|name| &**name).collect();
-        let why = if names.is_empty() {
+    fn mark_resolved(&self, backend: &str) {
+        let mut pending_backends = self
+            .pending_backends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        pending_backends.remove(backend);
+        let names: Vec<&str> = pending_backends.iter().map(|name| &**name).collect();
+        let reason = if names.is_empty() {
             "all backends were looked for".to_owned()
         } else {
             format!("the first answer is awaited about {}", names.join(", "))
         };
-        self.state.lifecycle.set(
+        self.state.lifecycle.set_condition(
             condition::ENDPOINTS,
             names.is_empty(),
-            why,
+            reason,
             clock::now(),
             &self.state.telemetry,
         );
@@ -273,16 +296,16 @@ impl Finder {
 }
 
 /// The name under which readiness reports on a backend's endpoints.
-fn report_of(backend: &str) -> String {
+fn report_name(backend: &str) -> String {
     format!("endpoints-of-{backend}")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::settled;
+    use super::read_until_stable;
 
     #[tokio::test(start_paused = true)]
-    async fn a_file_is_taken_when_it_has_stopped_growing() {
+    async fn a_file_is_read_once_its_content_is_stable() {
         let mut readings = [
             "- 10.0.0.1:80",
             "- 10.0.0.1:8080\n",
@@ -292,7 +315,7 @@ mod tests {
         ]
         .into_iter();
         assert_eq!(
-            settled(|| readings.next()).await,
+            read_until_stable(|| readings.next()).await,
             Some("- 10.0.0.1:8080\n- 10.0.0.2:8080\n")
         );
     }

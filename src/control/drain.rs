@@ -4,28 +4,28 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock,
-    resilience::lifecycle::{Drain, Stage},
+    resilience::lifecycle::{DrainSequence, Stage},
     state::{
         State,
-        command::Going,
-        lifecycle::{End, condition},
+        command::AfterDrain,
+        lifecycle::{ExitReason, condition},
         listening::ListenerSet,
     },
     telemetry::event::Event,
 };
 
 /// Connections that are told to end at last get so long to take note of it.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+const GOAWAY_GRACE: Duration = Duration::from_millis(100);
 
 /// A drain that may have begun, and what it acts on.
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(super) struct DrainController {
     state: Arc<State>,
     listeners: Arc<dyn ListenerSet>,
-    drain: Option<Drain>,
+    drain: Option<DrainSequence>,
 }
 
-impl Leaving {
+impl DrainController {
     /// Nothing has begun.
     pub(super) fn new(state: Arc<State>, listeners: Arc<dyn ListenerSet>) -> Self {
         Self {
@@ -36,26 +36,31 @@ impl Leaving {
     }
 
     /// Begins to drain, or goes on with it; and goes after it, if that is wanted now.
-    pub(super) fn begin(&mut self, asked_by: &'static str, going: Going) {
+    pub(super) fn begin(&mut self, asked_by: &'static str, after_drain: AfterDrain) {
         let now = clock::now();
         let mut drain = self.drain.unwrap_or_else(|| {
-            self.state.telemetry.emit(Event::DrainBegan { asked_by });
-            Drain::begin(self.state.live.load().snapshot.lifecycle.drain, now)
+            self.state.telemetry.emit(Event::DrainStarted {
+                requested_by: asked_by,
+            });
+            DrainSequence::begin(
+                self.state.active_policy.load().snapshot.lifecycle.drain,
+                now,
+            )
         });
-        if going == Going::AppIsGone {
+        if after_drain == AfterDrain::TerminateWithoutDelay {
             drain.skip_delay();
         }
-        if going != Going::Stays {
-            drain.go(now);
+        if after_drain != AfterDrain::KeepServing {
+            drain.request_termination(now);
         }
         self.drain = Some(drain);
         // Before anything else happens, so that a probe after the answer to who asked says so.
-        self.state.departure.follow(&drain);
-        self.state.lifecycle.set(
+        self.state.drain.publish(&drain);
+        self.state.lifecycle.set_condition(
             condition::NOT_DRAINING,
             false,
             "draining",
-            drain.began(),
+            drain.started_at(),
             &self.state.telemetry,
         );
     }
@@ -66,49 +71,51 @@ impl Leaving {
     }
 
     /// Another process takes the connections from now on; this one finishes what it has, and goes.
-    pub(super) fn relieve(&mut self, by: &'static str) {
-        self.state.telemetry.emit(Event::Relieved { by });
+    pub(super) fn hand_over(&mut self, by: &'static str) {
+        self.state
+            .telemetry
+            .emit(Event::HandedOver { requested_by: by });
         self.listeners.stop_accepting();
-        let drain = Drain::relieved(
-            self.state.live.load().snapshot.lifecycle.drain,
+        let drain = DrainSequence::begin_handed_over(
+            self.state.active_policy.load().snapshot.lifecycle.drain,
             clock::now(),
         );
         self.drain = Some(drain);
-        self.state.departure.follow(&drain);
+        self.state.drain.publish(&drain);
     }
 
     /// Returns when the instance may end; can be dropped and begun again at any time. Callers are served, and then refused, until then, and
     /// the app may go on asking others.
-    pub(super) async fn gone(&mut self) -> End {
+    pub(super) async fn run_to_completion(&mut self) -> ExitReason {
         let Some(drain) = &mut self.drain else {
             return std::future::pending().await;
         };
-        let departure = &self.state.departure;
+        let drain_state = &self.state.drain;
         loop {
-            let ended = departure.something_ends();
-            let (load, now, before) = (departure.load(), clock::now(), drain.stage());
+            let request_ended = drain_state.next_request_or_connection_end();
+            let (load, now, before) = (drain_state.instance_load(), clock::now(), drain.stage());
             let stage = drain.advance(&load, now);
-            departure.follow(drain);
+            drain_state.publish(drain);
             if before < Stage::Drained && stage >= Stage::Drained {
-                let took = now.saturating_duration_since(drain.began());
+                let took = now.saturating_duration_since(drain.started_at());
                 self.state.telemetry.emit(Event::DrainEnded {
                     is_clean: drain.is_clean(),
                     in_flight: load.inbound.in_flight,
-                    took,
+                    duration: took,
                 });
             }
-            if stage == Stage::Gone {
+            if stage == Stage::Terminated {
                 break;
             }
             // Either is a reason to look again.
-            _ = clock::until(drain.next_deadline(&load), ended).await;
+            _ = clock::timeout_at(drain.next_deadline(&load), request_ended).await;
         }
         self.listeners.close();
         // What began in the very last moment is finished, within the time there is; and who is connected is told of the end.
-        let last_words = clock::now() + LAST_WORDS;
+        let goaway_deadline = clock::now() + GOAWAY_GRACE;
         loop {
-            let ended = departure.something_ends();
-            let is_busy = drain.is_clean() && departure.in_flight() > 0;
+            let request_ended = drain_state.next_request_or_connection_end();
+            let is_busy = drain.is_clean() && drain_state.in_flight() > 0;
             let is_connected = self
                 .state
                 .lifecycle
@@ -116,17 +123,17 @@ impl Leaving {
                 .iter()
                 .any(|(_, count)| *count > 0);
             let until = if is_busy {
-                drain.latest().max(last_words)
+                drain.deadline().max(goaway_deadline)
             } else {
-                last_words
+                goaway_deadline
             };
             if !(is_busy || is_connected) || clock::now() >= until {
                 break;
             }
             // Either is a reason to look again.
-            _ = clock::until(Some(until), ended).await;
+            _ = clock::timeout_at(Some(until), request_ended).await;
         }
-        End::Drained {
+        ExitReason::Drained {
             is_clean: drain.is_clean(),
         }
     }

@@ -5,31 +5,31 @@ use std::sync::Arc;
 use crate::{
     clock,
     resilience::health::Health,
-    state::{State, backend::BackendState, live::Live},
+    state::{State, backend::BackendState, live::ActivePolicy},
 };
 
 /// What the names of these conditions begin with.
-const PREFIX: &str = "backend-available:";
+const CONDITION_PREFIX: &str = "backend-available:";
 
 /// Looks at all of them.
-pub(super) fn look(state: &State) {
-    let (live, now) = (state.live.load(), clock::now());
-    for backend in gates(&live) {
+pub(super) fn update_conditions(state: &State) {
+    let (active_policy, now) = (state.active_policy.load(), clock::now());
+    for backend in gated_backends(&active_policy) {
         // Before its first check nobody knows.
-        let well = backend
+        let healthy_count = backend
             .endpoints
             .iter()
             .filter(|endpoint| endpoint.health() == Health::Healthy)
             .count()
-            .min(backend.available());
-        let why = format!(
-            "{well} of {} endpoints are available",
+            .min(backend.available_count());
+        let reason = format!(
+            "{healthy_count} of {} endpoints are available",
             backend.endpoints.len()
         );
-        state.lifecycle.set(
-            &name(&backend.spec.name),
-            well > 0,
-            why,
+        state.lifecycle.set_condition(
+            &condition_name(&backend.spec.name),
+            healthy_count > 0,
+            reason,
             now,
             &state.telemetry,
         );
@@ -37,11 +37,12 @@ pub(super) fn look(state: &State) {
 }
 
 /// Takes those back that the policies no longer want, and looks at those that they want.
-pub(super) fn follow(state: &State) {
-    let live = state.live.load();
+pub(super) fn reconcile(state: &State) {
+    let active_policy = state.active_policy.load();
     let is_gone = |condition: &str| {
-        condition.starts_with(PREFIX)
-            && !gates(&live).any(|backend| name(&backend.spec.name) == condition)
+        condition.starts_with(CONDITION_PREFIX)
+            && !gated_backends(&active_policy)
+                .any(|backend| condition_name(&backend.spec.name) == condition)
     };
     for condition in state
         .lifecycle
@@ -51,19 +52,20 @@ pub(super) fn follow(state: &State) {
     {
         state
             .lifecycle
-            .clear(&condition.name, clock::now(), &state.telemetry);
+            .remove_condition(&condition.name, clock::now(), &state.telemetry);
     }
-    look(state);
+    update_conditions(state);
 }
 
-fn gates(live: &Live) -> impl Iterator<Item = &Arc<BackendState>> {
-    live.snapshot
+fn gated_backends(active_policy: &ActivePolicy) -> impl Iterator<Item = &Arc<BackendState>> {
+    active_policy
+        .snapshot
         .lifecycle
-        .gates
+        .readiness_gates
         .iter()
-        .map(|index| &live.backends[*index])
+        .map(|index| &active_policy.backends[*index])
 }
 
-fn name(backend: &str) -> String {
-    format!("{PREFIX}{backend}")
+fn condition_name(backend: &str) -> String {
+    format!("{CONDITION_PREFIX}{backend}")
 }

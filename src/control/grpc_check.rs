@@ -7,10 +7,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request, header};
 
 use super::{http_call::USER_AGENT, http2_call};
-use crate::transport::wire::Connection;
+use crate::transport::wire::QueuedStream;
 
 /// An answer is one small message; more is none.
-const MAX_ANSWER: usize = 1 << 10;
+const MAX_RESPONSE_BYTES: usize = 1 << 10;
 
 /// SERVING, of `HealthCheckResponse.ServingStatus`.
 const SERVING: u8 = 1;
@@ -19,12 +19,12 @@ const SERVING: u8 = 1;
 ///
 /// # Errors
 /// What is wrong, in words.
-pub(super) async fn ask(
-    connection: Connection,
+pub(super) async fn send_check(
+    connection: QueuedStream,
     authority: &str,
     is_secure: bool,
     service: &str,
-) -> Result<http2_call::Answer, String> {
+) -> Result<http2_call::Http2Response, String> {
     let scheme = if is_secure { "https" } else { "http" };
     let request = Request::post(format!(
         "{scheme}://{authority}/grpc.health.v1.Health/Check"
@@ -34,20 +34,26 @@ pub(super) async fn ask(
     .header(header::USER_AGENT, USER_AGENT)
     .body(())
     .map_err(|error| error.to_string())?;
-    http2_call::call(connection, request, message(service)?, MAX_ANSWER).await
+    http2_call::send_request(
+        connection,
+        request,
+        encode_request(service)?,
+        MAX_RESPONSE_BYTES,
+    )
+    .await
 }
 
 /// Whether the service says that it serves.
 ///
 /// # Errors
 /// What it says else, in words.
-pub(super) fn judge(answer: &http2_call::Answer) -> Result<(), String> {
-    if answer.status != 200 {
-        return Err(format!("status {}", answer.status));
+pub(super) fn evaluate_response(response: &http2_call::Http2Response) -> Result<(), String> {
+    if response.status != 200 {
+        return Err(format!("status {}", response.status));
     }
-    status(&answer.head)?;
-    status(&answer.trailers)?;
-    match serving_status(&answer.body) {
+    check_grpc_status(&response.headers)?;
+    check_grpc_status(&response.trailers)?;
+    match decode_serving_status(&response.body) {
         Some(SERVING) => Ok(()),
         Some(2) => Err("NOT_SERVING".to_owned()),
         Some(3) => Err("SERVICE_UNKNOWN".to_owned()),
@@ -57,14 +63,14 @@ pub(super) fn judge(answer: &http2_call::Answer) -> Result<(), String> {
 }
 
 /// Fails if the call did.
-fn status(fields: &HeaderMap) -> Result<(), String> {
-    match fields
+fn check_grpc_status(headers: &HeaderMap) -> Result<(), String> {
+    match headers
         .get("grpc-status")
         .map(|status| status.to_str().unwrap_or_default())
     {
         None | Some("0") => Ok(()),
         Some(status) => {
-            let message = fields
+            let message = headers
                 .get("grpc-message")
                 .and_then(|message| message.to_str().ok())
                 .unwrap_or_default();
@@ -76,7 +82,7 @@ fn status(fields: &HeaderMap) -> Result<(), String> {
 }
 
 /// `HealthCheckRequest { string service = 1; }`, in the frame of gRPC: a flag and four bytes of length.
-fn message(service: &str) -> Result<Bytes, String> {
+fn encode_request(service: &str) -> Result<Bytes, String> {
     let length = u8::try_from(service.len())
         .ok()
         .filter(|length| *length <= 125)
@@ -93,7 +99,7 @@ fn message(service: &str) -> Result<Bytes, String> {
 }
 
 /// `HealthCheckResponse { ServingStatus status = 1; }`; an empty message is 0, which is UNKNOWN.
-fn serving_status(frame: &[u8]) -> Option<u8> {
+fn decode_serving_status(frame: &[u8]) -> Option<u8> {
     let (head, message) = frame.split_at_checked(5)?;
     let length = usize::try_from(u32::from_be_bytes(head[1..].try_into().ok()?)).ok()?;
     if head[0] != 0 || message.len() != length {
@@ -111,17 +117,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_messages_are_those_of_the_health_service() {
-        assert_eq!(&message("").expect("short")[..], [0, 0, 0, 0, 0]);
+    fn check_requests_are_encoded_as_health_check_messages() {
+        assert_eq!(&encode_request("").expect("short")[..], [0, 0, 0, 0, 0]);
         assert_eq!(
-            &message("ab").expect("short")[..],
+            &encode_request("ab").expect("short")[..],
             [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']
         );
-        assert!(message(&"x".repeat(126)).is_err());
+        assert!(encode_request(&"x".repeat(126)).is_err());
     }
 
     #[test]
-    fn an_answer_is_read_or_refused() {
+    fn a_check_response_is_decoded_or_rejected() {
         let table: [(&[u8], Option<u8>); 7] = [
             (&[0, 0, 0, 0, 2, 8, 1], Some(1)),
             (&[0, 0, 0, 0, 2, 8, 2], Some(2)),
@@ -132,7 +138,7 @@ mod tests {
             (&[0, 0, 0, 0, 2, 16, 1], None),
         ];
         for (frame, expected) in table {
-            assert_eq!(serving_status(frame), expected, "{frame:?}");
+            assert_eq!(decode_serving_status(frame), expected, "{frame:?}");
         }
     }
 }

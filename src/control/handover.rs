@@ -45,7 +45,7 @@ use crate::{
     state::{
         State,
         lifecycle::{Lifecycle, condition},
-        listening::{BoundSocket, Gate, Inheritance, Inherited, ListenerSet},
+        listening::{AcceptScope, BoundSocket, InheritedShare, InheritedSockets, ListenerSet},
     },
 };
 
@@ -53,39 +53,39 @@ use crate::{
 const MAX_SOCKETS: usize = 128;
 
 /// The longest description of them.
-const MAX_TEXT: usize = 64 << 10;
+const MAX_DESCRIPTION_BYTES: usize = 64 << 10;
 
 /// How long a successor waits for the sockets, and for the other to let go.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What each says when it is its turn.
-const WORD: &[u8] = b"1";
+const ACKNOWLEDGEMENT: &[u8] = b"1";
 
 /// After a failure.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// How long sockets that a supervisor holds wait for this instance to become ready: by then who is connected has waited long enough.
-const SUPERVISED_TIME: Duration = Duration::from_secs(10);
+const SUPERVISED_READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a successor may take to be ready: what the other waits, less the time to start at all.
-const READY_TIME: Duration = Duration::from_secs(45);
+const READY_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// How long a successor is waited for.
-const START_TIME: Duration = Duration::from_mins(1);
+const SUCCESSOR_START_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The process that is to be replaced.
 #[derive(Debug)]
 pub struct Predecessor {
     stream: StdUnixStream,
     /// For how long it has been ready, if it was.
-    pub ready_for: Option<Duration>,
+    pub ready_duration: Option<Duration>,
 }
 
 /// Asks the process that listens at `path`, if there is one, for its sockets.
 ///
 /// # Errors
 /// If there is one, and it does not give them, or is somebody else's.
-pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
+pub fn request_sockets(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
     let stream = match StdUnixStream::connect(path) {
         Ok(stream) => stream,
         // Nobody is there, or nobody is left.
@@ -100,10 +100,10 @@ pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
         Err(error) => return Err(error),
     };
     // Else whoever can write there could give us a socket that he reads from, too.
-    is_trusted(rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw())?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let (text, handles) = receive(&stream)?;
-    let message: Value = serde_json::from_slice(&text)?;
+    verify_peer_user(rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw())?;
+    stream.set_read_timeout(Some(PEER_TIMEOUT))?;
+    let (description, handles) = receive_sockets(&stream)?;
+    let message: Value = serde_json::from_slice(&description)?;
     let described = message["sockets"]
         .as_array()
         .map(Vec::as_slice)
@@ -114,14 +114,14 @@ pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
         ));
     }
     let sockets = described.iter().zip(handles).map(|(described, handle)| {
-        let asked = described["asked"]
+        let requested_address = described["asked"]
             .as_str()
-            .and_then(|asked| asked.parse().ok());
-        let asked: SocketAddr =
-            asked.ok_or_else(|| io::Error::other("a socket without its address"))?;
+            .and_then(|requested_address| requested_address.parse().ok());
+        let requested_address: SocketAddr =
+            requested_address.ok_or_else(|| io::Error::other("a socket without its address"))?;
         Ok(BoundSocket {
             owner: described["owner"].as_str().unwrap_or_default().to_owned(),
-            asked,
+            requested_address,
             socket: handle.into(),
         })
     });
@@ -129,14 +129,14 @@ pub fn ask(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
     Ok(Some((
         Predecessor {
             stream,
-            ready_for: message["ready_for_ms"].as_u64().map(Duration::from_millis),
+            ready_duration: message["ready_for_ms"].as_u64().map(Duration::from_millis),
         },
         sockets,
     )))
 }
 
 /// Only our own user, or root, who may do everything anyway.
-fn is_trusted(uid: u32) -> io::Result<()> {
+fn verify_peer_user(uid: u32) -> io::Result<()> {
     if uid == rustix::process::geteuid().as_raw() || uid == 0 {
         return Ok(());
     }
@@ -150,16 +150,16 @@ fn is_trusted(uid: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// If one of them cannot be used.
-pub fn from_supervisor() -> io::Result<Vec<BoundSocket>> {
-    let mut held = listenfd::ListenFd::from_env();
+pub fn take_supervised_sockets() -> io::Result<Vec<BoundSocket>> {
+    let mut listen_fds = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();
-    for index in 0..held.len() {
-        let socket = held
+    for index in 0..listen_fds.len() {
+        let socket = listen_fds
             .take_tcp_listener(index)?
             .ok_or_else(|| io::Error::other("a socket was taken already"))?;
         sockets.push(BoundSocket {
             owner: String::new(),
-            asked: socket.local_addr()?,
+            requested_address: socket.local_addr()?,
             socket,
         });
     }
@@ -167,16 +167,16 @@ pub fn from_supervisor() -> io::Result<Vec<BoundSocket>> {
 }
 
 impl Predecessor {
-    fn stream(self) -> io::Result<UnixStream> {
+    fn into_async_stream(self) -> io::Result<UnixStream> {
         self.stream.set_nonblocking(true)?;
         UnixStream::from_std(self.stream)
     }
 }
 
 /// Says that this process serves, and waits until the other takes no more connections.
-async fn relieve(mut predecessor: UnixStream) -> io::Result<()> {
-    predecessor.write_all(WORD).await?;
-    clock::within(Some(PATIENCE), predecessor.read_exact(&mut [0]))
+async fn confirm_takeover(mut predecessor: UnixStream) -> io::Result<()> {
+    predecessor.write_all(ACKNOWLEDGEMENT).await?;
+    clock::timeout(Some(PEER_TIMEOUT), predecessor.read_exact(&mut [0]))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map(drop)
@@ -190,25 +190,25 @@ async fn relieve(mut predecessor: UnixStream) -> io::Result<()> {
 pub(super) async fn take_over(
     state: &State,
     listeners: &dyn ListenerSet,
-    inherited: &Inherited,
+    inherited: &InheritedSockets,
     predecessor: Option<Predecessor>,
 ) -> Result<(), String> {
     let lifecycle = &state.lifecycle;
     let predecessor = predecessor
-        .map(Predecessor::stream)
+        .map(Predecessor::into_async_stream)
         .transpose()
         .map_err(|error| format!("the process that runs cannot be talked to: {error}"))?;
     if let Some(mut predecessor) = predecessor {
         let mut nothing = [0];
-        let waited = tokio::select! {
-            is_ready = clock::within(Some(READY_TIME), lifecycle.until(Lifecycle::is_ready)) => Some(is_ready),
+        let readiness = tokio::select! {
+            is_ready = clock::timeout(Some(READY_TIMEOUT), lifecycle.wait_until(Lifecycle::is_ready)) => Some(is_ready),
             // It says nothing before us: it is gone, and nobody serves.
             _ = predecessor.read(&mut nothing) => None,
         };
-        match waited {
+        match readiness {
             Some(Ok(())) => {
-                inherited.open(Gate::Open);
-                if let Err(error) = relieve(predecessor).await {
+                inherited.set_accept_scope(AcceptScope::All);
+                if let Err(error) = confirm_takeover(predecessor).await {
                     // It has our word, or is gone; both serve, or only we do.
                     tracing::warn!(
                         "the process that ran before does not say that it lets go: {error}"
@@ -221,27 +221,31 @@ pub(super) async fn take_over(
                     .conditions()
                     .into_iter()
                     .filter(|condition| !condition.is_met)
-                    .map(|condition| condition.why)
+                    .map(|condition| condition.reason)
                     .collect();
                 return Err(format!(
-                    "this process is not ready after {READY_TIME:?} ({}); the one that runs goes on",
+                    "this process is not ready after {READY_TIMEOUT:?} ({}); the one that runs goes on",
                     unmet.join(", ")
                 ));
             }
             None => tracing::warn!("the process that ran before is gone before this one is ready"),
         }
     }
-    if listeners.inheritance() != Inheritance::None {
+    if listeners.inherited_share() != InheritedShare::None {
         // What the app asks is part of how it becomes ready, so that it must not wait for that. Who waits too long is served all the same.
-        _ = clock::within(
-            Some(SUPERVISED_TIME),
-            lifecycle.until(|lifecycle| lifecycle.is_met(condition::ENDPOINTS)),
+        _ = clock::timeout(
+            Some(SUPERVISED_READY_TIMEOUT),
+            lifecycle.wait_until(|lifecycle| lifecycle.is_met(condition::ENDPOINTS)),
         )
         .await;
-        inherited.open(Gate::ForApp);
-        _ = clock::within(Some(SUPERVISED_TIME), lifecycle.until(Lifecycle::is_ready)).await;
+        inherited.set_accept_scope(AcceptScope::Outbound);
+        _ = clock::timeout(
+            Some(SUPERVISED_READY_TIMEOUT),
+            lifecycle.wait_until(Lifecycle::is_ready),
+        )
+        .await;
     }
-    inherited.open(Gate::Open);
+    inherited.set_accept_scope(AcceptScope::All);
     Ok(())
 }
 
@@ -258,28 +262,28 @@ pub struct Handover {
 #[derive(Debug)]
 pub(super) struct Successor {
     stream: UnixStream,
-    post: Post,
+    successor_listener: SuccessorListener,
 }
 
 #[derive(Debug)]
-struct Post {
+struct SuccessorListener {
     listener: UnixListener,
     handover: Handover,
 }
 
 /// Waits for a successor where it is told to, and reports it; never ends. It is a task of its own, so that nothing else that happens interrupts
 /// a handing over.
-pub(super) async fn wait(
+pub(super) async fn wait_for_successor(
     handover: Option<Handover>,
     state: Arc<State>,
     listeners: Arc<dyn ListenerSet>,
     successors: mpsc::Sender<Successor>,
 ) {
     if let Some(handover) = handover {
-        match listen(&handover.path) {
+        match bind_path(&handover.path) {
             Ok(listener) => {
-                let successor = Post { listener, handover }
-                    .successor(&state, listeners.as_ref())
+                let successor = SuccessorListener { listener, handover }
+                    .accept_successor(&state, listeners.as_ref())
                     .await;
                 // If nobody wants to know, this process is ending.
                 _ = successors.send(successor).await;
@@ -295,62 +299,72 @@ pub(super) async fn wait(
 
 impl Successor {
     /// Leaves the path to it, and lets go.
-    pub(super) async fn let_go(self) {
+    pub(super) async fn release(self) {
         let Self {
             mut stream,
-            post: Post { listener, handover },
+            successor_listener: SuccessorListener { listener, handover },
         } = self;
         drop(listener);
         // If it is gone, it is left.
         _ = fs::remove_file(handover.path);
         // A successor that is gone by now took over all the same.
-        _ = stream.write_all(WORD).await;
+        _ = stream.write_all(ACKNOWLEDGEMENT).await;
     }
 }
 
-impl Post {
-    async fn successor(self, state: &State, listeners: &dyn ListenerSet) -> Successor {
+impl SuccessorListener {
+    async fn accept_successor(self, state: &State, listeners: &dyn ListenerSet) -> Successor {
         loop {
-            match self.one(state, listeners).await {
-                Ok(Some(stream)) => return Successor { stream, post: self },
+            match self.try_hand_over(state, listeners).await {
+                Ok(Some(stream)) => {
+                    return Successor {
+                        stream,
+                        successor_listener: self,
+                    };
+                }
                 Ok(None) => {
                     tracing::warn!("a process that was to take over has failed; this one goes on")
                 }
                 Err(error) => {
                     tracing::warn!("the sockets cannot be handed over: {error}");
-                    clock::sleep(PAUSE).await;
+                    clock::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    async fn one(
+    async fn try_hand_over(
         &self,
         state: &State,
         listeners: &dyn ListenerSet,
     ) -> io::Result<Option<UnixStream>> {
         let (mut stream, _) = self.listener.accept().await?;
-        is_trusted(stream.peer_cred()?.uid())?;
-        let mut sockets = listeners.sockets()?;
+        verify_peer_user(stream.peer_cred()?.uid())?;
+        let mut sockets = listeners.duplicate_sockets()?;
         let BoundSocket {
             owner,
-            asked,
+            requested_address,
             socket,
         } = &self.handover.admin;
         sockets.push(BoundSocket {
             owner: owner.clone(),
-            asked: *asked,
+            requested_address: *requested_address,
             socket: socket.try_clone()?,
         });
         stream.writable().await?;
-        send(&stream, &sockets, state.lifecycle.youth.age(clock::now()))?;
-        let mut word = [0];
-        let said = clock::within(Some(START_TIME), stream.read(&mut word)).await;
-        Ok(matches!(said, Ok(Ok(1))).then_some(stream))
+        send_sockets(
+            &stream,
+            &sockets,
+            state.lifecycle.instance_age.age(clock::now()),
+        )?;
+        let mut byte = [0];
+        let read_result =
+            clock::timeout(Some(SUCCESSOR_START_TIMEOUT), stream.read(&mut byte)).await;
+        Ok(matches!(read_result, Ok(Ok(1))).then_some(stream))
     }
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn bind_path(path: &Path) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
         Ok(there) if there.file_type().is_socket() => fs::remove_file(path)?,
         Ok(_) => return Err(io::Error::other("there is something else than a socket")),
@@ -362,7 +376,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn send(
+fn send_sockets(
     stream: &UnixStream,
     sockets: &[BoundSocket],
     ready_for: Option<Duration>,
@@ -375,19 +389,20 @@ fn send(
     }
     let described: Vec<Value> = sockets
         .iter()
-        .map(|bound| json!({"owner": bound.owner, "asked": bound.asked.to_string()}))
+        .map(|bound| json!({"owner": bound.owner, "asked": bound.requested_address.to_string()}))
         .collect();
     let ready_for = ready_for.and_then(|age| u64::try_from(age.as_millis()).ok());
-    let text = serde_json::to_vec(&json!({"sockets": described, "ready_for_ms": ready_for}))?;
+    let description =
+        serde_json::to_vec(&json!({"sockets": described, "ready_for_ms": ready_for}))?;
     let handles: Vec<_> = sockets.iter().map(|bound| bound.socket.as_fd()).collect();
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&handles));
     // The length first, so that the other side knows when it has all of it.
-    let length = u32::try_from(text.len())
+    let length = u32::try_from(description.len())
         .map_err(io::Error::other)?
         .to_be_bytes();
-    let whole = [&length[..], &text].concat();
+    let whole = [&length[..], &description].concat();
     let sent = sendmsg(
         stream,
         &[IoSlice::new(&whole)],
@@ -401,8 +416,8 @@ fn send(
     }
 }
 
-fn receive(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let (mut text, mut handles) = (Vec::new(), Vec::new());
+fn receive_sockets(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let (mut description, mut handles) = (Vec::new(), Vec::new());
     loop {
         let mut piece = vec![0; 8 << 10];
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
@@ -419,15 +434,17 @@ fn receive(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
                 handles.extend(rights);
             }
         }
-        text.extend_from_slice(&piece[..received]);
-        let length = text
+        description.extend_from_slice(&piece[..received]);
+        let length = description
             .get(..4)
             .and_then(|length| length.try_into().ok())
             .map(u32::from_be_bytes);
         match length.and_then(|length| usize::try_from(length).ok()) {
-            Some(length) if length > MAX_TEXT => return Err(io::ErrorKind::InvalidData.into()),
-            Some(length) if text.len() >= 4 + length => {
-                return Ok((text[4..4 + length].to_vec(), handles));
+            Some(length) if length > MAX_DESCRIPTION_BYTES => {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            Some(length) if description.len() >= 4 + length => {
+                return Ok((description[4..4 + length].to_vec(), handles));
             }
             _ if received == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             _ => {}
@@ -439,14 +456,17 @@ fn receive(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 ///
 /// # Errors
 /// If the address cannot be bound.
-pub fn admin_socket(inherited: &Inherited, asked: SocketAddr) -> io::Result<(TcpListener, bool)> {
-    let (socket, is_inherited) = match inherited.take(ADMIN, asked) {
+pub fn bind_admin_socket(
+    inherited: &InheritedSockets,
+    requested_address: SocketAddr,
+) -> io::Result<(TcpListener, bool)> {
+    let (socket, is_inherited) = match inherited.take(ADMIN_OWNER, requested_address) {
         Some(socket) => (socket, true),
-        None => (TcpListener::bind(asked)?, false),
+        None => (TcpListener::bind(requested_address)?, false),
     };
     socket.set_nonblocking(true)?;
     Ok((socket, is_inherited))
 }
 
 /// Whose socket that of the admin server is.
-pub const ADMIN: &str = "admin";
+pub const ADMIN_OWNER: &str = "admin";

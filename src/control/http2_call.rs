@@ -4,13 +4,13 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request};
 use tokio::task::JoinSet;
 
-use crate::transport::{paced::Paced, wire::Connection};
+use crate::transport::{paced::BackpressuredStream, wire::QueuedStream};
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct Http2Response {
     pub(super) status: u16,
-    pub(super) head: HeaderMap,
+    pub(super) headers: HeaderMap,
     /// Its body, or the beginning of it.
     pub(super) body: Bytes,
     pub(super) trailers: HeaderMap,
@@ -20,58 +20,60 @@ pub(super) struct Answer {
 ///
 /// # Errors
 /// What went wrong, in words.
-pub(super) async fn call(
-    connection: Connection,
+pub(super) async fn send_request(
+    connection: QueuedStream,
     request: Request<()>,
     body: Bytes,
     max_body: usize,
-) -> Result<Answer, String> {
-    let (send, connection) = h2::client::handshake(Paced(connection))
+) -> Result<Http2Response, String> {
+    let (send, connection) = h2::client::handshake(BackpressuredStream(connection))
         .await
-        .map_err(words)?;
+        .map_err(describe_error)?;
     // It ends with this call, even if that is given up: nothing else is asked on it.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    exchange(send, request, body, max_body).await
+    run_stream(send, request, body, max_body).await
 }
 
-async fn exchange(
+async fn run_stream(
     send: h2::client::SendRequest<Bytes>,
     request: Request<()>,
     body: Bytes,
     max_body: usize,
-) -> Result<Answer, String> {
-    let mut send = send.ready().await.map_err(words)?;
-    let (response, mut stream) = send.send_request(request, body.is_empty()).map_err(words)?;
+) -> Result<Http2Response, String> {
+    let mut send = send.ready().await.map_err(describe_error)?;
+    let (response, mut stream) = send
+        .send_request(request, body.is_empty())
+        .map_err(describe_error)?;
     if !body.is_empty() {
-        stream.send_data(body, true).map_err(words)?;
+        stream.send_data(body, true).map_err(describe_error)?;
     }
-    let (parts, mut incoming) = response.await.map_err(words)?.into_parts();
+    let (parts, mut incoming) = response.await.map_err(describe_error)?.into_parts();
     let (mut read, mut trailers) = (BytesMut::new(), HeaderMap::new());
     while read.len() < max_body || incoming.is_end_stream() {
         let Some(piece) = incoming.data().await else {
             trailers = incoming
                 .trailers()
                 .await
-                .map_err(words)?
+                .map_err(describe_error)?
                 .unwrap_or_default();
             break;
         };
-        let piece = piece.map_err(words)?;
+        let piece = piece.map_err(describe_error)?;
         // A window is never too small for so little.
         _ = incoming.flow_control().release_capacity(piece.len());
         read.extend_from_slice(&piece);
     }
     read.truncate(max_body);
-    Ok(Answer {
+    Ok(Http2Response {
         status: parts.status.as_u16(),
-        head: parts.headers,
+        headers: parts.headers,
         body: read.freeze(),
         trailers,
     })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn words(error: h2::Error) -> String {
+fn describe_error(error: h2::Error) -> String {
     format!("http2: {error}")
 }

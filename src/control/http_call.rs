@@ -6,16 +6,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use pingora::{http::RequestHeader, protocols::http::v1::client::HttpSession};
 
-use crate::transport::wire::{Connection, Wire};
+use crate::transport::wire::{ConnectionHandle, QueuedStream};
 
 /// What our own calls say of themselves.
 pub(super) const USER_AGENT: &str = concat!("outrigger/", env!("CARGO_PKG_VERSION"));
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct Http1Response {
     pub(super) status: u16,
-    pub(super) head: HeaderMap,
+    pub(super) headers: HeaderMap,
     /// Its body, or the beginning of it.
     pub(super) body: Vec<u8>,
 }
@@ -24,12 +24,12 @@ pub(super) struct Answer {
 ///
 /// # Errors
 /// What went wrong, in words: refused, timed out, reset, not HTTP.
-pub(super) async fn call(
-    (connection, wire): (Connection, Arc<Wire>),
+pub(super) async fn send_request(
+    (connection, wire): (QueuedStream, Arc<ConnectionHandle>),
     request: Box<RequestHeader>,
     body: Bytes,
     max_body: usize,
-) -> Result<Answer, String> {
+) -> Result<Http1Response, String> {
     let mut session = HttpSession::new(Box::new(connection));
     let failed = |error: Box<pingora::Error>| {
         format!(
@@ -49,7 +49,7 @@ pub(super) async fn call(
         session.write_body(&body).await.map_err(failed)?;
     }
     session.finish_body().await.map_err(failed)?;
-    wire.push()
+    wire.flush()
         .await
         .map_err(|error| format!("write: {error}"))?;
     let status = loop {
@@ -70,11 +70,15 @@ pub(super) async fn call(
         body.extend_from_slice(&chunk);
     }
     body.truncate(max_body);
-    Ok(Answer { status, head, body })
+    Ok(Http1Response {
+        status,
+        headers: head,
+        body,
+    })
 }
 
 /// The head of a call; `connection: close`, since there is no next one.
-pub(super) fn head(
+pub(super) fn build_request_head(
     method: &str,
     path: &str,
     host: &str,

@@ -13,32 +13,34 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{dial::dial, gates, grpc_check, http_call, http2_call};
+use super::{dial::connect, gates, grpc_check, http_call, http2_call};
 use crate::{
     clock,
-    policy::snapshot::{BackendSpec, CheckSpec, ClientTlsSpec, LifecycleSpec, ProbeSpec, Protocol},
+    policy::snapshot::{
+        ActiveCheckSpec, BackendSpec, BackendTlsSpec, LifecycleSpec, ProbeSpec, Protocol,
+    },
     resilience::health::Health,
     state::{
         State,
-        endpoint::{EndpointState, presence::Told},
+        endpoint::{EndpointState, presence::PeerLifecycle},
         lifecycle::condition,
     },
     telemetry::event::Event,
 };
 
 /// What is read of an answer in search of the expected words.
-pub(super) const MAX_BODY: usize = 4 << 10;
+pub(super) const MAX_CHECK_BODY_BYTES: usize = 4 << 10;
 
 /// How an endpoint is spoken to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct ProbeTransport {
     protocol: Protocol,
-    tls: Option<ClientTlsSpec>,
+    tls: Option<BackendTlsSpec>,
 }
 
-impl Way {
+impl ProbeTransport {
     /// To the endpoints of a backend.
-    pub(super) fn to(backend: &BackendSpec) -> Self {
+    pub(super) fn from_backend(backend: &BackendSpec) -> Self {
         Self {
             protocol: backend.protocol,
             tls: backend.tls.clone(),
@@ -47,94 +49,95 @@ impl Way {
 }
 
 /// What an answer to a check says.
-pub(super) struct Answer {
+pub(super) struct ProbeResponse {
     pub(super) status: u16,
-    head: HeaderMap,
+    headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
-struct Running {
-    spec: CheckSpec,
-    way: Way,
+struct RunningCheck {
+    spec: ActiveCheckSpec,
+    transport: ProbeTransport,
     task: AbortHandle,
 }
 
-impl Drop for Running {
+impl Drop for RunningCheck {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// The first checks of so many endpoints are spread over so long for each of them, up to a second: else a start would dial all at once.
-const SPREAD: Duration = Duration::from_millis(1);
-const MAX_SPREAD: Duration = Duration::from_secs(1);
+const INITIAL_DELAY_PER_ENDPOINT: Duration = Duration::from_millis(1);
+const MAX_INITIAL_DELAY: Duration = Duration::from_secs(1);
 
 /// Keeps one checking task for each endpoint of the policies in force.
-pub(super) async fn probe(state: Arc<State>, mut generations: watch::Receiver<u64>) {
+pub(super) async fn run_active_checks(state: Arc<State>, mut generations: watch::Receiver<u64>) {
     let mut tasks = JoinSet::new();
-    let mut running: HashMap<u64, Running> = HashMap::new();
+    let mut running: HashMap<u64, RunningCheck> = HashMap::new();
     loop {
-        let live = state.live.load_full();
+        let active_policy = state.active_policy.load_full();
         let mut next = HashMap::new();
-        for backend in &live.backends {
-            let Some(spec) = &backend.spec.check else {
+        for backend in &active_policy.backends {
+            let Some(spec) = &backend.spec.active_check else {
                 continue;
             };
-            let way = Way::to(&backend.spec);
-            let spread = SPREAD
+            let transport = ProbeTransport::from_backend(&backend.spec);
+            let max_initial_delay = INITIAL_DELAY_PER_ENDPOINT
                 .saturating_mul(u32::try_from(backend.endpoints.len()).unwrap_or(u32::MAX))
-                .min(MAX_SPREAD);
+                .min(MAX_INITIAL_DELAY);
             for endpoint in &backend.endpoints {
-                let going_on = running
+                let unchanged = running
                     .remove(&endpoint.id)
-                    .filter(|running| running.spec == *spec && running.way == way);
-                let task = going_on.unwrap_or_else(|| Running {
+                    .filter(|running| running.spec == *spec && running.transport == transport);
+                let task = unchanged.unwrap_or_else(|| RunningCheck {
                     spec: spec.clone(),
-                    way: way.clone(),
-                    task: tasks.spawn(check_for_ever(
+                    transport: transport.clone(),
+                    task: tasks.spawn(run_check_loop(
                         state.clone(),
                         backend.spec.name.clone(),
                         endpoint.clone(),
                         spec.clone(),
-                        way.clone(),
-                        spread,
+                        transport.clone(),
+                        max_initial_delay,
                     )),
                 });
                 next.insert(endpoint.id, task);
             }
         }
         running = next;
-        if !super::changed(&mut generations, &mut tasks).await {
+        if !super::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }
 }
 
-async fn check_for_ever(
+async fn run_check_loop(
     state: Arc<State>,
     backend: Arc<str>,
     endpoint: Arc<EndpointState>,
-    spec: CheckSpec,
-    way: Way,
-    spread: Duration,
+    spec: ActiveCheckSpec,
+    transport: ProbeTransport,
+    max_initial_delay: Duration,
 ) {
-    clock::sleep(spread.mul_f64(fastrand::f64())).await;
+    clock::sleep(max_initial_delay.mul_f64(fastrand::f64())).await;
     loop {
         let began = clock::now();
         let mut head = None;
-        let checked = clock::within(
+        let checked = clock::timeout(
             Some(spec.timeout),
-            check(&state, &endpoint, &spec, &way, &mut head),
+            run_check(&state, &endpoint, &spec, &transport, &mut head),
         )
         .await;
         let result =
             checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
-        let is_leaving = head.is_some_and(|head| follow(&state, &backend, &endpoint, &head, began));
+        let is_draining = head
+            .is_some_and(|head| observe_peer_lifecycle(&state, &backend, &endpoint, &head, began));
         // Who leaves may say no already; that is no illness.
-        if (result.is_ok() || !is_leaving)
-            && let Some(health) = endpoint.checked(&spec.thresholds, &result, clock::now())
+        if (result.is_ok() || !is_draining)
+            && let Some(health) = endpoint.record_check(&spec.thresholds, &result, clock::now())
         {
-            let why = result
+            let reason = result
                 .clone()
                 .err()
                 .unwrap_or_else(|| "the check passed".to_owned());
@@ -142,54 +145,56 @@ async fn check_for_ever(
                 backend: backend.clone(),
                 endpoint: endpoint.label.clone(),
                 health,
-                why,
+                reason,
             });
-            review(&state, &backend);
-            gates::look(&state);
+            refresh_selectable_endpoints(&state, &backend);
+            gates::update_conditions(&state);
         }
         let now = clock::now();
         // Drawn around its value, so that many sidecars do not check in step.
         let interval = interval(&spec, endpoint.health(), result.is_ok());
         let next =
             now.max(began + interval.mul_f64(1.0 + spec.jitter * (2.0 * fastrand::f64() - 1.0)));
-        let ready_at = registration(&state, &backend, now);
+        let ready_at = update_app_readiness(&state, &backend, now);
         if let Some(ready_at) = ready_at.filter(|ready_at| *ready_at < next) {
             clock::sleep_until(ready_at).await;
-            registration(&state, &backend, clock::now());
+            update_app_readiness(&state, &backend, clock::now());
         }
         clock::sleep_until(next).await;
     }
 }
 
 /// Leaves alone who is leaving, and asks again who is not any more; whether it is leaving.
-fn follow(
+fn observe_peer_lifecycle(
     state: &State,
     backend: &Arc<str>,
     endpoint: &EndpointState,
-    answer: &HeaderMap,
-    asked: Instant,
+    response: &HeaderMap,
+    requested_at: Instant,
 ) -> bool {
     let (backend, label) = (backend.clone(), endpoint.label.clone());
-    let told = Told::of(answer);
-    let is_leaving = told.is_some_and(|told| told.leaves());
-    if let Some(ttl) = told.and_then(|told| endpoint.hear(&told, clock::wall, clock::now())) {
-        state.telemetry.emit(Event::EndpointLeaves {
+    let peer_lifecycle = PeerLifecycle::from_headers(response);
+    let is_draining = peer_lifecycle.is_some_and(|peer_lifecycle| peer_lifecycle.is_draining());
+    if let Some(ttl) = peer_lifecycle.and_then(|peer_lifecycle| {
+        endpoint.observe(&peer_lifecycle, clock::wall_time, clock::now())
+    }) {
+        state.telemetry.emit(Event::EndpointDraining {
             backend,
             endpoint: label,
             ttl,
         });
-    } else if !is_leaving && endpoint.come_back(asked) {
-        state.telemetry.emit(Event::EndpointReturned {
+    } else if !is_draining && endpoint.clear_draining(requested_at) {
+        state.telemetry.emit(Event::EndpointDrainingCleared {
             backend,
             endpoint: label,
-            why: "a check says that it stays",
+            reason: "a check says that it stays",
         });
     }
-    is_leaving
+    is_draining
 }
 
 /// How long until the next check: sooner where a result differs from what is known, so that a change is confirmed soon.
-fn interval(spec: &CheckSpec, health: Health, has_passed: bool) -> Duration {
+fn interval(spec: &ActiveCheckSpec, health: Health, has_passed: bool) -> Duration {
     match (health, has_passed) {
         (Health::Healthy, false) | (Health::Unhealthy, true) | (Health::Unknown, _) => {
             spec.edge_interval
@@ -200,42 +205,42 @@ fn interval(spec: &CheckSpec, health: Health, has_passed: bool) -> Duration {
 }
 
 /// Looks anew who of a backend may be picked.
-fn review(state: &State, backend: &Arc<str>) {
-    let live = state.live.load();
-    if let Some(found) = live
+fn refresh_selectable_endpoints(state: &State, backend: &Arc<str>) {
+    let active_policy = state.active_policy.load();
+    if let Some(found) = active_policy
         .backends
         .iter()
         .find(|other| other.spec.name == *backend)
     {
-        found.review();
+        found.refresh_selectable();
     }
 }
 
 /// Readiness by the required backend: any of its endpoints is healthy, and at the start its check has passed so many times in a
 /// row, and then so long ago. Says when that will be, if it is only a matter of time.
-fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Instant> {
-    let live = state.live.load();
+fn update_app_readiness(state: &State, backend: &Arc<str>, now: Instant) -> Option<Instant> {
+    let active_policy = state.active_policy.load();
     let LifecycleSpec {
-        require_backend,
+        required_backend: require_backend,
         startup_delay,
         success_threshold,
         ..
-    } = &live.snapshot.lifecycle;
-    let required = &live.backends[(*require_backend)?];
+    } = &active_policy.snapshot.lifecycle;
+    let required = &active_policy.backends[(*require_backend)?];
     if required.spec.name != *backend {
         return None;
     }
-    let set = |is_met, why: String| {
+    let set = |is_met, reason: String| {
         state
             .lifecycle
-            .set(condition::APP, is_met, why, now, &state.telemetry)
+            .set_condition(condition::APP, is_met, reason, now, &state.telemetry)
     };
     let healthy = required
         .endpoints
         .iter()
         .filter(|endpoint| endpoint.health() == Health::Healthy);
     let Some(passes) = healthy.map(|endpoint| endpoint.check_summary().0).max() else {
-        state.lifecycle.unregister();
+        state.lifecycle.reset_registration();
         let results: Vec<String> = required
             .endpoints
             .iter()
@@ -249,7 +254,7 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
     };
     match state
         .lifecycle
-        .register(passes, *success_threshold, *startup_delay, now)
+        .try_register(passes, *success_threshold, *startup_delay, now)
     {
         Ok(()) => set(true, format!("the check of `{backend}` passes")),
         Err(None) => set(
@@ -269,23 +274,24 @@ fn registration(state: &State, backend: &Arc<str>, now: Instant) -> Option<Insta
     None
 }
 
-async fn check(
+async fn run_check(
     state: &State,
     endpoint: &EndpointState,
-    spec: &CheckSpec,
-    way: &Way,
+    spec: &ActiveCheckSpec,
+    transport: &ProbeTransport,
     head: &mut Option<HeaderMap>,
 ) -> Result<(), String> {
-    let tls = way.tls.as_ref();
+    let tls = transport.tls.as_ref();
     match &spec.probe {
-        ProbeSpec::Tcp => connect(state, endpoint, way).await,
+        ProbeSpec::Tcp => check_tcp_connect(state, endpoint, transport).await,
         ProbeSpec::Grpc { service } => {
-            let (connection, _) = dial(state, endpoint, tls, Some(b"h2")).await?;
-            let answer =
-                grpc_check::ask(connection, endpoint.authority(), tls.is_some(), service).await?;
-            let judged = grpc_check::judge(&answer);
-            *head = Some(answer.head);
-            judged
+            let (connection, _) = connect(state, endpoint, tls, Some(b"h2")).await?;
+            let response =
+                grpc_check::send_check(connection, endpoint.authority(), tls.is_some(), service)
+                    .await?;
+            let verdict = grpc_check::evaluate_response(&response);
+            *head = Some(response.headers);
+            verdict
         }
         ProbeSpec::Http {
             path,
@@ -293,24 +299,31 @@ async fn check(
             expected,
             body,
         } => {
-            let wanted = body.as_deref().unwrap_or_default().as_bytes();
-            let max_body = if wanted.is_empty() { 0 } else { MAX_BODY };
-            let Answer {
+            let expected_body = body.as_deref().unwrap_or_default().as_bytes();
+            let max_body = if expected_body.is_empty() {
+                0
+            } else {
+                MAX_CHECK_BODY_BYTES
+            };
+            let ProbeResponse {
                 status,
-                head: fields,
+                headers,
                 body,
-            } = get(
+            } = send_get(
                 state,
                 endpoint,
-                way,
+                transport,
                 path,
                 host.as_deref().unwrap_or(endpoint.authority()),
                 max_body,
             )
             .await?;
-            *head = Some(fields);
-            let is_in = wanted.is_empty() || body.windows(wanted.len()).any(|part| part == wanted);
-            match (expected.contains(status), is_in) {
+            *head = Some(headers);
+            let has_expected_body = expected_body.is_empty()
+                || body
+                    .windows(expected_body.len())
+                    .any(|part| part == expected_body);
+            match (expected.contains(status), has_expected_body) {
                 (true, true) => Ok(()),
                 (true, false) => Err("the expected words are not in the body".to_owned()),
                 (false, _) => Err(format!("status {status}")),
@@ -320,55 +333,60 @@ async fn check(
 }
 
 /// Only connects.
-pub(super) async fn connect(
+pub(super) async fn check_tcp_connect(
     state: &State,
     endpoint: &EndpointState,
-    way: &Way,
+    transport: &ProbeTransport,
 ) -> Result<(), String> {
-    dial(state, endpoint, way.tls.as_ref(), None)
+    connect(state, endpoint, transport.tls.as_ref(), None)
         .await
         .map(drop)
 }
 
 /// Asks a path, in the protocol that the backend speaks.
-pub(super) async fn get(
+pub(super) async fn send_get(
     state: &State,
     endpoint: &EndpointState,
-    way: &Way,
+    transport: &ProbeTransport,
     path: &str,
     host: &str,
     max_body: usize,
-) -> Result<Answer, String> {
-    if way.protocol == Protocol::Http1 {
-        let connection = dial(state, endpoint, way.tls.as_ref(), Some(b"http/1.1")).await?;
-        let answer = http_call::call(
+) -> Result<ProbeResponse, String> {
+    if transport.protocol == Protocol::Http1 {
+        let connection =
+            connect(state, endpoint, transport.tls.as_ref(), Some(b"http/1.1")).await?;
+        let response = http_call::send_request(
             connection,
-            http_call::head("GET", path, host, &Bytes::new())?,
+            http_call::build_request_head("GET", path, host, &Bytes::new())?,
             Bytes::new(),
             max_body,
         )
         .await?;
-        return Ok(Answer {
-            status: answer.status,
-            head: answer.head,
-            body: answer.body.into(),
+        return Ok(ProbeResponse {
+            status: response.status,
+            headers: response.headers,
+            body: response.body.into(),
         });
     }
-    let (connection, _) = dial(state, endpoint, way.tls.as_ref(), Some(b"h2")).await?;
-    let scheme = if way.tls.is_some() { "https" } else { "http" };
+    let (connection, _) = connect(state, endpoint, transport.tls.as_ref(), Some(b"h2")).await?;
+    let scheme = if transport.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let request = http::Request::get(format!("{scheme}://{host}{path}"))
         .header(http::header::USER_AGENT, http_call::USER_AGENT)
         .body(());
-    let answer = http2_call::call(
+    let response = http2_call::send_request(
         connection,
         request.map_err(|error| error.to_string())?,
         Bytes::new(),
         max_body,
     )
     .await?;
-    Ok(Answer {
-        status: answer.status,
-        head: answer.head,
-        body: answer.body,
+    Ok(ProbeResponse {
+        status: response.status,
+        headers: response.headers,
+        body: response.body,
     })
 }

@@ -9,49 +9,53 @@ use std::{
 
 use crate::{
     clock,
-    resilience::shed::{Change, ProtectionConfig, Signal},
+    resilience::shed::{OverloadLevelChange, OverloadSignal, ProtectionConfig},
     state::State,
     telemetry::event::Event,
 };
 
-const EVERY: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Watches what the policy wants watched.
-pub(super) async fn watch(state: Arc<State>, cgroup: Option<PathBuf>) {
+pub(super) async fn monitor_resources(state: Arc<State>, cgroup: Option<PathBuf>) {
     let cgroup = cgroup
         .or_else(own_cgroup)
         .unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup"));
-    let mut last: Option<(Duration, Instant)> = None;
-    let mut missing: Vec<Signal> = Vec::new();
+    let mut last_cpu_sample: Option<(Duration, Instant)> = None;
+    let mut unreadable_signals: Vec<OverloadSignal> = Vec::new();
     loop {
-        clock::sleep(EVERY).await;
+        clock::sleep(SAMPLE_INTERVAL).await;
         let config = state
-            .live
+            .active_policy
             .load()
             .snapshot
             .protection
             .as_ref()
             .map_or_else(ProtectionConfig::default, |spec| spec.config);
-        state.protection.follow(config);
-        for signal in Signal::ALL
+        state.protection.reconfigure(config);
+        for signal in OverloadSignal::ALL
             .into_iter()
-            .filter(|signal| config.levels(*signal).is_some())
+            .filter(|signal| config.thresholds(*signal).is_some())
         {
             let now = clock::now();
             let read = match signal {
-                Signal::Cpu => cpu(&cgroup, &mut last, now),
-                Signal::Memory => memory(&cgroup),
-                Signal::CpuPressure => pressure(&cgroup.join("cpu.pressure")).map(Some),
-                Signal::MemoryPressure => pressure(&cgroup.join("memory.pressure")).map(Some),
+                OverloadSignal::Cpu => cpu_utilization(&cgroup, &mut last_cpu_sample, now),
+                OverloadSignal::Memory => memory_utilization(&cgroup),
+                OverloadSignal::CpuPressure => {
+                    pressure_share(&cgroup.join("cpu.pressure")).map(Some)
+                }
+                OverloadSignal::MemoryPressure => {
+                    pressure_share(&cgroup.join("memory.pressure")).map(Some)
+                }
             };
             match read {
                 Ok(value) => {
-                    missing.retain(|known| *known != signal);
-                    tell(&state, state.protection.note(signal, value, now));
+                    unreadable_signals.retain(|known| *known != signal);
+                    emit_change(&state, state.protection.record_signal(signal, value, now));
                 }
-                Err(error) if !missing.contains(&signal) => {
-                    missing.push(signal);
-                    tell(&state, state.protection.note(signal, None, now));
+                Err(error) if !unreadable_signals.contains(&signal) => {
+                    unreadable_signals.push(signal);
+                    emit_change(&state, state.protection.record_signal(signal, None, now));
                     tracing::warn!(
                         "{signal:?} of the policy's protection cannot be watched in {}: {error}",
                         cgroup.display()
@@ -60,11 +64,11 @@ pub(super) async fn watch(state: Arc<State>, cgroup: Option<PathBuf>) {
                 Err(_) => {}
             }
         }
-        state.protection.advance();
+        state.protection.advance_one_second();
     }
 }
 
-fn tell(state: &State, change: Option<Change>) {
+fn emit_change(state: &State, change: Option<OverloadLevelChange>) {
     if let Some(change) = change {
         state.telemetry.emit(Event::ProtectionChanged { change });
     }
@@ -79,21 +83,21 @@ fn own_cgroup() -> Option<PathBuf> {
 }
 
 /// The share of the CPU that was used since the last look, of what may be used; nothing at the first look.
-fn cpu(
+fn cpu_utilization(
     cgroup: &Path,
-    last: &mut Option<(Duration, Instant)>,
+    last_cpu_sample: &mut Option<(Duration, Instant)>,
     now: Instant,
 ) -> io::Result<Option<f64>> {
-    let used = field(&fs::read_to_string(cgroup.join("cpu.stat"))?, "usage_usec")
+    let used = parse_stat_field(&fs::read_to_string(cgroup.join("cpu.stat"))?, "usage_usec")
         .map(Duration::from_micros)
-        .ok_or_else(odd)?;
+        .ok_or_else(unexpected_content)?;
     let machine = std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
     // The root has no bound of its own.
     let cpus = fs::read_to_string(cgroup.join("cpu.max"))
         .ok()
-        .and_then(|text| cpus(&text))
+        .and_then(|text| parse_cpu_quota(&text))
         .unwrap_or(machine);
-    let before = last.replace((used, now));
+    let before = last_cpu_sample.replace((used, now));
     Ok(before.and_then(|(before, then)| {
         let time = now.saturating_duration_since(then).as_secs_f64() * cpus;
         (time > 0.0).then(|| used.saturating_sub(before).as_secs_f64() / time)
@@ -101,15 +105,15 @@ fn cpu(
 }
 
 /// The share of the memory that is used of what may be, without what the system can take back; nothing without a bound.
-fn memory(cgroup: &Path) -> io::Result<Option<f64>> {
+fn memory_utilization(cgroup: &Path) -> io::Result<Option<f64>> {
     let number = |name: &str| {
         fs::read_to_string(cgroup.join(name)).map(|text| text.trim().parse::<u64>().ok())
     };
-    let used = number("memory.current")?.ok_or_else(odd)?;
-    let Some(most) = number("memory.max")?.filter(|most| *most > 0) else {
+    let used = number("memory.current")?.ok_or_else(unexpected_content)?;
+    let Some(limit_bytes) = number("memory.max")?.filter(|limit_bytes| *limit_bytes > 0) else {
         return Ok(None);
     };
-    let reclaimable = field(
+    let reclaimable = parse_stat_field(
         &fs::read_to_string(cgroup.join("memory.stat"))?,
         "inactive_file",
     )
@@ -118,26 +122,28 @@ fn memory(cgroup: &Path) -> io::Result<Option<f64>> {
         clippy::cast_precision_loss,
         reason = "a share of bytes needs no more than 52 bits"
     )]
-    let share = used.saturating_sub(reclaimable) as f64 / most as f64;
+    let share = used.saturating_sub(reclaimable) as f64 / limit_bytes as f64;
     Ok(Some(share))
 }
 
 /// The share of the last ten seconds in which something waited (`some avg10`).
-fn pressure(file: &Path) -> io::Result<f64> {
+fn pressure_share(file: &Path) -> io::Result<f64> {
     let text = fs::read_to_string(file)?;
     let some = text
         .lines()
         .find_map(|line| line.strip_prefix("some "))
-        .ok_or_else(odd)?;
+        .ok_or_else(unexpected_content)?;
     let average = some
         .split(' ')
         .find_map(|word| word.strip_prefix("avg10="))
         .and_then(|percent| percent.parse::<f64>().ok());
-    average.map(|percent| percent / 100.0).ok_or_else(odd)
+    average
+        .map(|percent| percent / 100.0)
+        .ok_or_else(unexpected_content)
 }
 
 /// The value of a line like `usage_usec 12`.
-fn field(text: &str, name: &str) -> Option<u64> {
+fn parse_stat_field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         line.strip_prefix(name)?
             .strip_prefix(' ')?
@@ -148,13 +154,13 @@ fn field(text: &str, name: &str) -> Option<u64> {
 }
 
 /// How many CPUs `cpu.max` allows; nothing without a bound.
-fn cpus(text: &str) -> Option<f64> {
+fn parse_cpu_quota(text: &str) -> Option<f64> {
     let (quota, period) = text.trim().split_once(' ')?;
     let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
     (quota > 0.0 && period > 0.0).then(|| quota / period)
 }
 
-fn odd() -> io::Error {
+fn unexpected_content() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "it does not say what it should")
 }
 
@@ -163,7 +169,7 @@ mod tests {
     use super::*;
 
     /// A directory with files that look like a cgroup's.
-    fn cgroup(name: &str, files: &[(&str, &str)]) -> PathBuf {
+    fn write_cgroup_files(name: &str, files: &[(&str, &str)]) -> PathBuf {
         let directory =
             std::env::temp_dir().join(format!("outrigger-cgroup-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).expect("a directory");
@@ -174,25 +180,29 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_is_what_was_used_since_the_last_look_of_what_may_be() {
-        let directory = cgroup(
+    fn cpu_utilization_is_the_usage_since_the_last_sample_over_the_quota() {
+        let directory = write_cgroup_files(
             "cpu",
             &[
                 ("cpu.stat", "usage_usec 1000000\nuser_usec 1\n"),
                 ("cpu.max", "50000 100000\n"),
             ],
         );
-        let (start, mut last) = (clock::now(), None);
+        let (start, mut last_cpu_sample) = (clock::now(), None);
         assert_eq!(
-            cpu(&directory, &mut last, start).ok(),
+            cpu_utilization(&directory, &mut last_cpu_sample, start).ok(),
             Some(None),
             "one look says nothing"
         );
         fs::write(directory.join("cpu.stat"), "usage_usec 1400000\n").expect("a file");
-        let share = cpu(&directory, &mut last, start + Duration::from_secs(1))
-            .ok()
-            .flatten()
-            .expect("a share");
+        let share = cpu_utilization(
+            &directory,
+            &mut last_cpu_sample,
+            start + Duration::from_secs(1),
+        )
+        .ok()
+        .flatten()
+        .expect("a share");
         assert!(
             (share - 0.8).abs() < 1e-9,
             "0.4 s of half a CPU in a second: {share}"
@@ -201,8 +211,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_counts_without_what_can_be_taken_back_and_only_under_a_bound() {
-        let directory = cgroup(
+    fn memory_utilization_excludes_reclaimable_memory_and_requires_a_limit() {
+        let directory = write_cgroup_files(
             "memory",
             &[
                 ("memory.current", "800\n"),
@@ -210,27 +220,30 @@ mod tests {
                 ("memory.stat", "anon 1\ninactive_file 300\n"),
             ],
         );
-        assert_eq!(memory(&directory).ok(), Some(Some(0.5)));
+        assert_eq!(memory_utilization(&directory).ok(), Some(Some(0.5)));
         fs::write(directory.join("memory.max"), "max\n").expect("a file");
-        assert_eq!(memory(&directory).ok(), Some(None));
+        assert_eq!(memory_utilization(&directory).ok(), Some(None));
         fs::remove_dir_all(directory).expect("it is there");
-        assert!(memory(Path::new("/nowhere")).is_err());
+        assert!(memory_utilization(Path::new("/nowhere")).is_err());
     }
 
     #[test]
-    fn pressure_is_that_of_the_last_ten_seconds() {
+    fn pressure_share_reads_the_ten_second_average() {
         let text = "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
-        let directory = cgroup(
+        let directory = write_cgroup_files(
             "pressure",
             &[("cpu.pressure", text), ("memory.pressure", "nonsense")],
         );
-        assert_eq!(pressure(&directory.join("cpu.pressure")).ok(), Some(0.125));
-        assert!(pressure(&directory.join("memory.pressure")).is_err());
+        assert_eq!(
+            pressure_share(&directory.join("cpu.pressure")).ok(),
+            Some(0.125)
+        );
+        assert!(pressure_share(&directory.join("memory.pressure")).is_err());
         fs::remove_dir_all(directory).expect("it is there");
     }
 
     #[test]
-    fn a_quota_is_read_as_cpus() {
+    fn a_cpu_quota_is_parsed_as_a_number_of_cpus() {
         for (text, expected) in [
             ("50000 100000\n", Some(0.5)),
             ("200000 100000", Some(2.0)),
@@ -238,7 +251,7 @@ mod tests {
             ("", None),
             ("0 0", None),
         ] {
-            assert_eq!(cpus(text), expected, "{text:?}");
+            assert_eq!(parse_cpu_quota(text), expected, "{text:?}");
         }
     }
 }

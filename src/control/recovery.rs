@@ -19,41 +19,41 @@ use crate::{
     resilience::{
         Mode,
         breaker::StateKind,
-        recovery::{Recovery, Step},
+        recovery::{RecoveryLadder, RecoveryStep},
     },
-    state::{State, breaker::BreakerState, live::Live},
+    state::{State, breaker::BreakerState, live::ActivePolicy},
     telemetry::event::Event,
     transport::{socket::Socket, wire},
 };
 
 /// How often triggers are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const TRIGGER_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// An open breaker whose time was over so long ago has seen no call since: nobody asks, so nothing is known.
-const OVERDUE: Duration = Duration::from_secs(10);
+const IDLE_PROBE_GRACE: Duration = Duration::from_secs(10);
 
 /// Runs until the instance ends.
-pub(super) async fn recover(state: Arc<State>) {
-    let mut machines: HashMap<Arc<str>, Recovery> = HashMap::new();
+pub(super) async fn run_recoveries(state: Arc<State>) {
+    let mut machines: HashMap<Arc<str>, RecoveryLadder> = HashMap::new();
     loop {
-        clock::sleep(LOOK_EVERY).await;
-        let live = state.live.load_full();
+        clock::sleep(TRIGGER_CHECK_INTERVAL).await;
+        let active_policy = state.active_policy.load_full();
         // A recovery that is gone from the policies is over; its machine stays, so that its hourly cap outlives a mistake in a file.
         for (name, machine) in machines.iter_mut().filter(|(name, _)| {
-            !live
+            !active_policy
                 .snapshot
                 .recoveries
                 .iter()
                 .any(|spec| spec.name == **name)
         }) {
-            if machine.observe(false, clock::now()).is_some() {
-                undo(&state, name);
+            if machine.update(false, clock::now()).is_some() {
+                undo_recovery(&state, name);
             }
         }
-        for spec in &live.snapshot.recoveries {
+        for spec in &active_policy.snapshot.recoveries {
             let machine = machines
                 .entry(spec.name.clone())
-                .or_insert_with(|| Recovery::new(spec.config));
+                .or_insert_with(|| RecoveryLadder::new(spec.config));
             machine.reconfigure(spec.config);
             let has_failed_readiness = spec
                 .ladder
@@ -61,25 +61,27 @@ pub(super) async fn recover(state: Arc<State>) {
                 .take(machine.rungs_taken() as usize)
                 .any(|action| *action == RecoveryAction::FailReadiness);
             if spec.mode != Mode::Enforce || !has_failed_readiness {
-                state
-                    .lifecycle
-                    .clear(&condition(&spec.name), clock::now(), &state.telemetry);
+                state.lifecycle.remove_condition(
+                    &condition_name(&spec.name),
+                    clock::now(),
+                    &state.telemetry,
+                );
             }
             let now = clock::now();
-            let holds = trouble(&live, spec, now);
-            match machine.observe(holds.is_some(), now) {
+            let trigger_reason = find_trigger_reason(&active_policy, spec, now);
+            match machine.update(trigger_reason.is_some(), now) {
                 None => {}
                 // In a task of its own: a webhook that hangs keeps no other recovery waiting.
-                Some(Step::Act(rung)) => drop(tokio::spawn(act(
+                Some(RecoveryStep::TakeRung(rung)) => drop(tokio::spawn(execute_action(
                     state.clone(),
                     spec.clone(),
                     rung,
-                    holds.unwrap_or_default(),
+                    trigger_reason.unwrap_or_default(),
                 ))),
-                Some(Step::Capped) => state.telemetry.emit(Event::RecoveryCapped {
+                Some(RecoveryStep::Capped) => state.telemetry.emit(Event::RecoveryCapped {
                     recovery: spec.name.clone(),
                 }),
-                Some(Step::Undo(_)) => undo(&state, &spec.name),
+                Some(RecoveryStep::Undo(_)) => undo_recovery(&state, &spec.name),
             }
         }
     }
@@ -88,19 +90,30 @@ pub(super) async fn recover(state: Arc<State>) {
 /// The trouble in words, if the trigger holds: a breaker of the backend that has not been closed for so long. One that was forced
 /// open by hand is no trouble, nor one in shadow mode, nor one that would probe if only somebody called: an instance without
 /// callers, perhaps because it made itself unready, could else never find out that all is well.
-fn trouble(live: &Live, spec: &RecoverySpec, now: Instant) -> Option<String> {
-    let destinations = live
+fn find_trigger_reason(
+    active_policy: &ActivePolicy,
+    spec: &RecoverySpec,
+    now: Instant,
+) -> Option<String> {
+    let destinations = active_policy
         .routes
         .iter()
         .flat_map(|route| &route.destinations)
-        .filter(|to| to.backend.spec.name == spec.backend);
-    let breakers = destinations.flat_map(|to| to.breaker.iter().chain(&to.endpoint_breakers));
+        .filter(|destination| destination.backend.spec.name == spec.backend);
+    let breakers = destinations.flat_map(|destination| {
+        destination
+            .breaker
+            .iter()
+            .chain(&destination.endpoint_breakers)
+    });
     breakers
         .into_iter()
         .find_map(|breaker: &Arc<BreakerState>| {
             let (snapshot, mode) = breaker.snapshot(now);
             let is_overdue = snapshot.state == StateKind::Open
-                && snapshot.deadline.is_some_and(|at| now > at + OVERDUE);
+                && snapshot
+                    .deadline
+                    .is_some_and(|at| now > at + IDLE_PROBE_GRACE);
             if is_overdue || snapshot.state == StateKind::ForcedOpen || mode != Mode::Enforce {
                 return None;
             }
@@ -115,7 +128,7 @@ fn trouble(live: &Live, spec: &RecoverySpec, now: Instant) -> Option<String> {
         })
 }
 
-async fn act(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) {
+async fn execute_action(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) {
     let Some(action) = usize::try_from(rung)
         .ok()
         .and_then(|index| spec.ladder.get(index))
@@ -126,8 +139,8 @@ async fn act(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) 
     let (name, result) = match action {
         RecoveryAction::FailReadiness => {
             if !is_shadow {
-                state.lifecycle.set(
-                    &condition(&spec.name),
+                state.lifecycle.set_condition(
+                    &condition_name(&spec.name),
                     false,
                     trouble.clone(),
                     clock::now(),
@@ -138,10 +151,10 @@ async fn act(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) 
         }
         RecoveryAction::Webhook { .. } if is_shadow => ("webhook", Ok(trouble)),
         RecoveryAction::Webhook { url, timeout } => {
-            let body = json!({"recovery": &*spec.name, "backend": &*spec.backend, "rung": rung + 1, "trouble": trouble, "at": Rfc3339(clock::wall()).to_string()});
+            let body = json!({"recovery": &*spec.name, "backend": &*spec.backend, "rung": rung + 1, "trouble": trouble, "at": Rfc3339(clock::wall_time()).to_string()});
             (
                 "webhook",
-                webhook(url, Bytes::from(body.to_string()), *timeout).await,
+                call_webhook(url, Bytes::from(body.to_string()), *timeout).await,
             )
         }
     };
@@ -154,26 +167,26 @@ async fn act(state: Arc<State>, spec: RecoverySpec, rung: u32, trouble: String) 
     });
 }
 
-fn undo(state: &State, recovery: &Arc<str>) {
+fn undo_recovery(state: &State, recovery: &Arc<str>) {
     state
         .lifecycle
-        .clear(&condition(recovery), clock::now(), &state.telemetry);
+        .remove_condition(&condition_name(recovery), clock::now(), &state.telemetry);
     state.telemetry.emit(Event::RecoveryUndone {
         recovery: recovery.clone(),
     });
 }
 
 /// The readiness condition of a recovery.
-fn condition(recovery: &str) -> String {
+fn condition_name(recovery: &str) -> String {
     format!("recovery-{recovery}")
 }
 
-async fn webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<String, String> {
+async fn call_webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<String, String> {
     let (Some(host), port) = (url.host(), url.port_u16().unwrap_or(80)) else {
         return Err(format!("{url} names no host"));
     };
     let host = host.trim_matches(['[', ']']);
-    let resolved = clock::within(Some(timeout), tokio::net::lookup_host((host, port)))
+    let resolved = clock::timeout(Some(timeout), tokio::net::lookup_host((host, port)))
         .await
         .map_err(|_| format!("{host} was not resolved within {timeout:?}"))?;
     let address = resolved
@@ -182,14 +195,14 @@ async fn webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result<Stri
         .ok_or_else(|| format!("{host} has no address"))?;
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let authority = url.authority().map_or(host, |authority| authority.as_str());
-    let head = http_call::head("POST", path, authority, &body)?;
+    let head = http_call::build_request_head("POST", path, authority, &body)?;
     let call = async {
         let socket = Socket::connect(&address.into())
             .await
             .map_err(|error| format!("connect: {error}"))?;
-        http_call::call(wire::open(socket, None), head, body, 0).await
+        http_call::send_request(wire::open(socket, None), head, body, 0).await
     };
-    match clock::within(Some(timeout), call)
+    match clock::timeout(Some(timeout), call)
         .await
         .map_err(|_| format!("no answer within {timeout:?}"))??
         .status

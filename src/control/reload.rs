@@ -17,15 +17,15 @@ use crate::{
         self,
         diagnostic::Diagnostics,
         diff,
-        snapshot::{Discovery, Snapshot},
-        source::{File, Source},
+        snapshot::{Discovery, PolicySnapshot},
+        source::{PolicyFile, PolicySource},
     },
-    state::{State, command::Reloaded, lifecycle::condition, listening::ListenerSet},
+    state::{State, command::ReloadReport, lifecycle::condition, listening::ListenerSet},
     telemetry::event::Event,
 };
 
 /// The file of the last good set in the state directory.
-const LAST_GOOD: &str = "last-good-policies.json";
+const LAST_GOOD_FILE: &str = "last-good-policies.json";
 
 /// Reads policies and puts them in force.
 #[derive(Debug)]
@@ -36,12 +36,12 @@ pub struct Reloader {
     state_dir: Option<PathBuf>,
     environment: HashMap<String, String>,
     /// The hash of the set that was last looked at, good or not.
-    last_seen: String,
+    last_seen_hash: String,
 }
 
 /// Why an instance cannot start.
 #[derive(Debug)]
-pub enum StartFault {
+pub enum InitialLoadError {
     /// The policies are faulty, and there is no good set to go back to.
     Policy(Diagnostics),
     /// An address is taken.
@@ -64,7 +64,7 @@ impl Reloader {
             path,
             state_dir,
             environment,
-            last_seen: String::new(),
+            last_seen_hash: String::new(),
         }
     }
 
@@ -84,27 +84,27 @@ impl Reloader {
     ///
     /// # Errors
     /// If there is neither, or a listener cannot be bound.
-    pub fn start(&mut self) -> Result<(), StartFault> {
-        let faults = match self.read() {
+    pub fn load_initial(&mut self) -> Result<(), InitialLoadError> {
+        let faults = match self.read_policies() {
             Ok((source, loaded)) => {
                 return self
-                    .put_in_force(&source, loaded)
+                    .apply_policies(&source, loaded)
                     .map(drop)
-                    .map_err(|refused| StartFault::Bind(refused.join("; ")));
+                    .map_err(|refused| InitialLoadError::Bind(refused.join("; ")));
             }
             Err(faults) => faults,
         };
-        let Some((source, loaded)) = self.last_good() else {
-            return Err(StartFault::Policy(faults));
+        let Some((source, loaded)) = self.load_last_good() else {
+            return Err(InitialLoadError::Policy(faults));
         };
-        self.put_in_force(&source, loaded)
-            .map_err(|refused| StartFault::Bind(refused.join("; ")))?;
-        self.last_seen.clear();
-        self.refuse(
+        self.apply_policies(&source, loaded)
+            .map_err(|refused| InitialLoadError::Bind(refused.join("; ")))?;
+        self.last_seen_hash.clear();
+        self.report_refused(
             faults
                 .as_slice()
                 .iter()
-                .map(policy::diagnostic::Diagnostic::one_line)
+                .map(policy::diagnostic::Diagnostic::to_single_line)
                 .collect(),
         );
         Ok(())
@@ -114,53 +114,53 @@ impl Reloader {
     ///
     /// # Errors
     /// All faults, one line each.
-    pub fn reload(&mut self) -> Result<Reloaded, Vec<String>> {
-        let refused = match self.read() {
-            Ok((source, loaded)) => match self.put_in_force(&source, loaded) {
+    pub fn reload(&mut self) -> Result<ReloadReport, Vec<String>> {
+        let refused = match self.read_policies() {
+            Ok((source, loaded)) => match self.apply_policies(&source, loaded) {
                 Ok(reloaded) => return Ok(reloaded),
                 Err(refused) => {
                     // An address may be free the next time, and a certificate whole, although the files are the same.
-                    self.last_seen.clear();
+                    self.last_seen_hash.clear();
                     refused
                 }
             },
             Err(faults) => faults
                 .as_slice()
                 .iter()
-                .map(policy::diagnostic::Diagnostic::one_line)
+                .map(policy::diagnostic::Diagnostic::to_single_line)
                 .collect(),
         };
-        self.refuse(refused.clone());
+        self.report_refused(refused.clone());
         Err(refused)
     }
 
     /// Reads the policies again if their content is another than what was last seen.
     pub fn reload_if_changed(&mut self) {
-        let seen = match Source::read(&self.path) {
+        let current_hash = match PolicySource::read(&self.path) {
             Ok(source) => source.hash(),
             Err(faults) => faults.to_string(),
         };
-        if seen != self.last_seen {
+        if current_hash != self.last_seen_hash {
             // The faults, if any, have been told as an event.
             _ = self.reload();
         }
     }
 
-    fn read(&mut self) -> Result<(Source, policy::Loaded), Diagnostics> {
-        let source =
-            Source::read(&self.path).inspect_err(|faults| self.last_seen = faults.to_string())?;
-        self.last_seen = source.hash();
+    fn read_policies(&mut self) -> Result<(PolicySource, policy::LoadedPolicy), Diagnostics> {
+        let source = PolicySource::read(&self.path)
+            .inspect_err(|faults| self.last_seen_hash = faults.to_string())?;
+        self.last_seen_hash = source.hash();
         let loaded = policy::load_source(&source, &self.environment)?;
         Ok((source, loaded))
     }
 
-    fn put_in_force(
+    fn apply_policies(
         &self,
-        source: &Source,
-        loaded: policy::Loaded,
-    ) -> Result<Reloaded, Vec<String>> {
+        source: &PolicySource,
+        loaded: policy::LoadedPolicy,
+    ) -> Result<ReloadReport, Vec<String>> {
         let snapshot = Arc::new(loaded.snapshot);
-        let before = self.state.live.load_full();
+        let before = self.state.active_policy.load_full();
         let changes = if before.generation == 0 {
             Vec::new()
         } else {
@@ -173,26 +173,28 @@ impl Reloader {
                     generation: before.generation,
                 });
             }
-            return Ok(Reloaded {
+            return Ok(ReloadReport {
                 generation: before.generation,
                 changes,
             });
         }
         self.state
             .tls
-            .put(&certificates::load(&snapshot, &self.state.tls)?);
+            .apply(&certificates::load_missing(&snapshot, &self.state.tls)?);
         let mut generation = before.generation;
         let mut apply = || generation = self.state.apply(snapshot.clone(), clock::now());
         self.listeners
-            .follow(&snapshot, &mut apply)
+            .reconcile(&snapshot, &mut apply)
             .map_err(|cannot_bind| vec![cannot_bind.to_string()])?;
-        self.state.tls.keep_only([&before.snapshot, &snapshot]);
+        self.state
+            .tls
+            .retain_referenced([&before.snapshot, &snapshot]);
         self.state.lifecycle.set_policy_current(Ok(()));
         let warnings = loaded
             .warnings
             .as_slice()
             .iter()
-            .map(policy::diagnostic::Diagnostic::one_line)
+            .map(policy::diagnostic::Diagnostic::to_single_line)
             .collect();
         self.state.telemetry.emit(Event::PolicyApplied {
             generation,
@@ -200,28 +202,28 @@ impl Reloader {
             changes: changes.clone(),
             warnings,
         });
-        self.set_conditions(&snapshot);
-        if let Err(error) = self.keep(source) {
+        self.set_readiness_conditions(&snapshot);
+        if let Err(error) = self.save_last_good(source) {
             tracing::warn!("the last good policies cannot be kept: {error}");
         }
-        Ok(Reloaded {
+        Ok(ReloadReport {
             generation,
             changes,
         })
     }
 
-    fn set_conditions(&self, snapshot: &Snapshot) {
+    fn set_readiness_conditions(&self, snapshot: &PolicySnapshot) {
         let (lifecycle, telemetry, now) =
             (&self.state.lifecycle, &self.state.telemetry, clock::now());
-        lifecycle.set(
+        lifecycle.set_condition(
             condition::POLICY,
             true,
             format!("hash {}", snapshot.hash),
             now,
             telemetry,
         );
-        match snapshot.lifecycle.require_backend {
-            None => lifecycle.set(
+        match snapshot.lifecycle.required_backend {
+            None => lifecycle.set_condition(
                 condition::APP,
                 true,
                 "no backend is required",
@@ -230,7 +232,7 @@ impl Reloader {
             ),
             // Probing says when it is met; until then it is not, unless it was before.
             Some(index) if !lifecycle.has_started() => {
-                lifecycle.set(
+                lifecycle.set_condition(
                     condition::APP,
                     false,
                     format!(
@@ -250,7 +252,7 @@ impl Reloader {
                 .iter()
                 .any(|backend| !matches!(backend.discovery, Discovery::Static(_)))
         {
-            lifecycle.set(
+            lifecycle.set_condition(
                 condition::ENDPOINTS,
                 false,
                 "not looked for yet",
@@ -258,8 +260,8 @@ impl Reloader {
                 telemetry,
             );
         }
-        gates::follow(&self.state);
-        lifecycle.set(
+        gates::reconcile(&self.state);
+        lifecycle.set_condition(
             condition::LISTENERS,
             true,
             format!("{} bound", snapshot.listeners.len()),
@@ -269,17 +271,17 @@ impl Reloader {
     }
 
     /// Tells of a refusal; of the same one again and again only once.
-    fn refuse(&self, faults: Vec<String>) {
-        let told = Err(faults.join("\n"));
-        if self.state.lifecycle.policy_current() == told {
+    fn report_refused(&self, faults: Vec<String>) {
+        let status = Err(faults.join("\n"));
+        if self.state.lifecycle.policy_current() == status {
             return;
         }
-        self.state.lifecycle.set_policy_current(told);
+        self.state.lifecycle.set_policy_current(status);
         self.state.telemetry.emit(Event::PolicyRefused { faults });
     }
 
     /// Keeps a good set for the next start; written beside and moved, so that it is whole or not there.
-    fn keep(&self, source: &Source) -> io::Result<()> {
+    fn save_last_good(&self, source: &PolicySource) -> io::Result<()> {
         let Some(directory) = &self.state_dir else {
             return Ok(());
         };
@@ -289,27 +291,28 @@ impl Reloader {
             .iter()
             .map(|file| [&*file.name, file.text.as_str()])
             .collect();
-        let beside = directory.join(format!("{LAST_GOOD}.new"));
-        fs::write(&beside, serde_json::to_vec(&files)?)?;
-        fs::rename(beside, directory.join(LAST_GOOD))
+        let temporary_file = directory.join(format!("{LAST_GOOD_FILE}.new"));
+        fs::write(&temporary_file, serde_json::to_vec(&files)?)?;
+        fs::rename(temporary_file, directory.join(LAST_GOOD_FILE))
     }
 
-    fn last_good(&self) -> Option<(Source, policy::Loaded)> {
-        let path = self.state_dir.as_ref()?.join(LAST_GOOD);
-        let read = || -> Result<(Source, policy::Loaded), Box<dyn std::error::Error>> {
-            let files: Vec<[String; 2]> = serde_json::from_slice(&fs::read(&path)?)?;
-            let source = Source::from_files(
-                files
-                    .into_iter()
-                    .map(|[name, text]| File {
-                        name: name.into(),
-                        text,
-                    })
-                    .collect(),
-            );
-            let loaded = policy::load_source(&source, &self.environment)?;
-            Ok((source, loaded))
-        };
+    fn load_last_good(&self) -> Option<(PolicySource, policy::LoadedPolicy)> {
+        let path = self.state_dir.as_ref()?.join(LAST_GOOD_FILE);
+        let read =
+            || -> Result<(PolicySource, policy::LoadedPolicy), Box<dyn std::error::Error>> {
+                let files: Vec<[String; 2]> = serde_json::from_slice(&fs::read(&path)?)?;
+                let source = PolicySource::from_files(
+                    files
+                        .into_iter()
+                        .map(|[name, text]| PolicyFile {
+                            name: name.into(),
+                            text,
+                        })
+                        .collect(),
+                );
+                let loaded = policy::load_source(&source, &self.environment)?;
+                Ok((source, loaded))
+            };
         read()
             .inspect_err(|error| {
                 tracing::error!(

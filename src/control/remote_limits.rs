@@ -14,7 +14,7 @@ use tokio::{runtime, sync::watch as channel, task::JoinSet};
 
 use crate::{
     clock,
-    policy::snapshot::RemoteSpec,
+    policy::snapshot::RemoteEngineSpec,
     resilience::{backoff::Backoff, breaker::StateKind},
     state::{
         State,
@@ -24,114 +24,124 @@ use crate::{
 };
 
 /// How long connecting, and a sign of life, may take.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a sign of life is asked for.
-const BEAT: Duration = Duration::from_secs(1);
+const LIVENESS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a failed connection waits before the next, at first; it doubles.
-const RETRY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
+const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(100);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
 
 /// The line of the readiness report.
-const REPORT: &str = "global-rate-limit";
+const REPORT_NAME: &str = "global-rate-limit";
 
 /// Keeps a connection for the policies in force, once they want one. On a thread of its own: what requests ask must not wait for a reload.
-pub(super) async fn keep(state: Arc<State>, mut generations: channel::Receiver<u64>) {
+pub(super) async fn start_when_configured(
+    state: Arc<State>,
+    mut generations: channel::Receiver<u64>,
+) {
     let mut tasks = JoinSet::new();
-    while state.live.load().remote_limits.is_none() {
-        if !super::changed(&mut generations, &mut tasks).await {
+    while state.active_policy.load().remote_limits.is_none() {
+        if !super::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }
-    tasks.spawn_blocking(move || run(state, generations));
+    tasks.spawn_blocking(move || run_dedicated_runtime(state, generations));
     tasks.join_next().await;
 }
 
-fn run(state: Arc<State>, generations: channel::Receiver<u64>) {
+fn run_dedicated_runtime(state: Arc<State>, generations: channel::Receiver<u64>) {
     match runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(follow(state, generations)),
+        Ok(runtime) => runtime.block_on(maintain_connection(state, generations)),
         Err(error) => tracing::error!("no runtime for the limits of all instances: {error}"),
     }
 }
 
-async fn follow(state: Arc<State>, mut generations: channel::Receiver<u64>) {
+async fn maintain_connection(state: Arc<State>, mut generations: channel::Receiver<u64>) {
     let mut tasks = JoinSet::new();
     let mut current: Option<Arc<RemoteLimits>> = None;
     loop {
-        let wanted = state.live.load().remote_limits.clone();
-        if wanted.as_ref().map(Arc::as_ptr) != current.as_ref().map(Arc::as_ptr) {
+        let configured = state.active_policy.load().remote_limits.clone();
+        if configured.as_ref().map(Arc::as_ptr) != current.as_ref().map(Arc::as_ptr) {
             tasks.abort_all();
-            match &wanted {
+            match &configured {
                 Some(limits) => {
                     tasks.spawn(
-                        Keeper {
+                        EngineConnector {
                             state: state.clone(),
                             limits: limits.clone(),
-                            told: None,
+                            last_reported_fault: None,
                         }
                         .stay_connected(),
                     );
-                    tasks.spawn(pay(limits.clone()));
+                    tasks.spawn(send_charges(limits.clone()));
                 }
-                None => state.lifecycle.retract(REPORT),
+                None => state.lifecycle.remove_report(REPORT_NAME),
             }
-            current = wanted;
+            current = configured;
         }
-        if !super::changed(&mut generations, &mut tasks).await {
+        if !super::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }
 }
 
 /// Charges what answers were worth, in the order in which they came, as many at once as have come.
-async fn pay(limits: Arc<RemoteLimits>) {
-    while let Some(bills) = limits.bills().await {
-        let count = bills.len();
+async fn send_charges(limits: Arc<RemoteLimits>) {
+    while let Some(pending_charges) = limits.receive_charges().await {
+        let count = pending_charges.len();
         let outcome = match limits.engine() {
             None => EngineOutcome::Unavailable,
-            Some(engine) => match clock::within(Some(PATIENCE), engine.ask(bills)).await {
-                Ok(Ok(_)) => EngineOutcome::Charged,
-                Ok(Err(fault)) => {
-                    limits.report_fault(fault);
-                    EngineOutcome::Error
+            Some(engine) => {
+                match clock::timeout(Some(ENGINE_TIMEOUT), engine.send_requests(pending_charges))
+                    .await
+                {
+                    Ok(Ok(_)) => EngineOutcome::Charged,
+                    Ok(Err(fault)) => {
+                        limits.report_fault(fault);
+                        EngineOutcome::Error
+                    }
+                    Err(clock::Elapsed) => EngineOutcome::Timeout,
                 }
-                Err(clock::Elapsed) => EngineOutcome::Timeout,
-            },
+            }
         };
-        (0..count).for_each(|_| limits.count(outcome));
+        (0..count).for_each(|_| limits.record_outcome(outcome));
     }
 }
 
 /// Looks after one engine, and tells how it stands.
-struct Keeper {
+struct EngineConnector {
     state: Arc<State>,
     limits: Arc<RemoteLimits>,
     /// What was last told to be wrong.
-    told: Option<String>,
+    last_reported_fault: Option<String>,
 }
 
-impl Keeper {
+impl EngineConnector {
     async fn stay_connected(mut self) {
-        let backoff =
-            Backoff::try_new(RETRY, LONGEST_RETRY).expect("the longest wait is not the shortest");
+        let backoff = Backoff::try_new(INITIAL_RECONNECT_DELAY, MAX_RECONNECT_DELAY)
+            .expect("the longest wait is not the shortest");
         let mut failures = 0;
         loop {
-            let opened =
-                clock::within(Some(PATIENCE * 2), Connection::open(self.limits.spec())).await;
-            let why = match opened.unwrap_or_else(|clock::Elapsed| Err(SILENT.to_owned())) {
-                Err(why) => why,
+            let opened = clock::timeout(
+                Some(ENGINE_TIMEOUT * 2),
+                EngineConnection::open(self.limits.spec()),
+            )
+            .await;
+            let reason = match opened.unwrap_or_else(|clock::Elapsed| Err(NO_RESPONSE.to_owned())) {
+                Err(reason) => reason,
                 Ok(connection) => {
-                    self.limits.connected(connection.engine());
-                    self.is_well();
+                    self.limits.set_engine(connection.engine());
+                    self.report_healthy();
                     failures = 0;
-                    self.until_lost(connection).await
+                    self.wait_until_lost(connection).await
                 }
             };
-            self.limits.disconnected();
-            self.is_ill(&why);
+            self.limits.clear_engine();
+            self.report_unhealthy(&reason);
             failures += 1;
             clock::sleep(
                 backoff
-                    .ceiling(failures)
+                    .max_wait(failures)
                     .mul_f64(fastrand::f64().mul_add(0.5, 0.75)),
             )
             .await;
@@ -139,77 +149,81 @@ impl Keeper {
     }
 
     /// Returns why a connection is of no use any more.
-    async fn until_lost(&mut self, mut connection: Connection) -> String {
+    async fn wait_until_lost(&mut self, mut connection: EngineConnection) -> String {
         loop {
             tokio::select! {
-                () = clock::sleep(BEAT) => {}
-                () = self.limits.faulty() => {}
+                () = clock::sleep(LIVENESS_CHECK_INTERVAL) => {}
+                () = self.limits.wait_for_fault() => {}
             }
-            match clock::within(Some(PATIENCE), connection.shows_life()).await {
+            match clock::timeout(Some(ENGINE_TIMEOUT), connection.check_liveness()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(why)) => return why,
-                Err(clock::Elapsed) => return SILENT.to_owned(),
+                Ok(Err(reason)) => return reason,
+                Err(clock::Elapsed) => return NO_RESPONSE.to_owned(),
             }
             // It lives, and may refuse all the same: it is full, or only to be read.
             let is_closed =
                 self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed;
             match self.limits.take_fault() {
-                Some(fault) if fault.is_lost => return fault.why,
-                Some(fault) if !is_closed => self.is_ill(&fault.why),
+                Some(fault) if fault.is_connection_lost => return fault.reason,
+                Some(fault) if !is_closed => self.report_unhealthy(&fault.reason),
                 // One answer that is late is no outage.
-                _ if is_closed => self.is_well(),
+                _ if is_closed => self.report_healthy(),
                 // While the breaker holds requests back, nobody knows.
                 _ => {}
             }
         }
     }
 
-    fn is_well(&mut self) {
+    fn report_healthy(&mut self) {
         let engine = self.limits.spec().to_string();
-        self.state.lifecycle.report(
-            REPORT,
+        self.state.lifecycle.set_report(
+            REPORT_NAME,
             Ok(format!("{engine} keeps the limits of all instances")),
         );
-        if self.told.take().is_some() {
+        if self.last_reported_fault.take().is_some() {
             self.state
                 .telemetry
                 .emit(Event::GlobalLimitsRestored { engine });
         }
     }
 
-    fn is_ill(&mut self, why: &str) {
-        let why = format!(
-            "{} ({}): {why}",
+    fn report_unhealthy(&mut self, reason: &str) {
+        let reason = format!(
+            "{} ({}): {reason}",
             self.limits.spec(),
-            self.limits.spec().place()
+            self.limits.spec().location()
         );
-        self.state.lifecycle.report(REPORT, Err(why.clone()));
-        if self.told.as_ref() != Some(&why) {
-            self.state
-                .telemetry
-                .emit(Event::GlobalLimitsLost { why: why.clone() });
-            self.told = Some(why);
+        self.state
+            .lifecycle
+            .set_report(REPORT_NAME, Err(reason.clone()));
+        if self.last_reported_fault.as_ref() != Some(&reason) {
+            self.state.telemetry.emit(Event::GlobalLimitsLost {
+                reason: reason.clone(),
+            });
+            self.last_reported_fault = Some(reason);
         }
     }
 }
 
-const SILENT: &str = "it does not answer";
+const NO_RESPONSE: &str = "it does not answer";
 
 /// A connection to one of the engines.
-enum Connection {
+enum EngineConnection {
     #[cfg(feature = "redis")]
-    Redis(redis::Redis),
+    Redis(redis::RedisEngine),
     #[cfg(feature = "rls")]
-    Service(service::Service),
+    Service(service::RateLimitServiceEngine),
 }
 
-impl Connection {
-    async fn open(spec: &RemoteSpec) -> Result<Self, String> {
+impl EngineConnection {
+    async fn open(spec: &RemoteEngineSpec) -> Result<Self, String> {
         match spec {
             #[cfg(feature = "redis")]
-            RemoteSpec::Redis(spec) => redis::Redis::open(spec).await.map(Self::Redis),
+            RemoteEngineSpec::Redis(spec) => redis::RedisEngine::open(spec).await.map(Self::Redis),
             #[cfg(feature = "rls")]
-            RemoteSpec::Service(spec) => service::Service::open(spec).await.map(Self::Service),
+            RemoteEngineSpec::Service(spec) => service::RateLimitServiceEngine::open(spec)
+                .await
+                .map(Self::Service),
             // The compiler of policies refuses what this build does not know.
             #[cfg(not(all(feature = "redis", feature = "rls")))]
             _ => Err("this build does not know it".to_owned()),
@@ -225,10 +239,10 @@ impl Connection {
         }
     }
 
-    async fn shows_life(&mut self) -> Result<(), String> {
+    async fn check_liveness(&mut self) -> Result<(), String> {
         match self {
             #[cfg(feature = "redis")]
-            Self::Redis(redis) => redis.shows_life().await,
+            Self::Redis(redis) => redis.check_liveness().await,
             #[cfg(feature = "rls")]
             // Its connection tells whoever asks on it next.
             Self::Service(_) => Ok(()),

@@ -8,27 +8,27 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 /// What a signal means.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Signal {
+pub(super) enum ProcessSignal {
     /// Read the policies again.
     Reload,
     /// Leave; by the signal of this name.
-    End(&'static str),
+    Terminate(&'static str),
 }
 
 /// The signals that are heeded.
 #[derive(Debug, Default)]
-pub struct Signals {
+pub struct ProcessSignals {
     hangup: Option<Stream>,
     terminate: Option<Stream>,
     interrupt: Option<Stream>,
 }
 
-impl Signals {
+impl ProcessSignals {
     /// Heeds the signals of the process from now on; needs a runtime around it. By default none are heeded.
     ///
     /// # Errors
     /// If the system refuses.
-    pub fn heed() -> io::Result<Self> {
+    pub fn register() -> io::Result<Self> {
         let listen = |kind| signal(kind).map(Some);
         Ok(Self {
             hangup: listen(SignalKind::hangup())?,
@@ -37,16 +37,16 @@ impl Signals {
         })
     }
 
-    pub(super) async fn next(&mut self) -> Signal {
+    pub(super) async fn next(&mut self) -> ProcessSignal {
         tokio::select! {
-            () = arrives(&mut self.hangup) => Signal::Reload,
-            () = arrives(&mut self.terminate) => Signal::End("SIGTERM"),
-            () = arrives(&mut self.interrupt) => Signal::End("SIGINT"),
+            () = wait_for_signal(&mut self.hangup) => ProcessSignal::Reload,
+            () = wait_for_signal(&mut self.terminate) => ProcessSignal::Terminate("SIGTERM"),
+            () = wait_for_signal(&mut self.interrupt) => ProcessSignal::Terminate("SIGINT"),
         }
     }
 }
 
-async fn arrives(stream: &mut Option<Stream>) {
+async fn wait_for_signal(stream: &mut Option<Stream>) {
     match stream {
         Some(stream) => drop(stream.recv().await),
         None => std::future::pending().await,

@@ -15,7 +15,7 @@ use crate::clock;
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// Tells `changed` whenever the directory may have changed.
-pub(super) async fn watch(path: PathBuf, poll_interval: Duration, changed: mpsc::Sender<()>) {
+pub(super) async fn watch_path(path: PathBuf, poll_interval: Duration, changed: mpsc::Sender<()>) {
     let (notice, mut notices) = mpsc::channel(1);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // A reading is a change of nothing; and one notice that waits is as good as many.

@@ -21,13 +21,13 @@ mod tls;
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Loaded,
-    diagnostic::{Diagnostic, Diagnostics, Place, Severity, did_you_mean},
+    LoadedPolicy,
+    diagnostic::{Diagnostic, Diagnostics, Severity, SourceSpan, did_you_mean},
     document::{Document, Sections},
-    snapshot::{Origin, Snapshot},
-    source::{File, Source},
+    snapshot::{PolicySnapshot, SectionOrigin},
+    source::{PolicyFile, PolicySource},
     structure,
-    tree::{self, Node, Path, Position},
+    tree::{self, Node, NodePath, Position},
 };
 
 /// Compiles a set.
@@ -35,19 +35,19 @@ use super::{
 /// # Errors
 /// All faults of all files.
 pub fn compile(
-    source: &Source,
+    source: &PolicySource,
     environment: &HashMap<String, String>,
-) -> Result<Loaded, Diagnostics> {
+) -> Result<LoadedPolicy, Diagnostics> {
     let (documents, mut faults) = read_documents(source, environment);
     let is_partial = !faults.is_empty();
     let mut compiler = Compiler {
         documents: &documents,
-        faults: Vec::new(),
+        diagnostics: Vec::new(),
         is_partial,
-        is_quiet: false,
+        suppresses_warnings: false,
     };
     let snapshot = compiler.compile(source.hash());
-    faults.append(&mut compiler.faults);
+    faults.append(&mut compiler.diagnostics);
     if faults.is_empty() && snapshot.listeners.is_empty() {
         let message = if documents.is_empty() {
             "there is no policy in it"
@@ -59,22 +59,22 @@ pub fn compile(
             .first()
             .map(|file| file.name.clone())
             .unwrap_or_default();
-        let place = Place::whole(file);
+        let place = SourceSpan::whole_file(file);
         faults.push(
             Diagnostic::error(place, message)
                 .with_hint("a set has at least one listener; an empty one would close every port"),
         );
     }
-    redact(&mut faults, source, environment);
+    redact_environment(&mut faults, source, environment);
     let diagnostics = Diagnostics::new(faults);
     let has_errors = diagnostics
         .as_slice()
         .iter()
-        .any(|fault| fault.severity == Severity::Error);
+        .any(|diagnostic| diagnostic.severity == Severity::Error);
     if has_errors {
         Err(diagnostics)
     } else {
-        Ok(Loaded {
+        Ok(LoadedPolicy {
             snapshot,
             warnings: diagnostics,
         })
@@ -82,20 +82,20 @@ pub fn compile(
 }
 
 /// A document and where it stands.
-struct Located<'a> {
-    file: &'a File,
+struct LocatedDocument<'a> {
+    file: &'a PolicyFile,
     root: Node,
     document: Document,
 }
 
 /// A place in a document that is being compiled.
 #[derive(Clone)]
-struct At<'a> {
-    located: &'a Located<'a>,
-    path: Path,
+struct FieldLocation<'a> {
+    located: &'a LocatedDocument<'a>,
+    path: NodePath,
 }
 
-impl At<'_> {
+impl FieldLocation<'_> {
     fn key(&self, key: &str) -> Self {
         Self {
             located: self.located,
@@ -110,54 +110,55 @@ impl At<'_> {
         }
     }
 
-    fn place(&self) -> Place {
-        place(self.located.file, self.located.root.locate(&self.path))
+    fn source_span(&self) -> SourceSpan {
+        source_span(self.located.file, self.located.root.locate(&self.path))
     }
 }
 
 /// Sections, where they stand and what they are called.
-struct Scope<'s, 'a> {
-    origin: Origin,
-    at: At<'a>,
+struct SectionScope<'s, 'a> {
+    origin: SectionOrigin,
+    at: FieldLocation<'a>,
     sections: &'s Sections,
 }
 
 struct Compiler<'a> {
-    documents: &'a [Located<'a>],
-    faults: Vec<Diagnostic>,
+    documents: &'a [LocatedDocument<'a>],
+    diagnostics: Vec<Diagnostic>,
     /// Whether a file could not be read, so that a missing name may be in it.
     is_partial: bool,
     /// Whether warnings are left out, because what is compiled is not what will hold.
-    is_quiet: bool,
+    suppresses_warnings: bool,
 }
 
 impl<'a> Compiler<'a> {
-    fn compile(&mut self, hash: String) -> Snapshot {
+    fn compile(&mut self, hash: String) -> PolicySnapshot {
         self.check_document_names();
-        let defaults = self.at_most_one("defaults", |document| document.spec.defaults.as_ref());
-        let defaults = defaults.map(|(at, sections)| Scope {
-            origin: Origin::Defaults,
+        let defaults =
+            self.find_single_section("defaults", |document| document.spec.defaults.as_ref());
+        let defaults = defaults.map(|(at, sections)| SectionScope {
+            origin: SectionOrigin::Defaults,
             at,
             sections,
         });
-        let policies = self.named_policies();
-        self.check_unused(policies.values().chain(&defaults));
+        let policies = self.collect_named_policies();
+        self.check_unused_sections(policies.values().chain(&defaults));
 
-        let listeners = self.listeners();
-        let backends = self.backends();
-        let tables = routes::Tables {
+        let listeners = self.compile_listeners();
+        let backends = self.compile_backends();
+        let references = routes::RouteReferences {
             listeners: &listeners,
             backends: &backends,
             policies: &policies,
             defaults: defaults.as_ref(),
         };
-        let (routes, rules) = self.routes(&tables);
-        let lifecycle = self.lifecycle(&backends);
-        let recoveries = self.recoveries(&backends, &routes);
-        let global_rate_limit = self.global_rate_limit(&backends, &routes);
-        let protection = self.protection();
-        let access_log = self.access_log();
-        Snapshot {
+        let (routes, rules) = self.compile_routes(&references);
+        let lifecycle = self.compile_lifecycle(&backends);
+        let recoveries = self.compile_recoveries(&backends, &routes);
+        let global_rate_limit = self.compile_global_rate_limit(&backends, &routes);
+        let protection = self.compile_protection();
+        let access_log = self.compile_access_log();
+        PolicySnapshot {
             hash,
             listeners: listeners.into_iter().map(|(_, spec)| spec).collect(),
             backends: backends
@@ -165,7 +166,7 @@ impl<'a> Compiler<'a> {
                 .map(|(_, backend)| backend.spec)
                 .collect(),
             routes,
-            rules,
+            rules_by_listener: rules,
             lifecycle,
             recoveries,
             global_rate_limit,
@@ -177,25 +178,25 @@ impl<'a> Compiler<'a> {
     fn check_document_names(&mut self) {
         let mut seen = HashMap::new();
         for located in self.documents {
-            let at = At {
+            let at = FieldLocation {
                 located,
-                path: Path::default().key("metadata").key("name"),
+                path: NodePath::default().key("metadata").key("name"),
             };
             self.check_name(&at, "document", &located.document.metadata.name, &mut seen);
         }
     }
 
     /// Every item of a list of all documents, with its place.
-    fn each<T: 'a>(
+    fn collect_items<T: 'a>(
         &self,
         key: &str,
         list: impl Fn(&'a Document) -> &'a [T],
-    ) -> Vec<(At<'a>, &'a T)> {
+    ) -> Vec<(FieldLocation<'a>, &'a T)> {
         let mut all = Vec::new();
         for located in self.documents {
-            let at = At {
+            let at = FieldLocation {
                 located,
-                path: Path::default().key("spec").key(key),
+                path: NodePath::default().key("spec").key(key),
             };
             all.extend(
                 list(&located.document)
@@ -208,22 +209,22 @@ impl<'a> Compiler<'a> {
     }
 
     /// A section that may stand in one document only.
-    fn at_most_one<T: 'a>(
+    fn find_single_section<T: 'a>(
         &mut self,
         key: &str,
         section: impl Fn(&'a Document) -> Option<&'a T>,
-    ) -> Option<(At<'a>, &'a T)> {
-        let mut found: Option<(At<'a>, &'a T)> = None;
+    ) -> Option<(FieldLocation<'a>, &'a T)> {
+        let mut found: Option<(FieldLocation<'a>, &'a T)> = None;
         for located in self.documents {
             let Some(value) = section(&located.document) else {
                 continue;
             };
-            let at = At {
+            let at = FieldLocation {
                 located,
-                path: Path::default().key("spec").key(key),
+                path: NodePath::default().key("spec").key(key),
             };
             if let Some((first, _)) = &found {
-                let first = first.place();
+                let first = first.source_span();
                 self.error(&at, format!("`{key}` is given twice"))
                     .hint(format!(
                         "the other is at {}:{}; keep one",
@@ -239,10 +240,10 @@ impl<'a> Compiler<'a> {
     /// Refuses names that are given twice or are no names.
     fn check_name(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         kind: &str,
         name: &str,
-        seen: &mut HashMap<String, Place>,
+        seen: &mut HashMap<String, SourceSpan>,
     ) {
         let is_name = !name.is_empty()
             && name.len() <= 63
@@ -258,12 +259,16 @@ impl<'a> Compiler<'a> {
             self.error(at, format!("the {kind} `{name}` is given twice"))
                 .hint(hint);
         } else {
-            seen.insert(name.to_owned(), at.place());
+            seen.insert(name.to_owned(), at.source_span());
         }
     }
 
     /// The name of a header, in lower case.
-    fn header_name(&mut self, at: &At<'a>, name: &str) -> Option<http::HeaderName> {
+    fn parse_header_name(
+        &mut self,
+        at: &FieldLocation<'a>,
+        name: &str,
+    ) -> Option<http::HeaderName> {
         let parsed = name.to_ascii_lowercase().parse().ok();
         if parsed.is_none() {
             self.error(at, format!("`{name}` is not the name of a header"))
@@ -273,7 +278,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// A method, as it is written in requests.
-    fn method(&mut self, at: &At<'a>, method: &str) -> Option<http::Method> {
+    fn parse_method(&mut self, at: &FieldLocation<'a>, method: &str) -> Option<http::Method> {
         let is_capitals =
             !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
         if !is_capitals {
@@ -283,9 +288,9 @@ impl<'a> Compiler<'a> {
         method.parse().ok().filter(|_| is_capitals)
     }
 
-    fn unknown_reference<'n>(
+    fn report_unknown_reference<'n>(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         kind: &str,
         name: &str,
         known: impl Iterator<Item = &'n str> + Clone,
@@ -293,7 +298,8 @@ impl<'a> Compiler<'a> {
         if self.is_partial {
             return;
         }
-        let hint = did_you_mean(name, known.clone()).map(|near| format!("did you mean `{near}`?"));
+        let hint = did_you_mean(name, known.clone())
+            .map(|suggestion| format!("did you mean `{suggestion}`?"));
         let hint = hint.unwrap_or_else(|| {
             let known: Vec<&str> = known.collect();
             if known.is_empty() {
@@ -306,21 +312,21 @@ impl<'a> Compiler<'a> {
             .hint(hint);
     }
 
-    fn named_policies(&mut self) -> HashMap<&'a str, Scope<'a, 'a>> {
+    fn collect_named_policies(&mut self) -> HashMap<&'a str, SectionScope<'a, 'a>> {
         let mut policies = HashMap::new();
         let mut seen = HashMap::new();
         for located in self.documents {
-            let at = At {
+            let at = FieldLocation {
                 located,
-                path: Path::default().key("spec").key("policies"),
+                path: NodePath::default().key("spec").key("policies"),
             };
             for (name, sections) in &located.document.spec.policies {
                 let at = at.key(name);
                 self.check_name(&at, "policy", name, &mut seen);
-                let origin = Origin::RoutePolicy(Arc::from(name.as_str()));
+                let origin = SectionOrigin::RoutePolicy(Arc::from(name.as_str()));
                 policies.insert(
                     name.as_str(),
-                    Scope {
+                    SectionScope {
                         origin,
                         at,
                         sections,
@@ -331,83 +337,96 @@ impl<'a> Compiler<'a> {
         policies
     }
 
-    fn error(&mut self, at: &At<'_>, message: impl Into<String>) -> Fault<'_> {
-        self.faults.push(Diagnostic::error(at.place(), message));
-        Fault(self.faults.last_mut())
+    fn error(
+        &mut self,
+        at: &FieldLocation<'_>,
+        message: impl Into<String>,
+    ) -> ReportedDiagnostic<'_> {
+        self.diagnostics
+            .push(Diagnostic::error(at.source_span(), message));
+        ReportedDiagnostic(self.diagnostics.last_mut())
     }
 
-    fn warning(&mut self, at: &At<'_>, message: impl Into<String>) -> Fault<'_> {
-        if self.is_quiet {
-            return Fault(None);
+    fn warning(
+        &mut self,
+        at: &FieldLocation<'_>,
+        message: impl Into<String>,
+    ) -> ReportedDiagnostic<'_> {
+        if self.suppresses_warnings {
+            return ReportedDiagnostic(None);
         }
-        self.faults.push(Diagnostic {
+        self.diagnostics.push(Diagnostic {
             severity: Severity::Warning,
-            ..Diagnostic::error(at.place(), message)
+            ..Diagnostic::error(at.source_span(), message)
         });
-        Fault(self.faults.last_mut())
+        ReportedDiagnostic(self.diagnostics.last_mut())
     }
 }
 
 /// A fault that was just reported, to which its mend can be added.
-struct Fault<'f>(Option<&'f mut Diagnostic>);
+struct ReportedDiagnostic<'f>(Option<&'f mut Diagnostic>);
 
-impl Fault<'_> {
+impl ReportedDiagnostic<'_> {
     fn hint(self, hint: impl Into<String>) {
-        if let Some(fault) = self.0 {
-            fault.hint = Some(hint.into());
+        if let Some(diagnostic) = self.0 {
+            diagnostic.hint = Some(hint.into());
         }
     }
 }
 
 fn read_documents<'a>(
-    source: &'a Source,
+    source: &'a PolicySource,
     environment: &HashMap<String, String>,
-) -> (Vec<Located<'a>>, Vec<Diagnostic>) {
-    let schema = super::schema();
+) -> (Vec<LocatedDocument<'a>>, Vec<Diagnostic>) {
+    let schema = super::json_schema();
     let mut documents = Vec::new();
-    let mut faults = Vec::new();
+    let mut diagnostics = Vec::new();
     for file in source.files() {
         let roots = match tree::parse(&file.text) {
             Ok(roots) => roots,
             Err((position, message)) => {
-                faults.push(Diagnostic::error(
-                    place(file, position),
+                diagnostics.push(Diagnostic::error(
+                    source_span(file, position),
                     format!("not YAML: {message}"),
                 ));
                 continue;
             }
         };
-        let before = faults.len();
-        for fault in roots
+        let before = diagnostics.len();
+        for diagnostic in roots
             .iter()
             .flat_map(|root| structure::check(root, &schema))
         {
-            faults.push(Diagnostic {
-                hint: fault.hint,
-                ..Diagnostic::error(place(file, fault.position), fault.message)
+            diagnostics.push(Diagnostic {
+                hint: diagnostic.hint,
+                ..Diagnostic::error(source_span(file, diagnostic.position), diagnostic.message)
             });
         }
-        if faults.len() > before {
+        if diagnostics.len() > before {
             continue;
         }
         let options =
             serde_saphyr::options! { with_snippet: false }.with_properties(environment.clone());
         match serde_saphyr::from_multiple_with_options::<Document>(&file.text, options) {
-            Ok(read) => {
-                documents.extend(read.into_iter().zip(roots).map(|(document, root)| Located {
+            Ok(read) => documents.extend(read.into_iter().zip(roots).map(|(document, root)| {
+                LocatedDocument {
                     file,
                     root,
                     document,
-                }))
-            }
-            Err(error) => faults.push(type_fault(file, &error)),
+                }
+            })),
+            Err(error) => diagnostics.push(deserialization_diagnostic(file, &error)),
         }
     }
-    (documents, faults)
+    (documents, diagnostics)
 }
 
 /// Takes the values of the environment out of what is shown: they may be secrets.
-fn redact(faults: &mut [Diagnostic], source: &Source, environment: &HashMap<String, String>) {
+fn redact_environment(
+    diagnostics: &mut [Diagnostic],
+    source: &PolicySource,
+    environment: &HashMap<String, String>,
+) {
     let is_used = |name: &str| {
         source
             .files()
@@ -419,12 +438,12 @@ fn redact(faults: &mut [Diagnostic], source: &Source, environment: &HashMap<Stri
         .iter()
         .filter(|(name, value)| value.len() >= 4 && is_used(name))
         .collect();
-    for fault in faults {
+    for diagnostic in diagnostics {
         for (name, value) in &used {
-            fault.message = fault
+            diagnostic.message = diagnostic
                 .message
                 .replace(value.as_str(), &format!("${{{name}}}"));
-            fault.hint = fault
+            diagnostic.hint = diagnostic
                 .hint
                 .take()
                 .map(|hint| hint.replace(value.as_str(), &format!("${{{name}}}")));
@@ -432,7 +451,7 @@ fn redact(faults: &mut [Diagnostic], source: &Source, environment: &HashMap<Stri
     }
 }
 
-fn type_fault(file: &File, error: &serde_saphyr::Error) -> Diagnostic {
+fn deserialization_diagnostic(file: &PolicyFile, error: &serde_saphyr::Error) -> Diagnostic {
     let number = |value: u64| usize::try_from(value).unwrap_or_default();
     let position = error.location().map_or((0, 0), |location| {
         (number(location.line()), number(location.column()))
@@ -445,9 +464,9 @@ fn type_fault(file: &File, error: &serde_saphyr::Error) -> Diagnostic {
         .lines()
         .next()
         .unwrap_or_default();
-    Diagnostic::error(place(file, position), message.to_owned())
+    Diagnostic::error(source_span(file, position), message.to_owned())
 }
 
-fn place(file: &File, position: Position) -> Place {
-    Place::at(file.name.clone(), &file.text, position)
+fn source_span(file: &PolicyFile, position: Position) -> SourceSpan {
+    SourceSpan::from_position(file.name.clone(), &file.text, position)
 }

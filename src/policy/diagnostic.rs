@@ -17,7 +17,7 @@ pub enum Severity {
 
 /// A place in a file; lines and columns count from 1, a line of 0 is the file as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct SourceSpan {
     /// The file, as it was named.
     pub file: Arc<str>,
     /// The line.
@@ -28,10 +28,10 @@ pub struct Place {
     pub text: String,
 }
 
-impl Place {
+impl SourceSpan {
     /// A file as a whole.
     #[must_use]
-    pub fn whole(file: Arc<str>) -> Self {
+    pub fn whole_file(file: Arc<str>) -> Self {
         Self {
             file,
             line: 0,
@@ -42,7 +42,7 @@ impl Place {
 
     /// A line and a column of a file with this text.
     #[must_use]
-    pub fn at(file: Arc<str>, text: &str, (line, column): (usize, usize)) -> Self {
+    pub fn from_position(file: Arc<str>, text: &str, (line, column): (usize, usize)) -> Self {
         let text = line
             .checked_sub(1)
             .and_then(|index| yaml_lines(text).nth(index))
@@ -68,7 +68,7 @@ pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
     /// Where it is.
-    pub place: Place,
+    pub span: SourceSpan,
     /// What is wrong.
     pub message: String,
     /// How to mend it.
@@ -82,8 +82,8 @@ pub struct Diagnostics(Vec<Diagnostic>);
 impl std::fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut separator = "";
-        for fault in &self.0 {
-            write!(f, "{separator}{}", fault.one_line())?;
+        for diagnostic in &self.0 {
+            write!(f, "{separator}{}", diagnostic.to_single_line())?;
             separator = "; ";
         }
         Ok(())
@@ -93,20 +93,20 @@ impl std::fmt::Display for Diagnostics {
 impl std::error::Error for Diagnostics {}
 
 impl From<Diagnostic> for Diagnostics {
-    fn from(fault: Diagnostic) -> Self {
-        Self(vec![fault])
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self(vec![diagnostic])
     }
 }
 
 impl Diagnostics {
     /// Puts faults in the order of their places.
     #[must_use]
-    pub fn new(mut faults: Vec<Diagnostic>) -> Self {
-        faults.sort_by(|a, b| {
-            (&a.place, a.severity, &a.message).cmp(&(&b.place, b.severity, &b.message))
+    pub fn new(mut diagnostics: Vec<Diagnostic>) -> Self {
+        diagnostics.sort_by(|a, b| {
+            (&a.span, a.severity, &a.message).cmp(&(&b.span, b.severity, &b.message))
         });
-        faults.dedup();
-        Self(faults)
+        diagnostics.dedup();
+        Self(diagnostics)
     }
 
     /// The faults.
@@ -120,8 +120,8 @@ impl Diagnostics {
     pub fn headline(&self) -> String {
         self.0
             .iter()
-            .min_by_key(|fault| fault.severity)
-            .map(Diagnostic::one_line)
+            .min_by_key(|diagnostic| diagnostic.severity)
+            .map(Diagnostic::to_single_line)
             .unwrap_or_default()
     }
 
@@ -140,14 +140,14 @@ impl Diagnostics {
     pub fn to_json(&self) -> serde_json::Value {
         self.0
             .iter()
-            .map(|fault| {
+            .map(|diagnostic| {
                 json!({
-                    "severity": fault.severity_name(),
-                    "file": &*fault.place.file,
-                    "line": fault.place.line,
-                    "column": fault.place.column,
-                    "message": fault.message,
-                    "hint": fault.hint,
+                    "severity": diagnostic.severity_name(),
+                    "file": &*diagnostic.span.file,
+                    "line": diagnostic.span.line,
+                    "column": diagnostic.span.column,
+                    "message": diagnostic.message,
+                    "hint": diagnostic.hint,
                 })
             })
             .collect()
@@ -157,25 +157,25 @@ impl Diagnostics {
     #[must_use]
     pub fn to_github(&self) -> String {
         let mut out = String::new();
-        for fault in &self.0 {
-            let hint = fault
+        for diagnostic in &self.0 {
+            let hint = diagnostic
                 .hint
                 .as_deref()
                 .map(|hint| format!(" ({hint})"))
                 .unwrap_or_default();
-            let message = format!("{}{hint}", fault.message)
+            let message = format!("{}{hint}", diagnostic.message)
                 .replace('%', "%25")
                 .replace('\r', "%0D")
                 .replace('\n', "%0A");
-            let place = &fault.place;
+            let span = &diagnostic.span;
             // Writing to a String cannot fail.
             _ = writeln!(
                 out,
                 "::{} file={},line={},col={}::{message}",
-                fault.severity_name(),
-                place.file,
-                place.line.max(1),
-                place.column.max(1)
+                diagnostic.severity_name(),
+                span.file,
+                span.line.max(1),
+                span.column.max(1)
             );
         }
         out
@@ -185,10 +185,10 @@ impl Diagnostics {
 impl Diagnostic {
     /// An error at a place.
     #[must_use]
-    pub fn error(place: Place, message: impl Into<String>) -> Self {
+    pub fn error(span: SourceSpan, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
-            place,
+            span,
             message: message.into(),
             hint: None,
         }
@@ -203,21 +203,21 @@ impl Diagnostic {
 
     /// `FILE:LINE:COLUMN: MESSAGE`.
     #[must_use]
-    pub fn one_line(&self) -> String {
-        let place = &self.place;
-        match place.line {
-            0 => format!("{}: {}", place.file, self.message),
-            line => format!("{}:{line}:{}: {}", place.file, place.column, self.message),
+    pub fn to_single_line(&self) -> String {
+        let span = &self.span;
+        match span.line {
+            0 => format!("{}: {}", span.file, self.message),
+            line => format!("{}:{line}:{}: {}", span.file, span.column, self.message),
         }
     }
 
     fn to_human(&self) -> String {
-        let Place {
+        let SourceSpan {
             file,
             line,
             column,
             text,
-        } = &self.place;
+        } = &self.span;
         let mut out = format!("{}: {}\n", self.severity_name(), self.message);
         let margin = " ".repeat(line.to_string().len());
         // Writing to a String cannot fail.
@@ -258,7 +258,7 @@ pub fn did_you_mean<'a>(
                 candidate,
             )
         })
-        .filter(|(likeness, _)| *likeness > 0.8)
+        .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }

@@ -9,15 +9,15 @@ use std::{
 };
 
 use super::snapshot::{
-    ActionSpec, Address, BackendSpec, Discovery, EndpointSpec, GlobalRateLimitSpec, PolicySpec,
-    RouteSpec, Snapshot,
+    BackendSpec, Discovery, EndpointAddress, EndpointSpec, GlobalRateLimitSpec, PolicySnapshot,
+    PolicySpec, RouteActionSpec, RouteSpec,
 };
 
 /// The differences, one line each; empty if the sets mean the same.
 #[must_use]
-pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
+pub fn diff(old: &PolicySnapshot, new: &PolicySnapshot) -> Vec<String> {
     let mut lines = Vec::new();
-    named(
+    diff_named_items(
         "listener",
         &old.listeners,
         &new.listeners,
@@ -25,10 +25,10 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
         &mut lines,
         |old, new| {
             let mut changes = Vec::new();
-            changed("address", &old.address, &new.address, &mut changes);
-            changed("direction", &old.direction, &new.direction, &mut changes);
-            changed("protocol", &old.protocol, &new.protocol, &mut changes);
-            changed("limits", &old.limits, &new.limits, &mut changes);
+            record_change("address", &old.address, &new.address, &mut changes);
+            record_change("direction", &old.direction, &new.direction, &mut changes);
+            record_change("protocol", &old.protocol, &new.protocol, &mut changes);
+            record_change("limits", &old.limits, &new.limits, &mut changes);
             if old.tls != new.tls {
                 changes.push("TLS changed, for new connections".to_owned());
             }
@@ -36,34 +36,34 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
         },
     );
     if old.global_rate_limit != new.global_rate_limit {
-        let told = |global: &Option<GlobalRateLimitSpec>| {
+        let describe = |global: &Option<GlobalRateLimitSpec>| {
             global
                 .as_ref()
                 .map_or_else(|| "nobody's".to_owned(), GlobalRateLimitSpec::to_string)
         };
         lines.push(format!(
             "globalRateLimit: {} -> {}",
-            told(&old.global_rate_limit),
-            told(&new.global_rate_limit)
+            describe(&old.global_rate_limit),
+            describe(&new.global_rate_limit)
         ));
     }
-    named(
+    diff_named_items(
         "backend",
         &old.backends,
         &new.backends,
         |backend| &backend.name,
         &mut lines,
-        backend_changes,
+        diff_backend,
     );
-    named(
+    diff_named_items(
         "route",
         &old.routes,
         &new.routes,
         |route| &route.name,
         &mut lines,
-        |a, b| route_changes(old, a, new, b),
+        |a, b| diff_route(old, a, new, b),
     );
-    named(
+    diff_named_items(
         "recovery",
         &old.recoveries,
         &new.recoveries,
@@ -71,17 +71,17 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<String> {
         &mut lines,
         |old, new| {
             let mut changes = Vec::new();
-            changed("rule", old, new, &mut changes);
+            record_change("rule", old, new, &mut changes);
             changes
         },
     );
-    changed("lifecycle", &old.lifecycle, &new.lifecycle, &mut lines);
-    changed("protection", &old.protection, &new.protection, &mut lines);
-    changed("access log", &old.access_log, &new.access_log, &mut lines);
+    record_change("lifecycle", &old.lifecycle, &new.lifecycle, &mut lines);
+    record_change("protection", &old.protection, &new.protection, &mut lines);
+    record_change("access log", &old.access_log, &new.access_log, &mut lines);
     lines
 }
 
-fn named<'s, T>(
+fn diff_named_items<'s, T>(
     kind: &str,
     old: &'s [T],
     new: &'s [T],
@@ -96,11 +96,11 @@ fn named<'s, T>(
             .filter(|name| !new.contains_key(*name))
             .map(|name| format!("{kind} {name} removed")),
     );
-    for (name, now) in new {
+    for (name, after) in new {
         match old.get(name) {
             None => lines.push(format!("{kind} {name} added")),
             Some(before) => lines.extend(
-                changes(before, now)
+                changes(before, after)
                     .into_iter()
                     .map(|change| format!("{kind} {name}: {change}")),
             ),
@@ -108,41 +108,47 @@ fn named<'s, T>(
     }
 }
 
-fn changed<T: PartialEq + Debug>(what: &str, old: &T, new: &T, lines: &mut Vec<String>) {
+fn record_change<T: PartialEq + Debug>(what: &str, old: &T, new: &T, lines: &mut Vec<String>) {
     if old != new {
         lines.push(format!("{what} {old:?} -> {new:?}"));
     }
 }
 
-fn backend_changes(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
+fn diff_backend(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
     let mut changes = Vec::new();
-    if let (Discovery::Static(before), Discovery::Static(now)) = (&old.discovery, &new.discovery) {
-        endpoint_changes(before, now, &mut changes);
+    if let (Discovery::Static(before), Discovery::Static(after)) = (&old.discovery, &new.discovery)
+    {
+        diff_endpoints(before, after, &mut changes);
     } else {
-        changed("discovery", &old.discovery, &new.discovery, &mut changes);
+        record_change("discovery", &old.discovery, &new.discovery, &mut changes);
     }
-    changed("protocol", &old.protocol, &new.protocol, &mut changes);
+    record_change("protocol", &old.protocol, &new.protocol, &mut changes);
     if old.tls != new.tls {
         changes.push("TLS changed, for new connections; idle ones are closed".to_owned());
     }
-    changed("load balancer", &old.balancer, &new.balancer, &mut changes);
-    changed("slow start", &old.warm_up, &new.warm_up, &mut changes);
-    changed(
+    record_change(
+        "load balancer",
+        &old.load_balancer,
+        &new.load_balancer,
+        &mut changes,
+    );
+    record_change("slow start", &old.warm_up, &new.warm_up, &mut changes);
+    record_change(
         "endpoints in the zone",
         &old.min_endpoints_in_zone,
         &new.min_endpoints_in_zone,
         &mut changes,
     );
-    if old.outlier != new.outlier {
+    if old.outlier_detection != new.outlier_detection {
         changes.push("outlier detection changed, what is ejected stays so".to_owned());
     }
-    changed(
+    record_change(
         "panic threshold",
-        &old.panic_threshold,
-        &new.panic_threshold,
+        &old.panic_threshold_percent,
+        &new.panic_threshold_percent,
         &mut changes,
     );
-    if old.check != new.check {
+    if old.active_check != new.active_check {
         changes.push("health check changed, what is known of the endpoints is kept".to_owned());
     }
     changes
@@ -150,21 +156,21 @@ fn backend_changes(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
 
 /// Which endpoints come, go, and get another place among their peers.
 #[must_use]
-pub fn endpoint_lines(before: &[EndpointSpec], now: &[EndpointSpec]) -> Vec<String> {
+pub fn describe_endpoint_changes(before: &[EndpointSpec], after: &[EndpointSpec]) -> Vec<String> {
     let mut changes = Vec::new();
-    endpoint_changes(before, now, &mut changes);
+    diff_endpoints(before, after, &mut changes);
     changes
 }
 
-fn by_address(endpoints: &[EndpointSpec]) -> HashMap<&Address, &EndpointSpec> {
+fn index_by_address(endpoints: &[EndpointSpec]) -> HashMap<&EndpointAddress, &EndpointSpec> {
     endpoints
         .iter()
         .map(|endpoint| (&endpoint.address, endpoint))
         .collect()
 }
 
-fn endpoint_changes(before: &[EndpointSpec], now: &[EndpointSpec], changes: &mut Vec<String>) {
-    let (known, wanted) = (by_address(before), by_address(now));
+fn diff_endpoints(before: &[EndpointSpec], after: &[EndpointSpec], changes: &mut Vec<String>) {
+    let (known, wanted) = (index_by_address(before), index_by_address(after));
     for endpoint in before {
         if !wanted.contains_key(&endpoint.address) {
             changes.push(format!(
@@ -173,25 +179,25 @@ fn endpoint_changes(before: &[EndpointSpec], now: &[EndpointSpec], changes: &mut
             ));
         }
     }
-    for endpoint in now {
+    for endpoint in after {
         match known.get(&endpoint.address) {
             None => changes.push(format!("endpoint {} added", endpoint.address)),
             Some(earlier) => {
-                let place = format!("endpoint {}", endpoint.address);
-                changed(
-                    &format!("{place} weight"),
+                let label = format!("endpoint {}", endpoint.address);
+                record_change(
+                    &format!("{label} weight"),
                     &earlier.weight,
                     &endpoint.weight,
                     changes,
                 );
-                changed(
-                    &format!("{place} zone"),
+                record_change(
+                    &format!("{label} zone"),
                     &earlier.zone,
                     &endpoint.zone,
                     changes,
                 );
-                changed(
-                    &format!("{place} priority"),
+                record_change(
+                    &format!("{label} priority"),
                     &earlier.priority,
                     &endpoint.priority,
                     changes,
@@ -201,10 +207,10 @@ fn endpoint_changes(before: &[EndpointSpec], now: &[EndpointSpec], changes: &mut
     }
 }
 
-fn route_changes(
-    old_set: &Snapshot,
+fn diff_route(
+    old_snapshot: &PolicySnapshot,
     old: &RouteSpec,
-    new_set: &Snapshot,
+    new_snapshot: &PolicySnapshot,
     new: &RouteSpec,
 ) -> Vec<String> {
     let mut changes = Vec::new();
@@ -212,57 +218,71 @@ fn route_changes(
     if old.filters != new.filters {
         changes.push("filters changed".to_owned());
     }
-    changed("allow", &old.allowed, &new.allowed, &mut changes);
-    let matches = |set: &Snapshot, name: &str| {
-        let rules = set
-            .rules
+    record_change(
+        "allow",
+        &old.allowed_identities,
+        &new.allowed_identities,
+        &mut changes,
+    );
+    let matches = |snapshot: &PolicySnapshot, name: &str| {
+        let rules = snapshot
+            .rules_by_listener
             .iter()
-            .zip(&set.listeners)
+            .zip(&snapshot.listeners)
             .flat_map(|(rules, listener)| {
                 rules.iter().map(move |rule| (listener.name.clone(), rule))
             });
         rules
-            .filter(|(_, rule)| *set.routes[rule.route].name == *name)
-            .map(|(listener, rule)| format!("{listener} {:?} {:?}", rule.hostname, rule.matches))
+            .filter(|(_, rule)| *snapshot.routes[rule.route].name == *name)
+            .map(|(listener, rule)| {
+                format!("{listener} {:?} {:?}", rule.hostname, rule.request_match)
+            })
             .collect::<Vec<_>>()
     };
-    if matches(old_set, &old.name) != matches(new_set, &new.name) {
+    if matches(old_snapshot, &old.name) != matches(new_snapshot, &new.name) {
         changes.push("what it matches has changed".to_owned());
     }
-    changed("fault injection", &old.fault, &new.fault, &mut changes);
-    changed("mirrors", &old.mirrors, &new.mirrors, &mut changes);
-    rate_limit_changes(old, new, &mut changes);
-    let (ActionSpec::Forward(before), ActionSpec::Forward(now)) = (&old.action, &new.action) else {
+    record_change(
+        "fault injection",
+        &old.fault_injection,
+        &new.fault_injection,
+        &mut changes,
+    );
+    record_change("mirrors", &old.mirrors, &new.mirrors, &mut changes);
+    diff_rate_limits(old, new, &mut changes);
+    let (RouteActionSpec::Forward(before), RouteActionSpec::Forward(after)) =
+        (&old.action, &new.action)
+    else {
         if format!("{:?}", old.action) != format!("{:?}", new.action) {
             changes.push("action changed".to_owned());
         }
         return changes;
     };
-    let weights = |set: &Snapshot, to: &[super::snapshot::Destination]| {
+    let weights = |snapshot: &PolicySnapshot, to: &[super::snapshot::Destination]| {
         to.iter()
-            .map(|to| (set.backends[to.backend].name.clone(), to.weight))
+            .map(|to| (snapshot.backends[to.backend].name.clone(), to.weight))
             .collect::<Vec<_>>()
     };
-    changed(
+    record_change(
         "backends",
-        &weights(old_set, before),
-        &weights(new_set, now),
+        &weights(old_snapshot, before),
+        &weights(new_snapshot, after),
         &mut changes,
     );
-    for destination in now {
-        let name = &new_set.backends[destination.backend].name;
+    for destination in after {
+        let name = &new_snapshot.backends[destination.backend].name;
         if let Some(earlier) = before
             .iter()
-            .find(|earlier| old_set.backends[earlier.backend].name == *name)
+            .find(|earlier| old_snapshot.backends[earlier.backend].name == *name)
         {
-            policy_changes(name, &earlier.policy, &destination.policy, &mut changes);
+            diff_policy(name, &earlier.policy, &destination.policy, &mut changes);
         }
     }
     changes
 }
 
-fn rate_limit_changes(old: &RouteSpec, new: &RouteSpec, changes: &mut Vec<String>) {
-    changed(
+fn diff_rate_limits(old: &RouteSpec, new: &RouteSpec, changes: &mut Vec<String>) {
+    record_change(
         "headers about rate limits",
         &old.rate_limits.headers,
         &new.rate_limits.headers,
@@ -302,25 +322,25 @@ fn rate_limit_changes(old: &RouteSpec, new: &RouteSpec, changes: &mut Vec<String
     }
 }
 
-fn policy_changes(backend: &str, old: &PolicySpec, new: &PolicySpec, changes: &mut Vec<String>) {
-    changed(
+fn diff_policy(backend: &str, old: &PolicySpec, new: &PolicySpec, changes: &mut Vec<String>) {
+    record_change(
         &format!("timeouts towards {backend}"),
         &old.timeouts,
         &new.timeouts,
         changes,
     );
-    changed(
+    record_change(
         &format!("retries towards {backend}"),
         &old.retry,
         &new.retry,
         changes,
     );
-    if old.budget != new.budget {
+    if old.retry_budget != new.retry_budget {
         changes.push(format!(
             "retry budget towards {backend} changed, it begins anew"
         ));
     }
-    changed(
+    record_change(
         &format!("hedging towards {backend}"),
         &old.hedging,
         &new.hedging,
@@ -329,26 +349,28 @@ fn policy_changes(backend: &str, old: &PolicySpec, new: &PolicySpec, changes: &m
     if old.fallback != new.fallback {
         changes.push(format!("fallback of {backend} changed"));
     }
-    if old.stale != new.stale {
-        let kept = if new.stale.is_some()
-            && old.stale.as_ref().map(|stale| &stale.name)
-                == new.stale.as_ref().map(|stale| &stale.name)
+    if old.stale_if_error != new.stale_if_error {
+        let retention_note = if new.stale_if_error.is_some()
+            && old.stale_if_error.as_ref().map(|stale| &stale.name)
+                == new.stale_if_error.as_ref().map(|stale| &stale.name)
         {
             ", what is kept stays"
         } else {
             ""
         };
-        changes.push(format!("stale answers of {backend} changed{kept}"));
+        changes.push(format!(
+            "stale answers of {backend} changed{retention_note}"
+        ));
     }
-    if old.admission != new.admission {
+    if old.admission_control != new.admission_control {
         changes.push(format!(
             "admission control towards {backend} changed; with other numbers it counts anew"
         ));
     }
     match (&old.breaker, &new.breaker) {
-        (Some(before), Some(now)) if before != now => {
-            let window = before.config.window() == now.config.window();
-            let state = if before.name != now.name || before.scope != now.scope {
+        (Some(before), Some(after)) if before != after => {
+            let window = before.config.window() == after.config.window();
+            let state = if before.name != after.name || before.scope != after.scope {
                 "it begins anew, closed"
             } else if window {
                 "state and counts are kept"
@@ -361,8 +383,8 @@ fn policy_changes(backend: &str, old: &PolicySpec, new: &PolicySpec, changes: &m
         (Some(_), None) => changes.push(format!("breaker towards {backend} removed")),
         _ => {}
     }
-    match (&old.limits, &new.limits) {
-        (Some(before), Some(now)) if before != now => changes.push(format!(
+    match (&old.connection_limits, &new.connection_limits) {
+        (Some(before), Some(after)) if before != after => changes.push(format!(
             "limits towards {backend} changed, what is in flight is kept"
         )),
         (None, Some(_)) => changes.push(format!("limits towards {backend} added")),

@@ -29,45 +29,50 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use admission::AdmissionControl;
-pub use backend::{Backend, BackendProtocol, Dns, DnsType, Endpoint, EndpointEntry};
+pub use admission::AdmissionControlSection;
+pub use backend::{BackendEntry, BackendProtocol, Dns, DnsType, EndpointEntry, EndpointFields};
 pub use balancer::{
     ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType,
     SlowStart, ZoneAware, ZoneMode,
 };
-pub use degradation::{AsideRef, Fallback, FallbackResponse, FallbackTrigger, StaleIfError};
+pub use degradation::{
+    AuxiliaryBackendRef, Fallback, FallbackResponse, FallbackTrigger, StaleIfError,
+};
 pub use fault_injection::{FaultAbort, FaultDelay, FaultInjection};
 pub use global_rate_limit::{
-    GlobalBackend, GlobalBackendType, GlobalRateLimit, RateLimitService, Redis, Replicas,
+    GlobalRateLimit, GlobalRateLimitEngine, GlobalRateLimitEngineType, RateLimitService,
+    RedisSection, ReplicasSection,
 };
 pub use health::{
     ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection,
 };
 pub use hedging::Hedging;
-pub use lifecycle::{AppProbes, Drain, Lifecycle, Startup, WarmUp};
+pub use lifecycle::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup};
 pub use listener::{
     ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor,
 };
 pub use process::{
-    AccessLog, Action, ActionType, LogFormat, Recovery, Rung, Telemetry, Trigger, TriggerType, Undo,
+    AccessLogFormat, AccessLogSection, RecoveryActionSection, RecoveryActionType, RecoveryEntry,
+    RecoveryRung, RecoveryTrigger, RecoveryTriggerType, TelemetrySection, UndoCondition,
 };
-pub use protection::{Protection, Shed, SignalLevels, Signals};
+pub use protection::{LoadShedding, ProtectionSection, ProtectionSignals, SignalLevels};
 pub use rate_limit::{
-    ClientSelector, Cost, CostFrom, GlobalRateLimitRules, HeaderSelector, IdentitySelector, Limit,
-    LimitUnit, LocalRateLimit, MethodSelector, PaceQueue, RateLimit, RateLimitHeaders,
-    RateLimitRule, RateWarmUp, RequestCost, ResponseCost, ResponseCostFrom, SelectorType,
-    SourceSelector,
+    ClientSelector, GlobalRateLimitRules, HeaderSelector, IdentitySelector, LimitUnit,
+    LocalRateLimit, MethodSelector, PaceQueue, RateLimitCost, RateLimitHeaders, RateLimitRule,
+    RateLimitSection, RateLimitValue, RateWarmUpSection, RequestCost, RequestCostFrom,
+    ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
 };
 pub use route::{
-    BackendRef, Filter, FilterType, HeaderEdit, HeaderMatch, HeaderMatchType, HeaderModifier,
-    PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror, Route,
+    BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier, HttpHeader,
+    PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror, RouteEntry,
     RouteMatch, UrlRewrite,
 };
 pub use sections::{
-    Adaptive, AdaptiveAlgorithm, BreakerScope, CircuitBreaker, ConnectionLimits, GrpcCode,
-    ModeName, Retry, RetryBudget, RetryConstraint, RetryRate, RetryTrigger, Sections, Timeouts,
+    AdaptiveAlgorithm, AdaptiveConcurrency, BreakerScope, CircuitBreaker, ConnectionLimits,
+    GrpcCode, ModeSetting, Retry, RetryBudgetSection, RetryConstraint, RetryRate, RetryTrigger,
+    Sections, Timeouts,
 };
-pub use tls::{Allow, BackendTls, ClientAuth, ListenerTls};
+pub use tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls};
 
 /// One document of a policy directory. Names are global over all documents.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -76,12 +81,12 @@ pub struct Document {
     /// The version of this format.
     pub api_version: ApiVersion,
     /// What the document is.
-    pub kind: Kind,
+    pub kind: DocumentKind,
     /// Its name.
-    pub metadata: Metadata,
+    pub metadata: DocumentMetadata,
     /// What it says.
     #[serde(default)]
-    pub spec: Spec,
+    pub spec: DocumentSpec,
 }
 
 /// The version of the format.
@@ -94,7 +99,7 @@ pub enum ApiVersion {
 
 /// What a document is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum Kind {
+pub enum DocumentKind {
     /// Listeners, backends, routes and the policies that protect them.
     ResiliencePolicy,
 }
@@ -102,7 +107,7 @@ pub enum Kind {
 /// The name of a document.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Metadata {
+pub struct DocumentMetadata {
     /// The name, unique in the directory.
     pub name: String,
 }
@@ -110,31 +115,31 @@ pub struct Metadata {
 /// What a document says. All lists of all documents of a directory are taken together.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Spec {
+pub struct DocumentSpec {
     /// Where requests come in.
     pub listeners: Vec<Listener>,
     /// Where requests go to.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendEntry>,
     /// Sections for every route that says nothing nearer. At most once in a directory.
     pub defaults: Option<Sections>,
     /// Named sections, to be referred to by `policy`.
     pub policies: BTreeMap<String, Sections>,
     /// Which requests go where; precedence as in Gateway API, not by order.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteEntry>,
     /// How this instance comes and goes. At most once in a directory.
-    pub lifecycle: Option<Lifecycle>,
+    pub lifecycle: Option<LifecycleSection>,
     /// What to do about trouble that stays.
-    pub recovery: Vec<Recovery>,
+    pub recovery: Vec<RecoveryEntry>,
     /// Who keeps the limits that all instances share. At most once in a directory.
     pub global_rate_limit: Option<GlobalRateLimit>,
     /// How this instance protects itself. At most once in a directory.
-    pub protection: Option<Protection>,
+    pub protection: Option<ProtectionSection>,
     /// What is written down about requests. At most once in a directory.
-    pub telemetry: Option<Telemetry>,
+    pub telemetry: Option<TelemetrySection>,
 }
 
 /// Sections of the full policy format that this version does not build yet. They are refused by name, never ignored.
-pub const NOT_YET: &[&str] = &[
+pub const UNSUPPORTED_KEYS: &[&str] = &[
     "rollouts",
     "lanes",
     "alerts",

@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    diagnostic::{Diagnostic, Diagnostics, Place},
-    document::{Endpoint, EndpointEntry},
+    diagnostic::{Diagnostic, Diagnostics, SourceSpan},
+    document::{EndpointEntry, EndpointFields},
     snapshot::EndpointSpec,
     structure,
     tree::{self, Node, NodeKind, Position},
@@ -23,13 +23,13 @@ const MAX_ENDPOINTS: usize = 10_000;
 /// The form with a key.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keyed {
+struct EndpointsFile {
     endpoints: Vec<EndpointEntry>,
 }
 
 /// What is wrong with an endpoint.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct InvalidEndpoint {
     /// The key that is wrong, or the whole.
     pub(super) key: Option<&'static str>,
     pub(super) message: String,
@@ -37,13 +37,13 @@ pub(super) struct Fault {
 }
 
 /// Makes an endpoint of what is written.
-pub(super) fn spec(endpoint: &Endpoint) -> Result<EndpointSpec, Fault> {
-    let address = endpoint.address.parse().map_err(|_| Fault {
+pub(super) fn compile_endpoint(endpoint: &EndpointFields) -> Result<EndpointSpec, InvalidEndpoint> {
+    let address = endpoint.address.parse().map_err(|_| InvalidEndpoint {
         key: None,
         message: format!("`{}` is not an endpoint", endpoint.address),
         hint: "write an IP address and a port, like `127.0.0.1:8080`, or `unix:/run/app.sock`; for names there is `dns`",
     })?;
-    let weight = NonZeroU32::new(endpoint.weight).ok_or_else(|| Fault {
+    let weight = NonZeroU32::new(endpoint.weight).ok_or_else(|| InvalidEndpoint {
         key: Some("weight"),
         message: "an endpoint without weight would never be picked".to_owned(),
         hint: "take it out, or write a weight of at least 1",
@@ -60,11 +60,12 @@ pub(super) fn spec(endpoint: &Endpoint) -> Result<EndpointSpec, Fault> {
 ///
 /// # Errors
 /// All its faults, with their places.
-pub fn read(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
+pub fn read_file(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
     let name: Arc<str> = path.display().to_string().into();
-    let whole = |message: String| Diagnostic::error(Place::whole(name.clone()), message);
+    let file_error =
+        |message: String| Diagnostic::error(SourceSpan::whole_file(name.clone()), message);
     let text =
-        fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
+        fs::read_to_string(path).map_err(|error| file_error(format!("cannot be read: {error}")))?;
     parse(&name, &text)
 }
 
@@ -75,7 +76,10 @@ pub fn read(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
 pub fn parse(name: &Arc<str>, text: &str) -> Result<Vec<EndpointSpec>, Diagnostics> {
     let fault = |position: Position, message: String, hint: Option<String>| Diagnostic {
         hint,
-        ..Diagnostic::error(Place::at(name.clone(), text, position), message)
+        ..Diagnostic::error(
+            SourceSpan::from_position(name.clone(), text, position),
+            message,
+        )
     };
     let roots = tree::parse(text).map_err(|(position, message)| {
         fault(position, format!("neither YAML nor JSON: {message}"), None)
@@ -91,24 +95,25 @@ pub fn parse(name: &Arc<str>, text: &str) -> Result<Vec<EndpointSpec>, Diagnosti
     };
     let is_keyed = matches!(root.kind, NodeKind::Mapping(_));
     let schema = if is_keyed {
-        schemars::schema_for!(Keyed)
+        schemars::schema_for!(EndpointsFile)
     } else {
         schemars::schema_for!(Vec<EndpointEntry>)
     };
-    let mut faults: Vec<Diagnostic> = structure::check(root, &schema.to_value())
+    let mut diagnostics: Vec<Diagnostic> = structure::check(root, &schema.to_value())
         .into_iter()
-        .map(|found| fault(found.position, found.message, found.hint))
+        .map(|violation| fault(violation.position, violation.message, violation.hint))
         .collect();
-    if faults.is_empty() {
+    if diagnostics.is_empty() {
         let options = serde_saphyr::options! { with_snippet: false };
         let read = if is_keyed {
-            serde_saphyr::from_str_with_options::<Keyed>(text, options).map(|keyed| keyed.endpoints)
+            serde_saphyr::from_str_with_options::<EndpointsFile>(text, options)
+                .map(|keyed| keyed.endpoints)
         } else {
             serde_saphyr::from_str_with_options(text, options)
         };
         match read {
-            Ok(entries) => return specs(&entries, &places(root), fault),
-            Err(error) => faults.push(fault(
+            Ok(entries) => return compile_endpoints(&entries, &endpoint_positions(root), fault),
+            Err(error) => diagnostics.push(fault(
                 (0, 0),
                 error
                     .to_string()
@@ -120,49 +125,53 @@ pub fn parse(name: &Arc<str>, text: &str) -> Result<Vec<EndpointSpec>, Diagnosti
             )),
         }
     }
-    Err(Diagnostics::new(faults))
+    Err(Diagnostics::new(diagnostics))
 }
 
-fn specs(
+fn compile_endpoints(
     entries: &[EndpointEntry],
-    places: &[Position],
+    positions: &[Position],
     fault: impl Fn(Position, String, Option<String>) -> Diagnostic,
 ) -> Result<Vec<EndpointSpec>, Diagnostics> {
-    let at = |index: usize| places.get(index).copied().unwrap_or((0, 0));
+    let at = |index: usize| positions.get(index).copied().unwrap_or((0, 0));
     let mut seen = HashSet::new();
-    let (mut made, mut faults) = (Vec::new(), Vec::new());
+    let (mut compiled, mut diagnostics) = (Vec::new(), Vec::new());
     for (index, EndpointEntry(endpoint)) in entries.iter().enumerate() {
-        match spec(endpoint) {
-            Ok(spec) if !seen.insert(spec.address.clone()) => faults.push(fault(
+        match compile_endpoint(endpoint) {
+            Ok(spec) if !seen.insert(spec.address.clone()) => diagnostics.push(fault(
                 at(index),
                 format!("the endpoint {} is given twice", spec.address),
                 None,
             )),
-            Ok(spec) => made.push(spec),
-            Err(wrong) => faults.push(fault(at(index), wrong.message, Some(wrong.hint.to_owned()))),
+            Ok(spec) => compiled.push(spec),
+            Err(invalid) => diagnostics.push(fault(
+                at(index),
+                invalid.message,
+                Some(invalid.hint.to_owned()),
+            )),
         }
     }
     if entries.len() > MAX_ENDPOINTS {
-        faults.push(fault(
+        diagnostics.push(fault(
             (0, 0),
             format!("{} endpoints are more than {MAX_ENDPOINTS}", entries.len()),
             None,
         ));
     }
-    if faults.is_empty() {
-        Ok(made)
+    if diagnostics.is_empty() {
+        Ok(compiled)
     } else {
-        Err(Diagnostics::new(faults))
+        Err(Diagnostics::new(diagnostics))
     }
 }
 
 /// Where each endpoint stands.
-fn places(root: &Node) -> Vec<Position> {
+fn endpoint_positions(root: &Node) -> Vec<Position> {
     match &root.kind {
         NodeKind::Sequence(items) => items.iter().map(|item| item.position).collect(),
         NodeKind::Mapping(entries) => entries
             .first()
-            .map(|(_, list)| places(list))
+            .map(|(_, list)| endpoint_positions(list))
             .unwrap_or_default(),
         NodeKind::Scalar { .. } | NodeKind::Alias => Vec::new(),
     }
@@ -170,7 +179,7 @@ fn places(root: &Node) -> Vec<Position> {
 
 /// Whether a text is a name that can be resolved (RFC 1123 section 2.1, with the underscores of SRV).
 #[must_use]
-pub fn is_name(text: &str) -> bool {
+pub fn is_dns_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -195,11 +204,11 @@ mod tests {
         let parsed = parse(&Arc::from("e.yaml"), text);
         parsed
             .map(|specs| specs.iter().map(|spec| spec.address.to_string()).collect())
-            .map_err(|faults| faults.to_string())
+            .map_err(|diagnostics| diagnostics.to_string())
     }
 
     #[test]
-    fn a_file_is_a_list_or_a_mapping_in_yaml_or_json() {
+    fn an_endpoints_file_is_a_list_or_a_mapping_in_yaml_or_json() {
         let both = Ok(vec![
             "10.0.0.1:80".to_owned(),
             "unix:/run/app.sock".to_owned(),
@@ -216,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_faulty_file_is_refused_with_its_places() {
+    fn an_invalid_endpoints_file_is_rejected_with_positions() {
         let table = [
             ("", "there must be one document"),
             ("[\"10.0.0.1:80\", ", "neither YAML nor JSON"),
@@ -232,13 +241,13 @@ mod tests {
             ("- unix:relative.sock\n", "is not an endpoint"),
         ];
         for (text, expected) in table {
-            let faults = addresses(text).expect_err(text);
-            assert!(faults.contains(expected), "{text:?}: {faults}");
+            let diagnostics = addresses(text).expect_err(text);
+            assert!(diagnostics.contains(expected), "{text:?}: {diagnostics}");
         }
     }
 
     #[test]
-    fn names_are_told_from_addresses() {
+    fn dns_names_are_distinguished_from_addresses() {
         for (text, expected) in [
             ("pay.shop.svc.cluster.local.", true),
             ("_http._tcp.pay", true),
@@ -251,7 +260,7 @@ mod tests {
             ("pay shop", false),
             ("http://pay", false),
         ] {
-            assert_eq!(is_name(text), expected, "{text}");
+            assert_eq!(is_dns_name(text), expected, "{text}");
         }
     }
 }

@@ -10,7 +10,7 @@ use regex::Regex;
 
 /// A host name to compare with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Hostname {
+pub enum HostnamePattern {
     /// This one.
     Exact(String),
     /// Any that ends in this, which begins with a dot.
@@ -19,18 +19,18 @@ pub enum Hostname {
 
 /// What a request must look like.
 #[derive(Debug, Clone, Default)]
-pub struct MatchSpec {
+pub struct RouteMatchSpec {
     /// The path.
-    pub path: PathSpec,
+    pub path: PathMatchSpec,
     /// The method.
     pub method: Option<String>,
     /// Headers, all of which must match.
-    pub headers: Vec<(String, ValueSpec)>,
+    pub headers: Vec<(String, HeaderValueSpec)>,
 }
 
 /// A path to compare with.
 #[derive(Debug, Clone)]
-pub enum PathSpec {
+pub enum PathMatchSpec {
     /// The same.
     Exact(String),
     /// The same in its first elements; without a slash at its end.
@@ -39,7 +39,7 @@ pub enum PathSpec {
     Regex(Regex),
 }
 
-impl PartialEq for PathSpec {
+impl PartialEq for PathMatchSpec {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Exact(one), Self::Exact(other)) | (Self::Prefix(one), Self::Prefix(other)) => {
@@ -51,7 +51,7 @@ impl PartialEq for PathSpec {
     }
 }
 
-impl Default for PathSpec {
+impl Default for PathMatchSpec {
     fn default() -> Self {
         Self::Prefix(String::new())
     }
@@ -59,7 +59,7 @@ impl Default for PathSpec {
 
 /// A value to compare with.
 #[derive(Debug, Clone)]
-pub enum ValueSpec {
+pub enum HeaderValueSpec {
     /// The same.
     Exact(String),
     /// Matched as a whole.
@@ -67,7 +67,7 @@ pub enum ValueSpec {
 }
 
 /// What of a request is looked at.
-pub struct RequestView<'a> {
+pub struct RouteMatchInput<'a> {
     /// The host, without its port; in any case.
     pub host: &'a str,
     /// The path, without its query.
@@ -78,7 +78,7 @@ pub struct RequestView<'a> {
     pub header: &'a dyn Fn(&str) -> Option<&'a str>,
 }
 
-impl std::fmt::Debug for RequestView<'_> {
+impl std::fmt::Debug for RouteMatchInput<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}{}", self.method, self.host, self.path)
     }
@@ -86,16 +86,16 @@ impl std::fmt::Debug for RequestView<'_> {
 
 /// One way into a route.
 #[derive(Debug, Clone)]
-pub struct Rule {
+pub struct RouteRule {
     /// The host name, or any.
-    pub hostname: Option<Hostname>,
+    pub hostname: Option<HostnamePattern>,
     /// What a request must look like.
-    pub matches: MatchSpec,
+    pub request_match: RouteMatchSpec,
     /// The index of the route.
     pub route: usize,
 }
 
-impl Hostname {
+impl HostnamePattern {
     /// Whether the host is meant.
     #[must_use]
     pub fn matches(&self, host: &str) -> bool {
@@ -110,7 +110,7 @@ impl Hostname {
     }
 }
 
-impl PathSpec {
+impl PathMatchSpec {
     /// Whether the path is meant.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
@@ -124,7 +124,7 @@ impl PathSpec {
     }
 }
 
-impl ValueSpec {
+impl HeaderValueSpec {
     fn matches(&self, value: &str) -> bool {
         match self {
             Self::Exact(exact) => value == exact,
@@ -133,20 +133,20 @@ impl ValueSpec {
     }
 }
 
-impl Rule {
+impl RouteRule {
     /// Whether the request falls under the rule.
     #[must_use]
-    pub fn matches(&self, request: &RequestView<'_>) -> bool {
+    pub fn matches(&self, request: &RouteMatchInput<'_>) -> bool {
         self.hostname
             .as_ref()
             .is_none_or(|hostname| hostname.matches(request.host))
-            && self.matches.path.matches(request.path)
+            && self.request_match.path.matches(request.path)
             && self
-                .matches
+                .request_match
                 .method
                 .as_ref()
                 .is_none_or(|method| method == request.method)
-            && self.matches.headers.iter().all(|(name, wanted)| {
+            && self.request_match.headers.iter().all(|(name, wanted)| {
                 (request.header)(name).is_some_and(|value| wanted.matches(value))
             })
     }
@@ -155,21 +155,21 @@ impl Rule {
     #[must_use]
     pub fn precedence(&self) -> impl Ord + use<> {
         let host = match &self.hostname {
-            Some(Hostname::Exact(_)) => (0, Reverse(0)),
-            Some(Hostname::Wildcard(suffix)) => (1, Reverse(suffix.len())),
+            Some(HostnamePattern::Exact(_)) => (0, Reverse(0)),
+            Some(HostnamePattern::Wildcard(suffix)) => (1, Reverse(suffix.len())),
             None => (2, Reverse(0)),
         };
-        let path = match &self.matches.path {
-            PathSpec::Exact(_) => (0, Reverse(0)),
-            PathSpec::Prefix(prefix) if !prefix.is_empty() => (1, Reverse(prefix.len())),
-            PathSpec::Regex(regex) => (2, Reverse(regex.as_str().len())),
-            PathSpec::Prefix(_) => (3, Reverse(0)),
+        let path = match &self.request_match.path {
+            PathMatchSpec::Exact(_) => (0, Reverse(0)),
+            PathMatchSpec::Prefix(prefix) if !prefix.is_empty() => (1, Reverse(prefix.len())),
+            PathMatchSpec::Regex(regex) => (2, Reverse(regex.as_str().len())),
+            PathMatchSpec::Prefix(_) => (3, Reverse(0)),
         };
         (
             host,
             path,
-            self.matches.method.is_none(),
-            Reverse(self.matches.headers.len()),
+            self.request_match.method.is_none(),
+            Reverse(self.request_match.headers.len()),
         )
     }
 }
@@ -184,24 +184,24 @@ mod tests {
         method: Option<&str>,
         headers: usize,
         route: usize,
-    ) -> Rule {
+    ) -> RouteRule {
         let hostname = hostname.map(|name| match name.strip_prefix('*') {
-            Some(suffix) => Hostname::Wildcard(suffix.to_owned()),
-            None => Hostname::Exact(name.to_owned()),
+            Some(suffix) => HostnamePattern::Wildcard(suffix.to_owned()),
+            None => HostnamePattern::Exact(name.to_owned()),
         });
         let path = match path.split_at_checked(1) {
-            Some(("=", exact)) => PathSpec::Exact(exact.to_owned()),
+            Some(("=", exact)) => PathMatchSpec::Exact(exact.to_owned()),
             Some(("~", regex)) => {
-                PathSpec::Regex(Regex::new(&format!("^(?:{regex})$")).expect("compiles"))
+                PathMatchSpec::Regex(Regex::new(&format!("^(?:{regex})$")).expect("compiles"))
             }
-            _ => PathSpec::Prefix(path.to_owned()),
+            _ => PathMatchSpec::Prefix(path.to_owned()),
         };
         let headers = (0..headers)
-            .map(|n| (format!("x-{n}"), ValueSpec::Exact("1".to_owned())))
+            .map(|n| (format!("x-{n}"), HeaderValueSpec::Exact("1".to_owned())))
             .collect();
-        Rule {
+        RouteRule {
             hostname,
-            matches: MatchSpec {
+            request_match: RouteMatchSpec {
                 path,
                 method: method.map(str::to_owned),
                 headers,
@@ -210,9 +210,9 @@ mod tests {
         }
     }
 
-    fn route_of(rules: &[Rule], host: &str, path: &str, method: &str) -> Option<usize> {
+    fn find_route(rules: &[RouteRule], host: &str, path: &str, method: &str) -> Option<usize> {
         let header = |name: &str| name.starts_with("x-").then_some("1");
-        let request = RequestView {
+        let request = RouteMatchInput {
             host,
             path,
             method,
@@ -239,7 +239,7 @@ mod tests {
             rule(Some("pay.shop"), "/v2", None, 0, 9),
             rule(Some("pay.shop"), "/v2", None, 2, 10),
         ];
-        rules.sort_by_key(Rule::precedence);
+        rules.sort_by_key(RouteRule::precedence);
         let table = [
             ("other", "/", "GET", 0),
             ("a.shop", "/", "GET", 1),
@@ -256,7 +256,7 @@ mod tests {
         ];
         for (host, path, method, expected) in table {
             assert_eq!(
-                route_of(&rules, host, path, method),
+                find_route(&rules, host, path, method),
                 Some(expected),
                 "{method} {host}{path}"
             );
@@ -264,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_matches_whole_elements() {
-        let prefix = PathSpec::Prefix("/v1".to_owned());
+    fn a_path_prefix_matches_whole_segments() {
+        let prefix = PathMatchSpec::Prefix("/v1".to_owned());
         for (path, expected) in [
             ("/v1", true),
             ("/v1/", true),

@@ -24,24 +24,27 @@ use crate::resilience::{
 };
 
 pub use self::backend::{
-    Address, BackendSpec, Balancer, CheckSpec, Discovery, DnsSpec, EndpointSpec, HashKey,
-    InvalidAddress, OutlierSpec, ProbeSpec,
+    ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec, HashKey,
+    InvalidEndpointAddress, LoadBalancerSpec, OutlierDetectionSpec, ProbeSpec,
 };
 pub use self::degradation::{
-    FallbackSpec, FallbackTo, FaultAnswer, FaultSpec, HedgingSpec, MirrorSpec, StaleSpec,
+    FallbackAction, FallbackSpec, FaultAbortStatus, FaultInjectionSpec, HedgingSpec, MirrorSpec,
+    StaleIfErrorSpec,
 };
 pub use self::global_rate_limit::{
-    EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, ServiceSpec,
+    GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec, RemoteEngineSpec,
 };
-pub use self::lifecycle::{AppProbesSpec, LifecycleSpec, OwnWarmUpSpec};
+pub use self::lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec};
 pub use self::protection::ProtectionSpec;
-pub use self::rate_limit::{QuotaSpec, RateLimitSpec, RateRuleSpec, SelectorSpec, WarmUpSpec};
-pub use self::tls::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace};
-use super::matching::Rule;
+pub use self::rate_limit::{
+    QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec,
+};
+pub use self::tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation};
+use super::matching::RouteRule;
 
 /// A compiled set of policies.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
+pub struct PolicySnapshot {
     /// The hash of the files it was made of.
     pub hash: String,
     /// Where requests come in.
@@ -51,7 +54,7 @@ pub struct Snapshot {
     /// Which go where.
     pub routes: Vec<RouteSpec>,
     /// For each listener, its rules in the order of their precedence.
-    pub rules: Vec<Vec<Rule>>,
+    pub rules_by_listener: Vec<Vec<RouteRule>>,
     /// How this instance comes and goes.
     pub lifecycle: LifecycleSpec,
     /// What is done about trouble that stays.
@@ -76,11 +79,11 @@ pub struct ListenerSpec {
     /// What is spoken.
     pub protocol: Protocol,
     /// TLS towards clients.
-    pub tls: Option<ServerTlsSpec>,
+    pub tls: Option<ListenerTlsSpec>,
     /// What a client may use up.
     pub limits: ListenerLimitSpec,
     /// Proxies whose word about their clients is taken.
-    pub trusted: Vec<ipnet::IpNet>,
+    pub trusted_proxies: Vec<ipnet::IpNet>,
 }
 
 /// What a client may use up.
@@ -110,22 +113,22 @@ pub struct RouteSpec {
     /// Changes to request and answer.
     pub filters: FilterSpec,
     /// The identities that may use it, if not everybody may.
-    pub allowed: Option<Vec<Arc<str>>>,
+    pub allowed_identities: Option<Vec<Arc<str>>>,
     /// What is done with a request.
-    pub action: ActionSpec,
+    pub action: RouteActionSpec,
     /// The rate limits.
     pub rate_limits: RateLimitSpec,
     /// Faults on purpose.
-    pub fault: Option<FaultSpec>,
+    pub fault_injection: Option<FaultInjectionSpec>,
     /// Who gets copies.
     pub mirrors: Vec<MirrorSpec>,
     /// Backends that are asked beside the others: those of fallbacks and mirrors, each once.
-    pub aside: Vec<Destination>,
+    pub auxiliary_backends: Vec<Destination>,
 }
 
 /// What is done with a request.
 #[derive(Debug, Clone)]
-pub enum ActionSpec {
+pub enum RouteActionSpec {
     /// It goes to one of these.
     Forward(Vec<Destination>),
     /// It is answered with a redirect.
@@ -147,18 +150,18 @@ pub struct Destination {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FilterSpec {
     /// Headers of the request.
-    pub request_headers: HeaderEdits,
+    pub request_headers: HeaderModifierSpec,
     /// Headers of the answer.
-    pub response_headers: HeaderEdits,
+    pub response_headers: HeaderModifierSpec,
     /// The new host.
-    pub host: Option<String>,
+    pub host_rewrite: Option<String>,
     /// The new path.
-    pub path: Option<PathRewriteSpec>,
+    pub path_rewrite: Option<PathRewriteSpec>,
 }
 
 /// Changes to headers, in this order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HeaderEdits {
+pub struct HeaderModifierSpec {
     /// Taken out.
     pub remove: Vec<http::HeaderName>,
     /// Replaced.
@@ -193,7 +196,7 @@ pub struct RedirectSpec {
 
 /// Where a section is from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub enum Origin {
+pub enum SectionOrigin {
     /// The route itself.
     Route(Arc<str>),
     /// The route's named policy.
@@ -207,7 +210,7 @@ pub enum Origin {
     BuiltIn,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SectionOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Route(name) => write!(f, "route:{name}"),
@@ -218,7 +221,7 @@ impl fmt::Display for Origin {
     }
 }
 
-impl Origin {
+impl SectionOrigin {
     /// The name of a state that belongs to a backend: the backend's own name where the section is its own or everybody's, and
     /// a name apart where a route brought a section with it.
     #[must_use]
@@ -238,19 +241,19 @@ pub struct PolicySpec {
     /// What is tried again.
     pub retry: RetrySpec,
     /// How many retries the backend is asked to take.
-    pub budget: BudgetSpec,
+    pub retry_budget: RetryBudgetSpec,
     /// When it is no longer asked.
     pub breaker: Option<BreakerSpec>,
     /// How many requests are refused while it fails.
-    pub admission: Option<AdmissionSpec>,
+    pub admission_control: Option<AdmissionControlSpec>,
     /// How much may be in flight.
-    pub limits: Option<LimitSpec>,
+    pub connection_limits: Option<ConnectionLimitsSpec>,
     /// Further requests for an answer that is late.
     pub hedging: Option<HedgingSpec>,
     /// What is answered instead.
     pub fallback: Option<FallbackSpec>,
     /// Answers that are given again when it fails.
-    pub stale: Option<StaleSpec>,
+    pub stale_if_error: Option<StaleIfErrorSpec>,
 }
 
 /// How long things may take; `None` is for ever.
@@ -265,7 +268,7 @@ pub struct TimeoutSpec {
     /// Silence in a body or tunnel.
     pub stream_idle: Option<Duration>,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// What is tried again.
@@ -280,20 +283,20 @@ pub struct RetrySpec {
     /// Which statuses of gRPC, as a bit for each.
     pub grpc_codes: u32,
     /// The longest body that is kept.
-    pub max_buffered_body: usize,
+    pub max_buffered_body_bytes: usize,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// How many retries a backend is asked to take.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BudgetSpec {
+pub struct RetryBudgetSpec {
     /// The numbers.
     pub config: RetryBudgetConfig,
     /// The name of its state.
     pub name: Arc<str>,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// A circuit breaker.
@@ -306,18 +309,18 @@ pub struct BreakerSpec {
     /// How.
     pub config: BreakerConfig,
     /// A call that takes longer than this is slow. It is of the route and not of the breaker, which several routes may share.
-    pub slow_call_duration: Duration,
+    pub slow_call_duration_threshold: Duration,
     /// Which statuses are failures.
     pub failure_codes: StatusSet,
     /// The name of its state; for the scope Endpoint the beginning of it.
     pub name: Arc<str>,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// How many requests are refused while a backend fails.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AdmissionSpec {
+pub struct AdmissionControlSpec {
     /// Whether it acts.
     pub mode: Mode,
     /// How.
@@ -325,12 +328,12 @@ pub struct AdmissionSpec {
     /// The name of its state.
     pub name: Arc<str>,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// How much may be in flight.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LimitSpec {
+pub struct ConnectionLimitsSpec {
     /// Whether it acts.
     pub mode: Mode,
     /// Requests in flight and waiting.
@@ -342,13 +345,13 @@ pub struct LimitSpec {
     /// Connections at once.
     pub max_connections: u32,
     /// Connections to one endpoint at once.
-    pub max_connections_each: u32,
+    pub max_connections_per_endpoint: u32,
     /// Retries at once.
     pub max_parallel_retries: u32,
     /// The name of its state.
     pub name: Arc<str>,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// What is done about trouble that stays.
@@ -386,9 +389,9 @@ pub enum RecoveryAction {
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccessLogSpec {
     /// Whether at all.
-    pub is_on: bool,
+    pub is_enabled: bool,
     /// The share of requests, in `0.0..=1.0`.
-    pub sampling: f64,
+    pub sampling_ratio: f64,
     /// Statuses that are always written.
-    pub always: StatusSet,
+    pub always_logged_statuses: StatusSet,
 }

@@ -9,14 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use super::diagnostic::{Diagnostic, Diagnostics, Place};
+use super::diagnostic::{Diagnostic, Diagnostics, SourceSpan};
 
 /// How often a directory that keeps changing is read again.
-const MAX_READINGS: u32 = 10;
+const MAX_READ_ATTEMPTS: u32 = 10;
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
+pub struct PolicyFile {
     /// Its name, as it is shown.
     pub name: Arc<str>,
     /// Its text.
@@ -25,11 +25,11 @@ pub struct File {
 
 /// The files of a policy directory, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Source {
-    files: Vec<File>,
+pub struct PolicySource {
+    files: Vec<PolicyFile>,
 }
 
-impl Source {
+impl PolicySource {
     /// Reads every `*.yaml` and `*.yml` of a directory, or one file. Hidden names, like those of a ConfigMap's machinery, and
     /// subdirectories are left out.
     ///
@@ -37,26 +37,26 @@ impl Source {
     /// What cannot be read, or if there is nothing to read.
     pub fn read(path: &Path) -> Result<Self, Diagnostics> {
         let mut last = Self::read_once(path)?;
-        for _ in 0..MAX_READINGS {
+        for _ in 0..MAX_READ_ATTEMPTS {
             let again = Self::read_once(path)?;
             if again == last {
                 return Ok(last);
             }
             last = again;
         }
-        Err(unreadable(path, "it changes all the time").into())
+        Err(unreadable_diagnostic(path, "it changes all the time").into())
     }
 
     /// Makes a source of texts.
     #[must_use]
-    pub fn from_files(mut files: Vec<File>) -> Self {
+    pub fn from_files(mut files: Vec<PolicyFile>) -> Self {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Self { files }
     }
 
     /// The files, by name.
     #[must_use]
-    pub fn files(&self) -> &[File] {
+    pub fn files(&self) -> &[PolicyFile] {
         &self.files
     }
 
@@ -76,36 +76,37 @@ impl Source {
 
     fn read_once(path: &Path) -> Result<Self, Diagnostics> {
         let mut paths = if path.is_dir() {
-            policy_files(path).map_err(|error| Diagnostics::from(unreadable(path, error)))?
+            list_policy_files(path)
+                .map_err(|error| Diagnostics::from(unreadable_diagnostic(path, error)))?
         } else {
             vec![path.to_owned()]
         };
         if paths.is_empty() {
-            let fault = unreadable(path, "there is no *.yaml in it")
+            let diagnostic = unreadable_diagnostic(path, "there is no *.yaml in it")
                 .with_hint("mount the policy directory here, or name another with --policies");
-            return Err(fault.into());
+            return Err(diagnostic.into());
         }
         paths.sort();
         let mut files = Vec::new();
-        let mut faults = Vec::new();
+        let mut diagnostics = Vec::new();
         for path in paths {
             match fs::read_to_string(&path) {
-                Ok(text) => files.push(File {
+                Ok(text) => files.push(PolicyFile {
                     name: path.display().to_string().into(),
                     text,
                 }),
-                Err(error) => faults.push(unreadable(&path, error)),
+                Err(error) => diagnostics.push(unreadable_diagnostic(&path, error)),
             }
         }
-        if faults.is_empty() {
+        if diagnostics.is_empty() {
             Ok(Self::from_files(files))
         } else {
-            Err(Diagnostics::new(faults))
+            Err(Diagnostics::new(diagnostics))
         }
     }
 }
 
-fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+fn list_policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -122,9 +123,9 @@ fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn unreadable(path: &Path, why: impl std::fmt::Display) -> Diagnostic {
+fn unreadable_diagnostic(path: &Path, reason: impl std::fmt::Display) -> Diagnostic {
     Diagnostic::error(
-        Place::whole(path.display().to_string().into()),
-        format!("cannot be read: {why}"),
+        SourceSpan::whole_file(path.display().to_string().into()),
+        format!("cannot be read: {reason}"),
     )
 }

@@ -8,62 +8,72 @@ use serde_json::Value;
 
 use super::{
     diagnostic::did_you_mean,
-    document::NOT_YET,
-    tree::{Key, Node, NodeKind, Position},
-    units::{Size, Span, StatusRange, Timestamp},
+    document::UNSUPPORTED_KEYS,
+    tree::{MappingKey, Node, NodeKind, Position},
+    units::{ByteSize, PolicyDuration, StatusRange, Timestamp},
 };
 
 /// What is wrong, where, and the mend.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct SchemaViolation {
     pub(super) position: Position,
     pub(super) message: String,
     pub(super) hint: Option<String>,
 }
 
 /// All faults of shape in a document.
-pub(super) fn check(document: &Node, schema: &Value) -> Vec<Fault> {
-    let mut check = Check {
+pub(super) fn check(document: &Node, schema: &Value) -> Vec<SchemaViolation> {
+    let mut checker = SchemaChecker {
         root: schema,
-        faults: Vec::new(),
+        violations: Vec::new(),
     };
-    check.node(document, schema, "the document");
-    check.faults
+    checker.check_node(document, schema, "the document");
+    checker.violations
 }
 
-struct Check<'a> {
+struct SchemaChecker<'a> {
     root: &'a Value,
-    faults: Vec<Fault>,
+    violations: Vec<SchemaViolation>,
 }
 
-impl<'a> Check<'a> {
-    fn node(&mut self, node: &Node, schema: &'a Value, name: &str) {
+impl<'a> SchemaChecker<'a> {
+    fn check_node(&mut self, node: &Node, schema: &'a Value, name: &str) {
         let schema = self.resolve(schema, node);
         match &node.kind {
             NodeKind::Alias => {}
-            NodeKind::Mapping(entries) => self.mapping(node, entries, schema, name),
+            NodeKind::Mapping(entries) => self.check_mapping(node, entries, schema, name),
             NodeKind::Sequence(items) => match schema.get("items") {
-                Some(inner) => items.iter().for_each(|item| self.node(item, inner, name)),
-                None => self.wrong_kind(node, schema, name, "a list"),
+                Some(inner) => items
+                    .iter()
+                    .for_each(|item| self.check_node(item, inner, name)),
+                None => self.report_wrong_kind(node, schema, name, "a list"),
             },
-            NodeKind::Scalar { text, is_plain } => self.scalar(node, text, *is_plain, schema, name),
+            NodeKind::Scalar { text, is_plain } => {
+                self.check_scalar(node, text, *is_plain, schema, name)
+            }
         }
     }
 
-    fn mapping(&mut self, node: &Node, entries: &[(Key, Node)], schema: &'a Value, name: &str) {
+    fn check_mapping(
+        &mut self,
+        node: &Node,
+        entries: &[(MappingKey, Node)],
+        schema: &'a Value,
+        name: &str,
+    ) {
         let properties = schema.get("properties").and_then(Value::as_object);
         let additional = schema
             .get("additionalProperties")
             .filter(|value| value.is_object());
         if properties.is_none() && additional.is_none() {
-            return self.wrong_kind(node, schema, name, "a mapping");
+            return self.report_wrong_kind(node, schema, name, "a mapping");
         }
         for (index, (key, value)) in entries.iter().enumerate() {
             if entries[..index]
                 .iter()
                 .any(|(earlier, _)| earlier.text == key.text)
             {
-                self.fault(
+                self.report_violation(
                     key.position,
                     format!("`{}` is given twice", key.text),
                     Some("keep one of the two".into()),
@@ -73,8 +83,8 @@ impl<'a> Check<'a> {
                 .and_then(|known| known.get(&key.text))
                 .or(additional)
             {
-                Some(inner) => self.node(value, inner, &format!("`{}`", key.text)),
-                None => self.unknown_key(key, properties),
+                Some(inner) => self.check_node(value, inner, &format!("`{}`", key.text)),
+                None => self.report_unknown_key(key, properties),
             }
         }
         let required = schema
@@ -86,7 +96,7 @@ impl<'a> Check<'a> {
         for missing in
             required.filter(|required| !entries.iter().any(|(key, _)| key.text == **required))
         {
-            self.fault(
+            self.report_violation(
                 node.position,
                 format!("{name} has no `{missing}`"),
                 Some(format!("add `{missing}:`")),
@@ -94,38 +104,49 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn unknown_key(&mut self, key: &Key, properties: Option<&serde_json::Map<String, Value>>) {
+    fn report_unknown_key(
+        &mut self,
+        key: &MappingKey,
+        properties: Option<&serde_json::Map<String, Value>>,
+    ) {
         let known: Vec<&str> = properties
             .into_iter()
             .flatten()
             .map(|(name, _)| name.as_str())
             .collect();
-        let near = did_you_mean(&key.text, known.iter().copied());
-        if NOT_YET.contains(&key.text.as_str()) {
+        let suggestion = did_you_mean(&key.text, known.iter().copied());
+        if UNSUPPORTED_KEYS.contains(&key.text.as_str()) {
             let hint = "take it out; a later version will read it";
-            return self.fault(
+            return self.report_violation(
                 key.position,
                 format!("`{}` is not supported by this version", key.text),
                 Some(hint.into()),
             );
         }
-        let hint = near.map_or_else(
+        let hint = suggestion.map_or_else(
             || format!("known here: {}", known.join(", ")),
-            |near| format!("did you mean `{near}`?"),
+            |suggestion| format!("did you mean `{suggestion}`?"),
         );
-        self.fault(
+        self.report_violation(
             key.position,
             format!("unknown key `{}`", key.text),
             Some(hint),
         );
     }
 
-    fn scalar(&mut self, node: &Node, text: &str, is_plain: bool, schema: &Value, name: &str) {
+    fn check_scalar(
+        &mut self,
+        node: &Node,
+        text: &str,
+        is_plain: bool,
+        schema: &Value,
+        name: &str,
+    ) {
         if text.contains("${") {
             // What the environment puts into a plain scalar is not known yet; the types will look at it.
             if !is_plain {
                 let hint = "take the quotes away; in a list or mapping in braces, write it on a line of its own";
-                self.fault(
+                self.report_violation(
                     node.position,
                     format!("{name}: the environment is not looked up in quotes"),
                     Some(hint.into()),
@@ -133,20 +154,25 @@ impl<'a> Check<'a> {
             }
             return;
         }
-        let allowed = choices(schema);
+        let allowed = enum_values(schema);
         if !allowed.is_empty() {
             if !allowed.contains(&text) {
-                let near = did_you_mean(text, allowed.iter().copied());
-                let hint = near.map_or_else(
+                let suggestion = did_you_mean(text, allowed.iter().copied());
+                let hint = suggestion.map_or_else(
                     || format!("one of: {}", allowed.join(", ")),
-                    |near| format!("did you mean `{near}`? one of: {}", allowed.join(", ")),
+                    |suggestion| {
+                        format!(
+                            "did you mean `{suggestion}`? one of: {}",
+                            allowed.join(", ")
+                        )
+                    },
                 );
-                let what = if NOT_YET_VALUES.contains(&text) {
+                let what = if UNSUPPORTED_VALUES.contains(&text) {
                     "is not supported by this version"
                 } else {
                     "is not one of its values"
                 };
-                self.fault(
+                self.report_violation(
                     node.position,
                     format!("{name}: `{text}` {what}"),
                     Some(hint),
@@ -155,18 +181,18 @@ impl<'a> Check<'a> {
             return;
         }
         let unit = match schema.get("format").and_then(Value::as_str) {
-            Some("outrigger-duration") => text.parse::<Span>().map(drop),
-            Some("outrigger-size") => text.parse::<Size>().map(drop),
+            Some("outrigger-duration") => text.parse::<PolicyDuration>().map(drop),
+            Some("outrigger-size") => text.parse::<ByteSize>().map(drop),
             Some("outrigger-timestamp") => text.parse::<Timestamp>().map(drop),
             Some("outrigger-status") => text.parse::<StatusRange>().map(drop),
-            _ => return self.plain_scalar(node, text, is_plain, schema, name),
+            _ => return self.check_scalar_type(node, text, is_plain, schema, name),
         };
         if let Err(invalid) = unit {
-            self.fault(node.position, format!("{name}: {invalid}"), None);
+            self.report_violation(node.position, format!("{name}: {invalid}"), None);
         }
     }
 
-    fn plain_scalar(
+    fn check_scalar_type(
         &mut self,
         node: &Node,
         text: &str,
@@ -174,7 +200,7 @@ impl<'a> Check<'a> {
         schema: &Value,
         name: &str,
     ) {
-        let types = types(schema);
+        let types = schema_types(schema);
         if types.contains(&"string") || (node.is_null() && types.contains(&"null")) {
             return;
         }
@@ -201,7 +227,7 @@ impl<'a> Check<'a> {
             (true, "")
         };
         if !fits {
-            return self.fault(
+            return self.report_violation(
                 node.position,
                 format!("{name}: `{text}` is not {wanted}"),
                 None,
@@ -216,7 +242,7 @@ impl<'a> Check<'a> {
                 || format!("at least {}", low.unwrap_or_default()),
                 |high| format!("from {} to {high}", low.unwrap_or_default()),
             );
-            self.fault(
+            self.report_violation(
                 node.position,
                 format!("{name}: {text} is out of range"),
                 Some(format!("write a number {range}")),
@@ -224,7 +250,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn wrong_kind(&mut self, node: &Node, schema: &Value, name: &str, found: &str) {
+    fn report_wrong_kind(&mut self, node: &Node, schema: &Value, name: &str, found: &str) {
         let wanted = if schema.get("items").is_some() {
             "a list"
         } else if schema.get("properties").is_some() || schema.get("additionalProperties").is_some()
@@ -233,15 +259,15 @@ impl<'a> Check<'a> {
         } else {
             "a single value"
         };
-        self.fault(
+        self.report_violation(
             node.position,
             format!("{name} is {found} and should be {wanted}"),
             None,
         );
     }
 
-    fn fault(&mut self, position: Position, message: String, hint: Option<String>) {
-        self.faults.push(Fault {
+    fn report_violation(&mut self, position: Position, message: String, hint: Option<String>) {
+        self.violations.push(SchemaViolation {
             position,
             message,
             hint,
@@ -257,10 +283,10 @@ impl<'a> Check<'a> {
                     .and_then(|pointer| self.root.pointer(pointer))
                     .unwrap_or(&Value::Null);
             } else if let Some(alternatives) = schema.get("anyOf").and_then(Value::as_array) {
-                let real = alternatives
+                let non_null = alternatives
                     .iter()
-                    .filter(|alternative| types(alternative) != ["null"]);
-                let resolved: Vec<&Value> = real
+                    .filter(|alternative| schema_types(alternative) != ["null"]);
+                let resolved: Vec<&Value> = non_null
                     .map(|alternative| self.resolve(alternative, node))
                     .collect();
                 let fitting = resolved.iter().find(|alternative| {
@@ -279,9 +305,9 @@ impl<'a> Check<'a> {
 }
 
 /// Values of the full format that this version does not build yet.
-const NOT_YET_VALUES: &[&str] = &["ResetConnections", "FailAppLiveness"];
+const UNSUPPORTED_VALUES: &[&str] = &["ResetConnections", "FailAppLiveness"];
 
-fn types(schema: &Value) -> Vec<&str> {
+fn schema_types(schema: &Value) -> Vec<&str> {
     match schema.get("type") {
         Some(Value::String(one)) => vec![one],
         Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
@@ -290,18 +316,20 @@ fn types(schema: &Value) -> Vec<&str> {
 }
 
 /// The values of an enumeration: `enum`, `const`, or `oneOf` of those.
-fn choices(schema: &Value) -> Vec<&str> {
+fn enum_values(schema: &Value) -> Vec<&str> {
     let own = schema
         .get("enum")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
         .chain(schema.get("const"));
-    let of_each = schema
+    let variant_values = schema
         .get("oneOf")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
-        .flat_map(choices);
-    own.filter_map(Value::as_str).chain(of_each).collect()
+        .flat_map(enum_values);
+    own.filter_map(Value::as_str)
+        .chain(variant_values)
+        .collect()
 }

@@ -22,70 +22,72 @@ pub(super) enum NodeKind {
         is_plain: bool,
     },
     Sequence(Vec<Node>),
-    Mapping(Vec<(Key, Node)>),
+    Mapping(Vec<(MappingKey, Node)>),
     /// A reference to an anchor; what it stands for is checked where the anchor is.
     Alias,
 }
 
 #[derive(Debug)]
-pub(super) struct Key {
+pub(super) struct MappingKey {
     pub(super) position: Position,
     pub(super) text: String,
 }
 
 /// One step from a node to a child.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum PathSegment {
     Key(String),
     Index(usize),
 }
 
 /// The way from the root of a document to a value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Path(Vec<Step>);
+pub(super) struct NodePath(Vec<PathSegment>);
 
-impl Path {
+impl NodePath {
     pub(super) fn key(&self, key: &str) -> Self {
-        self.with(Step::Key(key.to_owned()))
+        self.join(PathSegment::Key(key.to_owned()))
     }
 
     pub(super) fn index(&self, index: usize) -> Self {
-        self.with(Step::Index(index))
+        self.join(PathSegment::Index(index))
     }
 
-    fn with(&self, step: Step) -> Self {
-        let mut steps = self.0.clone();
-        steps.push(step);
-        Self(steps)
+    fn join(&self, segment: PathSegment) -> Self {
+        let mut segments = self.0.clone();
+        segments.push(segment);
+        Self(segments)
     }
 }
 
 impl Node {
     /// The position of the value at the path, or of the nearest value on the way that exists.
-    pub(super) fn locate(&self, path: &Path) -> Position {
+    pub(super) fn locate(&self, path: &NodePath) -> Position {
         let mut node = self;
         let mut position = self.position;
-        for step in &path.0 {
-            let child = match (&node.kind, step) {
-                (NodeKind::Mapping(entries), Step::Key(wanted)) => entries
+        for segment in &path.0 {
+            let child = match (&node.kind, segment) {
+                (NodeKind::Mapping(entries), PathSegment::Key(wanted)) => entries
                     .iter()
                     .find(|(key, _)| key.text == *wanted)
                     .map(|(key, child)| {
                         // A scalar is pointed at itself, a collection by its key.
-                        let place = if matches!(child.kind, NodeKind::Scalar { .. }) {
+                        let child_position = if matches!(child.kind, NodeKind::Scalar { .. }) {
                             child.position
                         } else {
                             key.position
                         };
-                        (place, child)
+                        (child_position, child)
                     }),
-                (NodeKind::Sequence(items), Step::Index(index)) => {
+                (NodeKind::Sequence(items), PathSegment::Index(index)) => {
                     items.get(*index).map(|child| (child.position, child))
                 }
                 _ => None,
             };
-            let Some((place, child)) = child else { break };
-            (position, node) = (place, child);
+            let Some((child_position, child)) = child else {
+                break;
+            };
+            (position, node) = (child_position, child);
         }
         position
     }
@@ -101,7 +103,7 @@ impl Node {
 /// Where the text stops being YAML, and why.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, (Position, String)> {
     let mut documents = Vec::new();
-    let mut open: Vec<Builder> = Vec::new();
+    let mut open_nodes: Vec<NodeBuilder> = Vec::new();
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|fault| {
             (
@@ -123,24 +125,24 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, (Position, String)> {
                 kind: NodeKind::Alias,
             }),
             Event::SequenceStart(..) => {
-                open.push(Builder {
+                open_nodes.push(NodeBuilder {
                     position,
-                    kind: BuilderKind::Sequence(Vec::new()),
+                    kind: NodeBuilderKind::Sequence(Vec::new()),
                 });
                 None
             }
             Event::MappingStart(..) => {
-                open.push(Builder {
+                open_nodes.push(NodeBuilder {
                     position,
-                    kind: BuilderKind::Mapping(Vec::new(), None),
+                    kind: NodeBuilderKind::Mapping(Vec::new(), None),
                 });
                 None
             }
-            Event::SequenceEnd | Event::MappingEnd => open.pop().map(Builder::finish),
+            Event::SequenceEnd | Event::MappingEnd => open_nodes.pop().map(NodeBuilder::finish),
             _ => None,
         };
         if let Some(node) = finished {
-            match open.last_mut() {
+            match open_nodes.last_mut() {
                 Some(parent) => parent.push(node),
                 None if node.is_null() => {}
                 None => documents.push(node),
@@ -150,22 +152,22 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, (Position, String)> {
     Ok(documents)
 }
 
-struct Builder {
+struct NodeBuilder {
     position: Position,
-    kind: BuilderKind,
+    kind: NodeBuilderKind,
 }
 
-enum BuilderKind {
+enum NodeBuilderKind {
     Sequence(Vec<Node>),
     /// The entries, and a key that waits for its value.
-    Mapping(Vec<(Key, Node)>, Option<Key>),
+    Mapping(Vec<(MappingKey, Node)>, Option<MappingKey>),
 }
 
-impl Builder {
+impl NodeBuilder {
     fn push(&mut self, node: Node) {
         match &mut self.kind {
-            BuilderKind::Sequence(items) => items.push(node),
-            BuilderKind::Mapping(entries, waiting) => match waiting.take() {
+            NodeBuilderKind::Sequence(items) => items.push(node),
+            NodeBuilderKind::Mapping(entries, pending_key) => match pending_key.take() {
                 Some(key) => entries.push((key, node)),
                 None => {
                     let text = if let NodeKind::Scalar { text, .. } = node.kind {
@@ -173,7 +175,7 @@ impl Builder {
                     } else {
                         String::new()
                     };
-                    *waiting = Some(Key {
+                    *pending_key = Some(MappingKey {
                         position: node.position,
                         text,
                     });
@@ -184,8 +186,8 @@ impl Builder {
 
     fn finish(self) -> Node {
         let kind = match self.kind {
-            BuilderKind::Sequence(items) => NodeKind::Sequence(items),
-            BuilderKind::Mapping(entries, _) => NodeKind::Mapping(entries),
+            NodeBuilderKind::Sequence(items) => NodeKind::Sequence(items),
+            NodeBuilderKind::Mapping(entries, _) => NodeKind::Mapping(entries),
         };
         Node {
             position: self.position,
@@ -201,10 +203,10 @@ mod tests {
     const TEXT: &str = "# head\na: 1\nb:\n  - x\n  - {c: [2, 3]}\n---\n---\nd: e\n";
 
     #[test]
-    fn a_path_leads_to_its_value_or_to_the_nearest_one() {
+    fn a_path_locates_its_value_or_the_nearest_ancestor() {
         let documents = parse(TEXT).expect("good");
         assert_eq!(documents.len(), 2, "an empty document is left out");
-        let root = Path::default();
+        let root = NodePath::default();
         let b = root.key("b");
         for (path, expected) in [
             (root.key("a"), (2, 4)),
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_not_yaml_says_where() {
+    fn a_yaml_syntax_error_has_a_position() {
         let ((line, _), _) = parse("a: 1\nb: [1, 2\nc: }\n").expect_err("bad");
         assert!(line >= 2);
     }

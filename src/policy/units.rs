@@ -23,11 +23,11 @@ const SIZE_PATTERN: &str = "^[0-9]{1,12}(Ki|Mi|Gi|k|M|G)?$";
 
 /// A duration as Gateway API writes it (GEP-2257): `1h30m`, `250ms`, `0s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
+pub struct PolicyDuration(pub Duration);
 
 /// A number of bytes as a Kubernetes quantity: `64Ki`, `10M`, `512`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
+pub struct ByteSize(pub u64);
 
 /// A moment, as RFC 3339 writes it: `2026-12-01T00:00:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ pub struct Percent(pub f64);
 impl Percent {
     /// So many percent; more than a hundred are a hundred.
     #[must_use]
-    pub fn of(percent: u8) -> Self {
+    pub fn from_integer(percent: u8) -> Self {
         Self(f64::from(percent.min(100)))
     }
 
@@ -64,22 +64,22 @@ pub struct StatusSet([u64; 8]);
 
 /// The text is not a quantity of this kind; says what one looks like.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InvalidUnit(String);
+pub struct InvalidQuantity(String);
 
-impl fmt::Display for InvalidUnit {
+impl fmt::Display for InvalidQuantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for InvalidUnit {}
+impl std::error::Error for InvalidQuantity {}
 
-impl FromStr for Span {
-    type Err = InvalidUnit;
+impl FromStr for PolicyDuration {
+    type Err = InvalidQuantity;
 
-    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let wrong = || {
-            InvalidUnit(format!(
+    fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
+        let invalid = || {
+            InvalidQuantity(format!(
                 "`{text}` is not a duration: write hours, minutes, seconds and milliseconds like `1h30m`, `15s` or `250ms`"
             ))
         };
@@ -89,15 +89,15 @@ impl FromStr for Span {
         while !rest.is_empty() {
             let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
             let number: u64 = if (1..=5).contains(&digits) {
-                rest[..digits].parse().map_err(|_| wrong())?
+                rest[..digits].parse().map_err(|_| invalid())?
             } else {
-                return Err(wrong());
+                return Err(invalid());
             };
             rest = &rest[digits..];
             let (unit, millis) = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)]
                 .into_iter()
                 .find(|(unit, _)| rest.starts_with(unit))
-                .ok_or_else(wrong)?;
+                .ok_or_else(invalid)?;
             rest = &rest[unit.len()..];
             total += Duration::from_millis(number * millis);
             parts += 1;
@@ -105,12 +105,12 @@ impl FromStr for Span {
         if (1..=4).contains(&parts) {
             Ok(Self(total))
         } else {
-            Err(wrong())
+            Err(invalid())
         }
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for PolicyDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut millis = self.0.as_millis();
         if millis == 0 {
@@ -126,20 +126,20 @@ impl fmt::Display for Span {
     }
 }
 
-impl FromStr for Size {
-    type Err = InvalidUnit;
+impl FromStr for ByteSize {
+    type Err = InvalidQuantity;
 
-    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let wrong = || {
-            InvalidUnit(format!(
+    fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
+        let invalid = || {
+            InvalidQuantity(format!(
                 "`{text}` is not a size: write bytes like `65536`, `64Ki`, `10M` or `1Gi`"
             ))
         };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         if !(1..=12).contains(&digits) {
-            return Err(wrong());
+            return Err(invalid());
         }
-        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+        let number: u64 = text[..digits].parse().map_err(|_| invalid())?;
         let factor = match &text[digits..] {
             "" => 1,
             "k" => 1_000,
@@ -148,31 +148,31 @@ impl FromStr for Size {
             "Ki" => 1 << 10,
             "Mi" => 1 << 20,
             "Gi" => 1 << 30,
-            _ => return Err(wrong()),
+            _ => return Err(invalid()),
         };
-        number.checked_mul(factor).map(Self).ok_or_else(wrong)
+        number.checked_mul(factor).map(Self).ok_or_else(invalid)
     }
 }
 
 impl FromStr for Timestamp {
-    type Err = InvalidUnit;
+    type Err = InvalidQuantity;
 
-    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
-            InvalidUnit(format!(
+    fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
+        let timestamp = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+            InvalidQuantity(format!(
                 "`{text}` is not a moment: write it like `2026-12-01T00:00:00Z`"
             ))
         })?;
-        Ok(Self(moment.into()))
+        Ok(Self(timestamp.into()))
     }
 }
 
 impl FromStr for StatusRange {
-    type Err = InvalidUnit;
+    type Err = InvalidQuantity;
 
-    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
-        let wrong = || {
-            InvalidUnit(format!(
+    fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
+        let invalid = || {
+            InvalidQuantity(format!(
                 "`{text}` is not a set of statuses: write `503`, `5xx`, `500-504` or `gateway-error`"
             ))
         };
@@ -188,22 +188,22 @@ impl FromStr for StatusRange {
                 .filter(|code| (100..=599).contains(code) && text.len() == 3)
         };
         let (first, last) = if let Some(class) = text.strip_suffix("xx") {
-            let class: u16 = class.parse().map_err(|_| wrong())?;
+            let class: u16 = class.parse().map_err(|_| invalid())?;
             (
-                class.checked_mul(100).ok_or_else(wrong)?,
+                class.checked_mul(100).ok_or_else(invalid)?,
                 class.saturating_mul(100).saturating_add(99),
             )
         } else if let Some((first, last)) = text.split_once('-') {
             (
-                status(first).ok_or_else(wrong)?,
-                status(last).ok_or_else(wrong)?,
+                status(first).ok_or_else(invalid)?,
+                status(last).ok_or_else(invalid)?,
             )
         } else {
-            let code = status(text).ok_or_else(wrong)?;
+            let code = status(text).ok_or_else(invalid)?;
             (code, code)
         };
         if !(100..=599).contains(&first) || !(100..=599).contains(&last) || last < first {
-            return Err(wrong());
+            return Err(invalid());
         }
         Ok(Self { first, last })
     }
@@ -212,7 +212,7 @@ impl FromStr for StatusRange {
 impl StatusRange {
     /// The statuses from `first` to `last`; what is no status is left out.
     #[must_use]
-    pub fn of(first: u16, last: u16) -> Self {
+    pub fn from_bounds(first: u16, last: u16) -> Self {
         Self {
             first: first.clamp(100, 599),
             last: last.clamp(100, 599),
@@ -248,9 +248,9 @@ impl<'a> FromIterator<&'a StatusRange> for StatusSet {
 }
 
 /// Reads a scalar that is a text or a number, and parses its text.
-struct Scalar<T>(&'static str, std::marker::PhantomData<T>);
+struct ScalarVisitor<T>(&'static str, std::marker::PhantomData<T>);
 
-impl<T: FromStr<Err = InvalidUnit>> de::Visitor<'_> for Scalar<T> {
+impl<T: FromStr<Err = InvalidQuantity>> de::Visitor<'_> for ScalarVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -270,31 +270,31 @@ impl<T: FromStr<Err = InvalidUnit>> de::Visitor<'_> for Scalar<T> {
     }
 }
 
-fn scalar<T>(what: &'static str) -> Scalar<T> {
-    Scalar(what, std::marker::PhantomData)
+fn scalar_visitor<T>(what: &'static str) -> ScalarVisitor<T> {
+    ScalarVisitor(what, std::marker::PhantomData)
 }
 
-impl<'de> Deserialize<'de> for Span {
+impl<'de> Deserialize<'de> for PolicyDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(scalar("a duration like `250ms`"))
+        deserializer.deserialize_str(scalar_visitor("a duration like `250ms`"))
     }
 }
 
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(scalar("a moment like `2026-12-01T00:00:00Z`"))
+        deserializer.deserialize_str(scalar_visitor("a moment like `2026-12-01T00:00:00Z`"))
     }
 }
 
-impl<'de> Deserialize<'de> for Size {
+impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(scalar("a size like `64Ki`"))
+        deserializer.deserialize_any(scalar_visitor("a size like `64Ki`"))
     }
 }
 
 impl<'de> Deserialize<'de> for StatusRange {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(scalar("a status like `503` or `5xx`"))
+        deserializer.deserialize_any(scalar_visitor("a status like `503` or `5xx`"))
     }
 }
 
@@ -325,8 +325,8 @@ macro_rules! schema {
     };
 }
 
-schema!(Span, "Duration", {"type": "string", "pattern": DURATION_PATTERN, "format": "outrigger-duration", "description": "A duration (GEP-2257): `1h30m`, `15s`, `250ms`."});
-schema!(Size, "Size", {"type": ["string", "integer"], "pattern": SIZE_PATTERN, "format": "outrigger-size", "minimum": 0, "description": "Bytes, as a Kubernetes quantity: `64Ki`, `10M`, `512`."});
+schema!(PolicyDuration, "Duration", {"type": "string", "pattern": DURATION_PATTERN, "format": "outrigger-duration", "description": "A duration (GEP-2257): `1h30m`, `15s`, `250ms`."});
+schema!(ByteSize, "Size", {"type": ["string", "integer"], "pattern": SIZE_PATTERN, "format": "outrigger-size", "minimum": 0, "description": "Bytes, as a Kubernetes quantity: `64Ki`, `10M`, `512`."});
 schema!(Timestamp, "Timestamp", {"type": "string", "format": "outrigger-timestamp", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2})$", "description": "A moment (RFC 3339): `2026-12-01T00:00:00Z`."});
 schema!(Percent, "Percent", {"type": "number", "minimum": 0, "maximum": 100, "description": "A percentage from 0 to 100."});
 schema!(StatusRange, "StatusRange", {"type": ["string", "integer"], "pattern": "^([1-5]xx|[1-5][0-9]{2}(-[1-5][0-9]{2})?|gateway-error)$", "format": "outrigger-status", "minimum": 100, "maximum": 599, "description": "Statuses: `503`, `5xx`, `500-504` or `gateway-error` (502 to 504)."});

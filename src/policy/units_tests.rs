@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn durations_are_read_as_gep_2257_writes_them() {
+fn durations_parse_as_gep_2257() {
     for (text, millis) in [
         ("0s", 0),
         ("250ms", 250),
@@ -11,7 +11,8 @@ fn durations_are_read_as_gep_2257_writes_them() {
         ("99999h", 359_996_400_000),
     ] {
         assert_eq!(
-            text.parse::<Span>().map(|span| span.0.as_millis()),
+            text.parse::<PolicyDuration>()
+                .map(|span| span.0.as_millis()),
             Ok(millis),
             "{text}"
         );
@@ -28,22 +29,24 @@ fn durations_are_read_as_gep_2257_writes_them() {
         "1 s",
         "１s",
     ] {
-        assert!(text.parse::<Span>().is_err(), "{text}");
+        assert!(text.parse::<PolicyDuration>().is_err(), "{text}");
     }
 }
 
 #[test]
-fn a_duration_is_written_as_it_is_read() {
+fn a_duration_displays_in_the_form_it_parses() {
     for text in ["0s", "250ms", "15s", "1h30m", "1m30s500ms"] {
         assert_eq!(
-            text.parse::<Span>().map(|span| span.to_string()).as_deref(),
+            text.parse::<PolicyDuration>()
+                .map(|span| span.to_string())
+                .as_deref(),
             Ok(text)
         );
     }
 }
 
 #[test]
-fn sizes_are_kubernetes_quantities() {
+fn byte_sizes_parse_as_kubernetes_quantities() {
     for (text, bytes) in [
         ("0", 0),
         ("512", 512),
@@ -51,7 +54,7 @@ fn sizes_are_kubernetes_quantities() {
         ("10M", 10_000_000),
         ("1Gi", 1 << 30),
     ] {
-        assert_eq!(text.parse::<Size>(), Ok(Size(bytes)), "{text}");
+        assert_eq!(text.parse::<ByteSize>(), Ok(ByteSize(bytes)), "{text}");
     }
     for text in [
         "",
@@ -63,12 +66,12 @@ fn sizes_are_kubernetes_quantities() {
         "1 Ki",
         "1é",
     ] {
-        assert!(text.parse::<Size>().is_err(), "{text}");
+        assert!(text.parse::<ByteSize>().is_err(), "{text}");
     }
 }
 
 #[test]
-fn statuses_are_codes_classes_ranges_and_a_word() {
+fn status_ranges_parse_codes_classes_ranges_and_gateway_error() {
     for (text, first, last) in [
         ("503", 503, 503),
         ("5xx", 500, 599),
@@ -89,7 +92,7 @@ fn statuses_are_codes_classes_ranges_and_a_word() {
 }
 
 #[test]
-fn a_set_holds_what_was_put_in_and_nothing_else() {
+fn a_status_set_contains_exactly_its_ranges() {
     let ranges = ["100", "429", "5xx"].map(|text| text.parse::<StatusRange>().expect("good"));
     let set: StatusSet = ranges.iter().collect();
     let expected: Vec<u16> = [100, 429].into_iter().chain(500..600).collect();

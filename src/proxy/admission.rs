@@ -6,192 +6,234 @@
 use std::{future::Future, sync::Arc, time::Instant};
 
 use super::{
-    attempt::gone,
+    attempt::fatal_rejection,
     client::Client,
-    rejection::{Rejection, SOON},
-    serve::Exchange,
+    rejection::{DEFAULT_RETRY_AFTER, Rejection},
+    serve::RequestContext,
     signs,
 };
 use crate::{
     clock,
     policy::{
         document::Direction,
-        snapshot::{CheckSpec, ProtectionSpec},
+        snapshot::{ActiveCheckSpec, ProtectionSpec},
     },
-    resilience::{Mode, shed::Class},
+    resilience::{Mode, shed::PriorityClass},
     state::{
-        admission::Verdict,
-        limit::{Entry, LimitGuard},
+        admission::AdmissionDecision,
+        limit::{AcquireOutcome, ConcurrencyPermit},
         live::RouteState,
     },
-    telemetry::{metrics::signal_name, reason::Reason},
+    telemetry::{metrics::protection_signal_name, reason::Reason},
 };
 
 /// Lets in who may use the route at all.
-pub(super) fn allowed(route: &RouteState, client: &Client) -> Result<(), Rejection> {
-    let Some(allowed) = &route.spec.allowed else {
+pub(super) fn check_identity(route: &RouteState, client: &Client) -> Result<(), Rejection> {
+    let Some(allowed_identities) = &route.spec.allowed_identities else {
         return Ok(());
     };
-    let identity = client.peer.identity.as_deref().unwrap_or_default();
-    let fits = |pattern: &str| match pattern.strip_suffix('*') {
-        Some(beginning) => !identity.is_empty() && identity.starts_with(beginning),
+    let identity = client
+        .identity
+        .certificate_identity
+        .as_deref()
+        .unwrap_or_default();
+    let matches_identity = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => !identity.is_empty() && identity.starts_with(prefix),
         None => identity == pattern,
     };
-    if allowed.iter().any(|pattern| fits(pattern)) {
+    if allowed_identities
+        .iter()
+        .any(|pattern| matches_identity(pattern))
+    {
         Ok(())
     } else {
-        Err(Rejection::by(Reason::NotAllowed, route.spec.name.clone()))
+        Err(Rejection::new(Reason::NotAllowed, route.spec.name.clone()))
     }
 }
 
 /// Refuses a share of the requests to a backend that fails.
-pub(super) fn control(exchange: &Exchange<'_>, now: Instant) -> Result<(), Rejection> {
-    let Some(control) = &exchange.destination.admission else {
+pub(super) fn check_admission_control(
+    context: &RequestContext<'_>,
+    now: Instant,
+) -> Result<(), Rejection> {
+    let Some(admission_control) = &context.destination.admission_control else {
         return Ok(());
     };
-    match control.ask(fastrand::f64(), now) {
-        Verdict::Admitted => Ok(()),
-        Verdict::WouldRefuse => {
-            exchange.would_refuse(Reason::AdmissionControl, control.name());
+    match admission_control.decide(fastrand::f64(), now) {
+        AdmissionDecision::Admitted => Ok(()),
+        AdmissionDecision::WouldReject => {
+            context.record_shadow_rejection(Reason::AdmissionControl, admission_control.name());
             Ok(())
         }
-        Verdict::Refused => {
-            Err(Rejection::by(Reason::AdmissionControl, control.name().clone()).after(SOON))
-        }
+        AdmissionDecision::Rejected => Err(Rejection::new(
+            Reason::AdmissionControl,
+            admission_control.name().clone(),
+        )
+        .with_retry_after(DEFAULT_RETRY_AFTER)),
     }
 }
 
 /// Refuses who matters less while the instance is short of something. Outbound requests are none of it: they finish what was let in. Nor are checks of the
 /// app's health: who cannot ask it would end it.
-pub(super) fn protect(exchange: &Exchange<'_>, client: &Client) -> Result<(), Rejection> {
-    let Some(spec) = protection_of(exchange) else {
+pub(super) fn check_load_shedding(
+    context: &RequestContext<'_>,
+    client: &Client,
+) -> Result<(), Rejection> {
+    let Some(spec) = inbound_protection(context) else {
         return Ok(());
     };
-    let protection = &exchange.worker.state.protection;
-    let class = class(spec, client);
-    if protection.refuses(class, fastrand::f64) && !is_health_check(exchange, client) {
+    let protection = &context.worker.state.protection;
+    let priority_class = priority_class(spec, client);
+    if protection.should_shed(priority_class, fastrand::f64) && !is_health_check(context, client) {
         if spec.mode == Mode::Enforce {
-            return Err(shed(
-                protection.cause().map_or("", signal_name),
+            return Err(shed_rejection(
+                protection.cause().map_or("", protection_signal_name),
                 spec,
-                class,
+                priority_class,
             ));
         }
-        exchange.would_refuse(Reason::Shed, &Arc::default());
+        context.record_shadow_rejection(Reason::Shed, &Arc::default());
     }
     Ok(())
 }
 
-fn protection_of<'e>(exchange: &'e Exchange<'_>) -> Option<&'e ProtectionSpec> {
-    exchange
-        .live
+fn inbound_protection<'e>(context: &'e RequestContext<'_>) -> Option<&'e ProtectionSpec> {
+    context
+        .active_policy
         .snapshot
         .protection
         .as_ref()
-        .filter(|_| exchange.route.spec.direction == Direction::Inbound)
+        .filter(|_| context.route.spec.direction == Direction::Inbound)
 }
 
-fn is_health_check(exchange: &Exchange<'_>, client: &Client) -> bool {
-    let path = exchange.target.path();
-    let checked = exchange
+fn is_health_check(context: &RequestContext<'_>, client: &Client) -> bool {
+    let path = context.request_target.path();
+    let checked_path = context
         .destination
         .backend
         .spec
-        .check
+        .active_check
         .as_ref()
-        .and_then(CheckSpec::path)
-        .and_then(|checked| checked.split('?').next());
-    checked == Some(path) || (client.is_grpc() && path.starts_with("/grpc.health.v1.Health/"))
+        .and_then(ActiveCheckSpec::path)
+        .and_then(|checked_path| checked_path.split('?').next());
+    checked_path == Some(path) || (client.is_grpc() && path.starts_with("/grpc.health.v1.Health/"))
 }
 
 /// Leaves to the other instances what is more than this one takes while it is new. Callers that know its curve send it no more than that.
-pub(super) fn warm(
-    exchange: &Exchange<'_>,
+pub(super) fn check_warm_up(
+    context: &RequestContext<'_>,
     client: &Client,
     now: Instant,
 ) -> Result<(), Rejection> {
-    let warm_up = exchange
-        .live
+    let warm_up = context
+        .active_policy
         .snapshot
         .lifecycle
         .warm_up
         .as_ref()
-        .filter(|_| exchange.route.spec.direction == Direction::Inbound);
+        .filter(|_| context.route.spec.direction == Direction::Inbound);
     let Some(warm_up) = warm_up else {
         return Ok(());
     };
-    let state = &exchange.worker.state;
-    let Some(part) = state.lifecycle.youth.warmth(&warm_up.config, now) else {
+    let state = &context.worker.state;
+    let Some(warm_up_factor) = state
+        .lifecycle
+        .instance_age
+        .warm_up_factor(&warm_up.config, now)
+    else {
         return Ok(());
     };
     // Who has nowhere else to go is served, however new this instance is; and where all are new, somebody has to begin.
-    let may_go_elsewhere = || state.replicas.has_warm(exchange.live, now);
+    let has_warm_replica = || state.replicas.has_warm_replica(context.active_policy, now);
     if client.head().headers.contains_key(signs::WEIGHED)
-        || is_health_check(exchange, client)
-        || !may_go_elsewhere()
-        || state.lifecycle.youth.takes(part)
+        || is_health_check(context, client)
+        || !has_warm_replica()
+        || state.lifecycle.instance_age.admits(warm_up_factor)
     {
         return Ok(());
     }
     if warm_up.mode == Mode::Enforce {
-        return Err(Rejection::of(Reason::WarmingUp).after(SOON));
+        return Err(Rejection::from_reason(Reason::WarmingUp).with_retry_after(DEFAULT_RETRY_AFTER));
     }
-    exchange.would_refuse(Reason::WarmingUp, &Arc::default());
+    context.record_shadow_rejection(Reason::WarmingUp, &Arc::default());
     Ok(())
 }
 
 /// The class that a request says it is of.
-fn class(spec: &ProtectionSpec, client: &Client) -> Class {
-    let said = client.text(&spec.header).unwrap_or_default().trim();
-    Class::ALL
+fn priority_class(spec: &ProtectionSpec, client: &Client) -> PriorityClass {
+    let header_value = client
+        .header_str(&spec.priority_header)
+        .unwrap_or_default()
+        .trim();
+    PriorityClass::ALL
         .into_iter()
-        .zip(&spec.classes)
-        .find(|(_, name)| name.eq_ignore_ascii_case(said))
-        .map_or(Class::Normal, |(class, _)| class)
+        .zip(&spec.priority_classes)
+        .find(|(_, name)| name.eq_ignore_ascii_case(header_value))
+        .map_or(PriorityClass::Normal, |(class, _)| class)
 }
 
-fn shed(by: &str, spec: &ProtectionSpec, class: Class) -> Rejection {
-    Rejection::by(
+fn shed_rejection(
+    rejected_by: &str,
+    spec: &ProtectionSpec,
+    priority_class: PriorityClass,
+) -> Rejection {
+    Rejection::new(
         Reason::Shed,
-        format!("{by}:{}", spec.classes[class as usize]).into(),
+        format!(
+            "{rejected_by}:{}",
+            spec.priority_classes[priority_class as usize]
+        )
+        .into(),
     )
-    .after(SOON)
+    .with_retry_after(DEFAULT_RETRY_AFTER)
 }
 
 /// Takes a place in flight, or waits for one.
-pub(super) async fn enter(
-    exchange: &Exchange<'_>,
+pub(super) async fn acquire_concurrency_permit(
+    context: &RequestContext<'_>,
     client: &mut Client,
-) -> Result<Option<LimitGuard>, Rejection> {
+) -> Result<Option<ConcurrencyPermit>, Rejection> {
     let (Some(limit), Some(spec)) = (
-        &exchange.destination.limit,
-        &exchange.destination.policy.limits,
+        &context.destination.concurrency_limit,
+        &context.destination.policy.connection_limits,
     ) else {
         return Ok(None);
     };
-    let protection = protection_of(exchange)
-        .filter(|protection| protection.limits_classes && !is_health_check(exchange, client));
-    let class = protection.map(|protection| class(protection, client));
+    let protection = inbound_protection(context).filter(|protection| {
+        protection.limits_concurrency_by_class && !is_health_check(context, client)
+    });
+    let priority_class = protection.map(|protection| priority_class(protection, client));
     let is_enforced = protection.is_some_and(|protection| protection.mode == Mode::Enforce);
-    if class.is_some_and(|class| !is_enforced && !limit.has_room_for(class)) {
-        exchange.would_refuse(Reason::Shed, limit.name());
+    if priority_class
+        .is_some_and(|priority_class| !is_enforced && !limit.has_room_for(priority_class))
+    {
+        context.record_shadow_rejection(Reason::Shed, limit.name());
     }
-    let refused = |reason| Rejection::by(reason, Arc::clone(limit.name())).after(SOON);
-    match limit.enter(class.filter(|_| is_enforced).unwrap_or(Class::Critical)) {
-        Entry::Admitted(guard) => Ok(Some(guard)),
-        Entry::WouldRefuse(guard) => {
-            exchange.would_refuse(Reason::ConcurrencyLimit, limit.name());
+    let rejection = |reason| {
+        Rejection::new(reason, Arc::clone(limit.name())).with_retry_after(DEFAULT_RETRY_AFTER)
+    };
+    match limit.try_acquire(
+        priority_class
+            .filter(|_| is_enforced)
+            .unwrap_or(PriorityClass::Critical),
+    ) {
+        AcquireOutcome::Admitted(guard) => Ok(Some(guard)),
+        AcquireOutcome::WouldReject(guard) => {
+            context.record_shadow_rejection(Reason::ConcurrencyLimit, limit.name());
             Ok(Some(guard))
         }
-        Entry::Refused => Err(refused(Reason::ConcurrencyLimit)),
-        Entry::Shed => Err(match (protection, class) {
-            (Some(protection), Some(class)) => shed(limit.name(), protection, class),
-            _ => refused(Reason::ConcurrencyLimit),
+        AcquireOutcome::Rejected => Err(rejection(Reason::ConcurrencyLimit)),
+        AcquireOutcome::Shed => Err(match (protection, priority_class) {
+            (Some(protection), Some(priority_class)) => {
+                shed_rejection(limit.name(), protection, priority_class)
+            }
+            _ => rejection(Reason::ConcurrencyLimit),
         }),
-        Entry::Queued(waiting) => {
-            let turn = unless_gone(client, waiting);
-            let turn = clock::within(Some(spec.pending_timeout), turn).await;
-            turn.unwrap_or_else(|_| Err(refused(Reason::QueueTimeout)))
+        AcquireOutcome::Queued(queue_wait) => {
+            let acquired = while_client_connected(client, queue_wait);
+            let acquired = clock::timeout(Some(spec.pending_timeout), acquired).await;
+            acquired
+                .unwrap_or_else(|_| Err(rejection(Reason::QueueTimeout)))
                 .map(Some)
         }
     }
@@ -199,14 +241,14 @@ pub(super) async fn enter(
 
 /// Waits for something as long as the client does. While a body is on its way, reading from the client would take of it; then it is not
 /// watched.
-pub(super) async fn unless_gone<T>(
+pub(super) async fn while_client_connected<T>(
     client: &mut Client,
-    what: impl Future<Output = T>,
+    future: impl Future<Output = T>,
 ) -> Result<T, Rejection> {
-    let may_watch = client.is_body_done();
+    let can_watch_client = client.is_body_done();
     tokio::select! {
         biased;
-        done = what => Ok(done),
-        reason = client.gone(), if may_watch => Err(gone(reason)),
+        output = future => Ok(output),
+        reason = client.closed(), if can_watch_client => Err(fatal_rejection(reason)),
     }
 }

@@ -7,26 +7,26 @@ use http::HeaderMap;
 use pingora::http::RequestHeader;
 
 use super::{
-    asked::Asked,
-    client::{Client, ClientEvent, Listen, Peer},
+    asked::RequestView,
+    client::{Client, ClientIdentity, DownstreamEvent, DownstreamInterest},
     rejection::Rejection,
     request_body::RequestBody,
 };
 use crate::{policy::snapshot::ListenerSpec, telemetry::reason::Reason};
 
 /// Who an attempt is made for.
-pub(super) enum Asker<'a> {
+pub(super) enum RequestSource<'a> {
     /// A client. It may still be sending, and is watched.
     Client(&'a mut Client, &'a mut RequestBody),
     /// What a client asked. Somebody else watches it, or nobody does.
-    Kept(&'a Kept),
+    Replay(&'a BufferedRequest),
 }
 
 /// All of a request.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct BufferedRequest {
     head: RequestHeader,
-    peer: Peer,
+    identity: ClientIdentity,
     listener: Arc<ListenerSpec>,
     is_http2: bool,
     is_grpc: bool,
@@ -34,47 +34,47 @@ pub(super) struct Kept {
     trailers: Option<HeaderMap>,
 }
 
-impl Kept {
+impl BufferedRequest {
     /// A copy of a request, if all of it has come and is still at hand.
-    pub(super) fn of(client: &Client, body: &RequestBody) -> Option<Self> {
-        let asked = client.asked();
-        body.is_whole().then(|| Self {
-            head: asked.head.clone(),
-            peer: asked.peer.clone(),
+    pub(super) fn from_client(client: &Client, body: &RequestBody) -> Option<Self> {
+        let request = client.request_view();
+        body.is_fully_buffered().then(|| Self {
+            head: request.head.clone(),
+            identity: request.identity.clone(),
             listener: client.listener.clone(),
-            is_http2: asked.is_http2,
-            is_grpc: asked.is_grpc,
-            body: body.kept().to_vec(),
+            is_http2: request.is_http2,
+            is_grpc: request.is_grpc,
+            body: body.buffered().to_vec(),
             trailers: body.trailers().cloned(),
         })
     }
 
     /// What was asked.
-    pub(super) fn asked(&self) -> Asked<'_> {
-        Asked {
+    pub(super) fn request_view(&self) -> RequestView<'_> {
+        RequestView {
             head: &self.head,
-            peer: &self.peer,
-            trusted: &self.listener.trusted,
+            identity: &self.identity,
+            trusted_proxies: &self.listener.trusted_proxies,
             is_http2: self.is_http2,
             is_grpc: self.is_grpc,
         }
     }
 }
 
-impl Asker<'_> {
+impl RequestSource<'_> {
     /// What is asked.
-    pub(super) fn asked(&self) -> Asked<'_> {
+    pub(super) fn request_view(&self) -> RequestView<'_> {
         match self {
-            Self::Client(client, _) => client.asked(),
-            Self::Kept(kept) => kept.asked(),
+            Self::Client(client, _) => client.request_view(),
+            Self::Replay(buffered) => buffered.request_view(),
         }
     }
 
     /// What has come of the body, to be sent again.
-    pub(super) fn body(&self) -> &[Bytes] {
+    pub(super) fn buffered_body(&self) -> &[Bytes] {
         match self {
-            Self::Client(_, body) => body.kept(),
-            Self::Kept(kept) => &kept.body,
+            Self::Client(_, body) => body.buffered(),
+            Self::Replay(buffered) => &buffered.body,
         }
     }
 
@@ -82,52 +82,52 @@ impl Asker<'_> {
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
         match self {
             Self::Client(_, body) => body.trailers(),
-            Self::Kept(kept) => kept.trailers.as_ref(),
+            Self::Replay(buffered) => buffered.trailers.as_ref(),
         }
     }
 
     /// Whether all of it has come.
-    pub(super) fn is_done(&self) -> bool {
+    pub(super) fn is_body_done(&self) -> bool {
         match self {
             Self::Client(_, body) => body.is_done(),
-            Self::Kept(_) => true,
+            Self::Replay(_) => true,
         }
     }
 
     /// Whether all of it has come and can be sent again.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(super) fn is_fully_buffered(&self) -> bool {
         match self {
-            Self::Client(_, body) => body.is_whole(),
-            Self::Kept(_) => true,
+            Self::Client(_, body) => body.is_fully_buffered(),
+            Self::Replay(_) => true,
         }
     }
 
     /// Waits for what the client does next.
-    pub(super) async fn next(&mut self, listen: Listen) -> ClientEvent {
+    pub(super) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
         match self {
-            Self::Client(client, _) => client.next(listen).await,
-            Self::Kept(_) => std::future::pending().await,
+            Self::Client(client, _) => client.next_event(interest).await,
+            Self::Replay(_) => std::future::pending().await,
         }
     }
 
     /// Waits until the client leaves.
-    pub(super) async fn gone(&mut self) -> Reason {
+    pub(super) async fn closed(&mut self) -> Reason {
         match self {
-            Self::Client(client, _) => client.gone().await,
-            Self::Kept(_) => std::future::pending().await,
+            Self::Client(client, _) => client.closed().await,
+            Self::Replay(_) => std::future::pending().await,
         }
     }
 
     /// Takes note of what was just read of the client.
-    pub(super) fn note(&mut self, piece: Option<&Bytes>) -> Result<(), Rejection> {
+    pub(super) fn record_chunk(&mut self, chunk: Option<&Bytes>) -> Result<(), Rejection> {
         match self {
             // The session tells of the end with the last piece, or after it.
-            Self::Client(client, body) => body.note(
-                piece,
-                piece.is_none() || client.is_body_done(),
+            Self::Client(client, body) => body.record_chunk(
+                chunk,
+                chunk.is_none() || client.is_body_done(),
                 client.take_trailers(),
             ),
-            Self::Kept(_) => Ok(()),
+            Self::Replay(_) => Ok(()),
         }
     }
 }

@@ -8,157 +8,182 @@ use http::HeaderMap;
 use pingora::http::ResponseHeader;
 
 use super::{
-    asker::Asker,
-    attempt::{Failed, gone},
-    classify::Broken,
-    client::{Client, ClientEvent, Listen},
+    asker::RequestSource,
+    attempt::{AttemptError, fatal_rejection},
+    classify::TransportError,
+    client::{Client, DownstreamEvent, DownstreamInterest},
     deadline::Deadline,
     headers,
-    http2::client::Fault,
-    peer::{self, NoConnection, Wanted},
+    http2::client::StreamError,
+    peer::{self, ConnectError, ConnectionRequirements},
     rejection::Rejection,
-    serve::Exchange,
-    upstream::{Await, Upstream, UpstreamEvent},
+    serve::RequestContext,
+    upstream::{Upstream, UpstreamEvent, UpstreamInterest},
 };
 use crate::{
     clock,
-    state::endpoint::{EndpointState, TooMany},
+    state::endpoint::{ConnectionLimitReached, EndpointState},
     telemetry::reason::Reason,
 };
 
 /// What is known when a head has come.
-pub(super) struct Head {
+pub(super) struct ReceivedHead {
     pub(super) is_upgrade: bool,
-    pub(super) is_listening: bool,
+    pub(super) accepts_body: bool,
 }
 
 /// Asks an endpoint.
-pub(super) async fn ask(
-    exchange: &Exchange<'_>,
-    asker: &mut Asker<'_>,
+pub(super) async fn send_request(
+    context: &RequestContext<'_>,
+    source: &mut RequestSource<'_>,
     deadline: &mut Deadline,
-    number: u32,
+    attempt_number: u32,
     endpoint: &Arc<EndpointState>,
-) -> Result<(Upstream, Head), Failed> {
-    let mut upstream = connect(exchange, asker.asked().is_idempotent(), deadline, endpoint).await?;
-    let has_body = !asker.is_done() || !asker.body().is_empty();
-    let time_left = deadline.for_backend(
-        exchange.destination.policy.timeouts.backend_request,
+) -> Result<(Upstream, ReceivedHead), AttemptError> {
+    let mut upstream = connect(
+        context,
+        source.request_view().is_idempotent(),
+        deadline,
+        endpoint,
+    )
+    .await?;
+    let has_body = !source.is_body_done() || !source.buffered_body().is_empty();
+    let time_left = deadline.time_left_for_backend(
+        context.destination.policy.timeouts.backend_request,
         clock::now(),
     );
-    let asked = asker.asked();
-    let attempt = asked.attempt().saturating_add(number - 1);
-    let head = headers::upstream(exchange, &asked, endpoint, attempt, has_body, time_left);
+    let request = source.request_view();
+    let attempt = request
+        .downstream_attempt()
+        .saturating_add(attempt_number - 1);
+    let head =
+        headers::build_request_head(context, &request, endpoint, attempt, has_body, time_left);
     // Writing only queues, so that it fails only on a head that cannot be written.
     upstream
-        .write_head(head.map_err(|_| Rejection::of(Reason::InternalError))?)
+        .write_head(head.map_err(|_| Rejection::from_reason(Reason::InternalError))?)
         .await?;
-    for piece in asker.body() {
-        upstream.write(piece).await?;
+    for chunk in source.buffered_body() {
+        upstream.write(chunk).await?;
     }
-    if asker.is_done() {
-        upstream.finish(asker.trailers().cloned()).await?;
+    if source.is_body_done() {
+        upstream.finish(source.trailers().cloned()).await?;
     }
-    let head = await_head(exchange, asker, deadline, &mut upstream).await?;
+    let head = await_head(context, source, deadline, &mut upstream).await?;
     Ok((upstream, head))
 }
 
 async fn connect(
-    exchange: &Exchange<'_>,
-    is_repeatable: bool,
+    context: &RequestContext<'_>,
+    is_retryable: bool,
     deadline: &Deadline,
     endpoint: &Arc<EndpointState>,
-) -> Result<Upstream, Failed> {
-    let destination = exchange.destination;
-    let enforced = destination.enforced_limits();
+) -> Result<Upstream, AttemptError> {
+    let destination = context.destination;
+    let enforced_limits = destination.enforced_limits();
     let now = clock::now();
-    let wanted = Wanted {
-        is_repeatable,
-        max_connections: enforced.map_or(u32::MAX, |limits| limits.max_connections),
-        max_connections_each: enforced.map_or(u32::MAX, |limits| limits.max_connections_each),
-        until: [
+    let requirements = ConnectionRequirements {
+        is_retryable,
+        max_connections: enforced_limits.map_or(u32::MAX, |limits| limits.max_connections),
+        max_connections_per_endpoint: enforced_limits
+            .map_or(u32::MAX, |limits| limits.max_connections_per_endpoint),
+        deadline: [
             destination
                 .policy
                 .timeouts
                 .connect
                 .map(|connect| now + connect),
-            deadline.at(),
+            deadline.expires_at(),
         ]
         .into_iter()
         .flatten()
         .min(),
-        is_http2: exchange.is_to_http2(),
+        is_http2: context.is_backend_http2(),
         tls: destination.backend.spec.tls.as_ref(),
     };
-    peer::connect(exchange.worker, endpoint, &wanted, now)
+    peer::connect(context.worker, endpoint, &requirements, now)
         .await
-        .map_err(|none| match none {
-            NoConnection::Failed => Failed::Broken(Broken::ConnectFailed),
-            NoConnection::NotTrusted => Failed::Broken(Broken::TlsFailed),
-            NoConnection::TimedOut if deadline.time_left(clock::now()).is_zero() => {
-                Broken::TimedOut { is_request: true }.into()
+        .map_err(|error| match error {
+            ConnectError::Failed => AttemptError::Transport(TransportError::ConnectFailed),
+            ConnectError::TlsFailed => AttemptError::Transport(TransportError::TlsFailed),
+            ConnectError::TimedOut if deadline.time_left(clock::now()).is_zero() => {
+                TransportError::TimedOut {
+                    is_request_timeout: true,
+                }
+                .into()
             }
-            NoConnection::TimedOut => Failed::Broken(Broken::ConnectTimeout),
-            NoConnection::TooMany(TooMany::OfBackend) => Rejection::by(
+            ConnectError::TimedOut => AttemptError::Transport(TransportError::ConnectTimeout),
+            ConnectError::LimitReached(ConnectionLimitReached::Backend) => Rejection::new(
                 Reason::ConnectionLimit,
                 destination.backend.spec.name.clone(),
             )
             .into(),
-            NoConnection::TooMany(TooMany::OfEndpoint) => Failed::Full,
+            ConnectError::LimitReached(ConnectionLimitReached::Endpoint) => {
+                AttemptError::ConnectionLimitReached
+            }
         })
 }
 
-enum Event {
+enum DispatchEvent {
     Upstream(UpstreamEvent),
-    Client(ClientEvent),
+    Client(DownstreamEvent),
 }
 
 /// Sends the rest of the request and waits for the head of the answer, whichever comes first.
 async fn await_head(
-    exchange: &Exchange<'_>,
-    asker: &mut Asker<'_>,
+    context: &RequestContext<'_>,
+    source: &mut RequestSource<'_>,
     deadline: &mut Deadline,
     upstream: &mut Upstream,
-) -> Result<Head, Failed> {
-    let mut is_listening = true;
-    let mut until = limit(exchange, deadline, asker.is_done());
+) -> Result<ReceivedHead, AttemptError> {
+    let mut accepts_body = true;
+    let mut wait_deadline = head_deadline(context, deadline, source.is_body_done());
     loop {
-        let listen = if asker.is_done() || (is_listening && upstream.is_pushed()) {
-            Listen::after(asker.is_done())
+        let interest = if source.is_body_done() || (accepts_body && upstream.is_flushed()) {
+            DownstreamInterest::from_body_state(source.is_body_done())
         } else {
-            Listen::Not
+            DownstreamInterest::Nothing
         };
         let events = async {
             tokio::select! {
                 biased;
-                event = upstream.next(Await::Head, is_listening) => Event::Upstream(event),
-                event = asker.next(listen) => Event::Client(event),
+                event = upstream.next_event(UpstreamInterest::Head, accepts_body) => DispatchEvent::Upstream(event),
+                event = source.next_event(interest) => DispatchEvent::Client(event),
             }
         };
-        let Ok(event) = clock::until(until, events).await else {
-            return Err(timed_out(deadline, asker.is_done(), upstream));
+        let Ok(event) = clock::timeout_at(wait_deadline, events).await else {
+            return Err(timeout_error(deadline, source.is_body_done(), upstream));
         };
         match event {
-            Event::Upstream(UpstreamEvent::Head(Ok(()))) => {
-                if let Some(head) = answered(exchange, asker, upstream, is_listening).await? {
+            DispatchEvent::Upstream(UpstreamEvent::Head(Ok(()))) => {
+                if let Some(head) = inspect_head(context, source, upstream, accepts_body).await? {
                     return Ok(head);
                 }
             }
-            Event::Upstream(UpstreamEvent::Head(Err(fault))) => {
-                return Err(broken(fault, upstream).into());
+            DispatchEvent::Upstream(UpstreamEvent::Head(Err(error))) => {
+                return Err(to_transport_error(error, upstream).into());
             }
-            Event::Upstream(UpstreamEvent::Pushed(true)) => {
-                until = limit(exchange, deadline, asker.is_done())
+            DispatchEvent::Upstream(UpstreamEvent::Flushed(true)) => {
+                wait_deadline = head_deadline(context, deadline, source.is_body_done())
             }
             // It takes no more; it may have answered before it closed.
-            Event::Upstream(UpstreamEvent::Pushed(false)) => is_listening = false,
-            Event::Upstream(UpstreamEvent::Body(_)) => return Err(Broken::Protocol.into()),
-            Event::Client(ClientEvent::Pushed(pushed)) => pushed.map_err(gone)?,
-            Event::Client(ClientEvent::Read(read)) => {
-                let piece = read.map_err(gone)?;
-                asker.note(piece.as_ref())?;
-                forward(upstream, piece.as_ref(), asker.is_done(), asker.trailers()).await?;
-                until = limit(exchange, deadline, asker.is_done());
+            DispatchEvent::Upstream(UpstreamEvent::Flushed(false)) => accepts_body = false,
+            DispatchEvent::Upstream(UpstreamEvent::Body(_)) => {
+                return Err(TransportError::Protocol.into());
+            }
+            DispatchEvent::Client(DownstreamEvent::Flushed(flushed)) => {
+                flushed.map_err(fatal_rejection)?
+            }
+            DispatchEvent::Client(DownstreamEvent::Read(read)) => {
+                let chunk = read.map_err(fatal_rejection)?;
+                source.record_chunk(chunk.as_ref())?;
+                forward_chunk(
+                    upstream,
+                    chunk.as_ref(),
+                    source.is_body_done(),
+                    source.trailers(),
+                )
+                .await?;
+                wait_deadline = head_deadline(context, deadline, source.is_body_done());
             }
         }
     }
@@ -166,45 +191,56 @@ async fn await_head(
 
 /// Waits for the first piece of an answer, or for its end: what comes without a piece has delivered nothing yet. No longer than an attempt
 /// may take; then it goes on as it is.
-pub(super) async fn first_piece(
-    exchange: &Exchange<'_>,
-    asker: &mut Asker<'_>,
+pub(super) async fn read_first_chunk(
+    context: &RequestContext<'_>,
+    source: &mut RequestSource<'_>,
     deadline: &Deadline,
     upstream: &mut Upstream,
-) -> Result<Option<Bytes>, Failed> {
+) -> Result<Option<Bytes>, AttemptError> {
     if upstream.is_body_done() {
         return Ok(None);
     }
-    let longest = exchange
+    let attempt_deadline = context
         .destination
         .policy
         .timeouts
         .backend_request
-        .map(|one| clock::now() + one);
+        .map(|attempt_timeout| clock::now() + attempt_timeout);
     let first = async {
         tokio::select! {
             biased;
             read = upstream.read() => Ok(read),
-            reason = asker.gone() => Err(Failed::Rejected(gone(reason))),
+            reason = source.closed() => Err(AttemptError::Rejected(fatal_rejection(reason))),
         }
     };
-    match clock::until([longest, deadline.at()].into_iter().flatten().min(), first).await {
-        Ok(Ok(Ok(piece))) => Ok(piece),
-        Ok(Ok(Err(_))) => Err(Broken::Reset { has_sent: true }.into()),
-        Ok(Err(left)) => Err(left),
+    match clock::timeout_at(
+        [attempt_deadline, deadline.expires_at()]
+            .into_iter()
+            .flatten()
+            .min(),
+        first,
+    )
+    .await
+    {
+        Ok(Ok(Ok(chunk))) => Ok(chunk),
+        Ok(Ok(Err(_))) => Err(TransportError::Reset {
+            has_sent_request: true,
+        }
+        .into()),
+        Ok(Err(rejection)) => Err(rejection),
         Err(clock::Elapsed) => Ok(None),
     }
 }
 
 /// Queues what was just read of the request.
-pub(super) async fn forward(
+pub(super) async fn forward_chunk(
     upstream: &mut Upstream,
-    piece: Option<&Bytes>,
+    chunk: Option<&Bytes>,
     is_done: bool,
     trailers: Option<&HeaderMap>,
 ) -> Result<(), Rejection> {
-    if let Some(piece) = piece {
-        upstream.write(piece).await?;
+    if let Some(chunk) = chunk {
+        upstream.write(chunk).await?;
     }
     if is_done {
         upstream.finish(trailers.cloned()).await
@@ -214,95 +250,99 @@ pub(super) async fn forward(
 }
 
 /// When the wait for the head is over: a client that is still sending may take its time, piece by piece.
-fn limit(exchange: &Exchange<'_>, deadline: &mut Deadline, is_done: bool) -> Option<Instant> {
-    let timeouts = &exchange.destination.policy.timeouts;
+fn head_deadline(
+    context: &RequestContext<'_>,
+    deadline: &mut Deadline,
+    is_body_done: bool,
+) -> Option<Instant> {
+    let timeouts = &context.destination.policy.timeouts;
     let now = clock::now();
-    let one = if is_done {
+    let timeout = if is_body_done {
         timeouts.backend_request
     } else {
         timeouts.stream_idle
     };
-    if is_done {
-        deadline.begin(now, now);
+    if is_body_done {
+        deadline.start(now, now);
     }
-    [one.map(|one| now + one), deadline.at()]
+    [timeout.map(|timeout| now + timeout), deadline.expires_at()]
         .into_iter()
         .flatten()
         .min()
 }
 
 /// Looks at a head; an interim one is passed on, and the next is waited for.
-async fn answered(
-    exchange: &Exchange<'_>,
-    asker: &mut Asker<'_>,
+async fn inspect_head(
+    context: &RequestContext<'_>,
+    source: &mut RequestSource<'_>,
     upstream: &Upstream,
-    is_listening: bool,
-) -> Result<Option<Head>, Failed> {
+    accepts_body: bool,
+) -> Result<Option<ReceivedHead>, AttemptError> {
     let Some(head) = upstream.head() else {
-        return Err(Broken::Protocol.into());
+        return Err(TransportError::Protocol.into());
     };
     if head.status == 101 {
-        let fits = is_listening
+        let is_upgrade_valid = accepts_body
             && upstream.was_upgraded()
-            && headers::wanted_upgrade(&asker.asked())
-                .is_some_and(|wanted| is_agreed(wanted, head));
-        return if fits {
-            Ok(Some(Head {
+            && headers::requested_upgrade(&source.request_view())
+                .is_some_and(|requested| is_upgrade_accepted(requested, head));
+        return if is_upgrade_valid {
+            Ok(Some(ReceivedHead {
                 is_upgrade: true,
-                is_listening,
+                accepts_body,
             }))
         } else {
-            Err(Broken::Protocol.into())
+            Err(TransportError::Protocol.into())
         };
     }
     if !head.status.is_informational() {
-        return Ok(Some(Head {
+        return Ok(Some(ReceivedHead {
             is_upgrade: false,
-            is_listening,
+            accepts_body,
         }));
     }
-    if let Asker::Client(client, _) = asker {
+    if let RequestSource::Client(client, _) = source {
         let head = head.clone();
-        pass_on_interim(exchange, client, &head).await?;
+        relay_interim_response(context, client, &head).await?;
     }
     Ok(None)
 }
 
-fn broken(fault: Fault, upstream: &Upstream) -> Broken {
-    match fault {
-        Fault::Refused => Broken::Refused,
-        Fault::Protocol => Broken::Protocol,
-        Fault::Reset => Broken::Reset {
-            has_sent: upstream.has_sent(),
+fn to_transport_error(error: StreamError, upstream: &Upstream) -> TransportError {
+    match error {
+        StreamError::Refused => TransportError::Refused,
+        StreamError::Protocol => TransportError::Protocol,
+        StreamError::Reset => TransportError::Reset {
+            has_sent_request: upstream.has_sent_request(),
         },
     }
 }
 
-fn timed_out(deadline: &Deadline, is_done: bool, upstream: &Upstream) -> Failed {
-    upstream.timed_out();
-    let is_request = deadline.time_left(clock::now()).is_zero();
-    if is_request || is_done || !upstream.is_pushed() {
-        return Broken::TimedOut { is_request }.into();
+fn timeout_error(deadline: &Deadline, is_body_done: bool, upstream: &Upstream) -> AttemptError {
+    upstream.record_timeout();
+    let is_request_timeout = deadline.time_left(clock::now()).is_zero();
+    if is_request_timeout || is_body_done || !upstream.is_flushed() {
+        return TransportError::TimedOut { is_request_timeout }.into();
     }
-    gone(Reason::StreamIdleTimeout).into()
+    fatal_rejection(Reason::StreamIdleTimeout).into()
 }
 
 /// Whether a 101 names what was asked for.
-fn is_agreed(wanted: &str, answer: &ResponseHeader) -> bool {
-    let given = answer
+fn is_upgrade_accepted(requested: &str, response_head: &ResponseHeader) -> bool {
+    let accepted = response_head
         .headers
         .get(http::header::UPGRADE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    !given.is_empty()
-        && wanted
+    !accepted.is_empty()
+        && requested
             .split(',')
-            .any(|wanted| wanted.trim().eq_ignore_ascii_case(given.trim()))
+            .any(|requested| requested.trim().eq_ignore_ascii_case(accepted.trim()))
 }
 
 /// Passes an interim answer on (RFC 9110 section 15.2); a client of HTTP/1.0 would not understand it.
-async fn pass_on_interim(
-    exchange: &Exchange<'_>,
+async fn relay_interim_response(
+    context: &RequestContext<'_>,
     client: &mut Client,
     head: &ResponseHeader,
 ) -> Result<(), Rejection> {
@@ -312,12 +352,12 @@ async fn pass_on_interim(
     ) {
         return Ok(());
     }
-    let head = headers::downstream(exchange, client, head, false, None)
-        .map_err(|_| Rejection::of(Reason::InternalError))?;
-    client.write_interim(head).await.map_err(gone)?;
-    let idle = exchange.destination.policy.timeouts.stream_idle;
-    clock::within(idle, client.push())
+    let head = headers::build_response_head(context, client, head, false, None)
+        .map_err(|_| Rejection::from_reason(Reason::InternalError))?;
+    client.write_interim(head).await.map_err(fatal_rejection)?;
+    let idle = context.destination.policy.timeouts.stream_idle;
+    clock::timeout(idle, client.flush())
         .await
-        .map_err(|_| gone(Reason::ClientClosed))?
-        .map_err(gone)
+        .map_err(|_| fatal_rejection(Reason::ClientClosed))?
+        .map_err(fatal_rejection)
 }

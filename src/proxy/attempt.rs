@@ -11,24 +11,24 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    asked::Asked,
-    asker::Asker,
+    asked::RequestView,
+    asker::RequestSource,
     asking,
-    classify::{self, Broken, Judgement},
+    classify::{self, AttemptVerdict, TransportError},
     client::Client,
     deadline::Deadline,
     grpc, hedging,
-    parting::Parting,
-    picking::{self, Picked},
-    record::Progress,
-    rejection::{Rejection, SOON},
+    parting::StreamShutdown,
+    picking::{self, SelectedEndpoint},
+    record::RequestRecord,
+    rejection::{DEFAULT_RETRY_AFTER, Rejection},
     repicking,
     request_body::RequestBody,
-    retrying::{self, Tries},
-    serve::Exchange,
-    settlement::{self, Settlement},
+    retrying::{self, AttemptHistory},
+    serve::RequestContext,
+    settlement::{self, AttemptReporter},
     signs,
-    stale::Capture,
+    stale::ResponseCapture,
     upstream::Upstream,
 };
 use crate::{
@@ -37,41 +37,41 @@ use crate::{
         breaker::BreakerGuard,
         budget::RetryGuard,
         endpoint::{EndpointGuard, EndpointState},
-        limit::LimitGuard,
-        outlier::Observation,
+        limit::ConcurrencyPermit,
+        outlier::AttemptObservation,
     },
-    telemetry::{decisions::Step, reason::Reason},
+    telemetry::{decisions::Decision, reason::Reason},
 };
 
 /// The head of an answer has come.
-pub(super) struct Answered {
+pub(super) struct UpstreamResponse {
     pub(super) upstream: Upstream,
     /// Whether both sides now speak something else than HTTP.
     pub(super) is_upgrade: bool,
     /// Whether it says that the request was not looked at.
     pub(super) is_unprocessed: bool,
     /// Whether the backend took all of the request that was written to it.
-    pub(super) is_listening: bool,
+    pub(super) accepts_body: bool,
     /// What was read of its body already.
-    pub(super) first: Option<Bytes>,
+    pub(super) first_chunk: Option<Bytes>,
     /// How it may be ended when this instance leaves.
-    pub(super) parting: Option<Parting>,
+    pub(super) stream_shutdown: Option<StreamShutdown>,
     /// What is kept of it for the time when there is none.
-    pub(super) capture: Option<Box<Capture>>,
+    pub(super) capture: Option<Box<ResponseCapture>>,
     /// The status of gRPC, if it is known.
     pub(super) grpc_status: Option<u8>,
     /// Until when the client itself waits, if it has said so.
-    pub(super) until: Option<Instant>,
+    pub(super) call_deadline: Option<Instant>,
     /// What the trailers will settle.
-    pub(super) unsettled: Option<Settlement>,
+    pub(super) pending_reporter: Option<AttemptReporter>,
     /// Held until the answer is through.
-    pub(super) in_flight: Option<EndpointGuard>,
-    pub(super) _retry: Option<RetryGuard>,
+    pub(super) in_flight_guard: Option<EndpointGuard>,
+    pub(super) _retry_guard: Option<RetryGuard>,
 }
 
-impl Answered {
+impl UpstreamResponse {
     /// What was answered, for who reads why.
-    pub(super) fn status_in_words(&self) -> String {
+    pub(super) fn status_text(&self) -> String {
         match self.grpc_status {
             Some(status) => format!("grpc-status {status}"),
             None => self
@@ -84,394 +84,443 @@ impl Answered {
 }
 
 /// How an attempt failed.
-pub(super) enum Failed {
+pub(super) enum AttemptError {
     /// By the backend; it may be tried again.
-    Broken(Broken),
+    Transport(TransportError),
     /// Not by the backend: it says that it is leaving or new, and did not look at the request. What it says.
-    Unprocessed(Box<Answered>),
+    Unprocessed(Box<UpstreamResponse>),
     /// All connections that the endpoint may have are busy; another may do.
-    Full,
+    ConnectionLimitReached,
     /// By ourselves or the client; it is over.
     Rejected(Rejection),
 }
 
-impl From<Broken> for Failed {
-    fn from(broken: Broken) -> Self {
-        Self::Broken(broken)
+impl From<TransportError> for AttemptError {
+    fn from(transport_error: TransportError) -> Self {
+        Self::Transport(transport_error)
     }
 }
 
-impl From<Rejection> for Failed {
+impl From<Rejection> for AttemptError {
     fn from(rejection: Rejection) -> Self {
         Self::Rejected(rejection)
     }
 }
 
 /// Asks a backend in the place that is held, whose limit learns from it.
-pub(super) async fn in_place(
-    exchange: &Exchange<'_>,
+pub(super) async fn send_with_permit(
+    context: &RequestContext<'_>,
     client: &mut Client,
     body: &mut RequestBody,
-    progress: &mut Progress,
-    place: &mut Option<LimitGuard>,
-    began: Instant,
-) -> Result<Answered, Rejection> {
-    let learner = place.as_ref().and_then(LimitGuard::learner);
-    let answered = until_answered(
-        &exchange.learning(learner.as_ref()),
+    record: &mut RequestRecord,
+    permit: &mut Option<ConcurrencyPermit>,
+    started_at: Instant,
+) -> Result<UpstreamResponse, Rejection> {
+    let limit_sampler = permit.as_ref().and_then(ConcurrencyPermit::sampler);
+    let response = send_with_deadline(
+        &context.with_limit_sampler(limit_sampler.as_ref()),
         client,
         body,
-        progress,
-        began,
+        record,
+        started_at,
     )
     .await;
-    if let Some(place) = place {
-        place.answer_begins();
+    if let Some(permit) = permit {
+        permit.record_response_start();
     }
-    answered
+    response
 }
 
 /// Makes attempts until one is answered with something to pass on. The policy's time begins at `began`, or when the client has sent all.
-async fn until_answered(
-    exchange: &Exchange<'_>,
+async fn send_with_deadline(
+    context: &RequestContext<'_>,
     client: &mut Client,
     body: &mut RequestBody,
-    progress: &mut Progress,
-    began: Instant,
-) -> Result<Answered, Rejection> {
+    record: &mut RequestRecord,
+    started_at: Instant,
+) -> Result<UpstreamResponse, Rejection> {
     let mut deadline = Deadline::new(
-        exchange.destination.policy.timeouts.request,
-        &client.asked(),
-        progress.began,
+        context.destination.policy.timeouts.request,
+        &client.request_view(),
+        record.started_at,
     );
     if body.is_done() {
-        deadline.begin(progress.complete.unwrap_or(progress.began), began);
+        deadline.start(
+            record.request_completed_at.unwrap_or(record.started_at),
+            started_at,
+        );
     }
-    let answered = attempts(exchange, client, body, progress, &mut deadline).await;
-    progress.complete = progress.complete.or(deadline.began());
-    answered
+    let response = run_attempts(context, client, body, record, &mut deadline).await;
+    record.request_completed_at = record.request_completed_at.or(deadline.started_at());
+    response
 }
 
-async fn attempts(
-    exchange: &Exchange<'_>,
+async fn run_attempts(
+    context: &RequestContext<'_>,
     client: &mut Client,
     body: &mut RequestBody,
-    progress: &mut Progress,
+    record: &mut RequestRecord,
     deadline: &mut Deadline,
-) -> Result<Answered, Rejection> {
-    let mut tries = Tries::default();
+) -> Result<UpstreamResponse, Rejection> {
+    let mut history = AttemptHistory::default();
     let mut retry_guard: Option<RetryGuard> = None;
-    exchange.destination.budget.deposit(progress.began);
-    if let Some(plan) = hedging::plan(exchange, client, body, progress.began) {
+    context.destination.retry_budget.deposit(record.started_at);
+    if let Some(hedge_plan) = hedging::plan(context, client, body, record.started_at) {
         // Boxed, as all that few requests need: it would make the future of every request larger.
-        return Box::pin(hedging::race(exchange, client, &plan, *deadline, progress)).await;
+        return Box::pin(hedging::run_race(
+            context,
+            client,
+            &hedge_plan,
+            *deadline,
+            record,
+        ))
+        .await;
     }
     loop {
-        let tried = tries.count();
-        let asked = client.asked();
-        let attempt = Attempt::begin(exchange, &asked, &mut tries, deadline, progress)?;
+        let tried_before = history.endpoint_count();
+        let request = client.request_view();
+        let attempt = Attempt::begin(context, &request, &mut history, deadline, record)?;
         let attempt = Attempt {
-            looks_ahead: retrying::may_repeat_by_trailers(exchange, &asked, &tries),
+            waits_for_first_chunk: retrying::may_retry_on_trailers(context, &request, &history),
             ..attempt
         };
-        let began = attempt.began;
-        let made = attempt
-            .make(&mut Asker::Client(client, body), deadline)
+        let started_at = attempt.started_at;
+        let result = attempt
+            .run(&mut RequestSource::Client(client, body), deadline)
             .await;
-        let ended = match repicking::consider(exchange, body, &tries, tried, progress, made).await {
+        let outcome = match repicking::reselect_if_unprocessed(
+            context,
+            body,
+            &history,
+            tried_before,
+            record,
+            result,
+        )
+        .await
+        {
             None => continue,
-            Some(Ok(answered)) => Ok(answered),
-            Some(Err(Failed::Unprocessed(answered))) => Ok(*answered),
-            Some(Err(Failed::Broken(broken))) => Err(broken),
+            Some(Ok(response)) => Ok(response),
+            Some(Err(AttemptError::Unprocessed(response))) => Ok(*response),
+            Some(Err(AttemptError::Transport(transport_error))) => Err(transport_error),
             // Another may have room; one that was picked for want of another has not.
-            Some(Err(Failed::Full)) if repicking::has_another(exchange, &tries, tried) => {
-                progress.attempts -= 1;
+            Some(Err(AttemptError::ConnectionLimitReached))
+                if repicking::has_untried_endpoint(context, &history, tried_before) =>
+            {
+                record.attempts -= 1;
                 continue;
             }
-            Some(Err(Failed::Full)) => return Err(full(exchange, progress)),
-            Some(Err(Failed::Rejected(rejection))) => return Err(rejection),
+            Some(Err(AttemptError::ConnectionLimitReached)) => {
+                return Err(connection_limit_rejection(context, record));
+            }
+            Some(Err(AttemptError::Rejected(rejection))) => return Err(rejection),
         };
-        let failure = match &ended {
-            Ok(answered) => retrying::status_failure(exchange, answered),
-            Err(broken) => Some(broken.failure()),
+        let failure = match &outcome {
+            Ok(response) => retrying::failure_from_response(context, response),
+            Err(transport_error) => Some(transport_error.retry_failure()),
         };
         if failure.is_some() {
-            note_failure(exchange, progress, &ended, began);
+            record_failure(context, record, &outcome, started_at);
         }
-        let retry = failure.and_then(|failure| {
-            retrying::consider(
-                exchange,
+        let retry_delay = failure.and_then(|failure| {
+            retrying::decide_retry(
+                context,
                 client,
                 body,
                 failure,
-                &mut tries,
+                &mut history,
                 deadline,
                 &mut retry_guard,
             )
         });
-        match (retry, ended) {
-            (Some(retry), ended) => {
-                if let Ok(answered) = ended {
-                    retrying::discard(exchange, body.is_done(), answered).await;
+        match (retry_delay, outcome) {
+            (Some(retry_delay), outcome) => {
+                if let Ok(response) = outcome {
+                    retrying::discard_response(context, body.is_done(), response).await;
                 }
-                wait(client, body, retry).await?;
+                wait_before_retry(client, body, retry_delay).await?;
             }
-            (None, Ok(answered)) => {
-                if tries.number() == 1 {
-                    hedging::note_shadow(exchange, client, body, began);
+            (None, Ok(response)) => {
+                if history.attempt_number() == 1 {
+                    hedging::record_shadow_hedge(context, client, body, started_at);
                 }
-                return Ok(Answered {
-                    _retry: retry_guard,
-                    ..answered
+                return Ok(UpstreamResponse {
+                    _retry_guard: retry_guard,
+                    ..response
                 });
             }
-            (None, Err(broken)) => return Err(failed(progress, broken)),
+            (None, Err(transport_error)) => {
+                return Err(transport_rejection(record, transport_error));
+            }
         }
     }
 }
 
-fn note_failure(
-    exchange: &Exchange<'_>,
-    progress: &Progress,
-    ended: &Result<Answered, Broken>,
-    began: Instant,
+fn record_failure(
+    context: &RequestContext<'_>,
+    record: &RequestRecord,
+    outcome: &Result<UpstreamResponse, TransportError>,
+    started_at: Instant,
 ) {
-    let how = ended.as_ref().map_or_else(
-        |broken| broken.reason().token().to_owned(),
-        Answered::status_in_words,
+    let cause = outcome.as_ref().map_or_else(
+        |transport_error| transport_error.reason().token().to_owned(),
+        UpstreamResponse::status_text,
     );
-    exchange.notes.push(Step::Failed {
-        attempt: progress.attempts,
-        endpoint: progress.endpoint_label(),
-        how,
-        took: clock::now().saturating_duration_since(began),
+    context.decision_trace.record(Decision::AttemptFailed {
+        attempt: record.attempts,
+        endpoint: record.endpoint_label(),
+        cause,
+        duration: clock::now().saturating_duration_since(started_at),
     });
 }
 
 /// How a request ends whose last attempt failed.
-pub(super) fn failed(progress: &Progress, broken: Broken) -> Rejection {
-    Rejection::by(broken.reason(), progress.endpoint_label())
+pub(super) fn transport_rejection(
+    record: &RequestRecord,
+    transport_error: TransportError,
+) -> Rejection {
+    Rejection::new(transport_error.reason(), record.endpoint_label())
 }
 
 /// One attempt at one endpoint.
 pub(super) struct Attempt<'e> {
-    exchange: &'e Exchange<'e>,
+    exchange: &'e RequestContext<'e>,
     pub(super) endpoint: Arc<EndpointState>,
-    breaker: Option<BreakerGuard>,
-    observation: Option<Observation>,
-    pub(super) began: Instant,
+    breaker_guard: Option<BreakerGuard>,
+    observation: Option<AttemptObservation>,
+    pub(super) started_at: Instant,
     /// Which one of those that the backend can have seen, from 1.
-    number: u32,
+    attempt_number: u32,
     /// Whether a call of gRPC is waited for up to its first message, because it may be tried again if it ends before.
-    looks_ahead: bool,
+    waits_for_first_chunk: bool,
 }
 
 impl<'e> Attempt<'e> {
     /// Picks an endpoint, and gets the right to ask it.
     pub(super) fn begin(
-        exchange: &'e Exchange<'e>,
-        asked: &Asked<'_>,
-        tries: &mut Tries,
+        context: &'e RequestContext<'e>,
+        request: &RequestView<'_>,
+        history: &mut AttemptHistory,
         deadline: &Deadline,
-        progress: &mut Progress,
+        record: &mut RequestRecord,
     ) -> Result<Self, Rejection> {
-        let began = clock::now();
-        if deadline.time_left(began).is_zero() {
+        let started_at = clock::now();
+        if deadline.time_left(started_at).is_zero() {
             // Whoever asked has given up by now.
-            return Err(Rejection::of(Reason::RequestTimeout));
+            return Err(Rejection::from_reason(Reason::RequestTimeout));
         }
-        progress.attempts += 1;
-        let Picked {
+        record.attempts += 1;
+        let SelectedEndpoint {
             index,
-            breaker,
+            breaker_guard: breaker,
             observation,
-        } = picking::pick(exchange, asked, tries, began)?;
-        let endpoint = exchange.destination.backend.endpoints[index].clone();
-        progress.endpoint = Some(endpoint.clone());
-        tries.note(index);
+        } = picking::select_endpoint(context, request, history, started_at)?;
+        let endpoint = context.destination.backend.endpoints[index].clone();
+        record.endpoint = Some(endpoint.clone());
+        history.record_endpoint(index);
         Ok(Self {
-            exchange,
+            exchange: context,
             endpoint,
-            breaker,
+            breaker_guard: breaker,
             observation,
-            began,
-            number: tries.number(),
-            looks_ahead: false,
+            started_at,
+            attempt_number: history.attempt_number(),
+            waits_for_first_chunk: false,
         })
     }
 
     /// Asks the endpoint, and tells everybody who wants to know how it went.
-    pub(super) async fn make(
+    pub(super) async fn run(
         self,
-        asker: &mut Asker<'_>,
+        source: &mut RequestSource<'_>,
         deadline: &mut Deadline,
-    ) -> Result<Answered, Failed> {
+    ) -> Result<UpstreamResponse, AttemptError> {
         let Self {
-            exchange,
+            exchange: context,
             endpoint,
-            breaker,
+            breaker_guard: breaker,
             observation,
-            began,
-            number,
-            looks_ahead,
+            started_at,
+            attempt_number: number,
+            waits_for_first_chunk: looks_ahead,
         } = self;
-        let guard = endpoint.enter();
-        let mut settlement = Settlement::new(exchange, breaker, observation, began);
-        let made = match asking::ask(exchange, asker, deadline, number, &endpoint).await {
-            Ok((mut upstream, head)) if looks_ahead && asker.is_whole() => Box::pin(
-                asking::first_piece(exchange, asker, deadline, &mut upstream),
+        let in_flight_guard = endpoint.start_request();
+        let mut reporter = AttemptReporter::new(context, breaker, observation, started_at);
+        let result = match asking::send_request(context, source, deadline, number, &endpoint).await
+        {
+            Ok((mut upstream, head)) if looks_ahead && source.is_fully_buffered() => Box::pin(
+                asking::read_first_chunk(context, source, deadline, &mut upstream),
             )
             .await
-            .map(|first| (upstream, head, first)),
-            made => made.map(|(upstream, head)| (upstream, head, None)),
+            .map(|first_chunk| (upstream, head, first_chunk)),
+            result => result.map(|(upstream, head)| (upstream, head, None)),
         };
         let now = clock::now();
         // What the client took to send its request is not the backend's slowness; and while it still sends, nobody knows how long the backend takes.
-        if let Some(complete) = deadline.began() {
-            settlement.answered(now.saturating_duration_since(complete.max(began)));
+        if let Some(request_completed_at) = deadline.started_at() {
+            reporter.record_latency(
+                now.saturating_duration_since(request_completed_at.max(started_at)),
+            );
         }
-        match made {
-            Ok((upstream, head, first)) => {
-                let told = upstream.head();
-                let is_unprocessed = told.is_some_and(|told| {
-                    signs::note(exchange, &endpoint, &told.headers, now)
-                        && signs::is_unprocessed(told.status, &told.headers)
+        match result {
+            Ok((upstream, head, first_chunk)) => {
+                let response_head = upstream.head();
+                let is_unprocessed = response_head.is_some_and(|response_head| {
+                    signs::observe(context, &endpoint, &response_head.headers, now)
+                        && signs::is_unprocessed(response_head.status, &response_head.headers)
                 });
-                let (grpc_status, judgement) = judge(exchange, &asker.asked(), &upstream);
-                let leave_alone = upstream
+                let (grpc_status, verdict) =
+                    classify_head(context, &source.request_view(), &upstream);
+                let retry_after = upstream
                     .head()
-                    .and_then(|head| classify::retry_after(head, clock::wall));
-                let unsettled = match judgement {
+                    .and_then(|head| classify::parse_retry_after(head, clock::wall_time));
+                let pending_reporter = match verdict {
                     // Nothing was asked, so there is nothing to tell.
                     _ if is_unprocessed => {
-                        settlement.forget();
+                        reporter.discard();
                         None
                     }
-                    Some(judgement) => {
-                        settlement.settle(judgement, leave_alone, now);
+                    Some(verdict) => {
+                        reporter.report(verdict, retry_after, now);
                         None
                     }
                     None => {
-                        settlement.has_begun(now);
-                        Some(settlement)
+                        reporter.record_response_start(now);
+                        Some(reporter)
                     }
                 };
-                let until = deadline.of_call();
-                let asking::Head {
+                let call_deadline = deadline.call_deadline();
+                let asking::ReceivedHead {
                     is_upgrade,
-                    is_listening,
+                    accepts_body,
                 } = head;
-                let answered = Answered {
+                let response = UpstreamResponse {
                     upstream,
                     is_upgrade,
                     is_unprocessed,
-                    is_listening,
-                    first,
-                    parting: None,
+                    accepts_body,
+                    first_chunk,
+                    stream_shutdown: None,
                     capture: None,
                     grpc_status,
-                    until,
-                    unsettled,
-                    in_flight: Some(guard),
-                    _retry: None,
+                    call_deadline,
+                    pending_reporter,
+                    in_flight_guard: Some(in_flight_guard),
+                    _retry_guard: None,
                 };
                 if is_unprocessed {
-                    Err(Failed::Unprocessed(Box::new(answered)))
+                    Err(AttemptError::Unprocessed(Box::new(response)))
                 } else {
-                    Ok(answered)
+                    Ok(response)
                 }
             }
-            Err(failed) => {
-                let of_attempt = exchange
-                    .destination
-                    .policy
-                    .timeouts
-                    .backend_request
-                    .map(|one| deadline.began().unwrap_or(now).max(began) + one);
-                tell_failure(
-                    settlement,
-                    &failed,
+            Err(error) => {
+                let attempt_deadline =
+                    context
+                        .destination
+                        .policy
+                        .timeouts
+                        .backend_request
+                        .map(|attempt_timeout| {
+                            deadline.started_at().unwrap_or(now).max(started_at) + attempt_timeout
+                        });
+                report_failure(
+                    reporter,
+                    &error,
                     &endpoint,
-                    deadline.is_clients_own(of_attempt, now),
+                    deadline.is_client_imposed(attempt_deadline, now),
                     now,
                 );
-                Err(failed)
+                Err(error)
             }
         }
     }
 }
 
-fn tell_failure(
-    settlement: Settlement,
-    failed: &Failed,
+fn report_failure(
+    reporter: AttemptReporter,
+    error: &AttemptError,
     endpoint: &EndpointState,
-    is_clients_own: bool,
+    is_client_imposed: bool,
     now: Instant,
 ) {
-    match failed {
+    match error {
         // It has said that it leaves, and is gone: that is no failure.
-        Failed::Broken(broken) if broken.is_unprocessed() && endpoint.alone_until().is_some() => {
-            settlement.forget()
+        AttemptError::Transport(transport_error)
+            if transport_error.is_unprocessed() && endpoint.draining_until().is_some() =>
+        {
+            reporter.discard()
         }
         // How little time a client gives is no failure of the backend.
-        Failed::Broken(_) if is_clients_own => settlement.give_up(now),
-        Failed::Broken(broken) => {
-            settlement.settle(settlement::cut_off(broken.outcome()), None, now)
-        }
+        AttemptError::Transport(_) if is_client_imposed => reporter.report_cancelled(now),
+        AttemptError::Transport(transport_error) => reporter.report(
+            settlement::transport_failure_verdict(transport_error.attempt_outcome()),
+            None,
+            now,
+        ),
         // Nothing was asked, so there is nothing to tell; its guards settle as cancelled.
-        Failed::Full => settlement.forget(),
-        Failed::Rejected(_) | Failed::Unprocessed(_) => settlement.give_up(now),
+        AttemptError::ConnectionLimitReached => reporter.discard(),
+        AttemptError::Rejected(_) | AttemptError::Unprocessed(_) => reporter.report_cancelled(now),
     }
 }
 
 /// Every endpoint has as many connections as it may, and all are busy.
-pub(super) fn full(exchange: &Exchange<'_>, progress: &Progress) -> Rejection {
-    let by = progress.endpoint.as_ref().map_or_else(
-        || exchange.destination.backend.spec.name.clone(),
+pub(super) fn connection_limit_rejection(
+    context: &RequestContext<'_>,
+    record: &RequestRecord,
+) -> Rejection {
+    let rejected_by = record.endpoint.as_ref().map_or_else(
+        || context.destination.backend.spec.name.clone(),
         |endpoint| endpoint.label.clone(),
     );
-    Rejection::by(Reason::ConnectionLimit, by).after(SOON)
+    Rejection::new(Reason::ConnectionLimit, rejected_by).with_retry_after(DEFAULT_RETRY_AFTER)
 }
 
 /// What the head of an answer says about the attempt; of gRPC it may say nothing yet.
-fn judge(
-    exchange: &Exchange<'_>,
-    asked: &Asked<'_>,
+fn classify_head(
+    context: &RequestContext<'_>,
+    request: &RequestView<'_>,
     upstream: &Upstream,
-) -> (Option<u8>, Option<Judgement>) {
+) -> (Option<u8>, Option<AttemptVerdict>) {
     let Some(head) = upstream.head() else {
         return (None, None);
     };
     let status = head.status.as_u16();
-    if !asked.is_grpc {
+    if !request.is_grpc {
         return (
             None,
-            Some(classify::status(&exchange.destination.policy, status)),
+            Some(classify::verdict_from_status(
+                &context.destination.policy,
+                status,
+            )),
         );
     }
-    let in_trailers = || upstream.trailers().and_then(grpc::status);
-    let stated = grpc::status(&head.headers)
-        .or_else(in_trailers)
-        .or_else(|| (status != 200).then(|| grpc::of_http(status)));
-    (stated, stated.map(grpc::judge))
+    let trailer_status = || upstream.trailers().and_then(grpc::parse_status);
+    let grpc_status = grpc::parse_status(&head.headers)
+        .or_else(trailer_status)
+        .or_else(|| (status != 200).then(|| grpc::status_from_http(status)));
+    (grpc_status, grpc_status.map(grpc::verdict_from_status))
 }
 
 /// Waits before a retry, and notices if the client leaves meanwhile.
-async fn wait(client: &mut Client, body: &RequestBody, wait: Duration) -> Result<(), Rejection> {
-    if wait.is_zero() {
+async fn wait_before_retry(
+    client: &mut Client,
+    body: &RequestBody,
+    delay: Duration,
+) -> Result<(), Rejection> {
+    if delay.is_zero() {
         return Ok(());
     }
     tokio::select! {
         biased;
-        () = clock::sleep(wait) => Ok(()),
-        reason = client.gone(), if body.is_done() => Err(gone(reason)),
+        () = clock::sleep(delay) => Ok(()),
+        reason = client.closed(), if body.is_done() => Err(fatal_rejection(reason)),
     }
 }
 
 /// A client that left, or sends what cannot be understood.
-pub(super) fn gone(reason: Reason) -> Rejection {
+pub(super) fn fatal_rejection(reason: Reason) -> Rejection {
     Rejection {
         is_fatal: true,
-        ..Rejection::of(reason)
+        ..Rejection::from_reason(reason)
     }
 }

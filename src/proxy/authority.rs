@@ -10,14 +10,14 @@ use crate::telemetry::reason::Reason;
 
 /// Whom a request is for, and what it asks.
 #[derive(Clone)]
-pub(super) struct Target {
+pub(super) struct RequestTarget {
     /// The host as it was written, with its port if there is one; empty if an HTTP/1.0 client named none.
     pub(super) authority: String,
     /// Path and query, in origin form.
     pub(super) path_and_query: String,
 }
 
-impl Target {
+impl RequestTarget {
     /// The host without its port.
     pub(super) fn host(&self) -> &str {
         match self.authority.strip_prefix('[') {
@@ -38,66 +38,68 @@ impl Target {
 }
 
 /// Finds out whom a request is for.
-pub(super) fn of(client: &Client) -> Result<Target, Rejection> {
-    let bad = || Rejection::of(Reason::BadRequest);
+pub(super) fn parse(client: &Client) -> Result<RequestTarget, Rejection> {
+    let bad_request = || Rejection::from_reason(Reason::BadRequest);
     if client.is_http2() {
-        return of_http2(client);
+        return parse_http2(client);
     }
-    let raw = std::str::from_utf8(client.head().raw_path()).map_err(|_| bad())?;
+    let raw_target = std::str::from_utf8(client.head().raw_path()).map_err(|_| bad_request())?;
     let host = match client.head().headers.get(header::HOST) {
-        Some(host) => host.to_str().map_err(|_| bad())?,
+        Some(host) => host.to_str().map_err(|_| bad_request())?,
         None => "",
     };
-    let (authority, path_and_query) = if raw.starts_with('/') || raw == "*" {
-        (host, raw)
+    let (authority, path_and_query) = if raw_target.starts_with('/') || raw_target == "*" {
+        (host, raw_target)
     } else {
-        let (scheme, rest) = raw.split_once("://").ok_or_else(bad)?;
+        let (scheme, rest) = raw_target.split_once("://").ok_or_else(bad_request)?;
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-            return Err(bad());
+            return Err(bad_request());
         }
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        (&rest[..end], &rest[end..])
+        let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+        (&rest[..authority_end], &rest[authority_end..])
     };
-    let slash = if path_and_query.is_empty() || path_and_query.starts_with('?') {
+    let leading_slash = if path_and_query.is_empty() || path_and_query.starts_with('?') {
         "/"
     } else {
         ""
     };
-    Ok(Target {
+    Ok(RequestTarget {
         authority: authority.to_owned(),
-        path_and_query: [slash, path_and_query].concat(),
+        path_and_query: [leading_slash, path_and_query].concat(),
     })
 }
 
 /// HTTP/2 names the host in the target; a Host beside it must say the same (RFC 9113 section 8.3.1).
-fn of_http2(client: &Client) -> Result<Target, Rejection> {
-    let bad = || Rejection::of(Reason::BadRequest);
+fn parse_http2(client: &Client) -> Result<RequestTarget, Rejection> {
+    let bad_request = || Rejection::from_reason(Reason::BadRequest);
     let head = client.head();
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let host = hosts
         .next()
-        .map(|host| host.to_str().map_err(|_| bad()))
+        .map(|host| host.to_str().map_err(|_| bad_request()))
         .transpose()?;
     let authority = match (head.uri.authority().map(http::uri::Authority::as_str), host) {
-        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => return Err(bad()),
+        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
+            return Err(bad_request());
+        }
         (Some(authority), _) => authority,
         (None, Some(host)) => host,
-        (None, None) => return Err(bad()),
+        (None, None) => return Err(bad_request()),
     };
     if hosts.next().is_some() || authority.is_empty() || authority.contains('@') {
-        return Err(bad());
+        return Err(bad_request());
     }
     let path = head
         .uri
         .path_and_query()
         .map_or("/", http::uri::PathAndQuery::as_str);
-    let slash = if path.starts_with('/') || path == "*" {
+    let leading_slash = if path.starts_with('/') || path == "*" {
         ""
     } else {
         "/"
     };
-    Ok(Target {
+    Ok(RequestTarget {
         authority: authority.to_owned(),
-        path_and_query: [slash, path].concat(),
+        path_and_query: [leading_slash, path].concat(),
     })
 }

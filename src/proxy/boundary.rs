@@ -4,96 +4,96 @@
 
 /// What is passed on, as far as its parts can be told apart.
 #[derive(Debug)]
-pub(super) enum Parts {
+pub(super) enum MessageFraming {
     /// Frames of a WebSocket (RFC 6455 section 5.2), as a server sends them.
-    WebSocket(Framed),
+    WebSocket(LengthPrefixedFraming),
     /// Messages of gRPC: a flag and four bytes of length before each.
-    Grpc(Framed),
+    Grpc(LengthPrefixedFraming),
     /// Server-sent events: lines, and an empty one after each event.
-    Events(Lines),
+    EventStream(EventStreamFraming),
 }
 
-impl Parts {
+impl MessageFraming {
     /// Nothing has come yet of a WebSocket.
     pub(super) fn websocket() -> Self {
-        Self::WebSocket(Framed::default())
+        Self::WebSocket(LengthPrefixedFraming::default())
     }
 
     /// Nothing has come yet of a call of gRPC.
     pub(super) fn grpc() -> Self {
-        Self::Grpc(Framed::default())
+        Self::Grpc(LengthPrefixedFraming::default())
     }
 
     /// Nothing has come yet of a stream of events.
-    pub(super) fn events() -> Self {
-        Self::Events(Lines {
+    pub(super) fn event_stream() -> Self {
+        Self::EventStream(EventStreamFraming {
             is_line_empty: true,
-            has_cr: false,
-            is_between: true,
+            is_after_cr: false,
+            is_at_boundary: true,
         })
     }
 
     /// Follows what is passed on.
-    pub(super) fn note(&mut self, bytes: &[u8]) {
+    pub(super) fn observe(&mut self, bytes: &[u8]) {
         match self {
-            Self::WebSocket(framed) => framed.note(bytes, websocket_lengths),
-            Self::Grpc(framed) => framed.note(bytes, grpc_lengths),
-            Self::Events(lines) => bytes.iter().for_each(|byte| lines.note(*byte)),
+            Self::WebSocket(framed) => framed.observe(bytes, parse_websocket_header),
+            Self::Grpc(framed) => framed.observe(bytes, parse_grpc_header),
+            Self::EventStream(lines) => bytes.iter().for_each(|byte| lines.observe_byte(*byte)),
         }
     }
 
     /// Whether it may end here.
-    pub(super) fn is_between(&self) -> bool {
+    pub(super) fn is_at_boundary(&self) -> bool {
         match self {
             Self::WebSocket(framed) | Self::Grpc(framed) => {
-                framed.head.is_empty() && framed.left == 0
+                framed.partial_header.is_empty() && framed.remaining_body_bytes == 0
             }
-            Self::Events(lines) => lines.is_between,
+            Self::EventStream(lines) => lines.is_at_boundary,
         }
     }
 
     /// How many frames or messages have begun.
-    pub(super) fn count(&self) -> u64 {
+    pub(super) fn started_messages(&self) -> u64 {
         match self {
-            Self::WebSocket(framed) | Self::Grpc(framed) => framed.count,
-            Self::Events(_) => 0,
+            Self::WebSocket(framed) | Self::Grpc(framed) => framed.started_messages,
+            Self::EventStream(_) => 0,
         }
     }
 }
 
 /// Parts with a head that says how long they are.
 #[derive(Debug, Default)]
-pub(super) struct Framed {
+pub(super) struct LengthPrefixedFraming {
     /// The head of the part that has begun, as long as it is not complete.
-    head: Vec<u8>,
+    partial_header: Vec<u8>,
     /// What is to come of its body.
-    left: u64,
-    count: u64,
+    remaining_body_bytes: u64,
+    started_messages: u64,
 }
 
-impl Framed {
+impl LengthPrefixedFraming {
     /// `lengths` reads a head: the length of the body, or how long the head is at least.
-    fn note(&mut self, mut bytes: &[u8], lengths: fn(&[u8]) -> Result<u64, usize>) {
+    fn observe(&mut self, mut bytes: &[u8], parse_header: fn(&[u8]) -> Result<u64, usize>) {
         while !bytes.is_empty() {
-            let body = usize::try_from(self.left)
+            let body = usize::try_from(self.remaining_body_bytes)
                 .unwrap_or(usize::MAX)
                 .min(bytes.len());
-            self.left -= body as u64;
+            self.remaining_body_bytes -= body as u64;
             bytes = &bytes[body..];
-            while !bytes.is_empty() && self.left == 0 {
-                self.count += u64::from(self.head.is_empty());
-                self.head.push(bytes[0]);
+            while !bytes.is_empty() && self.remaining_body_bytes == 0 {
+                self.started_messages += u64::from(self.partial_header.is_empty());
+                self.partial_header.push(bytes[0]);
                 bytes = &bytes[1..];
-                if let Ok(length) = lengths(&self.head) {
-                    self.left = length;
-                    self.head.clear();
+                if let Ok(length) = parse_header(&self.partial_header) {
+                    self.remaining_body_bytes = length;
+                    self.partial_header.clear();
                 }
             }
         }
     }
 }
 
-fn grpc_lengths(head: &[u8]) -> Result<u64, usize> {
+fn parse_grpc_header(head: &[u8]) -> Result<u64, usize> {
     let length: [u8; 4] = head
         .get(1..5)
         .and_then(|length| length.try_into().ok())
@@ -101,21 +101,21 @@ fn grpc_lengths(head: &[u8]) -> Result<u64, usize> {
     Ok(u32::from_be_bytes(length).into())
 }
 
-fn websocket_lengths(head: &[u8]) -> Result<u64, usize> {
+fn parse_websocket_header(head: &[u8]) -> Result<u64, usize> {
     let second = *head.get(1).ok_or(2_usize)?;
-    let wide = match second & 0x7f {
+    let extended_length_bytes = match second & 0x7f {
         126 => 2,
         127 => 8,
         _ => 0,
     };
-    let mask = if second & 0x80 == 0 { 0 } else { 4 };
-    if head.len() < 2 + wide + mask {
-        return Err(2 + wide + mask);
+    let mask_bytes = if second & 0x80 == 0 { 0 } else { 4 };
+    if head.len() < 2 + extended_length_bytes + mask_bytes {
+        return Err(2 + extended_length_bytes + mask_bytes);
     }
-    let length = head[2..2 + wide]
+    let length = head[2..2 + extended_length_bytes]
         .iter()
         .fold(0, |length, byte| length << 8 | u64::from(*byte));
-    Ok(if wide == 0 {
+    Ok(if extended_length_bytes == 0 {
         (second & 0x7f).into()
     } else {
         length
@@ -124,22 +124,22 @@ fn websocket_lengths(head: &[u8]) -> Result<u64, usize> {
 
 /// Lines, and whether an empty one was the last.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct EventStreamFraming {
     is_line_empty: bool,
-    has_cr: bool,
-    is_between: bool,
+    is_after_cr: bool,
+    is_at_boundary: bool,
 }
 
-impl Lines {
+impl EventStreamFraming {
     /// A line ends with CR, LF or both (WHATWG HTML, "parsing an event stream").
-    fn note(&mut self, byte: u8) {
-        let is_second_half = byte == b'\n' && self.has_cr;
-        self.has_cr = byte == b'\r';
-        if is_second_half {
+    fn observe_byte(&mut self, byte: u8) {
+        let is_lf_of_crlf = byte == b'\n' && self.is_after_cr;
+        self.is_after_cr = byte == b'\r';
+        if is_lf_of_crlf {
             return;
         }
         let ends_line = matches!(byte, b'\r' | b'\n');
-        self.is_between = ends_line && self.is_line_empty;
+        self.is_at_boundary = ends_line && self.is_line_empty;
         self.is_line_empty = ends_line;
     }
 }
@@ -150,29 +150,32 @@ mod tests {
 
     /// After how many bytes it may end, however the bytes are cut into pieces.
     #[track_caller]
-    fn check(make: fn() -> Parts, bytes: &[u8], expected: &[usize]) {
+    fn check(make: fn() -> MessageFraming, bytes: &[u8], expected: &[usize]) {
         for piece in [1, 2, 3, 7, bytes.len()] {
-            let mut parts = make();
-            let mut ends = Vec::new();
-            let mut passed = 0;
+            let mut framing = make();
+            let mut boundaries = Vec::new();
+            let mut bytes_observed = 0;
             for chunk in bytes.chunks(piece) {
-                parts.note(chunk);
-                passed += chunk.len();
-                if parts.is_between() {
-                    ends.push(passed);
+                framing.observe(chunk);
+                bytes_observed += chunk.len();
+                if framing.is_at_boundary() {
+                    boundaries.push(bytes_observed);
                 }
             }
-            let reachable: Vec<usize> = expected
+            let expected_boundaries_bytes: Vec<usize> = expected
                 .iter()
                 .copied()
                 .filter(|end| end % piece == 0 || *end == bytes.len())
                 .collect();
-            assert_eq!(ends, reachable, "in pieces of {piece}");
+            assert_eq!(
+                boundaries, expected_boundaries_bytes,
+                "in pieces of {piece}"
+            );
         }
     }
 
     #[test]
-    fn frames_of_a_websocket_are_told_apart() {
+    fn a_websocket_stream_is_at_a_boundary_only_between_frames() {
         let mut bytes = vec![0x81, 5];
         bytes.extend(b"hello");
         bytes.extend([0x82, 0x85, 1, 2, 3, 4]);
@@ -182,28 +185,42 @@ mod tests {
         bytes.extend([0x55; 256]);
         bytes.extend([0x82, 127, 0, 0, 0, 0, 0, 1, 0, 1]);
         bytes.extend(vec![0xaa; 65_537]);
-        let ends = [7, 18, 20, 280, 65_827];
-        check(Parts::websocket, &bytes, &ends);
+        let boundaries = [7, 18, 20, 280, 65_827];
+        check(MessageFraming::websocket, &bytes, &boundaries);
     }
 
     #[test]
-    fn messages_of_grpc_are_told_apart_and_counted() {
+    fn a_grpc_stream_is_at_a_boundary_only_between_messages_and_counts_them() {
         let bytes = [0, 0, 0, 0, 2, 8, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 9];
-        check(Parts::grpc, &bytes, &[7, 12, 18]);
-        let mut parts = Parts::grpc();
-        parts.note(&bytes[..14]);
-        assert_eq!((parts.count(), parts.is_between()), (3, false));
+        check(MessageFraming::grpc, &bytes, &[7, 12, 18]);
+        let mut framing = MessageFraming::grpc();
+        framing.observe(&bytes[..14]);
+        assert_eq!(
+            (framing.started_messages(), framing.is_at_boundary()),
+            (3, false)
+        );
     }
 
     #[test]
-    fn events_end_with_an_empty_line_however_lines_end() {
-        check(Parts::events, b"data: a\n\ndata: b\ndata: c\n\n", &[9, 26]);
+    fn an_event_stream_is_at_a_boundary_only_after_an_empty_line() {
         check(
-            Parts::events,
+            MessageFraming::event_stream,
+            b"data: a\n\ndata: b\ndata: c\n\n",
+            &[9, 26],
+        );
+        check(
+            MessageFraming::event_stream,
             b"data: a\r\n\r\n: x\r\n\r\n",
             &[10, 11, 17, 18],
         );
-        check(Parts::events, b"data: a\r\rid: 1\r\r", &[9, 16]);
-        assert!(Parts::events().is_between(), "nothing has begun");
+        check(
+            MessageFraming::event_stream,
+            b"data: a\r\rid: 1\r\r",
+            &[9, 16],
+        );
+        assert!(
+            MessageFraming::event_stream().is_at_boundary(),
+            "nothing has begun"
+        );
     }
 }

@@ -7,14 +7,14 @@ use pingora::http::ResponseHeader;
 
 use crate::{
     policy::snapshot::PolicySpec,
-    resilience::{breaker::Outcome, outlier::Attempted, retry::Failure},
-    state::limit::Learner,
+    resilience::{breaker::CallOutcome, outlier::EndpointResult, retry::FailureKind},
+    state::limit::LimitSampler,
     telemetry::{metrics::AttemptOutcome, reason::Reason},
 };
 
 /// How an attempt ended without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(super) enum TransportError {
     /// No connection.
     ConnectFailed,
     /// No connection in time.
@@ -26,27 +26,38 @@ pub(super) enum Broken {
     /// Cut off, before or after a byte of the request had left.
     Reset {
         /// Whether a byte had left.
-        has_sent: bool,
+        has_sent_request: bool,
     },
     /// No answer in time.
     TimedOut {
         /// Whether the whole request's time is over, and not only the attempt's.
-        is_request: bool,
+        is_request_timeout: bool,
     },
     /// An answer that is not HTTP.
     Protocol,
 }
 
-impl Broken {
+impl TransportError {
     /// For the retry.
-    pub(super) fn failure(self) -> Failure {
+    pub(super) fn retry_failure(self) -> FailureKind {
         match self {
-            Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => Failure::ConnectFailure,
-            Self::Refused => Failure::Refused,
-            Self::Reset { has_sent: false } => Failure::ResetBeforeRequest,
-            Self::Reset { has_sent: true } => Failure::Reset,
-            Self::TimedOut { is_request: false } => Failure::PerTryTimeout,
-            Self::TimedOut { is_request: true } | Self::Protocol => Failure::Final,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => {
+                FailureKind::ConnectFailure
+            }
+            Self::Refused => FailureKind::RefusedStream,
+            Self::Reset {
+                has_sent_request: false,
+            } => FailureKind::ResetBeforeRequest,
+            Self::Reset {
+                has_sent_request: true,
+            } => FailureKind::Reset,
+            Self::TimedOut {
+                is_request_timeout: false,
+            } => FailureKind::PerTryTimeout,
+            Self::TimedOut {
+                is_request_timeout: true,
+            }
+            | Self::Protocol => FailureKind::NotRetryable,
         }
     }
 
@@ -58,7 +69,9 @@ impl Broken {
                 | Self::ConnectTimeout
                 | Self::TlsFailed
                 | Self::Refused
-                | Self::Reset { has_sent: false }
+                | Self::Reset {
+                    has_sent_request: false
+                }
         )
     }
 
@@ -69,14 +82,18 @@ impl Broken {
             Self::ConnectTimeout => Reason::ConnectTimeout,
             Self::TlsFailed => Reason::TlsFailed,
             Self::Reset { .. } | Self::Refused => Reason::UpstreamReset,
-            Self::TimedOut { is_request: false } => Reason::UpstreamTimeout,
-            Self::TimedOut { is_request: true } => Reason::RequestTimeout,
+            Self::TimedOut {
+                is_request_timeout: false,
+            } => Reason::UpstreamTimeout,
+            Self::TimedOut {
+                is_request_timeout: true,
+            } => Reason::RequestTimeout,
             Self::Protocol => Reason::UpstreamProtocolError,
         }
     }
 
     /// For the metrics.
-    pub(super) fn outcome(self) -> AttemptOutcome {
+    pub(super) fn attempt_outcome(self) -> AttemptOutcome {
         match self {
             Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => {
                 AttemptOutcome::ConnectFailure
@@ -89,59 +106,64 @@ impl Broken {
 
 /// What an attempt's end means for each who wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Judgement {
+pub(super) struct AttemptVerdict {
     /// For the breaker.
-    pub(super) outcome: Outcome,
+    pub(super) breaker_outcome: CallOutcome,
     /// For the endpoint.
-    pub(super) attempted: Attempted,
+    pub(super) outlier_outcome: EndpointResult,
     /// For the metrics.
-    pub(super) counted: AttemptOutcome,
+    pub(super) attempt_outcome: AttemptOutcome,
     /// For an adaptive limit: whether it is asked too much.
     pub(super) is_overload: bool,
 }
 
-impl Judgement {
+impl AttemptVerdict {
     /// Tells an adaptive limit what an attempt says. How soon a backend fails says nothing about how long it takes to work.
-    pub(super) fn teach(&self, learner: &Learner, took: Duration, now: Instant) {
-        if self.is_overload || self.outcome == Outcome::Success {
-            learner.note(took, self.is_overload, now);
+    pub(super) fn record_sample(
+        &self,
+        limit_sampler: &LimitSampler,
+        duration: Duration,
+        now: Instant,
+    ) {
+        if self.is_overload || self.breaker_outcome == CallOutcome::Success {
+            limit_sampler.record_sample(duration, self.is_overload, now);
         }
     }
 }
 
 /// What a status means.
-pub(super) fn status(policy: &PolicySpec, status: u16) -> Judgement {
+pub(super) fn verdict_from_status(policy: &PolicySpec, status: u16) -> AttemptVerdict {
     let is_failure = policy.breaker.as_ref().map_or(status >= 500, |breaker| {
         breaker.failure_codes.contains(status)
     });
-    let (outcome, counted) = match status {
-        429 => (Outcome::Throttled, AttemptOutcome::Throttled),
-        _ if is_failure => (Outcome::Failure, AttemptOutcome::Failure),
-        _ => (Outcome::Success, AttemptOutcome::Success),
+    let (breaker_outcome, attempt_outcome) = match status {
+        429 => (CallOutcome::Throttled, AttemptOutcome::Throttled),
+        _ if is_failure => (CallOutcome::Failure, AttemptOutcome::Failure),
+        _ => (CallOutcome::Success, AttemptOutcome::Success),
     };
-    let attempted = match status {
-        429 => Attempted::Throttled,
-        502..=504 => Attempted::GatewayError,
-        500.. => Attempted::ServerError,
-        _ => Attempted::Success,
+    let outlier_outcome = match status {
+        429 => EndpointResult::Throttled,
+        502..=504 => EndpointResult::GatewayError,
+        500.. => EndpointResult::ServerError,
+        _ => EndpointResult::Success,
     };
-    Judgement {
-        outcome,
-        attempted,
-        counted,
+    AttemptVerdict {
+        breaker_outcome,
+        outlier_outcome,
+        attempt_outcome,
         is_overload: matches!(status, 429 | 503),
     }
 }
 
 /// The wait that an answer asks for: seconds or a date (RFC 9110 section 10.2.3), believed on 429 and 503 only.
-pub(super) fn retry_after(
-    answer: &ResponseHeader,
-    wall: impl FnOnce() -> SystemTime,
+pub(super) fn parse_retry_after(
+    response: &ResponseHeader,
+    wall_clock: impl FnOnce() -> SystemTime,
 ) -> Option<Duration> {
-    if answer.status != 429 && answer.status != 503 {
+    if response.status != 429 && response.status != 503 {
         return None;
     }
-    let value = answer
+    let value = response
         .headers
         .get(header::RETRY_AFTER)?
         .to_str()
@@ -151,7 +173,7 @@ pub(super) fn retry_after(
         return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
     }
     let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(wall()).unwrap_or_default())
+    Some(date.duration_since(wall_clock()).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -160,7 +182,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_read_as_seconds_and_as_a_date() {
-        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
+        let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
         let table = [
             (503, "3", Some(3)),
             (429, " 120 ", Some(120)),
@@ -173,10 +195,12 @@ mod tests {
             (502, "3", None),
         ];
         for (status, value, expected) in table {
-            let mut answer = ResponseHeader::build(status, None).expect("a status");
-            answer.insert_header("retry-after", value).expect("a value");
+            let mut response = ResponseHeader::build(status, None).expect("a status");
+            response
+                .insert_header("retry-after", value)
+                .expect("a value");
             assert_eq!(
-                retry_after(&answer, || wall).map(|wait| wait.as_secs()),
+                parse_retry_after(&response, || wall_clock).map(|wait| wait.as_secs()),
                 expected,
                 "{status} {value}"
             );

@@ -14,9 +14,9 @@ use tokio::{
 };
 
 use super::{
-    client::Peer,
+    client::ClientIdentity,
     http1, http2,
-    listener::{Closing, Place},
+    listener::{ConnectionPermit, ListenerState},
     worker::Worker,
 };
 use crate::{
@@ -25,9 +25,9 @@ use crate::{
     telemetry::metrics::name,
     transport::{
         certificate,
-        paced::Paced,
+        paced::BackpressuredStream,
         socket::Socket,
-        wire::{self, Agreed, Connection, Wire},
+        wire::{self, ConnectionHandle, HandshakeOutcome, QueuedStream},
     },
 };
 
@@ -38,28 +38,29 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) async fn serve(
     tcp: TcpStream,
     address: SocketAddr,
-    place: Place,
+    permit: ConnectionPermit,
     worker: Arc<Worker>,
-    mut closing: watch::Receiver<Closing>,
+    mut listener_state: watch::Receiver<ListenerState>,
 ) {
-    let spec = place.shared().spec.load_full();
-    let Some((mut connection, wire, agreed)) = open(tcp, &spec, &worker).await else {
+    let spec = permit.listener_context().spec.load_full();
+    let Some((mut connection, handle, handshake_outcome)) = accept_tls(tcp, &spec, &worker).await
+    else {
         return;
     };
-    let peer = Peer {
+    let identity = ClientIdentity {
         address: address.ip(),
         is_secure: spec.tls.is_some(),
-        identity: agreed
-            .peer
+        certificate_identity: handshake_outcome
+            .peer_certificate
             .as_ref()
             .and_then(|certificate| certificate::identity(certificate))
             .map(Arc::from),
     };
-    let is_http2 = match (spec.protocol, agreed.protocol.as_deref()) {
+    let is_http2 = match (spec.protocol, handshake_outcome.alpn_protocol.as_deref()) {
         (_, Some(b"h2")) | (Protocol::Http2 | Protocol::Grpc, _) => true,
         (Protocol::Http1, _) | (Protocol::Auto, Some(_)) => false,
         (Protocol::Auto, None) => {
-            match begins_with_preface(&mut connection, &wire, &spec, &mut closing).await {
+            match begins_with_preface(&mut connection, &handle, &spec, &mut listener_state).await {
                 Some(is_http2) => is_http2,
                 None => return,
             }
@@ -68,29 +69,29 @@ pub(super) async fn serve(
     if is_http2 {
         // On the heap, so that a connection of HTTP/1 does not carry its weight.
         Box::pin(http2::connection::serve(
-            Paced(connection),
-            peer,
-            place,
+            BackpressuredStream(connection),
+            identity,
+            permit,
             worker,
-            closing,
+            listener_state,
         ))
         .await;
     } else {
-        http1::serve(connection, wire, peer, place, worker, closing).await;
+        http1::serve(connection, handle, identity, permit, worker, listener_state).await;
     }
 }
 
 /// Agrees on TLS, if the listener wants it.
-async fn open(
+async fn accept_tls(
     tcp: TcpStream,
     spec: &ListenerSpec,
     worker: &Worker,
-) -> Option<(Connection, Arc<Wire>, Agreed)> {
+) -> Option<(QueuedStream, Arc<ConnectionHandle>, HandshakeOutcome)> {
     let Some(tls) = &spec.tls else {
-        let (connection, wire) = wire::open(Socket::Tcp(tcp), None);
-        return Some((connection, wire, Agreed::default()));
+        let (connection, handle) = wire::open(Socket::Tcp(tcp), None);
+        return Some((connection, handle, HandshakeOutcome::default()));
     };
-    let failed = |why: &dyn std::fmt::Display| {
+    let record_tls_failure = |why: &dyn std::fmt::Display| {
         tracing::debug!("no TLS with a client of the listener {}: {why}", spec.name);
         worker
             .state
@@ -102,23 +103,23 @@ async fn open(
             )
             .increment(1);
     };
-    let Some(material) = worker.state.tls.server(tls) else {
-        failed(&"there are no certificates");
+    let Some(material) = worker.state.tls.listener_material(tls) else {
+        record_tls_failure(&"there are no certificates");
         return None;
     };
     let session = rustls::ServerConnection::new(material.config)
-        .map_err(|error| failed(&error))
+        .map_err(|error| record_tls_failure(&error))
         .ok()?;
-    let (connection, wire) = wire::open(Socket::Tcp(tcp), Some(session.into()));
-    let agreeing = clock::within(Some(spec.limits.header_timeout), wire.handshake());
-    match agreeing.await {
-        Ok(Ok(agreed)) => Some((connection, wire, agreed)),
+    let (connection, handle) = wire::open(Socket::Tcp(tcp), Some(session.into()));
+    let handshake = clock::timeout(Some(spec.limits.header_timeout), handle.handshake());
+    match handshake.await {
+        Ok(Ok(handshake_outcome)) => Some((connection, handle, handshake_outcome)),
         Ok(Err(error)) => {
-            failed(&error);
+            record_tls_failure(&error);
             None
         }
         Err(clock::Elapsed) => {
-            failed(&"it took too long");
+            record_tls_failure(&"it took too long");
             None
         }
     }
@@ -126,34 +127,34 @@ async fn open(
 
 /// Whether the client begins with HTTP/2; `None` if it leaves, or says too little for too long. What was read is put back.
 async fn begins_with_preface(
-    connection: &mut Connection,
-    wire: &Wire,
+    connection: &mut QueuedStream,
+    handle: &ConnectionHandle,
     spec: &ListenerSpec,
-    closing: &mut watch::Receiver<Closing>,
+    listener_state: &mut watch::Receiver<ListenerState>,
 ) -> Option<bool> {
     // Until it says something, it is like a connection between two requests.
-    if !http1::wait_for_request(wire, spec.limits.idle_timeout, closing).await {
+    if !http1::wait_for_request(handle, spec.limits.idle_timeout, listener_state).await {
         return None;
     }
-    let mut read = BytesMut::with_capacity(PREFACE.len());
-    let decide = async {
+    let mut peeked_bytes = BytesMut::with_capacity(PREFACE.len());
+    let detection = async {
         loop {
-            if read.len() >= PREFACE.len() || !PREFACE.starts_with(&read) {
-                return Some(read.starts_with(PREFACE));
+            if peeked_bytes.len() >= PREFACE.len() || !PREFACE.starts_with(&peeked_bytes) {
+                return Some(peeked_bytes.starts_with(PREFACE));
             }
             let mut space = [0_u8; PREFACE.len()];
-            let mut buffer = ReadBuf::new(&mut space[..PREFACE.len() - read.len()]);
+            let mut buffer = ReadBuf::new(&mut space[..PREFACE.len() - peeked_bytes.len()]);
             match connection.read_buf(&mut buffer).await {
-                Ok(1..) => read.extend_from_slice(buffer.filled()),
+                Ok(1..) => peeked_bytes.extend_from_slice(buffer.filled()),
                 // An end in the middle is for the framing to judge.
                 Ok(0) | Err(_) => return Some(false),
             }
         }
     };
     // Who says half of the sentence and no more is answered by the framing of HTTP/1, when its time for a head is over too.
-    let decided = clock::within(Some(spec.limits.header_timeout), decide)
+    let is_http2 = clock::timeout(Some(spec.limits.header_timeout), detection)
         .await
         .unwrap_or(Some(false));
-    connection.put_back(read);
-    decided
+    connection.replay(peeked_bytes);
+    is_http2
 }

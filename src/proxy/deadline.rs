@@ -8,138 +8,160 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    asked::Asked,
+    asked::RequestView,
     headers::{DEADLINE, GRPC_TIMEOUT},
 };
 
 /// What two limits that are meant to be the same differ by at most, or a twentieth of them.
-const MARGIN: Duration = Duration::from_millis(50);
+const CLIENT_DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 
 /// The time that a request has.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
-    limit: Option<Duration>,
-    at: Option<Instant>,
+    policy_timeout: Option<Duration>,
+    expires_at: Option<Instant>,
     /// When the client had sent all of its request.
-    began: Option<Instant>,
+    started_at: Option<Instant>,
     /// How long the client itself waits for the head, once it has sent all.
-    told: Option<Duration>,
+    client_timeout: Option<Duration>,
     /// Until when the client itself waits for the head.
-    of_client: Option<Instant>,
+    client_deadline: Option<Instant>,
     /// Until when it waits for the end of the call.
-    of_call: Option<Instant>,
+    call_deadline: Option<Instant>,
 }
 
 /// What is left, as the next one is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TimeLeft {
     /// For the head of the answer.
-    pub(super) until_head: Option<Duration>,
+    pub(super) response_head: Option<Duration>,
     /// For the whole call of gRPC, if its client gave it an end.
-    pub(super) of_call: Option<Duration>,
+    pub(super) call: Option<Duration>,
 }
 
 impl Deadline {
     /// A request that came in at `now`, under the limit of its policy.
-    pub(super) fn new(limit: Option<Duration>, asked: &Asked<'_>, now: Instant) -> Self {
-        let of_call = asked
-            .text(&GRPC_TIMEOUT)
-            .filter(|_| asked.is_grpc)
-            .and_then(grpc_timeout)
+    pub(super) fn new(
+        policy_timeout: Option<Duration>,
+        request: &RequestView<'_>,
+        now: Instant,
+    ) -> Self {
+        let call_deadline = request
+            .header_str(&GRPC_TIMEOUT)
+            .filter(|_| request.is_grpc)
+            .and_then(parse_grpc_timeout)
             .and_then(|wait| now.checked_add(wait));
-        let told = asked.text(&DEADLINE).and_then(whole_millis);
+        let client_timeout = request.header_str(&DEADLINE).and_then(parse_millis);
         // Nobody waits for what has no time from the beginning.
-        let of_client = if told == Some(Duration::ZERO) {
+        let client_deadline = if client_timeout == Some(Duration::ZERO) {
             Some(now)
         } else {
-            of_call
+            call_deadline
         };
         Self {
-            limit,
-            at: of_client,
-            began: None,
-            told,
-            of_client,
-            of_call,
+            policy_timeout,
+            expires_at: client_deadline,
+            started_at: None,
+            client_timeout,
+            client_deadline,
+            call_deadline,
         }
     }
 
     /// Begins, unless it has begun: the client has sent all of its request, and its own time runs from then; that of the policy from `now`, which is later if
     /// another backend was asked before.
-    pub(super) fn begin(&mut self, complete: Instant, now: Instant) {
-        if self.began.is_none() {
-            self.began = Some(now);
-            let told = self.told.and_then(|told| complete.checked_add(told));
-            self.of_client = [self.of_call, told].into_iter().flatten().min();
-            let of_policy = self.limit.map(|limit| now + limit);
-            self.at = [self.of_client, of_policy].into_iter().flatten().min();
+    pub(super) fn start(&mut self, request_completed_at: Instant, now: Instant) {
+        if self.started_at.is_none() {
+            self.started_at = Some(now);
+            let client_timeout = self
+                .client_timeout
+                .and_then(|client_timeout| request_completed_at.checked_add(client_timeout));
+            self.client_deadline = [self.call_deadline, client_timeout]
+                .into_iter()
+                .flatten()
+                .min();
+            let policy_deadline = self.policy_timeout.map(|limit| now + limit);
+            self.expires_at = [self.client_deadline, policy_deadline]
+                .into_iter()
+                .flatten()
+                .min();
         }
     }
 
     /// When it is over, as far as that is known.
-    pub(super) fn at(&self) -> Option<Instant> {
-        self.at
+    pub(super) fn expires_at(&self) -> Option<Instant> {
+        self.expires_at
     }
 
     /// Whether what is over is the time of the client's own choice, which the policy would have allowed clearly more of. A sidecar before this one with the same
     /// limits tells what is left of them; that is no choice of anybody's.
-    pub(super) fn is_clients_own(&self, of_attempt: Option<Instant>, now: Instant) -> bool {
-        let of_policy = self
-            .began
-            .zip(self.limit)
-            .map(|(began, limit)| began + limit)
+    pub(super) fn is_client_imposed(
+        &self,
+        attempt_deadline: Option<Instant>,
+        now: Instant,
+    ) -> bool {
+        let policy_deadline = self
+            .started_at
+            .zip(self.policy_timeout)
+            .map(|(started_at, limit)| started_at + limit)
             .into_iter()
-            .chain(of_attempt)
+            .chain(attempt_deadline)
             .min();
-        self.of_client.is_some_and(|of_client| {
-            let given = of_client.saturating_duration_since(self.began.unwrap_or(of_client));
-            let margin = MARGIN.max(given / 20);
-            now >= of_client
-                && self.at == Some(of_client)
-                && of_policy.is_none_or(|end| end > of_client + margin)
+        self.client_deadline.is_some_and(|client_deadline| {
+            let client_time = client_deadline
+                .saturating_duration_since(self.started_at.unwrap_or(client_deadline));
+            let margin = CLIENT_DEADLINE_MARGIN.max(client_time / 20);
+            now >= client_deadline
+                && self.expires_at == Some(client_deadline)
+                && policy_deadline.is_none_or(|end| end > client_deadline + margin)
         })
     }
 
     /// When the client had sent all of its request.
-    pub(super) fn began(&self) -> Option<Instant> {
-        self.began
+    pub(super) fn started_at(&self) -> Option<Instant> {
+        self.started_at
     }
 
     /// Until when the client waits for the end of its call, if it has said so.
-    pub(super) fn of_call(&self) -> Option<Instant> {
-        self.of_call
+    pub(super) fn call_deadline(&self) -> Option<Instant> {
+        self.call_deadline
     }
 
     /// What is left for one attempt under this limit, as the backend is told. While a request is still coming in nothing has passed of it.
-    pub(super) fn for_backend(&self, of_attempt: Option<Duration>, now: Instant) -> TimeLeft {
-        let left = |at: Instant| at.saturating_duration_since(now);
-        let not_begun = [self.limit, self.told].map(|limit| limit.filter(|_| self.began.is_none()));
-        let until_head = not_begun
+    pub(super) fn time_left_for_backend(
+        &self,
+        attempt_timeout: Option<Duration>,
+        now: Instant,
+    ) -> TimeLeft {
+        let remaining = |at: Instant| at.saturating_duration_since(now);
+        let unstarted_timeouts = [self.policy_timeout, self.client_timeout]
+            .map(|limit| limit.filter(|_| self.started_at.is_none()));
+        let response_head = unstarted_timeouts
             .into_iter()
-            .chain([self.at.map(left), of_attempt])
+            .chain([self.expires_at.map(remaining), attempt_timeout])
             .flatten()
             .min();
         TimeLeft {
-            until_head,
-            of_call: self.of_call.map(left),
+            response_head,
+            call: self.call_deadline.map(remaining),
         }
     }
 
     pub(super) fn time_left(&self, now: Instant) -> Duration {
-        self.at
+        self.expires_at
             .map_or(Duration::MAX, |at| at.saturating_duration_since(now))
     }
 }
 
 /// Reads a number of milliseconds; what is none says nothing.
-fn whole_millis(text: &str) -> Option<Duration> {
+fn parse_millis(text: &str) -> Option<Duration> {
     let text = text.trim();
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().map_or(Duration::MAX, Duration::from_millis))
 }
 
 /// Reads a timeout: up to eight digits and a unit (gRPC over HTTP/2, "Requests").
-fn grpc_timeout(text: &str) -> Option<Duration> {
+fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if number.is_empty() || number.len() > 8 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -158,7 +180,7 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 
 /// Writes a timeout in whole milliseconds, rounded down, so that nobody waits longer than the caller does; or in the next unit that has
 /// room for it.
-pub(super) fn write_grpc_timeout(left: Duration) -> String {
+pub(super) fn format_grpc_timeout(left: Duration) -> String {
     const MAX: u128 = 99_999_999;
     let millis = left.as_millis();
     match millis {
@@ -173,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_of_grpc_are_read_in_every_unit() {
+    fn grpc_timeout_is_parsed_in_every_unit() {
         let table = [
             ("1H", Some(3_600_000_000_000)),
             ("2M", Some(120_000_000_000)),
@@ -192,7 +214,7 @@ mod tests {
         ];
         for (text, nanos) in table {
             assert_eq!(
-                grpc_timeout(text),
+                parse_grpc_timeout(text),
                 nanos.map(Duration::from_nanos),
                 "{text}"
             );
@@ -200,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_a_whole_number_of_milliseconds() {
+    fn deadline_header_accepts_only_whole_milliseconds() {
         for (text, millis) in [
             ("250", Some(250)),
             (" 7 ", Some(7)),
@@ -212,16 +234,16 @@ mod tests {
             ("soon", None),
         ] {
             assert_eq!(
-                whole_millis(text),
+                parse_millis(text),
                 millis.map(Duration::from_millis),
                 "{text}"
             );
         }
-        assert_eq!(whole_millis("99999999999999999999999"), Some(Duration::MAX));
+        assert_eq!(parse_millis("99999999999999999999999"), Some(Duration::MAX));
     }
 
     #[test]
-    fn a_timeout_is_never_written_longer_than_it_is() {
+    fn formatted_grpc_timeout_is_rounded_down_but_never_zero() {
         for (left, expected) in [
             (250_000, "250m"),
             (999, "999u"),
@@ -230,7 +252,7 @@ mod tests {
             (200_000_000_000, "200000S"),
         ] {
             assert_eq!(
-                write_grpc_timeout(Duration::from_micros(left)),
+                format_grpc_timeout(Duration::from_micros(left)),
                 expected,
                 "{left} us"
             );

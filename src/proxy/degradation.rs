@@ -5,33 +5,33 @@
 
 use super::{
     admission,
-    attempt::{self, Answered},
+    attempt::{self, UpstreamResponse},
     client::Client,
     grpc, headers, notes,
-    record::Progress,
-    rejection::{Instead, Rejection},
+    record::RequestRecord,
+    rejection::{Rejection, ResponseOverride},
     request_body::RequestBody,
     retrying,
-    serve::{Exchange, Held},
+    serve::{RequestContext, RequestPermits},
     stale,
 };
 use crate::{
     clock,
     policy::{
         document::FallbackTrigger,
-        snapshot::{FallbackSpec, FallbackTo, FaultAnswer, PolicySpec},
+        snapshot::{FallbackAction, FallbackSpec, FaultAbortStatus, PolicySpec},
         units::StatusSet,
     },
     resilience::Mode,
-    telemetry::{decisions::Step, metrics::Degraded, reason::Reason},
+    telemetry::{decisions::Decision, metrics::DegradationOutcome, reason::Reason},
 };
 
 /// How a request has failed.
 #[derive(Debug, Clone, Copy)]
-struct Failure {
+struct DegradableFailure {
     trigger: Option<FallbackTrigger>,
     /// Whether an earlier answer may be given instead.
-    is_error: bool,
+    allows_stale: bool,
     /// Whether the request may have run.
     may_have_run: bool,
     /// What the backend has answered, if it did.
@@ -39,33 +39,33 @@ struct Failure {
 }
 
 /// What came of a request: where its answer is from, and the answer.
-type Outcome<'e> = Result<(Exchange<'e>, Answered), Rejection>;
+type DegradationResult<'e> = Result<(RequestContext<'e>, UpstreamResponse), Rejection>;
 
 /// Whether the policy has anything to answer instead.
-pub(super) fn is_wanted(exchange: &Exchange<'_>) -> bool {
-    let policy = &exchange.destination.policy;
-    policy.stale.is_some() || policy.fallback.is_some()
+pub(super) fn is_configured(context: &RequestContext<'_>) -> bool {
+    let policy = &context.destination.policy;
+    policy.stale_if_error.is_some() || policy.fallback.is_some()
 }
 
 /// Looks at how a request went, and answers something else if it failed and the policy has something.
-pub(super) async fn instead<'e>(
-    exchange: &Exchange<'e>,
+pub(super) async fn degrade<'e>(
+    context: &RequestContext<'e>,
     client: &mut Client,
     body: &mut RequestBody,
-    progress: &mut Progress,
-    held: &mut Held,
-    outcome: Result<Answered, Rejection>,
-) -> Outcome<'e> {
-    let policy = &exchange.destination.policy;
+    record: &mut RequestRecord,
+    permits: &mut RequestPermits,
+    outcome: Result<UpstreamResponse, Rejection>,
+) -> DegradationResult<'e> {
+    let policy = &context.destination.policy;
     let failure = match &outcome {
-        Ok(answered) => of_answer(policy, answered),
-        Err(rejection) => of_refusal(policy, rejection),
+        Ok(response) => failure_from_response(policy, response),
+        Err(rejection) => failure_from_rejection(policy, rejection),
     };
     let Some(failure) = failure else {
-        return outcome.map(|answered| (*exchange, answered));
+        return outcome.map(|response| (*context, response));
     };
-    if let Some(stale) = earlier(exchange, client, failure, &outcome) {
-        clear_away(exchange, body, outcome).await;
+    if let Some(stale) = stale_rejection(context, client, failure, &outcome) {
+        discard_response(context, body, outcome).await;
         return Err(stale);
     }
     let fallback = policy.fallback.as_ref().filter(|fallback| {
@@ -73,203 +73,224 @@ pub(super) async fn instead<'e>(
             .trigger
             .is_some_and(|trigger| fallback.triggers.contains(&trigger))
     });
-    match fallback.map(|fallback| plan(exchange, client, body, fallback, failure)) {
-        None | Some(Plan::Pass) => outcome.map(|answered| (*exchange, answered)),
-        Some(Plan::Respond(instead)) => {
-            let refusal = refusal(&outcome, progress);
-            clear_away(exchange, body, outcome).await;
+    match fallback.map(|fallback| plan_fallback(context, client, body, fallback, failure)) {
+        None | Some(FallbackPlan::PassThrough) => outcome.map(|response| (*context, response)),
+        Some(FallbackPlan::Respond(response_override)) => {
+            let refusal = original_rejection(&outcome, record);
+            discard_response(context, body, outcome).await;
             Err(Rejection {
-                instead: Some(Box::new(instead)),
+                response_override: Some(Box::new(response_override)),
                 ..refusal
             })
         }
-        Some(Plan::Ask(aside)) => {
-            clear_away(exchange, body, outcome).await;
+        Some(FallbackPlan::SendToBackend(auxiliary_index)) => {
+            discard_response(context, body, outcome).await;
             // What it held of the first backend is free for others.
-            *held = Held::default();
-            progress.aside = Some(aside);
-            progress.endpoint = None;
-            let exchange = exchange.towards(&exchange.route.aside[aside]);
-            ask(exchange, client, body, progress, held)
+            *permits = RequestPermits::default();
+            record.auxiliary_index = Some(auxiliary_index);
+            record.endpoint = None;
+            let context =
+                context.with_destination(&context.route.auxiliary_backends[auxiliary_index]);
+            send_to_fallback(context, client, body, record, permits)
                 .await
-                .inspect_err(|rejection| notes::refused(&exchange, rejection))
+                .inspect_err(|rejection| notes::record_rejection(&context, rejection))
         }
     }
 }
 
-enum Plan {
+enum FallbackPlan {
     /// What there is passes.
-    Pass,
+    PassThrough,
     /// This is answered.
-    Respond(Instead),
+    Respond(ResponseOverride),
     /// The backend with this index aside is asked.
-    Ask(usize),
+    SendToBackend(usize),
 }
 
-fn plan(
-    exchange: &Exchange<'_>,
+fn plan_fallback(
+    context: &RequestContext<'_>,
     client: &Client,
     body: &RequestBody,
     fallback: &FallbackSpec,
-    failure: Failure,
-) -> Plan {
-    let plan = match &fallback.to {
-        FallbackTo::Response { .. } if client.is_grpc() => Plan::Pass,
-        FallbackTo::Response {
+    failure: DegradableFailure,
+) -> FallbackPlan {
+    let plan = match &fallback.action {
+        FallbackAction::Response { .. } if client.is_grpc() => FallbackPlan::PassThrough,
+        FallbackAction::Response {
             status,
             content_type,
             body,
-        } => Plan::Respond(Instead::Fallback {
+        } => FallbackPlan::Respond(ResponseOverride::Fallback {
             status: *status,
             content_type: content_type.clone(),
             body: body.clone(),
         }),
-        FallbackTo::Backend(name) => {
-            let may_repeat = !failure.may_have_run
-                || client.asked().is_idempotent()
-                || exchange
-                    .destination
-                    .policy
-                    .retry
-                    .config
-                    .retry_non_idempotent;
-            let is_other = exchange.destination.backend.spec.name != *name;
-            let aside = exchange
+        FallbackAction::Backend(name) => {
+            let can_retry = !failure.may_have_run
+                || client.request_view().is_idempotent()
+                || context.destination.policy.retry.config.retry_non_idempotent;
+            let is_other_backend = context.destination.backend.spec.name != *name;
+            let auxiliary_index = context
                 .route
-                .aside
+                .auxiliary_backends
                 .iter()
-                .position(|aside| aside.backend.spec.name == *name);
-            aside
-                .filter(|_| may_repeat && is_other && body.is_replayable())
-                .map_or(Plan::Pass, Plan::Ask)
+                .position(|auxiliary_index| auxiliary_index.backend.spec.name == *name);
+            auxiliary_index
+                .filter(|_| can_retry && is_other_backend && body.is_replayable())
+                .map_or(FallbackPlan::PassThrough, FallbackPlan::SendToBackend)
         }
     };
-    let (with, counted) = match &plan {
-        Plan::Pass => return plan,
-        Plan::Respond(_) => ("what the fallback says".to_owned(), Degraded::Response),
-        Plan::Ask(aside) => (
+    let (fallback_description, degradation_outcome) = match &plan {
+        FallbackPlan::PassThrough => return plan,
+        FallbackPlan::Respond(_) => (
+            "what the fallback says".to_owned(),
+            DegradationOutcome::Response,
+        ),
+        FallbackPlan::SendToBackend(auxiliary_index) => (
             format!(
                 "what {} says",
-                exchange.route.aside[*aside].backend.spec.name
+                context.route.auxiliary_backends[*auxiliary_index]
+                    .backend
+                    .spec
+                    .name
             ),
-            Degraded::Backend,
+            DegradationOutcome::Backend,
         ),
     };
     let is_shadow = fallback.mode == Mode::Shadow;
-    exchange.route.metrics.degraded(
-        &exchange.worker.state.telemetry.metrics,
-        if is_shadow { Degraded::Shadow } else { counted },
+    context.route.metrics.record_degradation(
+        &context.worker.state.telemetry.metrics,
+        if is_shadow {
+            DegradationOutcome::Shadow
+        } else {
+            degradation_outcome
+        },
     );
-    exchange.notes.push(Step::Degraded { with, is_shadow });
-    if is_shadow { Plan::Pass } else { plan }
-}
-
-/// Asks another backend under its own policy, with a time of its own; only the client's deadline goes on.
-async fn ask<'e>(
-    exchange: Exchange<'e>,
-    client: &mut Client,
-    body: &mut RequestBody,
-    progress: &mut Progress,
-    held: &mut Held,
-) -> Outcome<'e> {
-    admission::control(&exchange, clock::now())?;
-    held.place = admission::enter(&exchange, client).await?;
-    let answered = attempt::in_place(
-        &exchange,
-        client,
-        body,
-        progress,
-        &mut held.place,
-        clock::now(),
-    )
-    .await?;
-    Ok((exchange, answered))
-}
-
-/// The answer of the app's that is not passed on; its connection stays if its end is near.
-async fn clear_away(
-    exchange: &Exchange<'_>,
-    body: &RequestBody,
-    outcome: Result<Answered, Rejection>,
-) {
-    if let Ok(answered) = outcome {
-        retrying::discard(exchange, body.is_done(), answered).await;
+    context.decision_trace.record(Decision::FallbackUsed {
+        fallback: fallback_description,
+        is_shadow,
+    });
+    if is_shadow {
+        FallbackPlan::PassThrough
+    } else {
+        plan
     }
 }
 
-fn earlier(
-    exchange: &Exchange<'_>,
+/// Asks another backend under its own policy, with a time of its own; only the client's deadline goes on.
+async fn send_to_fallback<'e>(
+    context: RequestContext<'e>,
+    client: &mut Client,
+    body: &mut RequestBody,
+    record: &mut RequestRecord,
+    permits: &mut RequestPermits,
+) -> DegradationResult<'e> {
+    admission::check_admission_control(&context, clock::now())?;
+    permits.concurrency_permit = admission::acquire_concurrency_permit(&context, client).await?;
+    let response = attempt::send_with_permit(
+        &context,
+        client,
+        body,
+        record,
+        &mut permits.concurrency_permit,
+        clock::now(),
+    )
+    .await?;
+    Ok((context, response))
+}
+
+/// The answer of the app's that is not passed on; its connection stays if its end is near.
+async fn discard_response(
+    context: &RequestContext<'_>,
+    body: &RequestBody,
+    outcome: Result<UpstreamResponse, Rejection>,
+) {
+    if let Ok(response) = outcome {
+        retrying::discard_response(context, body.is_done(), response).await;
+    }
+}
+
+fn stale_rejection(
+    context: &RequestContext<'_>,
     client: &Client,
-    failure: Failure,
-    outcome: &Result<Answered, Rejection>,
+    failure: DegradableFailure,
+    outcome: &Result<UpstreamResponse, Rejection>,
 ) -> Option<Rejection> {
-    let (kept, age, mode) = failure
-        .is_error
-        .then(|| stale::find(exchange, client))
+    let (cached, age, mode) = failure
+        .allows_stale
+        .then(|| stale::find_stale(context, client))
         .flatten()?;
     let is_shadow = mode == Mode::Shadow;
-    exchange.route.metrics.degraded(
-        &exchange.worker.state.telemetry.metrics,
+    context.route.metrics.record_degradation(
+        &context.worker.state.telemetry.metrics,
         if is_shadow {
-            Degraded::Shadow
+            DegradationOutcome::Shadow
         } else {
-            Degraded::Stale
+            DegradationOutcome::Stale
         },
     );
-    exchange.notes.push(Step::Degraded {
-        with: format!("an answer from {} s ago", age.as_secs()),
+    context.decision_trace.record(Decision::FallbackUsed {
+        fallback: format!("an answer from {} s ago", age.as_secs()),
         is_shadow,
     });
     if is_shadow {
         return None;
     }
-    let why = match outcome {
+    let cause = match outcome {
         Ok(_) => failure.status.unwrap_or_default().to_string(),
         Err(rejection) => rejection.reason.token().to_owned(),
     };
-    let mut fields = kept.headers.clone();
-    headers::edit(&mut fields, &exchange.route.spec.filters.response_headers);
-    let instead = Instead::Stale {
-        fields,
-        body: kept.body.clone(),
+    let mut headers = cached.headers.clone();
+    headers::apply_modifier(&mut headers, &context.route.spec.filters.response_headers);
+    let response_override = ResponseOverride::Stale {
+        fields: headers,
+        body: cached.body.clone(),
         age,
         now: failure.status,
     };
     Some(Rejection {
-        instead: Some(Box::new(instead)),
-        ..Rejection::by(Reason::Stale, why.into())
+        response_override: Some(Box::new(response_override)),
+        ..Rejection::new(Reason::Stale, cause.into())
     })
 }
 
 /// The refusal that an answer of the app's becomes, or the one that there is.
-fn refusal(outcome: &Result<Answered, Rejection>, progress: &Progress) -> Rejection {
+fn original_rejection(
+    outcome: &Result<UpstreamResponse, Rejection>,
+    record: &RequestRecord,
+) -> Rejection {
     match outcome {
-        Ok(_) => Rejection::by(Reason::RetriesExhausted, progress.endpoint_label()),
+        Ok(_) => Rejection::new(Reason::RetriesExhausted, record.endpoint_label()),
         Err(rejection) => Rejection {
             retry_after: rejection.retry_after,
             is_fatal: rejection.is_fatal,
-            ..Rejection::by(rejection.reason, rejection.by.clone())
+            ..Rejection::new(rejection.reason, rejection.rejected_by.clone())
         },
     }
 }
 
-fn of_answer(policy: &PolicySpec, answered: &Answered) -> Option<Failure> {
-    let head = answered.upstream.head()?;
-    let failure = match answered
+fn failure_from_response(
+    policy: &PolicySpec,
+    response: &UpstreamResponse,
+) -> Option<DegradableFailure> {
+    let head = response.upstream.head()?;
+    let failure = match response
         .grpc_status
         .filter(|status| *status != 0 && head.status == 200)
     {
-        _ if answered.is_upgrade => None,
-        Some(status) => of_grpc(policy, status, grpc::status(&head.headers).is_none()),
-        None => of_status(policy, head.status.as_u16()),
+        _ if response.is_upgrade => None,
+        Some(status) => {
+            failure_from_grpc_status(policy, status, grpc::parse_status(&head.headers).is_none())
+        }
+        None => failure_from_status(policy, head.status.as_u16()),
     };
-    failure.map(|failure| Failure {
-        may_have_run: failure.may_have_run && !answered.is_unprocessed,
+    failure.map(|failure| DegradableFailure {
+        may_have_run: failure.may_have_run && !response.is_unprocessed,
         ..failure
     })
 }
 
-fn of_status(policy: &PolicySpec, status: u16) -> Option<Failure> {
+fn failure_from_status(policy: &PolicySpec, status: u16) -> Option<DegradableFailure> {
     let codes = &policy.retry.codes;
     let is_exhausted = if *codes == StatusSet::default() {
         (502..=504).contains(&status)
@@ -277,30 +298,34 @@ fn of_status(policy: &PolicySpec, status: u16) -> Option<Failure> {
         codes.contains(status)
     };
     // RFC 5861 section 4 names the errors.
-    let is_error = matches!(status, 500 | 502..=504);
+    let allows_stale = matches!(status, 500 | 502..=504);
     let trigger = is_exhausted.then_some(FallbackTrigger::RetriesExhausted);
-    (is_exhausted || is_error).then_some(Failure {
+    (is_exhausted || allows_stale).then_some(DegradableFailure {
         trigger,
-        is_error,
+        allows_stale,
         may_have_run: true,
         status: Some(status),
     })
 }
 
 /// A status that the policy names, given instead of an answer, is one of before the call runs; without any, only "unavailable" is a failure.
-fn of_grpc(policy: &PolicySpec, status: u8, has_begun: bool) -> Option<Failure> {
+fn failure_from_grpc_status(
+    policy: &PolicySpec,
+    status: u8,
+    has_started: bool,
+) -> Option<DegradableFailure> {
     let codes = policy.retry.grpc_codes;
     let is_named = codes & (1 << status) != 0;
     let is_exhausted = is_named || (codes == 0 && status == grpc::UNAVAILABLE);
-    is_exhausted.then_some(Failure {
+    is_exhausted.then_some(DegradableFailure {
         trigger: Some(FallbackTrigger::RetriesExhausted),
-        is_error: false,
-        may_have_run: has_begun || !is_named,
+        allows_stale: false,
+        may_have_run: has_started || !is_named,
         status: None,
     })
 }
 
-fn of_refusal(policy: &PolicySpec, rejection: &Rejection) -> Option<Failure> {
+fn failure_from_rejection(policy: &PolicySpec, rejection: &Rejection) -> Option<DegradableFailure> {
     let (trigger, may_have_run) = match rejection.reason {
         Reason::BreakerOpen => (FallbackTrigger::CircuitOpen, false),
         Reason::ConnectTimeout => (FallbackTrigger::Timeout, false),
@@ -317,12 +342,16 @@ fn of_refusal(policy: &PolicySpec, rejection: &Rejection) -> Option<Failure> {
         | Reason::Shed => (FallbackTrigger::Overload, false),
         // As if the backend had said it.
         Reason::FaultInjected => {
-            let failure = match rejection.instead.as_deref() {
-                Some(Instead::Fault(FaultAnswer::Http(status))) => of_status(policy, *status),
-                Some(Instead::Fault(FaultAnswer::Grpc(status))) => of_grpc(policy, *status, false),
+            let failure = match rejection.response_override.as_deref() {
+                Some(ResponseOverride::Fault(FaultAbortStatus::Http(status))) => {
+                    failure_from_status(policy, *status)
+                }
+                Some(ResponseOverride::Fault(FaultAbortStatus::Grpc(status))) => {
+                    failure_from_grpc_status(policy, *status, false)
+                }
                 _ => None,
             };
-            return failure.map(|failure| Failure {
+            return failure.map(|failure| DegradableFailure {
                 may_have_run: false,
                 status: None,
                 ..failure
@@ -330,9 +359,9 @@ fn of_refusal(policy: &PolicySpec, rejection: &Rejection) -> Option<Failure> {
         }
         _ => return None,
     };
-    Some(Failure {
+    Some(DegradableFailure {
         trigger: Some(trigger),
-        is_error: true,
+        allows_stale: true,
         may_have_run,
         status: None,
     })

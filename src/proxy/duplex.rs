@@ -6,41 +6,41 @@
 
 use super::{
     asking,
-    attempt::Answered,
-    client::{Client, ClientEvent, Listen},
+    attempt::UpstreamResponse,
+    client::{Client, DownstreamEvent, DownstreamInterest},
     parting,
-    relay::{impatience, patience},
+    relay::{idle_deadline, timeout_reason},
     request_body::RequestBody,
-    serve::Exchange,
-    upstream::{Await, UpstreamEvent},
+    serve::RequestContext,
+    upstream::{UpstreamEvent, UpstreamInterest},
 };
 use crate::{clock, telemetry::reason::Reason};
 
-enum Event {
-    Client(ClientEvent),
+enum DuplexEvent {
+    Client(DownstreamEvent),
     Upstream(UpstreamEvent),
     /// This instance leaves, and the stream is to end.
-    Parting,
+    ShutdownDue,
 }
 
 /// Passes the rest of the request and the answer on, until the answer is complete.
-pub(super) async fn both_ways(
-    exchange: &Exchange<'_>,
+pub(super) async fn relay_both_directions(
+    context: &RequestContext<'_>,
     client: &mut Client,
     body: &mut RequestBody,
-    answered: &mut Answered,
+    response: &mut UpstreamResponse,
 ) -> Result<(), Reason> {
-    while !answered.upstream.is_body_done() || !client.is_pushed() {
-        match next(exchange, client, body, answered, true).await? {
-            Event::Client(ClientEvent::Pushed(pushed)) => pushed?,
-            Event::Client(ClientEvent::Read(read)) => {
-                let piece = read?;
-                let is_last = piece.is_none() || client.is_body_done();
-                body.note(piece.as_ref(), is_last, client.take_trailers())
+    while !response.upstream.is_body_done() || !client.is_flushed() {
+        match next_event(context, client, body, response, true).await? {
+            DuplexEvent::Client(DownstreamEvent::Flushed(flushed)) => flushed?,
+            DuplexEvent::Client(DownstreamEvent::Read(read)) => {
+                let chunk = read?;
+                let is_last = chunk.is_none() || client.is_body_done();
+                body.record_chunk(chunk.as_ref(), is_last, client.take_trailers())
                     .map_err(|rejection| rejection.reason)?;
-                answered.is_listening &= asking::forward(
-                    &mut answered.upstream,
-                    piece.as_ref(),
+                response.accepts_body &= asking::forward_chunk(
+                    &mut response.upstream,
+                    chunk.as_ref(),
                     body.is_done(),
                     body.trailers(),
                 )
@@ -48,60 +48,68 @@ pub(super) async fn both_ways(
                 .is_ok();
             }
             // The backend may want no more of the request; its answer goes on.
-            Event::Upstream(UpstreamEvent::Pushed(is_taken)) => answered.is_listening &= is_taken,
-            Event::Upstream(UpstreamEvent::Body(read)) => match read? {
-                Some(piece) => {
-                    note(answered, &piece);
-                    client.write(piece).await?;
+            DuplexEvent::Upstream(UpstreamEvent::Flushed(is_accepted)) => {
+                response.accepts_body &= is_accepted
+            }
+            DuplexEvent::Upstream(UpstreamEvent::Body(read)) => match read? {
+                Some(chunk) => {
+                    observe_chunk(response, &chunk);
+                    client.write(chunk).await?;
                 }
                 None => break,
             },
-            Event::Upstream(UpstreamEvent::Head(_)) => return Err(Reason::UpstreamProtocolError),
-            Event::Parting => return Err(Reason::Draining),
+            DuplexEvent::Upstream(UpstreamEvent::Head(_)) => {
+                return Err(Reason::UpstreamProtocolError);
+            }
+            DuplexEvent::ShutdownDue => return Err(Reason::Draining),
         }
     }
-    client.finish(answered.upstream.trailers().cloned()).await?;
-    let idle = exchange.destination.policy.timeouts.stream_idle;
-    clock::within(idle, client.push())
+    client.finish(response.upstream.trailers().cloned()).await?;
+    let idle_timeout = context.destination.policy.timeouts.stream_idle;
+    clock::timeout(idle_timeout, client.flush())
         .await
         .map_err(|_| Reason::StreamIdleTimeout)?
 }
 
 /// Passes bytes both ways until one side closes and what it sent before has arrived. A client that was told that this instance goes away gets
 /// nothing more of the backend, and says good-bye to it itself.
-pub(super) async fn tunnel(
-    exchange: &Exchange<'_>,
+pub(super) async fn relay_tunnel(
+    context: &RequestContext<'_>,
     client: &mut Client,
     body: &mut RequestBody,
-    answered: &mut Answered,
+    response: &mut UpstreamResponse,
 ) -> Result<(), Reason> {
-    answered.upstream.become_tunnel();
+    response.upstream.switch_to_tunnel();
     let mut is_open = true;
-    let mut was_told = false;
-    while is_open || !client.is_pushed() || !answered.upstream.is_pushed() {
-        match next(exchange, client, body, answered, is_open).await? {
-            Event::Client(ClientEvent::Pushed(pushed)) => pushed?,
-            Event::Client(ClientEvent::Read(read)) => match read? {
-                Some(piece) => answered.upstream.write_raw(&piece).await?,
+    let mut is_close_sent = false;
+    while is_open || !client.is_flushed() || !response.upstream.is_flushed() {
+        match next_event(context, client, body, response, is_open).await? {
+            DuplexEvent::Client(DownstreamEvent::Flushed(flushed)) => flushed?,
+            DuplexEvent::Client(DownstreamEvent::Read(read)) => match read? {
+                Some(chunk) => response.upstream.write_tunnel_bytes(&chunk).await?,
                 None => is_open = false,
             },
-            Event::Upstream(UpstreamEvent::Pushed(true)) => {}
-            Event::Upstream(UpstreamEvent::Pushed(false)) => return Err(Reason::UpstreamReset),
+            DuplexEvent::Upstream(UpstreamEvent::Flushed(true)) => {}
+            DuplexEvent::Upstream(UpstreamEvent::Flushed(false)) => {
+                return Err(Reason::UpstreamReset);
+            }
             // After the good-bye it does not matter how the backend ends.
-            Event::Upstream(UpstreamEvent::Body(Err(_))) if was_told => is_open = false,
-            Event::Upstream(UpstreamEvent::Body(read)) => match read? {
-                Some(_) if was_told => {}
-                Some(piece) => {
-                    note(answered, &piece);
-                    client.write(piece).await?;
+            DuplexEvent::Upstream(UpstreamEvent::Body(Err(_))) if is_close_sent => is_open = false,
+            DuplexEvent::Upstream(UpstreamEvent::Body(read)) => match read? {
+                Some(_) if is_close_sent => {}
+                Some(chunk) => {
+                    observe_chunk(response, &chunk);
+                    client.write(chunk).await?;
                 }
                 None => is_open = false,
             },
-            Event::Upstream(UpstreamEvent::Head(_)) => return Err(Reason::UpstreamProtocolError),
-            Event::Parting => {
-                was_told = true;
-                answered.parting = None;
-                client.write(parting::GOING_AWAY).await?;
+            DuplexEvent::Upstream(UpstreamEvent::Head(_)) => {
+                return Err(Reason::UpstreamProtocolError);
+            }
+            DuplexEvent::ShutdownDue => {
+                is_close_sent = true;
+                response.stream_shutdown = None;
+                client.write(parting::WEBSOCKET_GOING_AWAY).await?;
             }
         }
     }
@@ -109,46 +117,47 @@ pub(super) async fn tunnel(
     Ok(())
 }
 
-fn note(answered: &mut Answered, piece: &[u8]) {
-    if let Some(parting) = &mut answered.parting {
-        parting.note(piece);
+fn observe_chunk(response: &mut UpstreamResponse, chunk: &[u8]) {
+    if let Some(stream_shutdown) = &mut response.stream_shutdown {
+        stream_shutdown.observe_chunk(chunk);
     }
 }
 
 /// Waits for what happens next; `may_read` is false when both sides have said all that is passed on.
-async fn next(
-    exchange: &Exchange<'_>,
+async fn next_event(
+    context: &RequestContext<'_>,
     client: &mut Client,
     body: &RequestBody,
-    answered: &mut Answered,
+    response: &mut UpstreamResponse,
     may_read: bool,
-) -> Result<Event, Reason> {
-    let idle = exchange.destination.policy.timeouts.stream_idle;
-    let is_listening = answered.is_listening;
-    if client.is_pushed() && parting::is_due(answered.parting.as_ref(), exchange) {
-        return Ok(Event::Parting);
+) -> Result<DuplexEvent, Reason> {
+    let idle_timeout = context.destination.policy.timeouts.stream_idle;
+    let accepts_body = response.accepts_body;
+    if client.is_flushed() && parting::is_due(response.stream_shutdown.as_ref(), context) {
+        return Ok(DuplexEvent::ShutdownDue);
     }
-    let upstream = &mut answered.upstream;
-    let wanted = if may_read && !upstream.is_body_done() && client.is_pushed() {
-        Await::Body
+    let upstream = &mut response.upstream;
+    let upstream_interest = if may_read && !upstream.is_body_done() && client.is_flushed() {
+        UpstreamInterest::Body
     } else {
-        Await::Nothing
+        UpstreamInterest::Nothing
     };
-    let may_listen = may_read && (body.is_done() || (is_listening && upstream.is_pushed()));
-    let listen = if may_listen {
-        Listen::after(body.is_done())
+    let may_read_downstream =
+        may_read && (body.is_done() || (accepts_body && upstream.is_flushed()));
+    let downstream_interest = if may_read_downstream {
+        DownstreamInterest::from_body_state(body.is_done())
     } else {
-        Listen::Not
+        DownstreamInterest::Nothing
     };
     let event = async {
         tokio::select! {
             biased;
-            event = client.next(listen) => Event::Client(event),
-            event = upstream.next(wanted, is_listening) => Event::Upstream(event),
-            () = parting::due(&mut answered.parting, exchange) => Event::Parting,
+            event = client.next_event(downstream_interest) => DuplexEvent::Client(event),
+            event = upstream.next_event(upstream_interest, accepts_body) => DuplexEvent::Upstream(event),
+            () = parting::wait_until_due(&mut response.stream_shutdown, context) => DuplexEvent::ShutdownDue,
         }
     };
-    clock::until(patience(idle, answered.until), event)
+    clock::timeout_at(idle_deadline(idle_timeout, response.call_deadline), event)
         .await
-        .map_err(|_| impatience(answered.until))
+        .map_err(|_| timeout_reason(response.call_deadline))
 }

@@ -5,20 +5,20 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     admission,
     client::Client,
-    rejection::{Instead, Rejection},
-    serve::Exchange,
+    rejection::{Rejection, ResponseOverride},
+    serve::RequestContext,
 };
 use crate::{
     clock,
-    policy::snapshot::FaultSpec,
+    policy::snapshot::FaultInjectionSpec,
     resilience::Mode,
-    telemetry::{decisions::Step, reason::Reason},
+    telemetry::{decisions::Decision, reason::Reason},
 };
 
 /// Does to a request what the policy says. The place among those under a fault is held until the request ends.
 pub(super) async fn inject(
-    exchange: &Exchange<'_>,
-    fault: &FaultSpec,
+    context: &RequestContext<'_>,
+    fault: &FaultInjectionSpec,
     client: &mut Client,
 ) -> Result<Option<OwnedSemaphorePermit>, Rejection> {
     let delay = fault
@@ -27,25 +27,27 @@ pub(super) async fn inject(
     let abort = fault
         .abort
         .filter(|(_, share)| fastrand::f64() < share.value());
-    if delay.is_none() && abort.is_none() || clock::wall() >= fault.until {
+    if delay.is_none() && abort.is_none() || clock::wall_time() >= fault.until {
         return Ok(None);
     }
-    let Ok(place) = exchange.route.faults.clone().try_acquire_owned() else {
+    let Ok(permit) = context.route.fault_permits.clone().try_acquire_owned() else {
         return Ok(None);
     };
     if fault.mode == Mode::Shadow {
-        exchange.would_refuse(Reason::FaultInjected, &exchange.route.spec.name);
+        context.record_shadow_rejection(Reason::FaultInjected, &context.route.spec.name);
         return Ok(None);
     }
     if let Some((delay, _)) = delay {
-        exchange.notes.push(Step::Delayed { by: delay });
-        admission::unless_gone(client, clock::sleep(delay)).await?;
+        context
+            .decision_trace
+            .record(Decision::Delayed { by: delay });
+        admission::while_client_connected(client, clock::sleep(delay)).await?;
     }
     match abort {
-        Some((answer, _)) => Err(Rejection {
-            instead: Some(Box::new(Instead::Fault(answer))),
-            ..Rejection::by(Reason::FaultInjected, exchange.route.spec.name.clone())
+        Some((abort_status, _)) => Err(Rejection {
+            response_override: Some(Box::new(ResponseOverride::Fault(abort_status))),
+            ..Rejection::new(Reason::FaultInjected, context.route.spec.name.clone())
         }),
-        None => Ok(Some(place)),
+        None => Ok(Some(permit)),
     }
 }

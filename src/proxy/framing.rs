@@ -7,7 +7,7 @@
 use http::{Method, Version, header};
 
 use super::{
-    client::{Client, ClientStream},
+    client::{Client, DownstreamStream},
     rejection::Rejection,
 };
 use crate::telemetry::reason::Reason;
@@ -16,18 +16,18 @@ use crate::telemetry::reason::Reason;
 pub(super) fn check(client: &Client) -> Result<(), Rejection> {
     let head = client.head();
     if head.method == Method::CONNECT {
-        return Err(Rejection::of(Reason::MethodNotSupported));
+        return Err(Rejection::from_reason(Reason::MethodNotSupported));
     }
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(only) = codings.next() {
+    if let Some(coding) = codings.next() {
         // pingora looks at the last coding only, and passes the field on as it is; another reader may look at the first.
-        let is_plain = codings.next().is_none()
-            && only
+        let is_chunked_only = codings.next().is_none()
+            && coding
                 .as_bytes()
                 .trim_ascii()
                 .eq_ignore_ascii_case(b"chunked");
-        if !is_plain || has_raw_content_length(client) {
-            return Err(Rejection::of(Reason::BadRequest));
+        if !is_chunked_only || has_raw_content_length(client) {
+            return Err(Rejection::from_reason(Reason::BadRequest));
         }
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH);
@@ -36,26 +36,26 @@ pub(super) fn check(client: &Client) -> Result<(), Rejection> {
             .iter()
             .any(|length| length.as_bytes().contains(&b','))
     {
-        return Err(Rejection::of(Reason::BadRequest));
+        return Err(Rejection::from_reason(Reason::BadRequest));
     }
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
-        return Err(Rejection::of(Reason::BadRequest));
+        return Err(Rejection::from_reason(Reason::BadRequest));
     }
     if head.version == Version::HTTP_09 {
-        return Err(Rejection::of(Reason::BadRequest));
+        return Err(Rejection::from_reason(Reason::BadRequest));
     }
-    let announced = client
-        .text(&header::CONTENT_LENGTH)
+    let content_length = client
+        .header_str(&header::CONTENT_LENGTH)
         .and_then(|length| length.trim().parse::<u64>().ok());
-    if announced.is_some_and(|length| length > client.listener.limits.max_body_bytes) {
-        return Err(Rejection::of(Reason::BodyTooLarge));
+    if content_length.is_some_and(|length| length > client.listener.limits.max_body_bytes) {
+        return Err(Rejection::from_reason(Reason::BodyTooLarge));
     }
     Ok(())
 }
 
 /// The parsed head no longer has the length, so the bytes are looked at.
 fn has_raw_content_length(client: &Client) -> bool {
-    let ClientStream::Http1(http1) = &client.stream else {
+    let DownstreamStream::Http1(http1) = &client.stream else {
         return false;
     };
     let raw = http1.session.to_h1_raw();

@@ -13,20 +13,20 @@ use ring::digest::{Context, SHA256};
 
 use super::{
     client::Client,
-    rate_limits::{self, Limits},
-    rejection::{Rejection, SOON},
-    serve::Exchange,
+    rate_limits::{self, RateLimitOutcome},
+    rejection::{DEFAULT_RETRY_AFTER, Rejection},
+    serve::RequestContext,
 };
 use crate::{
     clock,
-    policy::units::Span,
+    policy::units::PolicyDuration,
     resilience::{
         Mode,
-        breaker::{Outcome, Speed},
+        breaker::{CallOutcome, Speed},
     },
     state::{
-        breaker::Passage,
-        remote_limits::{Ask, EngineFault, RemoteLimits, Verdicts},
+        breaker::BreakerDecision,
+        remote_limits::{BucketRequest, BucketResults, EngineFault, RemoteLimits},
     },
     telemetry::{engine_metrics::EngineOutcome, reason::Reason},
 };
@@ -34,138 +34,156 @@ use crate::{
 /// So many bytes of a hash tell keys apart.
 const KEY_BYTES: usize = 16;
 /// The key of all that are not told apart.
-const OVERFLOW: &str = "overflow";
+const OVERFLOW_KEY: &str = "overflow";
 
 /// Takes the tokens of a request out of every bucket of all instances that is about it; how long to wait for them.
-pub(super) async fn take(
-    exchange: &Exchange<'_>,
+pub(super) async fn acquire(
+    context: &RequestContext<'_>,
     remote: &Arc<RemoteLimits>,
     client: &Client,
-    limits: &mut Limits,
+    outcome: &mut RateLimitOutcome,
     now: Instant,
 ) -> Result<Duration, Rejection> {
-    let rules = &exchange.route.spec.rate_limits.rules;
-    let (mut indices, mut asks, mut bills) = (Vec::new(), Vec::new(), Vec::new());
+    let rules = &context.route.spec.rate_limits.rules;
+    let (mut indices, mut requests, mut pending_charges) = (Vec::new(), Vec::new(), Vec::new());
     for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.is_global) {
-        let Some(key) = key(index, exchange, client, now) else {
+        let Some(key) = limit_key(index, context, client, now) else {
             continue;
         };
-        if rule.response_cost.is_some() {
-            bills.push((indices.len(), index, key.clone()));
+        if rule.response_cost_header.is_some() {
+            pending_charges.push((indices.len(), index, key.clone()));
         }
         indices.push(index);
-        asks.push(ask(
-            exchange,
+        requests.push(build_request(
+            context,
             index,
             key,
             rule.cost.into(),
             Some(rule.max_wait),
         ));
     }
-    if asks.is_empty() {
+    if requests.is_empty() {
         return Ok(Duration::ZERO);
     }
-    let verdicts = answer(exchange, remote, asks, now).await;
+    let verdicts = query_engine(context, remote, requests, now).await;
     // What nobody answers is charged all the same; the engine may be back by then.
-    let is_charged = |place: usize| {
+    let is_charged = |position: usize| {
         verdicts
             .as_ref()
-            .is_none_or(|verdicts| verdicts.get(place).is_some_and(Result::is_ok))
+            .is_none_or(|verdicts| verdicts.get(position).is_some_and(Result::is_ok))
     };
-    for (_, index, key) in bills.into_iter().filter(|(place, ..)| is_charged(*place)) {
-        limits.bill(index, key);
+    for (_, index, key) in pending_charges
+        .into_iter()
+        .filter(|(position, ..)| is_charged(*position))
+    {
+        outcome.add_global_charge(index, key);
     }
     let Some(verdicts) = verdicts else {
-        let fails_closed = exchange
-            .live
+        let fails_closed = context
+            .active_policy
             .snapshot
             .global_rate_limit
             .as_ref()
             .is_some_and(|global| global.fails_closed);
-        let refusing = indices
+        let failing_rule = indices
             .iter()
             .map(|index| &rules[*index])
             .find(|rule| fails_closed && rule.mode == Mode::Enforce);
-        let refusal = refusing
-            .map(|rule| Rejection::by(Reason::RateLimitUnavailable, rule.name.clone()).after(SOON));
-        return refusal.map_or(Ok(Duration::ZERO), Err);
+        let rejection = failing_rule.map(|rule| {
+            Rejection::new(Reason::RateLimitUnavailable, rule.name.clone())
+                .with_retry_after(DEFAULT_RETRY_AFTER)
+        });
+        return rejection.map_or(Ok(Duration::ZERO), Err);
     };
-    let mut longest = Duration::ZERO;
+    let mut longest_wait = Duration::ZERO;
     for (index, verdict) in indices.into_iter().zip(verdicts) {
-        remote.count(if verdict.is_ok() {
+        remote.record_outcome(if verdict.is_ok() {
             EngineOutcome::Granted
         } else {
             EngineOutcome::Refused
         });
-        longest = longest.max(rate_limits::judge(exchange, limits, index, verdict)?);
+        longest_wait = longest_wait.max(rate_limits::apply_acquisition(
+            context, outcome, index, verdict,
+        )?);
     }
-    Ok(longest)
+    Ok(longest_wait)
 }
 
 /// Charges what an answer was worth, without making it wait.
-pub(super) fn charge(exchange: &Exchange<'_>, index: usize, key: Option<String>, tokens: u64) {
-    let Some(remote) = &exchange.live.remote_limits else {
+pub(super) fn charge_response(
+    context: &RequestContext<'_>,
+    index: usize,
+    key: Option<String>,
+    tokens: u64,
+) {
+    let Some(remote) = &context.active_policy.remote_limits else {
         return;
     };
     if tokens > 0 {
-        remote.charge(ask(exchange, index, key, tokens, None));
+        remote.enqueue_charge(build_request(context, index, key, tokens, None));
     }
 }
 
 /// What the engine says, if it says anything in time.
-async fn answer(
-    exchange: &Exchange<'_>,
+async fn query_engine(
+    context: &RequestContext<'_>,
     remote: &Arc<RemoteLimits>,
-    asks: Vec<Ask>,
+    requests: Vec<BucketRequest>,
     now: Instant,
-) -> Option<Verdicts> {
+) -> Option<BucketResults> {
     let (count, timeout) = (
-        asks.len(),
-        exchange.live.snapshot.global_rate_limit.as_ref()?.timeout,
+        requests.len(),
+        context
+            .active_policy
+            .snapshot
+            .global_rate_limit
+            .as_ref()?
+            .timeout,
     );
-    let failed = |outcome| {
-        (0..count).for_each(|_| remote.count(outcome));
+    let count_failure = |outcome| {
+        (0..count).for_each(|_| remote.record_outcome(outcome));
         None
     };
     let Some(engine) = remote.engine() else {
-        return failed(EngineOutcome::Unavailable);
+        return count_failure(EngineOutcome::Unavailable);
     };
-    let Passage::Allowed(permit) = remote.breaker().try_acquire(now, fastrand::f64()) else {
-        return failed(EngineOutcome::Suspended);
+    let BreakerDecision::Admitted(permit) = remote.breaker().try_acquire(now, fastrand::f64())
+    else {
+        return count_failure(EngineOutcome::Suspended);
     };
-    let answer = clock::within(Some(timeout), engine.ask(asks)).await;
-    let outcome = if matches!(answer, Ok(Ok(_))) {
-        Outcome::Success
+    let response = clock::timeout(Some(timeout), engine.send_requests(requests)).await;
+    let outcome = if matches!(response, Ok(Ok(_))) {
+        CallOutcome::Success
     } else {
-        Outcome::Failure
+        CallOutcome::Failure
     };
     permit.settle(outcome, Speed::Fast, clock::now(), fastrand::f64());
-    match answer {
+    match response {
         Ok(Ok(verdicts)) => Some(verdicts),
-        Ok(Err(fault)) => {
-            remote.report_fault(fault);
-            failed(EngineOutcome::Error)
+        Ok(Err(engine_fault)) => {
+            remote.report_fault(engine_fault);
+            count_failure(EngineOutcome::Error)
         }
         Err(clock::Elapsed) => {
             remote.report_fault(EngineFault {
-                why: format!("no answer within {}", Span(timeout)),
-                is_lost: false,
+                reason: format!("no answer within {}", PolicyDuration(timeout)),
+                is_connection_lost: false,
             });
-            failed(EngineOutcome::Timeout)
+            count_failure(EngineOutcome::Timeout)
         }
     }
 }
 
-fn ask(
-    exchange: &Exchange<'_>,
+fn build_request(
+    context: &RequestContext<'_>,
     index: usize,
     key: Option<String>,
     tokens: u64,
     max_wait: Option<Duration>,
-) -> Ask {
-    let rule = &exchange.route.spec.rate_limits.rules[index];
-    let name = exchange.route.rate_limits[index].name().clone();
-    Ask {
+) -> BucketRequest {
+    let rule = &context.route.spec.rate_limits.rules[index];
+    let name = context.route.rate_limits[index].name().clone();
+    BucketRequest {
         rule: name,
         key,
         quota: rule.quota,
@@ -181,25 +199,25 @@ fn ask(
     clippy::option_option,
     reason = "selected or not, and then keyed or not, are two questions"
 )]
-fn key(
+fn limit_key(
     index: usize,
-    exchange: &Exchange<'_>,
+    context: &RequestContext<'_>,
     client: &Client,
     now: Instant,
 ) -> Option<Option<String>> {
     let mut hash = Context::new(&SHA256);
-    if !rate_limits::select(
-        &exchange.route.spec.rate_limits.rules[index],
-        exchange,
+    if !rate_limits::write_key(
+        &context.route.spec.rate_limits.rules[index],
+        context,
         client,
         &mut |part| hash.update(part),
     )? {
         return Some(None);
     }
     let hash = hash.finish();
-    let (here, _) = hash.as_ref().split_first_chunk()?;
-    if !exchange.route.rate_limits[index].tells_apart(u64::from_le_bytes(*here), now) {
-        return Some(Some(OVERFLOW.to_owned()));
+    let (local_key, _) = hash.as_ref().split_first_chunk()?;
+    if !context.route.rate_limits[index].track_key(u64::from_le_bytes(*local_key), now) {
+        return Some(Some(OVERFLOW_KEY.to_owned()));
     }
     let mut key = String::with_capacity(2 * KEY_BYTES);
     for byte in &hash.as_ref()[..KEY_BYTES] {

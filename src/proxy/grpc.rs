@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::classify::Judgement;
+use super::classify::AttemptVerdict;
 use crate::{
-    resilience::{breaker::Outcome, outlier::Attempted},
+    resilience::{breaker::CallOutcome, outlier::EndpointResult},
     telemetry::metrics::AttemptOutcome,
 };
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// The deadline is over.
 pub(super) const DEADLINE_EXCEEDED: u8 = 4;
@@ -27,7 +27,7 @@ pub(super) const UNAVAILABLE: u8 = 14;
 const UNKNOWN: u8 = 2;
 
 /// The status in a head or in trailers; what is not a known number is 2, which is "unknown".
-pub(super) fn status(fields: &HeaderMap) -> Option<u8> {
+pub(super) fn parse_status(fields: &HeaderMap) -> Option<u8> {
     let text = fields.get(STATUS)?.to_str().unwrap_or_default().trim();
     Some(
         text.parse()
@@ -42,8 +42,8 @@ pub(super) fn status(fields: &HeaderMap) -> Option<u8> {
     clippy::option_option,
     reason = "whether, and then when, are two questions"
 )]
-pub(super) fn pushback(fields: &HeaderMap) -> Option<Option<Duration>> {
-    let Some(value) = fields.get(PUSHBACK) else {
+pub(super) fn parse_retry_pushback(fields: &HeaderMap) -> Option<Option<Duration>> {
+    let Some(value) = fields.get(RETRY_PUSHBACK) else {
         return Some(None);
     };
     let millis: u32 = value.to_str().ok()?.trim().parse().ok()?;
@@ -51,7 +51,7 @@ pub(super) fn pushback(fields: &HeaderMap) -> Option<Option<Duration>> {
 }
 
 /// What a status of HTTP means where gRPC gave none (gRPC, "HTTP to gRPC Status Code Mapping").
-pub(super) fn of_http(status: u16) -> u8 {
+pub(super) fn status_from_http(status: u16) -> u8 {
     match status {
         400 | 431 => 13,
         401 => 16,
@@ -63,49 +63,49 @@ pub(super) fn of_http(status: u16) -> u8 {
 }
 
 /// What a status means for the breaker, the endpoint and the metrics.
-pub(super) fn judge(status: u8) -> Judgement {
-    let (outcome, attempted, counted) = match status {
+pub(super) fn verdict_from_status(status: u8) -> AttemptVerdict {
+    let (breaker_outcome, outlier_outcome, attempt_outcome) = match status {
         RESOURCE_EXHAUSTED => (
-            Outcome::Throttled,
-            Attempted::Throttled,
+            CallOutcome::Throttled,
+            EndpointResult::Throttled,
             AttemptOutcome::Throttled,
         ),
         UNAVAILABLE => (
-            Outcome::Failure,
-            Attempted::GatewayError,
+            CallOutcome::Failure,
+            EndpointResult::GatewayError,
             AttemptOutcome::Failure,
         ),
         DEADLINE_EXCEEDED | 13 | 15 => (
-            Outcome::Failure,
-            Attempted::ServerError,
+            CallOutcome::Failure,
+            EndpointResult::ServerError,
             AttemptOutcome::Failure,
         ),
         _ => (
-            Outcome::Success,
-            Attempted::Success,
+            CallOutcome::Success,
+            EndpointResult::Success,
             AttemptOutcome::Success,
         ),
     };
-    Judgement {
-        outcome,
-        attempted,
-        counted,
+    AttemptVerdict {
+        breaker_outcome,
+        outlier_outcome,
+        attempt_outcome,
         is_overload: matches!(status, RESOURCE_EXHAUSTED | UNAVAILABLE),
     }
 }
 
 /// The fields that say how a call ended.
-pub(super) fn end(status: u8, message: &str) -> HeaderMap {
+pub(super) fn status_trailers(status: u8, message: &str) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(2);
     fields.insert(STATUS, u16::from(status).into());
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
+    if let Ok(message) = HeaderValue::from_str(&percent_encode(message)) {
         fields.insert(MESSAGE, message);
     }
     fields
 }
 
 /// Encodes what is not printable ASCII, and `%` (gRPC over HTTP/2, "Percent-Encoded").
-fn percent_encoded(text: &str) -> String {
+fn percent_encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'%' => "%25".to_owned(),
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_is_read_wherever_it_stands() {
+    fn an_invalid_grpc_status_is_parsed_as_unknown() {
         for (text, expected) in [
             ("0", 0),
             ("14", 14),
@@ -132,22 +132,25 @@ mod tests {
         ] {
             let mut fields = HeaderMap::new();
             fields.insert(STATUS, HeaderValue::from_str(text).expect("a value"));
-            assert_eq!(status(&fields), Some(expected), "{text:?}");
+            assert_eq!(parse_status(&fields), Some(expected), "{text:?}");
         }
-        assert_eq!(status(&HeaderMap::new()), None);
+        assert_eq!(parse_status(&HeaderMap::new()), None);
     }
 
     #[test]
-    fn only_the_backends_own_failures_count() {
+    fn only_backend_failures_count_as_breaker_failures() {
         let failures: Vec<u8> = (0..=16)
-            .filter(|status| judge(*status).outcome == Outcome::Failure)
+            .filter(|status| verdict_from_status(*status).breaker_outcome == CallOutcome::Failure)
             .collect();
         assert_eq!(failures, [4, 13, 14, 15]);
-        assert_eq!(judge(8).outcome, Outcome::Throttled);
+        assert_eq!(
+            verdict_from_status(8).breaker_outcome,
+            CallOutcome::Throttled
+        );
     }
 
     #[test]
-    fn a_backend_may_say_when_or_never() {
+    fn retry_pushback_is_a_delay_or_forbids_a_retry() {
         for (text, expected) in [
             ("0", Some(Some(0))),
             ("250", Some(Some(250))),
@@ -156,22 +159,30 @@ mod tests {
             ("", None),
         ] {
             let mut fields = HeaderMap::new();
-            fields.insert(PUSHBACK, HeaderValue::from_str(text).expect("a value"));
+            fields.insert(
+                RETRY_PUSHBACK,
+                HeaderValue::from_str(text).expect("a value"),
+            );
             assert_eq!(
-                pushback(&fields),
+                parse_retry_pushback(&fields),
                 expected.map(|millis: Option<u64>| millis.map(Duration::from_millis)),
                 "{text:?}"
             );
         }
-        assert_eq!(pushback(&HeaderMap::new()), Some(None));
+        assert_eq!(parse_retry_pushback(&HeaderMap::new()), Some(None));
     }
 
     #[test]
-    fn a_message_is_encoded() {
+    fn grpc_messages_are_percent_encoded() {
         assert_eq!(
-            end(14, "100 % full\n").get(MESSAGE).expect("a message"),
+            status_trailers(14, "100 % full\n")
+                .get(MESSAGE)
+                .expect("a message"),
             "100 %25 full%0A"
         );
-        assert_eq!(end(4, "é").get(MESSAGE).expect("a message"), "%C3%A9");
+        assert_eq!(
+            status_trailers(4, "é").get(MESSAGE).expect("a message"),
+            "%C3%A9"
+        );
     }
 }

@@ -15,20 +15,20 @@ use http::{
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::{
-    asked::Asked,
-    authority::Target,
+    asked::RequestView,
+    authority::RequestTarget,
     client::Client,
-    deadline::{TimeLeft, write_grpc_timeout},
-    rate_limits::{self, Limits},
+    deadline::{TimeLeft, format_grpc_timeout},
+    rate_limits::{self, RateLimitOutcome},
     rejection::PSEUDONYM,
-    serve::Exchange,
+    serve::RequestContext,
     signs,
     source::FORWARDED_FOR,
 };
 use crate::{
     policy::{
         document::Direction,
-        snapshot::{Balancer, HeaderEdits},
+        snapshot::{HeaderModifierSpec, LoadBalancerSpec},
     },
     state::endpoint::EndpointState,
 };
@@ -47,7 +47,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// How many fields we add at most, besides those of filters.
-const OWN_FIELDS: usize = 12;
+const MAX_ADDED_HEADERS: usize = 12;
 
 const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
 const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 outrigger");
@@ -72,12 +72,12 @@ const MAX_HOPS: usize = 16;
 
 /// The request's id: that of the client if it has one, else a new one.
 pub(super) fn request_id(client: &Client) -> HeaderValue {
-    let given = client
+    let client_id = client
         .head()
         .headers
         .get(REQUEST_ID)
         .filter(|id| !id.is_empty() && id.len() <= 128 && id.to_str().is_ok());
-    given.cloned().unwrap_or_else(|| {
+    client_id.cloned().unwrap_or_else(|| {
         let id = format!("{:032x}", fastrand::u128(..));
         HeaderValue::from_maybe_shared(Bytes::from(id))
             .unwrap_or_else(|_| HeaderValue::from_static("none"))
@@ -85,7 +85,7 @@ pub(super) fn request_id(client: &Client) -> HeaderValue {
 }
 
 /// Whether the request has passed this kind of proxy too often.
-pub(super) fn goes_in_circles(client: &Client) -> bool {
+pub(super) fn is_looping(client: &Client) -> bool {
     let hops = client
         .head()
         .headers
@@ -100,9 +100,9 @@ pub(super) fn goes_in_circles(client: &Client) -> bool {
 
 /// What the client wants to speak instead of HTTP, if it asks properly. `h2c` is not passed on: the answer would be read by
 /// nobody who understands it.
-pub(super) fn wanted_upgrade<'a>(asked: &Asked<'a>) -> Option<&'a str> {
-    let head = asked.head;
-    if head.version != Version::HTTP_11 || !nominates(&head.headers, "upgrade") {
+pub(super) fn requested_upgrade<'a>(request: &RequestView<'a>) -> Option<&'a str> {
+    let head = request.head;
+    if head.version != Version::HTTP_11 || !has_connection_option(&head.headers, "upgrade") {
         return None;
     }
     let protocol = head
@@ -121,37 +121,37 @@ pub(super) fn wanted_upgrade<'a>(asked: &Asked<'a>) -> Option<&'a str> {
 ///
 /// Fields are changed in the bare map, and the head is made of it at the end: pingora's own setters parse every name anew and
 /// keep a second map with the case of the names, which matters to nobody (RFC 9110 section 5.1).
-pub(super) fn upstream<'e>(
-    exchange: &'e Exchange<'_>,
-    asked: &Asked<'_>,
+pub(super) fn build_request_head<'e>(
+    context: &'e RequestContext<'_>,
+    request: &RequestView<'_>,
     endpoint: &EndpointState,
     attempt: u32,
     has_body: bool,
     time_left: TimeLeft,
 ) -> pingora::Result<RequestHead<'e>> {
-    let mut headers = passed_on(&asked.head.headers);
-    let is_http2 = exchange.is_to_http2();
-    if let Some(protocol) = wanted_upgrade(asked).filter(|_| !is_http2) {
+    let mut headers = copy_end_to_end_headers(&request.head.headers);
+    let is_http2 = context.is_backend_http2();
+    if let Some(protocol) = requested_upgrade(request).filter(|_| !is_http2) {
         headers.insert(header::CONNECTION, UPGRADE);
-        headers.insert(header::UPGRADE, value(protocol)?);
+        headers.insert(header::UPGRADE, parse_header_value(protocol)?);
     }
     if is_http2 {
         headers.remove(header::TRANSFER_ENCODING);
         // The one field about a connection that HTTP/2 knows (RFC 9113 section 8.2.2); gRPC asks for it.
-        if takes_trailers(&asked.head.headers) {
+        if accepts_trailers(&request.head.headers) {
             headers.insert(header::TE, TRAILERS);
         }
-    } else if asked.is_http2 {
-        one_cookie(&mut headers)?;
+    } else if request.is_http2 {
+        merge_cookies(&mut headers)?;
         if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
             headers.insert(header::TRANSFER_ENCODING, CHUNKED);
         }
     }
-    let filters = &exchange.route.spec.filters;
+    let filters = &context.route.spec.filters;
     let host = filters
-        .host
+        .host_rewrite
         .as_deref()
-        .unwrap_or(&exchange.target.authority);
+        .unwrap_or(&context.request_target.authority);
     let host = if host.is_empty() {
         endpoint.authority()
     } else {
@@ -161,40 +161,43 @@ pub(super) fn upstream<'e>(
         .get(header::HOST)
         .is_none_or(|current| current.as_bytes() != host.as_bytes())
     {
-        headers.insert(header::HOST, value(host)?);
+        headers.insert(header::HOST, parse_header_value(host)?);
     }
-    if exchange.route.spec.direction == Direction::Inbound {
-        forwarded(&mut headers, asked, exchange.target)?;
+    if context.route.spec.direction == Direction::Inbound {
+        set_forwarded_headers(&mut headers, request, context.request_target)?;
     }
-    headers.append(header::VIA, if asked.is_http2 { VIA_HTTP2 } else { VIA });
-    headers.insert(REQUEST_ID, exchange.request_id.clone());
+    headers.append(header::VIA, if request.is_http2 { VIA_HTTP2 } else { VIA });
+    headers.insert(REQUEST_ID, context.request_id.clone());
     headers.insert(ATTEMPT, attempt.into());
-    match time_left.until_head {
+    match time_left.response_head {
         Some(left) => headers.insert(
             DEADLINE,
             HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)),
         ),
         None => headers.remove(DEADLINE),
     };
-    if let Some(left) = time_left.of_call {
-        headers.insert(GRPC_TIMEOUT, value(&write_grpc_timeout(left))?);
+    if let Some(left) = time_left.call {
+        headers.insert(
+            GRPC_TIMEOUT,
+            parse_header_value(&format_grpc_timeout(left))?,
+        );
     }
-    if is_weighed(exchange, endpoint) {
+    if is_warm_up_weighted(context, endpoint) {
         headers.insert(signs::WEIGHED, HeaderValue::from_static("1"));
     }
-    edit(&mut headers, &filters.request_headers);
+    apply_modifier(&mut headers, &filters.request_headers);
     let path = filters
-        .path
+        .path_rewrite
         .as_ref()
-        .map(|rewrite| super::routing::rewritten(exchange.target, exchange.rule, rewrite));
+        .map(|rewrite| super::routing::rewrite_path(context.request_target, context.rule, rewrite));
     let path = path.map_or(
-        Cow::Borrowed(exchange.target.path_and_query.as_str()),
+        Cow::Borrowed(context.request_target.path_and_query.as_str()),
         Cow::Owned,
     );
-    let is_secure = exchange.destination.backend.spec.tls.is_some();
+    let is_secure = context.destination.backend.spec.tls.is_some();
     Ok(RequestHead {
-        method: asked.head.method.clone(),
-        uri: asked.head.uri.clone(),
+        method: request.head.method.clone(),
+        uri: request.head.uri.clone(),
         path,
         headers,
         is_secure,
@@ -202,11 +205,14 @@ pub(super) fn upstream<'e>(
 }
 
 /// Whether the endpoint gets no more than it wants while it warms up: by its own curve, and beside others that get the rest.
-fn is_weighed(exchange: &Exchange<'_>, endpoint: &EndpointState) -> bool {
-    let backend = &exchange.destination.backend;
-    let is_weighing = backend.spec.warm_up.is_none()
-        && !matches!(backend.spec.balancer, Balancer::ConsistentHash { .. });
-    endpoint.has_curve() && is_weighing && backend.endpoints.len() > 1
+fn is_warm_up_weighted(context: &RequestContext<'_>, endpoint: &EndpointState) -> bool {
+    let backend = &context.destination.backend;
+    let uses_endpoint_weights = backend.spec.warm_up.is_none()
+        && !matches!(
+            backend.spec.load_balancer,
+            LoadBalancerSpec::ConsistentHash { .. }
+        );
+    endpoint.has_own_warm_up() && uses_endpoint_weights && backend.endpoints.len() > 1
 }
 
 /// The head of an attempt, before it is put into one framing or the other.
@@ -222,7 +228,7 @@ pub(super) struct RequestHead<'e> {
 
 impl RequestHead<'_> {
     /// For HTTP/1.
-    pub(super) fn http1(self) -> pingora::Result<Box<RequestHeader>> {
+    pub(super) fn into_http1(self) -> pingora::Result<Box<RequestHeader>> {
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.method = self.method;
         parts.uri = self.uri;
@@ -235,8 +241,11 @@ impl RequestHead<'_> {
     }
 
     /// For HTTP/2: the host is a part of the target.
-    pub(super) fn http2(mut self) -> pingora::Result<http::Request<()>> {
-        let authority = self.headers.remove(header::HOST).ok_or_else(not_a_value)?;
+    pub(super) fn into_http2(mut self) -> pingora::Result<http::Request<()>> {
+        let authority = self
+            .headers
+            .remove(header::HOST)
+            .ok_or_else(invalid_header_value)?;
         let scheme = if self.is_secure {
             Scheme::HTTPS
         } else {
@@ -248,7 +257,7 @@ impl RequestHead<'_> {
             .authority(authority.as_bytes())
             .path_and_query(path)
             .build()
-            .map_err(|_| not_a_value())?;
+            .map_err(|_| invalid_header_value())?;
         let mut request = http::Request::new(());
         *request.method_mut() = self.method;
         *request.uri_mut() = uri;
@@ -259,7 +268,7 @@ impl RequestHead<'_> {
 }
 
 /// Whether the sender says that it reads trailers.
-fn takes_trailers(headers: &HeaderMap) -> bool {
+fn accepts_trailers(headers: &HeaderMap) -> bool {
     headers.get_all(header::TE).iter().any(|value| {
         value
             .to_str()
@@ -270,70 +279,74 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
 }
 
 /// HTTP/2 may send each cookie by itself; HTTP/1 wants one line (RFC 9113 section 8.2.3).
-fn one_cookie(headers: &mut HeaderMap) -> pingora::Result<()> {
+fn merge_cookies(headers: &mut HeaderMap) -> pingora::Result<()> {
     let cookies: Vec<&[u8]> = headers
         .get_all(header::COOKIE)
         .iter()
         .map(HeaderValue::as_bytes)
         .collect();
     if cookies.len() > 1 {
-        let joined =
-            HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| not_a_value())?;
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+            .map_err(|_| invalid_header_value())?;
         headers.insert(header::COOKIE, joined);
     }
     Ok(())
 }
 
 /// The head of the answer, as the client gets it.
-pub(super) fn downstream(
-    exchange: &Exchange<'_>,
+pub(super) fn build_response_head(
+    context: &RequestContext<'_>,
     client: &Client,
-    answer: &ResponseHeader,
+    response_head: &ResponseHeader,
     is_upgrade: bool,
-    limits: Option<&Limits>,
+    rate_limits: Option<&RateLimitOutcome>,
 ) -> pingora::Result<Box<ResponseHeader>> {
-    let mut headers = passed_on(&answer.headers);
-    if let Some(protocol) = answer.headers.get(header::UPGRADE).filter(|_| is_upgrade) {
+    let mut headers = copy_end_to_end_headers(&response_head.headers);
+    if let Some(protocol) = response_head
+        .headers
+        .get(header::UPGRADE)
+        .filter(|_| is_upgrade)
+    {
         headers.insert(header::CONNECTION, UPGRADE);
         headers.insert(header::UPGRADE, protocol.clone());
-    } else if !answer.status.is_informational() {
-        frame(&mut headers, answer.status, client);
+    } else if !response_head.status.is_informational() {
+        set_body_framing(&mut headers, response_head.status, client);
     }
-    one_length(&mut headers)?;
+    merge_content_lengths(&mut headers)?;
     headers.append(
         header::VIA,
-        if exchange.is_to_http2() {
+        if context.is_backend_http2() {
             VIA_HTTP2
         } else {
             VIA
         },
     );
-    for (name, value) in limits
+    for (name, value) in rate_limits
         .into_iter()
-        .flat_map(|limits| rate_limits::headers(exchange.route, limits))
+        .flat_map(|rate_limits| rate_limits::limit_headers(context.route, rate_limits))
     {
         headers.append(name, value);
     }
-    if exchange.route.spec.direction == Direction::Inbound {
+    if context.route.spec.direction == Direction::Inbound {
         // Only a sidecar says so, and behind an inbound route there is none.
         headers.remove(REASON);
-        for (name, value) in signs::of(exchange.worker, exchange.live) {
+        for (name, value) in signs::current_headers(context.worker, context.active_policy) {
             headers.insert(name, value);
         }
     }
-    edit(&mut headers, &exchange.route.spec.filters.response_headers);
+    apply_modifier(&mut headers, &context.route.spec.filters.response_headers);
     let (mut parts, ()) = http::Response::new(()).into_parts();
-    parts.status = answer.status;
+    parts.status = response_head.status;
     parts.headers = headers;
     let mut head = Box::new(ResponseHeader::from(parts));
     if !client.is_http2() {
-        head.set_reason_phrase(answer.get_reason_phrase())?;
+        head.set_reason_phrase(response_head.get_reason_phrase())?;
     }
     Ok(head)
 }
 
 /// A length that was given several times, equal each time, is passed on once (RFC 9110 section 8.6).
-fn one_length(headers: &mut HeaderMap) -> pingora::Result<()> {
+fn merge_content_lengths(headers: &mut HeaderMap) -> pingora::Result<()> {
     let lengths = headers.get_all(header::CONTENT_LENGTH);
     let is_repeated = lengths.iter().count() > 1
         || lengths
@@ -345,14 +358,14 @@ fn one_length(headers: &mut HeaderMap) -> pingora::Result<()> {
             .next()
             .and_then(|length| length.to_str().ok())
             .and_then(|length| length.split(',').next());
-        let length = value(first.unwrap_or_default().trim())?;
+        let length = parse_header_value(first.unwrap_or_default().trim())?;
         headers.insert(header::CONTENT_LENGTH, length);
     }
     Ok(())
 }
 
 /// Sees to it that the client can tell where the body ends.
-fn frame(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
+fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
     if client.is_http2() {
         headers.remove(header::TRANSFER_ENCODING);
         return;
@@ -369,7 +382,11 @@ fn frame(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
     }
 }
 
-fn forwarded(headers: &mut HeaderMap, asked: &Asked<'_>, target: &Target) -> pingora::Result<()> {
+fn set_forwarded_headers(
+    headers: &mut HeaderMap,
+    request: &RequestView<'_>,
+    target: &RequestTarget,
+) -> pingora::Result<()> {
     let mut chain = String::with_capacity(48);
     for hops in headers
         .get_all(FORWARDED_FOR)
@@ -380,13 +397,13 @@ fn forwarded(headers: &mut HeaderMap, asked: &Asked<'_>, target: &Target) -> pin
         chain.push_str(", ");
     }
     // Writing to a string cannot fail.
-    _ = write!(chain, "{}", asked.peer.address.to_canonical());
+    _ = write!(chain, "{}", request.identity.address.to_canonical());
     headers.insert(
         FORWARDED_FOR,
-        HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| not_a_value())?,
+        HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| invalid_header_value())?,
     );
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_PROTO) {
-        vacant.insert(HeaderValue::from_static(if asked.peer.is_secure {
+        vacant.insert(HeaderValue::from_static(if request.identity.is_secure {
             "https"
         } else {
             "http"
@@ -395,18 +412,18 @@ fn forwarded(headers: &mut HeaderMap, asked: &Asked<'_>, target: &Target) -> pin
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_HOST)
         && !target.authority.is_empty()
     {
-        vacant.insert(value(&target.authority)?);
+        vacant.insert(parse_header_value(&target.authority)?);
     }
     Ok(())
 }
 
 /// A copy of the fields that do not end at this hop, with room for ours.
-pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
+pub(super) fn copy_end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
     let mut nominated: Vec<HeaderName> = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
         let names = value.to_str().unwrap_or_default().split(',').map(str::trim);
         // Framing and the host are not a client's to take out.
-        let kept = [
+        let protected_options = [
             "",
             "close",
             "keep-alive",
@@ -417,21 +434,25 @@ pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
         ];
         nominated.extend(
             names
-                .filter(|name| !kept.iter().any(|kept| name.eq_ignore_ascii_case(kept)))
+                .filter(|name| {
+                    !protected_options
+                        .iter()
+                        .any(|protected_options| name.eq_ignore_ascii_case(protected_options))
+                })
                 .filter_map(|name| name.parse::<HeaderName>().ok()),
         );
     }
-    let mut copy = HeaderMap::with_capacity(headers.len() + OWN_FIELDS);
+    let mut copied = HeaderMap::with_capacity(headers.len() + MAX_ADDED_HEADERS);
     for (name, value) in headers
         .iter()
         .filter(|(name, _)| !HOP_BY_HOP.contains(name) && !nominated.contains(name))
     {
-        copy.append(name.clone(), value.clone());
+        copied.append(name.clone(), value.clone());
     }
-    copy
+    copied
 }
 
-fn nominates(headers: &HeaderMap, option: &str) -> bool {
+fn has_connection_option(headers: &HeaderMap, option: &str) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|value| {
         value
             .to_str()
@@ -442,29 +463,29 @@ fn nominates(headers: &HeaderMap, option: &str) -> bool {
 }
 
 /// Changes fields as a filter says.
-pub(super) fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
-    for name in &edits.remove {
+pub(super) fn apply_modifier(headers: &mut HeaderMap, modifier: &HeaderModifierSpec) {
+    for name in &modifier.remove {
         headers.remove(name);
     }
-    for (name, value) in &edits.set {
+    for (name, value) in &modifier.set {
         headers.insert(name.clone(), value.clone());
     }
-    for (name, value) in &edits.add {
+    for (name, value) in &modifier.add {
         headers.append(name.clone(), value.clone());
     }
 }
 
-fn value(text: &str) -> pingora::Result<HeaderValue> {
-    HeaderValue::from_str(text).map_err(|_| not_a_value())
+fn parse_header_value(text: &str) -> pingora::Result<HeaderValue> {
+    HeaderValue::from_str(text).map_err(|_| invalid_header_value())
 }
 
-fn not_a_value() -> pingora::BError {
+fn invalid_header_value() -> pingora::BError {
     pingora::Error::explain(pingora::ErrorType::InvalidHTTPHeader, "a value of a header")
 }
 
 /// How long a backend says that it keeps an idle connection.
-pub(super) fn keep_alive_hint(answer: &ResponseHeader) -> Option<Duration> {
-    let value: &HeaderValue = answer.headers.get("keep-alive")?;
+pub(super) fn parse_keep_alive_timeout(response_head: &ResponseHeader) -> Option<Duration> {
+    let value: &HeaderValue = response_head.headers.get("keep-alive")?;
     let seconds = value
         .to_str()
         .ok()?

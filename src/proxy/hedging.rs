@@ -12,370 +12,423 @@ use std::{
 };
 
 use super::{
-    asker::{Asker, Kept},
-    attempt::{Answered, Attempt, Failed, failed, full, gone},
+    asker::{BufferedRequest, RequestSource},
+    attempt::{
+        Attempt, AttemptError, UpstreamResponse, connection_limit_rejection, fatal_rejection,
+        transport_rejection,
+    },
     client::Client,
     deadline::Deadline,
     headers,
-    record::Progress,
+    record::RequestRecord,
     rejection::Rejection,
     repicking,
     request_body::RequestBody,
-    retrying::Tries,
-    serve::Exchange,
+    retrying::AttemptHistory,
+    serve::RequestContext,
 };
 use crate::{
     clock,
     policy::snapshot::HedgingSpec,
     resilience::Mode,
     state::{budget::RetryGuard, endpoint::EndpointState, hedge::HedgeState},
-    telemetry::{decisions::Step, metrics::Hedged},
+    telemetry::{decisions::Decision, metrics::HedgeOutcome},
 };
 
 /// A request that is hedged.
-pub(super) struct Plan<'e> {
+pub(super) struct HedgePlan<'e> {
     spec: &'e HedgingSpec,
     state: &'e HedgeState,
     delay: Duration,
-    kept: Kept,
+    buffered_request: BufferedRequest,
 }
 
 /// Whether a request is hedged: the policy acts, it is idempotent, has no body, and it is known how late is late.
 pub(super) fn plan<'e>(
-    exchange: &'e Exchange<'_>,
+    context: &'e RequestContext<'_>,
     client: &Client,
     body: &RequestBody,
     now: Instant,
-) -> Option<Plan<'e>> {
-    let spec = exchange
+) -> Option<HedgePlan<'e>> {
+    let spec = context
         .destination
         .policy
         .hedging
         .as_ref()
         .filter(|spec| spec.mode == Mode::Enforce)?;
-    let state = exchange.destination.hedge.as_deref()?;
-    if !is_fit(client, body) {
+    let state = context.destination.hedge.as_deref()?;
+    if !is_hedgeable(client, body) {
         return None;
     }
-    Some(Plan {
+    Some(HedgePlan {
         spec,
         state,
         delay: state.delay(now)?,
-        kept: Kept::of(client, body)?,
+        buffered_request: BufferedRequest::from_client(client, body)?,
     })
 }
 
 /// Whether a request may be asked twice at once.
-fn is_fit(client: &Client, body: &RequestBody) -> bool {
-    let asked = client.asked();
-    asked.is_idempotent()
+fn is_hedgeable(client: &Client, body: &RequestBody) -> bool {
+    let request = client.request_view();
+    request.is_idempotent()
         && body.is_done()
-        && body.received() == 0
-        && asked.attempt() == 1
-        && headers::wanted_upgrade(&asked).is_none()
+        && body.received_bytes() == 0
+        && request.downstream_attempt() == 1
+        && headers::requested_upgrade(&request).is_none()
 }
 
 /// Counts what shadow mode would have asked again, now that an attempt that began then was answered.
-pub(super) fn note_shadow(
-    exchange: &Exchange<'_>,
+pub(super) fn record_shadow_hedge(
+    context: &RequestContext<'_>,
     client: &Client,
     body: &RequestBody,
-    began: Instant,
+    started_at: Instant,
 ) {
-    let destination = exchange.destination;
+    let destination = context.destination;
     let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.hedge) else {
         return;
     };
-    if spec.mode != Mode::Shadow || !is_fit(client, body) {
+    if spec.mode != Mode::Shadow || !is_hedgeable(client, body) {
         return;
     }
     let now = clock::now();
     if state
         .delay(now)
-        .is_some_and(|delay| now.saturating_duration_since(began) > delay)
+        .is_some_and(|delay| now.saturating_duration_since(started_at) > delay)
     {
-        destination.backend.metrics.hedged(Hedged::Shadow);
+        destination
+            .backend
+            .metrics
+            .record_hedge(HedgeOutcome::Shadow);
     }
 }
 
-type Made<'r> = Pin<Box<dyn Future<Output = Result<Answered, Failed>> + Send + 'r>>;
+type AttemptFuture<'r> =
+    Pin<Box<dyn Future<Output = Result<UpstreamResponse, AttemptError>> + Send + 'r>>;
 
 /// A request that is out.
-struct Runner<'r> {
+struct HedgedAttempt<'r> {
     endpoint: Arc<EndpointState>,
-    began: Instant,
+    started_at: Instant,
     /// Counted from 1.
-    number: u32,
+    attempt_number: u32,
     is_first: bool,
-    made: Made<'r>,
+    future: AttemptFuture<'r>,
 }
 
 /// What came of one that is no answer to pass on while there may be another.
-enum Poor {
-    Answer(Arc<EndpointState>, Box<Answered>),
-    Failed(Arc<EndpointState>, Failed),
+enum NonFatalResult {
+    Response(Arc<EndpointState>, Box<UpstreamResponse>),
+    Failed(Arc<EndpointState>, AttemptError),
     /// None could be made.
-    NotMade(Rejection),
+    NotStarted(Rejection),
 }
 
 /// How far a race is.
 #[derive(Default)]
-struct Race {
-    tries: Tries,
-    guard: Option<RetryGuard>,
-    poor: Option<Poor>,
+struct HedgeRace {
+    history: AttemptHistory,
+    retry_guard: Option<RetryGuard>,
+    non_fatal_result: Option<NonFatalResult>,
     /// Requests that count.
     sent: u32,
     /// Whether no more are to be sent.
-    is_over: bool,
+    is_exhausted: bool,
     /// How many endpoints had been asked before the last one.
-    tried: usize,
+    tried_before: usize,
     /// The next one goes out in the place of one that was not looked at; whether that was the first.
-    instead_of: Option<bool>,
+    replacement_is_first: Option<bool>,
 }
 
 /// Asks until there is an answer to pass on, or none to be had.
-pub(super) async fn race(
-    exchange: &Exchange<'_>,
+pub(super) async fn run_race(
+    context: &RequestContext<'_>,
     client: &mut Client,
-    plan: &Plan<'_>,
+    plan: &HedgePlan<'_>,
     deadline: Deadline,
-    progress: &mut Progress,
-) -> Result<Answered, Rejection> {
-    let mut race = Race::default();
-    let mut runners: Vec<Runner<'_>> = Vec::with_capacity(2);
+    record: &mut RequestRecord,
+) -> Result<UpstreamResponse, Rejection> {
+    let mut race = HedgeRace::default();
+    let mut attempts: Vec<HedgedAttempt<'_>> = Vec::with_capacity(2);
     let mut is_due = true;
     loop {
-        let may_ask = !race.is_over && race.sent < plan.spec.config.max_attempts.get();
-        if is_due && may_ask {
+        let can_start_next = !race.is_exhausted && race.sent < plan.spec.config.max_attempts.get();
+        if is_due && can_start_next {
             is_due = false;
-            runners.extend(race.ask(exchange, plan, deadline, progress));
+            attempts.extend(race.start_next(context, plan, deadline, record));
             continue;
         }
-        if runners.is_empty() {
-            return give(exchange, race.poor, race.guard, progress);
+        if attempts.is_empty() {
+            return conclude(context, race.non_fatal_result, race.retry_guard, record);
         }
-        let next = async {
-            if may_ask {
+        let hedge_delay = async {
+            if can_start_next {
                 clock::sleep(plan.delay).await
             } else {
                 std::future::pending().await
             }
         };
-        let (place, made) = tokio::select! {
+        let (index, result) = tokio::select! {
             biased;
-            done = first_done(&mut runners) => done,
-            () = next => {
+            done = first_completed(&mut attempts) => done,
+            () = hedge_delay => {
                 is_due = true;
                 continue;
             }
-            reason = client.gone() => return Err(gone(reason)),
+            reason = client.closed() => return Err(fatal_rejection(reason)),
         };
-        let runner = runners.swap_remove(place);
-        if let Some(how) = failure(plan.spec, &made) {
-            let took = clock::now().saturating_duration_since(runner.began);
-            exchange.notes.push(Step::Failed {
-                attempt: runner.number,
-                endpoint: runner.endpoint.label.clone(),
-                how,
-                took,
+        let hedged_attempt = attempts.swap_remove(index);
+        if let Some(cause) = failure_cause(plan.spec, &result) {
+            let duration = clock::now().saturating_duration_since(hedged_attempt.started_at);
+            context.decision_trace.record(Decision::AttemptFailed {
+                attempt: hedged_attempt.attempt_number,
+                endpoint: hedged_attempt.endpoint.label.clone(),
+                cause,
+                duration,
             });
         }
-        match made {
-            Ok(answered) if !is_poor(plan.spec, &answered) => {
-                won(exchange, plan, &runner, &runners);
-                progress.endpoint = Some(runner.endpoint);
-                return Ok(Answered {
-                    _retry: race.guard,
-                    ..answered
+        match result {
+            Ok(response) if !is_non_fatal(plan.spec, &response) => {
+                record_win(context, plan, &hedged_attempt, &attempts);
+                record.endpoint = Some(hedged_attempt.endpoint);
+                return Ok(UpstreamResponse {
+                    _retry_guard: race.retry_guard,
+                    ..response
                 });
             }
-            Err(Failed::Rejected(rejection)) if rejection.is_fatal => return Err(rejection),
-            Err(Failed::Unprocessed(answered)) => race.not_looked_at(exchange, runner, answered),
-            Ok(answered) => race.poor = Some(Poor::Answer(runner.endpoint, Box::new(answered))),
-            Err(failed) if matches!(race.poor, Some(Poor::Answer(..))) => drop(failed),
-            Err(failed) => race.poor = Some(Poor::Failed(runner.endpoint, failed)),
+            Err(AttemptError::Rejected(rejection)) if rejection.is_fatal => return Err(rejection),
+            Err(AttemptError::Unprocessed(response)) => {
+                race.record_unprocessed(context, hedged_attempt, response)
+            }
+            Ok(response) => {
+                race.non_fatal_result = Some(NonFatalResult::Response(
+                    hedged_attempt.endpoint,
+                    Box::new(response),
+                ))
+            }
+            Err(error) if matches!(race.non_fatal_result, Some(NonFatalResult::Response(..))) => {
+                drop(error)
+            }
+            Err(error) => {
+                race.non_fatal_result = Some(NonFatalResult::Failed(hedged_attempt.endpoint, error))
+            }
         }
         is_due = true;
     }
 }
 
-impl Race {
+impl HedgeRace {
     /// Sends one more, if that can be.
-    fn ask<'r>(
+    fn start_next<'r>(
         &mut self,
-        exchange: &'r Exchange<'r>,
-        plan: &'r Plan<'_>,
+        context: &'r RequestContext<'r>,
+        plan: &'r HedgePlan<'_>,
         deadline: Deadline,
-        progress: &mut Progress,
-    ) -> Option<Runner<'r>> {
-        self.tried = self.tries.count();
-        let asked = ask(
-            exchange,
+        record: &mut RequestRecord,
+    ) -> Option<HedgedAttempt<'r>> {
+        self.tried_before = self.history.endpoint_count();
+        let asked = start_attempt(
+            context,
             plan,
             deadline,
-            &mut self.tries,
-            self.instead_of.take(),
-            &mut self.guard,
-            progress,
+            &mut self.history,
+            self.replacement_is_first.take(),
+            &mut self.retry_guard,
+            record,
         );
         match asked {
-            Ok(Some(runner)) => {
+            Ok(Some(hedged_attempt)) => {
                 self.sent += 1;
-                return Some(runner);
+                return Some(hedged_attempt);
             }
             Ok(None) => {}
-            Err(rejection) => _ = self.poor.get_or_insert(Poor::NotMade(rejection)),
+            Err(rejection) => {
+                _ = self
+                    .non_fatal_result
+                    .get_or_insert(NonFatalResult::NotStarted(rejection))
+            }
         }
-        self.is_over = true;
+        self.is_exhausted = true;
         None
     }
 
     /// One was not looked at. It does not count, as long as there are endpoints that were not asked.
-    fn not_looked_at(
+    fn record_unprocessed(
         &mut self,
-        exchange: &Exchange<'_>,
-        runner: Runner<'_>,
-        answered: Box<Answered>,
+        context: &RequestContext<'_>,
+        hedged_attempt: HedgedAttempt<'_>,
+        response: Box<UpstreamResponse>,
     ) {
-        self.poor
-            .get_or_insert(Poor::Answer(runner.endpoint, answered));
-        if repicking::has_another(exchange, &self.tries, self.tried) {
+        self.non_fatal_result
+            .get_or_insert(NonFatalResult::Response(hedged_attempt.endpoint, response));
+        if repicking::has_untried_endpoint(context, &self.history, self.tried_before) {
             self.sent -= 1;
-            self.instead_of = Some(runner.is_first);
-            exchange.destination.backend.metrics.repicked.increment(1);
+            self.replacement_is_first = Some(hedged_attempt.is_first);
+            context.destination.backend.metrics.reselected.increment(1);
         }
     }
 }
 
 /// One has its answer; the others took at least as long as they were waited for.
-fn won(exchange: &Exchange<'_>, plan: &Plan<'_>, winner: &Runner<'_>, losers: &[Runner<'_>]) {
+fn record_win(
+    context: &RequestContext<'_>,
+    plan: &HedgePlan<'_>,
+    winner: &HedgedAttempt<'_>,
+    losers: &[HedgedAttempt<'_>],
+) {
     if !winner.is_first {
-        exchange.destination.backend.metrics.hedged(Hedged::Won);
-        exchange.notes.push(Step::HedgeWon {
+        context
+            .destination
+            .backend
+            .metrics
+            .record_hedge(HedgeOutcome::Won);
+        context.decision_trace.record(Decision::HedgeWon {
             endpoint: winner.endpoint.label.clone(),
         });
     }
     let now = clock::now();
-    losers.iter().for_each(|late| {
+    losers.iter().for_each(|loser| {
         plan.state
-            .note(now.saturating_duration_since(late.began), now)
+            .record_latency(now.saturating_duration_since(loser.started_at), now)
     });
 }
 
 /// Sends one more; nothing if the budget has none.
-fn ask<'r>(
-    exchange: &'r Exchange<'r>,
-    plan: &'r Plan<'_>,
+fn start_attempt<'r>(
+    context: &'r RequestContext<'r>,
+    plan: &'r HedgePlan<'_>,
     mut deadline: Deadline,
-    tries: &mut Tries,
-    instead_of: Option<bool>,
-    guard: &mut Option<RetryGuard>,
-    progress: &mut Progress,
-) -> Result<Option<Runner<'r>>, Rejection> {
-    let metrics = &exchange.destination.backend.metrics;
-    let is_first = instead_of.unwrap_or_else(|| tries.is_first());
+    history: &mut AttemptHistory,
+    replacement_is_first: Option<bool>,
+    retry_guard: &mut Option<RetryGuard>,
+    record: &mut RequestRecord,
+) -> Result<Option<HedgedAttempt<'r>>, Rejection> {
+    let metrics = &context.destination.backend.metrics;
+    let is_first = replacement_is_first.unwrap_or_else(|| history.is_first_attempt());
     if !is_first
-        && instead_of.is_none()
-        && exchange
+        && replacement_is_first.is_none()
+        && context
             .destination
-            .withdraw_retry(guard, clock::now())
+            .withdraw_retry(retry_guard, clock::now())
             .is_err()
     {
-        metrics.hedged(Hedged::NoBudget);
-        exchange.notes.push(Step::NotRetried {
-            why: "the retry budget has no room for a second request",
-            numbers: String::new(),
+        metrics.record_hedge(HedgeOutcome::BudgetExhausted);
+        context.decision_trace.record(Decision::NotRetried {
+            cause: "the retry budget has no room for a second request",
+            evidence: String::new(),
         });
         return Ok(None);
     }
-    if !is_first && instead_of.is_none() {
-        tries.hedge();
+    if !is_first && replacement_is_first.is_none() {
+        history.record_hedge();
     }
-    let attempt = Attempt::begin(exchange, &plan.kept.asked(), tries, &deadline, progress)?;
-    if !is_first && instead_of.is_none() {
-        metrics.hedged(Hedged::Sent);
-        exchange.notes.push(Step::Hedged {
-            attempt: progress.attempts,
+    let attempt = Attempt::begin(
+        context,
+        &plan.buffered_request.request_view(),
+        history,
+        &deadline,
+        record,
+    )?;
+    if !is_first && replacement_is_first.is_none() {
+        metrics.record_hedge(HedgeOutcome::Sent);
+        context.decision_trace.record(Decision::Hedged {
+            attempt: record.attempts,
             endpoint: attempt.endpoint.label.clone(),
             delay: plan.delay,
         });
     }
-    let (endpoint, began) = (attempt.endpoint.clone(), attempt.began);
-    let made = Box::pin(async move {
+    let (endpoint, started_at) = (attempt.endpoint.clone(), attempt.started_at);
+    let future = Box::pin(async move {
         attempt
-            .make(&mut Asker::Kept(&plan.kept), &mut deadline)
+            .run(
+                &mut RequestSource::Replay(&plan.buffered_request),
+                &mut deadline,
+            )
             .await
     });
-    Ok(Some(Runner {
+    Ok(Some(HedgedAttempt {
         endpoint,
-        began,
-        number: progress.attempts,
+        started_at,
+        attempt_number: record.attempts,
         is_first,
-        made,
+        future,
     }))
 }
 
-async fn first_done(runners: &mut [Runner<'_>]) -> (usize, Result<Answered, Failed>) {
+async fn first_completed(
+    attempts: &mut [HedgedAttempt<'_>],
+) -> (usize, Result<UpstreamResponse, AttemptError>) {
     std::future::poll_fn(|context| {
-        let done = runners.iter_mut().enumerate().find_map(|(index, runner)| {
-            match runner.made.as_mut().poll(context) {
-                Poll::Ready(made) => Some((index, made)),
-                Poll::Pending => None,
-            }
-        });
+        let done =
+            attempts.iter_mut().enumerate().find_map(
+                |(index, hedged_attempt)| match hedged_attempt.future.as_mut().poll(context) {
+                    Poll::Ready(result) => Some((index, result)),
+                    Poll::Pending => None,
+                },
+            );
         done.map_or(Poll::Pending, Poll::Ready)
     })
     .await
 }
 
 /// How one failed that is no answer to pass on, if it did.
-fn failure(spec: &HedgingSpec, made: &Result<Answered, Failed>) -> Option<String> {
-    match made {
-        Ok(answered) => is_poor(spec, answered).then(|| answered.status_in_words()),
-        Err(Failed::Broken(broken)) => Some(broken.reason().token().to_owned()),
-        Err(Failed::Unprocessed(answered)) => Some(format!(
-            "{}: it is leaving or new",
-            answered.status_in_words()
-        )),
-        Err(Failed::Full) => Some("all its connections are busy".to_owned()),
-        Err(Failed::Rejected(rejection)) => Some(rejection.reason.token().to_owned()),
+fn failure_cause(
+    spec: &HedgingSpec,
+    result: &Result<UpstreamResponse, AttemptError>,
+) -> Option<String> {
+    match result {
+        Ok(response) => is_non_fatal(spec, response).then(|| response.status_text()),
+        Err(AttemptError::Transport(transport_error)) => {
+            Some(transport_error.reason().token().to_owned())
+        }
+        Err(AttemptError::Unprocessed(response)) => {
+            Some(format!("{}: it is leaving or new", response.status_text()))
+        }
+        Err(AttemptError::ConnectionLimitReached) => {
+            Some("all its connections are busy".to_owned())
+        }
+        Err(AttemptError::Rejected(rejection)) => Some(rejection.reason.token().to_owned()),
     }
 }
 
-fn is_poor(spec: &HedgingSpec, answered: &Answered) -> bool {
-    answered
+fn is_non_fatal(spec: &HedgingSpec, response: &UpstreamResponse) -> bool {
+    response
         .upstream
         .head()
-        .is_some_and(|head| spec.non_fatal.contains(head.status.as_u16()))
+        .is_some_and(|head| spec.non_fatal_codes.contains(head.status.as_u16()))
 }
 
 /// All have failed: an answer of the app's is better than none.
-fn give(
-    exchange: &Exchange<'_>,
-    poor: Option<Poor>,
-    guard: Option<RetryGuard>,
-    progress: &mut Progress,
-) -> Result<Answered, Rejection> {
-    match poor {
-        Some(Poor::Answer(endpoint, answered)) => {
-            progress.endpoint = Some(endpoint);
-            Ok(Answered {
-                _retry: guard,
-                ..*answered
+fn conclude(
+    context: &RequestContext<'_>,
+    non_fatal_result: Option<NonFatalResult>,
+    retry_guard: Option<RetryGuard>,
+    record: &mut RequestRecord,
+) -> Result<UpstreamResponse, Rejection> {
+    match non_fatal_result {
+        Some(NonFatalResult::Response(endpoint, response)) => {
+            record.endpoint = Some(endpoint);
+            Ok(UpstreamResponse {
+                _retry_guard: retry_guard,
+                ..*response
             })
         }
-        Some(Poor::Failed(endpoint, how)) => {
-            progress.endpoint = Some(endpoint);
-            Err(match how {
-                Failed::Broken(broken) => failed(progress, broken),
+        Some(NonFatalResult::Failed(endpoint, error)) => {
+            record.endpoint = Some(endpoint);
+            Err(match error {
+                AttemptError::Transport(transport_error) => {
+                    transport_rejection(record, transport_error)
+                }
                 // An answer is never kept as a failure.
-                Failed::Full | Failed::Unprocessed(_) => full(exchange, progress),
-                Failed::Rejected(rejection) => rejection,
+                AttemptError::ConnectionLimitReached | AttemptError::Unprocessed(_) => {
+                    connection_limit_rejection(context, record)
+                }
+                AttemptError::Rejected(rejection) => rejection,
             })
         }
-        Some(Poor::NotMade(rejection)) => Err(rejection),
-        None => Err(Rejection::of(
+        Some(NonFatalResult::NotStarted(rejection)) => Err(rejection),
+        None => Err(Rejection::from_reason(
             crate::telemetry::reason::Reason::InternalError,
         )),
     }

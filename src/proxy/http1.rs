@@ -7,118 +7,124 @@ use pingora::protocols::{Stream, http::ServerSession};
 use tokio::sync::watch;
 
 use super::{
-    client::{Client, ClientStream, Http1, Peer},
-    listener::{Closing, Place, Shared},
+    client::{Client, ClientIdentity, DownstreamHttp1, DownstreamStream},
+    listener::{ConnectionPermit, ListenerContext, ListenerState},
     rejection::{self, Rejection},
-    serve::{self, After},
-    signs::Signs,
+    serve::{self, ConnectionDisposition},
+    signs::LifecycleHeaders,
     worker::Worker,
 };
 use crate::{
     clock,
     telemetry::reason::Reason,
-    transport::wire::{Connection, Wire},
+    transport::wire::{ConnectionHandle, QueuedStream},
 };
 
 /// What is read and thrown away of a request that was answered before its end, so that the client gets to read the answer: so
 /// long, and so much.
-const LINGER: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
+const LINGER_LIMITS: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
 
 /// Serves a connection to its end.
 pub(super) async fn serve(
-    connection: Connection,
-    wire: Arc<Wire>,
-    peer: Peer,
-    place: Place,
+    connection: QueuedStream,
+    handle: Arc<ConnectionHandle>,
+    identity: ClientIdentity,
+    permit: ConnectionPermit,
     worker: Arc<Worker>,
-    mut closing: watch::Receiver<Closing>,
+    mut listener_state: watch::Receiver<ListenerState>,
 ) {
     let mut stream: Stream = Box::new(connection);
-    let mut prefix: Option<BytesMut> = None;
+    let mut pipelined_bytes: Option<BytesMut> = None;
     let mut is_first = true;
     loop {
-        let idle = place.shared().spec.load().limits.idle_timeout;
-        let received = wire.received();
-        let has_more = prefix.is_some() || (is_first && wire.has_unread());
-        if !has_more && !wait_for_request(&wire, idle, &mut closing).await {
+        let idle_timeout = permit.listener_context().spec.load().limits.idle_timeout;
+        let bytes_received_at_start = handle.bytes_received();
+        let has_more = pipelined_bytes.is_some() || (is_first && handle.has_replay_bytes());
+        if !has_more && !wait_for_request(&handle, idle_timeout, &mut listener_state).await {
             return;
         }
         is_first = false;
         // The exchange is boxed, so that an idle connection holds little more than its socket.
-        let next = Box::pin(one_request(
+        let next = Box::pin(serve_request(
             stream,
-            prefix.take(),
-            (&wire, received),
-            &peer,
-            place.shared(),
+            pipelined_bytes.take(),
+            (&handle, bytes_received_at_start),
+            &identity,
+            permit.listener_context(),
             &worker,
-            &closing,
+            &listener_state,
         ))
         .await;
-        let Some((reused, rest)) = next else { return };
-        (stream, prefix) = (reused, rest);
+        let Some((reused, next_pipelined_bytes)) = next else {
+            return;
+        };
+        (stream, pipelined_bytes) = (reused, next_pipelined_bytes);
     }
 }
 
 /// Waits between two requests; `false` if there will be none.
 pub(super) async fn wait_for_request(
-    wire: &Wire,
-    idle: Duration,
-    closing: &mut watch::Receiver<Closing>,
+    handle: &ConnectionHandle,
+    idle_timeout: Duration,
+    listener_state: &mut watch::Receiver<ListenerState>,
 ) -> bool {
     tokio::select! {
         biased;
-        readable = clock::within(Some(idle), wire.readable()) => matches!(readable, Ok(Ok(()))),
-        _ = closing.wait_for(|closing| *closing == Closing::Closed) => false,
+        readable = clock::timeout(Some(idle_timeout), handle.readable()) => matches!(readable, Ok(Ok(()))),
+        _ = listener_state.wait_for(|listener_state| *listener_state == ListenerState::Closed) => false,
     }
 }
 
 /// Reads, serves and finishes one request; the stream and what was read too much, if another may follow.
-async fn one_request(
+async fn serve_request(
     stream: Stream,
-    prefix: Option<BytesMut>,
-    (wire, received): (&Arc<Wire>, u64),
-    peer: &Peer,
-    shared: &Arc<Shared>,
+    pipelined_bytes: Option<BytesMut>,
+    (handle, bytes_received_at_start): (&Arc<ConnectionHandle>, u64),
+    identity: &ClientIdentity,
+    listener_context: &Arc<ListenerContext>,
     worker: &Arc<Worker>,
-    closing: &watch::Receiver<Closing>,
+    listener_state: &watch::Receiver<ListenerState>,
 ) -> Option<(Stream, Option<BytesMut>)> {
-    let limits = shared.spec.load().limits;
+    let limits = listener_context.spec.load().limits;
     let mut session = Box::new(ServerSession::new_http1(stream));
     // Time is kept here, over the whole head and not over single reads.
     session.set_read_timeout(None);
     session.set_pipelining_enabled(true);
     // An interim answer must not end the connection; the relay decides.
     session.set_close_on_response_before_downstream_finish(false);
-    if let Some(prefix) = prefix {
-        session.set_pipelined_prefix(prefix);
+    if let Some(pipelined_bytes) = pipelined_bytes {
+        session.set_pipelined_prefix(pipelined_bytes);
     }
-    let had_begun = wire.has_unread();
-    wire.allow(Some(limits.max_header_bytes));
-    let read = clock::within(Some(limits.header_timeout), session.read_request()).await;
-    let is_too_long = wire.is_allowance_used();
-    wire.allow(None);
+    let has_replay_bytes = handle.has_replay_bytes();
+    handle.set_read_limit(Some(limits.max_header_bytes));
+    let read = clock::timeout(Some(limits.header_timeout), session.read_request()).await;
+    let is_header_too_large = handle.is_read_limit_reached();
+    handle.set_read_limit(None);
     // What was read while the policies changed is served under the name that they know.
-    let stream = ClientStream::Http1(Http1 {
+    let stream = DownstreamStream::Http1(DownstreamHttp1 {
         session,
-        wire: wire.clone(),
+        handle: handle.clone(),
     });
     let mut client = Client {
         stream,
-        peer: peer.clone(),
-        listener: shared.spec.load_full(),
+        identity: identity.clone(),
+        listener: listener_context.spec.load_full(),
     };
     let reason = match read {
         Ok(Ok(true)) => {
-            let is_closing = *closing.borrow() > Closing::Open;
-            let after = serve::serve(worker, &mut client, is_closing).await;
-            return finish(client, after).await;
+            let is_closing = *listener_state.borrow() > ListenerState::Open;
+            let disposition = serve::serve(worker, &mut client, is_closing).await;
+            return finish_request(client, disposition).await;
         }
         // Nothing came, or the client left in the middle of a head.
         Ok(Ok(false)) => return None,
-        Err(clock::Elapsed) if wire.received() == received && !had_begun => return None,
+        Err(clock::Elapsed)
+            if handle.bytes_received() == bytes_received_at_start && !has_replay_bytes =>
+        {
+            return None;
+        }
         Err(clock::Elapsed) => Reason::HeaderTimeout,
-        Ok(Err(_)) if is_too_long => Reason::HeaderTooLarge,
+        Ok(Err(_)) if is_header_too_large => Reason::HeaderTooLarge,
         Ok(Err(error))
             if matches!(
                 error.etype,
@@ -129,28 +135,37 @@ async fn one_request(
         }
         Ok(Err(_)) => Reason::BadRequest,
     };
-    let live = worker.state.live.load();
-    live.unrouted
-        .refused(&worker.state.telemetry.metrics, reason);
-    client.close_after();
-    if rejection::answer(&mut client, &Rejection::of(reason), None, Signs::default())
-        .await
-        .is_ok()
+    let active_policy = worker.state.active_policy.load();
+    active_policy
+        .unrouted_metrics
+        .record_refusal(&worker.state.telemetry.metrics, reason);
+    client.close_after_response();
+    if rejection::send_rejection(
+        &mut client,
+        &Rejection::from_reason(reason),
+        None,
+        LifecycleHeaders::default(),
+    )
+    .await
+    .is_ok()
     {
         linger(&mut client).await;
     }
     None
 }
 
-async fn finish(mut client: Client, after: After) -> Option<(Stream, Option<BytesMut>)> {
-    let ClientStream::Http1(http1) = &mut client.stream else {
+async fn finish_request(
+    mut client: Client,
+    disposition: ConnectionDisposition,
+) -> Option<(Stream, Option<BytesMut>)> {
+    let DownstreamStream::Http1(http1) = &mut client.stream else {
         return None;
     };
-    match after {
-        After::Close => None,
+    match disposition {
+        ConnectionDisposition::Close => None,
         // The client may be sending already what will not be read; closing at once would cost it the end of the answer.
-        After::Reuse if http1.session.get_keepalive().is_some() => {
-            let ClientStream::Http1(http1) = client.stream else {
+        ConnectionDisposition::Reuse if http1.session.get_keepalive().is_some() => {
+            let DownstreamStream::Http1(http1) = client.stream else {
                 return None;
             };
             http1
@@ -161,7 +176,7 @@ async fn finish(mut client: Client, after: After) -> Option<(Stream, Option<Byte
                 .flatten()
                 .map(pingora::protocols::http::ReusableHttpStream::into_parts)
         }
-        After::Reuse | After::Linger => {
+        ConnectionDisposition::Reuse | ConnectionDisposition::Linger => {
             linger(&mut client).await;
             None
         }
@@ -171,24 +186,25 @@ async fn finish(mut client: Client, after: After) -> Option<(Stream, Option<Byte
 /// Ends our side and takes in what the client is still sending. Closing at once would reset the connection, and the client
 /// might lose the answer before it has read it.
 async fn linger(client: &mut Client) {
-    let ClientStream::Http1(http1) = &mut client.stream else {
+    let DownstreamStream::Http1(http1) = &mut client.stream else {
         return;
     };
     // A client that takes nothing more cannot be told of the end.
-    _ = clock::within(Some(LINGER.0), http1.session.shutdown()).await;
-    let wire = http1.wire.clone();
-    let (time, bytes) = LINGER;
-    let enough = wire.received() + bytes;
-    let drain = async {
+    _ = clock::timeout(Some(LINGER_LIMITS.0), http1.session.shutdown()).await;
+    let handle = http1.handle.clone();
+    let (time, bytes) = LINGER_LIMITS;
+    let bytes_received_max = handle.bytes_received() + bytes;
+    let discard_input = async {
         // On the heap, so that it takes no room in every request's future.
         let mut scratch = vec![0_u8; 4096];
-        while wire.received() < enough && wire.has_more().await.is_ok() {
-            match wire.discard(&mut scratch) {
+        while handle.bytes_received() < bytes_received_max && handle.socket_readable().await.is_ok()
+        {
+            match handle.discard(&mut scratch) {
                 Ok(true) => {}
                 Ok(false) | Err(_) => break,
             }
         }
     };
     // Enough patience was shown either way.
-    _ = clock::within(Some(time), drain).await;
+    _ = clock::timeout(Some(time), discard_input).await;
 }

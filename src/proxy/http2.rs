@@ -11,26 +11,26 @@ pub(super) mod server;
 
 /// What a sender may send on one stream before we have read it. The window of a connection is that of all its streams: else a few that nobody
 /// reads would stall all others.
-const STREAM_WINDOW: u32 = 128 << 10;
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 
 /// Tiny frames are dear: the h2 crate ends a connection whose frames below 256 bytes that nobody has read yet lack more than this to that size.
 /// A stream of small messages may fill its window, and so may some others beside it.
-const SMALL_FRAMES: usize = 32 << 20;
+const SMALL_FRAME_BUDGET_BYTES: usize = 32 << 20;
 
 /// Streams that were reset by us are remembered for a second, so that what is still on its way to them is no fault of the sender's.
-const REMEMBERED_RESETS: usize = 4096;
+const MAX_TRACKED_RESETS: usize = 4096;
 
 /// Frames for streams that are forgotten nevertheless, before a connection is ended.
-const FORGIVEN_FRAMES: usize = 1 << 20;
+const MAX_LOCAL_ERROR_RESETS: usize = 1 << 20;
 
 /// The window of a connection with so many streams.
-fn connection_window(streams: u32) -> u32 {
+fn connection_window_bytes(streams: u32) -> u32 {
     const MAX: u32 = (1 << 31) - 1;
-    STREAM_WINDOW.saturating_mul(streams.max(1)).min(MAX)
+    STREAM_WINDOW_BYTES.saturating_mul(streams.max(1)).min(MAX)
 }
 
 /// What the h2 crate may buffer of a stream's data; it is given only what the window takes.
-const SEND_BUFFER: usize = 64 << 10;
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 
 /// The longest head of an answer.
-const HEAD_BYTES: u32 = 64 << 10;
+const RESPONSE_HEADER_BYTES_MAX: u32 = 64 << 10;

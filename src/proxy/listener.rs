@@ -20,32 +20,32 @@ use super::{
 use crate::{
     clock,
     policy::{document::Direction, snapshot::ListenerSpec},
-    state::{State, listening::Gate},
+    state::{State, listening::AcceptScope},
     telemetry::metrics::name,
 };
 
 /// Connections that the system may hold back for us.
-const BACKLOG: i32 = 4096;
+const ACCEPT_BACKLOG: i32 = 4096;
 
 /// How long accepting pauses when the system gives no more sockets.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A bound socket.
 #[derive(Debug)]
-pub(super) struct Bound {
-    original: TcpListener,
+pub(super) struct BoundListener {
+    socket: TcpListener,
     /// Whether somebody else has bound it.
     is_inherited: bool,
     /// One handle on the socket for each worker.
-    sockets: Vec<TcpListener>,
+    worker_sockets: Vec<TcpListener>,
     address: SocketAddr,
 }
 
 /// A listener that takes requests.
 #[derive(Debug)]
-pub(super) struct Listening {
-    shared: Arc<Shared>,
-    closing: watch::Sender<Closing>,
+pub(super) struct ActiveListener {
+    context: Arc<ListenerContext>,
+    state_sender: watch::Sender<ListenerState>,
     /// The real address.
     pub(super) address: SocketAddr,
     /// Whether somebody else has bound its socket.
@@ -56,24 +56,24 @@ pub(super) struct Listening {
 
 /// How far a listener is on its way out, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Closing {
+pub(super) enum ListenerState {
     /// It takes connections.
     Open,
     /// It takes none. Each of those that are open ends with its next answer.
-    Stopped,
+    Draining,
     /// Those that are idle end, too.
     Closed,
 }
 
 /// What the connections of a listener share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct ListenerContext {
     pub(super) spec: ArcSwap<ListenerSpec>,
     connections: Arc<AtomicU32>,
     state: Arc<State>,
 }
 
-impl Bound {
+impl BoundListener {
     /// Binds an address, for so many workers.
     pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
         let socket = socket2::Socket::new(
@@ -85,25 +85,25 @@ impl Bound {
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Self::of(socket.into(), workers, false)
+        socket.listen(ACCEPT_BACKLOG)?;
+        Self::from_socket(socket.into(), workers, false)
     }
 
     /// Takes a socket that somebody else has bound, for so many workers.
-    pub(super) fn adopt(socket: TcpListener, workers: usize) -> io::Result<Self> {
-        Self::of(socket, workers, true)
+    pub(super) fn from_inherited(socket: TcpListener, workers: usize) -> io::Result<Self> {
+        Self::from_socket(socket, workers, true)
     }
 
-    fn of(socket: TcpListener, workers: usize, is_inherited: bool) -> io::Result<Self> {
+    fn from_socket(socket: TcpListener, workers: usize, is_inherited: bool) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         let sockets = (0..workers)
             .map(|_| socket.try_clone())
             .collect::<io::Result<_>>()?;
         Ok(Self {
-            original: socket,
+            socket,
             is_inherited,
-            sockets,
+            worker_sockets: sockets,
             address,
         })
     }
@@ -119,53 +119,53 @@ impl Bound {
         spec: ListenerSpec,
         workers: &[WorkerHandle],
         state: &Arc<State>,
-        gate: &watch::Receiver<Gate>,
-    ) -> Listening {
+        gate: &watch::Receiver<AcceptScope>,
+    ) -> ActiveListener {
         let connections = state.lifecycle.listener_connections(&spec.name);
-        let shared = Arc::new(Shared {
+        let context = Arc::new(ListenerContext {
             spec: ArcSwap::from_pointee(spec),
             connections,
             state: state.clone(),
         });
-        let wanted = match shared.spec.load().direction {
-            Direction::Inbound => Gate::Open,
-            Direction::Outbound => Gate::ForApp,
+        let required_gate = match context.spec.load().direction {
+            Direction::Inbound => AcceptScope::All,
+            Direction::Outbound => AcceptScope::Outbound,
         };
-        let (closing, closed) = watch::channel(Closing::Open);
-        for (worker, socket) in workers.iter().zip(self.sockets) {
-            let (shared, worker_there, closed, mut gate) = (
-                shared.clone(),
+        let (listener_state, state_receiver) = watch::channel(ListenerState::Open);
+        for (worker, socket) in workers.iter().zip(self.worker_sockets) {
+            let (context, task_worker, state_receiver, mut gate) = (
+                context.clone(),
                 worker.worker.clone(),
-                closed.clone(),
+                state_receiver.clone(),
                 gate.clone(),
             );
             let is_inherited = self.is_inherited;
             worker.runtime.spawn(async move {
                 // Where somebody else may still serve, or what comes waits, nobody is served before this instance can.
-                if is_inherited && gate.wait_for(|gate| *gate >= wanted).await.is_err() {
+                if is_inherited && gate.wait_for(|gate| *gate >= required_gate).await.is_err() {
                     return;
                 }
-                accept(socket, shared, worker_there, closed).await;
+                run_accept_loop(socket, context, task_worker, state_receiver).await;
             });
         }
-        Listening {
-            shared,
-            closing,
+        ActiveListener {
+            context,
+            state_sender: listener_state,
             address: self.address,
             is_inherited: self.is_inherited,
-            socket: Mutex::new(Some(self.original)),
+            socket: Mutex::new(Some(self.socket)),
         }
     }
 }
 
-impl Listening {
+impl ActiveListener {
     /// Follows a new specification; its address is not looked at.
     pub(super) fn reconfigure(&self, spec: ListenerSpec) {
-        self.shared.spec.store(Arc::new(spec));
+        self.context.spec.store(Arc::new(spec));
     }
 
     /// Another handle on its socket, if it takes connections.
-    pub(super) fn socket(&self) -> io::Result<Option<TcpListener>> {
+    pub(super) fn try_clone_socket(&self) -> io::Result<Option<TcpListener>> {
         self.socket
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -176,81 +176,84 @@ impl Listening {
 
     /// What the listener follows.
     pub(super) fn spec(&self) -> Arc<ListenerSpec> {
-        self.shared.spec.load_full()
+        self.context.spec.load_full()
     }
 
     /// Is on its way out so far; it never comes back. Requests that are being served run on.
-    pub(super) fn reach(&self, closing: Closing) {
+    pub(super) fn advance_to(&self, listener_state: ListenerState) {
         self.socket
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        self.closing.send_if_modified(|known| {
-            *known < closing && std::mem::replace(known, closing) != closing
+        self.state_sender.send_if_modified(|current| {
+            *current < listener_state
+                && std::mem::replace(current, listener_state) != listener_state
         });
     }
 }
 
-async fn accept(
+async fn run_accept_loop(
     socket: TcpListener,
-    shared: Arc<Shared>,
+    context: Arc<ListenerContext>,
     worker: Arc<Worker>,
-    mut closing: watch::Receiver<Closing>,
+    mut listener_state: watch::Receiver<ListenerState>,
 ) {
     let socket = match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => socket,
-        Err(error) => return tracing::error!("listener {}: {error}", shared.spec.load().name),
+        Err(error) => return tracing::error!("listener {}: {error}", context.spec.load().name),
     };
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            _ = closing.wait_for(|closing| *closing > Closing::Open) => break,
+            _ = listener_state.wait_for(|listener_state| *listener_state > ListenerState::Open) => break,
         };
         match accepted {
-            Ok((tcp, peer)) => take(tcp, peer, &shared, &worker, &closing),
+            Ok((tcp, client_address)) => {
+                spawn_connection(tcp, client_address, &context, &worker, &listener_state)
+            }
             // The system has no more sockets, or the client left before it was accepted. Trying again at once would spin.
             Err(error) => {
                 tracing::debug!("accepting failed: {error}");
-                clock::sleep(PAUSE).await;
+                clock::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
     // Whoever has taken the socket over takes what waits in it, too.
-    if *closing.borrow() == Closing::Closed {
-        accept_waiting(socket, &shared, &worker, &closing);
+    if *listener_state.borrow() == ListenerState::Closed {
+        accept_backlog(socket, &context, &worker, &listener_state);
     }
 }
 
 /// Takes the connections that the system has made for us already: closing the socket would reset them.
-fn accept_waiting(
+fn accept_backlog(
     socket: tokio::net::TcpListener,
-    shared: &Arc<Shared>,
+    context: &Arc<ListenerContext>,
     worker: &Arc<Worker>,
-    closing: &watch::Receiver<Closing>,
+    listener_state: &watch::Receiver<ListenerState>,
 ) {
     // The system is asked itself: what tokio knows of the socket may be older than the last connection.
     let Ok(socket) = socket.into_std() else {
         return;
     };
-    while let Ok((tcp, peer)) = socket.accept() {
+    while let Ok((tcp, client_address)) = socket.accept() {
         let tcp = tcp
             .set_nonblocking(true)
             .and_then(|()| TcpStream::from_std(tcp));
         if let Ok(tcp) = tcp {
-            take(tcp, peer, shared, worker, closing);
+            spawn_connection(tcp, client_address, context, worker, listener_state);
         }
     }
 }
 
-fn take(
+fn spawn_connection(
     tcp: TcpStream,
-    peer: SocketAddr,
-    shared: &Arc<Shared>,
+    client_address: SocketAddr,
+    context: &Arc<ListenerContext>,
     worker: &Arc<Worker>,
-    closing: &watch::Receiver<Closing>,
+    listener_state: &watch::Receiver<ListenerState>,
 ) {
-    let Some(place) = Place::take(shared) else {
-        let spec = shared.spec.load();
+    let Some(permit) = ConnectionPermit::try_acquire(context) else {
+        let spec = context.spec.load();
         worker
             .state
             .telemetry
@@ -263,37 +266,38 @@ fn take(
     _ = tcp.set_nodelay(true);
     tokio::spawn(connection::serve(
         tcp,
-        peer,
-        place,
+        client_address,
+        permit,
         worker.clone(),
-        closing.clone(),
+        listener_state.clone(),
     ));
 }
 
 /// A place among a listener's connections.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Shared>);
+pub(super) struct ConnectionPermit(Arc<ListenerContext>);
 
-impl Place {
+impl ConnectionPermit {
     /// What the connections of the listener share.
-    pub(super) fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn listener_context(&self) -> &Arc<ListenerContext> {
         &self.0
     }
 
-    fn take(shared: &Arc<Shared>) -> Option<Self> {
-        let max = shared.spec.load().limits.max_connections;
-        let taken = shared
-            .connections
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                (count < max).then_some(count + 1)
-            });
-        taken.ok().map(|_| Self(shared.clone()))
+    fn try_acquire(context: &Arc<ListenerContext>) -> Option<Self> {
+        let max = context.spec.load().limits.max_connections;
+        let acquired =
+            context
+                .connections
+                .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                    (count < max).then_some(count + 1)
+                });
+        acquired.ok().map(|_| Self(context.clone()))
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.state.departure.connection_ends();
+        self.0.state.drain.record_connection_end();
     }
 }

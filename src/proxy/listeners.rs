@@ -11,17 +11,17 @@ use std::{
 };
 
 use super::{
-    listener::{Bound, Closing, Listening},
+    listener::{ActiveListener, BoundListener, ListenerState},
     worker::WorkerHandle,
 };
 use crate::{
     policy::{
         document::Direction,
-        snapshot::{ListenerSpec, Snapshot},
+        snapshot::{ListenerSpec, PolicySnapshot},
     },
     state::{
         State,
-        listening::{BoundSocket, CannotBind, Inheritance, Inherited, ListenerSet},
+        listening::{BindError, BoundSocket, InheritedShare, InheritedSockets, ListenerSet},
     },
     telemetry::event::Event,
 };
@@ -32,155 +32,163 @@ pub struct Listeners {
     workers: Vec<WorkerHandle>,
     state: Arc<State>,
     /// Sockets that are bound already.
-    inherited: Arc<Inherited>,
+    inherited: Arc<InheritedSockets>,
     /// By name; guards the following of a new set.
-    listening: Mutex<HashMap<Arc<str>, Listening>>,
+    active: Mutex<HashMap<Arc<str>, ActiveListener>>,
 }
 
 /// What a new set needs, with its new sockets bound.
 #[derive(Default)]
-struct Plan {
+struct ListenerPlan {
     /// Listeners to go on with: the name they have now, and what they follow from now on.
-    kept: Vec<(Arc<str>, ListenerSpec)>,
-    bound: Vec<(Bound, ListenerSpec)>,
+    retained: Vec<(Arc<str>, ListenerSpec)>,
+    newly_bound: Vec<(BoundListener, ListenerSpec)>,
 }
 
 impl Listeners {
     /// Makes a set without listeners.
     #[must_use]
-    pub fn new(workers: Vec<WorkerHandle>, state: Arc<State>, inherited: Arc<Inherited>) -> Self {
+    pub fn new(
+        workers: Vec<WorkerHandle>,
+        state: Arc<State>,
+        inherited: Arc<InheritedSockets>,
+    ) -> Self {
         Self {
             workers,
             state,
             inherited,
-            listening: Mutex::default(),
+            active: Mutex::default(),
         }
     }
 
     /// The real address of a listener.
     #[must_use]
     pub fn address(&self, name: &str) -> Option<SocketAddr> {
-        self.lock().get(name).map(|listening| listening.address)
+        self.lock().get(name).map(|active| active.address)
     }
 
-    fn prepare(
+    fn bind_new_listeners(
         &self,
-        listening: &HashMap<Arc<str>, Listening>,
-        snapshot: &Snapshot,
-    ) -> Result<Plan, CannotBind> {
-        let mut plan = Plan::default();
+        active: &HashMap<Arc<str>, ActiveListener>,
+        snapshot: &PolicySnapshot,
+    ) -> Result<ListenerPlan, BindError> {
+        let mut plan = ListenerPlan::default();
         for spec in &snapshot.listeners {
-            let same_name = listening
+            let same_name = active
                 .get(&spec.name)
-                .filter(|now| now.spec().address == spec.address);
+                .filter(|existing| existing.spec().address == spec.address);
             let same_address = || {
-                listening
-                    .values()
-                    .find(|now| spec.address.port() != 0 && now.spec().address == spec.address)
+                active.values().find(|existing| {
+                    spec.address.port() != 0 && existing.spec().address == spec.address
+                })
             };
-            if let Some(now) = same_name.or_else(same_address) {
-                plan.kept.push((now.spec().name.clone(), spec.clone()));
+            if let Some(existing) = same_name.or_else(same_address) {
+                plan.retained
+                    .push((existing.spec().name.clone(), spec.clone()));
                 continue;
             }
-            let bound = match self.inherited.take(&owner(&spec.name), spec.address) {
-                Some(socket) => Bound::adopt(socket, self.workers.len()),
-                None => Bound::bind(spec.address, self.workers.len()),
+            let new_listener = match self.inherited.take(&owner_name(&spec.name), spec.address) {
+                Some(socket) => BoundListener::from_inherited(socket, self.workers.len()),
+                None => BoundListener::bind(spec.address, self.workers.len()),
             };
-            let bound = bound.map_err(|error| CannotBind {
+            let new_listener = new_listener.map_err(|error| BindError {
                 listener: spec.name.clone(),
                 address: spec.address,
                 error,
             })?;
-            plan.bound.push((bound, spec.clone()));
+            plan.newly_bound.push((new_listener, spec.clone()));
         }
         Ok(plan)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Listening>> {
-        self.listening
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, ActiveListener>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn owner(listener: &str) -> String {
+fn owner_name(listener: &str) -> String {
     format!("listener {listener}")
 }
 
 impl ListenerSet for Listeners {
-    fn follow(&self, snapshot: &Snapshot, apply: &mut dyn FnMut()) -> Result<(), CannotBind> {
-        let mut listening = self.lock();
-        let plan = self.prepare(&listening, snapshot)?;
+    fn reconcile(
+        &self,
+        snapshot: &PolicySnapshot,
+        apply: &mut dyn FnMut(),
+    ) -> Result<(), BindError> {
+        let mut active = self.lock();
+        let plan = self.bind_new_listeners(&active, snapshot)?;
         apply();
-        let mut next = HashMap::new();
-        for (name, spec) in plan.kept {
-            if let Some(kept) = listening.remove(&name) {
-                kept.reconfigure(spec.clone());
-                next.insert(spec.name, kept);
+        let mut active_next = HashMap::new();
+        for (name, spec) in plan.retained {
+            if let Some(retained) = active.remove(&name) {
+                retained.reconfigure(spec.clone());
+                active_next.insert(spec.name, retained);
             }
         }
-        for (name, gone) in listening.drain() {
-            gone.reach(Closing::Closed);
+        for (name, removed) in active.drain() {
+            removed.advance_to(ListenerState::Closed);
             self.state
                 .telemetry
                 .emit(Event::ListenerClosed { listener: name });
         }
-        for (bound, spec) in plan.bound {
-            let (name, address) = (spec.name.clone(), bound.address().to_string());
-            next.insert(
+        for (new_listener, spec) in plan.newly_bound {
+            let (name, address) = (spec.name.clone(), new_listener.address().to_string());
+            active_next.insert(
                 name.clone(),
-                bound.listen(spec, &self.workers, &self.state, &self.inherited.gate()),
+                new_listener.listen(
+                    spec,
+                    &self.workers,
+                    &self.state,
+                    &self.inherited.subscribe_accept_scope(),
+                ),
             );
             self.state.telemetry.emit(Event::ListenerBound {
                 listener: name,
                 address,
             });
         }
-        let inbound = next
+        let inbound = active_next
             .values()
-            .filter(|listening| listening.spec().direction == Direction::Inbound);
+            .filter(|active| active.spec().direction == Direction::Inbound);
         self.state
             .replicas
-            .reached_at(inbound.map(|listening| listening.address).collect());
-        *listening = next;
+            .set_own_addresses(inbound.map(|active| active.address).collect());
+        *active = active_next;
         Ok(())
     }
 
-    fn sockets(&self) -> io::Result<Vec<BoundSocket>> {
+    fn duplicate_sockets(&self) -> io::Result<Vec<BoundSocket>> {
         let mut sockets = Vec::new();
-        for listening in self.lock().values() {
-            let spec = listening.spec();
-            sockets.extend(listening.socket()?.map(|socket| BoundSocket {
-                owner: owner(&spec.name),
-                asked: spec.address,
+        for active in self.lock().values() {
+            let spec = active.spec();
+            sockets.extend(active.try_clone_socket()?.map(|socket| BoundSocket {
+                owner: owner_name(&spec.name),
+                requested_address: spec.address,
                 socket,
             }));
         }
         Ok(sockets)
     }
 
-    fn inheritance(&self) -> Inheritance {
-        let listening = self.lock();
-        match listening
-            .values()
-            .filter(|listening| listening.is_inherited)
-            .count()
-        {
-            0 => Inheritance::None,
-            count if count == listening.len() => Inheritance::All,
-            _ => Inheritance::Some,
+    fn inherited_share(&self) -> InheritedShare {
+        let active = self.lock();
+        match active.values().filter(|active| active.is_inherited).count() {
+            0 => InheritedShare::None,
+            count if count == active.len() => InheritedShare::All,
+            _ => InheritedShare::Some,
         }
     }
 
     fn stop_accepting(&self) {
         self.lock()
             .values()
-            .for_each(|listening| listening.reach(Closing::Stopped));
+            .for_each(|active| active.advance_to(ListenerState::Draining));
     }
 
     fn close(&self) {
         self.lock()
             .values()
-            .for_each(|listening| listening.reach(Closing::Closed));
+            .for_each(|active| active.advance_to(ListenerState::Closed));
     }
 }

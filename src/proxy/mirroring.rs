@@ -8,39 +8,39 @@ use std::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    asker::{Asker, Kept},
+    asker::{BufferedRequest, RequestSource},
     attempt::Attempt,
     client::Client,
     deadline::Deadline,
     headers,
-    notes::Notes,
-    record::Progress,
+    notes::DecisionTrace,
+    record::RequestRecord,
     request_body::RequestBody,
-    retrying::{self, Tries},
-    serve::Exchange,
+    retrying::{self, AttemptHistory},
+    serve::RequestContext,
 };
 use crate::{
     clock,
-    resilience::shed::Class,
+    resilience::shed::PriorityClass,
     state::{
-        admission::Verdict,
-        limit::{Entry, LimitGuard},
+        admission::AdmissionDecision,
+        limit::{AcquireOutcome, ConcurrencyPermit},
         live::{DestinationState, MirrorState},
     },
-    telemetry::metrics::Mirrored,
+    telemetry::metrics::MirrorOutcome,
 };
 
 /// However long the mirror's policy lets it take, a copy ends then: nobody waits for it, and its place is wanted.
-const LONGEST: Duration = Duration::from_secs(60);
+const MAX_MIRROR_DURATION: Duration = Duration::from_secs(60);
 
 /// The copies that a request is to have and has not yet.
 #[derive(Debug, Default)]
-pub(super) struct Copies(Vec<usize>);
+pub(super) struct PendingMirrors(Vec<usize>);
 
 /// Draws who gets a copy.
-pub(super) fn draw(exchange: &Exchange<'_>) -> Copies {
-    let mirrors = exchange.route.mirrors.iter().enumerate();
-    Copies(
+pub(super) fn sample_mirrors(context: &RequestContext<'_>) -> PendingMirrors {
+    let mirrors = context.route.mirrors.iter().enumerate();
+    PendingMirrors(
         mirrors
             .filter(|(_, mirror)| fastrand::f64() < mirror.share.value())
             .map(|(index, _)| index)
@@ -48,38 +48,49 @@ pub(super) fn draw(exchange: &Exchange<'_>) -> Copies {
     )
 }
 
-impl Copies {
+impl PendingMirrors {
     /// Sends the copies, if all of the request has come.
     pub(super) fn send(
         &mut self,
-        exchange: &Exchange<'_>,
+        context: &RequestContext<'_>,
         client: &Client,
         body: &RequestBody,
-        began: Instant,
+        started_at: Instant,
     ) {
         if self.0.is_empty() || !body.is_done() {
             return;
         }
-        let mut kept: Option<Arc<Kept>> = None;
+        let mut buffered_request: Option<Arc<BufferedRequest>> = None;
         for mirror in std::mem::take(&mut self.0)
             .into_iter()
-            .map(|index| &exchange.route.mirrors[index])
+            .map(|index| &context.route.mirrors[index])
         {
             // Nothing is copied for a mirror that has no room.
-            let held = room(&exchange.route.aside[mirror.aside], mirror, began);
-            let is_plain = || headers::wanted_upgrade(&client.asked()).is_none();
-            kept = kept.or_else(|| {
-                held.as_ref()
-                    .filter(|_| is_plain())
-                    .and_then(|_| Kept::of(client, body))
+            let permits = try_acquire_permits(
+                &context.route.auxiliary_backends[mirror.auxiliary_index],
+                mirror,
+                started_at,
+            );
+            let is_not_upgrade = || headers::requested_upgrade(&client.request_view()).is_none();
+            buffered_request = buffered_request.or_else(|| {
+                permits
+                    .as_ref()
+                    .filter(|_| is_not_upgrade())
+                    .and_then(|_| BufferedRequest::from_client(client, body))
                     .map(Arc::new)
             });
-            match (&kept, held) {
-                (Some(kept), Some(held)) => spawn(exchange, mirror, kept.clone(), held, began),
-                _ => exchange.route.aside[mirror.aside]
+            match (&buffered_request, permits) {
+                (Some(buffered_request), Some(permits)) => spawn_mirror(
+                    context,
+                    mirror,
+                    buffered_request.clone(),
+                    permits,
+                    started_at,
+                ),
+                _ => context.route.auxiliary_backends[mirror.auxiliary_index]
                     .backend
                     .metrics
-                    .mirrored(Mirrored::Skipped),
+                    .record_mirror(MirrorOutcome::Skipped),
             }
         }
     }
@@ -87,108 +98,124 @@ impl Copies {
     /// The last chance to send them: the answer has begun.
     pub(super) fn send_or_skip(
         &mut self,
-        exchange: &Exchange<'_>,
+        context: &RequestContext<'_>,
         client: &Client,
         body: &RequestBody,
-        began: Instant,
+        started_at: Instant,
     ) {
-        self.send(exchange, client, body, began);
-        for mirror in self.0.drain(..).map(|index| &exchange.route.mirrors[index]) {
-            exchange.route.aside[mirror.aside]
+        self.send(context, client, body, started_at);
+        for mirror in self.0.drain(..).map(|index| &context.route.mirrors[index]) {
+            context.route.auxiliary_backends[mirror.auxiliary_index]
                 .backend
                 .metrics
-                .mirrored(Mirrored::Skipped);
+                .record_mirror(MirrorOutcome::Skipped);
         }
     }
 }
 
 /// Room for a copy: among the copies, and under the backend's own limits. It never waits for it.
-fn room(
+fn try_acquire_permits(
     destination: &DestinationState,
     mirror: &MirrorState,
     now: Instant,
-) -> Option<(OwnedSemaphorePermit, Option<LimitGuard>)> {
-    let place = mirror.places.clone().try_acquire_owned().ok()?;
+) -> Option<(OwnedSemaphorePermit, Option<ConcurrencyPermit>)> {
+    let mirror_permit = mirror.permits.clone().try_acquire_owned().ok()?;
     if destination
-        .admission
+        .admission_control
         .as_ref()
-        .is_some_and(|admission| admission.ask(fastrand::f64(), now) == Verdict::Refused)
+        .is_some_and(|admission| {
+            admission.decide(fastrand::f64(), now) == AdmissionDecision::Rejected
+        })
     {
         return None;
     }
-    let limited = match destination
-        .limit
+    let limit_guard = match destination
+        .concurrency_limit
         .as_ref()
-        .map(|limit| limit.enter(Class::Critical))
+        .map(|limit| limit.try_acquire(PriorityClass::Critical))
     {
         None => None,
-        Some(Entry::Admitted(limited) | Entry::WouldRefuse(limited)) => Some(limited),
-        Some(Entry::Queued(_) | Entry::Refused | Entry::Shed) => return None,
+        Some(AcquireOutcome::Admitted(limit_guard) | AcquireOutcome::WouldReject(limit_guard)) => {
+            Some(limit_guard)
+        }
+        Some(AcquireOutcome::Queued(_) | AcquireOutcome::Rejected | AcquireOutcome::Shed) => {
+            return None;
+        }
     };
-    Some((place, limited))
+    Some((mirror_permit, limit_guard))
 }
 
 /// One copy, on this worker, with everything that it needs of its own.
-fn spawn(
-    exchange: &Exchange<'_>,
+fn spawn_mirror(
+    context: &RequestContext<'_>,
     mirror: &MirrorState,
-    kept: Arc<Kept>,
-    held: (OwnedSemaphorePermit, Option<LimitGuard>),
-    began: Instant,
+    buffered_request: Arc<BufferedRequest>,
+    permits: (OwnedSemaphorePermit, Option<ConcurrencyPermit>),
+    started_at: Instant,
 ) {
-    let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
+    let (worker, active_policy) = (context.worker.clone(), context.active_policy.clone());
     let (rule, target, request_id) = (
-        exchange.rule.clone(),
-        exchange.target.clone(),
-        exchange.request_id.clone(),
+        context.rule.clone(),
+        context.request_target.clone(),
+        context.request_id.clone(),
     );
-    let aside = mirror.aside;
+    let auxiliary_index = mirror.auxiliary_index;
     tokio::spawn(async move {
-        let route = &live.routes[rule.route];
-        let destination = &route.aside[aside];
-        let notes = Notes::new(began);
-        let (place, mut limited) = held;
-        let learner = limited.as_ref().and_then(LimitGuard::learner);
-        let exchange = Exchange::new(
+        let route = &active_policy.routes[rule.route];
+        let destination = &route.auxiliary_backends[auxiliary_index];
+        let decision_trace = DecisionTrace::new(started_at);
+        let (mirror_permit, mut limit_guard) = permits;
+        let limit_sampler = limit_guard.as_ref().and_then(ConcurrencyPermit::sampler);
+        let context = RequestContext::new(
             &worker,
-            &live,
+            &active_policy,
             (route, &rule),
             destination,
             &target,
-            (&request_id, &notes),
+            (&request_id, &decision_trace),
         );
-        let exchange = exchange.learning(learner.as_ref());
-        let mut progress = Progress::new(began, request_id.clone());
+        let context = context.with_limit_sampler(limit_sampler.as_ref());
+        let mut record = RequestRecord::new(started_at, request_id.clone());
         let now = clock::now();
-        let mut deadline = Deadline::new(destination.policy.timeouts.request, &kept.asked(), now);
-        deadline.begin(now, now);
-        let begun = deadline;
-        let made = async {
+        let mut deadline = Deadline::new(
+            destination.policy.timeouts.request,
+            &buffered_request.request_view(),
+            now,
+        );
+        deadline.start(now, now);
+        let attempt_deadline = deadline;
+        let result = async {
             let attempt = Attempt::begin(
-                &exchange,
-                &kept.asked(),
-                &mut Tries::default(),
-                &begun,
-                &mut progress,
+                &context,
+                &buffered_request.request_view(),
+                &mut AttemptHistory::default(),
+                &attempt_deadline,
+                &mut record,
             )
             .ok()?;
             attempt
-                .make(&mut Asker::Kept(&kept), &mut deadline)
+                .run(&mut RequestSource::Replay(&buffered_request), &mut deadline)
                 .await
                 .ok()
         };
-        let made = clock::within(Some(LONGEST), made).await.ok().flatten();
-        if let Some(limited) = &mut limited {
-            limited.answer_begins();
+        let result = clock::timeout(Some(MAX_MIRROR_DURATION), result)
+            .await
+            .ok()
+            .flatten();
+        if let Some(limit_guard) = &mut limit_guard {
+            limit_guard.record_response_start();
         }
-        destination.backend.metrics.mirrored(if made.is_some() {
-            Mirrored::Sent
-        } else {
-            Mirrored::Failed
-        });
-        if let Some(answered) = made {
-            retrying::discard(&exchange, true, answered).await;
+        destination
+            .backend
+            .metrics
+            .record_mirror(if result.is_some() {
+                MirrorOutcome::Sent
+            } else {
+                MirrorOutcome::Failed
+            });
+        if let Some(response) = result {
+            retrying::discard_response(&context, true, response).await;
         }
-        drop((place, limited));
+        drop((mirror_permit, limit_guard));
     });
 }

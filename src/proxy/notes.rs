@@ -8,119 +8,127 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{rejection::Rejection, serve::Exchange};
+use super::{rejection::Rejection, serve::RequestContext};
 use crate::{
     clock,
-    policy::units::Span,
+    policy::units::PolicyDuration,
     telemetry::{
-        decisions::{MAX_STEPS, Step},
-        metrics::{level_name, signal_name, state_name},
+        decisions::{Decision, MAX_DECISIONS},
+        metrics::{breaker_state_name, protection_level_name, protection_signal_name},
         reason::Reason,
     },
 };
 
 /// The steps so far.
 #[derive(Debug)]
-pub(super) struct Notes {
-    began: Instant,
+pub(super) struct DecisionTrace {
+    started_at: Instant,
     /// Guards a push; nobody else has it at the same time, but the attempts of a hedged request.
-    steps: Mutex<Vec<(Duration, Step)>>,
+    decisions: Mutex<Vec<(Duration, Decision)>>,
 }
 
-impl Notes {
+impl DecisionTrace {
     /// About a request that began then.
-    pub(super) fn new(began: Instant) -> Self {
+    pub(super) fn new(started_at: Instant) -> Self {
         Self {
-            began,
-            steps: Mutex::new(Vec::new()),
+            started_at,
+            decisions: Mutex::new(Vec::new()),
         }
     }
 
     /// Notes a step, if there is room.
-    pub(super) fn push(&self, step: Step) {
-        let mut steps = self.lock();
-        if steps.len() < MAX_STEPS {
-            steps.push((clock::now().saturating_duration_since(self.began), step));
+    pub(super) fn record(&self, decision: Decision) {
+        let mut decisions = self.lock();
+        if decisions.len() < MAX_DECISIONS {
+            decisions.push((
+                clock::now().saturating_duration_since(self.started_at),
+                decision,
+            ));
         }
     }
 
     /// All of them.
-    pub(super) fn into_steps(self) -> Vec<(Duration, Step)> {
-        self.steps
+    pub(super) fn into_decisions(self) -> Vec<(Duration, Decision)> {
+        self.decisions
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Duration, Step)>> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<(Duration, Decision)>> {
+        self.decisions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Notes a refusal with its numbers as they are now.
-pub(super) fn refused(exchange: &Exchange<'_>, rejection: &Rejection) {
-    let numbers = numbers(
-        exchange,
+pub(super) fn record_rejection(context: &RequestContext<'_>, rejection: &Rejection) {
+    let evidence = describe_evidence(
+        context,
         rejection.reason,
-        &rejection.by,
+        &rejection.rejected_by,
         rejection.retry_after,
     );
-    exchange.notes.push(Step::Refused {
+    context.decision_trace.record(Decision::Refused {
         reason: rejection.reason,
-        by: rejection.by.clone(),
-        numbers,
+        by: rejection.rejected_by.clone(),
+        evidence,
         is_shadow: false,
     });
 }
 
 /// The numbers behind a refusal.
-pub(super) fn numbers(
-    exchange: &Exchange<'_>,
+pub(super) fn describe_evidence(
+    context: &RequestContext<'_>,
     reason: Reason,
-    by: &str,
+    rejected_by: &str,
     wait: Option<Duration>,
 ) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    _ = write_numbers(&mut text, exchange, reason, by, wait);
+    _ = write_evidence(&mut text, context, reason, rejected_by, wait);
     text
 }
 
-fn write_numbers(
+fn write_evidence(
     out: &mut String,
-    exchange: &Exchange<'_>,
+    context: &RequestContext<'_>,
     reason: Reason,
-    by: &str,
+    rejected_by: &str,
     wait: Option<Duration>,
 ) -> std::fmt::Result {
-    let destination = exchange.destination;
+    let destination = context.destination;
     let timeouts = &destination.policy.timeouts;
-    let span = |limit: Option<Duration>| {
-        limit.map_or_else(|| "off".to_owned(), |limit| Span(limit).to_string())
+    let format_timeout = |limit: Option<Duration>| {
+        limit.map_or_else(
+            || "off".to_owned(),
+            |limit| PolicyDuration(limit).to_string(),
+        )
     };
     match reason {
-        Reason::BreakerOpen => breaker(out, exchange, by),
+        Reason::BreakerOpen => write_breaker_evidence(out, context, rejected_by),
         Reason::RateLimited | Reason::RateLimitUnavailable => {
-            if let Some(rule) = exchange
+            if let Some(rule) = context
                 .route
                 .spec
                 .rate_limits
                 .rules
                 .iter()
-                .find(|rule| *rule.name == *by)
+                .find(|rule| *rule.name == *rejected_by)
             {
                 write!(out, "the limit is {rule}")?;
             }
             wait.map_or(Ok(()), |wait| write!(out, ", there is more in {wait:.1?}"))
         }
-        Reason::ConcurrencyLimit | Reason::QueueTimeout => limit(out, exchange),
-        Reason::AdmissionControl => match &destination.admission {
+        Reason::ConcurrencyLimit | Reason::QueueTimeout => write_limit_evidence(out, context),
+        Reason::AdmissionControl => match &destination.admission_control {
             Some(admission) => {
                 let (calls, share, _) = admission.snapshot(clock::now());
                 write!(
                     out,
                     "{} of {} attempts were answered well, {:.0} % are refused",
-                    calls.good,
-                    calls.all,
+                    calls.successes,
+                    calls.total,
                     share.percent()
                 )
             }
@@ -134,70 +142,85 @@ fn write_numbers(
         Reason::NoHealthyEndpoint => write!(
             out,
             "{} of {} endpoints may be picked",
-            destination.backend.available(),
+            destination.backend.available_count(),
             destination.backend.endpoints.len()
         ),
         Reason::Shed => {
-            for (signal, value, level) in exchange.worker.state.protection.signals() {
+            for (signal, value, level) in context.worker.state.protection.signal_readings() {
                 write!(
                     out,
                     "{} is at {:.0} % ({}), ",
-                    signal_name(signal),
+                    protection_signal_name(signal),
                     value * 100.0,
-                    level_name(level)
+                    protection_level_name(level)
                 )?;
             }
-            limit(out, exchange)
+            write_limit_evidence(out, context)
         }
-        Reason::ConnectTimeout => write!(out, "timeouts.connect is {}", span(timeouts.connect)),
+        Reason::ConnectTimeout => write!(
+            out,
+            "timeouts.connect is {}",
+            format_timeout(timeouts.connect)
+        ),
         Reason::UpstreamTimeout => write!(
             out,
             "timeouts.backendRequest is {}",
-            span(timeouts.backend_request)
+            format_timeout(timeouts.backend_request)
         ),
         Reason::RequestTimeout => write!(
             out,
             "timeouts.request is {}, or the client's own deadline is over",
-            span(timeouts.request)
+            format_timeout(timeouts.request)
         ),
         Reason::StreamIdleTimeout => {
-            write!(out, "timeouts.streamIdle is {}", span(timeouts.stream_idle))
+            write!(
+                out,
+                "timeouts.streamIdle is {}",
+                format_timeout(timeouts.stream_idle)
+            )
         }
         _ => Ok(()),
     }
 }
 
 /// The breaker that refuses; or of those of a backend's endpoints how many are not closed.
-fn breaker(out: &mut String, exchange: &Exchange<'_>, by: &str) -> std::fmt::Result {
-    let destination = exchange.destination;
+fn write_breaker_evidence(
+    out: &mut String,
+    context: &RequestContext<'_>,
+    rejected_by: &str,
+) -> std::fmt::Result {
+    let destination = context.destination;
     let now = clock::now();
-    let mut all = destination
+    let mut breakers = destination
         .breaker
         .iter()
         .chain(&destination.endpoint_breakers);
-    let Some(breaker) = all.find(|breaker| **breaker.name() == *by) else {
-        let open = destination
+    let Some(breaker) = breakers.find(|breaker| **breaker.name() == *rejected_by) else {
+        let rejecting_count = destination
             .endpoint_breakers
             .iter()
-            .filter(|breaker| breaker.refuses_for(now).is_some())
+            .filter(|breaker| breaker.retry_after(now).is_some())
             .count();
         return write!(
             out,
-            "{open} of the breakers of {} endpoints refuse",
+            "{rejecting_count} of the breakers of {} endpoints refuse",
             destination.endpoint_breakers.len()
         );
     };
-    let shown = breaker.snapshot(now).0;
-    let (counts, since) = (shown.counts, now.saturating_duration_since(shown.since));
+    let snapshot = breaker.snapshot(now).0;
+    let (counts, since) = (
+        snapshot.counts,
+        now.saturating_duration_since(snapshot.since),
+    );
     write!(
         out,
         "it is {} for {since:.1?}, {} of {} calls failed, {} slow",
-        state_name(shown.state),
+        breaker_state_name(snapshot.state),
         counts.failures,
         counts.total(),
-        counts.slow
+        counts.slow_calls
     )?;
-    shown.deadline.map_or(Ok(()), |deadline| {
+    snapshot.deadline.map_or(Ok(()), |deadline| {
         write!(
             out,
             ", next change in {:.1?}",
@@ -206,18 +229,18 @@ fn breaker(out: &mut String, exchange: &Exchange<'_>, by: &str) -> std::fmt::Res
     })
 }
 
-fn limit(out: &mut String, exchange: &Exchange<'_>) -> std::fmt::Result {
-    let Some(limit) = &exchange.destination.limit else {
+fn write_limit_evidence(out: &mut String, context: &RequestContext<'_>) -> std::fmt::Result {
+    let Some(limit) = &context.destination.concurrency_limit else {
         return Ok(());
     };
-    let shown = limit.snapshot();
+    let snapshot = limit.snapshot();
     write!(
         out,
         "{} of {} are worked on, {} are in flight, {} of {} wait",
-        shown.working,
-        shown.config.max_in_flight,
-        shown.in_flight,
-        shown.pending,
-        shown.config.max_pending
+        snapshot.awaiting_response,
+        snapshot.config.max_in_flight,
+        snapshot.in_flight,
+        snapshot.pending,
+        snapshot.config.max_pending
     )
 }

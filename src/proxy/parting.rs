@@ -11,129 +11,140 @@ use http::header;
 use pingora::http::ResponseHeader;
 use tokio::sync::watch;
 
-use super::{boundary::Parts, client::Client, serve::Exchange};
+use super::{boundary::MessageFraming, client::Client, serve::RequestContext};
 use crate::{clock, policy::document::Direction, resilience::lifecycle::Stage};
 
 /// After its first message, a call of gRPC that is silent for so long is a stream.
-const SILENCE: Duration = Duration::from_secs(1);
+const STREAMING_CALL_SILENCE: Duration = Duration::from_secs(1);
 
 /// A close frame of a server with the status 1001, "going away" (RFC 6455 section 7.4.1).
-pub(super) const GOING_AWAY: Bytes = Bytes::from_static(&[0x88, 2, 0x03, 0xe9]);
+pub(super) const WEBSOCKET_GOING_AWAY: Bytes = Bytes::from_static(&[0x88, 2, 0x03, 0xe9]);
 
 /// A stream that may be ended before its end.
-pub(super) struct Parting {
-    parts: Parts,
+pub(super) struct StreamShutdown {
+    framing: MessageFraming,
     /// From when on it is ended: one that began when the delay was over is not long yet, except a WebSocket.
-    from: Stage,
-    stages: Option<watch::Receiver<Stage>>,
+    shutdown_stage: Stage,
+    stage_receiver: Option<watch::Receiver<Stage>>,
     /// When something was passed on last.
-    last: Option<Instant>,
+    last_chunk_at: Option<Instant>,
 }
 
-impl Parting {
+impl StreamShutdown {
     /// Follows an answer to a caller, if it is of a kind that can be ended.
-    pub(super) fn of(
-        exchange: &Exchange<'_>,
+    pub(super) fn from_response(
+        context: &RequestContext<'_>,
         client: &Client,
-        answer: &ResponseHeader,
+        response_head: &ResponseHeader,
         is_upgrade: bool,
     ) -> Option<Self> {
-        if exchange.route.spec.direction != Direction::Inbound {
+        if context.route.spec.direction != Direction::Inbound {
             return None;
         }
-        let text = |name| {
-            answer
+        let header_str = |name| {
+            response_head
                 .headers
                 .get(name)
                 .and_then(|value| value.to_str().ok())
                 .unwrap_or_default()
         };
-        let is_events = || {
-            text(header::CONTENT_TYPE).starts_with("text/event-stream")
-                && !answer.headers.contains_key(header::CONTENT_ENCODING)
+        let is_event_stream = || {
+            header_str(header::CONTENT_TYPE).starts_with("text/event-stream")
+                && !response_head.headers.contains_key(header::CONTENT_ENCODING)
         };
-        let parts = if is_upgrade {
-            text(header::UPGRADE)
+        let framing = if is_upgrade {
+            header_str(header::UPGRADE)
                 .eq_ignore_ascii_case("websocket")
-                .then(Parts::websocket)?
+                .then(MessageFraming::websocket)?
         } else if client.is_grpc() {
-            Parts::grpc()
-        } else if is_events() && !answer.headers.contains_key(header::CONTENT_LENGTH) {
-            Parts::events()
+            MessageFraming::grpc()
+        } else if is_event_stream() && !response_head.headers.contains_key(header::CONTENT_LENGTH) {
+            MessageFraming::event_stream()
         } else {
             return None;
         };
-        let is_long = matches!(parts, Parts::WebSocket(_))
-            || exchange.worker.state.departure.stage() < Stage::Waiting;
+        let is_long_lived = matches!(framing, MessageFraming::WebSocket(_))
+            || context.worker.state.drain.stage() < Stage::AwaitingQuiet;
         Some(Self {
-            parts,
-            from: if is_long {
-                Stage::Parting
+            framing,
+            shutdown_stage: if is_long_lived {
+                Stage::ClosingStreams
             } else {
                 Stage::Drained
             },
-            stages: None,
-            last: None,
+            stage_receiver: None,
+            last_chunk_at: None,
         })
     }
 
     /// Follows what is passed on.
-    pub(super) fn note(&mut self, piece: &[u8]) {
-        self.parts.note(piece);
-        if matches!(self.parts, Parts::Grpc(_)) {
-            self.last = Some(clock::now());
+    pub(super) fn observe_chunk(&mut self, chunk: &[u8]) {
+        self.framing.observe(chunk);
+        if matches!(self.framing, MessageFraming::Grpc(_)) {
+            self.last_chunk_at = Some(clock::now());
         }
     }
 
     /// Whether it is to end now, before anything more is passed on.
-    pub(super) fn is_due(&self, exchange: &Exchange<'_>) -> bool {
-        exchange.worker.state.departure.stage() >= self.from
-            && self.parts.is_between()
-            && !self.may_end_by_itself()
+    pub(super) fn is_due(&self, context: &RequestContext<'_>) -> bool {
+        context.worker.state.drain.stage() >= self.shutdown_stage
+            && self.framing.is_at_boundary()
+            && !self.may_be_unary_call()
     }
 
     /// Waits until it is to end, if nothing more is passed on. Can be dropped and begun again at any time.
-    pub(super) async fn due(&mut self, exchange: &Exchange<'_>) {
-        let (is_between, may_end_by_itself) = (self.parts.is_between(), self.may_end_by_itself());
+    pub(super) async fn wait_until_due(&mut self, context: &RequestContext<'_>) {
+        let (is_at_boundary, may_be_unary_call) =
+            (self.framing.is_at_boundary(), self.may_be_unary_call());
         let silent_at = self
-            .last
-            .filter(|_| is_between && self.parts.count() == 1)
-            .map(|last| last + SILENCE);
-        let is_grpc = matches!(self.parts, Parts::Grpc(_));
-        let stages = self
-            .stages
-            .get_or_insert_with(|| exchange.worker.state.departure.stages());
+            .last_chunk_at
+            .filter(|_| is_at_boundary && self.framing.started_messages() == 1)
+            .map(|last_chunk_at| last_chunk_at + STREAMING_CALL_SILENCE);
+        let is_grpc = matches!(self.framing, MessageFraming::Grpc(_));
+        let stage_receiver = self
+            .stage_receiver
+            .get_or_insert_with(|| context.worker.state.drain.subscribe_stages());
         // The state outlives this.
-        _ = stages.wait_for(|stage| *stage >= self.from).await;
-        if is_between && !may_end_by_itself {
+        _ = stage_receiver
+            .wait_for(|stage| *stage >= self.shutdown_stage)
+            .await;
+        if is_at_boundary && !may_be_unary_call {
             return;
         }
         // In the middle of something only a call of gRPC can say that it has failed, and it does when there is no more time.
-        let over = async {
-            _ = stages.wait_for(|stage| *stage >= Stage::Drained).await;
+        let drained = async {
+            _ = stage_receiver
+                .wait_for(|stage| *stage >= Stage::Drained)
+                .await;
             if !is_grpc {
                 std::future::pending().await
             }
         };
         // It does not matter which of the two it was.
-        _ = clock::until(silent_at, over).await;
+        _ = clock::timeout_at(silent_at, drained).await;
     }
 
     /// Whether it may be a call with one message, which has not come yet or will be followed by the end.
-    fn may_end_by_itself(&self) -> bool {
-        matches!(self.parts, Parts::Grpc(_)) && self.parts.count() < 2
+    fn may_be_unary_call(&self) -> bool {
+        matches!(self.framing, MessageFraming::Grpc(_)) && self.framing.started_messages() < 2
     }
 }
 
 /// The same for an answer that may be of no such kind.
-pub(super) async fn due(parting: &mut Option<Parting>, exchange: &Exchange<'_>) {
-    match parting {
-        Some(parting) => parting.due(exchange).await,
+pub(super) async fn wait_until_due(
+    stream_shutdown: &mut Option<StreamShutdown>,
+    context: &RequestContext<'_>,
+) {
+    match stream_shutdown {
+        Some(stream_shutdown) => stream_shutdown.wait_until_due(context).await,
         None => std::future::pending().await,
     }
 }
 
 /// Whether an answer is to end now.
-pub(super) fn is_due(parting: Option<&Parting>, exchange: &Exchange<'_>) -> bool {
-    parting.is_some_and(|parting| parting.is_due(exchange))
+pub(super) fn is_due(
+    stream_shutdown: Option<&StreamShutdown>,
+    context: &RequestContext<'_>,
+) -> bool {
+    stream_shutdown.is_some_and(|stream_shutdown| stream_shutdown.is_due(context))
 }

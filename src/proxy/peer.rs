@@ -2,86 +2,98 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{http2::client::Shared, pool::Idle, upstream::Upstream, worker::Worker};
+use super::{
+    http2::client::Http2Connection, pool::PooledConnection, upstream::Upstream, worker::Worker,
+};
 use crate::{
     clock,
-    policy::snapshot::ClientTlsSpec,
+    policy::snapshot::BackendTlsSpec,
     state::{
-        endpoint::{ConnectionGuard, EndpointState, TooMany},
-        tls::Material,
+        endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
+        tls::TlsMaterial,
     },
     telemetry::metrics::name,
     transport::{
-        paced::Paced,
+        paced::BackpressuredStream,
         socket::Socket,
-        wire::{self, Connection},
+        wire::{self, QueuedStream},
     },
 };
 
 /// What a connection must be like.
-pub(super) struct Wanted<'w> {
+pub(super) struct ConnectionRequirements<'w> {
     /// Whether a request that is lost on it could be repeated.
-    pub(super) is_repeatable: bool,
+    pub(super) is_retryable: bool,
     pub(super) max_connections: u32,
     /// To one endpoint.
-    pub(super) max_connections_each: u32,
+    pub(super) max_connections_per_endpoint: u32,
     /// When making one has taken too long.
-    pub(super) until: Option<Instant>,
+    pub(super) deadline: Option<Instant>,
     pub(super) is_http2: bool,
-    pub(super) tls: Option<&'w ClientTlsSpec>,
+    pub(super) tls: Option<&'w BackendTlsSpec>,
 }
 
 /// There is no connection.
 #[derive(Debug)]
-pub(super) enum NoConnection {
+pub(super) enum ConnectError {
     /// Refused, unreachable, or no socket to be had.
     Failed,
     /// Connected, but not agreed on TLS.
-    NotTrusted,
+    TlsFailed,
     /// It took too long.
     TimedOut,
     /// There are as many as there may be.
-    TooMany(TooMany),
+    LimitReached(ConnectionLimitReached),
 }
 
 /// Takes or makes a connection.
 pub(super) async fn connect(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
-    wanted: &Wanted<'_>,
+    requirements: &ConnectionRequirements<'_>,
     now: Instant,
-) -> Result<Upstream, NoConnection> {
-    let material = match wanted.tls {
+) -> Result<Upstream, ConnectError> {
+    let material = match requirements.tls {
         None => None,
         Some(spec) => Some((
             spec,
             worker
                 .state
                 .tls
-                .client(spec)
-                .ok_or(NoConnection::NotTrusted)?,
+                .backend_material(spec)
+                .ok_or(ConnectError::TlsFailed)?,
         )),
     };
-    let generation = material
+    let certificate_generation = material
         .as_ref()
         .map_or(0, |(_, material)| material.generation);
-    if wanted.is_http2 {
-        return share(worker, endpoint, wanted, material, generation, now).await;
+    if requirements.is_http2 {
+        return connect_http2(
+            worker,
+            endpoint,
+            requirements,
+            material,
+            certificate_generation,
+            now,
+        )
+        .await;
     }
-    if let Some(idle) = worker
-        .pool()
-        .take(endpoint, wanted.is_repeatable, generation, now)
-    {
-        return Ok(Upstream::http1(idle, endpoint.clone()));
+    if let Some(pooled) = worker.pool().take(
+        endpoint,
+        requirements.is_retryable,
+        certificate_generation,
+        now,
+    ) {
+        return Ok(Upstream::from_http1(pooled, endpoint.clone()));
     }
-    let guard = count(worker, endpoint, wanted)?;
-    let (connection, wire) = open(worker, endpoint, wanted, material).await?;
-    Ok(Upstream::http1(
-        Idle {
+    let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
+    let (connection, handle) = open_connection(worker, endpoint, requirements, material).await?;
+    Ok(Upstream::from_http1(
+        PooledConnection {
             stream: Box::new(connection),
-            wire,
-            guard,
-            generation,
+            handle,
+            connection_guard,
+            certificate_generation,
         },
         endpoint.clone(),
     ))
@@ -89,74 +101,89 @@ pub(super) async fn connect(
 
 /// Takes a place on a shared connection. Who finds none makes one, and others wait for it meanwhile: else a hundred requests that
 /// come together would make a hundred connections.
-async fn share(
+async fn connect_http2(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
-    wanted: &Wanted<'_>,
-    material: Option<(&ClientTlsSpec, Material<rustls::ClientConfig>)>,
-    generation: u64,
+    requirements: &ConnectionRequirements<'_>,
+    material: Option<(&BackendTlsSpec, TlsMaterial<rustls::ClientConfig>)>,
+    certificate_generation: u64,
     now: Instant,
-) -> Result<Upstream, NoConnection> {
-    let shared = worker.pool().shared(endpoint);
-    if let Some(place) = shared.place(generation, now) {
-        return Ok(Upstream::http2(place, endpoint.clone()));
+) -> Result<Upstream, ConnectError> {
+    let connections = worker.pool().http2_connections(endpoint);
+    if let Some(stream) = connections.try_open_stream(certificate_generation, now) {
+        return Ok(Upstream::from_http2(stream, endpoint.clone()));
     }
-    let turn = clock::until(wanted.until, shared.turn())
-        .await
-        .map_err(|_| NoConnection::TimedOut)?;
-    if let Some(place) = shared.place(generation, now) {
-        return Ok(Upstream::http2(place, endpoint.clone()));
+    let connect_permit =
+        clock::timeout_at(requirements.deadline, connections.acquire_connect_permit())
+            .await
+            .map_err(|_| ConnectError::TimedOut)?;
+    if let Some(stream) = connections.try_open_stream(certificate_generation, now) {
+        return Ok(Upstream::from_http2(stream, endpoint.clone()));
     }
-    let guard = count(worker, endpoint, wanted)?;
-    let (connection, _) = open(worker, endpoint, wanted, material).await?;
-    let made = clock::until(
-        wanted.until,
-        Shared::open(Paced(connection), guard, generation, now),
+    let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
+    let (connection, _) = open_connection(worker, endpoint, requirements, material).await?;
+    let made = clock::timeout_at(
+        requirements.deadline,
+        Http2Connection::handshake(
+            BackpressuredStream(connection),
+            connection_guard,
+            certificate_generation,
+            now,
+        ),
     )
     .await
-    .map_err(|_| NoConnection::TimedOut)?;
-    let made = made.map_err(|_| NoConnection::Failed)?;
-    shared.add(made.clone());
-    drop(turn);
-    Ok(Upstream::http2(made.exchange(now), endpoint.clone()))
+    .map_err(|_| ConnectError::TimedOut)?;
+    let made = made.map_err(|_| ConnectError::Failed)?;
+    connections.add(made.clone());
+    drop(connect_permit);
+    Ok(Upstream::from_http2(
+        made.open_stream(now),
+        endpoint.clone(),
+    ))
 }
 
 /// Counts a new connection. An idle one to a sibling, or one too old for this request, may give its place.
-fn count(
+fn acquire_connection_guard(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
-    wanted: &Wanted<'_>,
-) -> Result<ConnectionGuard, NoConnection> {
-    let count = || endpoint.try_connect(wanted.max_connections, wanted.max_connections_each);
-    count()
-        .or_else(|reached| {
-            if worker.evict_one(endpoint, reached) {
-                count()
+    requirements: &ConnectionRequirements<'_>,
+) -> Result<ConnectionGuard, ConnectError> {
+    let try_acquire = || {
+        endpoint.try_acquire_connection(
+            requirements.max_connections,
+            requirements.max_connections_per_endpoint,
+        )
+    };
+    try_acquire()
+        .or_else(|reached_limit| {
+            if worker.evict_idle_connection(endpoint, reached_limit) {
+                try_acquire()
             } else {
-                Err(reached)
+                Err(reached_limit)
             }
         })
-        .map_err(NoConnection::TooMany)
+        .map_err(ConnectError::LimitReached)
 }
 
-async fn open(
+async fn open_connection(
     worker: &Worker,
     endpoint: &EndpointState,
-    wanted: &Wanted<'_>,
-    material: Option<(&ClientTlsSpec, Material<rustls::ClientConfig>)>,
-) -> Result<(Connection, Arc<wire::Wire>), NoConnection> {
-    let socket = match clock::until(wanted.until, Socket::connect(&endpoint.address)).await {
-        Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => {
-            tracing::debug!("no connection to {}: {error}", endpoint.label);
-            return Err(NoConnection::Failed);
-        }
-        Err(clock::Elapsed) => return Err(NoConnection::TimedOut),
-    };
+    requirements: &ConnectionRequirements<'_>,
+    material: Option<(&BackendTlsSpec, TlsMaterial<rustls::ClientConfig>)>,
+) -> Result<(QueuedStream, Arc<wire::ConnectionHandle>), ConnectError> {
+    let socket =
+        match clock::timeout_at(requirements.deadline, Socket::connect(&endpoint.address)).await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => {
+                tracing::debug!("no connection to {}: {error}", endpoint.label);
+                return Err(ConnectError::Failed);
+            }
+            Err(clock::Elapsed) => return Err(ConnectError::TimedOut),
+        };
     let Some((spec, material)) = material else {
         return Ok(wire::open(socket, None));
     };
-    let not_trusted = |why: &dyn std::fmt::Display| {
+    let record_tls_failure = |why: &dyn std::fmt::Display| {
         tracing::debug!("no TLS with {}: {why}", endpoint.label);
         worker
             .state
@@ -167,22 +194,25 @@ async fn open(
                 &[("owner", &format!("backend {}", spec.sni))],
             )
             .increment(1);
-        NoConnection::NotTrusted
+        ConnectError::TlsFailed
     };
-    let server = spec
+    let server_name = spec
         .sni
         .clone()
         .try_into()
-        .map_err(|error: rustls::pki_types::InvalidDnsNameError| not_trusted(&error))?;
-    let session = rustls::ClientConnection::new(material.config, server)
-        .map_err(|error| not_trusted(&error))?;
-    let (connection, wire) = wire::open(socket, Some(session.into()));
-    match clock::until(wanted.until, wire.handshake()).await {
-        Ok(Ok(agreed)) if wanted.is_http2 && agreed.protocol.as_deref() != Some(b"h2") => {
-            Err(not_trusted(&"it does not speak HTTP/2"))
+        .map_err(|error: rustls::pki_types::InvalidDnsNameError| record_tls_failure(&error))?;
+    let session = rustls::ClientConnection::new(material.config, server_name)
+        .map_err(|error| record_tls_failure(&error))?;
+    let (connection, handle) = wire::open(socket, Some(session.into()));
+    match clock::timeout_at(requirements.deadline, handle.handshake()).await {
+        Ok(Ok(handshake_outcome))
+            if requirements.is_http2
+                && handshake_outcome.alpn_protocol.as_deref() != Some(b"h2") =>
+        {
+            Err(record_tls_failure(&"it does not speak HTTP/2"))
         }
-        Ok(Ok(_)) => Ok((connection, wire)),
-        Ok(Err(error)) => Err(not_trusted(&error)),
-        Err(clock::Elapsed) => Err(NoConnection::TimedOut),
+        Ok(Ok(_)) => Ok((connection, handle)),
+        Ok(Err(error)) => Err(record_tls_failure(&error)),
+        Err(clock::Elapsed) => Err(ConnectError::TimedOut),
     }
 }

@@ -5,144 +5,157 @@ use std::time::Instant;
 use http::header;
 
 use super::{
-    asked::Asked,
-    rejection::{Rejection, SOON},
-    retrying::Tries,
-    serve::Exchange,
+    asked::RequestView,
+    rejection::{DEFAULT_RETRY_AFTER, Rejection},
+    retrying::AttemptHistory,
+    serve::RequestContext,
 };
 use crate::{
-    policy::snapshot::{Balancer, HashKey},
+    policy::snapshot::{HashKey, LoadBalancerSpec},
     resilience::balance::ring,
     state::{
-        backend::Wish,
-        breaker::{BreakerGuard, Passage},
-        outlier::Observation,
+        backend::SelectionRequest,
+        breaker::{BreakerDecision, BreakerGuard},
+        outlier::AttemptObservation,
     },
     telemetry::reason::Reason,
 };
 
 /// An endpoint that may be asked.
-pub(super) struct Picked {
+pub(super) struct SelectedEndpoint {
     pub(super) index: usize,
     /// The right to ask it.
-    pub(super) breaker: Option<BreakerGuard>,
+    pub(super) breaker_guard: Option<BreakerGuard>,
     /// Who wants to know how it goes.
-    pub(super) observation: Option<Observation>,
+    pub(super) observation: Option<AttemptObservation>,
 }
 
 /// Picks an endpoint. One that was tried in this request is taken again only when there is no other.
-pub(super) fn pick(
-    exchange: &Exchange<'_>,
-    asked: &Asked<'_>,
-    tries: &Tries,
+pub(super) fn select_endpoint(
+    context: &RequestContext<'_>,
+    request: &RequestView<'_>,
+    history: &AttemptHistory,
     now: Instant,
-) -> Result<Picked, Rejection> {
-    let destination = exchange.destination;
+) -> Result<SelectedEndpoint, Rejection> {
+    let destination = context.destination;
     let backend = &destination.backend;
     let breakers = &destination.endpoint_breakers;
-    let mut refused: Vec<usize> = Vec::new();
-    let is_open = |refused: &[usize], index: usize| {
-        refused.contains(&index)
+    let mut rejecting: Vec<usize> = Vec::new();
+    let is_open = |rejecting: &[usize], index: usize| {
+        rejecting.contains(&index)
             || breakers
                 .get(index)
-                .is_some_and(|breaker| breaker.refuses_for(now).is_some())
+                .is_some_and(|breaker| breaker.retry_after(now).is_some())
     };
-    let full = busy_at(exchange);
-    let is_busy = |index: usize| backend.endpoints[index].in_flight() >= full;
+    let in_flight_limit = in_flight_limit(context);
+    let is_busy = |index: usize| backend.endpoints[index].in_flight() >= in_flight_limit;
     // The first attempt may be the probe that brings an endpoint back; should it fail, a retry goes elsewhere.
-    let mut probe = if tries.is_first() {
-        backend.probe(asked.is_idempotent(), now)
+    let mut probe = if history.is_first_attempt() {
+        backend.try_acquire_probe(request.is_idempotent(), now)
     } else {
         None
     };
-    let wish = Wish {
-        key: key(exchange, asked),
+    let selection_request = SelectionRequest {
+        hash_key: consistent_hash_key(context, request),
         now,
     };
     loop {
-        let picked = match probe.take() {
-            Some((index, observation)) if !is_open(&refused, index) => {
+        let selected = match probe.take() {
+            Some((index, observation)) if !is_open(&rejecting, index) => {
                 Some((index, Some(observation)))
             }
             _ => {
-                let fresh = backend.pick(
-                    wish,
-                    |index| !tries.contains(index) && !is_open(&refused, index) && !is_busy(index),
+                let untried = backend.pick(
+                    selection_request,
+                    |index| {
+                        !history.has_tried(index) && !is_open(&rejecting, index) && !is_busy(index)
+                    },
                     fastrand::f64,
                 );
-                fresh
+                untried
                     .or_else(|| {
-                        backend.pick(wish, |index| !is_open(&refused, index), fastrand::f64)
+                        backend.pick(
+                            selection_request,
+                            |index| !is_open(&rejecting, index),
+                            fastrand::f64,
+                        )
                     })
                     .map(|index| (index, None))
             }
         };
-        let Some((index, observation)) = picked else {
-            let is_breakers = (0..breakers.len()).any(|index| is_open(&refused, index));
-            let reason = if is_breakers {
+        let Some((index, observation)) = selected else {
+            let is_any_breaker_open = (0..breakers.len()).any(|index| is_open(&rejecting, index));
+            let reason = if is_any_breaker_open {
                 Reason::BreakerOpen
             } else {
                 Reason::NoHealthyEndpoint
             };
-            let wait = breakers
+            let retry_after = breakers
                 .iter()
-                .filter_map(|breaker| breaker.refuses_for(now))
+                .filter_map(|breaker| breaker.retry_after(now))
                 .min()
-                .unwrap_or(SOON);
-            return Err(Rejection::by(reason, backend.spec.name.clone()).after(wait));
+                .unwrap_or(DEFAULT_RETRY_AFTER);
+            return Err(
+                Rejection::new(reason, backend.spec.name.clone()).with_retry_after(retry_after)
+            );
         };
-        let picked = |breaker| Picked {
+        let selected = |breaker| SelectedEndpoint {
             index,
-            breaker,
-            observation: observation.or_else(|| backend.observe(index, now)),
+            breaker_guard: breaker,
+            observation: observation.or_else(|| backend.observe_attempt(index, now)),
         };
         let Some(breaker) = breakers.get(index).or(destination.breaker.as_ref()) else {
-            return Ok(picked(None));
+            return Ok(selected(None));
         };
         match breaker.try_acquire(now, fastrand::f64()) {
-            Passage::Allowed(guard) => return Ok(picked(Some(guard))),
-            Passage::WouldRefuse => {
-                exchange.would_refuse(Reason::BreakerOpen, breaker.name());
-                return Ok(picked(None));
+            BreakerDecision::Admitted(guard) => return Ok(selected(Some(guard))),
+            BreakerDecision::WouldReject => {
+                context.record_shadow_rejection(Reason::BreakerOpen, breaker.name());
+                return Ok(selected(None));
             }
             // All its probes are out; another endpoint may do.
-            Passage::Refused(_) if !breakers.is_empty() => refused.push(index),
-            Passage::Refused(rejected) => {
-                let wait = rejected.retry_after.unwrap_or(SOON);
-                return Err(Rejection::by(Reason::BreakerOpen, breaker.name().clone()).after(wait));
+            BreakerDecision::Rejected(_) if !breakers.is_empty() => rejecting.push(index),
+            BreakerDecision::Rejected(rejected) => {
+                let retry_after = rejected.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
+                return Err(Rejection::new(Reason::BreakerOpen, breaker.name().clone())
+                    .with_retry_after(retry_after));
             }
         }
     }
 }
 
 /// With so many requests in flight all connections are busy that an endpoint may have; on those of HTTP/2 there is room for more.
-fn busy_at(exchange: &Exchange<'_>) -> u32 {
-    let limits = exchange
+fn in_flight_limit(context: &RequestContext<'_>) -> u32 {
+    let limits = context
         .destination
         .enforced_limits()
-        .filter(|_| !exchange.is_to_http2());
-    limits.map_or(u32::MAX, |limits| limits.max_connections_each)
+        .filter(|_| !context.is_backend_http2());
+    limits.map_or(u32::MAX, |limits| limits.max_connections_per_endpoint)
 }
 
 /// The hash of what binds a request to an endpoint, if it has it.
-fn key(exchange: &Exchange<'_>, asked: &Asked<'_>) -> Option<u64> {
-    let Balancer::ConsistentHash { key, .. } = &exchange.destination.backend.spec.balancer else {
+fn consistent_hash_key(context: &RequestContext<'_>, request: &RequestView<'_>) -> Option<u64> {
+    let LoadBalancerSpec::ConsistentHash { key, .. } =
+        &context.destination.backend.spec.load_balancer
+    else {
         return None;
     };
-    let headers = &asked.head.headers;
+    let headers = &request.head.headers;
     match key {
-        HashKey::Header(name) => headers.get(name).map(|value| ring::hash(value.as_bytes())),
+        HashKey::Header(name) => headers
+            .get(name)
+            .map(|value| ring::hash_key(value.as_bytes())),
         HashKey::Cookie(name) => headers
             .get_all(header::COOKIE)
             .iter()
-            .find_map(|cookies| cookie(cookies.as_bytes(), name.as_bytes()))
-            .map(ring::hash),
-        HashKey::Source => Some(ring::hash(asked.source().to_string().as_bytes())),
+            .find_map(|cookies| cookie_value(cookies.as_bytes(), name.as_bytes()))
+            .map(ring::hash_key),
+        HashKey::ClientIp => Some(ring::hash_key(request.client_ip().to_string().as_bytes())),
     }
 }
 
 /// The value of a cookie (RFC 6265 section 4.2.1).
-fn cookie<'c>(cookies: &'c [u8], name: &[u8]) -> Option<&'c [u8]> {
+fn cookie_value<'c>(cookies: &'c [u8], name: &[u8]) -> Option<&'c [u8]> {
     cookies.split(|byte| *byte == b';').find_map(|pair| {
         let equals = pair.iter().position(|byte| *byte == b'=')?;
         (pair[..equals].trim_ascii() == name).then(|| pair[equals + 1..].trim_ascii())
@@ -165,7 +178,7 @@ mod tests {
         ];
         for (cookies, expected) in table {
             assert_eq!(
-                cookie(cookies, b"id"),
+                cookie_value(cookies, b"id"),
                 expected,
                 "{}",
                 String::from_utf8_lossy(cookies)

@@ -14,204 +14,233 @@ use std::{
 use pingora::protocols::Stream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::http2::client::{Exchange, Shared};
+use super::http2::client::{ClientStream, Http2Connection};
 use crate::{
-    state::endpoint::{ConnectionGuard, EndpointState, TooMany},
-    transport::wire::Wire,
+    state::endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
+    transport::wire::ConnectionHandle,
 };
 
 /// Idle connections per endpoint and worker; more are closed.
-const MAX_IDLE: usize = 128;
+const MAX_IDLE_PER_ENDPOINT: usize = 128;
 
 /// How long a connection of HTTP/2 is kept without a request. Its end is announced (GOAWAY), so that there is no race to lose.
-const MAX_IDLE_HTTP2: Duration = Duration::from_mins(1);
+const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A connection to an endpoint.
 #[derive(Debug)]
-pub(super) struct Idle {
+pub(super) struct PooledConnection {
     pub(super) stream: Stream,
-    pub(super) wire: Arc<Wire>,
-    pub(super) guard: ConnectionGuard,
+    pub(super) handle: Arc<ConnectionHandle>,
+    pub(super) connection_guard: ConnectionGuard,
     /// Of the certificates that it was made under; 0 without TLS.
-    pub(super) generation: u64,
+    pub(super) certificate_generation: u64,
 }
 
 #[derive(Debug)]
-struct Kept {
-    connection: Idle,
-    since: Instant,
+struct IdleConnection {
+    connection: PooledConnection,
+    idle_since: Instant,
 }
 
 /// The idle connections of one worker.
 #[derive(Debug, Default)]
-pub(super) struct Pool {
+pub(super) struct ConnectionPool {
     /// By the endpoint's id; guards single takes and puts.
-    idle: Mutex<HashMap<u64, Endpoint>>,
+    idle: Mutex<HashMap<u64, EndpointIdleConnections>>,
     /// Connections of HTTP/2 by the endpoint's id; guards single lookups.
-    shared: Mutex<HashMap<u64, Arc<SharedConnections>>>,
+    http2_connections: Mutex<HashMap<u64, Arc<EndpointHttp2Connections>>>,
 }
 
 /// The connections of HTTP/2 to one endpoint.
 #[derive(Debug)]
-pub(super) struct SharedConnections {
+pub(super) struct EndpointHttp2Connections {
     state: Arc<EndpointState>,
     /// Guards single lookups and additions.
-    connections: Mutex<Vec<Shared>>,
+    connections: Mutex<Vec<Http2Connection>>,
     /// Who makes a connection has it, so that one is made at a time.
-    turn: Semaphore,
+    connect_permit: Semaphore,
 }
 
-impl SharedConnections {
+impl EndpointHttp2Connections {
     /// A place on one that can take one more request, made under certificates of this generation.
-    pub(super) fn place(&self, generation: u64, now: Instant) -> Option<Exchange> {
+    pub(super) fn try_open_stream(
+        &self,
+        certificate_generation: u64,
+        now: Instant,
+    ) -> Option<ClientStream> {
         let mut connections = lock(&self.connections);
-        connections.retain(|shared| shared.is_open(generation));
+        connections.retain(|connection| connection.accepts_streams(certificate_generation));
         connections
             .iter()
-            .find(|shared| shared.is_free(generation))
-            .map(|shared| shared.exchange(now))
+            .find(|connection| connection.has_stream_capacity(certificate_generation))
+            .map(|connection| connection.open_stream(now))
     }
 
     /// Ends one that has no request; says whether there was one.
-    fn evict_one(&self) -> bool {
+    fn evict_idle_connection(&self) -> bool {
         let mut connections = lock(&self.connections);
         let idle = connections
             .iter()
-            .position(|shared| shared.idle_since().is_some());
-        idle.map(|position| connections.swap_remove(position).make_room())
+            .position(|connection| connection.idle_since().is_some());
+        idle.map(|position| connections.swap_remove(position).evict())
             .is_some()
     }
 
     /// Adds a new one; that of an endpoint that has left is used once.
-    pub(super) fn add(&self, shared: Shared) {
+    pub(super) fn add(&self, connection: Http2Connection) {
         if !self.state.is_retired() {
-            lock(&self.connections).push(shared);
+            lock(&self.connections).push(connection);
         }
     }
 
     /// Waits for the turn to make one.
-    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    pub(super) async fn acquire_connect_permit(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed.
-        self.turn.acquire().await.ok()
+        self.connect_permit.acquire().await.ok()
     }
 }
 
 #[derive(Debug)]
-struct Endpoint {
+struct EndpointIdleConnections {
     state: Arc<EndpointState>,
-    connections: Vec<Kept>,
+    connections: Vec<IdleConnection>,
 }
 
-impl Pool {
+impl ConnectionPool {
     /// Takes the connection that was used last and is still good.
     pub(super) fn take(
         &self,
         endpoint: &EndpointState,
-        is_repeatable: bool,
-        generation: u64,
+        is_retryable: bool,
+        certificate_generation: u64,
         now: Instant,
-    ) -> Option<Idle> {
-        let mut idle = self.lock();
+    ) -> Option<PooledConnection> {
+        let mut idle = self.lock_idle();
         let connections = &mut idle.get_mut(&endpoint.id)?.connections;
         // Younger ones are at the end: if the last is too old for this request, all are.
-        let longest = endpoint.reusable_idle(is_repeatable, now);
-        connections.retain(|kept| kept.connection.generation == generation);
-        while let Some(kept) =
-            connections.pop_if(|kept| now.saturating_duration_since(kept.since) <= longest)
-        {
-            if kept.connection.wire.is_idle_and_open() {
-                return Some(kept.connection);
+        let max_idle = endpoint.max_reusable_idle(is_retryable, now);
+        connections.retain(|idle_connection| {
+            idle_connection.connection.certificate_generation == certificate_generation
+        });
+        while let Some(idle_connection) = connections.pop_if(|idle_connection| {
+            now.saturating_duration_since(idle_connection.idle_since) <= max_idle
+        }) {
+            if idle_connection.connection.handle.is_idle_and_open() {
+                return Some(idle_connection.connection);
             }
-            endpoint.learn_idle_close(now.saturating_duration_since(kept.since), now);
+            endpoint.record_idle_close(
+                now.saturating_duration_since(idle_connection.idle_since),
+                now,
+            );
         }
         None
     }
 
     /// The connections of HTTP/2 to an endpoint.
-    pub(super) fn shared(&self, endpoint: &Arc<EndpointState>) -> Arc<SharedConnections> {
-        let mut shared = lock(&self.shared);
+    pub(super) fn http2_connections(
+        &self,
+        endpoint: &Arc<EndpointState>,
+    ) -> Arc<EndpointHttp2Connections> {
+        let mut connections_by_endpoint = lock(&self.http2_connections);
         let make = || {
-            Arc::new(SharedConnections {
+            Arc::new(EndpointHttp2Connections {
                 state: endpoint.clone(),
                 connections: Mutex::default(),
-                turn: Semaphore::new(1),
+                connect_permit: Semaphore::new(1),
             })
         };
-        shared.entry(endpoint.id).or_insert_with(make).clone()
+        connections_by_endpoint
+            .entry(endpoint.id)
+            .or_insert_with(make)
+            .clone()
     }
 
     /// Keeps a connection that is clean.
-    pub(super) fn put(&self, endpoint: &Arc<EndpointState>, connection: Idle, now: Instant) {
+    pub(super) fn put(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        connection: PooledConnection,
+        now: Instant,
+    ) {
         if endpoint.is_retired() {
             return;
         }
-        let mut idle = self.lock();
-        let kept = idle.entry(endpoint.id).or_insert_with(|| Endpoint {
-            state: endpoint.clone(),
-            connections: Vec::new(),
-        });
-        if kept.connections.len() == MAX_IDLE {
-            kept.connections.remove(0);
+        let mut idle = self.lock_idle();
+        let idle_connection = idle
+            .entry(endpoint.id)
+            .or_insert_with(|| EndpointIdleConnections {
+                state: endpoint.clone(),
+                connections: Vec::new(),
+            });
+        if idle_connection.connections.len() == MAX_IDLE_PER_ENDPOINT {
+            idle_connection.connections.remove(0);
         }
-        kept.connections.push(Kept {
+        idle_connection.connections.push(IdleConnection {
             connection,
-            since: now,
+            idle_since: now,
         });
     }
 
     /// Closes one idle connection to the same endpoint, or to any of the same backend, to make room under the bound that is reached.
-    pub(super) fn evict_one(&self, endpoint: &EndpointState, reached: TooMany) -> bool {
-        let makes_room = |other: &EndpointState| match reached {
-            TooMany::OfEndpoint => other.id == endpoint.id,
-            TooMany::OfBackend => Arc::ptr_eq(&other.counters, &endpoint.counters),
+    pub(super) fn evict_idle_connection(
+        &self,
+        endpoint: &EndpointState,
+        reached_limit: ConnectionLimitReached,
+    ) -> bool {
+        let makes_room = |candidate: &EndpointState| match reached_limit {
+            ConnectionLimitReached::Endpoint => candidate.id == endpoint.id,
+            ConnectionLimitReached::Backend => Arc::ptr_eq(&candidate.counters, &endpoint.counters),
         };
-        let mut idle = self.lock();
+        let mut idle = self.lock_idle();
         let oldest = idle
             .values_mut()
-            .filter(|other| makes_room(&other.state) && !other.connections.is_empty())
-            .min_by_key(|other| other.connections[0].since);
-        if oldest.map(|other| other.connections.remove(0)).is_some() {
+            .filter(|candidate| makes_room(&candidate.state) && !candidate.connections.is_empty())
+            .min_by_key(|candidate| candidate.connections[0].idle_since);
+        if oldest
+            .map(|candidate| candidate.connections.remove(0))
+            .is_some()
+        {
             return true;
         }
         drop(idle);
-        lock(&self.shared)
+        lock(&self.http2_connections)
             .values()
-            .any(|other| makes_room(&other.state) && other.evict_one())
+            .any(|candidate| makes_room(&candidate.state) && candidate.evict_idle_connection())
     }
 
     /// Closes what is too old, was closed by the endpoint, or leads to an endpoint that is no longer there.
     pub(super) fn sweep(&self, now: Instant) {
-        let mut idle = self.lock();
+        let mut idle = self.lock_idle();
         idle.retain(|_, endpoint| {
             if endpoint.state.is_retired() {
                 return false;
             }
-            let longest = endpoint.state.reusable_idle(true, now);
-            endpoint.connections.retain(|kept| {
-                let age = now.saturating_duration_since(kept.since);
-                let is_open = kept.connection.wire.is_idle_and_open();
+            let max_idle = endpoint.state.max_reusable_idle(true, now);
+            endpoint.connections.retain(|idle_connection| {
+                let age = now.saturating_duration_since(idle_connection.idle_since);
+                let is_open = idle_connection.connection.handle.is_idle_and_open();
                 if !is_open {
-                    endpoint.state.learn_idle_close(age, now);
+                    endpoint.state.record_idle_close(age, now);
                 }
-                is_open && age <= longest
+                is_open && age <= max_idle
             });
             !endpoint.connections.is_empty()
         });
         drop(idle);
         // A connection ends when nobody holds it any more and its last stream is through.
-        lock(&self.shared).retain(|_, endpoint| {
+        lock(&self.http2_connections).retain(|_, endpoint| {
             let mut connections = lock(&endpoint.connections);
-            connections.retain(|shared| {
+            connections.retain(|connection| {
                 !endpoint.state.is_retired()
-                    && shared
-                        .idle_since()
-                        .is_none_or(|since| now.saturating_duration_since(since) <= MAX_IDLE_HTTP2)
+                    && connection.idle_since().is_none_or(|since| {
+                        now.saturating_duration_since(since) <= HTTP2_IDLE_TIMEOUT
+                    })
             });
             !connections.is_empty() || !endpoint.state.is_retired()
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Endpoint>> {
+    fn lock_idle(&self) -> MutexGuard<'_, HashMap<u64, EndpointIdleConnections>> {
         lock(&self.idle)
     }
 }

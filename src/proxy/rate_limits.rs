@@ -14,85 +14,85 @@ use super::{
     admission,
     client::Client,
     global_limits,
-    rejection::{Rejection, whole_seconds},
-    serve::Exchange,
+    rejection::{Rejection, round_up_to_seconds},
+    serve::RequestContext,
 };
 use crate::{
     clock,
     policy::{
         document::RateLimitHeaders,
-        snapshot::{RateRuleSpec, SelectorSpec},
+        snapshot::{RateLimitRuleSpec, SelectorSpec},
     },
     resilience::Mode,
     state::{
         live::RouteState,
-        rate_limit::{Granted, Limited},
+        rate_limit::{RateLimitGrant, RateLimited},
     },
     telemetry::reason::Reason,
 };
 
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const OLD_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const OLD_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const OLD_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// What the rate limits of a route made of a request.
 #[derive(Debug, Default)]
-pub(super) struct Limits {
+pub(super) struct RateLimitOutcome {
     /// The bucket that is next to refuse, or has.
-    nearest: Option<Nearest>,
+    nearest: Option<NearestLimit>,
     /// Buckets that are charged for the answer.
-    bills: Vec<Bill>,
+    pending_charges: Vec<PendingCharge>,
 }
 
 #[derive(Debug)]
-struct Nearest {
+struct NearestLimit {
     /// Its index in the route.
-    rule: usize,
-    left: u32,
+    rule_index: usize,
+    remaining: u32,
     /// In how long there is more.
-    more: Duration,
+    reset_after: Duration,
 }
 
 #[derive(Debug)]
-struct Bill {
+struct PendingCharge {
     /// The index of its rule in the route.
-    rule: usize,
-    key: BillKey,
+    rule_index: usize,
+    key: ChargeKey,
 }
 
 /// Which bucket is charged.
 #[derive(Debug)]
-enum BillKey {
+enum ChargeKey {
     /// One of this instance.
-    Here(Option<u64>),
+    Local(Option<u64>),
     /// One of all instances.
-    There(Option<String>),
+    Global(Option<String>),
 }
 
-impl Limits {
+impl RateLimitOutcome {
     /// Notes that a bucket of all instances is charged for the answer.
-    pub(super) fn bill(&mut self, rule: usize, key: Option<String>) {
-        self.bills.push(Bill {
-            rule,
-            key: BillKey::There(key),
+    pub(super) fn add_global_charge(&mut self, rule: usize, key: Option<String>) {
+        self.pending_charges.push(PendingCharge {
+            rule_index: rule,
+            key: ChargeKey::Global(key),
         });
     }
 }
 
 /// Takes the tokens of a request out of every bucket that is about it, and waits until all are there.
 pub(super) async fn admit(
-    exchange: &Exchange<'_>,
+    context: &RequestContext<'_>,
     client: &mut Client,
-    limits: &mut Limits,
+    outcome: &mut RateLimitOutcome,
     now: Instant,
 ) -> Result<(), Rejection> {
-    let mut until = now + take(exchange, client, limits, now)?;
+    let mut ready_at = now + acquire_local(context, client, outcome, now)?;
     // Rules of all instances stand at the end.
     if let (Some(remote), true) = (
-        &exchange.live.remote_limits,
-        exchange
+        &context.active_policy.remote_limits,
+        context
             .route
             .spec
             .rate_limits
@@ -100,25 +100,33 @@ pub(super) async fn admit(
             .last()
             .is_some_and(|rule| rule.is_global),
     ) {
-        let wait = Box::pin(global_limits::take(exchange, remote, client, limits, now)).await?;
-        until = until.max(clock::now() + wait);
+        let wait = Box::pin(global_limits::acquire(
+            context, remote, client, outcome, now,
+        ))
+        .await?;
+        ready_at = ready_at.max(clock::now() + wait);
     }
-    if until <= now {
+    if ready_at <= now {
         Ok(())
     } else {
-        Box::pin(admission::unless_gone(client, clock::sleep_until(until))).await
+        Box::pin(admission::while_client_connected(
+            client,
+            clock::sleep_until(ready_at),
+        ))
+        .await
     }
 }
 
-fn take(
-    exchange: &Exchange<'_>,
+fn acquire_local(
+    context: &RequestContext<'_>,
     client: &Client,
-    limits: &mut Limits,
+    outcome: &mut RateLimitOutcome,
     now: Instant,
 ) -> Result<Duration, Rejection> {
-    let route = exchange.route;
-    let mut longest = Duration::ZERO;
-    let is_remote = |rule: &RateRuleSpec| rule.is_global && exchange.live.remote_limits.is_some();
+    let route = context.route;
+    let mut longest_wait = Duration::ZERO;
+    let is_global =
+        |rule: &RateLimitRuleSpec| rule.is_global && context.active_policy.remote_limits.is_some();
     for (index, (rule, state)) in route
         .spec
         .rate_limits
@@ -127,87 +135,98 @@ fn take(
         .zip(&route.rate_limits)
         .enumerate()
     {
-        if is_remote(rule) {
+        if is_global(rule) {
             break;
         }
-        let Some(key) = selected(rule, exchange, client) else {
+        let Some(key) = select_local_key(rule, context, client) else {
             continue;
         };
-        let taken = state.try_acquire(key, now);
+        let acquired = state.try_acquire(key, now);
         // In shadow, who would not have come in would not have been worth anything.
-        if rule.response_cost.is_some() && taken.is_ok() {
-            limits.bills.push(Bill {
-                rule: index,
-                key: BillKey::Here(key),
+        if rule.response_cost_header.is_some() && acquired.is_ok() {
+            outcome.pending_charges.push(PendingCharge {
+                rule_index: index,
+                key: ChargeKey::Local(key),
             });
         }
-        longest = longest.max(judge(exchange, limits, index, taken)?);
+        longest_wait = longest_wait.max(apply_acquisition(context, outcome, index, acquired)?);
     }
-    Ok(longest)
+    Ok(longest_wait)
 }
 
 /// What it means that a bucket gave tokens, or not: how long to wait for them.
-pub(super) fn judge(
-    exchange: &Exchange<'_>,
-    limits: &mut Limits,
+pub(super) fn apply_acquisition(
+    context: &RequestContext<'_>,
+    outcome: &mut RateLimitOutcome,
     index: usize,
-    taken: Result<Granted, Limited>,
+    acquired: Result<RateLimitGrant, RateLimited>,
 ) -> Result<Duration, Rejection> {
-    let rule = &exchange.route.spec.rate_limits.rules[index];
-    match taken {
+    let rule = &context.route.spec.rate_limits.rules[index];
+    match acquired {
         // What only watches makes nobody wait, and tells nobody.
         Ok(_) if rule.mode == Mode::Shadow => Ok(Duration::ZERO),
         Ok(granted) => {
-            if limits
+            if outcome
                 .nearest
                 .as_ref()
-                .is_none_or(|nearest| granted.left < nearest.left)
+                .is_none_or(|nearest| granted.remaining < nearest.remaining)
             {
-                limits.nearest = Some(Nearest {
-                    rule: index,
-                    left: granted.left,
-                    more: granted.more,
+                outcome.nearest = Some(NearestLimit {
+                    rule_index: index,
+                    remaining: granted.remaining,
+                    reset_after: granted.reset_after,
                 });
             }
             Ok(granted.wait)
         }
         Err(_) if rule.mode == Mode::Shadow => {
-            exchange.would_refuse(Reason::RateLimited, &rule.name);
+            context.record_shadow_rejection(Reason::RateLimited, &rule.name);
             Ok(Duration::ZERO)
         }
         Err(limited) => {
-            *limits = Limits {
-                nearest: Some(Nearest {
-                    rule: index,
-                    left: 0,
-                    more: limited.retry_after,
+            *outcome = RateLimitOutcome {
+                nearest: Some(NearestLimit {
+                    rule_index: index,
+                    remaining: 0,
+                    reset_after: limited.retry_after,
                 }),
-                bills: Vec::new(),
+                pending_charges: Vec::new(),
             };
-            Err(Rejection::by(Reason::RateLimited, rule.name.clone()).after(limited.retry_after))
+            Err(Rejection::new(Reason::RateLimited, rule.name.clone())
+                .with_retry_after(limited.retry_after))
         }
     }
 }
 
 /// Charges what an answer was worth.
-pub(super) fn charge(exchange: &Exchange<'_>, limits: &mut Limits, answer: &HeaderMap) {
-    let route = exchange.route;
-    for Bill { rule: index, key } in limits.bills.drain(..) {
+pub(super) fn charge_response(
+    context: &RequestContext<'_>,
+    outcome: &mut RateLimitOutcome,
+    response_headers: &HeaderMap,
+) {
+    let route = context.route;
+    for PendingCharge {
+        rule_index: index,
+        key,
+    } in outcome.pending_charges.drain(..)
+    {
         let rule = &route.spec.rate_limits.rules[index];
         let Some(cost) = rule
-            .response_cost
+            .response_cost_header
             .as_ref()
-            .and_then(|header| answer.get(header))
+            .and_then(|header| response_headers.get(header))
         else {
             continue;
         };
         let tokens = cost.to_str().ok().and_then(|cost| cost.parse().ok());
         match (key, tokens) {
-            (BillKey::There(key), Some(tokens)) => {
-                global_limits::charge(exchange, index, key, tokens)
+            (ChargeKey::Global(key), Some(tokens)) => {
+                global_limits::charge_response(context, index, key, tokens)
             }
-            (BillKey::There(_), None) => route.rate_limits[index].charge(None, None, clock::now()),
-            (BillKey::Here(key), tokens) => {
+            (ChargeKey::Global(_), None) => {
+                route.rate_limits[index].charge(None, None, clock::now())
+            }
+            (ChargeKey::Local(key), tokens) => {
                 route.rate_limits[index].charge(key, tokens, clock::now())
             }
         }
@@ -215,18 +234,24 @@ pub(super) fn charge(exchange: &Exchange<'_>, limits: &mut Limits, answer: &Head
 }
 
 /// The headers that tell of the limit that is nearest.
-pub(super) fn headers(
+pub(super) fn limit_headers(
     route: &RouteState,
-    limits: &Limits,
+    outcome: &RateLimitOutcome,
 ) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
-    let told = limits.nearest.as_ref().map(|nearest| tell(route, nearest));
-    told.unwrap_or_default().into_iter().flatten()
+    let headers = outcome
+        .nearest
+        .as_ref()
+        .map(|nearest| format_headers(route, nearest));
+    headers.unwrap_or_default().into_iter().flatten()
 }
 
-fn tell(route: &RouteState, nearest: &Nearest) -> [Option<(HeaderName, HeaderValue)>; 3] {
+fn format_headers(
+    route: &RouteState,
+    nearest: &NearestLimit,
+) -> [Option<(HeaderName, HeaderValue)>; 3] {
     let spec = &route.spec.rate_limits;
-    let rule = &spec.rules[nearest.rule];
-    let (left, more) = (nearest.left, whole_seconds(nearest.more));
+    let rule = &spec.rules[nearest.rule_index];
+    let (left, more) = (nearest.remaining, round_up_to_seconds(nearest.reset_after));
     match spec.headers {
         RateLimitHeaders::Off => [None, None, None],
         RateLimitHeaders::Draft10 => {
@@ -234,15 +259,21 @@ fn tell(route: &RouteState, nearest: &Nearest) -> [Option<(HeaderName, HeaderVal
             // Writing to a String cannot fail.
             _ = write!(text, r#""{}";r={left};t={more}"#, rule.name);
             [
-                rule.policy_header.clone().map(|policy| (POLICY, policy)),
-                HeaderValue::try_from(text).ok().map(|limit| (LIMIT, limit)),
+                rule.policy_header
+                    .clone()
+                    .map(|policy| (RATELIMIT_POLICY, policy)),
+                HeaderValue::try_from(text)
+                    .ok()
+                    .map(|limit| (RATELIMIT, limit)),
                 None,
             ]
         }
         RateLimitHeaders::DraftVersion03 => [
-            rule.policy_header.clone().map(|policy| (OLD_LIMIT, policy)),
-            Some((OLD_REMAINING, left.into())),
-            Some((OLD_RESET, more.into())),
+            rule.policy_header
+                .clone()
+                .map(|policy| (X_RATELIMIT_LIMIT, policy)),
+            Some((X_RATELIMIT_REMAINING, left.into())),
+            Some((X_RATELIMIT_RESET, more.into())),
         ],
     }
 }
@@ -252,22 +283,26 @@ fn tell(route: &RouteState, nearest: &Nearest) -> [Option<(HeaderName, HeaderVal
     clippy::option_option,
     reason = "selected or not, and then keyed or not, are two questions"
 )]
-fn selected(rule: &RateRuleSpec, exchange: &Exchange<'_>, client: &Client) -> Option<Option<u64>> {
+fn select_local_key(
+    rule: &RateLimitRuleSpec,
+    context: &RequestContext<'_>,
+    client: &Client,
+) -> Option<Option<u64>> {
     if rule.selectors.is_empty() {
         return Some(None);
     }
-    let mut key = RandomState::build_hasher(exchange.hasher);
-    let is_keyed = select(rule, exchange, client, &mut |part| key.write(part))?;
+    let mut key = RandomState::build_hasher(context.rate_limit_hasher);
+    let is_keyed = write_key(rule, context, client, &mut |part| key.write(part))?;
     Some(is_keyed.then(|| key.finish()))
 }
 
 /// Writes what tells requests apart under a rule, each part such that no other text makes the same; whether there is anything. `None` if
 /// the rule is not about the request.
-pub(super) fn select(
-    rule: &RateRuleSpec,
-    exchange: &Exchange<'_>,
+pub(super) fn write_key(
+    rule: &RateLimitRuleSpec,
+    context: &RequestContext<'_>,
     client: &Client,
-    put: &mut impl FnMut(&[u8]),
+    write: &mut impl FnMut(&[u8]),
 ) -> Option<bool> {
     if rule.selectors.is_empty() {
         return Some(false);
@@ -276,60 +311,70 @@ pub(super) fn select(
         .selectors
         .iter()
         .enumerate()
-        .find(|(_, selector)| is_about(selector, exchange, client))?;
+        .find(|(_, selector)| selector_matches(selector, context, client))?;
     let mut is_keyed = false;
-    let mut part = |bytes: &[u8]| {
+    let mut write_part = |bytes: &[u8]| {
         is_keyed = true;
-        put(bytes);
+        write(bytes);
         // No header, and no identity, has one in it.
-        put(b"\n");
+        write(b"\n");
     };
     for (name, _) in selector.headers.iter().filter(|(_, value)| value.is_none()) {
-        part(client.head().headers.get(name)?.as_bytes());
+        write_part(client.head().headers.get(name)?.as_bytes());
     }
-    if selector.source.is_some_and(|(_, is_distinct)| is_distinct) {
-        match client.source() {
-            IpAddr::V4(address) => part(&address.to_ipv6_mapped().octets()),
-            IpAddr::V6(address) => part(&address.octets()),
+    if selector
+        .source_cidr
+        .is_some_and(|(_, is_distinct)| is_distinct)
+    {
+        match client.client_ip() {
+            IpAddr::V4(address) => write_part(&address.to_ipv6_mapped().octets()),
+            IpAddr::V6(address) => write_part(&address.octets()),
         }
     }
     if selector.identity == Some(None) {
-        part(client.peer.identity.as_deref()?.as_bytes());
+        write_part(client.identity.certificate_identity.as_deref()?.as_bytes());
     }
-    put(&index.to_le_bytes());
+    write(&index.to_le_bytes());
     Some(is_keyed)
 }
 
-fn is_about(selector: &SelectorSpec, exchange: &Exchange<'_>, client: &Client) -> bool {
+fn selector_matches(
+    selector: &SelectorSpec,
+    context: &RequestContext<'_>,
+    client: &Client,
+) -> bool {
     let head = client.head();
-    let headers = || {
-        selector.headers.iter().all(|(name, wanted)| {
+    let headers_match = || {
+        selector.headers.iter().all(|(name, expected)| {
             let value = head.headers.get(name);
             value.is_some_and(|value| {
-                wanted
+                expected
                     .as_ref()
-                    .is_none_or(|wanted| value.as_bytes() == wanted.as_bytes())
+                    .is_none_or(|expected| value.as_bytes() == expected.as_bytes())
             })
         })
     };
-    let method = selector.methods.is_empty() || selector.methods.contains(&head.method);
-    let path = || {
+    let method_matches = selector.methods.is_empty() || selector.methods.contains(&head.method);
+    let path_matches = || {
         selector
             .path
             .as_ref()
-            .is_none_or(|path| path.matches(exchange.target.path()))
+            .is_none_or(|path_matches| path_matches.matches(context.request_target.path()))
     };
-    let of_client = client.peer.identity.as_deref();
-    let identity = || {
-        selector.identity.as_ref().is_none_or(|wanted| {
-            of_client
-                .is_some_and(|identity| wanted.as_deref().is_none_or(|wanted| wanted == identity))
+    let client_identity = client.identity.certificate_identity.as_deref();
+    let identity_matches = || {
+        selector.identity.as_ref().is_none_or(|expected| {
+            client_identity.is_some_and(|identity_matches| {
+                expected
+                    .as_deref()
+                    .is_none_or(|expected| expected == identity_matches)
+            })
         })
     };
-    let source = || {
+    let source_matches = || {
         selector
-            .source
-            .is_none_or(|(range, _)| range.contains(&client.source()))
+            .source_cidr
+            .is_none_or(|(range, _)| range.contains(&client.client_ip()))
     };
-    method && path() && headers() && identity() && source()
+    method_matches && path_matches() && headers_match() && identity_matches() && source_matches()
 }

@@ -5,58 +5,60 @@ use std::{sync::Arc, time::Instant};
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 
-use super::{client::Client, notes::Notes, rate_limits::Limits, rejection, worker::Worker};
+use super::{
+    client::Client, notes::DecisionTrace, rate_limits::RateLimitOutcome, rejection, worker::Worker,
+};
 use crate::{
     clock::{self, Rfc3339},
     policy::units::StatusSet,
     state::{
         endpoint::EndpointState,
-        live::{DestinationState, Live, RouteState},
+        live::{ActivePolicy, DestinationState, RouteState},
     },
-    telemetry::{access_log::Record, decisions::Decided, reason::Reason},
+    telemetry::{access_log::AccessLogEntry, decisions::RequestDecisions, reason::Reason},
 };
 
 /// What is known of a request as it goes on, for its record.
-pub(super) struct Progress {
-    pub(super) began: Instant,
+pub(super) struct RequestRecord {
+    pub(super) started_at: Instant,
     /// When all of the request had come, once it was asked somewhere.
-    pub(super) complete: Option<Instant>,
+    pub(super) request_completed_at: Option<Instant>,
     pub(super) attempts: u32,
     pub(super) endpoint: Option<Arc<EndpointState>>,
     pub(super) status: u16,
     pub(super) reason: Option<Reason>,
     pub(super) grpc_status: Option<u8>,
-    pub(super) limits: Limits,
+    pub(super) rate_limits: RateLimitOutcome,
     /// Who refused.
-    pub(super) by: Arc<str>,
-    pub(super) received: u64,
+    pub(super) rejected_by: Arc<str>,
+    pub(super) received_bytes: u64,
     pub(super) request_id: HeaderValue,
     /// The index of the route.
-    pub(super) route: Option<usize>,
+    pub(super) route_index: Option<usize>,
     /// The index of the destination in the route.
-    pub(super) destination: Option<usize>,
+    pub(super) destination_index: Option<usize>,
     /// The index of the one that is asked instead.
-    pub(super) aside: Option<usize>,
+    pub(super) auxiliary_index: Option<usize>,
 }
 
-impl Progress {
+impl RequestRecord {
     /// A request that has just come.
-    pub(super) fn new(began: Instant, request_id: HeaderValue) -> Self {
+    pub(super) fn new(started_at: Instant, request_id: HeaderValue) -> Self {
         Self {
-            began,
-            complete: None,
+            started_at,
+            request_completed_at: None,
             attempts: 0,
             endpoint: None,
             status: 0,
             reason: None,
             grpc_status: None,
-            limits: Limits::default(),
-            by: Arc::default(),
-            received: 0,
+            rate_limits: RateLimitOutcome::default(),
+            rejected_by: Arc::default(),
+            received_bytes: 0,
             request_id,
-            route: None,
-            destination: None,
-            aside: None,
+            route_index: None,
+            destination_index: None,
+            auxiliary_index: None,
         }
     }
 
@@ -70,75 +72,79 @@ impl Progress {
 }
 
 /// Remembers why a request got what it got, if anything was decided about it.
-pub(super) fn remember(
+pub(super) fn record_decisions(
     worker: &Worker,
-    live: &Live,
+    active_policy: &ActivePolicy,
     client: &Client,
-    progress: &Progress,
-    notes: Notes,
-    ended: Instant,
+    record: &RequestRecord,
+    decision_trace: DecisionTrace,
+    ended_at: Instant,
 ) {
-    let steps = notes.into_steps();
-    if steps.is_empty()
-        && progress
+    let decisions = decision_trace.into_decisions();
+    if decisions.is_empty()
+        && record
             .reason
             .is_none_or(|reason| reason == Reason::Redirect)
     {
         return;
     }
     let head = client.head();
-    let route = progress.route.map(|index| &live.routes[index]);
+    let route = record.route_index.map(|index| &active_policy.routes[index]);
     let telemetry = &worker.state.telemetry;
-    telemetry.decisions.remember(Decided {
-        at: telemetry.wall(),
-        request_id: progress.request_id.to_str().unwrap_or_default().to_owned(),
+    telemetry.decision_log.record(RequestDecisions {
+        ended_at: telemetry.wall_time(),
+        request_id: record.request_id.to_str().unwrap_or_default().to_owned(),
         trace_id: client
-            .text(&TRACEPARENT)
+            .header_str(&TRACEPARENT)
             .and_then(|trace| trace.split('-').nth(1))
             .filter(|id| id.len() == 32)
             .unwrap_or_default()
             .to_owned(),
         method: head.method.as_str().to_owned(),
-        host: beginning(host_of(client)),
-        path: beginning(path_of(head)),
+        host: truncate(request_host(client)),
+        path: truncate(request_path(head)),
         route: route
             .map(|route| route.spec.name.to_string())
             .unwrap_or_default(),
-        backend: destination_of(route, progress)
+        backend: final_destination(route, record)
             .map(|destination| destination.backend.spec.name.to_string())
             .unwrap_or_default(),
-        endpoint: progress.endpoint_label().to_string(),
-        status: progress.status,
-        reason: progress
+        endpoint: record.endpoint_label().to_string(),
+        status: record.status,
+        reason: record
             .reason
-            .map(|reason| rejection::token(reason, &progress.by))
+            .map(|reason| rejection::qualified_token(reason, &record.rejected_by))
             .unwrap_or_default(),
-        attempts: progress.attempts,
-        took: ended.saturating_duration_since(progress.began),
-        steps,
+        attempts: record.attempts,
+        duration: ended_at.saturating_duration_since(record.started_at),
+        decisions,
     });
 }
 
 /// As much of a text as is remembered: strangers may send long ones.
-fn beginning(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(256).collect()
 }
 
 /// Where a request went at last.
-fn destination_of<'l>(
+fn final_destination<'l>(
     route: Option<&'l RouteState>,
-    progress: &Progress,
+    record: &RequestRecord,
 ) -> Option<&'l DestinationState> {
     let route = route?;
-    progress
-        .aside
-        .map(|index| &route.aside[index])
-        .or_else(|| progress.destination.map(|index| &route.destinations[index]))
+    record
+        .auxiliary_index
+        .map(|index| &route.auxiliary_backends[index])
+        .or_else(|| {
+            record
+                .destination_index
+                .map(|index| &route.destinations[index])
+        })
 }
 
-fn host_of(client: &Client) -> &str {
+fn request_host(client: &Client) -> &str {
     client
-        .text(&http::header::HOST)
+        .header_str(&http::header::HOST)
         .or_else(|| {
             client
                 .head()
@@ -150,67 +156,73 @@ fn host_of(client: &Client) -> &str {
 }
 
 /// Counts a request that has ended, and writes its line.
-pub(super) fn finished(
+pub(super) fn record_completion(
     worker: &Worker,
-    live: &Live,
+    active_policy: &ActivePolicy,
     client: &Client,
-    progress: &Progress,
-    ended: Instant,
+    record: &RequestRecord,
+    ended_at: Instant,
 ) {
     let telemetry = &worker.state.telemetry;
-    let route = progress.route.map(|index| &live.routes[index]);
-    let metrics = route.map_or(&live.unrouted, |route| &route.metrics);
-    let duration = ended.saturating_duration_since(progress.began);
-    metrics.finished(progress.status, duration.as_secs_f64());
-    if let Some(status) = progress.grpc_status {
-        metrics.called(&telemetry.metrics, status);
+    let route = record.route_index.map(|index| &active_policy.routes[index]);
+    let metrics = route.map_or(&active_policy.unrouted_metrics, |route| &route.metrics);
+    let duration = ended_at.saturating_duration_since(record.started_at);
+    metrics.record_request(record.status, duration.as_secs_f64());
+    if let Some(status) = record.grpc_status {
+        metrics.record_grpc_call(&telemetry.metrics, status);
     }
-    if let Some(reason) = progress.reason {
-        metrics.refused(&telemetry.metrics, reason);
+    if let Some(reason) = record.reason {
+        metrics.record_refusal(&telemetry.metrics, reason);
     }
-    let log = &live.snapshot.access_log;
-    if !telemetry.access_log.is_on()
-        || !log.is_on
-        || !is_sampled(log.sampling, &log.always, progress.status)
+    let access_log_spec = &active_policy.snapshot.access_log;
+    if !telemetry.access_log.is_enabled()
+        || !access_log_spec.is_enabled
+        || !is_sampled(
+            access_log_spec.sampling_ratio,
+            &access_log_spec.always_logged_statuses,
+            record.status,
+        )
     {
         return;
     }
-    let destination = destination_of(route, progress);
+    let destination = final_destination(route, record);
     let head = client.head();
-    telemetry.access_log.write(&Record {
-        timestamp: format_args!("{}", Rfc3339(clock::wall())),
+    telemetry.access_log.write(&AccessLogEntry {
+        timestamp: format_args!("{}", Rfc3339(clock::wall_time())),
         listener: &client.listener.name,
         route: route.map_or("", |route| &route.spec.name),
         backend: destination.map_or("", |destination| &destination.backend.spec.name),
-        endpoint: progress
+        endpoint: record
             .endpoint
             .as_ref()
             .map_or("", |endpoint| &endpoint.label),
-        client: Some(client.source()),
+        client: Some(client.client_ip()),
         method: head.method.as_str(),
-        host: host_of(client),
-        path: path_of(head),
-        status: progress.status,
-        grpc_status: progress.grpc_status,
-        reason: progress.reason,
-        detail: &progress.by,
-        attempts: progress.attempts,
-        received: progress.received,
-        sent: client.sent(),
+        host: request_host(client),
+        path: request_path(head),
+        status: record.status,
+        grpc_status: record.grpc_status,
+        reason: record.reason,
+        detail: &record.rejected_by,
+        attempts: record.attempts,
+        bytes_received: record.received_bytes,
+        bytes_sent: client.body_bytes_sent(),
         duration,
-        request_id: progress.request_id.to_str().unwrap_or_default(),
-        traceparent: client.text(&TRACEPARENT).unwrap_or_default(),
+        request_id: record.request_id.to_str().unwrap_or_default(),
+        traceparent: client.header_str(&TRACEPARENT).unwrap_or_default(),
     });
 }
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-fn is_sampled(share: f64, always: &StatusSet, status: u16) -> bool {
-    share >= 1.0 || always.contains(status) || fastrand::f64() < share
+fn is_sampled(sampling_ratio: f64, always_logged_statuses: &StatusSet, status: u16) -> bool {
+    sampling_ratio >= 1.0
+        || always_logged_statuses.contains(status)
+        || fastrand::f64() < sampling_ratio
 }
 
 /// The path without its query, which may hold what nobody should write down.
-fn path_of(head: &RequestHeader) -> &str {
+fn request_path(head: &RequestHeader) -> &str {
     let path = head
         .raw_path()
         .split(|byte| *byte == b'?')

@@ -12,26 +12,26 @@ use pingora::http::ResponseHeader;
 use super::{
     client::Client,
     grpc,
-    rate_limits::{self, Limits},
-    signs::Signs,
+    rate_limits::{self, RateLimitOutcome},
+    signs::LifecycleHeaders,
 };
 use crate::{
-    clock, policy::snapshot::FaultAnswer, state::live::RouteState, telemetry::reason::Reason,
+    clock, policy::snapshot::FaultAbortStatus, state::live::RouteState, telemetry::reason::Reason,
 };
 
 /// The name of this proxy in `proxy-status` and `via`.
 pub(super) const PSEUDONYM: &str = "outrigger";
 
 /// When to come back if nobody knows better.
-pub(super) const SOON: Duration = Duration::from_secs(1);
+pub(super) const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// An answer of its own.
 #[derive(Debug)]
-pub(super) enum Instead {
+pub(super) enum ResponseOverride {
     /// It is somewhere else.
     Redirect { status: u16, location: String },
     /// An error on purpose.
-    Fault(FaultAnswer),
+    Fault(FaultAbortStatus),
     /// What the policy says.
     Fallback {
         status: u16,
@@ -52,30 +52,30 @@ pub(super) enum Instead {
 pub(super) struct Rejection {
     pub(super) reason: Reason,
     /// Who refuses: a breaker, a rule. Empty if that is plain.
-    pub(super) by: Arc<str>,
+    pub(super) rejected_by: Arc<str>,
     pub(super) retry_after: Option<Duration>,
     /// What is answered where the table of reasons does not say it.
-    pub(super) instead: Option<Box<Instead>>,
+    pub(super) response_override: Option<Box<ResponseOverride>>,
     /// Whether the connection cannot be used any more.
     pub(super) is_fatal: bool,
 }
 
 impl Rejection {
-    pub(super) fn of(reason: Reason) -> Self {
-        Self::by(reason, Arc::default())
+    pub(super) fn from_reason(reason: Reason) -> Self {
+        Self::new(reason, Arc::default())
     }
 
-    pub(super) fn by(reason: Reason, by: Arc<str>) -> Self {
+    pub(super) fn new(reason: Reason, rejected_by: Arc<str>) -> Self {
         Self {
             reason,
-            by,
+            rejected_by,
             retry_after: None,
-            instead: None,
+            response_override: None,
             is_fatal: false,
         }
     }
 
-    pub(super) fn after(self, wait: Duration) -> Self {
+    pub(super) fn with_retry_after(self, wait: Duration) -> Self {
         Self {
             retry_after: Some(wait),
             ..self
@@ -84,14 +84,16 @@ impl Rejection {
 
     /// The status.
     pub(super) fn status(&self) -> u16 {
-        match self.instead.as_deref() {
+        match self.response_override.as_deref() {
             Some(
-                Instead::Redirect { status, .. }
-                | Instead::Fallback { status, .. }
-                | Instead::Fault(FaultAnswer::Http(status)),
+                ResponseOverride::Redirect { status, .. }
+                | ResponseOverride::Fallback { status, .. }
+                | ResponseOverride::Fault(FaultAbortStatus::Http(status)),
             ) => *status,
-            Some(Instead::Fault(FaultAnswer::Grpc(_)) | Instead::Stale { .. }) => 200,
-            None => row(self.reason).status,
+            Some(
+                ResponseOverride::Fault(FaultAbortStatus::Grpc(_)) | ResponseOverride::Stale { .. },
+            ) => 200,
+            None => rejection_row(self.reason).status,
         }
     }
 
@@ -99,56 +101,58 @@ impl Rejection {
     pub(super) fn is_grpc(&self, client: &Client) -> bool {
         client.is_grpc()
             || matches!(
-                self.instead.as_deref(),
-                Some(Instead::Fault(FaultAnswer::Grpc(_)))
+                self.response_override.as_deref(),
+                Some(ResponseOverride::Fault(FaultAbortStatus::Grpc(_)))
             )
     }
 
     /// The status of gRPC.
     pub(super) fn grpc_status(&self) -> u8 {
-        match self.instead.as_deref() {
-            Some(Instead::Fault(FaultAnswer::Grpc(status))) => *status,
-            Some(Instead::Fault(FaultAnswer::Http(status))) => grpc::of_http(*status),
-            _ => grpc_status(self.reason),
+        match self.response_override.as_deref() {
+            Some(ResponseOverride::Fault(FaultAbortStatus::Grpc(status))) => *status,
+            Some(ResponseOverride::Fault(FaultAbortStatus::Http(status))) => {
+                grpc::status_from_http(*status)
+            }
+            _ => grpc_status_from_reason(self.reason),
         }
     }
 
     /// `TOKEN` or `TOKEN:NAME`.
-    pub(super) fn token(&self) -> String {
-        token(self.reason, &self.by)
+    pub(super) fn qualified_token(&self) -> String {
+        qualified_token(self.reason, &self.rejected_by)
     }
 }
 
 /// `TOKEN` or `TOKEN:NAME`.
-pub(super) fn token(reason: Reason, by: &str) -> String {
-    if by.is_empty() {
+pub(super) fn qualified_token(reason: Reason, rejected_by: &str) -> String {
+    if rejected_by.is_empty() {
         reason.token().to_owned()
     } else {
-        format!("{}:{by}", reason.token())
+        format!("{}:{rejected_by}", reason.token())
     }
 }
 
-struct Row {
+struct RejectionRow {
     status: u16,
     /// The proxy error type of RFC 9209; none for what is no error.
-    error: Option<&'static str>,
+    proxy_error: Option<&'static str>,
     title: &'static str,
 }
 
-fn row(reason: Reason) -> Row {
+fn rejection_row(reason: Reason) -> RejectionRow {
     let (status, error, title) = match reason {
         Reason::NoRoute => (404, "destination_not_found", "no route takes this request"),
         Reason::Redirect => {
-            return Row {
+            return RejectionRow {
                 status: 302,
-                error: None,
+                proxy_error: None,
                 title: "this is somewhere else",
             };
         }
         Reason::Stale => {
-            return Row {
+            return RejectionRow {
                 status: 200,
-                error: None,
+                proxy_error: None,
                 title: "an earlier answer",
             };
         }
@@ -260,20 +264,20 @@ fn row(reason: Reason) -> Row {
         ),
         Reason::InternalError => (500, "proxy_internal_error", "a fault of the proxy"),
     };
-    Row {
+    RejectionRow {
         status,
-        error: Some(error),
+        proxy_error: Some(error),
         title,
     }
 }
 
 /// What a reason means, in words.
-pub(super) fn words(reason: Reason) -> &'static str {
-    row(reason).title
+pub(super) fn reason_title(reason: Reason) -> &'static str {
+    rejection_row(reason).title
 }
 
 /// The status of gRPC for a reason: the column of the table beside the status of HTTP.
-fn grpc_status(reason: Reason) -> u8 {
+fn grpc_status_from_reason(reason: Reason) -> u8 {
     match reason {
         Reason::RateLimited => grpc::RESOURCE_EXHAUSTED,
         Reason::RequestTimeout | Reason::UpstreamTimeout | Reason::StreamIdleTimeout => {
@@ -313,7 +317,10 @@ fn grpc_status(reason: Reason) -> u8 {
 fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
     let mut head = ResponseHeader::build(200, Some(8))?;
     head.insert_header("content-type", "application/grpc")?;
-    for (name, value) in &grpc::end(rejection.grpc_status(), row(rejection.reason).title) {
+    for (name, value) in &grpc::status_trailers(
+        rejection.grpc_status(),
+        rejection_row(rejection.reason).title,
+    ) {
         head.insert_header(name.clone(), value)?;
     }
     if let Some(wait) = rejection.retry_after {
@@ -329,55 +336,57 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
 }
 
 /// Answers a client with a refusal. The connection stays usable if the session says so.
-pub(super) async fn answer(
+pub(super) async fn send_rejection(
     client: &mut Client,
     rejection: &Rejection,
-    limits: Option<(&RouteState, &Limits)>,
-    signs: Signs,
+    rate_limits: Option<(&RouteState, &RateLimitOutcome)>,
+    lifecycle_headers: LifecycleHeaders,
 ) -> Result<(), Reason> {
     let is_grpc = rejection.is_grpc(client);
     let body = if is_grpc {
         Bytes::new()
     } else {
-        body(rejection)
+        response_body(rejection)
     };
-    let made = if is_grpc {
+    let built_head = if is_grpc {
         grpc_head(rejection)
     } else {
         http_head(rejection, body.len())
     };
-    let mut head = made
-        .and_then(|head| marked(head, rejection))
+    let mut head = built_head
+        .and_then(|head| add_proxy_status(head, rejection))
         .map_err(|_| Reason::InternalError)?;
-    let limits = limits
+    let rate_limits = rate_limits
         .into_iter()
-        .flat_map(|(route, limits)| rate_limits::headers(route, limits));
-    for (name, value) in limits.chain(signs) {
+        .flat_map(|(route, rate_limits)| rate_limits::limit_headers(route, rate_limits));
+    for (name, value) in rate_limits.chain(lifecycle_headers) {
         head.append_header(name, value)
             .map_err(|_| Reason::InternalError)?;
     }
     client.write_head(Box::new(head)).await?;
     client.write(body).await?;
     client.finish(None).await?;
-    clock::within(Some(client.listener.limits.idle_timeout), client.push())
+    clock::timeout(Some(client.listener.limits.idle_timeout), client.flush())
         .await
         .unwrap_or(Err(Reason::ClientClosed))
 }
 
-fn body(rejection: &Rejection) -> Bytes {
-    match rejection.instead.as_deref() {
-        Some(Instead::Fallback { body, .. }) => body.clone(),
-        Some(Instead::Stale { body, .. }) => body.clone(),
-        Some(Instead::Fault(_)) if matches!(rejection.status(), 204 | 304) => Bytes::new(),
-        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => problem(rejection),
+fn response_body(rejection: &Rejection) -> Bytes {
+    match rejection.response_override.as_deref() {
+        Some(ResponseOverride::Fallback { body, .. }) => body.clone(),
+        Some(ResponseOverride::Stale { body, .. }) => body.clone(),
+        Some(ResponseOverride::Fault(_)) if matches!(rejection.status(), 204 | 304) => Bytes::new(),
+        Some(ResponseOverride::Redirect { .. } | ResponseOverride::Fault(_)) | None => {
+            problem_body(rejection)
+        }
     }
 }
 
-fn problem(rejection: &Rejection) -> Bytes {
+fn problem_body(rejection: &Rejection) -> Bytes {
     let (title, status, token) = (
-        row(rejection.reason).title,
+        rejection_row(rejection.reason).title,
         rejection.status(),
-        rejection.token(),
+        rejection.qualified_token(),
     );
     Bytes::from(format!(
         r#"{{"type":"about:blank","title":"{title}","status":{status},"reason":"{token}"}}"#
@@ -387,21 +396,26 @@ fn problem(rejection: &Rejection) -> Bytes {
 fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHeader> {
     let status = rejection.status();
     let mut head = ResponseHeader::build(status, Some(8))?;
-    match rejection.instead.as_deref() {
-        Some(Instead::Fallback { content_type, .. }) => {
+    match rejection.response_override.as_deref() {
+        Some(ResponseOverride::Fallback { content_type, .. }) => {
             head.insert_header("content-type", content_type)?
         }
-        Some(Instead::Stale {
-            fields, age, now, ..
-        }) => stale_fields(&mut head, fields, *age, *now)?,
-        Some(Instead::Redirect { .. } | Instead::Fault(_)) | None => {
+        Some(ResponseOverride::Stale {
+            fields: headers,
+            age,
+            now: upstream_status,
+            ..
+        }) => add_stale_headers(&mut head, headers, *age, *upstream_status)?,
+        Some(ResponseOverride::Redirect { .. } | ResponseOverride::Fault(_)) | None => {
             head.insert_header("content-type", "application/problem+json")?
         }
     }
     if !matches!(status, 204 | 304) {
         head.insert_header("content-length", length)?;
     }
-    if let Some(Instead::Redirect { location, .. }) = rejection.instead.as_deref() {
+    if let Some(ResponseOverride::Redirect { location, .. }) =
+        rejection.response_override.as_deref()
+    {
         head.insert_header("location", location.as_str())?;
     }
     if status == 405 {
@@ -413,37 +427,40 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
     if matches!(status, 429 | 503) {
         head.insert_header(
             "retry-after",
-            whole_seconds(rejection.retry_after.unwrap_or(SOON)),
+            round_up_to_seconds(rejection.retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
         )?;
     }
     Ok(head)
 }
 
 /// The fields of an earlier answer, and that it is one (RFC 9211): where the backend was asked, with the status that came back.
-fn stale_fields(
+fn add_stale_headers(
     head: &mut ResponseHeader,
-    fields: &HeaderMap,
+    headers: &HeaderMap,
     age: Duration,
-    now: Option<u16>,
+    upstream_status: Option<u16>,
 ) -> pingora::Result<()> {
-    for (name, value) in fields {
+    for (name, value) in headers {
         head.append_header(name.clone(), value)?;
     }
     head.remove_header("transfer-encoding");
     head.insert_header("age", age.as_secs())?;
-    let how = match now {
+    let cache_status = match upstream_status {
         Some(status) => {
             format!("{PSEUDONYM}; fwd=stale; fwd-status={status}; detail=stale-if-error")
         }
         None => format!("{PSEUDONYM}; hit; detail=stale-if-error"),
     };
-    head.append_header("cache-status", how).map(drop)
+    head.append_header("cache-status", cache_status).map(drop)
 }
 
 /// Says that the answer is ours, and why.
-fn marked(mut head: ResponseHeader, rejection: &Rejection) -> pingora::Result<ResponseHeader> {
-    let token = rejection.token();
-    match row(rejection.reason).error {
+fn add_proxy_status(
+    mut head: ResponseHeader,
+    rejection: &Rejection,
+) -> pingora::Result<ResponseHeader> {
+    let token = rejection.qualified_token();
+    match rejection_row(rejection.reason).proxy_error {
         Some(error) => head.insert_header(
             "proxy-status",
             format!(r#"{PSEUDONYM}; error={error}; details="{token}""#),
@@ -455,7 +472,7 @@ fn marked(mut head: ResponseHeader, rejection: &Rejection) -> pingora::Result<Re
 }
 
 /// Rounded up, so that nobody comes back too early, and at least one.
-pub(super) fn whole_seconds(wait: Duration) -> u64 {
+pub(super) fn round_up_to_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
@@ -464,11 +481,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_never_rounded_down() {
+    fn retry_after_is_never_rounded_down() {
         let table = [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (59_999, 60)];
         for (millis, expected) in table {
             assert_eq!(
-                whole_seconds(Duration::from_millis(millis)),
+                round_up_to_seconds(Duration::from_millis(millis)),
                 expected,
                 "{millis} ms"
             );
@@ -476,12 +493,12 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_has_a_status_of_its_kind() {
+    fn every_reason_has_a_valid_status_and_only_non_errors_lack_a_proxy_error() {
         for reason in Reason::ALL {
-            let status = Rejection::of(*reason).status();
+            let status = Rejection::from_reason(*reason).status();
             assert!((200..600).contains(&status), "{reason:?} {status}");
             assert_eq!(
-                row(*reason).error.is_none(),
+                rejection_row(*reason).proxy_error.is_none(),
                 matches!(reason, Reason::Redirect | Reason::Stale)
             );
         }

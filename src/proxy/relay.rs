@@ -16,16 +16,16 @@ use http::header;
 use pingora::http::ResponseHeader;
 
 use super::{
-    attempt::{Answered, gone},
-    client::{Client, ClientStream},
+    attempt::{UpstreamResponse, fatal_rejection},
+    client::{Client, DownstreamStream},
     duplex, grpc, headers,
-    parting::{self, Parting},
+    parting::{self, StreamShutdown},
     rate_limits,
-    record::Progress,
+    record::RequestRecord,
     rejection::{self, Rejection},
     request_body::RequestBody,
-    serve::{After, Exchange},
-    settlement::cut_off,
+    serve::{ConnectionDisposition, RequestContext},
+    settlement::transport_failure_verdict,
     stale,
 };
 use crate::{
@@ -34,234 +34,260 @@ use crate::{
 };
 
 /// What is queued towards a client before it is pushed, although more is at hand.
-const PIECE: usize = 16 << 10;
+const FLUSH_THRESHOLD_BYTES: usize = 16 << 10;
 
 /// Passes an answer on; what becomes of the client's connection.
 pub(super) async fn relay(
-    exchange: &Exchange<'_>,
+    context: &RequestContext<'_>,
     client: &mut Client,
     body: &mut RequestBody,
-    mut answered: Answered,
-    progress: &mut Progress,
-) -> Result<After, Rejection> {
-    let answer = answered
+    mut response: UpstreamResponse,
+    record: &mut RequestRecord,
+) -> Result<ConnectionDisposition, Rejection> {
+    let response_head = response
         .upstream
         .head()
-        .ok_or_else(|| Rejection::of(Reason::UpstreamProtocolError))?;
-    rate_limits::charge(exchange, &mut progress.limits, &answer.headers);
-    let head = headers::downstream(
-        exchange,
+        .ok_or_else(|| Rejection::from_reason(Reason::UpstreamProtocolError))?;
+    rate_limits::charge_response(context, &mut record.rate_limits, &response_head.headers);
+    let head = headers::build_response_head(
+        context,
         client,
-        answer,
-        answered.is_upgrade,
-        Some(&progress.limits),
+        response_head,
+        response.is_upgrade,
+        Some(&record.rate_limits),
     )
-    .map_err(|_| Rejection::of(Reason::UpstreamProtocolError))?;
-    progress.status = head.status.as_u16();
-    answered.parting = Parting::of(exchange, client, answer, answered.is_upgrade);
-    answered.capture = if answered.is_upgrade {
+    .map_err(|_| Rejection::from_reason(Reason::UpstreamProtocolError))?;
+    record.status = head.status.as_u16();
+    response.stream_shutdown =
+        StreamShutdown::from_response(context, client, response_head, response.is_upgrade);
+    response.capture = if response.is_upgrade {
         None
     } else {
-        stale::capture(exchange, client, answer)
+        stale::begin_capture(context, client, response_head)
     };
-    let ends_with_connection = !is_framed(&head) && !answered.is_upgrade;
-    if exchange.is_closing() || ends_with_connection || !client.is_body_done() {
-        client.close_after();
+    let ends_with_connection = !has_explicit_body_end(&head) && !response.is_upgrade;
+    if context.closes_connection() || ends_with_connection || !client.is_body_done() {
+        client.close_after_response();
     }
-    client.write_head(head).await.map_err(gone)?;
-    if let Some(first) = answered.first.take() {
-        follow(&mut answered, &first);
-        client.write(first).await.map_err(gone)?;
+    client.write_head(head).await.map_err(fatal_rejection)?;
+    if let Some(first_chunk) = response.first_chunk.take() {
+        observe_chunk(&mut response, &first_chunk);
+        client.write(first_chunk).await.map_err(fatal_rejection)?;
     }
-    let flowed = if answered.is_upgrade {
-        body.becomes_tunnel();
-        duplex::tunnel(exchange, client, body, &mut answered).await
-    } else if body.is_done() && (!answered.is_listening || answered.upstream.is_pushed()) {
-        simple(exchange, client, &mut answered).await
+    let relayed = if response.is_upgrade {
+        body.switch_to_tunnel();
+        duplex::relay_tunnel(context, client, body, &mut response).await
+    } else if body.is_done() && (!response.accepts_body || response.upstream.is_flushed()) {
+        relay_body(context, client, &mut response).await
     } else {
-        answered.capture = None;
-        duplex::both_ways(exchange, client, body, &mut answered).await
+        response.capture = None;
+        duplex::relay_both_directions(context, client, body, &mut response).await
     };
-    settle(client, &mut answered, flowed.err(), progress);
-    if let Some(capture) = answered.capture.take().filter(|_| flowed.is_ok()) {
-        capture.keep();
+    report_grpc_outcome(client, &mut response, relayed.err(), record);
+    if let Some(capture) = response.capture.take().filter(|_| relayed.is_ok()) {
+        capture.store();
     }
-    if let Err(reason) = flowed {
-        progress.reason = Some(reason);
-        break_off(exchange, client, reason, progress).await;
-        return Ok(After::Close);
+    if let Err(reason) = relayed {
+        record.reason = Some(reason);
+        abort_response(context, client, reason, record).await;
+        return Ok(ConnectionDisposition::Close);
     }
-    let is_request_complete = body.is_done() && answered.is_listening;
-    let is_upgrade = answered.is_upgrade;
-    answered
+    let is_request_complete = body.is_done() && response.accepts_body;
+    let is_upgrade = response.is_upgrade;
+    response
         .upstream
-        .release(exchange.worker, is_request_complete, clock::now())
+        .release(context.worker, is_request_complete, clock::now())
         .await;
     Ok(match (is_upgrade, body.is_done()) {
-        (false, true) => After::Reuse,
-        (true, _) | (false, false) => After::Linger,
+        (false, true) => ConnectionDisposition::Reuse,
+        (true, _) | (false, false) => ConnectionDisposition::Linger,
     })
 }
 
 /// Judges a call of gRPC, now that its trailers are here, or will never be.
-fn settle(
+fn report_grpc_outcome(
     client: &Client,
-    answered: &mut Answered,
-    broken: Option<Reason>,
-    progress: &mut Progress,
+    response: &mut UpstreamResponse,
+    failure_reason: Option<Reason>,
+    record: &mut RequestRecord,
 ) {
-    let in_trailers = answered.upstream.trailers().and_then(grpc::status);
+    let trailer_status = response.upstream.trailers().and_then(grpc::parse_status);
     if client.is_grpc() {
-        progress.grpc_status = answered.grpc_status.or(in_trailers);
+        record.grpc_status = response.grpc_status.or(trailer_status);
     }
-    let Some(unsettled) = answered.unsettled.take() else {
+    let Some(reporter) = response.pending_reporter.take() else {
         return;
     };
     let now = clock::now();
-    match (in_trailers, broken) {
-        (Some(status), _) => unsettled.settle(grpc::judge(status), None, now),
+    match (trailer_status, failure_reason) {
+        (Some(status), _) => reporter.report(grpc::verdict_from_status(status), None, now),
         // How little time a client gives says nothing about the backend.
         (None, Some(Reason::ClientClosed | Reason::RequestTimeout | Reason::Draining)) => {
-            unsettled.give_up(now)
+            reporter.report_cancelled(now)
         }
-        (None, Some(Reason::StreamIdleTimeout)) => {
-            unsettled.settle(cut_off(AttemptOutcome::Timeout), None, now)
+        (None, Some(Reason::StreamIdleTimeout)) => reporter.report(
+            transport_failure_verdict(AttemptOutcome::Timeout),
+            None,
+            now,
+        ),
+        (None, Some(_)) => {
+            reporter.report(transport_failure_verdict(AttemptOutcome::Reset), None, now)
         }
-        (None, Some(_)) => unsettled.settle(cut_off(AttemptOutcome::Reset), None, now),
         // An end without a status is none that gRPC knows: it is taken as "unknown".
-        (None, None) => unsettled.settle(grpc::judge(grpc::of_http(0)), None, now),
+        (None, None) => reporter.report(
+            grpc::verdict_from_status(grpc::status_from_http(0)),
+            None,
+            now,
+        ),
     }
 }
 
 /// The head is on its way; all that can be done is to let out what came, and to stop short of the end, or to say how it ended.
-async fn break_off(
-    exchange: &Exchange<'_>,
+async fn abort_response(
+    context: &RequestContext<'_>,
     client: &mut Client,
     reason: Reason,
-    progress: &mut Progress,
+    record: &mut RequestRecord,
 ) {
-    let idle = exchange.destination.policy.timeouts.stream_idle;
+    let idle_timeout = context.destination.policy.timeouts.stream_idle;
     if reason == Reason::ClientClosed {
         return;
     }
     if client.is_grpc() {
-        let rejection = Rejection::of(reason);
+        let rejection = Rejection::from_reason(reason);
         let status = rejection.grpc_status();
-        progress.grpc_status = Some(status);
+        record.grpc_status = Some(status);
         // A client that is gone needs no more telling.
         _ = client
-            .finish(Some(grpc::end(status, rejection::words(reason))))
+            .finish(Some(grpc::status_trailers(
+                status,
+                rejection::reason_title(reason),
+            )))
             .await;
-        _ = push(client, idle).await;
+        _ = flush(client, idle_timeout).await;
         return;
     }
     if reason == Reason::Draining {
         // It ends between two of its parts, and looks as if it had ended there by itself.
         _ = client.finish(None).await;
-        _ = push(client, idle).await;
+        _ = flush(client, idle_timeout).await;
         return;
     }
     if reason == Reason::UpstreamReset {
-        _ = push(client, idle).await;
+        _ = flush(client, idle_timeout).await;
     }
     match &mut client.stream {
-        ClientStream::Http2(exchange) => exchange.break_off(),
+        DownstreamStream::Http2(context) => context.reset(),
         // Where the end of the connection is the end of the body, a proper end would be taken for it.
-        ClientStream::Http1(http1) => http1.wire.reset_on_close(),
+        DownstreamStream::Http1(http1) => http1.handle.reset_on_close(),
     }
 }
 
 /// Whether a client can tell where the body ends without the connection's end.
-fn is_framed(head: &ResponseHeader) -> bool {
+fn has_explicit_body_end(head: &ResponseHeader) -> bool {
     let has_no_body = head.status == 204 || head.status == 304;
     has_no_body
         || head.headers.contains_key(header::CONTENT_LENGTH)
         || head.headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-async fn simple(
-    exchange: &Exchange<'_>,
+async fn relay_body(
+    exchange: &RequestContext<'_>,
     client: &mut Client,
-    answered: &mut Answered,
+    response: &mut UpstreamResponse,
 ) -> Result<(), Reason> {
-    let idle = exchange.destination.policy.timeouts.stream_idle;
-    let mut queued = 0;
-    while !answered.upstream.is_body_done() {
-        let piece = {
-            let mut read = pin!(answered.upstream.read());
-            let at_hand =
+    let idle_timeout = exchange.destination.policy.timeouts.stream_idle;
+    let mut queued_bytes = 0;
+    while !response.upstream.is_body_done() {
+        let chunk = {
+            let mut read = pin!(response.upstream.read());
+            let ready_chunk =
                 std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
-            match at_hand {
-                Poll::Ready(piece) => match piece? {
+            match ready_chunk {
+                Poll::Ready(chunk) => match chunk? {
                     // There is more, and there always would be.
-                    Some(_) if parting::is_due(answered.parting.as_ref(), exchange) => {
+                    Some(_) if parting::is_due(response.stream_shutdown.as_ref(), exchange) => {
                         return Err(Reason::Draining);
                     }
-                    piece => piece,
+                    chunk => chunk,
                 },
                 Poll::Pending => {
-                    queued = 0;
-                    push(client, idle).await?;
-                    let slow = async {
+                    queued_bytes = 0;
+                    flush(client, idle_timeout).await?;
+                    let next_chunk = async {
                         tokio::select! {
                             biased;
-                            piece = &mut read => piece,
-                            reason = client.gone() => Err(reason),
-                            () = parting::due(&mut answered.parting, exchange) => Err(Reason::Draining),
+                            chunk = &mut read => chunk,
+                            reason = client.closed() => Err(reason),
+                            () = parting::wait_until_due(&mut response.stream_shutdown, exchange) => Err(Reason::Draining),
                         }
                     };
-                    match clock::until(patience(idle, answered.until), slow).await {
-                        Ok(piece) => piece?,
-                        Err(clock::Elapsed) => return Err(impatience(answered.until)),
+                    match clock::timeout_at(
+                        idle_deadline(idle_timeout, response.call_deadline),
+                        next_chunk,
+                    )
+                    .await
+                    {
+                        Ok(chunk) => chunk?,
+                        Err(clock::Elapsed) => return Err(timeout_reason(response.call_deadline)),
                     }
                 }
             }
         };
-        let Some(piece) = piece else { break };
-        follow(answered, &piece);
-        queued += piece.len();
-        client.write(piece).await?;
-        if queued >= PIECE {
-            queued = 0;
-            push(client, idle).await?;
+        let Some(chunk) = chunk else { break };
+        observe_chunk(response, &chunk);
+        queued_bytes += chunk.len();
+        client.write(chunk).await?;
+        if queued_bytes >= FLUSH_THRESHOLD_BYTES {
+            queued_bytes = 0;
+            flush(client, idle_timeout).await?;
         }
     }
     // The endpoint has done its part; how long the client takes is not its load.
-    drop(answered.in_flight.take());
-    client.finish(answered.upstream.trailers().cloned()).await?;
-    push(client, idle).await
+    drop(response.in_flight_guard.take());
+    client.finish(response.upstream.trailers().cloned()).await?;
+    flush(client, idle_timeout).await
 }
 
 /// Keeps a piece of what is to be kept, as long as it is not too long, and takes note of where it ends.
-fn follow(answered: &mut Answered, piece: &Bytes) {
-    if let Some(parting) = &mut answered.parting {
-        parting.note(piece);
+fn observe_chunk(response: &mut UpstreamResponse, chunk: &Bytes) {
+    if let Some(stream_shutdown) = &mut response.stream_shutdown {
+        stream_shutdown.observe_chunk(chunk);
     }
-    let capture = &mut answered.capture;
-    if capture.as_mut().is_some_and(|capture| !capture.push(piece)) {
+    let capture = &mut response.capture;
+    if capture
+        .as_mut()
+        .is_some_and(|capture| !capture.append(chunk))
+    {
         *capture = None;
     }
 }
 
 /// Until when a silence is borne.
-pub(super) fn patience(idle: Option<Duration>, until: Option<Instant>) -> Option<Instant> {
-    [idle.map(|idle| clock::now() + idle), until]
-        .into_iter()
-        .flatten()
-        .min()
+pub(super) fn idle_deadline(
+    idle_timeout: Option<Duration>,
+    call_deadline: Option<Instant>,
+) -> Option<Instant> {
+    [
+        idle_timeout.map(|idle_timeout| clock::now() + idle_timeout),
+        call_deadline,
+    ]
+    .into_iter()
+    .flatten()
+    .min()
 }
 
 /// Why it is borne no longer.
-pub(super) fn impatience(until: Option<Instant>) -> Reason {
-    if until.is_some_and(|until| clock::now() >= until) {
+pub(super) fn timeout_reason(call_deadline: Option<Instant>) -> Reason {
+    if call_deadline.is_some_and(|call_deadline| clock::now() >= call_deadline) {
         Reason::RequestTimeout
     } else {
         Reason::StreamIdleTimeout
     }
 }
 
-async fn push(client: &mut Client, idle: Option<Duration>) -> Result<(), Reason> {
-    clock::within(idle, client.push())
+async fn flush(client: &mut Client, idle_timeout: Option<Duration>) -> Result<(), Reason> {
+    clock::timeout(idle_timeout, client.flush())
         .await
         .map_err(|_| Reason::StreamIdleTimeout)?
 }

@@ -4,66 +4,75 @@
 //! not matter; only the body must still be at hand. Each endpoint is asked once, so it ends.
 
 use super::{
-    attempt::{Answered, Failed},
-    classify::Broken,
-    record::Progress,
+    attempt::{AttemptError, UpstreamResponse},
+    classify::TransportError,
+    record::RequestRecord,
     request_body::RequestBody,
-    retrying::{self, Tries},
-    serve::Exchange,
+    retrying::{self, AttemptHistory},
+    serve::RequestContext,
 };
-use crate::telemetry::decisions::Step;
+use crate::telemetry::decisions::Decision;
 
 /// Goes on with how an attempt ended, or with nothing, if another endpoint is to be asked. So many had been tried before it.
-pub(super) async fn consider(
-    exchange: &Exchange<'_>,
+pub(super) async fn reselect_if_unprocessed(
+    context: &RequestContext<'_>,
     body: &RequestBody,
-    tries: &Tries,
-    tried: usize,
-    progress: &Progress,
-    made: Result<Answered, Failed>,
-) -> Option<Result<Answered, Failed>> {
-    match made {
-        Err(Failed::Unprocessed(answered))
-            if body.is_replayable() && has_another(exchange, tries, tried) =>
+    history: &AttemptHistory,
+    tried_before: usize,
+    record: &RequestRecord,
+    result: Result<UpstreamResponse, AttemptError>,
+) -> Option<Result<UpstreamResponse, AttemptError>> {
+    match result {
+        Err(AttemptError::Unprocessed(response))
+            if body.is_replayable() && has_untried_endpoint(context, history, tried_before) =>
         {
-            note(exchange, progress, answered.status_in_words());
-            retrying::discard(exchange, body.is_done(), *answered).await;
+            record_reselection(context, record, response.status_text());
+            retrying::discard_response(context, body.is_done(), *response).await;
             None
         }
         // There is no other, or it cannot be sent again: the client has to know.
-        Err(Failed::Unprocessed(answered)) => Some(Ok(*answered)),
-        Err(Failed::Broken(broken))
-            if is_unprocessed(broken, progress)
+        Err(AttemptError::Unprocessed(response)) => Some(Ok(*response)),
+        Err(AttemptError::Transport(transport_error))
+            if is_unprocessed(transport_error, record)
                 && body.is_replayable()
-                && has_another(exchange, tries, tried) =>
+                && has_untried_endpoint(context, history, tried_before) =>
         {
-            note(exchange, progress, broken.reason().token().to_owned());
+            record_reselection(context, record, transport_error.reason().token().to_owned());
             None
         }
-        made => Some(made),
+        result => Some(result),
     }
 }
 
 /// Whether the endpoint that was picked was a fresh one, and there are others.
-pub(super) fn has_another(exchange: &Exchange<'_>, tries: &Tries, tried: usize) -> bool {
-    tries.count() > tried && tries.count() < exchange.destination.backend.endpoints.len()
+pub(super) fn has_untried_endpoint(
+    context: &RequestContext<'_>,
+    history: &AttemptHistory,
+    tried_before: usize,
+) -> bool {
+    history.endpoint_count() > tried_before
+        && history.endpoint_count() < context.destination.backend.endpoints.len()
 }
 
 /// Whether an endpoint that is leaving was not reached any more.
-fn is_unprocessed(broken: Broken, progress: &Progress) -> bool {
-    broken.is_unprocessed()
-        && progress
+fn is_unprocessed(transport_error: TransportError, record: &RequestRecord) -> bool {
+    transport_error.is_unprocessed()
+        && record
             .endpoint
             .as_ref()
-            .is_some_and(|endpoint| endpoint.alone_until().is_some())
+            .is_some_and(|endpoint| endpoint.draining_until().is_some())
 }
 
 /// Counts it, and notes it.
-pub(super) fn note(exchange: &Exchange<'_>, progress: &Progress, how: String) {
-    exchange.destination.backend.metrics.repicked.increment(1);
-    exchange.notes.push(Step::Repicked {
-        attempt: progress.attempts,
-        endpoint: progress.endpoint_label(),
-        how,
+pub(super) fn record_reselection(
+    context: &RequestContext<'_>,
+    record: &RequestRecord,
+    cause: String,
+) {
+    context.destination.backend.metrics.reselected.increment(1);
+    context.decision_trace.record(Decision::Reselected {
+        attempt: record.attempts,
+        endpoint: record.endpoint_label(),
+        cause,
     });
 }

@@ -10,34 +10,34 @@ use crate::telemetry::reason::Reason;
 
 /// The body of one request.
 pub(super) struct RequestBody {
-    kept: Vec<Bytes>,
-    kept_bytes: usize,
-    max_kept: usize,
+    buffered: Vec<Bytes>,
+    buffered_bytes: usize,
+    max_buffered_bytes: usize,
     is_replayable: bool,
     is_done: bool,
-    received: u64,
-    max: u64,
+    received_bytes: u64,
+    max_bytes: u64,
     trailers: Option<HeaderMap>,
 }
 
 impl RequestBody {
-    pub(super) fn new(client: &mut Client, max_kept: usize) -> Self {
+    pub(super) fn new(client: &mut Client, max_buffered_bytes: usize) -> Self {
         let is_done = client.is_body_done();
-        let max = client.listener.limits.max_body_bytes;
+        let max_bytes = client.listener.limits.max_body_bytes;
         Self {
-            kept: Vec::new(),
-            kept_bytes: 0,
-            max_kept,
+            buffered: Vec::new(),
+            buffered_bytes: 0,
+            max_buffered_bytes,
             is_replayable: true,
             is_done,
-            received: 0,
-            max,
+            received_bytes: 0,
+            max_bytes,
             trailers: None,
         }
     }
 
     /// Takes note of what was read from the client, and whether it was the last of it.
-    pub(super) fn note(
+    pub(super) fn record_chunk(
         &mut self,
         chunk: Option<&Bytes>,
         is_last: bool,
@@ -48,28 +48,28 @@ impl RequestBody {
         let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) else {
             return Ok(());
         };
-        self.received += chunk.len() as u64;
-        if self.received > self.max {
+        self.received_bytes += chunk.len() as u64;
+        if self.received_bytes > self.max_bytes {
             return Err(Rejection {
                 is_fatal: true,
-                ..Rejection::of(Reason::BodyTooLarge)
+                ..Rejection::from_reason(Reason::BodyTooLarge)
             });
         }
         if self.is_replayable {
-            self.kept_bytes += chunk.len();
-            if self.kept_bytes > self.max_kept {
+            self.buffered_bytes += chunk.len();
+            if self.buffered_bytes > self.max_buffered_bytes {
                 self.is_replayable = false;
-                self.kept = Vec::new();
+                self.buffered = Vec::new();
             } else {
-                self.kept.push(chunk.clone());
+                self.buffered.push(chunk.clone());
             }
         }
         Ok(())
     }
 
     /// What has been read so far, to be sent again.
-    pub(super) fn kept(&self) -> &[Bytes] {
-        &self.kept
+    pub(super) fn buffered(&self) -> &[Bytes] {
+        &self.buffered
     }
 
     /// The trailers, once all of it has come.
@@ -83,7 +83,7 @@ impl RequestBody {
     }
 
     /// Whether all of it has come and is still at hand.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(super) fn is_fully_buffered(&self) -> bool {
         self.is_done && self.is_replayable
     }
 
@@ -93,15 +93,15 @@ impl RequestBody {
     }
 
     /// Bytes read so far.
-    pub(super) fn received(&self) -> u64 {
-        self.received
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.received_bytes
     }
 
     /// From here on bytes flow both ways until somebody closes; nothing of it is kept, and there is no bound on it.
-    pub(super) fn becomes_tunnel(&mut self) {
+    pub(super) fn switch_to_tunnel(&mut self) {
         self.is_done = false;
         self.is_replayable = false;
-        self.kept = Vec::new();
-        self.max = u64::MAX;
+        self.buffered = Vec::new();
+        self.max_bytes = u64::MAX;
     }
 }

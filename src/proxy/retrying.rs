@@ -3,134 +3,141 @@
 use std::time::Duration;
 
 use super::{
-    asked::Asked, attempt::Answered, classify, client::Client, deadline::Deadline, grpc,
-    request_body::RequestBody, serve::Exchange,
+    asked::RequestView, attempt::UpstreamResponse, classify, client::Client, deadline::Deadline,
+    grpc, request_body::RequestBody, serve::RequestContext,
 };
 use crate::{
     clock,
     resilience::{
         Mode,
-        retry::{Failure, Situation, StopReason, Verdict},
+        retry::{FailureKind, RetryContext, RetryDecision, RetryStopReason},
     },
-    state::budget::{NoRetry, RetryGuard},
-    telemetry::{decisions::Step, metrics::RetryStop},
+    state::budget::{RetryGuard, RetryRejection},
+    telemetry::{decisions::Decision, metrics::RetryStop},
 };
 
 /// An answer that is thrown away for a retry is read to its end up to this, so that its connection can be used again.
-const MAX_DISCARDED: usize = 64 << 10;
+const MAX_DISCARDED_BYTES: usize = 64 << 10;
 
 /// And for so long.
-const DISCARD_TIME: Duration = Duration::from_millis(25);
+const DISCARD_TIMEOUT: Duration = Duration::from_millis(25);
 
 /// What was tried so far.
 #[derive(Debug, Default)]
-pub(super) struct Tries {
+pub(super) struct AttemptHistory {
     endpoints: Vec<usize>,
     retries: u32,
-    transparent: u32,
+    transparent_retries: u32,
 }
 
-impl Tries {
-    pub(super) fn note(&mut self, endpoint: usize) {
-        if !self.contains(endpoint) {
+impl AttemptHistory {
+    pub(super) fn record_endpoint(&mut self, endpoint: usize) {
+        if !self.has_tried(endpoint) {
             self.endpoints.push(endpoint);
         }
     }
 
     /// Whether nothing was tried yet.
-    pub(super) fn is_first(&self) -> bool {
+    pub(super) fn is_first_attempt(&self) -> bool {
         self.endpoints.is_empty()
     }
 
     /// How many endpoints were tried.
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn endpoint_count(&self) -> usize {
         self.endpoints.len()
     }
 
     /// Which attempt the next one is of those that the backend can have seen, from 1.
-    pub(super) fn number(&self) -> u32 {
+    pub(super) fn attempt_number(&self) -> u32 {
         self.retries.saturating_add(1)
     }
 
     /// Another one goes out besides.
-    pub(super) fn hedge(&mut self) {
+    pub(super) fn record_hedge(&mut self) {
         self.retries = self.retries.saturating_add(1);
     }
 
-    pub(super) fn contains(&self, endpoint: usize) -> bool {
+    pub(super) fn has_tried(&self, endpoint: usize) -> bool {
         self.endpoints.contains(&endpoint)
     }
 }
 
 /// The failure that an answer is, if the policy wants its status tried again.
-pub(super) fn status_failure(exchange: &Exchange<'_>, answered: &Answered) -> Option<Failure> {
-    let head = answered.upstream.head()?;
-    if answered.is_unprocessed {
-        return Some(Failure::Refused);
+pub(super) fn failure_from_response(
+    context: &RequestContext<'_>,
+    response: &UpstreamResponse,
+) -> Option<FailureKind> {
+    let head = response.upstream.head()?;
+    if response.is_unprocessed {
+        return Some(FailureKind::RefusedStream);
     }
-    let policy = &exchange.destination.policy.retry;
-    let retry_after = classify::retry_after(head, clock::wall);
-    match answered.grpc_status {
+    let policy = &context.destination.policy.retry;
+    let retry_after = classify::parse_retry_after(head, clock::wall_time);
+    match response.grpc_status {
         Some(status) if head.status == 200 => {
-            let trailers = answered.upstream.trailers();
+            let trailers = response.upstream.trailers();
             let is_named = policy.grpc_codes & (1 << status) != 0;
             // A backend may say when, or that it should not be tried again (gRPC A6, "Pushback").
-            let wait = is_named
-                .then(|| grpc::pushback(trailers.unwrap_or(&head.headers)))
+            let pushback = is_named
+                .then(|| grpc::parse_retry_pushback(trailers.unwrap_or(&head.headers)))
                 .flatten()?;
             // Without an answer begun the call has not run, for a status that the policy names.
-            Some(if grpc::status(&head.headers).is_some() {
-                Failure::Declined { retry_after: wait }
+            Some(if grpc::parse_status(&head.headers).is_some() {
+                FailureKind::UnprocessedStatus {
+                    retry_after: pushback,
+                }
             } else {
-                Failure::Status { retry_after: wait }
+                FailureKind::Status {
+                    retry_after: pushback,
+                }
             })
         }
-        _ => (!answered.is_upgrade && policy.codes.contains(head.status.as_u16()))
-            .then_some(Failure::Status { retry_after }),
+        _ => (!response.is_upgrade && policy.codes.contains(head.status.as_u16()))
+            .then_some(FailureKind::Status { retry_after }),
     }
 }
 
 /// Whether a call of gRPC is worth waiting for the end of, before its answer is begun towards the client: because it may fail there, and
 /// would be tried again.
-pub(super) fn may_repeat_by_trailers(
-    exchange: &Exchange<'_>,
-    asked: &Asked<'_>,
-    tries: &Tries,
+pub(super) fn may_retry_on_trailers(
+    context: &RequestContext<'_>,
+    request: &RequestView<'_>,
+    history: &AttemptHistory,
 ) -> bool {
-    let policy = &exchange.destination.policy.retry;
-    let has_left = policy.mode == Mode::Enforce
+    let policy = &context.destination.policy.retry;
+    let has_retries_left = policy.mode == Mode::Enforce
         && policy.grpc_codes != 0
-        && tries.retries < policy.config.attempts;
-    has_left
-        && asked.is_grpc
-        && (policy.config.retry_non_idempotent || asked.is_idempotent())
-        && asked.attempt() == 1
+        && history.retries < policy.config.attempts;
+    has_retries_left
+        && request.is_grpc
+        && (policy.config.retry_non_idempotent || request.is_idempotent())
+        && request.downstream_attempt() == 1
 }
 
 /// Decides about a retry, and takes it out of the budget; the wait before it, or `None` to pass on what there is. A request that
 /// retries holds one place among the parallel retries until it ends, however often it does.
-pub(super) fn consider(
-    exchange: &Exchange<'_>,
+pub(super) fn decide_retry(
+    context: &RequestContext<'_>,
     client: &Client,
     body: &RequestBody,
-    failure: Failure,
-    tries: &mut Tries,
+    failure: FailureKind,
+    history: &mut AttemptHistory,
     deadline: &Deadline,
-    held: &mut Option<RetryGuard>,
+    retry_guard: &mut Option<RetryGuard>,
 ) -> Option<Duration> {
-    let destination = exchange.destination;
+    let destination = context.destination;
     let policy = &destination.policy;
     if policy.retry.mode == Mode::Off {
         return None;
     }
-    let (now, asked) = (clock::now(), client.asked());
-    let situation = Situation {
+    let (now, request) = (clock::now(), client.request_view());
+    let retry_context = RetryContext {
         failure,
-        is_idempotent: asked.is_idempotent(),
+        is_idempotent: request.is_idempotent(),
         is_body_replayable: body.is_replayable(),
-        is_retry: asked.attempt() > 1,
-        retries: tries.retries,
-        transparent_retries: tries.transparent,
+        is_retried_by_downstream: request.downstream_attempt() > 1,
+        retries: history.retries,
+        transparent_retries: history.transparent_retries,
         // While the client is still sending there is no deadline yet; then nothing is waited for longer than a silent stream.
         time_left: deadline.time_left(now).min(if body.is_done() {
             Duration::MAX
@@ -138,102 +145,109 @@ pub(super) fn consider(
             policy.timeouts.stream_idle.unwrap_or(Duration::MAX)
         }),
     };
-    let stop = |why| {
-        destination.backend.metrics.not_repeated(why);
-        let time = if situation.time_left == Duration::MAX {
+    let record_stop = |stop_reason| {
+        destination.backend.metrics.record_retry_stop(stop_reason);
+        let time_left_text = if retry_context.time_left == Duration::MAX {
             "no deadline".to_owned()
         } else {
-            format!("{:.1?} are left", situation.time_left)
+            format!("{:.1?} are left", retry_context.time_left)
         };
-        let numbers = format!(
-            "{} of {} retries made and {} that never reached it, {time}, {} in the budget",
-            situation.retries,
+        let evidence = format!(
+            "{} of {} retries made and {} that never reached it, {time_left_text}, {} in the budget",
+            retry_context.retries,
             policy.retry.config.attempts,
-            situation.transparent_retries,
-            destination.budget.remaining(now)
+            retry_context.transparent_retries,
+            destination.retry_budget.remaining(now)
         );
-        exchange.notes.push(Step::NotRetried {
-            why: why.words(),
-            numbers,
+        context.decision_trace.record(Decision::NotRetried {
+            cause: stop_reason.description(),
+            evidence,
         });
         None
     };
-    let (wait, is_transparent) = match policy.retry.config.decide(&situation, fastrand::f64()) {
-        Verdict::Retry {
+    let (wait, is_transparent) = match policy.retry.config.decide(&retry_context, fastrand::f64()) {
+        RetryDecision::Retry {
             wait,
             is_transparent,
         } => (wait, is_transparent),
-        Verdict::Stop(reason) => return stop(stopped(reason)),
+        RetryDecision::Stop(reason) => return record_stop(retry_stop_from_reason(reason)),
     };
     if policy.retry.mode == Mode::Shadow {
-        return stop(RetryStop::Shadow);
+        return record_stop(RetryStop::Shadow);
     }
     // A breaker that has just tripped would refuse the retry; what there is, is better than a refusal.
     if destination
         .breaker
         .as_ref()
-        .is_some_and(|breaker| breaker.refuses_for(now).is_some())
+        .is_some_and(|breaker| breaker.retry_after(now).is_some())
     {
-        return stop(RetryStop::BreakerOpen);
+        return record_stop(RetryStop::BreakerOpen);
     }
-    match destination.withdraw_retry(held, now) {
+    match destination.withdraw_retry(retry_guard, now) {
         Ok(()) => {
             if is_transparent {
-                tries.transparent += 1;
+                history.transparent_retries += 1;
             } else {
-                tries.retries += 1;
+                history.retries += 1;
             }
             destination.backend.metrics.retries.increment(1);
-            exchange.notes.push(Step::Retried {
+            context.decision_trace.record(Decision::Retried {
                 wait,
                 is_transparent,
-                left: destination.budget.remaining(now),
+                budget_remaining: destination.retry_budget.remaining(now),
             });
             Some(wait)
         }
-        Err(NoRetry::BudgetSpent) => stop(RetryStop::BudgetSpent),
-        Err(NoRetry::TooManyInFlight) => stop(RetryStop::TooManyInFlight),
+        Err(RetryRejection::BudgetExhausted) => record_stop(RetryStop::BudgetExhausted),
+        Err(RetryRejection::TooManyInFlight) => record_stop(RetryStop::TooManyInFlight),
     }
 }
 
 /// Clears an answer away that is not passed on, and keeps its connection if its end is near.
-pub(super) async fn discard(exchange: &Exchange<'_>, is_request_done: bool, answered: Answered) {
-    let mut upstream = answered.upstream;
-    let drain = async {
-        let mut read = 0;
-        while !upstream.is_body_done() && read <= MAX_DISCARDED {
+pub(super) async fn discard_response(
+    context: &RequestContext<'_>,
+    is_request_done: bool,
+    response: UpstreamResponse,
+) {
+    let mut upstream = response.upstream;
+    let read_to_end = async {
+        let mut read_bytes = 0;
+        while !upstream.is_body_done() && read_bytes <= MAX_DISCARDED_BYTES {
             match upstream.read().await {
-                Ok(Some(chunk)) => read += chunk.len(),
+                Ok(Some(chunk)) => read_bytes += chunk.len(),
                 Ok(None) | Err(_) => break,
             }
         }
     };
-    if clock::within(Some(DISCARD_TIME), drain).await.is_ok() {
+    if clock::timeout(Some(DISCARD_TIMEOUT), read_to_end)
+        .await
+        .is_ok()
+    {
         let now = clock::now();
         // A call of gRPC says at its end how it went, whoever reads it.
-        if let (Some(unsettled), Some(status)) = (
-            answered.unsettled,
-            upstream.trailers().and_then(grpc::status),
+        if let (Some(reporter), Some(status)) = (
+            response.pending_reporter,
+            upstream.trailers().and_then(grpc::parse_status),
         ) {
-            unsettled.settle(grpc::judge(status), None, now);
+            reporter.report(grpc::verdict_from_status(status), None, now);
         }
         upstream
             .release(
-                exchange.worker,
-                is_request_done && answered.is_listening,
+                context.worker,
+                is_request_done && response.accepts_body,
                 now,
             )
             .await;
     }
 }
 
-fn stopped(reason: StopReason) -> RetryStop {
+fn retry_stop_from_reason(reason: RetryStopReason) -> RetryStop {
     match reason {
-        StopReason::NotTriggered => RetryStop::NotTriggered,
-        StopReason::NotIdempotent => RetryStop::NotIdempotent,
-        StopReason::AlreadyRetried => RetryStop::AlreadyRetried,
-        StopReason::BodyNotReplayable => RetryStop::BodyNotReplayable,
-        StopReason::AttemptsExhausted => RetryStop::AttemptsExhausted,
-        StopReason::NoTimeLeft => RetryStop::NoTimeLeft,
+        RetryStopReason::NotTriggered => RetryStop::NotTriggered,
+        RetryStopReason::NotIdempotent => RetryStop::NotIdempotent,
+        RetryStopReason::RetriedByDownstream => RetryStop::AlreadyRetried,
+        RetryStopReason::BodyNotReplayable => RetryStop::BodyNotReplayable,
+        RetryStopReason::AttemptsExhausted => RetryStop::AttemptsExhausted,
+        RetryStopReason::NoTimeLeft => RetryStop::DeadlineTooClose,
     }
 }

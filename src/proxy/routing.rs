@@ -1,32 +1,32 @@
 //! Where a request goes: the route, then one of its backends.
 
-use super::{authority::Target, client::Client, rejection::Rejection};
+use super::{authority::RequestTarget, client::Client, rejection::Rejection};
 use crate::{
     policy::{
-        matching::{PathSpec, RequestView, Rule},
+        matching::{PathMatchSpec, RouteMatchInput, RouteRule},
         snapshot::PathRewriteSpec,
     },
     resilience::balance,
-    state::live::{DestinationState, Live, RouteState},
+    state::live::{ActivePolicy, DestinationState, RouteState},
     telemetry::reason::Reason,
 };
 
 /// The route that takes a request, and the rule by which it does.
-pub(super) fn route<'l>(
-    live: &'l Live,
+pub(super) fn match_route<'l>(
+    active_policy: &'l ActivePolicy,
     client: &Client,
-    target: &Target,
-) -> Result<(&'l RouteState, &'l Rule), Rejection> {
+    target: &RequestTarget,
+) -> Result<(&'l RouteState, &'l RouteRule), Rejection> {
     let head = client.head();
     let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-    let request = RequestView {
+    let request = RouteMatchInput {
         host: target.host(),
         path: target.path(),
         method: head.method.as_str(),
         header: &header,
     };
     // By its address, should the listener have been renamed a moment ago.
-    let listeners = &live.snapshot.listeners;
+    let listeners = &active_policy.snapshot.listeners;
     let listener = listeners
         .iter()
         .position(|listener| listener.name == client.listener.name);
@@ -35,36 +35,44 @@ pub(super) fn route<'l>(
             .iter()
             .position(|listener| listener.address == client.listener.address)
     });
-    let rules = listener.map_or(&[][..], |index| &live.snapshot.rules[index]);
+    let rules = listener.map_or(&[][..], |index| {
+        &active_policy.snapshot.rules_by_listener[index]
+    });
     let rule = rules
         .iter()
         .find(|rule| rule.matches(&request))
-        .ok_or_else(|| Rejection::of(Reason::NoRoute))?;
-    Ok((&live.routes[rule.route], rule))
+        .ok_or_else(|| Rejection::from_reason(Reason::NoRoute))?;
+    Ok((&active_policy.routes[rule.route], rule))
 }
 
 /// One of a route's backends by weight, and its index.
-pub(super) fn destination(route: &RouteState) -> Result<(usize, &DestinationState), Rejection> {
-    let picked = match route.destinations.as_slice() {
+pub(super) fn select_destination(
+    route: &RouteState,
+) -> Result<(usize, &DestinationState), Rejection> {
+    let selected = match route.destinations.as_slice() {
         [only] if only.weight > 0 => Some(0),
-        several => balance::weighted(
-            several
+        destinations => balance::pick_weighted(
+            destinations
                 .iter()
                 .map(|destination| f64::from(destination.weight)),
             fastrand::f64(),
         ),
     };
-    picked
+    selected
         .map(|index| (index, &route.destinations[index]))
-        .ok_or_else(|| Rejection::of(Reason::NoRoute))
+        .ok_or_else(|| Rejection::from_reason(Reason::NoRoute))
 }
 
 /// The path after a rewrite, with the query.
-pub(super) fn rewritten(target: &Target, rule: &Rule, rewrite: &PathRewriteSpec) -> String {
+pub(super) fn rewrite_path(
+    target: &RequestTarget,
+    rule: &RouteRule,
+    rewrite: &PathRewriteSpec,
+) -> String {
     let path = match rewrite {
         PathRewriteSpec::Full(path) => path.clone(),
         PathRewriteSpec::Prefix(new) => {
-            let old = if let PathSpec::Prefix(prefix) = &rule.matches.path {
+            let old = if let PathMatchSpec::Prefix(prefix) = &rule.request_match.path {
                 prefix.as_str()
             } else {
                 ""

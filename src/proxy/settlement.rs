@@ -8,85 +8,87 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{classify::Judgement, serve::Exchange};
+use super::{classify::AttemptVerdict, serve::RequestContext};
 use crate::{
     clock,
     resilience::{
-        breaker::{Outcome, Speed},
-        outlier::Attempted,
+        breaker::{CallOutcome, Speed},
+        outlier::EndpointResult,
     },
     state::{
         admission::AdmissionState, backend::BackendState, breaker::BreakerGuard, hedge::HedgeState,
-        limit::Learner, outlier::Observation,
+        limit::LimitSampler, outlier::AttemptObservation,
     },
     telemetry::metrics::AttemptOutcome,
 };
 
 /// An attempt that is still to be judged.
-pub(super) struct Settlement {
+pub(super) struct AttemptReporter {
     backend: Arc<BackendState>,
-    breaker: Option<BreakerGuard>,
+    breaker_guard: Option<BreakerGuard>,
     admission: Option<Arc<AdmissionState>>,
-    observation: Option<Observation>,
+    observation: Option<AttemptObservation>,
     hedge: Option<Arc<HedgeState>>,
-    learner: Option<Learner>,
-    began: Instant,
-    slow: Duration,
+    limit_sampler: Option<LimitSampler>,
+    started_at: Instant,
+    slow_call_duration_threshold: Duration,
     /// How long its answer took; none yet.
-    took: Option<Duration>,
+    latency: Option<Duration>,
     /// Whether there is nothing more to tell.
-    is_told: bool,
+    is_reported: bool,
 }
 
-impl Settlement {
+impl AttemptReporter {
     /// Who wants to know.
     pub(super) fn new(
-        exchange: &Exchange<'_>,
+        context: &RequestContext<'_>,
         breaker: Option<BreakerGuard>,
-        observation: Option<Observation>,
-        began: Instant,
+        observation: Option<AttemptObservation>,
+        started_at: Instant,
     ) -> Self {
-        let destination = exchange.destination;
-        let slow = destination
+        let destination = context.destination;
+        let slow_call_duration_threshold = destination
             .policy
             .breaker
             .as_ref()
-            .map_or(Duration::MAX, |breaker| breaker.slow_call_duration);
+            .map_or(Duration::MAX, |breaker| {
+                breaker.slow_call_duration_threshold
+            });
         Self {
             backend: destination.backend.clone(),
-            breaker,
-            admission: destination.admission.clone(),
+            breaker_guard: breaker,
+            admission: destination.admission_control.clone(),
             observation,
             hedge: destination.hedge.clone(),
-            learner: exchange.learner.cloned(),
-            began,
-            slow,
-            took: None,
-            is_told: false,
+            limit_sampler: context.limit_sampler.cloned(),
+            started_at,
+            slow_call_duration_threshold,
+            latency: None,
+            is_reported: false,
         }
     }
 
     /// Takes note of how long the answer took.
-    pub(super) fn answered(&mut self, took: Duration) {
-        self.took = Some(took);
+    pub(super) fn record_latency(&mut self, latency: Duration) {
+        self.latency = Some(latency);
     }
 
     /// Judges.
-    pub(super) fn settle(
+    pub(super) fn report(
         mut self,
-        judgement: Judgement,
-        leave_alone: Option<Duration>,
+        verdict: AttemptVerdict,
+        retry_after: Option<Duration>,
         now: Instant,
     ) {
-        self.is_told = true;
-        let took = self.took.unwrap_or_default();
-        if let (Some(learner), Some(took)) = (self.learner.take(), self.took) {
-            judgement.teach(&learner, took, now);
+        self.is_reported = true;
+        let latency = self.latency.unwrap_or_default();
+        if let (Some(limit_sampler), Some(latency)) = (self.limit_sampler.take(), self.latency) {
+            verdict.record_sample(&limit_sampler, latency, now);
         }
-        if let Some(breaker) = self.breaker.take() {
+        if let Some(breaker) = self.breaker_guard.take() {
             breaker.settle(
-                judgement.outcome,
-                Speed::of(took, self.slow),
+                verdict.breaker_outcome,
+                Speed::from_duration(latency, self.slow_call_duration_threshold),
                 now,
                 fastrand::f64(),
             );
@@ -94,76 +96,76 @@ impl Settlement {
         if let Some(admission) = self
             .admission
             .take()
-            .filter(|_| judgement.outcome != Outcome::Cancelled)
+            .filter(|_| verdict.breaker_outcome != CallOutcome::Cancelled)
         {
-            admission.note(judgement.outcome != Outcome::Failure, now);
+            admission.record_result(verdict.breaker_outcome != CallOutcome::Failure, now);
         }
         if let Some(observation) = self.observation.take() {
-            observation.settle(judgement.attempted, took, leave_alone, now);
+            observation.settle(verdict.outlier_outcome, latency, retry_after, now);
         }
         if let Some(hedge) = self
             .hedge
             .take()
-            .filter(|_| judgement.outcome == Outcome::Success && self.took.is_some())
+            .filter(|_| verdict.breaker_outcome == CallOutcome::Success && self.latency.is_some())
         {
-            hedge.note(took, now);
+            hedge.record_latency(latency, now);
         }
         self.backend
             .metrics
-            .attempted(judgement.counted, took.as_secs_f64());
+            .record_attempt(verdict.attempt_outcome, latency.as_secs_f64());
     }
 
     /// Takes note of an answer that has begun well and says only at its end how it went.
-    pub(super) fn has_begun(&mut self, now: Instant) {
-        let took = self.took.unwrap_or_default();
+    pub(super) fn record_response_start(&mut self, now: Instant) {
+        let latency = self.latency.unwrap_or_default();
         if let Some(observation) = &mut self.observation {
-            observation.has_begun(took, now);
+            observation.record_response_start(latency, now);
         }
         // What it says at its end is not about how long it takes to begin.
-        if let (Some(learner), Some(took)) = (self.learner.take(), self.took) {
-            learner.note(took, false, now);
+        if let (Some(limit_sampler), Some(latency)) = (self.limit_sampler.take(), self.latency) {
+            limit_sampler.record_sample(latency, false, now);
         }
     }
 
     /// Leaves it untold: nothing was asked.
-    pub(super) fn forget(mut self) {
-        self.is_told = true;
+    pub(super) fn discard(mut self) {
+        self.is_reported = true;
     }
 
     /// Gives up: nothing is known but how long it was waited for.
-    pub(super) fn give_up(mut self, now: Instant) {
-        self.abandon(now);
+    pub(super) fn report_cancelled(mut self, now: Instant) {
+        self.record_cancelled(now);
     }
 
-    fn abandon(&mut self, now: Instant) {
-        self.is_told = true;
-        let took = self
-            .took
-            .unwrap_or_else(|| now.saturating_duration_since(self.began));
+    fn record_cancelled(&mut self, now: Instant) {
+        self.is_reported = true;
+        let latency = self
+            .latency
+            .unwrap_or_else(|| now.saturating_duration_since(self.started_at));
         if let Some(observation) = self.observation.take() {
-            observation.settle(Attempted::Cancelled, took, None, now);
+            observation.settle(EndpointResult::Cancelled, latency, None, now);
         }
         self.backend
             .metrics
-            .attempted(AttemptOutcome::Cancelled, took.as_secs_f64());
+            .record_attempt(AttemptOutcome::Cancelled, latency.as_secs_f64());
     }
 }
 
-impl Drop for Settlement {
+impl Drop for AttemptReporter {
     /// An attempt that is dropped, because its client left or another was quicker, has been waited for all the same.
     fn drop(&mut self) {
-        if !self.is_told {
-            self.abandon(clock::now());
+        if !self.is_reported {
+            self.record_cancelled(clock::now());
         }
     }
 }
 
 /// A failure of the transport.
-pub(super) fn cut_off(counted: AttemptOutcome) -> Judgement {
-    Judgement {
-        outcome: Outcome::Failure,
-        attempted: Attempted::LocalOrigin,
-        counted,
-        is_overload: counted == AttemptOutcome::Timeout,
+pub(super) fn transport_failure_verdict(attempt_outcome: AttemptOutcome) -> AttemptVerdict {
+    AttemptVerdict {
+        breaker_outcome: CallOutcome::Failure,
+        outlier_outcome: EndpointResult::LocalOriginFailure,
+        attempt_outcome,
+        is_overload: attempt_outcome == AttemptOutcome::Timeout,
     }
 }

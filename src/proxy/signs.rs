@@ -8,56 +8,58 @@ use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::{grpc, headers::REASON, serve::Exchange, worker::Worker};
+use super::{grpc, headers::REASON, serve::RequestContext, worker::Worker};
 use crate::{
     clock,
     state::{
         State, departure,
-        endpoint::{EndpointState, presence::Told},
-        live::Live,
+        endpoint::{EndpointState, presence::PeerLifecycle},
+        live::ActivePolicy,
         youth,
     },
     telemetry::{event::Event, reason::Reason},
 };
 
 /// Says to callers that this instance is leaving, and for how many seconds it is to be left alone.
-pub(super) const DRAINING: HeaderName = HeaderName::from_static(departure::MARKER);
+pub(super) const DRAINING: HeaderName = HeaderName::from_static(departure::DRAINING_HEADER);
 
 /// Says to callers since when this instance has been ready, in seconds since 1970, and how it wants to warm up.
-pub(super) const STARTED_AT: HeaderName = HeaderName::from_static(youth::STARTED_AT);
+pub(super) const STARTED_AT: HeaderName = HeaderName::from_static(youth::STARTED_AT_HEADER);
 
 /// Says to an endpoint that its warm-up is known here, and that it gets no more than it wants.
 pub(super) const WEIGHED: HeaderName = HeaderName::from_static("x-outrigger-weighed");
 
 /// What this instance tells its callers now.
 #[derive(Debug, Default)]
-pub(super) struct Signs {
+pub(super) struct LifecycleHeaders {
     draining: Option<HeaderValue>,
     started_at: Option<HeaderValue>,
 }
 
 /// What this instance tells its callers now; most of the time nothing.
-pub(super) fn of(worker: &Worker, live: &Live) -> Signs {
+pub(super) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> LifecycleHeaders {
     let State {
-        departure,
+        drain: departure,
         lifecycle,
         ..
     } = &*worker.state;
-    if !lifecycle.youth.is_told() && !departure.is_draining() {
-        return Signs::default();
+    if !lifecycle.instance_age.is_advertising() && !departure.is_draining() {
+        return LifecycleHeaders::default();
     }
-    let introduction = lifecycle
-        .youth
-        .introduction(live.snapshot.lifecycle.warm_up.as_ref());
+    let started_at = lifecycle
+        .instance_age
+        .started_at_header(active_policy.snapshot.lifecycle.warm_up.as_ref());
     // Both are made of digits and letters.
-    let value = |text: String| HeaderValue::try_from(text).ok();
-    Signs {
-        draining: departure.marker(clock::now()).and_then(value),
-        started_at: introduction.and_then(value),
+    let to_header_value = |text: String| HeaderValue::try_from(text).ok();
+    LifecycleHeaders {
+        draining: departure
+            .draining_header(clock::now())
+            .and_then(to_header_value),
+        started_at: started_at.and_then(to_header_value),
     }
 }
 
-impl IntoIterator for Signs {
+impl IntoIterator for LifecycleHeaders {
     type Item = (HeaderName, HeaderValue);
     type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<Self::Item>, 2>>;
 
@@ -72,34 +74,39 @@ impl IntoIterator for Signs {
 }
 
 /// Takes note of what an endpoint tells about itself in an answer; whether it tells anything.
-pub(super) fn note(
-    exchange: &Exchange<'_>,
+pub(super) fn observe(
+    context: &RequestContext<'_>,
     endpoint: &EndpointState,
-    answer: &HeaderMap,
+    response_headers: &HeaderMap,
     now: Instant,
 ) -> bool {
-    let Some(told) = Told::of(answer) else {
+    let Some(peer_lifecycle) = PeerLifecycle::from_headers(response_headers) else {
         return false;
     };
-    if let Some(ttl) = endpoint.hear(&told, clock::wall, now) {
-        let backend = exchange.destination.backend.spec.name.clone();
-        exchange.worker.state.telemetry.emit(Event::EndpointLeaves {
-            backend,
-            endpoint: endpoint.label.clone(),
-            ttl,
-        });
+    if let Some(ttl) = endpoint.observe(&peer_lifecycle, clock::wall_time, now) {
+        let backend = context.destination.backend.spec.name.clone();
+        context
+            .worker
+            .state
+            .telemetry
+            .emit(Event::EndpointDraining {
+                backend,
+                endpoint: endpoint.label.clone(),
+                ttl,
+            });
     }
     true
 }
 
 /// Whether an answer with signs says that the request was not looked at, because the instance is leaving or new. Without them it says nothing: a sidecar
 /// takes such words of its app's away, and an app that hands on what somebody else told it lacks the signs, which go no further than one hop.
-pub(super) fn is_unprocessed(status: StatusCode, answer: &HeaderMap) -> bool {
-    if status != StatusCode::SERVICE_UNAVAILABLE && grpc::status(answer) != Some(grpc::UNAVAILABLE)
+pub(super) fn is_unprocessed(status: StatusCode, response_headers: &HeaderMap) -> bool {
+    if status != StatusCode::SERVICE_UNAVAILABLE
+        && grpc::parse_status(response_headers) != Some(grpc::UNAVAILABLE)
     {
         return false;
     }
-    let token = answer
+    let token = response_headers
         .get(REASON)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split(':').next());

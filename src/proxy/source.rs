@@ -11,27 +11,34 @@ use ipnet::IpNet;
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The client's address, in its canonical form; `peer` is at the other end of the connection.
-pub(super) fn of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let mut source = peer.to_canonical();
-    if trusted.is_empty() {
-        return source;
+pub(super) fn resolve(
+    peer_address: IpAddr,
+    headers: &HeaderMap,
+    trusted_proxies: &[IpNet],
+) -> IpAddr {
+    let mut client_ip = peer_address.to_canonical();
+    if trusted_proxies.is_empty() {
+        return client_ip;
     }
     let lines = headers.get_all(FORWARDED_FOR).iter().rev();
-    let mut before = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-    while trusted.iter().any(|range| range.contains(&source)) {
+    let mut hops = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    while trusted_proxies
+        .iter()
+        .any(|range| range.contains(&client_ip))
+    {
         // What cannot be read was not written by a proxy that is to be trusted.
-        let Some(told) = before.next().and_then(address) else {
+        let Some(hop) = hops.next().and_then(parse_address) else {
             break;
         };
-        source = told.to_canonical();
+        client_ip = hop.to_canonical();
     }
-    source
+    client_ip
 }
 
 /// An address with or without a port.
-fn address(text: &[u8]) -> Option<IpAddr> {
+fn parse_address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim();
-    let bare = || {
+    let parse_without_port = || {
         text.strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or(text)
@@ -41,7 +48,7 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     text.parse()
         .map(|address: SocketAddr| address.ip())
         .ok()
-        .or_else(bare)
+        .or_else(parse_without_port)
 }
 
 #[cfg(test)]
@@ -49,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_the_last_address_that_no_trusted_proxy_has() {
+    fn client_ip_is_the_last_forwarded_address_not_of_a_trusted_proxy() {
         let table: [(&str, &[&str], &str); 12] = [
             ("9.9.9.9", &[], "9.9.9.9"),
             ("9.9.9.9", &["1.1.1.1"], "9.9.9.9"),
@@ -65,17 +72,21 @@ mod tests {
             ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1"),
         ];
         let trusted = ["10.0.0.0/8".parse().expect("a range")];
-        for (peer, told, expected) in table {
+        for (peer, forwarded_for, expected) in table {
             let mut headers = HeaderMap::new();
-            for line in told {
+            for line in forwarded_for {
                 headers.append(FORWARDED_FOR, line.parse().expect("a value"));
             }
             let (peer, expected): (IpAddr, IpAddr) = (
                 peer.parse().expect("an address"),
                 expected.parse().expect("an address"),
             );
-            assert_eq!(of(peer, &headers, &trusted), expected, "{peer} {told:?}");
-            assert_eq!(of(peer, &headers, &[]), peer.to_canonical());
+            assert_eq!(
+                resolve(peer, &headers, &trusted),
+                expected,
+                "{peer} {forwarded_for:?}"
+            );
+            assert_eq!(resolve(peer, &headers, &[]), peer.to_canonical());
         }
     }
 }

@@ -10,16 +10,16 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::ResponseHeader;
 
-use super::{client::Client, headers, serve::Exchange};
+use super::{client::Client, headers, serve::RequestContext};
 use crate::{
     clock,
-    policy::snapshot::StaleSpec,
+    policy::snapshot::StaleIfErrorSpec,
     resilience::Mode,
-    state::stale::{Kept, StaleState},
+    state::stale::{CachedResponse, StaleState},
 };
 
 /// Fields that say who is behind a request.
-const PERSONAL: [HeaderName; 4] = [
+const CREDENTIAL_HEADERS: [HeaderName; 4] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     header::COOKIE,
@@ -27,161 +27,165 @@ const PERSONAL: [HeaderName; 4] = [
 ];
 
 /// The largest age that is believed (RFC 9111 section 1.2.2).
-const MAX_AGE: u64 = 1 << 31;
+const MAX_AGE_SECONDS: u64 = 1 << 31;
 
 /// An answer on its way that will be kept if it comes to its end.
-pub(super) struct Capture {
+pub(super) struct ResponseCapture {
     state: Arc<StaleState>,
-    address: String,
-    kept: Kept,
-    max: usize,
+    cache_key: String,
+    entry: CachedResponse,
+    max_body_bytes: usize,
     body: BytesMut,
 }
 
-impl Capture {
+impl ResponseCapture {
     /// Takes a piece; `false` if it has become too long.
-    pub(super) fn push(&mut self, piece: &Bytes) -> bool {
-        if self.body.len() + piece.len() > self.max {
+    pub(super) fn append(&mut self, chunk: &Bytes) -> bool {
+        if self.body.len() + chunk.len() > self.max_body_bytes {
             return false;
         }
-        self.body.extend_from_slice(piece);
+        self.body.extend_from_slice(chunk);
         true
     }
 
     /// It is complete.
-    pub(super) fn keep(self) {
-        self.state.keep(
-            &self.address,
-            Kept {
+    pub(super) fn store(self) {
+        self.state.store(
+            &self.cache_key,
+            CachedResponse {
                 body: self.body.freeze(),
-                ..self.kept
+                ..self.entry
             },
         );
     }
 }
 
 /// What there is to know about a request and what is kept.
-fn section<'e>(exchange: &'e Exchange<'_>) -> Option<(&'e StaleSpec, &'e Arc<StaleState>)> {
-    exchange
+fn stale_if_error<'e>(
+    context: &'e RequestContext<'_>,
+) -> Option<(&'e StaleIfErrorSpec, &'e Arc<StaleState>)> {
+    context
         .destination
         .policy
-        .stale
+        .stale_if_error
         .as_ref()
-        .zip(exchange.destination.stale.as_ref())
+        .zip(context.destination.stale_cache.as_ref())
 }
 
 /// The name under which an answer is kept.
-fn address(exchange: &Exchange<'_>) -> String {
+fn cache_key(context: &RequestContext<'_>) -> String {
     format!(
         "{} {}",
-        exchange.target.authority, exchange.target.path_and_query
+        context.request_target.authority, context.request_target.path_and_query
     )
 }
 
 /// By which way a request came: an app may write what it is told about it into its answer.
-fn way(exchange: &Exchange<'_>, client: &Client) -> String {
+fn forwarding_key(context: &RequestContext<'_>, client: &Client) -> String {
     let request = &client.head().headers;
-    let spec = &exchange.route.spec;
-    let mut way = spec.name.to_string();
+    let spec = &context.route.spec;
+    let mut forwarding_key = spec.name.to_string();
     // Writing to a string cannot fail.
-    _ = match (&spec.filters.host, &spec.filters.path) {
+    _ = match (&spec.filters.host_rewrite, &spec.filters.path_rewrite) {
         (None, None) => Ok(()),
-        (host, path) => write!(way, " {host:?} {path:?}"),
+        (host, path) => write!(forwarding_key, " {host:?} {path:?}"),
     };
     for value in [headers::FORWARDED_HOST, headers::FORWARDED_PROTO]
         .iter()
         .flat_map(|name| request.get_all(name))
     {
-        way.push(' ');
-        way.push_str(&String::from_utf8_lossy(value.as_bytes()));
+        forwarding_key.push(' ');
+        forwarding_key.push_str(&String::from_utf8_lossy(value.as_bytes()));
     }
-    if client.peer.is_secure {
-        way.push_str(" https");
+    if client.identity.is_secure {
+        forwarding_key.push_str(" https");
     }
-    way
+    forwarding_key
 }
 
 /// Begins to keep an answer that may be, and forgets what it makes untrue.
-pub(super) fn capture(
-    exchange: &Exchange<'_>,
+pub(super) fn begin_capture(
+    context: &RequestContext<'_>,
     client: &Client,
-    answer: &ResponseHeader,
-) -> Option<Box<Capture>> {
-    let all = &exchange.live.stale;
+    response_head: &ResponseHeader,
+) -> Option<Box<ResponseCapture>> {
+    let stale_states = &context.active_policy.stale_caches;
     // What another sidecar has made of a failure is no answer of the app's.
-    if all.is_empty() || answer.headers.contains_key(headers::REASON) {
+    if stale_states.is_empty() || response_head.headers.contains_key(headers::REASON) {
         return None;
     }
     let head = client.head();
     if head.method != Method::GET {
         // What has been changed is not what was kept, wherever (RFC 9111 section 4.4).
         if ![Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&head.method)
-            && answer.status.as_u16() < 400
+            && response_head.status.as_u16() < 400
         {
-            let address = address(exchange);
-            all.iter().for_each(|state| state.forget(&address));
+            let cache_key = cache_key(context);
+            stale_states
+                .iter()
+                .for_each(|state| state.remove(&cache_key));
         }
         return None;
     }
-    let (spec, state) = section(exchange)?;
-    let (allowed, address) = (allowed(spec, answer), address(exchange));
-    if allowed.is_none() && matches!(answer.status.as_u16(), 200 | 404 | 410) {
-        state.forget(&address);
+    let (spec, state) = stale_if_error(context)?;
+    let (allowance, cache_key) = (stale_allowance(spec, response_head), cache_key(context));
+    if allowance.is_none() && matches!(response_head.status.as_u16(), 200 | 404 | 410) {
+        state.remove(&cache_key);
     }
-    let allowed =
-        allowed.filter(|allowed| may_be_kept_for(&head.headers, answer, allowed.is_public))?;
+    let allowance = allowance
+        .filter(|allowance| is_storable_for(&head.headers, response_head, allowance.is_public))?;
     let now = clock::now();
-    let kept = Kept {
-        headers: headers::passed_on(&answer.headers),
+    let entry = CachedResponse {
+        headers: headers::copy_end_to_end_headers(&response_head.headers),
         body: Bytes::new(),
-        at: now,
-        until: now + allowed.longest,
-        age: allowed.age,
-        is_public: allowed.is_public,
-        way: way(exchange, client).into(),
-        vary: varies(&head.headers, &answer.headers)?,
+        received_at: now,
+        expires_at: now + allowance.lifetime,
+        initial_age: allowance.age,
+        is_public: allowance.is_public,
+        forwarding_key: forwarding_key(context, client).into(),
+        vary: vary_values(&head.headers, &response_head.headers)?,
     };
-    Some(Box::new(Capture {
+    Some(Box::new(ResponseCapture {
         state: state.clone(),
-        address,
-        kept,
-        max: spec.max_entry_bytes,
+        cache_key,
+        entry,
+        max_body_bytes: spec.max_entry_bytes,
         body: BytesMut::new(),
     }))
 }
 
 /// The answer that is given instead of a failure, and how old it is; in shadow mode it is only said that there is one.
-pub(super) fn find(
-    exchange: &Exchange<'_>,
+pub(super) fn find_stale(
+    context: &RequestContext<'_>,
     client: &Client,
-) -> Option<(Arc<Kept>, Duration, Mode)> {
-    let (spec, state) = section(exchange)?;
+) -> Option<(Arc<CachedResponse>, Duration, Mode)> {
+    let (spec, state) = stale_if_error(context)?;
     let head = client.head();
-    let wants_no_other =
-        directives(&head.headers).any(|(name, _)| name == "no-cache" || name == "no-store");
-    if ![Method::GET, Method::HEAD].contains(&head.method) || wants_no_other {
+    let forbids_cached = cache_control_directives(&head.headers)
+        .any(|(name, _)| name == "no-cache" || name == "no-store");
+    if ![Method::GET, Method::HEAD].contains(&head.method) || forbids_cached {
         return None;
     }
     let now = clock::now();
-    let kept = state.find(
-        &address(exchange),
-        &way(exchange, client),
+    let entry = state.find(
+        &cache_key(context),
+        &forwarding_key(context, client),
         &head.headers,
         spec.max_age,
         now,
     );
-    let kept = kept.filter(|kept| kept.is_public || !is_personal(&head.headers))?;
+    let entry = entry.filter(|entry| entry.is_public || !has_credentials(&head.headers))?;
     let age = now
-        .saturating_duration_since(kept.at)
-        .saturating_add(kept.age);
-    Some((kept, age, spec.mode))
+        .saturating_duration_since(entry.received_at)
+        .saturating_add(entry.initial_age);
+    Some((entry, age, spec.mode))
 }
 
 /// What an answer allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Allowed {
+struct StaleAllowance {
     /// How long it may be given.
-    longest: Duration,
+    lifetime: Duration,
     /// How old it is.
     age: Duration,
     /// Whether to anybody, whoever it was made for.
@@ -189,66 +193,86 @@ struct Allowed {
 }
 
 /// Whether an answer to a GET allows that it is kept; none if it forbids it, or is too long.
-fn allowed(spec: &StaleSpec, answer: &ResponseHeader) -> Option<Allowed> {
-    let fields = &answer.headers;
-    let number = |name: HeaderName| {
-        fields
+fn stale_allowance(
+    spec: &StaleIfErrorSpec,
+    response_head: &ResponseHeader,
+) -> Option<StaleAllowance> {
+    let headers = &response_head.headers;
+    let parse_number = |name: HeaderName| {
+        headers
             .get(name)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.trim().parse::<u64>().ok())
     };
-    let is_too_long = number(header::CONTENT_LENGTH).is_some_and(|length| {
+    let is_too_long = parse_number(header::CONTENT_LENGTH).is_some_and(|length| {
         usize::try_from(length).map_or(true, |length| length > spec.max_entry_bytes)
     });
-    if answer.status != 200 || is_too_long {
+    if response_head.status != 200 || is_too_long {
         return None;
     }
-    let (mut is_public, mut fresh, mut stale_if_error, mut has_shared_age) =
+    let (mut is_public, mut fresh_seconds, mut stale_if_error_seconds, mut has_shared_age) =
         (false, 0, None, false);
-    for (name, value) in directives(fields) {
-        let seconds = || value.and_then(|value| value.trim_matches('"').parse::<u64>().ok());
+    for (name, value) in cache_control_directives(headers) {
+        let parse_seconds = || value.and_then(|value| value.trim_matches('"').parse::<u64>().ok());
         match name.as_str() {
             "private" | "no-store" | "no-cache" | "must-revalidate" | "proxy-revalidate" => {
                 return None;
             }
             "public" => is_public = true,
-            "max-age" if !has_shared_age => fresh = seconds().unwrap_or(0),
-            "s-maxage" => (is_public, has_shared_age, fresh) = (true, true, seconds().unwrap_or(0)),
-            "stale-if-error" => stale_if_error = seconds(),
+            "max-age" if !has_shared_age => fresh_seconds = parse_seconds().unwrap_or(0),
+            "s-maxage" => {
+                (is_public, has_shared_age, fresh_seconds) =
+                    (true, true, parse_seconds().unwrap_or(0))
+            }
+            "stale-if-error" => stale_if_error_seconds = parse_seconds(),
             _ => {}
         }
     }
-    let age = number(header::AGE).unwrap_or(0).min(MAX_AGE);
+    let age = parse_number(header::AGE).unwrap_or(0).min(MAX_AGE_SECONDS);
     // A time for shared caches alone means that it is to be asked again after it (RFC 9111 section 5.2.2.10), unless errors are excepted.
-    let stated = stale_if_error
-        .or(has_shared_age.then_some(0))
-        .map(|stale| Duration::from_secs(fresh.saturating_add(stale).saturating_sub(age)));
-    let longest = stated.map_or(spec.max_age, |stated| stated.min(spec.max_age));
-    (!longest.is_zero()).then_some(Allowed {
-        longest,
+    let stated_lifetime =
+        stale_if_error_seconds
+            .or(has_shared_age.then_some(0))
+            .map(|stale_seconds| {
+                Duration::from_secs(
+                    fresh_seconds
+                        .saturating_add(stale_seconds)
+                        .saturating_sub(age),
+                )
+            });
+    let lifetime = stated_lifetime.map_or(spec.max_age, |stated_lifetime| {
+        stated_lifetime.min(spec.max_age)
+    });
+    (!lifetime.is_zero()).then_some(StaleAllowance {
+        lifetime,
         age: Duration::from_secs(age),
         is_public,
     })
 }
 
 /// Whether an answer that may be kept may be kept from this request.
-fn may_be_kept_for(request: &HeaderMap, answer: &ResponseHeader, is_public: bool) -> bool {
-    let is_whole =
-        !request.contains_key(header::RANGE) && !answer.headers.contains_key(header::SET_COOKIE);
-    is_whole
-        && (is_public || !is_personal(request))
-        && !directives(request).any(|(name, _)| name == "no-store")
+fn is_storable_for(request: &HeaderMap, response_head: &ResponseHeader, is_public: bool) -> bool {
+    let is_complete = !request.contains_key(header::RANGE)
+        && !response_head.headers.contains_key(header::SET_COOKIE);
+    is_complete
+        && (is_public || !has_credentials(request))
+        && !cache_control_directives(request).any(|(name, _)| name == "no-store")
 }
 
 /// Whether a request says who is behind it.
-fn is_personal(request: &HeaderMap) -> bool {
-    PERSONAL.iter().any(|name| request.contains_key(name))
+fn has_credentials(request: &HeaderMap) -> bool {
+    CREDENTIAL_HEADERS
+        .iter()
+        .any(|name| request.contains_key(name))
 }
 
 /// What of the request the answer depends on; none if on more than the request says.
-fn varies(request: &HeaderMap, answer: &HeaderMap) -> Option<Vec<(HeaderName, Vec<HeaderValue>)>> {
+fn vary_values(
+    request: &HeaderMap,
+    response_headers: &HeaderMap,
+) -> Option<Vec<(HeaderName, Vec<HeaderValue>)>> {
     let mut vary = Vec::new();
-    for value in answer.get_all(header::VARY) {
+    for value in response_headers.get_all(header::VARY) {
         for name in value
             .to_str()
             .ok()?
@@ -265,8 +289,8 @@ fn varies(request: &HeaderMap, answer: &HeaderMap) -> Option<Vec<(HeaderName, Ve
 }
 
 /// The directives of `cache-control`, in lower case.
-fn directives(fields: &HeaderMap) -> impl Iterator<Item = (String, Option<&str>)> {
-    let values = fields
+fn cache_control_directives(headers: &HeaderMap) -> impl Iterator<Item = (String, Option<&str>)> {
+    let values = headers
         .get_all(header::CACHE_CONTROL)
         .into_iter()
         .filter_map(|value| value.to_str().ok());
@@ -281,9 +305,9 @@ fn directives(fields: &HeaderMap) -> impl Iterator<Item = (String, Option<&str>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::snapshot::Origin;
+    use crate::policy::snapshot::SectionOrigin;
 
-    fn fields(text: &'static str) -> HeaderMap {
+    fn parse_headers(text: &'static str) -> HeaderMap {
         let pairs = text.split('\n').filter_map(|line| line.split_once(": "));
         pairs
             .map(|(name, value)| {
@@ -296,27 +320,31 @@ mod tests {
     }
 
     /// For how many seconds an answer may be given, if it may be.
-    fn seconds(request: &'static str, status: u16, answer: &'static str) -> Option<u64> {
-        let spec = StaleSpec {
+    fn storable_seconds(
+        request: &'static str,
+        status: u16,
+        response_headers: &'static str,
+    ) -> Option<u64> {
+        let spec = StaleIfErrorSpec {
             mode: Mode::Enforce,
             max_age: Duration::from_secs(300),
             max_entry_bytes: 100,
             max_bytes: 1_000,
             name: "app".into(),
-            origin: Origin::BuiltIn,
+            origin: SectionOrigin::BuiltIn,
         };
         let mut head = ResponseHeader::build(status, None).expect("a status");
-        for (name, value) in &fields(answer) {
+        for (name, value) in &parse_headers(response_headers) {
             head.append_header(name.clone(), value).expect("a value");
         }
-        let request = fields(request);
-        let allowed = allowed(&spec, &head)
-            .filter(|allowed| may_be_kept_for(&request, &head, allowed.is_public))?;
-        varies(&request, &head.headers).map(|_| allowed.longest.as_secs())
+        let request = parse_headers(request);
+        let allowance = stale_allowance(&spec, &head)
+            .filter(|allowance| is_storable_for(&request, &head, allowance.is_public))?;
+        vary_values(&request, &head.headers).map(|_| allowance.lifetime.as_secs())
     }
 
     #[test]
-    fn what_a_shared_cache_may_keep_is_kept_and_nothing_else() {
+    fn only_responses_storable_by_a_shared_cache_are_stored() {
         let table = [
             ("", 200, "", Some(300)),
             ("", 200, "cache-control: max-age=60", Some(300)),
@@ -380,7 +408,7 @@ mod tests {
         ];
         for (request, status, answer, expected) in table {
             assert_eq!(
-                seconds(request, status, answer),
+                storable_seconds(request, status, answer),
                 expected,
                 "{request} / {status} {answer}"
             );

@@ -8,15 +8,15 @@ use pingora::{ErrorType, http::ResponseHeader, protocols::http::v1::client::Http
 
 use super::{
     headers::{self, RequestHead},
-    http2::{self, client::Fault},
-    pool::Idle,
+    http2::{self, client::StreamError},
+    pool::PooledConnection,
     rejection::Rejection,
     worker::Worker,
 };
 use crate::{
     state::endpoint::{ConnectionGuard, EndpointState},
     telemetry::reason::Reason,
-    transport::wire::Wire,
+    transport::wire::ConnectionHandle,
 };
 
 /// A connection to an endpoint, or a stream on one, with one exchange on it.
@@ -27,35 +27,35 @@ pub(super) struct Upstream {
 }
 
 enum UpstreamStream {
-    Http1(Http1),
-    Http2(Box<http2::client::Exchange>),
+    Http1(UpstreamHttp1),
+    Http2(Box<http2::client::ClientStream>),
 }
 
 /// A session of HTTP/1 on a connection of its own.
-struct Http1 {
+struct UpstreamHttp1 {
     /// Boxed, because it is handed on from step to step.
     session: Box<HttpSession>,
-    wire: Arc<Wire>,
-    guard: ConnectionGuard,
-    generation: u64,
+    handle: Arc<ConnectionHandle>,
+    connection_guard: ConnectionGuard,
+    certificate_generation: u64,
     /// What the wire had sent before this exchange.
-    sent_before: u64,
+    bytes_sent_at_start: u64,
 }
 
 impl Upstream {
-    pub(super) fn http1(connection: Idle, endpoint: Arc<EndpointState>) -> Self {
-        let Idle {
+    pub(super) fn from_http1(connection: PooledConnection, endpoint: Arc<EndpointState>) -> Self {
+        let PooledConnection {
             stream,
-            wire,
-            guard,
-            generation,
+            handle,
+            connection_guard,
+            certificate_generation,
         } = connection;
-        let http1 = Http1 {
+        let http1 = UpstreamHttp1 {
             session: Box::new(HttpSession::new(stream)),
-            sent_before: wire.sent(),
-            wire,
-            guard,
-            generation,
+            bytes_sent_at_start: handle.bytes_sent(),
+            handle,
+            connection_guard,
+            certificate_generation,
         };
         Self {
             stream: UpstreamStream::Http1(http1),
@@ -63,31 +63,34 @@ impl Upstream {
         }
     }
 
-    pub(super) fn http2(exchange: http2::client::Exchange, endpoint: Arc<EndpointState>) -> Self {
+    pub(super) fn from_http2(
+        stream: http2::client::ClientStream,
+        endpoint: Arc<EndpointState>,
+    ) -> Self {
         Self {
-            stream: UpstreamStream::Http2(Box::new(exchange)),
+            stream: UpstreamStream::Http2(Box::new(stream)),
             endpoint,
         }
     }
 
     /// Queues the head of a request.
     pub(super) async fn write_head(&mut self, head: RequestHead<'_>) -> Result<(), Rejection> {
-        let internal = || Rejection::of(Reason::InternalError);
+        let internal_error = || Rejection::from_reason(Reason::InternalError);
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
-                let head = head.http1().map_err(|_| internal())?;
+                let head = head.into_http1().map_err(|_| internal_error())?;
                 http1
                     .session
                     .write_request_header(head)
                     .await
                     .map(drop)
-                    .map_err(|_| internal())
+                    .map_err(|_| internal_error())
             }
-            UpstreamStream::Http2(exchange) => {
+            UpstreamStream::Http2(stream) => {
                 // A target that HTTP/1 can carry and HTTP/2 cannot is the client's.
-                exchange.write_head(
-                    head.http2()
-                        .map_err(|_| Rejection::of(Reason::BadRequest))?,
+                stream.write_head(
+                    head.into_http2()
+                        .map_err(|_| Rejection::from_reason(Reason::BadRequest))?,
                 );
                 Ok(())
             }
@@ -104,9 +107,9 @@ impl Upstream {
                 .write_body(piece)
                 .await
                 .map(drop)
-                .map_err(|_| Rejection::of(Reason::InternalError)),
-            UpstreamStream::Http2(exchange) => {
-                exchange.write(piece.clone());
+                .map_err(|_| Rejection::from_reason(Reason::InternalError)),
+            UpstreamStream::Http2(stream) => {
+                stream.write(piece.clone());
                 Ok(())
             }
         }
@@ -120,16 +123,16 @@ impl Upstream {
                 .finish_body()
                 .await
                 .map(drop)
-                .map_err(|_| Rejection::of(Reason::InternalError)),
-            UpstreamStream::Http2(exchange) => {
-                exchange.finish(trailers);
+                .map_err(|_| Rejection::from_reason(Reason::InternalError)),
+            UpstreamStream::Http2(stream) => {
+                stream.finish(trailers);
                 Ok(())
             }
         }
     }
 
     /// Queues bytes of a tunnel.
-    pub(super) async fn write_raw(&mut self, bytes: &Bytes) -> Result<(), Reason> {
+    pub(super) async fn write_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<(), Reason> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => http1
                 .session
@@ -142,19 +145,23 @@ impl Upstream {
     }
 
     /// Whether the backend has taken everything that was queued.
-    pub(super) fn is_pushed(&self) -> bool {
+    pub(super) fn is_flushed(&self) -> bool {
         match &self.stream {
-            UpstreamStream::Http1(http1) => http1.wire.is_pushed(),
-            UpstreamStream::Http2(exchange) => exchange.is_pushed(),
+            UpstreamStream::Http1(http1) => http1.handle.is_flushed(),
+            UpstreamStream::Http2(stream) => stream.is_flushed(),
         }
     }
 
     /// Waits for what happens next: what is wanted of the answer comes, or the backend takes what is queued for it. Can be dropped and
     /// begun again at any time.
-    pub(super) async fn next(&mut self, wanted: Await, may_push: bool) -> UpstreamEvent {
+    pub(super) async fn next_event(
+        &mut self,
+        interest: UpstreamInterest,
+        may_flush: bool,
+    ) -> UpstreamEvent {
         match &mut self.stream {
-            UpstreamStream::Http1(http1) => http1.next(wanted, may_push).await,
-            UpstreamStream::Http2(exchange) => exchange.next(wanted, may_push).await,
+            UpstreamStream::Http1(http1) => http1.next_event(interest, may_flush).await,
+            UpstreamStream::Http2(stream) => stream.next_event(interest, may_flush).await,
         }
     }
 
@@ -162,25 +169,25 @@ impl Upstream {
     pub(super) fn head(&self) -> Option<&ResponseHeader> {
         match &self.stream {
             UpstreamStream::Http1(http1) => http1.session.resp_header(),
-            UpstreamStream::Http2(exchange) => exchange.head(),
+            UpstreamStream::Http2(stream) => stream.head(),
         }
     }
 
     /// Whether any byte of this exchange's request may have been read by the backend.
-    pub(super) fn has_sent(&self) -> bool {
+    pub(super) fn has_sent_request(&self) -> bool {
         match &self.stream {
             UpstreamStream::Http1(http1) => {
-                http1.wire.sent() > http1.sent_before
-                    && !http1.wire.closed_before(http1.sent_before)
+                http1.handle.bytes_sent() > http1.bytes_sent_at_start
+                    && !http1.handle.peer_closed_before(http1.bytes_sent_at_start)
             }
-            UpstreamStream::Http2(exchange) => exchange.has_sent(),
+            UpstreamStream::Http2(stream) => stream.has_sent_request(),
         }
     }
 
     /// Takes note that no answer came in time.
-    pub(super) fn timed_out(&self) {
-        if let UpstreamStream::Http2(exchange) = &self.stream {
-            exchange.timed_out();
+    pub(super) fn record_timeout(&self) {
+        if let UpstreamStream::Http2(stream) = &self.stream {
+            stream.record_timeout();
         }
     }
 
@@ -190,7 +197,7 @@ impl Upstream {
     }
 
     /// From here on bytes are written as they are.
-    pub(super) fn become_tunnel(&mut self) {
+    pub(super) fn switch_to_tunnel(&mut self) {
         if let UpstreamStream::Http1(http1) = &mut self.stream {
             http1.session.maybe_upgrade_body_writer();
         }
@@ -200,15 +207,15 @@ impl Upstream {
     pub(super) fn is_body_done(&mut self) -> bool {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => http1.session.is_body_done(),
-            UpstreamStream::Http2(exchange) => exchange.is_body_done(),
+            UpstreamStream::Http2(stream) => stream.is_body_done(),
         }
     }
 
     /// Reads a piece of the answer; `None` at its end.
     pub(super) async fn read(&mut self) -> Result<Option<Bytes>, Reason> {
-        match self.next(Await::Body, false).await {
+        match self.next_event(UpstreamInterest::Body, false).await {
             UpstreamEvent::Body(read) => read,
-            UpstreamEvent::Head(_) | UpstreamEvent::Pushed(_) => Err(Reason::InternalError),
+            UpstreamEvent::Head(_) | UpstreamEvent::Flushed(_) => Err(Reason::InternalError),
         }
     }
 
@@ -216,7 +223,7 @@ impl Upstream {
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
         match &self.stream {
             UpstreamStream::Http1(_) => None,
-            UpstreamStream::Http2(exchange) => exchange.trailers(),
+            UpstreamStream::Http2(stream) => stream.trailers(),
         }
     }
 
@@ -224,67 +231,69 @@ impl Upstream {
     pub(super) async fn release(self, worker: &Worker, is_request_complete: bool, now: Instant) {
         let mut http1 = match self.stream {
             UpstreamStream::Http1(http1) => http1,
-            UpstreamStream::Http2(exchange) => return exchange.end(now),
+            UpstreamStream::Http2(exchange) => return exchange.release(now),
         };
-        if !is_request_complete || !http1.wire.is_pushed() || !http1.session.is_body_done() {
+        if !is_request_complete || !http1.handle.is_flushed() || !http1.session.is_body_done() {
             return;
         }
         if let Some(hint) = http1
             .session
             .resp_header()
-            .and_then(headers::keep_alive_hint)
+            .and_then(headers::parse_keep_alive_timeout)
         {
-            self.endpoint.learn_idle_close(hint, now);
+            self.endpoint.record_idle_close(hint, now);
         }
         http1.session.respect_keepalive();
         if let Some(stream) = http1.session.reuse().await {
-            let idle = Idle {
+            let pooled = PooledConnection {
                 stream,
-                wire: http1.wire,
-                guard: http1.guard,
-                generation: http1.generation,
+                handle: http1.handle,
+                connection_guard: http1.connection_guard,
+                certificate_generation: http1.certificate_generation,
             };
-            worker.pool().put(&self.endpoint, idle, now);
+            worker.pool().put(&self.endpoint, pooled, now);
         }
     }
 }
 
-impl Http1 {
-    async fn next(&mut self, wanted: Await, may_push: bool) -> UpstreamEvent {
-        let Self { session, wire, .. } = self;
+impl UpstreamHttp1 {
+    async fn next_event(&mut self, interest: UpstreamInterest, may_flush: bool) -> UpstreamEvent {
+        let Self {
+            session, handle, ..
+        } = self;
         let read = async {
-            match wanted {
-                Await::Head => {
+            match interest {
+                UpstreamInterest::Head => {
                     UpstreamEvent::Head(session.read_response().await.map(drop).map_err(|error| {
                         match error.etype {
-                            ErrorType::InvalidHTTPHeader => Fault::Protocol,
-                            _ => Fault::Reset,
+                            ErrorType::InvalidHTTPHeader => StreamError::Protocol,
+                            _ => StreamError::Reset,
                         }
                     }))
                 }
-                Await::Body => UpstreamEvent::Body(
+                UpstreamInterest::Body => UpstreamEvent::Body(
                     session
                         .read_body_bytes()
                         .await
                         .map_err(|_| Reason::UpstreamReset),
                 ),
-                Await::Nothing => std::future::pending().await,
+                UpstreamInterest::Nothing => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
             // A backend that floods us must not keep its own side of a tunnel waiting. Before the answer it is the other way round: what
             // a backend has said before it closed counts, even if it takes no more.
-            pushed = wire.push(), if wanted != Await::Head && may_push && !wire.is_pushed() => UpstreamEvent::Pushed(pushed.is_ok()),
+            flushed = handle.flush(), if interest != UpstreamInterest::Head && may_flush && !handle.is_flushed() => UpstreamEvent::Flushed(flushed.is_ok()),
             event = read => event,
-            pushed = wire.push(), if wanted == Await::Head && may_push && !wire.is_pushed() => UpstreamEvent::Pushed(pushed.is_ok()),
+            flushed = handle.flush(), if interest == UpstreamInterest::Head && may_flush && !handle.is_flushed() => UpstreamEvent::Flushed(flushed.is_ok()),
         }
     }
 }
 
 /// What is waited for of a backend, besides its taking what is queued for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Await {
+pub(super) enum UpstreamInterest {
     /// The head of its answer, or of an interim one.
     Head,
     /// More of its answer.
@@ -296,9 +305,9 @@ pub(super) enum Await {
 /// What a backend did.
 pub(super) enum UpstreamEvent {
     /// A head came.
-    Head(Result<(), Fault>),
+    Head(Result<(), StreamError>),
     /// A piece of the answer came, or its end.
     Body(Result<Option<Bytes>, Reason>),
     /// Whether it took what was queued for it.
-    Pushed(bool),
+    Flushed(bool),
 }

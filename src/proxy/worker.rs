@@ -15,38 +15,42 @@ use tokio::{
     sync::watch,
 };
 
-use super::pool::Pool;
+use super::pool::ConnectionPool;
 use crate::{
     clock,
     state::{
         State,
-        endpoint::{EndpointState, TooMany},
+        endpoint::{ConnectionLimitReached, EndpointState},
     },
 };
 
 /// How often idle connections are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the tasks of a worker share.
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) state: Arc<State>,
     /// The pools of all workers; a worker takes from and puts into its own.
-    pools: Arc<[Pool]>,
-    number: usize,
+    pools: Arc<[ConnectionPool]>,
+    index: usize,
 }
 
 impl Worker {
     /// This worker's own pool.
-    pub(super) fn pool(&self) -> &Pool {
-        &self.pools[self.number]
+    pub(super) fn pool(&self) -> &ConnectionPool {
+        &self.pools[self.index]
     }
 
     /// Closes one idle connection to the backend of an endpoint, wherever it is kept.
-    pub(super) fn evict_one(&self, endpoint: &EndpointState, reached: TooMany) -> bool {
+    pub(super) fn evict_idle_connection(
+        &self,
+        endpoint: &EndpointState,
+        reached_limit: ConnectionLimitReached,
+    ) -> bool {
         self.pools
             .iter()
-            .any(|pool| pool.evict_one(endpoint, reached))
+            .any(|pool| pool.evict_idle_connection(endpoint, reached_limit))
     }
 }
 
@@ -65,35 +69,35 @@ impl WorkerHandle {
     /// # Errors
     /// If the system gives no thread or no event queue.
     pub fn start_all(count: usize, state: &Arc<State>) -> io::Result<Vec<Self>> {
-        let pools: Arc<[Pool]> = (0..count).map(|_| Pool::default()).collect();
+        let pools: Arc<[ConnectionPool]> = (0..count).map(|_| ConnectionPool::default()).collect();
         (0..count)
-            .map(|number| Self::start(number, state.clone(), pools.clone()))
+            .map(|index| Self::start(index, state.clone(), pools.clone()))
             .collect()
     }
 
-    fn start(number: usize, state: Arc<State>, pools: Arc<[Pool]>) -> io::Result<Self> {
+    fn start(index: usize, state: Arc<State>, pools: Arc<[ConnectionPool]>) -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let worker = Arc::new(Worker {
             state,
             pools,
-            number,
+            index,
         });
         let (stop, mut stopped) = watch::channel(false);
         let handle = runtime.handle().clone();
-        worker.state.lifecycle.beat(number, clock::now());
-        let swept = worker.clone();
+        worker.state.lifecycle.record_heartbeat(index, clock::now());
+        let sweeping_worker = worker.clone();
         let thread = thread::Builder::new()
-            .name(format!("worker-{number}"))
+            .name(format!("worker-{index}"))
             .spawn(move || {
                 runtime.block_on(async move {
                     loop {
                         tokio::select! {
-                            () = clock::sleep(SWEEP) => {
+                            () = clock::sleep(SWEEP_INTERVAL) => {
                                 let now = clock::now();
-                                swept.pool().sweep(now);
-                                swept.state.lifecycle.beat(number, now);
+                                sweeping_worker.pool().sweep(now);
+                                sweeping_worker.state.lifecycle.record_heartbeat(index, now);
                             }
                             _ = stopped.changed() => break,
                         }

@@ -22,21 +22,21 @@
 use std::time::{Duration, Instant};
 
 /// Looked at over so long.
-const WINDOW: Duration = Duration::from_millis(100);
+const WINDOW_DURATION: Duration = Duration::from_millis(100);
 /// And over at least so many calls.
-const MINIMUM_CALLS: u32 = 50;
+const MIN_WINDOW_CALLS: u32 = 50;
 /// Windows that the view of what is usual remembers, once it has so many.
-const USUAL: u32 = 100;
+const BASELINE_WINDOWS: u32 = 100;
 /// While calls take no longer than this times the least, a limit that is new grows fast.
-const STEADY: f64 = 1.2;
+const SLOW_START_TOLERANCE: f64 = 1.2;
 /// How much slower than usual is usual, for Gradient2.
-const TOLERANCE: f64 = 1.5;
+const LATENCY_TOLERANCE: f64 = 1.5;
 /// Vegas looks for a new least latency after so many windows, times the limit.
 const PROBE_FACTOR: f64 = 30.0;
 
 /// A way to find the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Algorithm {
+pub enum LimitAlgorithm {
     /// Compares latency with its own past.
     #[default]
     Gradient2,
@@ -50,7 +50,7 @@ pub enum Algorithm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdaptiveConfig {
     /// How.
-    pub algorithm: Algorithm,
+    pub algorithm: LimitAlgorithm,
     /// Never below; at least 1.
     pub min_limit: u32,
     /// Never above; at least the least.
@@ -59,11 +59,11 @@ pub struct AdaptiveConfig {
 
 /// How it was when a call began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
+pub struct CallStart {
     /// Calls in flight, with this one.
     pub in_flight: u32,
     /// Whether there was no room for another.
-    pub is_full: bool,
+    pub is_at_limit: bool,
 }
 
 /// A limit that moves.
@@ -71,37 +71,37 @@ pub struct Start {
 pub struct AdaptiveLimit {
     config: AdaptiveConfig,
     limit: f64,
-    window: Window,
+    current_window: SampleWindow,
     /// Whether it still grows fast.
-    is_starting: bool,
+    is_in_slow_start: bool,
     /// Gradient2: what is usual, in seconds, and the windows that it was learned from.
-    usual: f64,
-    windows: u32,
+    baseline_seconds: f64,
+    baseline_windows: u32,
     /// Vegas: the least latency in seconds, the windows since it was looked for, and a limit with the latency that it had.
-    least: f64,
-    since_probe: f64,
-    held: (f64, f64),
+    min_latency_seconds: f64,
+    windows_since_min_latency: f64,
+    higher_limit_and_latency: (f64, f64),
 }
 
 #[derive(Debug, Clone)]
-struct Window {
-    began: Instant,
+struct SampleWindow {
+    started_at: Instant,
     calls: u32,
-    seconds: f64,
-    most_in_flight: u32,
+    latency_sum_seconds: f64,
+    max_in_flight: u32,
     /// Whether the limit held when one of the calls began.
-    was_full: bool,
+    was_at_limit: bool,
     has_dropped: bool,
 }
 
-impl Window {
+impl SampleWindow {
     fn new(began: Instant) -> Self {
         Self {
-            began,
+            started_at: began,
             calls: 0,
-            seconds: 0.0,
-            most_in_flight: 0,
-            was_full: false,
+            latency_sum_seconds: 0.0,
+            max_in_flight: 0,
+            was_at_limit: false,
             has_dropped: false,
         }
     }
@@ -111,8 +111,8 @@ impl AdaptiveLimit {
     /// Begins at the lowest limit, AIMD with 20 within the bounds.
     #[must_use]
     pub fn new(config: AdaptiveConfig, now: Instant) -> Self {
-        let (least, most) = bounds(&config);
-        let is_starting = config.algorithm != Algorithm::Aimd;
+        let (least, most) = limit_bounds(&config);
+        let is_starting = config.algorithm != LimitAlgorithm::Aimd;
         let limit = if is_starting {
             least
         } else {
@@ -121,13 +121,13 @@ impl AdaptiveLimit {
         Self {
             config,
             limit,
-            window: Window::new(now),
-            is_starting,
-            usual: 0.0,
-            windows: 0,
-            least: 0.0,
-            since_probe: 0.0,
-            held: (f64::MAX, 0.0),
+            current_window: SampleWindow::new(now),
+            is_in_slow_start: is_starting,
+            baseline_seconds: 0.0,
+            baseline_windows: 0,
+            min_latency_seconds: 0.0,
+            windows_since_min_latency: 0.0,
+            higher_limit_and_latency: (f64::MAX, 0.0),
         }
     }
 
@@ -151,84 +151,95 @@ impl AdaptiveLimit {
 
     /// Follows other numbers; what was learned is kept within the new bounds.
     pub fn reconfigure(&mut self, config: AdaptiveConfig) {
-        let (least, most) = bounds(&config);
+        let (least, most) = limit_bounds(&config);
         self.config = config;
         self.limit = self.limit.clamp(least, most);
     }
 
     /// Takes a call into account that ended, and took so long. Whether the limit is another now.
-    pub fn note(&mut self, took: Duration, start: Start, is_drop: bool, now: Instant) -> bool {
-        let window = &mut self.window;
-        window.most_in_flight = window.most_in_flight.max(start.in_flight);
-        window.was_full |= start.is_full;
+    pub fn record_sample(
+        &mut self,
+        took: Duration,
+        start: CallStart,
+        is_drop: bool,
+        now: Instant,
+    ) -> bool {
+        let window = &mut self.current_window;
+        window.max_in_flight = window.max_in_flight.max(start.in_flight);
+        window.was_at_limit |= start.is_at_limit;
         window.has_dropped |= is_drop;
         // How soon a call is refused says nothing about how long one takes.
         if !is_drop {
             window.calls += 1;
-            window.seconds += took.as_secs_f64();
+            window.latency_sum_seconds += took.as_secs_f64();
         }
-        let is_over = now.saturating_duration_since(window.began) >= WINDOW
-            && (window.calls >= MINIMUM_CALLS || window.has_dropped);
+        let is_over = now.saturating_duration_since(window.started_at) >= WINDOW_DURATION
+            && (window.calls >= MIN_WINDOW_CALLS || window.has_dropped);
         if !is_over {
             return false;
         }
-        let window = std::mem::replace(&mut self.window, Window::new(now));
+        let window = std::mem::replace(&mut self.current_window, SampleWindow::new(now));
         let before = self.limit();
-        let next = self.next(&window);
-        let (least, most) = bounds(&self.config);
+        let next = self.compute_next_limit(&window);
+        let (least, most) = limit_bounds(&self.config);
         self.limit = next.clamp(least, most);
         before != self.limit()
     }
 
-    fn next(&mut self, window: &Window) -> f64 {
+    fn compute_next_limit(&mut self, window: &SampleWindow) -> f64 {
         let latency = (window.calls > 0)
-            .then(|| window.seconds / f64::from(window.calls))
+            .then(|| window.latency_sum_seconds / f64::from(window.calls))
             .filter(|latency| *latency > 0.0);
         match self.config.algorithm {
-            Algorithm::Gradient2 => self.gradient(latency, window),
-            Algorithm::Vegas => self.vegas(latency, window),
-            Algorithm::Aimd if window.has_dropped => self.limit * 0.9,
-            Algorithm::Aimd => self.limit + if self.is_idle(window) { 0.0 } else { 1.0 },
+            LimitAlgorithm::Gradient2 => self.compute_gradient2_limit(latency, window),
+            LimitAlgorithm::Vegas => self.compute_vegas_limit(latency, window),
+            LimitAlgorithm::Aimd if window.has_dropped => self.limit * 0.9,
+            LimitAlgorithm::Aimd => self.limit + if self.is_underused(window) { 0.0 } else { 1.0 },
         }
     }
 
-    fn gradient(&mut self, latency: Option<f64>, window: &Window) -> f64 {
+    fn compute_gradient2_limit(&mut self, latency: Option<f64>, window: &SampleWindow) -> f64 {
         let Some(latency) = latency else {
-            return self.without_latency(window);
+            return self.compute_limit_without_latency(window);
         };
         // In shadow more may be in flight than the limit says; then it is not for the limit how long calls take.
-        let holds = f64::from(window.most_in_flight) <= self.limit;
-        if self.is_at_floor() && holds || self.windows == 0 {
-            (self.usual, self.windows, self.is_starting) = (latency, 1, true);
-        } else if !window.was_full {
-            self.windows = (self.windows + 1).min(USUAL);
-            self.usual += (latency - self.usual) / f64::from(self.windows);
+        let is_within_limit = f64::from(window.max_in_flight) <= self.limit;
+        if self.is_at_min_limit() && is_within_limit || self.baseline_windows == 0 {
+            (
+                self.baseline_seconds,
+                self.baseline_windows,
+                self.is_in_slow_start,
+            ) = (latency, 1, true);
+        } else if !window.was_at_limit {
+            self.baseline_windows = (self.baseline_windows + 1).min(BASELINE_WINDOWS);
+            self.baseline_seconds +=
+                (latency - self.baseline_seconds) / f64::from(self.baseline_windows);
         } else {
             // What it does at best, it can do; at once while the limit is new, else slowly, because one quick window proves little.
-            let weight = if self.is_starting {
+            let weight = if self.is_in_slow_start {
                 1.0
             } else {
-                1.0 / f64::from(USUAL)
+                1.0 / f64::from(BASELINE_WINDOWS)
             };
-            self.usual += (latency - self.usual).min(0.0) * weight;
+            self.baseline_seconds += (latency - self.baseline_seconds).min(0.0) * weight;
         }
-        if self.is_idle(window) {
+        if self.is_underused(window) {
             return self.limit;
         }
-        if self.is_starting {
-            self.is_starting = latency <= STEADY * self.usual;
-            return if self.is_starting {
+        if self.is_in_slow_start {
+            self.is_in_slow_start = latency <= SLOW_START_TOLERANCE * self.baseline_seconds;
+            return if self.is_in_slow_start {
                 self.limit * 1.5
             } else {
                 self.limit
             };
         }
-        let gradient = (TOLERANCE * self.usual / latency).clamp(0.5, 1.0);
+        let gradient = (LATENCY_TOLERANCE * self.baseline_seconds / latency).clamp(0.5, 1.0);
         let headroom = if gradient < 1.0 { 0.0 } else { 4.0 };
         0.8 * self.limit + 0.2 * (gradient * self.limit + headroom)
     }
 
-    fn vegas(&mut self, latency: Option<f64>, window: &Window) -> f64 {
+    fn compute_vegas_limit(&mut self, latency: Option<f64>, window: &SampleWindow) -> f64 {
         let step = self.limit.log10().max(1.0);
         if window.has_dropped {
             return self.limit - step;
@@ -236,25 +247,30 @@ impl AdaptiveLimit {
         let Some(latency) = latency else {
             return self.limit;
         };
-        self.since_probe += 1.0;
-        let may_forget = self.since_probe > PROBE_FACTOR * self.limit && !window.was_full
-            || self.is_insensitive(latency);
-        if self.least <= 0.0 || latency < self.least || may_forget || self.is_at_floor() {
-            self.is_starting |= self.is_at_floor();
-            (self.least, self.since_probe) = (latency, 0.0);
+        self.windows_since_min_latency += 1.0;
+        let should_reset_min_latency = self.windows_since_min_latency > PROBE_FACTOR * self.limit
+            && !window.was_at_limit
+            || self.is_latency_unchanged_by_limit(latency);
+        if self.min_latency_seconds <= 0.0
+            || latency < self.min_latency_seconds
+            || should_reset_min_latency
+            || self.is_at_min_limit()
+        {
+            self.is_in_slow_start |= self.is_at_min_limit();
+            (self.min_latency_seconds, self.windows_since_min_latency) = (latency, 0.0);
         }
-        if self.is_idle(window) {
+        if self.is_underused(window) {
             return self.limit;
         }
-        if self.is_starting {
-            self.is_starting = latency <= STEADY * self.least;
-            return if self.is_starting {
+        if self.is_in_slow_start {
+            self.is_in_slow_start = latency <= SLOW_START_TOLERANCE * self.min_latency_seconds;
+            return if self.is_in_slow_start {
                 self.limit * 1.5
             } else {
                 self.limit
             };
         }
-        let queue = (self.limit * (1.0 - self.least / latency)).ceil();
+        let queue = (self.limit * (1.0 - self.min_latency_seconds / latency)).ceil();
         if queue <= step {
             self.limit + 6.0 * step
         } else if queue < 3.0 * step {
@@ -267,17 +283,17 @@ impl AdaptiveLimit {
     }
 
     /// Whether calls take as long as they did with a higher limit: then they do not queue, and are as quick as they can be.
-    fn is_insensitive(&mut self, latency: f64) -> bool {
-        let (limit, before) = self.held;
+    fn is_latency_unchanged_by_limit(&mut self, latency: f64) -> bool {
+        let (limit, before) = self.higher_limit_and_latency;
         if self.limit < limit && self.limit > limit * 0.92 {
             return false;
         }
-        self.held = (self.limit, latency);
+        self.higher_limit_and_latency = (self.limit, latency);
         self.limit < limit && (latency / before - 1.0).abs() <= 0.03
     }
 
     /// Nothing but drops: there is no latency to go by.
-    fn without_latency(&self, window: &Window) -> f64 {
+    fn compute_limit_without_latency(&self, window: &SampleWindow) -> f64 {
         if window.has_dropped {
             self.limit * 0.9
         } else {
@@ -285,16 +301,16 @@ impl AdaptiveLimit {
         }
     }
 
-    fn is_at_floor(&self) -> bool {
-        self.limit <= bounds(&self.config).0
+    fn is_at_min_limit(&self) -> bool {
+        self.limit <= limit_bounds(&self.config).0
     }
 
-    fn is_idle(&self, window: &Window) -> bool {
-        !window.was_full && f64::from(window.most_in_flight) * 2.0 < self.limit
+    fn is_underused(&self, window: &SampleWindow) -> bool {
+        !window.was_at_limit && f64::from(window.max_in_flight) * 2.0 < self.limit
     }
 }
 
-fn bounds(config: &AdaptiveConfig) -> (f64, f64) {
+fn limit_bounds(config: &AdaptiveConfig) -> (f64, f64) {
     let least = config.min_limit.max(1);
     (least.into(), config.max_limit.max(least).into())
 }

@@ -33,35 +33,35 @@ pub struct AdmissionConfig {
 
 /// Calls, and the good ones of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Calls {
+pub struct AdmissionCounts {
     /// All.
-    pub all: u32,
+    pub total: u32,
     /// Good ones.
-    pub good: u32,
+    pub successes: u32,
 }
 
-impl AddAssign for Calls {
+impl AddAssign for AdmissionCounts {
     fn add_assign(&mut self, other: Self) {
-        self.all += other.all;
-        self.good += other.good;
+        self.total += other.total;
+        self.successes += other.successes;
     }
 }
 
-impl SubAssign for Calls {
+impl SubAssign for AdmissionCounts {
     fn sub_assign(&mut self, other: Self) {
-        self.all -= other.all;
-        self.good -= other.good;
+        self.total -= other.total;
+        self.successes -= other.successes;
     }
 }
 
 /// How a backend has answered.
 #[derive(Debug, Clone)]
-pub struct AdmissionControl {
+pub struct AdmissionController {
     config: AdmissionConfig,
-    window: SlidingWindow<Calls>,
+    window: SlidingWindow<AdmissionCounts>,
 }
 
-impl AdmissionControl {
+impl AdmissionController {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: AdmissionConfig, now: Instant) -> Self {
@@ -78,29 +78,30 @@ impl AdmissionControl {
     }
 
     /// Counts a call that was made.
-    pub fn note(&mut self, is_good: bool, now: Instant) {
+    pub fn record_result(&mut self, is_success: bool, now: Instant) {
         self.window.add(
-            Calls {
-                all: 1,
-                good: u32::from(is_good),
+            AdmissionCounts {
+                total: 1,
+                successes: u32::from(is_success),
             },
             now,
         );
     }
 
     /// What is in the window.
-    pub fn calls(&mut self, now: Instant) -> Calls {
+    pub fn counts(&mut self, now: Instant) -> AdmissionCounts {
         self.window.total(now)
     }
 
     /// The probability of a refusal now.
-    pub fn rejection(&mut self, now: Instant) -> Ratio {
-        let Calls { all, good } = self.window.total(now);
-        let all = f64::from(all);
-        if all / self.config.window.as_secs_f64() < f64::from(self.config.min_request_rate) {
+    pub fn rejection_probability(&mut self, now: Instant) -> Ratio {
+        let AdmissionCounts { total, successes } = self.window.total(now);
+        let total = f64::from(total);
+        if total / self.config.window.as_secs_f64() < f64::from(self.config.min_request_rate) {
             return Ratio::ZERO;
         }
-        let excess = (all - f64::from(good) / self.config.min_success_rate.value()) / (all + 1.0);
+        let excess =
+            (total - f64::from(successes) / self.config.min_success_rate.value()) / (total + 1.0);
         let probability = excess
             .max(0.0)
             .powf(self.config.aggression.recip())
@@ -110,8 +111,8 @@ impl AdmissionControl {
 
     /// Whether a call may be made; `random` is uniform in `0..1`.
     #[must_use]
-    pub fn admits(&mut self, random: f64, now: Instant) -> bool {
-        random >= self.rejection(now).value()
+    pub fn should_admit(&mut self, random: f64, now: Instant) -> bool {
+        random >= self.rejection_probability(now).value()
     }
 }
 
@@ -131,15 +132,15 @@ mod tests {
         }
     }
 
-    fn after(config: AdmissionConfig, all: u32, good: u32) -> f64 {
+    fn rejection_percent_after(config: AdmissionConfig, total: u32, successes: u32) -> f64 {
         let start = some_instant();
-        let mut control = AdmissionControl::new(config, start);
-        (0..all).for_each(|call| control.note(call < good, start));
-        control.rejection(start).percent()
+        let mut control = AdmissionController::new(config, start);
+        (0..total).for_each(|call| control.record_result(call < successes, start));
+        control.rejection_probability(start).percent()
     }
 
     #[test]
-    fn the_share_that_is_refused_follows_the_formula() {
+    fn the_rejection_probability_follows_the_formula() {
         let table = [
             (1_000, 1_000, 0.0),
             (1_000, 950, 0.0),
@@ -149,11 +150,11 @@ mod tests {
             (149, 0, 0.0),
             (150, 0, 80.0),
         ];
-        for (all, good, expected) in table {
-            let percent = after(config(), all, good);
+        for (total, successes, expected) in table {
+            let percent = rejection_percent_after(config(), total, successes);
             assert!(
                 (percent - expected).abs() < 0.001,
-                "{good} of {all}: {percent}"
+                "{successes} of {total}: {percent}"
             );
         }
         let eager = AdmissionConfig {
@@ -161,27 +162,27 @@ mod tests {
             ..config()
         };
         assert!(
-            (after(eager, 1_000, 900) - 22.930).abs() < 0.001,
+            (rejection_percent_after(eager, 1_000, 900) - 22.930).abs() < 0.001,
             "the square root: {}",
-            after(eager, 1_000, 900)
+            rejection_percent_after(eager, 1_000, 900)
         );
     }
 
     #[test]
-    fn a_backend_that_recovers_is_asked_all_again() {
+    fn a_recovered_backend_receives_all_requests_again() {
         let start = some_instant();
-        let mut control = AdmissionControl::new(config(), start);
-        let (mut dice, mut refused) = (1_u64, [0_u32; 4]);
+        let mut control = AdmissionController::new(config(), start);
+        let (mut seed, mut refused) = (1_u64, [0_u32; 4]);
         for call in 0..40_000_u32 {
-            dice = dice
+            seed = seed
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
             let random =
-                f64::from(u32::try_from(dice >> 32).expect("32 bits")) / f64::from(u32::MAX);
+                f64::from(u32::try_from(seed >> 32).expect("32 bits")) / f64::from(u32::MAX);
             // A hundred calls a second; from 100 s to 200 s all that are made fail.
             let now = start + Duration::from_millis(10) * call;
-            if control.admits(random, now) {
-                control.note(!(10_000..20_000).contains(&call), now);
+            if control.should_admit(random, now) {
+                control.record_result(!(10_000..20_000).contains(&call), now);
             } else {
                 refused[(call / 10_000) as usize] += 1;
             }

@@ -7,49 +7,52 @@
 
 /// A bucket's times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bucket {
+pub struct GcraBucket {
     /// In which one token comes back.
-    pub interval: u64,
+    pub interval_nanos: u64,
     /// Tokens that it holds.
     pub burst: u32,
 }
 
 /// Tokens that were taken, perhaps in advance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Taken {
+pub struct TakenTokens {
     /// The bucket's new time.
-    pub arrival: u64,
+    pub arrival_nanos: u64,
     /// How long to wait until they are there.
-    pub wait: u64,
+    pub wait_nanos: u64,
 }
 
-impl Bucket {
+impl GcraBucket {
     /// The time in which an empty bucket is full again.
     #[must_use]
-    pub fn burst_time(&self) -> u64 {
-        self.interval.saturating_mul(self.burst.into())
+    pub fn burst_nanos(&self) -> u64 {
+        self.interval_nanos.saturating_mul(self.burst.into())
     }
 
     /// Takes `cost` tokens, if they are there now or within `max_wait`.
     ///
     /// # Errors
     /// How long it takes until they could be had without a wait.
-    pub fn take(
+    pub fn try_take(
         &self,
-        arrival: Option<u64>,
+        arrival_nanos: Option<u64>,
         cost: u32,
-        max_wait: u64,
-        now: u64,
-    ) -> Result<Taken, u64> {
-        let arrival = arrival
+        max_wait_nanos: u64,
+        now_nanos: u64,
+    ) -> Result<TakenTokens, u64> {
+        let arrival_nanos = arrival_nanos
             .unwrap_or_default()
-            .max(now)
-            .saturating_add(self.interval.saturating_mul(cost.into()));
-        let wait = arrival
-            .saturating_sub(now)
-            .saturating_sub(self.burst_time());
-        if wait <= max_wait {
-            Ok(Taken { arrival, wait })
+            .max(now_nanos)
+            .saturating_add(self.interval_nanos.saturating_mul(cost.into()));
+        let wait = arrival_nanos
+            .saturating_sub(now_nanos)
+            .saturating_sub(self.burst_nanos());
+        if wait <= max_wait_nanos {
+            Ok(TakenTokens {
+                arrival_nanos,
+                wait_nanos: wait,
+            })
         } else {
             Err(wait)
         }
@@ -57,19 +60,19 @@ impl Bucket {
 
     /// Charges `tokens` that were used already; the new time. A debt is at most what the bucket holds, whatever the bill says.
     #[must_use]
-    pub fn charge(&self, arrival: Option<u64>, tokens: u64, now: u64) -> u64 {
-        let arrival = arrival.unwrap_or_default().max(now);
-        let most = now.saturating_add(self.burst_time().saturating_mul(2));
-        arrival
-            .saturating_add(self.interval.saturating_mul(tokens))
-            .min(most.max(arrival))
+    pub fn charge(&self, arrival_nanos: Option<u64>, tokens: u64, now_nanos: u64) -> u64 {
+        let arrival_nanos = arrival_nanos.unwrap_or_default().max(now_nanos);
+        let most = now_nanos.saturating_add(self.burst_nanos().saturating_mul(2));
+        arrival_nanos
+            .saturating_add(self.interval_nanos.saturating_mul(tokens))
+            .min(most.max(arrival_nanos))
     }
 
     /// The whole tokens that are there.
     #[must_use]
-    pub fn left(&self, arrival: Option<u64>, now: u64) -> u32 {
-        let missing = arrival.unwrap_or_default().saturating_sub(now);
-        u32::try_from(self.burst_time().saturating_sub(missing) / self.interval.max(1))
+    pub fn remaining(&self, arrival_nanos: Option<u64>, now_nanos: u64) -> u32 {
+        let missing = arrival_nanos.unwrap_or_default().saturating_sub(now_nanos);
+        u32::try_from(self.burst_nanos().saturating_sub(missing) / self.interval_nanos.max(1))
             .unwrap_or(u32::MAX)
     }
 }
@@ -80,57 +83,60 @@ mod tests {
 
     const MILLI: u64 = 1_000_000;
     /// 100 a second, 5 at once.
-    const BUCKET: Bucket = Bucket {
-        interval: 10 * MILLI,
+    const BUCKET: GcraBucket = GcraBucket {
+        interval_nanos: 10 * MILLI,
         burst: 5,
     };
 
     /// A bucket of tokens that trickle, as one would write it down; in parts of a token, so that sums are exact.
-    struct Naive {
-        parts: i64,
-        at: u64,
+    struct NaiveBucket {
+        token_nanos: i64,
+        updated_at_nanos: u64,
     }
 
-    const TOKEN: i64 = BUCKET.interval.cast_signed();
+    const TOKEN_NANOS: i64 = BUCKET.interval_nanos.cast_signed();
 
-    impl Naive {
-        fn left(&mut self, now: u64) -> i64 {
-            self.parts =
-                (self.parts + (now - self.at).cast_signed()).min(i64::from(BUCKET.burst) * TOKEN);
-            self.at = now;
-            self.parts
+    impl NaiveBucket {
+        fn refill(&mut self, now_nanos: u64) -> i64 {
+            self.token_nanos = (self.token_nanos
+                + (now_nanos - self.updated_at_nanos).cast_signed())
+            .min(i64::from(BUCKET.burst) * TOKEN_NANOS);
+            self.updated_at_nanos = now_nanos;
+            self.token_nanos
         }
     }
 
     #[test]
-    fn it_agrees_with_a_bucket_of_tokens() {
-        let (mut naive, mut arrival, mut now, mut dice) = (
-            Naive {
-                parts: 5 * TOKEN,
-                at: 0,
+    fn gcra_agrees_with_a_naive_token_bucket() {
+        let (mut naive, mut arrival_nanos, mut now_nanos, mut seed) = (
+            NaiveBucket {
+                token_nanos: 5 * TOKEN_NANOS,
+                updated_at_nanos: 0,
             },
             None,
             0,
             7_u64,
         );
         for step in 0..20_000 {
-            dice = dice
+            seed = seed
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
-            now += (dice >> 40) % 20 * MILLI;
-            let cost = u32::try_from((dice >> 33) % 4).expect("below 4");
-            let max_wait = (dice >> 50) % 3 * 15 * MILLI;
-            let parts = naive.left(now);
-            let wait = (i64::from(cost) * TOKEN - parts).max(0).cast_unsigned();
+            now_nanos += (seed >> 40) % 20 * MILLI;
+            let cost = u32::try_from((seed >> 33) % 4).expect("below 4");
+            let max_wait_nanos = (seed >> 50) % 3 * 15 * MILLI;
+            let parts = naive.refill(now_nanos);
+            let wait = (i64::from(cost) * TOKEN_NANOS - parts)
+                .max(0)
+                .cast_unsigned();
             assert_eq!(
-                i64::from(BUCKET.left(arrival, now)),
-                parts.max(0) / TOKEN,
+                i64::from(BUCKET.remaining(arrival_nanos, now_nanos)),
+                parts.max(0) / TOKEN_NANOS,
                 "step {step}"
             );
-            let taken = BUCKET.take(arrival, cost, max_wait, now);
+            let taken = BUCKET.try_take(arrival_nanos, cost, max_wait_nanos, now_nanos);
             assert_eq!(
-                taken.map(|taken| taken.wait),
-                if wait <= max_wait {
+                taken.map(|taken| taken.wait_nanos),
+                if wait <= max_wait_nanos {
                     Ok(wait)
                 } else {
                     Err(wait)
@@ -138,20 +144,23 @@ mod tests {
                 "step {step}"
             );
             if let Ok(taken) = taken {
-                (arrival, naive.parts) = (Some(taken.arrival), parts - i64::from(cost) * TOKEN);
+                (arrival_nanos, naive.token_nanos) = (
+                    Some(taken.arrival_nanos),
+                    parts - i64::from(cost) * TOKEN_NANOS,
+                );
             }
         }
     }
 
     #[test]
-    fn who_may_wait_is_paced() {
-        let mut arrival = None;
+    fn requests_that_may_wait_are_paced() {
+        let mut arrival_nanos = None;
         let waits: Vec<_> = (0..8)
             .map(|_| {
-                let taken = BUCKET.take(arrival, 1, 25 * MILLI, 0);
-                arrival = taken.map_or(arrival, |taken| Some(taken.arrival));
+                let taken = BUCKET.try_take(arrival_nanos, 1, 25 * MILLI, 0);
+                arrival_nanos = taken.map_or(arrival_nanos, |taken| Some(taken.arrival_nanos));
                 taken
-                    .map(|taken| taken.wait / MILLI)
+                    .map(|taken| taken.wait_nanos / MILLI)
                     .map_err(|wait| wait / MILLI)
             })
             .collect();
@@ -162,27 +171,30 @@ mod tests {
     }
 
     #[test]
-    fn a_bill_makes_a_debt_that_is_bounded_and_paid_with_time() {
-        let arrival = Some(BUCKET.charge(None, 7, 0));
+    fn a_charge_makes_a_bounded_debt_that_is_repaid_over_time() {
+        let arrival_nanos = Some(BUCKET.charge(None, 7, 0));
         assert_eq!(
-            BUCKET.take(arrival, 0, 0, 0),
+            BUCKET.try_take(arrival_nanos, 0, 0, 0),
             Err(20 * MILLI),
             "two tokens below nothing"
         );
         assert_eq!(
             BUCKET
-                .take(arrival, 0, 0, 20 * MILLI)
-                .map(|taken| taken.wait),
+                .try_take(arrival_nanos, 0, 0, 20 * MILLI)
+                .map(|taken| taken.wait_nanos),
             Ok(0)
         );
         assert_eq!(
-            (BUCKET.left(arrival, 0), BUCKET.left(arrival, 50 * MILLI)),
+            (
+                BUCKET.remaining(arrival_nanos, 0),
+                BUCKET.remaining(arrival_nanos, 50 * MILLI)
+            ),
             (0, 3)
         );
-        let absurd = BUCKET.charge(arrival, u64::MAX, 0);
+        let absurd = BUCKET.charge(arrival_nanos, u64::MAX, 0);
         assert_eq!(
-            BUCKET.take(Some(absurd), 0, 0, 0),
-            Err(BUCKET.burst_time()),
+            BUCKET.try_take(Some(absurd), 0, 0, 0),
+            Err(BUCKET.burst_nanos()),
             "no more than it holds"
         );
         assert_eq!(BUCKET.charge(Some(absurd), 1, 0), absurd);

@@ -49,7 +49,7 @@ impl Backoff {
 
     /// The longest wait that may be drawn before retry `n`, which counts from 1.
     #[must_use]
-    pub fn ceiling(&self, n: u32) -> Duration {
+    pub fn max_wait(&self, n: u32) -> Duration {
         let factor = 1_u32.checked_shl(n.saturating_sub(1)).unwrap_or(u32::MAX);
         self.base.saturating_mul(factor).min(self.max)
     }
@@ -57,7 +57,7 @@ impl Backoff {
     /// The wait before retry `n`; `random` is uniform in `0..1`.
     #[must_use]
     pub fn wait(&self, n: u32, random: f64) -> Duration {
-        self.ceiling(n).mul_f64(random.clamp(0.0, 1.0))
+        self.max_wait(n).mul_f64(random.clamp(0.0, 1.0))
     }
 }
 
@@ -70,21 +70,21 @@ mod tests {
     }
 
     #[test]
-    fn the_ceiling_doubles_up_to_the_cap() {
-        let ceilings: Vec<u128> = (1..=6).map(|n| backoff().ceiling(n).as_millis()).collect();
+    fn the_longest_wait_doubles_up_to_the_maximum() {
+        let ceilings: Vec<u128> = (1..=6).map(|n| backoff().max_wait(n).as_millis()).collect();
         assert_eq!(ceilings, [25, 50, 100, 200, 250, 250]);
-        assert_eq!(backoff().ceiling(u32::MAX), Duration::from_millis(250));
+        assert_eq!(backoff().max_wait(u32::MAX), Duration::from_millis(250));
     }
 
     #[test]
-    fn a_wait_lies_between_nothing_and_the_ceiling() {
+    fn a_wait_lies_between_zero_and_the_longest_wait() {
         assert_eq!(backoff().wait(3, 0.0), Duration::ZERO);
         assert_eq!(backoff().wait(3, 0.5), Duration::from_millis(50));
         assert!(backoff().wait(3, 0.999_999) < Duration::from_millis(100));
     }
 
     #[test]
-    fn a_cap_below_the_base_is_refused() {
+    fn a_maximum_below_the_base_is_rejected() {
         assert!(Backoff::try_new(Duration::from_millis(2), Duration::from_millis(1)).is_err());
     }
 }

@@ -24,47 +24,47 @@ pub mod ring;
 const MAX_DRAWS: usize = 16;
 
 /// Turns before it is left to a draw.
-const MAX_TURNS: usize = 64;
+const MAX_ROUND_ROBIN_TURNS: usize = 64;
 
 /// Up to so many candidates, adding them up is as cheap as drawing.
-const FEW: usize = 4;
+const EXACT_DRAW_MAX_CANDIDATES: usize = 4;
 
 /// Draws by weight: `weight` is in `0.0..=1.0`, 1 for the heaviest and 0 for what may not be picked. `dice` gives numbers that
 /// are uniform in `0..1`.
-pub fn random(
+pub fn pick_random(
     len: usize,
     weight: impl Fn(usize) -> f64,
-    dice: &mut impl FnMut() -> f64,
+    next_random: &mut impl FnMut() -> f64,
 ) -> Option<usize> {
     if len == 0 {
         return None;
     }
     for _ in 0..MAX_DRAWS {
-        let drawn = draw(len, dice());
-        if is_kept(weight(drawn), dice) {
+        let drawn = draw_index(len, next_random());
+        if is_accepted(weight(drawn), next_random) {
             return Some(drawn);
         }
     }
-    weighted((0..len).map(&weight), dice())
+    pick_weighted((0..len).map(&weight), next_random())
 }
 
 /// Draws two by weight, and picks the one that costs less. One that is held back never takes the place of the first: however idle it is, it gets no more
 /// than its weight.
-pub fn power_of_two(
+pub fn pick_power_of_two(
     len: usize,
     weight: impl Fn(usize) -> f64,
-    is_held_back: impl Fn(usize) -> bool,
+    is_warming_up: impl Fn(usize) -> bool,
     cost: impl Fn(usize) -> f64,
-    dice: &mut impl FnMut() -> f64,
+    next_random: &mut impl FnMut() -> f64,
 ) -> Option<usize> {
     if len == 1 {
         return (weight(0) > 0.0).then_some(0);
     }
-    let one = random(len, &weight, dice)?;
-    let Some(other) = another(len, one, weight, dice) else {
+    let one = pick_random(len, &weight, next_random)?;
+    let Some(other) = pick_another(len, one, weight, next_random) else {
         return Some(one);
     };
-    Some(if cost(other) < cost(one) && !is_held_back(other) {
+    Some(if cost(other) < cost(one) && !is_warming_up(other) {
         other
     } else {
         one
@@ -72,89 +72,90 @@ pub fn power_of_two(
 }
 
 /// A second one, by weight too, if there is another.
-fn another(
+fn pick_another(
     len: usize,
     one: usize,
     weight: impl Fn(usize) -> f64,
-    dice: &mut impl FnMut() -> f64,
+    next_random: &mut impl FnMut() -> f64,
 ) -> Option<usize> {
     for _ in 0..MAX_DRAWS {
-        let drawn = (one + 1 + draw(len - 1, dice())) % len;
-        if is_kept(weight(drawn), dice) {
+        let drawn = (one + 1 + draw_index(len - 1, next_random())) % len;
+        if is_accepted(weight(drawn), next_random) {
             return Some(drawn);
         }
     }
     let rest = (0..len).map(|index| if index == one { 0.0 } else { weight(index) });
-    if len > FEW {
+    if len > EXACT_DRAW_MAX_CANDIDATES {
         None
     } else {
-        weighted(rest, dice())
+        pick_weighted(rest, next_random())
     }
 }
 
-fn is_kept(weight: f64, dice: &mut impl FnMut() -> f64) -> bool {
-    weight >= 1.0 || (weight > 0.0 && dice() < weight)
+fn is_accepted(weight: f64, next_random: &mut impl FnMut() -> f64) -> bool {
+    weight >= 1.0 || (weight > 0.0 && next_random() < weight)
 }
 
 /// Takes turns: `turn` counts on with every call. In `k` rounds a candidate of the weight `w` is picked `k * w` times, give or take
 /// one; one whose weight is changing, give or take a few.
-pub fn round_robin(
+pub fn pick_round_robin(
     len: usize,
     weight: impl Fn(usize) -> f64,
     is_changing: impl Fn(usize) -> bool,
     turn: &mut impl FnMut() -> usize,
-    dice: &mut impl FnMut() -> f64,
+    next_random: &mut impl FnMut() -> f64,
 ) -> Option<usize> {
     if len == 0 {
         return None;
     }
-    for _ in 0..MAX_TURNS {
+    for _ in 0..MAX_ROUND_ROBIN_TURNS {
         let turn = turn();
         let (round, index) = (turn / len, turn % len);
         let is_picked = match weight(index) {
             all if all >= 1.0 => true,
             none if none <= 0.0 => false,
-            part if is_changing(index) => takes_part_while_changing(round, index, part),
-            part => takes_part(round, index, part),
+            part if is_changing(index) => is_picked_in_round_while_changing(round, index, part),
+            part => is_picked_in_round(round, index, part),
         };
         if is_picked {
             return Some(index);
         }
     }
-    weighted((0..len).map(&weight), dice())
+    pick_weighted((0..len).map(&weight), next_random())
 }
 
 /// Whether a candidate is picked in a round: where the sum of its weights passes a whole number. Each begins at another place, so
 /// that light ones do not all come in the same round.
-fn takes_part(round: usize, index: usize, weight: f64) -> bool {
+fn is_picked_in_round(round: usize, index: usize, weight: f64) -> bool {
     /// Rounds after which the sums begin anew, so that they stay exact.
     const CYCLE: usize = 1 << 20;
     /// The golden ratio spreads the beginnings evenly.
-    const SPREAD: f64 = 0.618_033_988_749_895;
-    let sum =
-        |rounds: usize| (float(rounds) * weight + float(index % CYCLE) * SPREAD % 1.0).floor();
+    const GOLDEN_RATIO_FRACTION: f64 = 0.618_033_988_749_895;
+    let sum = |rounds: usize| {
+        (to_f64(rounds) * weight + to_f64(index % CYCLE) * GOLDEN_RATIO_FRACTION % 1.0).floor()
+    };
     let round = round % CYCLE;
     sum(round + 1) > sum(round)
 }
 
 /// The same while the weight changes from round to round, when a sum over all rounds means nothing: where the multiples of the golden ratio, which
 /// are spread over `0..1` as evenly as can be, fall below it (Knuth, "The Art of Computer Programming", section 6.4, theorem S).
-fn takes_part_while_changing(round: usize, index: usize, weight: f64) -> bool {
+fn is_picked_in_round_while_changing(round: usize, index: usize, weight: f64) -> bool {
     /// The golden ratio, less its whole part, in parts of 2^64.
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    const GOLDEN_RATIO_64: u64 = 0x9e37_79b9_7f4a_7c15;
     /// The root of two, in the same.
-    const ROOT: u64 = 0x6a09_e667_f3bc_c908;
-    let place = (round as u64)
-        .wrapping_mul(GOLDEN)
-        .wrapping_add((index as u64).wrapping_mul(ROOT));
+    const SQRT_TWO_64: u64 = 0x6a09_e667_f3bc_c908;
+    let position = (round as u64)
+        .wrapping_mul(GOLDEN_RATIO_64)
+        .wrapping_add((index as u64).wrapping_mul(SQRT_TWO_64));
     // The upper 53 bits are a number in 0..1 exactly.
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
-    let place = (place >> 11) as f64 / (1_u64 << 53) as f64;
-    place < weight
+    let position = (position >> 11) as f64 / (1_u64 << 53) as f64;
+    position < weight
 }
 
 /// Picks one of several weighted things; `random` is uniform in `0..1`. `None` if all weights are zero.
-pub fn weighted(weights: impl Iterator<Item = f64> + Clone, random: f64) -> Option<usize> {
+pub fn pick_weighted(weights: impl Iterator<Item = f64> + Clone, random: f64) -> Option<usize> {
     let total: f64 = weights.clone().sum();
     let mut rest = random.clamp(0.0, 1.0) * total;
     let mut last = None;
@@ -173,12 +174,12 @@ pub fn weighted(weights: impl Iterator<Item = f64> + Clone, random: f64) -> Opti
     clippy::cast_sign_loss,
     reason = "0 <= random <= 1, so the product is at most len"
 )]
-fn draw(len: usize, random: f64) -> usize {
-    ((random.clamp(0.0, 1.0) * float(len)) as usize).min(len - 1)
+fn draw_index(len: usize, random: f64) -> usize {
+    ((random.clamp(0.0, 1.0) * to_f64(len)) as usize).min(len - 1)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-fn float(number: usize) -> f64 {
+fn to_f64(number: usize) -> f64 {
     number as f64
 }
 

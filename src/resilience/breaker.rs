@@ -38,7 +38,7 @@ use std::{
 };
 
 pub use config::{BreakerConfig, BreakerThresholds, BreakerTimes, InvalidBreaker};
-use half_open::{Probes, Verdict};
+use half_open::{HalfOpenProbes, ProbeVerdict};
 
 use super::{ratio::Ratio, window::SlidingWindow};
 
@@ -47,7 +47,7 @@ const OPEN_JITTER: f64 = 0.2;
 
 /// How a call ended, as far as a breaker cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallOutcome {
     /// The backend did what was asked, or refused for a reason of the caller's.
     Success,
     /// The backend failed.
@@ -70,7 +70,7 @@ pub enum Speed {
 impl Speed {
     /// A call is slow when it takes longer than the threshold; as long as it is still fast.
     #[must_use]
-    pub fn of(duration: Duration, threshold: Duration) -> Self {
+    pub fn from_duration(duration: Duration, threshold: Duration) -> Self {
         if duration > threshold {
             Self::Slow
         } else {
@@ -96,7 +96,7 @@ pub enum StateKind {
 
 /// Why the state changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum TransitionCause {
     /// So many calls failed one after the other.
     ConsecutiveFailures,
     /// The failure rate reached its threshold.
@@ -112,7 +112,7 @@ pub enum Cause {
     /// The probes were not judged in time.
     ProbesTimedOut,
     /// Somebody asked for it.
-    ByHand,
+    Manual,
 }
 
 /// A change of state, to be told to whoever listens.
@@ -124,9 +124,9 @@ pub struct Transition {
     /// The state that was entered.
     pub to: StateKind,
     /// Why.
-    pub cause: Cause,
+    pub cause: TransitionCause,
     /// The counts that led to it.
-    pub counts: Counts,
+    pub counts: CallCounts,
 }
 
 /// The right to make one call. Given back by [`Breaker::settle`], exactly once.
@@ -147,16 +147,16 @@ pub struct Rejected {
 
 /// Calls by result and speed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct CallCounts {
     /// Calls that succeeded, fast or slow.
     pub successes: u32,
     /// Calls that failed or were throttled, fast or slow.
     pub failures: u32,
     /// Calls that took longer than the slow-call threshold, whatever their result.
-    pub slow: u32,
+    pub slow_calls: u32,
 }
 
-impl Counts {
+impl CallCounts {
     /// All calls.
     #[must_use]
     pub fn total(self) -> u32 {
@@ -166,29 +166,29 @@ impl Counts {
     /// The share of calls that failed.
     #[must_use]
     pub fn failure_rate(self) -> Ratio {
-        Ratio::of(self.failures, self.total())
+        Ratio::from_fraction(self.failures, self.total())
     }
 
     /// The share of calls that were slow.
     #[must_use]
     pub fn slow_call_rate(self) -> Ratio {
-        Ratio::of(self.slow, self.total())
+        Ratio::from_fraction(self.slow_calls, self.total())
     }
 }
 
-impl AddAssign for Counts {
+impl AddAssign for CallCounts {
     fn add_assign(&mut self, other: Self) {
         self.successes = self.successes.saturating_add(other.successes);
         self.failures = self.failures.saturating_add(other.failures);
-        self.slow = self.slow.saturating_add(other.slow);
+        self.slow_calls = self.slow_calls.saturating_add(other.slow_calls);
     }
 }
 
-impl SubAssign for Counts {
+impl SubAssign for CallCounts {
     fn sub_assign(&mut self, other: Self) {
         self.successes = self.successes.saturating_sub(other.successes);
         self.failures = self.failures.saturating_sub(other.failures);
-        self.slow = self.slow.saturating_sub(other.slow);
+        self.slow_calls = self.slow_calls.saturating_sub(other.slow_calls);
     }
 }
 
@@ -200,7 +200,7 @@ pub struct BreakerSnapshot {
     /// Since when it is in this state.
     pub since: Instant,
     /// The counts of the window, or of the probes when half-open.
-    pub counts: Counts,
+    pub counts: CallCounts,
     /// The length of the present run of failures.
     pub consecutive_failures: u32,
     /// When an open breaker probes, or a half-open one gives up.
@@ -208,26 +208,33 @@ pub struct BreakerSnapshot {
     /// Since when it has not been closed, through all its half-open rounds.
     pub tripped_since: Option<Instant>,
     /// The share of calls that is admitted.
-    pub admitted: Ratio,
+    pub admitted_ratio: Ratio,
     /// Calls refused since the start.
-    pub refused: u64,
+    pub rejected_calls: u64,
     /// Results that came after a change of state.
     pub late_results: u64,
 }
 
 #[derive(Debug)]
-enum State {
-    Closed { ramp: Option<Ramp> },
-    Open { until: Instant },
-    HalfOpen { probes: Probes, until: Instant },
+enum StateData {
+    Closed {
+        ramp: Option<RecoveryRamp>,
+    },
+    Open {
+        until: Instant,
+    },
+    HalfOpen {
+        probes: HalfOpenProbes,
+        until: Instant,
+    },
     ForcedOpen,
     Disabled,
 }
 
 /// The rising share of calls after closing; `credit` carries what one call leaves over for the next.
 #[derive(Debug, Clone, Copy)]
-struct Ramp {
-    began: Instant,
+struct RecoveryRamp {
+    started_at: Instant,
     credit: f64,
 }
 
@@ -235,15 +242,15 @@ struct Ramp {
 #[derive(Debug)]
 pub struct Breaker {
     config: BreakerConfig,
-    state: State,
+    state: StateData,
     since: Instant,
     generation: u64,
-    window: SlidingWindow<Counts>,
+    window: SlidingWindow<CallCounts>,
     consecutive_failures: u32,
     /// Half-open rounds that failed since it was last closed.
     failed_rounds: u32,
     tripped_since: Option<Instant>,
-    refused: u64,
+    rejected_calls: u64,
     late_results: u64,
 }
 
@@ -254,13 +261,13 @@ impl Breaker {
         Self {
             window: SlidingWindow::new(config.window(), now),
             config,
-            state: State::Closed { ramp: None },
+            state: StateData::Closed { ramp: None },
             since: now,
             generation: 0,
             consecutive_failures: 0,
             failed_rounds: 0,
             tripped_since: None,
-            refused: 0,
+            rejected_calls: 0,
             late_results: 0,
         }
     }
@@ -275,23 +282,25 @@ impl Breaker {
         now: Instant,
         random: f64,
     ) -> (Result<Permit, Rejected>, Option<Transition>) {
-        let transition = self.tick(now, random).or_else(|| self.try_probing(now));
+        let transition = self
+            .end_expired_half_open(now, random)
+            .or_else(|| self.try_enter_half_open(now));
         let generation = self.generation;
         let retry_after = match &mut self.state {
-            State::Disabled | State::Closed { ramp: None } => {
+            StateData::Disabled | StateData::Closed { ramp: None } => {
                 return (Ok(Permit { generation }), transition);
             }
-            State::Closed { ramp: Some(ramp) } => {
+            StateData::Closed { ramp: Some(ramp) } => {
                 match ramp.admit(self.config.recovery_ramp(), now) {
-                    RampStep::Finished => {
-                        self.state = State::Closed { ramp: None };
+                    RampDecision::Finished => {
+                        self.state = StateData::Closed { ramp: None };
                         return (Ok(Permit { generation }), transition);
                     }
-                    RampStep::Admitted => return (Ok(Permit { generation }), transition),
-                    RampStep::Refused => Some(Duration::from_secs(1)),
+                    RampDecision::Admitted => return (Ok(Permit { generation }), transition),
+                    RampDecision::Rejected => Some(Duration::from_secs(1)),
                 }
             }
-            State::HalfOpen { probes, until } => {
+            StateData::HalfOpen { probes, until } => {
                 if probes.try_start() {
                     return (Ok(Permit { generation }), transition);
                 }
@@ -301,13 +310,13 @@ impl Breaker {
                         .min(Duration::from_secs(1)),
                 )
             }
-            State::Open { until } => Some(until.saturating_duration_since(now)),
-            State::ForcedOpen => None,
+            StateData::Open { until } => Some(until.saturating_duration_since(now)),
+            StateData::ForcedOpen => None,
         };
-        self.refused = self.refused.saturating_add(1);
+        self.rejected_calls = self.rejected_calls.saturating_add(1);
         (
             Err(Rejected {
-                state: self.kind(),
+                state: self.state_kind(),
                 retry_after,
             }),
             transition,
@@ -320,39 +329,43 @@ impl Breaker {
     pub fn settle(
         &mut self,
         permit: &Permit,
-        outcome: Outcome,
+        outcome: CallOutcome,
         speed: Speed,
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
         if permit.generation != self.generation {
-            if outcome != Outcome::Cancelled {
+            if outcome != CallOutcome::Cancelled {
                 self.late_results = self.late_results.saturating_add(1);
             }
             return None;
         }
-        let slow = speed == Speed::Slow;
+        let is_slow = speed == Speed::Slow;
         match &mut self.state {
-            State::Closed { .. } => self.settle_closed(outcome, slow, now, random),
-            State::HalfOpen { probes, .. } => {
-                let verdict = probes.settle(&self.config, outcome, slow);
+            StateData::Closed { .. } => self.settle_closed(outcome, is_slow, now, random),
+            StateData::HalfOpen { probes, .. } => {
+                let verdict = probes.settle(&self.config, outcome, is_slow);
                 let counts = probes.counts();
                 match verdict {
-                    Verdict::Undecided => None,
-                    Verdict::Passed => Some(self.close(Cause::ProbesPassed, counts, now)),
-                    Verdict::Failed => Some(self.reopen(Cause::ProbesFailed, counts, now, random)),
+                    ProbeVerdict::Undecided => None,
+                    ProbeVerdict::Passed => {
+                        Some(self.close(TransitionCause::ProbesPassed, counts, now))
+                    }
+                    ProbeVerdict::Failed => {
+                        Some(self.reopen(TransitionCause::ProbesFailed, counts, now, random))
+                    }
                 }
             }
-            State::Open { .. } | State::ForcedOpen | State::Disabled => None,
+            StateData::Open { .. } | StateData::ForcedOpen | StateData::Disabled => None,
         }
     }
 
     /// Ends a half-open round that was not judged in time.
-    pub fn tick(&mut self, now: Instant, random: f64) -> Option<Transition> {
+    pub fn end_expired_half_open(&mut self, now: Instant, random: f64) -> Option<Transition> {
         match &self.state {
-            State::HalfOpen { probes, until } if now > *until => {
+            StateData::HalfOpen { probes, until } if now > *until => {
                 let counts = probes.counts();
-                Some(self.reopen(Cause::ProbesTimedOut, counts, now, random))
+                Some(self.reopen(TransitionCause::ProbesTimedOut, counts, now, random))
             }
             _ => None,
         }
@@ -362,34 +375,34 @@ impl Breaker {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         match &self.state {
-            State::Open { until } | State::HalfOpen { until, .. } => Some(*until),
-            State::Closed { .. } | State::ForcedOpen | State::Disabled => None,
+            StateData::Open { until } | StateData::HalfOpen { until, .. } => Some(*until),
+            StateData::Closed { .. } | StateData::ForcedOpen | StateData::Disabled => None,
         }
     }
 
     /// Refuses all calls until [`Breaker::reset`].
     pub fn force_open(&mut self, now: Instant) -> Option<Transition> {
         self.tripped_since.get_or_insert(now);
-        self.by_hand(State::ForcedOpen, now)
+        self.override_state(StateData::ForcedOpen, now)
     }
 
     /// Lets all calls pass, uncounted, until [`Breaker::reset`].
     pub fn disable(&mut self, now: Instant) -> Option<Transition> {
         self.tripped_since = None;
-        self.by_hand(State::Disabled, now)
+        self.override_state(StateData::Disabled, now)
     }
 
     /// Closes the breaker with empty counts, whatever its state, and lets it decide again.
     pub fn reset(&mut self, now: Instant) -> Option<Transition> {
-        self.forget(now);
-        self.by_hand(State::Closed { ramp: None }, now)
+        self.clear_history(now);
+        self.override_state(StateData::Closed { ramp: None }, now)
     }
 
     /// Ends a state that was set by hand, and lets the breaker decide again; any other state is kept.
-    pub fn resume(&mut self, now: Instant) -> Option<Transition> {
+    pub fn clear_override(&mut self, now: Instant) -> Option<Transition> {
         match self.state {
-            State::ForcedOpen | State::Disabled => self.reset(now),
-            State::Closed { .. } | State::Open { .. } | State::HalfOpen { .. } => None,
+            StateData::ForcedOpen | StateData::Disabled => self.reset(now),
+            StateData::Closed { .. } | StateData::Open { .. } | StateData::HalfOpen { .. } => None,
         }
     }
 
@@ -412,95 +425,101 @@ impl Breaker {
     #[must_use]
     pub fn snapshot(&mut self, now: Instant) -> BreakerSnapshot {
         let counts = match &self.state {
-            State::HalfOpen { probes, .. } => probes.counts(),
+            StateData::HalfOpen { probes, .. } => probes.counts(),
             _ => self.window.total(now),
         };
         let admitted = match &self.state {
-            State::Closed { ramp: Some(ramp) } => ramp.share(self.config.recovery_ramp(), now),
-            State::Closed { ramp: None } | State::Disabled => Ratio::ONE,
-            State::Open { .. } | State::HalfOpen { .. } | State::ForcedOpen => Ratio::ZERO,
+            StateData::Closed { ramp: Some(ramp) } => {
+                ramp.admitted_ratio(self.config.recovery_ramp(), now)
+            }
+            StateData::Closed { ramp: None } | StateData::Disabled => Ratio::ONE,
+            StateData::Open { .. } | StateData::HalfOpen { .. } | StateData::ForcedOpen => {
+                Ratio::ZERO
+            }
         };
         BreakerSnapshot {
-            state: self.kind(),
+            state: self.state_kind(),
             since: self.since,
             counts,
             consecutive_failures: self.consecutive_failures,
             deadline: self.next_deadline(),
             tripped_since: self.tripped_since,
-            admitted,
-            refused: self.refused,
+            admitted_ratio: admitted,
+            rejected_calls: self.rejected_calls,
             late_results: self.late_results,
         }
     }
 
     /// The state now.
     #[must_use]
-    pub fn kind(&self) -> StateKind {
+    pub fn state_kind(&self) -> StateKind {
         match self.state {
-            State::Closed { .. } => StateKind::Closed,
-            State::Open { .. } => StateKind::Open,
-            State::HalfOpen { .. } => StateKind::HalfOpen,
-            State::ForcedOpen => StateKind::ForcedOpen,
-            State::Disabled => StateKind::Disabled,
+            StateData::Closed { .. } => StateKind::Closed,
+            StateData::Open { .. } => StateKind::Open,
+            StateData::HalfOpen { .. } => StateKind::HalfOpen,
+            StateData::ForcedOpen => StateKind::ForcedOpen,
+            StateData::Disabled => StateKind::Disabled,
         }
     }
 
     fn settle_closed(
         &mut self,
-        outcome: Outcome,
-        slow: bool,
+        outcome: CallOutcome,
+        is_slow: bool,
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
-        let slow = u32::from(slow);
+        let is_slow = u32::from(is_slow);
         match outcome {
-            Outcome::Cancelled => return None,
-            Outcome::Success => {
+            CallOutcome::Cancelled => return None,
+            CallOutcome::Success => {
                 self.consecutive_failures = 0;
                 self.window.add(
-                    Counts {
+                    CallCounts {
                         successes: 1,
-                        slow,
-                        ..Counts::default()
+                        slow_calls: is_slow,
+                        ..CallCounts::default()
                     },
                     now,
                 );
             }
-            Outcome::Failure => {
+            CallOutcome::Failure => {
                 self.consecutive_failures = self.consecutive_failures.saturating_add(1);
                 self.window.add(
-                    Counts {
+                    CallCounts {
                         failures: 1,
-                        slow,
-                        ..Counts::default()
+                        slow_calls: is_slow,
+                        ..CallCounts::default()
                     },
                     now,
                 );
             }
-            Outcome::Throttled => self.window.add(
-                Counts {
+            CallOutcome::Throttled => self.window.add(
+                CallCounts {
                     failures: 1,
-                    slow,
-                    ..Counts::default()
+                    slow_calls: is_slow,
+                    ..CallCounts::default()
                 },
                 now,
             ),
         }
         let counts = self.window.last_total();
-        let cause = self.config.tripped_by(counts, self.consecutive_failures)?;
+        let cause = self
+            .config
+            .first_exceeded_threshold(counts, self.consecutive_failures)?;
         self.tripped_since = Some(now);
         Some(self.open(cause, counts, now, random))
     }
 
-    fn try_probing(&mut self, now: Instant) -> Option<Transition> {
+    fn try_enter_half_open(&mut self, now: Instant) -> Option<Transition> {
         match self.state {
-            State::Open { until } if now > until => {
+            StateData::Open { until } if now > until => {
                 let counts = self.window.total(now);
-                let probes = Probes::new(self.config.half_open_max_calls());
+                let probes = HalfOpenProbes::new(self.config.half_open_max_calls());
                 let until = now + self.config.max_half_open_duration();
-                Some(self.enter(
-                    State::HalfOpen { probes, until },
-                    Cause::OpenTimeElapsed,
+                Some(self.transition_to(
+                    StateData::HalfOpen { probes, until },
+                    TransitionCause::OpenTimeElapsed,
                     counts,
                     now,
                 ))
@@ -509,68 +528,86 @@ impl Breaker {
         }
     }
 
-    fn reopen(&mut self, cause: Cause, counts: Counts, now: Instant, random: f64) -> Transition {
+    fn reopen(
+        &mut self,
+        cause: TransitionCause,
+        counts: CallCounts,
+        now: Instant,
+        random: f64,
+    ) -> Transition {
         self.failed_rounds = self.failed_rounds.saturating_add(1);
         self.open(cause, counts, now, random)
     }
 
-    fn open(&mut self, cause: Cause, counts: Counts, now: Instant, random: f64) -> Transition {
+    fn open(
+        &mut self,
+        cause: TransitionCause,
+        counts: CallCounts,
+        now: Instant,
+        random: f64,
+    ) -> Transition {
         let jitter = 1.0 + OPEN_JITTER * (2.0 * random.clamp(0.0, 1.0) - 1.0);
         let until = now
             + self
                 .config
                 .open_duration_after(self.failed_rounds)
                 .mul_f64(jitter);
-        self.enter(State::Open { until }, cause, counts, now)
+        self.transition_to(StateData::Open { until }, cause, counts, now)
     }
 
-    fn close(&mut self, cause: Cause, counts: Counts, now: Instant) -> Transition {
-        self.forget(now);
-        let ramp = (!self.config.recovery_ramp().is_zero()).then_some(Ramp {
-            began: now,
+    fn close(&mut self, cause: TransitionCause, counts: CallCounts, now: Instant) -> Transition {
+        self.clear_history(now);
+        let ramp = (!self.config.recovery_ramp().is_zero()).then_some(RecoveryRamp {
+            started_at: now,
             credit: 1.0,
         });
-        self.enter(State::Closed { ramp }, cause, counts, now)
+        self.transition_to(StateData::Closed { ramp }, cause, counts, now)
     }
 
-    fn forget(&mut self, now: Instant) {
+    fn clear_history(&mut self, now: Instant) {
         self.window.clear(now);
         self.consecutive_failures = 0;
         self.failed_rounds = 0;
         self.tripped_since = None;
     }
 
-    fn by_hand(&mut self, state: State, now: Instant) -> Option<Transition> {
-        let from = self.kind();
+    fn override_state(&mut self, state: StateData, now: Instant) -> Option<Transition> {
+        let from = self.state_kind();
         let counts = self.window.total(now);
-        let transition = self.enter(state, Cause::ByHand, counts, now);
+        let transition = self.transition_to(state, TransitionCause::Manual, counts, now);
         (from != transition.to).then_some(transition)
     }
 
-    fn enter(&mut self, state: State, cause: Cause, counts: Counts, now: Instant) -> Transition {
-        let from = self.kind();
+    fn transition_to(
+        &mut self,
+        state: StateData,
+        cause: TransitionCause,
+        counts: CallCounts,
+        now: Instant,
+    ) -> Transition {
+        let from = self.state_kind();
         self.state = state;
         self.since = now;
         self.generation += 1;
         self.consecutive_failures = 0;
         Transition {
             from,
-            to: self.kind(),
+            to: self.state_kind(),
             cause,
             counts,
         }
     }
 }
 
-enum RampStep {
+enum RampDecision {
     Admitted,
-    Refused,
+    Rejected,
     Finished,
 }
 
-impl Ramp {
-    fn share(self, span: Duration, now: Instant) -> Ratio {
-        let elapsed = now.saturating_duration_since(self.began);
+impl RecoveryRamp {
+    fn admitted_ratio(self, span: Duration, now: Instant) -> Ratio {
+        let elapsed = now.saturating_duration_since(self.started_at);
         if elapsed >= span {
             return Ratio::ONE;
         }
@@ -579,16 +616,16 @@ impl Ramp {
     }
 
     /// Each call adds the share of the moment to the credit; a whole one is spent on a call.
-    fn admit(&mut self, span: Duration, now: Instant) -> RampStep {
-        let share = self.share(span, now);
+    fn admit(&mut self, span: Duration, now: Instant) -> RampDecision {
+        let share = self.admitted_ratio(span, now);
         if share >= Ratio::ONE {
-            return RampStep::Finished;
+            return RampDecision::Finished;
         }
         self.credit += share.value();
         if self.credit < 1.0 {
-            return RampStep::Refused;
+            return RampDecision::Rejected;
         }
         self.credit -= 1.0;
-        RampStep::Admitted
+        RampDecision::Admitted
     }
 }

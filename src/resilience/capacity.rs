@@ -6,89 +6,94 @@
 
 /// What an instance has to do, over the last seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Present {
+pub struct ObservedLoad {
     /// The most requests in flight at once.
     pub peak_in_flight: u32,
     /// Requests in flight on average.
     pub mean_in_flight: f64,
     /// Requests in a second.
-    pub rate: f64,
+    pub requests_per_second: f64,
     /// Requests that may be in flight at once under all limits together, if every way in has one.
     pub limit: Option<u32>,
     /// The part of any single limit that was taken at its fullest; above 1 after a limit has fallen.
-    pub fullest: f64,
+    pub max_utilization: f64,
 }
 
 /// What is to be expected.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Verdict {
+pub enum CapacityVerdict {
     /// Nobody knows how many replicas there are.
     UnknownReplicas,
     /// No other replica is there.
-    Alone,
+    NoOtherReplica,
     /// No limit says what a replica can carry.
     UnknownLimit,
     /// The others can carry it.
-    Enough,
+    Sufficient,
     /// They cannot.
-    TooLittle,
+    Insufficient,
 }
 
-impl Verdict {
+impl CapacityVerdict {
     /// Whether it is safe to leave.
     #[must_use]
-    pub fn is_enough(self) -> bool {
-        self == Self::Enough
+    pub fn is_sufficient(self) -> bool {
+        self == Self::Sufficient
     }
 }
 
 /// How it would be without this instance.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Forecast {
+pub struct CapacityForecast {
     /// Replicas that stay, if that is known.
-    pub staying: Option<u32>,
+    pub remaining_replicas: Option<u32>,
     /// The part of the capacity that stays, in `0.0..=1.0`.
-    pub share: f64,
+    pub remaining_capacity: f64,
     /// Requests in flight at each of the others at its peak.
-    pub in_flight_each: f64,
+    pub in_flight_per_replica: f64,
     /// Requests a second at each of the others.
-    pub rate_each: f64,
+    pub requests_per_second_per_replica: f64,
     /// Requests a second that a replica can carry, if that is known.
-    pub rate_limit_each: Option<f64>,
+    pub max_requests_per_second_per_replica: Option<f64>,
     /// Whether the others can carry it.
-    pub verdict: Verdict,
+    pub verdict: CapacityVerdict,
 }
 
 /// What is to be expected when this instance leaves and so many others stay.
 #[must_use]
-pub fn without_this(present: &Present, staying: Option<u32>) -> Forecast {
-    let others = staying.map_or(0.0, f64::from);
+pub fn forecast_without_this_instance(
+    observed: &ObservedLoad,
+    remaining_replicas: Option<u32>,
+) -> CapacityForecast {
+    let others = remaining_replicas.map_or(0.0, f64::from);
     let growth = if others > 0.0 {
         (others + 1.0) / others
     } else {
         f64::INFINITY
     };
     // Nothing times anything is nothing, also when nobody is left to do it.
-    let each = |here: f64| if here > 0.0 { here * growth } else { 0.0 };
-    let in_flight_each = each(present.peak_in_flight.into());
-    let verdict = match (staying, present.limit) {
-        (None, _) => Verdict::UnknownReplicas,
-        (Some(0), _) => Verdict::Alone,
-        (Some(_), None) => Verdict::UnknownLimit,
+    let per_replica = |here: f64| if here > 0.0 { here * growth } else { 0.0 };
+    let in_flight_each = per_replica(observed.peak_in_flight.into());
+    let verdict = match (remaining_replicas, observed.limit) {
+        (None, _) => CapacityVerdict::UnknownReplicas,
+        (Some(0), _) => CapacityVerdict::NoOtherReplica,
+        (Some(_), None) => CapacityVerdict::UnknownLimit,
         // One limit that is full does not care about others that are empty.
-        (Some(_), Some(_)) if each(present.fullest) <= 1.0 => Verdict::Enough,
-        (Some(_), Some(_)) => Verdict::TooLittle,
+        (Some(_), Some(_)) if per_replica(observed.max_utilization) <= 1.0 => {
+            CapacityVerdict::Sufficient
+        }
+        (Some(_), Some(_)) => CapacityVerdict::Insufficient,
     };
-    let rate_limit_each = present
+    let rate_limit_each = observed
         .limit
-        .filter(|_| present.mean_in_flight > 0.0)
-        .map(|limit| f64::from(limit) * present.rate / present.mean_in_flight);
-    Forecast {
-        staying,
-        share: others / (others + 1.0),
-        in_flight_each,
-        rate_each: each(present.rate),
-        rate_limit_each,
+        .filter(|_| observed.mean_in_flight > 0.0)
+        .map(|limit| f64::from(limit) * observed.requests_per_second / observed.mean_in_flight);
+    CapacityForecast {
+        remaining_replicas,
+        remaining_capacity: others / (others + 1.0),
+        in_flight_per_replica: in_flight_each,
+        requests_per_second_per_replica: per_replica(observed.requests_per_second),
+        max_requests_per_second_per_replica: rate_limit_each,
         verdict,
     }
 }
@@ -97,81 +102,132 @@ pub fn without_this(present: &Present, staying: Option<u32>) -> Forecast {
 mod tests {
     use super::*;
 
-    fn present(peak: u32, limit: Option<u32>) -> Present {
+    fn observed_load(peak: u32, limit: Option<u32>) -> ObservedLoad {
         let fullest = limit.map_or(0.0, |limit| f64::from(peak) / f64::from(limit));
-        Present {
+        ObservedLoad {
             peak_in_flight: peak,
             mean_in_flight: f64::from(peak) / 2.0,
-            rate: 100.0,
+            requests_per_second: 100.0,
             limit,
-            fullest,
+            max_utilization: fullest,
         }
     }
 
     #[test]
-    fn the_others_get_their_part_of_what_is_here() {
+    fn the_load_is_spread_evenly_over_the_remaining_replicas() {
         let table = [
             (
                 10,
                 Some(64),
                 None,
-                Verdict::UnknownReplicas,
+                CapacityVerdict::UnknownReplicas,
                 0.0,
                 f64::INFINITY,
             ),
-            (10, Some(64), Some(0), Verdict::Alone, 0.0, f64::INFINITY),
-            (10, None, Some(2), Verdict::UnknownLimit, 2.0 / 3.0, 15.0),
-            (10, Some(15), Some(2), Verdict::Enough, 2.0 / 3.0, 15.0),
-            (10, Some(14), Some(2), Verdict::TooLittle, 2.0 / 3.0, 15.0),
-            (10, Some(20), Some(1), Verdict::Enough, 0.5, 20.0),
-            (0, Some(1), Some(1), Verdict::Enough, 0.5, 0.0),
+            (
+                10,
+                Some(64),
+                Some(0),
+                CapacityVerdict::NoOtherReplica,
+                0.0,
+                f64::INFINITY,
+            ),
+            (
+                10,
+                None,
+                Some(2),
+                CapacityVerdict::UnknownLimit,
+                2.0 / 3.0,
+                15.0,
+            ),
+            (
+                10,
+                Some(15),
+                Some(2),
+                CapacityVerdict::Sufficient,
+                2.0 / 3.0,
+                15.0,
+            ),
+            (
+                10,
+                Some(14),
+                Some(2),
+                CapacityVerdict::Insufficient,
+                2.0 / 3.0,
+                15.0,
+            ),
+            (
+                10,
+                Some(20),
+                Some(1),
+                CapacityVerdict::Sufficient,
+                0.5,
+                20.0,
+            ),
+            (0, Some(1), Some(1), CapacityVerdict::Sufficient, 0.5, 0.0),
         ];
-        for (peak, limit, staying, verdict, share, each) in table {
-            let forecast = without_this(&present(peak, limit), staying);
-            assert_eq!(forecast.verdict, verdict, "{peak} {limit:?} {staying:?}");
+        for (peak, limit, remaining_replicas, verdict, share, per_replica) in table {
+            let forecast =
+                forecast_without_this_instance(&observed_load(peak, limit), remaining_replicas);
+            assert_eq!(
+                forecast.verdict, verdict,
+                "{peak} {limit:?} {remaining_replicas:?}"
+            );
             assert!(
-                (forecast.share - share).abs() < 1e-9
-                    && (forecast.in_flight_each.total_cmp(&each).is_eq()),
+                (forecast.remaining_capacity - share).abs() < 1e-9
+                    && (forecast
+                        .in_flight_per_replica
+                        .total_cmp(&per_replica)
+                        .is_eq()),
                 "{forecast:?}"
             );
         }
     }
 
     #[test]
-    fn one_limit_that_is_full_decides_however_empty_the_others_are() {
-        let crowded = Present {
-            fullest: 0.95,
-            ..present(19, Some(520))
+    fn the_most_utilized_limit_decides() {
+        let crowded = ObservedLoad {
+            max_utilization: 0.95,
+            ..observed_load(19, Some(520))
         };
-        assert_eq!(without_this(&crowded, Some(1)).verdict, Verdict::TooLittle);
         assert_eq!(
-            without_this(
-                &Present {
-                    fullest: 0.5,
+            forecast_without_this_instance(&crowded, Some(1)).verdict,
+            CapacityVerdict::Insufficient
+        );
+        assert_eq!(
+            forecast_without_this_instance(
+                &ObservedLoad {
+                    max_utilization: 0.5,
                     ..crowded
                 },
                 Some(1)
             )
             .verdict,
-            Verdict::Enough
+            CapacityVerdict::Sufficient
         );
     }
 
     #[test]
-    fn what_a_replica_can_carry_follows_from_how_long_a_request_takes() {
-        let forecast = without_this(&present(10, Some(50)), Some(2));
+    fn the_max_rate_per_replica_follows_from_littles_law() {
+        let forecast = forecast_without_this_instance(&observed_load(10, Some(50)), Some(2));
         assert_eq!(
-            (forecast.rate_each, forecast.rate_limit_each),
+            (
+                forecast.requests_per_second_per_replica,
+                forecast.max_requests_per_second_per_replica
+            ),
             (150.0, Some(1_000.0)),
             "5 in flight at 100 a second are 50 ms each"
         );
-        let idle = Present {
+        let idle = ObservedLoad {
             peak_in_flight: 0,
             mean_in_flight: 0.0,
-            rate: 0.0,
+            requests_per_second: 0.0,
             limit: Some(8),
-            fullest: 0.0,
+            max_utilization: 0.0,
         };
-        assert_eq!(without_this(&idle, Some(1)).rate_limit_each, None);
+        assert_eq!(
+            forecast_without_this_instance(&idle, Some(1)).max_requests_per_second_per_replica,
+            None
+        );
     }
 }

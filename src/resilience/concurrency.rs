@@ -17,7 +17,7 @@
 
 use std::{collections::VecDeque, num::NonZeroU32};
 
-use super::shed::Class;
+use super::shed::PriorityClass;
 
 /// The bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,18 +30,18 @@ pub struct ConcurrencyConfig {
 
 /// A place in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ticket(u64);
+pub struct QueueTicket(u64);
 
 /// The answer to a newcomer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "an admitted call must be released"]
-pub enum Admission {
+pub enum ConcurrencyDecision {
     /// In flight; to be given back by [`ConcurrencyLimit::release`].
     Admitted,
     /// In the queue until a release names the ticket, or until it is abandoned.
-    Queued(Ticket),
+    Queued(QueueTicket),
     /// Neither.
-    Refused,
+    Rejected,
 }
 
 /// One limit.
@@ -49,13 +49,13 @@ pub enum Admission {
 pub struct ConcurrencyLimit {
     config: ConcurrencyConfig,
     /// The lower bound for calls that are being worked on.
-    lowered: Option<NonZeroU32>,
+    adaptive_limit: Option<NonZeroU32>,
     in_flight: u32,
     /// Those of them whose answer has begun.
-    answering: u32,
-    waiting: VecDeque<Ticket>,
+    responding: u32,
+    queue: VecDeque<QueueTicket>,
     next_ticket: u64,
-    refused: u64,
+    rejected: u64,
 }
 
 impl ConcurrencyLimit {
@@ -64,106 +64,109 @@ impl ConcurrencyLimit {
     pub fn new(config: ConcurrencyConfig) -> Self {
         Self {
             config,
-            lowered: None,
+            adaptive_limit: None,
             in_flight: 0,
-            answering: 0,
-            waiting: VecDeque::new(),
+            responding: 0,
+            queue: VecDeque::new(),
             next_ticket: 0,
-            refused: 0,
+            rejected: 0,
         }
     }
 
     /// Asks for a place.
-    pub fn try_acquire(&mut self) -> Admission {
-        if self.waiting.is_empty() && self.has_room() {
+    pub fn try_acquire(&mut self) -> ConcurrencyDecision {
+        if self.queue.is_empty() && self.has_room() {
             self.in_flight += 1;
-            return Admission::Admitted;
+            return ConcurrencyDecision::Admitted;
         }
         if self.pending() >= self.config.max_pending {
-            self.refused = self.refused.saturating_add(1);
-            return Admission::Refused;
+            self.rejected = self.rejected.saturating_add(1);
+            return ConcurrencyDecision::Rejected;
         }
-        let ticket = Ticket(self.next_ticket);
+        let ticket = QueueTicket(self.next_ticket);
         self.next_ticket += 1;
-        self.waiting.push_back(ticket);
-        Admission::Queued(ticket)
+        self.queue.push_back(ticket);
+        ConcurrencyDecision::Queued(ticket)
     }
 
     /// Whether a call of a class may ask for a place: the lower ones fill only a part of the limit.
     #[must_use]
-    pub fn has_room_for(&self, class: Class) -> bool {
-        let (work, all) = (
-            class.places_of(self.max_in_flight()),
-            class.places_of(self.config.max_in_flight),
+    pub fn has_room_for(&self, class: PriorityClass) -> bool {
+        let (effective_share, configured_share) = (
+            class.max_permits(self.effective_limit()),
+            class.max_permits(self.config.max_in_flight),
         );
-        class == Class::Critical || (self.working() < work.get() && self.in_flight < all.get())
+        class == PriorityClass::Critical
+            || (self.awaiting_response() < effective_share.get()
+                && self.in_flight < configured_share.get())
     }
 
     /// Counts a call that passes whatever the limit says: in shadow mode, what is in flight must still be true.
-    pub fn acquire_anyway(&mut self) {
+    pub fn force_acquire(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
     /// The answer to a call in flight has begun; the ticket that is admitted now, if somebody waited.
     #[must_use = "the ticket's owner waits to be told"]
-    pub fn begin_answer(&mut self) -> Option<Ticket> {
-        self.answering = self.answering.saturating_add(1);
+    pub fn begin_response(&mut self) -> Option<QueueTicket> {
+        self.responding = self.responding.saturating_add(1);
         self.admit_next()
     }
 
     /// Gives the place of a call back whose answer had begun; the ticket that got it instead, if somebody waited.
     #[must_use = "the ticket's owner waits to be told"]
-    pub fn end_answer(&mut self) -> Option<Ticket> {
-        self.answering = self.answering.saturating_sub(1);
+    pub fn end_response(&mut self) -> Option<QueueTicket> {
+        self.responding = self.responding.saturating_sub(1);
         self.release()
     }
 
     /// Lowers the bound for calls that are being worked on, or no longer; the tickets that now have a place.
     #[must_use = "the tickets' owners wait to be told"]
-    pub fn lower(&mut self, bound: Option<NonZeroU32>) -> Vec<Ticket> {
-        self.lowered = bound;
+    pub fn set_adaptive_limit(&mut self, bound: Option<NonZeroU32>) -> Vec<QueueTicket> {
+        self.adaptive_limit = bound;
         std::iter::from_fn(|| self.admit_next()).collect()
     }
 
     /// Gives a place back; the ticket that got it instead, if somebody waited.
     #[must_use = "the ticket's owner waits to be told"]
-    pub fn release(&mut self) -> Option<Ticket> {
+    pub fn release(&mut self) -> Option<QueueTicket> {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.admit_next()
     }
 
     /// Leaves the queue. `false` if the ticket was admitted already: then the place must be released.
     #[must_use = "an admitted ticket must be released"]
-    pub fn abandon(&mut self, ticket: Ticket) -> bool {
-        let position = self.waiting.iter().position(|waiting| *waiting == ticket);
+    pub fn abandon(&mut self, ticket: QueueTicket) -> bool {
+        let position = self.queue.iter().position(|waiting| *waiting == ticket);
         position
-            .and_then(|position| self.waiting.remove(position))
+            .and_then(|position| self.queue.remove(position))
             .is_some()
     }
 
     /// Follows new bounds; the tickets that now have a place. Calls in flight over a lowered bound run on.
     #[must_use = "the tickets' owners wait to be told"]
-    pub fn reconfigure(&mut self, config: ConcurrencyConfig) -> Vec<Ticket> {
+    pub fn reconfigure(&mut self, config: ConcurrencyConfig) -> Vec<QueueTicket> {
         self.config = config;
         std::iter::from_fn(|| self.admit_next()).collect()
     }
 
     /// Calls that may be worked on at once now.
     #[must_use]
-    pub fn max_in_flight(&self) -> NonZeroU32 {
-        self.lowered.map_or(self.config.max_in_flight, |lowered| {
-            lowered.min(self.config.max_in_flight)
-        })
+    pub fn effective_limit(&self) -> NonZeroU32 {
+        self.adaptive_limit
+            .map_or(self.config.max_in_flight, |lowered| {
+                lowered.min(self.config.max_in_flight)
+            })
     }
 
     /// Calls that are being worked on: in flight, and their answer has not begun.
     #[must_use]
-    pub fn working(&self) -> u32 {
-        self.in_flight.saturating_sub(self.answering)
+    pub fn awaiting_response(&self) -> u32 {
+        self.in_flight.saturating_sub(self.responding)
     }
 
     fn has_room(&self) -> bool {
-        self.working() < self.max_in_flight().get()
+        self.awaiting_response() < self.effective_limit().get()
             && self.in_flight < self.config.max_in_flight.get()
     }
 
@@ -176,13 +179,13 @@ impl ConcurrencyLimit {
     /// Calls waiting.
     #[must_use]
     pub fn pending(&self) -> u32 {
-        u32::try_from(self.waiting.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.queue.len()).unwrap_or(u32::MAX)
     }
 
     /// Calls refused since the start.
     #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.refused
+    pub fn rejected(&self) -> u64 {
+        self.rejected
     }
 
     /// What the limit follows.
@@ -191,11 +194,11 @@ impl ConcurrencyLimit {
         self.config
     }
 
-    fn admit_next(&mut self) -> Option<Ticket> {
+    fn admit_next(&mut self) -> Option<QueueTicket> {
         if !self.has_room() {
             return None;
         }
-        let next = self.waiting.pop_front()?;
+        let next = self.queue.pop_front()?;
         self.in_flight += 1;
         Some(next)
     }

@@ -38,21 +38,21 @@ pub enum Health {
 pub struct HealthState {
     health: Health,
     /// Results in a row that speak against `health`.
-    contrary: u32,
-    passes_in_a_row: u32,
+    contrary_results: u32,
+    consecutive_passes: u32,
 }
 
 impl HealthState {
     /// Takes the result of one check; the new health if it changed.
     pub fn record(&mut self, config: &HealthConfig, passed: bool) -> Option<Health> {
-        self.passes_in_a_row = if passed {
-            self.passes_in_a_row.saturating_add(1)
+        self.consecutive_passes = if passed {
+            self.consecutive_passes.saturating_add(1)
         } else {
             0
         };
         let (becomes, threshold) = match (self.health, passed) {
             (Health::Healthy, true) | (Health::Unhealthy, false) => {
-                self.contrary = 0;
+                self.contrary_results = 0;
                 return None;
             }
             (Health::Unknown, true) => (Health::Healthy, 1),
@@ -61,12 +61,12 @@ impl HealthState {
                 (Health::Unhealthy, config.unhealthy_threshold.get())
             }
         };
-        self.contrary = self.contrary.saturating_add(1);
-        if self.contrary < threshold {
+        self.contrary_results = self.contrary_results.saturating_add(1);
+        if self.contrary_results < threshold {
             return None;
         }
         self.health = becomes;
-        self.contrary = 0;
+        self.contrary_results = 0;
         Some(becomes)
     }
 
@@ -78,8 +78,8 @@ impl HealthState {
 
     /// How many checks in a row passed.
     #[must_use]
-    pub fn passes_in_a_row(&self) -> u32 {
-        self.passes_in_a_row
+    pub fn consecutive_passes(&self) -> u32 {
+        self.consecutive_passes
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
         }
     }
 
-    fn after(results: &str) -> Health {
+    fn health_after(results: &str) -> Health {
         let mut state = HealthState::default();
         for result in results.chars() {
             state.record(&config(), result == '+');
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_of_results_decide() {
+    fn health_changes_only_after_the_threshold_of_consecutive_results() {
         let table = [
             ("", Unknown),
             ("+", Healthy),
@@ -119,16 +119,16 @@ mod tests {
             ("---++", Healthy),
         ];
         for (results, expected) in table {
-            assert_eq!(after(results), expected, "{results}");
+            assert_eq!(health_after(results), expected, "{results}");
         }
     }
 
     #[test]
-    fn a_change_is_told_once() {
+    fn a_change_of_health_is_returned_once() {
         let mut state = HealthState::default();
         assert_eq!(state.record(&config(), true), Some(Healthy));
         assert_eq!(state.record(&config(), true), None);
-        assert_eq!(state.passes_in_a_row(), 2);
+        assert_eq!(state.consecutive_passes(), 2);
         assert_eq!(
             [
                 state.record(&config(), false),
@@ -138,6 +138,6 @@ mod tests {
         );
         assert_eq!(state.record(&config(), false), Some(Unhealthy));
         assert_eq!(state.record(&config(), false), None);
-        assert_eq!(state.passes_in_a_row(), 0);
+        assert_eq!(state.consecutive_passes(), 0);
     }
 }

@@ -13,19 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::latencies::Latencies;
+use super::latencies::LatencyHistogram;
 
 /// Answers of which a percentile says something.
-pub const ENOUGH: u32 = 50;
+pub const MIN_SAMPLES: u32 = 50;
 
 /// How late is late.
-const SHARE: f64 = 0.95;
+const DELAY_QUANTILE: f64 = 0.95;
 
 /// Half of the time that is looked back on.
-const HALF: Duration = Duration::from_secs(30);
+const HALF_WINDOW: Duration = Duration::from_secs(30);
 
 /// Below this a second request would only add load.
-const SHORTEST: Duration = Duration::from_millis(1);
+const MIN_DELAY: Duration = Duration::from_millis(1);
 
 /// How many, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,22 +38,22 @@ pub struct HedgeConfig {
 
 /// What a backend took lately.
 #[derive(Debug, Clone)]
-pub struct Hedge {
+pub struct HedgeDelayEstimator {
     config: HedgeConfig,
-    younger: Latencies,
-    older: Latencies,
-    turned: Instant,
+    current: LatencyHistogram,
+    previous: LatencyHistogram,
+    rotated_at: Instant,
 }
 
-impl Hedge {
+impl HedgeDelayEstimator {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: HedgeConfig, now: Instant) -> Self {
         Self {
             config,
-            younger: Latencies::default(),
-            older: Latencies::default(),
-            turned: now,
+            current: LatencyHistogram::default(),
+            previous: LatencyHistogram::default(),
+            rotated_at: now,
         }
     }
 
@@ -69,9 +69,9 @@ impl Hedge {
     }
 
     /// Takes note of what an answer took.
-    pub fn note(&mut self, took: Duration, now: Instant) {
-        self.turn(now);
-        self.younger.add(took);
+    pub fn record_latency(&mut self, took: Duration, now: Instant) {
+        self.rotate(now);
+        self.current.record(took);
     }
 
     /// How long to wait before the next request; none while too little is known.
@@ -80,23 +80,23 @@ impl Hedge {
         if self.config.delay.is_some() {
             return self.config.delay;
         }
-        self.turn(now);
-        let seen = self.younger.with(&self.older);
-        (seen.total() >= ENOUGH).then(|| seen.percentile(SHARE).max(SHORTEST))
+        self.rotate(now);
+        let seen = self.current.merged(&self.previous);
+        (seen.total() >= MIN_SAMPLES).then(|| seen.percentile(DELAY_QUANTILE).max(MIN_DELAY))
     }
 
-    fn turn(&mut self, now: Instant) {
-        let since = now.saturating_duration_since(self.turned);
-        if since < HALF {
+    fn rotate(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(self.rotated_at);
+        if since < HALF_WINDOW {
             return;
         }
-        self.older = if since < HALF * 2 {
-            std::mem::take(&mut self.younger)
+        self.previous = if since < HALF_WINDOW * 2 {
+            std::mem::take(&mut self.current)
         } else {
-            Latencies::default()
+            LatencyHistogram::default()
         };
-        self.younger = Latencies::default();
-        self.turned = now;
+        self.current = LatencyHistogram::default();
+        self.rotated_at = now;
     }
 }
 
@@ -105,8 +105,8 @@ mod tests {
     use super::*;
     use crate::resilience::some_instant;
 
-    fn learning() -> Hedge {
-        Hedge::new(
+    fn estimator() -> HedgeDelayEstimator {
+        HedgeDelayEstimator::new(
             HedgeConfig {
                 max_attempts: NonZeroU32::MIN,
                 delay: None,
@@ -116,25 +116,25 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_that_is_written_holds_from_the_first_request_on() {
+    fn a_configured_delay_applies_from_the_first_request() {
         let delay = Some(Duration::from_millis(80));
-        let mut hedge = Hedge::new(
+        let mut estimator = HedgeDelayEstimator::new(
             HedgeConfig {
                 max_attempts: NonZeroU32::MIN,
                 delay,
             },
             some_instant(),
         );
-        hedge.note(Duration::from_secs(9), some_instant());
-        assert_eq!(hedge.delay(some_instant()), delay);
+        estimator.record_latency(Duration::from_secs(9), some_instant());
+        assert_eq!(estimator.delay(some_instant()), delay);
     }
 
     #[test]
-    fn the_delay_is_what_nineteen_of_twenty_answers_did_not_exceed() {
-        let (mut hedge, now) = (learning(), some_instant());
-        for answer in 1..=ENOUGH {
-            assert_eq!(hedge.delay(now), None, "{answer}");
-            hedge.note(
+    fn the_estimated_delay_is_the_95th_percentile() {
+        let (mut estimator, now) = (estimator(), some_instant());
+        for answer in 1..=MIN_SAMPLES {
+            assert_eq!(estimator.delay(now), None, "{answer}");
+            estimator.record_latency(
                 if answer % 25 == 0 {
                     Duration::from_secs(1)
                 } else {
@@ -143,7 +143,7 @@ mod tests {
                 now,
             );
         }
-        let delay = hedge.delay(now).expect("enough are known");
+        let delay = estimator.delay(now).expect("enough are known");
         assert!(
             delay >= Duration::from_millis(10) && delay < Duration::from_millis(12),
             "{delay:?}"
@@ -151,32 +151,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_a_minute_is_forgotten() {
-        let (mut hedge, start) = (learning(), some_instant());
-        let fill = |hedge: &mut Hedge, millis, now| {
-            (0..ENOUGH).for_each(|_| hedge.note(Duration::from_millis(millis), now))
+    fn latencies_older_than_a_minute_are_dropped() {
+        let (mut estimator, start) = (estimator(), some_instant());
+        let fill = |estimator: &mut HedgeDelayEstimator, millis, now| {
+            (0..MIN_SAMPLES)
+                .for_each(|_| estimator.record_latency(Duration::from_millis(millis), now))
         };
-        fill(&mut hedge, 100, start);
+        fill(&mut estimator, 100, start);
         assert!(
-            hedge.delay(start + HALF).expect("the older half counts") >= Duration::from_millis(100)
+            estimator
+                .delay(start + HALF_WINDOW)
+                .expect("the older half counts")
+                >= Duration::from_millis(100)
         );
-        fill(&mut hedge, 10, start + HALF);
-        fill(&mut hedge, 10, start + HALF * 2);
+        fill(&mut estimator, 10, start + HALF_WINDOW);
+        fill(&mut estimator, 10, start + HALF_WINDOW * 2);
         assert!(
-            hedge.delay(start + HALF * 2).expect("enough") < Duration::from_millis(12),
+            estimator.delay(start + HALF_WINDOW * 2).expect("enough") < Duration::from_millis(12),
             "the first half is gone"
         );
         assert_eq!(
-            hedge.delay(start + HALF * 5),
+            estimator.delay(start + HALF_WINDOW * 5),
             None,
             "after a pause nothing is known"
         );
     }
 
     #[test]
-    fn a_delay_is_never_shorter_than_what_is_worth_it() {
-        let (mut hedge, now) = (learning(), some_instant());
-        (0..ENOUGH).for_each(|_| hedge.note(Duration::from_micros(90), now));
-        assert_eq!(hedge.delay(now), Some(SHORTEST));
+    fn the_estimated_delay_is_at_least_the_minimum() {
+        let (mut estimator, now) = (estimator(), some_instant());
+        (0..MIN_SAMPLES).for_each(|_| estimator.record_latency(Duration::from_micros(90), now));
+        assert_eq!(estimator.delay(now), Some(MIN_DELAY));
     }
 }

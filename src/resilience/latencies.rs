@@ -8,16 +8,16 @@ use std::time::Duration;
 const BUCKETS: usize = 108;
 
 /// The upper end of the first bucket, in microseconds.
-const FIRST: f64 = 62.5;
+const FIRST_BUCKET_MICROS: f64 = 62.5;
 
 /// Counts of latencies.
 #[derive(Debug, Clone)]
-pub struct Latencies {
+pub struct LatencyHistogram {
     counts: [u32; BUCKETS],
     total: u32,
 }
 
-impl Default for Latencies {
+impl Default for LatencyHistogram {
     fn default() -> Self {
         Self {
             counts: [0; BUCKETS],
@@ -26,17 +26,17 @@ impl Default for Latencies {
     }
 }
 
-impl Latencies {
+impl LatencyHistogram {
     /// Counts one.
-    pub fn add(&mut self, latency: Duration) {
-        let index = bucket(latency);
+    pub fn record(&mut self, latency: Duration) {
+        let index = bucket_index(latency);
         self.counts[index] = self.counts[index].saturating_add(1);
         self.total = self.total.saturating_add(1);
     }
 
     /// Both together.
     #[must_use]
-    pub fn with(&self, others: &Self) -> Self {
+    pub fn merged(&self, others: &Self) -> Self {
         let counts =
             std::array::from_fn(|index| self.counts[index].saturating_add(others.counts[index]));
         Self {
@@ -53,15 +53,15 @@ impl Latencies {
 
     /// The latency that this share of them did not exceed, rounded up to the end of its bucket; nothing of nothing.
     #[must_use]
-    pub fn percentile(&self, share: f64) -> Duration {
-        let wanted = (f64::from(self.total) * share.clamp(0.0, 1.0))
+    pub fn percentile(&self, quantile: f64) -> Duration {
+        let rank = (f64::from(self.total) * quantile.clamp(0.0, 1.0))
             .ceil()
             .max(1.0);
-        let mut seen = 0_u32;
+        let mut cumulative = 0_u32;
         for (index, count) in self.counts.iter().enumerate() {
-            seen = seen.saturating_add(*count);
-            if f64::from(seen) >= wanted {
-                return end(index);
+            cumulative = cumulative.saturating_add(*count);
+            if f64::from(cumulative) >= rank {
+                return bucket_upper_bound(index);
             }
         }
         Duration::ZERO
@@ -73,13 +73,13 @@ impl Latencies {
     clippy::cast_sign_loss,
     reason = "clamped to the buckets before"
 )]
-fn bucket(latency: Duration) -> usize {
-    let quarters = (latency.as_secs_f64() * 1e6 / FIRST).log2() * 4.0;
+fn bucket_index(latency: Duration) -> usize {
+    let quarters = (latency.as_secs_f64() * 1e6 / FIRST_BUCKET_MICROS).log2() * 4.0;
     quarters.ceil().clamp(0.0, (BUCKETS - 1) as f64) as usize
 }
 
-fn end(bucket: usize) -> Duration {
-    Duration::from_secs_f64(FIRST / 1e6 * (bucket as f64 / 4.0).exp2())
+fn bucket_upper_bound(bucket: usize) -> Duration {
+    Duration::from_secs_f64(FIRST_BUCKET_MICROS / 1e6 * (bucket as f64 / 4.0).exp2())
 }
 
 #[cfg(test)]
@@ -87,33 +87,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_percentile_is_right_to_within_a_fifth() {
-        let mut latencies = Latencies::default();
+    fn a_percentile_is_accurate_within_20_percent() {
+        let mut latencies = LatencyHistogram::default();
         for millis in 1..=1_000 {
-            latencies.add(Duration::from_millis(millis));
+            latencies.record(Duration::from_millis(millis));
         }
-        for (share, expected) in [
+        for (quantile, expected) in [
             (0.0, 1.0),
             (0.5, 500.0),
             (0.9, 900.0),
             (0.99, 990.0),
             (1.0, 1_000.0),
         ] {
-            let found = latencies.percentile(share).as_secs_f64() * 1e3;
+            let found = latencies.percentile(quantile).as_secs_f64() * 1e3;
             assert!(
                 found >= expected - 0.001 && found <= expected * 1.2,
-                "{share}: {found}"
+                "{quantile}: {found}"
             );
         }
     }
 
     #[test]
-    fn the_ends_of_the_scale_are_counted_too() {
-        let mut latencies = Latencies::default();
+    fn latencies_outside_the_bucket_range_are_counted_in_the_outermost_buckets() {
+        let mut latencies = LatencyHistogram::default();
         assert_eq!(latencies.percentile(0.9), Duration::ZERO);
-        latencies.add(Duration::ZERO);
+        latencies.record(Duration::ZERO);
         assert_eq!(latencies.percentile(0.9), Duration::from_nanos(62_500));
-        latencies.add(Duration::from_hours(48));
+        latencies.record(Duration::from_hours(48));
         assert!(latencies.percentile(1.0) > Duration::from_hours(1));
         assert_eq!(latencies.total(), 2);
     }

@@ -56,13 +56,13 @@ pub enum Stage {
     /// Unready, and serving as before.
     Announcing,
     /// Serving what still comes, and waiting for the last of it.
-    Waiting,
+    AwaitingQuiet,
     /// The same, and ending what does not end by itself.
-    Parting,
+    ClosingStreams,
     /// Done with its callers.
     Drained,
     /// Done with the app, too.
-    Gone,
+    Terminated,
 }
 
 impl Stage {
@@ -70,67 +70,70 @@ impl Stage {
     pub const ALL: [Self; 6] = [
         Self::Serving,
         Self::Announcing,
-        Self::Waiting,
-        Self::Parting,
+        Self::AwaitingQuiet,
+        Self::ClosingStreams,
         Self::Drained,
-        Self::Gone,
+        Self::Terminated,
     ];
 }
 
 /// What goes on in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct DirectionLoad {
     /// Requests in flight.
     pub in_flight: usize,
     /// When the last one began.
-    pub last_began: Option<Instant>,
+    pub last_started_at: Option<Instant>,
 }
 
-impl Traffic {
+impl DirectionLoad {
     /// Since when it is quiet, if nothing is in flight.
-    fn quiet_at(&self, period: Duration, otherwise: Instant) -> Option<Instant> {
-        (self.in_flight == 0).then(|| self.last_began.map_or(otherwise, |last| last + period))
+    fn quiet_at(&self, period: Duration, if_never_started: Instant) -> Option<Instant> {
+        (self.in_flight == 0).then(|| {
+            self.last_started_at
+                .map_or(if_never_started, |last| last + period)
+        })
     }
 }
 
 /// What goes on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct InstanceLoad {
     /// Of callers.
-    pub inbound: Traffic,
+    pub inbound: DirectionLoad,
     /// Of the app.
-    pub outbound: Traffic,
+    pub outbound: DirectionLoad,
 }
 
 /// One drain, from its beginning.
 #[derive(Debug, Clone, Copy)]
-pub struct Drain {
+pub struct DrainSequence {
     config: DrainConfig,
-    is_relieved: bool,
-    began: Instant,
+    is_handed_over: bool,
+    started_at: Instant,
     stage: Stage,
     is_clean: bool,
     /// Since when the instance is to go once it has drained.
-    wanted_gone: Option<Instant>,
+    termination_requested_at: Option<Instant>,
 }
 
-impl Drain {
+impl DrainSequence {
     /// Begins to leave.
     #[must_use]
     pub fn begin(config: DrainConfig, now: Instant) -> Self {
         Self {
             config,
-            is_relieved: false,
-            began: now,
+            is_handed_over: false,
+            started_at: now,
             stage: Stage::Announcing,
             is_clean: false,
-            wanted_gone: None,
+            termination_requested_at: None,
         }
     }
 
     /// Begins to finish what is left, after another process took over.
     #[must_use]
-    pub fn relieved(config: DrainConfig, now: Instant) -> Self {
+    pub fn begin_handed_over(config: DrainConfig, now: Instant) -> Self {
         let drain = Self::begin(
             DrainConfig {
                 delay: Duration::ZERO,
@@ -139,29 +142,29 @@ impl Drain {
             now,
         );
         Self {
-            is_relieved: true,
-            wanted_gone: Some(now),
-            stage: Stage::Waiting,
+            is_handed_over: true,
+            termination_requested_at: Some(now),
+            stage: Stage::AwaitingQuiet,
             ..drain
         }
     }
 
     /// Whether another process took over.
     #[must_use]
-    pub fn is_relieved(&self) -> bool {
-        self.is_relieved
+    pub fn is_handed_over(&self) -> bool {
+        self.is_handed_over
     }
 
     /// When it began.
     #[must_use]
-    pub fn began(&self) -> Instant {
-        self.began
+    pub fn started_at(&self) -> Instant {
+        self.started_at
     }
 
     /// When the instance has drained in any case.
     #[must_use]
-    pub fn latest(&self) -> Instant {
-        self.began + self.config.timeout
+    pub fn deadline(&self) -> Instant {
+        self.started_at + self.config.timeout
     }
 
     /// The stage that was last reached.
@@ -182,26 +185,27 @@ impl Drain {
     }
 
     /// The instance is to go once it has drained. To say so again changes nothing.
-    pub fn go(&mut self, now: Instant) {
-        self.wanted_gone.get_or_insert(now);
+    pub fn request_termination(&mut self, now: Instant) {
+        self.termination_requested_at.get_or_insert(now);
     }
 
     /// Moves on as far as the time and the load allow, and says where to. A stage never comes back.
-    pub fn advance(&mut self, load: &Load, now: Instant) -> Stage {
+    pub fn advance(&mut self, load: &InstanceLoad, now: Instant) -> Stage {
         if self.stage < Stage::Drained {
             let is_quiet = self
-                .callers_quiet_at(load)
+                .requests_quiet_at(load)
                 .is_some_and(|quiet| now >= quiet);
             self.stage = self.stage.max(match () {
-                () if now >= self.latest() || is_quiet => Stage::Drained,
-                () if now >= self.began + self.config.soft_timeout => Stage::Parting,
-                () if now >= self.began + self.config.delay => Stage::Waiting,
+                () if now >= self.deadline() || is_quiet => Stage::Drained,
+                () if now >= self.started_at + self.config.soft_timeout => Stage::ClosingStreams,
+                () if now >= self.started_at + self.config.delay => Stage::AwaitingQuiet,
                 () => Stage::Announcing,
             });
             self.is_clean = load.inbound.in_flight == 0;
         }
-        if self.stage == Stage::Drained && self.gone_at(load).is_some_and(|gone| now >= gone) {
-            self.stage = Stage::Gone;
+        if self.stage == Stage::Drained && self.terminated_at(load).is_some_and(|gone| now >= gone)
+        {
+            self.stage = Stage::Terminated;
             self.is_clean &= load.outbound.in_flight == 0;
         }
         self.stage
@@ -209,17 +213,17 @@ impl Drain {
 
     /// When the stage can next change, if nothing begins or ends before; never if only a wish can change it.
     #[must_use]
-    pub fn next_deadline(&self, load: &Load) -> Option<Instant> {
+    pub fn next_deadline(&self, load: &InstanceLoad) -> Option<Instant> {
         match self.stage {
-            Stage::Serving | Stage::Gone => None,
-            Stage::Drained => self.gone_at(load),
-            Stage::Announcing | Stage::Waiting | Stage::Parting => {
+            Stage::Serving | Stage::Terminated => None,
+            Stage::Drained => self.terminated_at(load),
+            Stage::Announcing | Stage::AwaitingQuiet | Stage::ClosingStreams => {
                 let next = match self.stage {
-                    Stage::Announcing => Some(self.began + self.config.delay),
-                    Stage::Waiting => Some(self.began + self.config.soft_timeout),
+                    Stage::Announcing => Some(self.started_at + self.config.delay),
+                    Stage::AwaitingQuiet => Some(self.started_at + self.config.soft_timeout),
                     _ => None,
                 };
-                [next, self.callers_quiet_at(load), Some(self.latest())]
+                [next, self.requests_quiet_at(load), Some(self.deadline())]
                     .into_iter()
                     .flatten()
                     .min()
@@ -229,22 +233,25 @@ impl Drain {
 
     /// With no request at all there is nothing to be quiet after. Who is relieved serves callers and app alike until both are quiet, for its address
     /// stays and nobody may be refused.
-    fn callers_quiet_at(&self, load: &Load) -> Option<Instant> {
-        let quiet_at = |traffic: &Traffic| traffic.quiet_at(self.config.quiet_period, self.began);
-        let quiet = if self.is_relieved {
+    fn requests_quiet_at(&self, load: &InstanceLoad) -> Option<Instant> {
+        let quiet_at =
+            |traffic: &DirectionLoad| traffic.quiet_at(self.config.quiet_period, self.started_at);
+        let quiet = if self.is_handed_over {
             quiet_at(&load.inbound)?.max(quiet_at(&load.outbound)?)
         } else {
             quiet_at(&load.inbound)?
         };
-        Some(quiet.max(self.began + self.config.delay))
+        Some(quiet.max(self.started_at + self.config.delay))
     }
 
     /// The app may take as long as its callers could have; who is asked to go after that goes when the app is quiet, or a quiet period later.
-    fn gone_at(&self, load: &Load) -> Option<Instant> {
-        let wanted = self.wanted_gone?;
-        let bound = self.latest().max(wanted + self.config.quiet_period);
-        let quiet = load.outbound.quiet_at(self.config.quiet_period, wanted);
-        Some(quiet.map_or(bound, |quiet| quiet.max(wanted).min(bound)))
+    fn terminated_at(&self, load: &InstanceLoad) -> Option<Instant> {
+        let requested_at = self.termination_requested_at?;
+        let bound = self.deadline().max(requested_at + self.config.quiet_period);
+        let quiet = load
+            .outbound
+            .quiet_at(self.config.quiet_period, requested_at);
+        Some(quiet.map_or(bound, |quiet| quiet.max(requested_at).min(bound)))
     }
 }
 

@@ -27,37 +27,40 @@ mod sweep;
 
 use std::time::{Duration, Instant};
 
-use super::latencies::Latencies;
+use super::latencies::LatencyHistogram;
 
 pub use self::{
-    cause::Cause,
-    config::{FailurePercentage, InvalidOutlier, OutlierConfig, Runs, SuccessRate},
-    sweep::{Record, by_latency, by_results, may_eject},
+    cause::EjectionCause,
+    config::{
+        ConsecutiveThresholds, FailurePercentageRule, InvalidOutlier, OutlierConfig,
+        SuccessRateRule,
+    },
+    sweep::{IntervalResults, find_outliers_by_latency, find_outliers_by_results, may_eject},
 };
 
 /// Successes that prove an endpoint well enough to forget one of its ejections, with at most one failure for each hundred of them.
 /// Time alone proves nothing (envoyproxy/envoy#21142).
-const PROOF: u32 = 10;
-const FAILURES_PER_PROOF: f64 = 0.01;
+const PROVEN_SUCCESSES: u32 = 10;
+const MAX_PROVEN_FAILURE_RATIO: f64 = 0.01;
 
 /// Half intervals over which latencies are gathered until they are enough to judge.
-const GATHERED: u32 = 6;
+const MAX_GATHERED_HALF_INTERVALS: u32 = 6;
 
 /// After so long without a result, another request may be the probe.
-const PROBE_TIME: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Ejections that still lengthen the next one; only to keep the arithmetic small, the maximum is reached long before.
-const MAX_TIMES: u32 = 1_000;
+const MAX_TIMES_EJECTED: u32 = 1_000;
 
 /// The share by which an ejection is lengthened at random, so that several endpoints do not come back at once.
-const JITTER: f64 = 0.1;
+const EJECTION_JITTER: f64 = 0.1;
 
 /// A request that waits for an idempotent one to be the probe waits no longer than this.
-const PATIENCE: Duration = Duration::from_secs(1);
+const NON_IDEMPOTENT_PROBE_DELAY: Duration = Duration::from_secs(1);
 
 /// How an attempt ended, as far as the endpoint is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attempted {
+pub enum EndpointResult {
     /// An answer that is no failure of the endpoint.
     Success,
     /// A 502, 503 or 504.
@@ -65,7 +68,7 @@ pub enum Attempted {
     /// Another 5xx.
     ServerError,
     /// No answer: no connection, a reset, a timeout.
-    LocalOrigin,
+    LocalOriginFailure,
     /// A 429: it lives, and is asked too much.
     Throttled,
     /// Given up by the client or by us; says no more than that it takes at least as long as was waited.
@@ -74,9 +77,9 @@ pub enum Attempted {
 
 /// What an endpoint may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum EjectionState {
     /// Everything.
-    In,
+    NotEjected,
     /// Nothing, until then.
     Ejected {
         /// The end of it.
@@ -87,19 +90,19 @@ pub enum Standing {
         /// When it began.
         since: Instant,
         /// When the one was let out, if it is.
-        probing: Option<Instant>,
+        probe_started_at: Option<Instant>,
     },
 }
 
 /// The right to count one result.
 #[derive(Debug)]
 #[must_use = "a permit that is not settled keeps a probe's place"]
-pub struct HostPermit {
+pub struct OutlierPermit {
     generation: u64,
     is_probe: bool,
 }
 
-impl HostPermit {
+impl OutlierPermit {
     /// Whether the endpoint's return hangs on this result.
     #[must_use]
     pub fn is_probe(&self) -> bool {
@@ -109,60 +112,60 @@ impl HostPermit {
 
 /// What a result does.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Verdict {
+pub enum OutlierVerdict {
     /// Nothing.
-    Stays,
+    Unchanged,
     /// The endpoint should be ejected, if it may be.
-    Suspect(Cause),
+    ShouldEject(EjectionCause),
     /// It failed its probe and is ejected again, for so long.
-    Again(Cause, Duration),
+    EjectedAgain(EjectionCause, Duration),
     /// It passed its probe.
     Readmitted,
 }
 
 /// What is known of one endpoint.
 #[derive(Debug, Clone)]
-pub struct Host {
-    standing: Standing,
+pub struct OutlierDetector {
+    ejection_state: EjectionState,
     generation: u64,
-    failures: u32,
-    gateway_errors: u32,
-    local_origin: u32,
+    consecutive_failures: u32,
+    consecutive_gateway_errors: u32,
+    consecutive_local_origin_failures: u32,
     times_ejected: u32,
     /// Of the interval that is under way.
-    record: Record,
-    latencies: Latencies,
+    interval_results: IntervalResults,
+    latencies: LatencyHistogram,
     /// Half intervals over which these were gathered so far, before the one that is under way.
-    gathered: u32,
+    gathered_half_intervals: u32,
     /// Successes and failures since an ejection was last taken back.
-    proof: (u32, u32),
+    results_since_forgiven: (u32, u32),
     /// What a probe may take, of one that was too slow.
-    bar: Option<Duration>,
+    probe_latency_limit: Option<Duration>,
 }
 
-impl Default for Host {
+impl Default for OutlierDetector {
     fn default() -> Self {
         Self {
-            standing: Standing::In,
+            ejection_state: EjectionState::NotEjected,
             generation: 0,
-            failures: 0,
-            gateway_errors: 0,
-            local_origin: 0,
+            consecutive_failures: 0,
+            consecutive_gateway_errors: 0,
+            consecutive_local_origin_failures: 0,
             times_ejected: 0,
-            record: Record::default(),
-            latencies: Latencies::default(),
-            gathered: 0,
-            proof: (0, 0),
-            bar: None,
+            interval_results: IntervalResults::default(),
+            latencies: LatencyHistogram::default(),
+            gathered_half_intervals: 0,
+            results_since_forgiven: (0, 0),
+            probe_latency_limit: None,
         }
     }
 }
 
-impl Host {
+impl OutlierDetector {
     /// What the endpoint may be used for.
     #[must_use]
-    pub fn standing(&self) -> Standing {
-        self.standing
+    pub fn ejection_state(&self) -> EjectionState {
+        self.ejection_state
     }
 
     /// Ejections that lengthen the next one.
@@ -172,8 +175,8 @@ impl Host {
     }
 
     /// The right to count one result of an endpoint that is in.
-    pub fn admit(&self) -> HostPermit {
-        HostPermit {
+    pub fn issue_permit(&self) -> OutlierPermit {
+        OutlierPermit {
             generation: self.generation,
             is_probe: false,
         }
@@ -181,21 +184,29 @@ impl Host {
 
     /// The place of the probe, if the endpoint is on probation and it is free. A request that could not be repeated takes it only if
     /// none that could has come for a while.
-    pub fn try_probe(&mut self, is_repeatable: bool, now: Instant) -> Option<HostPermit> {
-        let Standing::Probation { since, probing } = self.standing else {
+    pub fn try_acquire_probe(
+        &mut self,
+        is_idempotent: bool,
+        now: Instant,
+    ) -> Option<OutlierPermit> {
+        let EjectionState::Probation {
+            since,
+            probe_started_at,
+        } = self.ejection_state
+        else {
             return None;
         };
-        let is_taken = probing.is_some_and(|begun| now < begun + PROBE_TIME);
-        if is_taken || (!is_repeatable && now < since + PATIENCE) {
+        let is_taken = probe_started_at.is_some_and(|begun| now < begun + PROBE_TIMEOUT);
+        if is_taken || (!is_idempotent && now < since + NON_IDEMPOTENT_PROBE_DELAY) {
             return None;
         }
         // What an earlier one may still tell comes too late.
         self.generation += 1;
-        self.standing = Standing::Probation {
+        self.ejection_state = EjectionState::Probation {
             since,
-            probing: Some(now),
+            probe_started_at: Some(now),
         };
-        Some(HostPermit {
+        Some(OutlierPermit {
             generation: self.generation,
             is_probe: true,
         })
@@ -205,43 +216,47 @@ impl Host {
     pub fn settle(
         &mut self,
         config: &OutlierConfig,
-        permit: &HostPermit,
-        result: Attempted,
+        permit: &OutlierPermit,
+        result: EndpointResult,
         took: Duration,
         now: Instant,
         random: f64,
-    ) -> Verdict {
+    ) -> OutlierVerdict {
         if permit.generation != self.generation {
-            return Verdict::Stays;
+            return OutlierVerdict::Unchanged;
         }
         if permit.is_probe {
             return self.settle_probe(config, result, took, now, random);
         }
-        if self.standing != Standing::In {
-            return Verdict::Stays;
+        if self.ejection_state != EjectionState::NotEjected {
+            return OutlierVerdict::Unchanged;
         }
-        self.record.add(result);
-        self.latencies.observe(result, took);
+        self.interval_results.record(result);
+        self.latencies.record_result(result, took);
         let result = match result {
-            Attempted::Cancelled => return Verdict::Stays,
-            Attempted::Throttled => Attempted::Success,
+            EndpointResult::Cancelled => return OutlierVerdict::Unchanged,
+            EndpointResult::Throttled => EndpointResult::Success,
             other => other,
         };
-        self.count_runs(result);
+        self.count_consecutive(result);
         let reached = |run: u32, limit: u32| limit > 0 && run >= limit;
-        let Runs {
+        let ConsecutiveThresholds {
             failures,
             gateway_errors,
-            local_origin,
-        } = config.runs();
-        if reached(self.failures, failures) {
-            Verdict::Suspect(Cause::Consecutive5xx(self.failures))
-        } else if reached(self.gateway_errors, gateway_errors) {
-            Verdict::Suspect(Cause::ConsecutiveGatewayErrors(self.gateway_errors))
-        } else if reached(self.local_origin, local_origin) {
-            Verdict::Suspect(Cause::ConsecutiveLocalOriginFailures(self.local_origin))
+            local_origin_failures: local_origin,
+        } = config.consecutive_thresholds();
+        if reached(self.consecutive_failures, failures) {
+            OutlierVerdict::ShouldEject(EjectionCause::Consecutive5xx(self.consecutive_failures))
+        } else if reached(self.consecutive_gateway_errors, gateway_errors) {
+            OutlierVerdict::ShouldEject(EjectionCause::ConsecutiveGatewayErrors(
+                self.consecutive_gateway_errors,
+            ))
+        } else if reached(self.consecutive_local_origin_failures, local_origin) {
+            OutlierVerdict::ShouldEject(EjectionCause::ConsecutiveLocalOriginFailures(
+                self.consecutive_local_origin_failures,
+            ))
         } else {
-            Verdict::Stays
+            OutlierVerdict::Unchanged
         }
     }
 
@@ -249,25 +264,25 @@ impl Host {
     pub fn eject(
         &mut self,
         config: &OutlierConfig,
-        cause: Cause,
+        cause: EjectionCause,
         now: Instant,
         random: f64,
     ) -> Duration {
-        self.times_ejected = (self.times_ejected + 1).min(MAX_TIMES);
-        self.bar = match cause {
-            Cause::Slow { limit, .. } => Some(limit),
+        self.times_ejected = (self.times_ejected + 1).min(MAX_TIMES_EJECTED);
+        self.probe_latency_limit = match cause {
+            EjectionCause::HighLatency { limit, .. } => Some(limit),
             _ => None,
         };
-        self.leave_out(config.ejection(self.times_ejected), now, random)
+        self.enter_ejected(config.ejection_time(self.times_ejected), now, random)
     }
 
     /// Ends an ejection whose time is over; whether it did.
-    pub fn tick(&mut self, now: Instant) -> bool {
-        match self.standing {
-            Standing::Ejected { until } if now >= until => {
-                self.standing = Standing::Probation {
+    pub fn end_expired_ejection(&mut self, now: Instant) -> bool {
+        match self.ejection_state {
+            EjectionState::Ejected { until } if now >= until => {
+                self.ejection_state = EjectionState::Probation {
                     since: now,
-                    probing: None,
+                    probe_started_at: None,
                 };
                 true
             }
@@ -276,15 +291,24 @@ impl Host {
     }
 
     /// Lets it in again whatever it did, as when nobody watches any more.
-    pub fn pardon(&mut self) {
-        (self.standing, self.times_ejected, self.bar) = (Standing::In, 0, None);
-        self.begin_anew();
+    pub fn uneject(&mut self) {
+        (
+            self.ejection_state,
+            self.times_ejected,
+            self.probe_latency_limit,
+        ) = (EjectionState::NotEjected, 0, None);
+        self.start_generation();
     }
 
     /// Ends half an interval: the latencies of late, and the next half begins. They are kept for it while they are too few.
-    pub fn end_half_interval(&mut self) -> Latencies {
-        let is_over = self.latencies.are_enough() || self.gathered + 1 == GATHERED;
-        self.gathered = if is_over { 0 } else { self.gathered + 1 };
+    pub fn end_half_interval(&mut self) -> LatencyHistogram {
+        let is_over = self.latencies.has_enough_samples()
+            || self.gathered_half_intervals + 1 == MAX_GATHERED_HALF_INTERVALS;
+        self.gathered_half_intervals = if is_over {
+            0
+        } else {
+            self.gathered_half_intervals + 1
+        };
         if is_over {
             std::mem::take(&mut self.latencies)
         } else {
@@ -293,77 +317,105 @@ impl Host {
     }
 
     /// Ends an interval: what was recorded in it, and the next one begins. Proven health takes one ejection back.
-    pub fn end_interval(&mut self) -> Record {
-        let record = std::mem::take(&mut self.record);
+    pub fn end_interval(&mut self) -> IntervalResults {
+        let results = std::mem::take(&mut self.interval_results);
         let (successes, failures) = (
-            self.proof.0.saturating_add(record.successes()),
-            self.proof.1.saturating_add(record.failures()),
+            self.results_since_forgiven
+                .0
+                .saturating_add(results.successes()),
+            self.results_since_forgiven
+                .1
+                .saturating_add(results.failures()),
         );
-        let is_well = f64::from(failures) <= f64::from(successes) * FAILURES_PER_PROOF;
-        if self.standing == Standing::In && is_well && successes >= PROOF {
+        let is_well = f64::from(failures) <= f64::from(successes) * MAX_PROVEN_FAILURE_RATIO;
+        if self.ejection_state == EjectionState::NotEjected
+            && is_well
+            && successes >= PROVEN_SUCCESSES
+        {
             self.times_ejected = self.times_ejected.saturating_sub(1);
         }
-        self.proof = if is_well && successes < PROOF {
+        self.results_since_forgiven = if is_well && successes < PROVEN_SUCCESSES {
             (successes, failures)
         } else {
             (0, 0)
         };
-        record
+        results
     }
 
     fn settle_probe(
         &mut self,
         config: &OutlierConfig,
-        result: Attempted,
+        result: EndpointResult,
         took: Duration,
         now: Instant,
         random: f64,
-    ) -> Verdict {
-        let cause = match (result, self.bar) {
-            (Attempted::Cancelled, _) => {
-                if let Standing::Probation { since, .. } = self.standing {
-                    self.standing = Standing::Probation {
+    ) -> OutlierVerdict {
+        let cause = match (result, self.probe_latency_limit) {
+            (EndpointResult::Cancelled, _) => {
+                if let EjectionState::Probation { since, .. } = self.ejection_state {
+                    self.ejection_state = EjectionState::Probation {
                         since,
-                        probing: None,
+                        probe_started_at: None,
                     };
                 }
-                return Verdict::Stays;
+                return OutlierVerdict::Unchanged;
             }
-            (Attempted::Success | Attempted::Throttled, Some(limit)) if took > limit => {
-                Cause::SlowProbe { took, limit }
+            (EndpointResult::Success | EndpointResult::Throttled, Some(limit)) if took > limit => {
+                EjectionCause::SlowProbe { took, limit }
             }
-            (Attempted::Success | Attempted::Throttled, _) => {
-                (self.standing, self.bar) = (Standing::In, None);
-                self.begin_anew();
-                return Verdict::Readmitted;
+            (EndpointResult::Success | EndpointResult::Throttled, _) => {
+                (self.ejection_state, self.probe_latency_limit) = (EjectionState::NotEjected, None);
+                self.start_generation();
+                return OutlierVerdict::Readmitted;
             }
-            (Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin, _) => {
-                Cause::Probe
-            }
+            (
+                EndpointResult::GatewayError
+                | EndpointResult::ServerError
+                | EndpointResult::LocalOriginFailure,
+                _,
+            ) => EjectionCause::FailedProbe,
         };
-        Verdict::Again(cause, self.leave_out(config.ejection(1), now, random))
+        OutlierVerdict::EjectedAgain(
+            cause,
+            self.enter_ejected(config.ejection_time(1), now, random),
+        )
     }
 
-    fn leave_out(&mut self, long: Duration, now: Instant, random: f64) -> Duration {
-        let long = long.mul_f64(1.0 + JITTER * random);
-        self.standing = Standing::Ejected { until: now + long };
-        self.begin_anew();
-        long
+    fn enter_ejected(&mut self, duration: Duration, now: Instant, random: f64) -> Duration {
+        let duration = duration.mul_f64(1.0 + EJECTION_JITTER * random);
+        self.ejection_state = EjectionState::Ejected {
+            until: now + duration,
+        };
+        self.start_generation();
+        duration
     }
 
-    fn count_runs(&mut self, result: Attempted) {
+    fn count_consecutive(&mut self, result: EndpointResult) {
         let grow =
             |run: &mut u32, goes_on: bool| *run = if goes_on { run.saturating_add(1) } else { 0 };
-        grow(&mut self.failures, result != Attempted::Success);
-        grow(&mut self.gateway_errors, result == Attempted::GatewayError);
-        grow(&mut self.local_origin, result == Attempted::LocalOrigin);
+        grow(
+            &mut self.consecutive_failures,
+            result != EndpointResult::Success,
+        );
+        grow(
+            &mut self.consecutive_gateway_errors,
+            result == EndpointResult::GatewayError,
+        );
+        grow(
+            &mut self.consecutive_local_origin_failures,
+            result == EndpointResult::LocalOriginFailure,
+        );
     }
 
-    fn begin_anew(&mut self) {
+    fn start_generation(&mut self) {
         self.generation += 1;
-        (self.failures, self.gateway_errors, self.local_origin) = (0, 0, 0);
-        (self.record, self.proof) = (Record::default(), (0, 0));
-        (self.latencies, self.gathered) = (Latencies::default(), 0);
+        (
+            self.consecutive_failures,
+            self.consecutive_gateway_errors,
+            self.consecutive_local_origin_failures,
+        ) = (0, 0, 0);
+        (self.interval_results, self.results_since_forgiven) = (IntervalResults::default(), (0, 0));
+        (self.latencies, self.gathered_half_intervals) = (LatencyHistogram::default(), 0);
     }
 }
 

@@ -14,19 +14,19 @@
 use std::time::{Duration, Instant};
 
 /// What is asked is looked at over so long.
-const STEP: Duration = Duration::from_secs(1);
+const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The numbers of a warm-up.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RateWarmUpConfig {
+pub struct RateRampConfig {
     rate: f64,
     cold_factor: f64,
-    warning: f64,
-    most: f64,
+    warning_tokens: f64,
+    max_tokens: f64,
     slope: f64,
 }
 
-impl RateWarmUpConfig {
+impl RateRampConfig {
     /// For a rate per second that is divided by `cold_factor` (at least 2) at first.
     #[must_use]
     pub fn new(rate: f64, window: Duration, cold_factor: u32) -> Self {
@@ -36,8 +36,8 @@ impl RateWarmUpConfig {
         Self {
             rate,
             cold_factor: factor,
-            warning,
-            most,
+            warning_tokens: warning,
+            max_tokens: most,
             slope: (factor - 1.0) / rate / (most - warning),
         }
     }
@@ -45,42 +45,43 @@ impl RateWarmUpConfig {
 
 /// How warm a rate is.
 #[derive(Debug, Clone)]
-pub struct RateWarmUp {
-    stored: f64,
+pub struct RateRamp {
+    stored_tokens: f64,
     /// When the store was last brought up to date.
-    at: Instant,
-    passed: f64,
+    updated_at: Instant,
+    taken_tokens: f64,
 }
 
-impl RateWarmUp {
+impl RateRamp {
     /// A cold one.
     #[must_use]
-    pub fn new(config: &RateWarmUpConfig, now: Instant) -> Self {
+    pub fn new(config: &RateRampConfig, now: Instant) -> Self {
         Self {
-            stored: config.most,
-            at: now,
-            passed: 0.0,
+            stored_tokens: config.max_tokens,
+            updated_at: now,
+            taken_tokens: 0.0,
         }
     }
 
     /// How many times the normal price a token costs now, in `1.0..=cold_factor`.
-    pub fn price(&mut self, config: &RateWarmUpConfig, now: Instant) -> f64 {
-        let elapsed = now.saturating_duration_since(self.at);
-        if elapsed >= STEP {
+    pub fn token_cost_factor(&mut self, config: &RateRampConfig, now: Instant) -> f64 {
+        let elapsed = now.saturating_duration_since(self.updated_at);
+        if elapsed >= UPDATE_INTERVAL {
             let seconds = elapsed.as_secs_f64();
-            let is_asked_little = self.passed / seconds < config.rate / config.cold_factor;
-            if self.stored < config.warning || is_asked_little {
-                self.stored += seconds * config.rate;
+            let is_demand_low = self.taken_tokens / seconds < config.rate / config.cold_factor;
+            if self.stored_tokens < config.warning_tokens || is_demand_low {
+                self.stored_tokens += seconds * config.rate;
             }
-            self.stored = (self.stored.min(config.most) - self.passed).max(0.0);
-            (self.at, self.passed) = (now, 0.0);
+            self.stored_tokens =
+                (self.stored_tokens.min(config.max_tokens) - self.taken_tokens).max(0.0);
+            (self.updated_at, self.taken_tokens) = (now, 0.0);
         }
-        1.0 + (self.stored - config.warning).max(0.0) * config.slope * config.rate
+        1.0 + (self.stored_tokens - config.warning_tokens).max(0.0) * config.slope * config.rate
     }
 
     /// Counts tokens that were taken.
-    pub fn took(&mut self, tokens: u32) {
-        self.passed += f64::from(tokens);
+    pub fn record_taken(&mut self, tokens: u32) {
+        self.taken_tokens += f64::from(tokens);
     }
 }
 
@@ -90,76 +91,76 @@ mod tests {
     use crate::resilience::some_instant;
 
     /// The requests that pass in each second when far more are asked than may pass.
-    fn passed_under_full_load(seconds: u32, factor: u32) -> Vec<u32> {
+    fn admitted_under_full_load(seconds: u32, factor: u32) -> Vec<u32> {
         let (config, start) = (
-            RateWarmUpConfig::new(100.0, Duration::from_secs(10), factor),
+            RateRampConfig::new(100.0, Duration::from_secs(10), factor),
             some_instant(),
         );
-        let mut warm_up = RateWarmUp::new(&config, start);
+        let mut ramp = RateRamp::new(&config, start);
         let mut due = start;
-        let mut passed = vec![0; seconds as usize];
+        let mut admitted = vec![0; seconds as usize];
         for milli in 0..seconds * 1_000 {
             let now = start + Duration::from_millis(milli.into());
-            let price = warm_up.price(&config, now);
+            let cost_factor = ramp.token_cost_factor(&config, now);
             if due <= now {
-                due += Duration::from_secs_f64(price / 100.0);
-                warm_up.took(1);
-                passed[(milli / 1_000) as usize] += 1;
+                due += Duration::from_secs_f64(cost_factor / 100.0);
+                ramp.record_taken(1);
+                admitted[(milli / 1_000) as usize] += 1;
             }
         }
-        passed
+        admitted
     }
 
     #[test]
-    fn it_begins_with_a_part_of_the_rate_and_reaches_all_of_it_within_the_window() {
-        let passed = passed_under_full_load(20, 3);
-        assert!((32..=35).contains(&passed[0]), "a third: {passed:?}");
+    fn a_cold_rate_starts_at_a_fraction_and_reaches_the_full_rate_within_the_window() {
+        let admitted = admitted_under_full_load(20, 3);
+        assert!((32..=35).contains(&admitted[0]), "a third: {admitted:?}");
         assert!(
-            passed.windows(2).all(|pair| pair[1] + 1 >= pair[0]),
-            "it never falls: {passed:?}"
+            admitted.windows(2).all(|pair| pair[1] + 1 >= pair[0]),
+            "it never falls: {admitted:?}"
         );
         assert!(
-            passed[..11].iter().sum::<u32>() < 800,
-            "it is spread over the window: {passed:?}"
+            admitted[..11].iter().sum::<u32>() < 800,
+            "it is spread over the window: {admitted:?}"
         );
         assert!(
-            passed[12..]
+            admitted[12..]
                 .iter()
-                .all(|passed| (99..=101).contains(passed)),
-            "{passed:?}"
+                .all(|admitted| (99..=101).contains(admitted)),
+            "{admitted:?}"
         );
-        assert!((19..=21).contains(&passed_under_full_load(1, 5)[0]));
+        assert!((19..=21).contains(&admitted_under_full_load(1, 5)[0]));
     }
 
     #[test]
-    fn it_is_cold_again_after_a_time_with_little_to_do() {
+    fn the_rate_is_cold_again_after_low_demand() {
         let (config, start) = (
-            RateWarmUpConfig::new(100.0, Duration::from_secs(10), 3),
+            RateRampConfig::new(100.0, Duration::from_secs(10), 3),
             some_instant(),
         );
-        let mut warm_up = RateWarmUp::new(&config, start);
+        let mut ramp = RateRamp::new(&config, start);
         for second in 1..=15 {
-            warm_up.took(100);
-            warm_up.price(&config, start + Duration::from_secs(second));
+            ramp.record_taken(100);
+            ramp.token_cost_factor(&config, start + Duration::from_secs(second));
         }
         let warm = start + Duration::from_secs(15);
-        assert!((warm_up.price(&config, warm) - 1.0).abs() < 1e-9);
-        let cold = warm_up.price(&config, warm + Duration::from_mins(1));
+        assert!((ramp.token_cost_factor(&config, warm) - 1.0).abs() < 1e-9);
+        let cold = ramp.token_cost_factor(&config, warm + Duration::from_mins(1));
         assert!((cold - 3.0).abs() < 1e-9, "{cold}");
     }
 
     #[test]
-    fn a_steady_load_below_the_rate_keeps_it_warm() {
+    fn a_steady_load_below_the_rate_keeps_the_rate_warm() {
         let (config, start) = (
-            RateWarmUpConfig::new(100.0, Duration::from_secs(10), 3),
+            RateRampConfig::new(100.0, Duration::from_secs(10), 3),
             some_instant(),
         );
-        let mut warm_up = RateWarmUp::new(&config, start);
-        let mut price = 3.0;
+        let mut ramp = RateRamp::new(&config, start);
+        let mut cost_factor = 3.0;
         for second in 1..=60 {
-            warm_up.took(60);
-            price = warm_up.price(&config, start + Duration::from_secs(second));
+            ramp.record_taken(60);
+            cost_factor = ramp.token_cost_factor(&config, start + Duration::from_secs(second));
         }
-        assert!(price < 1.1, "{price}");
+        assert!(cost_factor < 1.1, "{cost_factor}");
     }
 }

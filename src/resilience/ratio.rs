@@ -40,7 +40,7 @@ impl Ratio {
 
     /// The share that `part` is of `whole`; nothing of nothing is [`Ratio::ZERO`].
     #[must_use]
-    pub fn of(part: u32, whole: u32) -> Self {
+    pub fn from_fraction(part: u32, whole: u32) -> Self {
         if whole == 0 {
             Self::ZERO
         } else {
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_shares_can_be_made() {
+    fn from_percent_accepts_only_0_to_100() {
         for bad in [-0.1, 100.1, f64::NAN, f64::INFINITY] {
             assert!(Ratio::from_percent(bad).is_err(), "{bad}");
         }
@@ -76,8 +76,8 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_nothing_is_nothing() {
-        assert_eq!(Ratio::of(0, 0), Ratio::ZERO);
-        assert_eq!(Ratio::of(3, 3), Ratio::ONE);
+    fn a_fraction_of_zero_is_zero() {
+        assert_eq!(Ratio::from_fraction(0, 0), Ratio::ZERO);
+        assert_eq!(Ratio::from_fraction(3, 3), Ratio::ONE);
     }
 }

@@ -34,9 +34,9 @@ pub struct RecoveryConfig {
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a step that is not taken helps nobody"]
-pub enum Step {
+pub enum RecoveryStep {
     /// Take this rung, counted from 0.
-    Act(u32),
+    TakeRung(u32),
     /// The trigger holds and the next rung is due, but the hour's actions are used. Said once per hour's turn.
     Capped,
     /// The trouble is over: undo what can be undone, of the rungs below this number.
@@ -45,36 +45,36 @@ pub enum Step {
 
 /// One recovery.
 #[derive(Debug)]
-pub struct Recovery {
+pub struct RecoveryLadder {
     config: RecoveryConfig,
     /// Rungs taken in this episode; 0 is idle.
-    taken: u32,
+    rungs_taken: u32,
     last_action: Option<Instant>,
-    recent: VecDeque<Instant>,
-    capped_told: bool,
+    recent_actions: VecDeque<Instant>,
+    is_cap_reported: bool,
 }
 
-impl Recovery {
+impl RecoveryLadder {
     /// Makes an idle recovery.
     #[must_use]
     pub fn new(config: RecoveryConfig) -> Self {
         Self {
             config,
-            taken: 0,
+            rungs_taken: 0,
             last_action: None,
-            recent: VecDeque::new(),
-            capped_told: false,
+            recent_actions: VecDeque::new(),
+            is_cap_reported: false,
         }
     }
 
     /// Looks at the trigger and says what is to be done now, if anything.
-    pub fn observe(&mut self, trigger_holds: bool, now: Instant) -> Option<Step> {
-        if !trigger_holds {
-            let taken = std::mem::take(&mut self.taken);
-            self.capped_told = false;
-            return (taken > 0).then_some(Step::Undo(taken));
+    pub fn update(&mut self, is_triggered: bool, now: Instant) -> Option<RecoveryStep> {
+        if !is_triggered {
+            let taken = std::mem::take(&mut self.rungs_taken);
+            self.is_cap_reported = false;
+            return (taken > 0).then_some(RecoveryStep::Undo(taken));
         }
-        if self.taken > 0 && self.taken >= self.config.rungs.get() {
+        if self.rungs_taken > 0 && self.rungs_taken >= self.config.rungs.get() {
             return None;
         }
         if self
@@ -83,18 +83,23 @@ impl Recovery {
         {
             return None;
         }
-        while self.recent.front().is_some_and(|at| now >= *at + HOUR) {
-            self.recent.pop_front();
-            self.capped_told = false;
+        while self
+            .recent_actions
+            .front()
+            .is_some_and(|at| now >= *at + HOUR)
+        {
+            self.recent_actions.pop_front();
+            self.is_cap_reported = false;
         }
-        if self.recent.len() >= self.config.max_per_hour.get() as usize {
-            return (!std::mem::replace(&mut self.capped_told, true)).then_some(Step::Capped);
+        if self.recent_actions.len() >= self.config.max_per_hour.get() as usize {
+            return (!std::mem::replace(&mut self.is_cap_reported, true))
+                .then_some(RecoveryStep::Capped);
         }
-        let rung = self.taken;
-        self.taken += 1;
+        let rung = self.rungs_taken;
+        self.rungs_taken += 1;
         self.last_action = Some(now);
-        self.recent.push_back(now);
-        Some(Step::Act(rung))
+        self.recent_actions.push_back(now);
+        Some(RecoveryStep::TakeRung(rung))
     }
 
     /// Follows new bounds; what was done stays counted.
@@ -105,7 +110,7 @@ impl Recovery {
     /// Rungs taken in the present episode.
     #[must_use]
     pub fn rungs_taken(&self) -> u32 {
-        self.taken
+        self.rungs_taken
     }
 }
 

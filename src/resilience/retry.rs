@@ -25,20 +25,20 @@ use super::backoff::Backoff;
 pub const MAX_TRANSPARENT_RETRIES: u32 = 2;
 
 /// A try with less time than this left is not begun: it would only add load.
-pub const SHORTEST_TRY: Duration = Duration::from_millis(1);
+pub const MIN_ATTEMPT_DURATION: Duration = Duration::from_millis(1);
 
 /// A wait that a backend asked for is believed up to this (linkerd2-proxy uses the same cap).
-pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// How an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub enum FailureKind {
     /// Class A: no connection could be made.
     ConnectFailure,
     /// Class A: the connection ended before a byte of the request was written.
     ResetBeforeRequest,
     /// Class A: the backend said that it did not look at the request (HTTP/2: a refused stream, or one after GOAWAY).
-    Refused,
+    RefusedStream,
     /// Class B: the connection ended after the request was written and before an answer.
     Reset,
     /// Class B: no answer within the per-try timeout.
@@ -50,12 +50,12 @@ pub enum Failure {
     },
     /// Class C: a status instead of an answer (gRPC A6, "Trailers-Only") that the policy names as one which is given before a call runs; so
     /// any method may be tried again.
-    Declined {
+    UnprocessedStatus {
         /// The wait that the answer asked for.
         retry_after: Option<Duration>,
     },
     /// Class D.
-    Final,
+    NotRetryable,
 }
 
 /// Which failures the policy wants repeated, besides the statuses.
@@ -94,15 +94,15 @@ pub struct RetryConfig {
 
 /// What is known of the request when an attempt has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Situation {
+pub struct RetryContext {
     /// How it failed.
-    pub failure: Failure,
+    pub failure: FailureKind,
     /// Whether repeating the request is harmless by its method, or by an idempotency key.
     pub is_idempotent: bool,
     /// Whether all of the body that was read from the client is still at hand.
     pub is_body_replayable: bool,
     /// Whether the proxy before repeats it already.
-    pub is_retry: bool,
+    pub is_retried_by_downstream: bool,
     /// Retries made so far, without transparent ones.
     pub retries: u32,
     /// Retries of class A made so far.
@@ -113,7 +113,7 @@ pub struct Situation {
 
 /// What to do after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RetryDecision {
     /// Try again after the wait, if the budget allows.
     Retry {
         /// How long to wait first.
@@ -122,18 +122,18 @@ pub enum Verdict {
         is_transparent: bool,
     },
     /// Do not, and why.
-    Stop(StopReason),
+    Stop(RetryStopReason),
 }
 
 /// Why a failed attempt is not repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
+pub enum RetryStopReason {
     /// The policy does not want this failure repeated.
     NotTriggered,
     /// The request may have run, and repeating it may do harm.
     NotIdempotent,
     /// The proxy before repeats it already.
-    AlreadyRetried,
+    RetriedByDownstream,
     /// Part of the body has been sent and not kept.
     BodyNotReplayable,
     /// All attempts are used.
@@ -145,57 +145,57 @@ pub enum StopReason {
 impl RetryConfig {
     /// Decides; `random` is uniform in `0..1` and draws the backoff.
     #[must_use]
-    pub fn decide(&self, situation: &Situation, random: f64) -> Verdict {
+    pub fn decide(&self, context: &RetryContext, random: f64) -> RetryDecision {
         let triggers = &self.triggers;
-        let (is_wanted, is_transparent) = match situation.failure {
-            Failure::ConnectFailure => (triggers.connect_failure, true),
-            Failure::ResetBeforeRequest => (triggers.reset_before_request, true),
-            Failure::Refused => (triggers.refused_stream, true),
-            Failure::Reset => (triggers.reset, false),
-            Failure::PerTryTimeout => (triggers.timeout, false),
-            Failure::Status { .. } | Failure::Declined { .. } => (true, false),
-            Failure::Final => (false, false),
+        let (is_wanted, is_transparent) = match context.failure {
+            FailureKind::ConnectFailure => (triggers.connect_failure, true),
+            FailureKind::ResetBeforeRequest => (triggers.reset_before_request, true),
+            FailureKind::RefusedStream => (triggers.refused_stream, true),
+            FailureKind::Reset => (triggers.reset, false),
+            FailureKind::PerTryTimeout => (triggers.timeout, false),
+            FailureKind::Status { .. } | FailureKind::UnprocessedStatus { .. } => (true, false),
+            FailureKind::NotRetryable => (false, false),
         };
         if !is_wanted {
-            return Verdict::Stop(StopReason::NotTriggered);
+            return RetryDecision::Stop(RetryStopReason::NotTriggered);
         }
         let may_have_run =
-            !is_transparent && !matches!(situation.failure, Failure::Declined { .. });
-        if may_have_run && !situation.is_idempotent && !self.retry_non_idempotent {
-            return Verdict::Stop(StopReason::NotIdempotent);
+            !is_transparent && !matches!(context.failure, FailureKind::UnprocessedStatus { .. });
+        if may_have_run && !context.is_idempotent && !self.retry_non_idempotent {
+            return RetryDecision::Stop(RetryStopReason::NotIdempotent);
         }
-        if situation.is_retry && !is_transparent {
-            return Verdict::Stop(StopReason::AlreadyRetried);
+        if context.is_retried_by_downstream && !is_transparent {
+            return RetryDecision::Stop(RetryStopReason::RetriedByDownstream);
         }
-        if !situation.is_body_replayable {
-            return Verdict::Stop(StopReason::BodyNotReplayable);
+        if !context.is_body_replayable {
+            return RetryDecision::Stop(RetryStopReason::BodyNotReplayable);
         }
         let (made, allowed) = if is_transparent {
-            (situation.transparent_retries, MAX_TRANSPARENT_RETRIES)
+            (context.transparent_retries, MAX_TRANSPARENT_RETRIES)
         } else {
-            (situation.retries, self.attempts)
+            (context.retries, self.attempts)
         };
         if made >= allowed {
-            return Verdict::Stop(StopReason::AttemptsExhausted);
+            return RetryDecision::Stop(RetryStopReason::AttemptsExhausted);
         }
-        let wait = self.wait(situation, made + 1, random);
-        if wait.saturating_add(SHORTEST_TRY) > situation.time_left {
-            return Verdict::Stop(StopReason::NoTimeLeft);
+        let wait = self.wait(context, made + 1, random);
+        if wait.saturating_add(MIN_ATTEMPT_DURATION) > context.time_left {
+            return RetryDecision::Stop(RetryStopReason::NoTimeLeft);
         }
-        Verdict::Retry {
+        RetryDecision::Retry {
             wait,
             is_transparent,
         }
     }
 
-    fn wait(&self, situation: &Situation, n: u32, random: f64) -> Duration {
-        match situation.failure {
-            Failure::Status {
-                retry_after: Some(asked),
+    fn wait(&self, context: &RetryContext, n: u32, random: f64) -> Duration {
+        match context.failure {
+            FailureKind::Status {
+                retry_after: Some(requested),
             }
-            | Failure::Declined {
-                retry_after: Some(asked),
-            } if self.respect_retry_after => asked.min(LONGEST_RETRY_AFTER),
+            | FailureKind::UnprocessedStatus {
+                retry_after: Some(requested),
+            } if self.respect_retry_after => requested.min(MAX_RETRY_AFTER),
             _ => self.backoff.wait(n, random),
         }
     }

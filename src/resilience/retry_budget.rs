@@ -40,14 +40,14 @@ impl Default for RetryBudgetConfig {
 
 /// The budget of one backend.
 #[derive(Debug)]
-pub struct RetryBudget {
+pub struct BackendRetryBudget {
     config: RetryBudgetConfig,
     requests: SlidingWindow<u32>,
     retries: SlidingWindow<u32>,
-    recent_retries: SlidingWindow<u32>,
+    floor_retries: SlidingWindow<u32>,
 }
 
-impl RetryBudget {
+impl BackendRetryBudget {
     /// Makes a budget that has seen nothing yet.
     #[must_use]
     pub fn new(config: RetryBudgetConfig, now: Instant) -> Self {
@@ -55,7 +55,7 @@ impl RetryBudget {
             config,
             requests: SlidingWindow::new(config.interval, now),
             retries: SlidingWindow::new(config.interval, now),
-            recent_retries: SlidingWindow::new(config.floor_interval, now),
+            floor_retries: SlidingWindow::new(config.floor_interval, now),
         }
     }
 
@@ -71,7 +71,7 @@ impl RetryBudget {
             return false;
         }
         self.retries.add(1, now);
-        self.recent_retries.add(1, now);
+        self.floor_retries.add(1, now);
         true
     }
 
@@ -88,7 +88,7 @@ impl RetryBudget {
         let by_floor = self
             .config
             .floor
-            .saturating_sub(self.recent_retries.total(now));
+            .saturating_sub(self.floor_retries.total(now));
         by_share.max(by_floor)
     }
 

@@ -23,23 +23,23 @@ use std::{
 use super::ratio::Ratio;
 
 /// How long a signal is at a level before it counts.
-const RISE: Duration = Duration::from_secs(10);
+const RAISE_AFTER: Duration = Duration::from_secs(10);
 
 /// How long it is below before it counts no more.
-const FALL: Duration = Duration::from_secs(30);
+const CLEAR_AFTER: Duration = Duration::from_secs(30);
 
 /// How much more of the class normal is refused after a second that was no better.
-const RISING: f64 = 0.1;
+const SHED_RATIO_INCREASE: f64 = 0.1;
 
 /// How much less after one that was.
-const FALLING: f64 = 0.05;
+const SHED_RATIO_DECREASE: f64 = 0.05;
 
 /// How far it has to be below.
-const BELOW: f64 = 0.9;
+const CLEAR_FACTOR: f64 = 0.9;
 
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
+pub enum OverloadSignal {
     /// The share of the CPU that is used of what may be.
     Cpu,
     /// The share of the memory.
@@ -50,7 +50,7 @@ pub enum Signal {
     MemoryPressure,
 }
 
-impl Signal {
+impl OverloadSignal {
     /// All of them.
     pub const ALL: [Self; 4] = [
         Self::Cpu,
@@ -62,7 +62,7 @@ impl Signal {
 
 /// From where on a signal is at which level; a level that is not given is never reached.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Levels {
+pub struct SignalThresholds {
     /// From here on the lowest class is refused.
     pub warning: Option<Ratio>,
     /// From here on a share of the one above it, too.
@@ -73,34 +73,34 @@ pub struct Levels {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ProtectionConfig {
     /// Of the CPU.
-    pub cpu: Option<Levels>,
+    pub cpu: Option<SignalThresholds>,
     /// Of the memory.
-    pub memory: Option<Levels>,
+    pub memory: Option<SignalThresholds>,
     /// Of waiting for the CPU.
-    pub cpu_pressure: Option<Levels>,
+    pub cpu_pressure: Option<SignalThresholds>,
     /// Of waiting for memory.
-    pub memory_pressure: Option<Levels>,
+    pub memory_pressure: Option<SignalThresholds>,
 }
 
 impl ProtectionConfig {
     /// The levels of a signal, if it is watched.
     #[must_use]
-    pub fn levels(&self, signal: Signal) -> Option<Levels> {
+    pub fn thresholds(&self, signal: OverloadSignal) -> Option<SignalThresholds> {
         match signal {
-            Signal::Cpu => self.cpu,
-            Signal::Memory => self.memory,
-            Signal::CpuPressure => self.cpu_pressure,
-            Signal::MemoryPressure => self.memory_pressure,
+            OverloadSignal::Cpu => self.cpu,
+            OverloadSignal::Memory => self.memory,
+            OverloadSignal::CpuPressure => self.cpu_pressure,
+            OverloadSignal::MemoryPressure => self.memory_pressure,
         }
     }
 }
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Level {
+pub enum OverloadLevel {
     /// Not at all.
     #[default]
-    Calm,
+    Normal,
     /// It will be.
     Warning,
     /// It is.
@@ -109,7 +109,7 @@ pub enum Level {
 
 /// How much a request matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Class {
+pub enum PriorityClass {
     /// Refused last.
     Critical,
     /// Refused before that.
@@ -120,33 +120,33 @@ pub enum Class {
     Low,
 }
 
-impl Class {
+impl PriorityClass {
     /// Highest first.
     pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
 
     /// Whether a request of it is refused at a level, with the share of the class normal; `random` is uniform in `0..1`.
     #[must_use]
-    pub fn is_refused_at(self, level: Level, share: f64, random: f64) -> bool {
+    pub fn is_shed_at(self, level: OverloadLevel, shed_ratio: f64, random: f64) -> bool {
         match (self, level) {
-            (_, Level::Calm)
+            (_, OverloadLevel::Normal)
             | (Self::Critical | Self::High, _)
-            | (Self::Normal, Level::Warning) => false,
-            (Self::Normal, Level::Critical) => random < share,
+            | (Self::Normal, OverloadLevel::Warning) => false,
+            (Self::Normal, OverloadLevel::Critical) => random < shed_ratio,
             (Self::Low, _) => true,
         }
     }
 
     /// How much of a limit of so many places it may fill: 100, 90, 75 or 60 %, and at least one place.
     #[must_use]
-    pub fn places_of(self, limit: NonZeroU32) -> NonZeroU32 {
+    pub fn max_permits(self, limit: NonZeroU32) -> NonZeroU32 {
         let percent = match self {
             Self::Critical => 100,
             Self::High => 90,
             Self::Normal => 75,
             Self::Low => 60,
         };
-        let places = u64::from(limit.get()) * percent / 100;
-        u32::try_from(places)
+        let permits = u64::from(limit.get()) * percent / 100;
+        u32::try_from(permits)
             .ok()
             .and_then(NonZeroU32::new)
             .unwrap_or(NonZeroU32::MIN)
@@ -156,104 +156,110 @@ impl Class {
 /// A change of level.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[must_use = "a change is told"]
-pub struct Change {
+pub struct OverloadLevelChange {
     /// Of this signal.
-    pub signal: Signal,
+    pub signal: OverloadSignal,
     /// It was at this level.
-    pub from: Level,
+    pub from: OverloadLevel,
     /// It is at this one.
-    pub to: Level,
+    pub to: OverloadLevel,
     /// It says this right now; nothing any more.
     pub value: Option<f64>,
 }
 
 /// What the signals of an instance say.
 #[derive(Debug, Clone)]
-pub struct Protection {
+pub struct OverloadProtection {
     config: ProtectionConfig,
-    watched: [Watched; 4],
+    signals: [SignalState; 4],
     /// The share of the class normal that is refused at the level critical.
-    share: f64,
+    shed_ratio: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Watched {
-    warning: Latch,
-    critical: Latch,
+struct SignalState {
+    warning: HysteresisLatch,
+    critical: HysteresisLatch,
     value: Option<f64>,
 }
 
-impl Watched {
-    fn level(&self) -> Level {
+impl SignalState {
+    fn level(&self) -> OverloadLevel {
         match (self.critical.is_on, self.warning.is_on) {
-            (true, _) => Level::Critical,
-            (false, true) => Level::Warning,
-            (false, false) => Level::Calm,
+            (true, _) => OverloadLevel::Critical,
+            (false, true) => OverloadLevel::Warning,
+            (false, false) => OverloadLevel::Normal,
         }
     }
 }
 
 /// On after long enough at or above a bound, off after long enough well below it.
 #[derive(Debug, Clone, Copy, Default)]
-struct Latch {
+struct HysteresisLatch {
     is_on: bool,
     /// Since when the other way would be right.
-    since: Option<Instant>,
+    pending_since: Option<Instant>,
 }
 
-impl Latch {
-    fn note(&mut self, value: f64, bound: Option<Ratio>, now: Instant) {
-        let Some(bound) = bound.map(Ratio::value) else {
+impl HysteresisLatch {
+    fn update(&mut self, value: f64, threshold: Option<Ratio>, now: Instant) {
+        let Some(threshold) = threshold.map(Ratio::value) else {
             *self = Self::default();
             return;
         };
-        let (is_other, long) = if self.is_on {
-            (value < bound * BELOW, FALL)
+        let (is_past_threshold, required) = if self.is_on {
+            (value < threshold * CLEAR_FACTOR, CLEAR_AFTER)
         } else {
-            (value >= bound, RISE)
+            (value >= threshold, RAISE_AFTER)
         };
-        if !is_other {
-            self.since = None;
-        } else if now.saturating_duration_since(*self.since.get_or_insert(now)) >= long {
+        if !is_past_threshold {
+            self.pending_since = None;
+        } else if now.saturating_duration_since(*self.pending_since.get_or_insert(now)) >= required
+        {
             *self = Self {
                 is_on: !self.is_on,
-                since: None,
+                pending_since: None,
             };
         }
     }
 }
 
-impl Protection {
+impl OverloadProtection {
     /// One that has seen nothing.
     #[must_use]
     pub fn new(config: ProtectionConfig) -> Self {
         Self {
             config,
-            watched: [Watched::default(); 4],
-            share: 0.0,
+            signals: [SignalState::default(); 4],
+            shed_ratio: 0.0,
         }
     }
 
     /// Follows other bounds; what is at a level stays there until it is well below.
     pub fn reconfigure(&mut self, config: ProtectionConfig) {
         self.config = config;
-        for signal in Signal::ALL {
-            if config.levels(signal).is_none() {
-                self.watched[signal as usize] = Watched::default();
+        for signal in OverloadSignal::ALL {
+            if config.thresholds(signal).is_none() {
+                self.signals[signal as usize] = SignalState::default();
             }
         }
     }
 
     /// Takes note of what a signal says.
-    pub fn note(&mut self, signal: Signal, value: f64, now: Instant) -> Option<Change> {
-        let levels = self.config.levels(signal)?;
-        let watched = &mut self.watched[signal as usize];
-        let from = watched.level();
-        watched.value = Some(value);
-        watched.warning.note(value, levels.warning, now);
-        watched.critical.note(value, levels.critical, now);
-        let to = watched.level();
-        (from != to).then_some(Change {
+    pub fn record_signal(
+        &mut self,
+        signal: OverloadSignal,
+        value: f64,
+        now: Instant,
+    ) -> Option<OverloadLevelChange> {
+        let levels = self.config.thresholds(signal)?;
+        let state = &mut self.signals[signal as usize];
+        let from = state.level();
+        state.value = Some(value);
+        state.warning.update(value, levels.warning, now);
+        state.critical.update(value, levels.critical, now);
+        let to = state.level();
+        (from != to).then_some(OverloadLevelChange {
             signal,
             from,
             to,
@@ -262,66 +268,70 @@ impl Protection {
     }
 
     /// Takes note that a signal says nothing any more: it is at no level then.
-    pub fn silence(&mut self, signal: Signal) -> Option<Change> {
-        let from = std::mem::take(&mut self.watched[signal as usize]).level();
-        (from != Level::Calm).then_some(Change {
+    pub fn clear_signal(&mut self, signal: OverloadSignal) -> Option<OverloadLevelChange> {
+        let from = std::mem::take(&mut self.signals[signal as usize]).level();
+        (from != OverloadLevel::Normal).then_some(OverloadLevelChange {
             signal,
             from,
-            to: Level::Calm,
+            to: OverloadLevel::Normal,
             value: None,
         })
     }
 
     /// Takes note that a second has passed.
-    pub fn advance(&mut self) {
-        let bound = |signal: Signal| {
+    pub fn advance_one_second(&mut self) {
+        let threshold = |signal: OverloadSignal| {
             self.config
-                .levels(signal)
+                .thresholds(signal)
                 .and_then(|levels| levels.critical)
         };
-        let is_hot = Signal::ALL.into_iter().any(|signal| {
-            self.watched[signal as usize]
+        let is_any_signal_critical = OverloadSignal::ALL.into_iter().any(|signal| {
+            self.signals[signal as usize]
                 .value
-                .zip(bound(signal))
-                .is_some_and(|(value, bound)| value >= bound.value())
+                .zip(threshold(signal))
+                .is_some_and(|(value, threshold)| value >= threshold.value())
         });
-        self.share = match self.level() {
-            Level::Calm | Level::Warning => 0.0,
-            Level::Critical if is_hot => (self.share + RISING).min(1.0),
-            Level::Critical => (self.share - FALLING).max(RISING),
+        self.shed_ratio = match self.level() {
+            OverloadLevel::Normal | OverloadLevel::Warning => 0.0,
+            OverloadLevel::Critical if is_any_signal_critical => {
+                (self.shed_ratio + SHED_RATIO_INCREASE).min(1.0)
+            }
+            OverloadLevel::Critical => {
+                (self.shed_ratio - SHED_RATIO_DECREASE).max(SHED_RATIO_INCREASE)
+            }
         };
     }
 
     /// The share of the class normal that is refused now.
     #[must_use]
-    pub fn share(&self) -> f64 {
-        self.share
+    pub fn shed_ratio(&self) -> f64 {
+        self.shed_ratio
     }
 
     /// The signal for which the instance is at its level, if it is at one.
     #[must_use]
-    pub fn cause(&self) -> Option<Signal> {
+    pub fn cause(&self) -> Option<OverloadSignal> {
         let level = self.level();
-        Signal::ALL
-            .into_iter()
-            .find(|signal| level > Level::Calm && self.watched[*signal as usize].level() == level)
+        OverloadSignal::ALL.into_iter().find(|signal| {
+            level > OverloadLevel::Normal && self.signals[*signal as usize].level() == level
+        })
     }
 
     /// The level of the instance.
     #[must_use]
-    pub fn level(&self) -> Level {
-        self.watched
+    pub fn level(&self) -> OverloadLevel {
+        self.signals
             .iter()
-            .map(Watched::level)
+            .map(SignalState::level)
             .max()
             .unwrap_or_default()
     }
 
     /// What a signal said last, and the level that it is at; nothing of one that is not watched or says nothing.
     #[must_use]
-    pub fn signal(&self, signal: Signal) -> Option<(f64, Level)> {
-        let watched = &self.watched[signal as usize];
-        watched.value.map(|value| (value, watched.level()))
+    pub fn last_reading(&self, signal: OverloadSignal) -> Option<(f64, OverloadLevel)> {
+        let state = &self.signals[signal as usize];
+        state.value.map(|value| (value, state.level()))
     }
 
     /// What it follows.

@@ -17,23 +17,23 @@ use super::ratio::Ratio;
 pub struct WarmUpConfig {
     window: Duration,
     aggression: f64,
-    minimum: Ratio,
+    min_factor: Ratio,
 }
 
 /// Why a configuration is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InvalidWarmUp {
     /// The window is zero.
-    NoWindow,
+    ZeroWindow,
     /// The aggression is not a number above 0.
-    Aggression,
+    NonPositiveAggression,
 }
 
 impl std::fmt::Display for InvalidWarmUp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::NoWindow => "a warm-up takes time",
-            Self::Aggression => "the aggression of a warm-up is a number above 0",
+            Self::ZeroWindow => "a warm-up takes time",
+            Self::NonPositiveAggression => "the aggression of a warm-up is a number above 0",
         })
     }
 }
@@ -51,15 +51,15 @@ impl WarmUpConfig {
         minimum: Ratio,
     ) -> Result<Self, InvalidWarmUp> {
         if window.is_zero() {
-            return Err(InvalidWarmUp::NoWindow);
+            return Err(InvalidWarmUp::ZeroWindow);
         }
         if !(aggression.is_finite() && aggression > 0.0) {
-            return Err(InvalidWarmUp::Aggression);
+            return Err(InvalidWarmUp::NonPositiveAggression);
         }
         Ok(Self {
             window,
             aggression,
-            minimum,
+            min_factor: minimum,
         })
     }
 
@@ -77,8 +77,8 @@ impl WarmUpConfig {
 
     /// The least share.
     #[must_use]
-    pub fn minimum(&self) -> Ratio {
-        self.minimum
+    pub fn min_factor(&self) -> Ratio {
+        self.min_factor
     }
 
     /// The share of its weight that an endpoint of this age gets, in `0.0..=1.0`.
@@ -90,18 +90,18 @@ impl WarmUpConfig {
         let progress = age.max(Duration::from_secs(1)).as_secs_f64() / self.window.as_secs_f64();
         progress
             .powf(self.aggression.recip())
-            .max(self.minimum.value())
+            .max(self.min_factor.value())
             .min(1.0)
     }
 }
 
 /// Lets a share of what comes pass, evenly: of a share of one third every third. Drawing lots would let more pass at times.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Trickle {
+pub struct DeterministicSampler {
     credit: f64,
 }
 
-impl Trickle {
+impl DeterministicSampler {
     /// Whether the next one passes, with this share in `0.0..=1.0` passing now.
     #[must_use]
     pub fn admits(&mut self, share: f64) -> bool {
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn factors(aggression: f64, table: &[(f64, f64)]) {
+    fn assert_factors(aggression: f64, table: &[(f64, f64)]) {
         let config = WarmUpConfig::try_new(
             Duration::from_secs(60),
             aggression,
@@ -136,8 +136,8 @@ mod tests {
     }
 
     #[test]
-    fn the_share_grows_along_the_curve_and_is_clamped() {
-        factors(
+    fn the_factor_follows_the_curve_and_is_clamped() {
+        assert_factors(
             1.0,
             &[
                 (0.0, 0.1),
@@ -150,8 +150,8 @@ mod tests {
                 (600.0, 1.0),
             ],
         );
-        factors(2.0, &[(0.0, 0.129), (15.0, 0.5), (60.0, 1.0)]);
-        factors(
+        assert_factors(2.0, &[(0.0, 0.129), (15.0, 0.5), (60.0, 1.0)]);
+        assert_factors(
             0.5,
             &[
                 (0.0, 0.1),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_never_falls_with_age() {
+    fn the_factor_never_falls_with_age() {
         for aggression in [0.2, 1.0, 5.0] {
             let config = WarmUpConfig::try_new(Duration::from_millis(500), aggression, Ratio::ZERO)
                 .expect("fine");
@@ -177,32 +177,32 @@ mod tests {
     }
 
     #[test]
-    fn a_trickle_lets_its_share_pass_and_never_more_by_a_whole_one() {
+    fn the_sampler_admits_its_share_to_within_one_request() {
         for share in [0.0, 0.1, 0.25, 1.0 / 3.0, 0.9, 1.0] {
-            let mut trickle = Trickle::default();
+            let mut sampler = DeterministicSampler::default();
             let mut passed = 0.0;
-            for asked in 1..=1_000_u32 {
-                passed += f64::from(u8::from(trickle.admits(share)));
-                let due = share * f64::from(asked);
+            for requests in 1..=1_000_u32 {
+                passed += f64::from(u8::from(sampler.admits(share)));
+                let due = share * f64::from(requests);
                 assert!(
                     passed <= due + 1e-6 && passed > due - 1.0 - 1e-6,
-                    "{passed} of {asked} at {share}"
+                    "{passed} of {requests} at {share}"
                 );
             }
         }
     }
 
     #[test]
-    fn what_makes_no_curve_is_refused() {
+    fn an_invalid_curve_is_rejected() {
         let ten = Ratio::from_percent(10.0).expect("10 %");
         assert_eq!(
             WarmUpConfig::try_new(Duration::ZERO, 1.0, ten),
-            Err(InvalidWarmUp::NoWindow)
+            Err(InvalidWarmUp::ZeroWindow)
         );
         for aggression in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(
                 WarmUpConfig::try_new(Duration::from_secs(1), aggression, ten),
-                Err(InvalidWarmUp::Aggression)
+                Err(InvalidWarmUp::NonPositiveAggression)
             );
         }
     }

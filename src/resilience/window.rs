@@ -81,8 +81,8 @@ impl<T: Copy + Default + AddAssign + SubAssign> SlidingWindow<T> {
         }
         while self.head < bucket {
             self.head += 1;
-            let leaving = std::mem::take(&mut self.buckets[Self::slot(self.head)]);
-            self.total -= leaving;
+            let expired = std::mem::take(&mut self.buckets[Self::slot(self.head)]);
+            self.total -= expired;
         }
     }
 

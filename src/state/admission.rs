@@ -7,7 +7,7 @@ use std::{
 
 use crate::resilience::{
     Mode,
-    admission::{AdmissionConfig, AdmissionControl, Calls},
+    admission::{AdmissionConfig, AdmissionController, AdmissionCounts},
     ratio::Ratio,
 };
 
@@ -16,18 +16,18 @@ use crate::resilience::{
 pub struct AdmissionState {
     name: Arc<str>,
     /// Guards one call of the machine.
-    inner: Mutex<(AdmissionControl, Mode)>,
+    inner: Mutex<(AdmissionController, Mode)>,
 }
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum AdmissionDecision {
     /// It may go on.
     Admitted,
     /// It may go on because of shadow mode only.
-    WouldRefuse,
+    WouldReject,
     /// It may not.
-    Refused,
+    Rejected,
 }
 
 impl AdmissionState {
@@ -36,7 +36,7 @@ impl AdmissionState {
     pub fn new(name: Arc<str>, config: AdmissionConfig, mode: Mode, now: Instant) -> Self {
         Self {
             name,
-            inner: Mutex::new((AdmissionControl::new(config, now), mode)),
+            inner: Mutex::new((AdmissionController::new(config, now), mode)),
         }
     }
 
@@ -51,34 +51,38 @@ impl AdmissionState {
         let mut inner = self.lock();
         inner.1 = mode;
         if *inner.0.config() != config {
-            inner.0 = AdmissionControl::new(config, now);
+            inner.0 = AdmissionController::new(config, now);
         }
     }
 
     /// Asks for a request. `random` is uniform in `0..1`.
     #[must_use]
-    pub fn ask(&self, random: f64, now: Instant) -> Verdict {
+    pub fn decide(&self, random: f64, now: Instant) -> AdmissionDecision {
         let mut inner = self.lock();
-        match (inner.0.admits(random, now), inner.1) {
-            (true, _) => Verdict::Admitted,
-            (false, Mode::Shadow) => Verdict::WouldRefuse,
-            (false, Mode::Enforce | Mode::Off) => Verdict::Refused,
+        match (inner.0.should_admit(random, now), inner.1) {
+            (true, _) => AdmissionDecision::Admitted,
+            (false, Mode::Shadow) => AdmissionDecision::WouldReject,
+            (false, Mode::Enforce | Mode::Off) => AdmissionDecision::Rejected,
         }
     }
 
     /// Counts an attempt.
-    pub fn note(&self, is_good: bool, now: Instant) {
-        self.lock().0.note(is_good, now);
+    pub fn record_result(&self, is_success: bool, now: Instant) {
+        self.lock().0.record_result(is_success, now);
     }
 
     /// What is in the window, the share that is refused, and whether that acts.
     #[must_use]
-    pub fn snapshot(&self, now: Instant) -> (Calls, Ratio, Mode) {
+    pub fn snapshot(&self, now: Instant) -> (AdmissionCounts, Ratio, Mode) {
         let mut inner = self.lock();
-        (inner.0.calls(now), inner.0.rejection(now), inner.1)
+        (
+            inner.0.counts(now),
+            inner.0.rejection_probability(now),
+            inner.1,
+        )
     }
 
-    fn lock(&self) -> MutexGuard<'_, (AdmissionControl, Mode)> {
+    fn lock(&self) -> MutexGuard<'_, (AdmissionController, Mode)> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

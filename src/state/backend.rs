@@ -13,16 +13,16 @@ use arc_swap::ArcSwap;
 
 use super::endpoint::{BackendCounters, EndpointState};
 use crate::{
-    policy::snapshot::{BackendSpec, Balancer, EndpointSpec},
+    policy::snapshot::{BackendSpec, EndpointSpec, LoadBalancerSpec},
     resilience::{
         Mode,
         balance::{
             self,
-            levels::{self, Level},
-            ring::{self, Ring},
+            levels::{self, PriorityLevel},
+            ring::{self, HashRing},
         },
         health::Health,
-        outlier::Standing,
+        outlier::EjectionState,
     },
     telemetry::{Telemetry, event::Event, metrics::BackendMetrics},
 };
@@ -35,14 +35,14 @@ pub struct BackendState {
     /// The endpoints.
     pub endpoints: Vec<Arc<EndpointState>>,
     /// What was said of them where they come from, in the same order.
-    pub places: Vec<EndpointSpec>,
+    pub endpoint_specs: Vec<EndpointSpec>,
     /// The handles of its metrics.
     pub metrics: Arc<BackendMetrics>,
     /// What is counted over all reloads.
     pub counters: Arc<BackendCounters>,
     pub(super) telemetry: Arc<Telemetry>,
     tiers: Vec<Tier>,
-    selection: ArcSwap<Selection>,
+    selectable: ArcSwap<SelectableEndpoints>,
 }
 
 /// Endpoints of one priority, here or elsewhere.
@@ -51,43 +51,43 @@ struct Tier {
     /// In order.
     members: Vec<usize>,
     /// Only for consistent hashing.
-    ring: Ring,
+    ring: HashRing,
 }
 
 /// Who may be picked, as of one version.
 #[derive(Debug, Default)]
-struct Selection {
+struct SelectableEndpoints {
     version: u64,
     /// By tier.
-    tiers: Vec<Open>,
+    tiers: Vec<SelectableTier>,
     /// Endpoints that one request at a time may try.
     probation: Vec<usize>,
     /// Whether availability is ignored for any of the endpoints that are asked.
     is_panicking: bool,
     /// When the first of those that are left alone may come back.
-    until: Option<Instant>,
+    next_draining_end: Option<Instant>,
 }
 
 /// Who may be picked of a tier.
 #[derive(Debug)]
-struct Open {
+struct SelectableTier {
     /// Its share of the traffic.
-    load: f64,
+    load_share: f64,
     /// In order.
     members: Vec<usize>,
     /// The largest weight among them.
-    heaviest: f64,
+    max_weight: f64,
     /// The sum of their weights.
-    sum: f64,
+    weight_sum: f64,
     /// Which of them is warm first, and so, where all follow one curve, is as warm as any.
-    warmest: usize,
+    warmest_endpoint: usize,
 }
 
 /// What a request asks of a pick.
 #[derive(Debug, Clone, Copy)]
-pub struct Wish {
+pub struct SelectionRequest {
     /// The hash of what binds it to an endpoint.
-    pub key: Option<u64>,
+    pub hash_key: Option<u64>,
     /// When it is made.
     pub now: Instant,
 }
@@ -103,110 +103,132 @@ impl BackendState {
         telemetry: Arc<Telemetry>,
         zone: Option<&str>,
     ) -> Self {
-        let (places, endpoints): (Vec<EndpointSpec>, Vec<_>) = members.into_iter().unzip();
-        let tiers = tiers(&spec, &places, zone);
+        let (endpoint_specs, endpoints): (Vec<EndpointSpec>, Vec<_>) = members.into_iter().unzip();
+        let tiers = group_into_tiers(&spec, &endpoint_specs, zone);
         let backend = Self {
             spec,
             endpoints,
-            places,
+            endpoint_specs,
             metrics,
             counters,
             telemetry,
             tiers,
-            selection: ArcSwap::default(),
+            selectable: ArcSwap::default(),
         };
-        backend.review();
+        backend.refresh_selectable();
         backend
     }
 
     /// Picks an endpoint that is available and that `may` be picked. When too few are available, that is ignored.
     pub fn pick(
         &self,
-        wish: Wish,
-        may: impl Fn(usize) -> bool,
-        mut dice: impl FnMut() -> f64,
+        request: SelectionRequest,
+        is_allowed: impl Fn(usize) -> bool,
+        mut random: impl FnMut() -> f64,
     ) -> Option<usize> {
-        let mut selection = self.selection.load();
-        if selection.until.is_some_and(|until| wish.now >= until) {
-            self.call_back(wish.now);
+        let mut selectable = self.selectable.load();
+        if selectable
+            .next_draining_end
+            .is_some_and(|draining_end| request.now >= draining_end)
+        {
+            self.clear_expired_draining(request.now);
         }
-        if selection.version != self.counters.version.load(Ordering::Acquire) {
-            drop(selection);
-            self.review();
-            selection = self.selection.load();
+        if selectable.version != self.counters.availability_version.load(Ordering::Acquire) {
+            drop(selectable);
+            self.refresh_selectable();
+            selectable = self.selectable.load();
         }
-        let first = match selection.tiers.as_slice() {
+        let first = match selectable.tiers.as_slice() {
             [] => return None,
             [_] => 0,
-            tiers => draw_tier(tiers, dice()),
+            tiers => draw_tier(tiers, random()),
         };
-        let order =
-            std::iter::once(first).chain((0..selection.tiers.len()).filter(|tier| *tier != first));
-        let mut picks = order.map(|tier| {
-            self.pick_in(
-                &selection.tiers[tier],
+        let tier_order =
+            std::iter::once(first).chain((0..selectable.tiers.len()).filter(|tier| *tier != first));
+        let mut picks = tier_order.map(|tier| {
+            self.pick_in_tier(
+                &selectable.tiers[tier],
                 &self.tiers[tier].ring,
-                wish,
-                &may,
-                &mut dice,
+                request,
+                &is_allowed,
+                &mut random,
             )
         });
         picks.find_map(|picked| picked)
     }
 
-    fn pick_in(
+    fn pick_in_tier(
         &self,
-        open: &Open,
-        ring: &Ring,
-        wish: Wish,
-        may: &impl Fn(usize) -> bool,
-        dice: &mut impl FnMut() -> f64,
+        selectable_tier: &SelectableTier,
+        ring: &HashRing,
+        request: SelectionRequest,
+        is_allowed: &impl Fn(usize) -> bool,
+        random: &mut impl FnMut() -> f64,
     ) -> Option<usize> {
-        let members = &open.members;
+        let members = &selectable_tier.members;
         // When all are new, drawing in proportion to the warmest is as quick as when all are warm.
-        let most = open.heaviest * self.warmest(open, wish.now);
-        let relative =
-            |index: usize| (self.weight(index) * self.warmth(index, wish.now) / most).min(1.0);
+        let max_effective_weight =
+            selectable_tier.max_weight * self.max_warm_up_factor(selectable_tier, request.now);
+        let relative_weight = |index: usize| {
+            (self.weight(index) * self.warm_up_factor(index, request.now) / max_effective_weight)
+                .min(1.0)
+        };
         // Who is new has little to do because it is asked little; that is no reason to ask it more.
-        let is_held_back = |member: usize| self.warmth(members[member], wish.now) < 1.0;
-        let share = |member: usize| {
-            if may(members[member]) {
-                relative(members[member])
+        let is_warming_up = |member: usize| self.warm_up_factor(members[member], request.now) < 1.0;
+        let selection_weight = |member: usize| {
+            if is_allowed(members[member]) {
+                relative_weight(members[member])
             } else {
                 0.0
             }
         };
-        let picked = match (&self.spec.balancer, wish.key) {
-            (Balancer::LeastRequest, _) => {
+        let picked = match (&self.spec.load_balancer, request.hash_key) {
+            (LoadBalancerSpec::LeastRequest, _) => {
                 let cost = |member: usize| {
                     f64::from(self.endpoints[members[member]].in_flight())
-                        / relative(members[member])
+                        / relative_weight(members[member])
                 };
-                balance::power_of_two(members.len(), share, is_held_back, cost, dice)
+                balance::pick_power_of_two(
+                    members.len(),
+                    selection_weight,
+                    is_warming_up,
+                    cost,
+                    random,
+                )
             }
-            (Balancer::PeakEwma, _) => {
+            (LoadBalancerSpec::PeakEwma, _) => {
                 let cost = |member: usize| {
                     let endpoint = &self.endpoints[members[member]];
-                    endpoint.latency().cost(
+                    endpoint.peak_ewma().cost(
                         endpoint.in_flight(),
-                        relative(members[member]),
-                        wish.now,
+                        relative_weight(members[member]),
+                        request.now,
                     )
                 };
-                balance::power_of_two(members.len(), share, is_held_back, cost, dice)
+                balance::pick_power_of_two(
+                    members.len(),
+                    selection_weight,
+                    is_warming_up,
+                    cost,
+                    random,
+                )
             }
-            (Balancer::RoundRobin, _) => balance::round_robin(
+            (LoadBalancerSpec::RoundRobin, _) => balance::pick_round_robin(
                 members.len(),
-                share,
-                is_held_back,
-                &mut || self.counters.turn.fetch_add(1, Ordering::Relaxed),
-                dice,
+                selection_weight,
+                is_warming_up,
+                &mut || {
+                    self.counters
+                        .round_robin_index
+                        .fetch_add(1, Ordering::Relaxed)
+                },
+                random,
             ),
-            (Balancer::ConsistentHash { bound, .. }, Some(key)) => {
-                return self.pick_on_ring(open, ring, key, *bound, may);
+            (LoadBalancerSpec::ConsistentHash { bound, .. }, Some(key)) => {
+                return self.pick_on_ring(selectable_tier, ring, key, *bound, is_allowed);
             }
-            (Balancer::Random | Balancer::ConsistentHash { .. }, _) => {
-                balance::random(members.len(), share, dice)
+            (LoadBalancerSpec::Random | LoadBalancerSpec::ConsistentHash { .. }, _) => {
+                balance::pick_random(members.len(), selection_weight, random)
             }
         };
         picked.map(|member| members[member])
@@ -215,37 +237,40 @@ impl BackendState {
     /// The key's endpoint, or the next on the ring that is available and not loaded above its bound.
     fn pick_on_ring(
         &self,
-        open: &Open,
-        ring: &Ring,
+        selectable_tier: &SelectableTier,
+        ring: &HashRing,
         key: u64,
         bound: f64,
-        may: &impl Fn(usize) -> bool,
+        is_allowed: &impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let accepts = |index: usize| open.members.binary_search(&index).is_ok() && may(index);
-        let all = self.counters.in_flight.load(Ordering::Relaxed);
-        let within = |index: usize| {
-            ring::is_within_bound(
+        let accepts = |index: usize| {
+            selectable_tier.members.binary_search(&index).is_ok() && is_allowed(index)
+        };
+        let total_in_flight = self.counters.in_flight.load(Ordering::Relaxed);
+        let is_within_bound = |index: usize| {
+            ring::is_within_load_bound(
                 self.endpoints[index].in_flight(),
-                all,
-                self.weight(index) / open.sum,
+                total_in_flight,
+                self.weight(index) / selectable_tier.weight_sum,
                 bound,
             )
         };
-        ring.pick(key, |index| accepts(index) && within(index))
+        ring.pick(key, |index| accepts(index) && is_within_bound(index))
             .or_else(|| ring.pick(key, accepts))
     }
 
     /// How warm the warmest is. Where endpoints warm up by curves of their own, who is warm first may not be it yet.
-    fn warmest(&self, open: &Open, now: Instant) -> f64 {
-        if open.members.is_empty() {
+    fn max_warm_up_factor(&self, selectable_tier: &SelectableTier, now: Instant) -> f64 {
+        if selectable_tier.members.is_empty() {
             return 1.0;
         }
-        let first = self.warmth(open.warmest, now);
+        let first = self.warm_up_factor(selectable_tier.warmest_endpoint, now);
         let has_own_curves = first < 1.0 && self.spec.warm_up.is_none();
         if has_own_curves {
-            open.members
+            selectable_tier
+                .members
                 .iter()
-                .map(|index| self.warmth(*index, now))
+                .map(|index| self.warm_up_factor(*index, now))
                 .fold(first, f64::max)
         } else {
             first
@@ -253,12 +278,12 @@ impl BackendState {
     }
 
     fn weight(&self, index: usize) -> f64 {
-        self.places[index].weight.get().into()
+        self.endpoint_specs[index].weight.get().into()
     }
 
     /// The part of its weight that an endpoint has while it warms up.
-    fn warmth(&self, index: usize, now: Instant) -> f64 {
-        self.endpoints[index].warmth(self.spec.warm_up.as_ref(), now)
+    fn warm_up_factor(&self, index: usize, now: Instant) -> f64 {
+        self.endpoints[index].warm_up_factor(self.spec.warm_up.as_ref(), now)
     }
 
     /// The tiers, each with its members.
@@ -270,62 +295,63 @@ impl BackendState {
     }
 
     /// Endpoints that one request at a time may try.
-    pub(super) fn on_probation(&self) -> Vec<usize> {
-        self.selection.load().probation.clone()
+    pub(super) fn probation_endpoints(&self) -> Vec<usize> {
+        self.selectable.load().probation.clone()
     }
 
     /// Whether any endpoint waits for a probe.
     pub(super) fn has_probation(&self) -> bool {
-        !self.selection.load().probation.is_empty()
+        !self.selectable.load().probation.is_empty()
     }
 
     /// What is no longer looked at, no longer counts: without a check, its last result; without outlier detection, an ejection.
     fn is_available(&self, index: usize) -> bool {
-        self.is_healthy(index) && !(self.endpoints[index].is_out() && self.ejects())
+        self.is_healthy(index)
+            && !(self.endpoints[index].is_ejected() && self.enforces_outlier_detection())
     }
 
     /// Whether no check says otherwise.
     pub(super) fn is_healthy(&self, index: usize) -> bool {
-        self.spec.check.is_none() || self.endpoints[index].health() != Health::Unhealthy
+        self.spec.active_check.is_none() || self.endpoints[index].health() != Health::Unhealthy
     }
 
     /// Whether outlier detection acts.
-    pub(super) fn ejects(&self) -> bool {
+    pub(super) fn enforces_outlier_detection(&self) -> bool {
         self.spec
-            .outlier
+            .outlier_detection
             .as_ref()
             .is_some_and(|outlier| outlier.mode == Mode::Enforce)
     }
 
     /// How many endpoints may be picked and do not want to be left alone.
     #[must_use]
-    pub fn available(&self) -> usize {
+    pub fn available_count(&self) -> usize {
         self.available_endpoints().count()
     }
 
     /// Those.
     pub(super) fn available_endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
         (0..self.endpoints.len())
-            .filter(|index| self.is_available(*index) && !self.is_leaving(*index))
+            .filter(|index| self.is_available(*index) && !self.is_draining(*index))
             .map(|index| &self.endpoints[index])
     }
 
-    fn is_leaving(&self, index: usize) -> bool {
-        self.endpoints[index].alone_until().is_some()
+    fn is_draining(&self, index: usize) -> bool {
+        self.endpoints[index].draining_until().is_some()
     }
 
     /// Ends the absence of those that wanted to be left alone until now.
-    pub fn call_back(&self, now: Instant) {
-        for endpoint in self
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.alone_until().is_some_and(|until| now >= until))
-        {
-            if endpoint.come_back(now) {
-                self.telemetry.emit(Event::EndpointReturned {
+    pub fn clear_expired_draining(&self, now: Instant) {
+        for endpoint in self.endpoints.iter().filter(|endpoint| {
+            endpoint
+                .draining_until()
+                .is_some_and(|draining_end| now >= draining_end)
+        }) {
+            if endpoint.clear_draining(now) {
+                self.telemetry.emit(Event::EndpointDrainingCleared {
                     backend: self.spec.name.clone(),
                     endpoint: endpoint.label.clone(),
-                    why: "its time is over",
+                    reason: "its time is over",
                 });
             }
         }
@@ -334,85 +360,92 @@ impl BackendState {
     /// Whether availability is ignored now, for any of the endpoints.
     #[must_use]
     pub fn is_panicking(&self) -> bool {
-        self.selection.load().is_panicking
+        self.selectable.load().is_panicking
     }
 
     /// Works out who may be picked. When all who could answer are ejected, ejections are ignored: each was spared when another was
     /// there, and those have left or fail their checks since. Who wants to be left alone is not counted at all, as if it had left
     /// already; but it still serves, and is better than none.
-    pub fn review(&self) {
-        let version = self.counters.version.load(Ordering::Acquire);
-        let can_spare = self.available() > 0;
-        let counts = |index: usize| !(can_spare && self.is_leaving(index));
-        let present = || (0..self.endpoints.len()).filter(|index| counts(*index));
-        let are_all_out = !present().any(|index| self.is_available(index))
-            && present().any(|index| self.is_healthy(index));
+    pub fn refresh_selectable(&self) {
+        let version = self.counters.availability_version.load(Ordering::Acquire);
+        let has_alternative = self.available_count() > 0;
+        let is_counted = |index: usize| !(has_alternative && self.is_draining(index));
+        let candidates = || (0..self.endpoints.len()).filter(|index| is_counted(*index));
+        let are_all_ejected = !candidates().any(|index| self.is_available(index))
+            && candidates().any(|index| self.is_healthy(index));
         let is_available = |index: usize| {
-            if are_all_out {
+            if are_all_ejected {
                 self.is_healthy(index)
             } else {
                 self.is_available(index)
             }
         };
-        let count = |tier: &Tier, is: &dyn Fn(usize) -> bool| {
+        let count = |tier: &Tier, predicate: &dyn Fn(usize) -> bool| {
             tier.members
                 .iter()
-                .filter(|index| counts(**index) && is(**index))
+                .filter(|index| is_counted(**index) && predicate(**index))
                 .count()
         };
-        let levels = self.tiers.iter().map(|tier| Level {
+        let levels = self.tiers.iter().map(|tier| PriorityLevel {
             total: count(tier, &|_| true),
             available: count(tier, &is_available),
         });
-        let shares = levels::share(&levels.collect::<Vec<_>>(), self.spec.panic_threshold);
+        let shares = levels::distribute_load(
+            &levels.collect::<Vec<_>>(),
+            self.spec.panic_threshold_percent,
+        );
         let tiers = self.tiers.iter().zip(&shares).map(|(tier, share)| {
             // Where nothing is sent to, only a retry comes: it finds those that are well.
-            let ignores = share.is_panic && share.load > 0.0;
+            let ignores_availability = share.is_in_panic && share.load > 0.0;
             let members: Vec<usize> = tier
                 .members
                 .iter()
                 .copied()
-                .filter(|index| counts(*index) && (ignores || is_available(*index)))
+                .filter(|index| {
+                    is_counted(*index) && (ignores_availability || is_available(*index))
+                })
                 .collect();
             let weights = members.iter().map(|index| self.weight(*index));
             let warmest = members
                 .iter()
                 .copied()
-                .min_by_key(|index| self.endpoints[*index].warm_at(self.spec.warm_up.as_ref()))
+                .min_by_key(|index| {
+                    self.endpoints[*index].warm_up_ends_at(self.spec.warm_up.as_ref())
+                })
                 .unwrap_or_default();
-            Open {
-                load: share.load,
-                heaviest: weights.clone().fold(0.0, f64::max),
-                sum: weights.sum(),
-                warmest,
+            SelectableTier {
+                load_share: share.load,
+                max_weight: weights.clone().fold(0.0, f64::max),
+                weight_sum: weights.sum(),
+                warmest_endpoint: warmest,
                 members,
             }
         });
         let is_on_probation = |index: &usize| {
-            counts(*index)
-                && self.ejects()
-                && self.endpoints[*index].is_out()
+            is_counted(*index)
+                && self.enforces_outlier_detection()
+                && self.endpoints[*index].is_ejected()
                 && matches!(
-                    self.endpoints[*index].host().standing(),
-                    Standing::Probation { .. }
+                    self.endpoints[*index].outlier_detector().ejection_state(),
+                    EjectionState::Probation { .. }
                 )
         };
         let probation = (0..self.endpoints.len()).filter(is_on_probation).collect();
-        let is_panicking = are_all_out
+        let is_panicking = are_all_ejected
             || shares
                 .iter()
-                .any(|share| share.is_panic && share.load > 0.0);
-        let until = self
+                .any(|share| share.is_in_panic && share.load > 0.0);
+        let next_draining_end = self
             .endpoints
             .iter()
-            .filter_map(|endpoint| endpoint.alone_until())
+            .filter_map(|endpoint| endpoint.draining_until())
             .min();
-        self.selection.store(Arc::new(Selection {
+        self.selectable.store(Arc::new(SelectableEndpoints {
             version,
             tiers: tiers.collect(),
             probation,
             is_panicking,
-            until,
+            next_draining_end,
         }));
         if self
             .counters
@@ -428,63 +461,63 @@ impl BackendState {
     }
 }
 
-fn draw_tier(tiers: &[Open], random: f64) -> usize {
-    let mut left = random;
+fn draw_tier(tiers: &[SelectableTier], random: f64) -> usize {
+    let mut remaining = random;
     for (index, tier) in tiers.iter().enumerate() {
-        if left < tier.load {
+        if remaining < tier.load_share {
             return index;
         }
-        left -= tier.load;
+        remaining -= tier.load_share;
     }
     0
 }
 
 /// Endpoints by priority, and within one those in this zone before the others, if there are enough of them here.
-fn tiers(spec: &BackendSpec, places: &[EndpointSpec], zone: Option<&str>) -> Vec<Tier> {
-    let is_here = |index: usize| {
+fn group_into_tiers(spec: &BackendSpec, places: &[EndpointSpec], zone: Option<&str>) -> Vec<Tier> {
+    let is_in_zone = |index: usize| {
         places[index]
             .zone
             .as_deref()
-            .is_some_and(|of| Some(of) == zone)
+            .is_some_and(|endpoint_zone| Some(endpoint_zone) == zone)
     };
-    let mut priorities: Vec<u32> = places.iter().map(|place| place.priority).collect();
+    let mut priorities: Vec<u32> = places.iter().map(|endpoint| endpoint.priority).collect();
     priorities.sort_unstable();
     priorities.dedup();
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for priority in priorities {
         let members = (0..places.len()).filter(|index| places[*index].priority == priority);
-        let (here, elsewhere): (Vec<usize>, Vec<usize>) =
-            members.partition(|index| is_here(*index));
-        let prefers_here = spec
+        let (same_zone, other_zones): (Vec<usize>, Vec<usize>) =
+            members.partition(|index| is_in_zone(*index));
+        let prefers_zone = spec
             .min_endpoints_in_zone
-            .is_some_and(|minimum| here.len() >= minimum as usize);
-        if prefers_here {
-            groups.extend([here, elsewhere]);
+            .is_some_and(|minimum| same_zone.len() >= minimum as usize);
+        if prefers_zone {
+            groups.extend([same_zone, other_zones]);
         } else {
-            let mut all = [here, elsewhere].concat();
+            let mut all = [same_zone, other_zones].concat();
             all.sort_unstable();
             groups.push(all);
         }
     }
     let ring = |members: &[usize]| {
-        let named = members.iter().map(|index| {
+        let ring_entries = members.iter().map(|index| {
             (
                 u32::try_from(*index).unwrap_or(u32::MAX),
                 places[*index].address.to_string(),
                 f64::from(places[*index].weight.get()),
             )
         });
-        Ring::new(&named.collect::<Vec<_>>())
+        HashRing::new(&ring_entries.collect::<Vec<_>>())
     };
-    let hashes = matches!(spec.balancer, Balancer::ConsistentHash { .. });
+    let uses_ring = matches!(spec.load_balancer, LoadBalancerSpec::ConsistentHash { .. });
     groups.retain(|members| !members.is_empty());
     groups
         .into_iter()
         .map(|members| Tier {
-            ring: if hashes {
+            ring: if uses_ring {
                 ring(&members)
             } else {
-                Ring::default()
+                HashRing::default()
             },
             members,
         })

@@ -9,8 +9,8 @@ use crate::{
     resilience::{
         Mode,
         breaker::{
-            Breaker, BreakerConfig, BreakerSnapshot, Outcome, Permit, Rejected, Speed, StateKind,
-            Transition,
+            Breaker, BreakerConfig, BreakerSnapshot, CallOutcome, Permit, Rejected, Speed,
+            StateKind, Transition,
         },
     },
     telemetry::{Telemetry, event::Event},
@@ -22,24 +22,24 @@ pub struct BreakerState {
     name: Arc<str>,
     telemetry: Arc<Telemetry>,
     /// Guards one call of the machine.
-    inner: Mutex<Inner>,
+    inner: Mutex<BreakerInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct BreakerInner {
     machine: Breaker,
     mode: Mode,
 }
 
 /// What the breaker said to a call.
 #[derive(Debug)]
-pub enum Passage {
+pub enum BreakerDecision {
     /// It may be made; its result belongs to the guard.
-    Allowed(BreakerGuard),
+    Admitted(BreakerGuard),
     /// It may not.
-    Refused(Rejected),
+    Rejected(Rejected),
     /// It would have been refused, and shadow mode lets it pass uncounted.
-    WouldRefuse,
+    WouldReject,
 }
 
 impl BreakerState {
@@ -52,11 +52,13 @@ impl BreakerState {
         telemetry: Arc<Telemetry>,
         now: Instant,
     ) -> Self {
-        telemetry.metrics.breaker_state(&name, StateKind::Closed);
+        telemetry
+            .metrics
+            .set_breaker_state(&name, StateKind::Closed);
         Self {
             name,
             telemetry,
-            inner: Mutex::new(Inner {
+            inner: Mutex::new(BreakerInner {
                 machine: Breaker::new(config, now),
                 mode,
             }),
@@ -70,43 +72,43 @@ impl BreakerState {
     }
 
     /// Asks for one call. `random` is uniform in `0..1`.
-    pub fn try_acquire(self: &Arc<Self>, now: Instant, random: f64) -> Passage {
+    pub fn try_acquire(self: &Arc<Self>, now: Instant, random: f64) -> BreakerDecision {
         let mut inner = self.lock();
         let mode = inner.mode;
-        let (answer, transition) = inner.machine.try_acquire(now, random);
+        let (result, transition) = inner.machine.try_acquire(now, random);
         drop(inner);
-        self.tell(transition);
-        match answer {
-            Ok(permit) => Passage::Allowed(BreakerGuard {
+        self.emit_transition(transition);
+        match result {
+            Ok(permit) => BreakerDecision::Admitted(BreakerGuard {
                 breaker: self.clone(),
                 permit: Some(permit),
-                began: now,
+                started_at: now,
             }),
-            Err(_) if mode == Mode::Shadow => Passage::WouldRefuse,
-            Err(rejected) => Passage::Refused(rejected),
+            Err(_) if mode == Mode::Shadow => BreakerDecision::WouldReject,
+            Err(rejected) => BreakerDecision::Rejected(rejected),
         }
     }
 
     /// How long calls will be refused from now on, if they are, without asking for one: for the picking of endpoints.
     #[must_use]
-    pub fn refuses_for(&self, now: Instant) -> Option<Duration> {
+    pub fn retry_after(&self, now: Instant) -> Option<Duration> {
         let inner = self.lock();
-        match inner.machine.kind() {
+        match inner.machine.state_kind() {
             _ if inner.mode == Mode::Shadow => None,
             StateKind::Open => inner
                 .machine
                 .next_deadline()
-                .filter(|until| now <= *until)
-                .map(|until| until.saturating_duration_since(now)),
+                .filter(|open_until| now <= *open_until)
+                .map(|open_until| open_until.saturating_duration_since(now)),
             StateKind::ForcedOpen => Some(Duration::from_secs(1)),
             StateKind::Closed | StateKind::HalfOpen | StateKind::Disabled => None,
         }
     }
 
     /// Ends a half-open round that took too long.
-    pub fn tick(&self, now: Instant, random: f64) {
-        let transition = self.lock().machine.tick(now, random);
-        self.tell(transition);
+    pub fn end_expired_half_open(&self, now: Instant, random: f64) {
+        let transition = self.lock().machine.end_expired_half_open(now, random);
+        self.emit_transition(transition);
     }
 
     /// Follows a new configuration, with state and counts kept.
@@ -119,9 +121,13 @@ impl BreakerState {
     }
 
     /// Changes the state by hand.
-    pub fn force(&self, change: fn(&mut Breaker, Instant) -> Option<Transition>, now: Instant) {
+    pub fn change_state(
+        &self,
+        change: fn(&mut Breaker, Instant) -> Option<Transition>,
+        now: Instant,
+    ) {
         let transition = change(&mut self.lock().machine, now);
-        self.tell(transition);
+        self.emit_transition(transition);
     }
 
     /// What a view shows, and whether the breaker acts.
@@ -131,15 +137,22 @@ impl BreakerState {
         (inner.machine.snapshot(now), inner.mode)
     }
 
-    fn settle(&self, permit: &Permit, outcome: Outcome, speed: Speed, now: Instant, random: f64) {
+    fn settle(
+        &self,
+        permit: &Permit,
+        outcome: CallOutcome,
+        speed: Speed,
+        now: Instant,
+        random: f64,
+    ) {
         let transition = self
             .lock()
             .machine
             .settle(permit, outcome, speed, now, random);
-        self.tell(transition);
+        self.emit_transition(transition);
     }
 
-    fn tell(&self, transition: Option<Transition>) {
+    fn emit_transition(&self, transition: Option<Transition>) {
         if let Some(transition) = transition {
             self.telemetry.emit(Event::BreakerChanged {
                 breaker: self.name.clone(),
@@ -148,7 +161,7 @@ impl BreakerState {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, BreakerInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -159,12 +172,12 @@ impl BreakerState {
 pub struct BreakerGuard {
     breaker: Arc<BreakerState>,
     permit: Option<Permit>,
-    began: Instant,
+    started_at: Instant,
 }
 
 impl BreakerGuard {
     /// Tells how the call went.
-    pub fn settle(mut self, outcome: Outcome, speed: Speed, now: Instant, random: f64) {
+    pub fn settle(mut self, outcome: CallOutcome, speed: Speed, now: Instant, random: f64) {
         if let Some(permit) = self.permit.take() {
             self.breaker.settle(&permit, outcome, speed, now, random);
         }
@@ -175,8 +188,13 @@ impl Drop for BreakerGuard {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             // A cancelled call is counted nowhere, so that its time does not matter.
-            self.breaker
-                .settle(&permit, Outcome::Cancelled, Speed::Fast, self.began, 0.5);
+            self.breaker.settle(
+                &permit,
+                CallOutcome::Cancelled,
+                Speed::Fast,
+                self.started_at,
+                0.5,
+            );
         }
     }
 }

@@ -8,33 +8,33 @@ use std::{
     time::Instant,
 };
 
-use crate::resilience::retry_budget::{RetryBudget, RetryBudgetConfig};
+use crate::resilience::retry_budget::{BackendRetryBudget, RetryBudgetConfig};
 
 /// The budget of a backend by its name.
 #[derive(Debug)]
-pub struct BudgetState {
+pub struct RetryBudgetState {
     name: Arc<str>,
     /// Guards one call of the machine.
-    machine: Mutex<RetryBudget>,
+    machine: Mutex<BackendRetryBudget>,
     in_flight: AtomicU32,
 }
 
 /// Why there is no retry to be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoRetry {
+pub enum RetryRejection {
     /// The budget is spent.
-    BudgetSpent,
+    BudgetExhausted,
     /// As many retries as may be are in flight.
     TooManyInFlight,
 }
 
-impl BudgetState {
+impl RetryBudgetState {
     /// Makes a budget that has seen nothing.
     #[must_use]
     pub fn new(name: Arc<str>, config: RetryBudgetConfig, now: Instant) -> Self {
         Self {
             name,
-            machine: Mutex::new(RetryBudget::new(config, now)),
+            machine: Mutex::new(BackendRetryBudget::new(config, now)),
             in_flight: AtomicU32::new(0),
         }
     }
@@ -57,21 +57,24 @@ impl BudgetState {
     /// [`NoRetry`] says what there is none of.
     pub fn try_withdraw(
         self: &Arc<Self>,
-        held: &mut Option<RetryGuard>,
+        retry_guard: &mut Option<RetryGuard>,
         max_in_flight: u32,
         now: Instant,
-    ) -> Result<(), NoRetry> {
-        if held.is_none() {
-            *held = Some(self.enter(max_in_flight)?);
+    ) -> Result<(), RetryRejection> {
+        if retry_guard.is_none() {
+            *retry_guard = Some(self.try_start_retrying(max_in_flight)?);
         }
         if self.lock().try_withdraw(now) {
             Ok(())
         } else {
-            Err(NoRetry::BudgetSpent)
+            Err(RetryRejection::BudgetExhausted)
         }
     }
 
-    fn enter(self: &Arc<Self>, max_in_flight: u32) -> Result<RetryGuard, NoRetry> {
+    fn try_start_retrying(
+        self: &Arc<Self>,
+        max_in_flight: u32,
+    ) -> Result<RetryGuard, RetryRejection> {
         let admitted = self
             .in_flight
             .try_update(Ordering::AcqRel, Ordering::Acquire, |count| {
@@ -79,7 +82,7 @@ impl BudgetState {
             });
         admitted
             .map(|_| RetryGuard(self.clone()))
-            .map_err(|_| NoRetry::TooManyInFlight)
+            .map_err(|_| RetryRejection::TooManyInFlight)
     }
 
     /// Retries that could be made at once now.
@@ -94,7 +97,7 @@ impl BudgetState {
         *self.lock().config()
     }
 
-    fn lock(&self) -> MutexGuard<'_, RetryBudget> {
+    fn lock(&self) -> MutexGuard<'_, BackendRetryBudget> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,7 +105,7 @@ impl BudgetState {
 /// A request that is retrying.
 #[derive(Debug)]
 #[must_use = "a retry is in flight as long as its guard lives"]
-pub struct RetryGuard(Arc<BudgetState>);
+pub struct RetryGuard(Arc<RetryBudgetState>);
 
 impl Drop for RetryGuard {
     fn drop(&mut self) {

@@ -6,136 +6,151 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{State, limit::LimitState, live::Live};
+use super::{State, limit::ConcurrencyLimitState, live::ActivePolicy};
 use crate::{
     policy::document::Direction,
-    resilience::capacity::{self, Forecast, Present},
+    resilience::capacity::{self, CapacityForecast, ObservedLoad},
 };
 
 /// How long is looked back.
-const WINDOW: Duration = Duration::from_secs(10);
+const LOAD_WINDOW: Duration = Duration::from_secs(10);
 
 /// What was going on at times.
 #[derive(Debug, Default)]
-pub struct Pulse {
+pub struct LoadHistory {
     /// Guards single reads and writes.
-    samples: Mutex<VecDeque<Sample>>,
+    samples: Mutex<VecDeque<LoadSample>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Sample {
+struct LoadSample {
     at: Instant,
     /// Requests of callers that ever began.
-    begun: u64,
+    requests_started: u64,
     in_flight: u32,
     /// The part of the fullest limit that is taken.
-    fullest: f64,
+    max_utilization: f64,
 }
 
-impl Pulse {
+impl LoadHistory {
     /// Takes note of what is going on.
-    fn feel(&self, now: Sample) {
+    fn record(&self, now: LoadSample) {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        samples.retain(|sample| now.at.saturating_duration_since(sample.at) <= WINDOW);
+        samples.retain(|sample| now.at.saturating_duration_since(sample.at) <= LOAD_WINDOW);
         samples.push_back(now);
     }
 
     /// What was going on until now. It leaves nothing behind, however often it is asked.
-    fn present(&self, now: Sample, limit: Option<u32>) -> Present {
+    fn observed_load(&self, current: LoadSample, limit: Option<u32>) -> ObservedLoad {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = || {
             samples
                 .iter()
                 .copied()
-                .filter(|sample| now.at.saturating_duration_since(sample.at) <= WINDOW)
-                .chain([now])
+                .filter(|sample| current.at.saturating_duration_since(sample.at) <= LOAD_WINDOW)
+                .chain([current])
         };
         let in_flight = || recent().map(|sample| sample.in_flight);
         let count = u32::try_from(recent().count()).unwrap_or(u32::MAX);
         let rate = recent().next().map_or(0.0, |first| {
-            let seconds = now.at.saturating_duration_since(first.at).as_secs_f64();
+            let seconds = current.at.saturating_duration_since(first.at).as_secs_f64();
             #[expect(
                 clippy::cast_precision_loss,
                 reason = "requests of ten seconds are far below 2^52"
             )]
-            let begun = now.begun.saturating_sub(first.begun) as f64;
-            if seconds > 0.0 { begun / seconds } else { 0.0 }
+            let started = current
+                .requests_started
+                .saturating_sub(first.requests_started) as f64;
+            if seconds > 0.0 {
+                started / seconds
+            } else {
+                0.0
+            }
         });
-        Present {
+        ObservedLoad {
             peak_in_flight: in_flight().max().unwrap_or(0),
             mean_in_flight: in_flight().map(f64::from).sum::<f64>() / f64::from(count),
-            rate,
+            requests_per_second: rate,
             limit,
-            fullest: recent().map(|sample| sample.fullest).fold(0.0, f64::max),
+            max_utilization: recent()
+                .map(|sample| sample.max_utilization)
+                .fold(0.0, f64::max),
         }
     }
 }
 
 /// Takes note of what is going on.
-pub fn feel(state: &State, now: Instant) {
-    let limits = limits(&state.live.load()).unwrap_or_default();
-    state.pulse.feel(sample(state, &limits, now));
+pub fn record_load(state: &State, now: Instant) {
+    let limits = inbound_limits(&state.active_policy.load()).unwrap_or_default();
+    state.load_history.record(take_sample(state, &limits, now));
 }
 
 /// What was going on here, and what is to be expected when this instance leaves.
 #[must_use]
-pub fn forecast(state: &State, now: Instant) -> (Present, Forecast) {
-    let live = state.live.load();
-    let limits = limits(&live);
-    let limit = limits.as_ref().map(|limits| {
-        limits
+pub fn forecast(state: &State, now: Instant) -> (ObservedLoad, CapacityForecast) {
+    let live = state.active_policy.load();
+    let inbound_limits = inbound_limits(&live);
+    let limit = inbound_limits.as_ref().map(|inbound_limits| {
+        inbound_limits
             .iter()
             .fold(0, |sum: u32, limit| sum.saturating_add(limit.max))
     });
-    let present = state
-        .pulse
-        .present(sample(state, &limits.unwrap_or_default(), now), limit);
+    let observed = state.load_history.observed_load(
+        take_sample(state, &inbound_limits.unwrap_or_default(), now),
+        limit,
+    );
     (
-        present,
-        capacity::without_this(&present, state.replicas.others(&live)),
+        observed,
+        capacity::forecast_without_this_instance(
+            &observed,
+            state.replicas.count_available_others(&live),
+        ),
     )
 }
 
-fn sample(state: &State, limits: &[Limit], at: Instant) -> Sample {
-    let in_flight = u32::try_from(state.departure.load().inbound.in_flight).unwrap_or(u32::MAX);
-    let fullest = limits
+fn take_sample(state: &State, limits: &[LimitUsage], at: Instant) -> LoadSample {
+    let in_flight =
+        u32::try_from(state.drain.instance_load().inbound.in_flight).unwrap_or(u32::MAX);
+    let max_utilization = limits
         .iter()
         .map(|limit| f64::from(limit.in_flight) / f64::from(limit.max))
         .fold(0.0, f64::max);
-    Sample {
+    LoadSample {
         at,
-        begun: state.departure.begun(),
+        requests_started: state.drain.inbound_requests_started(),
         in_flight,
-        fullest,
+        max_utilization,
     }
 }
 
 /// A limit of requests of callers.
-struct Limit {
+struct LimitUsage {
     in_flight: u32,
     max: u32,
 }
 
 /// All of them; nothing if there is a way in without one.
-fn limits(live: &Live) -> Option<Vec<Limit>> {
+fn inbound_limits(live: &ActivePolicy) -> Option<Vec<LimitUsage>> {
     let inbound = live
         .routes
         .iter()
         .filter(|route| route.spec.direction == Direction::Inbound)
         .flat_map(|route| &route.destinations);
-    let limits: Option<Vec<_>> = inbound.map(|to| to.limit.as_ref()).collect();
+    let limits: Option<Vec<_>> = inbound
+        .map(|destination| destination.concurrency_limit.as_ref())
+        .collect();
     let mut limits = limits?;
     // Destinations may share one.
     limits.sort_by(|a, b| a.name().cmp(b.name()));
     limits.dedup_by(|a, b| a.name() == b.name());
-    let of = |limit: &LimitState| {
+    let to_usage = |limit: &ConcurrencyLimitState| {
         let snapshot = limit.snapshot();
-        Limit {
+        LimitUsage {
             in_flight: snapshot.in_flight,
             max: snapshot.config.max_in_flight.get(),
         }
     };
-    (!limits.is_empty()).then(|| limits.into_iter().map(|limit| of(limit)).collect())
+    (!limits.is_empty()).then(|| limits.into_iter().map(|limit| to_usage(limit)).collect())
 }
 
 #[cfg(test)]
@@ -144,45 +159,45 @@ mod tests {
     use crate::resilience::some_instant;
 
     #[test]
-    fn rates_and_peaks_are_those_of_the_last_ten_seconds() {
-        let (pulse, start) = (Pulse::default(), some_instant());
-        let sample = |second: u32| Sample {
+    fn observed_load_covers_the_last_ten_seconds() {
+        let (history, start) = (LoadHistory::default(), some_instant());
+        let sample = |second: u32| LoadSample {
             at: start + Duration::from_secs(second.into()),
-            begun: u64::from(second) * 50,
+            requests_started: u64::from(second) * 50,
             in_flight: if second == 3 { 99 } else { 4 },
-            fullest: 0.5,
+            max_utilization: 0.5,
         };
-        let nothing = Sample {
-            begun: 0,
+        let idle = LoadSample {
+            requests_started: 0,
             in_flight: 0,
-            fullest: 0.0,
+            max_utilization: 0.0,
             ..sample(0)
         };
         assert_eq!(
-            pulse.present(nothing, None),
-            Present {
+            history.observed_load(idle, None),
+            ObservedLoad {
                 peak_in_flight: 0,
                 mean_in_flight: 0.0,
-                rate: 0.0,
+                requests_per_second: 0.0,
                 limit: None,
-                fullest: 0.0
+                max_utilization: 0.0
             }
         );
-        (0..19).for_each(|second| pulse.feel(sample(second)));
+        (0..19).for_each(|second| history.record(sample(second)));
         for _ in 0..100 {
             assert_eq!(
-                pulse.present(sample(19), Some(8)),
-                Present {
+                history.observed_load(sample(19), Some(8)),
+                ObservedLoad {
                     peak_in_flight: 4,
                     mean_in_flight: 4.0,
-                    rate: 50.0,
+                    requests_per_second: 50.0,
                     limit: Some(8),
-                    fullest: 0.5
+                    max_utilization: 0.5
                 }
             );
         }
         assert_eq!(
-            pulse.samples.lock().expect("nobody panicked").len(),
+            history.samples.lock().expect("nobody panicked").len(),
             11,
             "who asks leaves nothing behind"
         );

@@ -11,41 +11,41 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub enum Command {
     /// Read the policies again; the answer is the generation in force, or all faults.
-    Reload(oneshot::Sender<Result<Reloaded, Vec<String>>>),
+    Reload(oneshot::Sender<Result<ReloadReport, Vec<String>>>),
     /// Send the callers away, and if it is so, leave.
     Drain {
         /// Who asks.
-        asked_by: &'static str,
+        requested_by: &'static str,
         /// What then.
-        going: Going,
+        after_drain: AfterDrain,
         /// Is told when it has begun.
-        begun: oneshot::Sender<()>,
+        started: oneshot::Sender<()>,
     },
     /// Ask the app one of its own probes.
-    AskApp {
+    ProbeApp {
         /// Its backend.
         backend: Arc<str>,
         /// The path; without one it is only connected to.
         path: Option<Arc<str>>,
         /// Where the answer goes: what it says, or why it says nothing.
-        reply: oneshot::Sender<Result<AppAnswer, String>>,
+        reply: oneshot::Sender<Result<AppProbeResponse, String>>,
     },
 }
 
 /// What becomes of an instance that has drained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Going {
+pub enum AfterDrain {
     /// It goes on serving the app, until it is asked to go.
-    Stays,
+    KeepServing,
     /// It goes once the app is quiet.
-    Goes,
+    Terminate,
     /// The same, and no news has to travel, because there is nobody left to be called.
-    AppIsGone,
+    TerminateWithoutDelay,
 }
 
 /// What the app says.
 #[derive(Debug, Clone)]
-pub struct AppAnswer {
+pub struct AppProbeResponse {
     /// The status.
     pub status: u16,
     /// The beginning of the body.
@@ -54,7 +54,7 @@ pub struct AppAnswer {
 
 /// What a reload did.
 #[derive(Debug, Clone)]
-pub struct Reloaded {
+pub struct ReloadReport {
     /// The generation in force.
     pub generation: u64,
     /// What has changed, in words; empty if nothing has.

@@ -15,56 +15,56 @@ use tokio::sync::{Notify, futures::Notified, watch};
 
 use crate::{
     policy::document::Direction,
-    resilience::lifecycle::{Drain, Load, Stage, Traffic},
+    resilience::lifecycle::{DirectionLoad, DrainSequence, InstanceLoad, Stage},
 };
 
 /// The field in which an instance says that it is leaving.
-pub const MARKER: &str = "x-outrigger-draining";
+pub const DRAINING_HEADER: &str = "x-outrigger-draining";
 
 /// So much longer than a drain can last the callers are asked to stay away: the process may take a moment to end.
-const FAREWELL: Duration = Duration::from_secs(5);
+const DRAIN_TTL_MARGIN: Duration = Duration::from_secs(5);
 
 /// How long an endpoint is left alone that does not say for how long.
-const USUAL_TTL: Duration = Duration::from_secs(30);
+const DEFAULT_DRAINING_TTL: Duration = Duration::from_secs(30);
 
 /// And at most, whatever it says.
-const MAX_TTL: Duration = Duration::from_mins(10);
+const MAX_DRAINING_TTL: Duration = Duration::from_mins(10);
 
 /// Where this instance is on its way out.
 #[derive(Debug)]
-pub struct Departure {
-    born: Instant,
-    inbound: Counts,
-    outbound: Counts,
+pub struct DrainState {
+    created_at: Instant,
+    inbound: DirectionCounters,
+    outbound: DirectionCounters,
     /// [`Stage`] as a number, to be read by every request.
     stage: AtomicU8,
-    stages: watch::Sender<Stage>,
-    is_relieved: AtomicBool,
+    stage_sender: watch::Sender<Stage>,
+    is_handed_over: AtomicBool,
     /// When it has drained in any case, in milliseconds after `born`.
-    latest: AtomicU64,
-    ended: Notify,
+    deadline_millis: AtomicU64,
+    end_notify: Notify,
 }
 
 /// What is counted of one direction.
 #[derive(Debug, Default)]
-struct Counts {
+struct DirectionCounters {
     in_flight: AtomicUsize,
-    begun: AtomicU64,
+    started_total: AtomicU64,
     /// When a request last began, in milliseconds after `born`, plus one; 0 is never.
-    last_began: AtomicU64,
+    last_started_millis: AtomicU64,
 }
 
-impl Departure {
+impl DrainState {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            born: now,
-            inbound: Counts::default(),
-            outbound: Counts::default(),
+            created_at: now,
+            inbound: DirectionCounters::default(),
+            outbound: DirectionCounters::default(),
             stage: AtomicU8::new(0),
-            stages: watch::Sender::new(Stage::Serving),
-            is_relieved: AtomicBool::new(false),
-            latest: AtomicU64::new(0),
-            ended: Notify::new(),
+            stage_sender: watch::Sender::new(Stage::Serving),
+            is_handed_over: AtomicBool::new(false),
+            deadline_millis: AtomicU64::new(0),
+            end_notify: Notify::new(),
         }
     }
 
@@ -82,49 +82,51 @@ impl Departure {
 
     /// Whether another process has taken its sockets over.
     #[must_use]
-    pub fn is_relieved(&self) -> bool {
-        self.is_relieved.load(Ordering::Relaxed)
+    pub fn is_handed_over(&self) -> bool {
+        self.is_handed_over.load(Ordering::Relaxed)
     }
 
     /// Whether callers are refused. Never those of an address that stays.
     #[must_use]
-    pub fn refuses(&self) -> bool {
-        self.stage() >= Stage::Drained && !self.is_relieved()
+    pub fn rejects_requests(&self) -> bool {
+        self.stage() >= Stage::Drained && !self.is_handed_over()
     }
 
     /// The stages as they come.
     #[must_use]
-    pub fn stages(&self) -> watch::Receiver<Stage> {
-        self.stages.subscribe()
+    pub fn subscribe_stages(&self) -> watch::Receiver<Stage> {
+        self.stage_sender.subscribe()
     }
 
     /// Takes note of where a drain is, and wakes who waits for that.
-    pub fn follow(&self, drain: &Drain) {
+    pub fn publish(&self, drain: &DrainSequence) {
         let stage = drain.stage();
-        self.latest
-            .store(self.millis(drain.latest()), Ordering::Relaxed);
-        self.is_relieved
-            .store(drain.is_relieved(), Ordering::Relaxed);
+        self.deadline_millis.store(
+            self.millis_since_creation(drain.deadline()),
+            Ordering::Relaxed,
+        );
+        self.is_handed_over
+            .store(drain.is_handed_over(), Ordering::Relaxed);
         self.stage.store(stage as u8, Ordering::Relaxed);
-        self.stages
-            .send_if_modified(|known| std::mem::replace(known, stage) != stage);
+        self.stage_sender
+            .send_if_modified(|published| std::mem::replace(published, stage) != stage);
     }
 
     /// What callers are told while it is leaving: to ask elsewhere, and for how long. A process that was relieved tells nothing, for its
     /// successor answers at the same address.
     #[must_use]
-    pub fn marker(&self, now: Instant) -> Option<String> {
-        if !self.is_draining() || self.is_relieved() {
+    pub fn draining_header(&self, now: Instant) -> Option<String> {
+        if !self.is_draining() || self.is_handed_over() {
             return None;
         }
-        let left = self
-            .latest
+        let remaining_millis = self
+            .deadline_millis
             .load(Ordering::Relaxed)
-            .saturating_sub(self.millis(now));
+            .saturating_sub(self.millis_since_creation(now));
         Some(format!(
             "1; ttl={}",
-            Duration::from_millis(left)
-                .saturating_add(FAREWELL)
+            Duration::from_millis(remaining_millis)
+                .saturating_add(DRAIN_TTL_MARGIN)
                 .as_secs_f64()
                 .ceil()
         ))
@@ -139,84 +141,90 @@ impl Departure {
 
     /// What goes on now.
     #[must_use]
-    pub fn load(&self) -> Load {
-        let traffic = |counts: &Counts| Traffic {
-            in_flight: counts.in_flight.load(Ordering::Acquire),
-            last_began: counts
-                .last_began
+    pub fn instance_load(&self) -> InstanceLoad {
+        let direction_load = |counters: &DirectionCounters| DirectionLoad {
+            in_flight: counters.in_flight.load(Ordering::Acquire),
+            last_started_at: counters
+                .last_started_millis
                 .load(Ordering::Acquire)
                 .checked_sub(1)
-                .map(|millis| self.born + Duration::from_millis(millis)),
+                .map(|millis| self.created_at + Duration::from_millis(millis)),
         };
-        Load {
-            inbound: traffic(&self.inbound),
-            outbound: traffic(&self.outbound),
+        InstanceLoad {
+            inbound: direction_load(&self.inbound),
+            outbound: direction_load(&self.outbound),
         }
     }
 
     /// Requests of callers that ever began.
     #[must_use]
-    pub fn begun(&self) -> u64 {
-        self.inbound.begun.load(Ordering::Relaxed)
+    pub fn inbound_requests_started(&self) -> u64 {
+        self.inbound.started_total.load(Ordering::Relaxed)
     }
 
     /// A connection of a client has ended, too.
-    pub fn connection_ends(&self) {
-        self.ended.notify_waiters();
+    pub fn record_connection_end(&self) {
+        self.end_notify.notify_waiters();
     }
 
     /// Is done when a request or a connection ends after this call, whether or not it is waited for yet.
-    pub fn something_ends(&self) -> Notified<'_> {
-        self.ended.notified()
+    pub fn next_request_or_connection_end(&self) -> Notified<'_> {
+        self.end_notify.notified()
     }
 
-    fn counts(&self, direction: Direction) -> &Counts {
+    fn counters(&self, direction: Direction) -> &DirectionCounters {
         match direction {
             Direction::Inbound => &self.inbound,
             Direction::Outbound => &self.outbound,
         }
     }
 
-    fn millis(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1)
+    fn millis_since_creation(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.created_at).as_millis())
+            .unwrap_or(u64::MAX - 1)
     }
 }
 
 /// For how long an endpoint that says so in these words wants to be left alone.
 #[must_use]
-pub fn ttl(marker: &str) -> Option<Duration> {
-    let mut parts = marker.split(';').map(str::trim);
-    if parts.next() != Some("1") {
+pub fn parse_draining_ttl(header_value: &str) -> Option<Duration> {
+    let mut parameters = header_value.split(';').map(str::trim);
+    if parameters.next() != Some("1") {
         return None;
     }
-    let said = parts.find_map(|part| {
-        part.strip_prefix("ttl=")?
+    let requested_ttl = parameters.find_map(|parameter| {
+        parameter
+            .strip_prefix("ttl=")?
             .parse()
             .ok()
             .map(Duration::from_secs)
     });
-    Some(said.unwrap_or(USUAL_TTL).min(MAX_TTL))
+    Some(
+        requested_ttl
+            .unwrap_or(DEFAULT_DRAINING_TTL)
+            .min(MAX_DRAINING_TTL),
+    )
 }
 
 /// A request in flight.
 #[derive(Debug)]
 #[must_use = "a request is in flight as long as its guard lives"]
-pub struct InFlight {
+pub struct InFlightGuard {
     state: Arc<super::State>,
     direction: Direction,
 }
 
-impl InFlight {
+impl InFlightGuard {
     /// Counts a request until it is dropped.
-    pub fn enter(state: &Arc<super::State>, direction: Direction, now: Instant) -> Self {
-        let departure = &state.departure;
-        let counts = departure.counts(direction);
-        counts.in_flight.fetch_add(1, Ordering::AcqRel);
-        counts.begun.fetch_add(1, Ordering::Relaxed);
+    pub fn start(state: &Arc<super::State>, direction: Direction, now: Instant) -> Self {
+        let drain = &state.drain;
+        let counters = drain.counters(direction);
+        counters.in_flight.fetch_add(1, Ordering::AcqRel);
+        counters.started_total.fetch_add(1, Ordering::Relaxed);
         // Of two that begin at once either may be the last; they are no millisecond apart.
-        counts
-            .last_began
-            .store(departure.millis(now) + 1, Ordering::Release);
+        counters
+            .last_started_millis
+            .store(drain.millis_since_creation(now) + 1, Ordering::Release);
         Self {
             state: state.clone(),
             direction,
@@ -224,14 +232,14 @@ impl InFlight {
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        let departure = &self.state.departure;
-        departure
-            .counts(self.direction)
+        let drain = &self.state.drain;
+        drain
+            .counters(self.direction)
             .in_flight
             .fetch_sub(1, Ordering::AcqRel);
-        departure.ended.notify_waiters();
+        drain.end_notify.notify_waiters();
     }
 }
 
@@ -241,7 +249,7 @@ mod tests {
     use crate::resilience::{lifecycle::DrainConfig, some_instant};
 
     #[test]
-    fn a_marker_is_read_or_is_none() {
+    fn a_draining_header_is_parsed_or_ignored() {
         let table = [
             ("1; ttl=30", Some(30)),
             ("1;ttl=7", Some(7)),
@@ -254,32 +262,39 @@ mod tests {
             ("yes", None),
         ];
         for (text, expected) in table {
-            assert_eq!(ttl(text).map(|ttl| ttl.as_secs()), expected, "{text}");
+            assert_eq!(
+                parse_draining_ttl(text).map(|ttl| ttl.as_secs()),
+                expected,
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn callers_are_asked_to_stay_away_until_it_is_gone_for_sure() {
+    fn the_draining_ttl_is_the_time_to_the_drain_deadline_plus_the_margin() {
         let start = some_instant();
-        let departure = Departure::new(start);
-        assert_eq!(departure.marker(start), None);
-        departure.follow(&Drain::begin(DrainConfig::default(), start));
-        let after = |seconds| {
-            departure
-                .marker(start + Duration::from_secs(seconds))
+        let drain = DrainState::new(start);
+        assert_eq!(drain.draining_header(start), None);
+        drain.publish(&DrainSequence::begin(DrainConfig::default(), start));
+        let header_after = |seconds| {
+            drain
+                .draining_header(start + Duration::from_secs(seconds))
                 .unwrap_or_default()
         };
         assert_eq!(
-            (after(0), after(24), after(99)),
+            (header_after(0), header_after(24), header_after(99)),
             (
                 "1; ttl=30".to_owned(),
                 "1; ttl=6".to_owned(),
                 "1; ttl=5".to_owned()
             )
         );
-        departure.follow(&Drain::relieved(DrainConfig::default(), start));
+        drain.publish(&DrainSequence::begin_handed_over(
+            DrainConfig::default(),
+            start,
+        ));
         assert_eq!(
-            departure.marker(start),
+            drain.draining_header(start),
             None,
             "its address does not go away"
         );

@@ -12,27 +12,27 @@ use std::{
 };
 
 use crate::{
-    policy::snapshot::Address,
+    policy::snapshot::EndpointAddress,
     resilience::{
         ewma::PeakEwma,
         health::{Health, HealthConfig, HealthState},
-        outlier::{Host, Standing},
+        outlier::{EjectionState, OutlierDetector},
         warm_up::WarmUpConfig,
     },
 };
 
 /// What an idle connection may last if nothing is known of the endpoint: below the five seconds of Node's server, which is the
 /// shortest of the common ones.
-pub const DEFAULT_POOL_IDLE: Duration = Duration::from_secs(4);
+pub const DEFAULT_POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long the closing of an idle connection is remembered without being seen again.
-const IDLE_CLOSE_MEMORY: Duration = Duration::from_mins(1);
+const IDLE_CLOSE_RETENTION: Duration = Duration::from_mins(1);
 
 /// An endpoint of a backend, by its address.
 #[derive(Debug)]
 pub struct EndpointState {
     /// Its address.
-    pub address: Address,
+    pub address: EndpointAddress,
     /// Its address, written out.
     pub label: Arc<str>,
     /// Apart from every other endpoint that ever was.
@@ -49,38 +49,38 @@ pub struct EndpointState {
     /// Guards what is known of its closing of idle connections.
     idle_close: Mutex<Option<IdleClose>>,
     /// Whether outlier detection keeps it out, to be read without a lock.
-    is_out: AtomicBool,
+    is_ejected: AtomicBool,
     /// Guards one call of the machine that watches its results.
-    host: Mutex<Host>,
+    outlier_detector: Mutex<OutlierDetector>,
     /// Guards one call of the machine that follows its latency.
     latency: Mutex<PeakEwma>,
-    born: Instant,
+    created_at: Instant,
     /// When its warm-up began, in milliseconds after `born`, or [`WARM`].
-    warming_since: AtomicI64,
+    warm_up_started_millis: AtomicI64,
     /// Whether it came to a backend that was already served, so that it is new among its peers.
     is_newcomer: bool,
     /// The start that it last told of, in milliseconds since 1970.
-    advertised: AtomicU64,
+    advertised_start_millis: AtomicU64,
     /// Whether it has told how it wants to warm up, and may still be doing so.
-    has_curve: AtomicBool,
+    has_own_warm_up: AtomicBool,
     /// How it wants to warm up; guards single reads and writes, and is asked only while it does.
-    curve: Mutex<Option<WarmUpConfig>>,
+    own_warm_up: Mutex<Option<WarmUpConfig>>,
     /// Until when it wants to be left alone, in milliseconds after `born`, plus one; 0 is not at all.
-    alone_until: AtomicU64,
+    draining_until_millis: AtomicU64,
     /// Since when, in the same.
-    alone_since: AtomicU64,
+    draining_since_millis: AtomicU64,
     /// Whether its address is one of this host, once that was asked.
-    is_here: OnceLock<bool>,
+    is_local: OnceLock<bool>,
 }
 
 /// It is not warming up.
-const WARM: i64 = i64::MIN;
+const NOT_WARMING_UP: i64 = i64::MIN;
 
 /// After how long it was seen to close an idle connection or announced that it would, and when that was last so.
 #[derive(Debug, Clone, Copy)]
 struct IdleClose {
-    after: Duration,
-    learned: Instant,
+    idle_time: Duration,
+    observed_at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -94,23 +94,23 @@ struct CheckState {
 pub struct BackendCounters {
     connections: AtomicU32,
     pub(super) in_flight: AtomicU32,
-    pub(super) turn: AtomicUsize,
+    pub(super) round_robin_index: AtomicUsize,
     pub(super) is_panicking: AtomicBool,
     /// Rises whenever an endpoint becomes available or ceases to be.
-    pub(super) version: AtomicU64,
+    pub(super) availability_version: AtomicU64,
     /// Endpoints that outlier detection keeps out.
-    pub(super) out: AtomicUsize,
+    pub(super) ejected: AtomicUsize,
     /// Guards the question who may be ejected, which is about all endpoints.
-    pub(super) ejecting: Mutex<()>,
+    pub(super) ejection_lock: Mutex<()>,
     /// When the last half of an interval ended, and how many have; guards single reads and writes.
-    halves: Mutex<Option<(Instant, u64)>>,
+    half_intervals: Mutex<Option<(Instant, u64)>>,
 }
 
 impl EndpointState {
     /// Makes an endpoint of which nothing is known. A newcomer warms up, from now on or from its first good check.
     #[must_use]
     pub fn new(
-        address: Address,
+        address: EndpointAddress,
         id: u64,
         counters: Arc<BackendCounters>,
         is_newcomer: bool,
@@ -127,18 +127,18 @@ impl EndpointState {
             checks: Mutex::default(),
             is_retired: AtomicBool::new(false),
             idle_close: Mutex::new(None),
-            is_out: AtomicBool::new(false),
-            host: Mutex::default(),
+            is_ejected: AtomicBool::new(false),
+            outlier_detector: Mutex::default(),
             latency: Mutex::new(PeakEwma::new(now)),
-            born: now,
-            warming_since: AtomicI64::new(if is_newcomer { 0 } else { WARM }),
+            created_at: now,
+            warm_up_started_millis: AtomicI64::new(if is_newcomer { 0 } else { NOT_WARMING_UP }),
             is_newcomer,
-            advertised: AtomicU64::new(0),
-            has_curve: AtomicBool::new(false),
-            curve: Mutex::default(),
-            alone_until: AtomicU64::new(0),
-            alone_since: AtomicU64::new(0),
-            is_here: OnceLock::new(),
+            advertised_start_millis: AtomicU64::new(0),
+            has_own_warm_up: AtomicBool::new(false),
+            own_warm_up: Mutex::default(),
+            draining_until_millis: AtomicU64::new(0),
+            draining_since_millis: AtomicU64::new(0),
+            is_local: OnceLock::new(),
         }
     }
 
@@ -146,8 +146,8 @@ impl EndpointState {
     #[must_use]
     pub fn authority(&self) -> &str {
         match self.address {
-            Address::Tcp(_) => &self.label,
-            Address::Unix(_) => "localhost",
+            EndpointAddress::Tcp(_) => &self.label,
+            EndpointAddress::Unix(_) => "localhost",
         }
     }
 
@@ -167,11 +167,11 @@ impl EndpointState {
     ///
     /// # Errors
     /// Which bound is reached.
-    pub fn try_connect(
+    pub fn try_acquire_connection(
         self: &Arc<Self>,
         max: u32,
-        max_each: u32,
-    ) -> Result<ConnectionGuard, TooMany> {
+        max_per_endpoint: u32,
+    ) -> Result<ConnectionGuard, ConnectionLimitReached> {
         let count = |connections: &AtomicU32, max: u32| {
             connections
                 .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
@@ -180,17 +180,17 @@ impl EndpointState {
                 .is_ok()
         };
         if !count(&self.counters.connections, max) {
-            return Err(TooMany::OfBackend);
+            return Err(ConnectionLimitReached::Backend);
         }
-        if !count(&self.connections, max_each) {
+        if !count(&self.connections, max_per_endpoint) {
             self.counters.connections.fetch_sub(1, Ordering::Relaxed);
-            return Err(TooMany::OfEndpoint);
+            return Err(ConnectionLimitReached::Endpoint);
         }
         Ok(ConnectionGuard(self.clone()))
     }
 
     /// Counts a request until the guard is dropped.
-    pub fn enter(self: &Arc<Self>) -> EndpointGuard {
+    pub fn start_request(self: &Arc<Self>) -> EndpointGuard {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.counters.in_flight.fetch_add(1, Ordering::Relaxed);
         EndpointGuard(self.clone())
@@ -207,7 +207,7 @@ impl EndpointState {
     }
 
     /// Takes the result of an active check; the new health if it changed.
-    pub fn checked(
+    pub fn record_check(
         &self,
         config: &HealthConfig,
         result: &Result<(), String>,
@@ -225,7 +225,7 @@ impl EndpointState {
         // A newcomer warms up from its first good check, unless it has said since when it runs.
         let is_new = before == Health::Unknown
             && self.is_newcomer
-            && self.advertised.load(Ordering::Relaxed) == 0;
+            && self.advertised_start_millis.load(Ordering::Relaxed) == 0;
         if changed == Health::Healthy && (before == Health::Unhealthy || is_new) {
             self.warm_up_from(now);
         }
@@ -237,75 +237,87 @@ impl EndpointState {
             },
             Ordering::Relaxed,
         );
-        self.counters.version.fetch_add(1, Ordering::Release);
+        self.counters
+            .availability_version
+            .fetch_add(1, Ordering::Release);
         Some(changed)
     }
 
     /// The machine that follows its latency.
-    pub(super) fn latency(&self) -> MutexGuard<'_, PeakEwma> {
+    pub(super) fn peak_ewma(&self) -> MutexGuard<'_, PeakEwma> {
         self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the balancer takes its latency for.
     #[must_use]
-    pub fn latency_now(&self, now: Instant) -> Duration {
-        self.latency().latency(now)
+    pub fn estimated_latency(&self, now: Instant) -> Duration {
+        self.peak_ewma().latency(now)
     }
 
     /// What outlier detection lets it be used for.
     #[must_use]
-    pub fn standing(&self) -> Standing {
-        self.host().standing()
+    pub fn ejection_state(&self) -> EjectionState {
+        self.outlier_detector().ejection_state()
     }
 
     /// The machine that watches its results.
-    pub(super) fn host(&self) -> MutexGuard<'_, Host> {
-        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn outlier_detector(&self) -> MutexGuard<'_, OutlierDetector> {
+        self.outlier_detector
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether outlier detection keeps it out.
     #[must_use]
-    pub fn is_out(&self) -> bool {
-        self.is_out.load(Ordering::Relaxed)
+    pub fn is_ejected(&self) -> bool {
+        self.is_ejected.load(Ordering::Relaxed)
     }
 
     /// Changes what outlier detection knows of it, and whether it is out, in one step.
-    pub(super) fn with_host<T>(&self, change: impl FnOnce(&mut Host) -> T) -> T {
-        let mut host = self.host();
-        let before = host.standing();
-        let result = change(&mut host);
-        let (standing, is_out) = (
-            host.standing(),
-            host.standing() != Standing::In && !self.is_retired(),
+    pub(super) fn update_outlier_detector<T>(
+        &self,
+        change: impl FnOnce(&mut OutlierDetector) -> T,
+    ) -> T {
+        let mut detector = self.outlier_detector();
+        let before = detector.ejection_state();
+        let result = change(&mut detector);
+        let (ejection_state, is_ejected) = (
+            detector.ejection_state(),
+            detector.ejection_state() != EjectionState::NotEjected && !self.is_retired(),
         );
         // Only ever changed under the host's lock.
-        if self.is_out.load(Ordering::Relaxed) != is_out {
-            self.is_out.store(is_out, Ordering::Relaxed);
-            let one = if is_out { 1 } else { usize::MAX };
-            self.counters.out.fetch_add(one, Ordering::Relaxed);
+        if self.is_ejected.load(Ordering::Relaxed) != is_ejected {
+            self.is_ejected.store(is_ejected, Ordering::Relaxed);
+            let delta = if is_ejected { 1 } else { usize::MAX };
+            self.counters.ejected.fetch_add(delta, Ordering::Relaxed);
         }
-        if std::mem::discriminant(&standing) != std::mem::discriminant(&before) {
-            self.counters.version.fetch_add(1, Ordering::Release);
+        if std::mem::discriminant(&ejection_state) != std::mem::discriminant(&before) {
+            self.counters
+                .availability_version
+                .fetch_add(1, Ordering::Release);
         }
         result
     }
 
     /// Ends whatever outlier detection holds against it.
-    pub(super) fn pardon(&self) {
-        self.with_host(Host::pardon);
+    pub(super) fn uneject(&self) {
+        self.update_outlier_detector(OutlierDetector::uneject);
     }
 
     /// How many checks in a row passed, and the last result in words.
     #[must_use]
     pub fn check_summary(&self) -> (u32, String) {
         let checks = self.lock();
-        (checks.health.passes_in_a_row(), checks.last_result.clone())
+        (
+            checks.health.consecutive_passes(),
+            checks.last_result.clone(),
+        )
     }
 
     /// Says that it left its backend: connections to it are not kept.
     pub fn retire(&self) {
         self.is_retired.store(true, Ordering::Relaxed);
-        self.with_host(|_| ());
+        self.update_outlier_detector(|_| ());
     }
 
     /// Whether it left its backend.
@@ -316,15 +328,15 @@ impl EndpointState {
 
     /// Learns that the endpoint closes idle connections after this time. The shortest counts, until it has not been seen again for
     /// a while: one restart of an app closes all its connections, and says nothing about its habits.
-    pub fn learn_idle_close(&self, after: Duration, now: Instant) {
+    pub fn record_idle_close(&self, idle_time: Duration, now: Instant) {
         let mut known = self
             .idle_close
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if known.is_none_or(|known| after <= known.after || is_forgotten(known, now)) {
+        if known.is_none_or(|known| idle_time <= known.idle_time || is_expired(known, now)) {
             *known = Some(IdleClose {
-                after,
-                learned: now,
+                idle_time,
+                observed_at: now,
             });
         }
     }
@@ -332,24 +344,23 @@ impl EndpointState {
     /// How long a connection may have been idle to be used again. A request that can be repeated is harmless to lose, one that
     /// cannot keeps twice the distance from the time at which the endpoint closes.
     #[must_use]
-    pub fn reusable_idle(&self, is_repeatable: bool, now: Instant) -> Duration {
+    pub fn max_reusable_idle(&self, is_repeatable: bool, now: Instant) -> Duration {
         let known = *self
             .idle_close
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let Some(IdleClose { after: learned, .. }) =
-            known.filter(|known| !is_forgotten(*known, now))
+        let Some(IdleClose { idle_time, .. }) = known.filter(|known| !is_expired(*known, now))
         else {
-            return DEFAULT_POOL_IDLE;
+            return DEFAULT_POOL_IDLE_TIMEOUT;
         };
         let margin = if is_repeatable {
-            learned
+            idle_time
                 .saturating_sub(Duration::from_millis(500))
-                .max(learned / 2)
+                .max(idle_time / 2)
         } else {
-            learned / 4
+            idle_time / 4
         };
-        margin.min(DEFAULT_POOL_IDLE)
+        margin.min(DEFAULT_POOL_IDLE_TIMEOUT)
     }
 
     fn lock(&self) -> MutexGuard<'_, CheckState> {
@@ -357,8 +368,8 @@ impl EndpointState {
     }
 }
 
-fn is_forgotten(known: IdleClose, now: Instant) -> bool {
-    now.saturating_duration_since(known.learned) > IDLE_CLOSE_MEMORY
+fn is_expired(known: IdleClose, now: Instant) -> bool {
+    now.saturating_duration_since(known.observed_at) > IDLE_CLOSE_RETENTION
 }
 
 /// A request at an endpoint.
@@ -375,13 +386,20 @@ impl Drop for EndpointGuard {
 
 impl BackendCounters {
     /// Whether half an interval is over: how many are with this one.
-    pub(super) fn ended_half(&self, half: Duration, now: Instant) -> Option<u64> {
-        let mut halves = self.halves.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, count) = halves.get_or_insert((now, 0));
-        if now.saturating_duration_since(*last) < half {
+    pub(super) fn count_ended_half_interval(
+        &self,
+        half_interval: Duration,
+        now: Instant,
+    ) -> Option<u64> {
+        let mut half_intervals = self
+            .half_intervals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (last_ended_at, count) = half_intervals.get_or_insert((now, 0));
+        if now.saturating_duration_since(*last_ended_at) < half_interval {
             return None;
         }
-        (*last, *count) = (now, *count + 1);
+        (*last_ended_at, *count) = (now, *count + 1);
         Some(*count)
     }
 
@@ -405,9 +423,9 @@ impl Drop for ConnectionGuard {
 
 /// Which bound a connection would break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TooMany {
+pub enum ConnectionLimitReached {
     /// The backend has as many as it may.
-    OfBackend,
+    Backend,
     /// The endpoint has.
-    OfEndpoint,
+    Endpoint,
 }

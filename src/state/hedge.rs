@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::resilience::hedge::{Hedge, HedgeConfig};
+use crate::resilience::hedge::{HedgeConfig, HedgeDelayEstimator};
 
 /// The hedging towards a backend by its name.
 #[derive(Debug)]
 pub struct HedgeState {
     /// Guards one call of the machine.
-    machine: Mutex<Hedge>,
+    machine: Mutex<HedgeDelayEstimator>,
 }
 
 impl HedgeState {
@@ -19,7 +19,7 @@ impl HedgeState {
     #[must_use]
     pub fn new(config: HedgeConfig, now: Instant) -> Self {
         Self {
-            machine: Mutex::new(Hedge::new(config, now)),
+            machine: Mutex::new(HedgeDelayEstimator::new(config, now)),
         }
     }
 
@@ -29,8 +29,8 @@ impl HedgeState {
     }
 
     /// Takes note of what an answer took.
-    pub fn note(&self, took: Duration, now: Instant) {
-        self.lock().note(took, now);
+    pub fn record_latency(&self, latency: Duration, now: Instant) {
+        self.lock().record_latency(latency, now);
     }
 
     /// How long to wait before the next request, if that is known.
@@ -39,7 +39,7 @@ impl HedgeState {
         self.lock().delay(now)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Hedge> {
+    fn lock(&self) -> MutexGuard<'_, HedgeDelayEstimator> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

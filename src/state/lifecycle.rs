@@ -14,29 +14,29 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::youth::Youth;
+use super::youth::InstanceAge;
 use crate::telemetry::{Telemetry, event::Event};
 
 /// A worker beats once a second; one that is silent for so long is stuck.
-const STUCK_AFTER: Duration = Duration::from_secs(15);
+const STUCK_WORKER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why the instance ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum ExitReason {
     /// It drained, and whether nothing was left in flight.
     Drained {
         /// Whether nothing was left.
         is_clean: bool,
     },
     /// It was asked twice, and left at once.
-    AtOnce,
+    Immediate,
     /// A part of it failed.
     Failed,
 }
 
 /// A named condition of readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
+pub struct ReadinessCondition {
     /// Its name.
     pub name: String,
     /// Whether it is met.
@@ -44,7 +44,7 @@ pub struct Condition {
     /// Since when it is so.
     pub since: Instant,
     /// Why.
-    pub why: String,
+    pub reason: String,
 }
 
 /// The conditions that are always there.
@@ -64,25 +64,25 @@ pub mod condition {
 /// The life of this instance.
 #[derive(Debug)]
 pub struct Lifecycle {
-    born: Instant,
+    created_at: Instant,
     /// Since when it has been ready.
-    pub youth: Youth,
+    pub instance_age: InstanceAge,
     /// Is told whenever a condition was looked at.
-    noted: watch::Sender<()>,
+    change_sender: watch::Sender<()>,
     /// Guards the conditions.
-    inner: Mutex<Inner>,
+    inner: Mutex<LifecycleInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    conditions: BTreeMap<String, Condition>,
+struct LifecycleInner {
+    conditions: BTreeMap<String, ReadinessCondition>,
     was_ready: bool,
     has_started: bool,
-    beats: BTreeMap<usize, Instant>,
-    passing_since: Option<Instant>,
+    heartbeats: BTreeMap<usize, Instant>,
+    threshold_reached_at: Option<Instant>,
     registration: Registration,
-    connections: BTreeMap<String, Arc<AtomicU32>>,
-    is_policy_current: Result<(), String>,
+    listener_connections: BTreeMap<String, Arc<AtomicU32>>,
+    policy_current: Result<(), String>,
     /// What is reported beside the conditions, and gates nothing.
     reports: BTreeMap<String, Result<String, String>>,
 }
@@ -91,46 +91,46 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registration {
     /// Not yet.
-    New,
+    Pending,
     /// Not yet, but it was, by another process that was this instance before.
-    Continued,
+    Inherited,
     /// It may, from now on.
-    Done,
+    Registered,
 }
 
 impl Lifecycle {
     pub(super) fn new(now: Instant) -> Self {
-        let unmet = [
+        let initial = [
             (condition::LISTENERS, false, "not bound yet"),
             (condition::POLICY, false, "not read yet"),
             (condition::APP, true, "no backend is required"),
             (condition::ENDPOINTS, true, "none has to be looked for"),
             (condition::NOT_DRAINING, true, "serving"),
         ];
-        let conditions = unmet.map(|(name, is_met, why)| {
+        let conditions = initial.map(|(name, is_met, reason)| {
             (
                 name.to_owned(),
-                Condition {
+                ReadinessCondition {
                     name: name.to_owned(),
                     is_met,
                     since: now,
-                    why: why.to_owned(),
+                    reason: reason.to_owned(),
                 },
             )
         });
         Self {
-            born: now,
-            youth: Youth::new(now),
-            noted: watch::Sender::new(()),
-            inner: Mutex::new(Inner {
+            created_at: now,
+            instance_age: InstanceAge::new(now),
+            change_sender: watch::Sender::new(()),
+            inner: Mutex::new(LifecycleInner {
                 conditions: conditions.into(),
                 was_ready: false,
                 has_started: false,
-                beats: BTreeMap::new(),
-                passing_since: None,
-                registration: Registration::New,
-                connections: BTreeMap::new(),
-                is_policy_current: Ok(()),
+                heartbeats: BTreeMap::new(),
+                threshold_reached_at: None,
+                registration: Registration::Pending,
+                listener_connections: BTreeMap::new(),
+                policy_current: Ok(()),
                 reports: BTreeMap::new(),
             }),
         }
@@ -138,8 +138,8 @@ impl Lifecycle {
 
     /// When the instance came to be.
     #[must_use]
-    pub fn born(&self) -> Instant {
-        self.born
+    pub fn created_at(&self) -> Instant {
+        self.created_at
     }
 
     /// Delayed registration: whether the app may be called, or when it will be, given that it is healthy and has passed so many
@@ -147,7 +147,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// When it will be, or `None` if nobody can say.
-    pub fn register(
+    pub fn try_register(
         &self,
         passes: u32,
         threshold: u32,
@@ -156,33 +156,33 @@ impl Lifecycle {
     ) -> Result<(), Option<Instant>> {
         let mut inner = self.lock();
         let (threshold, delay) = match inner.registration {
-            Registration::New => (threshold, delay),
-            Registration::Continued => (1, Duration::ZERO),
-            Registration::Done => return Ok(()),
+            Registration::Pending => (threshold, delay),
+            Registration::Inherited => (1, Duration::ZERO),
+            Registration::Registered => return Ok(()),
         };
-        if inner.passing_since.is_none() && passes < threshold {
+        if inner.threshold_reached_at.is_none() && passes < threshold {
             return Err(None);
         }
-        let ready_at = *inner.passing_since.get_or_insert(now) + delay;
+        let ready_at = *inner.threshold_reached_at.get_or_insert(now) + delay;
         if now < ready_at {
             return Err(Some(ready_at));
         }
-        inner.registration = Registration::Done;
+        inner.registration = Registration::Registered;
         Ok(())
     }
 
     /// Goes on with what another process has been for so long: its app need not be waited for as for a new one.
-    pub fn continues(&self, age: Duration) {
-        self.lock().registration = Registration::Continued;
-        self.youth.continues(age);
+    pub fn inherit_age(&self, age: Duration) {
+        self.lock().registration = Registration::Inherited;
+        self.instance_age.inherit_age(age);
     }
 
     /// Waits until something about the conditions fits.
-    pub async fn until(&self, fits: impl Fn(&Self) -> bool) {
-        let mut noted = self.noted.subscribe();
-        while !fits(self) {
+    pub async fn wait_until(&self, predicate: impl Fn(&Self) -> bool) {
+        let mut changes = self.change_sender.subscribe();
+        while !predicate(self) {
             // It outlives whoever waits here.
-            _ = noted.changed().await;
+            _ = changes.changed().await;
         }
     }
 
@@ -193,25 +193,26 @@ impl Lifecycle {
     }
 
     /// The app has failed before it was registered: it begins anew.
-    pub fn unregister(&self) {
-        self.lock().passing_since = None;
+    pub fn reset_registration(&self) {
+        self.lock().threshold_reached_at = None;
     }
 
     /// Takes note that a worker turns.
-    pub fn beat(&self, worker: usize, now: Instant) {
-        self.lock().beats.insert(worker, now);
+    pub fn record_heartbeat(&self, worker: usize, now: Instant) {
+        self.lock().heartbeats.insert(worker, now);
     }
 
     /// Workers that have not turned for too long, and for how long.
     #[must_use]
     pub fn stuck_workers(&self, now: Instant) -> Vec<(usize, Duration)> {
-        let silent =
-            |(worker, beat): (&usize, &Instant)| (*worker, now.saturating_duration_since(*beat));
+        let silence_of = |(worker, heartbeat): (&usize, &Instant)| {
+            (*worker, now.saturating_duration_since(*heartbeat))
+        };
         self.lock()
-            .beats
+            .heartbeats
             .iter()
-            .map(silent)
-            .filter(|(_, silence)| *silence > STUCK_AFTER)
+            .map(silence_of)
+            .filter(|(_, silence)| *silence > STUCK_WORKER_TIMEOUT)
             .collect()
     }
 
@@ -219,7 +220,7 @@ impl Lifecycle {
     #[must_use]
     pub fn listener_connections(&self, listener: &str) -> Arc<AtomicU32> {
         self.lock()
-            .connections
+            .listener_connections
             .entry(listener.to_owned())
             .or_default()
             .clone()
@@ -229,59 +230,59 @@ impl Lifecycle {
     #[must_use]
     pub fn connections(&self) -> Vec<(String, u32)> {
         self.lock()
-            .connections
+            .listener_connections
             .iter()
             .map(|(listener, count)| (listener.clone(), count.load(Ordering::Relaxed)))
             .collect()
     }
 
     /// Sets a condition, and tells if readiness changed by it.
-    pub fn set(
+    pub fn set_condition(
         &self,
         name: &str,
         is_met: bool,
-        why: impl Into<String>,
+        reason: impl Into<String>,
         now: Instant,
         telemetry: &Telemetry,
     ) {
         let mut inner = self.lock();
-        let why = why.into();
+        let reason = reason.into();
         match inner.conditions.get_mut(name) {
-            Some(condition) if condition.is_met == is_met => condition.why = why,
+            Some(condition) if condition.is_met == is_met => condition.reason = reason,
             _ => {
                 inner.conditions.insert(
                     name.to_owned(),
-                    Condition {
+                    ReadinessCondition {
                         name: name.to_owned(),
                         is_met,
                         since: now,
-                        why,
+                        reason,
                     },
                 );
             }
         }
-        self.tell(inner, now, telemetry);
+        self.publish_change(inner, now, telemetry);
     }
 
     /// Takes a condition out, and tells if readiness changed by it.
-    pub fn clear(&self, name: &str, now: Instant, telemetry: &Telemetry) {
+    pub fn remove_condition(&self, name: &str, now: Instant, telemetry: &Telemetry) {
         let mut inner = self.lock();
         inner.conditions.remove(name);
-        self.tell(inner, now, telemetry);
+        self.publish_change(inner, now, telemetry);
     }
 
     /// Remembers whether the newest policies are in force, or why not. It does not gate readiness: the last good ones are.
     pub fn set_policy_current(&self, result: Result<(), String>) {
-        self.lock().is_policy_current = result;
+        self.lock().policy_current = result;
     }
 
     /// Reports how something stands that does not gate readiness: a dependency, which must not take every pod down at once.
-    pub fn report(&self, name: &str, state: Result<String, String>) {
+    pub fn set_report(&self, name: &str, state: Result<String, String>) {
         self.lock().reports.insert(name.to_owned(), state);
     }
 
     /// Takes a report back.
-    pub fn retract(&self, name: &str) {
+    pub fn remove_report(&self, name: &str) {
         self.lock().reports.remove(name);
     }
 
@@ -300,12 +301,12 @@ impl Lifecycle {
     /// # Errors
     /// Why not.
     pub fn policy_current(&self) -> Result<(), String> {
-        self.lock().is_policy_current.clone()
+        self.lock().policy_current.clone()
     }
 
     /// The conditions, by name.
     #[must_use]
-    pub fn conditions(&self) -> Vec<Condition> {
+    pub fn conditions(&self) -> Vec<ReadinessCondition> {
         self.lock().conditions.values().cloned().collect()
     }
 
@@ -321,32 +322,37 @@ impl Lifecycle {
         self.lock().has_started
     }
 
-    fn tell(&self, mut inner: MutexGuard<'_, Inner>, now: Instant, telemetry: &Telemetry) {
+    fn publish_change(
+        &self,
+        mut inner: MutexGuard<'_, LifecycleInner>,
+        now: Instant,
+        telemetry: &Telemetry,
+    ) {
         let is_ready = inner.is_ready();
         inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
-        self.noted.send_replace(());
+        self.change_sender.send_replace(());
         if std::mem::replace(&mut inner.was_ready, is_ready) == is_ready {
             return;
         }
-        if is_ready && self.youth.age(now).is_none() {
-            self.youth.begin(now, telemetry.wall());
+        if is_ready && self.instance_age.age(now).is_none() {
+            self.instance_age.mark_ready(now, telemetry.wall_time());
         }
         let unmet = inner
             .conditions
             .values()
             .filter(|condition| !condition.is_met)
-            .map(|condition| format!("{}: {}", condition.name, condition.why))
+            .map(|condition| format!("{}: {}", condition.name, condition.reason))
             .collect();
         drop(inner);
         telemetry.emit(Event::ReadinessChanged { is_ready, unmet });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, LifecycleInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl LifecycleInner {
     fn is_ready(&self) -> bool {
         self.conditions.values().all(|condition| condition.is_met)
     }

@@ -14,45 +14,45 @@ use tokio::sync::oneshot;
 
 use crate::resilience::{
     Mode,
-    adaptive::{AdaptiveConfig, AdaptiveLimit, Start},
-    concurrency::{Admission, ConcurrencyConfig, ConcurrencyLimit, Ticket},
-    shed::Class,
+    adaptive::{AdaptiveConfig, AdaptiveLimit, CallStart},
+    concurrency::{ConcurrencyConfig, ConcurrencyDecision, ConcurrencyLimit, QueueTicket},
+    shed::PriorityClass,
 };
 
 /// A limit by its name.
 #[derive(Debug)]
-pub struct LimitState {
+pub struct ConcurrencyLimitState {
     name: Arc<str>,
     /// Guards one call of the machine and the telling of who was admitted.
-    inner: Mutex<Inner>,
+    inner: Mutex<LimitInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct LimitInner {
     machine: ConcurrencyLimit,
     mode: Mode,
     adaptive: Option<(AdaptiveLimit, Mode)>,
-    waiting: HashMap<Ticket, oneshot::Sender<Start>>,
+    waiters: HashMap<QueueTicket, oneshot::Sender<CallStart>>,
 }
 
 /// What the limit said to a request.
 #[derive(Debug)]
-pub enum Entry {
+pub enum AcquireOutcome {
     /// It is in flight.
-    Admitted(LimitGuard),
+    Admitted(ConcurrencyPermit),
     /// It has to wait for this; `None` would have been an end.
-    Queued(Waiting),
+    Queued(PendingAcquire),
     /// It is refused.
-    Refused,
+    Rejected,
     /// It is refused because what is left is for those that matter more.
     Shed,
     /// It would have had to wait or been refused, and shadow mode lets it pass.
-    WouldRefuse(LimitGuard),
+    WouldReject(ConcurrencyPermit),
 }
 
 /// What a view shows of a limit.
 #[derive(Debug, Clone, Copy)]
-pub struct LimitSnapshot {
+pub struct ConcurrencySnapshot {
     /// The bounds.
     pub config: ConcurrencyConfig,
     /// Whether it acts.
@@ -60,16 +60,16 @@ pub struct LimitSnapshot {
     /// In flight.
     pub in_flight: u32,
     /// Those of them whose answer has not begun.
-    pub working: u32,
+    pub awaiting_response: u32,
     /// Waiting.
     pub pending: u32,
     /// Refused since the start.
-    pub refused: u64,
+    pub rejected: u64,
     /// What the adaptive limit holds right, if there is one, and whether it acts.
     pub adaptive: Option<(u32, Mode)>,
 }
 
-impl LimitState {
+impl ConcurrencyLimitState {
     /// Makes a limit with nothing in flight.
     #[must_use]
     pub fn new(
@@ -79,11 +79,11 @@ impl LimitState {
         adaptive: Option<(AdaptiveConfig, Mode)>,
         now: Instant,
     ) -> Self {
-        let inner = Inner {
+        let inner = LimitInner {
             machine: ConcurrencyLimit::new(config),
             mode,
             adaptive: None,
-            waiting: HashMap::new(),
+            waiters: HashMap::new(),
         };
         let state = Self {
             name,
@@ -100,44 +100,47 @@ impl LimitState {
     }
 
     /// Asks for one of the places that a class may fill; the highest class may fill all.
-    pub fn enter(self: &Arc<Self>, class: Class) -> Entry {
+    pub fn try_acquire(self: &Arc<Self>, class: PriorityClass) -> AcquireOutcome {
         let mut inner = self.lock();
         if !inner.machine.has_room_for(class) {
             return if inner.mode == Mode::Shadow {
-                self.anyway(&mut inner, class)
+                self.force_acquire(&mut inner, class)
             } else {
-                Entry::Shed
+                AcquireOutcome::Shed
             };
         }
         match inner.machine.try_acquire() {
-            Admission::Admitted => {
-                let start = inner.start(class);
-                let is_over = inner.adaptive.as_ref().is_some_and(|(limit, mode)| {
-                    *mode == Mode::Shadow && start.in_flight > limit.limit()
-                });
-                let guard = self.guard(start, &inner);
-                if is_over {
-                    Entry::WouldRefuse(guard)
+            ConcurrencyDecision::Admitted => {
+                let call_start = inner.call_start(class);
+                let exceeds_adaptive_limit =
+                    inner.adaptive.as_ref().is_some_and(|(limit, mode)| {
+                        *mode == Mode::Shadow && call_start.in_flight > limit.limit()
+                    });
+                let permit = self.issue_permit(call_start, &inner);
+                if exceeds_adaptive_limit {
+                    AcquireOutcome::WouldReject(permit)
                 } else {
-                    Entry::Admitted(guard)
+                    AcquireOutcome::Admitted(permit)
                 }
             }
-            Admission::Queued(ticket) if inner.mode == Mode::Shadow => {
+            ConcurrencyDecision::Queued(ticket) if inner.mode == Mode::Shadow => {
                 // It was queued a moment ago under this very lock, so that it cannot have been admitted.
                 _ = inner.machine.abandon(ticket);
-                self.anyway(&mut inner, class)
+                self.force_acquire(&mut inner, class)
             }
-            Admission::Queued(ticket) => {
-                let (admit, admitted) = oneshot::channel();
-                inner.waiting.insert(ticket, admit);
-                Entry::Queued(Waiting {
+            ConcurrencyDecision::Queued(ticket) => {
+                let (admission_sender, admission_receiver) = oneshot::channel();
+                inner.waiters.insert(ticket, admission_sender);
+                AcquireOutcome::Queued(PendingAcquire {
                     limit: self.clone(),
                     ticket: Some(ticket),
-                    admitted,
+                    admission_receiver,
                 })
             }
-            Admission::Refused if inner.mode == Mode::Shadow => self.anyway(&mut inner, class),
-            Admission::Refused => Entry::Refused,
+            ConcurrencyDecision::Rejected if inner.mode == Mode::Shadow => {
+                self.force_acquire(&mut inner, class)
+            }
+            ConcurrencyDecision::Rejected => AcquireOutcome::Rejected,
         }
     }
 
@@ -153,211 +156,223 @@ impl LimitState {
         let mut inner = self.lock();
         inner.mode = mode;
         let admitted = inner.machine.reconfigure(config);
-        inner.admit_all(admitted);
-        let last = inner.adaptive.take();
+        inner.notify_admitted(admitted);
+        let previous = inner.adaptive.take();
         inner.adaptive = adaptive.map(|(config, mode)| {
-            let kept = last
-                .filter(|(last, was)| last.config().algorithm == config.algorithm && *was == mode)
+            let retained = previous
+                .filter(|(previous, previous_mode)| {
+                    previous.config().algorithm == config.algorithm && *previous_mode == mode
+                })
                 .map(|(mut limit, _)| {
                     limit.reconfigure(config);
                     limit
                 });
             (
-                kept.unwrap_or_else(|| AdaptiveLimit::new(config, now)),
+                retained.unwrap_or_else(|| AdaptiveLimit::new(config, now)),
                 mode,
             )
         });
-        inner.follow();
+        inner.apply_adaptive_limit();
     }
 
     /// What a view shows.
     #[must_use]
-    pub fn snapshot(&self) -> LimitSnapshot {
+    pub fn snapshot(&self) -> ConcurrencySnapshot {
         let inner = self.lock();
         let machine = &inner.machine;
         let adaptive = inner
             .adaptive
             .as_ref()
             .map(|(limit, mode)| (limit.limit(), *mode));
-        LimitSnapshot {
+        ConcurrencySnapshot {
             config: ConcurrencyConfig {
-                max_in_flight: machine.max_in_flight(),
+                max_in_flight: machine.effective_limit(),
                 ..machine.config()
             },
             mode: inner.mode,
             in_flight: machine.in_flight(),
-            working: machine.working(),
+            awaiting_response: machine.awaiting_response(),
             pending: machine.pending(),
-            refused: machine.refused(),
+            rejected: machine.rejected(),
             adaptive,
         }
     }
 
-    fn guard(self: &Arc<Self>, start: Start, inner: &Inner) -> LimitGuard {
-        LimitGuard {
+    fn issue_permit(
+        self: &Arc<Self>,
+        call_start: CallStart,
+        inner: &LimitInner,
+    ) -> ConcurrencyPermit {
+        ConcurrencyPermit {
             limit: self.clone(),
-            start,
+            start: call_start,
             is_adaptive: inner.adaptive.is_some(),
-            is_answering: false,
+            has_response_started: false,
         }
     }
 
     /// Whether a class may ask for a place.
     #[must_use]
-    pub fn has_room_for(&self, class: Class) -> bool {
+    pub fn has_room_for(&self, class: PriorityClass) -> bool {
         self.lock().machine.has_room_for(class)
     }
 
     /// Lets a request pass that would not have been admitted.
-    fn anyway(self: &Arc<Self>, inner: &mut Inner, class: Class) -> Entry {
-        inner.machine.acquire_anyway();
-        Entry::WouldRefuse(self.guard(inner.start(class), inner))
+    fn force_acquire(
+        self: &Arc<Self>,
+        inner: &mut LimitInner,
+        class: PriorityClass,
+    ) -> AcquireOutcome {
+        inner.machine.force_acquire();
+        AcquireOutcome::WouldReject(self.issue_permit(inner.call_start(class), inner))
     }
 
-    fn abandon(&self, ticket: Ticket) {
+    fn abandon(&self, ticket: QueueTicket) {
         let mut inner = self.lock();
-        inner.waiting.remove(&ticket);
+        inner.waiters.remove(&ticket);
         if !inner.machine.abandon(ticket) {
             // It was admitted, and nobody is there to take the place.
             let next = inner.machine.release();
-            inner.admit_all(next);
+            inner.notify_admitted(next);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, LimitInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl LimitInner {
     /// Tells those whose turn it is.
-    fn admit_all(&mut self, tickets: impl IntoIterator<Item = Ticket>) {
+    fn notify_admitted(&mut self, tickets: impl IntoIterator<Item = QueueTicket>) {
         for ticket in tickets {
-            let start = self.start(Class::Critical);
-            if let Some(admit) = self.waiting.remove(&ticket) {
+            let call_start = self.call_start(PriorityClass::Critical);
+            if let Some(admission_sender) = self.waiters.remove(&ticket) {
                 // If its owner has just left, dropping the ticket releases the place.
-                _ = admit.send(start);
+                _ = admission_sender.send(call_start);
             }
         }
     }
 
     /// How it is for a call of a class that begins now. A class that fills its part of the limit is held by it.
-    fn start(&self, class: Class) -> Start {
-        let in_flight = self.machine.working();
+    fn call_start(&self, class: PriorityClass) -> CallStart {
+        let in_flight = self.machine.awaiting_response();
         let limit = self
             .adaptive
             .as_ref()
             .and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
-        Start {
+        CallStart {
             in_flight,
-            is_full: limit.is_some_and(|limit| in_flight >= class.places_of(limit).get()),
+            is_at_limit: limit.is_some_and(|limit| in_flight >= class.max_permits(limit).get()),
         }
     }
 
     /// Puts the adaptive limit in force.
-    fn follow(&mut self) {
-        let acting = self
+    fn apply_adaptive_limit(&mut self) {
+        let enforced_limit = self
             .adaptive
             .as_ref()
             .filter(|(_, mode)| *mode == Mode::Enforce)
             .and_then(|(limit, _)| NonZeroU32::new(limit.limit()));
-        let admitted = self.machine.lower(acting);
-        self.admit_all(admitted);
+        let admitted = self.machine.set_adaptive_limit(enforced_limit);
+        self.notify_admitted(admitted);
     }
 }
 
 /// A place in flight.
 #[derive(Debug)]
 #[must_use = "a place is held as long as its guard lives"]
-pub struct LimitGuard {
-    limit: Arc<LimitState>,
-    start: Start,
+pub struct ConcurrencyPermit {
+    limit: Arc<ConcurrencyLimitState>,
+    start: CallStart,
     is_adaptive: bool,
     /// Whether its answer has begun.
-    is_answering: bool,
+    has_response_started: bool,
 }
 
-impl LimitGuard {
+impl ConcurrencyPermit {
     /// Who tells an adaptive limit what the attempts of this call take; nobody if the limit is not.
     #[must_use]
-    pub fn learner(&self) -> Option<Learner> {
-        self.is_adaptive.then(|| Learner {
+    pub fn sampler(&self) -> Option<LimitSampler> {
+        self.is_adaptive.then(|| LimitSampler {
             limit: self.limit.clone(),
             start: self.start,
         })
     }
 
     /// The answer has begun: for an adaptive limit the backend has done its work. The place is kept.
-    pub fn answer_begins(&mut self) {
-        if !self.is_adaptive || self.is_answering {
+    pub fn record_response_start(&mut self) {
+        if !self.is_adaptive || self.has_response_started {
             return;
         }
-        self.is_answering = true;
+        self.has_response_started = true;
         let mut inner = self.limit.lock();
-        let next = inner.machine.begin_answer();
-        inner.admit_all(next);
+        let next = inner.machine.begin_response();
+        inner.notify_admitted(next);
     }
 }
 
-impl Drop for LimitGuard {
+impl Drop for ConcurrencyPermit {
     fn drop(&mut self) {
         let mut inner = self.limit.lock();
-        let next = if self.is_answering {
-            inner.machine.end_answer()
+        let next = if self.has_response_started {
+            inner.machine.end_response()
         } else {
             inner.machine.release()
         };
-        inner.admit_all(next);
+        inner.notify_admitted(next);
     }
 }
 
 /// Tells an adaptive limit what attempts take.
 #[derive(Debug, Clone)]
-pub struct Learner {
-    limit: Arc<LimitState>,
-    start: Start,
+pub struct LimitSampler {
+    limit: Arc<ConcurrencyLimitState>,
+    start: CallStart,
 }
 
-impl Learner {
+impl LimitSampler {
     /// How long an attempt took until it was answered, or that the backend dropped it.
-    pub fn note(&self, took: Duration, is_drop: bool, now: Instant) {
+    pub fn record_sample(&self, latency: Duration, is_dropped: bool, now: Instant) {
         let mut inner = self.limit.lock();
         if inner
             .adaptive
             .as_mut()
-            .is_some_and(|(limit, _)| limit.note(took, self.start, is_drop, now))
+            .is_some_and(|(limit, _)| limit.record_sample(latency, self.start, is_dropped, now))
         {
-            inner.follow();
+            inner.apply_adaptive_limit();
         }
     }
 }
 
 /// A place in the queue; becomes a place in flight. Dropped before that it leaves the queue.
 #[derive(Debug)]
-pub struct Waiting {
-    limit: Arc<LimitState>,
-    ticket: Option<Ticket>,
-    admitted: oneshot::Receiver<Start>,
+pub struct PendingAcquire {
+    limit: Arc<ConcurrencyLimitState>,
+    ticket: Option<QueueTicket>,
+    admission_receiver: oneshot::Receiver<CallStart>,
 }
 
-impl Future for Waiting {
-    type Output = LimitGuard;
+impl Future for PendingAcquire {
+    type Output = ConcurrencyPermit;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<LimitGuard> {
-        Pin::new(&mut self.admitted).poll(context).map(|start| {
-            self.ticket = None;
-            // The sender lives in the limit until it sends, so that an error cannot come before a value.
-            let start = start.unwrap_or(Start {
-                in_flight: 0,
-                is_full: false,
-            });
-            let inner = self.limit.lock();
-            self.limit.guard(start, &inner)
-        })
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<ConcurrencyPermit> {
+        Pin::new(&mut self.admission_receiver)
+            .poll(context)
+            .map(|call_start| {
+                self.ticket = None;
+                // The sender lives in the limit until it sends, so that an error cannot come before a value.
+                let call_start = call_start.unwrap_or(CallStart {
+                    in_flight: 0,
+                    is_at_limit: false,
+                });
+                let inner = self.limit.lock();
+                self.limit.issue_permit(call_start, &inner)
+            })
     }
 }
 
-impl Drop for Waiting {
+impl Drop for PendingAcquire {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             self.limit.abandon(ticket);

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::policy::snapshot::Snapshot;
+use crate::policy::snapshot::PolicySnapshot;
 
 /// The sockets of an instance.
 pub trait ListenerSet: fmt::Debug + Send + Sync {
@@ -19,16 +19,20 @@ pub trait ListenerSet: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// If a socket cannot be bound; then nothing has changed and `apply` was not called.
-    fn follow(&self, snapshot: &Snapshot, apply: &mut dyn FnMut()) -> Result<(), CannotBind>;
+    fn reconcile(
+        &self,
+        snapshot: &PolicySnapshot,
+        apply: &mut dyn FnMut(),
+    ) -> Result<(), BindError>;
 
     /// The sockets that take connections now, for who is to take them over.
     ///
     /// # Errors
     /// If the system gives no more handles.
-    fn sockets(&self) -> io::Result<Vec<BoundSocket>>;
+    fn duplicate_sockets(&self) -> io::Result<Vec<BoundSocket>>;
 
     /// Which of the sockets were bound by somebody else.
-    fn inheritance(&self) -> Inheritance;
+    fn inherited_share(&self) -> InheritedShare;
 
     /// Takes no more connections; those that are open live on. For who has handed the sockets over.
     fn stop_accepting(&self);
@@ -43,34 +47,34 @@ pub struct BoundSocket {
     /// Whose it is: `admin`, or `listener NAME`; empty if nobody says.
     pub owner: String,
     /// The address that was asked for; port 0 lets the system choose.
-    pub asked: SocketAddr,
+    pub requested_address: SocketAddr,
     /// It.
     pub socket: TcpListener,
 }
 
 /// Sockets that this process did not bind itself: a supervisor holds them, or another process has handed them over.
 #[derive(Debug)]
-pub struct Inherited {
+pub struct InheritedSockets {
     /// Guards the taking of one.
     sockets: Mutex<Vec<BoundSocket>>,
     /// At which of them connections are taken. Until then they wait, or somebody else takes them.
-    gate: watch::Sender<Gate>,
+    accept_scope: watch::Sender<AcceptScope>,
 }
 
 /// At which of the sockets that somebody else has bound connections are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Gate {
+pub enum AcceptScope {
     /// At none.
-    Shut,
+    None,
     /// Where the app asks others.
-    ForApp,
+    Outbound,
     /// At all.
-    Open,
+    All,
 }
 
 /// Which sockets of the listeners were bound by somebody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inheritance {
+pub enum InheritedShare {
     /// None.
     None,
     /// Some, and others by this process.
@@ -79,50 +83,51 @@ pub enum Inheritance {
     All,
 }
 
-impl Inherited {
+impl InheritedSockets {
     /// These sockets.
     #[must_use]
     pub fn new(sockets: Vec<BoundSocket>) -> Self {
         Self {
             sockets: Mutex::new(sockets),
-            gate: watch::Sender::new(Gate::Shut),
+            accept_scope: watch::Sender::new(AcceptScope::None),
         }
     }
 
     /// Takes connections at them from now on.
-    pub fn open(&self, gate: Gate) {
-        self.gate.send_replace(gate);
+    pub fn set_accept_scope(&self, accept_scope: AcceptScope) {
+        self.accept_scope.send_replace(accept_scope);
     }
 
     /// At which of them connections are taken.
     #[must_use]
-    pub fn gate(&self) -> watch::Receiver<Gate> {
-        self.gate.subscribe()
+    pub fn subscribe_accept_scope(&self) -> watch::Receiver<AcceptScope> {
+        self.accept_scope.subscribe()
     }
 
     /// Takes the one for an address, if it is there; where the system chose the port, the owner's.
-    pub fn take(&self, owner: &str, asked: SocketAddr) -> Option<TcpListener> {
+    pub fn take(&self, owner: &str, requested_address: SocketAddr) -> Option<TcpListener> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = sockets.iter().position(|bound| {
-            bound.asked == asked && (asked.port() != 0 || bound.owner == owner)
+        let index = sockets.iter().position(|bound| {
+            bound.requested_address == requested_address
+                && (requested_address.port() != 0 || bound.owner == owner)
         })?;
-        Some(sockets.swap_remove(place).socket)
+        Some(sockets.swap_remove(index).socket)
     }
 
     /// Closes those that nobody took; their addresses.
-    pub fn close_rest(&self) -> Vec<SocketAddr> {
+    pub fn close_unclaimed(&self) -> Vec<SocketAddr> {
         self.sockets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .drain(..)
-            .map(|bound| bound.asked)
+            .map(|bound| bound.requested_address)
             .collect()
     }
 }
 
 /// A socket cannot be bound.
 #[derive(Debug)]
-pub struct CannotBind {
+pub struct BindError {
     /// The listener.
     pub listener: Arc<str>,
     /// Its address.
@@ -131,7 +136,7 @@ pub struct CannotBind {
     pub error: io::Error,
 }
 
-impl fmt::Display for CannotBind {
+impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -141,7 +146,7 @@ impl fmt::Display for CannotBind {
     }
 }
 
-impl std::error::Error for CannotBind {
+impl std::error::Error for BindError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.error)
     }

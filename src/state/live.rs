@@ -8,29 +8,31 @@ use super::{
     admission::AdmissionState,
     backend::BackendState,
     breaker::BreakerState,
-    budget::{BudgetState, NoRetry, RetryGuard},
+    budget::{RetryBudgetState, RetryGuard, RetryRejection},
     hedge::HedgeState,
-    limit::LimitState,
+    limit::ConcurrencyLimitState,
     rate_limit::RateLimitState,
     remote_limits::RemoteLimits,
     stale::StaleState,
 };
 use crate::{
-    policy::snapshot::{AccessLogSpec, LimitSpec, PolicySpec, RouteSpec, Snapshot},
+    policy::snapshot::{
+        AccessLogSpec, ConnectionLimitsSpec, PolicySnapshot, PolicySpec, RouteSpec,
+    },
     resilience::{Mode, ratio::Ratio},
     telemetry::metrics::RouteMetrics,
 };
 
 /// Requests that may be retrying at once where no policy bounds them: what `connectionLimits` says by default.
-const USUAL_PARALLEL_RETRIES: u32 = 204;
+const DEFAULT_MAX_PARALLEL_RETRIES: u32 = 204;
 
 /// What is in force.
 #[derive(Debug)]
-pub struct Live {
+pub struct ActivePolicy {
     /// Counted from 1; 0 is nothing.
     pub generation: u64,
     /// The policies.
-    pub snapshot: Arc<Snapshot>,
+    pub snapshot: Arc<PolicySnapshot>,
     /// The routes, in the order of the policies.
     pub routes: Vec<RouteState>,
     /// The backends, in the order of the policies.
@@ -38,17 +40,17 @@ pub struct Live {
     /// Every breaker, by name.
     pub breakers: Vec<Arc<BreakerState>>,
     /// Every concurrency limit, by name.
-    pub limits: Vec<Arc<LimitState>>,
+    pub concurrency_limits: Vec<Arc<ConcurrencyLimitState>>,
     /// Every admission control, by name.
-    pub admissions: Vec<Arc<AdmissionState>>,
+    pub admission_controls: Vec<Arc<AdmissionState>>,
     /// Every store of earlier answers, by name.
-    pub stale: Vec<Arc<StaleState>>,
+    pub stale_caches: Vec<Arc<StaleState>>,
     /// Every retry budget, by name.
-    pub budgets: Vec<Arc<BudgetState>>,
+    pub retry_budgets: Vec<Arc<RetryBudgetState>>,
     /// Who keeps the limits of all instances, if it is somebody else.
     pub remote_limits: Option<Arc<RemoteLimits>>,
     /// The metrics of requests that no route took.
-    pub unrouted: Arc<RouteMetrics>,
+    pub unrouted_metrics: Arc<RouteMetrics>,
 }
 
 /// A route as it lives.
@@ -61,11 +63,11 @@ pub struct RouteState {
     /// Where its requests go.
     pub destinations: Vec<DestinationState>,
     /// Where they go besides: to the backends of fallbacks and mirrors.
-    pub aside: Vec<DestinationState>,
+    pub auxiliary_backends: Vec<DestinationState>,
     /// Who gets copies.
     pub mirrors: Vec<MirrorState>,
     /// Places of requests under a fault on purpose.
-    pub faults: Arc<Semaphore>,
+    pub fault_permits: Arc<Semaphore>,
     /// The handles of its metrics.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -74,11 +76,11 @@ pub struct RouteState {
 #[derive(Debug)]
 pub struct MirrorState {
     /// The index of its backend among those aside.
-    pub aside: usize,
+    pub auxiliary_index: usize,
     /// How many of them.
     pub share: Ratio,
     /// Places of copies that are out.
-    pub places: Arc<Semaphore>,
+    pub permits: Arc<Semaphore>,
 }
 
 /// A backend as a route sees it.
@@ -95,23 +97,23 @@ pub struct DestinationState {
     /// With the scope Endpoint, a breaker for each endpoint, in their order; else empty.
     pub endpoint_breakers: Vec<Arc<BreakerState>>,
     /// The admission control.
-    pub admission: Option<Arc<AdmissionState>>,
+    pub admission_control: Option<Arc<AdmissionState>>,
     /// The concurrency limit.
-    pub limit: Option<Arc<LimitState>>,
+    pub concurrency_limit: Option<Arc<ConcurrencyLimitState>>,
     /// The retry budget.
-    pub budget: Arc<BudgetState>,
+    pub retry_budget: Arc<RetryBudgetState>,
     /// The hedging.
     pub hedge: Option<Arc<HedgeState>>,
     /// Its earlier answers.
-    pub stale: Option<Arc<StaleState>>,
+    pub stale_cache: Option<Arc<StaleState>>,
 }
 
 impl DestinationState {
     /// The limits, if they act.
     #[must_use]
-    pub fn enforced_limits(&self) -> Option<&LimitSpec> {
+    pub fn enforced_limits(&self) -> Option<&ConnectionLimitsSpec> {
         self.policy
-            .limits
+            .connection_limits
             .as_ref()
             .filter(|limits| limits.mode == Mode::Enforce)
     }
@@ -122,53 +124,55 @@ impl DestinationState {
     /// [`NoRetry`] says what there is none of.
     pub fn withdraw_retry(
         &self,
-        held: &mut Option<RetryGuard>,
+        retry_guard: &mut Option<RetryGuard>,
         now: Instant,
-    ) -> Result<(), NoRetry> {
-        self.budget.try_withdraw(
-            held,
+    ) -> Result<(), RetryRejection> {
+        self.retry_budget.try_withdraw(
+            retry_guard,
             self.enforced_limits()
-                .map_or(USUAL_PARALLEL_RETRIES, |limits| limits.max_parallel_retries),
+                .map_or(DEFAULT_MAX_PARALLEL_RETRIES, |limits| {
+                    limits.max_parallel_retries
+                }),
             now,
         )
     }
 }
 
-impl Live {
+impl ActivePolicy {
     /// Nothing is in force.
     #[must_use]
-    pub fn nothing() -> Self {
+    pub fn empty() -> Self {
         let telemetry = crate::telemetry::Telemetry::new(
-            crate::telemetry::access_log::AccessLog::off(),
+            crate::telemetry::access_log::AccessLogWriter::disabled(),
             || std::time::UNIX_EPOCH,
         );
         Self {
             generation: 0,
-            snapshot: Arc::new(Snapshot {
+            snapshot: Arc::new(PolicySnapshot {
                 hash: String::new(),
                 listeners: Vec::new(),
                 backends: Vec::new(),
                 routes: Vec::new(),
-                rules: Vec::new(),
+                rules_by_listener: Vec::new(),
                 lifecycle: crate::policy::snapshot::LifecycleSpec::default(),
                 recoveries: Vec::new(),
                 global_rate_limit: None,
                 protection: None,
                 access_log: AccessLogSpec {
-                    is_on: false,
-                    sampling: 0.0,
-                    always: crate::policy::units::StatusSet::default(),
+                    is_enabled: false,
+                    sampling_ratio: 0.0,
+                    always_logged_statuses: crate::policy::units::StatusSet::default(),
                 },
             }),
             routes: Vec::new(),
             backends: Vec::new(),
             breakers: Vec::new(),
-            limits: Vec::new(),
-            admissions: Vec::new(),
-            stale: Vec::new(),
-            budgets: Vec::new(),
+            concurrency_limits: Vec::new(),
+            admission_controls: Vec::new(),
+            stale_caches: Vec::new(),
+            retry_budgets: Vec::new(),
             remote_limits: None,
-            unrouted: Arc::new(RouteMetrics::new(&telemetry.metrics, "", "")),
+            unrouted_metrics: Arc::new(RouteMetrics::new(&telemetry.metrics, "", "")),
         }
     }
 }

@@ -10,10 +10,13 @@ use std::{
 
 use super::{backend::BackendState, endpoint::EndpointState};
 use crate::{
-    policy::snapshot::{Balancer, OutlierSpec},
+    policy::snapshot::{LoadBalancerSpec, OutlierDetectionSpec},
     resilience::{
         Mode,
-        outlier::{self, Attempted, Cause, Host, HostPermit, Standing, Verdict},
+        outlier::{
+            self, EjectionCause, EjectionState, EndpointResult, OutlierDetector, OutlierPermit,
+            OutlierVerdict,
+        },
     },
     telemetry::event::Event,
 };
@@ -21,200 +24,254 @@ use crate::{
 /// An attempt that is observed. Dropped without a result it says nothing, and gives a probe's place back.
 #[derive(Debug)]
 #[must_use = "an observation that is dropped at once sees nothing"]
-pub struct Observation {
+pub struct AttemptObservation {
     backend: Arc<BackendState>,
-    index: usize,
-    permit: Option<HostPermit>,
-    began: Instant,
+    endpoint_index: usize,
+    permit: Option<OutlierPermit>,
+    started_at: Instant,
 }
 
 impl BackendState {
     /// Observes an attempt at an endpoint that was picked; `None` if nobody wants to know.
     #[must_use]
-    pub fn observe(self: &Arc<Self>, index: usize, now: Instant) -> Option<Observation> {
-        let is_watched = self.spec.outlier.is_some();
-        if !is_watched && self.spec.balancer != Balancer::PeakEwma {
+    pub fn observe_attempt(
+        self: &Arc<Self>,
+        index: usize,
+        now: Instant,
+    ) -> Option<AttemptObservation> {
+        let is_watched = self.spec.outlier_detection.is_some();
+        if !is_watched && self.spec.load_balancer != LoadBalancerSpec::PeakEwma {
             return None;
         }
         let permit = is_watched.then(|| {
-            let mut host = self.endpoints[index].host();
-            match host.standing() {
-                Standing::In => Some(host.admit()),
+            let mut detector = self.endpoints[index].outlier_detector();
+            match detector.ejection_state() {
+                EjectionState::NotEjected => Some(detector.issue_permit()),
                 // In shadow mode, and when nobody else is left, it is asked all the same, and who asks first is the probe.
-                Standing::Ejected { .. } | Standing::Probation { .. } => host.try_probe(true, now),
+                EjectionState::Ejected { .. } | EjectionState::Probation { .. } => {
+                    detector.try_acquire_probe(true, now)
+                }
             }
         });
-        Some(Observation {
+        Some(AttemptObservation {
             backend: self.clone(),
-            index,
+            endpoint_index: index,
             permit: permit.flatten(),
-            began: now,
+            started_at: now,
         })
     }
 
     /// An endpoint on probation that this request may try, if there is one.
-    pub fn probe(
+    pub fn try_acquire_probe(
         self: &Arc<Self>,
         is_repeatable: bool,
         now: Instant,
-    ) -> Option<(usize, Observation)> {
+    ) -> Option<(usize, AttemptObservation)> {
         if !self.has_probation() {
             return None;
         }
-        let alive = self
-            .on_probation()
+        let healthy = self
+            .probation_endpoints()
             .into_iter()
             .filter(|index| self.is_healthy(*index));
-        alive.into_iter().find_map(|index| {
-            let permit = self.endpoints[index].host().try_probe(is_repeatable, now)?;
+        healthy.into_iter().find_map(|index| {
+            let permit = self.endpoints[index]
+                .outlier_detector()
+                .try_acquire_probe(is_repeatable, now)?;
             Some((
                 index,
-                Observation {
+                AttemptObservation {
                     backend: self.clone(),
-                    index,
+                    endpoint_index: index,
                     permit: Some(permit),
-                    began: now,
+                    started_at: now,
                 },
             ))
         })
     }
 
     /// Ends ejections whose time is over, and compares the endpoints when an interval is.
-    pub fn tick(&self, now: Instant) {
-        let Some(outlier) = &self.spec.outlier else {
+    pub fn sweep_outliers(&self, now: Instant) {
+        let Some(outlier) = &self.spec.outlier_detection else {
             return;
         };
         // Who is on probation stays out of the picks, and can be tried.
-        let is_over = |endpoint: &Arc<EndpointState>| {
-            endpoint.is_out() && endpoint.with_host(|host| host.tick(now))
+        let has_expired = |endpoint: &Arc<EndpointState>| {
+            endpoint.is_ejected()
+                && endpoint.update_outlier_detector(|detector| detector.end_expired_ejection(now))
         };
         if self
             .endpoints
             .iter()
-            .filter(|endpoint| is_over(endpoint))
+            .filter(|endpoint| has_expired(endpoint))
             .count()
             > 0
         {
-            self.review();
+            self.refresh_selectable();
         }
-        let Some(half) = self.counters.ended_half(outlier.config.interval() / 2, now) else {
+        let Some(completed_half_intervals) = self
+            .counters
+            .count_ended_half_interval(outlier.config.interval() / 2, now)
+        else {
             return;
         };
-        let (places, latencies) = self.of_those_in(|tier, host| (tier, host.end_half_interval()));
-        let mut found: Vec<_> = outlier::by_latency(&outlier.config, &latencies)
+        let (endpoint_indices, latencies) =
+            self.collect_from_unejected(|tier, detector| (tier, detector.end_half_interval()));
+        let mut outliers: Vec<_> = outlier::find_outliers_by_latency(&outlier.config, &latencies)
             .into_iter()
-            .map(|(place, cause)| (places[place], cause))
+            .map(|(position, cause)| (endpoint_indices[position], cause))
             .collect();
-        if half.is_multiple_of(2) {
-            let (places, records) = self.of_those_in(|_, host| host.end_interval());
-            found.extend(
-                outlier::by_results(&outlier.config, &records)
+        if completed_half_intervals.is_multiple_of(2) {
+            let (endpoint_indices, records) =
+                self.collect_from_unejected(|_, detector| detector.end_interval());
+            outliers.extend(
+                outlier::find_outliers_by_results(&outlier.config, &records)
                     .into_iter()
-                    .map(|(place, cause)| (places[place], cause)),
+                    .map(|(position, cause)| (endpoint_indices[position], cause)),
             );
         }
-        for (index, cause) in found {
-            if !self.endpoints[index].is_out() && !self.eject(outlier, index, cause, now) {
+        for (index, cause) in outliers {
+            if !self.endpoints[index].is_ejected() && !self.try_eject(outlier, index, cause, now) {
                 return;
             }
         }
     }
 
     /// Asks something of all endpoints that are in: their places, and the answers.
-    fn of_those_in<T>(&self, ask: impl Fn(usize, &mut Host) -> T) -> (Vec<usize>, Vec<T>) {
+    fn collect_from_unejected<T>(
+        &self,
+        collect: impl Fn(usize, &mut OutlierDetector) -> T,
+    ) -> (Vec<usize>, Vec<T>) {
         let members = self
             .tiers()
             .flat_map(|(tier, members)| members.iter().map(move |index| (tier, *index)));
-        let answers = members.filter_map(|(tier, index)| {
-            let mut host = self.endpoints[index].host();
-            (host.standing() == Standing::In).then(|| (index, ask(tier, &mut host)))
+        let results = members.filter_map(|(tier, index)| {
+            let mut detector = self.endpoints[index].outlier_detector();
+            (detector.ejection_state() == EjectionState::NotEjected)
+                .then(|| (index, collect(tier, &mut detector)))
         });
-        answers.unzip()
+        results.unzip()
     }
 
     /// Ejects an endpoint if the backend can spare it.
-    fn eject(&self, outlier: &OutlierSpec, index: usize, cause: Cause, now: Instant) -> bool {
+    fn try_eject(
+        &self,
+        outlier: &OutlierDetectionSpec,
+        index: usize,
+        cause: EjectionCause,
+        now: Instant,
+    ) -> bool {
         let total = self.endpoints.len();
-        let out = || self.counters.out.load(Ordering::Relaxed);
+        let ejected_count = || self.counters.ejected.load(Ordering::Relaxed);
         // Most who are refused are refused for the share: then there is no need to look at all others.
-        if !outlier::may_eject(&outlier.config, total, out(), total) {
+        if !outlier::may_eject(&outlier.config, total, ejected_count(), total) {
             return false;
         }
-        let _turn = self
+        let _ejection_lock = self
             .counters
-            .ejecting
+            .ejection_lock
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let is_in =
-            |index: usize| !self.endpoints[index].is_out() && !self.endpoints[index].is_retired();
+        let is_eligible = |index: usize| {
+            !self.endpoints[index].is_ejected() && !self.endpoints[index].is_retired()
+        };
         let available = (0..total)
-            .filter(|index| is_in(*index) && self.is_healthy(*index))
+            .filter(|index| is_eligible(*index) && self.is_healthy(*index))
             .count();
-        if !is_in(index) || !outlier::may_eject(&outlier.config, total, out(), available) {
+        if !is_eligible(index)
+            || !outlier::may_eject(&outlier.config, total, ejected_count(), available)
+        {
             return false;
         }
-        let long = self.endpoints[index]
-            .with_host(|host| host.eject(&outlier.config, cause, now, fastrand::f64()));
-        self.ejected(outlier, index, cause, long);
+        let ejection_time = self.endpoints[index].update_outlier_detector(|detector| {
+            detector.eject(&outlier.config, cause, now, fastrand::f64())
+        });
+        self.emit_ejection(outlier, index, cause, ejection_time);
         true
     }
 
-    fn ejected(&self, outlier: &OutlierSpec, index: usize, cause: Cause, long: Duration) {
+    fn emit_ejection(
+        &self,
+        outlier: &OutlierDetectionSpec,
+        index: usize,
+        cause: EjectionCause,
+        ejection_time: Duration,
+    ) {
         let endpoint = self.endpoints[index].label.clone();
         self.telemetry.emit(Event::EndpointEjected {
             backend: self.spec.name.clone(),
             endpoint,
             cause,
-            long,
+            ejection_time,
             is_shadow: outlier.mode == Mode::Shadow,
         });
     }
 }
 
-impl Observation {
+impl AttemptObservation {
     /// Tells how the attempt went, how long its answer took, and how long the endpoint asked to be left alone.
     pub fn settle(
         mut self,
-        result: Attempted,
-        took: Duration,
-        leave_alone: Option<Duration>,
+        result: EndpointResult,
+        latency: Duration,
+        retry_after: Option<Duration>,
         now: Instant,
     ) {
-        let endpoint = &self.backend.endpoints[self.index];
-        if self.backend.spec.balancer == Balancer::PeakEwma {
+        let endpoint = &self.backend.endpoints[self.endpoint_index];
+        if self.backend.spec.load_balancer == LoadBalancerSpec::PeakEwma {
             match result {
-                Attempted::Success => endpoint.latency().succeeded(took, now),
-                Attempted::Throttled
-                | Attempted::GatewayError
-                | Attempted::ServerError
-                | Attempted::LocalOrigin => endpoint.latency().failed(took, leave_alone, now),
-                Attempted::Cancelled => endpoint.latency().waited(took, now),
+                EndpointResult::Success => endpoint.peak_ewma().record_success(latency, now),
+                EndpointResult::Throttled
+                | EndpointResult::GatewayError
+                | EndpointResult::ServerError
+                | EndpointResult::LocalOriginFailure => {
+                    endpoint
+                        .peak_ewma()
+                        .record_failure(latency, retry_after, now)
+                }
+                EndpointResult::Cancelled => endpoint.peak_ewma().record_cancelled(latency, now),
             }
         }
-        self.count(result, took, now);
+        self.record_result(result, latency, now);
     }
 
     /// Judges a probe by an answer that has begun well, though its end is still to come: it may be a stream that does not end for hours.
-    pub fn has_begun(&mut self, took: Duration, now: Instant) {
-        if self.permit.as_ref().is_some_and(HostPermit::is_probe) {
-            self.count(Attempted::Success, took, now);
+    pub fn record_response_start(&mut self, latency: Duration, now: Instant) {
+        if self.permit.as_ref().is_some_and(OutlierPermit::is_probe) {
+            self.record_result(EndpointResult::Success, latency, now);
         }
     }
 
-    fn count(&mut self, result: Attempted, took: Duration, now: Instant) {
-        let (Some(permit), Some(outlier)) = (self.permit.take(), &self.backend.spec.outlier) else {
+    fn record_result(&mut self, result: EndpointResult, latency: Duration, now: Instant) {
+        let (Some(permit), Some(outlier)) =
+            (self.permit.take(), &self.backend.spec.outlier_detection)
+        else {
             return;
         };
-        let endpoint = &self.backend.endpoints[self.index];
-        let verdict = endpoint.with_host(|host| {
-            host.settle(&outlier.config, &permit, result, took, now, fastrand::f64())
+        let endpoint = &self.backend.endpoints[self.endpoint_index];
+        let verdict = endpoint.update_outlier_detector(|detector| {
+            detector.settle(
+                &outlier.config,
+                &permit,
+                result,
+                latency,
+                now,
+                fastrand::f64(),
+            )
         });
         match verdict {
-            Verdict::Stays => {}
-            Verdict::Suspect(cause) => _ = self.backend.eject(outlier, self.index, cause, now),
-            Verdict::Again(cause, long) => self.backend.ejected(outlier, self.index, cause, long),
-            Verdict::Readmitted => {
-                let is_shadow = !self.backend.ejects();
+            OutlierVerdict::Unchanged => {}
+            OutlierVerdict::ShouldEject(cause) => {
+                _ = self
+                    .backend
+                    .try_eject(outlier, self.endpoint_index, cause, now)
+            }
+            OutlierVerdict::EjectedAgain(cause, ejection_time) => {
+                self.backend
+                    .emit_ejection(outlier, self.endpoint_index, cause, ejection_time)
+            }
+            OutlierVerdict::Readmitted => {
+                let is_shadow = !self.backend.enforces_outlier_detection();
                 if !is_shadow {
                     endpoint.warm_up_from(now);
                 }
@@ -228,9 +285,9 @@ impl Observation {
     }
 }
 
-impl Drop for Observation {
+impl Drop for AttemptObservation {
     fn drop(&mut self) {
         // Nobody waited for it.
-        self.count(Attempted::Cancelled, Duration::ZERO, self.began);
+        self.record_result(EndpointResult::Cancelled, Duration::ZERO, self.started_at);
     }
 }

@@ -25,85 +25,88 @@ use governor::{
 
 use super::store::BoundedStore;
 use crate::{
-    policy::snapshot::RateRuleSpec,
+    policy::snapshot::RateLimitRuleSpec,
     resilience::{
-        arrival::Bucket,
-        rate_warm_up::{RateWarmUp, RateWarmUpConfig},
+        arrival::GcraBucket,
+        rate_warm_up::{RateRamp, RateRampConfig},
     },
 };
 
 /// The key of a rule that does not tell requests apart.
-const EVERYBODY: u64 = 0;
+const SHARED_KEY: u64 = 0;
 
 /// The buckets of a rule by its name.
 #[derive(Debug)]
 pub struct RateLimitState {
     /// `ROUTE/RULE`.
     name: Arc<str>,
-    rule: RateRuleSpec,
-    bucket: Bucket,
+    rule: RateLimitRuleSpec,
+    bucket: GcraBucket,
     epoch: Instant,
-    limiter: RateLimiter<u64, Store, HandedIn, StateInformationMiddleware>,
-    store: Store,
-    clock: HandedIn,
+    limiter: RateLimiter<u64, SharedStore, ManualClock, StateInformationMiddleware>,
+    store: SharedStore,
+    clock: ManualClock,
     /// Guards the price of a moment.
-    warm_up: Option<Mutex<RateWarmUp>>,
-    warm_up_config: Option<RateWarmUpConfig>,
+    warm_up: Option<Mutex<RateRamp>>,
+    warm_up_config: Option<RateRampConfig>,
     /// How many instances the limit is divided by.
     instances: AtomicU32,
-    delayed: AtomicU64,
-    bad_bills: AtomicU64,
+    delayed_requests: AtomicU64,
+    invalid_costs: AtomicU64,
 }
 
 /// A request got its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Granted {
+pub struct RateLimitGrant {
     /// How long to wait until they are there.
     pub wait: Duration,
     /// Tokens that are left.
-    pub left: u32,
+    pub remaining: u32,
     /// In how long there is one more, at the latest.
-    pub more: Duration,
+    pub reset_after: Duration,
 }
 
 /// A request did not get its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limited {
+pub struct RateLimited {
     /// When it would.
     pub retry_after: Duration,
 }
 
 /// What a rule has counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
+pub struct RateLimitUsage {
     /// Keys told apart now.
     pub keys: usize,
     /// Requests that had to share the overflow bucket.
-    pub overflowed: u64,
+    pub overflowed_requests: u64,
     /// Requests that had to wait.
-    pub delayed: u64,
+    pub delayed_requests: u64,
     /// Answers whose cost could not be read.
-    pub bad_bills: u64,
+    pub invalid_costs: u64,
 }
 
 impl RateLimitState {
     /// Makes full buckets. `epoch` is the same for all of a process.
     #[must_use]
-    pub fn new(name: Arc<str>, rule: RateRuleSpec, epoch: Instant, now: Instant) -> Self {
+    pub fn new(name: Arc<str>, rule: RateLimitRuleSpec, epoch: Instant, now: Instant) -> Self {
         let store = BoundedStore::new(if rule.is_keyed() { rule.max_keys } else { 1 });
         Self::with_store(name, rule, epoch, store, now)
     }
 
     /// Makes buckets for a changed rule that are as full as these in proportion, and as warm if the warm-up is the same.
     #[must_use]
-    pub fn reconfigured(&self, rule: RateRuleSpec, now: Instant) -> Self {
+    pub fn reconfigured(&self, rule: RateLimitRuleSpec, now: Instant) -> Self {
         if rule.selectors != self.rule.selectors {
             return Self::new(self.name.clone(), rule, self.epoch, now);
         }
-        let scale =
-            rule.quota.burst_time().as_secs_f64() / self.rule.quota.burst_time().as_secs_f64();
+        let scale = rule.quota.refill_duration().as_secs_f64()
+            / self.rule.quota.refill_duration().as_secs_f64();
         let max_keys = if rule.is_keyed() { rule.max_keys } else { 1 };
-        let store = self.store.0.rescaled(max_keys, scale, self.nanos(now));
+        let store = self
+            .store
+            .0
+            .rescaled(max_keys, scale, self.nanos_since_epoch(now));
         let mut new = Self::with_store(self.name.clone(), rule, self.epoch, store, now);
         if new.warm_up_config == self.warm_up_config {
             new.warm_up = self
@@ -116,28 +119,28 @@ impl RateLimitState {
 
     fn with_store(
         name: Arc<str>,
-        rule: RateRuleSpec,
+        rule: RateLimitRuleSpec,
         epoch: Instant,
         store: BoundedStore,
         now: Instant,
     ) -> Self {
-        let store = Store(Arc::new(store));
+        let store = SharedStore(Arc::new(store));
         // Made while it still reads zero, so that stored times count from the epoch.
-        let clock = HandedIn::default();
+        let clock = ManualClock::default();
         let quota = rule.quota;
-        let plain = Quota::with_period(quota.interval())
+        let plain = Quota::with_period(quota.emission_interval())
             .expect("the period is not zero")
             .allow_burst(quota.burst);
         let limiter = RateLimiter::new(plain, store.clone(), clock.clone());
-        let rate = 1.0 / quota.interval().as_secs_f64();
+        let rate = 1.0 / quota.emission_interval().as_secs_f64();
         let warm_up_config = rule
             .warm_up
-            .map(|warm_up| RateWarmUpConfig::new(rate, warm_up.window, warm_up.cold_factor));
+            .map(|warm_up| RateRampConfig::new(rate, warm_up.window, warm_up.cold_factor));
         let warm_up = warm_up_config
             .as_ref()
-            .map(|config| Mutex::new(RateWarmUp::new(config, now)));
-        let bucket = Bucket {
-            interval: nanos(quota.interval()),
+            .map(|config| Mutex::new(RateRamp::new(config, now)));
+        let bucket = GcraBucket {
+            interval_nanos: to_nanos(quota.emission_interval()),
             burst: quota.burst.get(),
         };
         Self {
@@ -151,8 +154,8 @@ impl RateLimitState {
             warm_up,
             warm_up_config,
             instances: AtomicU32::new(1),
-            delayed: AtomicU64::new(0),
-            bad_bills: AtomicU64::new(0),
+            delayed_requests: AtomicU64::new(0),
+            invalid_costs: AtomicU64::new(0),
         }
     }
 
@@ -164,12 +167,12 @@ impl RateLimitState {
 
     /// What the buckets follow.
     #[must_use]
-    pub fn rule(&self) -> &RateRuleSpec {
+    pub fn rule(&self) -> &RateLimitRuleSpec {
         &self.rule
     }
 
     /// Divides the limit among so many instances, of which this is one.
-    pub fn divide(&self, instances: u32) {
+    pub fn set_instances(&self, instances: u32) {
         self.instances.store(instances.max(1), Ordering::Relaxed);
     }
 
@@ -183,73 +186,88 @@ impl RateLimitState {
     ///
     /// # Errors
     /// [`Limited`] if there are not enough, and will not be while it may wait.
-    pub fn try_acquire(&self, key: Option<u64>, now: Instant) -> Result<Granted, Limited> {
-        let (key, at) = (key.unwrap_or(EVERYBODY), self.nanos(now));
-        self.store.0.observe(at);
+    pub fn try_acquire(
+        &self,
+        key: Option<u64>,
+        now: Instant,
+    ) -> Result<RateLimitGrant, RateLimited> {
+        let (key, now_nanos) = (key.unwrap_or(SHARED_KEY), self.nanos_since_epoch(now));
+        self.store.0.advance_clock(now_nanos);
         let Some(cost) = NonZeroU32::new(self.rule.cost)
-            .filter(|_| self.rule.is_plain() && self.instances() == 1)
+            .filter(|_| self.rule.is_plain_token_bucket() && self.instances() == 1)
         else {
-            return self.take(key, at, now);
+            return self.acquire_from_bucket(key, now_nanos, now);
         };
-        self.clock.advance(at);
+        self.clock.advance_to(now_nanos);
         match self.limiter.check_key_n(&key, cost) {
-            Ok(Ok(state)) => Ok(Granted {
+            Ok(Ok(state)) => Ok(RateLimitGrant {
                 wait: Duration::ZERO,
-                left: state.remaining_burst_capacity(),
-                more: self.rule.quota.interval(),
+                remaining: state.remaining_burst_capacity(),
+                reset_after: self.rule.quota.emission_interval(),
             }),
-            Ok(Err(not_until)) => Err(Limited {
+            Ok(Err(not_until)) => Err(RateLimited {
                 retry_after: not_until.wait_time_from(self.clock.now()),
             }),
             // The compiler of policies refuses a cost above the burst.
-            Err(_) => Err(Limited {
+            Err(_) => Err(RateLimited {
                 retry_after: Duration::MAX,
             }),
         }
     }
 
     /// For what a plain bucket does not do: waiting, a rate that changes, and asking for nothing but that there is no debt.
-    fn take(&self, key: u64, at: u64, now: Instant) -> Result<Granted, Limited> {
+    fn acquire_from_bucket(
+        &self,
+        key: u64,
+        now_nanos: u64,
+        now: Instant,
+    ) -> Result<RateLimitGrant, RateLimited> {
         let mut warm_up = self.warm_up.as_ref().map(lock);
-        let price = warm_up
+        let cost_factor = warm_up
             .as_mut()
             .zip(self.warm_up_config.as_ref())
-            .map_or(1.0, |(warm_up, config)| warm_up.price(config, now));
-        let bucket = self.part(price);
-        let max_wait = nanos(self.rule.max_wait);
-        let taken = self.store.0.change(key, |arrival| {
-            match bucket.take(arrival, self.rule.cost, max_wait, at) {
-                Ok(taken) => (Ok(taken), Some(taken.arrival)),
+            .map_or(1.0, |(warm_up, config)| {
+                warm_up.token_cost_factor(config, now)
+            });
+        let bucket = self.effective_bucket(cost_factor);
+        let max_wait = to_nanos(self.rule.max_wait);
+        let taken = self.store.0.update(key, |arrival_nanos| {
+            match bucket.try_take(arrival_nanos, self.rule.cost, max_wait, now_nanos) {
+                Ok(taken) => (Ok(taken), Some(taken.arrival_nanos)),
                 Err(wait) => (Err(wait), None),
             }
         });
-        let taken = taken.map_err(|wait| Limited {
+        let taken = taken.map_err(|wait| RateLimited {
             retry_after: Duration::from_nanos(wait),
         })?;
         if let Some(warm_up) = &mut warm_up {
-            warm_up.took(self.rule.cost);
+            warm_up.record_taken(self.rule.cost);
         }
-        if taken.wait > 0 {
-            self.delayed.fetch_add(1, Ordering::Relaxed);
+        if taken.wait_nanos > 0 {
+            self.delayed_requests.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Granted {
-            wait: Duration::from_nanos(taken.wait),
-            left: bucket.left(Some(taken.arrival), at),
-            more: Duration::from_nanos(bucket.interval),
+        Ok(RateLimitGrant {
+            wait: Duration::from_nanos(taken.wait_nanos),
+            remaining: bucket.remaining(Some(taken.arrival_nanos), now_nanos),
+            reset_after: Duration::from_nanos(bucket.interval_nanos),
         })
     }
 
     /// The bucket with the rate divided by `price` and by the instances. It holds what comes in the same time as ever, and at least what
     /// one request takes.
-    fn part(&self, price: f64) -> Bucket {
+    fn effective_bucket(&self, cost_factor: f64) -> GcraBucket {
         let instances = self.instances();
-        if instances == 1 && price <= 1.0 {
+        if instances == 1 && cost_factor <= 1.0 {
             return self.bucket;
         }
-        let interval = scaled(self.bucket.interval, price * f64::from(instances)).max(1);
-        let burst = u32::try_from(self.bucket.burst_time() / interval).unwrap_or(u32::MAX);
-        Bucket {
-            interval,
+        let interval = scale_nanos(
+            self.bucket.interval_nanos,
+            cost_factor * f64::from(instances),
+        )
+        .max(1);
+        let burst = u32::try_from(self.bucket.burst_nanos() / interval).unwrap_or(u32::MAX);
+        GcraBucket {
+            interval_nanos: interval,
             burst: burst.max(self.rule.cost).max(1),
         }
     }
@@ -257,67 +275,69 @@ impl RateLimitState {
     /// Charges what an answer was worth, as its header says; `None` is one that cannot be read.
     pub fn charge(&self, key: Option<u64>, tokens: Option<u64>, now: Instant) {
         let Some(tokens) = tokens else {
-            self.bad_bills.fetch_add(1, Ordering::Relaxed);
+            self.invalid_costs.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let at = self.nanos(now);
-        self.store.0.observe(at);
+        let now_nanos = self.nanos_since_epoch(now);
+        self.store.0.advance_clock(now_nanos);
         if tokens > 0 {
-            let bucket = self.part(1.0);
-            self.store.0.change(key.unwrap_or(EVERYBODY), |arrival| {
-                ((), Some(bucket.charge(arrival, tokens, at)))
-            });
+            let bucket = self.effective_bucket(1.0);
+            self.store
+                .0
+                .update(key.unwrap_or(SHARED_KEY), |arrival_nanos| {
+                    ((), Some(bucket.charge(arrival_nanos, tokens, now_nanos)))
+                });
         }
     }
 
     /// Whether a key of a bucket that is kept elsewhere is told apart from others: as many are as would be here. It is remembered for as
     /// long as an empty bucket takes to be full again.
-    pub fn tells_apart(&self, key: u64, now: Instant) -> bool {
-        let at = self.nanos(now);
-        self.store.0.observe(at);
+    pub fn track_key(&self, key: u64, now: Instant) -> bool {
+        let now_nanos = self.nanos_since_epoch(now);
+        self.store.0.advance_clock(now_nanos);
         self.store
             .0
-            .remember(key, at.saturating_add(self.bucket.burst_time()))
+            .try_insert(key, now_nanos.saturating_add(self.bucket.burst_nanos()))
     }
 
     /// What was counted since the rule was last changed.
     #[must_use]
-    pub fn usage(&self) -> Usage {
-        Usage {
-            keys: self.store.0.keys(),
-            overflowed: self.store.0.overflowed(),
-            delayed: self.delayed.load(Ordering::Relaxed),
-            bad_bills: self.bad_bills.load(Ordering::Relaxed),
+    pub fn usage(&self) -> RateLimitUsage {
+        RateLimitUsage {
+            keys: self.store.0.key_count(),
+            overflowed_requests: self.store.0.overflowed_requests(),
+            delayed_requests: self.delayed_requests.load(Ordering::Relaxed),
+            invalid_costs: self.invalid_costs.load(Ordering::Relaxed),
         }
     }
 
     /// Forgets keys whose buckets are full again.
     pub fn sweep(&self, now: Instant) {
-        self.store.0.sweep(self.nanos(now));
+        self.store.0.sweep(self.nanos_since_epoch(now));
     }
 
-    fn nanos(&self, now: Instant) -> u64 {
-        nanos(now.saturating_duration_since(self.epoch))
+    fn nanos_since_epoch(&self, now: Instant) -> u64 {
+        to_nanos(now.saturating_duration_since(self.epoch))
     }
 }
 
-fn nanos(time: Duration) -> u64 {
+fn to_nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn scaled(interval: u64, price: f64) -> u64 {
-    nanos(Duration::from_nanos(interval).mul_f64(price))
+fn scale_nanos(interval: u64, cost_factor: f64) -> u64 {
+    to_nanos(Duration::from_nanos(interval).mul_f64(cost_factor))
 }
 
-fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    guarded.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A store that the limiter and the state both hold.
 #[derive(Debug, Clone)]
-struct Store(Arc<BoundedStore>);
+struct SharedStore(Arc<BoundedStore>);
 
-impl StateStore for Store {
+impl StateStore for SharedStore {
     type Key = u64;
 
     fn measure_and_replace<T, F, E>(&self, key: &u64, f: F) -> Result<T, E>
@@ -330,15 +350,15 @@ impl StateStore for Store {
 
 /// A clock that shows what was last handed in; it never goes back.
 #[derive(Debug, Clone, Default)]
-struct HandedIn(Arc<AtomicU64>);
+struct ManualClock(Arc<AtomicU64>);
 
-impl HandedIn {
-    fn advance(&self, nanos: u64) {
+impl ManualClock {
+    fn advance_to(&self, nanos: u64) {
         self.0.fetch_max(nanos, Ordering::Relaxed);
     }
 }
 
-impl Clock for HandedIn {
+impl Clock for ManualClock {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {

@@ -4,24 +4,24 @@ use std::num::NonZeroU64;
 
 use super::*;
 use crate::{
-    policy::snapshot::{QuotaSpec, SelectorSpec, WarmUpSpec},
+    policy::snapshot::{QuotaSpec, RateWarmUpSpec, SelectorSpec},
     resilience::{Mode, some_instant},
 };
 
-fn rule(requests: u32, unit_seconds: u64, burst: u32) -> RateRuleSpec {
+fn rule(requests: u32, unit_seconds: u64, burst: u32) -> RateLimitRuleSpec {
     let quota = QuotaSpec {
         requests: NonZeroU32::new(requests).expect("a rate"),
         unit_seconds: NonZeroU64::new(unit_seconds).expect("a unit"),
         burst: NonZeroU32::new(burst).expect("a burst"),
     };
-    RateRuleSpec {
+    RateLimitRuleSpec {
         name: Arc::from("all"),
         mode: Mode::Enforce,
         is_global: false,
         selectors: Vec::new(),
         quota,
         cost: 1,
-        response_cost: None,
+        response_cost_header: None,
         max_wait: Duration::ZERO,
         warm_up: None,
         policy_header: None,
@@ -30,25 +30,25 @@ fn rule(requests: u32, unit_seconds: u64, burst: u32) -> RateRuleSpec {
 }
 
 /// What passes in ten minutes at ten times the rate, in steps that are no multiple of anything.
-fn passed(rule: &RateRuleSpec) -> u64 {
+fn admitted_in_ten_minutes(rule: &RateLimitRuleSpec) -> u64 {
     let start = some_instant();
     let state = RateLimitState::new(rule.name.clone(), rule.clone(), start, start);
-    let step = rule.quota.interval() / 10;
-    let mut passed = 0;
+    let step = rule.quota.emission_interval() / 10;
+    let mut admitted = 0;
     let mut at = Duration::ZERO;
-    let mut dice = 1_u64;
+    let mut random_state = 1_u64;
     while at < Duration::from_mins(10) {
-        dice = dice
+        random_state = random_state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        at += step.mul_f64((dice >> 33) as f64 / f64::from(1_u32 << 31) * 2.0);
-        passed += u64::from(state.try_acquire(None, start + at).is_ok());
+        at += step.mul_f64((random_state >> 33) as f64 / f64::from(1_u32 << 31) * 2.0);
+        admitted += u64::from(state.try_acquire(None, start + at).is_ok());
     }
-    passed
+    admitted
 }
 
 #[test]
-fn within_ten_minutes_at_ten_times_the_rate_what_passes_is_within_a_hundredth_of_the_limit() {
+fn admitted_requests_stay_within_one_percent_of_the_limit_under_overload() {
     let waits = [0, 200].map(Duration::from_millis);
     for (requests, unit_seconds, burst) in [
         (100, 1, 100),
@@ -60,35 +60,35 @@ fn within_ten_minutes_at_ten_times_the_rate_what_passes_is_within_a_hundredth_of
         let limit = 600.0 * f64::from(requests) / unit_seconds as f64;
         // A bucket of one, when full, loses what trickles in until the next request comes; only who may wait makes it whole.
         for max_wait in waits.into_iter().skip(usize::from(burst == 1)) {
-            let passed = passed(&RateRuleSpec {
+            let admitted = admitted_in_ten_minutes(&RateLimitRuleSpec {
                 max_wait,
                 ..rule(requests, unit_seconds, burst)
             }) as f64;
             assert!(
-                (passed / limit - 1.0).abs() <= 0.01,
-                "{requests} in {unit_seconds} s, bursts of {burst}, waiting {max_wait:?}: {passed} of {limit}"
+                (admitted / limit - 1.0).abs() <= 0.01,
+                "{requests} in {unit_seconds} s, bursts of {burst}, waiting {max_wait:?}: {admitted} of {limit}"
             );
         }
     }
 }
 
 #[test]
-fn a_hundred_thousand_keys_are_told_apart_and_not_one_more() {
+fn distinct_keys_are_bounded_by_max_keys() {
     let start = some_instant();
-    let rule = RateRuleSpec {
+    let rule = RateLimitRuleSpec {
         max_keys: 100_000,
-        selectors: vec![keyed()],
+        selectors: vec![header_selector()],
         ..rule(1, 3_600, 2)
     };
     let state = RateLimitState::new(rule.name.clone(), rule, start, start);
     let key = |number: u64| Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let passed = (0..400_000)
+    let admitted = (0..400_000)
         .filter(|number| state.try_acquire(key(*number), start).is_ok())
         .count();
     let usage = state.usage();
     assert!((99_000..=100_000).contains(&usage.keys), "{usage:?}");
-    assert_eq!(usage.overflowed, 400_000 - usage.keys as u64);
-    assert_eq!(passed, usage.keys + 2, "all others share two tokens");
+    assert_eq!(usage.overflowed_requests, 400_000 - usage.keys as u64);
+    assert_eq!(admitted, usage.keys + 2, "all others share two tokens");
     // Whoever is known keeps its own bucket in the crowd.
     assert!(state.try_acquire(key(0), start).is_ok() && state.try_acquire(key(0), start).is_err());
     let later = start + Duration::from_hours(3);
@@ -96,51 +96,53 @@ fn a_hundred_thousand_keys_are_told_apart_and_not_one_more() {
     assert_eq!(state.usage().keys, 0, "full buckets are forgotten");
 }
 
-fn keyed() -> SelectorSpec {
+fn header_selector() -> SelectorSpec {
     let header = (http::HeaderName::from_static("x-key"), None);
     SelectorSpec {
         headers: vec![header],
         path: None,
         methods: Vec::new(),
-        source: None,
+        source_cidr: None,
         identity: None,
     }
 }
 
 #[test]
-fn a_small_rule_tells_as_many_keys_apart_as_it_says() {
+fn a_small_max_keys_is_used_in_full() {
     let start = some_instant();
     for max_keys in [1, 31, 100, 1_500] {
-        let rule = RateRuleSpec {
+        let rule = RateLimitRuleSpec {
             max_keys,
-            selectors: vec![keyed()],
+            selectors: vec![header_selector()],
             ..rule(1, 3_600, 1)
         };
         let state = RateLimitState::new(rule.name.clone(), rule, start, start);
-        let passed = (0..max_keys as u64)
+        let admitted = (0..max_keys as u64)
             .filter(|number| {
                 state
                     .try_acquire(Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)), start)
                     .is_ok()
             })
             .count();
-        assert_eq!((passed, state.usage().overflowed), (max_keys, 0));
+        assert_eq!((admitted, state.usage().overflowed_requests), (max_keys, 0));
     }
 }
 
 #[test]
-fn instances_that_divide_a_limit_pass_as_much_together_as_one() {
+fn instances_that_share_a_limit_admit_as_much_as_one() {
     for instances in [1_u32, 3, 7] {
         let rule = rule(700, 1, 700);
         let start = some_instant();
         let states: Vec<_> = (0..instances)
             .map(|_| RateLimitState::new(rule.name.clone(), rule.clone(), start, start))
             .collect();
-        states.iter().for_each(|state| state.divide(instances));
-        let mut passed = 0;
+        states
+            .iter()
+            .for_each(|state| state.set_instances(instances));
+        let mut admitted = 0;
         for step in 0..60_000_u64 {
             let now = start + Duration::from_millis(step);
-            passed += states
+            admitted += states
                 .iter()
                 .map(|state| {
                     (0..2)
@@ -150,18 +152,18 @@ fn instances_that_divide_a_limit_pass_as_much_together_as_one() {
                 .sum::<usize>();
         }
         assert!(
-            (42_000..=42_800).contains(&passed),
-            "{instances}: {passed} of 42000 and a burst of 700"
+            (42_000..=42_800).contains(&admitted),
+            "{instances}: {admitted} of 42000 and a burst of 700"
         );
     }
 }
 
 #[test]
-fn a_wait_that_is_told_is_never_too_short() {
+fn retry_after_is_never_too_short() {
     let start = some_instant();
     for rule in [
         rule(7, 1, 3),
-        RateRuleSpec {
+        RateLimitRuleSpec {
             max_wait: Duration::from_millis(1),
             ..rule(7, 1, 3)
         },
@@ -191,19 +193,19 @@ fn a_wait_that_is_told_is_never_too_short() {
 }
 
 #[test]
-fn a_changed_rule_keeps_fill_debt_and_warmth() {
+fn a_changed_rule_retains_fill_debt_and_warm_up() {
     let start = some_instant();
-    let warm_up = Some(WarmUpSpec {
+    let warm_up = Some(RateWarmUpSpec {
         window: Duration::from_secs(10),
         cold_factor: 3,
     });
-    let old = RateRuleSpec {
+    let old = RateLimitRuleSpec {
         warm_up,
         ..rule(10, 1, 10)
     };
     let state = RateLimitState::new(old.name.clone(), old.clone(), start, start);
     while state.try_acquire(None, start).is_ok() {}
-    let changed = RateRuleSpec {
+    let changed = RateLimitRuleSpec {
         max_wait: Duration::from_millis(1),
         ..old.clone()
     };
@@ -220,7 +222,7 @@ fn a_changed_rule_keeps_fill_debt_and_warmth() {
         now += Duration::from_millis(10);
         _ = state.try_acquire(None, now);
     }
-    let in_a_second = |state: &RateLimitState| {
+    let admitted_in_a_second = |state: &RateLimitState| {
         (1..=100)
             .filter(|step| {
                 state
@@ -230,18 +232,18 @@ fn a_changed_rule_keeps_fill_debt_and_warmth() {
             .count()
     };
     assert!(
-        (9..=11).contains(&in_a_second(&state.reconfigured(changed, now))),
+        (9..=11).contains(&admitted_in_a_second(&state.reconfigured(changed, now))),
         "as warm as it was"
     );
-    let cold = RateRuleSpec {
-        warm_up: Some(WarmUpSpec {
+    let cold = RateLimitRuleSpec {
+        warm_up: Some(RateWarmUpSpec {
             window: Duration::from_secs(20),
             cold_factor: 3,
         }),
         ..old
     };
     assert!(
-        in_a_second(&state.reconfigured(cold, now)) < 8,
+        admitted_in_a_second(&state.reconfigured(cold, now)) < 8,
         "another warm-up begins cold"
     );
 }

@@ -16,11 +16,11 @@ use super::{
     admission::AdmissionState,
     backend::BackendState,
     breaker::BreakerState,
-    budget::BudgetState,
+    budget::RetryBudgetState,
     endpoint::{BackendCounters, EndpointState},
     hedge::HedgeState,
-    limit::LimitState,
-    live::{DestinationState, Live, MirrorState, RouteState},
+    limit::ConcurrencyLimitState,
+    live::{ActivePolicy, DestinationState, MirrorState, RouteState},
     rate_limit::RateLimitState,
     remote_limits::RemoteLimits,
     stale::StaleState,
@@ -29,8 +29,8 @@ use crate::{
     policy::{
         document::{BreakerScope, Direction},
         snapshot::{
-            ActionSpec, Address, BackendSpec, BreakerSpec, Destination, Discovery, EndpointSpec,
-            EngineSpec, MirrorSpec, RouteSpec, Snapshot,
+            BackendSpec, BreakerSpec, Destination, Discovery, EndpointAddress, EndpointSpec,
+            MirrorSpec, PolicySnapshot, RateLimitEngineSpec, RouteActionSpec, RouteSpec,
         },
     },
     resilience::Mode,
@@ -41,54 +41,54 @@ use crate::{
 };
 
 /// Copies of a route's requests that are out at once to one mirror. It bounds their memory, and they never make the route's own requests wait.
-const MAX_COPIES: usize = 128;
+const MAX_MIRRORED_REQUESTS_IN_FLIGHT: usize = 128;
 
 /// State by identity.
 #[derive(Debug, Default)]
 pub struct Registry {
     breakers: HashMap<Arc<str>, Arc<BreakerState>>,
-    limits: HashMap<Arc<str>, Arc<LimitState>>,
-    budgets: HashMap<Arc<str>, Arc<BudgetState>>,
-    admissions: HashMap<Arc<str>, Arc<AdmissionState>>,
+    concurrency_limits: HashMap<Arc<str>, Arc<ConcurrencyLimitState>>,
+    retry_budgets: HashMap<Arc<str>, Arc<RetryBudgetState>>,
+    admission_controls: HashMap<Arc<str>, Arc<AdmissionState>>,
     rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
     hedges: HashMap<Arc<str>, Arc<HedgeState>>,
-    stale: HashMap<Arc<str>, Arc<StaleState>>,
+    stale_caches: HashMap<Arc<str>, Arc<StaleState>>,
     /// Places of requests under a fault, and of copies: by route, and the backend of the copies.
-    places: HashMap<(Arc<str>, Arc<str>), Places>,
-    endpoints: HashMap<(Arc<str>, Address), Arc<EndpointState>>,
+    semaphores: HashMap<(Arc<str>, Arc<str>), SizedSemaphore>,
+    endpoints: HashMap<(Arc<str>, EndpointAddress), Arc<EndpointState>>,
     /// The endpoints known last, by backend: written, or found where the policy said to look.
-    known: HashMap<Arc<str>, Known>,
-    counters: HashMap<Arc<str>, Arc<BackendCounters>>,
-    routes: HashMap<Arc<str>, Arc<RouteMetrics>>,
-    backends: HashMap<Arc<str>, Arc<BackendMetrics>>,
+    known_endpoints: HashMap<Arc<str>, KnownEndpoints>,
+    backend_counters: HashMap<Arc<str>, Arc<BackendCounters>>,
+    route_metrics: HashMap<Arc<str>, Arc<RouteMetrics>>,
+    backend_metrics: HashMap<Arc<str>, Arc<BackendMetrics>>,
     remote_limits: Option<Arc<RemoteLimits>>,
-    next_endpoint: u64,
+    next_endpoint_id: u64,
     epoch: Option<Instant>,
 }
 
 /// Places, and how many there are in all.
 #[derive(Debug)]
-struct Places(Arc<Semaphore>, usize);
+struct SizedSemaphore(Arc<Semaphore>, usize);
 
 #[derive(Debug)]
-struct Known {
+struct KnownEndpoints {
     source: Discovery,
     endpoints: Vec<EndpointSpec>,
     /// How outlier detection acted on them.
-    ejects: Option<Mode>,
+    outlier_mode: Option<Mode>,
 }
 
 impl Registry {
     /// Joins a set with the state that belongs to it, and forgets what it no longer names.
-    pub(super) fn join(
+    pub(super) fn build_active_policy(
         &mut self,
-        snapshot: Arc<Snapshot>,
+        snapshot: Arc<PolicySnapshot>,
         generation: u64,
         telemetry: &Arc<Telemetry>,
         zone: Option<&str>,
         now: Instant,
-    ) -> Live {
-        let mut joining = Joining {
+    ) -> ActivePolicy {
+        let mut builder = ActivePolicyBuilder {
             registry: self,
             telemetry,
             zone,
@@ -98,49 +98,59 @@ impl Registry {
         let backends: Vec<Arc<BackendState>> = snapshot
             .backends
             .iter()
-            .map(|backend| joining.backend(backend))
+            .map(|backend| builder.build_backend(backend))
             .collect();
         let routes: Vec<RouteState> = snapshot
             .routes
             .iter()
-            .map(|route| joining.route(route, &backends))
+            .map(|route| builder.build_route(route, &backends))
             .collect();
-        let remote_limits = joining.remote_limits(&snapshot);
-        divide(&snapshot, &routes, &backends);
-        let unrouted = joining.route_metrics("none", Direction::Inbound);
-        let used = joining.used;
-        self.forget(&used, &backends, telemetry);
-        let mut live = Live {
+        let remote_limits = builder.ensure_remote_limits(&snapshot);
+        distribute_rate_limits(&snapshot, &routes, &backends);
+        let unrouted = builder.ensure_route_metrics("none", Direction::Inbound);
+        let used = builder.used;
+        self.remove_unused(&used, &backends, telemetry);
+        let mut active_policy = ActivePolicy {
             generation,
             snapshot,
             routes,
             backends,
             breakers: self.breakers.values().cloned().collect(),
-            limits: self.limits.values().cloned().collect(),
-            admissions: self.admissions.values().cloned().collect(),
-            stale: self.stale.values().cloned().collect(),
-            budgets: self.budgets.values().cloned().collect(),
+            concurrency_limits: self.concurrency_limits.values().cloned().collect(),
+            admission_controls: self.admission_controls.values().cloned().collect(),
+            stale_caches: self.stale_caches.values().cloned().collect(),
+            retry_budgets: self.retry_budgets.values().cloned().collect(),
             remote_limits,
-            unrouted,
+            unrouted_metrics: unrouted,
         };
-        live.breakers.sort_by(|a, b| a.name().cmp(b.name()));
-        live.limits.sort_by(|a, b| a.name().cmp(b.name()));
-        live.admissions.sort_by(|a, b| a.name().cmp(b.name()));
-        live.stale.sort_by(|a, b| a.name().cmp(b.name()));
-        live.budgets.sort_by(|a, b| a.name().cmp(b.name()));
-        live
+        active_policy
+            .breakers
+            .sort_by(|a, b| a.name().cmp(b.name()));
+        active_policy
+            .concurrency_limits
+            .sort_by(|a, b| a.name().cmp(b.name()));
+        active_policy
+            .admission_controls
+            .sort_by(|a, b| a.name().cmp(b.name()));
+        active_policy
+            .stale_caches
+            .sort_by(|a, b| a.name().cmp(b.name()));
+        active_policy
+            .retry_budgets
+            .sort_by(|a, b| a.name().cmp(b.name()));
+        active_policy
     }
 
     /// Takes what discovery found of a backend; whether it is another than before. What was found elsewhere than the policy says by now
     /// comes too late.
-    pub(super) fn discovered(
+    pub(super) fn record_discovered_endpoints(
         &mut self,
         backend: &Arc<str>,
         source: &Discovery,
         endpoints: Vec<EndpointSpec>,
     ) -> bool {
         let Some(known) = self
-            .known
+            .known_endpoints
             .get_mut(backend)
             .filter(|known| known.source == *source && known.endpoints != endpoints)
         else {
@@ -152,129 +162,135 @@ impl Registry {
 
     /// The endpoints of a backend: those that are written, or else those known last. Where they are to be looked for may have changed;
     /// until the first answer from there, those known from before are better than none.
-    fn members(&mut self, spec: &BackendSpec) -> Vec<EndpointSpec> {
-        let written = match &spec.discovery {
+    fn current_endpoints(&mut self, spec: &BackendSpec) -> Vec<EndpointSpec> {
+        let static_endpoints = match &spec.discovery {
             Discovery::Static(endpoints) => Some(endpoints.clone()),
             Discovery::File(_) | Discovery::Dns(_) => None,
         };
-        let (source, ejects) = (
+        let (source, outlier_mode) = (
             spec.discovery.clone(),
-            spec.outlier.as_ref().map(|outlier| outlier.mode),
+            spec.outlier_detection.as_ref().map(|outlier| outlier.mode),
         );
-        let known = self.known.remove(&spec.name);
-        if known.as_ref().is_some_and(|known| known.ejects != ejects) {
+        let known = self.known_endpoints.remove(&spec.name);
+        if known
+            .as_ref()
+            .is_some_and(|known| known.outlier_mode != outlier_mode)
+        {
             // Another judge: what was only watched has not been ejected, and what nobody watches is not out.
-            let of_backend = self
+            let backend_endpoints = self
                 .endpoints
                 .iter()
                 .filter(|((backend, _), _)| *backend == spec.name);
-            of_backend.for_each(|(_, endpoint)| endpoint.pardon());
+            backend_endpoints.for_each(|(_, endpoint)| endpoint.uneject());
         }
-        let endpoints = written
+        let endpoints = static_endpoints
             .or(known.map(|known| known.endpoints))
             .unwrap_or_default();
-        self.known.insert(
+        self.known_endpoints.insert(
             spec.name.clone(),
-            Known {
+            KnownEndpoints {
                 source,
                 endpoints: endpoints.clone(),
-                ejects,
+                outlier_mode,
             },
         );
         endpoints
     }
 
-    fn forget(
+    fn remove_unused(
         &mut self,
-        used: &HashSet<Use>,
+        used: &HashSet<StateKey>,
         backends: &[Arc<BackendState>],
         telemetry: &Telemetry,
     ) {
         self.breakers.retain(|name, _| {
-            let is_used = used.contains(&Use::Breaker(name.clone()));
+            let is_used = used.contains(&StateKey::Breaker(name.clone()));
             if !is_used {
-                telemetry.metrics.forget_breaker(name);
+                telemetry.metrics.clear_breaker_state(name);
             }
             is_used
         });
-        self.limits
-            .retain(|name, _| used.contains(&Use::Limit(name.clone())));
-        self.admissions
-            .retain(|name, _| used.contains(&Use::Admission(name.clone())));
-        self.budgets
-            .retain(|name, _| used.contains(&Use::Budget(name.clone())));
-        self.places
-            .retain(|key, _| used.contains(&Use::Places(key.clone())));
-        self.stale
-            .retain(|name, _| used.contains(&Use::Stale(name.clone())));
+        self.concurrency_limits
+            .retain(|name, _| used.contains(&StateKey::ConcurrencyLimit(name.clone())));
+        self.admission_controls
+            .retain(|name, _| used.contains(&StateKey::AdmissionControl(name.clone())));
+        self.retry_budgets
+            .retain(|name, _| used.contains(&StateKey::RetryBudget(name.clone())));
+        self.semaphores
+            .retain(|key, _| used.contains(&StateKey::Semaphore(key.clone())));
+        self.stale_caches
+            .retain(|name, _| used.contains(&StateKey::StaleCache(name.clone())));
         self.hedges
-            .retain(|name, _| used.contains(&Use::Hedge(name.clone())));
+            .retain(|name, _| used.contains(&StateKey::Hedge(name.clone())));
         self.rate_limits
-            .retain(|name, _| used.contains(&Use::RateLimit(name.clone())));
-        let named: HashSet<&str> = backends.iter().map(|backend| &*backend.spec.name).collect();
-        self.counters.retain(|name, _| named.contains(&**name));
-        self.known.retain(|name, _| named.contains(&**name));
-        let living: HashSet<u64> = backends
+            .retain(|name, _| used.contains(&StateKey::RateLimit(name.clone())));
+        let backend_names: HashSet<&str> =
+            backends.iter().map(|backend| &*backend.spec.name).collect();
+        self.backend_counters
+            .retain(|name, _| backend_names.contains(&**name));
+        self.known_endpoints
+            .retain(|name, _| backend_names.contains(&**name));
+        let active_ids: HashSet<u64> = backends
             .iter()
             .flat_map(|backend| &backend.endpoints)
             .map(|endpoint| endpoint.id)
             .collect();
         self.endpoints.retain(|_, endpoint| {
-            let lives = living.contains(&endpoint.id);
-            if !lives {
+            let is_active = active_ids.contains(&endpoint.id);
+            if !is_active {
                 endpoint.retire();
             }
-            lives
+            is_active
         });
     }
 }
 
 /// What a set makes use of.
 #[derive(Debug, PartialEq, Eq, Hash)]
-enum Use {
+enum StateKey {
     Breaker(Arc<str>),
-    Limit(Arc<str>),
-    Budget(Arc<str>),
-    Admission(Arc<str>),
+    ConcurrencyLimit(Arc<str>),
+    RetryBudget(Arc<str>),
+    AdmissionControl(Arc<str>),
     RateLimit(Arc<str>),
     Hedge(Arc<str>),
-    Stale(Arc<str>),
-    Places((Arc<str>, Arc<str>)),
+    StaleCache(Arc<str>),
+    Semaphore((Arc<str>, Arc<str>)),
 }
 
-struct Joining<'r> {
+struct ActivePolicyBuilder<'r> {
     registry: &'r mut Registry,
     telemetry: &'r Arc<Telemetry>,
     zone: Option<&'r str>,
     now: Instant,
-    used: HashSet<Use>,
+    used: HashSet<StateKey>,
 }
 
-impl Joining<'_> {
-    fn backend(&mut self, spec: &BackendSpec) -> Arc<BackendState> {
+impl ActivePolicyBuilder<'_> {
+    fn build_backend(&mut self, spec: &BackendSpec) -> Arc<BackendState> {
         let counters = self
             .registry
-            .counters
+            .backend_counters
             .entry(spec.name.clone())
             .or_default()
             .clone();
         // Those that a backend begins with have run for who knows how long; who comes later is new.
-        let is_served = self
+        let has_known_endpoints = self
             .registry
             .endpoints
             .keys()
             .any(|(backend, _)| *backend == spec.name);
         let now = self.now;
         let mut members = Vec::new();
-        for endpoint in self.registry.members(spec) {
-            let id = self.registry.next_endpoint;
-            self.registry.next_endpoint += 1;
+        for endpoint in self.registry.current_endpoints(spec) {
+            let id = self.registry.next_endpoint_id;
+            self.registry.next_endpoint_id += 1;
             let make = || {
                 Arc::new(EndpointState::new(
                     endpoint.address.clone(),
                     id,
                     counters.clone(),
-                    is_served,
+                    has_known_endpoints,
                     now,
                 ))
             };
@@ -288,7 +304,7 @@ impl Joining<'_> {
         }
         let metrics = self
             .registry
-            .backends
+            .backend_metrics
             .entry(spec.name.clone())
             .or_insert_with(|| Arc::new(BackendMetrics::new(&self.telemetry.metrics, &spec.name)));
         let telemetry = self.telemetry.clone();
@@ -302,112 +318,135 @@ impl Joining<'_> {
         ))
     }
 
-    fn route(&mut self, spec: &RouteSpec, backends: &[Arc<BackendState>]) -> RouteState {
+    fn build_route(&mut self, spec: &RouteSpec, backends: &[Arc<BackendState>]) -> RouteState {
         let destinations = match &spec.action {
-            ActionSpec::Forward(destinations) => destinations
+            RouteActionSpec::Forward(destinations) => destinations
                 .iter()
-                .map(|to| self.destination(spec, to, &backends[to.backend], false))
+                .map(|destination| {
+                    self.build_destination(spec, destination, &backends[destination.backend], false)
+                })
                 .collect(),
-            ActionSpec::Redirect(_) => Vec::new(),
+            RouteActionSpec::Redirect(_) => Vec::new(),
         };
-        let aside: Vec<DestinationState> = spec
-            .aside
+        let auxiliary_backends: Vec<DestinationState> = spec
+            .auxiliary_backends
             .iter()
-            .map(|to| self.destination(spec, to, &backends[to.backend], true))
+            .map(|destination| {
+                self.build_destination(spec, destination, &backends[destination.backend], true)
+            })
             .collect();
-        let of = |mirror: &MirrorSpec| {
-            aside
-                .iter()
-                .position(|aside| aside.backend.spec.name == mirror.backend)
+        let auxiliary_index = |mirror: &MirrorSpec| {
+            auxiliary_backends.iter().position(|auxiliary_backends| {
+                auxiliary_backends.backend.spec.name == mirror.backend
+            })
         };
         let mirrors = spec.mirrors.iter().filter_map(|mirror| {
-            let places = self.places(spec, mirror.backend.clone(), MAX_COPIES);
+            let permits = self.ensure_semaphore(
+                spec,
+                mirror.backend.clone(),
+                MAX_MIRRORED_REQUESTS_IN_FLIGHT,
+            );
             Some(MirrorState {
-                aside: of(mirror)?,
+                auxiliary_index: auxiliary_index(mirror)?,
                 share: mirror.share,
-                places,
+                permits,
             })
         });
         let mirrors = mirrors.collect();
-        let faults = self.places(
+        let fault_permits = self.ensure_semaphore(
             spec,
             Arc::default(),
-            spec.fault
+            spec.fault_injection
                 .as_ref()
-                .map_or(0, |fault| fault.max_active as usize),
+                .map_or(0, |fault| fault.max_active_faults as usize),
         );
         let rate_limits = spec
             .rate_limits
             .rules
             .iter()
-            .map(|rule| self.rate_limit(&format!("{}/{}", spec.name, rule.name).into(), rule))
+            .map(|rule| {
+                self.ensure_rate_limit(&format!("{}/{}", spec.name, rule.name).into(), rule)
+            })
             .collect();
         RouteState {
             rate_limits,
             destinations,
-            aside,
+            auxiliary_backends,
             mirrors,
-            faults,
-            metrics: self.route_metrics(&spec.name, spec.direction),
+            fault_permits,
+            metrics: self.ensure_route_metrics(&spec.name, spec.direction),
             spec: spec.clone(),
         }
     }
 
     /// Places of a route by what they are for; other ones if there are to be more or fewer.
-    fn places(&mut self, route: &RouteSpec, what: Arc<str>, count: usize) -> Arc<Semaphore> {
-        let key = (route.name.clone(), what);
-        self.used.insert(Use::Places(key.clone()));
-        let make = || Places(Arc::new(Semaphore::new(count)), count);
-        let places = self.registry.places.entry(key).or_insert_with(make);
-        if places.1 != count {
-            *places = make();
+    fn ensure_semaphore(
+        &mut self,
+        route: &RouteSpec,
+        purpose: Arc<str>,
+        permits: usize,
+    ) -> Arc<Semaphore> {
+        let key = (route.name.clone(), purpose);
+        self.used.insert(StateKey::Semaphore(key.clone()));
+        let make = || SizedSemaphore(Arc::new(Semaphore::new(permits)), permits);
+        let semaphore = self.registry.semaphores.entry(key).or_insert_with(make);
+        if semaphore.1 != permits {
+            *semaphore = make();
         }
-        places.0.clone()
+        semaphore.0.clone()
     }
 
-    fn route_metrics(&mut self, name: &str, direction: Direction) -> Arc<RouteMetrics> {
+    fn ensure_route_metrics(&mut self, name: &str, direction: Direction) -> Arc<RouteMetrics> {
         let direction = match direction {
             Direction::Inbound => "inbound",
             Direction::Outbound => "outbound",
         };
         let make = || Arc::new(RouteMetrics::new(&self.telemetry.metrics, name, direction));
         self.registry
-            .routes
+            .route_metrics
             .entry(format!("{direction}/{name}").into())
             .or_insert_with(make)
             .clone()
     }
 
     /// A backend of a route; one that is asked aside has a breaker of its own even where the route has one.
-    fn destination(
+    fn build_destination(
         &mut self,
         route: &RouteSpec,
-        to: &Destination,
+        destination: &Destination,
         backend: &Arc<BackendState>,
-        is_aside: bool,
+        is_auxiliary: bool,
     ) -> DestinationState {
-        let policy = &to.policy;
+        let policy = &destination.policy;
         let (mut breaker, mut endpoint_breakers) = (None, Vec::new());
         match &policy.breaker {
             None => {}
             Some(spec) => match spec.scope {
-                BreakerScope::Backend => breaker = Some(self.breaker(&spec.name, spec)),
+                BreakerScope::Backend => breaker = Some(self.ensure_breaker(&spec.name, spec)),
                 BreakerScope::Route => {
-                    breaker = Some(self.breaker(&route_breaker(route, backend, is_aside), spec))
+                    breaker =
+                        Some(self.ensure_breaker(
+                            &route_breaker_name(route, backend, is_auxiliary),
+                            spec,
+                        ))
                 }
                 BreakerScope::Endpoint => {
                     endpoint_breakers = backend
                         .endpoints
                         .iter()
                         .map(|endpoint| {
-                            self.breaker(&format!("{}/{}", spec.name, endpoint.label).into(), spec)
+                            self.ensure_breaker(
+                                &format!("{}/{}", spec.name, endpoint.label).into(),
+                                spec,
+                            )
                         })
                         .collect();
                 }
             },
         }
-        let admission = policy.admission.as_ref().map(|spec| {
-            self.used.insert(Use::Admission(spec.name.clone()));
+        let admission = policy.admission_control.as_ref().map(|spec| {
+            self.used
+                .insert(StateKey::AdmissionControl(spec.name.clone()));
             let make = || {
                 Arc::new(AdmissionState::new(
                     spec.name.clone(),
@@ -418,16 +457,17 @@ impl Joining<'_> {
             };
             let admission = self
                 .registry
-                .admissions
+                .admission_controls
                 .entry(spec.name.clone())
                 .or_insert_with(make);
             admission.reconfigure(spec.config, spec.mode, self.now);
             admission.clone()
         });
-        let limit = policy.limits.as_ref().map(|spec| {
-            self.used.insert(Use::Limit(spec.name.clone()));
+        let concurrency_limit = policy.connection_limits.as_ref().map(|spec| {
+            self.used
+                .insert(StateKey::ConcurrencyLimit(spec.name.clone()));
             let make = || {
-                Arc::new(LimitState::new(
+                Arc::new(ConcurrencyLimitState::new(
                     spec.name.clone(),
                     spec.concurrency,
                     spec.mode,
@@ -435,16 +475,16 @@ impl Joining<'_> {
                     self.now,
                 ))
             };
-            let limit = self
+            let concurrency_limit = self
                 .registry
-                .limits
+                .concurrency_limits
                 .entry(spec.name.clone())
                 .or_insert_with(make);
-            limit.reconfigure(spec.concurrency, spec.mode, spec.adaptive, self.now);
-            limit.clone()
+            concurrency_limit.reconfigure(spec.concurrency, spec.mode, spec.adaptive, self.now);
+            concurrency_limit.clone()
         });
         let hedge = policy.hedging.as_ref().map(|spec| {
-            self.used.insert(Use::Hedge(spec.name.clone()));
+            self.used.insert(StateKey::Hedge(spec.name.clone()));
             let make = || Arc::new(HedgeState::new(spec.config, self.now));
             let hedge = self
                 .registry
@@ -454,32 +494,32 @@ impl Joining<'_> {
             hedge.reconfigure(spec.config);
             hedge.clone()
         });
-        let stale = policy.stale.as_ref().map(|spec| {
-            self.used.insert(Use::Stale(spec.name.clone()));
-            let stale = self
+        let stale_cache = policy.stale_if_error.as_ref().map(|spec| {
+            self.used.insert(StateKey::StaleCache(spec.name.clone()));
+            let stale_cache = self
                 .registry
-                .stale
+                .stale_caches
                 .entry(spec.name.clone())
                 .or_insert_with(|| Arc::new(StaleState::new(spec.name.clone(), spec.max_bytes)));
-            stale.reconfigure(spec.max_bytes);
-            stale.clone()
+            stale_cache.reconfigure(spec.max_bytes);
+            stale_cache.clone()
         });
         DestinationState {
-            weight: to.weight,
+            weight: destination.weight,
             policy: policy.clone(),
             backend: backend.clone(),
             breaker,
             endpoint_breakers,
-            admission,
-            limit,
-            budget: self.budget(to),
+            admission_control: admission,
+            concurrency_limit,
+            retry_budget: self.ensure_retry_budget(destination),
             hedge,
-            stale,
+            stale_cache,
         }
     }
 
-    fn breaker(&mut self, name: &Arc<str>, spec: &BreakerSpec) -> Arc<BreakerState> {
-        self.used.insert(Use::Breaker(name.clone()));
+    fn ensure_breaker(&mut self, name: &Arc<str>, spec: &BreakerSpec) -> Arc<BreakerState> {
+        self.used.insert(StateKey::Breaker(name.clone()));
         let make = || {
             Arc::new(BreakerState::new(
                 name.clone(),
@@ -499,13 +539,19 @@ impl Joining<'_> {
     }
 
     /// A changed budget begins anew: what it has counted was counted over other intervals.
-    fn budget(&mut self, to: &Destination) -> Arc<BudgetState> {
-        let spec = &to.policy.budget;
-        self.used.insert(Use::Budget(spec.name.clone()));
-        let make = || Arc::new(BudgetState::new(spec.name.clone(), spec.config, self.now));
+    fn ensure_retry_budget(&mut self, destination: &Destination) -> Arc<RetryBudgetState> {
+        let spec = &destination.policy.retry_budget;
+        self.used.insert(StateKey::RetryBudget(spec.name.clone()));
+        let make = || {
+            Arc::new(RetryBudgetState::new(
+                spec.name.clone(),
+                spec.config,
+                self.now,
+            ))
+        };
         let budget = self
             .registry
-            .budgets
+            .retry_budgets
             .entry(spec.name.clone())
             .or_insert_with(make);
         if budget.config() != spec.config {
@@ -515,24 +561,26 @@ impl Joining<'_> {
     }
 
     /// The same engine stays connected.
-    fn remote_limits(&mut self, snapshot: &Snapshot) -> Option<Arc<RemoteLimits>> {
+    fn ensure_remote_limits(&mut self, snapshot: &PolicySnapshot) -> Option<Arc<RemoteLimits>> {
         let spec = match snapshot
             .global_rate_limit
             .as_ref()
             .map(|global| &global.engine)
         {
-            Some(EngineSpec::Remote(spec)) => Some(spec),
-            Some(EngineSpec::Replicas { .. }) | None => None,
+            Some(RateLimitEngineSpec::Remote(spec)) => Some(spec),
+            Some(RateLimitEngineSpec::Replicas { .. }) | None => None,
         };
-        let last = self.registry.remote_limits.take();
+        let previous = self.registry.remote_limits.take();
         let Some(spec) = spec else {
-            last.inspect(|last| last.retire());
+            previous.inspect(|previous| previous.retire());
             return None;
         };
         let make = || Arc::new(RemoteLimits::new(spec.clone(), self.telemetry, self.now));
-        let limits = last.filter(|last| last.spec() == spec).unwrap_or_else(make);
+        let limits = previous
+            .filter(|previous| previous.spec() == spec)
+            .unwrap_or_else(make);
         let breaker = limits.breaker();
-        self.used.insert(Use::Breaker(breaker.name().clone()));
+        self.used.insert(StateKey::Breaker(breaker.name().clone()));
         self.registry
             .breakers
             .insert(breaker.name().clone(), breaker.clone());
@@ -540,12 +588,12 @@ impl Joining<'_> {
         Some(limits)
     }
 
-    fn rate_limit(
+    fn ensure_rate_limit(
         &mut self,
         name: &Arc<str>,
-        rule: &crate::policy::snapshot::RateRuleSpec,
+        rule: &crate::policy::snapshot::RateLimitRuleSpec,
     ) -> Arc<RateLimitState> {
-        self.used.insert(Use::RateLimit(name.clone()));
+        self.used.insert(StateKey::RateLimit(name.clone()));
         let epoch = *self.registry.epoch.get_or_insert(self.now);
         let make = || {
             Arc::new(RateLimitState::new(
@@ -568,28 +616,34 @@ impl Joining<'_> {
 }
 
 /// Tells limits of all instances how many there are; without an engine that counts them, buckets here are whole.
-fn divide(snapshot: &Snapshot, routes: &[RouteState], backends: &[Arc<BackendState>]) {
+fn distribute_rate_limits(
+    snapshot: &PolicySnapshot,
+    routes: &[RouteState],
+    backends: &[Arc<BackendState>],
+) {
     let instances = match snapshot
         .global_rate_limit
         .as_ref()
         .map(|global| &global.engine)
     {
-        Some(EngineSpec::Replicas { backend, .. }) => {
+        Some(RateLimitEngineSpec::Replicas { backend, .. }) => {
             u32::try_from(backends[*backend].endpoints.len()).unwrap_or(u32::MAX)
         }
-        Some(EngineSpec::Remote(_)) | None => 1,
+        Some(RateLimitEngineSpec::Remote(_)) | None => 1,
     };
     for limit in routes.iter().flat_map(|route| &route.rate_limits) {
-        limit.divide(if limit.rule().is_global { instances } else { 1 });
+        limit.set_instances(if limit.rule().is_global { instances } else { 1 });
     }
 }
 
 /// A route's breaker watches the route; with several backends it watches each of them by itself, and so it does of those aside.
-fn route_breaker(route: &RouteSpec, backend: &BackendState, is_aside: bool) -> Arc<str> {
+fn route_breaker_name(route: &RouteSpec, backend: &BackendState, is_auxiliary: bool) -> Arc<str> {
     match &route.action {
-        ActionSpec::Forward(several) if is_aside || several.len() > 1 => {
+        RouteActionSpec::Forward(destinations) if is_auxiliary || destinations.len() > 1 => {
             format!("route:{}/{}", route.name, backend.spec.name).into()
         }
-        ActionSpec::Forward(_) | ActionSpec::Redirect(_) => format!("route:{}", route.name).into(),
+        RouteActionSpec::Forward(_) | RouteActionSpec::Redirect(_) => {
+            format!("route:{}", route.name).into()
+        }
     }
 }

@@ -17,10 +17,10 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     breaker::BreakerState,
-    rate_limit::{Granted, Limited},
+    rate_limit::{RateLimitGrant, RateLimited},
 };
 use crate::{
-    policy::snapshot::{QuotaSpec, RemoteSpec},
+    policy::snapshot::{QuotaSpec, RemoteEngineSpec},
     resilience::{
         Mode,
         breaker::{BreakerConfig, BreakerThresholds, BreakerTimes},
@@ -33,16 +33,16 @@ use crate::{
 };
 
 /// The name of the engine's breaker; no backend can be called so.
-pub const BREAKER: &str = "engine:global-rate-limit";
+pub const ENGINE_BREAKER_NAME: &str = "engine:global-rate-limit";
 
 /// So many bills may be on their way.
-const BILLS: usize = 4_096;
+const MAX_PENDING_CHARGES: usize = 4_096;
 /// So many are paid at once.
-const PAID_AT_ONCE: usize = 64;
+const MAX_CHARGES_PER_BATCH: usize = 64;
 
 /// What is asked of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct BucketRequest {
     /// Its rule, `ROUTE/RULE`.
     pub rule: Arc<str>,
     /// What tells it apart from the rule's others: a hash, the same on all instances.
@@ -58,52 +58,52 @@ pub struct Ask {
 }
 
 /// What an engine said of each bucket; ends with the first that refuses and is enforced.
-pub type Verdicts = Vec<Result<Granted, Limited>>;
+pub type BucketResults = Vec<Result<RateLimitGrant, RateLimited>>;
 
 /// What an engine said instead of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineFault {
     /// In words.
-    pub why: String,
+    pub reason: String,
     /// Whether the connection is of no use any more.
-    pub is_lost: bool,
+    pub is_connection_lost: bool,
 }
 
 /// The answer of an engine that is still on its way.
-pub type Answer = Pin<Box<dyn Future<Output = Result<Verdicts, EngineFault>> + Send>>;
+pub type EngineResponse = Pin<Box<dyn Future<Output = Result<BucketResults, EngineFault>> + Send>>;
 
 /// Somebody who keeps buckets.
 pub trait RateLimitEngine: Debug + Send + Sync {
     /// Asks of several buckets at once; they are answered in order.
-    fn ask(&self, asks: Vec<Ask>) -> Answer;
+    fn send_requests(&self, asks: Vec<BucketRequest>) -> EngineResponse;
 }
 
 /// An engine by its policy.
 #[derive(Debug)]
 pub struct RemoteLimits {
-    spec: RemoteSpec,
+    spec: RemoteEngineSpec,
     breaker: Arc<BreakerState>,
     /// The connection, while there is one.
     engine: ArcSwapOption<Box<dyn RateLimitEngine>>,
     /// What it last said instead of an answer.
-    fault: Mutex<Option<EngineFault>>,
+    last_fault: Mutex<Option<EngineFault>>,
     /// What answers were worth, on its way to the engine.
-    bills: mpsc::Sender<Ask>,
+    pending_charges: mpsc::Sender<BucketRequest>,
     /// The other end, for the one who pays.
-    due: tokio::sync::Mutex<mpsc::Receiver<Ask>>,
+    charge_receiver: tokio::sync::Mutex<mpsc::Receiver<BucketRequest>>,
     /// Told when it has said something instead of an answer.
-    faulty: Notify,
+    fault_notify: Notify,
     metrics: EngineMetrics,
 }
 
 impl RemoteLimits {
     /// An engine that is not connected yet.
-    pub(super) fn new(spec: RemoteSpec, telemetry: &Arc<Telemetry>, now: Instant) -> Self {
-        let (bills, due) = mpsc::channel(BILLS);
+    pub(super) fn new(spec: RemoteEngineSpec, telemetry: &Arc<Telemetry>, now: Instant) -> Self {
+        let (pending_charges, charge_receiver) = mpsc::channel(MAX_PENDING_CHARGES);
         let metrics = EngineMetrics::new(&telemetry.metrics);
-        metrics.connected(Some(false));
+        metrics.set_connected(Some(false));
         let breaker = Arc::new(BreakerState::new(
-            BREAKER.into(),
+            ENGINE_BREAKER_NAME.into(),
             breaker_config(),
             Mode::Enforce,
             telemetry.clone(),
@@ -113,17 +113,17 @@ impl RemoteLimits {
             spec,
             breaker,
             engine: ArcSwapOption::empty(),
-            fault: Mutex::new(None),
-            bills,
-            due: tokio::sync::Mutex::new(due),
-            faulty: Notify::new(),
+            last_fault: Mutex::new(None),
+            pending_charges,
+            charge_receiver: tokio::sync::Mutex::new(charge_receiver),
+            fault_notify: Notify::new(),
             metrics,
         }
     }
 
     /// Who the engine is.
     #[must_use]
-    pub fn spec(&self) -> &RemoteSpec {
+    pub fn spec(&self) -> &RemoteEngineSpec {
         &self.spec
     }
 
@@ -140,63 +140,66 @@ impl RemoteLimits {
     }
 
     /// Puts a connection in force.
-    pub fn connected(&self, engine: Box<dyn RateLimitEngine>) {
+    pub fn set_engine(&self, engine: Box<dyn RateLimitEngine>) {
         self.engine.store(Some(Arc::new(engine)));
-        self.metrics.connected(Some(true));
+        self.metrics.set_connected(Some(true));
     }
 
     /// There is no connection now.
-    pub fn disconnected(&self) {
+    pub fn clear_engine(&self) {
         self.engine.store(None);
-        self.metrics.connected(Some(false));
+        self.metrics.set_connected(Some(false));
     }
 
     /// Keeps what the engine said instead of an answer, for whoever looks after it, and calls for that at once.
     pub fn report_fault(&self, fault: EngineFault) {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
-        self.faulty.notify_one();
+        *self
+            .last_fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        self.fault_notify.notify_one();
     }
 
     /// What the engine said instead of an answer since the last look.
     pub fn take_fault(&self) -> Option<EngineFault> {
-        self.fault
+        self.last_fault
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
     }
 
     /// Sends a bill on its way; what finds no room is counted and forgotten.
-    pub fn charge(&self, bill: Ask) {
-        if self.bills.try_send(bill).is_err() {
-            self.count(EngineOutcome::Unavailable);
+    pub fn enqueue_charge(&self, charge: BucketRequest) {
+        if self.pending_charges.try_send(charge).is_err() {
+            self.record_outcome(EngineOutcome::Unavailable);
         }
     }
 
     /// Waits for bills.
-    pub async fn bills(&self) -> Option<Vec<Ask>> {
-        let mut bills = Vec::new();
+    pub async fn receive_charges(&self) -> Option<Vec<BucketRequest>> {
+        let mut charges = Vec::new();
         let count = self
-            .due
+            .charge_receiver
             .lock()
             .await
-            .recv_many(&mut bills, PAID_AT_ONCE)
+            .recv_many(&mut charges, MAX_CHARGES_PER_BATCH)
             .await;
-        (count > 0).then_some(bills)
+        (count > 0).then_some(charges)
     }
 
     /// Waits until the engine says something instead of an answer.
-    pub async fn faulty(&self) {
-        self.faulty.notified().await;
+    pub async fn wait_for_fault(&self) {
+        self.fault_notify.notified().await;
     }
 
     /// Nobody is to be connected any more.
     pub(super) fn retire(&self) {
-        self.metrics.connected(None);
+        self.metrics.set_connected(None);
     }
 
     /// Counts how asking went.
-    pub fn count(&self, outcome: EngineOutcome) {
-        self.metrics.asked(outcome);
+    pub fn record_outcome(&self, outcome: EngineOutcome) {
+        self.metrics.record_request(outcome);
     }
 }
 
@@ -211,9 +214,9 @@ fn breaker_config() -> BreakerConfig {
     let second = Duration::from_secs(1);
     let times = BreakerTimes {
         window: second * 10,
-        open: second,
-        max_open: second * 5,
-        max_half_open: second,
+        open_duration: second,
+        max_open_duration: second * 5,
+        max_half_open_duration: second,
         recovery_ramp: Duration::ZERO,
     };
     BreakerConfig::try_new(thresholds, times, NonZeroU32::MIN).expect("the thresholds fit together")

@@ -4,35 +4,35 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 
-use super::{backend::BackendState, endpoint::EndpointState, live::Live};
-use crate::{policy::snapshot::Address, resilience::health::Health};
+use super::{backend::BackendState, endpoint::EndpointState, live::ActivePolicy};
+use crate::{policy::snapshot::EndpointAddress, resilience::health::Health};
 
 /// Which of the endpoints of a backend this instance is itself.
 #[derive(Debug, Default)]
 pub struct Replicas {
     /// Where callers reach this instance.
-    own: ArcSwap<Vec<SocketAddr>>,
+    own_addresses: ArcSwap<Vec<SocketAddr>>,
 }
 
 impl Replicas {
     /// Takes note of where callers reach this instance: the addresses that its inbound listeners are bound to.
-    pub fn reached_at(&self, own: Vec<SocketAddr>) {
-        self.own.store(Arc::new(own));
+    pub fn set_own_addresses(&self, own_addresses: Vec<SocketAddr>) {
+        self.own_addresses.store(Arc::new(own_addresses));
     }
 
     /// How many other instances may be asked now; nothing if nobody knows.
     #[must_use]
-    pub fn others(&self, live: &Live) -> Option<u32> {
-        let backend = replicas(live)?;
+    pub fn count_available_others(&self, active_policy: &ActivePolicy) -> Option<u32> {
+        let backend = replicas_backend(active_policy)?;
         if backend.endpoints.is_empty() {
             // Nothing was found yet, not even this one.
             return None;
         }
-        let own = self.own.load();
+        let own_addresses = self.own_addresses.load();
         u32::try_from(
             backend
                 .available_endpoints()
-                .filter(|endpoint| !is_own(&own, endpoint))
+                .filter(|endpoint| !is_own_listener(&own_addresses, endpoint))
                 .count(),
         )
         .ok()
@@ -40,38 +40,39 @@ impl Replicas {
 
     /// Whether another instance is known to be there and warm: a check of it has passed, and it does not say that it is new itself.
     #[must_use]
-    pub fn has_warm(&self, live: &Live, now: Instant) -> bool {
-        let Some(backend) = replicas(live) else {
+    pub fn has_warm_replica(&self, active_policy: &ActivePolicy, now: Instant) -> bool {
+        let Some(backend) = replicas_backend(active_policy) else {
             return false;
         };
-        let own = self.own.load();
+        let own_addresses = self.own_addresses.load();
         let is_warm = |endpoint: &Arc<EndpointState>| {
-            endpoint.health() == Health::Healthy && endpoint.warmth(None, now) >= 1.0
+            endpoint.health() == Health::Healthy && endpoint.warm_up_factor(None, now) >= 1.0
         };
         backend
             .available_endpoints()
-            .any(|endpoint| is_warm(endpoint) && !is_own(&own, endpoint))
+            .any(|endpoint| is_warm(endpoint) && !is_own_listener(&own_addresses, endpoint))
     }
 }
 
-fn replicas(live: &Live) -> Option<&Arc<BackendState>> {
-    live.snapshot
+fn replicas_backend(active_policy: &ActivePolicy) -> Option<&Arc<BackendState>> {
+    active_policy
+        .snapshot
         .lifecycle
-        .replicas
-        .map(|index| &live.backends[index])
+        .replicas_backend
+        .map(|index| &active_policy.backends[index])
 }
 
 /// Whether an endpoint is one of our listeners: by its port, and because its address is that of a listener or, for one that listens on all of
 /// them, any of this host.
-fn is_own(own: &[SocketAddr], endpoint: &EndpointState) -> bool {
-    let Address::Tcp(address) = &endpoint.address else {
+fn is_own_listener(own_addresses: &[SocketAddr], endpoint: &EndpointState) -> bool {
+    let EndpointAddress::Tcp(address) = &endpoint.address else {
         return false;
     };
     let ip = address.ip().to_canonical();
-    own.iter().any(|listener| {
+    own_addresses.iter().any(|listener| {
         listener.port() == address.port()
             && (listener.ip().to_canonical() == ip
-                || (listener.ip().is_unspecified() && endpoint.is_here()))
+                || (listener.ip().is_unspecified() && endpoint.is_local()))
     })
 }
 
@@ -81,7 +82,7 @@ mod tests {
     use crate::resilience::some_instant;
 
     #[test]
-    fn an_instance_knows_its_own_address_among_others() {
+    fn an_endpoint_at_a_listener_of_this_host_is_recognized_as_own() {
         let table = [
             ("127.0.0.1:80", "127.0.0.1:80", true),
             ("127.0.0.1:80", "127.0.0.1:81", false),
@@ -91,18 +92,18 @@ mod tests {
             // Set aside for documentation (RFC 5737): no host has it.
             ("0.0.0.0:80", "192.0.2.1:80", false),
         ];
-        for (own, address, expected) in table {
+        for (own_addresses, address, expected) in table {
             let endpoint = EndpointState::new(
-                Address::Tcp(address.parse().expect("an address")),
+                EndpointAddress::Tcp(address.parse().expect("an address")),
                 0,
                 Arc::default(),
                 false,
                 some_instant(),
             );
             assert_eq!(
-                is_own(&[own.parse().expect("an address")], &endpoint),
+                is_own_listener(&[own_addresses.parse().expect("an address")], &endpoint),
                 expected,
-                "{address} at {own}"
+                "{address} at {own_addresses}"
             );
         }
     }

@@ -17,43 +17,43 @@ use lru::LruCache;
 const MAX_VARIANTS: usize = 8;
 
 /// What an answer costs besides its text: the places in the maps, and the counts of what it shares.
-const OVERHEAD: usize = 512;
+const ENTRY_OVERHEAD_BYTES: usize = 512;
 
 /// What a field costs besides its text: its place in the map of fields and in its index.
-const FIELD_OVERHEAD: usize = 128;
+const HEADER_OVERHEAD_BYTES: usize = 128;
 
 /// An answer.
 #[derive(Debug)]
-pub struct Kept {
+pub struct CachedResponse {
     /// Its fields, without those that are about one connection.
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
     /// When it came.
-    pub at: Instant,
+    pub received_at: Instant,
     /// Until when it may be given.
-    pub until: Instant,
+    pub expires_at: Instant,
     /// How old it was when it came.
-    pub age: Duration,
+    pub initial_age: Duration,
     /// Whether it may be given to who says who he is.
     pub is_public: bool,
     /// By which way the request came: only what comes the same way gets it.
-    pub way: Box<str>,
+    pub forwarding_key: Box<str>,
     /// What of the request it depends on: all values of these fields.
     pub vary: Vec<(HeaderName, Vec<HeaderValue>)>,
 }
 
-impl Kept {
+impl CachedResponse {
     /// The same with nothing held but what it needs.
-    fn copied(self) -> Self {
+    fn into_compact(self) -> Self {
         let mut headers = HeaderMap::with_capacity(self.headers.keys_len());
         for (name, value) in &self.headers {
-            headers.append(name.clone(), copied(value));
+            headers.append(name.clone(), copy_value(value));
         }
         let vary = self
             .vary
             .into_iter()
-            .map(|(name, values)| (name, values.iter().map(copied).collect()))
+            .map(|(name, values)| (name, values.iter().map(copy_value).collect()))
             .collect();
         Self {
             headers,
@@ -63,30 +63,30 @@ impl Kept {
         }
     }
 
-    fn bytes(&self) -> usize {
-        let field = |name: &HeaderName, value: &HeaderValue| {
-            name.as_str().len() + value.len() + FIELD_OVERHEAD
+    fn size_bytes(&self) -> usize {
+        let header_bytes = |name: &HeaderName, value: &HeaderValue| {
+            name.as_str().len() + value.len() + HEADER_OVERHEAD_BYTES
         };
         let headers: usize = self
             .headers
             .iter()
-            .map(|(name, value)| field(name, value))
+            .map(|(name, value)| header_bytes(name, value))
             .sum();
         let vary: usize = self
             .vary
             .iter()
-            .flat_map(|(name, values)| values.iter().map(move |value| field(name, value)))
+            .flat_map(|(name, values)| values.iter().map(move |value| header_bytes(name, value)))
             .sum();
         headers
             + vary
-            + self.vary.len() * FIELD_OVERHEAD
+            + self.vary.len() * HEADER_OVERHEAD_BYTES
             + self.body.len()
-            + self.way.len()
-            + OVERHEAD
+            + self.forwarding_key.len()
+            + ENTRY_OVERHEAD_BYTES
     }
 
-    fn fits(&self, way: &str, request: &HeaderMap) -> bool {
-        *self.way == *way
+    fn matches(&self, forwarding_key: &str, request: &HeaderMap) -> bool {
+        *self.forwarding_key == *forwarding_key
             && self
                 .vary
                 .iter()
@@ -95,7 +95,7 @@ impl Kept {
 }
 
 /// A value with a buffer of its own.
-fn copied(value: &HeaderValue) -> HeaderValue {
+fn copy_value(value: &HeaderValue) -> HeaderValue {
     let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
     copy.set_sensitive(value.is_sensitive());
     copy
@@ -106,12 +106,12 @@ fn copied(value: &HeaderValue) -> HeaderValue {
 pub struct StaleState {
     name: Arc<str>,
     /// Guards one call.
-    inner: Mutex<Inner>,
+    inner: Mutex<StaleInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    answers: LruCache<Box<str>, Vec<Arc<Kept>>>,
+struct StaleInner {
+    responses: LruCache<Box<str>, Vec<Arc<CachedResponse>>>,
     bytes: usize,
     max_bytes: usize,
 }
@@ -122,8 +122,8 @@ impl StaleState {
     pub fn new(name: Arc<str>, max_bytes: usize) -> Self {
         Self {
             name,
-            inner: Mutex::new(Inner {
-                answers: LruCache::unbounded(),
+            inner: Mutex::new(StaleInner {
+                responses: LruCache::unbounded(),
                 bytes: 0,
                 max_bytes,
             }),
@@ -140,86 +140,92 @@ impl StaleState {
     pub fn reconfigure(&self, max_bytes: usize) {
         let mut inner = self.lock();
         inner.max_bytes = max_bytes;
-        inner.make_room();
+        inner.evict_to_limit();
     }
 
     /// Keeps an answer to the address, instead of the one that it had for the same requests.
-    pub fn keep(&self, address: &str, answer: Kept) {
-        let answer = Arc::new(answer.copied());
+    pub fn store(&self, cache_key: &str, response: CachedResponse) {
+        let response = Arc::new(response.into_compact());
         let mut inner = self.lock();
-        let mut variants = inner.take(address);
+        let mut variants = inner.remove_variants(cache_key);
         variants.retain(|other| {
-            other.until > answer.at && (other.way != answer.way || other.vary != answer.vary)
+            other.expires_at > response.received_at
+                && (other.forwarding_key != response.forwarding_key || other.vary != response.vary)
         });
         if variants.len() >= MAX_VARIANTS {
             variants.remove(0);
         }
-        variants.push(answer);
-        inner.bytes += size(address, &variants);
-        inner.answers.put(address.into(), variants);
-        inner.make_room();
+        variants.push(response);
+        inner.bytes += variants_bytes(cache_key, &variants);
+        inner.responses.put(cache_key.into(), variants);
+        inner.evict_to_limit();
     }
 
     /// The last answer that may still be given to such a request and is no older than that.
     #[must_use]
     pub fn find(
         &self,
-        address: &str,
-        way: &str,
+        cache_key: &str,
+        forwarding_key: &str,
         request: &HeaderMap,
         max_age: Duration,
         now: Instant,
-    ) -> Option<Arc<Kept>> {
-        let is_young = |answer: &Kept| {
-            now <= answer.until && now.saturating_duration_since(answer.at) <= max_age
+    ) -> Option<Arc<CachedResponse>> {
+        let is_usable = |response: &CachedResponse| {
+            now <= response.expires_at
+                && now.saturating_duration_since(response.received_at) <= max_age
         };
         self.lock()
-            .answers
-            .get(address)?
+            .responses
+            .get(cache_key)?
             .iter()
             .rev()
-            .find(|answer| answer.fits(way, request) && is_young(answer))
+            .find(|response| response.matches(forwarding_key, request) && is_usable(response))
             .cloned()
     }
 
     /// Forgets what was kept of an address.
-    pub fn forget(&self, address: &str) {
-        self.lock().take(address);
+    pub fn remove(&self, cache_key: &str) {
+        self.lock().remove_variants(cache_key);
     }
 
     /// How many addresses, and how many bytes.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
         let inner = self.lock();
-        (inner.answers.len(), inner.bytes)
+        (inner.responses.len(), inner.bytes)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, StaleInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
-    fn take(&mut self, address: &str) -> Vec<Arc<Kept>> {
-        let variants = self.answers.pop(address).unwrap_or_default();
+impl StaleInner {
+    fn remove_variants(&mut self, cache_key: &str) -> Vec<Arc<CachedResponse>> {
+        let variants = self.responses.pop(cache_key).unwrap_or_default();
         if !variants.is_empty() {
-            self.bytes -= size(address, &variants);
+            self.bytes -= variants_bytes(cache_key, &variants);
         }
         variants
     }
 
-    fn make_room(&mut self) {
+    fn evict_to_limit(&mut self) {
         while self.bytes > self.max_bytes {
-            let Some((address, variants)) = self.answers.pop_lru() else {
+            let Some((cache_key, variants)) = self.responses.pop_lru() else {
                 return;
             };
-            self.bytes -= size(&address, &variants);
+            self.bytes -= variants_bytes(&cache_key, &variants);
         }
     }
 }
 
-fn size(address: &str, variants: &[Arc<Kept>]) -> usize {
-    address.len() + variants.iter().map(|answer| answer.bytes()).sum::<usize>()
+fn variants_bytes(cache_key: &str, variants: &[Arc<CachedResponse>]) -> usize {
+    cache_key.len()
+        + variants
+            .iter()
+            .map(|response| response.size_bytes())
+            .sum::<usize>()
 }
 
 #[cfg(test)]

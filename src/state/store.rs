@@ -20,10 +20,10 @@ use ahash::RandomState;
 use governor::{nanos::Nanos, state::StateStore};
 
 /// At most so many parts of the map, each behind a lock of its own, so that workers rarely meet.
-const SHARDS: usize = 16;
+const MAX_SHARDS: usize = 16;
 
 /// And each for at least so many keys.
-const KEYS_PER_SHARD: usize = 1_024;
+const MIN_KEYS_PER_SHARD: usize = 1_024;
 
 /// The keys of one rule.
 #[derive(Debug)]
@@ -32,10 +32,10 @@ pub struct BoundedStore {
     /// What a shard may hold.
     shard_capacity: usize,
     /// The bucket of all keys that found no room.
-    overflow: Mutex<Option<u64>>,
+    overflow_bucket: Mutex<Option<u64>>,
     /// Nanoseconds since the process's epoch, as of the last call.
-    now: AtomicU64,
-    overflowed: AtomicU64,
+    now_nanos: AtomicU64,
+    overflowed_requests: AtomicU64,
 }
 
 /// Guards the buckets of some keys, for one lookup and one change.
@@ -43,7 +43,7 @@ pub struct BoundedStore {
 struct Shard {
     buckets: HashMap<u64, u64, RandomState>,
     /// When the shard was last looked through for buckets that are full again.
-    swept: u64,
+    swept_at_nanos: u64,
 }
 
 impl BoundedStore {
@@ -51,25 +51,25 @@ impl BoundedStore {
     #[must_use]
     pub fn new(max_keys: usize) -> Self {
         // Keys spread unevenly; a small store is one shard, so that it holds what it should.
-        let shards = (max_keys / KEYS_PER_SHARD).clamp(1, SHARDS);
-        let capacity = max_keys / shards;
+        let shards = (max_keys / MIN_KEYS_PER_SHARD).clamp(1, MAX_SHARDS);
+        let shard_capacity = max_keys / shards;
         Self {
             shards: (0..shards).map(|_| Mutex::default()).collect(),
-            shard_capacity: capacity,
-            overflow: Mutex::new(None),
-            now: AtomicU64::new(0),
-            overflowed: AtomicU64::new(0),
+            shard_capacity,
+            overflow_bucket: Mutex::new(None),
+            now_nanos: AtomicU64::new(0),
+            overflowed_requests: AtomicU64::new(0),
         }
     }
 
     /// Tells the time before a bucket is asked.
-    pub fn observe(&self, nanos: u64) {
-        self.now.fetch_max(nanos, Ordering::Relaxed);
+    pub fn advance_clock(&self, nanos: u64) {
+        self.now_nanos.fetch_max(nanos, Ordering::Relaxed);
     }
 
     /// The number of keys.
     #[must_use]
-    pub fn keys(&self) -> usize {
+    pub fn key_count(&self) -> usize {
         self.shards
             .iter()
             .map(|shard| lock(shard).buckets.len())
@@ -78,8 +78,8 @@ impl BoundedStore {
 
     /// How many requests had to share the overflow bucket since the start.
     #[must_use]
-    pub fn overflowed(&self) -> u64 {
-        self.overflowed.load(Ordering::Relaxed)
+    pub fn overflowed_requests(&self) -> u64 {
+        self.overflowed_requests.load(Ordering::Relaxed)
     }
 
     /// Takes out buckets that are full again, which is as if they had never been.
@@ -87,8 +87,8 @@ impl BoundedStore {
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.sweep(now);
-            let left = shard.buckets.len();
-            shard.buckets.shrink_to(left * 2);
+            let remaining = shard.buckets.len();
+            shard.buckets.shrink_to(remaining * 2);
         }
     }
 
@@ -118,7 +118,7 @@ impl BoundedStore {
                 }
             }
         }
-        *lock(&new.overflow) = lock(&self.overflow).map(rescale);
+        *lock(&new.overflow_bucket) = lock(&self.overflow_bucket).map(rescale);
         new
     }
 }
@@ -129,43 +129,43 @@ impl BoundedStore {
     }
 
     /// Remembers a key until then; whether there was room for it.
-    pub fn remember(&self, key: u64, until: u64) -> bool {
+    pub fn try_insert(&self, key: u64, expires_nanos: u64) -> bool {
         let mut shard = lock(self.shard_of(key));
         if shard.buckets.len() >= self.shard_capacity && !shard.buckets.contains_key(&key) {
-            shard.make_room(self.now.load(Ordering::Relaxed));
+            shard.sweep_if_due(self.now_nanos.load(Ordering::Relaxed));
             if shard.buckets.len() >= self.shard_capacity {
-                self.overflowed.fetch_add(1, Ordering::Relaxed);
+                self.overflowed_requests.fetch_add(1, Ordering::Relaxed);
                 return false;
             }
         }
-        shard.buckets.insert(key, until);
+        shard.buckets.insert(key, expires_nanos);
         true
     }
 
     /// Changes the fill of a bucket in one step; `None` leaves it as it is.
-    pub fn change<T>(&self, key: u64, change: impl FnOnce(Option<u64>) -> (T, Option<u64>)) -> T {
+    pub fn update<T>(&self, key: u64, change: impl FnOnce(Option<u64>) -> (T, Option<u64>)) -> T {
         let mut shard = lock(self.shard_of(key));
         if let Some(arrival) = shard.buckets.get_mut(&key) {
-            let (answer, next) = change(Some(*arrival));
+            let (result, next) = change(Some(*arrival));
             *arrival = next.unwrap_or(*arrival);
-            return answer;
+            return result;
         }
         if shard.buckets.len() >= self.shard_capacity {
-            shard.make_room(self.now.load(Ordering::Relaxed));
+            shard.sweep_if_due(self.now_nanos.load(Ordering::Relaxed));
         }
         if shard.buckets.len() >= self.shard_capacity {
-            self.overflowed.fetch_add(1, Ordering::Relaxed);
+            self.overflowed_requests.fetch_add(1, Ordering::Relaxed);
             drop(shard);
-            let mut overflow = lock(&self.overflow);
-            let (answer, next) = change(*overflow);
+            let mut overflow = lock(&self.overflow_bucket);
+            let (result, next) = change(*overflow);
             *overflow = next.or(*overflow);
-            return answer;
+            return result;
         }
-        let (answer, next) = change(None);
+        let (result, next) = change(None);
         if let Some(next) = next {
             shard.buckets.insert(key, next);
         }
-        answer
+        result
     }
 }
 
@@ -176,27 +176,27 @@ impl StateStore for BoundedStore {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        self.change(*key, |arrival| match f(arrival.map(Nanos::new)) {
-            Ok((answer, next)) => (Ok(answer), Some(next.as_u64())),
-            Err(refused) => (Err(refused), None),
+        self.update(*key, |arrival| match f(arrival.map(Nanos::new)) {
+            Ok((result, next)) => (Ok(result), Some(next.as_u64())),
+            Err(rejection) => (Err(rejection), None),
         })
     }
 }
 
 impl Shard {
     fn sweep(&mut self, now: u64) {
-        self.swept = now;
+        self.swept_at_nanos = now;
         self.buckets.retain(|_, arrival| *arrival > now);
     }
 
     /// Looks through a full shard at most once in ten milliseconds, so that a flood of keys does not make each of them dear.
-    fn make_room(&mut self, now: u64) {
-        if now.saturating_sub(self.swept) >= 10_000_000 {
+    fn sweep_if_due(&mut self, now: u64) {
+        if now.saturating_sub(self.swept_at_nanos) >= 10_000_000 {
             self.sweep(now);
         }
     }
 }
 
-fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    guarded.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

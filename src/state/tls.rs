@@ -15,22 +15,22 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
 
-use crate::policy::snapshot::{ClientTlsSpec, ServerTlsSpec, Snapshot};
+use crate::policy::snapshot::{BackendTlsSpec, ListenerTlsSpec, PolicySnapshot};
 
 /// What was made of certificate files.
 #[derive(Debug)]
-pub struct Material<C> {
+pub struct TlsMaterial<C> {
     /// For new connections.
     pub config: Arc<C>,
     /// A hash of the files' content.
-    pub content: u64,
+    pub content_hash: u64,
     /// Apart from every other entry that ever was.
     pub generation: u64,
     /// When the first of the certificates ends.
     pub not_after: Option<SystemTime>,
 }
 
-impl<C> Clone for Material<C> {
+impl<C> Clone for TlsMaterial<C> {
     fn clone(&self) -> Self {
         Self {
             config: self.config.clone(),
@@ -42,56 +42,56 @@ impl<C> Clone for Material<C> {
 /// Material by what it was made for.
 #[derive(Debug, Default)]
 pub struct TlsStore {
-    servers: ArcSwap<HashMap<ServerTlsSpec, Material<ServerConfig>>>,
-    clients: ArcSwap<HashMap<ClientTlsSpec, Material<ClientConfig>>>,
-    last: AtomicU64,
+    listeners: ArcSwap<HashMap<ListenerTlsSpec, TlsMaterial<ServerConfig>>>,
+    backends: ArcSwap<HashMap<BackendTlsSpec, TlsMaterial<ClientConfig>>>,
+    last_generation: AtomicU64,
 }
 
 /// What is to be put in force.
 #[derive(Debug, Default)]
-pub struct Fresh {
+pub struct TlsUpdate {
     /// Towards clients.
-    pub servers: HashMap<ServerTlsSpec, Material<ServerConfig>>,
+    pub listeners: HashMap<ListenerTlsSpec, TlsMaterial<ServerConfig>>,
     /// Towards backends.
-    pub clients: HashMap<ClientTlsSpec, Material<ClientConfig>>,
+    pub backends: HashMap<BackendTlsSpec, TlsMaterial<ClientConfig>>,
 }
 
 impl TlsStore {
     /// A number that was not given before.
     #[must_use]
     pub fn next_generation(&self) -> u64 {
-        self.last.fetch_add(1, Ordering::Relaxed) + 1
+        self.last_generation.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// For a new connection of a client.
     #[must_use]
-    pub fn server(&self, spec: &ServerTlsSpec) -> Option<Material<ServerConfig>> {
-        self.servers.load().get(spec).cloned()
+    pub fn listener_material(&self, spec: &ListenerTlsSpec) -> Option<TlsMaterial<ServerConfig>> {
+        self.listeners.load().get(spec).cloned()
     }
 
     /// For a new connection to a backend.
     #[must_use]
-    pub fn client(&self, spec: &ClientTlsSpec) -> Option<Material<ClientConfig>> {
-        self.clients.load().get(spec).cloned()
+    pub fn backend_material(&self, spec: &BackendTlsSpec) -> Option<TlsMaterial<ClientConfig>> {
+        self.backends.load().get(spec).cloned()
     }
 
     /// Adds what is new; entries with the same key are replaced.
-    pub fn put(&self, fresh: &Fresh) {
-        self.servers.rcu(|known| {
-            let mut next = HashMap::clone(known);
+    pub fn apply(&self, update: &TlsUpdate) {
+        self.listeners.rcu(|current| {
+            let mut next = HashMap::clone(current);
             next.extend(
-                fresh
-                    .servers
+                update
+                    .listeners
                     .iter()
                     .map(|(spec, material)| (spec.clone(), material.clone())),
             );
             next
         });
-        self.clients.rcu(|known| {
-            let mut next = HashMap::clone(known);
+        self.backends.rcu(|current| {
+            let mut next = HashMap::clone(current);
             next.extend(
-                fresh
-                    .clients
+                update
+                    .backends
                     .iter()
                     .map(|(spec, material)| (spec.clone(), material.clone())),
             );
@@ -100,25 +100,25 @@ impl TlsStore {
     }
 
     /// Forgets what neither of these sets of policies names: the one in force, and the one before, which requests may still have pinned.
-    pub fn keep_only(&self, sets: [&Snapshot; 2]) {
-        let is_server = |spec: &ServerTlsSpec| {
+    pub fn retain_referenced(&self, sets: [&PolicySnapshot; 2]) {
+        let is_server = |spec: &ListenerTlsSpec| {
             sets.iter()
                 .flat_map(|set| &set.listeners)
                 .any(|listener| listener.tls.as_ref() == Some(spec))
         };
-        let is_client = |spec: &ClientTlsSpec| {
+        let is_client = |spec: &BackendTlsSpec| {
             sets.iter()
                 .flat_map(|set| &set.backends)
                 .any(|backend| backend.tls.as_ref() == Some(spec))
         };
-        self.servers.rcu(|known| {
+        self.listeners.rcu(|known| {
             known
                 .iter()
                 .filter(|(spec, _)| is_server(spec))
                 .map(|(spec, material)| (spec.clone(), material.clone()))
                 .collect::<HashMap<_, _>>()
         });
-        self.clients.rcu(|known| {
+        self.backends.rcu(|known| {
             known
                 .iter()
                 .filter(|(spec, _)| is_client(spec))

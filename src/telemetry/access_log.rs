@@ -17,19 +17,19 @@ use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuar
 use super::reason::Reason;
 
 /// Lines that may wait to be written; at about 400 bytes each, some 3 MiB.
-const QUEUE: usize = 8192;
+const MAX_QUEUED_LINES: usize = 8192;
 
 /// What is written to standard output at once, in bytes: a pipe takes so much whole, or not at all (`PIPE_BUF` of Linux), so that
 /// no line is torn by another writer of the same pipe.
-const BATCH: usize = 4096;
+const BATCH_BYTES_MAX: usize = 4096;
 
 thread_local! {
-    static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+    static LINE_BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// What is known of a request when it has ended.
 #[derive(Debug)]
-pub struct Record<'a> {
+pub struct AccessLogEntry<'a> {
     /// When it ended, written out.
     pub timestamp: std::fmt::Arguments<'a>,
     /// The listener.
@@ -59,9 +59,9 @@ pub struct Record<'a> {
     /// Attempts made.
     pub attempts: u32,
     /// Bytes of the request's body.
-    pub received: u64,
+    pub bytes_received: u64,
     /// Bytes of the answer's body.
-    pub sent: u64,
+    pub bytes_sent: u64,
     /// From the head of the request to the end of the answer.
     pub duration: Duration,
     /// The request's id.
@@ -73,14 +73,14 @@ pub struct Record<'a> {
 /// Lines that leave in one write: the writing thread flushes when no line waits. What cannot be written is let go, unlike in a
 /// `BufWriter`, which would hold it and let every later flush fail.
 #[derive(Debug)]
-struct Batch<W> {
+struct LineBatch<W> {
     lines: Vec<u8>,
     sink: W,
 }
 
-impl<W: Write> Write for Batch<W> {
+impl<W: Write> Write for LineBatch<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.lines.len() + line.len() > BATCH {
+        if self.lines.len() + line.len() > BATCH_BYTES_MAX {
             self.flush()?;
         }
         self.lines.extend_from_slice(line);
@@ -99,119 +99,119 @@ impl<W: Write> Write for Batch<W> {
 
 /// The access log.
 #[derive(Debug)]
-pub struct AccessLog {
+pub struct AccessLogWriter {
     writer: Option<NonBlocking>,
     /// Writes out what waits when it is dropped.
-    _guard: Option<WorkerGuard>,
+    _worker_guard: Option<WorkerGuard>,
 }
 
-impl AccessLog {
+impl AccessLogWriter {
     /// Begins to write to standard output.
     #[must_use]
     pub fn to_stdout() -> Self {
-        Self::to(Batch {
-            lines: Vec::with_capacity(BATCH),
+        Self::to_sink(LineBatch {
+            lines: Vec::with_capacity(BATCH_BYTES_MAX),
             sink: io::stdout(),
         })
     }
 
     /// Begins to write to anything.
     #[must_use]
-    pub fn to(sink: impl Write + Send + 'static) -> Self {
+    pub fn to_sink(sink: impl Write + Send + 'static) -> Self {
         let (writer, guard) = NonBlockingBuilder::default()
             .lossy(true)
-            .buffered_lines_limit(QUEUE)
+            .buffered_lines_limit(MAX_QUEUED_LINES)
             .thread_name("access-log")
             .finish(sink);
         Self {
             writer: Some(writer),
-            _guard: Some(guard),
+            _worker_guard: Some(guard),
         }
     }
 
     /// Writes nothing.
     #[must_use]
-    pub fn off() -> Self {
+    pub fn disabled() -> Self {
         Self {
             writer: None,
-            _guard: None,
+            _worker_guard: None,
         }
     }
 
     /// Whether anything is written at all.
     #[must_use]
-    pub fn is_on(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.writer.is_some()
     }
 
     /// Lines dropped since the start.
     #[must_use]
-    pub fn dropped(&self) -> usize {
+    pub fn dropped_lines(&self) -> usize {
         self.writer
             .as_ref()
             .map_or(0, |writer| writer.error_counter().dropped_lines())
     }
 
     /// Writes one line.
-    pub fn write(&self, record: &Record<'_>) {
+    pub fn write(&self, entry: &AccessLogEntry<'_>) {
         let Some(writer) = &self.writer else { return };
-        LINE.with_borrow_mut(|line| {
+        LINE_BUFFER.with_borrow_mut(|line| {
             line.clear();
             // Writing to a String cannot fail.
-            _ = put(line, record);
+            _ = format_line(line, entry);
             // A full queue counts its drops itself.
             _ = writer.clone().write_all(line.as_bytes());
         });
     }
 }
 
-fn put(line: &mut String, record: &Record<'_>) -> std::fmt::Result {
+fn format_line(line: &mut String, entry: &AccessLogEntry<'_>) -> std::fmt::Result {
     write!(
         line,
         "{{\"time\":\"{}\",\"listener\":\"{}\",\"route\":\"{}\",\"backend\":\"{}\"",
-        record.timestamp, record.listener, record.route, record.backend
+        entry.timestamp, entry.listener, entry.route, entry.backend
     )?;
-    write!(line, ",\"endpoint\":\"{}\",\"client\":\"", record.endpoint)?;
-    if let Some(client) = record.client {
+    write!(line, ",\"endpoint\":\"{}\",\"client\":\"", entry.endpoint)?;
+    if let Some(client) = entry.client {
         write!(line, "{client}")?;
     }
     line.push_str("\",\"method\":\"");
-    escape(line, record.method);
+    escape_json(line, entry.method);
     line.push_str("\",\"host\":\"");
-    escape(line, record.host);
+    escape_json(line, entry.host);
     line.push_str("\",\"path\":\"");
-    escape(line, record.path);
-    write!(line, "\",\"status\":{}", record.status)?;
-    if let Some(status) = record.grpc_status {
+    escape_json(line, entry.path);
+    write!(line, "\",\"status\":{}", entry.status)?;
+    if let Some(status) = entry.grpc_status {
         write!(line, ",\"grpc_status\":{status}")?;
     }
     write!(
         line,
         ",\"reason\":\"{}",
-        record.reason.map_or("", Reason::token)
+        entry.reason.map_or("", Reason::token)
     )?;
-    if !record.detail.is_empty() {
+    if !entry.detail.is_empty() {
         line.push(':');
-        escape(line, record.detail);
+        escape_json(line, entry.detail);
     }
     write!(
         line,
         "\",\"attempts\":{},\"bytes_received\":{},\"bytes_sent\":{},\"duration_ms\":{}.{:03},\"request_id\":\"",
-        record.attempts,
-        record.received,
-        record.sent,
-        record.duration.as_millis(),
-        record.duration.as_micros() % 1_000
+        entry.attempts,
+        entry.bytes_received,
+        entry.bytes_sent,
+        entry.duration.as_millis(),
+        entry.duration.as_micros() % 1_000
     )?;
-    escape(line, record.request_id);
+    escape_json(line, entry.request_id);
     line.push_str("\",\"traceparent\":\"");
-    escape(line, record.traceparent);
+    escape_json(line, entry.traceparent);
     line.push_str("\"}\n");
     Ok(())
 }
 
 /// Writes a text as the inside of a JSON string.
-fn escape(line: &mut String, text: &str) {
+fn escape_json(line: &mut String, text: &str) {
     for character in text.chars() {
         match character {
             '"' => line.push_str("\\\""),
@@ -231,12 +231,12 @@ mod tests {
 
     /// Notes each write; fails while it is broken.
     #[derive(Default)]
-    struct Pipe {
+    struct RecordingPipe {
         writes: Vec<usize>,
         is_broken: bool,
     }
 
-    impl Write for Pipe {
+    impl Write for RecordingPipe {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             if self.is_broken {
                 return Err(io::ErrorKind::BrokenPipe.into());
@@ -251,10 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_leave_together_and_never_in_more_than_a_pipe_takes_whole() {
-        let mut batch = Batch {
+    fn lines_are_batched_into_writes_of_at_most_the_atomic_pipe_size() {
+        let mut batch = LineBatch {
             lines: Vec::new(),
-            sink: Pipe::default(),
+            sink: RecordingPipe::default(),
         };
         for _ in 0..5 {
             batch.write_all(&[b'x'; 1500]).expect("the pipe takes it");
@@ -264,12 +264,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_broken_pipe_does_not_take_is_let_go() {
-        let mut batch = Batch {
+    fn a_failed_write_discards_the_batch() {
+        let mut batch = LineBatch {
             lines: Vec::new(),
-            sink: Pipe {
+            sink: RecordingPipe {
                 is_broken: true,
-                ..Pipe::default()
+                ..RecordingPipe::default()
             },
         };
         batch.write_all(b"lost").expect("it is only kept");
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_line_is_one_json_object_whatever_the_client_sent() {
-        let record = Record {
+        let entry = AccessLogEntry {
             timestamp: format_args!("2026-11-20T00:00:00.000Z"),
             listener: "inbound",
             route: "in",
@@ -294,14 +294,14 @@ mod tests {
             reason: Some(Reason::BreakerOpen),
             detail: "app",
             attempts: 2,
-            received: 3,
-            sent: 4,
+            bytes_received: 3,
+            bytes_sent: 4,
             duration: Duration::from_micros(1_234_567),
             request_id: "id",
             traceparent: "",
         };
         let mut line = String::new();
-        put(&mut line, &record).expect("a String takes all");
+        format_line(&mut line, &entry).expect("a String takes all");
         assert!(line.ends_with('\n') && line.matches('\n').count() == 1);
         let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(value["path"], "/\\\u{1}\n\u{fc}");

@@ -13,16 +13,16 @@ use std::{
 use super::reason::Reason;
 
 /// Requests that are remembered.
-const REMEMBERED: usize = 2_048;
+const MAX_LOGGED_REQUESTS: usize = 2_048;
 
 /// Steps of one request; those after are not kept.
-pub const MAX_STEPS: usize = 32;
+pub const MAX_DECISIONS: usize = 32;
 
 /// A request, and what was decided about it.
 #[derive(Debug)]
-pub struct Decided {
+pub struct RequestDecisions {
     /// When it had ended.
-    pub at: SystemTime,
+    pub ended_at: SystemTime,
     /// Its id.
     pub request_id: String,
     /// Its trace, if it is of one.
@@ -46,14 +46,14 @@ pub struct Decided {
     /// Attempts that were made.
     pub attempts: u32,
     /// From its head to the end of its answer.
-    pub took: Duration,
+    pub duration: Duration,
     /// What was decided, and when after its head.
-    pub steps: Vec<(Duration, Step)>,
+    pub decisions: Vec<(Duration, Decision)>,
 }
 
 /// One decision.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
+pub enum Decision {
     /// It was refused, or would have been in shadow mode.
     Refused {
         /// Why.
@@ -61,29 +61,29 @@ pub enum Step {
         /// Who refuses.
         by: Arc<str>,
         /// The numbers.
-        numbers: String,
+        evidence: String,
         /// Whether shadow mode let it pass.
         is_shadow: bool,
     },
     /// An attempt failed.
-    Failed {
+    AttemptFailed {
         /// Counted from 1.
         attempt: u32,
         /// Where.
         endpoint: Arc<str>,
         /// How.
-        how: String,
+        cause: String,
         /// After how long.
-        took: Duration,
+        duration: Duration,
     },
     /// It was not looked at, because the endpoint is leaving or new; another is asked.
-    Repicked {
+    Reselected {
         /// Counted from 1.
         attempt: u32,
         /// Where.
         endpoint: Arc<str>,
         /// How it said so.
-        how: String,
+        cause: String,
     },
     /// It is tried again.
     Retried {
@@ -92,14 +92,14 @@ pub enum Step {
         /// Whether nothing had reached the backend.
         is_transparent: bool,
         /// Retries that are left in the budget.
-        left: u32,
+        budget_remaining: u32,
     },
     /// It is not tried again.
     NotRetried {
         /// Why.
-        why: &'static str,
+        cause: &'static str,
         /// The numbers.
-        numbers: String,
+        evidence: String,
     },
     /// Another endpoint is asked as well.
     Hedged {
@@ -116,9 +116,9 @@ pub enum Step {
         endpoint: Arc<str>,
     },
     /// Something else is answered.
-    Degraded {
+    FallbackUsed {
         /// What.
-        with: String,
+        fallback: String,
         /// Whether it only would be.
         is_shadow: bool,
     },
@@ -129,7 +129,7 @@ pub enum Step {
     },
 }
 
-impl Step {
+impl Decision {
     /// The kind, for programs.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -138,36 +138,36 @@ impl Step {
                 is_shadow: true, ..
             } => "would_refuse",
             Self::Refused { .. } => "refused",
-            Self::Failed { .. } => "attempt_failed",
-            Self::Repicked { .. } => "repicked",
+            Self::AttemptFailed { .. } => "attempt_failed",
+            Self::Reselected { .. } => "repicked",
             Self::Retried { .. } => "retried",
             Self::NotRetried { .. } => "not_retried",
             Self::Hedged { .. } => "hedged",
             Self::HedgeWon { .. } => "hedge_won",
-            Self::Degraded {
+            Self::FallbackUsed {
                 is_shadow: true, ..
             } => "would_degrade",
-            Self::Degraded { .. } => "degraded",
+            Self::FallbackUsed { .. } => "degraded",
             Self::Delayed { .. } => "delayed",
         }
     }
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused {
                 reason,
                 by,
-                numbers,
+                evidence: numbers,
                 is_shadow,
             } => {
-                let is = if *is_shadow {
+                let phrase = if *is_shadow {
                     "would have been refused"
                 } else {
                     "refused"
                 };
-                write!(f, "{is}: {}", reason.token())?;
+                write!(f, "{phrase}: {}", reason.token())?;
                 if !by.is_empty() {
                     write!(f, " by {by}")?;
                 }
@@ -177,19 +177,19 @@ impl fmt::Display for Step {
                     write!(f, ": {numbers}")
                 }
             }
-            Self::Failed {
+            Self::AttemptFailed {
                 attempt,
                 endpoint,
-                how,
-                took,
+                cause: how,
+                duration: took,
             } => write!(
                 f,
                 "attempt {attempt} at {endpoint} failed after {took:.1?}: {how}"
             ),
-            Self::Repicked {
+            Self::Reselected {
                 attempt,
                 endpoint,
-                how,
+                cause: how,
             } => write!(
                 f,
                 "attempt {attempt} was not looked at by {endpoint}, which is leaving or new ({how}); another is asked"
@@ -197,22 +197,28 @@ impl fmt::Display for Step {
             Self::Retried {
                 wait,
                 is_transparent,
-                left,
+                budget_remaining: left,
             } => {
-                let why = if *is_transparent {
+                let explanation = if *is_transparent {
                     "nothing had reached the backend"
                 } else {
                     "the policy wants it tried again"
                 };
                 write!(
                     f,
-                    "tried again after {wait:.1?}: {why}, {left} retries are left in the budget"
+                    "tried again after {wait:.1?}: {explanation}, {left} retries are left in the budget"
                 )
             }
-            Self::NotRetried { why, numbers } if numbers.is_empty() => {
-                write!(f, "not tried again: {why}")
+            Self::NotRetried {
+                cause: explanation,
+                evidence: numbers,
+            } if numbers.is_empty() => {
+                write!(f, "not tried again: {explanation}")
             }
-            Self::NotRetried { why, numbers } => write!(f, "not tried again: {why}: {numbers}"),
+            Self::NotRetried {
+                cause: explanation,
+                evidence: numbers,
+            } => write!(f, "not tried again: {explanation}: {numbers}"),
             Self::Hedged {
                 attempt,
                 endpoint,
@@ -222,11 +228,13 @@ impl fmt::Display for Step {
                 "attempt {attempt} at {endpoint} besides: no answer within {delay:.1?}, or one that failed"
             ),
             Self::HedgeWon { endpoint } => write!(f, "{endpoint} answered before the others"),
-            Self::Degraded {
-                with,
+            Self::FallbackUsed {
+                fallback: with,
                 is_shadow: false,
             } => write!(f, "answered instead: {with}"),
-            Self::Degraded { with, .. } => write!(f, "would have been answered instead: {with}"),
+            Self::FallbackUsed { fallback: with, .. } => {
+                write!(f, "would have been answered instead: {with}")
+            }
             Self::Delayed { by } => write!(f, "kept waiting on purpose for {by:.1?}"),
         }
     }
@@ -234,22 +242,22 @@ impl fmt::Display for Step {
 
 /// The last requests about which something was decided.
 #[derive(Debug, Default)]
-pub struct Decisions {
+pub struct DecisionLog {
     /// Guards a push or a search.
-    ring: Mutex<VecDeque<Arc<Decided>>>,
+    ring: Mutex<VecDeque<Arc<RequestDecisions>>>,
 }
 
-impl Decisions {
+impl DecisionLog {
     /// Remembers a request, instead of the oldest one if there are as many as may be.
-    pub fn remember(&self, decided: Decided) {
-        let decided = Arc::new(decided);
+    pub fn record(&self, request: RequestDecisions) {
+        let request = Arc::new(request);
         let mut ring = self.lock();
-        let oldest = if ring.len() >= REMEMBERED {
+        let oldest = if ring.len() >= MAX_LOGGED_REQUESTS {
             ring.pop_front()
         } else {
             None
         };
-        ring.push_back(decided);
+        ring.push_back(request);
         drop(ring);
         // Freed without the lock.
         drop(oldest);
@@ -257,17 +265,21 @@ impl Decisions {
 
     /// Those that `wanted` holds for, the last first, so many at most.
     #[must_use]
-    pub fn find(&self, wanted: impl Fn(&Decided) -> bool, most: usize) -> Vec<Arc<Decided>> {
+    pub fn find(
+        &self,
+        matches: impl Fn(&RequestDecisions) -> bool,
+        limit: usize,
+    ) -> Vec<Arc<RequestDecisions>> {
         self.lock()
             .iter()
             .rev()
-            .filter(|decided| wanted(decided))
-            .take(most)
+            .filter(|request| matches(request))
+            .take(limit)
             .cloned()
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Decided>>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<RequestDecisions>>> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -276,55 +288,55 @@ impl Decisions {
 mod tests {
     use super::*;
 
-    fn decided(id: usize) -> Decided {
-        let none = String::new;
-        Decided {
-            at: SystemTime::UNIX_EPOCH,
+    fn request_with_id(id: usize) -> RequestDecisions {
+        let empty = String::new;
+        RequestDecisions {
+            ended_at: SystemTime::UNIX_EPOCH,
             request_id: id.to_string(),
-            trace_id: none(),
-            method: none(),
-            host: none(),
-            path: none(),
-            route: none(),
-            backend: none(),
-            endpoint: none(),
+            trace_id: empty(),
+            method: empty(),
+            host: empty(),
+            path: empty(),
+            route: empty(),
+            backend: empty(),
+            endpoint: empty(),
             status: 503,
-            reason: none(),
+            reason: empty(),
             attempts: 0,
-            took: Duration::ZERO,
-            steps: Vec::new(),
+            duration: Duration::ZERO,
+            decisions: Vec::new(),
         }
     }
 
     #[test]
-    fn the_last_are_remembered_and_no_more() {
-        let decisions = Decisions::default();
-        (0..REMEMBERED + 10).for_each(|id| decisions.remember(decided(id)));
+    fn the_log_retains_only_the_newest_requests() {
+        let decisions = DecisionLog::default();
+        (0..MAX_LOGGED_REQUESTS + 10).for_each(|id| decisions.record(request_with_id(id)));
         let all = decisions.find(|_| true, usize::MAX);
         assert_eq!(
             (all.len(), &*all[0].request_id),
-            (REMEMBERED, &*(REMEMBERED + 9).to_string())
+            (MAX_LOGGED_REQUESTS, &*(MAX_LOGGED_REQUESTS + 9).to_string())
         );
         assert!(
             decisions
-                .find(|decided| decided.request_id == "9", 1)
+                .find(|request| request.request_id == "9", 1)
                 .is_empty(),
             "it has made room"
         );
         assert_eq!(
             decisions
-                .find(|decided| decided.request_id == "10", 1)
+                .find(|request| request.request_id == "10", 1)
                 .len(),
             1
         );
     }
 
     #[test]
-    fn steps_are_told_in_plain_words() {
-        let refused = |is_shadow| Step::Refused {
+    fn decisions_are_described_in_plain_words() {
+        let refused = |is_shadow| Decision::Refused {
             reason: Reason::BreakerOpen,
             by: "app".into(),
-            numbers: "5 of 5 calls failed".into(),
+            evidence: "5 of 5 calls failed".into(),
             is_shadow,
         };
         assert_eq!(
@@ -335,29 +347,29 @@ mod tests {
             refused(true).to_string(),
             "would have been refused: breaker_open by app: 5 of 5 calls failed"
         );
-        let failed = Step::Failed {
+        let failed = Decision::AttemptFailed {
             attempt: 1,
             endpoint: "10.0.0.7:80".into(),
-            how: "503".into(),
-            took: Duration::from_millis(12),
+            cause: "503".into(),
+            duration: Duration::from_millis(12),
         };
         assert_eq!(
             failed.to_string(),
             "attempt 1 at 10.0.0.7:80 failed after 12.0ms: 503"
         );
-        let retried = Step::Retried {
+        let retried = Decision::Retried {
             wait: Duration::from_millis(25),
             is_transparent: false,
-            left: 9,
+            budget_remaining: 9,
         };
         assert_eq!(
             retried.to_string(),
             "tried again after 25.0ms: the policy wants it tried again, 9 retries are left in the budget"
         );
         assert_eq!(
-            Step::NotRetried {
-                why: "all attempts are used",
-                numbers: "2 of 2".into()
+            Decision::NotRetried {
+                cause: "all attempts are used",
+                evidence: "2 of 2".into()
             }
             .to_string(),
             "not tried again: all attempts are used: 2 of 2"

@@ -26,17 +26,18 @@ pub enum EngineOutcome {
 /// The handles.
 #[derive(Debug)]
 pub struct EngineMetrics {
-    asked: [Counter; 7],
-    connected: Gauge,
+    requests_by_outcome: [Counter; 7],
+    connected_gauge: Gauge,
 }
 
 impl EngineMetrics {
     /// Makes the handles.
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
-        let asked = |outcome: &str| metrics.counter(name::ENGINE_ASKED, &[("outcome", outcome)]);
+        let request_counter =
+            |outcome: &str| metrics.counter(name::ENGINE_REQUESTS, &[("outcome", outcome)]);
         Self {
-            asked: [
+            requests_by_outcome: [
                 "granted",
                 "refused",
                 "charged",
@@ -45,13 +46,13 @@ impl EngineMetrics {
                 "unavailable",
                 "suspended",
             ]
-            .map(asked),
-            connected: metrics.gauge(name::ENGINE_CONNECTED, &[]),
+            .map(request_counter),
+            connected_gauge: metrics.gauge(name::ENGINE_CONNECTED, &[]),
         }
     }
 
     /// Counts a bucket that was asked for.
-    pub fn asked(&self, outcome: EngineOutcome) {
+    pub fn record_request(&self, outcome: EngineOutcome) {
         let index = match outcome {
             EngineOutcome::Granted => 0,
             EngineOutcome::Refused => 1,
@@ -61,12 +62,12 @@ impl EngineMetrics {
             EngineOutcome::Unavailable => 5,
             EngineOutcome::Suspended => 6,
         };
-        self.asked[index].increment(1);
+        self.requests_by_outcome[index].increment(1);
     }
 
     /// Shows whether there is a connection; `None` if there is to be none.
-    pub fn connected(&self, is_connected: Option<bool>) {
-        self.connected
+    pub fn set_connected(&self, is_connected: Option<bool>) {
+        self.connected_gauge
             .set(is_connected.map_or(f64::NAN, |is_connected| f64::from(u8::from(is_connected))));
     }
 }

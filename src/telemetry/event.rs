@@ -2,8 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::metrics::{level_name, signal_name};
-use crate::resilience::{breaker::Transition, health::Health, outlier::Cause, shed::Change};
+use super::metrics::{protection_level_name, protection_signal_name};
+use crate::resilience::{
+    breaker::Transition, health::Health, outlier::EjectionCause, shed::OverloadLevelChange,
+};
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -56,7 +58,7 @@ pub enum Event {
         transition: Transition,
     },
     /// An endpoint said that it is leaving.
-    EndpointLeaves {
+    EndpointDraining {
         /// Its backend.
         backend: Arc<str>,
         /// Its address.
@@ -65,13 +67,13 @@ pub enum Event {
         ttl: Duration,
     },
     /// An endpoint that was leaving is asked again.
-    EndpointReturned {
+    EndpointDrainingCleared {
         /// Its backend.
         backend: Arc<str>,
         /// Its address.
         endpoint: Arc<str>,
         /// Why.
-        why: &'static str,
+        reason: &'static str,
     },
     /// An endpoint's health changed.
     HealthChanged {
@@ -82,7 +84,7 @@ pub enum Event {
         /// What it is now.
         health: Health,
         /// The result of the check that decided.
-        why: String,
+        reason: String,
     },
     /// Readiness changed.
     ReadinessChanged {
@@ -92,14 +94,14 @@ pub enum Event {
         unmet: Vec<String>,
     },
     /// The instance is leaving.
-    DrainBegan {
+    DrainStarted {
         /// Who or what asked for it.
-        asked_by: &'static str,
+        requested_by: &'static str,
     },
     /// Another process takes the connections from now on.
-    Relieved {
+    HandedOver {
         /// Who or what asked for it.
-        by: &'static str,
+        requested_by: &'static str,
     },
     /// The instance has nothing left to do, or no time.
     DrainEnded {
@@ -108,7 +110,7 @@ pub enum Event {
         /// What was left.
         in_flight: usize,
         /// How long it took.
-        took: Duration,
+        duration: Duration,
     },
     /// A recovery did something, or would have.
     RecoveryActed {
@@ -138,7 +140,7 @@ pub enum Event {
         /// What.
         action: String,
         /// Who: the address of the caller.
-        by: String,
+        requested_by: String,
     },
     /// Other endpoints of a backend were found than before.
     EndpointsChanged {
@@ -154,7 +156,7 @@ pub enum Event {
         /// The backend.
         backend: Arc<str>,
         /// Why.
-        why: String,
+        reason: String,
     },
     /// The endpoints of a backend can be found again.
     DiscoveryRestored {
@@ -164,7 +166,7 @@ pub enum Event {
     /// Whoever keeps the limits of all instances cannot be asked.
     GlobalLimitsLost {
         /// Who, and why.
-        why: String,
+        reason: String,
     },
     /// Whoever keeps the limits of all instances can be asked again.
     GlobalLimitsRestored {
@@ -181,14 +183,14 @@ pub enum Event {
         /// Whose: a listener or a backend.
         owner: String,
         /// Why.
-        why: String,
+        reason: String,
     },
     /// A certificate ends soon, or has ended.
     CertificateExpiring {
         /// Whose: a listener or a backend.
         owner: String,
         /// What is left of it.
-        left: Duration,
+        remaining: Duration,
     },
     /// An endpoint is left out for how it answers, or in shadow mode would be.
     EndpointEjected {
@@ -197,9 +199,9 @@ pub enum Event {
         /// Its address.
         endpoint: Arc<str>,
         /// Why, with the numbers.
-        cause: Cause,
+        cause: EjectionCause,
         /// For how long.
-        long: Duration,
+        ejection_time: Duration,
         /// Whether it only would be.
         is_shadow: bool,
     },
@@ -215,7 +217,7 @@ pub enum Event {
     /// A resource of the instance has become short, or is no longer.
     ProtectionChanged {
         /// Which, from which level to which, with what it says.
-        change: Change,
+        change: OverloadLevelChange,
     },
     /// So few endpoints of a backend are healthy that health is ignored, or no longer.
     PanicChanged {
@@ -238,12 +240,12 @@ impl Event {
             Self::ListenerBound { .. } => "listener_bound",
             Self::ListenerClosed { .. } => "listener_closed",
             Self::BreakerChanged { .. } => "breaker_changed",
-            Self::EndpointLeaves { .. } => "endpoint_leaves",
-            Self::EndpointReturned { .. } => "endpoint_returned",
+            Self::EndpointDraining { .. } => "endpoint_leaves",
+            Self::EndpointDrainingCleared { .. } => "endpoint_returned",
             Self::HealthChanged { .. } => "health_changed",
             Self::ReadinessChanged { .. } => "readiness_changed",
-            Self::DrainBegan { .. } => "drain_began",
-            Self::Relieved { .. } => "relieved",
+            Self::DrainStarted { .. } => "drain_began",
+            Self::HandedOver { .. } => "relieved",
             Self::DrainEnded { .. } => "drain_ended",
             Self::RecoveryActed { .. } => "recovery_acted",
             Self::RecoveryCapped { .. } => "recovery_capped",
@@ -307,19 +309,19 @@ impl std::fmt::Display for Event {
             } => {
                 let counts = transition.counts;
                 let (from, to) = (
-                    super::metrics::state_name(transition.from),
-                    super::metrics::state_name(transition.to),
+                    super::metrics::breaker_state_name(transition.from),
+                    super::metrics::breaker_state_name(transition.to),
                 );
                 write!(
                     f,
                     "breaker {breaker}: {from} -> {to} by {:?}, {} failed and {} slow of {} calls",
                     transition.cause,
                     counts.failures,
-                    counts.slow,
+                    counts.slow_calls,
                     counts.total()
                 )
             }
-            Self::EndpointLeaves {
+            Self::EndpointDraining {
                 backend,
                 endpoint,
                 ttl,
@@ -327,31 +329,35 @@ impl std::fmt::Display for Event {
                 f,
                 "endpoint {endpoint} of {backend} is leaving, and is left alone for {ttl:?}"
             ),
-            Self::EndpointReturned {
+            Self::EndpointDrainingCleared {
                 backend,
                 endpoint,
-                why,
+                reason: why,
             } => write!(f, "endpoint {endpoint} of {backend} is asked again: {why}"),
             Self::HealthChanged {
                 backend,
                 endpoint,
                 health,
-                why,
+                reason: why,
             } => write!(f, "endpoint {endpoint} of {backend} is {health:?}: {why}"),
             Self::ReadinessChanged { is_ready: true, .. } => f.write_str("ready"),
             Self::ReadinessChanged { unmet, .. } => write!(f, "not ready: {}", unmet.join("; ")),
-            Self::DrainBegan { asked_by } => write!(f, "draining, asked by {asked_by}"),
-            Self::Relieved { by } => write!(
+            Self::DrainStarted {
+                requested_by: asked_by,
+            } => write!(f, "draining, asked by {asked_by}"),
+            Self::HandedOver { requested_by: by } => write!(
                 f,
                 "relieved by {by}: no more connections are taken, what is in flight is finished"
             ),
             Self::DrainEnded {
                 is_clean: true,
-                took,
+                duration: took,
                 ..
             } => write!(f, "drained in {took:.1?}, nothing is in flight"),
             Self::DrainEnded {
-                in_flight, took, ..
+                in_flight,
+                duration: took,
+                ..
             } => write!(
                 f,
                 "drain gave up after {took:.1?} with {in_flight} requests in flight"
@@ -376,7 +382,10 @@ impl std::fmt::Display for Event {
             Self::RecoveryUndone { recovery } => {
                 write!(f, "recovery {recovery}: the trouble is over")
             }
-            Self::AdminActed { action, by } => write!(f, "{action} by {by}"),
+            Self::AdminActed {
+                action,
+                requested_by: by,
+            } => write!(f, "{action} by {by}"),
             Self::EndpointsChanged {
                 backend,
                 count,
@@ -386,11 +395,14 @@ impl std::fmt::Display for Event {
                 "backend {backend} has {count} endpoints: {}",
                 changes.join(", ")
             ),
-            Self::DiscoveryFailed { backend, why } => write!(
+            Self::DiscoveryFailed {
+                backend,
+                reason: why,
+            } => write!(
                 f,
                 "the endpoints of {backend} cannot be found, those known last stay in force: {why}"
             ),
-            Self::GlobalLimitsLost { why } => write!(
+            Self::GlobalLimitsLost { reason: why } => write!(
                 f,
                 "nobody can be asked about the limits of all instances: {why}"
             ),
@@ -401,14 +413,20 @@ impl std::fmt::Display for Event {
                 write!(f, "the endpoints of {backend} are found again")
             }
             Self::CertificateChanged { owner } => write!(f, "the {owner} has new certificates"),
-            Self::CertificateRefused { owner, why } => write!(
+            Self::CertificateRefused { owner, reason: why } => write!(
                 f,
                 "the certificates of the {owner} are refused, those read last stay in force: {why}"
             ),
-            Self::CertificateExpiring { owner, left } if left.is_zero() => {
+            Self::CertificateExpiring {
+                owner,
+                remaining: left,
+            } if left.is_zero() => {
                 write!(f, "a certificate of the {owner} has ended")
             }
-            Self::CertificateExpiring { owner, left } => write!(
+            Self::CertificateExpiring {
+                owner,
+                remaining: left,
+            } => write!(
                 f,
                 "a certificate of the {owner} ends in {} hours",
                 left.as_secs() / 3_600
@@ -417,13 +435,13 @@ impl std::fmt::Display for Event {
                 backend,
                 endpoint,
                 cause,
-                long,
+                ejection_time: long,
                 is_shadow,
             } => {
-                let is = if *is_shadow { "would be" } else { "is" };
+                let verb = if *is_shadow { "would be" } else { "is" };
                 write!(
                     f,
-                    "endpoint {endpoint} of {backend} {is} ejected for {long:.1?}: {cause}"
+                    "endpoint {endpoint} of {backend} {verb} ejected for {long:.1?}: {cause}"
                 )
             }
             Self::EndpointReadmitted {
@@ -431,13 +449,13 @@ impl std::fmt::Display for Event {
                 endpoint,
                 is_shadow,
             } => {
-                let is = if *is_shadow { "would be" } else { "is" };
+                let verb = if *is_shadow { "would be" } else { "is" };
                 write!(
                     f,
-                    "endpoint {endpoint} of {backend} passed its probe and {is} asked again"
+                    "endpoint {endpoint} of {backend} passed its probe and {verb} asked again"
                 )
             }
-            Self::ProtectionChanged { change } => protection(f, change),
+            Self::ProtectionChanged { change } => write_protection_change(f, change),
             Self::PanicChanged {
                 backend,
                 is_panicking: true,
@@ -452,11 +470,14 @@ impl std::fmt::Display for Event {
     }
 }
 
-fn protection(f: &mut std::fmt::Formatter<'_>, change: &Change) -> std::fmt::Result {
+fn write_protection_change(
+    f: &mut std::fmt::Formatter<'_>,
+    change: &OverloadLevelChange,
+) -> std::fmt::Result {
     let (signal, from, to) = (
-        signal_name(change.signal),
-        level_name(change.from),
-        level_name(change.to),
+        protection_signal_name(change.signal),
+        protection_level_name(change.from),
+        protection_level_name(change.to),
     );
     match change.value {
         Some(value) => write!(

@@ -8,12 +8,12 @@ use super::event::Event;
 use crate::resilience::{
     breaker::StateKind,
     health::Health,
-    shed::{Change, Level},
+    shed::{OverloadLevel, OverloadLevelChange},
 };
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogFormat {
+pub enum ProcessLogFormat {
     /// For people.
     #[default]
     Text,
@@ -23,7 +23,7 @@ pub enum LogFormat {
 
 /// Begins to write log lines to standard error. `filter` is a level, or directives as of `tracing`. A second call changes
 /// nothing, so that tests may call it.
-pub fn init(filter: &str, format: LogFormat) {
+pub fn init(filter: &str, format: ProcessLogFormat) {
     // pingora logs each failed request by itself; the access log says more about it.
     let filter = EnvFilter::try_new(format!("{filter},pingora=error,pingora_core=error"));
     let registry =
@@ -33,13 +33,13 @@ pub fn init(filter: &str, format: LogFormat) {
         .with_target(false);
     // An error says that a log is there already.
     _ = match format {
-        LogFormat::Text => registry.with(layer.compact()).try_init(),
-        LogFormat::Json => registry.with(layer.json()).try_init(),
+        ProcessLogFormat::Text => registry.with(layer.compact()).try_init(),
+        ProcessLogFormat::Json => registry.with(layer.json()).try_init(),
     };
 }
 
 /// Writes one event.
-pub(super) fn write(event: &Event) {
+pub(super) fn write_event(event: &Event) {
     let kind = event.kind();
     match event {
         Event::PolicyRefused { .. }
@@ -68,8 +68,8 @@ pub(super) fn write(event: &Event) {
         | Event::CertificateExpiring { .. }
         | Event::ProtectionChanged {
             change:
-                Change {
-                    to: Level::Warning | Level::Critical,
+                OverloadLevelChange {
+                    to: OverloadLevel::Warning | OverloadLevel::Critical,
                     ..
                 },
         }
@@ -82,12 +82,12 @@ pub(super) fn write(event: &Event) {
         | Event::ListenerBound { .. }
         | Event::ListenerClosed { .. }
         | Event::BreakerChanged { .. }
-        | Event::EndpointLeaves { .. }
-        | Event::EndpointReturned { .. }
+        | Event::EndpointDraining { .. }
+        | Event::EndpointDrainingCleared { .. }
         | Event::HealthChanged { .. }
         | Event::ReadinessChanged { .. }
-        | Event::DrainBegan { .. }
-        | Event::Relieved { .. }
+        | Event::DrainStarted { .. }
+        | Event::HandedOver { .. }
         | Event::DrainEnded { .. }
         | Event::RecoveryUndone { .. }
         | Event::AdminActed { .. }

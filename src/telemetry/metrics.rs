@@ -16,12 +16,12 @@ use metrics_exporter_prometheus::{
 use super::{event::Event, reason::Reason};
 use crate::resilience::{
     breaker::StateKind,
-    outlier::Cause,
-    shed::{Level, Signal},
+    outlier::EjectionCause,
+    shed::{OverloadLevel, OverloadSignal},
 };
 
 /// Bounds of the duration histograms in seconds: those of OpenTelemetry's HTTP conventions, and two below for a local app.
-const BUCKETS: &[f64] = &[
+const DURATION_BUCKETS_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
@@ -78,7 +78,7 @@ names! {
     ENDPOINTS_EJECTED = "outrigger_backend_endpoints_ejected", Gauge, "Endpoints of a backend that outlier detection keeps out, or would in shadow mode.";
     EJECTIONS = "outrigger_endpoint_ejections_total", Counter, "Ejections of endpoints, by backend and cause.";
     DISCOVERY_CURRENT = "outrigger_discovery_current", Gauge, "1 if the endpoints of a backend were found at the last look, 0 if those known before are in force.";
-    CERTIFICATE_END = "outrigger_certificate_not_after_timestamp_seconds", Gauge, "When the first certificate of a listener or backend ends, in seconds since 1970.";
+    CERTIFICATE_NOT_AFTER = "outrigger_certificate_not_after_timestamp_seconds", Gauge, "When the first certificate of a listener or backend ends, in seconds since 1970.";
     CERTIFICATE_CURRENT = "outrigger_certificate_current", Gauge, "1 if the certificates in force are those in the files, 0 if those could not be read or do not fit together.";
     TLS_FAILURES = "outrigger_tls_handshake_failures_total", Counter, "Connections that ended before both sides agreed on TLS, by listener or backend.";
     LIMIT_IN_FLIGHT = "outrigger_limit_in_flight", Gauge, "Requests in flight under a concurrency limit.";
@@ -91,9 +91,9 @@ names! {
     RATE_LIMIT_KEYS = "outrigger_rate_limit_keys", Gauge, "Keys that a rate limit tells apart now, by rule.";
     RATE_LIMIT_OVERFLOW = "outrigger_rate_limit_overflow", Gauge, "Requests since the start that had to share the overflow bucket of a rate limit, by rule.";
     RATE_LIMIT_DELAYED = "outrigger_rate_limit_delayed", Gauge, "Requests since the start that waited for their tokens under a rate limit, by rule.";
-    RATE_LIMIT_UNREADABLE = "outrigger_rate_limit_unreadable_costs", Gauge, "Answers since the start whose cost under a rate limit is no whole number, by rule.";
+    RATE_LIMIT_INVALID_COSTS = "outrigger_rate_limit_unreadable_costs", Gauge, "Answers since the start whose cost under a rate limit is no whole number, by rule.";
     RATE_LIMIT_INSTANCES = "outrigger_rate_limit_instances", Gauge, "By how many instances a rate limit is divided here, by rule.";
-    ENGINE_ASKED = "outrigger_global_rate_limit_requests_total", Counter, "Buckets that were asked for at the engine of `globalRateLimit`, by outcome.";
+    ENGINE_REQUESTS = "outrigger_global_rate_limit_requests_total", Counter, "Buckets that were asked for at the engine of `globalRateLimit`, by outcome.";
     ENGINE_CONNECTED = "outrigger_global_rate_limit_connected", Gauge, "1 if the engine of `globalRateLimit` can be asked; without it requests pass, or are refused with `failClosed`.";
     HEALTH_CHANGES = "outrigger_health_changes_total", Counter, "Changes of an endpoint's health, by backend and the health entered.";
     POLICY_GENERATION = "outrigger_policy_generation", Gauge, "The number of the policy set in force.";
@@ -101,8 +101,8 @@ names! {
     POLICY_RELOADS = "outrigger_policy_reloads_total", Counter, "Sets of policies that were applied or refused.";
     READY = "outrigger_ready", Gauge, "1 if the instance is ready.";
     DRAINING = "outrigger_draining", Gauge, "1 if the instance is leaving.";
-    ENDPOINT_DEPARTURES = "outrigger_endpoint_departures_total", Counter, "Endpoints that said that they are leaving.";
-    REPICKED = "outrigger_requests_repicked_total", Counter, "Attempts that an endpoint which is leaving or new did not look at, and that went to another.";
+    ENDPOINTS_MARKED_DRAINING = "outrigger_endpoint_departures_total", Counter, "Endpoints that said that they are leaving.";
+    RESELECTED_REQUESTS = "outrigger_requests_repicked_total", Counter, "Attempts that an endpoint which is leaving or new did not look at, and that went to another.";
     RECOVERY_ACTIONS = "outrigger_recovery_actions_total", Counter, "What recoveries did, by recovery, action and result.";
     ACCESS_LOG_DROPPED = "outrigger_access_log_dropped", Gauge, "Access-log lines since the start that were dropped because the reader is too slow.";
     BUILD_INFO = "outrigger_build_info", Gauge, "1, with the version as a label.";
@@ -126,7 +126,10 @@ impl Metrics {
             .into_iter()
             .fold(PrometheusBuilder::new(), |builder, name| {
                 builder
-                    .set_buckets_for_metric(Matcher::Full(name.to_owned()), BUCKETS)
+                    .set_buckets_for_metric(
+                        Matcher::Full(name.to_owned()),
+                        DURATION_BUCKETS_SECONDS,
+                    )
                     .expect("the list of bounds is not empty")
             });
         let recorder = builder.build_recorder();
@@ -155,18 +158,19 @@ impl Metrics {
     /// A handle on a counter.
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
         self.recorder
-            .register_counter(&key(name, labels), &METADATA)
+            .register_counter(&metric_key(name, labels), &METADATA)
     }
 
     /// A handle on a gauge.
     pub fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
-        self.recorder.register_gauge(&key(name, labels), &METADATA)
+        self.recorder
+            .register_gauge(&metric_key(name, labels), &METADATA)
     }
 
     /// A handle on a histogram.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
         self.recorder
-            .register_histogram(&key(name, labels), &METADATA)
+            .register_histogram(&metric_key(name, labels), &METADATA)
     }
 
     /// The text that Prometheus reads.
@@ -176,12 +180,12 @@ impl Metrics {
     }
 
     /// Empties the buffers of the histograms; to be called every few seconds, or they grow until the next scrape.
-    pub fn upkeep(&self) {
+    pub fn run_maintenance(&self) {
         self.handle.run_upkeep();
     }
 
     /// Counts an event.
-    pub(super) fn count(&self, event: &Event) {
+    pub(super) fn record_event(&self, event: &Event) {
         match event {
             Event::PolicyApplied { generation, .. } => {
                 self.counter(name::POLICY_RELOADS, &[("result", "applied")])
@@ -203,13 +207,16 @@ impl Metrics {
             } => {
                 self.counter(
                     name::BREAKER_TRANSITIONS,
-                    &[("breaker", breaker), ("to", state_name(transition.to))],
+                    &[
+                        ("breaker", breaker),
+                        ("to", breaker_state_name(transition.to)),
+                    ],
                 )
                 .increment(1);
-                self.breaker_state(breaker, transition.to);
+                self.set_breaker_state(breaker, transition.to);
             }
-            Event::EndpointLeaves { backend, .. } => self
-                .counter(name::ENDPOINT_DEPARTURES, &[("backend", backend)])
+            Event::EndpointDraining { backend, .. } => self
+                .counter(name::ENDPOINTS_MARKED_DRAINING, &[("backend", backend)])
                 .increment(1),
             Event::HealthChanged {
                 backend, health, ..
@@ -223,7 +230,7 @@ impl Metrics {
             Event::ReadinessChanged { is_ready, .. } => self
                 .gauge(name::READY, &[])
                 .set(f64::from(u8::from(*is_ready))),
-            Event::DrainBegan { .. } => self.gauge(name::DRAINING, &[]).set(1.0),
+            Event::DrainStarted { .. } => self.gauge(name::DRAINING, &[]).set(1.0),
             Event::RecoveryActed {
                 recovery,
                 action,
@@ -265,12 +272,12 @@ impl Metrics {
             } => self
                 .counter(
                     name::EJECTIONS,
-                    &[("backend", backend), ("cause", cause_name(*cause))],
+                    &[("backend", backend), ("cause", ejection_cause_name(*cause))],
                 )
                 .increment(1),
             Event::Started { .. }
-            | Event::Relieved { .. }
-            | Event::EndpointReturned { .. }
+            | Event::HandedOver { .. }
+            | Event::EndpointDrainingCleared { .. }
             | Event::EndpointEjected { .. }
             | Event::EndpointReadmitted { .. }
             | Event::EndpointsChanged { .. }
@@ -292,48 +299,49 @@ impl Metrics {
     }
 
     /// Shows whether the endpoints of a backend were found at the last look.
-    pub fn discovery_current(&self, backend: &str, is_current: bool) {
+    pub fn set_discovery_current(&self, backend: &str, is_current: bool) {
         self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)])
             .set(f64::from(u8::from(is_current)));
     }
 
     /// Shows that a backend's endpoints are no longer looked for: not a number, so that no alert compares it.
-    pub fn forget_discovery(&self, backend: &str) {
+    pub fn clear_discovery_current(&self, backend: &str) {
         self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)])
             .set(f64::NAN);
     }
 
     /// Shows that an owner has no certificates any more.
-    pub fn forget_certificate(&self, owner: &str) {
-        for gauge in [name::CERTIFICATE_END, name::CERTIFICATE_CURRENT] {
+    pub fn clear_certificate(&self, owner: &str) {
+        for gauge in [name::CERTIFICATE_NOT_AFTER, name::CERTIFICATE_CURRENT] {
             self.gauge(gauge, &[("owner", owner)]).set(f64::NAN);
         }
     }
 
     /// Shows when the certificates of a listener or backend end, and whether they are those in the files.
-    pub fn certificate(&self, owner: &str, not_after: Option<SystemTime>, is_current: bool) {
+    pub fn set_certificate(&self, owner: &str, not_after: Option<SystemTime>, is_current: bool) {
         if let Some(end) = not_after {
-            self.gauge(name::CERTIFICATE_END, &[("owner", owner)]).set(
-                end.duration_since(UNIX_EPOCH)
-                    .unwrap_or_default()
-                    .as_secs_f64(),
-            );
+            self.gauge(name::CERTIFICATE_NOT_AFTER, &[("owner", owner)])
+                .set(
+                    end.duration_since(UNIX_EPOCH)
+                        .unwrap_or_default()
+                        .as_secs_f64(),
+                );
         }
         self.gauge(name::CERTIFICATE_CURRENT, &[("owner", owner)])
             .set(f64::from(u8::from(is_current)));
     }
 
     /// Shows the state of a breaker.
-    pub fn breaker_state(&self, breaker: &str, state: StateKind) {
-        self.breaker_is(breaker, Some(state));
+    pub fn set_breaker_state(&self, breaker: &str, state: StateKind) {
+        self.write_breaker_state(breaker, Some(state));
     }
 
     /// Shows that a breaker is in no state any more.
-    pub fn forget_breaker(&self, breaker: &str) {
-        self.breaker_is(breaker, None);
+    pub fn clear_breaker_state(&self, breaker: &str) {
+        self.write_breaker_state(breaker, None);
     }
 
-    fn breaker_is(&self, breaker: &str, state: Option<StateKind>) {
+    fn write_breaker_state(&self, breaker: &str, state: Option<StateKind>) {
         for kind in [
             StateKind::Closed,
             StateKind::Open,
@@ -343,7 +351,7 @@ impl Metrics {
         ] {
             self.gauge(
                 name::BREAKER_STATE,
-                &[("breaker", breaker), ("state", state_name(kind))],
+                &[("breaker", breaker), ("state", breaker_state_name(kind))],
             )
             .set(f64::from(u8::from(Some(kind) == state)));
         }
@@ -353,11 +361,11 @@ impl Metrics {
 /// The handles of a route.
 #[derive(Debug)]
 pub struct RouteMetrics {
-    by_class: [Counter; 6],
-    seconds: Histogram,
+    requests_by_status_class: [Counter; 6],
+    duration_seconds: Histogram,
     refusals: Vec<OnceLock<Counter>>,
-    shadow: Vec<OnceLock<Counter>>,
-    calls: [OnceLock<Counter>; 17],
+    shadow_refusals: Vec<OnceLock<Counter>>,
+    grpc_calls_by_status: [OnceLock<Counter>; 17],
     route: String,
 }
 
@@ -365,73 +373,82 @@ impl RouteMetrics {
     /// Makes the handles; those of reasons are made when first needed.
     #[must_use]
     pub fn new(metrics: &Metrics, route: &str, direction: &str) -> Self {
-        let class = |class: &str| {
+        let class_counter = |class_counter: &str| {
             metrics.counter(
                 name::REQUESTS,
                 &[
                     ("route", route),
                     ("direction", direction),
-                    ("status", class),
+                    ("status", class_counter),
                 ],
             )
         };
         let slots = || Reason::ALL.iter().map(|_| OnceLock::new()).collect();
         Self {
-            by_class: ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].map(class),
-            seconds: metrics.histogram(
+            requests_by_status_class: ["none", "1xx", "2xx", "3xx", "4xx", "5xx"]
+                .map(class_counter),
+            duration_seconds: metrics.histogram(
                 name::REQUEST_SECONDS,
                 &[("route", route), ("direction", direction)],
             ),
             refusals: slots(),
-            shadow: slots(),
-            calls: std::array::from_fn(|_| OnceLock::new()),
+            shadow_refusals: slots(),
+            grpc_calls_by_status: std::array::from_fn(|_| OnceLock::new()),
             route: route.to_owned(),
         }
     }
 
     /// Counts a request that ended; a status of 0 means that nothing was answered.
-    pub fn finished(&self, status: u16, seconds: f64) {
-        self.by_class[usize::from(status / 100).min(5)].increment(1);
-        self.seconds.record(seconds);
+    pub fn record_request(&self, status: u16, seconds: f64) {
+        self.requests_by_status_class[usize::from(status / 100).min(5)].increment(1);
+        self.duration_seconds.record(seconds);
     }
 
     /// Counts a call of gRPC that ended.
-    pub fn called(&self, metrics: &Metrics, status: u8) {
-        let make = || {
+    pub fn record_grpc_call(&self, metrics: &Metrics, status: u8) {
+        let register = || {
             metrics.counter(
                 name::GRPC_REQUESTS,
                 &[("route", &self.route), ("code", &status.to_string())],
             )
         };
-        if let Some(slot) = self.calls.get(usize::from(status)) {
-            slot.get_or_init(make).increment(1);
+        if let Some(slot) = self.grpc_calls_by_status.get(usize::from(status)) {
+            slot.get_or_init(register).increment(1);
         }
     }
 
     /// Counts an answer of our own, or one that did not get through.
-    pub fn refused(&self, metrics: &Metrics, reason: Reason) {
-        self.slot(&self.refusals, metrics, name::REFUSALS, reason);
+    pub fn record_refusal(&self, metrics: &Metrics, reason: Reason) {
+        self.increment_for_reason(&self.refusals, metrics, name::REFUSALS, reason);
     }
 
     /// Counts a refusal that shadow mode let pass.
-    pub fn would_refuse(&self, metrics: &Metrics, reason: Reason) {
-        self.slot(&self.shadow, metrics, name::SHADOW_REFUSALS, reason);
+    pub fn record_shadow_refusal(&self, metrics: &Metrics, reason: Reason) {
+        self.increment_for_reason(
+            &self.shadow_refusals,
+            metrics,
+            name::SHADOW_REFUSALS,
+            reason,
+        );
     }
 
     /// Counts what was answered instead of a failure.
-    pub fn degraded(&self, metrics: &Metrics, what: Degraded) {
-        let with = match what {
-            Degraded::Stale => "stale",
-            Degraded::Response => "response",
-            Degraded::Backend => "backend",
-            Degraded::Shadow => "shadow",
+    pub fn record_degradation(&self, metrics: &Metrics, outcome: DegradationOutcome) {
+        let fallback = match outcome {
+            DegradationOutcome::Stale => "stale",
+            DegradationOutcome::Response => "response",
+            DegradationOutcome::Backend => "backend",
+            DegradationOutcome::Shadow => "shadow",
         };
         metrics
-            .counter(name::DEGRADED, &[("route", &self.route), ("with", with)])
+            .counter(
+                name::DEGRADED,
+                &[("route", &self.route), ("with", fallback)],
+            )
             .increment(1);
     }
 
-    fn slot(
+    fn increment_for_reason(
         &self,
         slots: &[OnceLock<Counter>],
         metrics: &Metrics,
@@ -467,20 +484,20 @@ pub enum AttemptOutcome {
 
 /// What became of the wish to ask once more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hedged {
+pub enum HedgeOutcome {
     /// A request went out.
     Sent,
     /// Its answer came first.
     Won,
     /// The retry budget had none.
-    NoBudget,
+    BudgetExhausted,
     /// The policy is in shadow mode.
     Shadow,
 }
 
 /// What became of a copy for a mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mirrored {
+pub enum MirrorOutcome {
     /// It was answered.
     Sent,
     /// It was not.
@@ -491,7 +508,7 @@ pub enum Mirrored {
 
 /// What is answered instead of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Degraded {
+pub enum DegradationOutcome {
     /// An earlier answer.
     Stale,
     /// What the policy says.
@@ -506,12 +523,12 @@ pub enum Degraded {
 #[derive(Debug)]
 pub struct BackendMetrics {
     attempts: [Counter; 7],
-    seconds: Histogram,
+    attempt_seconds: Histogram,
     /// Attempts after the first.
     pub retries: Counter,
     /// Attempts that were not looked at, and went elsewhere.
-    pub repicked: Counter,
-    stopped: [Counter; 10],
+    pub reselected: Counter,
+    retry_stops: [Counter; 10],
     hedges: [Counter; 4],
     mirrored: [Counter; 3],
 }
@@ -530,9 +547,9 @@ pub enum RetryStop {
     /// All attempts are used.
     AttemptsExhausted,
     /// The time does not suffice.
-    NoTimeLeft,
+    DeadlineTooClose,
     /// The budget is spent.
-    BudgetSpent,
+    BudgetExhausted,
     /// As many retries as may be are in flight.
     TooManyInFlight,
     /// The breaker has just tripped.
@@ -544,15 +561,15 @@ pub enum RetryStop {
 impl RetryStop {
     /// In words.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::NotTriggered => "the policy does not want this failure repeated",
             Self::NotIdempotent => "it may have run, and repeating it may do harm",
             Self::AlreadyRetried => "the sender repeats it already",
             Self::BodyNotReplayable => "its body was not kept",
             Self::AttemptsExhausted => "all attempts are used",
-            Self::NoTimeLeft => "a wait and a try do not fit into the time left",
-            Self::BudgetSpent => "the retry budget is spent",
+            Self::DeadlineTooClose => "a wait and a try do not fit into the time left",
+            Self::BudgetExhausted => "the retry budget is spent",
             Self::TooManyInFlight => "too many requests are retrying",
             Self::BreakerOpen => "the breaker has just opened",
             Self::Shadow => "the policy only watches",
@@ -564,20 +581,23 @@ impl BackendMetrics {
     /// Makes the handles.
     #[must_use]
     pub fn new(metrics: &Metrics, backend: &str) -> Self {
-        let attempt = |outcome: &str| {
+        let attempt_counter = |outcome: &str| {
             metrics.counter(
                 name::ATTEMPTS,
                 &[("backend", backend), ("outcome", outcome)],
             )
         };
-        let hedged = |result: &str| {
+        let hedge_counter = |result: &str| {
             metrics.counter(name::HEDGES, &[("backend", backend), ("result", result)])
         };
-        let mirrored = |result: &str| {
+        let mirror_counter = |result: &str| {
             metrics.counter(name::MIRRORED, &[("backend", backend), ("result", result)])
         };
-        let stopped = |why: &str| {
-            metrics.counter(name::RETRIES_STOPPED, &[("backend", backend), ("why", why)])
+        let retry_stop_counter = |stop: &str| {
+            metrics.counter(
+                name::RETRIES_STOPPED,
+                &[("backend", backend), ("why", stop)],
+            )
         };
         Self {
             attempts: [
@@ -589,11 +609,11 @@ impl BackendMetrics {
                 "timeout",
                 "cancelled",
             ]
-            .map(attempt),
-            seconds: metrics.histogram(name::ATTEMPT_SECONDS, &[("backend", backend)]),
+            .map(attempt_counter),
+            attempt_seconds: metrics.histogram(name::ATTEMPT_SECONDS, &[("backend", backend)]),
             retries: metrics.counter(name::RETRIES, &[("backend", backend)]),
-            repicked: metrics.counter(name::REPICKED, &[("backend", backend)]),
-            stopped: [
+            reselected: metrics.counter(name::RESELECTED_REQUESTS, &[("backend", backend)]),
+            retry_stops: [
                 "not_triggered",
                 "not_idempotent",
                 "already_retried",
@@ -605,14 +625,14 @@ impl BackendMetrics {
                 "breaker_open",
                 "shadow",
             ]
-            .map(stopped),
-            hedges: ["sent", "won", "no_budget", "shadow"].map(hedged),
-            mirrored: ["sent", "failed", "skipped"].map(mirrored),
+            .map(retry_stop_counter),
+            hedges: ["sent", "won", "no_budget", "shadow"].map(hedge_counter),
+            mirrored: ["sent", "failed", "skipped"].map(mirror_counter),
         }
     }
 
     /// Counts an attempt.
-    pub fn attempted(&self, outcome: AttemptOutcome, seconds: f64) {
+    pub fn record_attempt(&self, outcome: AttemptOutcome, seconds: f64) {
         let index = match outcome {
             AttemptOutcome::Success => 0,
             AttemptOutcome::Failure => 1,
@@ -623,51 +643,51 @@ impl BackendMetrics {
             AttemptOutcome::Cancelled => 6,
         };
         self.attempts[index].increment(1);
-        self.seconds.record(seconds);
+        self.attempt_seconds.record(seconds);
     }
 
     /// Counts what became of the wish to ask once more.
-    pub fn hedged(&self, what: Hedged) {
-        let index = match what {
-            Hedged::Sent => 0,
-            Hedged::Won => 1,
-            Hedged::NoBudget => 2,
-            Hedged::Shadow => 3,
+    pub fn record_hedge(&self, outcome: HedgeOutcome) {
+        let index = match outcome {
+            HedgeOutcome::Sent => 0,
+            HedgeOutcome::Won => 1,
+            HedgeOutcome::BudgetExhausted => 2,
+            HedgeOutcome::Shadow => 3,
         };
         self.hedges[index].increment(1);
     }
 
     /// Counts what became of a copy.
-    pub fn mirrored(&self, what: Mirrored) {
-        let index = match what {
-            Mirrored::Sent => 0,
-            Mirrored::Failed => 1,
-            Mirrored::Skipped => 2,
+    pub fn record_mirror(&self, outcome: MirrorOutcome) {
+        let index = match outcome {
+            MirrorOutcome::Sent => 0,
+            MirrorOutcome::Failed => 1,
+            MirrorOutcome::Skipped => 2,
         };
         self.mirrored[index].increment(1);
     }
 
     /// Counts a failed attempt that was not repeated.
-    pub fn not_repeated(&self, why: RetryStop) {
-        let index = match why {
+    pub fn record_retry_stop(&self, stop: RetryStop) {
+        let index = match stop {
             RetryStop::NotTriggered => 0,
             RetryStop::NotIdempotent => 1,
             RetryStop::AlreadyRetried => 2,
             RetryStop::BodyNotReplayable => 3,
             RetryStop::AttemptsExhausted => 4,
-            RetryStop::NoTimeLeft => 5,
-            RetryStop::BudgetSpent => 6,
+            RetryStop::DeadlineTooClose => 5,
+            RetryStop::BudgetExhausted => 6,
             RetryStop::TooManyInFlight => 7,
             RetryStop::BreakerOpen => 8,
             RetryStop::Shadow => 9,
         };
-        self.stopped[index].increment(1);
+        self.retry_stops[index].increment(1);
     }
 }
 
 /// The word for a breaker's state, in labels, views and the log.
 #[must_use]
-pub fn state_name(state: StateKind) -> &'static str {
+pub fn breaker_state_name(state: StateKind) -> &'static str {
     match state {
         StateKind::Closed => "closed",
         StateKind::Open => "open",
@@ -679,36 +699,36 @@ pub fn state_name(state: StateKind) -> &'static str {
 
 /// The word for a signal of the protection, in labels and views.
 #[must_use]
-pub fn signal_name(signal: Signal) -> &'static str {
+pub fn protection_signal_name(signal: OverloadSignal) -> &'static str {
     match signal {
-        Signal::Cpu => "cpu",
-        Signal::Memory => "memory",
-        Signal::CpuPressure => "cpu_pressure",
-        Signal::MemoryPressure => "memory_pressure",
+        OverloadSignal::Cpu => "cpu",
+        OverloadSignal::Memory => "memory",
+        OverloadSignal::CpuPressure => "cpu_pressure",
+        OverloadSignal::MemoryPressure => "memory_pressure",
     }
 }
 
 /// The word for a level of the protection, in views.
 #[must_use]
-pub fn level_name(level: Level) -> &'static str {
+pub fn protection_level_name(level: OverloadLevel) -> &'static str {
     match level {
-        Level::Calm => "calm",
-        Level::Warning => "warning",
-        Level::Critical => "critical",
+        OverloadLevel::Normal => "calm",
+        OverloadLevel::Warning => "warning",
+        OverloadLevel::Critical => "critical",
     }
 }
 
 /// The word for the cause of an ejection, in labels.
-fn cause_name(cause: Cause) -> &'static str {
+fn ejection_cause_name(cause: EjectionCause) -> &'static str {
     match cause {
-        Cause::Consecutive5xx(_) => "consecutive_5xx",
-        Cause::ConsecutiveGatewayErrors(_) => "consecutive_gateway_errors",
-        Cause::ConsecutiveLocalOriginFailures(_) => "consecutive_local_origin_failures",
-        Cause::SuccessRate { .. } => "success_rate",
-        Cause::FailurePercentage { .. } => "failure_percentage",
-        Cause::Slow { .. } => "slow",
-        Cause::Probe => "probe",
-        Cause::SlowProbe { .. } => "slow_probe",
+        EjectionCause::Consecutive5xx(_) => "consecutive_5xx",
+        EjectionCause::ConsecutiveGatewayErrors(_) => "consecutive_gateway_errors",
+        EjectionCause::ConsecutiveLocalOriginFailures(_) => "consecutive_local_origin_failures",
+        EjectionCause::SuccessRate { .. } => "success_rate",
+        EjectionCause::FailurePercentage { .. } => "failure_percentage",
+        EjectionCause::HighLatency { .. } => "slow",
+        EjectionCause::FailedProbe => "probe",
+        EjectionCause::SlowProbe { .. } => "slow_probe",
     }
 }
 
@@ -723,7 +743,7 @@ pub fn health_name(health: crate::resilience::health::Health) -> &'static str {
     }
 }
 
-fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+fn metric_key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
     let labels: Vec<Label> = labels
         .iter()
         .map(|(name, value)| Label::new(*name, (*value).to_owned()))

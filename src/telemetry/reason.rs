@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_stands_at_its_own_index() {
+    fn the_index_of_a_reason_is_its_position_in_all() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), index);
         }

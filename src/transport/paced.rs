@@ -9,22 +9,22 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::wire::{Connection, Wire};
+use super::wire::{ConnectionHandle, QueuedStream};
 
 /// What may be queued before a write waits for the socket.
-const MAX_QUEUED: usize = 64 << 10;
+const MAX_QUEUED_BYTES: usize = 64 << 10;
 
 /// A stream whose writes wait for the socket.
 #[derive(Debug)]
-pub struct Paced(pub Connection);
+pub struct BackpressuredStream(pub QueuedStream);
 
-impl Paced {
-    fn wire(&self) -> &Arc<Wire> {
-        self.0.wire()
+impl BackpressuredStream {
+    fn handle(&self) -> &Arc<ConnectionHandle> {
+        self.0.handle()
     }
 }
 
-impl AsyncRead for Paced {
+impl AsyncRead for BackpressuredStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -34,20 +34,20 @@ impl AsyncRead for Paced {
     }
 }
 
-impl AsyncWrite for Paced {
+impl AsyncWrite for BackpressuredStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.wire().queued() >= MAX_QUEUED {
-            ready!(self.wire().poll_push(context))?;
+        if self.handle().queued_bytes() >= MAX_QUEUED_BYTES {
+            ready!(self.handle().poll_flush(context))?;
         }
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.wire().poll_push(context)
+        self.handle().poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -16,7 +16,7 @@ use tokio::{
     net::{TcpStream, UnixStream, tcp, unix},
 };
 
-use crate::policy::snapshot::Address;
+use crate::policy::snapshot::EndpointAddress;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub enum Socket {
 
 /// The half that reads.
 #[derive(Debug)]
-pub enum Reader {
+pub enum SocketReadHalf {
     /// Over TCP.
     Tcp(tcp::OwnedReadHalf),
     /// In the file system.
@@ -38,7 +38,7 @@ pub enum Reader {
 
 /// The half that writes.
 #[derive(Debug)]
-pub enum Writer {
+pub enum SocketWriteHalf {
     /// Over TCP.
     Tcp(tcp::OwnedWriteHalf),
     /// In the file system.
@@ -50,35 +50,35 @@ impl Socket {
     ///
     /// # Errors
     /// If it is refused or unreachable, or the system gives no socket.
-    pub async fn connect(address: &Address) -> io::Result<Self> {
+    pub async fn connect(address: &EndpointAddress) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => {
+            EndpointAddress::Tcp(address) => {
                 let tcp = TcpStream::connect(address).await?;
                 // Requests are pushed when they are complete; waiting for more would only delay them.
                 _ = tcp.set_nodelay(true);
                 Ok(Self::Tcp(tcp))
             }
-            Address::Unix(path) => UnixStream::connect(&**path).await.map(Self::Unix),
+            EndpointAddress::Unix(path) => UnixStream::connect(&**path).await.map(Self::Unix),
         }
     }
 
     /// Takes it apart.
     #[must_use]
-    pub fn split(self) -> (Reader, Writer) {
+    pub fn split(self) -> (SocketReadHalf, SocketWriteHalf) {
         match self {
             Self::Tcp(tcp) => {
                 let (reader, writer) = tcp.into_split();
-                (Reader::Tcp(reader), Writer::Tcp(writer))
+                (SocketReadHalf::Tcp(reader), SocketWriteHalf::Tcp(writer))
             }
             Self::Unix(unix) => {
                 let (reader, writer) = unix.into_split();
-                (Reader::Unix(reader), Writer::Unix(writer))
+                (SocketReadHalf::Unix(reader), SocketWriteHalf::Unix(writer))
             }
         }
     }
 }
 
-impl AsyncRead for Reader {
+impl AsyncRead for SocketReadHalf {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -91,7 +91,7 @@ impl AsyncRead for Reader {
     }
 }
 
-impl Writer {
+impl SocketWriteHalf {
     /// Writes what the socket takes at once.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Writer {
 
     /// Asks the system, not the runtime's memory of it, whether the socket is open and nothing waits to be read.
     #[must_use]
-    pub fn is_silent_and_open(&self) -> bool {
+    pub fn is_open_without_input(&self) -> bool {
         let mut probe = [MaybeUninit::uninit(); 1];
         self.sock_ref()
             .peek(&mut probe)
@@ -146,14 +146,14 @@ impl Writer {
     ///
     /// # Errors
     /// If there is nothing (`WouldBlock`), or the socket is broken.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn try_read_from_os(&self, buffer: &mut [u8]) -> io::Result<usize> {
         io::Read::read(&mut &*self.sock_ref(), buffer)
     }
 
     /// How many bytes the other side has acknowledged, and how many have come from it, as the system counts them: with one for the opening
     /// and the closing of the connection. Only of TCP, and only where the system tells.
     #[must_use]
-    pub fn counts(&self) -> Option<(u64, u64)> {
+    pub fn tcp_byte_counts(&self) -> Option<(u64, u64)> {
         let Self::Tcp(writer) = self else { return None };
         let info = get_tcp_info(writer.as_ref().as_raw_fd()).ok()?;
         // A system that does not know these fields leaves them at zero, although something was sent.
@@ -169,7 +169,7 @@ impl Writer {
     ///
     /// # Errors
     /// If the socket is broken.
-    pub fn shutdown(&self) -> io::Result<()> {
+    pub fn shutdown_write(&self) -> io::Result<()> {
         self.sock_ref().shutdown(std::net::Shutdown::Write)
     }
 
@@ -181,7 +181,7 @@ impl Writer {
     }
 }
 
-impl AsRawFd for Writer {
+impl AsRawFd for SocketWriteHalf {
     fn as_raw_fd(&self) -> RawFd {
         match self {
             Self::Tcp(writer) => writer.as_ref().as_raw_fd(),

@@ -9,28 +9,28 @@ use rustls::{Connection, pki_types::CertificateDer};
 
 /// One side's session.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct TlsSession {
     connection: Connection,
     /// What was read from the socket and not taken in yet.
-    unread: BytesMut,
+    unprocessed_records: BytesMut,
 }
 
 /// What a session has to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Offer {
+pub(super) enum TlsReadOutcome {
     /// So many bytes of plaintext; none is the end of the stream.
-    Bytes(usize),
+    Plaintext(usize),
     /// Nothing, until more is read from the socket.
-    Nothing,
+    NeedsInput,
 }
 
-impl Session {
+impl TlsSession {
     pub(super) fn new(mut connection: Connection) -> Self {
         // The queue of the wire is bounded by its users, and this is a part of it.
         connection.set_buffer_limit(None);
         Self {
             connection,
-            unread: BytesMut::new(),
+            unprocessed_records: BytesMut::new(),
         }
     }
 
@@ -40,7 +40,7 @@ impl Session {
     }
 
     /// The protocol that the two sides agreed on.
-    pub(super) fn protocol(&self) -> Option<Vec<u8>> {
+    pub(super) fn alpn_protocol(&self) -> Option<Vec<u8>> {
         self.connection.alpn_protocol().map(<[u8]>::to_vec)
     }
 
@@ -61,23 +61,23 @@ impl Session {
             self.connection.read_tls(&mut io::empty())?;
             return Ok(());
         }
-        self.unread.extend_from_slice(bytes);
-        self.digest(queue)
+        self.unprocessed_records.extend_from_slice(bytes);
+        self.process_records(queue)
     }
 
     /// What can be read now; it stays where it is.
     ///
     /// # Errors
     /// If the stream ended without saying so, or as for [`Session::feed`].
-    pub(super) fn peek(&mut self, queue: &mut BytesMut) -> io::Result<Offer> {
+    pub(super) fn peek_plaintext(&mut self, queue: &mut BytesMut) -> io::Result<TlsReadOutcome> {
         loop {
             match self.connection.reader().fill_buf() {
-                Ok(bytes) => return Ok(Offer::Bytes(bytes.len())),
+                Ok(bytes) => return Ok(TlsReadOutcome::Plaintext(bytes.len())),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
-            if self.unread.is_empty() || !self.digest_some(queue)? {
-                return Ok(Offer::Nothing);
+            if self.unprocessed_records.is_empty() || !self.process_available(queue)? {
+                return Ok(TlsReadOutcome::NeedsInput);
             }
         }
     }
@@ -86,21 +86,29 @@ impl Session {
     ///
     /// # Errors
     /// As for [`Session::peek`].
-    pub(super) fn read(&mut self, buffer: &mut [u8], queue: &mut BytesMut) -> io::Result<Offer> {
-        match self.peek(queue)? {
-            Offer::Bytes(1..) => self.connection.reader().read(buffer).map(Offer::Bytes),
+    pub(super) fn read_plaintext(
+        &mut self,
+        buffer: &mut [u8],
+        queue: &mut BytesMut,
+    ) -> io::Result<TlsReadOutcome> {
+        match self.peek_plaintext(queue)? {
+            TlsReadOutcome::Plaintext(1..) => self
+                .connection
+                .reader()
+                .read(buffer)
+                .map(TlsReadOutcome::Plaintext),
             other => Ok(other),
         }
     }
 
     /// Writes plaintext; what is to be sent for it goes to `queue`.
-    pub(super) fn write(&mut self, bytes: &[u8], queue: &mut BytesMut) -> io::Result<()> {
+    pub(super) fn write_plaintext(&mut self, bytes: &[u8], queue: &mut BytesMut) -> io::Result<()> {
         self.connection.writer().write_all(bytes)?;
         self.flush(queue)
     }
 
     /// Says that nothing more will be written.
-    pub(super) fn close(&mut self, queue: &mut BytesMut) -> io::Result<()> {
+    pub(super) fn send_close_notify(&mut self, queue: &mut BytesMut) -> io::Result<()> {
         self.connection.send_close_notify();
         self.flush(queue)
     }
@@ -114,9 +122,9 @@ impl Session {
     }
 
     /// Takes in records until there is plaintext or no whole record is left.
-    fn digest(&mut self, queue: &mut BytesMut) -> io::Result<()> {
-        while !self.unread.is_empty() && self.is_hungry() {
-            if !self.digest_some(queue)? {
+    fn process_records(&mut self, queue: &mut BytesMut) -> io::Result<()> {
+        while !self.unprocessed_records.is_empty() && self.is_plaintext_drained() {
+            if !self.process_available(queue)? {
                 break;
             }
         }
@@ -124,20 +132,21 @@ impl Session {
     }
 
     /// Whether all plaintext has been read, so that more may be made.
-    fn is_hungry(&mut self) -> bool {
+    fn is_plaintext_drained(&mut self) -> bool {
         self.connection
             .reader()
             .fill_buf()
             .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    fn digest_some(&mut self, queue: &mut BytesMut) -> io::Result<bool> {
-        let before = self.unread.len();
-        self.connection.read_tls(&mut (&mut self.unread).reader())?;
+    fn process_available(&mut self, queue: &mut BytesMut) -> io::Result<bool> {
+        let before = self.unprocessed_records.len();
+        self.connection
+            .read_tls(&mut (&mut self.unprocessed_records).reader())?;
         let processed = self.connection.process_new_packets();
         // An alert for the other side may be waiting, whatever happened.
         self.flush(queue)?;
         processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(self.unread.len() < before)
+        Ok(self.unprocessed_records.len() < before)
     }
 }

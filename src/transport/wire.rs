@@ -29,88 +29,91 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    socket::{Reader, Socket, Writer},
-    tls::{Offer, Session},
+    socket::{Socket, SocketReadHalf, SocketWriteHalf},
+    tls::{TlsReadOutcome, TlsSession},
 };
 
 /// A queue that has grown beyond this is given back when it is empty.
-const KEPT_QUEUE: usize = 16 << 10;
+const RETAINED_QUEUE_BYTES: usize = 16 << 10;
 
 /// No bound on what may be read.
-const UNBOUNDED: usize = usize::MAX;
+const NO_READ_LIMIT: usize = usize::MAX;
 
 /// What is read from a socket at once under TLS: a whole record.
-const RECORD: usize = 16 << 10;
+const TLS_RECORD_BYTES: usize = 16 << 10;
 
 /// The handle of a connection that stays with the exchange while a session owns the stream.
 #[derive(Debug)]
-pub struct Wire {
-    socket: Writer,
+pub struct ConnectionHandle {
+    socket: SocketWriteHalf,
     /// Bytes that were written and not yet taken by the socket; guards single appends and takes.
     queue: Mutex<BytesMut>,
-    has_queue: AtomicBool,
-    has_unread: AtomicBool,
-    received: AtomicU64,
-    sent: AtomicU64,
+    has_queued_bytes: AtomicBool,
+    has_replay_bytes: AtomicBool,
+    bytes_received: AtomicU64,
+    bytes_sent: AtomicU64,
     /// What may still be read before reading fails: the bound on a request's head.
-    allowance: AtomicUsize,
+    read_limit: AtomicUsize,
     /// Guards single reads and writes; taken before the queue.
-    tls: Option<Mutex<Session>>,
+    tls: Option<Mutex<TlsSession>>,
 }
 
 /// The stream that a session owns.
 #[derive(Debug)]
-pub struct Connection {
-    reader: Reader,
-    wire: Arc<Wire>,
+pub struct QueuedStream {
+    reader: SocketReadHalf,
+    handle: Arc<ConnectionHandle>,
     /// What was read to find out what is spoken, and is read again first.
-    unread: BytesMut,
+    replay_bytes: BytesMut,
 }
 
 /// What two sides found out about each other.
 #[derive(Debug, Default)]
-pub struct Agreed {
+pub struct HandshakeOutcome {
     /// The protocol of ALPN.
-    pub protocol: Option<Vec<u8>>,
+    pub alpn_protocol: Option<Vec<u8>>,
     /// The certificate of the other side, if it has shown one.
-    pub peer: Option<CertificateDer<'static>>,
+    pub peer_certificate: Option<CertificateDer<'static>>,
 }
 
 /// Takes a connected socket apart into a stream for a session and a handle for the exchange.
 #[must_use]
-pub fn open(socket: Socket, tls: Option<rustls::Connection>) -> (Connection, Arc<Wire>) {
+pub fn open(
+    socket: Socket,
+    tls: Option<rustls::Connection>,
+) -> (QueuedStream, Arc<ConnectionHandle>) {
     let (reader, writer) = socket.split();
-    let wire = Arc::new(Wire {
+    let handle = Arc::new(ConnectionHandle {
         socket: writer,
         queue: Mutex::default(),
-        has_queue: AtomicBool::new(false),
-        has_unread: AtomicBool::new(false),
-        received: AtomicU64::new(0),
-        sent: AtomicU64::new(0),
-        allowance: AtomicUsize::new(UNBOUNDED),
-        tls: tls.map(|connection| Mutex::new(Session::new(connection))),
+        has_queued_bytes: AtomicBool::new(false),
+        has_replay_bytes: AtomicBool::new(false),
+        bytes_received: AtomicU64::new(0),
+        bytes_sent: AtomicU64::new(0),
+        read_limit: AtomicUsize::new(NO_READ_LIMIT),
+        tls: tls.map(|connection| Mutex::new(TlsSession::new(connection))),
     });
     (
-        Connection {
+        QueuedStream {
             reader,
-            wire: wire.clone(),
-            unread: BytesMut::new(),
+            handle: handle.clone(),
+            replay_bytes: BytesMut::new(),
         },
-        wire,
+        handle,
     )
 }
 
-impl Wire {
+impl ConnectionHandle {
     /// Whether the socket has taken everything that was written.
     #[must_use]
-    pub fn is_pushed(&self) -> bool {
-        !self.has_queue.load(Ordering::Relaxed)
+    pub fn is_flushed(&self) -> bool {
+        !self.has_queued_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes that the socket has not taken yet.
     #[must_use]
-    pub fn queued(&self) -> usize {
-        if self.is_pushed() {
+    pub fn queued_bytes(&self) -> usize {
+        if self.is_flushed() {
             0
         } else {
             lock(&self.queue).len()
@@ -121,21 +124,21 @@ impl Wire {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub async fn push(&self) -> io::Result<()> {
-        std::future::poll_fn(|context| self.poll_push(context)).await
+    pub async fn flush(&self) -> io::Result<()> {
+        std::future::poll_fn(|context| self.poll_flush(context)).await
     }
 
-    pub(super) fn poll_push(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.is_pushed() {
+            if self.is_flushed() {
                 return Poll::Ready(Ok(()));
             }
             let mut queue = lock(&self.queue);
             match self.socket.try_write(&queue) {
                 Ok(count) => {
-                    self.sent.fetch_add(count as u64, Ordering::Relaxed);
+                    self.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
                     queue.advance(count);
-                    self.note_queue(&mut queue);
+                    self.update_queue_state(&mut queue);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     drop(queue);
@@ -156,11 +159,11 @@ impl Wire {
                 return self.socket.readable().await;
             }
             // A ticket or a new key is not what is waited for.
-            if self.offer()? != Offer::Nothing {
+            if self.peek_plaintext()? != TlsReadOutcome::NeedsInput {
                 return Ok(());
             }
             self.socket.readable().await?;
-            self.take_in()?;
+            self.read_into_tls()?;
         }
     }
 
@@ -168,31 +171,31 @@ impl Wire {
     ///
     /// # Errors
     /// If the other side breaks the protocol, is not trusted, does not trust us, or leaves.
-    pub async fn handshake(&self) -> io::Result<Agreed> {
+    pub async fn handshake(&self) -> io::Result<HandshakeOutcome> {
         let Some(tls) = &self.tls else {
-            return Ok(Agreed::default());
+            return Ok(HandshakeOutcome::default());
         };
         loop {
             let is_handshaking = self.with_tls(tls, |session, queue| {
                 session.flush(queue).map(|()| session.is_handshaking())
             })?;
-            let pushed = self.push().await;
+            let flushed = self.flush().await;
             if !is_handshaking {
-                pushed?;
+                flushed?;
                 let session = lock(tls);
-                return Ok(Agreed {
-                    protocol: session.protocol(),
-                    peer: session.peer_certificate(),
+                return Ok(HandshakeOutcome {
+                    alpn_protocol: session.alpn_protocol(),
+                    peer_certificate: session.peer_certificate(),
                 });
             }
-            pushed?;
+            flushed?;
             self.socket.readable().await?;
-            match self.take_in() {
+            match self.read_into_tls() {
                 Ok(Some(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) => {
                     // The other side is told why, if it still listens.
-                    _ = self.push().await;
+                    _ = self.flush().await;
                     return Err(error);
                 }
             }
@@ -203,26 +206,26 @@ impl Wire {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub async fn has_more(&self) -> io::Result<()> {
+    pub async fn socket_readable(&self) -> io::Result<()> {
         self.socket.readable().await
     }
 
     /// Whether something that was read to find out what is spoken is still to be read again.
     #[must_use]
-    pub fn has_unread(&self) -> bool {
-        self.has_unread.load(Ordering::Relaxed)
+    pub fn has_replay_bytes(&self) -> bool {
+        self.has_replay_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes read from the socket since it was connected.
     #[must_use]
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+    pub fn bytes_received(&self) -> u64 {
+        self.bytes_received.load(Ordering::Relaxed)
     }
 
     /// Bytes taken by the socket since it was connected.
     #[must_use]
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::Relaxed)
     }
 
     /// Whether the other side had closed before it got anything that was sent after the first `sent_before` bytes.
@@ -231,12 +234,12 @@ impl Wire {
     /// and acknowledges nothing of what was sent last, nobody has read it, whatever became of it later. A connection that was cut off
     /// instead (a reset) proves nothing. Where the system does not tell, nothing is proven either.
     #[must_use]
-    pub fn closed_before(&self, sent_before: u64) -> bool {
-        let Some((acknowledged, received)) = self.socket.counts() else {
+    pub fn peer_closed_before(&self, sent_before: u64) -> bool {
+        let Some((acknowledged, received)) = self.socket.tcp_byte_counts() else {
             return false;
         };
         // The opening of a connection counts as one byte sent, its closing as one received (RFC 9293 section 3.4).
-        acknowledged <= sent_before + 1 && received > self.received()
+        acknowledged <= sent_before + 1 && received > self.bytes_received()
     }
 
     /// Ends the connection with a reset when it is closed, so that the other side knows that something is missing.
@@ -245,27 +248,29 @@ impl Wire {
     }
 
     /// Lets reading fail after so many bytes; `None` lifts the bound.
-    pub fn allow(&self, bytes: Option<usize>) {
-        self.allowance
-            .store(bytes.unwrap_or(UNBOUNDED), Ordering::Relaxed);
+    pub fn set_read_limit(&self, bytes: Option<usize>) {
+        self.read_limit
+            .store(bytes.unwrap_or(NO_READ_LIMIT), Ordering::Relaxed);
     }
 
     /// Whether reading failed because of the bound.
     #[must_use]
-    pub fn is_allowance_used(&self) -> bool {
-        self.allowance.load(Ordering::Relaxed) == 0
+    pub fn is_read_limit_reached(&self) -> bool {
+        self.read_limit.load(Ordering::Relaxed) == 0
     }
 
     /// Asks the system, not the runtime's memory of it, whether an idle connection is still open and silent.
     #[must_use]
     pub fn is_idle_and_open(&self) -> bool {
-        let is_silent = self.socket.is_silent_and_open();
+        let is_silent = self.socket.is_open_without_input();
         if self.tls.is_none() {
             return is_silent;
         }
         // A ticket that came after the last answer is no reason to give the connection up; plaintext is, whenever it came.
-        (is_silent || self.take_in_now().is_ok_and(|is_open| is_open))
-            && self.offer().is_ok_and(|offer| offer == Offer::Nothing)
+        (is_silent || self.read_into_tls_from_os().is_ok_and(|is_open| is_open))
+            && self
+                .peek_plaintext()
+                .is_ok_and(|read_outcome| read_outcome == TlsReadOutcome::NeedsInput)
     }
 
     /// Reads and throws away what is there; `false` at the end of the stream.
@@ -275,7 +280,8 @@ impl Wire {
     pub fn discard(&self, scratch: &mut [u8]) -> io::Result<bool> {
         match self.socket.try_read(scratch) {
             Ok(count) => {
-                self.received.fetch_add(count as u64, Ordering::Relaxed);
+                self.bytes_received
+                    .fetch_add(count as u64, Ordering::Relaxed);
                 Ok(count > 0)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
@@ -283,23 +289,26 @@ impl Wire {
         }
     }
 
-    fn note_queue(&self, queue: &mut BytesMut) {
-        if queue.is_empty() && queue.capacity() > KEPT_QUEUE {
+    fn update_queue_state(&self, queue: &mut BytesMut) {
+        if queue.is_empty() && queue.capacity() > RETAINED_QUEUE_BYTES {
             *queue = BytesMut::new();
         }
-        self.has_queue.store(!queue.is_empty(), Ordering::Relaxed);
+        self.has_queued_bytes
+            .store(!queue.is_empty(), Ordering::Relaxed);
     }
 
     /// What the session of TLS has to offer.
-    fn offer(&self) -> io::Result<Offer> {
+    fn peek_plaintext(&self) -> io::Result<TlsReadOutcome> {
         self.tls
             .as_ref()
-            .map_or(Ok(Offer::Nothing), |tls| self.with_tls(tls, Session::peek))
+            .map_or(Ok(TlsReadOutcome::NeedsInput), |tls| {
+                self.with_tls(tls, TlsSession::peek_plaintext)
+            })
     }
 
     /// Takes in what the socket has, as the runtime knows it; how much that was, if there was anything.
-    fn take_in(&self) -> io::Result<Option<usize>> {
-        let mut bytes = vec![0; RECORD];
+    fn read_into_tls(&self) -> io::Result<Option<usize>> {
+        let mut bytes = vec![0; TLS_RECORD_BYTES];
         match self.socket.try_read(&mut bytes) {
             Ok(count) => self.feed(&bytes[..count]).map(|()| Some(count)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -308,9 +317,9 @@ impl Wire {
     }
 
     /// Takes in what the socket has, as the system knows it; whether it is still open.
-    fn take_in_now(&self) -> io::Result<bool> {
-        let mut bytes = vec![0; RECORD];
-        match self.socket.receive(&mut bytes) {
+    fn read_into_tls_from_os(&self) -> io::Result<bool> {
+        let mut bytes = vec![0; TLS_RECORD_BYTES];
+        match self.socket.try_read_from_os(&mut bytes) {
             Ok(count) => self.feed(&bytes[..count]).map(|()| count > 0),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
             Err(error) => Err(error),
@@ -318,7 +327,7 @@ impl Wire {
     }
 
     fn feed(&self, bytes: &[u8]) -> io::Result<()> {
-        self.received
+        self.bytes_received
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.tls.as_ref().map_or(Ok(()), |tls| {
             self.with_tls(tls, |session, queue| session.feed(bytes, queue))
@@ -327,97 +336,97 @@ impl Wire {
 
     fn with_tls<T>(
         &self,
-        tls: &Mutex<Session>,
-        act: impl FnOnce(&mut Session, &mut BytesMut) -> io::Result<T>,
+        tls: &Mutex<TlsSession>,
+        operation: impl FnOnce(&mut TlsSession, &mut BytesMut) -> io::Result<T>,
     ) -> io::Result<T> {
         let (mut session, mut queue) = (lock(tls), lock(&self.queue));
-        let done = act(&mut session, &mut queue);
-        self.note_queue(&mut queue);
-        done
+        let result = operation(&mut session, &mut queue);
+        self.update_queue_state(&mut queue);
+        result
     }
 }
 
-impl Connection {
+impl QueuedStream {
     /// The handle of the connection.
     #[must_use]
-    pub fn wire(&self) -> &Arc<Wire> {
-        &self.wire
+    pub fn handle(&self) -> &Arc<ConnectionHandle> {
+        &self.handle
     }
 
     /// Puts bytes back, to be read again first.
-    pub fn put_back(&mut self, bytes: BytesMut) {
-        self.wire
-            .has_unread
+    pub fn replay(&mut self, bytes: BytesMut) {
+        self.handle
+            .has_replay_bytes
             .store(!bytes.is_empty(), Ordering::Relaxed);
-        self.unread = bytes;
+        self.replay_bytes = bytes;
     }
 
-    fn poll_plain(
+    fn poll_read_plain(
         &mut self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.reader).poll_read(context, buffer))?;
-        self.wire
-            .received
+        self.handle
+            .bytes_received
             .fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 
-    fn poll_tls(
+    fn poll_read_tls(
         &mut self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let wire = self.wire.clone();
-        let Some(tls) = &wire.tls else {
+        let handle = self.handle.clone();
+        let Some(tls) = &handle.tls else {
             return Poll::Ready(Ok(()));
         };
         loop {
-            let offer = wire.with_tls(tls, |session, queue| {
-                session.read(buffer.initialize_unfilled(), queue)
+            let read_outcome = handle.with_tls(tls, |session, queue| {
+                session.read_plaintext(buffer.initialize_unfilled(), queue)
             })?;
-            if let Offer::Bytes(count) = offer {
+            if let TlsReadOutcome::Plaintext(count) = read_outcome {
                 buffer.advance(count);
                 return Poll::Ready(Ok(()));
             }
-            let mut space = [MaybeUninit::<u8>::uninit(); RECORD];
+            let mut space = [MaybeUninit::<u8>::uninit(); TLS_RECORD_BYTES];
             let mut record = ReadBuf::uninit(&mut space);
             ready!(Pin::new(&mut self.reader).poll_read(context, &mut record))?;
-            wire.feed(record.filled())?;
+            handle.feed(record.filled())?;
         }
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for QueuedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let allowance = self.wire.allowance.load(Ordering::Relaxed);
-        if allowance == 0 {
+        let read_limit = self.handle.read_limit.load(Ordering::Relaxed);
+        if read_limit == 0 {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the head is too long",
             )));
         }
         let before = buffer.filled().len();
-        if !self.unread.is_empty() {
-            let count = self.unread.len().min(buffer.remaining());
-            buffer.put_slice(&self.unread.split_to(count));
-            self.wire
-                .has_unread
-                .store(!self.unread.is_empty(), Ordering::Relaxed);
-        } else if self.wire.tls.is_some() {
-            ready!(self.poll_tls(context, buffer))?;
+        if !self.replay_bytes.is_empty() {
+            let count = self.replay_bytes.len().min(buffer.remaining());
+            buffer.put_slice(&self.replay_bytes.split_to(count));
+            self.handle
+                .has_replay_bytes
+                .store(!self.replay_bytes.is_empty(), Ordering::Relaxed);
+        } else if self.handle.tls.is_some() {
+            ready!(self.poll_read_tls(context, buffer))?;
         } else {
-            ready!(self.poll_plain(context, buffer))?;
+            ready!(self.poll_read_plain(context, buffer))?;
         }
-        if allowance != UNBOUNDED {
-            self.wire.allowance.store(
-                allowance.saturating_sub(buffer.filled().len() - before),
+        if read_limit != NO_READ_LIMIT {
+            self.handle.read_limit.store(
+                read_limit.saturating_sub(buffer.filled().len() - before),
                 Ordering::Relaxed,
             );
         }
@@ -425,21 +434,21 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for QueuedStream {
     /// Queues, and never waits.
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &self.wire.tls {
+        match &self.handle.tls {
             Some(tls) => self
-                .wire
-                .with_tls(tls, |session, queue| session.write(bytes, queue))?,
+                .handle
+                .with_tls(tls, |session, queue| session.write_plaintext(bytes, queue))?,
             None => {
-                let mut queue = lock(&self.wire.queue);
+                let mut queue = lock(&self.handle.queue);
                 queue.extend_from_slice(bytes);
-                self.wire.note_queue(&mut queue);
+                self.handle.update_queue_state(&mut queue);
             }
         }
         Poll::Ready(Ok(bytes.len()))
@@ -451,11 +460,11 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(tls) = &self.wire.tls {
-            self.wire.with_tls(tls, Session::close)?;
+        if let Some(tls) = &self.handle.tls {
+            self.handle.with_tls(tls, TlsSession::send_close_notify)?;
         }
-        ready!(self.wire.poll_push(context))?;
-        Poll::Ready(self.wire.socket.shutdown())
+        ready!(self.handle.poll_flush(context))?;
+        Poll::Ready(self.handle.socket.shutdown_write())
     }
 }
 
@@ -464,37 +473,37 @@ fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[async_trait]
-impl Shutdown for Connection {
+impl Shutdown for QueuedStream {
     async fn shutdown(&mut self) {
         // A connection that is broken is closed already.
         _ = tokio::io::AsyncWriteExt::shutdown(self).await;
     }
 }
 
-impl UniqueID for Connection {
+impl UniqueID for QueuedStream {
     fn id(&self) -> UniqueIDType {
-        std::os::fd::AsRawFd::as_raw_fd(&self.wire.socket)
+        std::os::fd::AsRawFd::as_raw_fd(&self.handle.socket)
     }
 }
 
-impl Ssl for Connection {}
+impl Ssl for QueuedStream {}
 
 #[async_trait]
-impl Peek for Connection {}
+impl Peek for QueuedStream {}
 
-impl GetTimingDigest for Connection {
+impl GetTimingDigest for QueuedStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
 }
 
-impl GetProxyDigest for Connection {
+impl GetProxyDigest for QueuedStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
 }
 
-impl GetSocketDigest for Connection {
+impl GetSocketDigest for QueuedStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         None
     }
@@ -510,65 +519,77 @@ mod tests {
     use super::*;
 
     /// A connection on which one exchange has gone well, and the other side of it.
-    async fn used() -> (Connection, Arc<Wire>, TcpStream) {
+    async fn connection_after_one_exchange() -> (QueuedStream, Arc<ConnectionHandle>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let near = TcpStream::connect(listener.local_addr().expect("an address"))
+        let local_socket = TcpStream::connect(listener.local_addr().expect("an address"))
             .await
             .expect("a connection");
-        let (mut far, _) = listener.accept().await.expect("a connection");
-        let (mut connection, wire) = open(Socket::Tcp(near), None);
+        let (mut remote_socket, _) = listener.accept().await.expect("a connection");
+        let (mut connection, handle) = open(Socket::Tcp(local_socket), None);
         connection.write_all(b"one").await.expect("it queues");
-        wire.push().await.expect("it is taken");
-        let mut word = [0; 3];
-        far.read_exact(&mut word).await.expect("it arrives");
-        far.write_all(b"yes").await.expect("it is taken");
-        connection.read_exact(&mut word).await.expect("it arrives");
-        (connection, wire, far)
+        handle.flush().await.expect("it is taken");
+        let mut reply = [0; 3];
+        remote_socket
+            .read_exact(&mut reply)
+            .await
+            .expect("it arrives");
+        remote_socket.write_all(b"yes").await.expect("it is taken");
+        connection.read_exact(&mut reply).await.expect("it arrives");
+        (connection, handle, remote_socket)
     }
 
     /// Sends something, and reads until the end or a failure.
-    async fn send(connection: &mut Connection, wire: &Wire) {
+    async fn write_and_expect_no_response(
+        connection: &mut QueuedStream,
+        handle: &ConnectionHandle,
+    ) {
         connection.write_all(b"two").await.expect("it queues");
         // It may fail or not, as the news travels.
-        _ = wire.push().await;
+        _ = handle.flush().await;
         let mut rest = Vec::new();
         _ = connection.read_to_end(&mut rest).await;
         assert!(rest.is_empty());
     }
 
     #[tokio::test]
-    async fn what_was_sent_to_a_closed_connection_was_read_by_nobody() {
-        let (mut connection, wire, far) = used().await;
-        let before = wire.sent();
-        drop(far);
-        send(&mut connection, &wire).await;
-        assert!(wire.closed_before(before));
+    async fn bytes_sent_after_the_peer_closed_are_known_to_be_unread() {
+        let (mut connection, handle, remote_socket) = connection_after_one_exchange().await;
+        let before = handle.bytes_sent();
+        drop(remote_socket);
+        write_and_expect_no_response(&mut connection, &handle).await;
+        assert!(handle.peer_closed_before(before));
     }
 
     #[tokio::test]
-    async fn what_was_read_before_the_close_was_read() {
-        let (mut connection, wire, mut far) = used().await;
-        let before = wire.sent();
+    async fn bytes_read_before_the_peer_closed_are_not_reported_as_unread() {
+        let (mut connection, handle, mut remote_socket) = connection_after_one_exchange().await;
+        let before = handle.bytes_sent();
         let reading = tokio::spawn(async move {
-            let mut word = [0; 3];
-            far.read_exact(&mut word).await.expect("it arrives");
+            let mut reply = [0; 3];
+            remote_socket
+                .read_exact(&mut reply)
+                .await
+                .expect("it arrives");
         });
-        send(&mut connection, &wire).await;
+        write_and_expect_no_response(&mut connection, &handle).await;
         reading.await.expect("it ended");
-        assert!(!wire.closed_before(before));
+        assert!(!handle.peer_closed_before(before));
     }
 
     #[tokio::test]
-    async fn a_connection_that_was_cut_off_proves_nothing() {
-        let (mut connection, wire, mut far) = used().await;
-        let before = wire.sent();
+    async fn a_reset_does_not_prove_that_bytes_were_unread() {
+        let (mut connection, handle, mut remote_socket) = connection_after_one_exchange().await;
+        let before = handle.bytes_sent();
         let reading = tokio::spawn(async move {
             let mut byte = [0; 1];
-            far.read_exact(&mut byte).await.expect("it arrives");
+            remote_socket
+                .read_exact(&mut byte)
+                .await
+                .expect("it arrives");
             // With something unread, closing is cutting off.
         });
-        send(&mut connection, &wire).await;
+        write_and_expect_no_response(&mut connection, &handle).await;
         reading.await.expect("it ended");
-        assert!(!wire.closed_before(before));
+        assert!(!handle.peer_closed_before(before));
     }
 }

@@ -11,21 +11,24 @@ use std::{
 use outrigger::{
     policy::{
         self,
-        snapshot::Snapshot,
-        source::{File, Source},
+        snapshot::PolicySnapshot,
+        source::{PolicyFile, PolicySource},
     },
     resilience::{
-        breaker::{Outcome, Speed},
-        outlier::Attempted,
-        shed::Class,
+        breaker::{CallOutcome, Speed},
+        outlier::EndpointResult,
+        shed::PriorityClass,
     },
-    state::{State, admission::Verdict, backend::Wish, breaker::Passage, limit::Entry},
-    telemetry::{Telemetry, access_log::AccessLog},
+    state::{
+        State, admission::AdmissionDecision, backend::SelectionRequest, breaker::BreakerDecision,
+        limit::AcquireOutcome,
+    },
+    telemetry::{Telemetry, access_log::AccessLogWriter},
 };
 
 use crate::support::sidecar::policy;
 
-const EVERYTHING: &str = "  defaults:
+const ALL_POLICY_SECTIONS: &str = "  defaults:
     circuitBreaker: {consecutiveFailures: 5}
     connectionLimits: {maxParallelRequests: 100, adaptive: {}}
     admissionControl: {}
@@ -35,20 +38,20 @@ const EVERYTHING: &str = "  defaults:
   protection: {}
 ";
 
-fn live() -> Arc<State> {
+fn new_state() -> Arc<State> {
     let endpoints =
         ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(|address| address.parse().unwrap());
-    let text = policy(&endpoints, EVERYTHING)
+    let text = policy(&endpoints, ALL_POLICY_SECTIONS)
         .replace("]}\n  routes", "], outlierDetection: {}}\n  routes");
-    let source = Source::from_files(vec![File {
+    let source = PolicySource::from_files(vec![PolicyFile {
         name: "test.yaml".into(),
         text,
     }]);
-    let snapshot: Snapshot = policy::load_source(&source, &HashMap::new())
+    let snapshot: PolicySnapshot = policy::load_source(&source, &HashMap::new())
         .unwrap()
         .snapshot;
-    let (state, _wishes) = State::new(
-        Arc::new(Telemetry::new(AccessLog::off(), SystemTime::now)),
+    let (state, _commands) = State::new(
+        Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now)),
         None,
         Instant::now(),
     );
@@ -57,52 +60,84 @@ fn live() -> Arc<State> {
 }
 
 /// Every decision that a request meets which is let in, asked and answered well, with what is told about it after.
-fn decide(state: &State, key: u64, now: Instant) {
-    let live = state.live.load();
-    let route = &live.routes[0];
-    let to = &route.destinations[0];
-    assert!(!state.protection.refuses(Class::Normal, || 0.5));
+fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
+    let active_policy = state.active_policy.load();
+    let route = &active_policy.routes[0];
+    let destination = &route.destinations[0];
+    assert!(!state.protection.should_shed(PriorityClass::Normal, || 0.5));
     assert_eq!(
-        to.admission.as_ref().unwrap().ask(0.5, now),
-        Verdict::Admitted
+        destination
+            .admission_control
+            .as_ref()
+            .unwrap()
+            .decide(0.5, now),
+        AdmissionDecision::Admitted
     );
     assert!(route.rate_limits[0].try_acquire(Some(key), now).is_ok());
-    let Entry::Admitted(place) = to.limit.as_ref().unwrap().enter(Class::Normal) else {
+    let AcquireOutcome::Admitted(limit_permit) = destination
+        .concurrency_limit
+        .as_ref()
+        .unwrap()
+        .try_acquire(PriorityClass::Normal)
+    else {
         panic!("there is room")
     };
-    to.budget.deposit(now);
-    let _how_late = to.hedge.as_ref().unwrap().delay(now);
-    let index = to
+    destination.retry_budget.deposit(now);
+    let _hedging_delay = destination.hedge.as_ref().unwrap().delay(now);
+    let index = destination
         .backend
-        .pick(Wish { key: None, now }, |_| true, || 0.5)
+        .pick(
+            SelectionRequest {
+                hash_key: None,
+                now,
+            },
+            |_| true,
+            || 0.5,
+        )
         .unwrap();
-    let in_flight = to.backend.endpoints[index].enter();
-    let Passage::Allowed(permit) = to.breaker.as_ref().unwrap().try_acquire(now, 0.5) else {
+    let in_flight = destination.backend.endpoints[index].start_request();
+    let BreakerDecision::Admitted(permit) =
+        destination.breaker.as_ref().unwrap().try_acquire(now, 0.5)
+    else {
         panic!("it is closed")
     };
-    let observation = to.backend.observe(index, now).unwrap();
-    let took = Duration::from_millis(2);
-    permit.settle(Outcome::Success, Speed::Fast, now, 0.5);
-    to.admission.as_ref().unwrap().note(true, now);
-    observation.settle(Attempted::Success, took, None, now);
-    to.hedge.as_ref().unwrap().note(took, now);
-    place.learner().unwrap().note(took, false, now);
-    drop((place, in_flight));
+    let observation = destination.backend.observe_attempt(index, now).unwrap();
+    let latency = Duration::from_millis(2);
+    permit.settle(CallOutcome::Success, Speed::Fast, now, 0.5);
+    destination
+        .admission_control
+        .as_ref()
+        .unwrap()
+        .record_result(true, now);
+    observation.settle(EndpointResult::Success, latency, None, now);
+    destination
+        .hedge
+        .as_ref()
+        .unwrap()
+        .record_latency(latency, now);
+    limit_permit
+        .sampler()
+        .unwrap()
+        .record_sample(latency, false, now);
+    drop((limit_permit, in_flight));
 }
 
 #[test]
-fn a_decision_that_lets_a_request_pass_allocates_nothing() {
-    let (state, start) = (live(), Instant::now());
+fn admitting_and_completing_a_request_allocates_nothing() {
+    let (state, start) = (new_state(), Instant::now());
     // What is made once, at the first request of a kind or of a key, is not part of it.
-    (0..2_000).for_each(|call| decide(&state, call % 1_000, start + Duration::from_millis(call)));
+    (0..2_000).for_each(|call| {
+        admit_and_complete_request(&state, call % 1_000, start + Duration::from_millis(call))
+    });
     let counted = allocation_counter::measure(|| {
-        (0..1_000)
-            .for_each(|call| decide(&state, call, start + Duration::from_millis(2_000 + call)))
+        (0..1_000).for_each(|call| {
+            admit_and_complete_request(&state, call, start + Duration::from_millis(2_000 + call))
+        })
     });
     assert_eq!(counted.count_total, 0, "{counted:?}");
 }
 
 #[test]
-fn the_counter_counts() {
+fn the_allocation_counter_detects_an_allocation() {
     assert!(allocation_counter::measure(|| drop(Box::new(7))).count_total >= 1);
 }

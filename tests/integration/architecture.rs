@@ -10,12 +10,12 @@ use outrigger::telemetry::reason::Reason;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-fn sources(directory: &Path) -> Vec<PathBuf> {
+fn source_files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(sources(&path));
+            found.extend(source_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
@@ -30,7 +30,7 @@ fn is_test(path: &Path) -> bool {
 }
 
 /// The part of a file that is not a unit test.
-fn production(path: &Path) -> String {
+fn production_code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     text.split("#[cfg(test)]\nmod tests {")
         .next()
@@ -39,7 +39,7 @@ fn production(path: &Path) -> String {
 }
 
 /// Who may import whom; the same table as in ARCHITECTURE.md.
-const MATRIX: &[(&str, &[&str])] = &[
+const IMPORT_MATRIX: &[(&str, &[&str])] = &[
     ("resilience", &[]),
     ("policy", &["resilience"]),
     ("telemetry", &["resilience"]),
@@ -106,17 +106,19 @@ fn layer(path: &Path) -> String {
 
 #[test]
 fn imports_follow_the_matrix() {
-    for path in sources(&Path::new(ROOT).join("src")) {
+    for path in source_files(&Path::new(ROOT).join("src")) {
         let own = layer(&path);
         if matches!(own.as_str(), "lib" | "main") {
             continue;
         }
-        let (_, allowed) = MATRIX
+        let (_, allowed) = IMPORT_MATRIX
             .iter()
             .find(|(layer, _)| *layer == own)
             .unwrap_or_else(|| panic!("{} is in no layer", path.display()));
-        let text = production(&path).split_whitespace().collect::<String>();
-        for (other, _) in MATRIX
+        let text = production_code(&path)
+            .split_whitespace()
+            .collect::<String>();
+        for (other, _) in IMPORT_MATRIX
             .iter()
             .filter(|(other, _)| *other != own && !allowed.contains(other))
         {
@@ -130,7 +132,7 @@ fn imports_follow_the_matrix() {
                     .split("};")
                     .next()
                     .unwrap_or(group);
-                top_level(group)
+                top_level_items(group)
                     .iter()
                     .any(|item| item.starts_with(&format!("{other}::")) || item == other)
             });
@@ -144,7 +146,7 @@ fn imports_follow_the_matrix() {
 }
 
 /// The items of a group, without what is inside their own groups.
-fn top_level(group: &str) -> Vec<String> {
+fn top_level_items(group: &str) -> Vec<String> {
     let (mut depth, mut items) = (0, vec![String::new()]);
     for character in group.chars() {
         match character {
@@ -160,7 +162,7 @@ fn top_level(group: &str) -> Vec<String> {
 }
 
 #[test]
-fn external_crates_stay_where_they_belong() {
+fn external_crates_are_used_only_in_their_layers() {
     let table: &[(&str, &[&str])] = &[
         ("pingora::", &["proxy", "control", "transport"]),
         ("h2::", &["proxy", "control"]),
@@ -184,8 +186,8 @@ fn external_crates_stay_where_they_belong() {
         ),
         ("std::fs", &["policy", "control", "cli"]),
     ];
-    for path in sources(&Path::new(ROOT).join("src")) {
-        let (own, text) = (layer(&path), production(&path));
+    for path in source_files(&Path::new(ROOT).join("src")) {
+        let (own, text) = (layer(&path), production_code(&path));
         for (name, allowed) in table {
             let is_used = text
                 .lines()
@@ -208,7 +210,7 @@ fn external_crates_stay_where_they_belong() {
 
 /// Without any crate on the path, an import of tokio, http, metrics or serde cannot compile.
 #[test]
-fn the_pure_machines_compile_with_nothing_but_std() {
+fn resilience_compiles_with_std_alone() {
     let target =
         std::env::temp_dir().join(format!("outrigger-purity-{}.rmeta", std::process::id()));
     let mut rustc = Command::new("rustc")
@@ -245,12 +247,12 @@ fn the_pure_machines_compile_with_nothing_but_std() {
 }
 
 #[test]
-fn the_pure_machines_read_no_clock_lock_nothing_and_log_nothing() {
-    for path in sources(&Path::new(ROOT).join("src/resilience"))
+fn resilience_reads_no_clock_takes_no_lock_and_logs_nothing() {
+    for path in source_files(&Path::new(ROOT).join("src/resilience"))
         .iter()
         .filter(|path| !is_test(path))
     {
-        let text = production(path);
+        let text = production_code(path);
         for word in [
             "SystemTime",
             "Instant::now",
@@ -276,8 +278,8 @@ fn the_pure_machines_read_no_clock_lock_nothing_and_log_nothing() {
 }
 
 #[test]
-fn files_are_short_and_have_a_head() {
-    for path in sources(&Path::new(ROOT).join("src")) {
+fn files_have_at_most_600_lines_and_module_documentation() {
+    for path in source_files(&Path::new(ROOT).join("src")) {
         let text = fs::read_to_string(&path).unwrap();
         assert!(
             text.lines().count() <= 600,
@@ -296,7 +298,7 @@ fn files_are_short_and_have_a_head() {
 }
 
 #[test]
-fn the_pages_say_what_the_code_says() {
+fn documents_match_the_reasons_the_matrix_the_commands_and_the_schema() {
     let reasons = fs::read_to_string(Path::new(ROOT).join("docs/reasons.md")).unwrap();
     for reason in Reason::ALL {
         assert!(
@@ -316,7 +318,7 @@ fn the_pages_say_what_the_code_says() {
     );
 
     let architecture = fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).unwrap();
-    for (layer, allowed) in MATRIX {
+    for (layer, allowed) in IMPORT_MATRIX {
         let row = format!(
             "| {layer} | {} |",
             if allowed.is_empty() {
@@ -353,7 +355,7 @@ fn the_pages_say_what_the_code_says() {
     }
 
     let reference = fs::read_to_string(Path::new(ROOT).join("docs/policy-reference.md")).unwrap();
-    let schema = outrigger::policy::schema();
+    let schema = outrigger::policy::json_schema();
     for (definition, body) in schema["$defs"].as_object().unwrap() {
         for property in body["properties"]
             .as_object()

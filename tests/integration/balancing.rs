@@ -7,17 +7,21 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Directory, Sidecar,
-    backend::{answer, ok},
+    ScriptedBackend, Sidecar, TempDirectory,
+    backend::{ok_response, response},
     eventually,
-    sidecar::{addresses, policy_with},
+    sidecar::{policy_with_backend_fields, quoted_addresses},
 };
 
 /// How many of so many requests each backend saw.
-fn shares(sidecar: &Sidecar, backends: &[&Backend], requests: usize) -> Vec<usize> {
+fn requests_per_backend(
+    sidecar: &Sidecar,
+    backends: &[&ScriptedBackend],
+    requests: usize,
+) -> Vec<usize> {
     let before: Vec<usize> = backends
         .iter()
-        .map(|backend| backend.seen().len())
+        .map(|backend| backend.requests().len())
         .collect();
     let mut client = sidecar.client();
     for _ in 0..requests {
@@ -26,24 +30,24 @@ fn shares(sidecar: &Sidecar, backends: &[&Backend], requests: usize) -> Vec<usiz
     backends
         .iter()
         .zip(before)
-        .map(|(backend, before)| backend.seen().len() - before)
+        .map(|(backend, before)| backend.requests().len() - before)
         .collect()
 }
 
 #[test]
-fn weights_are_kept_whatever_the_algorithm() {
-    let (heavy, light) = (Backend::healthy(), Backend::healthy());
+fn every_load_balancer_honours_the_endpoint_weights() {
+    let (heavy, light) = (ScriptedBackend::healthy(), ScriptedBackend::healthy());
     let weighted = [
         format!("{{address: \"{}\", weight: 4}}", heavy.address),
         format!("\"{}\"", light.address),
     ];
     for algorithm in ["LeastRequest", "RoundRobin", "Random"] {
-        let sidecar = Sidecar::start(&policy_with(
+        let sidecar = Sidecar::start(&policy_with_backend_fields(
             &weighted,
             &format!("loadBalancer: {{type: {algorithm}}}"),
             "",
         ));
-        let shares = shares(&sidecar, &[&heavy, &light], 400);
+        let shares = requests_per_backend(&sidecar, &[&heavy, &light], 400);
         if algorithm == "RoundRobin" {
             assert_eq!(shares, [320, 80]);
         } else {
@@ -53,15 +57,19 @@ fn weights_are_kept_whatever_the_algorithm() {
 }
 
 #[test]
-fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
-    let backends = [Backend::healthy(), Backend::healthy(), Backend::healthy()];
-    let all = addresses(&backends.iter().collect::<Vec<_>>());
+fn consistent_hash_moves_only_the_keys_of_a_removed_endpoint() {
+    let backends = [
+        ScriptedBackend::healthy(),
+        ScriptedBackend::healthy(),
+        ScriptedBackend::healthy(),
+    ];
+    let all = quoted_addresses(&backends.iter().collect::<Vec<_>>());
     let hash = "loadBalancer: {type: ConsistentHash, consistentHash: {type: Cookie, cookie: {name: user}}}";
-    let sidecar = Sidecar::start(&policy_with(&all, hash, ""));
+    let sidecar = Sidecar::start(&policy_with_backend_fields(&all, hash, ""));
     let owner = |user: usize| {
         let before: Vec<usize> = backends
             .iter()
-            .map(|backend| backend.seen().len())
+            .map(|backend| backend.requests().len())
             .collect();
         for _ in 0..3 {
             let mut client = sidecar.client();
@@ -69,12 +77,12 @@ fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
                 .send(format!(
                     "GET / HTTP/1.1\r\nhost: a\r\ncookie: a=1; user={user}; b=2\r\n\r\n"
                 ))
-                .answer();
+                .read_response();
         }
         let hits: Vec<usize> = backends
             .iter()
             .zip(before)
-            .map(|(backend, before)| backend.seen().len() - before)
+            .map(|(backend, before)| backend.requests().len() - before)
             .collect();
         assert!(hits.contains(&3), "all three went to one: {hits:?}");
         hits.iter().position(|hits| *hits == 3).unwrap()
@@ -85,7 +93,7 @@ fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
         (0..3).all(|backend| owners.contains(&backend)),
         "{owners:?}"
     );
-    sidecar.reload(&policy_with(&all[..2], hash, ""));
+    sidecar.reload(&policy_with_backend_fields(&all[..2], hash, ""));
     for (user, before) in owners.iter().enumerate() {
         let now = owner(user);
         assert!(
@@ -96,26 +104,29 @@ fn a_key_stays_with_its_endpoint_and_moves_when_it_is_gone() {
 }
 
 #[test]
-fn a_fast_refusal_does_not_attract_traffic() {
-    let refusing = Backend::answering(|_| answer(503, "busy"));
-    let slow = |_: &crate::support::backend::Seen| {
-        crate::support::take(std::time::Duration::from_millis(3));
-        ok("fine")
+fn fast_error_responses_do_not_attract_traffic() {
+    let failing = ScriptedBackend::responding_with(|_| response(503, "busy"));
+    let slow = |_: &crate::support::backend::ReceivedRequest| {
+        crate::support::simulate_delay(std::time::Duration::from_millis(3));
+        ok_response("fine")
     };
-    let good = [Backend::answering(slow), Backend::answering(slow)];
-    let backends = [&refusing, &good[0], &good[1]];
-    let sidecar = Sidecar::start(&policy_with(
-        &addresses(&backends),
+    let good = [
+        ScriptedBackend::responding_with(slow),
+        ScriptedBackend::responding_with(slow),
+    ];
+    let backends = [&failing, &good[0], &good[1]];
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
+        &quoted_addresses(&backends),
         "loadBalancer: {type: PeakEwma}",
         "",
     ));
-    let shares = shares(&sidecar, &backends, 150);
+    let shares = requests_per_backend(&sidecar, &backends, 150);
     assert!(shares[0] <= 4, "{shares:?}");
 }
 
 #[test]
-fn a_priority_takes_over_when_the_one_before_is_gone() {
-    let (sick, spare) = (Backend::switchable(), Backend::healthy());
+fn the_next_priority_takes_over_when_the_first_is_unhealthy() {
+    let (sick, spare) = (ScriptedBackend::switchable(), ScriptedBackend::healthy());
     let (first, is_broken) = sick;
     is_broken.store(false, std::sync::atomic::Ordering::SeqCst);
     let endpoints = [
@@ -123,7 +134,7 @@ fn a_priority_takes_over_when_the_one_before_is_gone() {
         format!("{{address: \"{}\", priority: 1}}", spare.address),
     ];
     let check = "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, unhealthyThreshold: 1, healthyThreshold: 1, http: {path: /healthz}}}";
-    let sidecar = Sidecar::start(&policy_with(&endpoints, check, ""));
+    let sidecar = Sidecar::start(&policy_with_backend_fields(&endpoints, check, ""));
     let served_by = || sidecar.get("/").text();
     assert_eq!(served_by(), "fine");
     is_broken.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -133,11 +144,12 @@ fn a_priority_takes_over_when_the_one_before_is_gone() {
 }
 
 #[test]
-fn endpoints_in_this_zone_are_preferred() {
-    let (here, there) = (Backend::healthy(), Backend::healthy());
+fn endpoints_in_the_local_zone_are_preferred() {
+    let (local_endpoint, remote_endpoint) =
+        (ScriptedBackend::healthy(), ScriptedBackend::healthy());
     let endpoints = [
-        format!("{{address: \"{}\", zone: a}}", here.address),
-        format!("{{address: \"{}\", zone: b}}", there.address),
+        format!("{{address: \"{}\", zone: a}}", local_endpoint.address),
+        format!("{{address: \"{}\", zone: b}}", remote_endpoint.address),
     ];
     for (extra, expected) in [
         ("panic", 0),
@@ -152,11 +164,16 @@ fn endpoints_in_this_zone_are_preferred() {
         } else {
             extra
         };
-        let directory = Directory::new();
-        directory.write("policy.yaml", &policy_with(&endpoints, extra, ""));
-        let sidecar =
-            Sidecar::start_in(directory, |settings| settings.zone = Some("a".to_owned())).unwrap();
-        let shares = shares(&sidecar, &[&here, &there], 100);
+        let directory = TempDirectory::new();
+        directory.write(
+            "policy.yaml",
+            &policy_with_backend_fields(&endpoints, extra, ""),
+        );
+        let sidecar = Sidecar::start_with_settings(directory, |settings| {
+            settings.zone = Some("a".to_owned())
+        })
+        .unwrap();
+        let shares = requests_per_backend(&sidecar, &[&local_endpoint, &remote_endpoint], 100);
         assert!(
             shares[1] >= expected && (expected > 0 || shares[1] == 0),
             "{extra}: {shares:?}"
@@ -165,7 +182,7 @@ fn endpoints_in_this_zone_are_preferred() {
 }
 
 #[test]
-fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
+fn slow_start_reduces_the_share_of_a_new_endpoint_until_its_window_ends() {
     let now = || {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -178,26 +195,36 @@ fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
         (Some(now() - 3_600), 95..=105),
         (Some(now() + 60), 5..=25),
     ] {
-        let old = Backend::healthy();
-        let new = Backend::answering(move |_| match started {
-            None => ok("hello"),
+        let old = ScriptedBackend::healthy();
+        let new = ScriptedBackend::responding_with(move |_| match started {
+            None => ok_response("hello"),
             Some(started) => format!(
                 "HTTP/1.1 200 OK\r\nx-outrigger-started-at: {started}\r\ncontent-length: 0\r\n\r\n"
             ),
         });
         let extra = "loadBalancer: {type: RoundRobin, slowStart: {window: 600s}}";
-        let sidecar = Sidecar::start(&policy_with(&addresses(&[&old]), extra, ""));
+        let sidecar = Sidecar::start(&policy_with_backend_fields(
+            &quoted_addresses(&[&old]),
+            extra,
+            "",
+        ));
         sidecar.get("/");
         assert_eq!(
             sidecar
-                .reload(&policy_with(&addresses(&[&old, &new]), extra, ""))
+                .reload(&policy_with_backend_fields(
+                    &quoted_addresses(&[&old, &new]),
+                    extra,
+                    ""
+                ))
                 .status,
             200
         );
         // It tells of its start with its first answer.
-        eventually("it was asked", || shares(&sidecar, &[&new], 1) == [1]);
+        eventually("it was asked", || {
+            requests_per_backend(&sidecar, &[&new], 1) == [1]
+        });
         // Half as warm is a third of all: 0.5 / 1.5.
-        let shares = shares(&sidecar, &[&old, &new], 200);
+        let shares = requests_per_backend(&sidecar, &[&old, &new], 200);
         assert!(
             expected.contains(&shares[1]),
             "started {started:?}: {shares:?}"
@@ -206,10 +233,10 @@ fn a_new_endpoint_gets_a_part_of_its_share_until_it_is_warm() {
 }
 
 #[test]
-fn the_start_of_an_instance_is_told_to_its_callers() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy_with(
-        &addresses(&[&backend]),
+fn responses_carry_the_start_time_of_the_instance() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
+        &quoted_addresses(&[&backend]),
         "healthCheck: {panicThreshold: 50}",
         "",
     ));
@@ -227,16 +254,16 @@ fn the_start_of_an_instance_is_told_to_its_callers() {
 }
 
 #[test]
-fn an_endpoint_may_be_a_socket_in_the_file_system() {
-    let directory = Directory::new();
+fn an_endpoint_may_be_a_unix_domain_socket() {
+    let directory = TempDirectory::new();
     let path = directory.path().join("app.sock");
     let listener = UnixListener::bind(&path).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            std::thread::spawn(|| serve(stream.unwrap()));
+            std::thread::spawn(|| serve_unix_stream(stream.unwrap()));
         }
     });
-    let sidecar = Sidecar::start(&policy_with(
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
         &[format!("\"unix:{}\"", path.display())],
         "healthCheck: {active: {type: HTTP, interval: 20ms, http: {path: /}}}",
         "",
@@ -246,11 +273,11 @@ fn an_endpoint_may_be_a_socket_in_the_file_system() {
         assert_eq!(client.get("/").text(), "from a file");
     }
     eventually("its check passes", || {
-        sidecar.json("/api/v1/backends")[0]["endpoints"][0]["health"] == "healthy"
+        sidecar.admin_json("/api/v1/backends")[0]["endpoints"][0]["health"] == "healthy"
     });
 }
 
-fn serve(mut stream: UnixStream) {
+fn serve_unix_stream(mut stream: UnixStream) {
     let (mut seen, mut chunk) = (Vec::new(), [0; 1024]);
     while let Ok(count @ 1..) = stream.read(&mut chunk) {
         seen.extend_from_slice(&chunk[..count]);
@@ -259,18 +286,20 @@ fn serve(mut stream: UnixStream) {
                 String::from_utf8_lossy(&seen).contains("host: "),
                 "there is a host"
             );
-            stream.write_all(ok("from a file").as_bytes()).unwrap();
+            stream
+                .write_all(ok_response("from a file").as_bytes())
+                .unwrap();
             seen.clear();
         }
     }
 }
 
 #[test]
-fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
+fn an_http_check_matches_the_body_and_uses_the_edge_and_unhealthy_intervals() {
     let is_ill = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let there = is_ill.clone();
-    let backend = Backend::answering(move |_| {
-        ok(if there.load(std::sync::atomic::Ordering::SeqCst) {
+    let shared_is_ill = is_ill.clone();
+    let backend = ScriptedBackend::responding_with(move |_| {
+        ok_response(if shared_is_ill.load(std::sync::atomic::Ordering::SeqCst) {
             "status: down"
         } else {
             "status: up"
@@ -278,8 +307,12 @@ fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
     });
     // The interval alone would take longer than this test's patience.
     let check = "healthCheck: {active: {type: HTTP, interval: 1s, unhealthyInterval: 20ms, edgeInterval: 10ms, jitterPercent: 0, unhealthyThreshold: 100, http: {path: /, expectedBody: \"status: up\"}}}";
-    let sidecar = Sidecar::start(&policy_with(&addresses(&[&backend]), check, ""));
-    let health = || sidecar.json("/api/v1/backends")[0]["endpoints"][0].clone();
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
+        &quoted_addresses(&[&backend]),
+        check,
+        "",
+    ));
+    let health = || sidecar.admin_json("/api/v1/backends")[0]["endpoints"][0].clone();
     eventually("it is healthy", || health()["health"] == "healthy");
     is_ill.store(true, std::sync::atomic::Ordering::SeqCst);
     eventually("it is unhealthy", || health()["health"] == "unhealthy");
@@ -287,20 +320,24 @@ fn a_check_reads_the_body_and_looks_again_sooner_at_the_edge() {
         health()["last_check"],
         "the expected words are not in the body"
     );
-    let before = backend.seen().len();
+    let before = backend.requests().len();
     eventually("it is looked at often", || {
-        backend.seen().len() > before + 100
+        backend.requests().len() > before + 100
     });
     is_ill.store(false, std::sync::atomic::Ordering::SeqCst);
     eventually("it is healthy again", || health()["health"] == "healthy");
 }
 
 #[test]
-fn the_last_endpoint_is_asked_even_if_it_is_ejected() {
-    let (first, second) = (Backend::switchable(), Backend::healthy());
-    let out =
+fn the_last_endpoint_receives_requests_even_if_it_is_ejected() {
+    let (first, second) = (ScriptedBackend::switchable(), ScriptedBackend::healthy());
+    let outlier_detection =
         "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10m, maxEjectionTime: 10m}";
-    let sidecar = Sidecar::start(&policy_with(&addresses(&[&first.0, &second]), out, ""));
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
+        &quoted_addresses(&[&first.0, &second]),
+        outlier_detection,
+        "",
+    ));
     let mut client = sidecar.client();
     eventually("it is ejected", || {
         client.get("/");
@@ -309,7 +346,11 @@ fn the_last_endpoint_is_asked_even_if_it_is_ejected() {
     // The other leaves: the one that is ejected is the last.
     assert_eq!(
         sidecar
-            .reload(&policy_with(&addresses(&[&first.0]), out, ""))
+            .reload(&policy_with_backend_fields(
+                &quoted_addresses(&[&first.0]),
+                outlier_detection,
+                ""
+            ))
             .status,
         200
     );

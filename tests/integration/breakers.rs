@@ -6,18 +6,21 @@ use std::sync::{
 };
 
 use crate::support::{
-    Backend, Sidecar,
-    backend::{answer, ok},
+    ScriptedBackend, Sidecar,
+    backend::{ok_response, response},
     eventually,
     sidecar::policy,
 };
 
-const BREAKER: &str = "  defaults: {circuitBreaker: {consecutiveFailures: 3, waitDurationInOpenState: 50ms, permittedNumberOfCallsInHalfOpenState: 2, recoveryRamp: 0s}}\n";
+const BREAKER_DEFAULTS: &str = "  defaults: {circuitBreaker: {consecutiveFailures: 3, waitDurationInOpenState: 50ms, permittedNumberOfCallsInHalfOpenState: 2, recoveryRamp: 0s}}\n";
 
 #[test]
-fn a_breaker_opens_refuses_probes_and_closes() {
-    let (backend, _broken) = Backend::switchable();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &BREAKER.replace("50ms", "10s")));
+fn an_open_breaker_rejects_requests_with_retry_after() {
+    let (backend, _broken) = ScriptedBackend::switchable();
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &BREAKER_DEFAULTS.replace("50ms", "10s"),
+    ));
     for _ in 0..3 {
         assert_eq!(sidecar.get("/").text(), "broken");
     }
@@ -37,7 +40,11 @@ fn a_breaker_opens_refuses_probes_and_closes() {
             .unwrap()
             .contains("error=destination_unavailable")
     );
-    assert_eq!(backend.seen().len(), 3, "a refusal does not reach the app");
+    assert_eq!(
+        backend.requests().len(),
+        3,
+        "a refusal does not reach the app"
+    );
     assert_eq!(sidecar.breaker("app")["state"], "open");
     assert_eq!(
         sidecar.metric(r#"outrigger_breaker_state{breaker="app",state="open"}"#),
@@ -46,9 +53,9 @@ fn a_breaker_opens_refuses_probes_and_closes() {
 }
 
 #[test]
-fn a_healed_app_is_found_out_by_itself() {
-    let (backend, is_broken) = Backend::switchable();
-    let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER));
+fn a_recovered_backend_closes_the_breaker_through_half_open() {
+    let (backend, is_broken) = ScriptedBackend::switchable();
+    let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER_DEFAULTS));
     eventually("it opens", || {
         sidecar.get("/").reason() == "breaker_open:app"
     });
@@ -58,34 +65,34 @@ fn a_healed_app_is_found_out_by_itself() {
         sidecar.breaker("app")["state"] == "closed"
     });
     assert_eq!(sidecar.get("/").text(), "fine");
-    let told = sidecar.events();
+    let events = sidecar.events();
     for change in [
         "closed -> open by ConsecutiveFailures",
         "open -> half_open by OpenTimeElapsed",
         "half_open -> closed by ProbesPassed",
     ] {
         assert!(
-            told.iter().any(|event| event.contains(change)),
-            "{change} in {told:?}"
+            events.iter().any(|event| event.contains(change)),
+            "{change} in {events:?}"
         );
     }
 }
 
 #[test]
-fn a_client_that_leaves_in_half_open_gives_its_permit_back() {
+fn a_client_disconnect_in_half_open_returns_its_permit() {
     let is_stuck = Arc::new(AtomicBool::new(false));
-    let there = is_stuck.clone();
-    let backend = Backend::start(move |mut connection| {
-        while connection.request().is_some() {
-            if there.load(Ordering::SeqCst) {
+    let shared_is_stuck = is_stuck.clone();
+    let backend = ScriptedBackend::start(move |mut connection| {
+        while connection.read_request().is_some() {
+            if shared_is_stuck.load(Ordering::SeqCst) {
                 return connection.wait_for_close();
             }
-            connection.send(answer(500, "broken"));
+            connection.send(response(500, "broken"));
         }
     });
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &BREAKER.replace(
+        &BREAKER_DEFAULTS.replace(
             "waitDurationInOpenState: 50ms",
             "waitDurationInOpenState: 50ms, maxWaitDurationInHalfOpenState: 1h",
         ),
@@ -97,10 +104,10 @@ fn a_client_that_leaves_in_half_open_gives_its_permit_back() {
     is_stuck.store(true, Ordering::SeqCst);
     // Far more probes than there are permits, and each leaves.
     for round in 0..10 {
-        let before = backend.seen().len();
+        let before = backend.requests().len();
         let mut client = sidecar.client();
         eventually("a probe reaches the app", || {
-            if backend.seen().len() > before {
+            if backend.requests().len() > before {
                 return true;
             }
             if sidecar.in_flight() == 0 {
@@ -120,11 +127,11 @@ fn a_client_that_leaves_in_half_open_gives_its_permit_back() {
 }
 
 #[test]
-fn a_slow_app_trips_it_without_a_single_failure() {
-    let backend = Backend::start(|mut connection| {
-        while connection.request().is_some() {
-            crate::support::take(std::time::Duration::from_millis(20));
-            connection.send(ok("late"));
+fn slow_calls_trip_the_breaker_without_a_failure() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        while connection.read_request().is_some() {
+            crate::support::simulate_delay(std::time::Duration::from_millis(20));
+            connection.send(ok_response("late"));
         }
     });
     let slow = "  defaults: {circuitBreaker: {slowCallDurationThreshold: 1ms, slowCallRateThreshold: 80, minimumNumberOfCalls: 4, waitDurationInOpenState: 1m}}\n";
@@ -142,8 +149,8 @@ fn a_slow_app_trips_it_without_a_single_failure() {
 }
 
 #[test]
-fn a_429_counts_for_the_rate_and_not_for_the_run() {
-    let backend = Backend::answering(|_| answer(429, "later"));
+fn a_429_counts_for_the_failure_rate_and_not_for_consecutive_failures() {
+    let backend = ScriptedBackend::responding_with(|_| response(429, "later"));
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {circuitBreaker: {consecutiveFailures: 2, minimumNumberOfCalls: 6, waitDurationInOpenState: 1m}}\n",
@@ -161,11 +168,11 @@ fn a_429_counts_for_the_rate_and_not_for_the_run() {
 }
 
 #[test]
-fn in_shadow_mode_it_opens_counts_and_refuses_nobody() {
-    let (backend, _broken) = Backend::switchable();
+fn a_shadow_breaker_opens_and_counts_but_rejects_nothing() {
+    let (backend, _broken) = ScriptedBackend::switchable();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &BREAKER
+        &BREAKER_DEFAULTS
             .replace("{consecutive", "{mode: Shadow, consecutive")
             .replace("50ms", "1m"),
     ));
@@ -180,24 +187,24 @@ fn in_shadow_mode_it_opens_counts_and_refuses_nobody() {
 }
 
 #[test]
-fn with_the_scope_endpoint_the_bad_one_is_left_out_and_nobody_is_refused() {
+fn an_endpoint_breaker_excludes_the_failing_endpoint_and_rejects_nothing() {
     let (bad, good) = (
-        Backend::answering(|_| answer(500, "bad")),
-        Backend::healthy(),
+        ScriptedBackend::responding_with(|_| response(500, "bad")),
+        ScriptedBackend::healthy(),
     );
-    let scope = BREAKER
+    let scope = BREAKER_DEFAULTS
         .replace("{consecutive", "{scope: Endpoint, consecutive")
         .replace("50ms", "1m");
     let sidecar = Sidecar::start(&policy(&[bad.address, good.address], &scope));
     let mut client = sidecar.client();
     eventually("the bad one has failed three times", || {
         client.get("/");
-        bad.seen().len() == 3
+        bad.requests().len() == 3
     });
     for _ in 0..50 {
         assert_eq!(client.get("/").status, 200);
     }
-    assert_eq!(bad.seen().len(), 3);
+    assert_eq!(bad.requests().len(), 3);
     assert_eq!(
         sidecar.breaker(&format!("app/{}", bad.address))["state"],
         "open"
@@ -205,8 +212,8 @@ fn with_the_scope_endpoint_the_bad_one_is_left_out_and_nobody_is_refused() {
 
     drop(good);
     let (bad, other) = (
-        Backend::answering(|_| answer(500, "bad")),
-        Backend::answering(|_| answer(500, "bad")),
+        ScriptedBackend::responding_with(|_| response(500, "bad")),
+        ScriptedBackend::responding_with(|_| response(500, "bad")),
     );
     let sidecar = Sidecar::start(&policy(&[bad.address, other.address], &scope));
     eventually("all are open", || {
@@ -215,12 +222,12 @@ fn with_the_scope_endpoint_the_bad_one_is_left_out_and_nobody_is_refused() {
 }
 
 #[test]
-fn with_the_scope_route_one_route_does_not_stop_another() {
-    let backend = Backend::answering(|request| {
-        if request.line().contains("/bad") {
-            answer(500, "bad")
+fn a_route_breaker_does_not_affect_other_routes() {
+    let backend = ScriptedBackend::responding_with(|request| {
+        if request.request_line().contains("/bad") {
+            response(500, "bad")
         } else {
-            ok("good")
+            ok_response("good")
         }
     });
     let routes = "    - {name: bad, listeners: [inbound], matches: [{path: {value: /bad}}], backendRefs: [{name: app}]}\n";
@@ -228,7 +235,7 @@ fn with_the_scope_route_one_route_does_not_stop_another() {
         &[backend.address],
         &format!(
             "{routes}{}",
-            BREAKER
+            BREAKER_DEFAULTS
                 .replace("{consecutive", "{scope: Route, consecutive")
                 .replace("50ms", "1m")
         ),
@@ -241,13 +248,13 @@ fn with_the_scope_route_one_route_does_not_stop_another() {
 }
 
 #[test]
-fn by_hand_a_breaker_is_forced_open_disabled_and_reset() {
-    let (backend, is_broken) = Backend::switchable();
+fn the_admin_api_forces_open_disables_and_resets_a_breaker() {
+    let (backend, is_broken) = ScriptedBackend::switchable();
     is_broken.store(false, Ordering::SeqCst);
-    let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER));
+    let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER_DEFAULTS));
     assert_eq!(
         sidecar
-            .admin("POST", "/api/v1/breakers/app/force-open")
+            .call_admin("POST", "/api/v1/breakers/app/force-open")
             .status,
         200
     );
@@ -257,23 +264,29 @@ fn by_hand_a_breaker_is_forced_open_disabled_and_reset() {
         ("breaker_open:app", Some("1"))
     );
     assert_eq!(
-        sidecar.admin("POST", "/api/v1/breakers/app/auto").status,
+        sidecar
+            .call_admin("POST", "/api/v1/breakers/app/auto")
+            .status,
         200
     );
     assert_eq!(sidecar.get("/").status, 200);
     is_broken.store(true, Ordering::SeqCst);
-    sidecar.admin("POST", "/api/v1/breakers/app/disable");
+    sidecar.call_admin("POST", "/api/v1/breakers/app/disable");
     for _ in 0..20 {
         assert_eq!(sidecar.get("/").status, 500);
     }
-    sidecar.admin("POST", "/api/v1/breakers/app/reset");
+    sidecar.call_admin("POST", "/api/v1/breakers/app/reset");
     assert_eq!(sidecar.breaker("app")["state"], "closed");
     assert_eq!(
-        sidecar.admin("POST", "/api/v1/breakers/none/reset").status,
+        sidecar
+            .call_admin("POST", "/api/v1/breakers/none/reset")
+            .status,
         404
     );
     assert_eq!(
-        sidecar.admin("POST", "/api/v1/breakers/app/explode").status,
+        sidecar
+            .call_admin("POST", "/api/v1/breakers/app/explode")
+            .status,
         404
     );
     assert!(
@@ -286,18 +299,21 @@ fn by_hand_a_breaker_is_forced_open_disabled_and_reset() {
 }
 
 #[test]
-fn no_connection_and_no_answer_are_failures_too() {
-    let sidecar = Sidecar::start(&policy(&[Backend::nowhere()], BREAKER));
+fn connect_failures_and_timeouts_count_as_failures() {
+    let sidecar = Sidecar::start(&policy(
+        &[ScriptedBackend::unused_address()],
+        BREAKER_DEFAULTS,
+    ));
     eventually("it opens", || {
         sidecar.get("/").reason() == "breaker_open:app"
     });
-    let silent = Backend::start(|mut connection| {
-        connection.request();
+    let silent = ScriptedBackend::start(|mut connection| {
+        connection.read_request();
         connection.wait_for_close();
     });
     let sidecar = Sidecar::start(&policy(
         &[silent.address],
-        &BREAKER.replace("{circuit", "{timeouts: {backendRequest: 20ms}, circuit"),
+        &BREAKER_DEFAULTS.replace("{circuit", "{timeouts: {backendRequest: 20ms}, circuit"),
     ));
     eventually("it opens", || {
         sidecar.get("/").reason() == "breaker_open:app"
@@ -307,15 +323,15 @@ fn no_connection_and_no_answer_are_failures_too() {
 /// How long a client takes to send its request is not the app's slowness.
 #[test]
 fn a_slow_upload_is_not_a_slow_call() {
-    let backend = Backend::healthy();
+    let backend = ScriptedBackend::healthy();
     let slow = "  defaults: {circuitBreaker: {slowCallDurationThreshold: 150ms, slowCallRateThreshold: 50, minimumNumberOfCalls: 1, waitDurationInOpenState: 1m}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], slow));
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n");
     for _ in 0..4 {
-        crate::support::take(std::time::Duration::from_millis(60));
+        crate::support::simulate_delay(std::time::Duration::from_millis(60));
         client.send("x");
     }
-    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.read_response().status, 200);
     assert_eq!(sidecar.breaker("app")["slow"], 0);
 }

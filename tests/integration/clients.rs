@@ -7,17 +7,20 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::support::{Backend, Sidecar, backend::ok, certificates::Authority, sidecar::policy};
+use crate::support::{
+    ScriptedBackend, Sidecar, backend::ok_response, certificates::CertificateAuthority,
+    sidecar::policy,
+};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-fn home() -> PathBuf {
+fn clients_directory() -> PathBuf {
     std::env::var_os("OUTRIGGER_CLIENTS")
         .map_or_else(|| Path::new(ROOT).join("target/clients"), PathBuf::from)
 }
 
 /// The program, if it is there; else says loudly that a test is skipped, and why.
-fn program(name: &str, path: &Path) -> Option<PathBuf> {
+fn find_program(name: &str, path: &Path) -> Option<PathBuf> {
     let is_there = if path.is_absolute() {
         path.exists()
     } else {
@@ -26,7 +29,7 @@ fn program(name: &str, path: &Path) -> Option<PathBuf> {
     if is_there {
         return Some(path.to_owned());
     }
-    let missing = std::fs::read_to_string(home().join("missing")).unwrap_or_default();
+    let missing = std::fs::read_to_string(clients_directory().join("missing")).unwrap_or_default();
     let why = missing
         .lines()
         .find(|line| line.starts_with(name))
@@ -39,36 +42,36 @@ fn program(name: &str, path: &Path) -> Option<PathBuf> {
     None
 }
 
-fn python() -> Option<PathBuf> {
-    program("python", &home().join("python/bin/python"))
+fn find_python() -> Option<PathBuf> {
+    find_program("python", &clients_directory().join("python/bin/python"))
 }
 
-fn node() -> Option<PathBuf> {
-    if home().join("node/node_modules/ws").exists() {
-        program("node", Path::new("node"))
+fn find_node() -> Option<PathBuf> {
+    if clients_directory().join("node/node_modules/ws").exists() {
+        find_program("node", Path::new("node"))
     } else {
-        program("node", &home().join("node/node_modules/ws"))
+        find_program("node", &clients_directory().join("node/node_modules/ws"))
     }
 }
 
-fn script(name: &str) -> PathBuf {
+fn script_path(name: &str) -> PathBuf {
     let path = Path::new(ROOT).join("tests/clients").join(name);
     if path.extension().is_some_and(|extension| extension == "mjs") {
         // Beside its modules, which are looked for from where a script is.
-        let beside = home().join("node").join(name);
-        std::fs::copy(&path, &beside).unwrap();
-        return beside;
+        let copy = clients_directory().join("node").join(name);
+        std::fs::copy(&path, &copy).unwrap();
+        return copy;
     }
     path
 }
 
 /// A server in another process, stopped by the end of its input.
-struct Server(Child, String);
+struct ServerProcess(Child, String);
 
-impl Server {
+impl ServerProcess {
     fn start(program: &Path, name: &str) -> Self {
         let mut child = Command::new(program)
-            .arg(script(name))
+            .arg(script_path(name))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -81,7 +84,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         _ = self.0.wait();
@@ -89,34 +92,39 @@ impl Drop for Server {
 }
 
 #[track_caller]
-fn run(program: &Path, name: &str, arguments: &[&str]) {
+fn run_client_script(program: &Path, name: &str, arguments: &[&str]) {
     let done = Command::new(program)
-        .arg(script(name))
+        .arg(script_path(name))
         .args(arguments)
         .output()
         .unwrap();
-    let (said, complained) = (
+    let (stdout, stderr) = (
         String::from_utf8_lossy(&done.stdout),
         String::from_utf8_lossy(&done.stderr),
     );
     assert!(
-        done.status.success() && said.trim_end().ends_with("fine"),
-        "{name}: {said}\n{complained}"
+        done.status.success() && stdout.trim_end().ends_with("fine"),
+        "{name}: {stdout}\n{stderr}"
     );
 }
 
 /// A sidecar with a plain and a TLS listener before an app that says what it was asked.
-struct Served {
-    authority: Authority,
-    plain: String,
-    secure: String,
+struct EchoSidecar {
+    authority: CertificateAuthority,
+    plain_address: String,
+    tls_address: String,
     _sidecar: Sidecar,
-    _backend: Backend,
+    _backend: ScriptedBackend,
 }
 
-fn served() -> Served {
-    let backend = Backend::answering(|request| {
-        let line = request.line().rsplit_once(' ').unwrap().0.to_owned();
+fn start_echo_sidecar() -> EchoSidecar {
+    let backend = ScriptedBackend::responding_with(|request| {
+        let line = request
+            .request_line()
+            .rsplit_once(' ')
+            .unwrap()
+            .0
+            .to_owned();
         let body = if line.starts_with("HEAD") {
             String::new()
         } else {
@@ -125,10 +133,10 @@ fn served() -> Served {
         if line.starts_with("HEAD") {
             "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n".to_owned()
         } else {
-            ok(&body)
+            ok_response(&body)
         }
     });
-    let authority = Authority::new();
+    let authority = CertificateAuthority::new();
     authority.write("server", &authority.issue(&["shop.test"]));
     let (cert, key) = (authority.path("server.crt"), authority.path("server.key"));
     let secure = format!(
@@ -140,9 +148,9 @@ fn served() -> Served {
         .replace("  backends", &secure)
         .replace("listeners: [inbound]", "listeners: [inbound, secure]");
     let sidecar = Sidecar::start(&text);
-    Served {
-        plain: sidecar.address("inbound").to_string(),
-        secure: sidecar.address("secure").to_string(),
+    EchoSidecar {
+        plain_address: sidecar.address("inbound").to_string(),
+        tls_address: sidecar.address("secure").to_string(),
         authority,
         _sidecar: sidecar,
         _backend: backend,
@@ -150,17 +158,17 @@ fn served() -> Served {
 }
 
 #[test]
-fn curl_speaks_every_version_of_http() {
-    let Some(_) = program("curl", Path::new("curl")) else {
+fn curl_works_over_every_http_version() {
+    let Some(_) = find_program("curl", Path::new("curl")) else {
         return;
     };
-    let served = served();
-    run(
+    let served = start_echo_sidecar();
+    run_client_script(
         Path::new("sh"),
         "curl_client.sh",
         &[
-            &served.plain,
-            &served.secure,
+            &served.plain_address,
+            &served.tls_address,
             &served.authority.path("ca.crt").display().to_string(),
             "shop.test",
         ],
@@ -168,9 +176,9 @@ fn curl_speaks_every_version_of_http() {
 }
 
 #[test]
-fn httpx_speaks_http1_and_http2_with_and_without_tls() {
-    let Some(python) = python() else { return };
-    let served = served();
+fn httpx_works_over_http1_and_http2_with_and_without_tls() {
+    let Some(python) = find_python() else { return };
+    let served = start_echo_sidecar();
     // httpx resolves names by the system; the certificate is for this one.
     served
         .authority
@@ -183,12 +191,12 @@ fn httpx_speaks_http1_and_http2_with_and_without_tls() {
             .iter()
             .any(|event| event.contains("has new certificates"))
     });
-    run(
+    run_client_script(
         &python,
         "httpx_client.py",
         &[
-            &served.plain,
-            &served.secure,
+            &served.plain_address,
+            &served.tls_address,
             &served.authority.path("ca.crt").display().to_string(),
             name,
         ],
@@ -196,34 +204,34 @@ fn httpx_speaks_http1_and_http2_with_and_without_tls() {
 }
 
 #[test]
-fn undici_speaks_http1_http2_and_websocket() {
-    let Some(node) = node() else { return };
-    let served = served();
-    let server = Server::start(&node, "ws_server.mjs");
-    let before = Sidecar::start(&policy(&[server.1.parse().unwrap()], ""));
-    let socket = before.address("inbound").to_string();
-    run(
+fn undici_works_over_http1_http2_and_websocket() {
+    let Some(node) = find_node() else { return };
+    let served = start_echo_sidecar();
+    let server = ServerProcess::start(&node, "ws_server.mjs");
+    let websocket_sidecar = Sidecar::start(&policy(&[server.1.parse().unwrap()], ""));
+    let websocket_address = websocket_sidecar.address("inbound").to_string();
+    run_client_script(
         &node,
         "undici_client.mjs",
         &[
-            &served.plain,
-            &served.secure,
+            &served.plain_address,
+            &served.tls_address,
             &served.authority.path("ca.crt").display().to_string(),
             "shop.test",
-            &socket,
+            &websocket_address,
         ],
     );
 }
 
 #[test]
-fn grpcio_calls_grpcio() {
-    let Some(python) = python() else { return };
-    let server = Server::start(&python, "grpc_server.py");
+fn a_grpcio_client_calls_a_grpcio_server() {
+    let Some(python) = find_python() else { return };
+    let server = ServerProcess::start(&python, "grpc_server.py");
     let sidecar = Sidecar::start(
         &policy(&[server.1.parse().unwrap()], "")
             .replace("]}\n  routes", "], protocol: GRPC}\n  routes"),
     );
-    run(
+    run_client_script(
         &python,
         "grpc_client.py",
         &[&sidecar.address("inbound").to_string()],

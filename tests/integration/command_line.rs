@@ -6,9 +6,11 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::support::{Backend, Client, Directory, eventually, process::Running, sidecar::policy};
+use crate::support::{
+    Client, ScriptedBackend, TempDirectory, eventually, process::SidecarProcess, sidecar::policy,
+};
 
-fn outrigger(arguments: &[&str]) -> Output {
+fn run_outrigger(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_outrigger"))
         .args(arguments)
         .env_remove("OUTRIGGER_POLICIES")
@@ -16,36 +18,42 @@ fn outrigger(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn code(output: &Output) -> i32 {
+fn exit_code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-fn out(output: &Output) -> String {
+fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn err(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
-fn exit_codes_are_those_of_the_contract() {
-    assert_eq!(code(&outrigger(&["--help"])), 0);
-    assert_eq!(code(&outrigger(&["--version"])), 0);
-    assert_eq!(code(&outrigger(&["explode"])), 64);
-    assert_eq!(code(&outrigger(&["run", "--admin", "nonsense"])), 64);
-    assert_eq!(code(&outrigger(&["run", "--poll-interval", "0s"])), 64);
-    let directory = Directory::new();
+fn exit_codes_match_the_documented_contract() {
+    assert_eq!(exit_code(&run_outrigger(&["--help"])), 0);
+    assert_eq!(exit_code(&run_outrigger(&["--version"])), 0);
+    assert_eq!(exit_code(&run_outrigger(&["explode"])), 64);
+    assert_eq!(
+        exit_code(&run_outrigger(&["run", "--admin", "nonsense"])),
+        64
+    );
+    assert_eq!(
+        exit_code(&run_outrigger(&["run", "--poll-interval", "0s"])),
+        64
+    );
+    let directory = TempDirectory::new();
     let path = directory.path().display().to_string();
-    let empty = outrigger(&["run", "--policies", &path, "--admin", "127.0.0.1:0"]);
+    let empty = run_outrigger(&["run", "--policies", &path, "--admin", "127.0.0.1:0"]);
     assert!(
-        code(&empty) == 65 && err(&empty).contains("there is no *.yaml in it"),
+        exit_code(&empty) == 65 && stderr(&empty).contains("there is no *.yaml in it"),
         "{}",
-        err(&empty)
+        stderr(&empty)
     );
     directory.write("policy.yaml", "kind: Nonsense\n");
     assert_eq!(
-        code(&outrigger(&[
+        exit_code(&run_outrigger(&[
             "run",
             "--policies",
             &path,
@@ -54,14 +62,14 @@ fn exit_codes_are_those_of_the_contract() {
         ])),
         65
     );
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap();
+    let bound_listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = bound_listener.local_addr().unwrap();
     directory.write("policy.yaml", &policy(&[address], ""));
-    let bound = outrigger(&["run", "--policies", &path, "--admin", &address.to_string()]);
+    let bound = run_outrigger(&["run", "--policies", &path, "--admin", &address.to_string()]);
     assert!(
-        code(&bound) == 69 && err(&bound).contains("cannot be bound"),
+        exit_code(&bound) == 69 && stderr(&bound).contains("cannot be bound"),
         "{}",
-        err(&bound)
+        stderr(&bound)
     );
     directory.write(
         "policy.yaml",
@@ -71,7 +79,7 @@ fn exit_codes_are_those_of_the_contract() {
         ),
     );
     assert_eq!(
-        code(&outrigger(&[
+        exit_code(&run_outrigger(&[
             "run",
             "--policies",
             &path,
@@ -80,13 +88,19 @@ fn exit_codes_are_those_of_the_contract() {
         ])),
         69
     );
-    let nobody = Backend::nowhere().to_string();
-    assert_eq!(code(&outrigger(&["status", "--admin", &nobody])), 69);
-    assert_eq!(code(&outrigger(&["healthcheck", "--admin", &nobody])), 1);
+    let unused_address = ScriptedBackend::unused_address().to_string();
+    assert_eq!(
+        exit_code(&run_outrigger(&["status", "--admin", &unused_address])),
+        69
+    );
+    assert_eq!(
+        exit_code(&run_outrigger(&["healthcheck", "--admin", &unused_address])),
+        1
+    );
 }
 
 #[test]
-fn the_shipped_policies_are_fine_and_the_committed_schema_is_current() {
+fn the_shipped_policies_are_valid_and_the_committed_schema_is_current() {
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
     let examples: Vec<String> = std::fs::read_dir(format!("{shipped}/examples"))
         .unwrap()
@@ -95,34 +109,36 @@ fn the_shipped_policies_are_fine_and_the_committed_schema_is_current() {
     assert!(examples.len() >= 5);
     let mut arguments = vec!["check", shipped];
     arguments.extend(examples.iter().map(String::as_str));
-    let checked = outrigger(&arguments);
+    let checked = run_outrigger(&arguments);
     assert!(
-        code(&checked) == 0 && err(&checked).is_empty(),
+        exit_code(&checked) == 0 && stderr(&checked).is_empty(),
         "{}",
-        err(&checked)
+        stderr(&checked)
     );
     let committed =
         std::fs::read_to_string(format!("{shipped}/resilience-policy.schema.json")).unwrap();
     assert!(
-        out(&outrigger(&["schema"])) == committed,
+        stdout(&run_outrigger(&["schema"])) == committed,
         "run `outrigger schema > policies/resilience-policy.schema.json`"
     );
 }
 
 #[test]
-fn check_tells_in_three_ways() {
-    let directory = Directory::new();
+fn check_reports_as_text_json_and_github_annotations() {
+    let directory = TempDirectory::new();
     directory
         .write("policy.yaml", "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: a}\nspec:\n  rowts: []\n  backends: [{name: b, endpoints: [x]}]\n");
     let path = directory.path().display().to_string();
-    let human = outrigger(&["check", &path]);
+    let human = run_outrigger(&["check", &path]);
     assert!(
-        code(&human) == 65 && err(&human).contains("5 |   rowts: []\n  |   ^"),
+        exit_code(&human) == 65 && stderr(&human).contains("5 |   rowts: []\n  |   ^"),
         "{}",
-        err(&human)
+        stderr(&human)
     );
-    let json: serde_json::Value =
-        serde_json::from_str(&out(&outrigger(&["check", "--format", "json", &path]))).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&stdout(&run_outrigger(&[
+        "check", "--format", "json", &path,
+    ])))
+    .unwrap();
     assert_eq!(
         (
             json[0]["line"].as_u64(),
@@ -131,7 +147,7 @@ fn check_tells_in_three_ways() {
         ),
         (Some(5), Some(3), Some("did you mean `routes`?"))
     );
-    let github = out(&outrigger(&["check", "--format", "github", &path]));
+    let github = stdout(&run_outrigger(&["check", "--format", "github", &path]));
     assert!(
         github.starts_with("::error file=")
             && github.contains(",line=5,col=3::unknown key `rowts`"),
@@ -145,7 +161,7 @@ fn explain_shows_the_route_and_where_each_value_comes_from() {
         env!("CARGO_MANIFEST_DIR"),
         "/policies/examples/read-write-split.yaml"
     );
-    let read = out(&outrigger(&[
+    let read = stdout(&run_outrigger(&[
         "explain",
         "--policies",
         shipped,
@@ -162,7 +178,7 @@ fn explain_shows_the_route_and_where_each_value_comes_from() {
     ] {
         assert!(read.contains(words), "{words} in {read}");
     }
-    let write = out(&outrigger(&[
+    let write = stdout(&run_outrigger(&[
         "explain",
         "--policies",
         shipped,
@@ -177,7 +193,7 @@ fn explain_shows_the_route_and_where_each_value_comes_from() {
                 .contains("retry budget     primary: 20 % of 10s, and 10 per 1s   (from built-in)"),
         "{write}"
     );
-    let none = out(&outrigger(&[
+    let none = stdout(&run_outrigger(&[
         "explain",
         "--policies",
         shipped,
@@ -188,8 +204,8 @@ fn explain_shows_the_route_and_where_each_value_comes_from() {
 }
 
 #[test]
-fn diff_says_in_words_what_a_reload_would_do() {
-    let (old, new) = (Directory::new(), Directory::new());
+fn diff_describes_what_a_reload_would_change() {
+    let (old, new) = (TempDirectory::new(), TempDirectory::new());
     let address: SocketAddr = "10.0.0.1:80".parse().unwrap();
     old.write(
         "policy.yaml",
@@ -206,65 +222,65 @@ fn diff_says_in_words_what_a_reload_would_do() {
         old.path().display().to_string(),
         new.path().display().to_string(),
     ];
-    let told = out(&outrigger(&["diff", &paths[0], &paths[1]]));
+    let output = stdout(&run_outrigger(&["diff", &paths[0], &paths[1]]));
     for words in [
         "breaker towards app changed, state is kept, counts begin anew with the new window",
         "timeouts towards app",
     ] {
-        assert!(told.contains(words), "{words} in {told}");
+        assert!(output.contains(words), "{words} in {output}");
     }
     assert_eq!(
-        out(&outrigger(&["diff", &paths[0], &paths[0]])),
+        stdout(&run_outrigger(&["diff", &paths[0], &paths[0]])),
         "nothing would change\n"
     );
 }
 
 #[test]
-fn a_running_sidecar_is_asked_changed_and_drained_from_the_command_line() {
-    let backend = Backend::healthy();
-    let directory = Directory::new();
+fn the_command_line_inspects_changes_and_drains_a_running_sidecar() {
+    let backend = ScriptedBackend::healthy();
+    let directory = TempDirectory::new();
     directory.write("policy.yaml", &policy(&[backend.address], "  defaults: {circuitBreaker: {}}\n  lifecycle: {drain: {delay: 0s, quietPeriod: 0s}}\n"));
-    let mut running = Running::start(&directory);
-    let admin = running.admin.clone();
-    let ask = |arguments: &[&str]| outrigger(&[arguments, &["--admin", &admin]].concat());
-    eventually("it is ready", || code(&ask(&["healthcheck"])) == 0);
-    assert!(out(&ask(&["status"])).contains("\"lifecycle\": \"serving\""));
-    assert!(out(&ask(&["breaker"])).contains("\"name\": \"app\""));
-    assert!(out(&ask(&["breaker", "app", "force-open"])).contains("forced_open"));
-    assert!(out(&ask(&["breaker", "app"])).contains("forced_open"));
-    assert_eq!(code(&ask(&["breaker", "nobody"])), 64);
+    let mut sidecar = SidecarProcess::start(&directory);
+    let admin = sidecar.admin_address.clone();
+    let run = |arguments: &[&str]| run_outrigger(&[arguments, &["--admin", &admin]].concat());
+    eventually("it is ready", || exit_code(&run(&["healthcheck"])) == 0);
+    assert!(stdout(&run(&["status"])).contains("\"lifecycle\": \"serving\""));
+    assert!(stdout(&run(&["breaker"])).contains("\"name\": \"app\""));
+    assert!(stdout(&run(&["breaker", "app", "force-open"])).contains("forced_open"));
+    assert!(stdout(&run(&["breaker", "app"])).contains("forced_open"));
+    assert_eq!(exit_code(&run(&["breaker", "nobody"])), 64);
     directory.write("policy.yaml", "nonsense: 1\n");
-    let refused = ask(&["reload"]);
+    let refused = run(&["reload"]);
     assert!(
-        code(&refused) == 65 && err(&refused).contains("unknown key `nonsense`"),
+        exit_code(&refused) == 65 && stderr(&refused).contains("unknown key `nonsense`"),
         "{}",
-        err(&refused)
+        stderr(&refused)
     );
-    let drained = ask(&["drain"]);
+    let drained = run(&["drain"]);
     assert_eq!(
-        (code(&drained), out(&drained).lines().last()),
+        (exit_code(&drained), stdout(&drained).lines().last()),
         (0, Some("drained")),
         "{}",
-        err(&drained)
+        stderr(&drained)
     );
     assert!(
-        out(&drained).contains("nobody knows of other replicas"),
+        stdout(&drained).contains("nobody knows of other replicas"),
         "{}",
-        out(&drained)
+        stdout(&drained)
     );
     assert!(
-        out(&ask(&["status"])).contains("\"lifecycle\": \"drained\""),
+        stdout(&run(&["status"])).contains("\"lifecycle\": \"drained\""),
         "it goes on for the app"
     );
-    assert_eq!(code(&ask(&["healthcheck"])), 1);
-    running.signal("-TERM");
-    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    assert_eq!(exit_code(&run(&["healthcheck"])), 1);
+    sidecar.send_signal("-TERM");
+    assert_eq!(sidecar.child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
-fn signals_reload_drain_and_end_at_once() {
-    let backend = Backend::healthy();
-    let directory = Directory::new();
+fn sighup_reloads_sigterm_drains_and_a_second_sigterm_terminates() {
+    let backend = ScriptedBackend::healthy();
+    let directory = TempDirectory::new();
     directory.write(
         "policy.yaml",
         &policy(
@@ -272,8 +288,8 @@ fn signals_reload_drain_and_end_at_once() {
             "  lifecycle: {drain: {delay: 0s, quietPeriod: 0s}}\n",
         ),
     );
-    let mut running = Running::start(&directory);
-    let address: SocketAddr = running.admin.parse().unwrap();
+    let mut sidecar = SidecarProcess::start(&directory);
+    let address: SocketAddr = sidecar.admin_address.parse().unwrap();
     let generation = || {
         let text = Client::connect(address).get("/api/v1/status").text();
         serde_json::from_str::<serde_json::Value>(&text).unwrap()["policy"]["generation"]
@@ -288,22 +304,22 @@ fn signals_reload_drain_and_end_at_once() {
             "  lifecycle: {drain: {delay: 1h, timeout: 2h}}\n",
         ),
     );
-    running.signal("-HUP");
+    sidecar.send_signal("-HUP");
     eventually("the new set is in force", || generation() == 2);
-    running.signal("-TERM");
+    sidecar.send_signal("-TERM");
     eventually("it is unready", || {
         Client::connect(address).get("/readyz").status == 503
     });
     assert!(
-        running.child.try_wait().unwrap().is_none(),
+        sidecar.child.try_wait().unwrap().is_none(),
         "it drains for an hour"
     );
-    running.signal("-TERM");
-    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    sidecar.send_signal("-TERM");
+    assert_eq!(sidecar.child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
-fn the_demo_shows_a_breakers_life_by_itself() {
+fn the_demo_shows_a_breaker_opening_and_closing() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
         .args(["demo", "--seconds", "40"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -314,14 +330,14 @@ fn the_demo_shows_a_breakers_life_by_itself() {
     let mut shown = String::new();
     let mut out = child.stdout.take().unwrap();
     let mut chunk = [0; 4096];
-    let story = [
+    let milestones = [
         "a fault begins",
         "closed -> open",
         "the fault ends",
         "open -> half_open",
         "half_open -> closed",
     ];
-    while !story.iter().all(|words| shown.contains(words)) {
+    while !milestones.iter().all(|words| shown.contains(words)) {
         let count = out.read(&mut chunk).unwrap();
         assert!(count > 0, "the demo ended with {shown}");
         shown += &String::from_utf8_lossy(&chunk[..count]);

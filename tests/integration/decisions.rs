@@ -5,34 +5,34 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::support::{
-    Backend, Sidecar,
-    backend::{answer, ok},
+    ScriptedBackend, Sidecar,
+    backend::{ok_response, response},
     eventually,
     sidecar::policy,
 };
 
 /// Asks under an id and a trace.
-fn ask(sidecar: &Sidecar, id: &str) -> u16 {
+fn send_traced_request(sidecar: &Sidecar, id: &str) -> u16 {
     let trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     sidecar
         .client()
         .send(format!(
             "GET /pay?card=7 HTTP/1.1\r\nhost: shop\r\nx-request-id: {id}\r\n{trace}\r\n\r\n"
         ))
-        .answer()
+        .read_response()
         .status
 }
 
 /// What is known of it.
-fn known(sidecar: &Sidecar, id: &str) -> Value {
+fn wait_for_trace(sidecar: &Sidecar, id: &str) -> Value {
     eventually("it is remembered", || {
-        sidecar.json(&format!("/api/v1/decisions?request={id}"))[0].is_object()
+        sidecar.admin_json(&format!("/api/v1/decisions?request={id}"))[0].is_object()
     });
-    sidecar.json(&format!("/api/v1/decisions?request={id}"))[0].clone()
+    sidecar.admin_json(&format!("/api/v1/decisions?request={id}"))[0].clone()
 }
 
-fn steps(decided: &Value) -> Vec<(String, String)> {
-    let steps = decided["steps"].as_array().unwrap().iter();
+fn trace_steps(decision: &Value) -> Vec<(String, String)> {
+    let steps = decision["steps"].as_array().unwrap().iter();
     steps
         .map(|step| {
             (
@@ -43,28 +43,31 @@ fn steps(decided: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
-fn kinds(decided: &Value) -> Vec<String> {
-    steps(decided).into_iter().map(|(kind, _)| kind).collect()
+fn step_kinds(decision: &Value) -> Vec<String> {
+    trace_steps(decision)
+        .into_iter()
+        .map(|(kind, _)| kind)
+        .collect()
 }
 
 #[test]
-fn a_refusal_is_told_with_its_numbers_by_request_and_by_trace() {
-    let backend = Backend::answering(|_| answer(500, "broken"));
+fn a_rejection_is_recorded_with_its_values_by_request_id_and_trace_id() {
+    let backend = ScriptedBackend::responding_with(|_| response(500, "broken"));
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {circuitBreaker: {consecutiveFailures: 3}}\n",
     ));
     for _ in 0..3 {
-        ask(&sidecar, "before");
+        send_traced_request(&sidecar, "before");
     }
-    assert_eq!(ask(&sidecar, "refused"), 503);
-    let decided = known(&sidecar, "refused");
+    assert_eq!(send_traced_request(&sidecar, "refused"), 503);
+    let decision = wait_for_trace(&sidecar, "refused");
     assert_eq!(
         (
-            &decided["status"],
-            &decided["reason"],
-            &decided["route"],
-            &decided["backend"]
+            &decision["status"],
+            &decision["reason"],
+            &decision["route"],
+            &decision["backend"]
         ),
         (
             &503.into(),
@@ -74,12 +77,12 @@ fn a_refusal_is_told_with_its_numbers_by_request_and_by_trace() {
         )
     );
     assert_eq!(
-        (&decided["host"], &decided["path"]),
+        (&decision["host"], &decision["path"]),
         (&"shop".into(), &"/pay".into()),
         "never the query"
     );
-    let [(kind, text)] = &steps(&decided)[..] else {
-        panic!("{decided}")
+    let [(kind, text)] = &trace_steps(&decision)[..] else {
+        panic!("{decision}")
     };
     assert_eq!(kind, "refused");
     assert!(
@@ -87,36 +90,40 @@ fn a_refusal_is_told_with_its_numbers_by_request_and_by_trace() {
             && text.contains(", 3 of 3 calls failed, 0 slow, next change in "),
         "{text}"
     );
-    let of_trace = sidecar.json("/api/v1/decisions?trace=0af7651916cd43dd8448eb211c80319c");
+    let of_trace = sidecar.admin_json("/api/v1/decisions?trace=0af7651916cd43dd8448eb211c80319c");
     assert_eq!(
         of_trace.as_array().unwrap().len(),
         1,
         "what passed is not of it"
     );
     assert_eq!(
-        sidecar.json("/api/v1/decisions?trace=nobody"),
+        sidecar.admin_json("/api/v1/decisions?trace=nobody"),
         serde_json::json!([])
     );
 }
 
 #[test]
-fn each_failed_attempt_and_what_was_made_of_it_is_told() {
+fn each_failed_attempt_and_its_retry_decision_is_recorded() {
     let count = std::sync::atomic::AtomicUsize::new(0);
-    let backend = Backend::answering(move |_| {
+    let backend = ScriptedBackend::responding_with(move |_| {
         if count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 1 {
-            answer(503, "not yet")
+            response(503, "not yet")
         } else {
-            ok("there")
+            ok_response("there")
         }
     });
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {retry: {attempts: 1, codes: [503], backoff: 1ms}}\n",
     ));
-    assert_eq!(ask(&sidecar, "retried"), 200);
-    let decided = known(&sidecar, "retried");
+    assert_eq!(send_traced_request(&sidecar, "retried"), 200);
+    let decision = wait_for_trace(&sidecar, "retried");
     assert_eq!(
-        (kinds(&decided), &decided["attempts"], &decided["reason"]),
+        (
+            step_kinds(&decision),
+            &decision["attempts"],
+            &decision["reason"]
+        ),
         (
             vec!["attempt_failed".to_owned(), "retried".to_owned()],
             &2.into(),
@@ -124,17 +131,17 @@ fn each_failed_attempt_and_what_was_made_of_it_is_told() {
         )
     );
     assert!(
-        steps(&decided)[0]
+        trace_steps(&decision)[0]
             .1
             .starts_with(&format!("attempt 1 at {} failed after ", backend.address)),
-        "{decided}"
+        "{decision}"
     );
 
-    let nowhere = Sidecar::start(&policy(&[Backend::nowhere()], ""));
-    assert_eq!(ask(&nowhere, "lost"), 502);
-    let decided = known(&nowhere, "lost");
+    let nowhere = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], ""));
+    assert_eq!(send_traced_request(&nowhere, "lost"), 502);
+    let decision = wait_for_trace(&nowhere, "lost");
     assert_eq!(
-        kinds(&decided),
+        step_kinds(&decision),
         [
             "attempt_failed",
             "retried",
@@ -145,15 +152,15 @@ fn each_failed_attempt_and_what_was_made_of_it_is_told() {
             "refused"
         ]
     );
-    assert!(steps(&decided)[5].1.starts_with("not tried again: all attempts are used: 0 of 0 retries made and 2 that never reached it, "), "{decided}");
+    assert!(trace_steps(&decision)[5].1.starts_with("not tried again: all attempts are used: 0 of 0 retries made and 2 that never reached it, "), "{decision}");
 }
 
 #[test]
-fn every_way_to_be_refused_has_its_numbers() {
+fn every_kind_of_rejection_records_its_values() {
     let (backend, silent) = (
-        Backend::healthy(),
-        Backend::start(|mut connection| {
-            connection.request();
+        ScriptedBackend::healthy(),
+        ScriptedBackend::start(|mut connection| {
+            connection.read_request();
             connection.wait_for_close();
         }),
     );
@@ -179,14 +186,14 @@ fn every_way_to_be_refused_has_its_numbers() {
     ];
     for (address, section, expected) in table {
         let sidecar = Sidecar::start(&policy(&[address], &format!("  defaults: {{{section}}}\n")));
-        ask(&sidecar, "first");
-        ask(&sidecar, "second");
-        let decided = known(&sidecar, "second");
+        send_traced_request(&sidecar, "first");
+        send_traced_request(&sidecar, "second");
+        let decision = wait_for_trace(&sidecar, "second");
         assert!(
-            steps(&decided)
+            trace_steps(&decision)
                 .iter()
                 .any(|(_, text)| text.contains(expected)),
-            "{section}: {decided}"
+            "{section}: {decision}"
         );
     }
     let sidecar = Sidecar::start(&policy(
@@ -196,65 +203,72 @@ fn every_way_to_be_refused_has_its_numbers() {
     let mut waiting = sidecar.client();
     waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     eventually("one is in", || {
-        sidecar.json("/api/v1/limits")["concurrency"][0]["in_flight"] == 1
+        sidecar.admin_json("/api/v1/limits")["concurrency"][0]["in_flight"] == 1
     });
-    ask(&sidecar, "refused");
+    send_traced_request(&sidecar, "refused");
     assert_eq!(
-        steps(&known(&sidecar, "refused"))[0].1,
+        trace_steps(&wait_for_trace(&sidecar, "refused"))[0].1,
         "refused: concurrency_limit by app: 1 of 1 are worked on, 1 are in flight, 0 of 0 wait"
     );
 }
 
 #[test]
-fn what_a_stranger_sends_is_remembered_up_to_a_length() {
-    let sidecar = Sidecar::start(&policy(&[Backend::nowhere()], ""));
+fn client_input_is_recorded_up_to_a_bounded_length() {
+    let sidecar = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], ""));
     let path = format!("/{}", "x".repeat(20_000));
-    sidecar.client().send(format!("GET {path} HTTP/1.1\r\nhost: shop\r\nx-request-id: long\r\ntraceparent: 00-{}-1-01\r\n\r\n", "y".repeat(5_000))).answer();
-    let decided = known(&sidecar, "long");
+    sidecar.client().send(format!("GET {path} HTTP/1.1\r\nhost: shop\r\nx-request-id: long\r\ntraceparent: 00-{}-1-01\r\n\r\n", "y".repeat(5_000))).read_response();
+    let decision = wait_for_trace(&sidecar, "long");
     assert_eq!(
         (
-            decided["path"].as_str().unwrap().len(),
-            decided["trace_id"].as_str().unwrap()
+            decision["path"].as_str().unwrap().len(),
+            decision["trace_id"].as_str().unwrap()
         ),
         (256, "")
     );
 }
 
 #[test]
-fn shadow_explains_as_enforce_would_and_what_simply_passed_is_not_kept() {
-    let backend = Backend::healthy();
+fn shadow_rejections_are_recorded_and_ordinary_requests_are_not() {
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {rateLimit: {local: {rules: [{name: few, mode: Shadow, limit: {requests: 1, unit: Hour}}]}}}\n",
     ));
     assert_eq!(
-        (ask(&sidecar, "first"), ask(&sidecar, "second")),
+        (
+            send_traced_request(&sidecar, "first"),
+            send_traced_request(&sidecar, "second")
+        ),
         (200, 200)
     );
-    let decided = known(&sidecar, "second");
+    let decision = wait_for_trace(&sidecar, "second");
     assert_eq!(
-        (kinds(&decided), &decided["status"]),
+        (step_kinds(&decision), &decision["status"]),
         (vec!["would_refuse".to_owned()], &200.into())
     );
     assert_eq!(
-        sidecar.json("/api/v1/decisions?request=first"),
+        sidecar.admin_json("/api/v1/decisions?request=first"),
         serde_json::json!([])
     );
     assert_eq!(
-        sidecar.json("/api/v1/decisions").as_array().unwrap().len(),
+        sidecar
+            .admin_json("/api/v1/decisions")
+            .as_array()
+            .unwrap()
+            .len(),
         1
     );
     assert_eq!(
-        sidecar.json("/api/v1/decisions?limit=0"),
+        sidecar.admin_json("/api/v1/decisions?limit=0"),
         serde_json::json!([])
     );
 }
 
 #[test]
-fn explain_tells_one_request_in_plain_words() {
-    let sidecar = Sidecar::start(&policy(&[Backend::nowhere()], ""));
-    ask(&sidecar, "lost-1");
-    known(&sidecar, "lost-1");
+fn explain_describes_the_decisions_for_one_request() {
+    let sidecar = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], ""));
+    send_traced_request(&sidecar, "lost-1");
+    wait_for_trace(&sidecar, "lost-1");
     let admin = sidecar.app().admin_address().to_string();
     let explain = |id: &str| {
         Command::new(env!("CARGO_BIN_EXE_outrigger"))
@@ -262,10 +276,10 @@ fn explain_tells_one_request_in_plain_words() {
             .output()
             .unwrap()
     };
-    let told = explain("lost-1");
-    let text = String::from_utf8(told.stdout).unwrap();
+    let output = explain("lost-1");
+    let text = String::from_utf8(output.stdout).unwrap();
     assert!(
-        told.status.success()
+        output.status.success()
             && text.contains("GET shop/pay\n  route in, backend app, 3 attempts\n"),
         "{text}"
     );
@@ -281,8 +295,8 @@ fn explain_tells_one_request_in_plain_words() {
                 .unwrap()
                 .contains("nothing is known of the request nobody")
     );
-    ask(&sidecar, "Root=1-67/a+b=");
-    known(&sidecar, "Root%3D1-67%2Fa%2Bb%3D");
+    send_traced_request(&sidecar, "Root=1-67/a+b=");
+    wait_for_trace(&sidecar, "Root%3D1-67%2Fa%2Bb%3D");
     assert!(
         explain("Root=1-67/a+b=").status.success(),
         "whatever a client calls its request"

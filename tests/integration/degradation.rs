@@ -6,54 +6,57 @@ use std::sync::{
 };
 
 use crate::support::{
-    Backend, Sidecar,
-    backend::{Gate, answer, ok},
+    ScriptedBackend, Sidecar,
+    backend::{ResponseGate, ok_response, response},
     eventually,
-    http2::{Http2Backend, Http2Client, ended},
-    sidecar::{also, policy},
+    http2::{Http2Backend, Http2Client, grpc_status_trailers},
+    sidecar::{policy, with_backend},
 };
 
-const RESPONSE: &str = "fallback: {response: {statusCode: 200, contentType: application/json, body: '{\"items\":[]}'}}";
+const FALLBACK_RESPONSE: &str = "fallback: {response: {statusCode: 200, contentType: application/json, body: '{\"items\":[]}'}}";
 
-fn defaults(sections: &str) -> String {
+fn defaults_section(sections: &str) -> String {
     format!("  defaults: {{{sections}}}\n")
 }
 
 /// Answers as told until the switch is off, and then 503.
-fn ailing(good: &'static str) -> (Backend, Arc<AtomicBool>) {
-    let is_well = Arc::new(AtomicBool::new(true));
-    let there = is_well.clone();
+fn backend_with_health_switch(good: &'static str) -> (ScriptedBackend, Arc<AtomicBool>) {
+    let is_healthy = Arc::new(AtomicBool::new(true));
+    let shared_is_healthy = is_healthy.clone();
     (
-        Backend::answering(move |_| {
-            if there.load(Ordering::SeqCst) {
+        ScriptedBackend::responding_with(move |_| {
+            if shared_is_healthy.load(Ordering::SeqCst) {
                 good.to_owned()
             } else {
-                answer(503, "ill")
+                response(503, "ill")
             }
         }),
-        is_well,
+        is_healthy,
     )
 }
 
 #[test]
-fn a_fallback_answers_what_the_policy_says_and_says_so() {
-    let backend = Backend::answering(|_| answer(503, "ill"));
-    let sidecar = Sidecar::start(&policy(&[backend.address], &defaults(RESPONSE)));
-    let answer = sidecar.get("/");
+fn a_fallback_response_is_sent_as_configured_and_marked() {
+    let backend = ScriptedBackend::responding_with(|_| response(503, "ill"));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &defaults_section(FALLBACK_RESPONSE),
+    ));
+    let response = sidecar.get("/");
     assert_eq!(
         (
-            answer.status,
-            answer.text().as_str(),
-            answer.header("content-type")
+            response.status,
+            response.text().as_str(),
+            response.header("content-type")
         ),
         (200, "{\"items\":[]}", Some("application/json"))
     );
     assert_eq!(
-        answer.reason(),
+        response.reason(),
         format!("retries_exhausted:{}", backend.address)
     );
     assert!(
-        answer
+        response
             .header("proxy-status")
             .unwrap()
             .starts_with("outrigger; error=")
@@ -62,18 +65,18 @@ fn a_fallback_answers_what_the_policy_says_and_says_so() {
         sidecar.metric(r#"outrigger_degraded_requests_total{route="in",with="response"}"#),
         1.0
     );
-    assert_eq!(sidecar.log(1)[0]["status"], 200);
+    assert_eq!(sidecar.access_log_lines(1)[0]["status"], 200);
 }
 
 #[test]
-fn each_trigger_acts_on_its_own_failures_only() {
-    let nowhere = Backend::nowhere();
-    let silent = Backend::start(|mut connection| {
-        connection.request();
+fn each_fallback_trigger_matches_only_its_own_failures() {
+    let nowhere = ScriptedBackend::unused_address();
+    let silent = ScriptedBackend::start(|mut connection| {
+        connection.read_request();
         connection.wait_for_close();
     });
-    let ill = Backend::answering(|_| answer(503, "ill"));
-    let broken = Backend::answering(|_| answer(500, "a bug"));
+    let failing = ScriptedBackend::responding_with(|_| response(503, "ill"));
+    let broken = ScriptedBackend::responding_with(|_| response(500, "a bug"));
     let table = [
         (nowhere, "RetriesExhausted", "", 200),
         (nowhere, "Timeout", "", 502),
@@ -89,8 +92,8 @@ fn each_trigger_acts_on_its_own_failures_only() {
             "timeouts: {backendRequest: 40ms}, ",
             504,
         ),
-        (ill.address, "RetriesExhausted", "", 200),
-        (ill.address, "CircuitOpen", "", 503),
+        (failing.address, "RetriesExhausted", "", 200),
+        (failing.address, "CircuitOpen", "", 503),
         (broken.address, "RetriesExhausted", "", 500),
         (
             broken.address,
@@ -102,16 +105,16 @@ fn each_trigger_acts_on_its_own_failures_only() {
     for (address, trigger, others, status) in table {
         let sections = format!(
             "{others}{}",
-            RESPONSE.replace("{response", &format!("{{triggers: [{trigger}], response"))
+            FALLBACK_RESPONSE.replace("{response", &format!("{{triggers: [{trigger}], response"))
         );
-        let sidecar = Sidecar::start(&policy(&[address], &defaults(&sections)));
+        let sidecar = Sidecar::start(&policy(&[address], &defaults_section(&sections)));
         assert_eq!(sidecar.get("/").status, status, "{trigger} of {address}");
     }
     let sections = format!(
         "circuitBreaker: {{consecutiveFailures: 1}}, {}",
-        RESPONSE.replace("{response", "{triggers: [CircuitOpen], response")
+        FALLBACK_RESPONSE.replace("{response", "{triggers: [CircuitOpen], response")
     );
-    let sidecar = Sidecar::start(&policy(&[ill.address], &defaults(&sections)));
+    let sidecar = Sidecar::start(&policy(&[failing.address], &defaults_section(&sections)));
     assert_eq!(sidecar.get("/").status, 503, "the first one is the app's");
     let refused = sidecar.get("/");
     assert_eq!(
@@ -121,69 +124,76 @@ fn each_trigger_acts_on_its_own_failures_only() {
 }
 
 #[test]
-fn a_fallback_backend_is_asked_with_the_same_request_under_its_own_policy() {
-    let (ill, well) = (
-        Backend::answering(|_| answer(503, "ill")),
-        Backend::answering(|seen| ok(&format!("{} {}", seen.line(), seen.body.len()))),
+fn a_fallback_backend_receives_the_same_request_under_its_own_policy() {
+    let (failing, healthy) = (
+        ScriptedBackend::responding_with(|_| response(503, "ill")),
+        ScriptedBackend::responding_with(|seen| {
+            ok_response(&format!("{} {}", seen.request_line(), seen.body.len()))
+        }),
     );
-    let sections =
-        defaults("retry: {attempts: 0, codes: [503]}, fallback: {backendRef: {name: spare}}");
-    let sidecar = Sidecar::start(&also("spare", &well, &policy(&[ill.address], &sections)));
+    let sections = defaults_section(
+        "retry: {attempts: 0, codes: [503]}, fallback: {backendRef: {name: spare}}",
+    );
+    let sidecar = Sidecar::start(&with_backend(
+        "spare",
+        &healthy,
+        &policy(&[failing.address], &sections),
+    ));
     let put = |path: &str| {
         sidecar
             .client()
             .send(format!(
                 "PUT {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nmoney"
             ))
-            .answer()
+            .read_response()
     };
-    let answer = put("/pay?x=1");
+    let response = put("/pay?x=1");
     assert_eq!(
-        (answer.status, answer.text().as_str(), answer.reason()),
+        (response.status, response.text().as_str(), response.reason()),
         (200, "PUT /pay?x=1 HTTP/1.1 5", "")
     );
-    assert_eq!(sidecar.log(1)[0]["backend"], "spare");
+    assert_eq!(sidecar.access_log_lines(1)[0]["backend"], "spare");
     assert_eq!(
         sidecar.metric(r#"outrigger_degraded_requests_total{route="in",with="backend"}"#),
         1.0
     );
     assert_eq!(
-        well.seen()[0].header("x-outrigger-attempt"),
+        healthy.requests()[0].header("x-outrigger-attempt"),
         Some("1"),
         "it is the first that this backend sees"
     );
-    drop(well);
+    drop(healthy);
     eventually("what the fallback says is what there is", || {
         sidecar.get("/").status == 502
     });
 }
 
 #[test]
-fn a_post_that_may_have_run_is_not_sent_to_another_backend() {
-    let well = Backend::healthy();
-    let resetting = Backend::start(|mut connection| {
-        connection.request();
+fn a_post_that_may_have_been_processed_is_not_sent_to_the_fallback_backend() {
+    let healthy = ScriptedBackend::healthy();
+    let resetting = ScriptedBackend::start(|mut connection| {
+        connection.read_request();
         connection.reset();
     });
-    let ill = Backend::answering(|_| answer(503, "ill"));
-    for (address, status) in [(resetting.address, 502), (ill.address, 503)] {
-        let sidecar = Sidecar::start(&also(
+    let failing = ScriptedBackend::responding_with(|_| response(503, "ill"));
+    for (address, status) in [(resetting.address, 502), (failing.address, 503)] {
+        let sidecar = Sidecar::start(&with_backend(
             "spare",
-            &well,
+            &healthy,
             &policy(
                 &[address],
-                &defaults("fallback: {backendRef: {name: spare}}"),
+                &defaults_section("fallback: {backendRef: {name: spare}}"),
             ),
         ));
         assert_eq!(sidecar.client().post("/pay", "money").status, status);
-        assert_eq!(well.seen().len(), 0);
+        assert_eq!(healthy.requests().len(), 0);
     }
-    let nowhere = Sidecar::start(&also(
+    let nowhere = Sidecar::start(&with_backend(
         "spare",
-        &well,
+        &healthy,
         &policy(
-            &[Backend::nowhere()],
-            &defaults("fallback: {backendRef: {name: spare}}"),
+            &[ScriptedBackend::unused_address()],
+            &defaults_section("fallback: {backendRef: {name: spare}}"),
         ),
     ));
     assert_eq!(
@@ -191,10 +201,14 @@ fn a_post_that_may_have_run_is_not_sent_to_another_backend() {
         "hello",
         "it has not run anywhere"
     );
-    let allowed = defaults(
+    let allowed = defaults_section(
         "retry: {attempts: 0, retryNonIdempotent: true}, fallback: {backendRef: {name: spare}}",
     );
-    let sidecar = Sidecar::start(&also("spare", &well, &policy(&[ill.address], &allowed)));
+    let sidecar = Sidecar::start(&with_backend(
+        "spare",
+        &healthy,
+        &policy(&[failing.address], &allowed),
+    ));
     assert_eq!(
         sidecar.client().post("/pay", "money").text(),
         "hello",
@@ -203,16 +217,16 @@ fn a_post_that_may_have_run_is_not_sent_to_another_backend() {
 }
 
 #[test]
-fn a_fallback_backend_has_a_breaker_hedges_and_limits_of_its_own() {
-    let (ill, well) = (
-        Backend::answering(|_| answer(503, "ill")),
-        Backend::healthy(),
+fn a_fallback_backend_has_its_own_breaker_hedging_and_limits() {
+    let (failing, healthy) = (
+        ScriptedBackend::responding_with(|_| response(503, "ill")),
+        ScriptedBackend::healthy(),
     );
     let sections = "circuitBreaker: {scope: Route, consecutiveFailures: 2}, hedging: {hedgingDelay: 10s}, fallback: {backendRef: {name: spare}}, connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}";
-    let sidecar = Sidecar::start(&also(
+    let sidecar = Sidecar::start(&with_backend(
         "spare",
-        &well,
-        &policy(&[ill.address], &defaults(sections)),
+        &healthy,
+        &policy(&[failing.address], &defaults_section(sections)),
     ));
     for _ in 0..6 {
         assert_eq!(sidecar.get("/").text(), "hello");
@@ -226,8 +240,8 @@ fn a_fallback_backend_has_a_breaker_hedges_and_limits_of_its_own() {
         ),
         (Some("open"), Some("closed"))
     );
-    let limits = sidecar.json("/api/v1/limits");
-    let of = |name: &str| {
+    let limits = sidecar.admin_json("/api/v1/limits");
+    let in_flight_of = |name: &str| {
         limits["concurrency"]
             .as_array()
             .unwrap()
@@ -236,70 +250,79 @@ fn a_fallback_backend_has_a_breaker_hedges_and_limits_of_its_own() {
             .unwrap()["in_flight"]
             .clone()
     };
-    assert_eq!((of("app"), of("spare")), (0.into(), 0.into()));
+    assert_eq!(
+        (in_flight_of("app"), in_flight_of("spare")),
+        (0.into(), 0.into())
+    );
 }
 
 #[test]
-fn who_waits_for_a_fallback_backend_holds_no_place_of_the_first() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let slow = Backend::answering(move |_| {
-        there.pass();
-        ok("late")
+fn a_request_to_the_fallback_backend_retains_no_permit_of_the_first_backend() {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let slow = ScriptedBackend::responding_with(move |_| {
+        backend_gate.wait_for_release();
+        ok_response("late")
     });
-    let ill = Backend::answering(|_| answer(503, "ill"));
+    let failing = ScriptedBackend::responding_with(|_| response(503, "ill"));
     let sections = "fallback: {backendRef: {name: spare}}, connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}";
-    let sidecar = Sidecar::start(&also(
+    let sidecar = Sidecar::start(&with_backend(
         "spare",
         &slow,
-        &policy(&[ill.address], &defaults(sections)),
+        &policy(&[failing.address], &defaults_section(sections)),
     ));
     let mut waiting = sidecar.client();
     waiting.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n");
-    eventually("the spare is asked", || slow.seen().len() == 1);
+    eventually("the spare is asked", || slow.requests().len() == 1);
     let refused = sidecar.get("/");
     assert_eq!(
         (refused.status, refused.reason()),
         (503, "concurrency_limit:spare"),
         "the spare's own limit holds"
     );
-    assert_eq!(ill.seen().len(), 2, "and the first is asked all the same");
-    gate.open();
-    assert_eq!(waiting.answer().text(), "late");
+    assert_eq!(
+        failing.requests().len(),
+        2,
+        "and the first is asked all the same"
+    );
+    gate.release_one();
+    assert_eq!(waiting.read_response().text(), "late");
 }
 
 #[test]
-fn a_fallback_has_no_more_of_the_clients_time_than_is_left() {
-    let silent = Backend::start(|mut connection| {
-        connection.request();
+fn a_fallback_is_bounded_by_the_remaining_client_deadline() {
+    let silent = ScriptedBackend::start(|mut connection| {
+        connection.read_request();
         connection.wait_for_close();
     });
-    let well = Backend::healthy();
-    let sidecar = Sidecar::start(&also(
+    let healthy = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&with_backend(
         "spare",
-        &well,
+        &healthy,
         &policy(
             &[silent.address],
-            &defaults("timeouts: {backendRequest: 60ms}, fallback: {backendRef: {name: spare}}"),
+            &defaults_section(
+                "timeouts: {backendRequest: 60ms}, fallback: {backendRef: {name: spare}}",
+            ),
         ),
     ));
-    let ask = |deadline: &str| {
+    let send_with_deadline = |deadline: &str| {
         sidecar
             .client()
             .send(format!(
                 "GET / HTTP/1.1\r\nhost: test\r\nx-outrigger-deadline-ms: {deadline}\r\n\r\n"
             ))
-            .answer()
+            .read_response()
     };
     assert_eq!(
-        ask("30").reason().split(':').next(),
+        send_with_deadline("30").reason().split(':').next(),
         Some("request_timeout"),
         "nothing is left of it"
     );
-    assert_eq!(well.seen().len(), 0);
-    assert_eq!(ask("9000").text(), "hello");
+    assert_eq!(healthy.requests().len(), 0);
+    assert_eq!(send_with_deadline("9000").text(), "hello");
     assert!(
-        well.seen()[0]
+        healthy.requests()[0]
             .header("x-outrigger-deadline-ms")
             .unwrap()
             .parse::<u64>()
@@ -309,29 +332,29 @@ fn a_fallback_has_no_more_of_the_clients_time_than_is_left() {
 }
 
 #[test]
-fn a_call_of_grpc_that_was_declined_goes_to_the_fallback_backend() {
+fn a_grpc_call_with_a_listed_status_is_sent_to_the_fallback_backend() {
     let declining = Http2Backend::start(|mut call| async move {
         let mut head = http::Response::builder()
             .header("content-type", "application/grpc")
             .body(())
             .unwrap();
-        head.headers_mut().extend(ended("14"));
-        call.respond.send_response(head, true).unwrap();
+        head.headers_mut().extend(grpc_status_trailers("14"));
+        call.responder.send_response(head, true).unwrap();
     });
-    let well = Http2Backend::start(|mut call| async move {
+    let healthy = Http2Backend::start(|mut call| async move {
         let head = http::Response::builder()
             .header("content-type", "application/grpc")
             .body(())
             .unwrap();
-        call.respond
+        call.responder
             .send_response(head, false)
             .unwrap()
-            .send_trailers(ended("0"))
+            .send_trailers(grpc_status_trailers("0"))
             .unwrap();
     });
     let spare = format!(
         "    - {{name: spare, protocol: GRPC, endpoints: [\"{}\"]}}\n  routes:\n",
-        well.address
+        healthy.address
     );
     for (retry, expected) in [
         ("retry: {attempts: 0, grpcCodes: [unavailable]}, ", "0"),
@@ -339,7 +362,7 @@ fn a_call_of_grpc_that_was_declined_goes_to_the_fallback_backend() {
     ] {
         let text = policy(
             &[declining.address],
-            &defaults(&format!("{retry}fallback: {{backendRef: {{name: spare}}}}")),
+            &defaults_section(&format!("{retry}fallback: {{backendRef: {{name: spare}}}}")),
         );
         let text = text
             .replace("]}\n  routes", "], protocol: GRPC}\n  routes")
@@ -347,7 +370,9 @@ fn a_call_of_grpc_that_was_declined_goes_to_the_fallback_backend() {
         let sidecar = Sidecar::start(&text);
         let client = Http2Client::connect(sidecar.address("inbound"));
         assert_eq!(
-            client.call("/shop.Payments/Charge", None).grpc_status(),
+            client
+                .call_grpc("/shop.Payments/Charge", None)
+                .grpc_status(),
             Some(expected),
             "only what the policy names has not run"
         );
@@ -355,11 +380,11 @@ fn a_call_of_grpc_that_was_declined_goes_to_the_fallback_backend() {
 }
 
 #[test]
-fn in_shadow_mode_the_failure_passes_and_is_counted() {
-    let backend = Backend::answering(|_| answer(503, "ill"));
+fn a_shadow_fallback_forwards_the_failure_and_counts_it() {
+    let backend = ScriptedBackend::responding_with(|_| response(503, "ill"));
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &defaults(&RESPONSE.replace("{response", "{mode: Shadow, response")),
+        &defaults_section(&FALLBACK_RESPONSE.replace("{response", "{mode: Shadow, response")),
     ));
     assert_eq!(sidecar.get("/").text(), "ill");
     assert_eq!(
@@ -368,14 +393,17 @@ fn in_shadow_mode_the_failure_passes_and_is_counted() {
     );
 }
 
-const GOOD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncache-control: max-age=1\r\nconnection: x-hop\r\nx-hop: 1\r\netag: \"7\"\r\ncontent-length: 4\r\n\r\npage";
+const CACHEABLE_RESPONSE: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncache-control: max-age=1\r\nconnection: x-hop\r\nx-hop: 1\r\netag: \"7\"\r\ncontent-length: 4\r\n\r\npage";
 
 #[test]
-fn an_earlier_answer_is_given_while_the_backend_fails_and_is_marked() {
-    let (backend, is_well) = ailing(GOOD);
-    let sidecar = Sidecar::start(&policy(&[backend.address], &defaults("staleIfError: {}")));
+fn a_stale_response_is_served_and_marked_while_the_backend_fails() {
+    let (backend, is_healthy) = backend_with_health_switch(CACHEABLE_RESPONSE);
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &defaults_section("staleIfError: {}"),
+    ));
     assert_eq!(sidecar.get("/a").header("cache-status"), None);
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     let stale = sidecar.get("/a");
     assert_eq!(
         (
@@ -394,28 +422,28 @@ fn an_earlier_answer_is_given_while_the_backend_fails_and_is_marked() {
         )
     );
     assert!(stale.header("age").unwrap().parse::<u64>().unwrap() < 60);
-    let mut asking = sidecar.client();
-    let (status, head) = asking
+    let mut client = sidecar.client();
+    let (status, head) = client
         .send("HEAD /a HTTP/1.1\r\nhost: test\r\n\r\n")
-        .head()
+        .read_head()
         .unwrap();
     assert!(
         status == 200 && head.contains("content-length: 4"),
         "{head}"
     );
-    assert_eq!(asking.get("/a").text(), "page", "no body came before it");
+    assert_eq!(client.get("/a").text(), "page", "no body came before it");
     for (path, host) in [("/b", "test"), ("/a?x", "test"), ("/a", "other")] {
         let other = sidecar
             .client()
             .send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n"))
-            .answer();
+            .read_response();
         assert_eq!(other.text(), "ill", "{path} of {host}: another address");
     }
     assert_eq!(
         sidecar
             .reload(&policy(
-                &[Backend::nowhere()],
-                &defaults("staleIfError: {}")
+                &[ScriptedBackend::unused_address()],
+                &defaults_section("staleIfError: {}")
             ))
             .status,
         200
@@ -431,48 +459,51 @@ fn an_earlier_answer_is_given_while_the_backend_fails_and_is_marked() {
 }
 
 #[test]
-fn what_is_somebodys_or_has_changed_is_not_given() {
-    let (backend, is_well) = ailing(GOOD);
-    let sidecar = Sidecar::start(&policy(&[backend.address], &defaults("staleIfError: {}")));
-    let with = |field: &str| {
+fn private_or_invalidated_responses_are_not_served_stale() {
+    let (backend, is_healthy) = backend_with_health_switch(CACHEABLE_RESPONSE);
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &defaults_section("staleIfError: {}"),
+    ));
+    let send_with_header = |field: &str| {
         sidecar
             .client()
             .send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{field}\r\n\r\n"))
-            .answer()
+            .read_response()
     };
-    with("authorization: Bearer 7");
-    with("cookie: user=7");
-    is_well.store(false, Ordering::SeqCst);
+    send_with_header("authorization: Bearer 7");
+    send_with_header("cookie: user=7");
+    is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/a").text(), "ill", "neither was kept");
-    is_well.store(true, Ordering::SeqCst);
+    is_healthy.store(true, Ordering::SeqCst);
     sidecar.get("/a");
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/a").text(), "page");
     assert_eq!(
-        with("authorization: Bearer 7").text(),
+        send_with_header("authorization: Bearer 7").text(),
         "ill",
         "what was given to nobody in particular is not given to somebody"
     );
-    assert_eq!(with("cache-control: no-cache").text(), "ill");
+    assert_eq!(send_with_header("cache-control: no-cache").text(), "ill");
     assert_eq!(sidecar.client().post("/a", "x").text(), "ill");
     assert_eq!(
         sidecar.get("/a").text(),
         "page",
         "a change that failed changed nothing"
     );
-    is_well.store(true, Ordering::SeqCst);
+    is_healthy.store(true, Ordering::SeqCst);
     assert_eq!(sidecar.client().post("/a", "x").status, 200);
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/a").text(), "ill", "it has been changed");
 }
 
 #[test]
-fn answers_are_told_apart_by_all_that_they_depend_on() {
-    let is_well = Arc::new(AtomicBool::new(true));
-    let there = is_well.clone();
-    let backend = Backend::answering(move |seen| {
-        if !there.load(Ordering::SeqCst) {
-            return answer(503, "ill");
+fn stale_responses_are_keyed_by_vary_and_forwarded_host() {
+    let is_healthy = Arc::new(AtomicBool::new(true));
+    let shared_is_healthy = is_healthy.clone();
+    let backend = ScriptedBackend::responding_with(move |seen| {
+        if !shared_is_healthy.load(Ordering::SeqCst) {
+            return response(503, "ill");
         }
         let user: Vec<&str> = seen
             .head
@@ -493,23 +524,26 @@ fn answers_are_told_apart_by_all_that_they_depend_on() {
         )
     });
     let filter = "filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [x-secret], set: [{name: x-kind, value: page}]}}]";
-    let text = policy(&[backend.address], &defaults("staleIfError: {}"))
+    let text = policy(&[backend.address], &defaults_section("staleIfError: {}"))
         .replace("- {name: in,", &format!("- {{name: in, {filter},"));
     let sidecar = Sidecar::start(&text);
-    let ask = |fields: &str| {
+    let send_with_headers = |fields: &str| {
         sidecar
             .client()
             .send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{fields}\r\n"))
-            .answer()
+            .read_response()
     };
     let (one, two) = (
         "x-user: lang\r\nx-user: 1\r\n",
         "x-user: lang\r\nx-user: 2\r\n",
     );
-    assert_eq!(ask(one).text(), "for lang+1 by test");
-    assert_eq!(ask("x-forwarded-host: evil\r\n").text(), "for  by evil");
-    is_well.store(false, Ordering::SeqCst);
-    let stale = ask(one);
+    assert_eq!(send_with_headers(one).text(), "for lang+1 by test");
+    assert_eq!(
+        send_with_headers("x-forwarded-host: evil\r\n").text(),
+        "for  by evil"
+    );
+    is_healthy.store(false, Ordering::SeqCst);
+    let stale = send_with_headers(one);
     assert_eq!(
         (
             stale.text().as_str(),
@@ -520,27 +554,33 @@ fn answers_are_told_apart_by_all_that_they_depend_on() {
         "the route's filters hold"
     );
     assert_eq!(
-        ask(two).text(),
+        send_with_headers(two).text(),
         "ill",
         "the same first value, and another user"
     );
     assert_eq!(
-        ask("").text(),
+        send_with_headers("").text(),
         "ill",
         "what was answered to another host name is not given"
     );
-    assert_eq!(ask("x-forwarded-host: evil\r\n").text(), "for  by evil");
+    assert_eq!(
+        send_with_headers("x-forwarded-host: evil\r\n").text(),
+        "for  by evil"
+    );
 }
 
 #[test]
-fn what_cannot_be_kept_from_one_request_leaves_what_is_kept_of_others() {
-    let (backend, is_well) = ailing(GOOD);
-    let sidecar = Sidecar::start(&policy(&[backend.address], &defaults("staleIfError: {}")));
-    let with = |field: &str| {
+fn an_uncacheable_request_does_not_evict_the_cached_response() {
+    let (backend, is_healthy) = backend_with_health_switch(CACHEABLE_RESPONSE);
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &defaults_section("staleIfError: {}"),
+    ));
+    let send_with_header = |field: &str| {
         sidecar
             .client()
             .send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{field}\r\n\r\n"))
-            .answer()
+            .read_response()
     };
     sidecar.get("/a");
     for field in [
@@ -548,78 +588,78 @@ fn what_cannot_be_kept_from_one_request_leaves_what_is_kept_of_others() {
         "cache-control: no-store",
         "range: bytes=0-1",
     ] {
-        assert_eq!(with(field).status, 200);
+        assert_eq!(send_with_header(field).status, 200);
     }
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/a").text(), "page");
 }
 
 #[test]
-fn what_another_sidecar_made_of_a_failure_is_not_kept() {
-    let (backend, is_well) = ailing(
+fn a_response_degraded_by_another_sidecar_is_not_cached() {
+    let (backend, is_healthy) = backend_with_health_switch(
         "HTTP/1.1 200 OK\r\nx-outrigger-reason: breaker_open:app\r\ncontent-length: 2\r\n\r\n[]",
     );
     let sidecar = Sidecar::start(
-        &policy(&[backend.address], &defaults("staleIfError: {}"))
+        &policy(&[backend.address], &defaults_section("staleIfError: {}"))
             .replace("direction: Inbound", "direction: Outbound"),
     );
     assert_eq!(sidecar.get("/a").text(), "[]");
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/a").text(), "ill");
 }
 
 #[test]
-fn an_answer_that_is_too_long_or_breaks_off_is_not_kept() {
-    let (long, is_well) = ailing(
+fn an_oversized_or_truncated_response_is_not_cached() {
+    let (long, is_healthy) = backend_with_health_switch(
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n6\r\n678901\r\n0\r\n\r\n",
     );
     let sidecar = Sidecar::start(&policy(
         &[long.address],
-        &defaults("staleIfError: {maxEntryBytes: 10}"),
+        &defaults_section("staleIfError: {maxEntryBytes: 10}"),
     ));
     assert_eq!(sidecar.get("/").text(), "12345678901");
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/").text(), "ill");
 
-    let (short, is_well) = ailing(
+    let (short, is_healthy) = backend_with_health_switch(
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n5\r\n67890\r\n0\r\n\r\n",
     );
     let sidecar = Sidecar::start(&policy(
         &[short.address],
-        &defaults("staleIfError: {maxEntryBytes: 10}"),
+        &defaults_section("staleIfError: {maxEntryBytes: 10}"),
     ));
     assert_eq!(sidecar.get("/").text(), "1234567890");
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     let stale = sidecar.get("/");
     assert_eq!(
         (stale.text().as_str(), stale.header("transfer-encoding")),
         ("1234567890", None)
     );
 
-    let broken = Backend::start(|mut connection| {
+    let broken = ScriptedBackend::start(|mut connection| {
         if connection.number > 1 {
             return connection.reset();
         }
-        connection.request();
+        connection.read_request();
         connection.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345");
     });
     let sidecar = Sidecar::start(&policy(
         &[broken.address],
-        &defaults("staleIfError: {}, retry: {attempts: 0, retryOn: []}"),
+        &defaults_section("staleIfError: {}, retry: {attempts: 0, retryOn: []}"),
     ));
     assert!(!sidecar.get("/").is_complete);
     assert_eq!(sidecar.get("/").status, 502);
 }
 
 #[test]
-fn an_earlier_answer_comes_before_a_fallback() {
-    let (backend, is_well) = ailing(GOOD);
+fn a_stale_response_takes_precedence_over_the_fallback() {
+    let (backend, is_healthy) = backend_with_health_switch(CACHEABLE_RESPONSE);
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &defaults(&format!("staleIfError: {{}}, {RESPONSE}")),
+        &defaults_section(&format!("staleIfError: {{}}, {FALLBACK_RESPONSE}")),
     ));
     sidecar.get("/known");
-    is_well.store(false, Ordering::SeqCst);
+    is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(
         (
             sidecar.get("/known").text().as_str(),

@@ -4,23 +4,23 @@ use std::{path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::support::Directory;
+use crate::support::TempDirectory;
 
-fn documents(name: &str) -> Vec<Value> {
+fn read_manifest(name: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("deploy")
         .join(name);
     serde_saphyr::from_multiple(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn of_kind<'d>(documents: &'d [Value], kind: &str) -> &'d Value {
+fn find_kind<'d>(documents: &'d [Value], kind: &str) -> &'d Value {
     documents
         .iter()
         .find(|document| document["kind"] == kind)
         .unwrap_or_else(|| panic!("no {kind}"))
 }
 
-fn seconds(value: &Value) -> u64 {
+fn parse_seconds(value: &Value) -> u64 {
     value
         .as_str()
         .and_then(|text| text.strip_suffix('s'))
@@ -28,7 +28,7 @@ fn seconds(value: &Value) -> u64 {
         .unwrap_or_else(|| panic!("{value} is no number of seconds"))
 }
 
-fn named<'c>(containers: &'c Value, name: &str) -> Option<&'c Value> {
+fn find_container<'c>(containers: &'c Value, name: &str) -> Option<&'c Value> {
     containers
         .as_array()?
         .iter()
@@ -36,13 +36,13 @@ fn named<'c>(containers: &'c Value, name: &str) -> Option<&'c Value> {
 }
 
 #[test]
-fn the_policies_of_the_manifests_are_good_and_their_times_fit_together() {
+fn the_manifests_have_valid_policies_and_consistent_timeouts() {
     for name in ["native-sidecar.yaml", "older-clusters.yaml"] {
-        let documents = documents(name);
-        let text = of_kind(&documents, "ConfigMap")["data"]["default.yaml"]
+        let documents = read_manifest(name);
+        let text = find_kind(&documents, "ConfigMap")["data"]["default.yaml"]
             .as_str()
             .unwrap();
-        let directory = Directory::new();
+        let directory = TempDirectory::new();
         directory.write("default.yaml", text);
         let checked = Command::new(env!("CARGO_BIN_EXE_outrigger"))
             .args(["check", &directory.path().display().to_string()])
@@ -56,21 +56,21 @@ fn the_policies_of_the_manifests_are_good_and_their_times_fit_together() {
         let policy: Value = serde_saphyr::from_str(text).unwrap();
         let (lifecycle, deployment) = (
             &policy["spec"]["lifecycle"],
-            &of_kind(&documents, "Deployment")["spec"],
+            &find_kind(&documents, "Deployment")["spec"],
         );
         let pod = &deployment["template"]["spec"];
-        let drain = seconds(&lifecycle["drain"]["timeout"]);
+        let drain = parse_seconds(&lifecycle["drain"]["timeout"]);
         assert!(
             pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= drain + 10,
             "{name}: the app has no time to end"
         );
         assert!(
-            seconds(&lifecycle["drain"]["softTimeout"]) < drain,
+            parse_seconds(&lifecycle["drain"]["softTimeout"]) < drain,
             "{name}"
         );
         assert!(
             deployment["minReadySeconds"].as_u64().unwrap()
-                >= seconds(&lifecycle["warmUp"]["window"]),
+                >= parse_seconds(&lifecycle["warmUp"]["window"]),
             "{name}: old pods leave before new ones are warm"
         );
         assert_eq!(
@@ -78,7 +78,7 @@ fn the_policies_of_the_manifests_are_good_and_their_times_fit_together() {
             "{name}"
         );
         let is_native = name == "native-sidecar.yaml";
-        let sidecar = named(
+        let sidecar = find_container(
             &pod[if is_native {
                 "initContainers"
             } else {
@@ -88,14 +88,14 @@ fn the_policies_of_the_manifests_are_good_and_their_times_fit_together() {
         )
         .unwrap();
         assert_eq!(sidecar["restartPolicy"] == "Always", is_native, "{name}");
-        let drains: Vec<&str> = sidecar["lifecycle"]["preStop"]["exec"]["command"]
+        let drain_command: Vec<&str> = sidecar["lifecycle"]["preStop"]["exec"]["command"]
             .as_array()
             .unwrap()
             .iter()
             .filter_map(Value::as_str)
             .collect();
         assert_eq!(
-            drains,
+            drain_command,
             if is_native {
                 vec!["/outrigger", "drain"]
             } else {
@@ -110,7 +110,7 @@ fn the_policies_of_the_manifests_are_good_and_their_times_fit_together() {
         ] {
             assert_eq!(sidecar[probe]["httpGet"]["path"], path, "{name}");
         }
-        let app = named(&pod["containers"], "app").unwrap();
+        let app = find_container(&pod["containers"], "app").unwrap();
         assert_eq!(
             app["lifecycle"]["preStop"]["httpGet"]["path"], "/drained",
             "{name}: the app lives as long as it is called"
@@ -123,12 +123,12 @@ fn the_policies_of_the_manifests_are_good_and_their_times_fit_together() {
 }
 
 #[test]
-fn the_sidecar_of_a_job_is_told_that_the_job_is_done() {
-    let documents = documents("job.yaml");
-    let containers = &of_kind(&documents, "Job")["spec"]["template"]["spec"]["containers"];
-    let command = named(containers, "reconcile").unwrap()["args"].to_string();
+fn the_job_manifest_calls_quitquitquit_when_the_job_ends() {
+    let documents = read_manifest("job.yaml");
+    let containers = &find_kind(&documents, "Job")["spec"]["template"]["spec"]["containers"];
+    let command = find_container(containers, "reconcile").unwrap()["args"].to_string();
     assert!(
-        named(containers, "outrigger").is_some()
+        find_container(containers, "outrigger").is_some()
             && command.contains("/quitquitquit")
             && command.contains("exit $code"),
         "{command}"

@@ -4,12 +4,12 @@ use std::{collections::HashMap, path::PathBuf};
 
 use outrigger::policy::{
     self,
-    source::{File, Source},
+    source::{PolicyFile, PolicySource},
 };
 
 use crate::support::sidecar::policy;
 
-fn data() -> PathBuf {
+fn invalid_policies_directory() -> PathBuf {
     PathBuf::from(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/tests/data/policies/invalid"
@@ -19,12 +19,12 @@ fn data() -> PathBuf {
 fn diagnose(files: &[(&str, &str)]) -> String {
     let files = files
         .iter()
-        .map(|(name, text)| File {
+        .map(|(name, text)| PolicyFile {
             name: (*name).into(),
             text: (*text).to_owned(),
         })
         .collect();
-    match policy::load_source(&Source::from_files(files), &HashMap::new()) {
+    match policy::load_source(&PolicySource::from_files(files), &HashMap::new()) {
         Ok(loaded) => loaded.warnings.to_human(),
         Err(faults) => faults.to_human(),
     }
@@ -32,8 +32,8 @@ fn diagnose(files: &[(&str, &str)]) -> String {
 
 /// The expected texts stand beside the files, as `outrigger check` shows them.
 #[test]
-fn each_invalid_file_is_diagnosed_as_it_is_written_down() {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(data())
+fn each_invalid_policy_matches_its_golden_diagnostics() {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(invalid_policies_directory())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
@@ -51,7 +51,7 @@ fn each_invalid_file_is_diagnosed_as_it_is_written_down() {
 #[test]
 fn all_faults_of_all_files_are_reported_at_once() {
     let good = policy(&["127.0.0.1:1".parse().unwrap()], "");
-    let told = diagnose(&[
+    let report = diagnose(&[
         ("a.yaml", "nonsense: 1\n"),
         ("b.yaml", &good),
         ("c.yaml", "more: [\n"),
@@ -64,16 +64,16 @@ fn all_faults_of_all_files_are_reported_at_once() {
         "not YAML",
         "d.yaml:1:7",
     ] {
-        assert!(told.contains(words), "{words} in {told}");
+        assert!(report.contains(words), "{words} in {report}");
     }
-    assert!(!told.contains("b.yaml"), "{told}");
+    assert!(!report.contains("b.yaml"), "{report}");
 }
 
 /// YAML ends a line with a carriage return, a line feed or both; editors of three systems write them.
 #[test]
-fn a_place_is_shown_with_its_line_however_lines_end() {
+fn a_location_is_shown_with_its_source_line_for_every_line_ending() {
     for end in ["\n", "\r\n", "\r"] {
-        let told = diagnose(&[(
+        let report = diagnose(&[(
             "a.yaml",
             &[
                 "# of this system",
@@ -84,24 +84,24 @@ fn a_place_is_shown_with_its_line_however_lines_end() {
             .join(end),
         )]);
         assert!(
-            told.contains("a.yaml:3:7") && told.contains("3 | kind: Other\n"),
-            "{end:?}: {told}"
+            report.contains("a.yaml:3:7") && report.contains("3 | kind: Other\n"),
+            "{end:?}: {report}"
         );
     }
 }
 
 #[test]
-fn a_name_given_twice_is_refused_with_both_places() {
+fn a_duplicate_name_is_rejected_with_both_locations() {
     let text = policy(&["127.0.0.1:1".parse().unwrap()], "");
-    let told = diagnose(&[("a.yaml", &text), ("b.yaml", &text)]);
+    let report = diagnose(&[("a.yaml", &text), ("b.yaml", &text)]);
     assert!(
-        told.contains("b.yaml:8:14") && told.contains("the other is at a.yaml:8"),
-        "{told}"
+        report.contains("b.yaml:8:14") && report.contains("the other is at a.yaml:8"),
+        "{report}"
     );
 }
 
 #[test]
-fn a_set_without_anything_is_refused() {
+fn an_empty_policy_set_is_rejected() {
     assert!(diagnose(&[("a.yaml", "")]).contains("there is no policy in it"));
     assert!(
         diagnose(&[(
@@ -113,12 +113,12 @@ fn a_set_without_anything_is_refused() {
 }
 
 #[test]
-fn what_the_environment_gives_is_used_and_never_shown() {
+fn environment_values_are_substituted_and_never_shown() {
     let text = policy(
         &["127.0.0.1:1".parse().unwrap()],
         "  recovery:\n    - name: r\n      trigger: {type: CircuitOpenFor, backend: app, duration: 1m}\n      ladder:\n        - action:\n            type: Webhook\n            url: ${HOOK}\n",
     );
-    let source = Source::from_files(vec![File {
+    let source = PolicySource::from_files(vec![PolicyFile {
         name: "a.yaml".into(),
         text,
     }]);
@@ -135,7 +135,7 @@ fn what_the_environment_gives_is_used_and_never_shown() {
 
 #[test]
 fn the_schema_accepts_what_the_loader_accepts() {
-    let validator = jsonschema::validator_for(&policy::schema()).unwrap();
+    let validator = jsonschema::validator_for(&policy::json_schema()).unwrap();
     for entry in
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/policies/examples")).unwrap()
     {

@@ -1,29 +1,29 @@
 //! Endpoints that are found: by name, and in files.
 
 use crate::support::{
-    Backend, Directory, Sidecar,
-    backend::{Gate, answer, ok},
+    ScriptedBackend, Sidecar, TempDirectory,
+    backend::{ResponseGate, ok_response, response},
     eventually,
-    name_server::{Behaviour, NameServer, Record},
+    name_server::{DnsBehaviour, DnsRecord, NameServer},
     sidecar::policy,
 };
 
 /// Policies whose backend finds its endpoints.
-fn found_by(discovery: &str) -> String {
+fn policy_with_discovery(discovery: &str) -> String {
     policy(&[], "").replace("endpoints: []", discovery)
 }
 
-fn by_name(server: &NameServer, discovery: &str) -> Sidecar {
-    let directory = Directory::new();
-    directory.write("policy.yaml", &found_by(discovery));
-    Sidecar::start_in(directory, |settings| {
+fn start_with_name_server(server: &NameServer, discovery: &str) -> Sidecar {
+    let directory = TempDirectory::new();
+    directory.write("policy.yaml", &policy_with_discovery(discovery));
+    Sidecar::start_with_settings(directory, |settings| {
         settings.name_server = Some(server.address)
     })
     .unwrap()
 }
 
-fn known(sidecar: &Sidecar) -> Vec<String> {
-    let backends = sidecar.json("/api/v1/backends");
+fn known_endpoints(sidecar: &Sidecar) -> Vec<String> {
+    let backends = sidecar.admin_json("/api/v1/backends");
     let mut known: Vec<String> = backends[0]["endpoints"]
         .as_array()
         .unwrap()
@@ -34,143 +34,153 @@ fn known(sidecar: &Sidecar) -> Vec<String> {
     known
 }
 
-fn localhost(ttl: u32) -> Record {
-    Record::Address(ttl, [127, 0, 0, 1].into())
+fn localhost_record(ttl: u32) -> DnsRecord {
+    DnsRecord::Address(ttl, [127, 0, 0, 1].into())
 }
 
 #[test]
-fn a_name_is_resolved_and_followed() {
-    let (server, backend) = (NameServer::start(), Backend::healthy());
+fn a_dns_name_is_resolved_and_its_changes_are_applied() {
+    let (server, backend) = (NameServer::start(), ScriptedBackend::healthy());
     let port = backend.address.port();
-    server.set("pay.shop", &[localhost(0)]);
-    let sidecar = by_name(
+    server.set_records("pay.shop", &[localhost_record(0)]);
+    let sidecar = start_with_name_server(
         &server,
         &format!("dns: {{name: pay.shop., port: {port}, minTtl: 20ms}}"),
     );
     eventually("it is resolved", || {
-        known(&sidecar) == [format!("127.0.0.1:{port}")]
+        known_endpoints(&sidecar) == [format!("127.0.0.1:{port}")]
     });
     assert_eq!(sidecar.get("/").text(), "hello");
-    server.set(
+    server.set_records(
         "pay.shop",
         &[
-            localhost(0),
-            Record::Address(0, [127, 0, 0, 2].into()),
-            Record::Address(0, std::net::Ipv6Addr::LOCALHOST.into()),
+            localhost_record(0),
+            DnsRecord::Address(0, [127, 0, 0, 2].into()),
+            DnsRecord::Address(0, std::net::Ipv6Addr::LOCALHOST.into()),
         ],
     );
     eventually("all families are taken", || {
-        known(&sidecar)
+        known_endpoints(&sidecar)
             == [
                 format!("127.0.0.1:{port}"),
                 format!("127.0.0.2:{port}"),
                 format!("[::1]:{port}"),
             ]
     });
-    let told = sidecar.events();
+    let events = sidecar.events();
     assert!(
-        told.iter()
+        events
+            .iter()
             .any(|event| event.contains("backend app has 3 endpoints")
                 && event.contains("127.0.0.2")),
-        "{told:?}"
+        "{events:?}"
     );
     assert!(
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("[+] endpoints-of-app: 3 known")
     );
 }
 
 #[test]
-fn an_answer_is_believed_as_long_as_it_says() {
+fn a_dns_response_is_cached_for_its_ttl() {
     let (long_server, short_server) = (NameServer::start(), NameServer::start());
-    long_server.set("pay.shop", &[localhost(3_600)]);
-    short_server.set("pay.shop", &[localhost(0)]);
+    long_server.set_records("pay.shop", &[localhost_record(3_600)]);
+    short_server.set_records("pay.shop", &[localhost_record(0)]);
     let [long, short] = [&long_server, &short_server].map(|server| {
-        by_name(
+        start_with_name_server(
             server,
             "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 1h}",
         )
     });
     eventually("both are resolved", || {
-        known(&long).len() == 1 && known(&short).len() == 1
+        known_endpoints(&long).len() == 1 && known_endpoints(&short).len() == 1
     });
     eventually("the short one is asked for again and again", || {
-        short_server.asked() > 60
+        short_server.query_count() > 60
     });
-    assert_eq!(long_server.asked(), 2, "once for each family");
+    assert_eq!(long_server.query_count(), 2, "once for each family");
 }
 
 #[test]
-fn bounds_hold_whatever_an_answer_says() {
-    let (server, patient) = (NameServer::start(), NameServer::start());
-    server.set("pay.shop", &[localhost(3_600)]);
-    patient.set("pay.shop", &[localhost(0)]);
+fn the_ttl_of_a_dns_response_is_clamped_to_min_and_max_ttl() {
+    let (max_ttl_server, min_ttl_server) = (NameServer::start(), NameServer::start());
+    max_ttl_server.set_records("pay.shop", &[localhost_record(3_600)]);
+    min_ttl_server.set_records("pay.shop", &[localhost_record(0)]);
     let _sidecars = [
-        by_name(
-            &server,
+        start_with_name_server(
+            &max_ttl_server,
             "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 20ms}",
         ),
-        by_name(
-            &patient,
+        start_with_name_server(
+            &min_ttl_server,
             "dns: {name: pay.shop., port: 80, minTtl: 1h, maxTtl: 1h}",
         ),
     ];
     eventually("one is asked for again and again", || {
-        server.asked() > 60 && patient.asked() > 0
+        max_ttl_server.query_count() > 60 && min_ttl_server.query_count() > 0
     });
-    assert_eq!(patient.asked(), 2, "once for each family");
+    assert_eq!(min_ttl_server.query_count(), 2, "once for each family");
 }
 
 #[test]
-fn a_family_that_a_name_never_had_does_not_count() {
-    for behaviour in [Behaviour::FailsForIpv6, Behaviour::DeniesIpv6] {
+fn a_failing_address_family_without_records_is_ignored() {
+    for behaviour in [
+        DnsBehaviour::ServerFailureForAaaa,
+        DnsBehaviour::NxDomainForAaaa,
+    ] {
         let server = NameServer::start();
-        server.behave(behaviour);
-        server.set("pay.shop", &[localhost(0)]);
-        let sidecar = by_name(&server, "dns: {name: pay.shop., port: 80, minTtl: 10ms}");
-        eventually("it is resolved", || known(&sidecar) == ["127.0.0.1:80"]);
-        server.set(
+        server.set_behaviour(behaviour);
+        server.set_records("pay.shop", &[localhost_record(0)]);
+        let sidecar =
+            start_with_name_server(&server, "dns: {name: pay.shop., port: 80, minTtl: 10ms}");
+        eventually("it is resolved", || {
+            known_endpoints(&sidecar) == ["127.0.0.1:80"]
+        });
+        server.set_records(
             "pay.shop",
-            &[localhost(0), Record::Address(0, [127, 0, 0, 2].into())],
+            &[
+                localhost_record(0),
+                DnsRecord::Address(0, [127, 0, 0, 2].into()),
+            ],
         );
-        eventually("it is followed", || known(&sidecar).len() == 2);
+        eventually("it is followed", || known_endpoints(&sidecar).len() == 2);
     }
 }
 
 #[test]
-fn a_family_that_fails_takes_no_endpoints_along() {
+fn a_failing_address_family_removes_no_endpoints() {
     let server = NameServer::start();
-    server.set(
+    server.set_records(
         "pay.shop",
         &[
-            localhost(0),
-            Record::Address(0, std::net::Ipv6Addr::LOCALHOST.into()),
+            localhost_record(0),
+            DnsRecord::Address(0, std::net::Ipv6Addr::LOCALHOST.into()),
         ],
     );
-    let sidecar = by_name(
+    let sidecar = start_with_name_server(
         &server,
         "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 50ms}",
     );
-    eventually("both are there", || known(&sidecar).len() == 2);
-    server.behave(Behaviour::FailsForIpv6);
+    eventually("both are there", || known_endpoints(&sidecar).len() == 2);
+    server.set_behaviour(DnsBehaviour::ServerFailureForAaaa);
     eventually("the failure is noticed", || {
         sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#) == 0.0
     });
-    assert_eq!(known(&sidecar).len(), 2);
+    assert_eq!(known_endpoints(&sidecar).len(), 2);
 }
 
 #[test]
-fn readiness_waits_for_the_first_answer_whatever_it_is() {
+fn readiness_waits_for_the_first_dns_response_even_if_it_is_a_failure() {
     let server = NameServer::start();
-    server.behave(Behaviour::Silent);
-    let sidecar = by_name(
+    server.set_behaviour(DnsBehaviour::Silent);
+    let sidecar = start_with_name_server(
         &server,
         "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 50ms}",
     );
-    eventually("it is asked for", || server.asked() > 0);
-    let unready = sidecar.admin("GET", "/readyz?verbose");
+    eventually("it is asked for", || server.query_count() > 0);
+    let unready = sidecar.call_admin("GET", "/readyz?verbose");
     assert!(
         unready.status == 503
             && unready
@@ -179,25 +189,25 @@ fn readiness_waits_for_the_first_answer_whatever_it_is() {
         "{}",
         unready.text()
     );
-    server.behave(Behaviour::Fails);
+    server.set_behaviour(DnsBehaviour::ServerFailure);
     eventually("a failure is an answer", || {
-        sidecar.admin("GET", "/readyz").status == 200
+        sidecar.call_admin("GET", "/readyz").status == 200
     });
 }
 
 #[test]
-fn endpoints_stay_when_the_policy_says_to_look_for_them_elsewhere() {
-    let (server, backend) = (NameServer::start(), Backend::healthy());
-    let directory = Directory::new();
+fn endpoints_are_retained_until_a_changed_discovery_source_resolves() {
+    let (server, backend) = (NameServer::start(), ScriptedBackend::healthy());
+    let directory = TempDirectory::new();
     directory.write("policy.yaml", &policy(&[backend.address], ""));
-    let sidecar = Sidecar::start_in(directory, |settings| {
+    let sidecar = Sidecar::start_with_settings(directory, |settings| {
         settings.name_server = Some(server.address)
     })
     .unwrap();
     assert_eq!(sidecar.get("/").text(), "hello");
     assert_eq!(
         sidecar
-            .reload(&found_by(
+            .reload(&policy_with_discovery(
                 "dns: {name: nowhere.shop., port: 80, minTtl: 10ms}"
             ))
             .status,
@@ -205,20 +215,20 @@ fn endpoints_stay_when_the_policy_says_to_look_for_them_elsewhere() {
     );
     eventually("it is said", || {
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("nowhere.shop. does not exist")
     });
     assert_eq!(sidecar.get("/").text(), "hello");
-    server.set(
+    server.set_records(
         "elsewhere.shop",
-        &[Record::Address(0, [127, 0, 0, 2].into())],
+        &[DnsRecord::Address(0, [127, 0, 0, 2].into())],
     );
-    sidecar.reload(&found_by(
+    sidecar.reload(&policy_with_discovery(
         "dns: {name: elsewhere.shop., port: 80, minTtl: 10ms}",
     ));
     eventually("the new ones are taken", || {
-        known(&sidecar) == ["127.0.0.2:80"]
+        known_endpoints(&sidecar) == ["127.0.0.2:80"]
     });
     sidecar.reload(&policy(&[backend.address], ""));
     eventually("nothing is looked for any more", || {
@@ -229,51 +239,53 @@ fn endpoints_stay_when_the_policy_says_to_look_for_them_elsewhere() {
 }
 
 #[test]
-fn the_last_good_answer_stays_when_the_name_server_fails_or_the_name_is_gone() {
-    let (server, backend) = (NameServer::start(), Backend::healthy());
-    server.set("pay.shop", &[localhost(0)]);
-    let sidecar = by_name(
+fn the_last_good_endpoints_are_retained_when_resolution_fails() {
+    let (server, backend) = (NameServer::start(), ScriptedBackend::healthy());
+    server.set_records("pay.shop", &[localhost_record(0)]);
+    let sidecar = start_with_name_server(
         &server,
         &format!(
             "dns: {{name: pay.shop., port: {}, minTtl: 20ms, maxTtl: 50ms}}",
             backend.address.port()
         ),
     );
-    eventually("it is resolved", || known(&sidecar).len() == 1);
+    eventually("it is resolved", || known_endpoints(&sidecar).len() == 1);
     assert_eq!(
         sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#),
         1.0
     );
-    server.behave(Behaviour::Fails);
+    server.set_behaviour(DnsBehaviour::ServerFailure);
     eventually("the failure is noticed", || {
         sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#) == 0.0
     });
     assert_eq!(sidecar.get("/").text(), "hello");
-    server.behave(Behaviour::Answers);
+    server.set_behaviour(DnsBehaviour::Responds);
     eventually("it is current again", || {
         sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#) == 1.0
     });
-    server.set("pay.shop", &[]);
+    server.set_records("pay.shop", &[]);
     eventually("the name is gone", || {
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("pay.shop. does not exist")
     });
     assert_eq!(sidecar.get("/").text(), "hello");
     assert_eq!(
-        sidecar.admin("GET", "/readyz").status,
+        sidecar.call_admin("GET", "/readyz").status,
         200,
         "a dependency does not gate"
     );
-    let told = sidecar.events();
+    let events = sidecar.events();
     assert!(
-        told.iter()
+        events
+            .iter()
             .any(|event| event.contains("cannot be found") && event.contains("does not exist")),
-        "{told:?}"
+        "{events:?}"
     );
     assert!(
-        told.iter()
+        events
+            .iter()
             .filter(|event| event.contains("does not exist"))
             .count()
             == 1,
@@ -282,55 +294,59 @@ fn the_last_good_answer_stays_when_the_name_server_fails_or_the_name_is_gone() {
 }
 
 #[test]
-fn a_service_brings_ports_weights_and_priorities() {
+fn srv_records_set_ports_weights_and_priorities() {
     let (server, first, second, spare) = (
         NameServer::start(),
-        Backend::healthy(),
-        Backend::healthy(),
-        Backend::answering(|_| ok("spare")),
+        ScriptedBackend::healthy(),
+        ScriptedBackend::healthy(),
+        ScriptedBackend::responding_with(|_| ok_response("spare")),
     );
-    let port = |backend: &Backend| backend.address.port();
-    server.set("one.shop", &[localhost(0)]);
+    let port = |backend: &ScriptedBackend| backend.address.port();
+    server.set_records("one.shop", &[localhost_record(0)]);
     let services = [
-        Record::Service(0, 10, 9, port(&first), "one.shop."),
-        Record::Service(0, 10, 1, port(&second), "one.shop."),
-        Record::Service(0, 20, 1, port(&spare), "one.shop."),
+        DnsRecord::Srv(0, 10, 9, port(&first), "one.shop."),
+        DnsRecord::Srv(0, 10, 1, port(&second), "one.shop."),
+        DnsRecord::Srv(0, 20, 1, port(&spare), "one.shop."),
     ];
-    server.set("_http._tcp.pay.shop", &services);
-    let sidecar = by_name(
+    server.set_records("_http._tcp.pay.shop", &services);
+    let sidecar = start_with_name_server(
         &server,
         "dns: {name: _http._tcp.pay.shop., type: SRV, minTtl: 20ms}, loadBalancer: {type: RoundRobin}",
     );
-    eventually("it is resolved", || known(&sidecar).len() == 3);
+    eventually("it is resolved", || known_endpoints(&sidecar).len() == 3);
     let mut client = sidecar.client();
     for _ in 0..100 {
         assert_eq!(client.get("/").text(), "hello");
     }
     assert_eq!(
-        (first.seen().len(), second.seen().len(), spare.seen().len()),
+        (
+            first.requests().len(),
+            second.requests().len(),
+            spare.requests().len()
+        ),
         (90, 10, 0)
     );
     // One that has just gone is passed over.
-    server.set(
+    server.set_records(
         "_http._tcp.pay.shop",
         &[
             services[2].clone(),
-            Record::Service(0, 10, 1, 80, "gone.shop."),
+            DnsRecord::Srv(0, 10, 1, 80, "gone.shop."),
         ],
     );
     eventually("the spare is alone", || sidecar.get("/").text() == "spare");
 }
 
 #[test]
-fn a_name_that_never_existed_leaves_the_rest_alone() {
+fn a_name_that_does_not_exist_is_reported_and_leaves_its_backend_empty() {
     let server = NameServer::start();
-    let sidecar = by_name(
+    let sidecar = start_with_name_server(
         &server,
         "dns: {name: nowhere.shop., port: 80, minTtl: 20ms}",
     );
     eventually("it is said", || {
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("nowhere.shop. does not exist")
     });
@@ -342,14 +358,20 @@ fn a_name_that_never_existed_leaves_the_rest_alone() {
 }
 
 #[test]
-fn a_file_of_endpoints_is_followed_and_never_half_taken() {
-    let (one, other) = (Backend::healthy(), Backend::answering(|_| ok("other")));
-    let files = Directory::new();
+fn an_endpoints_file_is_watched_and_never_applied_partially() {
+    let (one, other) = (
+        ScriptedBackend::healthy(),
+        ScriptedBackend::responding_with(|_| ok_response("other")),
+    );
+    let files = TempDirectory::new();
     let path = files.path().join("endpoints.yaml");
     files.write("endpoints.yaml", &format!("- {}\n", one.address));
-    let sidecar = Sidecar::start(&found_by(&format!("endpointsFile: \"{}\"", path.display())));
+    let sidecar = Sidecar::start(&policy_with_discovery(&format!(
+        "endpointsFile: \"{}\"",
+        path.display()
+    )));
     eventually("it is read", || {
-        known(&sidecar) == [one.address.to_string()]
+        known_endpoints(&sidecar) == [one.address.to_string()]
     });
     assert_eq!(sidecar.get("/").text(), "hello");
     for (half, why) in [
@@ -359,7 +381,10 @@ fn a_file_of_endpoints_is_followed_and_never_half_taken() {
     ] {
         files.write("endpoints.yaml", half);
         eventually("the fault is told with its place", || {
-            sidecar.admin("GET", "/readyz?verbose").text().contains(why)
+            sidecar
+                .call_admin("GET", "/readyz?verbose")
+                .text()
+                .contains(why)
         });
         assert_eq!(
             sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#),
@@ -383,7 +408,7 @@ fn a_file_of_endpoints_is_followed_and_never_half_taken() {
     std::fs::remove_file(&path).unwrap();
     eventually("that it is gone is told", || {
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("cannot be read")
     });
@@ -391,32 +416,32 @@ fn a_file_of_endpoints_is_followed_and_never_half_taken() {
 }
 
 #[test]
-fn what_is_in_flight_at_an_endpoint_that_left_is_finished() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let leaving = Backend::start(move |mut connection| {
-        connection.request();
-        there.pass();
-        connection.send(ok("late"));
+fn requests_in_flight_to_a_removed_endpoint_complete() {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let removed = ScriptedBackend::start(move |mut connection| {
+        connection.read_request();
+        backend_gate.wait_for_release();
+        connection.send(ok_response("late"));
         connection.wait_for_close();
     });
-    let staying = Backend::answering(|_| answer(200, "staying"));
-    let files = Directory::new();
-    files.write("endpoints.json", &format!("[\"{}\"]", leaving.address));
-    let sidecar = Sidecar::start(&found_by(&format!(
+    let added = ScriptedBackend::responding_with(|_| response(200, "staying"));
+    let files = TempDirectory::new();
+    files.write("endpoints.json", &format!("[\"{}\"]", removed.address));
+    let sidecar = Sidecar::start(&policy_with_discovery(&format!(
         "endpointsFile: \"{}\"",
         files.path().join("endpoints.json").display()
     )));
-    eventually("it is read", || known(&sidecar).len() == 1);
+    eventually("it is read", || known_endpoints(&sidecar).len() == 1);
     let mut client = sidecar.client();
     client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it is in flight", || leaving.seen().len() == 1);
-    files.write("endpoints.json", &format!("[\"{}\"]", staying.address));
+    eventually("it is in flight", || removed.requests().len() == 1);
+    files.write("endpoints.json", &format!("[\"{}\"]", added.address));
     eventually("the other takes over", || {
-        known(&sidecar) == [staying.address.to_string()]
+        known_endpoints(&sidecar) == [added.address.to_string()]
     });
     assert_eq!(sidecar.get("/").text(), "staying");
-    gate.open();
-    assert_eq!(client.answer().text(), "late");
-    assert_eq!(leaving.seen().len(), 1);
+    gate.release_one();
+    assert_eq!(client.read_response().text(), "late");
+    assert_eq!(removed.requests().len(), 1);
 }

@@ -3,61 +3,70 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Backend, Sidecar,
-    backend::{Gate, ok},
+    ScriptedBackend, Sidecar,
+    backend::{ResponseGate, ok_response},
     eventually,
     http2::Http2Client,
-    sidecar::{also, policy},
+    sidecar::{policy, with_backend},
 };
 
-const FAR: &str = "2999-01-01T00:00:00Z";
+const FAR_FUTURE: &str = "2999-01-01T00:00:00Z";
 
 /// The usual policy with this in its route.
-fn with_route(backend: &Backend, section: &str) -> String {
+fn policy_with_route_fields(backend: &ScriptedBackend, section: &str) -> String {
     let text = policy(&[backend.address], "");
     assert!(text.contains("- {name: in,"), "{text}");
     text.replace("- {name: in,", &format!("- {{name: in, {section},"))
 }
 
 #[test]
-fn an_abort_is_answered_in_the_words_of_who_asks_and_never_reaches_the_app() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&with_route(
+fn an_abort_responds_in_http_or_grpc_and_never_reaches_the_app() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
-        &format!("faultInjection: {{until: {FAR}, abort: {{httpStatus: 418}}}}"),
+        &format!("faultInjection: {{until: {FAR_FUTURE}, abort: {{httpStatus: 418}}}}"),
     ));
-    let answer = sidecar.get("/");
-    assert_eq!((answer.status, answer.reason()), (418, "fault_injected:in"));
+    let response = sidecar.get("/");
+    assert_eq!(
+        (response.status, response.reason()),
+        (418, "fault_injected:in")
+    );
     let client = Http2Client::connect(sidecar.address("inbound"));
     assert_eq!(
-        client.call("/shop.Payments/Charge", None).grpc_status(),
+        client
+            .call_grpc("/shop.Payments/Charge", None)
+            .grpc_status(),
         Some("2")
     );
-    let sidecar = Sidecar::start(&with_route(
+    let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
-        &format!("faultInjection: {{until: {FAR}, abort: {{grpcStatus: unavailable}}}}"),
+        &format!("faultInjection: {{until: {FAR_FUTURE}, abort: {{grpcStatus: unavailable}}}}"),
     ));
     let client = Http2Client::connect(sidecar.address("inbound"));
     assert_eq!(
-        client.call("/shop.Payments/Charge", None).grpc_status(),
+        client
+            .call_grpc("/shop.Payments/Charge", None)
+            .grpc_status(),
         Some("14")
     );
-    assert_eq!(backend.seen().len(), 0);
+    assert_eq!(backend.requests().len(), 0);
 }
 
 #[test]
-fn a_delay_comes_before_the_request_and_its_share_is_kept() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&with_route(
+fn a_delay_precedes_the_request_and_an_abort_affects_its_percentage() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
-        &format!("faultInjection: {{until: {FAR}, delay: {{fixedDelay: 80ms}}}}"),
+        &format!("faultInjection: {{until: {FAR_FUTURE}, delay: {{fixedDelay: 80ms}}}}"),
     ));
     let began = Instant::now();
     assert_eq!(sidecar.get("/").text(), "hello");
     assert!(began.elapsed() >= Duration::from_millis(80));
-    let sidecar = Sidecar::start(&with_route(
+    let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
-        &format!("faultInjection: {{until: {FAR}, abort: {{httpStatus: 503, percentage: 30}}}}"),
+        &format!(
+            "faultInjection: {{until: {FAR_FUTURE}, abort: {{httpStatus: 503, percentage: 30}}}}"
+        ),
     ));
     let mut client = sidecar.client();
     let aborted = (0..1_000).filter(|_| client.get("/").status == 503).count();
@@ -66,9 +75,9 @@ fn a_delay_comes_before_the_request_and_its_share_is_kept() {
 }
 
 #[test]
-fn a_fault_ends_by_itself_and_there_is_none_without_an_end() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&with_route(
+fn a_fault_past_its_until_time_is_not_injected() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
         "faultInjection: {until: 2020-01-01T00:00:00Z, abort: {httpStatus: 503}}",
     ));
@@ -76,11 +85,13 @@ fn a_fault_ends_by_itself_and_there_is_none_without_an_end() {
 }
 
 #[test]
-fn no_more_requests_are_under_a_fault_at_once_than_may_be() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&with_route(
+fn active_faults_are_bounded_by_max_active_faults() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
-        &format!("faultInjection: {{until: {FAR}, maxActiveFaults: 1, delay: {{fixedDelay: 5m}}}}"),
+        &format!(
+            "faultInjection: {{until: {FAR_FUTURE}, maxActiveFaults: 1, delay: {{fixedDelay: 5m}}}}"
+        ),
     ));
     let mut waiting = sidecar.client();
     waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
@@ -97,11 +108,13 @@ fn no_more_requests_are_under_a_fault_at_once_than_may_be() {
 }
 
 #[test]
-fn a_reload_forgets_neither_who_is_under_a_fault_nor_what_is_out() {
-    let backend = Backend::healthy();
-    let text = with_route(
+fn a_reload_retains_the_count_of_active_faults() {
+    let backend = ScriptedBackend::healthy();
+    let text = policy_with_route_fields(
         &backend,
-        &format!("faultInjection: {{until: {FAR}, maxActiveFaults: 1, delay: {{fixedDelay: 5m}}}}"),
+        &format!(
+            "faultInjection: {{until: {FAR_FUTURE}, maxActiveFaults: 1, delay: {{fixedDelay: 5m}}}}"
+        ),
     );
     let sidecar = Sidecar::start(&text);
     let mut waiting = sidecar.client();
@@ -121,11 +134,13 @@ fn a_reload_forgets_neither_who_is_under_a_fault_nor_what_is_out() {
 }
 
 #[test]
-fn a_fault_in_shadow_mode_is_counted_only() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&with_route(
+fn a_shadow_fault_is_counted_and_not_injected() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
-        &format!("faultInjection: {{mode: Shadow, until: {FAR}, abort: {{httpStatus: 503}}}}"),
+        &format!(
+            "faultInjection: {{mode: Shadow, until: {FAR_FUTURE}, abort: {{httpStatus: 503}}}}"
+        ),
     ));
     assert_eq!(sidecar.get("/").status, 200);
     assert_eq!(
@@ -134,34 +149,39 @@ fn a_fault_in_shadow_mode_is_counted_only() {
     );
 }
 
-fn mirroring(app: &Backend, mirror: &Backend, mirrors: &str, sections: &str) -> String {
-    also("other", mirror, &policy(&[app.address], sections)).replace(
+fn policy_with_mirror(
+    app: &ScriptedBackend,
+    mirror: &ScriptedBackend,
+    mirrors: &str,
+    sections: &str,
+) -> String {
+    with_backend("other", mirror, &policy(&[app.address], sections)).replace(
         "- {name: in,",
         &format!("- {{name: in, filters: [{mirrors}],"),
     )
 }
 
-fn mirrored(app: &Backend, mirror: &Backend, mirrors: &str) -> Sidecar {
-    Sidecar::start(&mirroring(app, mirror, mirrors, ""))
+fn start_with_mirror(app: &ScriptedBackend, mirror: &ScriptedBackend, mirrors: &str) -> Sidecar {
+    Sidecar::start(&policy_with_mirror(app, mirror, mirrors, ""))
 }
 
-const MIRROR: &str = "{type: RequestMirror, requestMirror: {backendRef: {name: other}}}";
+const MIRROR_FILTER: &str = "{type: RequestMirror, requestMirror: {backendRef: {name: other}}}";
 
 #[test]
-fn a_copy_is_the_same_request_and_its_answer_is_nobodys() {
+fn a_mirrored_request_is_identical_and_its_response_is_discarded() {
     let (app, mirror) = (
-        Backend::healthy(),
-        Backend::answering(|_| ok("from the mirror")),
+        ScriptedBackend::healthy(),
+        ScriptedBackend::responding_with(|_| ok_response("from the mirror")),
     );
-    let sidecar = mirrored(&app, &mirror, MIRROR);
+    let sidecar = start_with_mirror(&app, &mirror, MIRROR_FILTER);
     let mut client = sidecar.client();
     assert_eq!(client.get("/a?x=1").text(), "hello");
     assert_eq!(client.post("/pay", "money").text(), "hello");
-    eventually("both came", || mirror.seen().len() == 2);
+    eventually("both came", || mirror.requests().len() == 2);
     let mut seen: Vec<(String, Vec<u8>)> = mirror
-        .seen()
+        .requests()
         .iter()
-        .map(|seen| (seen.line().to_owned(), seen.body.clone()))
+        .map(|seen| (seen.request_line().to_owned(), seen.body.clone()))
         .collect();
     seen.sort();
     assert_eq!(
@@ -177,20 +197,20 @@ fn a_copy_is_the_same_request_and_its_answer_is_nobodys() {
 }
 
 #[test]
-fn a_mirror_that_is_slow_or_gone_slows_and_fails_nothing_and_copies_are_bounded() {
-    let gate = Gate::new();
-    let there = gate.clone();
+fn a_slow_or_unreachable_mirror_affects_no_request_and_mirroring_is_bounded() {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
     let (app, stuck) = (
-        Backend::healthy(),
-        Backend::answering(move |_| {
-            there.pass();
-            ok("late")
+        ScriptedBackend::healthy(),
+        ScriptedBackend::responding_with(move |_| {
+            backend_gate.wait_for_release();
+            ok_response("late")
         }),
     );
-    let sidecar = Sidecar::start(&mirroring(
+    let sidecar = Sidecar::start(&policy_with_mirror(
         &app,
         &stuck,
-        MIRROR,
+        MIRROR_FILTER,
         "  defaults: {timeouts: {request: 0s, backendRequest: 0s}}\n",
     ));
     let mut client = sidecar.client();
@@ -202,28 +222,28 @@ fn a_mirror_that_is_slow_or_gone_slows_and_fails_nothing_and_copies_are_bounded(
             >= 72.0,
         "128 are out, and no more"
     );
-    (0..200).for_each(|_| gate.open());
-    let gone = Backend::healthy();
-    let sidecar = mirrored(&app, &gone, MIRROR);
+    (0..200).for_each(|_| gate.release_one());
+    let gone = ScriptedBackend::healthy();
+    let sidecar = start_with_mirror(&app, &gone, MIRROR_FILTER);
     drop(gone);
     assert_eq!(sidecar.get("/").status, 200);
 }
 
 #[test]
-fn a_body_that_is_not_kept_is_not_copied_and_no_share_means_none() {
-    let (app, mirror) = (Backend::healthy(), Backend::healthy());
-    let sidecar = mirrored(&app, &mirror, MIRROR);
+fn a_request_with_an_unbuffered_body_or_at_zero_percent_is_not_mirrored() {
+    let (app, mirror) = (ScriptedBackend::healthy(), ScriptedBackend::healthy());
+    let sidecar = start_with_mirror(&app, &mirror, MIRROR_FILTER);
     let body = "x".repeat((64 << 10) + 1);
     assert_eq!(sidecar.client().post("/", &body).status, 200);
     eventually("it is counted", || {
         sidecar.metric(r#"outrigger_mirrored_requests_total{backend="other",result="skipped"}"#)
             == 1.0
     });
-    let sidecar = mirrored(
+    let sidecar = start_with_mirror(
         &app,
         &mirror,
-        &MIRROR.replace("other}}", "other}, percent: 0}"),
+        &MIRROR_FILTER.replace("other}}", "other}, percent: 0}"),
     );
     assert_eq!(sidecar.get("/").status, 200);
-    assert_eq!(mirror.seen().len(), 0);
+    assert_eq!(mirror.requests().len(), 0);
 }

@@ -1,10 +1,10 @@
 //! Raw bytes that two readers could understand differently: refused, and never seen by the app as something else.
 
-use crate::support::{Backend, Sidecar, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, sidecar::policy};
 
 #[test]
-fn ambiguous_requests_are_refused_and_do_not_reach_the_app() {
-    let backend = Backend::healthy();
+fn ambiguous_requests_are_rejected_and_do_not_reach_the_app() {
+    let backend = ScriptedBackend::healthy();
     let text = policy(&[backend.address], "").replace(
         "address: \"127.0.0.1:0\"",
         "address: \"127.0.0.1:0\", limits: {maxHeaderBytes: 8Ki}",
@@ -106,43 +106,43 @@ fn ambiguous_requests_are_refused_and_do_not_reach_the_app() {
     for (what, bytes, status) in table {
         let mut client = sidecar.client();
         client.try_send(bytes);
-        let answer = client.answer();
-        assert_eq!(answer.status, status, "{what}");
-        assert!(!answer.reason().is_empty(), "{what}");
+        let response = client.read_response();
+        assert_eq!(response.status, status, "{what}");
+        assert!(!response.reason().is_empty(), "{what}");
     }
-    assert_eq!(backend.seen().len(), 0);
+    assert_eq!(backend.requests().len(), 0);
     assert_eq!(sidecar.get("/").status, 200);
 }
 
 #[test]
 fn a_bad_chunk_size_ends_the_request_and_the_connection() {
-    let backend = Backend::healthy();
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     client.send(
         "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n",
     );
-    let answer = client.answer();
-    assert_eq!((answer.status, answer.reason()), (400, "bad_request"));
+    let response = client.read_response();
+    assert_eq!((response.status, response.reason()), (400, "bad_request"));
     assert!(client.is_closed());
-    assert_eq!(backend.seen().len(), 0, "it never arrived as a whole");
+    assert_eq!(backend.requests().len(), 0, "it never arrived as a whole");
 }
 
 #[test]
-fn an_answer_that_is_not_http_is_a_502() {
+fn a_malformed_response_becomes_a_502() {
     for nonsense in [
         "SSH-2.0-OpenSSH\r\n\r\n",
         "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc",
     ] {
-        let backend = Backend::start(move |mut connection| {
-            connection.request();
+        let backend = ScriptedBackend::start(move |mut connection| {
+            connection.read_request();
             connection.send(nonsense);
             connection.wait_for_close();
         });
         let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-        let answer = sidecar.get("/");
+        let response = sidecar.get("/");
         assert_eq!(
-            (answer.status, answer.reason()),
+            (response.status, response.reason()),
             (
                 502,
                 format!("upstream_protocol_error:{}", backend.address).as_str()

@@ -9,52 +9,55 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Sidecar,
-    backend::{answer, ok},
+    ScriptedBackend, Sidecar,
+    backend::{ok_response, response},
     eventually,
     sidecar::policy,
 };
 
 /// Never hedges but by its delay, and has a budget for all of it.
-fn hedged(delay: &str) -> String {
+fn hedging_section(delay: &str) -> String {
     format!(
         "  defaults: {{hedging: {{maxAttempts: 2, hedgingDelay: {delay}}}, retryConstraint: {{minRetryRate: {{count: 1000}}}}}}\n"
     )
 }
 
 /// Takes requests and answers none; how many of its connections were closed.
-fn silent() -> (Backend, Arc<AtomicUsize>) {
+fn unresponsive_backend() -> (ScriptedBackend, Arc<AtomicUsize>) {
     let closed = Arc::new(AtomicUsize::new(0));
-    let there = closed.clone();
-    let backend = Backend::start(move |mut connection| {
-        connection.request();
+    let shared_closed = closed.clone();
+    let backend = ScriptedBackend::start(move |mut connection| {
+        connection.read_request();
         connection.wait_for_close();
-        there.fetch_add(1, Ordering::SeqCst);
+        shared_closed.fetch_add(1, Ordering::SeqCst);
     });
     (backend, closed)
 }
 
 #[test]
-fn a_late_answer_is_asked_for_elsewhere_and_the_loser_is_cancelled() {
-    let ((slow, closed), quick) = (silent(), Backend::healthy());
-    let sidecar = Sidecar::start(&policy(&[slow.address, quick.address], &hedged("30ms")));
+fn a_slow_request_is_hedged_to_another_endpoint_and_the_loser_is_cancelled() {
+    let ((slow, closed), quick) = (unresponsive_backend(), ScriptedBackend::healthy());
+    let sidecar = Sidecar::start(&policy(
+        &[slow.address, quick.address],
+        &hedging_section("30ms"),
+    ));
     for _ in 0..20 {
         assert_eq!(sidecar.get("/").text(), "hello");
     }
-    let asked_twice = slow.seen().len();
+    let hedged_count = slow.requests().len();
     assert!(
-        asked_twice > 0 && quick.seen().len() == 20,
-        "{asked_twice} of 20 went to the slow one first"
+        hedged_count > 0 && quick.requests().len() == 20,
+        "{hedged_count} of 20 went to the slow one first"
     );
     eventually("the slow one is told that nobody waits", || {
-        closed.load(Ordering::SeqCst) == asked_twice
+        closed.load(Ordering::SeqCst) == hedged_count
     });
     assert_eq!(
         sidecar.metric(r#"outrigger_hedges_total{backend="app",result="won"}"#),
         sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#)
     );
     let attempts: Vec<String> = quick
-        .seen()
+        .requests()
         .iter()
         .map(|seen| seen.header("x-outrigger-attempt").unwrap().to_owned())
         .collect();
@@ -66,13 +69,13 @@ fn a_late_answer_is_asked_for_elsewhere_and_the_loser_is_cancelled() {
 }
 
 #[test]
-fn an_answer_in_time_is_asked_for_once() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &hedged("10s")));
+fn a_timely_response_is_not_hedged() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], &hedging_section("10s")));
     assert_eq!(sidecar.get("/").text(), "hello");
     assert_eq!(
         (
-            backend.seen().len(),
+            backend.requests().len(),
             sidecar.metric(r#"outrigger_hedges_total{backend="app",result="sent"}"#)
         ),
         (1, 0.0)
@@ -80,33 +83,42 @@ fn an_answer_in_time_is_asked_for_once() {
 }
 
 #[test]
-fn only_what_is_idempotent_and_has_no_body_is_hedged() {
+fn only_idempotent_requests_without_a_body_are_hedged() {
     for request in [
         "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
         "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\npay",
     ] {
-        let backend = Backend::answering(|_| {
-            crate::support::take(Duration::from_millis(60));
-            ok("late")
+        let backend = ScriptedBackend::responding_with(|_| {
+            crate::support::simulate_delay(Duration::from_millis(60));
+            ok_response("late")
         });
-        let sidecar = Sidecar::start(&policy(&[backend.address], &hedged("1ms")));
-        assert_eq!(sidecar.client().send(request).answer().text(), "late");
-        assert_eq!(backend.seen().len(), 1, "{request}");
+        let sidecar = Sidecar::start(&policy(&[backend.address], &hedging_section("1ms")));
+        assert_eq!(
+            sidecar.client().send(request).read_response().text(),
+            "late"
+        );
+        assert_eq!(backend.requests().len(), 1, "{request}");
     }
 }
 
 #[test]
-fn a_failure_makes_the_next_go_out_at_once_and_the_last_one_is_passed_on() {
+fn a_failed_attempt_sends_the_hedge_at_once_and_the_last_failure_is_forwarded() {
     let (bad, good) = (
-        Backend::answering(|_| answer(503, "not here")),
-        Backend::healthy(),
+        ScriptedBackend::responding_with(|_| response(503, "not here")),
+        ScriptedBackend::healthy(),
     );
-    let sidecar = Sidecar::start(&policy(&[bad.address, good.address], &hedged("10s")));
+    let sidecar = Sidecar::start(&policy(
+        &[bad.address, good.address],
+        &hedging_section("10s"),
+    ));
     for _ in 0..20 {
         assert_eq!(sidecar.get("/").text(), "hello");
     }
-    assert!(!bad.seen().is_empty());
-    let sidecar = Sidecar::start(&policy(&[bad.address, Backend::nowhere()], &hedged("10s")));
+    assert!(!bad.requests().is_empty());
+    let sidecar = Sidecar::start(&policy(
+        &[bad.address, ScriptedBackend::unused_address()],
+        &hedging_section("10s"),
+    ));
     for _ in 0..5 {
         assert_eq!(
             sidecar.get("/").text(),
@@ -114,19 +126,27 @@ fn a_failure_makes_the_next_go_out_at_once_and_the_last_one_is_passed_on() {
             "an answer of the app's is better than none"
         );
     }
-    let nowhere = Sidecar::start(&policy(&[Backend::nowhere()], &hedged("10s")));
-    let answer = nowhere.get("/");
+    let nowhere = Sidecar::start(&policy(
+        &[ScriptedBackend::unused_address()],
+        &hedging_section("10s"),
+    ));
+    let response = nowhere.get("/");
     assert_eq!(
-        (answer.status, answer.reason().split(':').next().unwrap()),
+        (
+            response.status,
+            response.reason().split(':').next().unwrap()
+        ),
         (502, "connect_failed")
     );
-    eventually("it is written down", || nowhere.log(1)[0]["attempts"] == 2);
+    eventually("it is written down", || {
+        nowhere.access_log_lines(1)[0]["attempts"] == 2
+    });
 }
 
 #[test]
 fn hedges_stay_within_the_retry_budget() {
-    let (slow, _) = silent();
-    let quick = Backend::healthy();
+    let (slow, _) = unresponsive_backend();
+    let quick = ScriptedBackend::healthy();
     let budget =
         "retryConstraint: {budget: {percent: 0}, minRetryRate: {count: 2, interval: 100s}}";
     let hedging = format!(
@@ -144,12 +164,12 @@ fn hedges_stay_within_the_retry_budget() {
 }
 
 #[test]
-fn without_a_delay_it_is_learned_what_late_is() {
-    let backend = Backend::answering(|seen| {
-        if seen.line().contains("slow") && seen.header("x-outrigger-attempt") == Some("1") {
-            crate::support::take(Duration::from_secs(3));
+fn the_hedging_delay_is_learned_if_none_is_configured() {
+    let backend = ScriptedBackend::responding_with(|seen| {
+        if seen.request_line().contains("slow") && seen.header("x-outrigger-attempt") == Some("1") {
+            crate::support::simulate_delay(Duration::from_secs(3));
         }
-        ok("hello")
+        ok_response("hello")
     });
     let hedging = "  defaults: {hedging: {}, retryConstraint: {minRetryRate: {count: 1000}}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], hedging));
@@ -168,19 +188,19 @@ fn without_a_delay_it_is_learned_what_late_is() {
 }
 
 #[test]
-fn in_shadow_mode_late_answers_are_counted_and_nothing_is_sent() {
-    let backend = Backend::answering(|_| {
-        crate::support::take(Duration::from_millis(30));
-        ok("late")
+fn shadow_hedging_counts_slow_responses_and_sends_nothing() {
+    let backend = ScriptedBackend::responding_with(|_| {
+        crate::support::simulate_delay(Duration::from_millis(30));
+        ok_response("late")
     });
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &hedged("1ms").replace("{maxAttempts", "{mode: Shadow, maxAttempts"),
+        &hedging_section("1ms").replace("{maxAttempts", "{mode: Shadow, maxAttempts"),
     ));
     assert_eq!(sidecar.get("/").text(), "late");
     assert_eq!(
         (
-            backend.seen().len(),
+            backend.requests().len(),
             sidecar.metric(r#"outrigger_hedges_total{backend="app",result="shadow"}"#)
         ),
         (1, 1.0)
@@ -188,10 +208,13 @@ fn in_shadow_mode_late_answers_are_counted_and_nothing_is_sent() {
 }
 
 #[test]
-fn an_endpoint_that_always_loses_is_seen_to_be_slow() {
-    let (slow, _) = silent();
-    let (one, two) = (Backend::healthy(), Backend::healthy());
-    let text = policy(&[slow.address, one.address, two.address], &hedged("40ms"));
+fn an_endpoint_that_always_loses_is_ejected_as_slow() {
+    let (slow, _) = unresponsive_backend();
+    let (one, two) = (ScriptedBackend::healthy(), ScriptedBackend::healthy());
+    let text = policy(
+        &[slow.address, one.address, two.address],
+        &hedging_section("40ms"),
+    );
     let sidecar = Sidecar::start(&text.replace("]}\n  routes", "], loadBalancer: {type: RoundRobin}, outlierDetection: {interval: 200ms, slowFactor: 3}}\n  routes"));
     let mut client = sidecar.client();
     eventually("it is ejected", || {
@@ -202,13 +225,16 @@ fn an_endpoint_that_always_loses_is_seen_to_be_slow() {
 }
 
 #[test]
-fn a_client_that_leaves_cancels_all_of_them() {
-    let ((one, one_closed), (two, two_closed)) = (silent(), silent());
-    let sidecar = Sidecar::start(&policy(&[one.address, two.address], &hedged("1ms")));
+fn a_client_disconnect_cancels_all_attempts() {
+    let ((one, one_closed), (two, two_closed)) = (unresponsive_backend(), unresponsive_backend());
+    let sidecar = Sidecar::start(&policy(
+        &[one.address, two.address],
+        &hedging_section("1ms"),
+    ));
     let mut client = sidecar.client();
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     eventually("both are asked", || {
-        one.seen().len() + two.seen().len() == 2
+        one.requests().len() + two.requests().len() == 2
     });
     drop(client);
     eventually("both are told", || {

@@ -9,36 +9,36 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Backend, Sidecar, backend::ok, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, backend::ok_response, sidecar::policy};
 
 /// An app that closes each connection some time after its answer, at ever other moments.
-fn closing() -> (Backend, Arc<Mutex<HashMap<String, usize>>>) {
-    let ran = Arc::new(Mutex::new(HashMap::new()));
-    let there = ran.clone();
+fn closing_backend() -> (ScriptedBackend, Arc<Mutex<HashMap<String, usize>>>) {
+    let run_counts = Arc::new(Mutex::new(HashMap::new()));
+    let shared_run_counts = run_counts.clone();
     let moment = AtomicUsize::new(0);
-    let backend = Backend::start(move |mut connection| {
-        let answers = 1 + connection.number % 3;
-        for _ in 0..answers {
-            let Some(request) = connection.request() else {
+    let backend = ScriptedBackend::start(move |mut connection| {
+        let responses = 1 + connection.number % 3;
+        for _ in 0..responses {
+            let Some(request) = connection.read_request() else {
                 return;
             };
-            *there
+            *shared_run_counts
                 .lock()
                 .unwrap()
                 .entry(String::from_utf8_lossy(&request.body).into_owned())
                 .or_default() += 1;
-            connection.send(ok("done"));
+            connection.send(ok_response("done"));
         }
         // Not waiting for anything, only for a moment that no one can foresee.
         let micros = moment.fetch_add(1, Ordering::SeqCst) as u64 * 137 % 3_000;
-        crate::support::take(Duration::from_micros(micros));
+        crate::support::simulate_delay(Duration::from_micros(micros));
     });
-    (backend, ran)
+    (backend, run_counts)
 }
 
 #[test]
-fn every_post_reaches_the_app_exactly_once_while_connections_are_closed_under_it() {
-    let (backend, ran) = closing();
+fn every_post_reaches_the_app_exactly_once_while_it_closes_idle_connections() {
+    let (backend, run_counts) = closing_backend();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {retryConstraint: {minRetryRate: {count: 10000}}}\n",
@@ -49,14 +49,19 @@ fn every_post_reaches_the_app_exactly_once_while_connections_are_closed_under_it
         client.get("/warm");
     }
     for number in 0..500 {
-        let answer = client.post("/", &format!("payment {number}"));
-        assert_eq!(answer.status, 200, "payment {number}: {}", answer.reason());
-        crate::support::take(Duration::from_micros(number * 61 % 4_000));
+        let response = client.post("/", &format!("payment {number}"));
+        assert_eq!(
+            response.status,
+            200,
+            "payment {number}: {}",
+            response.reason()
+        );
+        crate::support::simulate_delay(Duration::from_micros(number * 61 % 4_000));
     }
-    let ran = ran.lock().unwrap();
+    let run_counts = run_counts.lock().unwrap();
     for number in 0..500 {
         assert_eq!(
-            ran.get(&format!("payment {number}")),
+            run_counts.get(&format!("payment {number}")),
             Some(&1),
             "payment {number}"
         );
@@ -64,31 +69,31 @@ fn every_post_reaches_the_app_exactly_once_while_connections_are_closed_under_it
 }
 
 #[test]
-fn gets_do_not_see_connections_that_are_closed_under_them() {
-    let (backend, _) = closing();
+fn every_get_succeeds_while_the_app_closes_idle_connections() {
+    let (backend, _) = closing_backend();
     let retry = "  defaults: {retry: {attempts: 2, retryOn: [connect-failure, reset-before-request, reset], codes: []}, retryConstraint: {minRetryRate: {count: 10000}}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], retry));
     let mut client = sidecar.client();
     for number in 0..500 {
         assert_eq!(client.get("/").status, 200, "request {number}");
-        crate::support::take(Duration::from_micros(number * 61 % 4_000));
+        crate::support::simulate_delay(Duration::from_micros(number * 61 % 4_000));
     }
 }
 
 /// Half an hour of this, at an app's usual idle time: `make soak`.
 #[test]
-fn idle_closes_at_mixed_gaps_lose_no_post() {
-    let ran = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
-    let there = ran.clone();
-    let backend = Backend::start(move |mut connection| {
+fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
+    let run_counts = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+    let shared_run_counts = run_counts.clone();
+    let backend = ScriptedBackend::start(move |mut connection| {
         connection.close_when_idle_for(Duration::from_millis(50));
-        while let Some(request) = connection.request() {
-            *there
+        while let Some(request) = connection.read_request() {
+            *shared_run_counts
                 .lock()
                 .unwrap()
                 .entry(String::from_utf8_lossy(&request.body).into_owned())
                 .or_default() += 1;
-            connection.send(ok("done"));
+            connection.send(ok_response("done"));
         }
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
@@ -107,7 +112,7 @@ fn idle_closes_at_mixed_gaps_lose_no_post() {
                     50_000,
                     number * 1_370 % 60_000,
                 ][usize::try_from(number % 3).unwrap()];
-                crate::support::take(Duration::from_micros(micros));
+                crate::support::simulate_delay(Duration::from_micros(micros));
             }
         })
     });
@@ -115,33 +120,36 @@ fn idle_closes_at_mixed_gaps_lose_no_post() {
         .collect::<Vec<_>>()
         .into_iter()
         .for_each(|client| client.join().unwrap());
-    let ran = ran.lock().unwrap();
-    assert_eq!(ran.len(), 600);
-    assert!(ran.values().all(|times| *times == 1), "each ran once");
+    let run_counts = run_counts.lock().unwrap();
+    assert_eq!(run_counts.len(), 600);
+    assert!(
+        run_counts.values().all(|times| *times == 1),
+        "each ran once"
+    );
 }
 
 /// What an app announces is believed before it has to be learned.
 #[test]
-fn an_announced_keep_alive_time_is_kept_clear_of() {
-    let backend = Backend::answering(|_| {
+fn a_connection_is_not_reused_near_its_announced_keep_alive_timeout() {
+    let backend = ScriptedBackend::responding_with(|_| {
         "HTTP/1.1 200 OK\r\nkeep-alive: timeout=0\r\ncontent-length: 0\r\n\r\n".into()
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     for _ in 0..5 {
         client.post("/", "x");
-        crate::support::take(Duration::from_millis(2));
+        crate::support::simulate_delay(Duration::from_millis(2));
     }
     assert_eq!(backend.connections(), 5);
 }
 
 #[test]
-fn a_connection_that_sent_something_unasked_is_not_used_again() {
-    let backend = Backend::start(|mut connection| {
-        while connection.request().is_some() {
+fn a_connection_with_unsolicited_data_is_not_reused() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        while connection.read_request().is_some() {
             connection.send(format!(
                 "{}HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n",
-                ok("done")
+                ok_response("done")
             ));
         }
     });

@@ -1,32 +1,32 @@
 //! Concurrency limits on the wire.
 
 use crate::support::{
-    Backend, Client, Sidecar,
-    backend::{Gate, answer, ok},
+    Client, ScriptedBackend, Sidecar,
+    backend::{ResponseGate, ok_response, response},
     eventually,
     sidecar::policy,
 };
 
-fn gated() -> (Backend, std::sync::Arc<Gate>) {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let backend = Backend::start(move |mut connection| {
-        while connection.request().is_some() {
-            there.pass();
-            connection.send(ok("done"));
+fn gated_backend() -> (ScriptedBackend, std::sync::Arc<ResponseGate>) {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let backend = ScriptedBackend::start(move |mut connection| {
+        while connection.read_request().is_some() {
+            backend_gate.wait_for_release();
+            connection.send(ok_response("done"));
         }
     });
     (backend, gate)
 }
 
 #[test]
-fn concurrency_is_bounded_a_queue_waits_and_the_rest_is_refused() {
-    let (backend, gate) = gated();
+fn requests_over_the_limit_are_queued_and_the_rest_are_rejected() {
+    let (backend, gate) = gated_backend();
     let limits = "  defaults: {connectionLimits: {maxParallelRequests: 2, maxPendingRequests: 1, pendingTimeout: 20s}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], limits));
     let mut clients: Vec<Client> = (0..3).map(|_| sidecar.client()).collect();
     let usage = || {
-        let limit = &sidecar.json("/api/v1/limits")["concurrency"][0];
+        let limit = &sidecar.admin_json("/api/v1/limits")["concurrency"][0];
         (
             limit["in_flight"].as_u64().unwrap(),
             limit["pending"].as_u64().unwrap(),
@@ -45,88 +45,88 @@ fn concurrency_is_bounded_a_queue_waits_and_the_rest_is_refused() {
         ),
         (503, "concurrency_limit:app", Some("1"))
     );
-    eventually("two have arrived", || backend.seen().len() == 2);
+    eventually("two have arrived", || backend.requests().len() == 2);
     for _ in 0..3 {
-        gate.open();
+        gate.release_one();
     }
     for mut client in clients {
-        assert_eq!(client.answer().text(), "done");
+        assert_eq!(client.read_response().text(), "done");
     }
     eventually("all places are free", || usage() == (0, 0));
-    assert_eq!(backend.seen().len(), 3);
+    assert_eq!(backend.requests().len(), 3);
 }
 
 #[test]
-fn who_waits_too_long_or_leaves_gives_the_place_in_the_queue_up() {
-    let (backend, gate) = gated();
+fn a_pending_request_is_rejected_after_the_pending_timeout() {
+    let (backend, gate) = gated_backend();
     let limits = "  defaults: {connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 5, pendingTimeout: 30ms}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], limits));
     let mut first = sidecar.client();
     first.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.seen().len() == 1);
+    eventually("it has arrived", || backend.requests().len() == 1);
     let late = sidecar.get("/");
     assert_eq!((late.status, late.reason()), (503, "queue_timeout:app"));
-    gate.open();
-    assert_eq!(first.answer().text(), "done");
+    gate.release_one();
+    assert_eq!(first.read_response().text(), "done");
     assert_eq!(
-        sidecar.json("/api/v1/limits")["concurrency"][0]["pending"],
+        sidecar.admin_json("/api/v1/limits")["concurrency"][0]["pending"],
         0
     );
 }
 
 #[test]
-fn a_client_that_leaves_the_queue_is_not_sent_on() {
-    let (backend, gate) = gated();
+fn a_pending_request_of_a_disconnected_client_is_not_sent() {
+    let (backend, gate) = gated_backend();
     let limits = "  defaults: {connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 5, pendingTimeout: 1h}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], limits));
     let mut first = sidecar.client();
     first.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.seen().len() == 1);
+    eventually("it has arrived", || backend.requests().len() == 1);
     let mut second = sidecar.client();
     second.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     let pending = || {
-        sidecar.json("/api/v1/limits")["concurrency"][0]["pending"]
+        sidecar.admin_json("/api/v1/limits")["concurrency"][0]["pending"]
             .as_u64()
             .unwrap()
     };
     eventually("it waits", || pending() == 1);
     drop(second);
     eventually("it has left the queue", || pending() == 0);
-    gate.open();
-    assert_eq!(first.answer().text(), "done");
-    assert_eq!(backend.seen().len(), 1);
+    gate.release_one();
+    assert_eq!(first.read_response().text(), "done");
+    assert_eq!(backend.requests().len(), 1);
 }
 
 #[test]
 fn connections_to_a_backend_are_bounded() {
-    let (backend, gate) = gated();
+    let (backend, gate) = gated_backend();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {connectionLimits: {maxConnections: 1}}\n",
     ));
     let mut first = sidecar.client();
     first.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.seen().len() == 1);
+    eventually("it has arrived", || backend.requests().len() == 1);
     let refusal = sidecar.get("/");
     assert_eq!(
         (refusal.status, refusal.reason()),
         (503, "connection_limit:app")
     );
-    gate.open();
-    assert_eq!(first.answer().text(), "done");
+    gate.release_one();
+    assert_eq!(first.read_response().text(), "done");
 }
 
 #[test]
-fn an_endpoint_gets_no_more_connections_than_it_may_and_the_others_take_over() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let slow = Backend::start(move |mut connection| {
-        while connection.request().is_some() {
-            there.pass();
-            connection.send(ok("slow"));
+fn connections_per_endpoint_are_bounded_and_other_endpoints_take_over() {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let slow = ScriptedBackend::start(move |mut connection| {
+        while connection.read_request().is_some() {
+            backend_gate.wait_for_release();
+            connection.send(ok_response("slow"));
         }
     });
-    let quick = Backend::healthy();
+    let quick = ScriptedBackend::healthy();
     let limits = "  defaults: {connectionLimits: {maxConnectionsPerEndpoint: 1}}\n";
     let sidecar = Sidecar::start(&policy(&[slow.address, quick.address], limits).replace(
         "]}\n  routes",
@@ -139,9 +139,9 @@ fn an_endpoint_gets_no_more_connections_than_it_may_and_the_others_take_over() {
         waiting = sidecar.client();
         waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         eventually("it has arrived", || {
-            slow.seen().len() + quick.seen().len() > 0
+            slow.requests().len() + quick.requests().len() > 0
         });
-        busy = slow.seen().len();
+        busy = slow.requests().len();
     }
     // One after the other: on one connection the next request is read when the one before is through.
     let mut client = sidecar.client();
@@ -152,75 +152,81 @@ fn an_endpoint_gets_no_more_connections_than_it_may_and_the_others_take_over() {
         assert_eq!(client.get("/").text(), "hello", "the slow one is busy");
     }
     assert_eq!(slow.connections(), 1);
-    gate.open();
-    assert_eq!(waiting.answer().text(), "slow");
+    gate.release_one();
+    assert_eq!(waiting.read_response().text(), "slow");
 }
 
 #[test]
-fn when_the_only_endpoint_left_is_full_it_is_said_at_once() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let slow = Backend::start(move |mut connection| {
-        while connection.request().is_some() {
-            there.pass();
-            connection.send(ok("slow"));
+fn a_request_is_rejected_at_once_when_the_only_available_endpoint_is_full() {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let slow = ScriptedBackend::start(move |mut connection| {
+        while connection.read_request().is_some() {
+            backend_gate.wait_for_release();
+            connection.send(ok_response("slow"));
         }
     });
-    let sick = Backend::answering(|_| answer(500, "ill"));
+    let failing = ScriptedBackend::responding_with(|_| response(500, "ill"));
     let limits = "  defaults: {connectionLimits: {maxConnectionsPerEndpoint: 1}}\n";
-    let out = "], outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 10m, maxEjectionTime: 10m}}\n  routes";
-    let sidecar =
-        Sidecar::start(&policy(&[sick.address, slow.address], limits).replace("]}\n  routes", out));
+    let outlier_detection = "], outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 10m, maxEjectionTime: 10m}}\n  routes";
+    let sidecar = Sidecar::start(
+        &policy(&[failing.address, slow.address], limits)
+            .replace("]}\n  routes", outlier_detection),
+    );
     let mut waiting = Vec::new();
     eventually("the sick one is out, and the other is busy", || {
         let mut client = sidecar.client();
         client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         waiting.push(client);
-        slow.seen().len() == 1
+        slow.requests().len() == 1
             && sidecar.metric(r#"outrigger_backend_endpoints_ejected{backend="app"}"#) == 1.0
     });
     assert_eq!(
         sidecar.get("/").reason(),
         format!("connection_limit:{}", slow.address)
     );
-    waiting.iter().for_each(|_| gate.open());
+    waiting.iter().for_each(|_| gate.release_one());
 }
 
 #[test]
-fn connections_of_clients_are_bounded() {
-    let backend = Backend::healthy();
+fn downstream_connections_are_bounded() {
+    let backend = ScriptedBackend::healthy();
     let text = policy(&[backend.address], "").replace(
         "address: \"127.0.0.1:0\"",
         "address: \"127.0.0.1:0\", limits: {maxConnections: 2}",
     );
     let sidecar = Sidecar::start(&text);
-    let mut held = [sidecar.client(), sidecar.client()];
-    assert!(held.iter_mut().all(|client| client.get("/").status == 200));
+    let mut open_clients = [sidecar.client(), sidecar.client()];
+    assert!(
+        open_clients
+            .iter_mut()
+            .all(|client| client.get("/").status == 200)
+    );
     assert!(sidecar.client().is_closed());
     assert_eq!(
         sidecar.metric(r#"outrigger_connections_refused_total{listener="inbound"}"#),
         1.0
     );
-    drop(held);
+    drop(open_clients);
     eventually("a place is free", || {
         let mut client = sidecar.client();
         client.try_send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
             && client
-                .try_answer()
-                .is_some_and(|answer| answer.status == 200)
+                .try_read_response()
+                .is_some_and(|response| response.status == 200)
     });
 }
 
-fn adaptive(sidecar: &Sidecar) -> u64 {
-    sidecar.json("/api/v1/limits")["concurrency"][0]["adaptive"]["limit"]
+fn adaptive_limit(sidecar: &Sidecar) -> u64 {
+    sidecar.admin_json("/api/v1/limits")["concurrency"][0]["adaptive"]["limit"]
         .as_u64()
         .unwrap()
 }
 
 #[test]
-fn an_adaptive_limit_refuses_below_the_written_one_and_only_counts_in_shadow() {
+fn an_adaptive_limit_rejects_below_the_configured_limit_and_only_counts_in_shadow_mode() {
     for (mode, status) in [("Enforce", 503), ("Shadow", 200)] {
-        let (backend, gate) = gated();
+        let (backend, gate) = gated_backend();
         let limits = format!(
             "  defaults: {{connectionLimits: {{maxParallelRequests: 100, maxPendingRequests: 0, adaptive: {{mode: {mode}, minLimit: 2}}}}}}\n"
         );
@@ -229,18 +235,21 @@ fn an_adaptive_limit_refuses_below_the_written_one_and_only_counts_in_shadow() {
         for (number, client) in clients.iter_mut().enumerate() {
             client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
             eventually("it has arrived, or was refused", || {
-                backend.seen().len() == (number + 1).min(if status == 503 { 2 } else { 3 })
+                backend.requests().len() == (number + 1).min(if status == 503 { 2 } else { 3 })
             });
         }
-        (0..3).for_each(|_| gate.open());
-        assert_eq!(
-            clients
-                .iter_mut()
-                .map(|client| client.answer().status)
-                .collect::<Vec<_>>(),
-            [200, 200, status],
-            "{mode}"
-        );
+        // A rejected request gets its response before the backend responds to the other two.
+        let mut last = clients.pop().unwrap();
+        if status == 503 {
+            assert_eq!(last.read_response().status, 503, "{mode}");
+        }
+        (0..3).for_each(|_| gate.release_one());
+        for mut client in clients {
+            assert_eq!(client.read_response().status, 200, "{mode}");
+        }
+        if status == 200 {
+            assert_eq!(last.read_response().status, 200, "{mode}");
+        }
         let shadow = sidecar
             .metric(r#"outrigger_shadow_refusals_total{route="in",reason="concurrency_limit"}"#);
         assert_eq!(shadow, if mode == "Shadow" { 1.0 } else { 0.0 });
@@ -252,13 +261,12 @@ fn an_adaptive_limit_refuses_below_the_written_one_and_only_counts_in_shadow() {
 }
 
 #[test]
-fn an_adaptive_limit_rises_while_answers_take_no_longer_for_it_and_falls_when_the_backend_refuses()
-{
-    let backend = Backend::answering(|seen| {
-        if seen.line().contains("/busy") {
-            answer(503, "busy")
+fn an_adaptive_limit_rises_while_latency_is_stable_and_falls_when_the_backend_fails() {
+    let backend = ScriptedBackend::responding_with(|seen| {
+        if seen.request_line().contains("/busy") {
+            response(503, "busy")
         } else {
-            ok("fine")
+            ok_response("fine")
         }
     });
     for algorithm in ["Gradient2", "Vegas", "AIMD"] {
@@ -267,24 +275,24 @@ fn an_adaptive_limit_rises_while_answers_take_no_longer_for_it_and_falls_when_th
         );
         let sidecar = Sidecar::start(&policy(&[backend.address], &limits));
         let mut client = sidecar.client();
-        let begins_with = adaptive(&sidecar);
+        let begins_with = adaptive_limit(&sidecar);
         if algorithm != "AIMD" {
             // One client keeps a limit of one busy.
             eventually("it has risen", || {
-                client.get("/").status == 200 && adaptive(&sidecar) > begins_with
+                client.get("/").status == 200 && adaptive_limit(&sidecar) > begins_with
             });
         }
-        let risen = adaptive(&sidecar);
+        let risen = adaptive_limit(&sidecar);
         eventually("it has fallen", || {
-            client.get("/busy").status == 503 && adaptive(&sidecar) < risen
+            client.get("/busy").status == 503 && adaptive_limit(&sidecar) < risen
         });
     }
 }
 
 #[test]
-fn a_share_of_the_requests_to_a_backend_that_fails_is_refused_and_none_when_it_is_well() {
+fn admission_control_rejects_a_share_for_a_failing_backend_and_none_for_a_healthy_one() {
     for mode in ["Enforce", "Shadow"] {
-        let (backend, is_broken) = Backend::switchable();
+        let (backend, is_broken) = ScriptedBackend::switchable();
         let section = format!(
             "  defaults: {{admissionControl: {{mode: {mode}, samplingWindow: 1s, minRequestRate: 1}}, retry: {{mode: Off}}}}\n"
         );
@@ -304,10 +312,10 @@ fn a_share_of_the_requests_to_a_backend_that_fails_is_refused_and_none_when_it_i
             refused()
                 && sidecar.metric(r#"outrigger_admission_rejection_ratio{admission="app"}"#) == 0.8
         });
-        let before = backend.seen().len();
+        let before = backend.requests().len();
         let passed = 500 - (0..500).filter(|_| refused()).count();
         assert!((50..=150).contains(&passed), "one of five: {passed}");
-        assert_eq!(backend.seen().len() - before, passed);
+        assert_eq!(backend.requests().len() - before, passed);
         is_broken.store(false, std::sync::atomic::Ordering::SeqCst);
         eventually("nobody is refused", || {
             !refused()

@@ -10,31 +10,31 @@ use http::{HeaderMap, Response};
 use prost::Message;
 
 use crate::support::{
-    Backend, Sidecar, eventually,
-    http2::{Call, Http2Backend, collect},
+    ScriptedBackend, Sidecar, eventually,
+    http2::{Http2Backend, IncomingCall, read_body_and_trailers},
     sidecar::policy,
 };
 
 #[derive(Clone, PartialEq, Message)]
-struct Asked {
+struct ShouldRateLimitRequest {
     #[prost(string, tag = "1")]
     domain: String,
     #[prost(message, repeated, tag = "2")]
-    descriptors: Vec<Descriptor>,
+    descriptors: Vec<ReceivedDescriptor>,
     #[prost(uint32, tag = "3")]
-    hits: u32,
+    hits_addend: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Descriptor {
+struct ReceivedDescriptor {
     #[prost(message, repeated, tag = "1")]
-    entries: Vec<Pair>,
+    entries: Vec<ReceivedDescriptorEntry>,
     #[prost(message, optional, tag = "2")]
-    limit: Option<Numbers>,
+    limit: Option<LimitOrDuration>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Pair {
+struct ReceivedDescriptorEntry {
     #[prost(string, tag = "1")]
     key: String,
     #[prost(string, tag = "2")]
@@ -43,67 +43,71 @@ struct Pair {
 
 /// A limit (requests, unit), or a duration (seconds, nanoseconds).
 #[derive(Clone, PartialEq, Message)]
-struct Numbers {
+struct LimitOrDuration {
     #[prost(int64, tag = "1")]
-    first: i64,
+    requests_or_seconds: i64,
     #[prost(int32, tag = "2")]
-    second: i32,
+    unit_or_nanos: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Answered {
+struct ShouldRateLimitResponse {
     #[prost(int32, tag = "1")]
-    overall: i32,
+    overall_code: i32,
     #[prost(message, repeated, tag = "2")]
-    statuses: Vec<Status>,
+    statuses: Vec<SentDescriptorStatus>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Status {
+struct SentDescriptorStatus {
     #[prost(int32, tag = "1")]
     code: i32,
     #[prost(uint32, tag = "3")]
-    remaining: u32,
+    limit_remaining: u32,
     #[prost(message, optional, tag = "4")]
-    reset: Option<Numbers>,
+    duration_until_reset: Option<LimitOrDuration>,
 }
 
 /// Counts, for ever, what it is asked for each descriptor.
-fn service() -> (Http2Backend, Arc<Mutex<Vec<Asked>>>) {
-    let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
+fn start_rate_limit_service() -> (Http2Backend, Arc<Mutex<Vec<ShouldRateLimitRequest>>>) {
+    let requests: Arc<Mutex<Vec<ShouldRateLimitRequest>>> = Arc::default();
     let counts: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
-    let there = seen.clone();
-    let server = Http2Backend::start(move |mut call: Call| {
-        let (seen, counts) = (there.clone(), counts.clone());
+    let shared_requests = requests.clone();
+    let server = Http2Backend::start(move |mut call: IncomingCall| {
+        let (requests, counts) = (shared_requests.clone(), counts.clone());
         async move {
             assert_eq!(
                 call.head.uri.path(),
                 "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
             );
-            let (body, _) = collect(&mut call.body).await;
-            let asked = Asked::decode(&body[5..]).unwrap();
+            let (body, _) = read_body_and_trailers(&mut call.body).await;
+            let request = ShouldRateLimitRequest::decode(&body[5..]).unwrap();
             let (limit, id) = (
-                asked.descriptors[0].limit.clone().unwrap(),
-                format!("{:?}", asked.descriptors[0].entries),
+                request.descriptors[0].limit.clone().unwrap(),
+                format!("{:?}", request.descriptors[0].entries),
             );
             let hits = {
                 let mut counts = counts.lock().unwrap();
                 let count = counts.entry(id).or_default();
-                *count += asked.hits;
+                *count += request.hits_addend;
                 i64::from(*count)
             };
-            seen.lock().unwrap().push(asked);
-            let code = if hits <= limit.first { 1 } else { 2 };
-            let status = Status {
+            requests.lock().unwrap().push(request);
+            let code = if hits <= limit.requests_or_seconds {
+                1
+            } else {
+                2
+            };
+            let status = SentDescriptorStatus {
                 code,
-                remaining: u32::try_from(limit.first - hits).unwrap_or(0),
-                reset: Some(Numbers {
-                    first: 41,
-                    second: 500_000_000,
+                limit_remaining: u32::try_from(limit.requests_or_seconds - hits).unwrap_or(0),
+                duration_until_reset: Some(LimitOrDuration {
+                    requests_or_seconds: 41,
+                    unit_or_nanos: 500_000_000,
                 }),
             };
-            let message = Answered {
-                overall: code,
+            let message = ShouldRateLimitResponse {
+                overall_code: code,
                 statuses: vec![status],
             }
             .encode_to_vec();
@@ -114,17 +118,17 @@ fn service() -> (Http2Backend, Arc<Mutex<Vec<Asked>>>) {
                 .header("content-type", "application/grpc")
                 .body(())
                 .unwrap();
-            let mut stream = call.respond.send_response(head, false).unwrap();
+            let mut stream = call.responder.send_response(head, false).unwrap();
             stream.send_data(Bytes::from(framed), false).unwrap();
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", "0".parse().unwrap());
             stream.send_trailers(trailers).unwrap();
         }
     });
-    (server, seen)
+    (server, requests)
 }
 
-fn with_service(backend: &Backend, rule: &str, url: &str) -> String {
+fn policy_with_rate_limit_service(backend: &ScriptedBackend, rule: &str, url: &str) -> String {
     let engine = format!(
         "backend: {{type: RateLimitService, rateLimitService: {{url: \"{url}\", domain: shop}}}}, timeout: 1s"
     );
@@ -137,47 +141,50 @@ fn with_service(backend: &Backend, rule: &str, url: &str) -> String {
 }
 
 #[test]
-fn a_rate_limit_service_is_asked_in_its_own_words() {
-    let ((server, seen), backend) = (service(), Backend::healthy());
+fn a_rate_limit_service_receives_the_envoy_rate_limit_protocol() {
+    let ((server, requests), backend) = (start_rate_limit_service(), ScriptedBackend::healthy());
     let rule = "{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 4, unit: Minute}, cost: {request: {from: Number, number: 2}}}";
-    let text = with_service(&backend, rule, &format!("http://{}", server.address));
+    let text =
+        policy_with_rate_limit_service(&backend, rule, &format!("http://{}", server.address));
     let instances = [Sidecar::start(&text), Sidecar::start(&text)];
-    instances.iter().for_each(Sidecar::engine_connects);
-    let ask = |turn: usize, key: &str| {
+    instances
+        .iter()
+        .for_each(Sidecar::wait_for_global_rate_limit_connection);
+    let send_with_key = |turn: usize, key: &str| {
         instances[turn % 2]
             .client()
             .send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n"))
-            .answer()
+            .read_response()
     };
-    let answers: Vec<_> = (0..3).map(|turn| ask(turn, "secret")).collect();
+    let responses: Vec<_> = (0..3).map(|turn| send_with_key(turn, "secret")).collect();
     assert_eq!(
-        answers
+        responses
             .iter()
             .map(|answer| answer.status)
             .collect::<Vec<_>>(),
         [200, 200, 429]
     );
-    assert_eq!(answers[0].header("ratelimit"), Some(r#""each";r=2;t=42"#));
+    assert_eq!(responses[0].header("ratelimit"), Some(r#""each";r=2;t=42"#));
     assert_eq!(
-        (answers[2].header("retry-after"), answers[2].reason()),
+        (responses[2].header("retry-after"), responses[2].reason()),
         (Some("42"), "rate_limited:each"),
         "never early"
     );
-    assert_eq!(ask(0, "other").status, 200);
-    let seen = seen.lock().unwrap();
-    let first = &seen[0];
+    assert_eq!(send_with_key(0, "other").status, 200);
+    let requests = requests.lock().unwrap();
+    let first = &requests[0];
     assert_eq!(
         (
             first.domain.as_str(),
-            first.hits,
+            first.hits_addend,
             first.descriptors[0].limit.clone()
         ),
         (
             "shop",
             2,
-            Some(Numbers {
-                first: 4,
-                second: 2
+            Some(LimitOrDuration {
+                requests_or_seconds: 4,
+                unit_or_nanos: 2
             })
         )
     );
@@ -190,47 +197,47 @@ fn a_rate_limit_service_is_asked_in_its_own_words() {
         (pairs[0], pairs[1].0, pairs[1].1.len()),
         (("rule", "in/each"), "key", 32)
     );
-    assert!(!format!("{seen:?}").contains("secret"));
+    assert!(!format!("{requests:?}").contains("secret"));
 }
 
 #[test]
-fn a_rate_limit_service_that_is_not_there_stops_nobody_and_is_said_with_its_place() {
-    let backend = Backend::healthy();
-    let (server, _) = service();
+fn an_unreachable_rate_limit_service_fails_open_and_is_reported_with_its_location() {
+    let backend = ScriptedBackend::healthy();
+    let (server, _) = start_rate_limit_service();
     let address = server.address;
     drop(server);
-    let sidecar = Sidecar::start(&with_service(
+    let sidecar = Sidecar::start(&policy_with_rate_limit_service(
         &backend,
         "{name: all, limit: {requests: 1, unit: Hour}}",
         &format!("http://{address}"),
     ));
     assert!((0..5).all(|_| sidecar.get("/").status == 200));
-    let report = || sidecar.admin("GET", "/readyz?verbose").text();
+    let report = || sidecar.call_admin("GET", "/readyz?verbose").text();
     eventually("it is said", || {
         report().contains(&format!(
             "global-rate-limit (does not gate): the rate limit service at http://{address} ("
         ))
     });
     assert!(report().contains("policy.yaml:"), "{}", report());
-    assert_eq!(sidecar.engine_asked("unavailable"), 5.0);
+    assert_eq!(sidecar.global_rate_limit_requests("unavailable"), 5.0);
 }
 
 #[test]
-fn one_answer_that_is_none_costs_no_connection() {
-    let backend = Backend::healthy();
+fn one_failed_response_does_not_close_the_connection() {
+    let backend = ScriptedBackend::healthy();
     let calls = std::sync::atomic::AtomicU32::new(0);
-    let server = Http2Backend::start(move |mut call: Call| {
+    let server = Http2Backend::start(move |mut call: IncomingCall| {
         let is_first = calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
         async move {
             let head = Response::builder().header("content-type", "application/grpc");
             if is_first {
-                call.respond
+                call.responder
                     .send_response(head.header("grpc-status", "13").body(()).unwrap(), true)
                     .unwrap();
                 return;
             }
             let mut stream = call
-                .respond
+                .responder
                 .send_response(head.body(()).unwrap(), false)
                 .unwrap();
             stream
@@ -241,17 +248,17 @@ fn one_answer_that_is_none_costs_no_connection() {
             stream.send_trailers(trailers).unwrap();
         }
     });
-    let text = with_service(
+    let text = policy_with_rate_limit_service(
         &backend,
         "{name: all, limit: {requests: 5, unit: Hour}}",
         &format!("http://{}", server.address),
     );
     let sidecar = Sidecar::start(&text);
-    sidecar.engine_connects();
+    sidecar.wait_for_global_rate_limit_connection();
     assert_eq!(sidecar.get("/").status, 200);
-    assert_eq!(sidecar.engine_asked("error"), 1.0);
+    assert_eq!(sidecar.global_rate_limit_requests("error"), 1.0);
     assert!((0..10).all(|_| sidecar.get("/").status == 200));
-    assert_eq!(sidecar.engine_asked("granted"), 10.0);
+    assert_eq!(sidecar.global_rate_limit_requests("granted"), 10.0);
     assert_eq!(server.connections(), 1);
     assert!(
         !sidecar
@@ -263,35 +270,35 @@ fn one_answer_that_is_none_costs_no_connection() {
 }
 
 #[test]
-fn a_rate_limit_service_that_fails_is_counted_and_left_alone() {
-    let backend = Backend::healthy();
-    let server = Http2Backend::start(|mut call: Call| async move {
+fn a_failing_rate_limit_service_is_counted_and_suspended() {
+    let backend = ScriptedBackend::healthy();
+    let server = Http2Backend::start(|mut call: IncomingCall| async move {
         let head = Response::builder()
             .header("content-type", "application/grpc")
             .header("grpc-status", "13")
             .header("grpc-message", "no")
             .body(())
             .unwrap();
-        call.respond.send_response(head, true).unwrap();
+        call.responder.send_response(head, true).unwrap();
     });
-    let text = with_service(
+    let text = policy_with_rate_limit_service(
         &backend,
         "{name: all, limit: {requests: 1, unit: Hour}}",
         &format!("http://{}", server.address),
     );
     let sidecar = Sidecar::start(&text);
-    sidecar.engine_connects();
+    sidecar.wait_for_global_rate_limit_connection();
     assert!((0..50).all(|_| sidecar.get("/").status == 200));
     assert!(
-        sidecar.engine_asked("error") >= 1.0
-            && sidecar.engine_asked("error")
-                + sidecar.engine_asked("suspended")
-                + sidecar.engine_asked("unavailable")
+        sidecar.global_rate_limit_requests("error") >= 1.0
+            && sidecar.global_rate_limit_requests("error")
+                + sidecar.global_rate_limit_requests("suspended")
+                + sidecar.global_rate_limit_requests("unavailable")
                 == 50.0
     );
     assert!(
-        sidecar.engine_asked("error") <= 10.0,
+        sidecar.global_rate_limit_requests("error") <= 10.0,
         "{} of 50 requests asked in vain",
-        sidecar.engine_asked("error")
+        sidecar.global_rate_limit_requests("error")
     );
 }

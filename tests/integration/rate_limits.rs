@@ -1,30 +1,34 @@
 //! Rate limits of one instance on the wire.
 
 use crate::support::{
-    Backend, Client, Sidecar,
-    backend::{answer, ok},
+    Client, ScriptedBackend, Sidecar,
+    backend::{ok_response, response},
     eventually,
     sidecar::policy,
 };
 
-fn limited(rules: &str) -> String {
+fn local_rate_limit_section(rules: &str) -> String {
     format!("  defaults:\n    rateLimit:\n      local:\n        rules:\n{rules}")
 }
 
-const PER_KEY: &str = "          - {name: per-key, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1, unit: Minute, burst: 3}}\n";
-const ALL: &str = "          - {name: all, limit: {requests: 1, unit: Minute, burst: 5}}\n";
+const RULE_PER_KEY: &str = "          - {name: per-key, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1, unit: Minute, burst: 3}}\n";
+const RULE_FOR_ALL: &str =
+    "          - {name: all, limit: {requests: 1, unit: Minute, burst: 5}}\n";
 
-fn ask(client: &mut Client, key: &str) -> (u16, String) {
-    let answer = client
+fn send_with_key(client: &mut Client, key: &str) -> (u16, String) {
+    let response = client
         .send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n"))
-        .answer();
-    (answer.status, answer.reason().to_owned())
+        .read_response();
+    (response.status, response.reason().to_owned())
 }
 
 #[test]
-fn a_bucket_lets_its_burst_through_and_then_says_when_to_come_back() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(ALL)));
+fn a_bucket_admits_its_burst_and_then_rejects_with_retry_after() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(RULE_FOR_ALL),
+    ));
     let mut client = sidecar.client();
     for _ in 0..5 {
         assert_eq!(client.get("/").status, 200);
@@ -45,64 +49,71 @@ fn a_bucket_lets_its_burst_through_and_then_says_when_to_come_back() {
         Some(format!("\"all\";r=0;t={wait}").as_str())
     );
     assert_eq!(client.get("/").status, 429, "the connection goes on");
-    assert_eq!(backend.seen().len(), 5);
+    assert_eq!(backend.requests().len(), 5);
     eventually("both are counted", || {
         sidecar.metric(r#"outrigger_refusals_total{route="in",reason="rate_limited"}"#) == 2.0
     });
 }
 
 #[test]
-fn each_key_has_a_bucket_of_its_own_and_who_has_no_key_is_not_meant() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(PER_KEY)));
+fn each_key_has_its_own_bucket_and_requests_without_a_key_are_not_limited() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(RULE_PER_KEY),
+    ));
     let mut client = sidecar.client();
     for key in ["a", "b"] {
         for _ in 0..3 {
-            assert_eq!(ask(&mut client, key).0, 200, "{key}");
+            assert_eq!(send_with_key(&mut client, key).0, 200, "{key}");
         }
         assert_eq!(
-            ask(&mut client, key),
+            send_with_key(&mut client, key),
             (429, "rate_limited:per-key".to_owned())
         );
     }
     for _ in 0..10 {
         assert_eq!(client.get("/").status, 200);
     }
-    assert_eq!(sidecar.json("/api/v1/limits")["rate"][0]["keys"], 2);
+    assert_eq!(sidecar.admin_json("/api/v1/limits")["rate"][0]["keys"], 2);
 }
 
 #[test]
-fn a_noisy_client_does_not_drain_the_bucket_of_all() {
-    let backend = Backend::healthy();
+fn a_noisy_client_does_not_exhaust_the_bucket_of_all_clients() {
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &limited(&format!("{ALL}{PER_KEY}")),
+        &local_rate_limit_section(&format!("{RULE_FOR_ALL}{RULE_PER_KEY}")),
     ));
     let mut client = sidecar.client();
     for _ in 0..100 {
-        ask(&mut client, "noisy");
+        send_with_key(&mut client, "noisy");
     }
     assert_eq!(
-        [ask(&mut client, "quiet").0, ask(&mut client, "quiet").0],
+        [
+            send_with_key(&mut client, "quiet").0,
+            send_with_key(&mut client, "quiet").0
+        ],
         [200, 200],
         "its own bucket is asked first, although it is written last"
     );
     assert_eq!(
-        ask(&mut client, "quiet"),
+        send_with_key(&mut client, "quiet"),
         (429, "rate_limited:all".to_owned())
     );
 }
 
 #[test]
-fn keys_are_bounded_and_the_rest_share_one_bucket() {
-    let backend = Backend::healthy();
-    let text = limited(PER_KEY).replace("rateLimit:\n", "rateLimit:\n      maxKeys: 16\n");
+fn keys_are_bounded_and_overflowing_keys_share_one_bucket() {
+    let backend = ScriptedBackend::healthy();
+    let text = local_rate_limit_section(RULE_PER_KEY)
+        .replace("rateLimit:\n", "rateLimit:\n      maxKeys: 16\n");
     let sidecar = Sidecar::start(&policy(&[backend.address], &text));
     let mut client = sidecar.client();
     let passed = (0..500)
-        .filter(|key| ask(&mut client, &format!("k{key}")).0 == 200)
+        .filter(|key| send_with_key(&mut client, &format!("k{key}")).0 == 200)
         .count();
-    let usage = &sidecar.json("/api/v1/limits")["rate"][0];
+    let usage = &sidecar.admin_json("/api/v1/limits")["rate"][0];
     let (keys, overflowed) = (
         usage["keys"].as_u64().unwrap(),
         usage["overflowed"].as_u64().unwrap(),
@@ -118,32 +129,35 @@ fn keys_are_bounded_and_the_rest_share_one_bucket() {
 }
 
 #[test]
-fn selectors_by_address_and_by_value_and_a_cost() {
-    let backend = Backend::healthy();
+fn a_rule_selects_by_address_and_header_value_and_charges_its_cost() {
+    let backend = ScriptedBackend::healthy();
     let rules = "          - {name: loopback, clientSelectors: [{sourceCIDR: {value: 127.0.0.0/8, type: Distinct}, headers: [{name: x-plan, value: free}]}], limit: {requests: 1, unit: Hour, burst: 4}, cost: {request: {from: Number, number: 2}}}\n          \
                  - {name: elsewhere, clientSelectors: [{sourceCIDR: {value: 10.0.0.0/8}}], limit: {requests: 1, unit: Hour}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(rules),
+    ));
     let mut client = sidecar.client();
-    let mut ask = |plan: &str| {
+    let mut status_for_plan = |plan: &str| {
         client
             .send(format!(
                 "GET / HTTP/1.1\r\nhost: a\r\nx-plan: {plan}\r\n\r\n"
             ))
-            .answer()
+            .read_response()
             .status
     };
     assert_eq!(
-        ["free", "free", "free", "paid", "paid"].map(&mut ask),
+        ["free", "free", "free", "paid", "paid"].map(&mut status_for_plan),
         [200, 200, 429, 200, 200]
     );
 }
 
 #[test]
-fn a_limit_in_shadow_mode_counts_and_refuses_nobody() {
-    let backend = Backend::healthy();
+fn a_shadow_limit_counts_and_rejects_nothing() {
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &limited(&ALL.replace("name: all,", "name: all, mode: Shadow,")),
+        &local_rate_limit_section(&RULE_FOR_ALL.replace("name: all,", "name: all, mode: Shadow,")),
     ));
     let mut client = sidecar.client();
     for _ in 0..8 {
@@ -156,17 +170,20 @@ fn a_limit_in_shadow_mode_counts_and_refuses_nobody() {
 }
 
 #[test]
-fn selectors_by_path_and_by_method() {
-    let backend = Backend::healthy();
+fn a_rule_selects_by_path_and_method() {
+    let backend = ScriptedBackend::healthy();
     let rules = "          - {name: writes, clientSelectors: [{path: {type: PathPrefix, value: /orders}, methods: [{value: POST}, {value: PUT}]}], limit: {requests: 1, unit: Hour}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(rules),
+    ));
     let mut client = sidecar.client();
-    let mut ask = |line: &str| {
+    let mut status_for_request_line = |line: &str| {
         client
             .send(format!(
                 "{line} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
             ))
-            .answer()
+            .read_response()
             .status
     };
     let statuses = [
@@ -176,27 +193,30 @@ fn selectors_by_path_and_by_method() {
         "POST /ordersold",
         "POST /orders",
     ]
-    .map(&mut ask);
+    .map(&mut status_for_request_line);
     assert_eq!(statuses, [200, 429, 200, 200, 429]);
 }
 
 #[test]
-fn behind_trusted_proxies_the_client_is_who_they_say_and_elsewhere_nobody_is_believed() {
-    let backend = Backend::healthy();
+fn the_client_ip_comes_from_x_forwarded_for_only_behind_trusted_proxies() {
+    let backend = ScriptedBackend::healthy();
     let rules = "          - {name: each, clientSelectors: [{sourceCIDR: {value: 0.0.0.0/0, type: Distinct}}], limit: {requests: 1, unit: Hour}}\n";
-    let text = policy(&[backend.address], &limited(rules));
-    let ask = |sidecar: &Sidecar, from: &str| {
+    let text = policy(&[backend.address], &local_rate_limit_section(rules));
+    let status_from = |sidecar: &Sidecar, from: &str| {
         sidecar
             .client()
             .send(format!(
                 "GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {from}\r\n\r\n"
             ))
-            .answer()
+            .read_response()
             .status
     };
     let unaware = Sidecar::start(&text);
     assert_eq!(
-        [ask(&unaware, "1.1.1.1"), ask(&unaware, "2.2.2.2")],
+        [
+            status_from(&unaware, "1.1.1.1"),
+            status_from(&unaware, "2.2.2.2")
+        ],
         [200, 429],
         "a header is no way to a new bucket"
     );
@@ -207,14 +227,14 @@ fn behind_trusted_proxies_the_client_is_who_they_say_and_elsewhere_nobody_is_bel
         "1.1.1.1",
         "6.6.6.6, 2.2.2.2, 10.0.0.3",
     ]
-    .map(|from| ask(&aware, from));
+    .map(|from| status_from(&aware, from));
     assert_eq!(statuses, [200, 200, 429, 429]);
 }
 
 #[test]
-fn an_answer_says_what_it_was_worth_and_the_bucket_may_go_into_debt() {
-    let backend = Backend::answering(|seen| {
-        ok("x").replace(
+fn the_cost_in_a_response_is_charged_and_may_put_the_bucket_into_debt() {
+    let backend = ScriptedBackend::responding_with(|seen| {
+        ok_response("x").replace(
             "\r\n\r\n",
             &format!(
                 "\r\nx-cost: {}\r\n\r\n",
@@ -223,58 +243,70 @@ fn an_answer_says_what_it_was_worth_and_the_bucket_may_go_into_debt() {
         )
     });
     let rules = "          - {name: worth, limit: {requests: 1, unit: Hour, burst: 10}, cost: {request: {from: Number, number: 0}, response: {from: Header, header: X-Cost}}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(rules),
+    ));
     let mut client = sidecar.client();
-    let mut ask = |cost: &str| {
-        let answer = client
+    let mut send_with_response_cost = |cost: &str| {
+        let response = client
             .send(format!(
                 "GET / HTTP/1.1\r\nhost: a\r\nx-ask: {cost}\r\n\r\n"
             ))
-            .answer();
+            .read_response();
         (
-            answer.status,
-            answer.header("ratelimit").unwrap_or_default().to_owned(),
+            response.status,
+            response.header("ratelimit").unwrap_or_default().to_owned(),
         )
     };
-    assert_eq!(ask("4"), (200, r#""worth";r=10;t=3600"#.to_owned()));
-    assert_eq!(ask("no number"), (200, r#""worth";r=6;t=3600"#.to_owned()));
     assert_eq!(
-        ask("18446744073709551616").1,
+        send_with_response_cost("4"),
+        (200, r#""worth";r=10;t=3600"#.to_owned())
+    );
+    assert_eq!(
+        send_with_response_cost("no number"),
+        (200, r#""worth";r=6;t=3600"#.to_owned())
+    );
+    assert_eq!(
+        send_with_response_cost("18446744073709551616").1,
         r#""worth";r=6;t=3600"#,
         "absurd costs are worth nothing, and counted"
     );
     assert_eq!(
-        ask("8").0,
+        send_with_response_cost("8").0,
         200,
         "more than there is, because nobody knew before"
     );
-    let (status, told) = ask("0");
+    let (status, rate_limit_header) = send_with_response_cost("0");
     assert_eq!(status, 429);
     assert!(
-        told.starts_with(r#""worth";r=0;t=7"#),
-        "two hours of debt: {told}"
+        rate_limit_header.starts_with(r#""worth";r=0;t=7"#),
+        "two hours of debt: {rate_limit_header}"
     );
     assert_eq!(
-        sidecar.json("/api/v1/limits")["rate"][0]["unreadable_costs"],
+        sidecar.admin_json("/api/v1/limits")["rate"][0]["unreadable_costs"],
         2
     );
 }
 
 #[test]
-fn who_may_wait_for_its_tokens_is_paced_and_who_would_wait_too_long_is_refused_at_once() {
-    let backend = Backend::healthy();
+fn queued_requests_are_paced_and_those_over_max_wait_are_rejected_at_once() {
+    let backend = ScriptedBackend::healthy();
     let rules = "          - {name: pace, limit: {requests: 20, unit: Second, burst: 1}, queue: {maxWait: 120ms}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(rules),
+    ));
     let began = std::time::Instant::now();
-    let asked: Vec<_> = (0..6)
+    let request_threads: Vec<_> = (0..6)
         .map(|_| sidecar.client())
         .map(|mut client| std::thread::spawn(move || client.get("/").status))
         .collect();
-    let mut statuses: Vec<_> = asked
+    let mut statuses: Vec<_> = request_threads
         .into_iter()
         .map(|thread| thread.join().unwrap())
         .collect();
-    let took = began.elapsed();
+    let elapsed = began.elapsed();
     statuses.sort_unstable();
     let passed = statuses.iter().filter(|status| **status == 200).count();
     // One at once, and one each 50 ms while that is no more than 120 ms away; later ones if starting six threads took long.
@@ -283,13 +315,13 @@ fn who_may_wait_for_its_tokens_is_paced_and_who_would_wait_too_long_is_refused_a
         "{statuses:?}"
     );
     assert!(
-        took >= std::time::Duration::from_millis(50 * (passed as u64 - 1)),
-        "{passed} in {took:?}"
+        elapsed >= std::time::Duration::from_millis(50 * (passed as u64 - 1)),
+        "{passed} in {elapsed:?}"
     );
     let mut client = sidecar.client();
     eventually("one waits", || {
         client.get("/").status == 200
-            && sidecar.json("/api/v1/limits")["rate"][0]["delayed"]
+            && sidecar.admin_json("/api/v1/limits")["rate"][0]["delayed"]
                 .as_u64()
                 .unwrap()
                 >= 1
@@ -297,21 +329,24 @@ fn who_may_wait_for_its_tokens_is_paced_and_who_would_wait_too_long_is_refused_a
 }
 
 #[test]
-fn a_rate_that_warms_up_begins_with_its_part() {
-    let backend = Backend::healthy();
+fn a_warming_rate_limit_starts_at_its_cold_rate() {
+    let backend = ScriptedBackend::healthy();
     let rules = "          - {name: cold, limit: {requests: 1, unit: Hour, burst: 9}, warmUp: {window: 1h, coldFactor: 3}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], &limited(rules)));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(rules),
+    ));
     let mut client = sidecar.client();
     assert_eq!((0..9).filter(|_| client.get("/").status == 200).count(), 3);
 }
 
 #[test]
-fn every_answer_tells_of_the_limit_that_is_nearest() {
-    let backend = Backend::answering(|_| {
-        answer(200, "x").replace("\r\n\r\n", "\r\nratelimit: \"app\";r=7\r\n\r\n")
+fn every_response_reports_the_nearest_rate_limit() {
+    let backend = ScriptedBackend::responding_with(|_| {
+        response(200, "x").replace("\r\n\r\n", "\r\nratelimit: \"app\";r=7\r\n\r\n")
     });
     let rules = "          - {name: wide, limit: {requests: 100, unit: Second}}\n          - {name: narrow, limit: {requests: 2, unit: Minute}}\n          - {name: silent, mode: Shadow, limit: {requests: 1, unit: Hour}}\n";
-    let text = policy(&[backend.address], &limited(rules));
+    let text = policy(&[backend.address], &local_rate_limit_section(rules));
     let sidecar = Sidecar::start(&text);
     let (first, second) = (sidecar.client().get("/"), sidecar.client().get("/"));
     assert_eq!(
@@ -332,16 +367,16 @@ fn every_answer_tells_of_the_limit_that_is_nearest() {
         "rateLimit:\n",
         "rateLimit:\n      rateLimitHeaders: DraftVersion03\n",
     ));
-    let answer = old.client().get("/");
-    let told = [
+    let response = old.client().get("/");
+    let header_values = [
         "x-ratelimit-limit",
         "x-ratelimit-remaining",
         "x-ratelimit-reset",
         "ratelimit-policy",
     ]
-    .map(|name| answer.header(name));
+    .map(|name| response.header(name));
     assert_eq!(
-        told,
+        header_values,
         [
             Some(r#"2, 2;w=60;name="narrow""#),
             Some("1"),
@@ -352,11 +387,11 @@ fn every_answer_tells_of_the_limit_that_is_nearest() {
 
     let none =
         Sidecar::start(&text.replace("rateLimit:\n", "rateLimit:\n      rateLimitHeaders: Off\n"));
-    let answer = none.client().get("/");
+    let response = none.client().get("/");
     assert_eq!(
         (
-            answer.header("ratelimit-policy"),
-            answer.header("x-ratelimit-limit")
+            response.header("ratelimit-policy"),
+            response.header("x-ratelimit-limit")
         ),
         (None, None)
     );

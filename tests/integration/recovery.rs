@@ -2,9 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::support::{Backend, Sidecar, backend::answer, eventually, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, backend::response, eventually, sidecar::policy};
 
-fn sections(hook: &str, extra: &str) -> String {
+fn recovery_sections(hook: &str, extra: &str) -> String {
     format!(
         "  defaults: {{circuitBreaker: {{consecutiveFailures: 1, waitDurationInOpenState: 20ms, maxWaitDurationInOpenState: 20ms, recoveryRamp: 0s, permittedNumberOfCallsInHalfOpenState: 1}}}}\n  \
          recovery:\n    - name: stuck\n      trigger: {{type: CircuitOpenFor, backend: app, duration: 50ms}}\n      ladder:\n        - {{action: {{type: Webhook, url: \"{hook}\"}}}}\n        \
@@ -13,34 +13,34 @@ fn sections(hook: &str, extra: &str) -> String {
 }
 
 #[test]
-fn a_breaker_that_stays_open_calls_for_help_fails_readiness_and_both_end_with_the_trouble() {
-    let (backend, is_broken) = Backend::switchable();
-    let hook = Backend::healthy();
+fn a_breaker_that_stays_open_calls_the_webhook_and_fails_readiness_until_it_closes() {
+    let (backend, is_broken) = ScriptedBackend::switchable();
+    let hook = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &sections(&format!("http://{}/restart?a=b", hook.address), ""),
+        &recovery_sections(&format!("http://{}/restart?a=b", hook.address), ""),
     ));
-    assert_eq!(sidecar.admin("GET", "/readyz").status, 200);
+    assert_eq!(sidecar.call_admin("GET", "/readyz").status, 200);
     sidecar.get("/");
-    eventually("the webhook is called", || hook.seen().len() == 1);
-    let call = &hook.seen()[0];
+    eventually("the webhook is called", || hook.requests().len() == 1);
+    let call = &hook.requests()[0];
     assert_eq!(
-        (call.line(), call.header("content-type")),
+        (call.request_line(), call.header("content-type")),
         ("POST /restart?a=b HTTP/1.1", Some("application/json"))
     );
-    let said: serde_json::Value = serde_json::from_slice(&call.body).unwrap();
+    let payload: serde_json::Value = serde_json::from_slice(&call.body).unwrap();
     assert_eq!(
         (
-            said["recovery"].as_str(),
-            said["backend"].as_str(),
-            said["rung"].as_u64()
+            payload["recovery"].as_str(),
+            payload["backend"].as_str(),
+            payload["rung"].as_u64()
         ),
         (Some("stuck"), Some("app"), Some(1))
     );
     eventually("the second rung fails readiness", || {
-        sidecar.admin("GET", "/readyz").status == 503
+        sidecar.call_admin("GET", "/readyz").status == 503
     });
-    let why = sidecar.admin("GET", "/readyz").text();
+    let why = sidecar.call_admin("GET", "/readyz").text();
     assert!(
         why.contains("recovery-stuck") && why.contains("has not been closed for"),
         "{why}"
@@ -49,7 +49,7 @@ fn a_breaker_that_stays_open_calls_for_help_fails_readiness_and_both_end_with_th
     is_broken.store(false, Ordering::SeqCst);
     eventually("it is ready again", || {
         sidecar.get("/");
-        sidecar.admin("GET", "/readyz").status == 200
+        sidecar.call_admin("GET", "/readyz").status == 200
     });
     for words in [
         "took rung 1, webhook",
@@ -67,7 +67,7 @@ fn a_breaker_that_stays_open_calls_for_help_fails_readiness_and_both_end_with_th
         1.0
     );
     assert_eq!(
-        sidecar.json("/api/v1/recovery")[0]["last_events"]
+        sidecar.admin_json("/api/v1/recovery")[0]["last_events"]
             .as_array()
             .unwrap()
             .len(),
@@ -76,12 +76,12 @@ fn a_breaker_that_stays_open_calls_for_help_fails_readiness_and_both_end_with_th
 }
 
 #[test]
-fn in_shadow_mode_it_only_tells_and_a_failed_call_is_told_too() {
-    let backend = Backend::answering(|_| answer(500, "broken"));
-    let nowhere = format!("http://{}/", Backend::nowhere());
+fn shadow_recovery_only_reports_and_a_failed_webhook_is_reported() {
+    let backend = ScriptedBackend::responding_with(|_| response(500, "broken"));
+    let nowhere = format!("http://{}/", ScriptedBackend::unused_address());
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &sections(&nowhere, "      mode: Shadow\n"),
+        &recovery_sections(&nowhere, "      mode: Shadow\n"),
     ));
     sidecar.get("/");
     eventually("both rungs are told", || {
@@ -92,9 +92,12 @@ fn in_shadow_mode_it_only_tells_and_a_failed_call_is_told_too() {
             .count()
             == 2
     });
-    assert_eq!(sidecar.admin("GET", "/readyz").status, 200);
+    assert_eq!(sidecar.call_admin("GET", "/readyz").status, 200);
 
-    let sidecar = Sidecar::start(&policy(&[backend.address], &sections(&nowhere, "")));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &recovery_sections(&nowhere, ""),
+    ));
     sidecar.get("/");
     eventually("the failure is told", || {
         sidecar

@@ -12,12 +12,12 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Directory, Sidecar,
-    backend::ok,
+    ScriptedBackend, Sidecar, TempDirectory,
+    backend::ok_response,
     eventually,
-    fleet::{Clocks, Fleet},
-    process::Supervised,
-    sidecar::{addresses, policy, policy_with},
+    fleet::{Fleet, FleetTimings},
+    process::SocketActivatedProcess,
+    sidecar::{policy, policy_with_backend_fields, quoted_addresses},
 };
 
 /// Requests that go on at once.
@@ -25,37 +25,38 @@ const CLIENTS: usize = 8;
 
 #[test]
 fn rolling_releases_at_full_load_fail_no_request_and_repeat_no_payment() {
-    let clocks = Clocks {
-        drain: "{delay: 600ms, quietPeriod: 50ms, softTimeout: 700ms, timeout: 10s}",
-        lag: Duration::from_millis(300),
+    let clocks = FleetTimings {
+        drain_section: "{delay: 600ms, quietPeriod: 50ms, softTimeout: 700ms, timeout: 10s}",
+        endpoint_update_delay: Duration::from_millis(300),
     };
     let mut fleet = Fleet::start(clocks);
-    let load = fleet.load(1);
+    let load = fleet.start_load(1);
     for _ in 0..2 {
-        fleet.roll();
+        fleet.replace_all_instances();
     }
-    load.end();
+    load.stop_and_verify();
 }
 
 #[test]
-fn after_the_sign_a_caller_sends_nothing_more() {
-    let told = Arc::new(Mutex::new((None::<Instant>, Duration::ZERO, 0)));
-    let (is_leaving, there) = (Arc::new(AtomicBool::new(false)), told.clone());
-    let leaves = is_leaving.clone();
-    let leaving = Backend::answering(move |_| {
-        let mut told = there.lock().unwrap();
-        told.2 += 1;
-        if !leaves.load(Ordering::SeqCst) {
-            return ok("done");
+fn no_request_is_sent_to_an_endpoint_after_its_drain_header() {
+    let drain_observations = Arc::new(Mutex::new((None::<Instant>, Duration::ZERO, 0)));
+    let (is_draining, shared_observations) =
+        (Arc::new(AtomicBool::new(false)), drain_observations.clone());
+    let shared_is_draining = is_draining.clone();
+    let draining = ScriptedBackend::responding_with(move |_| {
+        let mut drain_observations = shared_observations.lock().unwrap();
+        drain_observations.2 += 1;
+        if !shared_is_draining.load(Ordering::SeqCst) {
+            return ok_response("done");
         }
-        let first = *told.0.get_or_insert_with(Instant::now);
-        told.1 = first.elapsed();
+        let first = *drain_observations.0.get_or_insert_with(Instant::now);
+        drain_observations.1 = first.elapsed();
         "HTTP/1.1 200 OK\r\nx-outrigger-draining: 1; ttl=60\r\ncontent-length: 4\r\n\r\ndone"
             .to_owned()
     });
-    let staying = Backend::healthy();
-    let sidecar = Sidecar::start(&policy_with(
-        &addresses(&[&leaving, &staying]),
+    let serving = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
+        &quoted_addresses(&[&draining, &serving]),
         "loadBalancer: {type: RoundRobin}",
         "",
     ));
@@ -69,10 +70,12 @@ fn after_the_sign_a_caller_sends_nothing_more() {
                 }
             });
         }
-        eventually("both are asked", || told.lock().unwrap().2 > 100);
-        is_leaving.store(true, Ordering::SeqCst);
+        eventually("both are asked", || {
+            drain_observations.lock().unwrap().2 > 100
+        });
+        is_draining.store(true, Ordering::SeqCst);
     });
-    let (first, last, _) = *told.lock().unwrap();
+    let (first, last, _) = *drain_observations.lock().unwrap();
     assert!(
         first.is_some() && last < Duration::from_millis(100),
         "still asked {last:?} after it said that it leaves"
@@ -80,69 +83,69 @@ fn after_the_sign_a_caller_sends_nothing_more() {
 }
 
 #[test]
-fn the_kill_of_an_instance_costs_at_most_what_was_in_flight_there() {
-    let paid = Arc::new(Mutex::new(HashMap::<String, u32>::new()));
+fn killing_an_instance_fails_at_most_its_requests_in_flight() {
+    let payment_counts = Arc::new(Mutex::new(HashMap::<String, u32>::new()));
     let app = || {
-        let paid = paid.clone();
-        Backend::answering(move |seen| {
-            *paid
+        let payment_counts = payment_counts.clone();
+        ScriptedBackend::responding_with(move |seen| {
+            *payment_counts
                 .lock()
                 .unwrap()
                 .entry(String::from_utf8_lossy(&seen.body).into_owned())
                 .or_default() += 1;
-            ok("done")
+            ok_response("done")
         })
     };
-    let (killed_app, staying_app) = (app(), app());
-    let held = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = held.local_addr().unwrap();
-    let directory = Directory::new();
+    let (killed_app, surviving_app) = (app(), app());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let directory = TempDirectory::new();
     directory.write(
         "policy.yaml",
         &policy(&[killed_app.address], "").replace("127.0.0.1:0", &address.to_string()),
     );
-    let killed = Supervised::start(&directory, &held);
+    let killed = SocketActivatedProcess::start(&directory, &listener);
     // From now on nobody but the process holds it.
-    drop(held);
-    let staying = Sidecar::start(&policy(&[staying_app.address], ""));
+    drop(listener);
+    let surviving = Sidecar::start(&policy(&[surviving_app.address], ""));
     let endpoints = [
         format!("\"{address}\""),
-        format!("\"{}\"", staying.address("inbound")),
+        format!("\"{}\"", surviving.address("inbound")),
     ];
-    let caller = Sidecar::start(&policy_with(
+    let caller = Sidecar::start(&policy_with_backend_fields(
         &endpoints,
         "loadBalancer: {type: RoundRobin}, outlierDetection: {}",
         "",
     ));
-    let (answered, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (response_count, is_stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
     let failures: Vec<usize> = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
-                let (answered, is_over, caller) = (&answered, &is_over, &caller);
+                let (response_count, is_stopped, caller) = (&response_count, &is_stopped, &caller);
                 scope.spawn(move || {
                     let (mut client, mut failures) = (caller.client(), 0);
                     for payment in 0.. {
-                        if is_over.load(Ordering::SeqCst) {
+                        if is_stopped.load(Ordering::SeqCst) {
                             break;
                         }
-                        let answer = client.post("/", &format!("{number} {payment}"));
-                        failures += usize::from(answer.status != 200);
-                        if answer.header("connection") == Some("close") {
+                        let response = client.post("/", &format!("{number} {payment}"));
+                        failures += usize::from(response.status != 200);
+                        if response.header("connection") == Some("close") {
                             client = caller.client();
                         }
-                        answered.fetch_add(1, Ordering::SeqCst);
+                        response_count.fetch_add(1, Ordering::SeqCst);
                     }
                     failures
                 })
             })
             .collect();
-        eventually("both are asked", || killed_app.seen().len() > 100);
+        eventually("both are asked", || killed_app.requests().len() > 100);
         killed.kill();
-        let so_far = answered.load(Ordering::SeqCst);
+        let so_far = response_count.load(Ordering::SeqCst);
         eventually("the load goes on", || {
-            answered.load(Ordering::SeqCst) > so_far + 500
+            response_count.load(Ordering::SeqCst) > so_far + 500
         });
-        is_over.store(true, Ordering::SeqCst);
+        is_stopped.store(true, Ordering::SeqCst);
         clients
             .into_iter()
             .map(|client| client.join().unwrap())
@@ -153,7 +156,11 @@ fn the_kill_of_an_instance_costs_at_most_what_was_in_flight_there() {
         "each client had one request in flight: {failures:?}"
     );
     assert!(
-        paid.lock().unwrap().values().all(|count| *count == 1),
+        payment_counts
+            .lock()
+            .unwrap()
+            .values()
+            .all(|count| *count == 1),
         "paid twice"
     );
 }

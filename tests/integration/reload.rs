@@ -13,18 +13,18 @@ use std::{
 use outrigger::app::StartError;
 
 use crate::support::{
-    Backend, Client, Directory, Sidecar,
-    backend::{Gate, answer, ok},
+    Client, ScriptedBackend, Sidecar, TempDirectory,
+    backend::{ResponseGate, ok_response, response},
     eventually,
     sidecar::policy,
 };
 
-const BROKEN: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: test}\nspec:\n  rowts: []\n";
+const INVALID_POLICY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: test}\nspec:\n  rowts: []\n";
 
 /// 200 reloads under load, 50 of them invalid: no request fails, and the state is kept.
 #[test]
-fn reloads_under_load_lose_no_request_and_keep_the_state() {
-    let backend = Backend::healthy();
+fn reloads_under_load_fail_no_request_and_retain_the_state() {
+    let backend = ScriptedBackend::healthy();
     let sections = |requests: u32| {
         format!(
             "  defaults:\n    circuitBreaker: {{consecutiveFailures: {requests}}}\n    rateLimit: {{local: {{rules: [{{name: spent, clientSelectors: [{{headers: [{{name: x-key, type: Distinct}}]}}], limit: {{requests: 1, unit: Hour, burst: 3}}}}]}}}}\n    \
@@ -33,14 +33,17 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
     };
     let sidecar = Sidecar::start(&policy(&[backend.address], &sections(100)));
     let mut client = sidecar.client();
-    let spend = |client: &mut Client| {
+    let send_with_key = |client: &mut Client| {
         client
             .send("GET / HTTP/1.1\r\nhost: a\r\nx-key: spender\r\n\r\n")
-            .answer()
+            .read_response()
             .status
     };
-    assert_eq!([(); 4].map(|()| spend(&mut client)), [200, 200, 200, 429]);
-    sidecar.admin("POST", "/api/v1/breakers/app/force-open");
+    assert_eq!(
+        [(); 4].map(|()| send_with_key(&mut client)),
+        [200, 200, 200, 429]
+    );
+    sidecar.call_admin("POST", "/api/v1/breakers/app/force-open");
     assert_eq!(client.get("/").reason(), "breaker_open:app");
     sidecar.reload(&policy(&[backend.address], &sections(101)));
     assert_eq!(
@@ -48,23 +51,23 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
         "breaker_open:app",
         "a reload does not forget what was forced"
     );
-    sidecar.admin("POST", "/api/v1/breakers/app/auto");
+    sidecar.call_admin("POST", "/api/v1/breakers/app/auto");
 
-    let is_over = Arc::new(AtomicBool::new(false));
+    let is_stopped = Arc::new(AtomicBool::new(false));
     let done = Arc::new(AtomicUsize::new(0));
     let address = sidecar.address("inbound");
     let callers: Vec<_> = (0..4)
         .map(|_| {
-            let (is_over, done) = (is_over.clone(), done.clone());
+            let (is_stopped, done) = (is_stopped.clone(), done.clone());
             thread::spawn(move || {
                 let mut client = Client::connect(address);
-                while !is_over.load(Ordering::SeqCst) {
-                    let answer = client.get("/");
+                while !is_stopped.load(Ordering::SeqCst) {
+                    let response = client.get("/");
                     assert_eq!(
-                        (answer.status, answer.text().as_str()),
+                        (response.status, response.text().as_str()),
                         (200, "hello"),
                         "{}",
-                        answer.reason()
+                        response.reason()
                     );
                     done.fetch_add(1, Ordering::SeqCst);
                 }
@@ -74,7 +77,7 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
     let mut refused = 0;
     for round in 0..200_u32 {
         let result = if round % 4 == 3 {
-            sidecar.reload(BROKEN)
+            sidecar.reload(INVALID_POLICY)
         } else {
             sidecar.reload(&policy(&[backend.address], &sections(200 + round)))
         };
@@ -82,12 +85,16 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
         let before = done.load(Ordering::SeqCst);
         eventually("the load goes on", || done.load(Ordering::SeqCst) > before);
     }
-    is_over.store(true, Ordering::SeqCst);
+    is_stopped.store(true, Ordering::SeqCst);
     callers
         .into_iter()
         .for_each(|caller| caller.join().unwrap());
     assert_eq!(refused, 50);
-    assert_eq!(spend(&mut client), 429, "the bucket is as empty as before");
+    assert_eq!(
+        send_with_key(&mut client),
+        429,
+        "the bucket is as empty as before"
+    );
     // The watch may have met a file that was half written, and refused that too.
     assert!(sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#) >= 50.0);
     assert_eq!(
@@ -98,11 +105,11 @@ fn reloads_under_load_lose_no_request_and_keep_the_state() {
 }
 
 #[test]
-fn a_faulty_set_changes_nothing_and_is_visible_everywhere() {
-    let backend = Backend::healthy();
+fn an_invalid_policy_set_changes_nothing_and_is_reported_everywhere() {
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-    let before = sidecar.json("/api/v1/status");
-    let refused = sidecar.reload(BROKEN);
+    let before = sidecar.admin_json("/api/v1/status");
+    let refused = sidecar.reload(INVALID_POLICY);
     assert_eq!(refused.status, 422);
     assert!(
         refused
@@ -111,7 +118,7 @@ fn a_faulty_set_changes_nothing_and_is_visible_everywhere() {
         "{}",
         refused.text()
     );
-    let after = sidecar.json("/api/v1/status");
+    let after = sidecar.admin_json("/api/v1/status");
     assert_eq!(
         (&after["policy"]["generation"], &after["policy"]["hash"]),
         (&before["policy"]["generation"], &before["policy"]["hash"])
@@ -136,7 +143,7 @@ fn a_faulty_set_changes_nothing_and_is_visible_everywhere() {
             .iter()
             .any(|event| event.contains("policy refused") && event.contains("rowts"))
     );
-    let ready = sidecar.admin("GET", "/readyz?verbose");
+    let ready = sidecar.call_admin("GET", "/readyz?verbose");
     assert!(
         ready.status == 200 && ready.text().contains("[!] policy-current"),
         "{}",
@@ -151,8 +158,11 @@ fn a_faulty_set_changes_nothing_and_is_visible_everywhere() {
 }
 
 #[test]
-fn a_changed_file_is_noticed_and_what_changed_is_said_in_words() {
-    let (backend, other) = (Backend::healthy(), Backend::answering(|_| ok("other")));
+fn a_changed_file_is_applied_and_its_changes_are_logged() {
+    let (backend, other) = (
+        ScriptedBackend::healthy(),
+        ScriptedBackend::responding_with(|_| ok_response("other")),
+    );
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     sidecar
         .directory
@@ -176,7 +186,7 @@ fn a_changed_file_is_noticed_and_what_changed_is_said_in_words() {
 }
 
 /// A ConfigMap is mounted as a link to a directory that is swapped as a whole.
-fn config_map(directory: &Path, version: &str, text: &str) {
+fn swap_config_map(directory: &Path, version: &str, text: &str) {
     std::fs::create_dir(directory.join(version)).unwrap();
     std::fs::write(directory.join(version).join("policy.yaml"), text).unwrap();
     symlink(version, directory.join("..data_tmp")).unwrap();
@@ -184,24 +194,27 @@ fn config_map(directory: &Path, version: &str, text: &str) {
 }
 
 #[test]
-fn the_swap_of_a_config_map_is_noticed() {
-    let (backend, other) = (Backend::healthy(), Backend::answering(|_| ok("other")));
-    for notices in [true, false] {
-        let directory = Directory::new();
-        config_map(
+fn a_swapped_config_map_is_applied() {
+    let (backend, other) = (
+        ScriptedBackend::healthy(),
+        ScriptedBackend::responding_with(|_| ok_response("other")),
+    );
+    for uses_file_events in [true, false] {
+        let directory = TempDirectory::new();
+        swap_config_map(
             directory.path(),
             "..2026_1",
             &policy(&[backend.address], ""),
         );
         symlink("..data/policy.yaml", directory.path().join("policy.yaml")).unwrap();
         // Once by the system's notices with a poll that never comes, once by the poll alone.
-        let sidecar = Sidecar::start_in(directory, |settings| {
+        let sidecar = Sidecar::start_with_settings(directory, |settings| {
             settings.poll_interval =
-                std::time::Duration::from_millis(if notices { 3_600_000 } else { 20 });
+                std::time::Duration::from_millis(if uses_file_events { 3_600_000 } else { 20 });
         })
         .unwrap();
         assert_eq!(sidecar.get("/").text(), "hello");
-        config_map(
+        swap_config_map(
             sidecar.directory.path(),
             "..2026_2",
             &policy(&[other.address], ""),
@@ -214,31 +227,31 @@ fn the_swap_of_a_config_map_is_noticed() {
 
 #[test]
 fn a_request_sees_one_policy_to_its_end() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let backend = Backend::start(move |mut connection| {
-        connection.request();
-        there.pass();
-        connection.send(ok("old"));
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let backend = ScriptedBackend::start(move |mut connection| {
+        connection.read_request();
+        backend_gate.wait_for_release();
+        connection.send(ok_response("old"));
     });
-    let other = Backend::healthy();
+    let other = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.seen().len() == 1);
+    eventually("it has arrived", || backend.requests().len() == 1);
     sidecar.reload(&policy(&[other.address], ""));
     assert_eq!(sidecar.get("/").text(), "hello");
-    gate.open();
+    gate.release_one();
     assert_eq!(
-        client.answer().text(),
+        client.read_response().text(),
         "old",
         "its endpoint is gone from the policy, and it runs on"
     );
 }
 
 #[test]
-fn listeners_come_go_and_change_without_a_restart() {
-    let backend = Backend::healthy();
+fn listeners_are_added_removed_and_changed_without_a_restart() {
+    let backend = ScriptedBackend::healthy();
     let text = policy(&[backend.address], "");
     let sidecar = Sidecar::start(&text);
     let first = sidecar.address("inbound");
@@ -271,8 +284,8 @@ fn listeners_come_go_and_change_without_a_restart() {
 }
 
 #[test]
-fn a_listener_that_cannot_be_bound_refuses_the_whole_set() {
-    let backend = Backend::healthy();
+fn a_listener_that_cannot_be_bound_rejects_the_whole_policy_set() {
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let text = policy(&[backend.address], "").replace(
@@ -295,8 +308,8 @@ fn a_listener_that_cannot_be_bound_refuses_the_whole_set() {
 }
 
 #[test]
-fn breaker_state_counts_and_health_survive_a_change_and_a_renamed_backend_begins_anew() {
-    let backend = Backend::answering(|_| answer(500, "no"));
+fn breaker_state_and_counts_survive_a_reload_and_a_renamed_backend_is_reset() {
+    let backend = ScriptedBackend::responding_with(|_| response(500, "no"));
     let breaker = |failures: u32| {
         format!(
             "  defaults: {{circuitBreaker: {{consecutiveFailures: {failures}, waitDurationInOpenState: 1h, maxWaitDurationInOpenState: 1h}}}}\n"
@@ -316,12 +329,12 @@ fn breaker_state_counts_and_health_survive_a_change_and_a_renamed_backend_begins
         sidecar.get("/");
     }
     assert_eq!(sidecar.breaker("app")["state"], "open");
-    let told = sidecar
+    let reload_report = sidecar
         .reload(&policy(&[backend.address], &breaker(6)))
         .text();
     assert!(
-        told.contains("breaker towards app changed, state and counts are kept"),
-        "{told}"
+        reload_report.contains("breaker towards app changed, state and counts are kept"),
+        "{reload_report}"
     );
     assert_eq!(sidecar.get("/").reason(), "breaker_open:app");
     sidecar.reload(&policy(&[backend.address], &breaker(6)).replace("name: app", "name: renamed"));
@@ -333,8 +346,8 @@ fn breaker_state_counts_and_health_survive_a_change_and_a_renamed_backend_begins
 }
 
 #[test]
-fn a_bucket_with_another_quota_is_as_full_as_before_in_proportion() {
-    let backend = Backend::healthy();
+fn a_bucket_with_a_changed_quota_retains_its_fill_ratio() {
+    let backend = ScriptedBackend::healthy();
     let rule = |burst: u32| {
         format!(
             "  defaults: {{rateLimit: {{local: {{rules: [{{name: all, limit: {{requests: 1, unit: Hour, burst: {burst}}}}}]}}}}}}\n"
@@ -354,34 +367,34 @@ fn a_bucket_with_another_quota_is_as_full_as_before_in_proportion() {
 }
 
 #[test]
-fn a_broken_file_at_start_is_refused_or_the_last_good_set_is_used() {
-    let backend = Backend::healthy();
-    let directory = Directory::new();
-    directory.write("policy.yaml", BROKEN);
-    let Err(StartError::Policy(faults)) = Sidecar::start_in(directory, |_| {}) else {
+fn an_invalid_policy_at_startup_is_rejected_unless_a_last_good_set_is_stored() {
+    let backend = ScriptedBackend::healthy();
+    let directory = TempDirectory::new();
+    directory.write("policy.yaml", INVALID_POLICY);
+    let Err(StartError::Policy(faults)) = Sidecar::start_with_settings(directory, |_| {}) else {
         panic!("started")
     };
     assert!(faults.to_human().contains("unknown key `rowts`"));
 
-    let keeping = Directory::new();
-    let state_dir = keeping.path().join("state");
-    let directory = Directory::new();
+    let state_directory = TempDirectory::new();
+    let state_dir = state_directory.path().join("state");
+    let directory = TempDirectory::new();
     directory.write("policy.yaml", &policy(&[backend.address], ""));
     drop(
-        Sidecar::start_in(directory, |settings| {
+        Sidecar::start_with_settings(directory, |settings| {
             settings.state_dir = Some(state_dir.clone())
         })
         .unwrap(),
     );
-    let directory = Directory::new();
-    directory.write("policy.yaml", BROKEN);
-    let sidecar = Sidecar::start_in(directory, |settings| {
+    let directory = TempDirectory::new();
+    directory.write("policy.yaml", INVALID_POLICY);
+    let sidecar = Sidecar::start_with_settings(directory, |settings| {
         settings.state_dir = Some(state_dir.clone())
     })
     .unwrap();
     assert_eq!(sidecar.get("/").status, 200);
     assert_eq!(
-        sidecar.json("/api/v1/status")["policy"]["last_result"],
+        sidecar.admin_json("/api/v1/status")["policy"]["last_result"],
         "refused"
     );
     assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
@@ -395,12 +408,12 @@ fn a_broken_file_at_start_is_refused_or_the_last_good_set_is_used() {
 }
 
 #[test]
-fn a_check_that_is_taken_away_takes_its_findings_with_it() {
-    let backend = Backend::answering(|request| {
-        if request.line().contains("/healthz") {
-            answer(500, "ill")
+fn removing_an_active_check_clears_its_results() {
+    let backend = ScriptedBackend::responding_with(|request| {
+        if request.request_line().contains("/healthz") {
+            response(500, "ill")
         } else {
-            ok("fine")
+            ok_response("fine")
         }
     });
     let plain = policy(&[backend.address], "");
@@ -414,11 +427,11 @@ fn a_check_that_is_taken_away_takes_its_findings_with_it() {
 }
 
 #[test]
-fn going_back_to_the_set_in_force_is_told_too() {
-    let backend = Backend::healthy();
+fn returning_to_the_active_policy_set_is_logged() {
+    let backend = ScriptedBackend::healthy();
     let good = policy(&[backend.address], "");
     let sidecar = Sidecar::start(&good);
-    sidecar.reload(BROKEN);
+    sidecar.reload(INVALID_POLICY);
     assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
     sidecar.reload(&good);
     assert_eq!(sidecar.metric("outrigger_policy_current"), 1.0);
@@ -431,8 +444,8 @@ fn going_back_to_the_set_in_force_is_told_too() {
 }
 
 #[test]
-fn an_emptied_file_closes_nothing() {
-    let backend = Backend::healthy();
+fn an_emptied_file_is_rejected_and_closes_nothing() {
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     assert_eq!(sidecar.reload("").status, 422);
     assert_eq!(sidecar.get("/").status, 200);
@@ -440,8 +453,8 @@ fn an_emptied_file_closes_nothing() {
 
 #[test]
 fn a_renamed_listener_keeps_its_socket_and_its_connections() {
-    let backend = Backend::healthy();
-    let port = Backend::nowhere();
+    let backend = ScriptedBackend::healthy();
+    let port = ScriptedBackend::unused_address();
     let text = policy(&[backend.address], "").replace("127.0.0.1:0", &port.to_string());
     let sidecar = Sidecar::start(&text);
     let mut client = sidecar.client();
@@ -457,5 +470,5 @@ fn a_renamed_listener_keeps_its_socket_and_its_connections() {
         200
     );
     assert_eq!(client.get("/").status, 200);
-    assert_eq!(sidecar.log(2)[1]["listener"], "front");
+    assert_eq!(sidecar.access_log_lines(2)[1]["listener"], "front");
 }

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::{
-    Backend, Sidecar,
-    backend::{answer, ok},
+    ScriptedBackend, Sidecar,
+    backend::{ok_response, response},
     eventually,
     sidecar::policy,
 };
@@ -12,28 +12,28 @@ use crate::support::{
 const RETRY: &str = "  defaults: {retry: {attempts: 2, codes: [502, 503, 504], retryOn: [connect-failure, reset-before-request, reset, timeout], backoff: 1ms}}\n";
 
 /// More budget than a test can spend.
-const AMPLE: &str = "  defaults: {retryConstraint: {minRetryRate: {count: 1000}}}\n";
+const AMPLE_RETRY_BUDGET: &str = "  defaults: {retryConstraint: {minRetryRate: {count: 1000}}}\n";
 
 /// Answers 503 so many times, and then 200.
-fn failing(times: usize) -> Backend {
+fn backend_failing_first(times: usize) -> ScriptedBackend {
     let count = AtomicUsize::new(0);
-    Backend::answering(move |_| {
+    ScriptedBackend::responding_with(move |_| {
         if count.fetch_add(1, Ordering::SeqCst) < times {
-            answer(503, "not yet")
+            response(503, "not yet")
         } else {
-            ok("there")
+            ok_response("there")
         }
     })
 }
 
 #[test]
-fn a_503_is_tried_again_on_the_same_connection() {
-    let backend = failing(2);
+fn a_503_is_retried_on_the_same_connection() {
+    let backend = backend_failing_first(2);
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
-    let answer = sidecar.get("/");
-    assert_eq!((answer.status, answer.text().as_str()), (200, "there"));
+    let response = sidecar.get("/");
+    assert_eq!((response.status, response.text().as_str()), (200, "there"));
     let attempts: Vec<String> = backend
-        .seen()
+        .requests()
         .iter()
         .map(|seen| seen.header("x-outrigger-attempt").unwrap().to_owned())
         .collect();
@@ -43,7 +43,7 @@ fn a_503_is_tried_again_on_the_same_connection() {
         1,
         "an answer that is thrown away does not cost its connection"
     );
-    assert_eq!(sidecar.log(1)[0]["attempts"], 3);
+    assert_eq!(sidecar.access_log_lines(1)[0]["attempts"], 3);
     assert_eq!(
         sidecar.metric(r#"outrigger_retries_total{backend="app"}"#),
         2.0
@@ -51,15 +51,15 @@ fn a_503_is_tried_again_on_the_same_connection() {
 }
 
 #[test]
-fn the_last_answer_of_the_app_is_passed_through() {
-    let backend = failing(usize::MAX);
+fn the_last_response_of_the_app_is_forwarded() {
+    let backend = backend_failing_first(usize::MAX);
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
-    let answer = sidecar.get("/");
+    let response = sidecar.get("/");
     assert_eq!(
-        (answer.status, answer.text().as_str(), answer.reason()),
+        (response.status, response.text().as_str(), response.reason()),
         (503, "not yet", "")
     );
-    assert_eq!(backend.seen().len(), 3);
+    assert_eq!(backend.requests().len(), 3);
     assert_eq!(
         sidecar
             .metric(r#"outrigger_retries_stopped_total{backend="app",why="attempts_exhausted"}"#),
@@ -68,38 +68,43 @@ fn the_last_answer_of_the_app_is_passed_through() {
 }
 
 #[test]
-fn a_post_that_was_answered_or_may_have_run_is_never_repeated() {
-    let backend = failing(usize::MAX);
+fn a_post_that_may_have_been_processed_is_never_retried() {
+    let backend = backend_failing_first(usize::MAX);
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
     assert_eq!(sidecar.client().post("/", "pay").text(), "not yet");
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(backend.requests().len(), 1);
 
-    let resetting = Backend::start(|mut connection| {
-        connection.request();
+    let resetting = ScriptedBackend::start(|mut connection| {
+        connection.read_request();
         connection.reset();
     });
     let sidecar = Sidecar::start(&policy(&[resetting.address], RETRY));
-    let answer = sidecar.client().post("/", "pay");
+    let response = sidecar.client().post("/", "pay");
     assert_eq!(
-        (answer.status, answer.reason()),
+        (response.status, response.reason()),
         (
             502,
             format!("upstream_reset:{}", resetting.address).as_str()
         )
     );
-    assert_eq!(resetting.seen().len(), 1);
+    assert_eq!(resetting.requests().len(), 1);
 }
 
 #[test]
-fn a_post_with_an_idempotency_key_or_by_the_routes_leave_is_repeated() {
-    let backend = failing(1);
+fn a_post_with_an_idempotency_key_or_retry_non_idempotent_is_retried() {
+    let backend = backend_failing_first(1);
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
     let request =
         "POST / HTTP/1.1\r\nhost: a\r\nidempotency-key: 7\r\ncontent-length: 3\r\n\r\npay";
-    assert_eq!(sidecar.client().send(request).answer().text(), "there");
-    assert!(backend.seen().iter().all(|seen| seen.body == b"pay") && backend.seen().len() == 2);
+    assert_eq!(
+        sidecar.client().send(request).read_response().text(),
+        "there"
+    );
+    assert!(
+        backend.requests().iter().all(|seen| seen.body == b"pay") && backend.requests().len() == 2
+    );
 
-    let backend = failing(1);
+    let backend = backend_failing_first(1);
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         &RETRY.replace("attempts: 2", "attempts: 2, retryNonIdempotent: true"),
@@ -108,17 +113,23 @@ fn a_post_with_an_idempotency_key_or_by_the_routes_leave_is_repeated() {
 }
 
 #[test]
-fn what_another_sidecar_tries_again_is_not_multiplied() {
-    let backend = failing(usize::MAX);
+fn a_retry_of_another_sidecar_is_not_retried_again() {
+    let backend = backend_failing_first(usize::MAX);
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
     let mut client = sidecar.client();
-    let ask = |attempt: &str| {
+    let request_with_attempt = |attempt: &str| {
         format!("GET / HTTP/1.1\r\nhost: a\r\nx-outrigger-attempt: {attempt}\r\n\r\n")
     };
-    assert_eq!(client.send(ask("2")).answer().status, 503);
-    assert_eq!(backend.seen().len(), 1);
     assert_eq!(
-        backend.seen()[0].header("x-outrigger-attempt"),
+        client
+            .send(request_with_attempt("2"))
+            .read_response()
+            .status,
+        503
+    );
+    assert_eq!(backend.requests().len(), 1);
+    assert_eq!(
+        backend.requests()[0].header("x-outrigger-attempt"),
         Some("2"),
         "the count goes on"
     );
@@ -127,16 +138,25 @@ fn what_another_sidecar_tries_again_is_not_multiplied() {
         1.0
     );
     for first in ["1", "0", "many"] {
-        let before = backend.seen().len();
-        assert_eq!(client.send(ask(first)).answer().status, 503);
-        assert_eq!(backend.seen().len(), before + 3, "{first}");
+        let before = backend.requests().len();
+        assert_eq!(
+            client
+                .send(request_with_attempt(first))
+                .read_response()
+                .status,
+            503
+        );
+        assert_eq!(backend.requests().len(), before + 3, "{first}");
     }
 }
 
 #[test]
-fn a_connection_that_cannot_be_made_is_tried_elsewhere_for_every_method() {
-    let backend = Backend::healthy();
-    let sidecar = Sidecar::start(&policy(&[Backend::nowhere(), backend.address], AMPLE));
+fn a_connect_failure_is_retried_on_another_endpoint_for_every_method() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(
+        &[ScriptedBackend::unused_address(), backend.address],
+        AMPLE_RETRY_BUDGET,
+    ));
     for _ in 0..20 {
         assert_eq!(
             sidecar.client().post("/", "pay").status,
@@ -144,58 +164,62 @@ fn a_connection_that_cannot_be_made_is_tried_elsewhere_for_every_method() {
             "without any retry section: nothing reached the app"
         );
     }
-    assert_eq!(backend.seen().len(), 20);
+    assert_eq!(backend.requests().len(), 20);
 }
 
 #[test]
-fn with_nowhere_to_go_the_refusal_says_so() {
-    let nowhere = Backend::nowhere();
+fn an_unreachable_backend_is_reported_as_connect_failed() {
+    let nowhere = ScriptedBackend::unused_address();
     let sidecar = Sidecar::start(&policy(&[nowhere], ""));
-    let answer = sidecar.get("/");
+    let response = sidecar.get("/");
     assert_eq!(
-        (answer.status, answer.reason()),
+        (response.status, response.reason()),
         (502, format!("connect_failed:{nowhere}").as_str())
     );
     assert!(
-        answer
+        response
             .header("proxy-status")
             .unwrap()
             .contains("error=connection_refused")
     );
-    assert_eq!(sidecar.log(1)[0]["attempts"], 3, "two transparent retries");
+    assert_eq!(
+        sidecar.access_log_lines(1)[0]["attempts"],
+        3,
+        "two transparent retries"
+    );
 }
 
 #[test]
-fn a_reset_before_the_answer_is_tried_again_for_a_get() {
-    let backend = Backend::start(|mut connection| {
-        connection.request();
+fn a_get_that_is_reset_before_the_response_is_retried() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        connection.read_request();
         if connection.number == 1 {
             return connection.reset();
         }
-        connection.send(ok("there"));
+        connection.send(ok_response("there"));
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
     assert_eq!(sidecar.get("/").text(), "there");
 }
 
 #[test]
-fn a_body_is_sent_again_at_the_bound_and_not_one_byte_over() {
+fn a_body_is_replayed_up_to_max_buffered_body_and_not_one_byte_over() {
     let retry = RETRY.replace("attempts: 2", "attempts: 2, maxBufferedBody: 1Ki");
     for (length, expected, requests) in [(1_024, "there", 2), (1_025, "not yet", 1)] {
-        let backend = failing(1);
+        let backend = backend_failing_first(1);
         let sidecar = Sidecar::start(&policy(&[backend.address], &retry));
         let body = "x".repeat(length);
-        let answer = sidecar
+        let response = sidecar
             .client()
             .send(format!(
                 "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}"
             ))
-            .answer();
-        assert_eq!(answer.text(), expected, "{length} bytes");
+            .read_response();
+        assert_eq!(response.text(), expected, "{length} bytes");
         assert!(
-            backend.seen().len() == requests
+            backend.requests().len() == requests
                 && backend
-                    .seen()
+                    .requests()
                     .iter()
                     .all(|seen| seen.body == body.as_bytes()),
             "{length} bytes"
@@ -205,7 +229,10 @@ fn a_body_is_sent_again_at_the_bound_and_not_one_byte_over() {
 
 #[test]
 fn a_retry_goes_to_another_endpoint_while_there_is_one() {
-    let (bad, good) = (failing(usize::MAX), Backend::healthy());
+    let (bad, good) = (
+        backend_failing_first(usize::MAX),
+        ScriptedBackend::healthy(),
+    );
     let retry = RETRY.replace(
         "{retry",
         "{retryConstraint: {minRetryRate: {count: 1000}}, retry",
@@ -214,24 +241,24 @@ fn a_retry_goes_to_another_endpoint_while_there_is_one() {
     for _ in 0..30 {
         assert_eq!(sidecar.get("/").status, 200);
     }
-    assert_eq!(good.seen().len(), 30);
+    assert_eq!(good.requests().len(), 30);
 }
 
 #[test]
 fn retries_stay_within_the_budget() {
-    let backend = failing(usize::MAX);
+    let backend = backend_failing_first(usize::MAX);
     let budget = "  defaults: {retry: {attempts: 3, codes: [503], backoff: 0ms}, retryConstraint: {budget: {percent: 20, interval: 100s}, minRetryRate: {count: 5, interval: 100s}}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], budget));
     let mut client = sidecar.client();
     for _ in 0..200 {
-        let answer = client.get("/");
+        let response = client.get("/");
         assert_eq!(
-            (answer.status, answer.reason()),
+            (response.status, response.reason()),
             (503, ""),
             "over the budget the app's answer passes without a mark of ours"
         );
     }
-    let retries = backend.seen().len() - 200;
+    let retries = backend.requests().len() - 200;
     assert_eq!(retries, 40, "20 % of 200, and the floor is part of it");
     assert!(
         sidecar.metric(r#"outrigger_retries_stopped_total{backend="app",why="budget_spent"}"#)
@@ -240,17 +267,17 @@ fn retries_stay_within_the_budget() {
 }
 
 #[test]
-fn a_wait_that_the_app_asks_for_is_kept_if_there_is_time_and_else_the_answer_passes() {
-    let backend = Backend::answering(|_| {
+fn a_response_whose_retry_after_exceeds_the_deadline_is_forwarded() {
+    let backend = ScriptedBackend::responding_with(|_| {
         "HTTP/1.1 503 No\r\nretry-after: 3600\r\ncontent-length: 0\r\n\r\n".into()
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
-    let answer = sidecar.get("/");
+    let response = sidecar.get("/");
     assert_eq!(
-        (answer.status, answer.header("retry-after")),
+        (response.status, response.header("retry-after")),
         (503, Some("3600"))
     );
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(backend.requests().len(), 1);
     assert_eq!(
         sidecar.metric(r#"outrigger_retries_stopped_total{backend="app",why="no_time_left"}"#),
         1.0
@@ -258,14 +285,14 @@ fn a_wait_that_the_app_asks_for_is_kept_if_there_is_time_and_else_the_answer_pas
 }
 
 #[test]
-fn in_shadow_mode_nothing_is_repeated_and_it_is_counted() {
-    let backend = failing(usize::MAX);
+fn shadow_retries_are_counted_and_not_sent() {
+    let backend = backend_failing_first(usize::MAX);
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         &RETRY.replace("{attempts", "{mode: Shadow, attempts"),
     ));
     assert_eq!(sidecar.get("/").status, 503);
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(backend.requests().len(), 1);
     assert_eq!(
         sidecar.metric(r#"outrigger_retries_stopped_total{backend="app",why="shadow"}"#),
         1.0
@@ -273,24 +300,26 @@ fn in_shadow_mode_nothing_is_repeated_and_it_is_counted() {
 }
 
 #[test]
-fn a_client_that_leaves_during_the_backoff_ends_the_request() {
-    let backend = failing(usize::MAX);
+fn a_client_disconnect_during_the_backoff_ends_the_request() {
+    let backend = backend_failing_first(usize::MAX);
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         &RETRY.replace("backoff: 1ms", "backoff: 10s, maxBackoff: 10s"),
     ));
     let mut client = sidecar.client();
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("the first attempt was made", || backend.seen().len() == 1);
+    eventually("the first attempt was made", || {
+        backend.requests().len() == 1
+    });
     drop(client);
     eventually("nothing is in flight", || sidecar.in_flight() == 0);
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(backend.requests().len(), 1);
 }
 
 /// A chunk's size that comes apart from its bytes is read as nothing; repeated as a chunk, nothing would be the end of the body.
 #[test]
-fn a_chunked_body_in_awkward_pieces_is_sent_again_as_it_was() {
-    let backend = failing(1);
+fn a_chunked_body_split_at_any_byte_is_replayed_unchanged() {
+    let backend = backend_failing_first(1);
     let sidecar = Sidecar::start(&policy(&[backend.address], RETRY));
     let mut client = sidecar.client();
     client.send("PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
@@ -302,23 +331,23 @@ fn a_chunked_body_in_awkward_pieces_is_sent_again_as_it_was() {
         "x-trailer: 1\r\n\r\n",
     ] {
         client.send(piece);
-        crate::support::take(std::time::Duration::from_millis(5));
+        crate::support::simulate_delay(std::time::Duration::from_millis(5));
     }
-    assert_eq!(client.answer().text(), "there");
+    assert_eq!(client.read_response().text(), "there");
     assert!(
         backend
-            .seen()
+            .requests()
             .iter()
             .all(|seen| seen.body == b"hello world"),
         "{:?}",
-        backend.seen()
+        backend.requests()
     );
-    assert_eq!((backend.seen().len(), backend.connections()), (2, 1));
+    assert_eq!((backend.requests().len(), backend.connections()), (2, 1));
 }
 
 #[test]
-fn a_request_that_retries_twice_takes_one_place_among_the_parallel_retries() {
-    let backend = failing(2);
+fn a_request_that_retries_twice_takes_one_parallel_retry_permit() {
+    let backend = backend_failing_first(2);
     let limits = "  defaults: {retry: {attempts: 2, codes: [503], backoff: 1ms}, connectionLimits: {maxParallelRetries: 1}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], limits));
     assert_eq!(sidecar.get("/").text(), "there");

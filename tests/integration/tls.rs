@@ -14,23 +14,23 @@ use std::{
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
 
 use crate::support::{
-    Backend, Directory, Sidecar,
-    certificates::{Authority, Certificate},
+    ScriptedBackend, Sidecar, TempDirectory,
+    certificates::{Certificate, CertificateAuthority},
     eventually,
     http2::Http2Client,
     sidecar::policy,
 };
-use outrigger::transport::{paced::Paced, socket::Socket, wire};
+use outrigger::transport::{paced::BackpressuredStream, socket::Socket, wire};
 
 /// Asks over TLS in HTTP/1, on a connection of its own; the answer as text, or why there is none.
-fn ask(
+fn send_over_tls(
     address: SocketAddr,
     config: &Arc<ClientConfig>,
     name: &str,
     request: &str,
 ) -> Result<String, String> {
     let tcp = TcpStream::connect(address).unwrap();
-    tcp.set_read_timeout(Some(crate::support::PATIENCE))
+    tcp.set_read_timeout(Some(crate::support::TEST_TIMEOUT))
         .unwrap();
     let session =
         ClientConnection::new(config.clone(), name.to_owned().try_into().unwrap()).unwrap();
@@ -38,21 +38,26 @@ fn ask(
     stream
         .write_all(request.as_bytes())
         .map_err(|error| error.to_string())?;
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     // An end without a goodbye is no reason to doubt what came.
-    let end = stream.read_to_end(&mut answer);
-    if answer.is_empty() {
+    let end = stream.read_to_end(&mut response);
+    if response.is_empty() {
         Err(end
             .err()
             .map_or("nothing came".to_owned(), |error| error.to_string()))
     } else {
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+        Ok(String::from_utf8_lossy(&response).into_owned())
     }
 }
 
-const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+const GET_REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 
-fn listening(authority: &Authority, backend: &Backend, extra: &str, sections: &str) -> String {
+fn policy_with_tls_listener(
+    authority: &CertificateAuthority,
+    backend: &ScriptedBackend,
+    extra: &str,
+    sections: &str,
+) -> String {
     let file = |name: &str| authority.path(name).display().to_string();
     let tls = format!(
         "tls: {{certFile: \"{}\", keyFile: \"{}\"{extra}}}",
@@ -63,36 +68,43 @@ fn listening(authority: &Authority, backend: &Backend, extra: &str, sections: &s
         .replace("\"127.0.0.1:0\"", &format!("\"127.0.0.1:0\", {tls}"))
 }
 
-fn client_ca(authority: &Authority) -> String {
+fn client_ca_field(authority: &CertificateAuthority) -> String {
     format!(", clientCaFile: \"{}\"", authority.path("ca.crt").display())
 }
 
 #[test]
-fn a_listener_speaks_tls_in_http1_and_http2() {
-    let (authority, backend) = (Authority::new(), Backend::healthy());
+fn a_listener_serves_http1_and_http2_over_tls() {
+    let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     authority.write("server", &authority.issue(&["shop.test"]));
-    let sidecar = Sidecar::start(&listening(&authority, &backend, "", ""));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "", ""));
     let address = sidecar.address("inbound");
-    let plain = authority.client(None, &[b"http/1.1"]);
-    let answer = ask(address, &plain, "shop.test", GET).unwrap();
+    let plain = authority.client_config(None, &[b"http/1.1"]);
+    let response = send_over_tls(address, &plain, "shop.test", GET_REQUEST).unwrap();
     assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 200") && response.ends_with("hello"),
+        "{response}"
     );
-    assert_eq!(backend.seen()[0].header("x-forwarded-proto"), Some("https"));
-    // Keep-alive, with several requests on one connection.
-    let two = format!("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n{GET}");
     assert_eq!(
-        ask(address, &plain, "shop.test", &two)
+        backend.requests()[0].header("x-forwarded-proto"),
+        Some("https")
+    );
+    // Keep-alive, with several requests on one connection.
+    let two = format!("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n{GET_REQUEST}");
+    assert_eq!(
+        send_over_tls(address, &plain, "shop.test", &two)
             .unwrap()
             .matches("hello")
             .count(),
         2
     );
-    let http2 = over_tls(address, authority.client(None, &[b"h2"]), "shop.test");
+    let http2 = connect_http2_over_tls(
+        address,
+        authority.client_config(None, &[b"h2"]),
+        "shop.test",
+    );
     assert_eq!(http2.get("/").status, 200);
     assert_eq!(&http2.post("/", &vec![b'x'; 300_000]).body[..], b"hello");
-    let wrong = ask(address, &plain, "other.test", GET).unwrap_err();
+    let wrong = send_over_tls(address, &plain, "other.test", GET_REQUEST).unwrap_err();
     assert!(wrong.contains("not valid for name"), "{wrong}");
     sidecar.client().send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     eventually("who is not understood is counted", || {
@@ -100,7 +112,11 @@ fn a_listener_speaks_tls_in_http1_and_http2() {
     });
 }
 
-fn over_tls(address: SocketAddr, config: Arc<ClientConfig>, name: &str) -> Http2Client {
+fn connect_http2_over_tls(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+    name: &str,
+) -> Http2Client {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -111,69 +127,83 @@ fn over_tls(address: SocketAddr, config: Arc<ClientConfig>, name: &str) -> Http2
         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
         let (connection, wire) = wire::open(Socket::Tcp(tcp), Some(session.into()));
         assert_eq!(
-            wire.handshake().await.unwrap().protocol.as_deref(),
+            wire.handshake().await.unwrap().alpn_protocol.as_deref(),
             Some(&b"h2"[..])
         );
         connection
     });
-    Http2Client::over(runtime, Paced(connection))
+    Http2Client::from_stream(runtime, BackpressuredStream(connection))
 }
 
 #[test]
-fn a_client_without_a_good_certificate_is_not_let_in() {
-    let (authority, stranger, backend) = (Authority::new(), Authority::new(), Backend::healthy());
+fn a_client_without_a_valid_certificate_is_rejected() {
+    let (authority, stranger, backend) = (
+        CertificateAuthority::new(),
+        CertificateAuthority::new(),
+        ScriptedBackend::healthy(),
+    );
     authority.write("server", &authority.issue(&["shop.test"]));
-    let sidecar = Sidecar::start(&listening(&authority, &backend, &client_ca(&authority), ""));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(
+        &authority,
+        &backend,
+        &client_ca_field(&authority),
+        "",
+    ));
     let address = sidecar.address("inbound");
     let front = authority.issue(&["front.test"]);
     assert!(
-        ask(
+        send_over_tls(
             address,
-            &authority.client(Some(&front), &[]),
+            &authority.client_config(Some(&front), &[]),
             "shop.test",
-            GET
+            GET_REQUEST
         )
         .unwrap()
         .contains("hello")
     );
     assert!(
-        ask(address, &authority.client(None, &[]), "shop.test", GET)
-            .unwrap_err()
-            .contains("CertificateRequired")
+        send_over_tls(
+            address,
+            &authority.client_config(None, &[]),
+            "shop.test",
+            GET_REQUEST
+        )
+        .unwrap_err()
+        .contains("CertificateRequired")
     );
     let unknown = stranger.issue(&["front.test"]);
     assert!(
-        ask(
+        send_over_tls(
             address,
-            &authority.client(Some(&unknown), &[]),
+            &authority.client_config(Some(&unknown), &[]),
             "shop.test",
-            GET
+            GET_REQUEST
         )
         .is_err()
     );
-    let ended = authority.issue_until(&["front.test"], 2020);
+    let ended = authority.issue_expiring_in_year(&["front.test"], 2020);
     assert!(
-        ask(
+        send_over_tls(
             address,
-            &authority.client(Some(&ended), &[]),
+            &authority.client_config(Some(&ended), &[]),
             "shop.test",
-            GET
+            GET_REQUEST
         )
         .unwrap_err()
         .contains("CertificateExpired")
     );
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(backend.requests().len(), 1);
 }
 
 #[test]
-fn routes_and_rate_limits_know_who_is_there() {
-    let (authority, backend) = (Authority::new(), Backend::healthy());
+fn routes_and_rate_limits_apply_to_client_identities() {
+    let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     authority.write("server", &authority.issue(&["shop.test"]));
     let limits = "  defaults: {rateLimit: {local: {rules: [{name: each, clientSelectors: [{identity: {type: Distinct}}], limit: {requests: 2, unit: Hour}}]}}}\n";
-    let text = listening(
+    let text = policy_with_tls_listener(
         &authority,
         &backend,
-        &format!("{}, clientAuth: Optional", client_ca(&authority)),
+        &format!("{}, clientAuth: Optional", client_ca_field(&authority)),
         limits,
     );
     let text = text.replace(
@@ -181,12 +211,12 @@ fn routes_and_rate_limits_know_who_is_there() {
         "allow: {identities: [\"spiffe://shop/ns/web/*\", back.test]}, backendRefs",
     );
     let sidecar = Sidecar::start(&text);
-    let as_ = |certificate: Option<&Certificate>| {
-        ask(
+    let send_with_certificate = |certificate: Option<&Certificate>| {
+        send_over_tls(
             sidecar.address("inbound"),
-            &authority.client(certificate, &[]),
+            &authority.client_config(certificate, &[]),
             "shop.test",
-            GET,
+            GET_REQUEST,
         )
         .unwrap()
     };
@@ -194,15 +224,15 @@ fn routes_and_rate_limits_know_who_is_there() {
     let back = authority.issue(&["back.test"]);
     let other = authority.issue(&["spiffe://shop/ns/batch/sa/cron"]);
     for certificate in [&front, &back] {
-        assert!(as_(Some(certificate)).contains("hello"));
-        assert!(as_(Some(certificate)).contains("hello"));
+        assert!(send_with_certificate(Some(certificate)).contains("hello"));
+        assert!(send_with_certificate(Some(certificate)).contains("hello"));
         assert!(
-            as_(Some(certificate)).contains("rate_limited:each"),
+            send_with_certificate(Some(certificate)).contains("rate_limited:each"),
             "its own bucket is empty"
         );
     }
     for stranger in [Some(&other), None] {
-        let refusal = as_(stranger);
+        let refusal = send_with_certificate(stranger);
         assert!(
             refusal.starts_with("HTTP/1.1 403")
                 && refusal.contains("x-outrigger-reason: not_allowed:in"),
@@ -212,13 +242,13 @@ fn routes_and_rate_limits_know_who_is_there() {
 }
 
 #[test]
-fn new_certificates_are_taken_without_a_restart_and_faulty_ones_are_not() {
-    let (authority, backend) = (Authority::new(), Backend::healthy());
+fn renewed_certificates_are_loaded_without_a_restart_and_invalid_ones_are_not() {
+    let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     authority.write("server", &authority.issue(&["old.test"]));
-    let sidecar = Sidecar::start(&listening(&authority, &backend, "", ""));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "", ""));
     let address = sidecar.address("inbound");
-    let trusting = authority.client(None, &[]);
-    assert!(ask(address, &trusting, "old.test", GET).is_ok());
+    let trusting = authority.client_config(None, &[]);
+    assert!(send_over_tls(address, &trusting, "old.test", GET_REQUEST).is_ok());
     for (name, content, why) in [
         ("server.crt", "not a certificate", "no certificate in"),
         ("server.key", "", "no key in"),
@@ -226,17 +256,20 @@ fn new_certificates_are_taken_without_a_restart_and_faulty_ones_are_not() {
         let before = std::fs::read_to_string(authority.path(name)).unwrap();
         authority.directory.write(name, content);
         eventually("it is said", || {
-            sidecar.admin("GET", "/readyz?verbose").text().contains(why)
+            sidecar
+                .call_admin("GET", "/readyz?verbose")
+                .text()
+                .contains(why)
         });
         assert_eq!(
             sidecar.metric(r#"outrigger_certificate_current{owner="listener inbound"}"#),
             0.0
         );
         assert!(
-            ask(address, &trusting, "old.test", GET).is_ok(),
+            send_over_tls(address, &trusting, "old.test", GET_REQUEST).is_ok(),
             "what was read last is in force"
         );
-        assert_eq!(sidecar.admin("GET", "/readyz").status, 200);
+        assert_eq!(sidecar.call_admin("GET", "/readyz").status, 200);
         authority.directory.write(name, &before);
         eventually("it is well again", || {
             sidecar.metric(r#"outrigger_certificate_current{owner="listener inbound"}"#) == 1.0
@@ -247,19 +280,22 @@ fn new_certificates_are_taken_without_a_restart_and_faulty_ones_are_not() {
     authority.write("server", &before);
     eventually("it is taken", || {
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("as they are in the files")
     });
-    authority.write("server", &authority.issue_until(&["old.test"], 2021));
+    authority.write(
+        "server",
+        &authority.issue_expiring_in_year(&["old.test"], 2021),
+    );
     eventually("it is said", || {
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("a certificate in the files has ended")
     });
     assert!(
-        ask(address, &trusting, "old.test", GET).is_ok(),
+        send_over_tls(address, &trusting, "old.test", GET_REQUEST).is_ok(),
         "what was read last is in force"
     );
     // Half of a rotation: the key does not fit.
@@ -267,13 +303,13 @@ fn new_certificates_are_taken_without_a_restart_and_faulty_ones_are_not() {
     authority.directory.write("server.crt", &new.pem);
     eventually("it is said", || {
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("do not fit together")
     });
     authority.directory.write("server.key", &new.key);
     eventually("the new one is in force", || {
-        ask(address, &trusting, "new.test", GET).is_ok()
+        send_over_tls(address, &trusting, "new.test", GET_REQUEST).is_ok()
     });
     assert!(
         sidecar
@@ -286,12 +322,12 @@ fn new_certificates_are_taken_without_a_restart_and_faulty_ones_are_not() {
 }
 
 #[test]
-fn the_end_of_a_certificate_is_told_before_it_comes_and_when_it_does() {
-    let (authority, backend) = (Authority::new(), Backend::healthy());
+fn certificate_expiry_is_logged_before_and_when_it_happens() {
+    let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     let end = SystemTime::now() + Duration::from_secs(3);
-    authority.write("server", &authority.issue_ending(&["shop.test"], end));
-    let sidecar = Sidecar::start(&listening(&authority, &backend, "", ""));
-    let told = |what: &str| {
+    authority.write("server", &authority.issue_expiring_at(&["shop.test"], end));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "", ""));
+    let count_events = |what: &str| {
         sidecar
             .events()
             .iter()
@@ -299,7 +335,7 @@ fn the_end_of_a_certificate_is_told_before_it_comes_and_when_it_does() {
             .count()
     };
     eventually("its end is near", || {
-        told("a certificate of the listener inbound ends in 0 hours") == 1
+        count_events("a certificate of the listener inbound ends in 0 hours") == 1
     });
     let shown = sidecar
         .metric(r#"outrigger_certificate_not_after_timestamp_seconds{owner="listener inbound"}"#);
@@ -308,15 +344,15 @@ fn the_end_of_a_certificate_is_told_before_it_comes_and_when_it_does() {
         "{shown}"
     );
     eventually("it has come", || {
-        told("a certificate of the listener inbound has ended") == 1
+        count_events("a certificate of the listener inbound has ended") == 1
     });
     assert!(
         sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("a certificate has ended")
     );
-    assert_eq!(told("ends in"), 1, "each is told once");
+    assert_eq!(count_events("ends in"), 1, "each is told once");
     sidecar.reload(&policy(&[backend.address], ""));
     eventually("it is forgotten", || {
         sidecar
@@ -328,12 +364,12 @@ fn the_end_of_a_certificate_is_told_before_it_comes_and_when_it_does() {
 }
 
 #[test]
-fn certificates_that_cannot_be_read_are_refused_with_the_place_in_the_policy() {
-    let (authority, backend) = (Authority::new(), Backend::healthy());
-    let text = listening(&authority, &backend, "", "");
-    let directory = Directory::new();
+fn unreadable_or_expired_certificates_are_rejected_with_their_location() {
+    let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
+    let text = policy_with_tls_listener(&authority, &backend, "", "");
+    let directory = TempDirectory::new();
     directory.write("policy.yaml", &text);
-    let refused = Sidecar::start_in(directory, |_| {})
+    let refused = Sidecar::start_with_settings(directory, |_| {})
         .err()
         .unwrap()
         .to_string();
@@ -341,10 +377,13 @@ fn certificates_that_cannot_be_read_are_refused_with_the_place_in_the_policy() {
         refused.contains("policy.yaml:6:") && refused.contains("server.crt cannot be read"),
         "{refused}"
     );
-    authority.write("server", &authority.issue_until(&["shop.test"], 2021));
-    let directory = Directory::new();
+    authority.write(
+        "server",
+        &authority.issue_expiring_in_year(&["shop.test"], 2021),
+    );
+    let directory = TempDirectory::new();
     directory.write("policy.yaml", &text);
-    let refused = Sidecar::start_in(directory, |_| {})
+    let refused = Sidecar::start_with_settings(directory, |_| {})
         .err()
         .unwrap()
         .to_string();
@@ -354,11 +393,11 @@ fn certificates_that_cannot_be_read_are_refused_with_the_place_in_the_policy() {
     );
     std::fs::remove_file(authority.path("server.crt")).unwrap();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-    let answer = sidecar.reload(&text);
+    let response = sidecar.reload(&text);
     assert!(
-        answer.status != 200 && answer.text().contains("server.crt cannot be read"),
+        response.status != 200 && response.text().contains("server.crt cannot be read"),
         "{}",
-        answer.text()
+        response.text()
     );
     assert_eq!(sidecar.get("/").status, 200, "nothing has changed");
 }
@@ -368,7 +407,7 @@ struct TlsBackend {
     address: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
     connections: Arc<AtomicUsize>,
-    is_over: Arc<AtomicBool>,
+    is_stopped: Arc<AtomicBool>,
 }
 
 impl TlsBackend {
@@ -378,21 +417,23 @@ impl TlsBackend {
             address: listener.local_addr().unwrap(),
             config: Arc::new(Mutex::new(config)),
             connections: Arc::default(),
-            is_over: Arc::default(),
+            is_stopped: Arc::default(),
         };
-        let (config, connections, is_over) = (
+        let (config, connections, is_stopped) = (
             backend.config.clone(),
             backend.connections.clone(),
-            backend.is_over.clone(),
+            backend.is_stopped.clone(),
         );
         thread::spawn(move || {
             for tcp in listener.incoming() {
-                if is_over.load(Ordering::SeqCst) {
+                if is_stopped.load(Ordering::SeqCst) {
                     return;
                 }
                 connections.fetch_add(1, Ordering::SeqCst);
                 let session = ServerConnection::new(config.lock().unwrap().clone()).unwrap();
-                thread::spawn(move || serve(StreamOwned::new(session, tcp.unwrap())));
+                thread::spawn(move || {
+                    serve_tls_connection(StreamOwned::new(session, tcp.unwrap()))
+                });
             }
         });
         backend
@@ -401,16 +442,16 @@ impl TlsBackend {
 
 impl Drop for TlsBackend {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::SeqCst);
+        self.is_stopped.store(true, Ordering::SeqCst);
         _ = TcpStream::connect(self.address);
     }
 }
 
-fn serve(mut stream: StreamOwned<ServerConnection, TcpStream>) {
-    let (mut seen, mut chunk) = (Vec::new(), [0; 4096]);
+fn serve_tls_connection(mut stream: StreamOwned<ServerConnection, TcpStream>) {
+    let (mut buffer, mut chunk) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut chunk) {
-        seen.extend_from_slice(&chunk[..count]);
-        if seen.ends_with(b"\r\n\r\n") {
+        buffer.extend_from_slice(&chunk[..count]);
+        if buffer.ends_with(b"\r\n\r\n") {
             let peer = stream
                 .conn
                 .peer_certificates()
@@ -425,12 +466,17 @@ fn serve(mut stream: StreamOwned<ServerConnection, TcpStream>) {
                 )
                 .as_bytes(),
             );
-            seen.clear();
+            buffer.clear();
         }
     }
 }
 
-fn towards(authority: &Authority, address: SocketAddr, sni: &str, extra: &str) -> String {
+fn policy_with_tls_backend(
+    authority: &CertificateAuthority,
+    address: SocketAddr,
+    sni: &str,
+    extra: &str,
+) -> String {
     let tls = format!(
         "tls: {{sni: {sni}, caFile: \"{}\"{extra}}}",
         authority.path("ca.crt").display()
@@ -439,11 +485,19 @@ fn towards(authority: &Authority, address: SocketAddr, sni: &str, extra: &str) -
 }
 
 #[test]
-fn a_backend_is_spoken_to_in_tls_and_its_connections_are_kept() {
-    let authority = Authority::new();
-    let backend =
-        TlsBackend::start(authority.server(&authority.issue(&["pay.test"]), false, &[b"http/1.1"]));
-    let sidecar = Sidecar::start(&towards(&authority, backend.address, "pay.test", ""));
+fn requests_to_a_tls_backend_reuse_connections() {
+    let authority = CertificateAuthority::new();
+    let backend = TlsBackend::start(authority.server_config(
+        &authority.issue(&["pay.test"]),
+        false,
+        &[b"http/1.1"],
+    ));
+    let sidecar = Sidecar::start(&policy_with_tls_backend(
+        &authority,
+        backend.address,
+        "pay.test",
+        "",
+    ));
     let mut client = sidecar.client();
     for _ in 0..20 {
         assert_eq!(client.get("/").text(), "pay.test ");
@@ -456,55 +510,75 @@ fn a_backend_is_spoken_to_in_tls_and_its_connections_are_kept() {
 }
 
 #[test]
-fn a_backend_that_is_not_who_it_should_be_gets_no_request() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
+fn a_backend_with_an_invalid_certificate_receives_no_request() {
+    let (authority, stranger) = (CertificateAuthority::new(), CertificateAuthority::new());
     let good = authority.issue(&["pay.test"]);
     for (server, sni) in [
-        (authority.server(&good, false, &[]), "other.test"),
+        (authority.server_config(&good, false, &[]), "other.test"),
         (
-            stranger.server(&stranger.issue(&["pay.test"]), false, &[]),
+            stranger.server_config(&stranger.issue(&["pay.test"]), false, &[]),
             "pay.test",
         ),
         (
-            authority.server(&authority.issue_until(&["pay.test"], 2020), false, &[]),
+            authority.server_config(
+                &authority.issue_expiring_in_year(&["pay.test"], 2020),
+                false,
+                &[],
+            ),
             "pay.test",
         ),
     ] {
         let backend = TlsBackend::start(server);
-        let sidecar = Sidecar::start(&towards(&authority, backend.address, sni, ""));
-        let answer = sidecar.client().post("/pay", "1");
+        let sidecar = Sidecar::start(&policy_with_tls_backend(
+            &authority,
+            backend.address,
+            sni,
+            "",
+        ));
+        let response = sidecar.client().post("/pay", "1");
         assert_eq!(
-            (answer.status, answer.reason()),
+            (response.status, response.reason()),
             (502, format!("tls_failed:{}", backend.address).as_str())
         );
         assert!(
-            answer
+            response
                 .header("proxy-status")
                 .unwrap()
                 .contains("error=tls_protocol_error")
         );
     }
-    let plain = Backend::healthy();
-    let sidecar = Sidecar::start(&towards(&authority, plain.address, "pay.test", ""));
+    let plain = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy_with_tls_backend(
+        &authority,
+        plain.address,
+        "pay.test",
+        "",
+    ));
     // It waits for more of what it cannot read.
     assert_eq!(
         sidecar.get("/").reason(),
         format!("connect_timeout:{}", plain.address)
     );
-    assert_eq!(plain.seen().len(), 0);
+    assert_eq!(plain.requests().len(), 0);
 }
 
 #[test]
-fn our_own_certificate_is_shown_and_its_rotation_leaves_no_old_connection() {
-    let authority = Authority::new();
-    let backend = TlsBackend::start(authority.server(&authority.issue(&["pay.test"]), true, &[]));
+fn the_client_certificate_is_presented_and_its_rotation_leaves_no_old_connection() {
+    let authority = CertificateAuthority::new();
+    let backend =
+        TlsBackend::start(authority.server_config(&authority.issue(&["pay.test"]), true, &[]));
     authority.write("own", &authority.issue(&["spiffe://shop/ns/web/sa/one"]));
     let own = format!(
         ", certFile: \"{}\", keyFile: \"{}\"",
         authority.path("own.crt").display(),
         authority.path("own.key").display()
     );
-    let sidecar = Sidecar::start(&towards(&authority, backend.address, "pay.test", &own));
+    let sidecar = Sidecar::start(&policy_with_tls_backend(
+        &authority,
+        backend.address,
+        "pay.test",
+        &own,
+    ));
     assert_eq!(
         sidecar.get("/").text(),
         "pay.test spiffe://shop/ns/web/sa/one"
@@ -524,18 +598,21 @@ fn our_own_certificate_is_shown_and_its_rotation_leaves_no_old_connection() {
 }
 
 #[test]
-fn checks_go_the_same_way_as_requests() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
-    let backend =
-        TlsBackend::start(authority.server(&authority.issue(&["pay.test"]), false, &[b"http/1.1"]));
+fn active_checks_verify_tls_as_requests_do() {
+    let (authority, stranger) = (CertificateAuthority::new(), CertificateAuthority::new());
+    let backend = TlsBackend::start(authority.server_config(
+        &authority.issue(&["pay.test"]),
+        false,
+        &[b"http/1.1"],
+    ));
     let check = "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, unhealthyThreshold: 1, healthyThreshold: 1, http: {path: /}}}";
-    let text = towards(&authority, backend.address, "pay.test", "")
+    let text = policy_with_tls_backend(&authority, backend.address, "pay.test", "")
         .replace("}}\n  routes", &format!("}}, {check}}}\n  routes"));
     let sidecar = Sidecar::start(&text);
-    let endpoint = || sidecar.json("/api/v1/backends")[0]["endpoints"][0].clone();
+    let endpoint = || sidecar.admin_json("/api/v1/backends")[0]["endpoints"][0].clone();
     eventually("it is healthy", || endpoint()["health"] == "healthy");
     *backend.config.lock().unwrap() =
-        stranger.server(&stranger.issue(&["pay.test"]), false, &[b"http/1.1"]);
+        stranger.server_config(&stranger.issue(&["pay.test"]), false, &[b"http/1.1"]);
     eventually("it is not trusted any more", || {
         endpoint()["health"] == "unhealthy"
     });
@@ -547,7 +624,7 @@ fn checks_go_the_same_way_as_requests() {
         "{}",
         endpoint()
     );
-    let tcp = TlsBackend::start(stranger.server(&stranger.issue(&["pay.test"]), false, &[]));
+    let tcp = TlsBackend::start(stranger.server_config(&stranger.issue(&["pay.test"]), false, &[]));
     let text = text
         .replace(&backend.address.to_string(), &tcp.address.to_string())
         .replace("type: HTTP", "type: TCP")
@@ -559,12 +636,15 @@ fn checks_go_the_same_way_as_requests() {
 }
 
 #[test]
-fn http2_over_tls_needs_its_name_in_alpn() {
-    let authority = Authority::new();
-    let backend =
-        TlsBackend::start(authority.server(&authority.issue(&["pay.test"]), false, &[b"http/1.1"]));
+fn http2_over_tls_requires_h2_in_alpn() {
+    let authority = CertificateAuthority::new();
+    let backend = TlsBackend::start(authority.server_config(
+        &authority.issue(&["pay.test"]),
+        false,
+        &[b"http/1.1"],
+    ));
     let sidecar = Sidecar::start(
-        &towards(&authority, backend.address, "pay.test", "")
+        &policy_with_tls_backend(&authority, backend.address, "pay.test", "")
             .replace("}}\n  routes", "}, protocol: HTTP2}\n  routes"),
     );
     assert_eq!(
@@ -572,17 +652,17 @@ fn http2_over_tls_needs_its_name_in_alpn() {
         format!("tls_failed:{}", backend.address)
     );
     // A sidecar is a backend that does.
-    let app = Backend::healthy();
+    let app = ScriptedBackend::healthy();
     authority.write("server", &authority.issue(&["pay.test"]));
-    let inner = Sidecar::start(&listening(&authority, &app, "", ""));
+    let inner = Sidecar::start(&policy_with_tls_listener(&authority, &app, "", ""));
     let outer = Sidecar::start(
-        &towards(&authority, inner.address("inbound"), "pay.test", "")
+        &policy_with_tls_backend(&authority, inner.address("inbound"), "pay.test", "")
             .replace("}}\n  routes", "}, protocol: HTTP2}\n  routes"),
     );
     assert_eq!(outer.get("/").text(), "hello");
     assert!(
-        app.seen()[0].head.contains("via: 2 outrigger"),
+        app.requests()[0].head.contains("via: 2 outrigger"),
         "the two sidecars speak HTTP/2: {}",
-        app.seen()[0].head
+        app.requests()[0].head
     );
 }

@@ -1,21 +1,21 @@
 //! Upgrades: WebSocket and what else changes the protocol.
 
-use crate::support::{Backend, Sidecar, eventually, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, eventually, sidecar::policy};
 
-const ASK: &str = "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
-const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: y\r\n\r\n";
+const UPGRADE_REQUEST: &str = "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+const UPGRADE_RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: y\r\n\r\n";
 
 #[test]
-fn a_tunnel_carries_every_byte_both_ways_and_none_before_it_is_open() {
-    let backend = Backend::start(|mut connection| {
-        let head = connection.head().unwrap().to_lowercase();
+fn a_tunnel_forwards_every_byte_in_both_directions() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        let head = connection.read_head().unwrap().to_lowercase();
         assert!(
             head.contains("upgrade: websocket") && head.contains("connection: upgrade"),
             "{head}"
         );
         // The first bytes of the tunnel come with the head.
-        connection.send(format!("{AGREE}welcome"));
-        while let Some(bytes) = connection.exactly(5) {
+        connection.send(format!("{UPGRADE_RESPONSE}welcome"));
+        while let Some(bytes) = connection.read_exact(5) {
             connection.send(bytes.to_ascii_uppercase());
             if bytes == b"close" {
                 return;
@@ -24,47 +24,51 @@ fn a_tunnel_carries_every_byte_both_ways_and_none_before_it_is_open() {
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
-    client.send(ASK);
-    let (status, head) = client.head().unwrap();
+    client.send(UPGRADE_REQUEST);
+    let (status, head) = client.read_head().unwrap();
     assert_eq!(status, 101);
     assert!(
         head.to_lowercase().contains("upgrade: websocket")
             && head.contains("sec-websocket-accept: y"),
         "{head}"
     );
-    assert_eq!(client.raw(7), b"welcome");
+    assert_eq!(client.read_raw(7), b"welcome");
     for word in ["hello", "there"] {
         client.send(word);
-        assert_eq!(client.raw(5), word.to_ascii_uppercase().as_bytes());
+        assert_eq!(client.read_raw(5), word.to_ascii_uppercase().as_bytes());
     }
     client.send("close");
-    assert_eq!(client.raw(5), b"CLOSE", "what came before the end arrives");
+    assert_eq!(
+        client.read_raw(5),
+        b"CLOSE",
+        "what came before the end arrives"
+    );
     assert!(client.is_closed());
     eventually("nothing is in flight", || sidecar.in_flight() == 0);
-    assert_eq!(sidecar.log(1)[0]["status"], 101);
+    assert_eq!(sidecar.access_log_lines(1)[0]["status"], 101);
 }
 
 #[test]
-fn a_tunnel_ends_when_the_client_leaves() {
-    let backend = Backend::start(|mut connection| {
-        connection.head();
-        connection.send(AGREE);
+fn a_tunnel_ends_when_the_client_disconnects() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        connection.read_head();
+        connection.send(UPGRADE_RESPONSE);
         connection.wait_for_close();
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
-    client.send(ASK);
-    assert_eq!(client.head().unwrap().0, 101);
+    client.send(UPGRADE_REQUEST);
+    assert_eq!(client.read_head().unwrap().0, 101);
     drop(client);
     eventually("nothing is in flight", || sidecar.in_flight() == 0);
-    assert_eq!(sidecar.json("/api/v1/backends")[0]["connections"], 0);
+    assert_eq!(sidecar.admin_json("/api/v1/backends")[0]["connections"], 0);
 }
 
 #[test]
-fn a_silent_tunnel_is_ended() {
-    let backend = Backend::start(|mut connection| {
-        connection.head();
-        connection.send(AGREE);
+fn an_idle_tunnel_is_closed() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        connection.read_head();
+        connection.send(UPGRADE_RESPONSE);
         connection.wait_for_close();
     });
     let sidecar = Sidecar::start(&policy(
@@ -72,31 +76,31 @@ fn a_silent_tunnel_is_ended() {
         "  defaults: {timeouts: {streamIdle: 50ms}}\n",
     ));
     let mut client = sidecar.client();
-    client.send(ASK);
-    assert_eq!(client.head().unwrap().0, 101);
+    client.send(UPGRADE_REQUEST);
+    assert_eq!(client.read_head().unwrap().0, 101);
     assert!(client.is_closed());
 }
 
 #[test]
-fn an_upgrade_that_was_not_asked_for_is_not_passed_on() {
-    for answer in [
-        AGREE,
+fn an_unrequested_upgrade_is_not_forwarded() {
+    for response in [
+        UPGRADE_RESPONSE,
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n",
     ] {
-        let backend = Backend::start(move |mut connection| {
-            connection.head();
-            connection.send(answer);
+        let backend = ScriptedBackend::start(move |mut connection| {
+            connection.read_head();
+            connection.send(response);
             connection.wait_for_close();
         });
         let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-        let ask = if answer == AGREE {
+        let request = if response == UPGRADE_RESPONSE {
             "GET / HTTP/1.1\r\nhost: a\r\n\r\n"
         } else {
-            ASK
+            UPGRADE_REQUEST
         };
-        let answer = sidecar.client().send(ask).answer();
+        let response = sidecar.client().send(request).read_response();
         assert_eq!(
-            (answer.status, answer.reason()),
+            (response.status, response.reason()),
             (
                 502,
                 format!("upstream_protocol_error:{}", backend.address).as_str()
@@ -106,12 +110,12 @@ fn an_upgrade_that_was_not_asked_for_is_not_passed_on() {
 }
 
 #[test]
-fn an_upgrade_that_is_declined_is_an_answer_like_any_other() {
-    let backend = Backend::answering(|_| {
+fn a_declined_upgrade_is_forwarded_as_an_ordinary_response() {
+    let backend = ScriptedBackend::responding_with(|_| {
         "HTTP/1.1 426 Upgrade Required\r\nupgrade: other\r\ncontent-length: 2\r\n\r\nno".into()
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
-    let answer = client.send(ASK).answer();
-    assert_eq!((answer.status, answer.text().as_str()), (426, "no"));
+    let response = client.send(UPGRADE_REQUEST).read_response();
+    assert_eq!((response.status, response.text().as_str()), (426, "no"));
 }

@@ -3,58 +3,64 @@
 use std::sync::atomic::Ordering;
 
 use crate::support::{
-    Backend, Client, Directory, Sidecar,
-    backend::{Gate, answer, ok},
+    Client, ScriptedBackend, Sidecar, TempDirectory,
+    backend::{ResponseGate, ok_response, response},
     eventually,
-    process::Running,
-    sidecar::{addresses, also, policy, policy_with},
+    process::SidecarProcess,
+    sidecar::{policy, policy_with_backend_fields, quoted_addresses, with_backend},
 };
 
 /// A warm-up that stays where it begins for as long as a test lasts.
-const COLD: &str = "warmUp: {window: 10h, minPercent: 20}";
+const LONG_WARM_UP: &str = "warmUp: {window: 10h, minPercent: 20}";
 
 /// With another instance of the service, that is checked.
-fn beside(other: &Backend, policy: &str) -> String {
+fn with_checked_replica(other: &ScriptedBackend, policy: &str) -> String {
     let check = "healthCheck: {active: {type: HTTP, interval: 20ms, unhealthyThreshold: 1, http: {path: /healthz}}}";
-    also("others", other, policy).replace("name: others,", &format!("name: others, {check},"))
+    with_backend("others", other, policy)
+        .replace("name: others,", &format!("name: others, {check},"))
 }
 
 /// Waits until it is known of the other instance that it is well.
-fn knows_the_other(sidecar: &Sidecar) {
+fn wait_for_healthy_replica(sidecar: &Sidecar) {
     eventually("the other one is well", || {
         sidecar
-            .json("/api/v1/backends")
+            .admin_json("/api/v1/backends")
             .to_string()
             .contains("\"health\":\"healthy\"")
     });
 }
 
-fn lifecycle(sections: &str) -> String {
+fn lifecycle_section(sections: &str) -> String {
     format!("  lifecycle: {{{sections}}}\n")
 }
 
 /// How many of so many requests were answered with this status, and in which other ways the rest.
-fn outcomes(sidecar: &Sidecar, count: usize, headers: &str) -> (usize, Vec<String>) {
+fn count_served_and_list_rejected(
+    sidecar: &Sidecar,
+    count: usize,
+    headers: &str,
+) -> (usize, Vec<String>) {
     let mut client = sidecar.client();
     let mut others = Vec::new();
     for _ in 0..count {
-        let answer = client
+        let response = client
             .send(format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n"))
-            .answer();
-        if answer.status != 200 {
-            others.push(format!("{} {}", answer.status, answer.reason()));
+            .read_response();
+        if response.status != 200 {
+            others.push(format!("{} {}", response.status, response.reason()));
         }
     }
     (count - others.len(), others)
 }
 
 #[test]
-fn readiness_waits_for_another_backend_only_where_it_is_written() {
-    let (app, (dependency, is_broken)) = (Backend::healthy(), Backend::switchable());
+fn readiness_depends_on_another_backend_only_if_it_is_a_readiness_gate() {
+    let (app, (dependency, is_broken)) =
+        (ScriptedBackend::healthy(), ScriptedBackend::switchable());
     is_broken.store(true, Ordering::SeqCst);
     let check = "healthCheck: {active: {type: HTTP, interval: 20ms, unhealthyThreshold: 1, http: {path: /healthz}}}";
     let with = |sections: &str| {
-        also("payments", &dependency, &policy(&[app.address], sections))
+        with_backend("payments", &dependency, &policy(&[app.address], sections))
             .replace("name: payments,", &format!("name: payments, {check},"))
     };
     let sidecar = Sidecar::start(&with(""));
@@ -65,13 +71,13 @@ fn readiness_waits_for_another_backend_only_where_it_is_written() {
             .any(|event| event.contains("of payments is Unhealthy"))
     });
     assert_eq!(
-        sidecar.admin("GET", "/readyz").status,
+        sidecar.call_admin("GET", "/readyz").status,
         200,
         "a dependency that fails takes nobody down"
     );
-    let gated = lifecycle("readinessGates: [payments]");
+    let gated = lifecycle_section("readinessGates: [payments]");
     assert_eq!(sidecar.reload(&with(&gated)).status, 200);
-    let report = sidecar.admin("GET", "/readyz?verbose");
+    let report = sidecar.call_admin("GET", "/readyz?verbose");
     assert!(
         report.status == 503 && report.text().contains("[-] backend-available:payments"),
         "{}",
@@ -79,58 +85,65 @@ fn readiness_waits_for_another_backend_only_where_it_is_written() {
     );
     is_broken.store(false, Ordering::SeqCst);
     eventually("it is ready", || {
-        sidecar.admin("GET", "/readyz").status == 200
+        sidecar.call_admin("GET", "/readyz").status == 200
     });
     is_broken.store(true, Ordering::SeqCst);
     eventually("it is not ready", || {
-        sidecar.admin("GET", "/readyz").status == 503
+        sidecar.call_admin("GET", "/readyz").status == 503
     });
     assert_eq!(sidecar.reload(&with("")).status, 200);
     assert!(
         !sidecar
-            .admin("GET", "/readyz?verbose")
+            .call_admin("GET", "/readyz?verbose")
             .text()
             .contains("payments")
     );
 }
 
 #[test]
-fn an_instance_is_not_ready_before_a_gate_was_checked() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let slow = Backend::answering(move |_| {
-        there.pass();
-        ok("well")
+fn an_instance_is_not_ready_before_its_readiness_gate_was_checked() {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let slow = ScriptedBackend::responding_with(move |_| {
+        backend_gate.wait_for_release();
+        ok_response("well")
     });
     let check =
         "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 10s, http: {path: /healthz}}}";
-    let sidecar = Sidecar::start(&policy_with(
-        &addresses(&[&slow]),
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
+        &quoted_addresses(&[&slow]),
         check,
-        &lifecycle("readinessGates: [app]"),
+        &lifecycle_section("readinessGates: [app]"),
     ));
-    assert_eq!(sidecar.admin("GET", "/readyz").status, 503);
-    gate.open();
+    assert_eq!(sidecar.call_admin("GET", "/readyz").status, 503);
+    gate.release_one();
     eventually("it is ready", || {
-        gate.open();
-        sidecar.admin("GET", "/readyz").status == 200
+        gate.release_one();
+        sidecar.call_admin("GET", "/readyz").status == 200
     });
 }
 
 #[test]
-fn the_apps_own_probes_are_passed_through_even_while_the_instance_drains() {
-    let app = Backend::answering(|seen| match seen.line().split(' ').nth(1).unwrap() {
-        "/healthz" => ok("well"),
-        "/live" => ok("alive"),
-        _ => answer(503, "not yet"),
+fn app_probes_are_forwarded_even_while_the_instance_drains() {
+    let app = ScriptedBackend::responding_with(|seen| {
+        match seen.request_line().split(' ').nth(1).unwrap() {
+            "/healthz" => ok_response("well"),
+            "/live" => ok_response("alive"),
+            _ => response(503, "not yet"),
+        }
     });
     let check = "healthCheck: {active: {type: HTTP, interval: 20ms, http: {path: /healthz}}}";
-    let sections =
-        lifecycle("startup: {requireBackend: app}, appProbes: {livez: /live, startupz: /started}");
-    let sidecar = Sidecar::start(&policy_with(&addresses(&[&app]), check, &sections));
+    let sections = lifecycle_section(
+        "startup: {requireBackend: app}, appProbes: {livez: /live, startupz: /started}",
+    );
+    let sidecar = Sidecar::start(&policy_with_backend_fields(
+        &quoted_addresses(&[&app]),
+        check,
+        &sections,
+    ));
     let probe = |name: &str| {
-        let answer = sidecar.admin("GET", &format!("/app-health/{name}"));
-        (answer.status, answer.text())
+        let response = sidecar.call_admin("GET", &format!("/app-health/{name}"));
+        (response.status, response.text())
     };
     for _ in 0..2 {
         assert_eq!(probe("livez"), (200, "alive".to_owned()));
@@ -142,7 +155,7 @@ fn the_apps_own_probes_are_passed_through_even_while_the_instance_drains() {
         assert_eq!(probe("startupz"), (503, "not yet".to_owned()));
         assert_eq!(probe("connect").0, 200);
         assert_eq!(probe("nonsense").0, 404);
-        sidecar.admin("POST", "/api/v1/drain");
+        sidecar.call_admin("POST", "/api/v1/drain");
     }
     drop(app);
     for name in ["livez", "connect"] {
@@ -155,32 +168,35 @@ fn the_apps_own_probes_are_passed_through_even_while_the_instance_drains() {
 }
 
 #[test]
-fn without_a_required_backend_nobody_knows_the_app() {
-    let sidecar = Sidecar::start(&policy(&[Backend::healthy().address], ""));
-    let answer = sidecar.admin("GET", "/app-health/livez");
+fn app_probes_return_404_without_a_required_backend() {
+    let sidecar = Sidecar::start(&policy(&[ScriptedBackend::healthy().address], ""));
+    let response = sidecar.call_admin("GET", "/app-health/livez");
     assert!(
-        answer.status == 404 && answer.text().contains("requireBackend"),
+        response.status == 404 && response.text().contains("requireBackend"),
         "{}",
-        answer.text()
+        response.text()
     );
 }
 
 #[test]
-fn a_caller_gives_a_new_instance_its_share_on_the_curve_and_is_not_refused() {
+fn a_calling_sidecar_sends_a_warming_instance_its_share_and_is_not_rejected() {
     for balancer in ["RoundRobin", "Random", "LeastRequest"] {
         let (app, warm) = (
-            Backend::answering(|_| ok("cold")),
-            Backend::answering(|_| ok("warm")),
+            ScriptedBackend::responding_with(|_| ok_response("cold")),
+            ScriptedBackend::responding_with(|_| ok_response("warm")),
         );
-        let other = Backend::healthy();
-        let sections = lifecycle(&format!("{COLD}, replicas: {{backend: others}}"));
-        let cold = Sidecar::start(&beside(&other, &policy(&[app.address], &sections)));
-        knows_the_other(&cold);
+        let other = ScriptedBackend::healthy();
+        let sections = lifecycle_section(&format!("{LONG_WARM_UP}, replicas: {{backend: others}}"));
+        let cold = Sidecar::start(&with_checked_replica(
+            &other,
+            &policy(&[app.address], &sections),
+        ));
+        wait_for_healthy_replica(&cold);
         let endpoints = [
             format!("\"{}\"", cold.address("inbound")),
             format!("\"{}\"", warm.address),
         ];
-        let caller = Sidecar::start(&policy_with(
+        let caller = Sidecar::start(&policy_with_backend_fields(
             &endpoints,
             &format!("loadBalancer: {{type: {balancer}}}"),
             "  defaults: {retry: {mode: Off}}\n",
@@ -189,9 +205,9 @@ fn a_caller_gives_a_new_instance_its_share_on_the_curve_and_is_not_refused() {
         let names: Vec<String> = (0..1_200).map(|_| client.get("/").text()).collect();
         let share = names.iter().filter(|name| *name == "cold").count();
         // A fifth of a share beside a whole one: 200 of 1200, and a tenth more at most; by lot, four standard deviations.
-        let most = if balancer == "RoundRobin" { 220 } else { 252 };
+        let share_max = if balancer == "RoundRobin" { 220 } else { 252 };
         assert!(
-            (100..=most).contains(&share)
+            (100..=share_max).contains(&share)
                 && names.iter().all(|name| name == "cold" || name == "warm"),
             "{balancer}: {share} of 1200"
         );
@@ -203,31 +219,33 @@ fn a_caller_gives_a_new_instance_its_share_on_the_curve_and_is_not_refused() {
 }
 
 #[test]
-fn of_callers_that_do_not_cooperate_a_new_instance_takes_its_share_and_refuses_the_rest_unprocessed()
- {
-    let (app, other) = (Backend::healthy(), Backend::healthy());
-    let sections = lifecycle(&format!("{COLD}, replicas: {{backend: others}}"));
-    let sidecar = Sidecar::start(&beside(&other, &policy(&[app.address], &sections)));
-    knows_the_other(&sidecar);
-    let (served, refused) = outcomes(&sidecar, 100, "");
-    assert_eq!((served, app.seen().len()), (20, 20), "a fifth, evenly");
+fn a_warming_instance_admits_only_its_share_from_clients_without_warm_up_support() {
+    let (app, other) = (ScriptedBackend::healthy(), ScriptedBackend::healthy());
+    let sections = lifecycle_section(&format!("{LONG_WARM_UP}, replicas: {{backend: others}}"));
+    let sidecar = Sidecar::start(&with_checked_replica(
+        &other,
+        &policy(&[app.address], &sections),
+    ));
+    wait_for_healthy_replica(&sidecar);
+    let (served, refused) = count_served_and_list_rejected(&sidecar, 100, "");
+    assert_eq!((served, app.requests().len()), (20, 20), "a fifth, evenly");
     assert!(
         refused.iter().all(|refusal| refusal == "503 warming_up"),
         "{refused:?}"
     );
     assert_eq!(
-        outcomes(&sidecar, 50, "x-outrigger-weighed: 1\r\n").0,
+        count_served_and_list_rejected(&sidecar, 50, "x-outrigger-weighed: 1\r\n").0,
         50,
         "who gives it its share is not refused"
     );
     assert_eq!(
-        app.seen().last().unwrap().header("x-outrigger-weighed"),
+        app.requests().last().unwrap().header("x-outrigger-weighed"),
         None,
         "that is between sidecars"
     );
     assert_eq!(
         sidecar
-            .reload(&beside(
+            .reload(&with_checked_replica(
                 &other,
                 &policy(
                     &[app.address],
@@ -237,7 +255,7 @@ fn of_callers_that_do_not_cooperate_a_new_instance_takes_its_share_and_refuses_t
             .status,
         200
     );
-    assert_eq!(outcomes(&sidecar, 10, "").0, 10);
+    assert_eq!(count_served_and_list_rejected(&sidecar, 10, "").0, 10);
     assert_eq!(
         sidecar.metric("outrigger_shadow_refusals_total{route=\"in\",reason=\"warming_up\"}"),
         8.0
@@ -245,17 +263,21 @@ fn of_callers_that_do_not_cooperate_a_new_instance_takes_its_share_and_refuses_t
 }
 
 #[test]
-fn nobody_is_refused_who_has_nowhere_else_to_go() {
-    let app = Backend::healthy();
-    let (other, is_broken) = Backend::switchable();
+fn a_warming_instance_rejects_nothing_without_a_warm_replica() {
+    let app = ScriptedBackend::healthy();
+    let (other, is_broken) = ScriptedBackend::switchable();
     is_broken.store(true, Ordering::SeqCst);
-    let alone = Sidecar::start(&policy(&[app.address], &lifecycle(COLD)));
-    assert_eq!(outcomes(&alone, 50, "").0, 50, "nobody knows of another");
-    let text = beside(
+    let alone = Sidecar::start(&policy(&[app.address], &lifecycle_section(LONG_WARM_UP)));
+    assert_eq!(
+        count_served_and_list_rejected(&alone, 50, "").0,
+        50,
+        "nobody knows of another"
+    );
+    let text = with_checked_replica(
         &other,
         &policy(
             &[app.address],
-            &lifecycle(&format!("{COLD}, replicas: {{backend: others}}")),
+            &lifecycle_section(&format!("{LONG_WARM_UP}, replicas: {{backend: others}}")),
         ),
     );
     let last = Sidecar::start(&text);
@@ -264,39 +286,39 @@ fn nobody_is_refused_who_has_nowhere_else_to_go() {
             .iter()
             .any(|event| event.contains("of others is Unhealthy"))
     });
-    assert_eq!(outcomes(&last, 50, "").0, 50);
+    assert_eq!(count_served_and_list_rejected(&last, 50, "").0, 50);
     // A whole service that is new: each is there, and none may be leaned on.
-    let cold = Backend::answering(|_| {
+    let cold = ScriptedBackend::responding_with(|_| {
         "HTTP/1.1 200 OK\r\nx-outrigger-started-at: 99999999999; window=600; min=10\r\ncontent-length: 0\r\n\r\n".to_owned()
     });
-    let first = Sidecar::start(&beside(
+    let first = Sidecar::start(&with_checked_replica(
         &cold,
         &policy(
             &[app.address],
-            &lifecycle(&format!("{COLD}, replicas: {{backend: others}}")),
+            &lifecycle_section(&format!("{LONG_WARM_UP}, replicas: {{backend: others}}")),
         ),
     ));
-    knows_the_other(&first);
-    assert_eq!(outcomes(&first, 50, "").0, 50);
+    wait_for_healthy_replica(&first);
+    assert_eq!(count_served_and_list_rejected(&first, 50, "").0, 50);
 }
 
 #[test]
-fn before_it_drains_an_instance_says_whether_the_others_can_carry_the_load() {
-    let gate = Gate::new();
-    let there = gate.clone();
-    let app = Backend::start(move |mut connection| {
-        while connection.request().is_some() {
-            there.pass();
-            connection.send(ok("done"));
+fn a_drain_that_requires_capacity_reports_whether_the_replicas_have_it() {
+    let gate = ResponseGate::new();
+    let backend_gate = gate.clone();
+    let app = ScriptedBackend::start(move |mut connection| {
+        while connection.read_request().is_some() {
+            backend_gate.wait_for_release();
+            connection.send(ok_response("done"));
         }
     });
-    let others = [Backend::healthy(), Backend::healthy()];
+    let replicas = [ScriptedBackend::healthy(), ScriptedBackend::healthy()];
     let limited = |limit: u32| {
         format!("  defaults: {{connectionLimits: {{maxParallelRequests: {limit}}}}}\n")
     };
-    let known = lifecycle("drain: {delay: 10s}, replicas: {backend: others}");
-    let with = |sections: &str, others: &[&Backend]| {
-        let addresses: Vec<String> = others
+    let with_replicas = lifecycle_section("drain: {delay: 10s}, replicas: {backend: others}");
+    let with = |sections: &str, replicas: &[&ScriptedBackend]| {
+        let addresses: Vec<String> = replicas
             .iter()
             .map(|other| format!("\"{}\"", other.address))
             .collect();
@@ -306,16 +328,22 @@ fn before_it_drains_an_instance_says_whether_the_others_can_carry_the_load() {
         );
         policy(&[app.address], sections).replace("  routes:\n", &backend)
     };
-    let both = [&others[0], &others[1]];
+    let both_replicas = [&replicas[0], &replicas[1]];
     let table = [
-        (with(&limited(10), &both), "unknown_replicas"),
-        (with(&known, &both), "unknown_limit"),
-        (with(&(known.clone() + &limited(4)), &both), "too_little"),
+        (with(&limited(10), &both_replicas), "unknown_replicas"),
+        (with(&with_replicas, &both_replicas), "unknown_limit"),
         (
-            with(&(known.clone() + &limited(5)), &both[..1]),
+            with(&(with_replicas.clone() + &limited(4)), &both_replicas),
             "too_little",
         ),
-        (with(&(known.clone() + &limited(5)), &both), "enough"),
+        (
+            with(&(with_replicas.clone() + &limited(5)), &both_replicas[..1]),
+            "too_little",
+        ),
+        (
+            with(&(with_replicas.clone() + &limited(5)), &both_replicas),
+            "enough",
+        ),
     ];
     for (policy, expected) in table {
         let sidecar = Sidecar::start(&policy);
@@ -324,58 +352,58 @@ fn before_it_drains_an_instance_says_whether_the_others_can_carry_the_load() {
             client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         }
         eventually("they are in flight", || sidecar.in_flight() == 3);
-        let told = sidecar.admin("POST", "/api/v1/drain?requireCapacity=true");
-        let told_of: serde_json::Value = serde_json::from_str(&told.text()).unwrap();
+        let response = sidecar.call_admin("POST", "/api/v1/drain?requireCapacity=true");
+        let report: serde_json::Value = serde_json::from_str(&response.text()).unwrap();
         assert_eq!(
-            (told.status, told_of["capacity"]["verdict"].as_str()),
+            (response.status, report["capacity"]["verdict"].as_str()),
             (if expected == "enough" { 202 } else { 409 }, Some(expected)),
-            "{told_of}"
+            "{report}"
         );
         if expected == "enough" {
             assert_eq!(
                 (
-                    &told_of["capacity"]["in_flight_each"],
-                    &told_of["capacity"]["replicas_staying"]
+                    &report["capacity"]["in_flight_each"],
+                    &report["capacity"]["replicas_staying"]
                 ),
                 (&4.5.into(), &2.into()),
-                "{told_of}"
+                "{report}"
             );
         }
         assert_eq!(
-            sidecar.json("/api/v1/status")["lifecycle"],
+            sidecar.admin_json("/api/v1/status")["lifecycle"],
             if expected == "enough" {
                 "draining"
             } else {
                 "serving"
             }
         );
-        slow.iter().for_each(|_| gate.open());
+        slow.iter().for_each(|_| gate.release_one());
         slow.iter_mut()
-            .for_each(|client| assert_eq!(client.answer().status, 200));
+            .for_each(|client| assert_eq!(client.read_response().status, 200));
     }
 }
 
 #[test]
-fn from_the_command_line_a_drain_may_require_that_the_others_can_carry_the_load() {
-    let app = Backend::healthy();
-    let directory = Directory::new();
+fn the_drain_command_can_require_capacity_in_the_replicas() {
+    let app = ScriptedBackend::healthy();
+    let directory = TempDirectory::new();
     directory.write(
         "policy.yaml",
         &policy(
             &[app.address],
-            &lifecycle("drain: {delay: 0s, quietPeriod: 0s}"),
+            &lifecycle_section("drain: {delay: 0s, quietPeriod: 0s}"),
         ),
     );
-    let running = Running::start(&directory);
+    let sidecar = SidecarProcess::start(&directory);
     eventually("it is ready", || {
-        Client::connect(running.admin.parse().unwrap())
+        Client::connect(sidecar.admin_address.parse().unwrap())
             .get("/readyz")
             .status
             == 200
     });
     let drain = |arguments: &[&str]| {
         std::process::Command::new(env!("CARGO_BIN_EXE_outrigger"))
-            .args(["drain", "--admin", &running.admin])
+            .args(["drain", "--admin", &sidecar.admin_address])
             .args(arguments)
             .output()
             .unwrap()
@@ -389,7 +417,7 @@ fn from_the_command_line_a_drain_may_require_that_the_others_can_carry_the_load(
         "{why}"
     );
     assert_eq!(
-        Client::connect(running.admin.parse().unwrap())
+        Client::connect(sidecar.admin_address.parse().unwrap())
             .get("/readyz")
             .status,
         200,
@@ -400,7 +428,7 @@ fn from_the_command_line_a_drain_may_require_that_the_others_can_carry_the_load(
         Some(0)
     );
     assert_eq!(
-        Client::connect(running.admin.parse().unwrap())
+        Client::connect(sidecar.admin_address.parse().unwrap())
             .get("/readyz")
             .status,
         503
@@ -408,33 +436,40 @@ fn from_the_command_line_a_drain_may_require_that_the_others_can_carry_the_load(
 }
 
 #[test]
-fn a_drain_from_the_command_line_can_wait_until_the_app_has_ended() {
-    let app = Backend::healthy();
-    let directory = Directory::new();
+fn the_drain_command_can_wait_until_the_app_has_ended() {
+    let app = ScriptedBackend::healthy();
+    let directory = TempDirectory::new();
     let check = "healthCheck: {active: {type: TCP, interval: 20ms}}";
     directory.write(
         "policy.yaml",
-        &policy_with(
-            &addresses(&[&app]),
+        &policy_with_backend_fields(
+            &quoted_addresses(&[&app]),
             check,
-            &lifecycle("startup: {requireBackend: app}, drain: {delay: 0s, quietPeriod: 0s}"),
+            &lifecycle_section(
+                "startup: {requireBackend: app}, drain: {delay: 0s, quietPeriod: 0s}",
+            ),
         ),
     );
-    let running = Running::start(&directory);
+    let sidecar = SidecarProcess::start(&directory);
     eventually("it is ready", || {
-        Client::connect(running.admin.parse().unwrap())
+        Client::connect(sidecar.admin_address.parse().unwrap())
             .get("/readyz")
             .status
             == 200
     });
     let mut drain = std::process::Command::new(env!("CARGO_BIN_EXE_outrigger"));
     let mut drain = drain
-        .args(["drain", "--until-app-ends", "--admin", &running.admin])
+        .args([
+            "drain",
+            "--until-app-ends",
+            "--admin",
+            &sidecar.admin_address,
+        ])
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
     eventually("it has drained", || {
-        Client::connect(running.admin.parse().unwrap())
+        Client::connect(sidecar.admin_address.parse().unwrap())
             .get("/api/v1/status")
             .text()
             .contains("drained")

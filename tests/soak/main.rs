@@ -28,54 +28,55 @@ use support::{
 const CLIENTS: usize = 16;
 
 /// How long each client rests after an answer.
-const REST: Duration = Duration::from_millis(10);
+const THINK_TIME: Duration = Duration::from_millis(10);
 
 /// How long the apps work on a request.
-const WORK: Duration = Duration::from_millis(20);
+const SERVICE_TIME: Duration = Duration::from_millis(20);
 
 /// One request, as its client saw it.
-struct Seen {
+struct RequestSample {
     /// Since the load began.
-    at: Duration,
-    took: Duration,
-    by: String,
+    sent_after: Duration,
+    latency: Duration,
+    app: String,
 }
 
 /// Clients that ask one after the other, until it is dropped.
-struct Load {
-    since: Instant,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    is_over: Arc<AtomicBool>,
+struct SoakLoad {
+    started_at: Instant,
+    samples: Arc<Mutex<Vec<Seen>>>,
+    is_stopped: Arc<AtomicBool>,
     clients: Vec<thread::JoinHandle<()>>,
 }
 
 impl Load {
-    fn on(sidecar: &Sidecar) -> Self {
-        let (since, seen, is_over) = (
+    fn start(sidecar: &Sidecar) -> Self {
+        let (started_at, samples, is_stopped) = (
             Instant::now(),
             Arc::new(Mutex::new(Vec::new())),
             Arc::new(AtomicBool::new(false)),
         );
-        let ask = |_| {
-            let (mut client, seen, is_over) = (sidecar.client(), seen.clone(), is_over.clone());
+        let start_client = |_| {
+            let (mut client, samples, is_stopped) =
+                (sidecar.client(), samples.clone(), is_stopped.clone());
             thread::spawn(move || {
-                while !is_over.load(Ordering::Relaxed) {
+                while !is_stopped.load(Ordering::Relaxed) {
                     let began = Instant::now();
-                    let by = client.get("/").text();
-                    seen.lock().unwrap().push(Seen {
-                        at: began - since,
+                    let app = client.get("/").text();
+                    samples.lock().unwrap().push(Seen {
+                        at: began - started_at,
                         took: began.elapsed(),
-                        by,
+                        by: app,
                     });
                     support::take(REST);
                 }
             })
         };
-        let clients = (0..CLIENTS).map(ask).collect();
+        let clients = (0..CLIENTS).map(start_client).collect();
         Self {
-            since,
-            seen,
-            is_over,
+            since: started_at,
+            seen: samples,
+            is_over: is_stopped,
             clients,
         }
     }
@@ -86,22 +87,26 @@ impl Load {
     }
 
     /// The share of an app in what began from one moment to another, in percent.
-    fn share(&self, app: &str, from: Duration, to: Duration) -> f64 {
-        let seen = self.seen.lock().unwrap();
-        let all = || seen.iter().filter(|one| (from..to).contains(&one.at));
-        100.0 * all().filter(|one| one.by == app).count() as f64 / all().count() as f64
+    fn share_percent(&self, app: &str, from: Duration, to: Duration) -> f64 {
+        let samples = self.seen.lock().unwrap();
+        let all = || {
+            samples
+                .iter()
+                .filter(|sample| (from..to).contains(&sample.at))
+        };
+        100.0 * all().filter(|sample| sample.by == app).count() as f64 / all().count() as f64
     }
 
     /// Milliseconds that 99 of 100 requests did not exceed.
-    fn p99(&self, from: Duration, to: Duration) -> f64 {
-        let seen = self.seen.lock().unwrap();
-        let mut took: Vec<_> = seen
+    fn p99_millis(&self, from: Duration, to: Duration) -> f64 {
+        let samples = self.seen.lock().unwrap();
+        let mut latencies: Vec<_> = samples
             .iter()
-            .filter(|one| (from..to).contains(&one.at))
-            .map(|one| one.took)
+            .filter(|sample| (from..to).contains(&sample.at))
+            .map(|sample| sample.took)
             .collect();
-        took.sort_unstable();
-        took[took.len() * 99 / 100].as_secs_f64() * 1e3
+        latencies.sort_unstable();
+        latencies[latencies.len() * 99 / 100].as_secs_f64() * 1e3
     }
 }
 
@@ -120,15 +125,15 @@ fn seconds(count: u64) -> Duration {
 }
 
 /// Three apps, of which the first can be made to fail, or to take so many milliseconds longer.
-fn apps() -> (Vec<Backend>, Arc<AtomicBool>, Arc<AtomicU64>) {
+fn start_apps() -> (Vec<Backend>, Arc<AtomicBool>, Arc<AtomicU64>) {
     let (is_broken, delay) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
     );
-    let (broken_there, delay_there) = (is_broken.clone(), delay.clone());
+    let (shared_is_broken, shared_delay) = (is_broken.clone(), delay.clone());
     let first = Backend::answering(move |_| {
-        support::take(WORK + Duration::from_millis(delay_there.load(Ordering::Relaxed)));
-        if broken_there.load(Ordering::Relaxed) {
+        support::take(WORK + Duration::from_millis(shared_delay.load(Ordering::Relaxed)));
+        if shared_is_broken.load(Ordering::Relaxed) {
             answer(500, "first")
         } else {
             ok("first")
@@ -146,8 +151,7 @@ fn apps() -> (Vec<Backend>, Arc<AtomicBool>, Arc<AtomicU64>) {
 }
 
 #[test]
-fn one_of_three_that_fails_gets_at_most_a_hundredth_within_10_s_and_is_back_within_60_s_without_a_burst()
- {
+fn a_failing_endpoint_receives_at_most_1_percent_after_10_s_and_returns_within_60_s() {
     for balancer in ["LeastRequest", "RoundRobin", "PeakEwma", "Random"] {
         let (apps, is_broken, _) = apps();
         let sidecar = Sidecar::start(&policy_with(
@@ -159,26 +163,26 @@ fn one_of_three_that_fails_gets_at_most_a_hundredth_within_10_s_and_is_back_with
         load.run_until(seconds(5));
         is_broken.store(true, Ordering::Relaxed);
         load.run_until(seconds(25));
-        let ill = load.share("first", seconds(15), seconds(25));
+        let failing_share = load.share("first", seconds(15), seconds(25));
         is_broken.store(false, Ordering::Relaxed);
         load.run_until(seconds(85));
         let shares: Vec<_> = (25..85)
             .map(|from| load.share("first", seconds(from), seconds(from + 1)))
             .collect();
-        let back = shares.iter().position(|share| *share >= 30.0);
-        let most = shares.iter().copied().fold(0.0, f64::max);
+        let returned_after = shares.iter().position(|share| *share >= 30.0);
+        let share_max = shares.iter().copied().fold(0.0, f64::max);
         println!(
-            "{balancer}: {ill:.2} % while ill, 30 % again {back:?} s after healing, at most {most:.0} % in a second"
+            "{balancer}: {failing_share:.2} % while ill, 30 % again {returned_after:?} s after healing, at most {share_max:.0} % in a second"
         );
         assert!(
-            ill <= 1.0 && back.is_some() && most <= 45.0,
-            "{balancer}: {ill} %, {back:?}, {most} %"
+            failing_share <= 1.0 && returned_after.is_some() && share_max <= 45.0,
+            "{balancer}: {failing_share} %, {returned_after:?}, {share_max} %"
         );
     }
 }
 
 #[test]
-fn one_of_three_that_becomes_2_s_slower_does_not_show_in_p99_after_15_s() {
+fn an_endpoint_that_is_2_s_slower_does_not_affect_p99_after_15_s() {
     for balancer in ["LeastRequest", "RoundRobin", "PeakEwma", "Random"] {
         let (apps, _, delay) = apps();
         let sidecar = Sidecar::start(&policy_with(
@@ -206,17 +210,17 @@ fn one_of_three_that_becomes_2_s_slower_does_not_show_in_p99_after_15_s() {
 }
 
 #[test]
-fn idle_closes_at_mixed_gaps_lose_no_request_and_repeat_no_post() {
+fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
     let minutes: f64 = env::var("SOAK_MINUTES").map_or(30.0, |text| {
         text.parse().expect("SOAK_MINUTES is a number of minutes")
     });
-    let ran = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
-    let there = ran.clone();
+    let run_counts = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+    let shared_run_counts = run_counts.clone();
     // Closes what is idle for 5 s, as Node does, and does not announce it.
     let app = Backend::start(move |mut connection| {
         connection.close_when_idle_for(seconds(5));
         while let Some(request) = connection.request() {
-            *there
+            *shared_run_counts
                 .lock()
                 .unwrap()
                 .entry(String::from_utf8_lossy(&request.body).into_owned())
@@ -257,7 +261,7 @@ fn idle_closes_at_mixed_gaps_lose_no_request_and_repeat_no_post() {
         .into_iter()
         .map(|client| client.join().unwrap())
         .collect();
-    let ran = ran.lock().unwrap();
+    let run_counts = run_counts.lock().unwrap();
     println!(
         "{} posts in {minutes} minutes on {} connections",
         sent.iter().sum::<u64>(),
@@ -266,7 +270,7 @@ fn idle_closes_at_mixed_gaps_lose_no_request_and_repeat_no_post() {
     for (client, sent) in sent.into_iter().enumerate() {
         for number in 0..sent {
             assert_eq!(
-                ran.get(&format!("{client} {number}")),
+                run_counts.get(&format!("{client} {number}")),
                 Some(&1),
                 "post {number} of client {client}"
             );

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// How long the cold instance warms up.
-const WINDOW: Duration = Duration::from_secs(20);
+const WARM_UP_WINDOW: Duration = Duration::from_secs(20);
 
 #[test]
 fn twenty_rolling_releases_of_three_instances_at_full_load_fail_no_request_and_repeat_no_payment() {
@@ -30,7 +30,7 @@ fn twenty_rolling_releases_of_three_instances_at_full_load_fail_no_request_and_r
     for _ in 0..releases {
         fleet.roll();
     }
-    let repicked: f64 = ["web", "calls"]
+    let reselected: f64 = ["web", "calls"]
         .iter()
         .map(|name| {
             fleet.caller.metric(&format!(
@@ -40,12 +40,12 @@ fn twenty_rolling_releases_of_three_instances_at_full_load_fail_no_request_and_r
         .sum();
     let (served, rate) = load.end();
     println!(
-        "{releases} releases of three instances: {served} requests and messages, {rate:.0} a second, none failed, none repeated; {repicked} went to another instance unprocessed"
+        "{releases} releases of three instances: {served} requests and messages, {rate:.0} a second, none failed, none repeated; {reselected} went to another instance unprocessed"
     );
 }
 
 #[test]
-fn a_cold_instance_never_gets_more_than_its_share_on_the_curve_and_a_tenth() {
+fn a_warming_instance_never_receives_over_110_percent_of_its_share() {
     for balancer in ["RoundRobin", "LeastRequest", "PeakEwma", "Random"] {
         let (app, warm) = (
             Backend::answering(|_| ok("cold")),
@@ -55,7 +55,7 @@ fn a_cold_instance_never_gets_more_than_its_share_on_the_curve_and_a_tenth() {
             &[app.address],
             "  lifecycle: {warmUp: {window: 20s, minPercent: 10}}\n",
         ));
-        let born = Instant::now();
+        let started_at = Instant::now();
         let endpoints = [cold.address("inbound"), warm[0].address, warm[1].address]
             .map(|address| format!("\"{address}\""));
         let caller = Sidecar::start(&policy_with(
@@ -65,16 +65,16 @@ fn a_cold_instance_never_gets_more_than_its_share_on_the_curve_and_a_tenth() {
         ));
         // The news has come before it counts.
         take(Duration::from_secs(1));
-        let seen: Vec<(Duration, bool)> = thread::scope(|scope| {
+        let samples: Vec<(Duration, bool)> = thread::scope(|scope| {
             let clients: Vec<_> = (0..4)
                 .map(|_| {
                     scope.spawn(|| {
-                        let (mut client, mut seen) = (caller.client(), Vec::new());
-                        while born.elapsed() < WINDOW {
+                        let (mut client, mut samples) = (caller.client(), Vec::new());
+                        while started_at.elapsed() < WINDOW {
                             let is_cold = client.get("/").text() == "cold";
-                            seen.push((born.elapsed(), is_cold));
+                            samples.push((started_at.elapsed(), is_cold));
                         }
-                        seen
+                        samples
                     })
                 })
                 .collect();
@@ -84,8 +84,8 @@ fn a_cold_instance_never_gets_more_than_its_share_on_the_curve_and_a_tenth() {
                 .collect()
         });
         for second in 2..20 {
-            let within = seen.iter().filter(|(at, _)| at.as_secs() == second);
-            let (all, got) = (
+            let within = samples.iter().filter(|(at, _)| at.as_secs() == second);
+            let (all, received) = (
                 within.clone().count() as f64,
                 within.filter(|(_, is_cold)| *is_cold).count() as f64,
             );
@@ -94,18 +94,18 @@ fn a_cold_instance_never_gets_more_than_its_share_on_the_curve_and_a_tenth() {
             let share = factor / (factor + 2.0);
             println!(
                 "{balancer}, second {second}: {:.1} % of {all}, {:.1} % on the curve",
-                100.0 * got / all,
+                100.0 * received / all,
                 100.0 * share
             );
             // What is drawn by lot scatters around its share: four standard deviations.
-            let by_lot = if balancer == "RoundRobin" {
+            let sampling_tolerance = if balancer == "RoundRobin" {
                 0.0
             } else {
                 4.0 * (all * share * (1.0 - share)).sqrt()
             };
             assert!(
-                got <= 1.1 * share * all + by_lot,
-                "{balancer}, second {second}: {got} of {all}, the curve says {:.0}",
+                received <= 1.1 * share * all + sampling_tolerance,
+                "{balancer}, second {second}: {received} of {all}, the curve says {:.0}",
                 share * all
             );
         }

@@ -22,7 +22,7 @@ use crate::clock;
 
 /// What is wrong with the app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum DemoFault {
     /// Nothing.
     None,
     /// Every answer is a 503.
@@ -33,36 +33,36 @@ pub(super) enum Fault {
 
 /// The switch.
 #[derive(Debug, Default)]
-pub(super) struct Faults {
+pub(super) struct FaultSwitch {
     fault: AtomicU8,
-    flaky: AtomicU64,
+    flaky_requests: AtomicU64,
 }
 
-impl Faults {
-    pub(super) fn set(&self, fault: Fault) {
+impl FaultSwitch {
+    pub(super) fn set(&self, fault: DemoFault) {
         let number = match fault {
-            Fault::None => 0,
-            Fault::Errors => 1,
-            Fault::Slow => 2,
+            DemoFault::None => 0,
+            DemoFault::Errors => 1,
+            DemoFault::Slow => 2,
         };
         self.fault.store(number, Ordering::Relaxed);
     }
 
-    pub(super) fn now(&self) -> Fault {
+    pub(super) fn current(&self) -> DemoFault {
         match self.fault.load(Ordering::Relaxed) {
-            1 => Fault::Errors,
-            2 => Fault::Slow,
-            _ => Fault::None,
+            1 => DemoFault::Errors,
+            2 => DemoFault::Slow,
+            _ => DemoFault::None,
         }
     }
 }
 
 /// Starts the app on any port.
-pub(super) async fn start(faults: Arc<Faults>) -> io::Result<SocketAddr> {
+pub(super) async fn start(faults: Arc<FaultSwitch>) -> io::Result<SocketAddr> {
     let router = Router::new()
         .route("/", get(hello).post(hello))
         .route("/flaky", get(flaky))
-        .route("/fault/{fault}", post(switch))
+        .route("/fault/{fault}", post(set_fault))
         .with_state(faults);
     let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let address = listener.local_addr()?;
@@ -74,11 +74,13 @@ pub(super) async fn start(faults: Arc<Faults>) -> io::Result<SocketAddr> {
     Ok(address)
 }
 
-async fn hello(State(faults): State<Arc<Faults>>) -> Response {
-    match faults.now() {
-        Fault::None => "hello from the app\n".into_response(),
-        Fault::Errors => (StatusCode::SERVICE_UNAVAILABLE, "the app is broken\n").into_response(),
-        Fault::Slow => {
+async fn hello(State(faults): State<Arc<FaultSwitch>>) -> Response {
+    match faults.current() {
+        DemoFault::None => "hello from the app\n".into_response(),
+        DemoFault::Errors => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the app is broken\n").into_response()
+        }
+        DemoFault::Slow => {
             clock::sleep(Duration::from_secs(2)).await;
             "hello, slowly\n".into_response()
         }
@@ -86,18 +88,18 @@ async fn hello(State(faults): State<Arc<Faults>>) -> Response {
 }
 
 /// Fails every other time.
-async fn flaky(State(faults): State<Arc<Faults>>) -> Response {
-    match faults.flaky.fetch_add(1, Ordering::Relaxed) % 2 {
+async fn flaky(State(faults): State<Arc<FaultSwitch>>) -> Response {
+    match faults.flaky_requests.fetch_add(1, Ordering::Relaxed) % 2 {
         0 => (StatusCode::SERVICE_UNAVAILABLE, "not this time\n").into_response(),
         _ => "hello from the app, at the second try\n".into_response(),
     }
 }
 
-async fn switch(State(faults): State<Arc<Faults>>, Path(fault): Path<String>) -> Response {
+async fn set_fault(State(faults): State<Arc<FaultSwitch>>, Path(fault): Path<String>) -> Response {
     let fault = match fault.as_str() {
-        "none" => Fault::None,
-        "errors" => Fault::Errors,
-        "slow" => Fault::Slow,
+        "none" => DemoFault::None,
+        "errors" => DemoFault::Errors,
+        "slow" => DemoFault::Slow,
         _ => return (StatusCode::NOT_FOUND, "a fault is none, errors or slow\n").into_response(),
     };
     faults.set(fault);

@@ -17,68 +17,69 @@ use tokio::{
 use crate::clock;
 
 /// Callers, and the pause of each between two requests: together about 80 requests a second.
-const CALLERS: u64 = 8;
-const PAUSE: Duration = Duration::from_millis(100);
+const CLIENTS: u64 = 8;
+const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What callers have seen so far.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct LoadCounters {
     /// Answers of the app's that are good.
-    pub(super) good: AtomicU64,
+    pub(super) succeeded: AtomicU64,
     /// Answers of the app's that are failures, and broken connections.
     pub(super) failed: AtomicU64,
     /// Refusals of the sidecar's.
-    pub(super) refused: AtomicU64,
+    pub(super) rejected: AtomicU64,
     /// The time of the last answer, in microseconds.
     pub(super) last_micros: AtomicU64,
 }
 
 /// A running load; ends when it is dropped.
 #[derive(Debug)]
-pub(super) struct Load {
-    pub(super) seen: Arc<Seen>,
-    callers: Vec<tokio::task::JoinHandle<()>>,
+pub(super) struct DemoLoad {
+    pub(super) counters: Arc<LoadCounters>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
 }
 
-impl Load {
+impl DemoLoad {
     pub(super) fn start(address: SocketAddr) -> Self {
-        let seen = Arc::new(Seen::default());
-        let callers = (0..CALLERS)
-            .map(|_| tokio::spawn(call_for_ever(address, seen.clone())))
+        let counters = Arc::new(LoadCounters::default());
+        let clients = (0..CLIENTS)
+            .map(|_| tokio::spawn(run_client(address, counters.clone())))
             .collect();
-        Self { seen, callers }
+        Self { counters, clients }
     }
 }
 
-impl Drop for Load {
+impl Drop for DemoLoad {
     fn drop(&mut self) {
-        self.callers.iter().for_each(tokio::task::JoinHandle::abort);
+        self.clients.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
-async fn call_for_ever(address: SocketAddr, seen: Arc<Seen>) {
+async fn run_client(address: SocketAddr, counters: Arc<LoadCounters>) {
     let mut connection: Option<TcpStream> = None;
     loop {
         let began = clock::now();
-        let answer = call(&mut connection, address).await;
+        let response = send_request(&mut connection, address).await;
         let micros = clock::now().saturating_duration_since(began).as_micros();
-        seen.last_micros
+        counters
+            .last_micros
             .store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let count = match answer.as_deref() {
-            Some(head) if head.contains("x-outrigger-reason") => &seen.refused,
-            Some(head) if head.starts_with("HTTP/1.1 2") => &seen.good,
+        let count = match response.as_deref() {
+            Some(head) if head.contains("x-outrigger-reason") => &counters.rejected,
+            Some(head) if head.starts_with("HTTP/1.1 2") => &counters.succeeded,
             _ => {
                 connection = None;
-                &seen.failed
+                &counters.failed
             }
         };
         count.fetch_add(1, Ordering::Relaxed);
-        clock::sleep(PAUSE).await;
+        clock::sleep(REQUEST_INTERVAL).await;
     }
 }
 
 /// One request; the whole answer, or nothing if the connection broke. Answers here are small and come in one piece or two.
-async fn call(connection: &mut Option<TcpStream>, address: SocketAddr) -> Option<String> {
+async fn send_request(connection: &mut Option<TcpStream>, address: SocketAddr) -> Option<String> {
     if connection.is_none() {
         *connection = TcpStream::connect(address).await.ok();
     }
@@ -87,15 +88,15 @@ async fn call(connection: &mut Option<TcpStream>, address: SocketAddr) -> Option
         .write_all(b"GET / HTTP/1.1\r\nhost: demo\r\n\r\n")
         .await
         .ok()?;
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     loop {
         let count = stream
-            .read_buf(&mut answer)
+            .read_buf(&mut response)
             .await
             .ok()
             .filter(|count| *count > 0)?;
         debug_assert!(count > 0, "the end of the stream was filtered out");
-        let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+        let text = String::from_utf8_lossy(&response).to_ascii_lowercase();
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
             continue;
         };
@@ -105,7 +106,7 @@ async fn call(connection: &mut Option<TcpStream>, address: SocketAddr) -> Option
             .and_then(|length| length.trim().parse().ok())
             .unwrap_or(0);
         if body.len() >= length {
-            return Some(String::from_utf8_lossy(&answer).into_owned());
+            return Some(String::from_utf8_lossy(&response).into_owned());
         }
     }
 }

@@ -10,20 +10,20 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::{app::Fault, load::Load};
+use super::{app::DemoFault, load::DemoLoad};
 use crate::{
     clock,
     state::State,
-    telemetry::{Numbered, event::Event, metrics::state_name},
+    telemetry::{EventRecord, event::Event, metrics::breaker_state_name},
 };
 
 /// The screen.
 pub(super) struct Screen {
     state: Arc<State>,
-    events: broadcast::Receiver<Numbered>,
+    events: broadcast::Receiver<EventRecord>,
     began: Instant,
     is_terminal: bool,
-    last_plain: u64,
+    last_plain_second: u64,
 }
 
 impl Screen {
@@ -33,11 +33,11 @@ impl Screen {
             state,
             began: clock::now(),
             is_terminal: std::io::stdout().is_terminal(),
-            last_plain: 0,
+            last_plain_second: 0,
         }
     }
 
-    pub(super) fn introduce(
+    pub(super) fn print_introduction(
         &self,
         app: &SocketAddr,
         inbound: &SocketAddr,
@@ -60,49 +60,53 @@ impl Screen {
     }
 
     /// Shows a line of the story.
-    pub(super) fn say(&mut self, text: &str) {
-        self.line(&format!("** {text}"));
+    pub(super) fn print_announcement(&mut self, text: &str) {
+        self.print_line(&format!("** {text}"));
     }
 
     /// Shows what happened since the last frame, and the live line.
-    pub(super) fn draw(&mut self, load: Option<&Load>, fault: Fault) {
+    pub(super) fn draw(&mut self, load: Option<&DemoLoad>, fault: DemoFault) {
         while let Ok(event) = self.events.try_recv() {
             if !matches!(*event.event, Event::AdminActed { .. }) {
-                self.line(&event.event.to_string());
+                self.print_line(&event.event.to_string());
             }
         }
-        let breakers = self.state.live.load();
+        let breakers = self.state.active_policy.load();
         let breaker = breakers
             .breakers
             .iter()
             .find(|breaker| **breaker.name() == *"app");
         let state = breaker.map_or("none", |breaker| {
-            state_name(breaker.snapshot(clock::now()).0.state)
+            breaker_state_name(breaker.snapshot(clock::now()).0.state)
         });
         let Some(load) = load else { return };
-        let [good, failed, refused] = [&load.seen.good, &load.seen.failed, &load.seen.refused]
-            .map(|count| count.load(Ordering::Relaxed));
-        let millis = load.seen.last_micros.load(Ordering::Relaxed) / 1_000;
+        let [succeeded, failed, rejected] = [
+            &load.counters.succeeded,
+            &load.counters.failed,
+            &load.counters.rejected,
+        ]
+        .map(|count| count.load(Ordering::Relaxed));
+        let millis = load.counters.last_micros.load(Ordering::Relaxed) / 1_000;
         let line = format!(
-            "app {fault:?}  breaker {state:<9}  good {good}  failed {failed}  refused {refused}  last answer in {millis} ms"
+            "app {fault:?}  breaker {state:<9}  good {succeeded}  failed {failed}  refused {rejected}  last answer in {millis} ms"
         );
         let second = clock::now().saturating_duration_since(self.began).as_secs();
         if self.is_terminal {
-            raw(&format!("\r\x1b[2K[{second:>3} s] {line}"));
-        } else if second >= self.last_plain + 5 {
-            self.last_plain = second;
+            write_raw(&format!("\r\x1b[2K[{second:>3} s] {line}"));
+        } else if second >= self.last_plain_second + 5 {
+            self.last_plain_second = second;
             print(&format!("[{second:>3} s] {line}"));
         }
     }
 
     /// Leaves the terminal tidy.
-    pub(super) fn end(&self) {
+    pub(super) fn finish(&self) {
         if self.is_terminal {
             print("");
         }
     }
 
-    fn line(&self, text: &str) {
+    fn print_line(&self, text: &str) {
         let seconds = clock::now().saturating_duration_since(self.began).as_secs();
         let clear = if self.is_terminal { "\r\x1b[2K" } else { "" };
         print(&format!("{clear}[{seconds:>3} s] {text}"));
@@ -110,10 +114,10 @@ impl Screen {
 }
 
 fn print(text: &str) {
-    raw(&format!("{text}\n"));
+    write_raw(&format!("{text}\n"));
 }
 
-fn raw(text: &str) {
+fn write_raw(text: &str) {
     let mut out = std::io::stdout().lock();
     // Whoever closed the pipe wants no more.
     _ = out.write_all(text.as_bytes());

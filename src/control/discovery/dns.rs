@@ -22,41 +22,41 @@ use hickory_resolver::{
 };
 use tokio::task::JoinSet;
 
-use super::Found;
-use crate::policy::snapshot::{Address, DnsSpec, EndpointSpec};
+use super::ResolvedEndpoints;
+use crate::policy::snapshot::{DnsSpec, EndpointAddress, EndpointSpec};
 
 /// How long one question to a name server may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often it is asked again.
-const ATTEMPTS: usize = 2;
+const QUERY_ATTEMPTS: usize = 2;
 
 /// Names that one SRV answer may lead to; more are a mistake.
-const MAX_TARGETS: usize = 1_000;
+const MAX_SRV_TARGETS: usize = 1_000;
 
 /// Names that are looked up at once.
-const AT_ONCE: usize = 16;
+const MAX_PARALLEL_LOOKUPS: usize = 16;
 
 /// Which families of addresses a name has had.
 #[derive(Debug, Default)]
-pub(super) struct Families {
+pub(super) struct SeenAddressFamilies {
     v4: bool,
     v6: bool,
 }
 
 /// Why there are no addresses.
 #[derive(Debug)]
-enum Fault {
+enum DnsError {
     /// The name server says that there are none.
-    NotThere(String),
+    NotFound(String),
     /// It says nothing that could be understood.
     Failed(String),
 }
 
-impl Fault {
-    fn words(self) -> String {
+impl DnsError {
+    fn into_message(self) -> String {
         match self {
-            Self::NotThere(words) | Self::Failed(words) => words,
+            Self::NotFound(message) | Self::Failed(message) => message,
         }
     }
 }
@@ -72,7 +72,7 @@ impl Resolver {
     /// Makes a resolver that asks this name server, or those of the system.
     pub(super) fn new(name_server: Option<SocketAddr>) -> Result<Self, String> {
         let make = |strategy| {
-            resolver(name_server, strategy)
+            build_resolver(name_server, strategy)
                 .map_err(|error| format!("the system's resolver cannot be set up: {error}"))
         };
         Ok(Self {
@@ -82,43 +82,46 @@ impl Resolver {
     }
 
     /// The endpoints of a name.
-    pub(super) async fn endpoints(
+    pub(super) async fn resolve_endpoints(
         &self,
         spec: &DnsSpec,
-        families: &mut Families,
-    ) -> Result<Found, String> {
+        seen_families: &mut SeenAddressFamilies,
+    ) -> Result<ResolvedEndpoints, String> {
         let Some(port) = spec.port else {
-            return self.services(&spec.name, families).await;
+            return self.resolve_srv(&spec.name, seen_families).await;
         };
         let addresses = self
-            .addresses(&spec.name)
+            .lookup_addresses(&spec.name)
             .await
-            .settle(&spec.name, families)
-            .map_err(Fault::words)?;
-        let endpoints = addresses
-            .all
-            .into_iter()
-            .map(|address| EndpointSpec::at(Address::Tcp(SocketAddr::new(address, port))));
-        Ok(Found {
+            .into_addresses(&spec.name, seen_families)
+            .map_err(DnsError::into_message)?;
+        let endpoints = addresses.ip_addresses.into_iter().map(|address| {
+            EndpointSpec::from_address(EndpointAddress::Tcp(SocketAddr::new(address, port)))
+        });
+        Ok(ResolvedEndpoints {
             endpoints: endpoints.collect(),
             valid_until: addresses.valid_until,
         })
     }
 
-    async fn addresses(&self, name: &str) -> Answers {
+    async fn lookup_addresses(&self, name: &str) -> AddressLookups {
         let (v4, v6) = tokio::join!(self.v4.lookup_ip(name), self.v6.lookup_ip(name));
-        Answers { v4, v6 }
+        AddressLookups { v4, v6 }
     }
 
     /// The targets of a service (RFC 2782): each with its port, weight and priority.
-    async fn services(&self, name: &str, families: &mut Families) -> Result<Found, String> {
-        let answer = self
+    async fn resolve_srv(
+        &self,
+        name: &str,
+        seen_families: &mut SeenAddressFamilies,
+    ) -> Result<ResolvedEndpoints, String> {
+        let response = self
             .v4
             .srv_lookup(name)
             .await
-            .map_err(|error| fault(name, &error).words())?;
-        let mut valid_until = answer.valid_until();
-        let records = answer
+            .map_err(|error| classify_error(name, &error).into_message())?;
+        let mut valid_until = response.valid_until();
+        let records = response
             .answers()
             .iter()
             .filter_map(|record| match &record.data {
@@ -128,68 +131,71 @@ impl Resolver {
                 _ => None,
             });
         let services: Vec<_> = records.collect();
-        if services.len() > MAX_TARGETS {
+        if services.len() > MAX_SRV_TARGETS {
             return Err(format!(
-                "{name} has {} SRV records, more than {MAX_TARGETS}",
+                "{name} has {} SRV records, more than {MAX_SRV_TARGETS}",
                 services.len()
             ));
         }
         let mut priorities: Vec<u16> = services.iter().map(|service| service.priority).collect();
         priorities.sort_unstable();
         priorities.dedup();
-        let (mut endpoints, mut missing): (HashMap<Address, EndpointSpec>, Option<String>) =
+        let (mut endpoints, mut missing): (HashMap<EndpointAddress, EndpointSpec>, Option<String>) =
             (HashMap::new(), None);
-        for (service, answers) in self.targets(&services).await {
-            let addresses = match answers.settle(&service.target.to_string(), families) {
-                Ok(addresses) => addresses,
-                // One that has just gone is no reason to give up the others.
-                Err(Fault::NotThere(words)) => {
-                    missing = Some(words);
-                    continue;
-                }
-                Err(Fault::Failed(words)) => return Err(words),
-            };
+        for (service, address_lookups) in self.lookup_srv_targets(&services).await {
+            let addresses =
+                match address_lookups.into_addresses(&service.target.to_string(), seen_families) {
+                    Ok(addresses) => addresses,
+                    // One that has just gone is no reason to give up the others.
+                    Err(DnsError::NotFound(message)) => {
+                        missing = Some(message);
+                        continue;
+                    }
+                    Err(DnsError::Failed(message)) => return Err(message),
+                };
             valid_until = valid_until.min(addresses.valid_until);
             // Counted from 0, so that they are like those that are written; a weight of 0 is the smallest there is.
             let priority =
                 u32::try_from(priorities.partition_point(|earlier| *earlier < service.priority))
                     .unwrap_or(u32::MAX);
             let weight = NonZeroU32::new(service.weight.into()).unwrap_or(NonZeroU32::MIN);
-            for address in addresses.all {
-                let address = Address::Tcp(SocketAddr::new(address, service.port));
+            for address in addresses.ip_addresses {
+                let address = EndpointAddress::Tcp(SocketAddr::new(address, service.port));
                 endpoints
                     .entry(address.clone())
                     .or_insert_with(|| EndpointSpec {
                         weight,
                         priority,
-                        ..EndpointSpec::at(address)
+                        ..EndpointSpec::from_address(address)
                     });
             }
         }
         if endpoints.is_empty() {
             return Err(missing.unwrap_or_else(|| format!("{name} has no SRV records")));
         }
-        Ok(Found {
+        Ok(ResolvedEndpoints {
             endpoints: endpoints.into_values().collect(),
             valid_until,
         })
     }
 
     /// Looks up several targets, some at once.
-    async fn targets<'a>(&self, services: &[&'a SRV]) -> Vec<(&'a SRV, Answers)> {
+    async fn lookup_srv_targets<'a>(&self, services: &[&'a SRV]) -> Vec<(&'a SRV, AddressLookups)> {
         let mut all = Vec::with_capacity(services.len());
-        for some in services.chunks(AT_ONCE) {
+        for chunk in services.chunks(MAX_PARALLEL_LOOKUPS) {
             let mut lookups = JoinSet::new();
-            for (index, service) in some.iter().enumerate() {
+            for (index, service) in chunk.iter().enumerate() {
                 let (resolver, name) = (self.clone(), service.target.to_string());
-                lookups.spawn(async move { (index, resolver.addresses(&name).await) });
+                lookups.spawn(async move { (index, resolver.lookup_addresses(&name).await) });
             }
             let mut found = lookups.join_all().await;
             found.sort_unstable_by_key(|(index, _)| *index);
             all.extend(
-                some.iter()
-                    .copied()
-                    .zip(found.into_iter().map(|(_, answers)| answers)),
+                chunk.iter().copied().zip(
+                    found
+                        .into_iter()
+                        .map(|(_, address_lookups)| address_lookups),
+                ),
             );
         }
         all
@@ -197,48 +203,58 @@ impl Resolver {
 }
 
 /// What name servers said of a name.
-struct Answers {
+struct AddressLookups {
     v4: Result<LookupIp, NetError>,
     v6: Result<LookupIp, NetError>,
 }
 
 /// The addresses of a name, and until when they are.
-struct Addresses {
-    all: BTreeSet<IpAddr>,
+struct ResolvedAddresses {
+    ip_addresses: BTreeSet<IpAddr>,
     valid_until: Instant,
 }
 
-impl Answers {
+impl AddressLookups {
     /// What is to be made of it, given the families that the name has had.
-    fn settle(self, name: &str, families: &mut Families) -> Result<Addresses, Fault> {
+    fn into_addresses(
+        self,
+        name: &str,
+        seen_families: &mut SeenAddressFamilies,
+    ) -> Result<ResolvedAddresses, DnsError> {
         let (mut all, mut valid_until, mut missing, mut failed) =
             (BTreeSet::new(), None::<Instant>, None, None);
-        for (answer, has_had) in [(self.v4, &mut families.v4), (self.v6, &mut families.v6)] {
-            match answer {
+        for (response, was_seen) in [
+            (self.v4, &mut seen_families.v4),
+            (self.v6, &mut seen_families.v6),
+        ] {
+            match response {
                 Ok(found) => {
                     all.extend(found.iter());
-                    *has_had = true;
+                    *was_seen = true;
                     valid_until = Some(valid_until.map_or(found.valid_until(), |earlier| {
                         earlier.min(found.valid_until())
                     }));
                 }
-                Err(error) => match fault(name, &error) {
-                    Fault::NotThere(words) => missing = missing.or(Some(words)),
-                    Fault::Failed(words) => failed = Some((words, *has_had)),
+                Err(error) => match classify_error(name, &error) {
+                    DnsError::NotFound(message) => missing = missing.or(Some(message)),
+                    DnsError::Failed(message) => failed = Some((message, *was_seen)),
                 },
             }
         }
         match (valid_until, failed, missing) {
-            (Some(valid_until), None | Some((_, false)), _) => Ok(Addresses { all, valid_until }),
-            (_, Some((words, _)), _) => Err(Fault::Failed(words)),
-            (None, None, missing) => Err(Fault::NotThere(
+            (Some(valid_until), None | Some((_, false)), _) => Ok(ResolvedAddresses {
+                ip_addresses: all,
+                valid_until,
+            }),
+            (_, Some((message, _)), _) => Err(DnsError::Failed(message)),
+            (None, None, missing) => Err(DnsError::NotFound(
                 missing.unwrap_or_else(|| format!("{name} has no addresses")),
             )),
         }
     }
 }
 
-fn resolver(
+fn build_resolver(
     name_server: Option<SocketAddr>,
     strategy: LookupIpStrategy,
 ) -> Result<TokioResolver, NetError> {
@@ -261,15 +277,17 @@ fn resolver(
     let options = builder.options_mut();
     options.ip_strategy = strategy;
     options.cache_size = 0;
-    options.timeout = TIMEOUT;
-    options.attempts = ATTEMPTS;
+    options.timeout = QUERY_TIMEOUT;
+    options.attempts = QUERY_ATTEMPTS;
     builder.build()
 }
 
-fn fault(name: &str, error: &NetError) -> Fault {
+fn classify_error(name: &str, error: &NetError) -> DnsError {
     match error {
-        _ if error.is_nx_domain() => Fault::NotThere(format!("{name} does not exist")),
-        _ if error.is_no_records_found() => Fault::NotThere(format!("{name} has no such records")),
-        _ => Fault::Failed(format!("{name} cannot be resolved: {error}")),
+        _ if error.is_nx_domain() => DnsError::NotFound(format!("{name} does not exist")),
+        _ if error.is_no_records_found() => {
+            DnsError::NotFound(format!("{name} has no such records"))
+        }
+        _ => DnsError::Failed(format!("{name} cannot be resolved: {error}")),
     }
 }

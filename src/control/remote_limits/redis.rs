@@ -9,12 +9,12 @@ use redis::{
     AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection,
 };
 
-use super::PATIENCE;
+use super::ENGINE_TIMEOUT;
 use crate::{
     policy::snapshot::RedisSpec,
     state::{
-        rate_limit::{Granted, Limited},
-        remote_limits::{Answer, Ask, EngineFault, RateLimitEngine},
+        rate_limit::{RateLimitGrant, RateLimited},
+        remote_limits::{BucketRequest, EngineFault, EngineResponse, RateLimitEngine},
     },
 };
 
@@ -22,7 +22,7 @@ use crate::{
 /// numbers, the finer they are.
 /// Buckets are asked in turn, and those behind one that refuses are not: who is refused by its own drains none that all share. Lua would
 /// round numbers when it makes text of them, so they are written out.
-const SCRIPT: &str = r"
+const GCRA_SCRIPT: &str = r"
 local now = redis.call('TIME')
 now = (now[1] - 1700000000) * 1000000 + now[2]
 local answers = {}
@@ -50,53 +50,54 @@ return answers
 
 /// A connection on which the script is known.
 #[derive(Debug, Clone)]
-pub(super) struct Redis {
+pub(super) struct RedisEngine {
     connection: MultiplexedConnection,
     /// The script's hash.
-    script: Arc<str>,
+    script_sha: Arc<str>,
     prefix: Arc<str>,
 }
 
-impl Redis {
+impl RedisEngine {
     pub(super) async fn open(spec: &RedisSpec) -> Result<Self, String> {
-        let client = redis::Client::open(spec.url.as_str()).map_err(|error| explain(&error))?;
+        let client =
+            redis::Client::open(spec.url.as_str()).map_err(|error| describe_error(&error))?;
         // A request bounds its own wait; this bounds what waits for nobody.
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
+            .set_connection_timeout(Some(ENGINE_TIMEOUT))
+            .set_response_timeout(Some(ENGINE_TIMEOUT));
         let mut connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await
-            .map_err(|error| explain(&error))?;
-        let script = load(&mut connection)
+            .map_err(|error| describe_error(&error))?;
+        let script = load_script(&mut connection)
             .await
-            .map_err(|error| explain(&error))?;
+            .map_err(|error| describe_error(&error))?;
         Ok(Self {
             connection,
-            script: script.into(),
-            prefix: spec.prefix.clone(),
+            script_sha: script.into(),
+            prefix: spec.key_prefix.clone(),
         })
     }
 
     /// A sign of life that is of use: a Redis that was emptied has forgotten the script.
-    pub(super) async fn shows_life(&mut self) -> Result<(), String> {
-        load(&mut self.connection)
+    pub(super) async fn check_liveness(&mut self) -> Result<(), String> {
+        load_script(&mut self.connection)
             .await
             .map(drop)
-            .map_err(|error| explain(&error))
+            .map_err(|error| describe_error(&error))
     }
 }
 
-async fn load(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
+async fn load_script(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
     redis::cmd("SCRIPT")
         .arg("LOAD")
-        .arg(SCRIPT)
+        .arg(GCRA_SCRIPT)
         .query_async(connection)
         .await
 }
 
 /// What went wrong, and the mend where it is known.
-fn explain(error: &RedisError) -> String {
+fn describe_error(error: &RedisError) -> String {
     match error.kind() {
         ErrorKind::AuthenticationFailed => {
             format!("it refuses the name or the password, mend `url`: {error}")
@@ -106,63 +107,73 @@ fn explain(error: &RedisError) -> String {
     }
 }
 
-impl RateLimitEngine for Redis {
-    fn ask(&self, asks: Vec<Ask>) -> Answer {
+impl RateLimitEngine for RedisEngine {
+    fn send_requests(&self, quota_requests: Vec<BucketRequest>) -> EngineResponse {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(&*self.script).arg(asks.len());
-        for Ask { rule, key, .. } in &asks {
+        command.arg(&*self.script_sha).arg(quota_requests.len());
+        for BucketRequest { rule, key, .. } in &quota_requests {
             let key = key
                 .as_deref()
                 .map(|key| format!(":{key}"))
                 .unwrap_or_default();
             command.arg(format!("{}:{rule}{key}", self.prefix));
         }
-        for Ask {
+        for BucketRequest {
             quota,
             tokens,
             max_wait,
             is_enforced,
             ..
-        } in &asks
+        } in &quota_requests
         {
             let micros = |time: Duration| time.as_secs_f64() * 1e6;
             command
-                .arg(micros(quota.interval()))
-                .arg(micros(quota.burst_time()))
+                .arg(micros(quota.emission_interval()))
+                .arg(micros(quota.refill_duration()))
                 .arg(*tokens)
                 .arg(max_wait.map_or(-1.0, micros))
                 .arg(u8::from(*is_enforced));
         }
-        let intervals: Vec<Duration> = asks.iter().map(|ask| ask.quota.interval()).collect();
+        let intervals: Vec<Duration> = quota_requests
+            .iter()
+            .map(|ask| ask.quota.emission_interval())
+            .collect();
         let mut connection = self.connection.clone();
         Box::pin(async move {
-            let answer: Result<Vec<(u8, u64, u32)>, _> = command.query_async(&mut connection).await;
-            answer
-                .map(|answers| answers.into_iter().zip(intervals).map(verdict).collect())
-                .map_err(|error| fault(&error))
+            let response: Result<Vec<(u8, u64, u32)>, _> =
+                command.query_async(&mut connection).await;
+            response
+                .map(|responses| {
+                    responses
+                        .into_iter()
+                        .zip(intervals)
+                        .map(parse_verdict)
+                        .collect()
+                })
+                .map_err(|error| to_engine_fault(&error))
         })
     }
 }
 
 /// What is gone is found out by asking for a sign of life; what may only be read is no use either, and lives.
-fn fault(error: &RedisError) -> EngineFault {
+fn to_engine_fault(error: &RedisError) -> EngineFault {
     EngineFault {
-        why: explain(error),
-        is_lost: error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly),
+        reason: describe_error(error),
+        is_connection_lost: error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly),
     }
 }
 
-fn verdict(
+fn parse_verdict(
     ((is_granted, wait, left), interval): ((u8, u64, u32), Duration),
-) -> Result<Granted, Limited> {
+) -> Result<RateLimitGrant, RateLimited> {
     let wait = Duration::from_micros(wait);
     if is_granted == 1 {
-        Ok(Granted {
+        Ok(RateLimitGrant {
             wait,
-            left,
-            more: interval,
+            remaining: left,
+            reset_after: interval,
         })
     } else {
-        Err(Limited { retry_after: wait })
+        Err(RateLimited { retry_after: wait })
     }
 }

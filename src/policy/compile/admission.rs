@@ -4,33 +4,33 @@ use std::time::Duration;
 
 use super::{
     Compiler,
-    sections::{self, Found},
+    sections::{self, ResolvedSection},
 };
 use crate::{
     policy::{
-        document::{AdmissionControl, ModeName},
-        snapshot::AdmissionSpec,
+        document::{AdmissionControlSection, ModeSetting},
+        snapshot::AdmissionControlSpec,
         units::Percent,
     },
     resilience::{admission::AdmissionConfig, ratio::Ratio},
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn admission(
+    pub(super) fn compile_admission_control(
         &mut self,
-        found: &Found<'_, 'a, AdmissionControl>,
+        found: &ResolvedSection<'_, 'a, AdmissionControlSection>,
         backend: &str,
-    ) -> Option<AdmissionSpec> {
-        let Found {
+    ) -> Option<AdmissionControlSpec> {
+        let ResolvedSection {
             origin,
             at,
-            section: written,
+            section,
         } = found;
-        let window = written
+        let window = section
             .sampling_window
             .map_or(Duration::from_secs(30), |span| span.0);
-        let min_success_rate = written.min_success_rate.unwrap_or(Percent(95.0)).ratio();
-        let aggression = written.rejection_aggression.unwrap_or(1.0);
+        let min_success_rate = section.min_success_rate.unwrap_or(Percent(95.0)).ratio();
+        let aggression = section.rejection_aggression.unwrap_or(1.0);
         if window < Duration::from_secs(1) {
             self.error(
                 &at.key("samplingWindow"),
@@ -50,18 +50,18 @@ impl<'a> Compiler<'a> {
             window: window.max(Duration::from_secs(1)),
             min_success_rate,
             aggression,
-            min_request_rate: written.min_request_rate.unwrap_or(5),
-            max_rejection: written
+            min_request_rate: section.min_request_rate.unwrap_or(5),
+            max_rejection: section
                 .max_rejection_percent
                 .unwrap_or(Percent(80.0))
                 .ratio(),
         };
-        let spec = AdmissionSpec {
-            mode: sections::mode(written.mode),
+        let spec = AdmissionControlSpec {
+            mode: sections::compile_mode(section.mode),
             config,
             name: origin.state_name(backend),
             origin: origin.clone(),
         };
-        (written.mode != ModeName::Off).then_some(spec)
+        (section.mode != ModeSetting::Off).then_some(spec)
     }
 }

@@ -7,39 +7,41 @@ use std::{
     time::Duration,
 };
 
-use super::{At, Compiler};
+use super::{Compiler, FieldLocation};
 use crate::policy::{
-    document::{Backend, Dns, DnsType, Endpoint, EndpointEntry},
+    document::{BackendEntry, Dns, DnsType, EndpointEntry, EndpointFields},
     endpoints,
     snapshot::{BackendSpec, Discovery, DnsSpec, EndpointSpec},
-    units::Span,
+    units::PolicyDuration,
 };
 
 /// A backend that was made, and the name of its policy.
-pub(super) struct MadeBackend<'a> {
+pub(super) struct CompiledBackend<'a> {
     pub(super) spec: BackendSpec,
-    pub(super) policy: Option<&'a str>,
+    pub(super) policy_name: Option<&'a str>,
 }
 
 impl<'a> Compiler<'a> {
-    pub(super) fn backends(&mut self) -> Vec<(At<'a>, MadeBackend<'a>)> {
+    pub(super) fn compile_backends(&mut self) -> Vec<(FieldLocation<'a>, CompiledBackend<'a>)> {
         let mut seen = HashMap::new();
         let mut backends = Vec::new();
-        for (at, backend) in self.each("backends", |document| document.spec.backends.as_slice()) {
+        for (at, backend) in
+            self.collect_items("backends", |document| document.spec.backends.as_slice())
+        {
             self.check_name(&at.key("name"), "backend", &backend.name, &mut seen);
-            let spec = self.backend(&at, backend);
+            let spec = self.compile_backend(&at, backend);
             backends.push((
                 at,
-                MadeBackend {
+                CompiledBackend {
                     spec,
-                    policy: backend.policy.as_deref(),
+                    policy_name: backend.policy.as_deref(),
                 },
             ));
         }
         backends
     }
 
-    fn backend(&mut self, at: &At<'a>, backend: &Backend) -> BackendSpec {
+    fn compile_backend(&mut self, at: &FieldLocation<'a>, backend: &BackendEntry) -> BackendSpec {
         let health = backend.health_check.as_ref();
         let panic_threshold = health
             .and_then(|health| health.panic_threshold)
@@ -52,37 +54,40 @@ impl<'a> Compiler<'a> {
             .hint("0 switches it off, 50 is the default");
         }
         let check = health.and_then(|health| health.active.as_ref());
-        let balancing = self.balancing(&at.key("loadBalancer"), backend.load_balancer.as_ref());
+        let balancing =
+            self.compile_load_balancing(&at.key("loadBalancer"), backend.load_balancer.as_ref());
         BackendSpec {
             name: Arc::from(backend.name.as_str()),
-            discovery: self.discovery(at, backend),
-            protocol: Self::backend_protocol(backend.protocol),
+            discovery: self.compile_discovery(at, backend),
+            protocol: Self::compile_backend_protocol(backend.protocol),
             tls: backend.tls.as_ref().and_then(|tls| {
-                self.client_tls(
+                self.compile_backend_tls(
                     &at.key("tls"),
                     tls,
-                    Self::backend_protocol(backend.protocol),
+                    Self::compile_backend_protocol(backend.protocol),
                 )
             }),
-            balancer: balancing.balancer,
+            load_balancer: balancing.load_balancer,
             warm_up: balancing.warm_up,
             min_endpoints_in_zone: balancing.min_endpoints_in_zone,
-            panic_threshold,
-            check: check
-                .and_then(|check| self.active_check(&at.key("healthCheck").key("active"), check)),
-            outlier: backend
-                .outlier_detection
-                .as_ref()
-                .and_then(|section| self.outlier_detection(&at.key("outlierDetection"), section)),
+            panic_threshold_percent: panic_threshold,
+            active_check: check.and_then(|check| {
+                self.compile_active_check(&at.key("healthCheck").key("active"), check)
+            }),
+            outlier_detection: backend.outlier_detection.as_ref().and_then(|section| {
+                self.compile_outlier_detection(&at.key("outlierDetection"), section)
+            }),
         }
     }
 
-    fn discovery(&mut self, at: &At<'a>, backend: &Backend) -> Discovery {
+    fn compile_discovery(&mut self, at: &FieldLocation<'a>, backend: &BackendEntry) -> Discovery {
         match (&backend.endpoints, &backend.dns, &backend.endpoints_file) {
-            (Some(entries), None, None) => {
-                Discovery::Static(self.endpoints(&at.key("endpoints"), backend, entries))
-            }
-            (None, Some(dns), None) => Discovery::Dns(self.dns(&at.key("dns"), dns)),
+            (Some(entries), None, None) => Discovery::Static(self.compile_static_endpoints(
+                &at.key("endpoints"),
+                backend,
+                entries,
+            )),
+            (None, Some(dns), None) => Discovery::Dns(self.compile_dns(&at.key("dns"), dns)),
             (None, None, Some(path)) => {
                 if path.is_empty() {
                     self.error(&at.key("endpointsFile"), "this is not the path of a file")
@@ -109,10 +114,10 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn endpoints(
+    fn compile_static_endpoints(
         &mut self,
-        at: &At<'a>,
-        backend: &Backend,
+        at: &FieldLocation<'a>,
+        backend: &BackendEntry,
         entries: &[EndpointEntry],
     ) -> Vec<EndpointSpec> {
         if entries.is_empty() {
@@ -123,31 +128,35 @@ impl<'a> Compiler<'a> {
             .hint("write at least one address, like `[\"127.0.0.1:8080\"]`");
         }
         let mut seen = HashSet::new();
-        let mut made = Vec::new();
+        let mut compiled = Vec::new();
         for (index, EndpointEntry(endpoint)) in entries.iter().enumerate() {
             let at = at.index(index);
-            if let Some(spec) = self.endpoint(&at, endpoint) {
+            if let Some(spec) = self.compile_endpoint(&at, endpoint) {
                 if !seen.insert(spec.address.clone()) {
                     self.error(&at, format!("the endpoint {} is given twice", spec.address))
                         .hint("use `weight` to give it a larger share");
                 }
-                made.push(spec);
+                compiled.push(spec);
             }
         }
-        made
+        compiled
     }
 
-    fn endpoint(&mut self, at: &At<'a>, endpoint: &Endpoint) -> Option<EndpointSpec> {
-        let made = endpoints::spec(endpoint);
-        let report = |fault: endpoints::Fault| {
+    fn compile_endpoint(
+        &mut self,
+        at: &FieldLocation<'a>,
+        endpoint: &EndpointFields,
+    ) -> Option<EndpointSpec> {
+        let compiled = endpoints::compile_endpoint(endpoint);
+        let report = |fault: endpoints::InvalidEndpoint| {
             let at = fault.key.map_or_else(|| at.clone(), |key| at.key(key));
             self.error(&at, fault.message).hint(fault.hint);
         };
-        made.map_err(report).ok()
+        compiled.map_err(report).ok()
     }
 
-    fn dns(&mut self, at: &At<'a>, dns: &Dns) -> DnsSpec {
-        if !endpoints::is_name(&dns.name) {
+    fn compile_dns(&mut self, at: &FieldLocation<'a>, dns: &Dns) -> DnsSpec {
+        if !endpoints::is_dns_name(&dns.name) {
             let hint = "write a name like `pay.shop.svc.cluster.local.`; for addresses there is `endpoints`";
             self.error(
                 &at.key("name"),
@@ -164,7 +173,7 @@ impl<'a> Compiler<'a> {
                 .hint("take `port` out, or use `type: A`"),
             (DnsType::A, Some(_)) | (DnsType::SRV, None) => {}
         }
-        let ttl = |span: Option<Span>, default: u64| {
+        let ttl = |span: Option<PolicyDuration>, default: u64| {
             span.map_or(Duration::from_secs(default), |span| span.0)
         };
         let (min_ttl, max_ttl) = (ttl(dns.min_ttl, 1), ttl(dns.max_ttl, 30));
@@ -174,7 +183,7 @@ impl<'a> Compiler<'a> {
         }
         if max_ttl < min_ttl {
             self.error(&at.key("maxTtl"), "`maxTtl` is below `minTtl`")
-                .hint(format!("write at least {}", Span(min_ttl)));
+                .hint(format!("write at least {}", PolicyDuration(min_ttl)));
         }
         DnsSpec {
             name: dns.name.clone(),

@@ -4,30 +4,34 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{At, Compiler};
+use super::{Compiler, FieldLocation};
 use crate::{
     policy::{
         document::{
             ConsistentHash, ConsistentHashType, LoadBalancer, LoadBalancerType, SlowStart, ZoneMode,
         },
-        snapshot::{Balancer, HashKey},
-        units::{Percent, Span},
+        snapshot::{HashKey, LoadBalancerSpec},
+        units::{Percent, PolicyDuration},
     },
     resilience::warm_up::WarmUpConfig,
 };
 
 /// What a backend's section says.
-pub(super) struct Balancing {
-    pub(super) balancer: Balancer,
+pub(super) struct CompiledLoadBalancing {
+    pub(super) load_balancer: LoadBalancerSpec,
     pub(super) warm_up: Option<WarmUpConfig>,
     pub(super) min_endpoints_in_zone: Option<u32>,
 }
 
 impl<'a> Compiler<'a> {
-    pub(super) fn balancing(&mut self, at: &At<'a>, section: Option<&LoadBalancer>) -> Balancing {
+    pub(super) fn compile_load_balancing(
+        &mut self,
+        at: &FieldLocation<'a>,
+        section: Option<&LoadBalancer>,
+    ) -> CompiledLoadBalancing {
         let Some(section) = section else {
-            return Balancing {
-                balancer: Balancer::LeastRequest,
+            return CompiledLoadBalancing {
+                load_balancer: LoadBalancerSpec::LeastRequest,
                 warm_up: None,
                 min_endpoints_in_zone: Some(1),
             };
@@ -35,7 +39,7 @@ impl<'a> Compiler<'a> {
         let kind = section.kind.unwrap_or(LoadBalancerType::LeastRequest);
         let balancer = match (kind, &section.consistent_hash) {
             (LoadBalancerType::ConsistentHash, Some(hash)) => {
-                self.consistent_hash(&at.key("consistentHash"), hash)
+                self.compile_consistent_hash(&at.key("consistentHash"), hash)
             }
             (LoadBalancerType::ConsistentHash, None) => {
                 self.error(
@@ -43,7 +47,7 @@ impl<'a> Compiler<'a> {
                     "ConsistentHash needs `consistentHash`, which says what to hash",
                 )
                 .hint("add `consistentHash: {type: SourceIP}`");
-                Balancer::Random
+                LoadBalancerSpec::Random
             }
             (_, Some(_)) => {
                 self.error(
@@ -51,12 +55,12 @@ impl<'a> Compiler<'a> {
                     "only the type ConsistentHash hashes",
                 )
                 .hint("write `type: ConsistentHash`, or take it out");
-                Balancer::Random
+                LoadBalancerSpec::Random
             }
-            (LoadBalancerType::LeastRequest, None) => Balancer::LeastRequest,
-            (LoadBalancerType::PeakEwma, None) => Balancer::PeakEwma,
-            (LoadBalancerType::RoundRobin, None) => Balancer::RoundRobin,
-            (LoadBalancerType::Random, None) => Balancer::Random,
+            (LoadBalancerType::LeastRequest, None) => LoadBalancerSpec::LeastRequest,
+            (LoadBalancerType::PeakEwma, None) => LoadBalancerSpec::PeakEwma,
+            (LoadBalancerType::RoundRobin, None) => LoadBalancerSpec::RoundRobin,
+            (LoadBalancerType::Random, None) => LoadBalancerSpec::Random,
         };
         if kind == LoadBalancerType::ConsistentHash && section.slow_start.is_some() {
             self.error(
@@ -66,18 +70,22 @@ impl<'a> Compiler<'a> {
             .hint("take `slowStart` out, or use another type");
         }
         let zones = section.zone_aware.clone().unwrap_or_default();
-        Balancing {
-            balancer,
+        CompiledLoadBalancing {
+            load_balancer: balancer,
             warm_up: section
                 .slow_start
                 .as_ref()
-                .and_then(|slow_start| self.slow_start(&at.key("slowStart"), slow_start)),
+                .and_then(|slow_start| self.compile_slow_start(&at.key("slowStart"), slow_start)),
             min_endpoints_in_zone: (zones.mode != Some(ZoneMode::Off))
                 .then(|| zones.min_endpoints_in_zone_threshold.unwrap_or(1).max(1)),
         }
     }
 
-    fn consistent_hash(&mut self, at: &At<'a>, hash: &ConsistentHash) -> Balancer {
+    fn compile_consistent_hash(
+        &mut self,
+        at: &FieldLocation<'a>,
+        hash: &ConsistentHash,
+    ) -> LoadBalancerSpec {
         let key = match (hash.kind, &hash.header, &hash.cookie) {
             (ConsistentHashType::Header, Some(header), None) => {
                 HeaderName::from_bytes(header.name.as_bytes())
@@ -87,18 +95,18 @@ impl<'a> Compiler<'a> {
             (ConsistentHashType::Cookie, None, Some(cookie)) => {
                 is_cookie_name(&cookie.name).then(|| HashKey::Cookie(cookie.name.clone()))
             }
-            (ConsistentHashType::SourceIP, None, None) => Some(HashKey::Source),
+            (ConsistentHashType::SourceIP, None, None) => Some(HashKey::ClientIp),
             _ => {
                 let hint = "Header goes with `header: {name: ..}`, Cookie with `cookie: {name: ..}`, SourceIP with neither";
                 self.error(at, "the type and what is hashed do not fit together")
                     .hint(hint);
-                Some(HashKey::Source)
+                Some(HashKey::ClientIp)
             }
         };
         let key = key.unwrap_or_else(|| {
             self.error(at, "this cannot be the name of a header or cookie")
                 .hint("use letters, digits and `-`");
-            HashKey::Source
+            HashKey::ClientIp
         });
         let percent = hash.load_bound_percent.unwrap_or(125);
         if percent <= 100 {
@@ -108,14 +116,18 @@ impl<'a> Compiler<'a> {
             )
             .hint("125 is the default");
         }
-        Balancer::ConsistentHash {
+        LoadBalancerSpec::ConsistentHash {
             key,
             bound: f64::from(percent) / 100.0,
         }
     }
 
-    fn slow_start(&mut self, at: &At<'a>, section: &SlowStart) -> Option<WarmUpConfig> {
-        self.warm_up_curve(
+    fn compile_slow_start(
+        &mut self,
+        at: &FieldLocation<'a>,
+        section: &SlowStart,
+    ) -> Option<WarmUpConfig> {
+        self.compile_warm_up_config(
             at,
             section.window,
             section.aggression,
@@ -124,25 +136,26 @@ impl<'a> Compiler<'a> {
     }
 
     /// The curve of a warm-up, of an endpoint or of this instance; the least share with its key.
-    pub(super) fn warm_up_curve(
+    pub(super) fn compile_warm_up_config(
         &mut self,
-        at: &At<'a>,
-        window: Option<Span>,
+        at: &FieldLocation<'a>,
+        window: Option<PolicyDuration>,
         aggression: Option<f64>,
-        (least, key): (Option<Percent>, &str),
+        (min_share, key): (Option<Percent>, &str),
     ) -> Option<WarmUpConfig> {
         let window = window.map_or(Duration::from_secs(30), |span| span.0);
-        let made = WarmUpConfig::try_new(
+        let config = WarmUpConfig::try_new(
             window,
             aggression.unwrap_or(1.0),
-            least.unwrap_or(Percent::of(10)).ratio(),
+            min_share.unwrap_or(Percent::from_integer(10)).ratio(),
         );
-        made.map_err(|invalid| {
-            self.error(at, invalid.to_string()).hint(format!(
-                "`{{window: 30s, aggression: 1, {key}: 10}}` are the defaults"
-            ))
-        })
-        .ok()
+        config
+            .map_err(|invalid| {
+                self.error(at, invalid.to_string()).hint(format!(
+                    "`{{window: 30s, aggression: 1, {key}: 10}}` are the defaults"
+                ))
+            })
+            .ok()
     }
 }
 

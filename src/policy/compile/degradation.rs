@@ -6,36 +6,39 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::{
-    At, Compiler,
-    sections::{self, Found},
+    Compiler, FieldLocation,
+    sections::{self, ResolvedSection},
 };
 use crate::{
     policy::{
         document::{
-            AsideRef, Fallback, FallbackResponse, FallbackTrigger, FaultInjection, Hedging,
-            ModeName, StaleIfError,
+            AuxiliaryBackendRef, Fallback, FallbackResponse, FallbackTrigger, FaultInjection,
+            Hedging, ModeSetting, StaleIfError,
         },
-        snapshot::{FallbackSpec, FallbackTo, FaultAnswer, FaultSpec, HedgingSpec, StaleSpec},
-        units::{Percent, Size, StatusRange},
+        snapshot::{
+            FallbackAction, FallbackSpec, FaultAbortStatus, FaultInjectionSpec, HedgingSpec,
+            StaleIfErrorSpec,
+        },
+        units::{ByteSize, Percent, StatusRange},
     },
     resilience::{hedge::HedgeConfig, ratio::Ratio},
 };
 
 /// The longest body of a fallback.
-const MAX_BODY: usize = 64 << 10;
+const MAX_FALLBACK_BODY_BYTES: usize = 64 << 10;
 
 impl<'a> Compiler<'a> {
-    pub(super) fn hedging(
+    pub(super) fn compile_hedging(
         &mut self,
-        found: &Found<'_, 'a, Hedging>,
+        found: &ResolvedSection<'_, 'a, Hedging>,
         backend: &str,
     ) -> Option<HedgingSpec> {
-        let Found {
+        let ResolvedSection {
             origin,
             at,
-            section: written,
+            section,
         } = found;
-        let max_attempts = written.max_attempts.unwrap_or(2);
+        let max_attempts = section.max_attempts.unwrap_or(2);
         if !(2..=5).contains(&max_attempts) {
             self.error(
                 &at.key("maxAttempts"),
@@ -43,57 +46,62 @@ impl<'a> Compiler<'a> {
             )
             .hint("write 2 to 5: the first counts");
         }
-        if written.hedging_delay.is_some_and(|delay| delay.0.is_zero()) {
+        if section.hedging_delay.is_some_and(|delay| delay.0.is_zero()) {
             self.error(
                 &at.key("hedgingDelay"),
                 "without a delay everything would be asked twice",
             )
             .hint("write one like `80ms`, or take it out: then it is learned");
         }
-        let usual = [StatusRange::of(502, 504)];
+        let default = [StatusRange::from_bounds(502, 504)];
         let spec = HedgingSpec {
-            mode: sections::mode(written.mode),
+            mode: sections::compile_mode(section.mode),
             config: HedgeConfig {
                 max_attempts: NonZeroU32::new(max_attempts).unwrap_or(NonZeroU32::MIN),
-                delay: written.hedging_delay.map(|span| span.0),
+                delay: section.hedging_delay.map(|span| span.0),
             },
-            non_fatal: written
+            non_fatal_codes: section
                 .non_fatal_codes
                 .as_deref()
-                .unwrap_or(&usual)
+                .unwrap_or(&default)
                 .iter()
                 .collect(),
             name: origin.state_name(backend),
             origin: origin.clone(),
         };
-        (written.mode != ModeName::Off).then_some(spec)
+        (section.mode != ModeSetting::Off).then_some(spec)
     }
 
-    pub(super) fn fallback(&mut self, found: &Found<'_, 'a, Fallback>) -> Option<FallbackSpec> {
-        let Found {
+    pub(super) fn compile_fallback(
+        &mut self,
+        found: &ResolvedSection<'_, 'a, Fallback>,
+    ) -> Option<FallbackSpec> {
+        let ResolvedSection {
             origin,
             at,
-            section: written,
+            section,
         } = found;
-        let usual = [
+        let default = [
             FallbackTrigger::CircuitOpen,
             FallbackTrigger::Timeout,
             FallbackTrigger::RetriesExhausted,
             FallbackTrigger::NoHealthyEndpoint,
         ];
-        let triggers = written.triggers.as_deref().unwrap_or(&usual);
+        let triggers = section.triggers.as_deref().unwrap_or(&default);
         if triggers.is_empty() {
             self.error(&at.key("triggers"), "nothing would make the fallback act")
                 .hint("take `triggers` out for the usual ones, or write `mode: Off`");
         }
-        if written.mode == ModeName::Off {
+        if section.mode == ModeSetting::Off {
             return None;
         }
-        let to = match (&written.response, &written.backend_ref) {
-            (Some(response), None) => self.fallback_response(&at.key("response"), response)?,
-            (None, Some(reference)) => {
-                FallbackTo::Backend(self.aside(&at.key("backendRef"), reference)?)
+        let action = match (&section.response, &section.backend_ref) {
+            (Some(response), None) => {
+                self.compile_fallback_response(&at.key("response"), response)?
             }
+            (None, Some(reference)) => FallbackAction::Backend(
+                self.resolve_auxiliary_backend(&at.key("backendRef"), reference)?,
+            ),
             _ => {
                 self.error(at, "a fallback has a `response` or a `backendRef`")
                     .hint("write one of the two, like `response: {statusCode: 503}`");
@@ -101,31 +109,35 @@ impl<'a> Compiler<'a> {
             }
         };
         Some(FallbackSpec {
-            mode: sections::mode(written.mode),
+            mode: sections::compile_mode(section.mode),
             triggers: triggers.to_vec(),
-            to,
+            action,
             origin: origin.clone(),
         })
     }
 
-    fn fallback_response(&mut self, at: &At<'a>, written: &FallbackResponse) -> Option<FallbackTo> {
-        let status = written.status_code.unwrap_or(503);
+    fn compile_fallback_response(
+        &mut self,
+        at: &FieldLocation<'a>,
+        section: &FallbackResponse,
+    ) -> Option<FallbackAction> {
+        let status = section.status_code.unwrap_or(503);
         self.check_final_status(&at.key("statusCode"), status);
-        if matches!(status, 204 | 304) && !written.body.is_empty() {
+        if matches!(status, 204 | 304) && !section.body.is_empty() {
             self.error(
                 &at.key("body"),
                 format!("an answer of {status} has no body"),
             )
             .hint("take the body out, or write another `statusCode`");
         }
-        if written.body.len() > MAX_BODY {
+        if section.body.len() > MAX_FALLBACK_BODY_BYTES {
             self.error(
                 &at.key("body"),
-                format!("this is longer than {MAX_BODY} bytes"),
+                format!("this is longer than {MAX_FALLBACK_BODY_BYTES} bytes"),
             )
             .hint("a page that long belongs on a backend: use `backendRef`");
         }
-        let content_type = written.content_type.as_deref().unwrap_or("text/plain");
+        let content_type = section.content_type.as_deref().unwrap_or("text/plain");
         let Ok(content_type) = HeaderValue::from_str(content_type) else {
             self.error(
                 &at.key("contentType"),
@@ -134,15 +146,19 @@ impl<'a> Compiler<'a> {
             .hint("write a media type like `application/json`");
             return None;
         };
-        Some(FallbackTo::Response {
+        Some(FallbackAction::Response {
             status,
             content_type,
-            body: Bytes::from(written.body.clone()),
+            body: Bytes::from(section.body.clone()),
         })
     }
 
     /// A backend that is asked beside those of a route.
-    pub(super) fn aside(&mut self, at: &At<'a>, reference: &AsideRef) -> Option<Arc<str>> {
+    pub(super) fn resolve_auxiliary_backend(
+        &mut self,
+        at: &FieldLocation<'a>,
+        reference: &AuxiliaryBackendRef,
+    ) -> Option<Arc<str>> {
         let documents = self.documents;
         let names = documents
             .iter()
@@ -151,29 +167,31 @@ impl<'a> Compiler<'a> {
         if names.clone().any(|name| name == reference.name) {
             return Some(Arc::from(reference.name.as_str()));
         }
-        self.unknown_reference(&at.key("name"), "backend", &reference.name, names);
+        self.report_unknown_reference(&at.key("name"), "backend", &reference.name, names);
         None
     }
 
-    pub(super) fn stale(
+    pub(super) fn compile_stale_if_error(
         &mut self,
-        found: &Found<'_, 'a, StaleIfError>,
+        found: &ResolvedSection<'_, 'a, StaleIfError>,
         backend: &str,
-    ) -> Option<StaleSpec> {
-        let Found {
+    ) -> Option<StaleIfErrorSpec> {
+        let ResolvedSection {
             origin,
             at,
-            section: written,
+            section,
         } = found;
-        let bytes = |size: Option<Size>, usual: usize| {
-            size.map_or(usual, |size| usize::try_from(size.0).unwrap_or(usize::MAX))
+        let bytes = |size: Option<ByteSize>, default: usize| {
+            size.map_or(default, |size| {
+                usize::try_from(size.0).unwrap_or(usize::MAX)
+            })
         };
-        let max_age = written
+        let max_age = section
             .max_age
             .map_or(Duration::from_mins(5), |span| span.0);
         let (max_entry_bytes, max_bytes) = (
-            bytes(written.max_entry_bytes, 64 << 10),
-            bytes(written.max_bytes, 32 << 20),
+            bytes(section.max_entry_bytes, 64 << 10),
+            bytes(section.max_bytes, 32 << 20),
         );
         if max_age.is_zero() {
             self.error(&at.key("maxAge"), "nothing would ever be young enough")
@@ -186,24 +204,28 @@ impl<'a> Compiler<'a> {
             )
             .hint("write a `maxEntryBytes` of at most `maxBytes`");
         }
-        let spec = StaleSpec {
-            mode: sections::mode(written.mode),
+        let spec = StaleIfErrorSpec {
+            mode: sections::compile_mode(section.mode),
             max_age,
             max_entry_bytes,
             max_bytes,
             name: origin.state_name(backend),
             origin: origin.clone(),
         };
-        (written.mode != ModeName::Off).then_some(spec)
+        (section.mode != ModeSetting::Off).then_some(spec)
     }
 
-    pub(super) fn fault(&mut self, at: &At<'a>, written: &FaultInjection) -> Option<FaultSpec> {
+    pub(super) fn compile_fault_injection(
+        &mut self,
+        at: &FieldLocation<'a>,
+        section: &FaultInjection,
+    ) -> Option<FaultInjectionSpec> {
         let share = |percent: Option<Percent>| percent.map_or(Ratio::ONE, Percent::ratio);
-        if written.delay.is_none() && written.abort.is_none() {
+        if section.delay.is_none() && section.abort.is_none() {
             self.error(at, "this fault does nothing")
                 .hint("add a `delay` or an `abort`");
         }
-        if written
+        if section
             .delay
             .as_ref()
             .is_some_and(|delay| delay.fixed_delay.0.is_zero())
@@ -211,38 +233,38 @@ impl<'a> Compiler<'a> {
             self.error(&at.key("delay").key("fixedDelay"), "a delay has a length")
                 .hint("write one like `200ms`");
         }
-        let abort = written.abort.as_ref().and_then(|abort| {
+        let abort = section.abort.as_ref().and_then(|abort| {
             let at = at.key("abort");
-            let answer = match (abort.http_status, abort.grpc_status) {
+            let abort_status = match (abort.http_status, abort.grpc_status) {
                 (Some(status), None) => {
                     self.check_final_status(&at.key("httpStatus"), status);
-                    FaultAnswer::Http(status)
+                    FaultAbortStatus::Http(status)
                 }
-                (None, Some(code)) => FaultAnswer::Grpc(code.number()),
+                (None, Some(code)) => FaultAbortStatus::Grpc(code.number()),
                 _ => {
                     self.error(&at, "an abort has an `httpStatus` or a `grpcStatus`")
                         .hint("write one of the two, like `httpStatus: 503`");
                     return None;
                 }
             };
-            Some((answer, share(abort.percentage)))
+            Some((abort_status, share(abort.percentage)))
         });
-        let spec = FaultSpec {
-            mode: sections::mode(written.mode),
-            until: written.until.0,
-            delay: written
+        let spec = FaultInjectionSpec {
+            mode: sections::compile_mode(section.mode),
+            until: section.until.0,
+            delay: section
                 .delay
                 .as_ref()
                 .map(|delay| (delay.fixed_delay.0, share(delay.percentage))),
             abort,
-            max_active: self
-                .at_least_one(at, "maxActiveFaults", written.max_active_faults, 100)
+            max_active_faults: self
+                .require_at_least_one(at, "maxActiveFaults", section.max_active_faults, 100)
                 .get(),
         };
-        (written.mode != ModeName::Off).then_some(spec)
+        (section.mode != ModeSetting::Off).then_some(spec)
     }
 
-    fn check_final_status(&mut self, at: &At<'a>, status: u16) {
+    fn check_final_status(&mut self, at: &FieldLocation<'a>, status: u16) {
         if !(200..=599).contains(&status) {
             self.error(at, format!("{status} is not the status of an answer"))
                 .hint("write a number from 200 to 599");

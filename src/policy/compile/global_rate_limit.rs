@@ -2,32 +2,35 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{At, Compiler, backends::MadeBackend, tls::source_place};
+use super::{Compiler, FieldLocation, backends::CompiledBackend, tls::source_location};
 use crate::policy::{
-    document::{GlobalBackendType, RateLimitService, Redis},
-    snapshot::{EngineSpec, GlobalRateLimitSpec, RedisSpec, RemoteSpec, RouteSpec, ServiceSpec},
-    units::Span,
+    document::{GlobalRateLimitEngineType, RateLimitService, RedisSection},
+    snapshot::{
+        GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec,
+        RemoteEngineSpec, RouteSpec,
+    },
+    units::PolicyDuration,
 };
 
 /// A request that waits longer for a limit than this is worse off than without one.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_ENGINE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<'a> Compiler<'a> {
-    pub(super) fn global_rate_limit(
+    pub(super) fn compile_global_rate_limit(
         &mut self,
-        backends: &[(At<'a>, MadeBackend<'a>)],
+        backends: &[(FieldLocation<'a>, CompiledBackend<'a>)],
         routes: &[RouteSpec],
     ) -> Option<GlobalRateLimitSpec> {
-        let (at, written) = self.at_most_one("globalRateLimit", |document| {
+        let (at, section) = self.find_single_section("globalRateLimit", |document| {
             document.spec.global_rate_limit.as_ref()
         })?;
-        let timeout = written
+        let timeout = section
             .timeout
             .map_or(Duration::from_millis(20), |span| span.0);
-        if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
+        if timeout.is_zero() || timeout > MAX_ENGINE_TIMEOUT {
             let message = format!(
                 "a request waits for the engine for at least 1ms and at most {}",
-                Span(LONGEST_TIMEOUT)
+                PolicyDuration(MAX_ENGINE_TIMEOUT)
             );
             self.error(&at.key("timeout"), message)
                 .hint("20ms is the default");
@@ -39,39 +42,49 @@ impl<'a> Compiler<'a> {
             self.warning(&at, "no rule uses this")
                 .hint("write the rules of all instances under `rateLimit.global.rules`");
         }
-        let (of, at) = (&written.backend, at.key("backend"));
+        let (engine_section, at) = (&section.backend, at.key("backend"));
         let given = [
-            ("redis", of.redis.is_some()),
-            ("rateLimitService", of.rate_limit_service.is_some()),
-            ("replicas", of.replicas.is_some()),
+            ("redis", engine_section.redis.is_some()),
+            (
+                "rateLimitService",
+                engine_section.rate_limit_service.is_some(),
+            ),
+            ("replicas", engine_section.replicas.is_some()),
         ];
-        let (wanted, like) = match of.kind {
-            GlobalBackendType::Redis => ("redis", "{url: \"redis://HOST:6379\"}"),
-            GlobalBackendType::RateLimitService => (
+        let (required_key, example) = match engine_section.kind {
+            GlobalRateLimitEngineType::Redis => ("redis", "{url: \"redis://HOST:6379\"}"),
+            GlobalRateLimitEngineType::RateLimitService => (
                 "rateLimitService",
                 "{url: \"http://HOST:8081\", domain: NAME}",
             ),
-            GlobalBackendType::Replicas => ("replicas", "{backend: NAME}"),
+            GlobalRateLimitEngineType::Replicas => ("replicas", "{backend: NAME}"),
         };
         for (other, _) in given
             .iter()
-            .filter(|(name, is_given)| *is_given && *name != wanted)
+            .filter(|(name, is_given)| *is_given && *name != required_key)
         {
             self.error(
                 &at.key(other),
-                format!("this is for another type than {:?}", of.kind),
+                format!("this is for another type than {:?}", engine_section.kind),
             )
             .hint(format!("take `{other}` out, or change `type`"));
         }
-        let engine = match (of.kind, &of.redis, &of.rate_limit_service, &of.replicas) {
-            (GlobalBackendType::Redis, Some(redis), ..) => self.redis(&at.key("redis"), redis)?,
-            (GlobalBackendType::RateLimitService, _, Some(service), _) => {
-                self.rate_limit_service(&at.key("rateLimitService"), service, routes)?
+        let engine = match (
+            engine_section.kind,
+            &engine_section.redis,
+            &engine_section.rate_limit_service,
+            &engine_section.replicas,
+        ) {
+            (GlobalRateLimitEngineType::Redis, Some(redis), ..) => {
+                self.compile_redis_engine(&at.key("redis"), redis)?
             }
-            (GlobalBackendType::Replicas, .., Some(replicas)) => {
+            (GlobalRateLimitEngineType::RateLimitService, _, Some(service), _) => {
+                self.compile_rate_limit_service(&at.key("rateLimitService"), service, routes)?
+            }
+            (GlobalRateLimitEngineType::Replicas, .., Some(replicas)) => {
                 let names = || backends.iter().map(|(_, backend)| &*backend.spec.name);
                 let Some(backend) = names().position(|name| *name == *replicas.backend) else {
-                    self.unknown_reference(
+                    self.report_unknown_reference(
                         &at.key("replicas").key("backend"),
                         "backend",
                         &replicas.backend,
@@ -79,7 +92,7 @@ impl<'a> Compiler<'a> {
                     );
                     return None;
                 };
-                EngineSpec::Replicas {
+                RateLimitEngineSpec::Replicas {
                     backend,
                     name: Arc::from(replicas.backend.as_str()),
                 }
@@ -87,20 +100,27 @@ impl<'a> Compiler<'a> {
             _ => {
                 self.error(
                     &at,
-                    format!("an engine of type {:?} needs `{wanted}`", of.kind),
+                    format!(
+                        "an engine of type {:?} needs `{required_key}`",
+                        engine_section.kind
+                    ),
                 )
-                .hint(format!("add `{wanted}: {like}`"));
+                .hint(format!("add `{required_key}: {example}`"));
                 return None;
             }
         };
         Some(GlobalRateLimitSpec {
             engine,
             timeout,
-            fails_closed: written.fail_closed,
+            fails_closed: section.fail_closed,
         })
     }
 
-    fn redis(&mut self, at: &At<'a>, redis: &Redis) -> Option<EngineSpec> {
+    fn compile_redis_engine(
+        &mut self,
+        at: &FieldLocation<'a>,
+        redis: &RedisSection,
+    ) -> Option<RateLimitEngineSpec> {
         if !cfg!(feature = "redis") {
             self.error(at, "this build knows no Redis").hint(
                 "build with the feature `redis`, which the default has, or write `type: Replicas`",
@@ -137,20 +157,22 @@ impl<'a> Compiler<'a> {
             self.error(&at.key("prefix"), "this cannot begin a key")
                 .hint("write the name of the service");
         }
-        Some(EngineSpec::Remote(RemoteSpec::Redis(RedisSpec {
-            url: redis.url.clone(),
-            address: address.into(),
-            prefix: Arc::from(prefix),
-            place: source_place(&at.key("url")),
-        })))
+        Some(RateLimitEngineSpec::Remote(RemoteEngineSpec::Redis(
+            RedisSpec {
+                url: redis.url.clone(),
+                display_address: address.into(),
+                key_prefix: Arc::from(prefix),
+                location: source_location(&at.key("url")),
+            },
+        )))
     }
 
-    fn rate_limit_service(
+    fn compile_rate_limit_service(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         service: &RateLimitService,
         routes: &[RouteSpec],
-    ) -> Option<EngineSpec> {
+    ) -> Option<RateLimitEngineSpec> {
         if !cfg!(feature = "rls") {
             self.error(at, "this build speaks to no rate limit service")
                 .hint("build with `--features rls`, or write `type: Redis`");
@@ -176,9 +198,9 @@ impl<'a> Compiler<'a> {
             .flat_map(|route| &route.rate_limits.rules)
             .filter(|rule| rule.is_global)
         {
-            let is_window =
+            let fits_fixed_window =
                 rule.quota.burst == rule.quota.requests && rule.max_wait.is_zero() && rule.cost > 0;
-            if !is_window {
+            if !fits_fixed_window {
                 let message = format!(
                     "a rate limit service cannot keep the rule `{}`: it counts in whole units, without `burst`, `queue` and a cost of 0",
                     rule.name
@@ -191,10 +213,12 @@ impl<'a> Compiler<'a> {
             .domain
             .clone()
             .unwrap_or_else(|| at.located.document.metadata.name.clone());
-        Some(EngineSpec::Remote(RemoteSpec::Service(ServiceSpec {
-            url: Arc::from(service.url.as_str()),
-            domain: domain.into(),
-            place: source_place(&at.key("url")),
-        })))
+        Some(RateLimitEngineSpec::Remote(RemoteEngineSpec::Service(
+            RateLimitServiceSpec {
+                url: Arc::from(service.url.as_str()),
+                domain: domain.into(),
+                location: source_location(&at.key("url")),
+            },
+        )))
     }
 }

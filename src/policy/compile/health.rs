@@ -2,26 +2,33 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use super::{At, Compiler, sections::mode};
+use super::{Compiler, FieldLocation, sections::compile_mode};
 use crate::{
     policy::{
         document::{ActiveCheck, ActiveCheckType, OutlierDetection},
-        snapshot::{CheckSpec, OutlierSpec, ProbeSpec},
-        units::{Percent, Span, StatusRange},
+        snapshot::{ActiveCheckSpec, OutlierDetectionSpec, ProbeSpec},
+        units::{Percent, PolicyDuration, StatusRange},
     },
     resilience::{
         Mode,
         health::HealthConfig,
-        outlier::{FailurePercentage, InvalidOutlier, OutlierConfig, Runs, SuccessRate},
+        outlier::{
+            ConsecutiveThresholds, FailurePercentageRule, InvalidOutlier, OutlierConfig,
+            SuccessRateRule,
+        },
         ratio::Ratio,
     },
 };
 
 /// The longest name of a service that is asked for its health: with it the message has a length of one byte.
-const MAX_SERVICE: usize = 125;
+const MAX_GRPC_SERVICE_NAME_BYTES: usize = 125;
 
 impl<'a> Compiler<'a> {
-    pub(super) fn active_check(&mut self, at: &At<'a>, check: &ActiveCheck) -> Option<CheckSpec> {
+    pub(super) fn compile_active_check(
+        &mut self,
+        at: &FieldLocation<'a>,
+        check: &ActiveCheck,
+    ) -> Option<ActiveCheckSpec> {
         let interval = check.interval.map_or(Duration::from_secs(5), |span| span.0);
         let timeout = check.timeout.map_or(Duration::from_secs(1), |span| span.0);
         if interval < Duration::from_millis(10) {
@@ -55,7 +62,7 @@ impl<'a> Compiler<'a> {
             unhealthy_threshold: threshold("unhealthyThreshold", check.unhealthy_threshold, 3),
             healthy_threshold: threshold("healthyThreshold", check.healthy_threshold, 2),
         };
-        let probe = self.probe(at, check)?;
+        let probe = self.compile_probe(at, check)?;
         if check.kind != ActiveCheckType::GRPC && check.grpc.is_some() {
             self.error(
                 &at.key("grpc"),
@@ -63,15 +70,17 @@ impl<'a> Compiler<'a> {
             )
             .hint("write `type: GRPC`, or take `grpc` out");
         }
-        let or = |span: Option<Span>| span.map_or(interval, |span| span.0);
+        let or_interval = |span: Option<PolicyDuration>| span.map_or(interval, |span| span.0);
         let jitter = check
             .jitter_percent
-            .unwrap_or(Percent::of(10))
+            .unwrap_or(Percent::from_integer(10))
             .ratio()
             .value();
-        let (unhealthy_interval, edge_interval) =
-            (or(check.unhealthy_interval), or(check.edge_interval));
-        Some(CheckSpec {
+        let (unhealthy_interval, edge_interval) = (
+            or_interval(check.unhealthy_interval),
+            or_interval(check.edge_interval),
+        );
+        Some(ActiveCheckSpec {
             probe,
             interval,
             unhealthy_interval,
@@ -82,7 +91,7 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn probe(&mut self, at: &At<'a>, check: &ActiveCheck) -> Option<ProbeSpec> {
+    fn compile_probe(&mut self, at: &FieldLocation<'a>, check: &ActiveCheck) -> Option<ProbeSpec> {
         Some(match (check.kind, &check.http) {
             (ActiveCheckType::HTTP, Some(http)) => {
                 if !http.path.starts_with('/')
@@ -100,11 +109,11 @@ impl<'a> Compiler<'a> {
                     self.error(&at.key("http").key("host"), "this is not a host")
                         .hint("write a name, and a port where it is needed");
                 }
-                let all_good = [StatusRange::of(200, 399)];
+                let default_statuses = [StatusRange::from_bounds(200, 399)];
                 let expected = http
                     .expected_statuses
                     .as_deref()
-                    .unwrap_or(&all_good)
+                    .unwrap_or(&default_statuses)
                     .iter()
                     .collect();
                 ProbeSpec::Http {
@@ -117,10 +126,10 @@ impl<'a> Compiler<'a> {
             (ActiveCheckType::TCP, None) => ProbeSpec::Tcp,
             (ActiveCheckType::GRPC, None) => {
                 let service = check.grpc.clone().unwrap_or_default().service;
-                if service.len() > MAX_SERVICE {
+                if service.len() > MAX_GRPC_SERVICE_NAME_BYTES {
                     self.error(
                         &at.key("grpc").key("service"),
-                        format!("no name of a service is longer than {MAX_SERVICE} bytes"),
+                        format!("no name of a service is longer than {MAX_GRPC_SERVICE_NAME_BYTES} bytes"),
                     )
                     .hint("write it as in the app's own definition, like `shop.Payments`");
                     return None;
@@ -148,17 +157,17 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    pub(super) fn outlier_detection(
+    pub(super) fn compile_outlier_detection(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         section: &OutlierDetection,
-    ) -> Option<OutlierSpec> {
-        let mode = mode(section.mode);
-        let config = outlier_config(section).map_err(|invalid| {
+    ) -> Option<OutlierDetectionSpec> {
+        let mode = compile_mode(section.mode);
+        let config = build_outlier_config(section).map_err(|invalid| {
             let key = match invalid {
-                InvalidOutlier::NoTime => "interval",
+                InvalidOutlier::ZeroDuration => "interval",
                 InvalidOutlier::MaxBelowBase => "maxEjectionTime",
-                InvalidOutlier::SlowFactor => "slowFactor",
+                InvalidOutlier::LatencyFactorTooLow => "slowFactor",
             };
             self.error(&at.key(key), invalid.to_string()).hint("`{interval: 10s, baseEjectionTime: 30s, maxEjectionTime: 5m, slowFactor: 3}` are the defaults");
         });
@@ -175,46 +184,47 @@ impl<'a> Compiler<'a> {
         config
             .ok()
             .filter(|_| mode != Mode::Off)
-            .map(|config| OutlierSpec { mode, config })
+            .map(|config| OutlierDetectionSpec { mode, config })
     }
 }
 
-fn outlier_config(section: &OutlierDetection) -> Result<OutlierConfig, InvalidOutlier> {
-    let time =
-        |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
-    let base = time(section.base_ejection_time, 30);
+fn build_outlier_config(section: &OutlierDetection) -> Result<OutlierConfig, InvalidOutlier> {
+    let duration_or = |span: Option<PolicyDuration>, default: u64| {
+        span.map_or(Duration::from_secs(default), |span| span.0)
+    };
+    let base = duration_or(section.base_ejection_time, 30);
     let max = section
         .max_ejection_time
         .map_or(Duration::from_mins(5).max(base), |span| span.0);
     let config = OutlierConfig::try_new(
-        time(section.interval, 10),
+        duration_or(section.interval, 10),
         base,
         max,
         section
             .max_ejection_percent
-            .unwrap_or(Percent::of(50))
+            .unwrap_or(Percent::from_integer(50))
             .ratio(),
     )?;
-    let runs = Runs {
+    let runs = ConsecutiveThresholds {
         failures: section.consecutive_5xx_errors.unwrap_or(5),
         gateway_errors: section.consecutive_gateway_errors.unwrap_or(0),
-        local_origin: section.consecutive_local_origin_failures.unwrap_or(5),
+        local_origin_failures: section.consecutive_local_origin_failures.unwrap_or(5),
     };
     let deviations = section.success_rate_stdev_factor.unwrap_or(1.9);
-    let success_rate = SuccessRate {
-        deviations,
+    let success_rate = SuccessRateRule {
+        stdev_factor: deviations,
         minimum_hosts: section.success_rate_minimum_hosts.unwrap_or(5),
         request_volume: section.success_rate_request_volume.unwrap_or(100),
     };
     let threshold = section
         .failure_percentage_threshold
         .map_or(Ratio::ZERO, Percent::ratio);
-    let failure_percentage = FailurePercentage {
+    let failure_percentage = FailurePercentageRule {
         threshold,
         minimum_hosts: section.failure_percentage_minimum_hosts.unwrap_or(5),
         request_volume: section.failure_percentage_request_volume.unwrap_or(50),
     };
-    let config = config.with_runs(runs).with_rates(
+    let config = config.with_consecutive_thresholds(runs).with_rate_rules(
         (deviations > 0.0).then_some(success_rate),
         (threshold > Ratio::ZERO).then_some(failure_percentage),
     );

@@ -2,97 +2,101 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{At, Compiler, backends::MadeBackend, sections};
+use super::{Compiler, FieldLocation, backends::CompiledBackend, sections};
 use crate::{
     policy::{
-        document::{AppProbes, Drain, Lifecycle, Startup, WarmUp},
-        snapshot::{AppProbesSpec, LifecycleSpec, OwnWarmUpSpec},
-        units::Span,
+        document::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
+        snapshot::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
+        units::PolicyDuration,
     },
     resilience::{Mode, lifecycle::DrainConfig},
 };
 
-type Backends<'b, 'a> = &'b [(At<'a>, MadeBackend<'a>)];
+type CompiledBackends<'b, 'a> = &'b [(FieldLocation<'a>, CompiledBackend<'a>)];
 
 impl<'a> Compiler<'a> {
-    pub(super) fn lifecycle(&mut self, backends: Backends<'_, 'a>) -> LifecycleSpec {
-        let Some((at, written)) =
-            self.at_most_one("lifecycle", |document| document.spec.lifecycle.as_ref())
+    pub(super) fn compile_lifecycle(
+        &mut self,
+        backends: CompiledBackends<'_, 'a>,
+    ) -> LifecycleSpec {
+        let Some((at, section)) =
+            self.find_single_section("lifecycle", |document| document.spec.lifecycle.as_ref())
         else {
             return LifecycleSpec {
                 success_threshold: 1,
                 ..LifecycleSpec::default()
             };
         };
-        let Lifecycle {
+        let LifecycleSection {
             startup,
             readiness_gates,
             app_probes,
             warm_up,
             drain,
             replicas,
-        } = written.clone();
+        } = section.clone();
         let startup = startup.unwrap_or_default();
         let startup_at = at.key("startup");
         let require_backend = startup.require_backend.as_deref().and_then(|name| {
-            self.checked_backend(&startup_at.key("requireBackend"), name, backends)
+            self.find_checked_backend(&startup_at.key("requireBackend"), name, backends)
         });
-        let success_threshold = self.startup(&startup_at, &startup);
+        let success_threshold = self.compile_success_threshold(&startup_at, &startup);
         let gates = readiness_gates.unwrap_or_default();
         let gates = gates
             .iter()
             .enumerate()
             .filter_map(|(index, name)| {
-                self.checked_backend(&at.key("readinessGates").index(index), name, backends)
+                self.find_checked_backend(&at.key("readinessGates").index(index), name, backends)
             })
             .collect();
         let replicas = replicas.and_then(|replicas| {
-            self.backend_named(
+            self.find_backend(
                 &at.key("replicas").key("backend"),
                 &replicas.backend,
                 backends,
             )
         });
         LifecycleSpec {
-            require_backend,
-            startup_delay: or(startup.delay, Duration::ZERO),
+            required_backend: require_backend,
+            startup_delay: duration_or(startup.delay, Duration::ZERO),
             success_threshold,
-            gates,
-            app_probes: self.app_probes(
+            readiness_gates: gates,
+            app_probes: self.compile_app_probes(
                 &at.key("appProbes"),
                 app_probes.as_ref(),
                 require_backend,
                 backends,
             ),
-            warm_up: warm_up.and_then(|warm_up| self.own_warm_up(&at.key("warmUp"), &warm_up)),
-            drain: self.drain(&at.key("drain"), &drain.unwrap_or_default()),
-            replicas,
+            warm_up: warm_up
+                .and_then(|warm_up| self.compile_instance_warm_up(&at.key("warmUp"), &warm_up)),
+            drain: self.compile_drain(&at.key("drain"), &drain.unwrap_or_default()),
+            replicas_backend: replicas,
         }
     }
 
-    fn backend_named(
+    fn find_backend(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         name: &str,
-        backends: Backends<'_, 'a>,
+        backends: CompiledBackends<'_, 'a>,
     ) -> Option<usize> {
         let names = || backends.iter().map(|(_, backend)| &*backend.spec.name);
         let position = names().position(|known| known == name);
         if position.is_none() {
-            self.unknown_reference(at, "backend", name, names());
+            self.report_unknown_reference(at, "backend", name, names());
         }
         position
     }
 
     /// A backend that readiness waits for.
-    fn checked_backend(
+    fn find_checked_backend(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         name: &str,
-        backends: Backends<'_, 'a>,
+        backends: CompiledBackends<'_, 'a>,
     ) -> Option<usize> {
-        let position = self.backend_named(at, name, backends)?;
-        if backends[position].1.spec.check.is_none() {
+        let position = self.find_backend(at, name, backends)?;
+        if backends[position].1.spec.active_check.is_none() {
             let hint = "give it a `healthCheck.active`, so that there is something to wait for";
             self.error(at, format!("the backend `{name}` has no active check"))
                 .hint(hint);
@@ -100,7 +104,7 @@ impl<'a> Compiler<'a> {
         Some(position)
     }
 
-    fn startup(&mut self, at: &At<'a>, startup: &Startup) -> u32 {
+    fn compile_success_threshold(&mut self, at: &FieldLocation<'a>, startup: &Startup) -> u32 {
         if startup.require_backend.is_none() {
             let given = [
                 ("delay", startup.delay.is_some()),
@@ -116,34 +120,34 @@ impl<'a> Compiler<'a> {
                 .hint("add `requireBackend`");
             }
         }
-        self.at_least_one(at, "successThreshold", startup.success_threshold, 1)
+        self.require_at_least_one(at, "successThreshold", startup.success_threshold, 1)
             .get()
     }
 
     /// What is not given is the path of the active check; where that is none of HTTP, nothing can be passed through.
-    fn app_probes(
+    fn compile_app_probes(
         &mut self,
-        at: &At<'a>,
-        written: Option<&AppProbes>,
+        at: &FieldLocation<'a>,
+        section: Option<&AppProbesSection>,
         backend: Option<usize>,
-        backends: Backends<'_, 'a>,
+        backends: CompiledBackends<'_, 'a>,
     ) -> Option<AppProbesSpec> {
         let Some(backend) = backend else {
-            if written.is_some() {
+            if section.is_some() {
                 self.error(at, "nobody knows which backend is the app")
                     .hint("add `startup: {requireBackend: NAME}`");
             }
             return None;
         };
-        let written = written.cloned().unwrap_or_default();
-        let checked = backends[backend]
+        let section = section.cloned().unwrap_or_default();
+        let active_check_path = backends[backend]
             .1
             .spec
-            .check
+            .active_check
             .as_ref()
             .and_then(|check| check.path());
         let mut path = |key: &str, given: Option<String>| {
-            let path = given.or_else(|| checked.map(str::to_owned))?;
+            let path = given.or_else(|| active_check_path.map(str::to_owned))?;
             if !path.starts_with('/')
                 || path
                     .bytes()
@@ -156,31 +160,35 @@ impl<'a> Compiler<'a> {
         };
         Some(AppProbesSpec {
             backend,
-            livez: path("livez", written.livez),
-            readyz: path("readyz", written.readyz),
-            startupz: path("startupz", written.startupz),
+            livez_path: path("livez", section.livez),
+            readyz_path: path("readyz", section.readyz),
+            startupz_path: path("startupz", section.startupz),
         })
     }
 
-    fn own_warm_up(&mut self, at: &At<'a>, written: &WarmUp) -> Option<OwnWarmUpSpec> {
-        let mode = sections::mode(written.mode);
-        let made = self.warm_up_curve(
+    fn compile_instance_warm_up(
+        &mut self,
+        at: &FieldLocation<'a>,
+        section: &InstanceWarmUp,
+    ) -> Option<InstanceWarmUpSpec> {
+        let mode = sections::compile_mode(section.mode);
+        let made = self.compile_warm_up_config(
             at,
-            written.window,
-            written.aggression,
-            (written.min_percent, "minPercent"),
+            section.window,
+            section.aggression,
+            (section.min_percent, "minPercent"),
         );
         made.filter(|_| mode != Mode::Off)
-            .map(|config| OwnWarmUpSpec { mode, config })
+            .map(|config| InstanceWarmUpSpec { mode, config })
     }
 
-    fn drain(&mut self, at: &At<'a>, written: &Drain) -> DrainConfig {
-        let usual = DrainConfig::default();
-        let timeout = or(written.timeout, usual.timeout);
+    fn compile_drain(&mut self, at: &FieldLocation<'a>, section: &DrainSection) -> DrainConfig {
+        let defaults = DrainConfig::default();
+        let timeout = duration_or(section.timeout, defaults.timeout);
         let drain = DrainConfig {
-            delay: or(written.delay, usual.delay),
-            quiet_period: or(written.quiet_period, usual.quiet_period),
-            soft_timeout: or(written.soft_timeout, usual.soft_timeout.min(timeout)),
+            delay: duration_or(section.delay, defaults.delay),
+            quiet_period: duration_or(section.quiet_period, defaults.quiet_period),
+            soft_timeout: duration_or(section.soft_timeout, defaults.soft_timeout.min(timeout)),
             timeout,
         };
         if drain.timeout < drain.delay {
@@ -201,6 +209,6 @@ impl<'a> Compiler<'a> {
     }
 }
 
-fn or(span: Option<Span>, default: Duration) -> Duration {
+fn duration_or(span: Option<PolicyDuration>, default: Duration) -> Duration {
     span.map_or(default, |span| span.0)
 }

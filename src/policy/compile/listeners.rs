@@ -2,21 +2,22 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{At, Compiler};
+use super::{Compiler, FieldLocation};
 use crate::policy::{
     document::{Listener, ListenerLimits},
     snapshot::{ListenerLimitSpec, ListenerSpec},
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn listeners(&mut self) -> Vec<(At<'a>, ListenerSpec)> {
+    pub(super) fn compile_listeners(&mut self) -> Vec<(FieldLocation<'a>, ListenerSpec)> {
         let mut seen = HashMap::new();
         let mut by_address: HashMap<SocketAddr, &str> = HashMap::new();
         let mut listeners = Vec::new();
-        for (at, listener) in self.each("listeners", |document| document.spec.listeners.as_slice())
+        for (at, listener) in
+            self.collect_items("listeners", |document| document.spec.listeners.as_slice())
         {
             self.check_name(&at.key("name"), "listener", &listener.name, &mut seen);
-            let spec = self.listener(&at, listener);
+            let spec = self.compile_listener(&at, listener);
             let other = if spec.address.port() == 0 {
                 None
             } else {
@@ -37,12 +38,12 @@ impl<'a> Compiler<'a> {
         listeners
     }
 
-    fn listener(&mut self, at: &At<'a>, listener: &Listener) -> ListenerSpec {
-        let limits = self.listener_limits(
+    fn compile_listener(&mut self, at: &FieldLocation<'a>, listener: &Listener) -> ListenerSpec {
+        let limits = self.compile_listener_limits(
             &at.key("limits"),
             &listener.limits.clone().unwrap_or_default(),
         );
-        let protocol = Self::listener_protocol(listener.protocol);
+        let protocol = Self::compile_listener_protocol(listener.protocol);
         let address = listener.address.parse().unwrap_or_else(|_| {
             self.error(
                 &at.key("address"),
@@ -60,14 +61,18 @@ impl<'a> Compiler<'a> {
             tls: listener
                 .tls
                 .as_ref()
-                .and_then(|tls| self.server_tls(&at.key("tls"), tls, protocol)),
+                .and_then(|tls| self.compile_listener_tls(&at.key("tls"), tls, protocol)),
             limits,
-            trusted: self.trusted(&at.key("clientIPDetection"), listener),
+            trusted_proxies: self.compile_trusted_proxies(&at.key("clientIPDetection"), listener),
         }
     }
 
     /// Proxies whose word about their clients is taken.
-    fn trusted(&mut self, at: &At<'a>, listener: &Listener) -> Vec<ipnet::IpNet> {
+    fn compile_trusted_proxies(
+        &mut self,
+        at: &FieldLocation<'a>,
+        listener: &Listener,
+    ) -> Vec<ipnet::IpNet> {
         let Some(detection) = &listener.client_ip_detection else {
             return Vec::new();
         };
@@ -80,12 +85,16 @@ impl<'a> Compiler<'a> {
         ranges
             .iter()
             .enumerate()
-            .filter_map(|(index, range)| self.range(&at.index(index), range))
+            .filter_map(|(index, range)| self.parse_cidr(&at.index(index), range))
             .collect()
     }
 
     /// A range of addresses.
-    pub(super) fn range(&mut self, at: &At<'a>, text: &str) -> Option<ipnet::IpNet> {
+    pub(super) fn parse_cidr(
+        &mut self,
+        at: &FieldLocation<'a>,
+        text: &str,
+    ) -> Option<ipnet::IpNet> {
         let range = text.parse().ok();
         if range.is_none() {
             self.error(at, format!("`{text}` is not a range of addresses"))
@@ -94,7 +103,11 @@ impl<'a> Compiler<'a> {
         range
     }
 
-    fn listener_limits(&mut self, at: &At<'a>, limits: &ListenerLimits) -> ListenerLimitSpec {
+    fn compile_listener_limits(
+        &mut self,
+        at: &FieldLocation<'a>,
+        limits: &ListenerLimits,
+    ) -> ListenerLimitSpec {
         let max_header_bytes = limits.max_header_bytes.map_or(64 << 10, |size| size.0);
         if !(1 << 10..=1 << 20).contains(&max_header_bytes) {
             self.error(
@@ -117,14 +130,15 @@ impl<'a> Compiler<'a> {
             )
             .hint("write at least 1; 100 is the default");
         }
-        let mut timeout = |key: &str, span: Option<crate::policy::units::Span>, default: u64| {
-            let duration = span.map_or(Duration::from_secs(default), |span| span.0);
-            if duration.is_zero() {
-                self.error(&at.key(key), format!("`{key}` cannot be switched off"))
-                    .hint("without it a silent client could hold a connection for ever");
-            }
-            duration
-        };
+        let mut timeout =
+            |key: &str, span: Option<crate::policy::units::PolicyDuration>, default: u64| {
+                let duration = span.map_or(Duration::from_secs(default), |span| span.0);
+                if duration.is_zero() {
+                    self.error(&at.key(key), format!("`{key}` cannot be switched off"))
+                        .hint("without it a silent client could hold a connection for ever");
+                }
+                duration
+            };
         ListenerLimitSpec {
             header_timeout: timeout("headerTimeout", limits.header_timeout, 10),
             idle_timeout: timeout("idleTimeout", limits.idle_timeout, 75),

@@ -2,48 +2,53 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::{At, Compiler, backends::MadeBackend, sections};
+use super::{Compiler, FieldLocation, backends::CompiledBackend, sections};
 use crate::{
     policy::{
-        document::{Action, ActionType, LogFormat, ModeName, Recovery, Rung, TriggerType},
-        snapshot::{AccessLogSpec, ActionSpec, RecoveryAction, RecoverySpec, RouteSpec},
+        document::{
+            AccessLogFormat, ModeSetting, RecoveryActionSection, RecoveryActionType, RecoveryEntry,
+            RecoveryRung, RecoveryTriggerType,
+        },
+        snapshot::{AccessLogSpec, RecoveryAction, RecoverySpec, RouteActionSpec, RouteSpec},
     },
     resilience::{Mode, recovery::RecoveryConfig},
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn recoveries(
+    pub(super) fn compile_recoveries(
         &mut self,
-        backends: &[(At<'a>, MadeBackend<'a>)],
+        backends: &[(FieldLocation<'a>, CompiledBackend<'a>)],
         routes: &[RouteSpec],
     ) -> Vec<RecoverySpec> {
         let mut seen = HashMap::new();
         let mut recoveries = Vec::new();
-        for (at, recovery) in self.each("recovery", |document| document.spec.recovery.as_slice()) {
+        for (at, recovery) in
+            self.collect_items("recovery", |document| document.spec.recovery.as_slice())
+        {
             self.check_name(&at.key("name"), "recovery", &recovery.name, &mut seen);
-            self.check_trigger(&at.key("trigger"), recovery, backends, routes);
-            let made = self.recovery(&at, recovery);
-            if recovery.mode != ModeName::Off {
-                recoveries.extend(made);
+            self.check_recovery_trigger(&at.key("trigger"), recovery, backends, routes);
+            let compiled = self.compile_recovery(&at, recovery);
+            if recovery.mode != ModeSetting::Off {
+                recoveries.extend(compiled);
             }
         }
         recoveries
     }
 
-    fn check_trigger(
+    fn check_recovery_trigger(
         &mut self,
-        at: &At<'a>,
-        recovery: &Recovery,
-        backends: &[(At<'a>, MadeBackend<'a>)],
+        at: &FieldLocation<'a>,
+        recovery: &RecoveryEntry,
+        backends: &[(FieldLocation<'a>, CompiledBackend<'a>)],
         routes: &[RouteSpec],
     ) {
-        let TriggerType::CircuitOpenFor = recovery.trigger.kind;
+        let RecoveryTriggerType::CircuitOpenFor = recovery.trigger.kind;
         let name = recovery.trigger.backend.as_str();
         let Some(backend) = backends
             .iter()
             .position(|(_, backend)| *backend.spec.name == *name)
         else {
-            return self.unknown_reference(
+            return self.report_unknown_reference(
                 &at.key("backend"),
                 "backend",
                 name,
@@ -51,10 +56,10 @@ impl<'a> Compiler<'a> {
             );
         };
         let has_breaker = routes.iter().any(|route| match &route.action {
-            ActionSpec::Forward(to) => to.iter().any(|destination| {
+            RouteActionSpec::Forward(to) => to.iter().any(|destination| {
                 destination.backend == backend && destination.policy.breaker.is_some()
             }),
-            ActionSpec::Redirect(_) => false,
+            RouteActionSpec::Redirect(_) => false,
         });
         if !has_breaker {
             let hint =
@@ -67,12 +72,16 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn recovery(&mut self, at: &At<'a>, written: &Recovery) -> Option<RecoverySpec> {
+    fn compile_recovery(
+        &mut self,
+        at: &FieldLocation<'a>,
+        section: &RecoveryEntry,
+    ) -> Option<RecoverySpec> {
         let mut ladder = Vec::new();
-        for (index, rung) in written.ladder.iter().enumerate() {
-            ladder.extend(self.rung(&at.key("ladder").index(index), rung));
+        for (index, rung) in section.ladder.iter().enumerate() {
+            ladder.extend(self.compile_recovery_action(&at.key("ladder").index(index), rung));
         }
-        let Some(rungs) = u32::try_from(written.ladder.len())
+        let Some(rungs) = u32::try_from(section.ladder.len())
             .ok()
             .and_then(std::num::NonZeroU32::new)
         else {
@@ -83,20 +92,20 @@ impl<'a> Compiler<'a> {
             .hint("add `- {action: {type: FailReadiness}}`");
             return None;
         };
-        let max_per_hour = self.at_least_one(at, "maxPerHour", written.max_per_hour, 3);
-        let cooldown = written
+        let max_per_hour = self.require_at_least_one(at, "maxPerHour", section.max_per_hour, 3);
+        let cooldown = section
             .cooldown
             .map_or(Duration::from_mins(10), |span| span.0);
         if cooldown < Duration::from_secs(1) {
             self.error(&at.key("cooldown"), "a remedy needs time to help")
                 .hint("10m is the default, 1s is the least");
         }
-        let mode: Mode = sections::mode(written.mode);
+        let mode: Mode = sections::compile_mode(section.mode);
         Some(RecoverySpec {
-            name: Arc::from(written.name.as_str()),
+            name: Arc::from(section.name.as_str()),
             mode,
-            backend: Arc::from(written.trigger.backend.as_str()),
-            open_for: written.trigger.duration.0,
+            backend: Arc::from(section.trigger.backend.as_str()),
+            open_for: section.trigger.duration.0,
             ladder,
             config: RecoveryConfig {
                 rungs,
@@ -106,18 +115,22 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn rung(&mut self, at: &At<'a>, rung: &Rung) -> Option<RecoveryAction> {
-        let Action { kind, url, timeout } = &rung.action;
+    fn compile_recovery_action(
+        &mut self,
+        at: &FieldLocation<'a>,
+        rung: &RecoveryRung,
+    ) -> Option<RecoveryAction> {
+        let RecoveryActionSection { kind, url, timeout } = &rung.action;
         let at = at.key("action");
         match kind {
-            ActionType::FailReadiness => {
+            RecoveryActionType::FailReadiness => {
                 if url.is_some() || timeout.is_some() {
                     self.error(&at, "FailReadiness has neither `url` nor `timeout`")
                         .hint("take them out, or write `type: Webhook`");
                 }
                 Some(RecoveryAction::FailReadiness)
             }
-            ActionType::Webhook => {
+            RecoveryActionType::Webhook => {
                 if rung.undo.is_some() {
                     self.error(&at, "a webhook cannot be undone")
                         .hint("take `undo` out");
@@ -151,17 +164,18 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    pub(super) fn access_log(&mut self) -> AccessLogSpec {
-        let written = self.at_most_one("telemetry", |document| document.spec.telemetry.as_ref());
-        let log = written
+    pub(super) fn compile_access_log(&mut self) -> AccessLogSpec {
+        let section =
+            self.find_single_section("telemetry", |document| document.spec.telemetry.as_ref());
+        let log = section
             .and_then(|(_, telemetry)| telemetry.access_log.clone())
             .unwrap_or_default();
         AccessLogSpec {
-            is_on: log.format != Some(LogFormat::Off),
-            sampling: log
+            is_enabled: log.format != Some(AccessLogFormat::Off),
+            sampling_ratio: log
                 .sampling_percentage
                 .map_or(1.0, |percent| percent.0 / 100.0),
-            always: log.always_log_codes.unwrap_or_default().iter().collect(),
+            always_logged_statuses: log.always_log_codes.unwrap_or_default().iter().collect(),
         }
     }
 }

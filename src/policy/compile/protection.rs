@@ -1,85 +1,90 @@
 //! The protection of the instance.
 
-use super::{At, Compiler, sections};
+use super::{Compiler, FieldLocation, sections};
 use crate::{
     policy::{
-        document::{ModeName, SignalLevels},
+        document::{ModeSetting, SignalLevels},
         snapshot::ProtectionSpec,
         units::Percent,
     },
     resilience::{
         ratio::Ratio,
-        shed::{Levels, ProtectionConfig},
+        shed::{ProtectionConfig, SignalThresholds},
     },
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn protection(&mut self) -> Option<ProtectionSpec> {
-        let (at, written) =
-            self.at_most_one("protection", |document| document.spec.protection.as_ref())?;
-        let signals = &written.signals;
+    pub(super) fn compile_protection(&mut self) -> Option<ProtectionSpec> {
+        let (at, section) =
+            self.find_single_section("protection", |document| document.spec.protection.as_ref())?;
+        let signals = &section.signals;
         let signals_at = at.key("signals");
-        let usual = |warning, critical| {
-            Some(Levels {
-                warning: Some(Percent::of(warning).ratio()),
-                critical: Some(Percent::of(critical).ratio()),
+        let defaults = |warning, critical| {
+            Some(SignalThresholds {
+                warning: Some(Percent::from_integer(warning).ratio()),
+                critical: Some(Percent::from_integer(critical).ratio()),
             })
         };
         let config = ProtectionConfig {
-            cpu: signals.cpu.as_ref().map_or(usual(70, 90), |levels| {
-                self.levels(&signals_at.key("cpu"), levels)
+            cpu: signals.cpu.as_ref().map_or(defaults(70, 90), |levels| {
+                self.compile_signal_levels(&signals_at.key("cpu"), levels)
             }),
-            memory: signals.memory.as_ref().map_or(usual(75, 90), |levels| {
-                self.levels(&signals_at.key("memory"), levels)
+            memory: signals.memory.as_ref().map_or(defaults(75, 90), |levels| {
+                self.compile_signal_levels(&signals_at.key("memory"), levels)
             }),
-            cpu_pressure: signals
-                .cpu_pressure
-                .as_ref()
-                .and_then(|levels| self.levels(&signals_at.key("cpuPressure"), levels)),
-            memory_pressure: signals
-                .memory_pressure
-                .as_ref()
-                .and_then(|levels| self.levels(&signals_at.key("memoryPressure"), levels)),
+            cpu_pressure: signals.cpu_pressure.as_ref().and_then(|levels| {
+                self.compile_signal_levels(&signals_at.key("cpuPressure"), levels)
+            }),
+            memory_pressure: signals.memory_pressure.as_ref().and_then(|levels| {
+                self.compile_signal_levels(&signals_at.key("memoryPressure"), levels)
+            }),
         };
         let shed_at = at.key("shed");
-        let shed = written.shed.clone().unwrap_or_default();
-        let header = self.header_name(
+        let shed = section.shed.clone().unwrap_or_default();
+        let header = self.parse_header_name(
             &shed_at.key("header"),
             shed.header.as_deref().unwrap_or("x-outrigger-priority"),
         )?;
-        let usual = || {
+        let defaults = || {
             ["critical", "high", "normal", "low"]
                 .map(str::to_owned)
                 .to_vec()
         };
-        let classes = shed.classes.unwrap_or_else(usual);
-        let is_twice = classes
+        let classes = shed.classes.unwrap_or_else(defaults);
+        let has_duplicate_class = classes
             .iter()
             .enumerate()
             .any(|(index, class)| classes[..index].contains(class));
         let classes: Result<[String; 4], _> = classes.try_into();
-        let Ok(classes) = classes
-            .map_err(drop)
-            .and_then(|classes| if is_twice { Err(()) } else { Ok(classes) })
-        else {
+        let Ok(classes) = classes.map_err(drop).and_then(|classes| {
+            if has_duplicate_class {
+                Err(())
+            } else {
+                Ok(classes)
+            }
+        }) else {
             self.error(&shed_at.key("classes"), "there are four classes, each once")
                 .hint("write them highest first, like `[critical, high, normal, low]`");
             return None;
         };
-        (written.mode != ModeName::Off).then(|| ProtectionSpec {
-            mode: sections::mode(written.mode),
+        (section.mode != ModeSetting::Off).then(|| ProtectionSpec {
+            mode: sections::compile_mode(section.mode),
             config,
-            header,
-            classes,
-            limits_classes: written.shed.is_some(),
+            priority_header: header,
+            priority_classes: classes,
+            limits_concurrency_by_class: section.shed.is_some(),
         })
     }
 
     /// Levels that are written; a signal without any is not watched.
-    fn levels(&mut self, at: &At<'a>, written: &SignalLevels) -> Option<Levels> {
+    fn compile_signal_levels(
+        &mut self,
+        at: &FieldLocation<'a>,
+        section: &SignalLevels,
+    ) -> Option<SignalThresholds> {
         let (warning, critical) = (
-            written.warning.map(Percent::ratio),
-            written.critical.map(Percent::ratio),
+            section.warning.map(Percent::ratio),
+            section.critical.map(Percent::ratio),
         );
         if let (Some(warning), Some(critical)) = (warning, critical)
             && critical < warning
@@ -91,6 +96,6 @@ impl<'a> Compiler<'a> {
             self.error(at, "a level of 0 is always reached")
                 .hint("write a percentage above 0, or take it out");
         }
-        (warning.is_some() || critical.is_some()).then_some(Levels { warning, critical })
+        (warning.is_some() || critical.is_some()).then_some(SignalThresholds { warning, critical })
     }
 }

@@ -9,32 +9,38 @@ use std::{
     time::Duration,
 };
 
-use super::{At, Compiler, Scope, sections};
+use super::{Compiler, FieldLocation, SectionScope, sections};
 use crate::{
     policy::{
-        document::{Cost, LimitUnit, ModeName, RateLimitHeaders, RateLimitRule, RateWarmUp},
-        snapshot::{QuotaSpec, RateLimitSpec, RateRuleSpec, WarmUpSpec},
-        units::Span,
+        document::{
+            LimitUnit, ModeSetting, RateLimitCost, RateLimitHeaders, RateLimitRule,
+            RateWarmUpSection,
+        },
+        snapshot::{QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec},
+        units::PolicyDuration,
     },
     resilience::Mode,
 };
 
 /// The longest wait for tokens. It is a pace, not a queue: who waits longer is better off elsewhere (Sentinel's default is the same).
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
+const MAX_TOKEN_WAIT: Duration = Duration::from_millis(500);
 
 impl<'a> Compiler<'a> {
     /// The nearest section's rules; those with a key first, so that a noisy client is stopped by its own bucket and does not
     /// drain one that all share.
-    pub(super) fn rate_limits(&mut self, scopes: &[&Scope<'_, 'a>]) -> RateLimitSpec {
-        let Some(found) =
-            sections::nearest(scopes, "rateLimit", |sections| sections.rate_limit.as_ref())
-        else {
+    pub(super) fn compile_rate_limits(
+        &mut self,
+        scopes: &[&SectionScope<'_, 'a>],
+    ) -> RateLimitSpec {
+        let Some(found) = sections::find_nearest_section(scopes, "rateLimit", |sections| {
+            sections.rate_limit.as_ref()
+        }) else {
             return RateLimitSpec::default();
         };
         let section = found.section;
         let headers = section.rate_limit_headers.unwrap_or_default();
         let max_keys = self
-            .at_least_one(&found.at, "maxKeys", section.max_keys, 10_000)
+            .require_at_least_one(&found.at, "maxKeys", section.max_keys, 10_000)
             .get();
         let mut names = HashMap::new();
         let mut rules = Vec::new();
@@ -63,12 +69,12 @@ impl<'a> Compiler<'a> {
         for (scope, (index, rule)) in local.chain(global) {
             let at = found.at.key(scope).key("rules").index(index);
             self.check_name(&at.key("name"), "rule", &rule.name, &mut names);
-            let mode = sections::mode(rule.mode.unwrap_or(section.mode));
-            let made = self
-                .rule(&at, rule, mode, max_keys, headers)
-                .map(|made| RateRuleSpec {
+            let mode = sections::compile_mode(rule.mode.unwrap_or(section.mode));
+            let compiled = self
+                .compile_rate_limit_rule(&at, rule, mode, max_keys, headers)
+                .map(|compiled| RateLimitRuleSpec {
                     is_global: scope == "global",
-                    ..made
+                    ..compiled
                 });
             if rule.warm_up.is_some() && scope == "global" {
                 self.error(
@@ -77,11 +83,11 @@ impl<'a> Compiler<'a> {
                 )
                 .hint("warm up a `local` rule beside it");
             }
-            if mode != Mode::Off && section.mode != ModeName::Off {
-                rules.extend(made);
+            if mode != Mode::Off && section.mode != ModeSetting::Off {
+                rules.extend(compiled);
             }
         }
-        rules.sort_by_key(|rule: &RateRuleSpec| (rule.is_global, !rule.is_keyed()));
+        rules.sort_by_key(|rule: &RateLimitRuleSpec| (rule.is_global, !rule.is_keyed()));
         RateLimitSpec {
             rules,
             headers,
@@ -89,16 +95,16 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn rule(
+    fn compile_rate_limit_rule(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         rule: &RateLimitRule,
         mode: Mode,
         max_keys: u32,
         headers: RateLimitHeaders,
-    ) -> Option<RateRuleSpec> {
-        let quota = self.quota(&at.key("limit"), rule)?;
-        let (cost, response_cost) = self.cost(
+    ) -> Option<RateLimitRuleSpec> {
+        let quota = self.compile_quota(&at.key("limit"), rule)?;
+        let (cost, response_cost) = self.compile_cost(
             &at.key("cost"),
             &rule.cost.clone().unwrap_or_default(),
             quota.burst,
@@ -108,7 +114,7 @@ impl<'a> Compiler<'a> {
             .iter()
             .enumerate()
             .map(|(index, selector)| {
-                self.selector(&at.key("clientSelectors").index(index), selector)
+                self.compile_selector(&at.key("clientSelectors").index(index), selector)
             })
             .collect();
         let max_wait = rule
@@ -119,43 +125,43 @@ impl<'a> Compiler<'a> {
             self.error(&at.key("queue").key("maxWait"), "nobody could wait")
                 .hint("write a time up to 500ms, or take `queue` out");
         }
-        if max_wait > LONGEST_WAIT {
+        if max_wait > MAX_TOKEN_WAIT {
             let message = format!(
                 "a request waits at most {} for its tokens",
-                Span(LONGEST_WAIT)
+                PolicyDuration(MAX_TOKEN_WAIT)
             );
             self.error(&at.key("queue").key("maxWait"), message)
                 .hint("lower it; for longer waits there is `connectionLimits.pendingTimeout`");
         }
-        let made = RateRuleSpec {
+        let compiled = RateLimitRuleSpec {
             name: Arc::from(rule.name.as_str()),
             mode,
             is_global: false,
             selectors: selectors.into_iter().collect::<Option<_>>()?,
             quota,
             cost,
-            response_cost,
+            response_cost_header: response_cost,
             max_wait,
             warm_up: rule
                 .warm_up
                 .as_ref()
-                .map(|warm_up| self.warm_up_of_rate(&at.key("warmUp"), warm_up)),
-            policy_header: policy_header(&rule.name, quota, headers),
+                .map(|warm_up| self.compile_rate_warm_up(&at.key("warmUp"), warm_up)),
+            policy_header: format_policy_header(&rule.name, quota, headers),
             max_keys: usize::try_from(max_keys).unwrap_or(usize::MAX),
         };
-        if made.warm_up.is_some() && made.is_keyed() {
+        if compiled.warm_up.is_some() && compiled.is_keyed() {
             self.error(
                 &at.key("warmUp"),
                 "a rule with a bucket for each value cannot warm up",
             )
             .hint("warm up a rule of the whole; each client's own bucket needs none");
         }
-        Some(made)
+        Some(compiled)
     }
 
-    fn quota(&mut self, at: &At<'a>, rule: &RateLimitRule) -> Option<QuotaSpec> {
-        let requests = self.at_least_one(at, "requests", Some(rule.limit.requests), 100);
-        let burst = self.at_least_one(at, "burst", rule.limit.burst, requests.get());
+    fn compile_quota(&mut self, at: &FieldLocation<'a>, rule: &RateLimitRule) -> Option<QuotaSpec> {
+        let requests = self.require_at_least_one(at, "requests", Some(rule.limit.requests), 100);
+        let burst = self.require_at_least_one(at, "burst", rule.limit.burst, requests.get());
         let unit = unit_seconds(rule.limit.unit);
         // Debts and reservations reach twice as far as a full bucket.
         if u128::from(burst.get()) * u128::from(unit) * 1_000_000_000 / u128::from(requests.get())
@@ -182,14 +188,14 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn cost(
+    fn compile_cost(
         &mut self,
-        at: &At<'a>,
-        cost: &Cost,
+        at: &FieldLocation<'a>,
+        cost: &RateLimitCost,
         burst: NonZeroU32,
     ) -> (u32, Option<http::HeaderName>) {
         let response = cost.response.as_ref().and_then(|response| {
-            self.header_name(&at.key("response").key("header"), &response.header)
+            self.parse_header_name(&at.key("response").key("header"), &response.header)
         });
         let number = cost.request.as_ref().map_or(1, |request| request.number);
         let at = at.key("request").key("number");
@@ -208,7 +214,11 @@ impl<'a> Compiler<'a> {
         (number, response)
     }
 
-    fn warm_up_of_rate(&mut self, at: &At<'a>, warm_up: &RateWarmUp) -> WarmUpSpec {
+    fn compile_rate_warm_up(
+        &mut self,
+        at: &FieldLocation<'a>,
+        warm_up: &RateWarmUpSection,
+    ) -> RateWarmUpSpec {
         let window = warm_up
             .window
             .map_or(Duration::from_secs(10), |span| span.0);
@@ -224,14 +234,14 @@ impl<'a> Compiler<'a> {
             )
             .hint("3 is the default");
         }
-        WarmUpSpec {
+        RateWarmUpSpec {
             window,
             cold_factor: cold_factor.max(2),
         }
     }
 }
 
-fn policy_header(
+fn format_policy_header(
     rule: &str,
     quota: QuotaSpec,
     headers: RateLimitHeaders,

@@ -10,47 +10,53 @@ use std::{
 use regex::Regex;
 
 use super::{
-    At, Compiler, Scope,
-    backends::MadeBackend,
-    sections::{as_backend_policy, scope_of},
+    Compiler, FieldLocation, SectionScope,
+    backends::CompiledBackend,
+    sections::{as_backend_policy, build_scope},
 };
 use crate::policy::{
-    document::{Direction, HeaderMatchType, PathMatch, PathMatchType, Route, RouteMatch, Sections},
-    matching::{Hostname, MatchSpec, PathSpec, Rule, ValueSpec},
+    document::{
+        Direction, HeaderMatchType, PathMatch, PathMatchType, RouteEntry, RouteMatch, Sections,
+    },
+    matching::{HeaderValueSpec, HostnamePattern, PathMatchSpec, RouteMatchSpec, RouteRule},
     snapshot::{
-        ActionSpec, Destination, FallbackTo, FilterSpec, ListenerSpec, MirrorSpec, Origin,
-        PolicySpec, RateLimitSpec, RouteSpec,
+        Destination, FallbackAction, FilterSpec, ListenerSpec, MirrorSpec, PolicySpec,
+        RateLimitSpec, RouteActionSpec, RouteSpec, SectionOrigin,
     },
 };
 use crate::resilience::Mode;
 
 /// What routes refer to.
-pub(super) struct Tables<'t, 'a> {
-    pub(super) listeners: &'t [(At<'a>, ListenerSpec)],
-    pub(super) backends: &'t [(At<'a>, MadeBackend<'a>)],
-    pub(super) policies: &'t HashMap<&'a str, Scope<'a, 'a>>,
-    pub(super) defaults: Option<&'t Scope<'a, 'a>>,
+pub(super) struct RouteReferences<'t, 'a> {
+    pub(super) listeners: &'t [(FieldLocation<'a>, ListenerSpec)],
+    pub(super) backends: &'t [(FieldLocation<'a>, CompiledBackend<'a>)],
+    pub(super) policies: &'t HashMap<&'a str, SectionScope<'a, 'a>>,
+    pub(super) defaults: Option<&'t SectionScope<'a, 'a>>,
 }
 
 impl<'a> Compiler<'a> {
-    pub(super) fn routes(&mut self, tables: &Tables<'_, 'a>) -> (Vec<RouteSpec>, Vec<Vec<Rule>>) {
-        self.check_backend_policies(tables);
+    pub(super) fn compile_routes(
+        &mut self,
+        references: &RouteReferences<'_, 'a>,
+    ) -> (Vec<RouteSpec>, Vec<Vec<RouteRule>>) {
+        self.check_backend_policies(references);
         let mut seen = HashMap::new();
         let mut routes: Vec<RouteSpec> = Vec::new();
-        let mut rules: Vec<Vec<Rule>> = vec![Vec::new(); tables.listeners.len()];
-        for (at, route) in self.each("routes", |document| document.spec.routes.as_slice()) {
+        let mut rules: Vec<Vec<RouteRule>> = vec![Vec::new(); references.listeners.len()];
+        for (at, route) in self.collect_items("routes", |document| document.spec.routes.as_slice())
+        {
             self.check_name(&at.key("name"), "route", &route.name, &mut seen);
-            let listeners = self.route_listeners(&at.key("listeners"), route, tables);
-            let of_route = self.rules(&at, route, routes.len());
+            let listeners = self.resolve_route_listeners(&at.key("listeners"), route, references);
+            let route_rules = self.compile_rules(&at, route, routes.len());
             for listener in &listeners {
-                rules[*listener].extend(of_route.iter().cloned());
+                rules[*listener].extend(route_rules.iter().cloned());
             }
             let direction = listeners.first().map_or(Direction::Inbound, |index| {
-                tables.listeners[*index].1.direction
+                references.listeners[*index].1.direction
             });
-            routes.push(self.route(&at, route, direction, tables));
+            routes.push(self.compile_route(&at, route, direction, references));
         }
-        for (index, (at, listener)) in tables.listeners.iter().enumerate() {
+        for (index, (at, listener)) in references.listeners.iter().enumerate() {
             if rules[index].is_empty() {
                 self.warning(
                     at,
@@ -71,27 +77,27 @@ impl<'a> Compiler<'a> {
         (routes, rules)
     }
 
-    fn check_backend_policies(&mut self, tables: &Tables<'_, 'a>) {
-        for (at, backend) in tables.backends {
+    fn check_backend_policies(&mut self, references: &RouteReferences<'_, 'a>) {
+        for (at, backend) in references.backends {
             if let Some(name) = backend
-                .policy
-                .filter(|name| !tables.policies.contains_key(*name))
+                .policy_name
+                .filter(|name| !references.policies.contains_key(*name))
             {
-                self.unknown_reference(
+                self.report_unknown_reference(
                     &at.key("policy"),
                     "policy",
                     name,
-                    tables.policies.keys().copied(),
+                    references.policies.keys().copied(),
                 );
             }
         }
     }
 
-    fn route_listeners(
+    fn resolve_route_listeners(
         &mut self,
-        at: &At<'a>,
-        route: &Route,
-        tables: &Tables<'_, 'a>,
+        at: &FieldLocation<'a>,
+        route: &RouteEntry,
+        references: &RouteReferences<'_, 'a>,
     ) -> Vec<usize> {
         let mut found: Vec<usize> = Vec::new();
         if route.listeners.is_empty() {
@@ -99,23 +105,26 @@ impl<'a> Compiler<'a> {
                 .hint("name at least one, like `listeners: [inbound]`");
         }
         for (index, name) in route.listeners.iter().enumerate() {
-            match tables
+            match references
                 .listeners
                 .iter()
                 .position(|(_, listener)| *listener.name == **name)
             {
                 Some(position) => found.push(position),
-                None => self.unknown_reference(
+                None => self.report_unknown_reference(
                     &at.index(index),
                     "listener",
                     name,
-                    tables.listeners.iter().map(|(_, listener)| &*listener.name),
+                    references
+                        .listeners
+                        .iter()
+                        .map(|(_, listener)| &*listener.name),
                 ),
             }
         }
         let directions: HashSet<Direction> = found
             .iter()
-            .map(|index| tables.listeners[*index].1.direction)
+            .map(|index| references.listeners[*index].1.direction)
             .collect();
         if directions.len() > 1 {
             self.error(at, "a route is inbound or outbound, not both")
@@ -124,44 +133,48 @@ impl<'a> Compiler<'a> {
         found
     }
 
-    fn route(
+    fn compile_route(
         &mut self,
-        at: &At<'a>,
-        route: &'a Route,
+        at: &FieldLocation<'a>,
+        route: &'a RouteEntry,
         direction: Direction,
-        tables: &Tables<'_, 'a>,
+        references: &RouteReferences<'_, 'a>,
     ) -> RouteSpec {
-        let own: Sections = route.sections();
-        let filters = self.filters(at, route);
+        let route_sections: Sections = route.sections();
+        let filters = self.compile_filters(at, route);
         let name: Arc<str> = Arc::from(route.name.as_str());
-        let named = route.policy.as_deref().and_then(|policy| {
-            let found = tables.policies.get(policy);
+        let named_policy_scope = route.policy.as_deref().and_then(|policy| {
+            let found = references.policies.get(policy);
             if found.is_none() {
-                self.unknown_reference(
+                self.report_unknown_reference(
                     &at.key("policy"),
                     "policy",
                     policy,
-                    tables.policies.keys().copied(),
+                    references.policies.keys().copied(),
                 );
             }
             found
         });
-        let own_scope = scope_of(Origin::Route(name.clone()), at.clone(), &own);
-        self.check_unused(std::iter::once(&own_scope));
+        let route_scope = build_scope(
+            SectionOrigin::Route(name.clone()),
+            at.clone(),
+            &route_sections,
+        );
+        self.check_unused_sections(std::iter::once(&route_scope));
         let mut destinations = Vec::new();
         let mut backend_policies = Vec::new();
         for (index, reference) in route.backend_refs.iter().enumerate() {
             let reference_at = at.key("backendRefs").index(index);
-            let Some(backend) = tables
+            let Some(backend) = references
                 .backends
                 .iter()
                 .position(|(_, backend)| *backend.spec.name == *reference.name)
             else {
-                let known = tables
+                let known = references
                     .backends
                     .iter()
                     .map(|(_, backend)| &*backend.spec.name);
-                self.unknown_reference(
+                self.report_unknown_reference(
                     &reference_at.key("name"),
                     "backend",
                     &reference.name,
@@ -169,24 +182,24 @@ impl<'a> Compiler<'a> {
                 );
                 continue;
             };
-            let of_backend = tables.backends[backend].1.policy.and_then(|name| {
-                tables
+            let backend_scope = references.backends[backend].1.policy_name.and_then(|name| {
+                references
                     .policies
                     .get(name)
                     .map(|scope| as_backend_policy(name, scope))
             });
-            let scopes: Vec<&Scope<'_, 'a>> = [
-                Some(&own_scope),
-                named,
-                of_backend.as_ref(),
-                tables.defaults,
+            let scopes: Vec<&SectionScope<'_, 'a>> = [
+                Some(&route_scope),
+                named_policy_scope,
+                backend_scope.as_ref(),
+                references.defaults,
             ]
             .into_iter()
             .flatten()
             .collect();
-            let policy = self.policy(&reference.name, &scopes);
-            self.check_two_sided_retry(&reference_at, direction, &policy);
-            backend_policies.push((tables.backends[backend].1.policy, of_backend));
+            let policy = self.compile_policy(&reference.name, &scopes);
+            self.check_inbound_retries(&reference_at, direction, &policy);
+            backend_policies.push((references.backends[backend].1.policy_name, backend_scope));
             destinations.push(Destination {
                 backend,
                 weight: reference.weight.unwrap_or(1),
@@ -196,13 +209,14 @@ impl<'a> Compiler<'a> {
         let fault = route
             .fault_injection
             .as_ref()
-            .and_then(|written| self.fault(&at.key("faultInjection"), written));
-        let aside = self.aside_destinations(&destinations, &filters.mirrors, tables);
-        let rate_limits = self.route_rate_limits(
+            .and_then(|written| self.compile_fault_injection(&at.key("faultInjection"), written));
+        let auxiliary_backends =
+            self.compile_auxiliary_backends(&destinations, &filters.mirrors, references);
+        let rate_limits = self.compile_route_rate_limits(
             at,
-            &[Some(&own_scope), named],
+            &[Some(&route_scope), named_policy_scope],
             &backend_policies,
-            tables.defaults,
+            references.defaults,
         );
         let has_other_filters =
             filters.spec != FilterSpec::default() || !filters.mirrors.is_empty();
@@ -212,7 +226,7 @@ impl<'a> Compiler<'a> {
                     self.error(&at.key("backendRefs"), "a redirect goes to no backend")
                         .hint("take `backendRefs` or the redirect out");
                 }
-                if !own.is_empty()
+                if !route_sections.is_empty()
                     || route.fault_injection.is_some()
                     || route.policy.is_some()
                     || has_other_filters
@@ -223,7 +237,7 @@ impl<'a> Compiler<'a> {
                     )
                     .hint("take the other sections, the policy and the other filters out");
                 }
-                ActionSpec::Redirect(redirect)
+                RouteActionSpec::Redirect(redirect)
             }
             None => {
                 if route.backend_refs.is_empty() {
@@ -241,11 +255,11 @@ impl<'a> Compiler<'a> {
                     )
                     .hint("give at least one backend a weight");
                 }
-                ActionSpec::Forward(destinations)
+                RouteActionSpec::Forward(destinations)
             }
         };
         let can_identify = route.listeners.iter().any(|name| {
-            tables.listeners.iter().any(|(_, listener)| {
+            references.listeners.iter().any(|(_, listener)| {
                 *listener.name == **name
                     && listener
                         .tls
@@ -253,82 +267,86 @@ impl<'a> Compiler<'a> {
                         .is_some_and(|tls| tls.client_ca.is_some())
             })
         });
-        let allowed = self.allowed(&at.key("allow"), route.allow.as_ref(), can_identify);
+        let allowed =
+            self.compile_allowed_identities(&at.key("allow"), route.allow.as_ref(), can_identify);
         RouteSpec {
             name,
             direction,
             filters: filters.spec,
-            allowed,
+            allowed_identities: allowed,
             action,
             rate_limits,
-            fault,
+            fault_injection: fault,
             mirrors: filters.mirrors,
-            aside,
+            auxiliary_backends,
         }
     }
 
     /// The backends of fallbacks and mirrors, under their own policies, each once. They come from one set of names that were checked.
-    fn aside_destinations(
+    fn compile_auxiliary_backends(
         &mut self,
         destinations: &[Destination],
         mirrors: &[MirrorSpec],
-        tables: &Tables<'_, 'a>,
+        references: &RouteReferences<'_, 'a>,
     ) -> Vec<Destination> {
-        let of_fallbacks = destinations.iter().filter_map(|destination| {
-            match &destination.policy.fallback.as_ref()?.to {
-                FallbackTo::Backend(name) => Some(name.clone()),
-                FallbackTo::Response { .. } => None,
+        let fallback_backends = destinations.iter().filter_map(|destination| {
+            match &destination.policy.fallback.as_ref()?.action {
+                FallbackAction::Backend(name) => Some(name.clone()),
+                FallbackAction::Response { .. } => None,
             }
         });
-        let mut aside: Vec<Destination> = Vec::new();
-        for name in of_fallbacks.chain(mirrors.iter().map(|mirror| mirror.backend.clone())) {
-            let Some(backend) = tables
+        let mut auxiliary_backends: Vec<Destination> = Vec::new();
+        for name in fallback_backends.chain(mirrors.iter().map(|mirror| mirror.backend.clone())) {
+            let Some(backend) = references
                 .backends
                 .iter()
                 .position(|(_, backend)| backend.spec.name == name)
             else {
                 continue;
             };
-            if aside.iter().any(|known| known.backend == backend) {
+            if auxiliary_backends
+                .iter()
+                .any(|known| known.backend == backend)
+            {
                 continue;
             }
-            let of_backend = tables.backends[backend].1.policy.and_then(|name| {
-                tables
+            let backend_scope = references.backends[backend].1.policy_name.and_then(|name| {
+                references
                     .policies
                     .get(name)
                     .map(|scope| as_backend_policy(name, scope))
             });
-            let scopes: Vec<&Scope<'_, 'a>> = [of_backend.as_ref(), tables.defaults]
+            let scopes: Vec<&SectionScope<'_, 'a>> = [backend_scope.as_ref(), references.defaults]
                 .into_iter()
                 .flatten()
                 .collect();
-            let is_quiet = std::mem::replace(&mut self.is_quiet, true);
-            aside.push(Destination {
+            let is_quiet = std::mem::replace(&mut self.suppresses_warnings, true);
+            auxiliary_backends.push(Destination {
                 backend,
                 weight: 1,
-                policy: Arc::new(self.policy(&name, &scopes)),
+                policy: Arc::new(self.compile_policy(&name, &scopes)),
             });
-            self.is_quiet = is_quiet;
+            self.suppresses_warnings = is_quiet;
         }
-        aside
+        auxiliary_backends
     }
 
     /// Rate limits are of the route, whichever of its backends a request goes to; so its backends may bring them only together.
-    fn route_rate_limits(
+    fn compile_route_rate_limits(
         &mut self,
-        at: &At<'a>,
-        of_route: &[Option<&Scope<'_, 'a>>],
-        of_backends: &[(Option<&'a str>, Option<Scope<'a, 'a>>)],
-        defaults: Option<&Scope<'_, 'a>>,
+        at: &FieldLocation<'a>,
+        route_scopes: &[Option<&SectionScope<'_, 'a>>],
+        backend_scopes: &[(Option<&'a str>, Option<SectionScope<'a, 'a>>)],
+        defaults: Option<&SectionScope<'_, 'a>>,
     ) -> RateLimitSpec {
-        let first = of_backends.first().and_then(|(_, scope)| scope.as_ref());
-        let is_mixed = of_backends.windows(2).any(|pair| pair[0].0 != pair[1].0);
-        let is_limited = of_backends.iter().any(|(_, scope)| {
+        let first = backend_scopes.first().and_then(|(_, scope)| scope.as_ref());
+        let is_mixed = backend_scopes.windows(2).any(|pair| pair[0].0 != pair[1].0);
+        let is_limited = backend_scopes.iter().any(|(_, scope)| {
             scope
                 .as_ref()
                 .is_some_and(|scope| scope.sections.rate_limit.is_some())
         });
-        let is_nearer = of_route
+        let is_nearer = route_scopes
             .iter()
             .flatten()
             .any(|scope| scope.sections.rate_limit.is_some());
@@ -340,16 +358,21 @@ impl<'a> Compiler<'a> {
             )
             .hint(hint);
         }
-        let scopes: Vec<&Scope<'_, 'a>> = of_route
+        let scopes: Vec<&SectionScope<'_, 'a>> = route_scopes
             .iter()
             .copied()
             .chain([first, defaults])
             .flatten()
             .collect();
-        self.rate_limits(&scopes)
+        self.compile_rate_limits(&scopes)
     }
 
-    fn check_two_sided_retry(&mut self, at: &At<'a>, direction: Direction, policy: &PolicySpec) {
+    fn check_inbound_retries(
+        &mut self,
+        at: &FieldLocation<'a>,
+        direction: Direction,
+        policy: &PolicySpec,
+    ) {
         let retry = &policy.retry;
         if direction == Direction::Inbound
             && retry.mode == Mode::Enforce
@@ -366,22 +389,29 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn rules(&mut self, at: &At<'a>, route: &Route, index: usize) -> Vec<Rule> {
-        let hostnames: Vec<Option<Hostname>> = if route.hostnames.is_empty() {
+    fn compile_rules(
+        &mut self,
+        at: &FieldLocation<'a>,
+        route: &RouteEntry,
+        index: usize,
+    ) -> Vec<RouteRule> {
+        let hostnames: Vec<Option<HostnamePattern>> = if route.hostnames.is_empty() {
             vec![None]
         } else {
             let names = route.hostnames.iter().enumerate();
             names
-                .filter_map(|(index, name)| self.hostname(&at.key("hostnames").index(index), name))
+                .filter_map(|(index, name)| {
+                    self.compile_hostname(&at.key("hostnames").index(index), name)
+                })
                 .map(Some)
                 .collect()
         };
-        let mut specs: Vec<MatchSpec> = Vec::new();
+        let mut specs: Vec<RouteMatchSpec> = Vec::new();
         for (index, written) in route.matches.iter().enumerate() {
-            specs.extend(self.request_match(&at.key("matches").index(index), written));
+            specs.extend(self.compile_request_match(&at.key("matches").index(index), written));
         }
         if route.matches.is_empty() {
-            specs.push(MatchSpec::default());
+            specs.push(RouteMatchSpec::default());
         }
         let pairs = hostnames.iter().flat_map(|hostname| {
             specs
@@ -389,15 +419,15 @@ impl<'a> Compiler<'a> {
                 .map(move |matches| (hostname.clone(), matches.clone()))
         });
         pairs
-            .map(|(hostname, matches)| Rule {
+            .map(|(hostname, matches)| RouteRule {
                 hostname,
-                matches,
+                request_match: matches,
                 route: index,
             })
             .collect()
     }
 
-    fn hostname(&mut self, at: &At<'a>, name: &str) -> Option<Hostname> {
+    fn compile_hostname(&mut self, at: &FieldLocation<'a>, name: &str) -> Option<HostnamePattern> {
         let (rest, is_wildcard) = name
             .strip_prefix("*.")
             .map_or((name, false), |rest| (rest, true));
@@ -414,69 +444,79 @@ impl<'a> Compiler<'a> {
             return None;
         }
         Some(if is_wildcard {
-            Hostname::Wildcard(format!(".{}", rest.to_ascii_lowercase()))
+            HostnamePattern::Wildcard(format!(".{}", rest.to_ascii_lowercase()))
         } else {
-            Hostname::Exact(rest.to_ascii_lowercase())
+            HostnamePattern::Exact(rest.to_ascii_lowercase())
         })
     }
 
-    fn request_match(&mut self, at: &At<'a>, written: &RouteMatch) -> Option<MatchSpec> {
+    fn compile_request_match(
+        &mut self,
+        at: &FieldLocation<'a>,
+        written: &RouteMatch,
+    ) -> Option<RouteMatchSpec> {
         let path = match &written.path {
-            None => PathSpec::default(),
-            Some(path) => self.path(&at.key("path"), path)?,
+            None => PathMatchSpec::default(),
+            Some(path) => self.compile_path_match(&at.key("path"), path)?,
         };
         let mut headers = Vec::new();
         for (index, header) in written.headers.iter().enumerate() {
             let at = at.key("headers").index(index);
             let value = match header.kind {
-                HeaderMatchType::Exact => ValueSpec::Exact(header.value.clone()),
+                HeaderMatchType::Exact => HeaderValueSpec::Exact(header.value.clone()),
                 HeaderMatchType::RegularExpression => {
-                    ValueSpec::Regex(self.regex(&at.key("value"), &header.value)?)
+                    HeaderValueSpec::Regex(self.parse_regex(&at.key("value"), &header.value)?)
                 }
             };
-            self.header_name(&at.key("name"), &header.name);
+            self.parse_header_name(&at.key("name"), &header.name);
             headers.push((header.name.to_ascii_lowercase(), value));
         }
         if let Some(method) = &written.method {
-            self.method(&at.key("method"), method);
+            self.parse_method(&at.key("method"), method);
         }
-        Some(MatchSpec {
+        Some(RouteMatchSpec {
             path,
             method: written.method.clone(),
             headers,
         })
     }
 
-    pub(super) fn path(&mut self, at: &At<'a>, path: &PathMatch) -> Option<PathSpec> {
+    pub(super) fn compile_path_match(
+        &mut self,
+        at: &FieldLocation<'a>,
+        path: &PathMatch,
+    ) -> Option<PathMatchSpec> {
         let at = at.key("value");
         if path.kind != PathMatchType::RegularExpression && !path.value.starts_with('/') {
             self.error(&at, format!("`{}` is not a path", path.value))
                 .hint("a path begins with `/`");
         }
         Some(match path.kind {
-            PathMatchType::Exact => PathSpec::Exact(path.value.clone()),
+            PathMatchType::Exact => PathMatchSpec::Exact(path.value.clone()),
             PathMatchType::PathPrefix => {
-                PathSpec::Prefix(path.value.trim_end_matches('/').to_owned())
+                PathMatchSpec::Prefix(path.value.trim_end_matches('/').to_owned())
             }
-            PathMatchType::RegularExpression => PathSpec::Regex(self.regex(&at, &path.value)?),
+            PathMatchType::RegularExpression => {
+                PathMatchSpec::Regex(self.parse_regex(&at, &path.value)?)
+            }
         })
     }
 
     /// A regular expression that matches as a whole.
-    fn regex(&mut self, at: &At<'a>, written: &str) -> Option<Regex> {
+    fn parse_regex(&mut self, at: &FieldLocation<'a>, written: &str) -> Option<Regex> {
         // By itself first: a lone bracket could close the group around it.
         match Regex::new(written).and_then(|_| Regex::new(&format!("^(?:{written})$"))) {
             Ok(regex) => Some(regex),
             Err(error) => {
-                let why = error.to_string();
-                let why = why
+                let reason = error.to_string();
+                let reason = reason
                     .lines()
                     .last()
                     .unwrap_or_default()
                     .trim_start_matches("error: ");
                 self.error(
                     at,
-                    format!("this regular expression does not compile: {why}"),
+                    format!("this regular expression does not compile: {reason}"),
                 )
                 .hint("the syntax is that of the Rust crate `regex`: RE2 without look-around");
                 None

@@ -5,21 +5,22 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use super::{At, Compiler, Scope};
+use super::{Compiler, FieldLocation, SectionScope};
 use crate::{
     policy::{
         document::{
-            AdaptiveAlgorithm, CircuitBreaker, ConnectionLimits, ModeName, Retry, RetryConstraint,
-            RetryTrigger, Sections, Timeouts,
+            AdaptiveAlgorithm, CircuitBreaker, ConnectionLimits, ModeSetting, Retry,
+            RetryConstraint, RetryTrigger, Sections, Timeouts,
         },
         snapshot::{
-            BreakerSpec, BudgetSpec, LimitSpec, Origin, PolicySpec, RetrySpec, TimeoutSpec,
+            BreakerSpec, ConnectionLimitsSpec, PolicySpec, RetryBudgetSpec, RetrySpec,
+            SectionOrigin, TimeoutSpec,
         },
-        units::{Percent, Span, StatusRange, StatusSet},
+        units::{Percent, PolicyDuration, StatusRange, StatusSet},
     },
     resilience::{
         Mode,
-        adaptive::{AdaptiveConfig, Algorithm},
+        adaptive::{AdaptiveConfig, LimitAlgorithm},
         backoff::Backoff,
         breaker::{BreakerConfig, BreakerThresholds, BreakerTimes},
         concurrency::ConcurrencyConfig,
@@ -30,20 +31,20 @@ use crate::{
 };
 
 /// A section and where it was found.
-pub(super) struct Found<'s, 'a, T> {
-    pub(super) origin: Origin,
-    pub(super) at: At<'a>,
+pub(super) struct ResolvedSection<'s, 'a, T> {
+    pub(super) origin: SectionOrigin,
+    pub(super) at: FieldLocation<'a>,
     pub(super) section: &'s T,
 }
 
 /// Looks through the scopes, nearest first.
-pub(super) fn nearest<'s, 'a, T>(
-    scopes: &[&Scope<'s, 'a>],
+pub(super) fn find_nearest_section<'s, 'a, T>(
+    scopes: &[&SectionScope<'s, 'a>],
     key: &str,
-    of: impl Fn(&'s Sections) -> Option<&'s T>,
-) -> Option<Found<'s, 'a, T>> {
+    select_section: impl Fn(&'s Sections) -> Option<&'s T>,
+) -> Option<ResolvedSection<'s, 'a, T>> {
     scopes.iter().find_map(|scope| {
-        of(scope.sections).map(|section| Found {
+        select_section(scope.sections).map(|section| ResolvedSection {
             origin: scope.origin.clone(),
             at: scope.at.key(key),
             section,
@@ -51,83 +52,100 @@ pub(super) fn nearest<'s, 'a, T>(
     })
 }
 
-pub(super) fn mode(name: ModeName) -> Mode {
+pub(super) fn compile_mode(name: ModeSetting) -> Mode {
     match name {
-        ModeName::Enforce => Mode::Enforce,
-        ModeName::Shadow => Mode::Shadow,
-        ModeName::Off => Mode::Off,
+        ModeSetting::Enforce => Mode::Enforce,
+        ModeSetting::Shadow => Mode::Shadow,
+        ModeSetting::Off => Mode::Off,
     }
 }
 
 impl<'a> Compiler<'a> {
     /// Looks at sections that nobody may be using, so that their faults are found too.
-    pub(super) fn check_unused<'s>(&mut self, scopes: impl Iterator<Item = &'s Scope<'s, 'a>>)
-    where
+    pub(super) fn check_unused_sections<'s>(
+        &mut self,
+        scopes: impl Iterator<Item = &'s SectionScope<'s, 'a>>,
+    ) where
         'a: 's,
     {
-        self.is_quiet = true;
+        self.suppresses_warnings = true;
         for scope in scopes {
-            self.policy("unused", &[scope]);
-            self.rate_limits(&[scope]);
+            self.compile_policy("unused", &[scope]);
+            self.compile_rate_limits(&[scope]);
         }
-        self.is_quiet = false;
+        self.suppresses_warnings = false;
     }
 
     /// The effective policy towards a backend.
-    pub(super) fn policy(&mut self, backend: &str, scopes: &[&Scope<'_, 'a>]) -> PolicySpec {
-        let timeouts = self.timeouts(nearest(scopes, "timeouts", |sections| {
-            sections.timeouts.as_ref()
-        }));
-        let breaker = nearest(scopes, "circuitBreaker", |sections| {
+    pub(super) fn compile_policy(
+        &mut self,
+        backend: &str,
+        scopes: &[&SectionScope<'_, 'a>],
+    ) -> PolicySpec {
+        let timeouts =
+            self.compile_timeouts(find_nearest_section(scopes, "timeouts", |sections| {
+                sections.timeouts.as_ref()
+            }));
+        let breaker = find_nearest_section(scopes, "circuitBreaker", |sections| {
             sections.circuit_breaker.as_ref()
         });
-        let limits = nearest(scopes, "connectionLimits", |sections| {
+        let limits = find_nearest_section(scopes, "connectionLimits", |sections| {
             sections.connection_limits.as_ref()
         });
         PolicySpec {
-            retry: self.retry(
-                nearest(scopes, "retry", |sections| sections.retry.as_ref()),
+            retry: self.compile_retry(
+                find_nearest_section(scopes, "retry", |sections| sections.retry.as_ref()),
                 &timeouts,
             ),
-            budget: self.budget(
-                nearest(scopes, "retryConstraint", |sections| {
+            retry_budget: self.compile_retry_budget(
+                find_nearest_section(scopes, "retryConstraint", |sections| {
                     sections.retry_constraint.as_ref()
                 })
                 .as_ref(),
                 backend,
             ),
-            breaker: breaker.and_then(|found| self.breaker(&found, backend, &timeouts)),
-            admission: nearest(scopes, "admissionControl", |sections| {
+            breaker: breaker
+                .and_then(|found| self.compile_circuit_breaker(&found, backend, &timeouts)),
+            admission_control: find_nearest_section(scopes, "admissionControl", |sections| {
                 sections.admission_control.as_ref()
             })
-            .and_then(|found| self.admission(&found, backend)),
-            limits: limits.and_then(|found| self.limits(&found, backend)),
-            hedging: nearest(scopes, "hedging", |sections| sections.hedging.as_ref())
-                .and_then(|found| self.hedging(&found, backend)),
-            fallback: nearest(scopes, "fallback", |sections| sections.fallback.as_ref())
-                .and_then(|found| self.fallback(&found)),
-            stale: nearest(scopes, "staleIfError", |sections| {
+            .and_then(|found| self.compile_admission_control(&found, backend)),
+            connection_limits: limits
+                .and_then(|found| self.compile_connection_limits(&found, backend)),
+            hedging: find_nearest_section(scopes, "hedging", |sections| sections.hedging.as_ref())
+                .and_then(|found| self.compile_hedging(&found, backend)),
+            fallback: find_nearest_section(scopes, "fallback", |sections| {
+                sections.fallback.as_ref()
+            })
+            .and_then(|found| self.compile_fallback(&found)),
+            stale_if_error: find_nearest_section(scopes, "staleIfError", |sections| {
                 sections.stale_if_error.as_ref()
             })
-            .and_then(|found| self.stale(&found, backend)),
+            .and_then(|found| self.compile_stale_if_error(&found, backend)),
             timeouts,
         }
     }
 
-    fn timeouts(&mut self, found: Option<Found<'_, 'a, Timeouts>>) -> TimeoutSpec {
+    fn compile_timeouts(
+        &mut self,
+        found: Option<ResolvedSection<'_, 'a, Timeouts>>,
+    ) -> TimeoutSpec {
         let none = Timeouts::default();
-        let written = found.as_ref().map_or(&none, |found| found.section);
-        let or = |span: Option<Span>, default: u64| {
+        let section = found.as_ref().map_or(&none, |found| found.section);
+        let duration_or = |span: Option<PolicyDuration>, default: u64| {
             let duration = span.map_or(Duration::from_secs(default), |span| span.0);
             (!duration.is_zero()).then_some(duration)
         };
-        let request = or(written.request, 15);
-        let mut backend_request = or(written.backend_request, 5);
-        if let (Some(whole), Some(one)) = (request, backend_request)
-            && one > whole
+        let request = duration_or(section.request, 15);
+        let mut backend_request = duration_or(section.backend_request, 5);
+        if let (Some(request_timeout), Some(per_try_timeout)) = (request, backend_request)
+            && per_try_timeout > request_timeout
         {
-            if let Some(found) = found.as_ref().filter(|_| written.backend_request.is_some()) {
-                let hint = format!("write a `backendRequest` of at most {}", Span(whole));
+            if let Some(found) = found.as_ref().filter(|_| section.backend_request.is_some()) {
+                let hint = format!(
+                    "write a `backendRequest` of at most {}",
+                    PolicyDuration(request_timeout)
+                );
                 self.error(
                     &found.at.key("backendRequest"),
                     "one attempt may not take longer than the whole request",
@@ -140,33 +158,37 @@ impl<'a> Compiler<'a> {
         TimeoutSpec {
             request,
             backend_request,
-            connect: or(written.connect, 1),
-            stream_idle: or(written.stream_idle, 300),
+            connect: duration_or(section.connect, 1),
+            stream_idle: duration_or(section.stream_idle, 300),
             origin,
         }
     }
 
     /// Without a section only what never reached the app is tried again, which is harmless and hides the keep-alive race.
-    fn retry(&mut self, found: Option<Found<'_, 'a, Retry>>, timeouts: &TimeoutSpec) -> RetrySpec {
-        let harmless = [
+    fn compile_retry(
+        &mut self,
+        found: Option<ResolvedSection<'_, 'a, Retry>>,
+        timeouts: &TimeoutSpec,
+    ) -> RetrySpec {
+        let default_triggers = [
             RetryTrigger::ConnectFailure,
             RetryTrigger::RefusedStream,
             RetryTrigger::ResetBeforeRequest,
         ];
-        let (written, attempts, codes) = match &found {
+        let (section, attempts, codes) = match &found {
             Some(found) => (
                 found.section.clone(),
                 found.section.attempts.unwrap_or(1),
-                vec![StatusRange::of(502, 504)],
+                vec![StatusRange::from_bounds(502, 504)],
             ),
             None => (Retry::default(), 0, Vec::new()),
         };
-        let grpc_codes = written.grpc_codes.as_deref().unwrap_or_default();
-        let triggers = written.retry_on.as_deref().unwrap_or(&harmless);
-        let base = written
+        let grpc_codes = section.grpc_codes.as_deref().unwrap_or_default();
+        let triggers = section.retry_on.as_deref().unwrap_or(&default_triggers);
+        let base = section
             .backoff
             .map_or(Duration::from_millis(25), |span| span.0);
-        let max = written
+        let max = section
             .max_backoff
             .map_or(base.saturating_mul(10), |span| span.0);
         let backoff = Backoff::try_new(base, max).unwrap_or_else(|invalid| {
@@ -176,23 +198,23 @@ impl<'a> Compiler<'a> {
             }
             Backoff::try_new(base, base).expect("equal bounds are in order")
         });
-        if let (Some(found), Some(whole), Some(one)) =
+        if let (Some(found), Some(request_timeout), Some(per_try_timeout)) =
             (&found, timeouts.request, timeouts.backend_request)
-            && one.saturating_mul(attempts.saturating_add(1)) > whole
-            && written.attempts.is_some()
-            && written.mode != ModeName::Off
+            && per_try_timeout.saturating_mul(attempts.saturating_add(1)) > request_timeout
+            && section.attempts.is_some()
+            && section.mode != ModeSetting::Off
         {
             let message = format!(
                 "{} tries of {} do not fit into the request's {}",
                 attempts.saturating_add(1),
-                Span(one),
-                Span(whole)
+                PolicyDuration(per_try_timeout),
+                PolicyDuration(request_timeout)
             );
             self.warning(&found.at.key("attempts"), message)
                 .hint("lower `attempts` or `timeouts.backendRequest`, or raise `timeouts.request`");
         }
         RetrySpec {
-            mode: mode(written.mode),
+            mode: compile_mode(section.mode),
             config: RetryConfig {
                 attempts,
                 triggers: RetryTriggers {
@@ -203,113 +225,116 @@ impl<'a> Compiler<'a> {
                     timeout: triggers.contains(&RetryTrigger::Timeout),
                 },
                 backoff,
-                retry_non_idempotent: written.retry_non_idempotent.unwrap_or(false),
-                respect_retry_after: written.respect_retry_after.unwrap_or(true),
+                retry_non_idempotent: section.retry_non_idempotent.unwrap_or(false),
+                respect_retry_after: section.respect_retry_after.unwrap_or(true),
             },
-            codes: written.codes.as_ref().unwrap_or(&codes).iter().collect(),
+            codes: section.codes.as_ref().unwrap_or(&codes).iter().collect(),
             grpc_codes: grpc_codes
                 .iter()
                 .fold(0, |set, code| set | 1 << code.number()),
-            max_buffered_body: written.max_buffered_body.map_or(64 << 10, |size| {
+            max_buffered_body_bytes: section.max_buffered_body.map_or(64 << 10, |size| {
                 usize::try_from(size.0).unwrap_or(usize::MAX)
             }),
             origin: found.map(|found| found.origin).unwrap_or_default(),
         }
     }
 
-    fn budget(
+    fn compile_retry_budget(
         &mut self,
-        found: Option<&Found<'_, 'a, RetryConstraint>>,
+        found: Option<&ResolvedSection<'_, 'a, RetryConstraint>>,
         backend: &str,
-    ) -> BudgetSpec {
-        let written = found.map(|found| found.section.clone()).unwrap_or_default();
+    ) -> RetryBudgetSpec {
+        let section = found.map(|found| found.section.clone()).unwrap_or_default();
         let origin = found.map(|found| found.origin.clone()).unwrap_or_default();
         let (budget, rate) = (
-            written.budget.unwrap_or_default(),
-            written.min_retry_rate.unwrap_or_default(),
+            section.budget.unwrap_or_default(),
+            section.min_retry_rate.unwrap_or_default(),
         );
-        let usual = RetryBudgetConfig::default();
-        let mut interval = |keys: [&str; 2], span: Option<Span>, default: Duration| {
+        let defaults = RetryBudgetConfig::default();
+        let mut interval = |keys: [&str; 2], span: Option<PolicyDuration>, default: Duration| {
             let interval = span.map_or(default, |span| span.0);
             if let Some(found) = found.filter(|_| interval.is_zero()) {
                 self.error(
                     &found.at.key(keys[0]).key(keys[1]),
                     "an interval has a length",
                 )
-                .hint(format!("{} is the default", Span(default)));
+                .hint(format!("{} is the default", PolicyDuration(default)));
             }
             interval
         };
         let config = RetryBudgetConfig {
-            share: budget.percent.map_or(usual.share, Percent::ratio),
-            interval: interval(["budget", "interval"], budget.interval, usual.interval),
-            floor: rate.count.unwrap_or(usual.floor),
+            share: budget.percent.map_or(defaults.share, Percent::ratio),
+            interval: interval(["budget", "interval"], budget.interval, defaults.interval),
+            floor: rate.count.unwrap_or(defaults.floor),
             floor_interval: interval(
                 ["minRetryRate", "interval"],
                 rate.interval,
-                usual.floor_interval,
+                defaults.floor_interval,
             ),
         };
-        BudgetSpec {
+        RetryBudgetSpec {
             config,
             name: origin.state_name(backend),
             origin,
         }
     }
 
-    fn breaker(
+    fn compile_circuit_breaker(
         &mut self,
-        found: &Found<'_, 'a, CircuitBreaker>,
+        found: &ResolvedSection<'_, 'a, CircuitBreaker>,
         backend: &str,
         timeouts: &TimeoutSpec,
     ) -> Option<BreakerSpec> {
-        let Found {
+        let ResolvedSection {
             origin,
             at,
-            section: written,
+            section,
         } = found;
-        if written.mode == ModeName::Off {
+        if section.mode == ModeSetting::Off {
             return None;
         }
-        let or = |span: Option<Span>, default: Duration| span.map_or(default, |span| span.0);
+        let duration_or =
+            |span: Option<PolicyDuration>, default: Duration| span.map_or(default, |span| span.0);
         let rate = |percent: Option<Percent>, default: f64| {
             Some(percent.unwrap_or(Percent(default)).ratio()).filter(|rate| *rate > Ratio::ZERO)
         };
-        let slow = written.slow_call_duration_threshold.map(|span| span.0);
-        let slow_call_duration = slow.unwrap_or_else(|| {
+        let slow_call_threshold = section.slow_call_duration_threshold.map(|span| span.0);
+        let slow_call_duration = slow_call_threshold.unwrap_or_else(|| {
             timeouts
                 .backend_request
-                .map_or(Duration::from_mins(1), |one| one.mul_f64(0.8))
+                .map_or(Duration::from_mins(1), |per_try_timeout| {
+                    per_try_timeout.mul_f64(0.8)
+                })
         });
-        let open = or(written.wait_duration_in_open_state, Duration::from_secs(5));
+        let open = duration_or(section.wait_duration_in_open_state, Duration::from_secs(5));
         let thresholds = BreakerThresholds {
-            consecutive_failures: written.consecutive_failures.and_then(NonZeroU32::new),
-            failure_rate: rate(written.failure_rate_threshold, 50.0),
-            slow_call_rate: rate(written.slow_call_rate_threshold, 100.0)
+            consecutive_failures: section.consecutive_failures.and_then(NonZeroU32::new),
+            failure_rate: rate(section.failure_rate_threshold, 50.0),
+            slow_call_rate: rate(section.slow_call_rate_threshold, 100.0)
                 .filter(|_| slow_call_duration > Duration::ZERO),
-            minimum_calls: self.at_least_one(
+            minimum_calls: self.require_at_least_one(
                 at,
                 "minimumNumberOfCalls",
-                written.minimum_number_of_calls,
+                section.minimum_number_of_calls,
                 20,
             ),
         };
         let times = BreakerTimes {
-            window: or(written.sampling_window, Duration::from_secs(10)),
-            open,
-            max_open: written
+            window: duration_or(section.sampling_window, Duration::from_secs(10)),
+            open_duration: open,
+            max_open_duration: section
                 .max_wait_duration_in_open_state
                 .map_or(Duration::from_mins(1).max(open), |span| span.0),
-            max_half_open: or(
-                written.max_wait_duration_in_half_open_state,
+            max_half_open_duration: duration_or(
+                section.max_wait_duration_in_half_open_state,
                 Duration::from_secs(30),
             ),
-            recovery_ramp: or(written.recovery_ramp, Duration::from_secs(10)),
+            recovery_ramp: duration_or(section.recovery_ramp, Duration::from_secs(10)),
         };
-        let probes = self.at_least_one(
+        let probes = self.require_at_least_one(
             at,
             "permittedNumberOfCallsInHalfOpenState",
-            written.permitted_number_of_calls_in_half_open_state,
+            section.permitted_number_of_calls_in_half_open_state,
             5,
         );
         let config = match BreakerConfig::try_new(thresholds, times, probes) {
@@ -320,54 +345,54 @@ impl<'a> Compiler<'a> {
                 return None;
             }
         };
-        let all_5xx = [StatusRange::of(500, 599)];
-        let failure_codes: StatusSet = written
+        let all_5xx = [StatusRange::from_bounds(500, 599)];
+        let failure_codes: StatusSet = section
             .failure_codes
             .as_deref()
             .unwrap_or(&all_5xx)
             .iter()
             .collect();
         Some(BreakerSpec {
-            mode: mode(written.mode),
-            scope: written.scope.unwrap_or_default(),
+            mode: compile_mode(section.mode),
+            scope: section.scope.unwrap_or_default(),
             config,
-            slow_call_duration,
+            slow_call_duration_threshold: slow_call_duration,
             failure_codes,
             name: origin.state_name(backend),
             origin: origin.clone(),
         })
     }
 
-    fn limits(
+    fn compile_connection_limits(
         &mut self,
-        found: &Found<'_, 'a, ConnectionLimits>,
+        found: &ResolvedSection<'_, 'a, ConnectionLimits>,
         backend: &str,
-    ) -> Option<LimitSpec> {
-        let Found {
+    ) -> Option<ConnectionLimitsSpec> {
+        let ResolvedSection {
             origin,
             at,
-            section: written,
+            section,
         } = found;
-        if written.mode == ModeName::Off {
+        if section.mode == ModeSetting::Off {
             return None;
         }
-        let max_in_flight = self.at_least_one(
+        let max_in_flight = self.require_at_least_one(
             at,
             "maxParallelRequests",
-            written.max_parallel_requests,
+            section.max_parallel_requests,
             1024,
         );
         let max_connections = self
-            .at_least_one(at, "maxConnections", written.max_connections, 1024)
+            .require_at_least_one(at, "maxConnections", section.max_connections, 1024)
             .get();
-        let adaptive = written
+        let adaptive = section
             .adaptive
             .as_ref()
-            .filter(|adaptive| adaptive.mode != ModeName::Off)
+            .filter(|adaptive| adaptive.mode != ModeSetting::Off)
             .map(|adaptive| {
                 let at = at.key("adaptive");
                 let min_limit = self
-                    .at_least_one(
+                    .require_at_least_one(
                         &at,
                         "minLimit",
                         adaptive.min_limit,
@@ -384,9 +409,9 @@ impl<'a> Compiler<'a> {
                     .hint(hint);
                 }
                 let algorithm = match adaptive.algorithm {
-                    AdaptiveAlgorithm::Gradient2 => Algorithm::Gradient2,
-                    AdaptiveAlgorithm::Vegas => Algorithm::Vegas,
-                    AdaptiveAlgorithm::AIMD => Algorithm::Aimd,
+                    AdaptiveAlgorithm::Gradient2 => LimitAlgorithm::Gradient2,
+                    AdaptiveAlgorithm::Vegas => LimitAlgorithm::Vegas,
+                    AdaptiveAlgorithm::AIMD => LimitAlgorithm::Aimd,
                 };
                 (
                     AdaptiveConfig {
@@ -394,35 +419,35 @@ impl<'a> Compiler<'a> {
                         min_limit,
                         max_limit,
                     },
-                    mode(adaptive.mode),
+                    compile_mode(adaptive.mode),
                 )
             });
         // A queue before a limit that keeps latency low would be latency again.
-        let usual_pending = if adaptive.is_some_and(|(_, mode)| mode == Mode::Enforce) {
+        let default_max_pending = if adaptive.is_some_and(|(_, mode)| mode == Mode::Enforce) {
             0
         } else {
             256
         };
-        Some(LimitSpec {
-            mode: mode(written.mode),
+        Some(ConnectionLimitsSpec {
+            mode: compile_mode(section.mode),
             adaptive,
             concurrency: ConcurrencyConfig {
                 max_in_flight,
-                max_pending: written.max_pending_requests.unwrap_or(usual_pending),
+                max_pending: section.max_pending_requests.unwrap_or(default_max_pending),
             },
-            pending_timeout: written
+            pending_timeout: section
                 .pending_timeout
                 .map_or(Duration::from_secs(1), |span| span.0),
             max_connections,
-            max_connections_each: self
-                .at_least_one(
+            max_connections_per_endpoint: self
+                .require_at_least_one(
                     at,
                     "maxConnectionsPerEndpoint",
-                    written.max_connections_per_endpoint,
+                    section.max_connections_per_endpoint,
                     max_connections,
                 )
                 .get(),
-            max_parallel_retries: written
+            max_parallel_retries: section
                 .max_parallel_retries
                 .unwrap_or_else(|| (max_in_flight.get() / 5).max(3)),
             name: origin.state_name(backend),
@@ -430,9 +455,9 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    pub(super) fn at_least_one(
+    pub(super) fn require_at_least_one(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         key: &str,
         value: Option<u32>,
         default: u32,
@@ -446,12 +471,12 @@ impl<'a> Compiler<'a> {
 }
 
 /// Sections of a scope that nobody wrote.
-pub(super) fn scope_of<'s, 'a>(
-    origin: Origin,
-    at: At<'a>,
+pub(super) fn build_scope<'s, 'a>(
+    origin: SectionOrigin,
+    at: FieldLocation<'a>,
     sections: &'s Sections,
-) -> Scope<'s, 'a> {
-    Scope {
+) -> SectionScope<'s, 'a> {
+    SectionScope {
         origin,
         at,
         sections,
@@ -459,9 +484,12 @@ pub(super) fn scope_of<'s, 'a>(
 }
 
 /// The same sections seen from a backend instead of a route.
-pub(super) fn as_backend_policy<'s, 'a>(name: &str, scope: &Scope<'s, 'a>) -> Scope<'s, 'a> {
-    Scope {
-        origin: Origin::BackendPolicy(Arc::from(name)),
+pub(super) fn as_backend_policy<'s, 'a>(
+    name: &str,
+    scope: &SectionScope<'s, 'a>,
+) -> SectionScope<'s, 'a> {
+    SectionScope {
+        origin: SectionOrigin::BackendPolicy(Arc::from(name)),
         at: scope.at.clone(),
         sections: scope.sections,
     }

@@ -2,15 +2,17 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::{At, Compiler};
+use super::{Compiler, FieldLocation};
 use crate::policy::{
-    document::{Allow, BackendProtocol, BackendTls, ClientAuth, ListenerProtocol, ListenerTls},
+    document::{
+        AllowedIdentities, BackendProtocol, BackendTls, ClientAuth, ListenerProtocol, ListenerTls,
+    },
     endpoints,
-    snapshot::{ClientTlsSpec, KeyPair, Protocol, ServerTlsSpec, SourcePlace},
+    snapshot::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn listener_protocol(protocol: Option<ListenerProtocol>) -> Protocol {
+    pub(super) fn compile_listener_protocol(protocol: Option<ListenerProtocol>) -> Protocol {
         match protocol {
             Some(ListenerProtocol::HTTP1) => Protocol::Http1,
             Some(ListenerProtocol::HTTP2) => Protocol::Http2,
@@ -18,7 +20,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    pub(super) fn backend_protocol(protocol: Option<BackendProtocol>) -> Protocol {
+    pub(super) fn compile_backend_protocol(protocol: Option<BackendProtocol>) -> Protocol {
         match protocol {
             None | Some(BackendProtocol::HTTP1) => Protocol::Http1,
             Some(BackendProtocol::HTTP2) => Protocol::Http2,
@@ -26,18 +28,18 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    pub(super) fn server_tls(
+    pub(super) fn compile_listener_tls(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         tls: &ListenerTls,
         protocol: Protocol,
-    ) -> Option<ServerTlsSpec> {
-        let cert = self.file(&at.key("certFile"), &tls.cert_file);
-        let key = self.file(&at.key("keyFile"), &tls.key_file);
+    ) -> Option<ListenerTlsSpec> {
+        let cert = self.parse_file_path(&at.key("certFile"), &tls.cert_file);
+        let key = self.parse_file_path(&at.key("keyFile"), &tls.key_file);
         let client_ca = tls
             .client_ca_file
             .as_ref()
-            .map(|path| self.file(&at.key("clientCaFile"), path));
+            .map(|path| self.parse_file_path(&at.key("clientCaFile"), path));
         let auth = tls.client_auth.unwrap_or(if client_ca.is_some() {
             ClientAuth::Required
         } else {
@@ -60,25 +62,25 @@ impl<'a> Compiler<'a> {
             }
             _ => {}
         }
-        Some(ServerTlsSpec {
-            identity: KeyPair {
+        Some(ListenerTlsSpec {
+            identity: IdentityFiles {
                 cert: cert?,
                 key: key?,
             },
             client_ca: client_ca.flatten(),
-            is_client_optional: auth == ClientAuth::Optional,
+            is_client_certificate_optional: auth == ClientAuth::Optional,
             protocol,
-            place: source_place(at),
+            location: source_location(at),
         })
     }
 
-    pub(super) fn client_tls(
+    pub(super) fn compile_backend_tls(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         tls: &BackendTls,
         protocol: Protocol,
-    ) -> Option<ClientTlsSpec> {
-        if !endpoints::is_name(&tls.sni) && tls.sni.parse::<std::net::IpAddr>().is_err() {
+    ) -> Option<BackendTlsSpec> {
+        if !endpoints::is_dns_name(&tls.sni) && tls.sni.parse::<std::net::IpAddr>().is_err() {
             self.error(
                 &at.key("sni"),
                 format!("`{}` is no name that a certificate could have", tls.sni),
@@ -88,12 +90,12 @@ impl<'a> Compiler<'a> {
         let ca = tls
             .ca_file
             .as_ref()
-            .map(|path| self.file(&at.key("caFile"), path));
+            .map(|path| self.parse_file_path(&at.key("caFile"), path));
         let identity = match (&tls.cert_file, &tls.key_file) {
             (None, None) => None,
-            (Some(cert), Some(key)) => Some(KeyPair {
-                cert: self.file(&at.key("certFile"), cert)?,
-                key: self.file(&at.key("keyFile"), key)?,
+            (Some(cert), Some(key)) => Some(IdentityFiles {
+                cert: self.parse_file_path(&at.key("certFile"), cert)?,
+                key: self.parse_file_path(&at.key("keyFile"), key)?,
             }),
             _ => {
                 self.error(at, "a certificate and its key belong together")
@@ -101,20 +103,20 @@ impl<'a> Compiler<'a> {
                 None
             }
         };
-        Some(ClientTlsSpec {
+        Some(BackendTlsSpec {
             sni: tls.sni.trim_end_matches('.').to_owned(),
             ca: ca.flatten(),
             identity,
             protocol,
-            place: source_place(at),
+            location: source_location(at),
         })
     }
 
     /// The identities that may use a route, if not everybody may.
-    pub(super) fn allowed(
+    pub(super) fn compile_allowed_identities(
         &mut self,
-        at: &At<'a>,
-        allow: Option<&Allow>,
+        at: &FieldLocation<'a>,
+        allow: Option<&AllowedIdentities>,
         can_identify: bool,
     ) -> Option<Vec<Arc<str>>> {
         let allow = allow?;
@@ -131,8 +133,9 @@ impl<'a> Compiler<'a> {
             .hint(hint);
         }
         for (index, identity) in allow.identities.iter().enumerate() {
-            let star = identity.find('*');
-            if identity.is_empty() || star.is_some_and(|place| place + 1 != identity.len()) {
+            let wildcard_index = identity.find('*');
+            if identity.is_empty() || wildcard_index.is_some_and(|span| span + 1 != identity.len())
+            {
                 self.error(
                     &at.key("identities").index(index),
                     format!("`{identity}` is not an identity"),
@@ -149,7 +152,7 @@ impl<'a> Compiler<'a> {
         )
     }
 
-    fn file(&mut self, at: &At<'a>, path: &str) -> Option<PathBuf> {
+    fn parse_file_path(&mut self, at: &FieldLocation<'a>, path: &str) -> Option<PathBuf> {
         if path.is_empty() {
             self.error(at, "this is not the path of a file")
                 .hint("write the path of a PEM file, like `/tls/tls.crt`");
@@ -159,7 +162,7 @@ impl<'a> Compiler<'a> {
     }
 }
 
-pub(super) fn source_place(at: &At<'_>) -> SourcePlace {
-    let place = at.place();
-    SourcePlace(format!("{}:{}:{}", place.file, place.line, place.column).into())
+pub(super) fn source_location(at: &FieldLocation<'_>) -> SourceLocation {
+    let span = at.source_span();
+    SourceLocation(format!("{}:{}:{}", span.file, span.line, span.column).into())
 }

@@ -3,17 +3,17 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeName;
-use crate::policy::units::{Percent, Span};
+use super::ModeSetting;
+use crate::policy::units::{Percent, PolicyDuration};
 
 /// Refuses a share of the requests while too few are answered well: the share rises with the failures, where a breaker is all or nothing.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct AdmissionControl {
+pub struct AdmissionControlSection {
     /// Whether it acts.
-    pub mode: ModeName,
+    pub mode: ModeSetting,
     /// What is counted over. Default 30s.
-    pub sampling_window: Option<Span>,
+    pub sampling_window: Option<PolicyDuration>,
     /// Percent of attempts that are to be answered well; the breaker's `failureCodes` say what is not. Default 95.
     pub min_success_rate: Option<Percent>,
     /// At 1 the share rises evenly with the failures, above it earlier. Default 1.

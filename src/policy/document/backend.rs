@@ -3,14 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::policy::units::Span;
+use crate::policy::units::PolicyDuration;
 
 use super::{BackendTls, HealthCheck, LoadBalancer, OutlierDetection};
 
 /// A named group of endpoints.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Backend {
+pub struct BackendEntry {
     /// The name, unique among backends.
     pub name: String,
     /// The addresses; or they are found by `dns`, or in a file.
@@ -47,16 +47,16 @@ pub enum BackendProtocol {
 
 /// One address: `"127.0.0.1:8080"`, or `{address: "10.0.0.7:80", weight: 2}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EndpointEntry(pub Endpoint);
+pub struct EndpointEntry(pub EndpointFields);
 
 /// One address with its weight.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Endpoint {
+pub struct EndpointFields {
     /// An IP address and a port, or `unix:` and the path of a socket.
     pub address: String,
     /// Its share among its peers. Default 1.
-    #[serde(default = "one")]
+    #[serde(default = "default_weight")]
     pub weight: u32,
     /// Where it is. Endpoints in the zone of this instance (`--zone`) are preferred.
     pub zone: Option<String>,
@@ -77,9 +77,9 @@ pub struct Dns {
     /// The port, for A; SRV brings its own.
     pub port: Option<u16>,
     /// An answer is believed at least so long, whatever its TTL says. Default 1s.
-    pub min_ttl: Option<Span>,
+    pub min_ttl: Option<PolicyDuration>,
     /// And at most so long. Default 30s.
-    pub max_ttl: Option<Span>,
+    pub max_ttl: Option<PolicyDuration>,
 }
 
 /// What is asked for.
@@ -91,34 +91,34 @@ pub enum DnsType {
     SRV,
 }
 
-fn one() -> u32 {
+fn default_weight() -> u32 {
     1
 }
 
 impl<'de> Deserialize<'de> for EndpointEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Endpoint;
+        struct EndpointEntryVisitor;
+        impl<'de> de::Visitor<'de> for EndpointEntryVisitor {
+            type Value = EndpointFields;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an address like \"127.0.0.1:8080\", or {address: .., weight: ..}")
             }
 
-            fn visit_str<E: de::Error>(self, address: &str) -> Result<Endpoint, E> {
-                Ok(Endpoint {
+            fn visit_str<E: de::Error>(self, address: &str) -> Result<EndpointFields, E> {
+                Ok(EndpointFields {
                     address: address.to_owned(),
-                    weight: one(),
+                    weight: default_weight(),
                     zone: None,
                     priority: 0,
                 })
             }
 
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
-                Endpoint::deserialize(de::value::MapAccessDeserializer::new(map))
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<EndpointFields, A::Error> {
+                EndpointFields::deserialize(de::value::MapAccessDeserializer::new(map))
             }
         }
-        deserializer.deserialize_any(Visitor).map(Self)
+        deserializer.deserialize_any(EndpointEntryVisitor).map(Self)
     }
 }
 
@@ -128,7 +128,7 @@ impl JsonSchema for EndpointEntry {
     }
 
     fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        let object = generator.subschema_for::<Endpoint>();
+        let object = generator.subschema_for::<EndpointFields>();
         schemars::json_schema!({"anyOf": [{"type": "string", "description": "An IP address and a port, or `unix:` and the path of a socket."}, object]})
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::policy::units::{Percent, Span};
+use crate::policy::units::{Percent, PolicyDuration};
 
 /// How an endpoint is chosen.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -40,7 +40,7 @@ pub enum LoadBalancerType {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SlowStart {
     /// After which time it gets its full share. Default 30s.
-    pub window: Option<Span>,
+    pub window: Option<PolicyDuration>,
     /// 1 grows in a straight line, above 1 fast at first, below 1 late. Default 1.
     pub aggression: Option<f64>,
     /// What it gets at least, in percent of its share. Default 10.

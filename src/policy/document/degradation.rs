@@ -3,22 +3,22 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeName;
-use crate::policy::units::{Size, Span};
+use super::ModeSetting;
+use crate::policy::units::{ByteSize, PolicyDuration};
 
 /// What is answered instead. It has a `response` or a `backendRef`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Fallback {
     /// Whether it acts; Shadow counts what would have been answered instead.
-    pub mode: ModeName,
+    pub mode: ModeSetting,
     /// What makes it act. Default CircuitOpen, Timeout, RetriesExhausted, NoHealthyEndpoint.
     pub triggers: Option<Vec<FallbackTrigger>>,
     /// This is answered. Calls of gRPC get the refusal as it is.
     pub response: Option<FallbackResponse>,
     /// This backend is asked, under its own policy: if the request is idempotent, has not run, or `retry.retryNonIdempotent` allows it, and its body was
     /// kept (`retry.maxBufferedBody`). A route to that same backend passes on what it said.
-    pub backend_ref: Option<AsideRef>,
+    pub backend_ref: Option<AuxiliaryBackendRef>,
 }
 
 /// What makes a fallback act.
@@ -53,7 +53,7 @@ pub struct FallbackResponse {
 /// A backend that is asked beside those of the route.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AsideRef {
+pub struct AuxiliaryBackendRef {
     /// The backend.
     pub name: String,
 }
@@ -66,11 +66,11 @@ pub struct AsideRef {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StaleIfError {
     /// Whether it acts; Shadow keeps answers and counts when one would have been given.
-    pub mode: ModeName,
+    pub mode: ModeSetting,
     /// The longest time since an answer came; `stale-if-error` of the answer shortens it. Default 5m.
-    pub max_age: Option<Span>,
+    pub max_age: Option<PolicyDuration>,
     /// The longest body that is kept. Default 64Ki.
-    pub max_entry_bytes: Option<Size>,
+    pub max_entry_bytes: Option<ByteSize>,
     /// All that is kept of a backend, with heads; what was used longest ago makes room. Default 32Mi.
-    pub max_bytes: Option<Size>,
+    pub max_bytes: Option<ByteSize>,
 }

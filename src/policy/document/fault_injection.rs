@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{GrpcCode, ModeName};
-use crate::policy::units::{Percent, Span, Timestamp};
+use super::{GrpcCode, ModeSetting};
+use crate::policy::units::{Percent, PolicyDuration, Timestamp};
 
 /// Makes some requests late or fail, to see what happens. It ends by itself.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -12,7 +12,7 @@ use crate::policy::units::{Percent, Span, Timestamp};
 pub struct FaultInjection {
     /// Whether it acts; Shadow counts what would have been done.
     #[serde(default)]
-    pub mode: ModeName,
+    pub mode: ModeSetting,
     /// When it ends, like `2026-12-01T00:00:00Z`. There is no fault without an end.
     pub until: Timestamp,
     /// Requests that are kept waiting before they are forwarded.
@@ -28,7 +28,7 @@ pub struct FaultInjection {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultDelay {
     /// How long.
-    pub fixed_delay: Span,
+    pub fixed_delay: PolicyDuration,
     /// The share of requests, in percent. Default 100.
     pub percentage: Option<Percent>,
 }

@@ -3,16 +3,16 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::policy::units::Span;
+use crate::policy::units::PolicyDuration;
 
 /// Who keeps the limits that all instances of a service share (`rateLimit.global`). A request's local limits are asked first.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GlobalRateLimit {
     /// The engine.
-    pub backend: GlobalBackend,
+    pub backend: GlobalRateLimitEngine,
     /// How long a request waits for the engine's word. Default 20ms.
-    pub timeout: Option<Span>,
+    pub timeout: Option<PolicyDuration>,
     /// Whether requests are refused while the engine does not answer. Default false: they pass, counted.
     #[serde(default)]
     pub fail_closed: bool,
@@ -21,21 +21,21 @@ pub struct GlobalRateLimit {
 /// An engine.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct GlobalBackend {
+pub struct GlobalRateLimitEngine {
     /// Which one.
     #[serde(rename = "type")]
-    pub kind: GlobalBackendType,
+    pub kind: GlobalRateLimitEngineType,
     /// For Redis.
-    pub redis: Option<Redis>,
+    pub redis: Option<RedisSection>,
     /// For RateLimitService.
     pub rate_limit_service: Option<RateLimitService>,
     /// For Replicas.
-    pub replicas: Option<Replicas>,
+    pub replicas: Option<ReplicasSection>,
 }
 
 /// The kind of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum GlobalBackendType {
+pub enum GlobalRateLimitEngineType {
     /// Redis or Valkey: the buckets are there, and instances with the same `prefix` share them.
     Redis,
     /// A server of Envoy's rate limit protocol (`envoy.service.ratelimit.v3`), which counts in whole units of time; it gets the limit with
@@ -48,7 +48,7 @@ pub enum GlobalBackendType {
 /// A Redis or Valkey.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Redis {
+pub struct RedisSection {
     /// Where it is, like `redis://127.0.0.1:6379/0` or `redis://USER:PASSWORD@HOST:6379`. Take passwords from the environment:
     /// `redis://:${REDIS_PASSWORD}@redis:6379`. It is shown without them.
     pub url: String,
@@ -70,7 +70,7 @@ pub struct RateLimitService {
 /// Counting instances.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Replicas {
+pub struct ReplicasSection {
     /// A backend whose endpoints are the instances of this service, as discovery finds them: a headless Service's name lists those that
     /// are ready. As long as none is found, one is assumed.
     pub backend: String,

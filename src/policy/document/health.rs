@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeName;
-use crate::policy::units::{Percent, Span, StatusRange};
+use super::ModeSetting;
+use crate::policy::units::{Percent, PolicyDuration, StatusRange};
 
 /// How the endpoints' health is found out.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -24,16 +24,16 @@ pub struct ActiveCheck {
     #[serde(rename = "type")]
     pub kind: ActiveCheckType,
     /// The time between two checks of an endpoint. Default 5s.
-    pub interval: Option<Span>,
+    pub interval: Option<PolicyDuration>,
     /// The time between two checks while an endpoint is unhealthy. Default the interval.
-    pub unhealthy_interval: Option<Span>,
+    pub unhealthy_interval: Option<PolicyDuration>,
     /// The time to the next check after a result that differs from what is known, so that a change is confirmed soon. Default the
     /// interval.
-    pub edge_interval: Option<Span>,
+    pub edge_interval: Option<PolicyDuration>,
     /// How far the time between two checks is drawn around its value, in percent. Default 10.
     pub jitter_percent: Option<Percent>,
     /// The time for one check. Default 1s.
-    pub timeout: Option<Span>,
+    pub timeout: Option<PolicyDuration>,
     /// Failures in a row that make an endpoint unhealthy. Default 3.
     pub unhealthy_threshold: Option<u32>,
     /// Passes in a row that make it healthy again; the very first pass does at once. Default 2.
@@ -83,7 +83,7 @@ pub struct HttpCheck {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OutlierDetection {
     /// Enforce acts, Shadow only tells, Off does nothing. Default Enforce.
-    pub mode: ModeName,
+    pub mode: ModeSetting,
     /// Failures in a row that eject: statuses from 500, and attempts without an answer. 0 is off. Default 5.
     pub consecutive_5xx_errors: Option<u32>,
     /// Answers 502, 503 or 504 in a row that eject. Default 0, which is off.
@@ -91,12 +91,12 @@ pub struct OutlierDetection {
     /// Attempts without an answer in a row that eject: refused, reset, timed out. 0 is off. Default 5.
     pub consecutive_local_origin_failures: Option<u32>,
     /// The time between two comparisons of the endpoints; latencies are compared twice in it. Default 10s.
-    pub interval: Option<Span>,
+    pub interval: Option<PolicyDuration>,
     /// How long the first ejection lasts; the n-th in a row lasts n times as long, and after a failed probe as long as the first. Default
     /// 30s.
-    pub base_ejection_time: Option<Span>,
+    pub base_ejection_time: Option<PolicyDuration>,
     /// The longest ejection. Default 5m.
-    pub max_ejection_time: Option<Span>,
+    pub max_ejection_time: Option<PolicyDuration>,
     /// How many of the endpoints may be out at once; at least one, and never the last. Default 50, Envoy's is 10.
     pub max_ejection_percent: Option<Percent>,
     /// Ejects whose success rate is below the mean of all less so many standard deviations. 0 is off. Default 1.9.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::ListenerTls;
-use crate::policy::units::{Size, Span};
+use crate::policy::units::{ByteSize, PolicyDuration};
 
 /// A socket that takes requests.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -71,13 +71,13 @@ pub struct ListenerLimits {
     /// Connections at once; more are closed at once. Default 10000.
     pub max_connections: Option<u32>,
     /// The time for the whole request head, from its first byte. Default 10s.
-    pub header_timeout: Option<Span>,
+    pub header_timeout: Option<PolicyDuration>,
     /// How long a connection may be idle between requests. Default 75s.
-    pub idle_timeout: Option<Span>,
+    pub idle_timeout: Option<PolicyDuration>,
     /// The longest request head. Default 64Ki.
-    pub max_header_bytes: Option<Size>,
+    pub max_header_bytes: Option<ByteSize>,
     /// Requests at once on one connection of HTTP/2. Default 100.
     pub max_concurrent_streams: Option<u32>,
     /// The longest request body. Default 32Mi.
-    pub max_body_bytes: Option<Size>,
+    pub max_body_bytes: Option<ByteSize>,
 }

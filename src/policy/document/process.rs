@@ -3,24 +3,24 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeName;
-use crate::policy::units::{Percent, Span, StatusRange};
+use super::ModeSetting;
+use crate::policy::units::{Percent, PolicyDuration, StatusRange};
 
 /// What to do about trouble that stays.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Recovery {
+pub struct RecoveryEntry {
     /// The name, unique among recoveries.
     pub name: String,
     /// Whether it acts; Shadow tells what it would do.
     #[serde(default)]
-    pub mode: ModeName,
+    pub mode: ModeSetting,
     /// What the trouble is.
-    pub trigger: Trigger,
+    pub trigger: RecoveryTrigger,
     /// What is done, one rung at a time.
-    pub ladder: Vec<Rung>,
+    pub ladder: Vec<RecoveryRung>,
     /// The time between two actions. Default 10m.
-    pub cooldown: Option<Span>,
+    pub cooldown: Option<PolicyDuration>,
     /// Actions in any hour. Default 3.
     pub max_per_hour: Option<u32>,
 }
@@ -28,19 +28,19 @@ pub struct Recovery {
 /// What the trouble is.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Trigger {
+pub struct RecoveryTrigger {
     /// Its kind.
     #[serde(rename = "type")]
-    pub kind: TriggerType,
+    pub kind: RecoveryTriggerType,
     /// The backend whose breaker is watched.
     pub backend: String,
     /// How long the breaker must not have been closed.
-    pub duration: Span,
+    pub duration: PolicyDuration,
 }
 
 /// A kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum TriggerType {
+pub enum RecoveryTriggerType {
     /// A breaker of the backend that is not closed for so long, through all its half-open rounds.
     CircuitOpenFor,
 }
@@ -48,16 +48,16 @@ pub enum TriggerType {
 /// One rung of a ladder.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Rung {
+pub struct RecoveryRung {
     /// What is done.
-    pub action: Action,
+    pub action: RecoveryActionSection,
     /// When it is undone. Default OnRecovery for what can be undone.
-    pub undo: Option<Undo>,
+    pub undo: Option<UndoCondition>,
 }
 
 /// When an action is undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum Undo {
+pub enum UndoCondition {
     /// When the trigger no longer holds.
     OnRecovery,
 }
@@ -65,19 +65,19 @@ pub enum Undo {
 /// What is done.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Action {
+pub struct RecoveryActionSection {
     /// Its kind.
     #[serde(rename = "type")]
-    pub kind: ActionType,
+    pub kind: RecoveryActionType,
     /// For Webhook: an `http://` address that gets a POST of a JSON object.
     pub url: Option<String>,
     /// For Webhook: the time for the call. Default 3s.
-    pub timeout: Option<Span>,
+    pub timeout: Option<PolicyDuration>,
 }
 
 /// A kind of action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum ActionType {
+pub enum RecoveryActionType {
     /// Calls an address.
     Webhook,
     /// Makes this instance unready until the trouble is over.
@@ -87,17 +87,17 @@ pub enum ActionType {
 /// What is written down about requests.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Telemetry {
+pub struct TelemetrySection {
     /// One line per request.
-    pub access_log: Option<AccessLog>,
+    pub access_log: Option<AccessLogSection>,
 }
 
 /// One line per request.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct AccessLog {
+pub struct AccessLogSection {
     /// Whether and how. Default JSON.
-    pub format: Option<LogFormat>,
+    pub format: Option<AccessLogFormat>,
     /// The share of requests that is written. Default 100.
     pub sampling_percentage: Option<Percent>,
     /// Statuses that are always written.
@@ -106,7 +106,7 @@ pub struct AccessLog {
 
 /// How a request is written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-pub enum LogFormat {
+pub enum AccessLogFormat {
     /// One JSON object per line.
     #[default]
     JSON,

@@ -3,15 +3,15 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{ModeName, PathMatch};
-use crate::policy::units::Span;
+use super::{ModeSetting, PathMatch};
+use crate::policy::units::PolicyDuration;
 
 /// How many requests may come.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct RateLimit {
+pub struct RateLimitSection {
     /// Whether it acts; a rule can say otherwise for itself.
-    pub mode: ModeName,
+    pub mode: ModeSetting,
     /// Distinct keys that are told apart per rule; the rest share one bucket. Default 10000.
     pub max_keys: Option<u32>,
     /// Headers about the limit that is nearest, on every answer. Default Draft10.
@@ -58,19 +58,19 @@ pub struct RateLimitRule {
     /// The name, unique in its section.
     pub name: String,
     /// Whether it acts. Default that of the section.
-    pub mode: Option<ModeName>,
+    pub mode: Option<ModeSetting>,
     /// Which requests it is about; any one suffices, and none means all.
     #[serde(default)]
     pub client_selectors: Vec<ClientSelector>,
     /// The bucket.
-    pub limit: Limit,
+    pub limit: RateLimitValue,
     /// What one request takes. Default 1.
-    pub cost: Option<Cost>,
+    pub cost: Option<RateLimitCost>,
     /// Lets a request wait for its tokens instead of refusing it: a pace.
     pub queue: Option<PaceQueue>,
     /// Begins with a part of the rate, and again after a time with little traffic. Only for a rule with one bucket of
     /// this instance.
-    pub warm_up: Option<RateWarmUp>,
+    pub warm_up: Option<RateWarmUpSection>,
 }
 
 /// A wait for tokens.
@@ -78,15 +78,15 @@ pub struct RateLimitRule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PaceQueue {
     /// How long a request may wait at most; one that would have to wait longer is refused at once. Up to 500ms.
-    pub max_wait: Span,
+    pub max_wait: PolicyDuration,
 }
 
 /// A rate that rises (Sentinel's warm-up: `coldFactor` times the cost at first, falling evenly to 1).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct RateWarmUp {
+pub struct RateWarmUpSection {
     /// How long it takes under full load. Default 10s.
-    pub window: Option<Span>,
+    pub window: Option<PolicyDuration>,
     /// The rate begins at this part of itself. Default 3.
     pub cold_factor: Option<u32>,
 }
@@ -164,7 +164,7 @@ pub struct SourceSelector {
 /// A token bucket.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Limit {
+pub struct RateLimitValue {
     /// Tokens that come back in each `unit`.
     pub requests: u32,
     /// The unit.
@@ -189,7 +189,7 @@ pub enum LimitUnit {
 /// What one request takes.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Cost {
+pub struct RateLimitCost {
     /// When it comes in. Default 1.
     pub request: Option<RequestCost>,
     /// When its answer says what it was worth. It is taken in any case: a bucket may go into debt by as much as it holds.
@@ -201,14 +201,14 @@ pub struct Cost {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestCost {
     /// Where the number is from.
-    pub from: CostFrom,
+    pub from: RequestCostFrom,
     /// The number. 0 only beside a `response`: then a request passes as long as the bucket is not in debt.
     pub number: u32,
 }
 
 /// Where a cost is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum CostFrom {
+pub enum RequestCostFrom {
     /// From `number`.
     Number,
 }

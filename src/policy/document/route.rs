@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    AdmissionControl, Allow, AsideRef, Fallback, FaultInjection, Hedging, RateLimit, StaleIfError,
+    AdmissionControlSection, AllowedIdentities, AuxiliaryBackendRef, Fallback, FaultInjection,
+    Hedging, RateLimitSection, StaleIfError,
     sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
 };
 use crate::policy::units::Percent;
@@ -12,7 +13,7 @@ use crate::policy::units::Percent;
 /// A set of requests, where they go, and how they are protected.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Route {
+pub struct RouteEntry {
     /// The name, unique among routes.
     pub name: String,
     /// The listeners whose requests are looked at.
@@ -30,7 +31,7 @@ pub struct Route {
     #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
     /// Who may use it, by the certificate that they show. Default everybody.
-    pub allow: Option<Allow>,
+    pub allow: Option<AllowedIdentities>,
     /// The named policy of this route.
     pub policy: Option<String>,
     /// Timeouts of this route.
@@ -42,11 +43,11 @@ pub struct Route {
     /// The circuit breaker of this route.
     pub circuit_breaker: Option<CircuitBreaker>,
     /// How many requests are refused while a backend fails.
-    pub admission_control: Option<AdmissionControl>,
+    pub admission_control: Option<AdmissionControlSection>,
     /// The limits on what is in flight of this route.
     pub connection_limits: Option<ConnectionLimits>,
     /// The rate limits of this route.
-    pub rate_limit: Option<RateLimit>,
+    pub rate_limit: Option<RateLimitSection>,
     /// Further requests for an answer that is late.
     pub hedging: Option<Hedging>,
     /// What is answered instead.
@@ -57,7 +58,7 @@ pub struct Route {
     pub fault_injection: Option<FaultInjection>,
 }
 
-impl Route {
+impl RouteEntry {
     /// The sections that the route itself gives.
     #[must_use]
     pub fn sections(&self) -> Sections {
@@ -184,7 +185,7 @@ pub enum FilterType {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestMirror {
     /// Where it goes, under that backend's own policy.
-    pub backend_ref: AsideRef,
+    pub backend_ref: AuxiliaryBackendRef,
     /// The share of requests. Default 100.
     pub percent: Option<Percent>,
 }
@@ -194,9 +195,9 @@ pub struct RequestMirror {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct HeaderModifier {
     /// Headers that replace those of the same name.
-    pub set: Vec<HeaderEdit>,
+    pub set: Vec<HttpHeader>,
     /// Headers that are added.
-    pub add: Vec<HeaderEdit>,
+    pub add: Vec<HttpHeader>,
     /// Names that are taken out.
     pub remove: Vec<String>,
 }
@@ -204,7 +205,7 @@ pub struct HeaderModifier {
 /// A header.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HeaderEdit {
+pub struct HttpHeader {
     /// Its name.
     pub name: String,
     /// Its value.

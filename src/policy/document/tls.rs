@@ -45,7 +45,7 @@ pub struct BackendTls {
 /// Who may use a route.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Allow {
+pub struct AllowedIdentities {
     /// Identities in certificates of clients: a SPIFFE URI or a DNS name, exact or with `*` at its end. Anybody else gets a 403.
     pub identities: Vec<String>,
 }

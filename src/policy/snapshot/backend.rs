@@ -6,7 +6,7 @@ use std::{
 
 use crate::{
     policy::{
-        snapshot::{ClientTlsSpec, Protocol},
+        snapshot::{BackendTlsSpec, Protocol},
         units::StatusSet,
     },
     resilience::{Mode, health::HealthConfig, outlier::OutlierConfig, warm_up::WarmUpConfig},
@@ -22,19 +22,19 @@ pub struct BackendSpec {
     /// What is spoken.
     pub protocol: Protocol,
     /// TLS towards it.
-    pub tls: Option<ClientTlsSpec>,
+    pub tls: Option<BackendTlsSpec>,
     /// How one is chosen.
-    pub balancer: Balancer,
+    pub load_balancer: LoadBalancerSpec,
     /// How a new one comes to its share.
     pub warm_up: Option<WarmUpConfig>,
     /// With so many endpoints in this instance's zone, they are preferred; `None` if zones do not matter.
     pub min_endpoints_in_zone: Option<u32>,
     /// Below this percentage of available endpoints, availability is ignored.
-    pub panic_threshold: u32,
+    pub panic_threshold_percent: u32,
     /// How health is found out.
-    pub check: Option<CheckSpec>,
+    pub active_check: Option<ActiveCheckSpec>,
     /// Which endpoints are left out for how they answer.
-    pub outlier: Option<OutlierSpec>,
+    pub outlier_detection: Option<OutlierDetectionSpec>,
 }
 
 /// Where endpoints are.
@@ -65,7 +65,7 @@ pub struct DnsSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointSpec {
     /// Its address.
-    pub address: Address,
+    pub address: EndpointAddress,
     /// Its share among its peers.
     pub weight: NonZeroU32,
     /// Where it is.
@@ -77,7 +77,7 @@ pub struct EndpointSpec {
 impl EndpointSpec {
     /// An endpoint of which nothing but the address is told.
     #[must_use]
-    pub fn at(address: Address) -> Self {
+    pub fn from_address(address: EndpointAddress) -> Self {
         Self {
             address,
             weight: NonZeroU32::MIN,
@@ -89,7 +89,7 @@ impl EndpointSpec {
 
 /// Where an endpoint listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Address {
+pub enum EndpointAddress {
     /// An IP address and a port.
     Tcp(SocketAddr),
     /// The path of a socket.
@@ -98,39 +98,39 @@ pub enum Address {
 
 /// The text is no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InvalidAddress;
+pub struct InvalidEndpointAddress;
 
-impl fmt::Display for InvalidAddress {
+impl fmt::Display for InvalidEndpointAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("not an IP address and a port, nor `unix:` and the absolute path of a socket")
     }
 }
 
-impl std::error::Error for InvalidAddress {}
+impl std::error::Error for InvalidEndpointAddress {}
 
 /// The longest path that the system takes for a socket (`sun_path`), without the zero at its end.
-const MAX_SOCKET_PATH: usize = 107;
+const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-impl FromStr for Address {
-    type Err = InvalidAddress;
+impl FromStr for EndpointAddress {
+    type Err = InvalidEndpointAddress;
 
-    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+    fn from_str(text: &str) -> Result<Self, InvalidEndpointAddress> {
         match text.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') && path.len() <= MAX_SOCKET_PATH => {
+            Some(path) if path.starts_with('/') && path.len() <= MAX_SOCKET_PATH_BYTES => {
                 Ok(Self::Unix(path.into()))
             }
-            Some(_) => Err(InvalidAddress),
+            Some(_) => Err(InvalidEndpointAddress),
             None => text
                 .parse()
                 .ok()
                 .filter(|address: &SocketAddr| address.port() != 0)
                 .map(Self::Tcp)
-                .ok_or(InvalidAddress),
+                .ok_or(InvalidEndpointAddress),
         }
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for EndpointAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -139,7 +139,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl From<SocketAddr> for Address {
+impl From<SocketAddr> for EndpointAddress {
     fn from(address: SocketAddr) -> Self {
         Self::Tcp(address)
     }
@@ -147,7 +147,7 @@ impl From<SocketAddr> for Address {
 
 /// How an endpoint is chosen.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Balancer {
+pub enum LoadBalancerSpec {
     /// The less busy of two.
     LeastRequest,
     /// The cheaper of two by latency.
@@ -173,12 +173,12 @@ pub enum HashKey {
     /// The value of a cookie.
     Cookie(String),
     /// The client's address.
-    Source,
+    ClientIp,
 }
 
 /// How health is found out.
 #[derive(Debug, Clone, PartialEq)]
-pub struct CheckSpec {
+pub struct ActiveCheckSpec {
     /// What is asked.
     pub probe: ProbeSpec,
     /// How often.
@@ -195,7 +195,7 @@ pub struct CheckSpec {
     pub thresholds: HealthConfig,
 }
 
-impl CheckSpec {
+impl ActiveCheckSpec {
     /// The host that is named, if it is another than the endpoint's.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
@@ -240,7 +240,7 @@ pub enum ProbeSpec {
 
 /// Which endpoints are left out for how they answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct OutlierSpec {
+pub struct OutlierDetectionSpec {
     /// Whether it acts.
     pub mode: Mode,
     /// How.

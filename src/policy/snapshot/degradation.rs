@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::Origin;
+use super::SectionOrigin;
 use crate::{
     policy::{document::FallbackTrigger, units::StatusSet},
     resilience::{Mode, hedge::HedgeConfig, ratio::Ratio},
@@ -22,11 +22,11 @@ pub struct HedgingSpec {
     /// How many, and when.
     pub config: HedgeConfig,
     /// Statuses that are no answer while there is another to be had.
-    pub non_fatal: StatusSet,
+    pub non_fatal_codes: StatusSet,
     /// The name of its state.
     pub name: Arc<str>,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// What is answered instead.
@@ -37,14 +37,14 @@ pub struct FallbackSpec {
     /// What makes it act.
     pub triggers: Vec<FallbackTrigger>,
     /// What it is.
-    pub to: FallbackTo,
+    pub action: FallbackAction,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// What is answered instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FallbackTo {
+pub enum FallbackAction {
     /// This.
     Response {
         /// The status.
@@ -60,7 +60,7 @@ pub enum FallbackTo {
 
 /// Answers that are given again when the backend fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StaleSpec {
+pub struct StaleIfErrorSpec {
     /// Whether it acts.
     pub mode: Mode,
     /// The longest time since an answer came.
@@ -72,12 +72,12 @@ pub struct StaleSpec {
     /// The name of its state.
     pub name: Arc<str>,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// Faults on purpose.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FaultSpec {
+pub struct FaultInjectionSpec {
     /// Whether it acts.
     pub mode: Mode,
     /// When it ends.
@@ -85,14 +85,14 @@ pub struct FaultSpec {
     /// How long requests are kept waiting, and how many of them.
     pub delay: Option<(Duration, Ratio)>,
     /// What requests are answered with, and how many of them.
-    pub abort: Option<(FaultAnswer, Ratio)>,
+    pub abort: Option<(FaultAbortStatus, Ratio)>,
     /// Requests under a fault at once.
-    pub max_active: u32,
+    pub max_active_faults: u32,
 }
 
 /// An error on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultAnswer {
+pub enum FaultAbortStatus {
     /// A status.
     Http(u16),
     /// A status of gRPC.

@@ -2,14 +2,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::SourcePlace;
-use crate::policy::units::Span;
+use super::SourceLocation;
+use crate::policy::units::PolicyDuration;
 
 /// What the engine is, and what is done while it does not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GlobalRateLimitSpec {
     /// The engine.
-    pub engine: EngineSpec,
+    pub engine: RateLimitEngineSpec,
     /// How long a request waits for it.
     pub timeout: Duration,
     /// Whether requests are refused without it.
@@ -18,9 +18,9 @@ pub struct GlobalRateLimitSpec {
 
 /// An engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EngineSpec {
+pub enum RateLimitEngineSpec {
     /// Somebody else keeps the buckets.
-    Remote(RemoteSpec),
+    Remote(RemoteEngineSpec),
     /// The number of a backend's endpoints divides the limit.
     Replicas {
         /// The backend's index.
@@ -33,20 +33,20 @@ pub enum EngineSpec {
 impl fmt::Display for GlobalRateLimitSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.engine {
-            EngineSpec::Remote(remote) => {
-                let without = if self.fails_closed {
+            RateLimitEngineSpec::Remote(remote) => {
+                let outcome_without_engine = if self.fails_closed {
                     "refused"
                 } else {
                     "let pass"
                 };
                 write!(
                     f,
-                    "kept by {remote} for {}; without its answer within {} requests are {without}",
-                    remote.scope(),
-                    Span(self.timeout)
+                    "kept by {remote} for {}; without its answer within {} requests are {outcome_without_engine}",
+                    remote.namespace(),
+                    PolicyDuration(self.timeout)
                 )
             }
-            EngineSpec::Replicas { name, .. } => {
+            RateLimitEngineSpec::Replicas { name, .. } => {
                 write!(f, "divided by the number of endpoints of {name}")
             }
         }
@@ -55,37 +55,37 @@ impl fmt::Display for GlobalRateLimitSpec {
 
 /// Somebody who keeps buckets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RemoteSpec {
+pub enum RemoteEngineSpec {
     /// A Redis.
     Redis(RedisSpec),
     /// A server of Envoy's rate limit protocol.
-    Service(ServiceSpec),
+    Service(RateLimitServiceSpec),
 }
 
-impl RemoteSpec {
+impl RemoteEngineSpec {
     /// What its buckets are told apart from others by.
     #[must_use]
-    pub fn scope(&self) -> &Arc<str> {
+    pub fn namespace(&self) -> &Arc<str> {
         match self {
-            Self::Redis(redis) => &redis.prefix,
+            Self::Redis(redis) => &redis.key_prefix,
             Self::Service(service) => &service.domain,
         }
     }
 
     /// Where the policy says so.
     #[must_use]
-    pub fn place(&self) -> &SourcePlace {
+    pub fn location(&self) -> &SourceLocation {
         match self {
-            Self::Redis(redis) => &redis.place,
-            Self::Service(service) => &service.place,
+            Self::Redis(redis) => &redis.location,
+            Self::Service(service) => &service.location,
         }
     }
 }
 
-impl fmt::Display for RemoteSpec {
+impl fmt::Display for RemoteEngineSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Redis(redis) => write!(f, "redis at {}", redis.address),
+            Self::Redis(redis) => write!(f, "redis at {}", redis.display_address),
             Self::Service(service) => write!(f, "the rate limit service at {}", service.url),
         }
     }
@@ -93,13 +93,13 @@ impl fmt::Display for RemoteSpec {
 
 /// A server of Envoy's rate limit protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceSpec {
+pub struct RateLimitServiceSpec {
     /// Where it is.
     pub url: Arc<str>,
     /// The domain that it knows.
     pub domain: Arc<str>,
     /// Where the policy says so.
-    pub place: SourcePlace,
+    pub location: SourceLocation,
 }
 
 /// A Redis.
@@ -108,19 +108,19 @@ pub struct RedisSpec {
     /// Where it is, with its password.
     pub url: String,
     /// Where it is, without; `HOST:PORT`.
-    pub address: Arc<str>,
+    pub display_address: Arc<str>,
     /// What its keys begin with.
-    pub prefix: Arc<str>,
+    pub key_prefix: Arc<str>,
     /// Where the policy says so.
-    pub place: SourcePlace,
+    pub location: SourceLocation,
 }
 
 // A password is shown to nobody.
 impl fmt::Debug for RedisSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisSpec")
-            .field("address", &self.address)
-            .field("prefix", &self.prefix)
+            .field("address", &self.display_address)
+            .field("prefix", &self.key_prefix)
             .finish_non_exhaustive()
     }
 }

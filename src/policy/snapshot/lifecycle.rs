@@ -8,21 +8,21 @@ use crate::resilience::{Mode, lifecycle::DrainConfig, warm_up::WarmUpConfig};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LifecycleSpec {
     /// The backend whose check must have passed: the app.
-    pub require_backend: Option<usize>,
+    pub required_backend: Option<usize>,
     /// How long to wait after that.
     pub startup_delay: Duration,
     /// Passes in a row that are needed.
     pub success_threshold: u32,
     /// Backends of which an endpoint must be available.
-    pub gates: Vec<usize>,
+    pub readiness_gates: Vec<usize>,
     /// Where the app answers probes.
     pub app_probes: Option<AppProbesSpec>,
     /// How it takes traffic while it is new.
-    pub warm_up: Option<OwnWarmUpSpec>,
+    pub warm_up: Option<InstanceWarmUpSpec>,
     /// How it leaves.
     pub drain: DrainConfig,
     /// The backend whose endpoints are the instances of this service.
-    pub replicas: Option<usize>,
+    pub replicas_backend: Option<usize>,
 }
 
 /// Where the app answers probes; a path that is not known cannot be asked.
@@ -31,16 +31,16 @@ pub struct AppProbesSpec {
     /// The app.
     pub backend: usize,
     /// Whether it lives.
-    pub livez: Option<Arc<str>>,
+    pub livez_path: Option<Arc<str>>,
     /// Whether it is ready.
-    pub readyz: Option<Arc<str>>,
+    pub readyz_path: Option<Arc<str>>,
     /// Whether it has started.
-    pub startupz: Option<Arc<str>>,
+    pub startupz_path: Option<Arc<str>>,
 }
 
 /// How this instance takes traffic while it is new.
 #[derive(Debug, Clone, PartialEq)]
-pub struct OwnWarmUpSpec {
+pub struct InstanceWarmUpSpec {
     /// Whether it acts.
     pub mode: Mode,
     /// The curve.

@@ -12,9 +12,9 @@ pub struct ProtectionSpec {
     /// What is watched, and from where on.
     pub config: ProtectionConfig,
     /// The header that names the class of a request.
-    pub header: HeaderName,
+    pub priority_header: HeaderName,
     /// The classes, highest first.
-    pub classes: [String; 4],
+    pub priority_classes: [String; 4],
     /// Whether each class fills a concurrency limit only so far.
-    pub limits_classes: bool,
+    pub limits_concurrency_by_class: bool,
 }

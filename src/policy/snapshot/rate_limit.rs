@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use super::Origin;
+use super::SectionOrigin;
 use crate::{
-    policy::{document::RateLimitHeaders, matching::PathSpec, units::Span},
+    policy::{document::RateLimitHeaders, matching::PathMatchSpec, units::PolicyDuration},
     resilience::Mode,
 };
 
@@ -17,16 +17,16 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RateLimitSpec {
     /// The rules; those of this instance first, and of these those with a key.
-    pub rules: Vec<RateRuleSpec>,
+    pub rules: Vec<RateLimitRuleSpec>,
     /// Headers about them.
     pub headers: RateLimitHeaders,
     /// Where the section is from.
-    pub origin: Origin,
+    pub origin: SectionOrigin,
 }
 
 /// One rule.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RateRuleSpec {
+pub struct RateLimitRuleSpec {
     /// Its name.
     pub name: Arc<str>,
     /// Whether it acts.
@@ -40,11 +40,11 @@ pub struct RateRuleSpec {
     /// What a request takes.
     pub cost: u32,
     /// The header of an answer that says what else it was worth.
-    pub response_cost: Option<http::HeaderName>,
+    pub response_cost_header: Option<http::HeaderName>,
     /// How long a request may wait for its tokens.
     pub max_wait: Duration,
     /// How the rate begins.
-    pub warm_up: Option<WarmUpSpec>,
+    pub warm_up: Option<RateWarmUpSpec>,
     /// What its headers say of the bucket, in the style of its section.
     pub policy_header: Option<http::HeaderValue>,
     /// Keys that are told apart.
@@ -65,21 +65,21 @@ pub struct QuotaSpec {
 impl QuotaSpec {
     /// The time in which one token comes back.
     #[must_use]
-    pub fn interval(self) -> Duration {
+    pub fn emission_interval(self) -> Duration {
         (Duration::from_secs(self.unit_seconds.get()) / self.requests.get())
             .max(Duration::from_nanos(1))
     }
 
     /// The time in which an empty bucket is full again.
     #[must_use]
-    pub fn burst_time(self) -> Duration {
-        self.interval().saturating_mul(self.burst.get())
+    pub fn refill_duration(self) -> Duration {
+        self.emission_interval().saturating_mul(self.burst.get())
     }
 }
 
 /// A rate that rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WarmUpSpec {
+pub struct RateWarmUpSpec {
     /// How long it takes.
     pub window: Duration,
     /// At first the rate is divided by this.
@@ -92,16 +92,16 @@ pub struct SelectorSpec {
     /// Headers and the value they must have, or `None` for one bucket per value.
     pub headers: Vec<(http::HeaderName, Option<String>)>,
     /// The path.
-    pub path: Option<PathSpec>,
+    pub path: Option<PathMatchSpec>,
     /// The methods; none means any.
     pub methods: Vec<http::Method>,
     /// The range of client addresses, and whether there is one bucket per address.
-    pub source: Option<(ipnet::IpNet, bool)>,
+    pub source_cidr: Option<(ipnet::IpNet, bool)>,
     /// The identity in the client's certificate, or `None` for one bucket per identity.
     pub identity: Option<Option<Arc<str>>>,
 }
 
-impl fmt::Display for RateRuleSpec {
+impl fmt::Display for RateLimitRuleSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let QuotaSpec {
             requests,
@@ -111,21 +111,25 @@ impl fmt::Display for RateRuleSpec {
         write!(
             f,
             "{requests} per {}, burst {burst}, cost {}",
-            Span(Duration::from_secs(unit_seconds.get())),
+            PolicyDuration(Duration::from_secs(unit_seconds.get())),
             self.cost
         )?;
-        if let Some(header) = &self.response_cost {
+        if let Some(header) = &self.response_cost_header {
             write!(f, " and what {header} of the answer says")?;
         }
         if !self.max_wait.is_zero() {
-            write!(f, ", waits up to {}", Span(self.max_wait))?;
+            write!(f, ", waits up to {}", PolicyDuration(self.max_wait))?;
         }
-        if let Some(WarmUpSpec {
+        if let Some(RateWarmUpSpec {
             window,
             cold_factor,
         }) = self.warm_up
         {
-            write!(f, ", from 1/{cold_factor} of it in {}", Span(window))?;
+            write!(
+                f,
+                ", from 1/{cold_factor} of it in {}",
+                PolicyDuration(window)
+            )?;
         }
         if self.is_keyed() {
             write!(f, ", one bucket per key, {} keys", self.max_keys)?;
@@ -137,14 +141,14 @@ impl fmt::Display for RateRuleSpec {
     }
 }
 
-impl RateRuleSpec {
+impl RateLimitRuleSpec {
     /// Whether requests are told apart by a key.
     #[must_use]
     pub fn is_keyed(&self) -> bool {
         let is_distinct = |selector: &SelectorSpec| {
-            let headers = selector.headers.iter().any(|(_, value)| value.is_none());
-            headers
-                || selector.source.is_some_and(|(_, distinct)| distinct)
+            let has_distinct_header = selector.headers.iter().any(|(_, value)| value.is_none());
+            has_distinct_header
+                || selector.source_cidr.is_some_and(|(_, distinct)| distinct)
                 || selector.identity == Some(None)
         };
         self.selectors.iter().any(is_distinct)
@@ -152,7 +156,7 @@ impl RateRuleSpec {
 
     /// Whether it is a plain bucket: it says yes or no, and its rate is always the same.
     #[must_use]
-    pub fn is_plain(&self) -> bool {
+    pub fn is_plain_token_bucket(&self) -> bool {
         self.max_wait.is_zero() && self.warm_up.is_none() && self.cost > 0
     }
 }

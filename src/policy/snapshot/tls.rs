@@ -17,37 +17,37 @@ pub enum Protocol {
 
 /// TLS towards clients.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ServerTlsSpec {
+pub struct ListenerTlsSpec {
     /// Our certificate and its key.
-    pub identity: KeyPair,
+    pub identity: IdentityFiles,
     /// The authorities of clients' certificates.
     pub client_ca: Option<PathBuf>,
     /// Whether a client may come without one.
-    pub is_client_optional: bool,
+    pub is_client_certificate_optional: bool,
     /// What is spoken.
     pub protocol: Protocol,
     /// Where the policy says so.
-    pub place: SourcePlace,
+    pub location: SourceLocation,
 }
 
 /// TLS towards a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ClientTlsSpec {
+pub struct BackendTlsSpec {
     /// The name that its certificate must have.
     pub sni: String,
     /// The authorities of its certificate; those of the system if absent.
     pub ca: Option<PathBuf>,
     /// Our certificate and its key.
-    pub identity: Option<KeyPair>,
+    pub identity: Option<IdentityFiles>,
     /// What is spoken.
     pub protocol: Protocol,
     /// Where the policy says so.
-    pub place: SourcePlace,
+    pub location: SourceLocation,
 }
 
 /// A certificate and its key, in files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct KeyPair {
+pub struct IdentityFiles {
     /// The certificate and its chain.
     pub cert: PathBuf,
     /// The key.
@@ -57,21 +57,21 @@ pub struct KeyPair {
 /// Where something stands in the policy files, for messages about what it refers to. All places are equal, so that moving a line
 /// changes nothing.
 #[derive(Debug, Clone)]
-pub struct SourcePlace(pub Arc<str>);
+pub struct SourceLocation(pub Arc<str>);
 
-impl PartialEq for SourcePlace {
+impl PartialEq for SourceLocation {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for SourcePlace {}
+impl Eq for SourceLocation {}
 
-impl std::hash::Hash for SourcePlace {
+impl std::hash::Hash for SourceLocation {
     fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
-impl fmt::Display for SourcePlace {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

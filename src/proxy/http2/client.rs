@@ -20,43 +20,43 @@ use http::{HeaderMap, Request};
 use pingora::http::ResponseHeader;
 
 use super::{
-    super::upstream::{Await, UpstreamEvent},
-    FORGIVEN_FRAMES, HEAD_BYTES, REMEMBERED_RESETS, SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW,
-    connection_window,
-    outgoing::{Gone, Outgoing},
+    super::upstream::{UpstreamEvent, UpstreamInterest},
+    MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, RESPONSE_HEADER_BYTES_MAX, SEND_BUFFER_BYTES,
+    SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES, connection_window_bytes,
+    outgoing::{SendQueue, StreamClosed},
 };
 use crate::{
     state::endpoint::ConnectionGuard,
     telemetry::reason,
-    transport::{paced::Paced, wire::Wire},
+    transport::{paced::BackpressuredStream, wire::ConnectionHandle},
 };
 
 /// Requests at once on a connection, or fewer if the backend says so.
-const MAX_STREAMS: u32 = 100;
+const MAX_CONCURRENT_STREAMS: u32 = 100;
 
 /// A connection that several requests share.
 #[derive(Debug, Clone)]
-pub(in crate::proxy) struct Shared {
-    send: SendRequest<Bytes>,
-    state: Arc<SharedState>,
+pub(in crate::proxy) struct Http2Connection {
+    request_sender: SendRequest<Bytes>,
+    state: Arc<Http2ConnectionState>,
 }
 
 #[derive(Debug)]
-struct SharedState {
-    streams: AtomicUsize,
-    is_over: AtomicBool,
+struct Http2ConnectionState {
+    open_streams: AtomicUsize,
+    is_closing: AtomicBool,
     /// When a request last began or ended; guards single reads and writes.
-    used: Mutex<Instant>,
+    last_used: Mutex<Instant>,
     /// Counts the connection while it is open; guards single takes.
-    counted: Mutex<Option<ConnectionGuard>>,
+    connection_guard: Mutex<Option<ConnectionGuard>>,
     /// Of the certificates that it was made under.
-    generation: u64,
-    wire: Arc<Wire>,
+    certificate_generation: u64,
+    handle: Arc<ConnectionHandle>,
 }
 
 /// How a stream failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::proxy) enum Fault {
+pub(in crate::proxy) enum StreamError {
     /// The backend says that it did not look at the request.
     Refused,
     /// Cut off.
@@ -65,124 +65,127 @@ pub(in crate::proxy) enum Fault {
     Protocol,
 }
 
-impl Shared {
+impl Http2Connection {
     /// Begins HTTP/2 on a new connection; `guard` counts it until it ends.
-    pub(in crate::proxy) async fn open(
-        connection: Paced,
-        guard: ConnectionGuard,
-        generation: u64,
+    pub(in crate::proxy) async fn handshake(
+        connection: BackpressuredStream,
+        connection_guard: ConnectionGuard,
+        certificate_generation: u64,
         now: Instant,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, StreamError> {
         let mut builder = Builder::new();
         builder
             .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(connection_window(MAX_STREAMS))
-            .data_frame_budget(SMALL_FRAMES)
-            .max_concurrent_reset_streams(REMEMBERED_RESETS)
-            .max_local_error_reset_streams(Some(FORGIVEN_FRAMES))
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(HEAD_BYTES)
-            .initial_max_send_streams(MAX_STREAMS as usize);
-        let wire = connection.0.wire().clone();
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(connection_window_bytes(MAX_CONCURRENT_STREAMS))
+            .data_frame_budget(SMALL_FRAME_BUDGET_BYTES)
+            .max_concurrent_reset_streams(MAX_TRACKED_RESETS)
+            .max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .max_header_list_size(RESPONSE_HEADER_BYTES_MAX)
+            .initial_max_send_streams(MAX_CONCURRENT_STREAMS as usize);
+        let handle = connection.0.handle().clone();
         let (send, connection) = builder
             .handshake(connection)
             .await
-            .map_err(|error| fault(&error))?;
-        let state = Arc::new(SharedState {
-            streams: AtomicUsize::new(0),
-            is_over: AtomicBool::new(false),
-            used: Mutex::new(now),
-            counted: Mutex::new(Some(guard)),
-            generation,
-            wire,
+            .map_err(|error| classify_error(&error))?;
+        let state = Arc::new(Http2ConnectionState {
+            open_streams: AtomicUsize::new(0),
+            is_closing: AtomicBool::new(false),
+            last_used: Mutex::new(now),
+            connection_guard: Mutex::new(Some(connection_guard)),
+            certificate_generation,
+            handle,
         });
-        let ending = state.clone();
+        let closing_state = state.clone();
         tokio::spawn(async move {
             // Whoever has a stream on it is told by the stream.
             if let Err(error) = connection.await {
                 tracing::debug!("a connection of HTTP/2 ended: {error}");
             }
-            ending.end();
+            closing_state.close();
         });
-        Ok(Self { send, state })
+        Ok(Self {
+            request_sender: send,
+            state,
+        })
     }
 
     /// Whether it can take one more request, made under certificates of this generation.
-    pub(in crate::proxy) fn is_free(&self, generation: u64) -> bool {
-        self.is_open(generation)
-            && self.state.streams.load(Ordering::Relaxed)
+    pub(in crate::proxy) fn has_stream_capacity(&self, certificate_generation: u64) -> bool {
+        self.accepts_streams(certificate_generation)
+            && self.state.open_streams.load(Ordering::Relaxed)
                 < self
-                    .send
+                    .request_sender
                     .current_max_send_streams()
-                    .min(MAX_STREAMS as usize)
+                    .min(MAX_CONCURRENT_STREAMS as usize)
     }
 
     /// Whether it takes requests at all.
-    pub(in crate::proxy) fn is_open(&self, generation: u64) -> bool {
+    pub(in crate::proxy) fn accepts_streams(&self, certificate_generation: u64) -> bool {
         // One that has announced its end lives on for the streams it has. A fresh handle is ready or never will be.
-        let takes_more = || {
+        let can_open_stream = || {
             matches!(
-                self.send
+                self.request_sender
                     .clone()
                     .poll_ready(&mut Context::from_waker(Waker::noop())),
                 Poll::Ready(Ok(()))
             )
         };
-        !self.state.is_over.load(Ordering::Relaxed)
-            && self.state.generation == generation
-            && takes_more()
+        !self.state.is_closing.load(Ordering::Relaxed)
+            && self.state.certificate_generation == certificate_generation
+            && can_open_stream()
     }
 
     /// Since when it has been idle.
     pub(in crate::proxy) fn idle_since(&self) -> Option<Instant> {
-        (self.state.streams.load(Ordering::Relaxed) == 0).then(|| {
+        (self.state.open_streams.load(Ordering::Relaxed) == 0).then(|| {
             *self
                 .state
-                .used
+                .last_used
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
         })
     }
 
     /// Says that no more requests should be made on it.
-    pub(in crate::proxy) fn give_up(&self) {
-        self.state.is_over.store(true, Ordering::Relaxed);
+    pub(in crate::proxy) fn mark_closing(&self) {
+        self.state.is_closing.store(true, Ordering::Relaxed);
     }
 
     /// Says so, and gives its place under the bounds to another. It closes by itself a moment after nobody holds it.
-    pub(in crate::proxy) fn make_room(&self) {
-        self.state.end();
+    pub(in crate::proxy) fn evict(&self) {
+        self.state.close();
     }
 
     /// Takes a place on it.
-    pub(in crate::proxy) fn exchange(&self, now: Instant) -> Exchange {
-        self.state.streams.fetch_add(1, Ordering::Relaxed);
+    pub(in crate::proxy) fn open_stream(&self, now: Instant) -> ClientStream {
+        self.state.open_streams.fetch_add(1, Ordering::Relaxed);
         *self
             .state
-            .used
+            .last_used
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = now;
-        Exchange {
-            shared: Place(self.clone()),
-            received_before: self.state.wire.received(),
-            request: None,
-            response: None,
+        ClientStream {
+            permit: StreamPermit(self.clone()),
+            bytes_received_at_start: self.state.handle.bytes_received(),
+            queued_head: None,
+            response_future: None,
             stream: None,
-            outgoing: Outgoing::default(),
-            head: None,
-            body: None,
+            send_queue: SendQueue::default(),
+            response_head: None,
+            response_body: None,
             is_body_done: false,
-            trailers: None,
-            fault: None,
+            response_trailers: None,
+            send_error: None,
         }
     }
 }
 
-impl SharedState {
-    fn end(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.counted
+impl Http2ConnectionState {
+    fn close(&self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+        self.connection_guard
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
@@ -191,84 +194,88 @@ impl SharedState {
 
 /// A place on a connection, given back when it is dropped.
 #[derive(Debug)]
-struct Place(Shared);
+struct StreamPermit(Http2Connection);
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
-        self.0.state.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.state.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// One request and its answer.
 #[derive(Debug)]
-pub(in crate::proxy) struct Exchange {
-    shared: Place,
+pub(in crate::proxy) struct ClientStream {
+    permit: StreamPermit,
     /// What the connection had received when the exchange began.
-    received_before: u64,
+    bytes_received_at_start: u64,
     /// The head of the request, until it is sent.
-    request: Option<Request<()>>,
-    response: Option<ResponseFuture>,
+    queued_head: Option<Request<()>>,
+    response_future: Option<ResponseFuture>,
     stream: Option<SendStream<Bytes>>,
-    outgoing: Outgoing,
-    head: Option<ResponseHeader>,
-    body: Option<RecvStream>,
+    send_queue: SendQueue,
+    response_head: Option<ResponseHeader>,
+    response_body: Option<RecvStream>,
     is_body_done: bool,
-    trailers: Option<HeaderMap>,
+    response_trailers: Option<HeaderMap>,
     /// Why the request could not be handed over.
-    fault: Option<Fault>,
+    send_error: Option<StreamError>,
 }
 
-impl Exchange {
+impl ClientStream {
     /// Queues the head of the request.
     pub(in crate::proxy) fn write_head(&mut self, head: Request<()>) {
-        self.request = Some(head);
+        self.queued_head = Some(head);
     }
 
     /// Queues a piece of the request's body.
     pub(in crate::proxy) fn write(&mut self, piece: Bytes) {
-        self.outgoing.write(piece);
+        self.send_queue.write(piece);
     }
 
     /// Queues the end of the request.
     pub(in crate::proxy) fn finish(&mut self, trailers: Option<HeaderMap>) {
-        self.outgoing.finish(trailers);
+        self.send_queue.finish(trailers);
     }
 
     /// Whether everything was handed over.
-    pub(in crate::proxy) fn is_pushed(&self) -> bool {
-        self.request.is_none() && self.outgoing.is_empty()
+    pub(in crate::proxy) fn is_flushed(&self) -> bool {
+        self.queued_head.is_none() && self.send_queue.is_empty()
     }
 
     /// Whether the request may have left.
-    pub(in crate::proxy) fn has_sent(&self) -> bool {
-        self.response.is_some() || self.head.is_some()
+    pub(in crate::proxy) fn has_sent_request(&self) -> bool {
+        self.response_future.is_some() || self.response_head.is_some()
     }
 
     /// Waits for what happens next.
-    pub(in crate::proxy) async fn next(&mut self, wanted: Await, may_push: bool) -> UpstreamEvent {
+    pub(in crate::proxy) async fn next_event(
+        &mut self,
+        interest: UpstreamInterest,
+        may_flush: bool,
+    ) -> UpstreamEvent {
         poll_fn(|context| {
-            let has_pushed = |exchange: &mut Self, context: &mut Context<'_>| match may_push
-                && !exchange.is_pushed()
+            let poll_flushed = |stream: &mut Self, context: &mut Context<'_>| match may_flush
+                && !stream.is_flushed()
             {
-                true => exchange
-                    .poll_push(context)
-                    .map(|pushed| UpstreamEvent::Pushed(pushed.is_ok())),
+                true => stream
+                    .poll_flush(context)
+                    .map(|flushed| UpstreamEvent::Flushed(flushed.is_ok())),
                 false => Poll::Pending,
             };
-            if wanted != Await::Head
-                && let Poll::Ready(event) = has_pushed(self, context)
+            if interest != UpstreamInterest::Head
+                && let Poll::Ready(event) = poll_flushed(self, context)
             {
                 return Poll::Ready(event);
             }
-            let read = match wanted {
-                Await::Head => self.poll_head(context).map(UpstreamEvent::Head),
-                Await::Body => self.poll_read(context).map(|read| {
+            let read = match interest {
+                UpstreamInterest::Head => self.poll_head(context).map(UpstreamEvent::Head),
+                UpstreamInterest::Body => self.poll_read(context).map(|read| {
                     UpstreamEvent::Body(read.map_err(|_| reason::Reason::UpstreamReset))
                 }),
-                Await::Nothing => Poll::Pending,
+                UpstreamInterest::Nothing => Poll::Pending,
             };
-            if read.is_pending() && wanted == Await::Head {
-                has_pushed(self, context)
+            if read.is_pending() && interest == UpstreamInterest::Head {
+                poll_flushed(self, context)
             } else {
                 read
             }
@@ -278,7 +285,7 @@ impl Exchange {
 
     /// The head that was read last.
     pub(in crate::proxy) fn head(&self) -> Option<&ResponseHeader> {
-        self.head.as_ref()
+        self.response_head.as_ref()
     }
 
     /// Whether the answer has been read to its end.
@@ -288,85 +295,87 @@ impl Exchange {
 
     /// The trailers of the answer, if it had some.
     pub(in crate::proxy) fn trailers(&self) -> Option<&HeaderMap> {
-        self.trailers.as_ref()
+        self.response_trailers.as_ref()
     }
 
     /// Takes note that no answer came in time. If nothing at all has come on the connection since, it may be dead, and nobody else should wait
     /// on it to find out; a network that drops packets silently says nothing for a quarter of an hour.
-    pub(in crate::proxy) fn timed_out(&self) {
-        let shared = &self.shared.0;
-        if shared.state.wire.received() == self.received_before {
-            shared.give_up();
+    pub(in crate::proxy) fn record_timeout(&self) {
+        let shared = &self.permit.0;
+        if shared.state.handle.bytes_received() == self.bytes_received_at_start {
+            shared.mark_closing();
         }
     }
 
     /// Tells when the exchange ended.
-    pub(in crate::proxy) fn end(self, now: Instant) {
+    pub(in crate::proxy) fn release(self, now: Instant) {
         *self
-            .shared
+            .permit
             .0
             .state
-            .used
+            .last_used
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = now;
     }
 
-    fn poll_push(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        if self.request.is_some() {
-            let ready = ready!(self.shared.0.send.poll_ready(context));
-            let is_end = self.outgoing.is_only_the_end();
-            let sent = match (ready, self.request.take()) {
-                (Ok(()), Some(request)) => self.shared.0.send.send_request(request, is_end),
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamClosed>> {
+        if self.queued_head.is_some() {
+            let ready = ready!(self.permit.0.request_sender.poll_ready(context));
+            let is_end = self.send_queue.is_end_of_stream_only();
+            let sent = match (ready, self.queued_head.take()) {
+                (Ok(()), Some(request)) => {
+                    self.permit.0.request_sender.send_request(request, is_end)
+                }
                 (Err(error), _) => Err(error),
                 (Ok(()), None) => return Poll::Ready(Ok(())),
             };
             match sent {
                 Ok((response, stream)) => {
-                    self.response = Some(response);
+                    self.response_future = Some(response);
                     self.stream = Some(stream);
                     if is_end {
-                        self.outgoing.ended();
+                        self.send_queue.mark_end_sent();
                     }
                 }
                 Err(error) => {
                     // Nothing of the request was handed over; the connection takes no more.
                     tracing::debug!("a connection of HTTP/2 takes no more requests: {error}");
-                    self.shared.0.give_up();
-                    self.fault = Some(Fault::Refused);
-                    return Poll::Ready(Err(Gone));
+                    self.permit.0.mark_closing();
+                    self.send_error = Some(StreamError::Refused);
+                    return Poll::Ready(Err(StreamClosed));
                 }
             }
         }
         match &mut self.stream {
-            Some(stream) => self.outgoing.poll_push(stream, context),
+            Some(stream) => self.send_queue.poll_flush(stream, context),
             None => Poll::Ready(Ok(())),
         }
     }
 
-    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        if let Some(fault) = self.fault {
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if let Some(fault) = self.send_error {
             return Poll::Ready(Err(fault));
         }
         // Until the request is handed over there is nothing to wait for; who pushes it asks again.
-        let Some(response) = &mut self.response else {
+        let Some(response) = &mut self.response_future else {
             return Poll::Pending;
         };
         if let Poll::Ready(Some(interim)) = response.poll_informational(context) {
-            let interim = interim.map_err(|error| self.shared.0.judge(&error))?;
-            self.head = Some(interim.into_parts().0.into());
+            let interim = interim.map_err(|error| self.permit.0.record_error(&error))?;
+            self.response_head = Some(interim.into_parts().0.into());
             return Poll::Ready(Ok(()));
         }
         let answer = ready!(Pin::new(response).poll(context))
-            .map_err(|error| self.shared.0.judge(&error))?;
+            .map_err(|error| self.permit.0.record_error(&error))?;
         let (parts, body) = answer.into_parts();
         self.is_body_done = body.is_end_stream();
-        self.head = Some(parts.into());
-        self.body = Some(body);
+        self.response_head = Some(parts.into());
+        self.response_body = Some(body);
         Poll::Ready(Ok(()))
     }
 
-    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
-        let Some(body) = self.body.as_mut().filter(|_| !self.is_body_done) else {
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let Some(body) = self.response_body.as_mut().filter(|_| !self.is_body_done) else {
             return Poll::Ready(Ok(None));
         };
         match ready!(body.poll_data(context)) {
@@ -376,10 +385,10 @@ impl Exchange {
                 self.is_body_done = body.is_end_stream();
                 Poll::Ready(Ok(Some(piece)))
             }
-            Some(Err(error)) => Poll::Ready(Err(self.shared.0.judge(&error))),
+            Some(Err(error)) => Poll::Ready(Err(self.permit.0.record_error(&error))),
             None => {
-                self.trailers = ready!(body.poll_trailers(context))
-                    .map_err(|error| self.shared.0.judge(&error))?;
+                self.response_trailers = ready!(body.poll_trailers(context))
+                    .map_err(|error| self.permit.0.record_error(&error))?;
                 self.is_body_done = true;
                 Poll::Ready(Ok(None))
             }
@@ -387,22 +396,22 @@ impl Exchange {
     }
 }
 
-impl Shared {
+impl Http2Connection {
     /// What an error means; one of the whole connection ends its use.
-    fn judge(&self, error: &h2::Error) -> Fault {
+    fn record_error(&self, error: &h2::Error) -> StreamError {
         if !error.is_reset() {
-            self.give_up();
+            self.mark_closing();
         }
-        fault(error)
+        classify_error(error)
     }
 }
 
-fn fault(error: &h2::Error) -> Fault {
+fn classify_error(error: &h2::Error) -> StreamError {
     match error.reason() {
-        Some(Reason::REFUSED_STREAM) => Fault::Refused,
+        Some(Reason::REFUSED_STREAM) => StreamError::Refused,
         // The h2 crate tells this to streams above the last one that the backend looked at.
-        _ if error.is_go_away() && error.is_remote() => Fault::Refused,
-        Some(_) if error.is_library() => Fault::Protocol,
-        _ => Fault::Reset,
+        _ if error.is_go_away() && error.is_remote() => StreamError::Refused,
+        Some(_) if error.is_library() => StreamError::Protocol,
+        _ => StreamError::Reset,
     }
 }

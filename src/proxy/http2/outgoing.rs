@@ -11,88 +11,90 @@ use http::HeaderMap;
 
 /// What is still to be sent.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
-    queue: VecDeque<Bytes>,
-    end: End,
+pub(super) struct SendQueue {
+    chunks: VecDeque<Bytes>,
+    end: StreamEnd,
 }
 
 /// How a stream ends.
 #[derive(Debug, Default)]
-enum End {
+enum StreamEnd {
     /// Not yet.
     #[default]
     Open,
     /// With the last piece, and these trailers if there are any.
-    Wanted(Option<HeaderMap>),
+    Queued(Option<HeaderMap>),
     /// It has.
     Sent,
 }
 
 /// The stream is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::proxy) struct Gone;
+pub(in crate::proxy) struct StreamClosed;
 
-impl Outgoing {
+impl SendQueue {
     /// Queues a piece.
     pub(super) fn write(&mut self, piece: Bytes) {
         if !piece.is_empty() {
-            self.queue.push_back(piece);
+            self.chunks.push_back(piece);
         }
     }
 
     /// Ends with what is queued, and trailers.
     pub(super) fn finish(&mut self, trailers: Option<HeaderMap>) {
-        if matches!(self.end, End::Open) {
-            self.end = End::Wanted(trailers);
+        if matches!(self.end, StreamEnd::Open) {
+            self.end = StreamEnd::Queued(trailers);
         }
     }
 
     /// Whether there is nothing to send but the end, which a head can carry.
-    pub(super) fn is_only_the_end(&self) -> bool {
-        self.queue.is_empty() && matches!(self.end, End::Wanted(None))
+    pub(super) fn is_end_of_stream_only(&self) -> bool {
+        self.chunks.is_empty() && matches!(self.end, StreamEnd::Queued(None))
     }
 
     /// Whether everything was handed over.
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty() && !matches!(self.end, End::Wanted(_))
+        self.chunks.is_empty() && !matches!(self.end, StreamEnd::Queued(_))
     }
 
     /// Takes note that the head carried the end.
-    pub(super) fn ended(&mut self) {
-        self.end = End::Sent;
+    pub(super) fn mark_end_sent(&mut self) {
+        self.end = StreamEnd::Sent;
     }
 
     /// Hands over what the window takes, until nothing is left.
-    pub(super) fn poll_push(
+    pub(super) fn poll_flush(
         &mut self,
         stream: &mut SendStream<Bytes>,
         context: &mut Context<'_>,
-    ) -> Poll<Result<(), Gone>> {
-        while let Some(piece) = self.queue.front_mut() {
+    ) -> Poll<Result<(), StreamClosed>> {
+        while let Some(piece) = self.chunks.front_mut() {
             stream.reserve_capacity(piece.len());
             while stream.capacity() == 0 {
                 match ready!(stream.poll_capacity(context)) {
                     Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(Err(Gone)),
+                    Some(Err(_)) | None => return Poll::Ready(Err(StreamClosed)),
                 }
             }
-            let part = piece.split_to(piece.len().min(stream.capacity()));
+            let sendable = piece.split_to(piece.len().min(stream.capacity()));
             if piece.is_empty() {
-                self.queue.pop_front();
+                self.chunks.pop_front();
             }
-            let is_last = self.is_only_the_end();
-            stream.send_data(part, is_last).map_err(|_| Gone)?;
+            let is_last = self.is_end_of_stream_only();
+            stream
+                .send_data(sendable, is_last)
+                .map_err(|_| StreamClosed)?;
             if is_last {
-                self.end = End::Sent;
+                self.end = StreamEnd::Sent;
             }
         }
-        if let End::Wanted(trailers) = &mut self.end {
+        if let StreamEnd::Queued(trailers) = &mut self.end {
             let sent = match trailers.take() {
                 Some(trailers) => stream.send_trailers(trailers),
                 None => stream.send_data(Bytes::new(), true),
             };
-            self.end = End::Sent;
-            sent.map_err(|_| Gone)?;
+            self.end = StreamEnd::Sent;
+            sent.map_err(|_| StreamClosed)?;
         }
         Poll::Ready(Ok(()))
     }

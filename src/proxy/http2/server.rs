@@ -11,51 +11,51 @@ use http::{HeaderMap, Method, Request, Response};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::{
-    super::client::{ClientEvent, Listen},
-    outgoing::{Gone, Outgoing},
+    super::client::{DownstreamEvent, DownstreamInterest},
+    outgoing::{SendQueue, StreamClosed},
 };
 use crate::telemetry::reason;
 
 /// One request and its answer.
 #[derive(Debug)]
-pub(in crate::proxy) struct Exchange {
-    head: RequestHeader,
-    body: RecvStream,
+pub(in crate::proxy) struct ServerStream {
+    request_head: RequestHeader,
+    request_body: RecvStream,
     is_body_done: bool,
-    trailers: Option<HeaderMap>,
-    respond: SendResponse<Bytes>,
+    request_trailers: Option<HeaderMap>,
+    response_sender: SendResponse<Bytes>,
     /// The head of the answer, until it is sent.
-    answer: Option<Response<()>>,
-    stream: Option<SendStream<Bytes>>,
-    outgoing: Outgoing,
-    sent: u64,
-    is_given_up: bool,
+    queued_response: Option<Response<()>>,
+    send_stream: Option<SendStream<Bytes>>,
+    send_queue: SendQueue,
+    body_bytes_sent: u64,
+    is_reset_prematurely: bool,
 }
 
-impl Exchange {
+impl ServerStream {
     pub(in crate::proxy) fn new(
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        response_sender: SendResponse<Bytes>,
     ) -> Self {
         let (parts, body) = request.into_parts();
         let is_body_done = body.is_end_stream();
         Self {
-            head: parts.into(),
-            body,
+            request_head: parts.into(),
+            request_body: body,
             is_body_done,
-            trailers: None,
-            respond,
-            answer: None,
-            stream: None,
-            outgoing: Outgoing::default(),
-            sent: 0,
-            is_given_up: false,
+            request_trailers: None,
+            response_sender,
+            queued_response: None,
+            send_stream: None,
+            send_queue: SendQueue::default(),
+            body_bytes_sent: 0,
+            is_reset_prematurely: false,
         }
     }
 
     /// The head of the request.
     pub(in crate::proxy) fn head(&self) -> &RequestHeader {
-        &self.head
+        &self.request_head
     }
 
     /// Whether the client has sent all of its request.
@@ -65,138 +65,151 @@ impl Exchange {
 
     /// The trailers of the request, if it had some.
     pub(in crate::proxy) fn take_trailers(&mut self) -> Option<HeaderMap> {
-        self.trailers.take()
+        self.request_trailers.take()
     }
 
     /// Whether the client gave up before it had its answer.
-    pub(in crate::proxy) fn was_given_up(&self) -> bool {
-        self.is_given_up
+    pub(in crate::proxy) fn was_reset_prematurely(&self) -> bool {
+        self.is_reset_prematurely
     }
 
     /// Bytes of the answer's body so far.
-    pub(in crate::proxy) fn sent(&self) -> u64 {
-        self.sent
+    pub(in crate::proxy) fn body_bytes_sent(&self) -> u64 {
+        self.body_bytes_sent
     }
 
     /// Waits for what happens next.
-    pub(in crate::proxy) async fn next(&mut self, listen: Listen) -> ClientEvent {
+    pub(in crate::proxy) async fn next_event(
+        &mut self,
+        interest: DownstreamInterest,
+    ) -> DownstreamEvent {
         let event = poll_fn(|context| {
-            let gone = |_| reason::Reason::ClientClosed;
-            if !self.is_pushed()
-                && let Poll::Ready(pushed) = self.poll_push(context)
+            let to_reason = |_| reason::Reason::ClientClosed;
+            if !self.is_flushed()
+                && let Poll::Ready(flushed) = self.poll_flush(context)
             {
-                return Poll::Ready(ClientEvent::Pushed(pushed.map_err(gone)));
+                return Poll::Ready(DownstreamEvent::Flushed(flushed.map_err(to_reason)));
             }
-            match listen {
-                Listen::Not => Poll::Pending,
-                Listen::Body => self
+            match interest {
+                DownstreamInterest::Nothing => Poll::Pending,
+                DownstreamInterest::Body => self
                     .poll_read(context)
-                    .map(|read| ClientEvent::Read(read.map_err(gone))),
-                Listen::Leaving => self
+                    .map(|read| DownstreamEvent::Read(read.map_err(to_reason))),
+                DownstreamInterest::Close => self
                     .poll_reset(context)
-                    .map(|()| ClientEvent::Read(Err(reason::Reason::ClientClosed))),
+                    .map(|()| DownstreamEvent::Read(Err(reason::Reason::ClientClosed))),
             }
         })
         .await;
-        self.is_given_up |= matches!(
+        self.is_reset_prematurely |= matches!(
             &event,
-            ClientEvent::Pushed(Err(_)) | ClientEvent::Read(Err(_))
+            DownstreamEvent::Flushed(Err(_)) | DownstreamEvent::Read(Err(_))
         );
         event
     }
 
     /// Sends an interim answer.
-    pub(in crate::proxy) fn write_interim(&mut self, head: ResponseHeader) -> Result<(), Gone> {
-        self.respond
-            .send_informational(response(head))
-            .map_err(|_| Gone)
+    pub(in crate::proxy) fn write_interim(
+        &mut self,
+        head: ResponseHeader,
+    ) -> Result<(), StreamClosed> {
+        self.response_sender
+            .send_informational(response_from_head(head))
+            .map_err(|_| StreamClosed)
     }
 
     /// Queues the head of the answer.
     pub(in crate::proxy) fn write_head(&mut self, head: ResponseHeader) {
-        self.answer = Some(response(head));
+        self.queued_response = Some(response_from_head(head));
     }
 
     /// Queues a piece of the answer's body; an answer to HEAD has none.
     pub(in crate::proxy) fn write(&mut self, piece: Bytes) {
-        if self.head.method == Method::HEAD {
+        if self.request_head.method == Method::HEAD {
             return;
         }
-        self.sent += piece.len() as u64;
-        self.outgoing.write(piece);
+        self.body_bytes_sent += piece.len() as u64;
+        self.send_queue.write(piece);
     }
 
     /// Queues the end of the answer.
     pub(in crate::proxy) fn finish(&mut self, trailers: Option<HeaderMap>) {
-        self.outgoing.finish(trailers);
+        self.send_queue.finish(trailers);
     }
 
     /// Whether everything was handed over.
-    pub(in crate::proxy) fn is_pushed(&self) -> bool {
-        self.answer.is_none() && self.outgoing.is_empty()
+    pub(in crate::proxy) fn is_flushed(&self) -> bool {
+        self.queued_response.is_none() && self.send_queue.is_empty()
     }
 
     /// Waits until everything was handed over.
-    pub(in crate::proxy) async fn push(&mut self) -> Result<(), Gone> {
-        poll_fn(|context| self.poll_push(context)).await
+    pub(in crate::proxy) async fn flush(&mut self) -> Result<(), StreamClosed> {
+        poll_fn(|context| self.poll_flush(context)).await
     }
 
     /// Breaks the answer off, so that nobody takes it for complete.
-    pub(in crate::proxy) fn break_off(&mut self) {
-        match &mut self.stream {
+    pub(in crate::proxy) fn reset(&mut self) {
+        match &mut self.send_stream {
             Some(stream) => stream.send_reset(Reason::INTERNAL_ERROR),
-            None => self.respond.send_reset(Reason::INTERNAL_ERROR),
+            None => self.response_sender.send_reset(Reason::INTERNAL_ERROR),
         }
     }
 
     fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let reset = match &mut self.stream {
+        let reset = match &mut self.send_stream {
             Some(stream) => stream.poll_reset(context),
-            None => self.respond.poll_reset(context),
+            None => self.response_sender.poll_reset(context),
         };
         reset.map(drop)
     }
 
-    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Gone>> {
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamClosed>> {
         if self.is_body_done {
             return Poll::Ready(Ok(None));
         }
-        match ready!(self.body.poll_data(context)) {
+        match ready!(self.request_body.poll_data(context)) {
             Some(Ok(piece)) => {
                 // It is held by us now, one piece at a time, so that the sender may go on.
-                _ = self.body.flow_control().release_capacity(piece.len());
-                self.is_body_done = self.body.is_end_stream();
+                _ = self
+                    .request_body
+                    .flow_control()
+                    .release_capacity(piece.len());
+                self.is_body_done = self.request_body.is_end_stream();
                 Poll::Ready(Ok(Some(piece)))
             }
-            Some(Err(_)) => Poll::Ready(Err(Gone)),
+            Some(Err(_)) => Poll::Ready(Err(StreamClosed)),
             None => {
-                self.trailers = ready!(self.body.poll_trailers(context)).map_err(|_| Gone)?;
+                self.request_trailers =
+                    ready!(self.request_body.poll_trailers(context)).map_err(|_| StreamClosed)?;
                 self.is_body_done = true;
                 Poll::Ready(Ok(None))
             }
         }
     }
 
-    fn poll_push(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        if let Some(answer) = self.answer.take() {
-            let is_end = self.outgoing.is_only_the_end();
-            self.stream = Some(
-                self.respond
-                    .send_response(answer, is_end)
-                    .map_err(|_| Gone)?,
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamClosed>> {
+        if let Some(response) = self.queued_response.take() {
+            let is_end = self.send_queue.is_end_of_stream_only();
+            self.send_stream = Some(
+                self.response_sender
+                    .send_response(response, is_end)
+                    .map_err(|_| StreamClosed)?,
             );
             if is_end {
-                self.outgoing.ended();
+                self.send_queue.mark_end_sent();
             }
         }
-        match &mut self.stream {
-            Some(stream) => self.outgoing.poll_push(stream, context),
+        match &mut self.send_stream {
+            Some(stream) => self.send_queue.poll_flush(stream, context),
             None => Poll::Ready(Ok(())),
         }
     }
 }
 
-fn response(head: ResponseHeader) -> Response<()> {
+fn response_from_head(head: ResponseHeader) -> Response<()> {
     let parts: http::response::Parts = head.into();
     let mut response = Response::new(());
     *response.status_mut() = parts.status;

@@ -3,16 +3,16 @@
 use super::*;
 use crate::resilience::some_instant;
 
-const FULL: Start = Start {
+const START_AT_LIMIT: CallStart = CallStart {
     in_flight: 1_000,
-    is_full: true,
+    is_at_limit: true,
 };
 
 /// Numbers that are even in `0..1`, the same in each run.
-struct Dice(u64);
+struct SimulationRandom(u64);
 
-impl Dice {
-    fn throw(&mut self) -> f64 {
+impl SimulationRandom {
+    fn next_uniform(&mut self) -> f64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -23,57 +23,62 @@ impl Dice {
 
 /// How long a server works on a call.
 #[derive(Clone, Copy)]
-enum Work {
+enum ServiceTimes {
     /// 10 to 30 ms.
-    Even,
+    Uniform,
     /// 100 ms in the mean, most less and a few much more.
-    Skewed,
+    Exponential,
 }
 
 /// A backend with ten servers and a queue in front of them.
-struct Backend {
+struct SimulatedBackend {
     free_at: [f64; 10],
-    dice: Dice,
-    work: Work,
+    random: SimulationRandom,
+    service_times: ServiceTimes,
     /// When calls begin to take three times as long, for good.
-    slower_from: f64,
+    slows_down_at: f64,
 }
 
-impl Backend {
-    fn new(work: Work, slower_from: f64) -> Self {
+impl SimulatedBackend {
+    fn new(work: ServiceTimes, slower_from: f64) -> Self {
         Self {
             free_at: [0.0; 10],
-            dice: Dice(3),
-            work,
-            slower_from,
+            random: SimulationRandom(3),
+            service_times: work,
+            slows_down_at: slower_from,
         }
     }
 
     /// When a call that comes at `now` is answered.
-    fn call(&mut self, now: f64) -> f64 {
+    fn completion_time(&mut self, now: f64) -> f64 {
         let next = self
             .free_at
             .iter_mut()
             .min_by(|a, b| a.total_cmp(b))
             .expect("there is a server");
-        let works = match self.work {
-            Work::Even => 0.010 + 0.020 * self.dice.throw(),
-            Work::Skewed => -0.100 * (1.0 - self.dice.throw()).max(1e-9).ln(),
+        let service_seconds = match self.service_times {
+            ServiceTimes::Uniform => 0.010 + 0.020 * self.random.next_uniform(),
+            ServiceTimes::Exponential => -0.100 * (1.0 - self.random.next_uniform()).max(1e-9).ln(),
         };
-        *next = next.max(now) + works * if now < self.slower_from { 1.0 } else { 3.0 };
+        *next = next.max(now) + service_seconds * if now < self.slows_down_at { 1.0 } else { 3.0 };
         *next
     }
 }
 
-struct Outcome {
-    good: u32,
-    p99: f64,
+struct SimulationResult {
+    completed: u32,
+    p99_seconds: f64,
     limit: u32,
 }
 
 /// Offers calls for five minutes, as they come from many who know nothing of each other; what was answered within a second in the last four, and how long that took.
-fn offered(algorithm: Algorithm, work: Work, rate: f64, slower_from: f64) -> Outcome {
-    let (start, mut backend) = (some_instant(), Backend::new(work, slower_from));
+fn simulate(
+    algorithm: LimitAlgorithm,
+    work: ServiceTimes,
+    rate: f64,
+    slower_from: f64,
+) -> SimulationResult {
+    let (start, mut backend) = (some_instant(), SimulatedBackend::new(work, slower_from));
     let mut limit = AdaptiveLimit::new(
         AdaptiveConfig {
             algorithm,
@@ -82,11 +87,11 @@ fn offered(algorithm: Algorithm, work: Work, rate: f64, slower_from: f64) -> Out
         },
         start,
     );
-    let mut running: Vec<(f64, f64, Start)> = Vec::new();
+    let mut running: Vec<(f64, f64, CallStart)> = Vec::new();
     let mut latencies = Vec::new();
-    let (mut now, mut dice) = (0.0, Dice(7));
+    let (mut now, mut random) = (0.0, SimulationRandom(7));
     while now < 300.0 {
-        now -= (1.0 - dice.throw()).max(1e-9).ln() / rate;
+        now -= (1.0 - random.next_uniform()).max(1e-9).ln() / rate;
         running.sort_by(|a, b| a.0.total_cmp(&b.0));
         while let Some((end, began, at_start)) =
             running.first().copied().filter(|(end, ..)| *end <= now)
@@ -94,7 +99,7 @@ fn offered(algorithm: Algorithm, work: Work, rate: f64, slower_from: f64) -> Out
             running.remove(0);
             let took = end - began;
             // The caller gives up after a second; AIMD knows nothing else.
-            limit.note(
+            limit.record_sample(
                 Duration::from_secs_f64(took),
                 at_start,
                 took > 1.0,
@@ -106,18 +111,18 @@ fn offered(algorithm: Algorithm, work: Work, rate: f64, slower_from: f64) -> Out
         }
         let in_flight = u32::try_from(running.len()).expect("few");
         if in_flight < limit.limit() {
-            let at_start = Start {
+            let at_start = CallStart {
                 in_flight: in_flight + 1,
-                is_full: in_flight + 1 >= limit.limit(),
+                is_at_limit: in_flight + 1 >= limit.limit(),
             };
-            running.push((backend.call(now), now, at_start));
+            running.push((backend.completion_time(now), now, at_start));
         }
     }
     latencies.sort_by(f64::total_cmp);
     let good = u32::try_from(latencies.len()).expect("few");
-    Outcome {
-        good,
-        p99: latencies
+    SimulationResult {
+        completed: good,
+        p99_seconds: latencies
             .get(latencies.len() * 99 / 100)
             .copied()
             .unwrap_or(f64::MAX),
@@ -126,79 +131,88 @@ fn offered(algorithm: Algorithm, work: Work, rate: f64, slower_from: f64) -> Out
 }
 
 #[test]
-fn at_twice_the_capacity_what_is_answered_stays_near_the_best_and_is_not_much_slower() {
+fn at_twice_the_capacity_goodput_stays_near_the_maximum_and_p99_at_most_doubles() {
     // Ten servers at 20 ms: 500 calls a second.
-    for algorithm in [Algorithm::Gradient2, Algorithm::Vegas] {
-        let best = offered(algorithm, Work::Even, 250.0, f64::MAX);
-        let overload = offered(algorithm, Work::Even, 1_000.0, f64::MAX);
+    for algorithm in [LimitAlgorithm::Gradient2, LimitAlgorithm::Vegas] {
+        let best = simulate(algorithm, ServiceTimes::Uniform, 250.0, f64::MAX);
+        let overload = simulate(algorithm, ServiceTimes::Uniform, 1_000.0, f64::MAX);
         assert!(
-            f64::from(overload.good) >= 0.9 * 500.0 * 240.0,
+            f64::from(overload.completed) >= 0.9 * 500.0 * 240.0,
             "{algorithm:?}: {} of {}",
-            overload.good,
-            best.good
+            overload.completed,
+            best.completed
         );
         assert!(
-            overload.p99 <= 2.0 * best.p99,
+            overload.p99_seconds <= 2.0 * best.p99_seconds,
             "{algorithm:?}: {} s, {} s at half the capacity; with a limit of {}",
-            overload.p99,
-            best.p99,
+            overload.p99_seconds,
+            best.p99_seconds,
             overload.limit
         );
     }
-    let aimd = offered(Algorithm::Aimd, Work::Even, 1_000.0, f64::MAX);
+    let aimd = simulate(
+        LimitAlgorithm::Aimd,
+        ServiceTimes::Uniform,
+        1_000.0,
+        f64::MAX,
+    );
     assert!(
-        f64::from(aimd.good) >= 0.9 * 500.0 * 240.0,
+        f64::from(aimd.completed) >= 0.9 * 500.0 * 240.0,
         "AIMD holds the time-out and no more: {}",
-        aimd.good
+        aimd.completed
     );
 }
 
 #[test]
-fn few_calls_of_very_different_length_do_not_mislead_it() {
-    for algorithm in [Algorithm::Gradient2, Algorithm::Vegas] {
-        let best = offered(algorithm, Work::Skewed, 50.0, f64::MAX);
-        let overload = offered(algorithm, Work::Skewed, 200.0, f64::MAX);
+fn skewed_service_times_do_not_mislead_the_limit() {
+    for algorithm in [LimitAlgorithm::Gradient2, LimitAlgorithm::Vegas] {
+        let best = simulate(algorithm, ServiceTimes::Exponential, 50.0, f64::MAX);
+        let overload = simulate(algorithm, ServiceTimes::Exponential, 200.0, f64::MAX);
         assert!(
-            f64::from(overload.good) >= 0.9 * 100.0 * 240.0,
+            f64::from(overload.completed) >= 0.9 * 100.0 * 240.0,
             "{algorithm:?}: {} with {}",
-            overload.good,
+            overload.completed,
             overload.limit
         );
         assert!(
-            overload.p99 <= 2.0 * best.p99,
+            overload.p99_seconds <= 2.0 * best.p99_seconds,
             "{algorithm:?}: {} s, {} s at half the capacity",
-            overload.p99,
-            best.p99
+            overload.p99_seconds,
+            best.p99_seconds
         );
     }
 }
 
 #[test]
-fn a_backend_that_becomes_slower_for_good_is_used_as_well_as_it_can_be() {
-    for algorithm in [Algorithm::Gradient2, Algorithm::Vegas] {
+fn a_permanently_slower_backend_is_still_used_near_its_capacity() {
+    for algorithm in [LimitAlgorithm::Gradient2, LimitAlgorithm::Vegas] {
         let (before, slower) = (
-            offered(algorithm, Work::Even, 250.0, f64::MAX),
-            offered(algorithm, Work::Even, 1_000.0, 30.0),
+            simulate(algorithm, ServiceTimes::Uniform, 250.0, f64::MAX),
+            simulate(algorithm, ServiceTimes::Uniform, 1_000.0, 30.0),
         );
         assert!(
-            f64::from(slower.good) >= 0.9 * 500.0 / 3.0 * 240.0,
+            f64::from(slower.completed) >= 0.9 * 500.0 / 3.0 * 240.0,
             "{algorithm:?}: {} with {}",
-            slower.good,
+            slower.completed,
             slower.limit
         );
         assert!(
-            slower.p99 <= 2.0 * 3.0 * before.p99,
+            slower.p99_seconds <= 2.0 * 3.0 * before.p99_seconds,
             "{algorithm:?}: {} s, {} s before",
-            slower.p99,
-            before.p99
+            slower.p99_seconds,
+            before.p99_seconds
         );
     }
 }
 
 #[test]
-fn a_limit_that_is_not_used_is_not_raised() {
-    for algorithm in [Algorithm::Gradient2, Algorithm::Vegas, Algorithm::Aimd] {
-        let limit = offered(algorithm, Work::Even, 100.0, f64::MAX).limit;
+fn an_underused_limit_is_not_raised() {
+    for algorithm in [
+        LimitAlgorithm::Gradient2,
+        LimitAlgorithm::Vegas,
+        LimitAlgorithm::Aimd,
+    ] {
+        let limit = simulate(algorithm, ServiceTimes::Uniform, 100.0, f64::MAX).limit;
         assert!(
             limit <= 40,
             "{algorithm:?}: two in flight, now and then ten, need no {limit}"
@@ -207,9 +221,13 @@ fn a_limit_that_is_not_used_is_not_raised() {
 }
 
 #[test]
-fn bounds_hold_whatever_happens_and_drops_alone_lower_it() {
+fn the_limit_stays_within_its_bounds_and_drops_lower_it_to_the_minimum() {
     let start = some_instant();
-    for algorithm in [Algorithm::Gradient2, Algorithm::Vegas, Algorithm::Aimd] {
+    for algorithm in [
+        LimitAlgorithm::Gradient2,
+        LimitAlgorithm::Vegas,
+        LimitAlgorithm::Aimd,
+    ] {
         let mut limit = AdaptiveLimit::new(
             AdaptiveConfig {
                 algorithm,
@@ -219,18 +237,18 @@ fn bounds_hold_whatever_happens_and_drops_alone_lower_it() {
             start,
         );
         for second in 1..100 {
-            limit.note(
+            limit.record_sample(
                 Duration::ZERO,
-                FULL,
+                START_AT_LIMIT,
                 true,
                 start + Duration::from_secs(second),
             );
         }
         assert_eq!(limit.limit(), 5, "{algorithm:?}");
         for call in 0..100_000_u32 {
-            limit.note(
+            limit.record_sample(
                 Duration::from_millis(1),
-                FULL,
+                START_AT_LIMIT,
                 false,
                 start + Duration::from_secs(100) + Duration::from_millis(call.into()),
             );

@@ -7,11 +7,11 @@
 //! the rest (Envoy's panic threshold, `panic_threshold.rst`). Below three endpoints in all there is nothing to spread over.
 
 /// What a level can take more than its available share.
-const OVERPROVISIONING: f64 = 1.4;
+const OVERPROVISIONING_FACTOR: f64 = 1.4;
 
 /// A level of endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Level {
+pub struct PriorityLevel {
     /// Its endpoints.
     pub total: usize,
     /// Those that may be picked.
@@ -20,23 +20,23 @@ pub struct Level {
 
 /// What becomes of a level.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Share {
+pub struct LevelLoad {
     /// Its share of the traffic, in `0.0..=1.0`.
     pub load: f64,
     /// Whether its health is ignored.
-    pub is_panic: bool,
+    pub is_in_panic: bool,
 }
 
 /// Shares the traffic out. A level whose health is ignored at `panic_threshold` 0 is none: then what is not available is not asked.
 #[must_use]
-pub fn share(levels: &[Level], panic_threshold: u32) -> Vec<Share> {
+pub fn distribute_load(levels: &[PriorityLevel], panic_threshold: u32) -> Vec<LevelLoad> {
     let health: Vec<f64> = levels
         .iter()
-        .map(|level| (available_share(*level) * OVERPROVISIONING).min(1.0))
+        .map(|level| (available_ratio(*level) * OVERPROVISIONING_FACTOR).min(1.0))
         .collect();
     let total: f64 = health.iter().sum();
     let count: usize = levels.iter().map(|level| level.total).sum();
-    let is_panic = |level: &Level| {
+    let is_panic = |level: &PriorityLevel| {
         let is_low =
             level.available as u128 * 100 < level.total as u128 * u128::from(panic_threshold);
         total < 1.0 && count >= 3 && is_low
@@ -45,20 +45,20 @@ pub fn share(levels: &[Level], panic_threshold: u32) -> Vec<Share> {
         // Nothing is available: whatever may ignore its health takes everything.
         let first = levels.iter().position(is_panic);
         return (0..levels.len())
-            .map(|index| Share {
+            .map(|index| LevelLoad {
                 load: if Some(index) == first { 1.0 } else { 0.0 },
-                is_panic: Some(index) == first,
+                is_in_panic: Some(index) == first,
             })
             .collect();
     }
-    let mut left: f64 = 1.0;
+    let mut remaining_load: f64 = 1.0;
     let scaled = health.iter().map(|health| health / total.min(1.0));
     let shares = levels.iter().zip(scaled).map(|(level, can_take)| {
-        let load = can_take.min(left);
-        left -= load;
-        Share {
+        let load = can_take.min(remaining_load);
+        remaining_load -= load;
+        LevelLoad {
             load,
-            is_panic: is_panic(level),
+            is_in_panic: is_panic(level),
         }
     });
     shares.collect()
@@ -68,7 +68,7 @@ pub fn share(levels: &[Level], panic_threshold: u32) -> Vec<Share> {
     clippy::cast_precision_loss,
     reason = "counts of endpoints are far below 2^52"
 )]
-fn available_share(level: Level) -> f64 {
+fn available_ratio(level: PriorityLevel) -> f64 {
     if level.total == 0 {
         0.0
     } else {
@@ -80,10 +80,10 @@ fn available_share(level: Level) -> f64 {
 mod tests {
     use super::*;
 
-    fn shares(levels: &[(usize, usize)], threshold: u32) -> Vec<(u32, bool)> {
-        let levels: Vec<Level> = levels
+    fn load_percents(levels: &[(usize, usize)], threshold: u32) -> Vec<(u32, bool)> {
+        let levels: Vec<PriorityLevel> = levels
             .iter()
-            .map(|(available, total)| Level {
+            .map(|(available, total)| PriorityLevel {
                 total: *total,
                 available: *available,
             })
@@ -94,14 +94,14 @@ mod tests {
             reason = "a percentage"
         )]
         let percent = |share: f64| (share * 100.0).round() as u32;
-        share(&levels, threshold)
+        distribute_load(&levels, threshold)
             .iter()
-            .map(|share| (percent(share.load), share.is_panic))
+            .map(|share| (percent(share.load), share.is_in_panic))
             .collect()
     }
 
     #[test]
-    fn a_level_takes_everything_until_too_little_of_it_is_left() {
+    fn a_level_takes_all_load_until_its_availability_is_too_low() {
         // The table of Envoy's documentation on priority levels.
         let table = [
             (
@@ -122,12 +122,12 @@ mod tests {
             ),
         ];
         for (levels, expected) in table {
-            assert_eq!(shares(levels, 50), expected, "{levels:?}");
+            assert_eq!(load_percents(levels, 50), expected, "{levels:?}");
         }
     }
 
     #[test]
-    fn panic_begins_below_the_threshold_and_needs_three() {
+    fn panic_begins_below_the_threshold_and_needs_three_endpoints() {
         let table = [
             ((1, 2), 50, (100, false)),
             ((1, 3), 50, (100, true)),
@@ -141,7 +141,7 @@ mod tests {
         ];
         for (level, threshold, expected) in table {
             assert_eq!(
-                shares(&[level], threshold),
+                load_percents(&[level], threshold),
                 [expected],
                 "{level:?} at {threshold}"
             );
@@ -149,20 +149,23 @@ mod tests {
     }
 
     #[test]
-    fn shares_add_up_whatever_is_available() {
+    fn loads_always_sum_to_one() {
         for available in 0..=6 {
             for other in 0..=6 {
                 let levels = [
-                    Level {
+                    PriorityLevel {
                         total: 6,
                         available,
                     },
-                    Level {
+                    PriorityLevel {
                         total: 6,
                         available: other,
                     },
                 ];
-                let sum: f64 = share(&levels, 50).iter().map(|share| share.load).sum();
+                let sum: f64 = distribute_load(&levels, 50)
+                    .iter()
+                    .map(|share| share.load)
+                    .sum();
                 assert!((sum - 1.0).abs() < 1e-9, "{available} and {other}: {sum}");
             }
         }

@@ -6,22 +6,22 @@
 //! endpoint's name alone, so that all instances of this proxy agree.
 
 /// Points for an endpoint of average weight among few; among many, fewer: ten thousand have sixteen each.
-const POINTS: (usize, usize) = (16, 160);
+const POINTS_PER_ENDPOINT: (usize, usize) = (16, 160);
 
 /// Points in all that are aimed at.
-const ALL_POINTS: usize = 16 << 10;
+const TARGET_TOTAL_POINTS: usize = 16 << 10;
 
 /// The largest weight is worth so many times the points of the average.
-const MAX_TIMES: f64 = 16.0;
+const MAX_RELATIVE_WEIGHT: f64 = 16.0;
 
 /// A ring.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ring {
+pub struct HashRing {
     /// Where a point is, and whose it is.
     points: Vec<(u64, u32)>,
 }
 
-impl Ring {
+impl HashRing {
     /// Makes a ring of endpoints, by number, name and weight.
     #[must_use]
     pub fn new(endpoints: &[(u32, String, f64)]) -> Self {
@@ -30,20 +30,21 @@ impl Ring {
         if count == 0 || sum <= 0.0 {
             return Self::default();
         }
-        let each = (ALL_POINTS / count).clamp(POINTS.0, POINTS.1);
+        let each =
+            (TARGET_TOTAL_POINTS / count).clamp(POINTS_PER_ENDPOINT.0, POINTS_PER_ENDPOINT.1);
         let mut points = Vec::with_capacity(each * count);
         for (owner, name, weight) in endpoints {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            let relative = (weight * count as f64 / sum).min(MAX_TIMES);
+            let relative = (weight * count as f64 / sum).min(MAX_RELATIVE_WEIGHT);
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 clippy::cast_precision_loss,
                 reason = "at most 16 times 160"
             )]
-            let own = ((relative * each as f64).round() as u64).max(1);
-            let seed = hash(name.as_bytes());
-            points.extend((0..own).map(|point| (mix(seed ^ mix(point)), *owner)));
+            let point_count = ((relative * each as f64).round() as u64).max(1);
+            let seed = hash_key(name.as_bytes());
+            points.extend((0..point_count).map(|point| (mix_bits(seed ^ mix_bits(point)), *owner)));
         }
         points.sort_unstable();
         Self { points }
@@ -51,7 +52,7 @@ impl Ring {
 
     /// The first endpoint on the way from a key's place that `accepts`.
     pub fn pick(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
-        let start = self.points.partition_point(|(place, _)| *place < key);
+        let start = self.points.partition_point(|(position, _)| *position < key);
         let mut refused = None;
         for (_, owner) in self.points[start..].iter().chain(&self.points[..start]) {
             // Neighbours often have the same owner, who need not be asked twice.
@@ -68,20 +69,20 @@ impl Ring {
 
 /// Whether an endpoint may take one more: at most `factor` times its share of all that is in flight, with the one that comes.
 #[must_use]
-pub fn is_within_bound(in_flight: u32, all_in_flight: u32, share: f64, factor: f64) -> bool {
+pub fn is_within_load_bound(in_flight: u32, all_in_flight: u32, share: f64, factor: f64) -> bool {
     f64::from(in_flight) + 1.0 <= (factor * (f64::from(all_in_flight) + 1.0) * share).ceil()
 }
 
 /// The place of a key: FNV-1a, mixed, because its high bits alone are poor for short keys.
 #[must_use]
-pub fn hash(key: &[u8]) -> u64 {
-    mix(key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+pub fn hash_key(key: &[u8]) -> u64 {
+    mix_bits(key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     }))
 }
 
 /// The finalizer of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators").
-fn mix(mut bits: u64) -> u64 {
+fn mix_bits(mut bits: u64) -> u64 {
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ (bits >> 31)
@@ -97,8 +98,8 @@ mod tests {
             .collect()
     }
 
-    fn ring(names: &[String]) -> Ring {
-        Ring::new(
+    fn ring(names: &[String]) -> HashRing {
+        HashRing::new(
             &(0..)
                 .zip(names)
                 .map(|(number, name)| (number, name.clone(), 1.0))
@@ -107,13 +108,13 @@ mod tests {
     }
 
     fn keys() -> impl Iterator<Item = u64> {
-        (0..20_000_u32).map(|user| hash(format!("user-{user}").as_bytes()))
+        (0..20_000_u32).map(|user| hash_key(format!("user-{user}").as_bytes()))
     }
 
     #[test]
     fn keys_are_spread_by_weight() {
         let mut hits = [0_u32; 3];
-        let ring = Ring::new(&[
+        let ring = HashRing::new(&[
             (0, "a:1".to_owned(), 1.0),
             (1, "b:1".to_owned(), 1.0),
             (2, "c:1".to_owned(), 2.0),
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_leaves_takes_only_its_own_keys_along() {
+    fn removing_an_endpoint_moves_only_its_own_keys() {
         let all = names(10);
         let (before, after) = (ring(&all), ring(&all[..9]));
         for key in keys() {
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn order_does_not_matter() {
+    fn the_order_of_endpoints_does_not_matter() {
         let all = names(5);
         let mut reversed = all.clone();
         reversed.reverse();
@@ -159,13 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_picked_of_nothing() {
-        assert_eq!(Ring::new(&[]).pick(7, |_| true), None);
+    fn an_empty_ring_or_one_that_rejects_all_picks_none() {
+        assert_eq!(HashRing::new(&[]).pick(7, |_| true), None);
         assert_eq!(ring(&names(3)).pick(7, |_| false), None);
     }
 
     #[test]
-    fn a_bound_is_the_share_of_all_that_is_in_flight_rounded_up() {
+    fn the_load_bound_is_the_weight_share_of_all_in_flight_rounded_up() {
         let table = [
             (0, 0, 0.25, true),
             (1, 1, 0.25, false),
@@ -174,24 +175,24 @@ mod tests {
             (9, 39, 0.25, true),
             (13, 39, 0.25, false),
         ];
-        for (own, all, share, expected) in table {
+        for (point_count, all, share, expected) in table {
             assert_eq!(
-                is_within_bound(own, all, share, 1.25),
+                is_within_load_bound(point_count, all, share, 1.25),
                 expected,
-                "{own} of {all}"
+                "{point_count} of {all}"
             );
         }
     }
 
     #[test]
-    fn one_hot_key_is_spread_over_as_many_endpoints_as_it_needs() {
+    fn a_hot_key_spills_over_to_further_endpoints() {
         let all = names(4);
         let ring = ring(&all);
         let mut load = [0_u32; 4];
         for sent in 0..100 {
             let picked = ring
-                .pick(hash(b"hot"), |index| {
-                    is_within_bound(load[index], sent, 0.25, 1.25)
+                .pick(hash_key(b"hot"), |index| {
+                    is_within_load_bound(load[index], sent, 0.25, 1.25)
                 })
                 .expect("one is within its bound");
             load[picked] += 1;

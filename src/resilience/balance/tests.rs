@@ -1,9 +1,9 @@
 use super::*;
 
-struct Dice(u64);
+struct SeededRandom(u64);
 
-impl Dice {
-    fn roll(&mut self) -> f64 {
+impl SeededRandom {
+    fn next_uniform(&mut self) -> f64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -17,8 +17,8 @@ fn hits(
     weights: &[f64],
     mut pick: impl FnMut(&mut dyn FnMut() -> f64) -> Option<usize>,
 ) -> Vec<u32> {
-    let mut dice = Dice(1);
-    let mut roll = || dice.roll();
+    let mut random_numbers = SeededRandom(1);
+    let mut roll = || random_numbers.next_uniform();
     let mut hits = vec![0_u32; weights.len()];
     for _ in 0..60_000 {
         hits[pick(&mut roll).expect("one may be picked")] += 1;
@@ -63,35 +63,37 @@ fn weights() -> Vec<Vec<f64>> {
 }
 
 #[test]
-fn a_weight_is_a_share_whatever_the_algorithm() {
+fn every_algorithm_picks_in_proportion_to_weight() {
     for weights in &weights() {
         assert_shares(
-            &hits(weights, |dice| {
-                random(weights.len(), |index| weights[index], &mut || dice())
+            &hits(weights, |random_numbers| {
+                pick_random(weights.len(), |index| weights[index], &mut || {
+                    random_numbers()
+                })
             }),
             weights,
         );
         assert_shares(
-            &hits(weights, |dice| {
-                power_of_two(
+            &hits(weights, |random_numbers| {
+                pick_power_of_two(
                     weights.len(),
                     |index| weights[index],
                     |_| false,
                     |_| 1.0,
-                    &mut || dice(),
+                    &mut || random_numbers(),
                 )
             }),
             weights,
         );
         let mut turn = 0..;
         assert_shares(
-            &hits(weights, |dice| {
-                round_robin(
+            &hits(weights, |random_numbers| {
+                pick_round_robin(
                     weights.len(),
                     |index| weights[index],
                     |_| false,
                     &mut || turn.next().unwrap_or_default(),
-                    &mut || dice(),
+                    &mut || random_numbers(),
                 )
             }),
             weights,
@@ -100,16 +102,16 @@ fn a_weight_is_a_share_whatever_the_algorithm() {
 }
 
 #[test]
-fn of_two_draws_the_less_busy_wins() {
-    let mut dice = Dice(9);
+fn power_of_two_picks_the_lower_cost() {
+    let mut random_numbers = SeededRandom(9);
     for _ in 0..1_000 {
         assert_eq!(
-            power_of_two(
+            pick_power_of_two(
                 2,
                 |_| 1.0,
                 |_| false,
                 |index| [5.0, 1.0][index],
-                &mut || dice.roll()
+                &mut || random_numbers.next_uniform()
             ),
             Some(1)
         );
@@ -117,58 +119,72 @@ fn of_two_draws_the_less_busy_wins() {
 }
 
 #[test]
-fn the_two_draws_are_never_the_same() {
-    let mut dice = Dice(2);
+fn power_of_two_draws_two_different_candidates() {
+    let mut random_numbers = SeededRandom(2);
     for len in [2, 3, 7, 100] {
         for _ in 0..2_000 {
-            let one = random(len, |_| 1.0, &mut || dice.roll()).expect("all may be picked");
-            assert_ne!(another(len, one, |_| 1.0, &mut || dice.roll()), Some(one));
+            let one = pick_random(len, |_| 1.0, &mut || random_numbers.next_uniform())
+                .expect("all may be picked");
+            assert_ne!(
+                pick_another(len, one, |_| 1.0, &mut || random_numbers.next_uniform()),
+                Some(one)
+            );
         }
     }
 }
 
 #[test]
-fn what_may_be_picked_is_found_if_there_is_one() {
-    let mut dice = Dice(3);
+fn the_only_available_candidate_is_found() {
+    let mut random_numbers = SeededRandom(3);
     for len in [1_usize, 2, 5, 50, 1_000] {
         for only in (0..len).step_by(len.div_ceil(7)) {
             let weight = |index: usize| if index == only { 0.01 } else { 0.0 };
-            assert_eq!(random(len, weight, &mut || dice.roll()), Some(only));
             assert_eq!(
-                power_of_two(len, weight, |_| false, |_| 1.0, &mut || dice.roll()),
+                pick_random(len, weight, &mut || random_numbers.next_uniform()),
                 Some(only)
             );
             assert_eq!(
-                round_robin(len, weight, |_| false, &mut || 77, &mut || dice.roll()),
+                pick_power_of_two(len, weight, |_| false, |_| 1.0, &mut || random_numbers
+                    .next_uniform()),
+                Some(only)
+            );
+            assert_eq!(
+                pick_round_robin(len, weight, |_| false, &mut || 77, &mut || random_numbers
+                    .next_uniform()),
                 Some(only)
             );
         }
-        assert_eq!(random(len, |_| 0.0, &mut || dice.roll()), None);
         assert_eq!(
-            power_of_two(len, |_| 0.0, |_| false, |_| 1.0, &mut || dice.roll()),
+            pick_random(len, |_| 0.0, &mut || random_numbers.next_uniform()),
             None
         );
         assert_eq!(
-            round_robin(len, |_| 0.0, |_| false, &mut || 1, &mut || dice.roll()),
+            pick_power_of_two(len, |_| 0.0, |_| false, |_| 1.0, &mut || random_numbers
+                .next_uniform()),
+            None
+        );
+        assert_eq!(
+            pick_round_robin(len, |_| 0.0, |_| false, &mut || 1, &mut || random_numbers
+                .next_uniform()),
             None
         );
     }
     assert_eq!(
         (
-            random(0, |_| 1.0, &mut || 0.5),
-            power_of_two(0, |_| 1.0, |_| false, |_| 1.0, &mut || 0.5),
-            round_robin(0, |_| 1.0, |_| false, &mut || 5, &mut || 0.5)
+            pick_random(0, |_| 1.0, &mut || 0.5),
+            pick_power_of_two(0, |_| 1.0, |_| false, |_| 1.0, &mut || 0.5),
+            pick_round_robin(0, |_| 1.0, |_| false, &mut || 5, &mut || 0.5)
         ),
         (None, None, None)
     );
 }
 
 #[test]
-fn turns_are_taken_evenly() {
+fn round_robin_spreads_turns_evenly() {
     let mut turn = 0..;
     let picks: Vec<_> = (0..6)
         .filter_map(|_| {
-            round_robin(
+            pick_round_robin(
                 3,
                 |_| 1.0,
                 |_| false,
@@ -182,7 +198,7 @@ fn turns_are_taken_evenly() {
     let mut turn = 0..;
     let picks: Vec<_> = (0..50)
         .filter_map(|_| {
-            round_robin(
+            pick_round_robin(
                 2,
                 |index| [1.0, 0.25][index],
                 |_| false,
@@ -205,7 +221,7 @@ fn turns_are_taken_evenly() {
 
 /// Whatever the turn is, and however fast the weight grows: a sum of weights over all turns would have run ahead of it.
 #[test]
-fn a_weight_that_changes_is_followed_in_turns() {
+fn round_robin_follows_a_changing_weight() {
     for (from, growth) in [
         (0_usize, 1e-4),
         (30_000, 5e-5),
@@ -219,7 +235,11 @@ fn a_weight_that_changes_is_followed_in_turns() {
             for round in 0..1_000 {
                 let weight: f64 = 0.5 + growth * f64::from(window * 1_000 + round - 2_000);
                 due += weight;
-                got += f64::from(u8::from(takes_part_while_changing(turn / 2, 1, weight)));
+                got += f64::from(u8::from(is_picked_in_round_while_changing(
+                    turn / 2,
+                    1,
+                    weight,
+                )));
                 turn += 2;
             }
             assert!(
@@ -231,16 +251,16 @@ fn a_weight_that_changes_is_followed_in_turns() {
 }
 
 #[test]
-fn one_that_is_held_back_gets_no_more_than_its_weight_however_idle_it_is() {
-    let (mut dice, mut hits) = (Dice(11), [0_u32; 3]);
+fn a_warming_up_candidate_gets_no_more_than_its_weight_even_if_idle() {
+    let (mut random_numbers, mut hits) = (SeededRandom(11), [0_u32; 3]);
     for _ in 0..30_000 {
         let weight = |index: usize| [0.1, 1.0, 1.0][index];
-        hits[power_of_two(
+        hits[pick_power_of_two(
             3,
             weight,
             |index| index == 0,
             |index| [0.0, 3.0, 2.0][index],
-            &mut || dice.roll(),
+            &mut || random_numbers.next_uniform(),
         )
         .expect("all may be picked")] += 1;
     }
@@ -251,15 +271,16 @@ fn one_that_is_held_back_gets_no_more_than_its_weight_however_idle_it_is() {
 }
 
 #[test]
-fn weights_are_kept_and_zero_gets_nothing() {
+fn pick_weighted_follows_the_weights_and_never_picks_zero() {
     let weights = [0.0, 90.0, 0.0, 10.0];
-    let mut dice = Dice(4);
+    let mut random_numbers = SeededRandom(4);
     let mut hits = [0_u32; 4];
     for _ in 0..50_000 {
-        hits[weighted(weights.iter().copied(), dice.roll()).expect("not all are zero")] += 1;
+        hits[pick_weighted(weights.iter().copied(), random_numbers.next_uniform())
+            .expect("not all are zero")] += 1;
     }
     assert_eq!((hits[0], hits[2]), (0, 0));
     assert!((4_600..=5_400).contains(&hits[3]), "{hits:?}");
-    assert_eq!(weighted([0.0, 0.0].into_iter(), 0.5), None);
-    assert_eq!(weighted(weights.iter().copied(), 1.0), Some(3));
+    assert_eq!(pick_weighted([0.0, 0.0].into_iter(), 0.5), None);
+    assert_eq!(pick_weighted(weights.iter().copied(), 1.0), Some(3));
 }

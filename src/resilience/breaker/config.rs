@@ -2,7 +2,7 @@
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
-use super::{Cause, Counts, Ratio};
+use super::{CallCounts, Ratio, TransitionCause};
 
 /// What trips a breaker; each may be absent, all may not.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,28 +33,28 @@ pub struct BreakerConfig {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum InvalidBreaker {
     /// Nothing would ever trip it.
-    NothingTrips,
+    NoThreshold,
     /// A rate of nothing would trip on the first good call.
-    RateOfNothing,
+    ZeroRateThreshold,
     /// The window has no length.
-    NoWindow,
+    ZeroWindow,
     /// The longest open time lies below the first.
     MaxOpenBelowOpen,
     /// It would probe without ever having refused.
-    NoOpenTime,
+    ZeroOpenDuration,
     /// A half-open round would be over before a call can end.
-    NoHalfOpenTime,
+    ZeroHalfOpenDuration,
 }
 
 impl fmt::Display for InvalidBreaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NothingTrips => "no threshold is set, so nothing would ever trip it",
-            Self::RateOfNothing => "a rate threshold of 0 would trip on the first good call",
-            Self::NoWindow => "the sampling window is zero",
+            Self::NoThreshold => "no threshold is set, so nothing would ever trip it",
+            Self::ZeroRateThreshold => "a rate threshold of 0 would trip on the first good call",
+            Self::ZeroWindow => "the sampling window is zero",
             Self::MaxOpenBelowOpen => "the longest open time is below the first open time",
-            Self::NoOpenTime => "the open time is zero, so it would never refuse",
-            Self::NoHalfOpenTime => {
+            Self::ZeroOpenDuration => "the open time is zero, so it would never refuse",
+            Self::ZeroHalfOpenDuration => {
                 "the longest half-open time is zero, so no probe could be judged"
             }
         })
@@ -69,11 +69,11 @@ pub struct BreakerTimes {
     /// What the rates are counted over.
     pub window: Duration,
     /// The first open time.
-    pub open: Duration,
+    pub open_duration: Duration,
     /// The longest open time.
-    pub max_open: Duration,
+    pub max_open_duration: Duration,
     /// The longest half-open round.
-    pub max_half_open: Duration,
+    pub max_half_open_duration: Duration,
     /// How long the share of admitted calls rises after closing; zero admits all at once.
     pub recovery_ramp: Duration,
 }
@@ -90,30 +90,30 @@ impl BreakerConfig {
     ) -> Result<Self, InvalidBreaker> {
         let rates = [thresholds.failure_rate, thresholds.slow_call_rate];
         if thresholds.consecutive_failures.is_none() && rates.iter().all(Option::is_none) {
-            return Err(InvalidBreaker::NothingTrips);
+            return Err(InvalidBreaker::NoThreshold);
         }
         if rates.iter().flatten().any(|rate| *rate <= Ratio::ZERO) {
-            return Err(InvalidBreaker::RateOfNothing);
+            return Err(InvalidBreaker::ZeroRateThreshold);
         }
         if times.window.is_zero() {
-            return Err(InvalidBreaker::NoWindow);
+            return Err(InvalidBreaker::ZeroWindow);
         }
-        if times.open.is_zero() {
-            return Err(InvalidBreaker::NoOpenTime);
+        if times.open_duration.is_zero() {
+            return Err(InvalidBreaker::ZeroOpenDuration);
         }
-        if times.max_open < times.open {
+        if times.max_open_duration < times.open_duration {
             return Err(InvalidBreaker::MaxOpenBelowOpen);
         }
-        if times.max_half_open.is_zero() {
-            return Err(InvalidBreaker::NoHalfOpenTime);
+        if times.max_half_open_duration.is_zero() {
+            return Err(InvalidBreaker::ZeroHalfOpenDuration);
         }
         Ok(Self {
             thresholds,
             window: times.window,
-            open_duration: times.open,
-            max_open_duration: times.max_open,
+            open_duration: times.open_duration,
+            max_open_duration: times.max_open_duration,
             half_open_max_calls,
-            max_half_open_duration: times.max_half_open,
+            max_half_open_duration: times.max_half_open_duration,
             recovery_ramp: times.recovery_ramp,
         })
     }
@@ -157,13 +157,17 @@ impl BreakerConfig {
     }
 
     /// The first threshold that these counts reach; the run comes first.
-    pub(super) fn tripped_by(&self, counts: Counts, consecutive_failures: u32) -> Option<Cause> {
+    pub(super) fn first_exceeded_threshold(
+        &self,
+        counts: CallCounts,
+        consecutive_failures: u32,
+    ) -> Option<TransitionCause> {
         let thresholds = &self.thresholds;
         if thresholds
             .consecutive_failures
             .is_some_and(|limit| consecutive_failures >= limit.get())
         {
-            return Some(Cause::ConsecutiveFailures);
+            return Some(TransitionCause::ConsecutiveFailures);
         }
         if counts.total() < thresholds.minimum_calls.get() {
             return None;
@@ -172,11 +176,11 @@ impl BreakerConfig {
             .failure_rate
             .is_some_and(|limit| counts.failure_rate() >= limit)
         {
-            return Some(Cause::FailureRate);
+            return Some(TransitionCause::FailureRate);
         }
         thresholds
             .slow_call_rate
             .is_some_and(|limit| counts.slow_call_rate() >= limit)
-            .then_some(Cause::SlowCallRate)
+            .then_some(TransitionCause::SlowCallRate)
     }
 }

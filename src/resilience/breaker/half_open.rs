@@ -5,75 +5,75 @@
 
 use std::num::NonZeroU32;
 
-use super::{BreakerConfig, Counts, Outcome, Ratio};
+use super::{BreakerConfig, CallCounts, CallOutcome, Ratio};
 
 /// The probes of one round.
 #[derive(Debug)]
-pub(super) struct Probes {
-    size: u32,
+pub(super) struct HalfOpenProbes {
+    max_calls: u32,
     outstanding: u32,
-    counts: Counts,
+    counts: CallCounts,
 }
 
 /// What the results so far say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ProbeVerdict {
     Undecided,
     Passed,
     Failed,
 }
 
-impl Probes {
+impl HalfOpenProbes {
     pub(super) fn new(size: NonZeroU32) -> Self {
         Self {
-            size: size.get(),
+            max_calls: size.get(),
             outstanding: 0,
-            counts: Counts::default(),
+            counts: CallCounts::default(),
         }
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> CallCounts {
         self.counts
     }
 
     /// Starts one more probe if the round has room.
     pub(super) fn try_start(&mut self) -> bool {
-        let room = self.outstanding + self.counts.total() < self.size;
-        self.outstanding += u32::from(room);
-        room
+        let has_room = self.outstanding + self.counts.total() < self.max_calls;
+        self.outstanding += u32::from(has_room);
+        has_room
     }
 
     pub(super) fn settle(
         &mut self,
         config: &BreakerConfig,
-        outcome: Outcome,
-        slow: bool,
-    ) -> Verdict {
+        outcome: CallOutcome,
+        is_slow: bool,
+    ) -> ProbeVerdict {
         self.outstanding = self.outstanding.saturating_sub(1);
-        let slow = u32::from(slow);
+        let is_slow = u32::from(is_slow);
         match outcome {
-            Outcome::Cancelled => return Verdict::Undecided,
-            Outcome::Success => {
-                self.counts += Counts {
+            CallOutcome::Cancelled => return ProbeVerdict::Undecided,
+            CallOutcome::Success => {
+                self.counts += CallCounts {
                     successes: 1,
-                    slow,
-                    ..Counts::default()
+                    slow_calls: is_slow,
+                    ..CallCounts::default()
                 }
             }
-            Outcome::Failure | Outcome::Throttled => {
-                self.counts += Counts {
+            CallOutcome::Failure | CallOutcome::Throttled => {
+                self.counts += CallCounts {
                     failures: 1,
-                    slow,
-                    ..Counts::default()
+                    slow_calls: is_slow,
+                    ..CallCounts::default()
                 }
             }
         }
         if self.has_failed(config) {
-            Verdict::Failed
-        } else if self.counts.total() >= self.size {
-            Verdict::Passed
+            ProbeVerdict::Failed
+        } else if self.counts.total() >= self.max_calls {
+            ProbeVerdict::Passed
         } else {
-            Verdict::Undecided
+            ProbeVerdict::Undecided
         }
     }
 
@@ -81,12 +81,12 @@ impl Probes {
     fn has_failed(&self, config: &BreakerConfig) -> bool {
         let thresholds = config.thresholds();
         let failed = match thresholds.failure_rate {
-            Some(limit) => Ratio::of(self.counts.failures, self.size) >= limit,
+            Some(limit) => Ratio::from_fraction(self.counts.failures, self.max_calls) >= limit,
             None => self.counts.failures > 0,
         };
         failed
-            || thresholds
-                .slow_call_rate
-                .is_some_and(|limit| Ratio::of(self.counts.slow, self.size) >= limit)
+            || thresholds.slow_call_rate.is_some_and(|limit| {
+                Ratio::from_fraction(self.counts.slow_calls, self.max_calls) >= limit
+            })
     }
 }

@@ -11,33 +11,33 @@ fn config(max_in_flight: u32, max_pending: u32) -> ConcurrencyConfig {
     }
 }
 
-fn queued(limit: &mut ConcurrencyLimit) -> Ticket {
+fn acquire_queued(limit: &mut ConcurrencyLimit) -> QueueTicket {
     match limit.try_acquire() {
-        Admission::Queued(ticket) => ticket,
+        ConcurrencyDecision::Queued(ticket) => ticket,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn admits_then_queues_then_refuses() {
+fn admits_then_queues_then_rejects() {
     let mut limit = limit(2, 1);
     assert_eq!(
         [limit.try_acquire(), limit.try_acquire()],
-        [Admission::Admitted; 2]
+        [ConcurrencyDecision::Admitted; 2]
     );
-    let _ticket = queued(&mut limit);
-    assert_eq!(limit.try_acquire(), Admission::Refused);
+    let _ticket = acquire_queued(&mut limit);
+    assert_eq!(limit.try_acquire(), ConcurrencyDecision::Rejected);
     assert_eq!(
-        (limit.in_flight(), limit.pending(), limit.refused()),
+        (limit.in_flight(), limit.pending(), limit.rejected()),
         (2, 1, 1)
     );
 }
 
 #[test]
-fn a_released_place_goes_to_the_one_who_waited_longest() {
+fn a_released_permit_goes_to_the_oldest_ticket() {
     let mut limit = limit(1, 2);
     let _admitted = limit.try_acquire();
-    let (first, second) = (queued(&mut limit), queued(&mut limit));
+    let (first, second) = (acquire_queued(&mut limit), acquire_queued(&mut limit));
     assert_eq!(limit.release(), Some(first));
     assert_eq!(limit.release(), Some(second));
     assert_eq!(limit.release(), None);
@@ -45,20 +45,20 @@ fn a_released_place_goes_to_the_one_who_waited_longest() {
 }
 
 #[test]
-fn nobody_overtakes_the_queue() {
+fn a_new_call_does_not_overtake_the_queue() {
     let mut limit = limit(1, 2);
     let _admitted = limit.try_acquire();
-    let first = queued(&mut limit);
+    let first = acquire_queued(&mut limit);
     assert_eq!(limit.release(), Some(first));
-    let _second = queued(&mut limit);
+    let _second = acquire_queued(&mut limit);
     assert_eq!(limit.in_flight(), 1);
 }
 
 #[test]
-fn an_abandoned_ticket_leaves_no_trace_and_an_admitted_one_says_so() {
+fn abandoning_removes_a_queued_ticket_and_reports_an_admitted_one() {
     let mut limit = limit(1, 2);
     let _admitted = limit.try_acquire();
-    let (first, second) = (queued(&mut limit), queued(&mut limit));
+    let (first, second) = (acquire_queued(&mut limit), acquire_queued(&mut limit));
     assert!(limit.abandon(first));
     assert_eq!(limit.release(), Some(second));
     assert!(!limit.abandon(second), "it was admitted");
@@ -67,10 +67,14 @@ fn an_abandoned_ticket_leaves_no_trace_and_an_admitted_one_says_so() {
 }
 
 #[test]
-fn a_raised_bound_admits_those_who_wait_and_a_lowered_one_cuts_nobody() {
+fn raising_the_limit_admits_queued_calls_and_lowering_it_interrupts_none() {
     let mut limit = limit(1, 3);
     let _admitted = limit.try_acquire();
-    let (first, second, third) = (queued(&mut limit), queued(&mut limit), queued(&mut limit));
+    let (first, second, third) = (
+        acquire_queued(&mut limit),
+        acquire_queued(&mut limit),
+        acquire_queued(&mut limit),
+    );
     assert_eq!(limit.reconfigure(config(3, 3)), [first, second]);
     assert_eq!(limit.reconfigure(config(1, 3)), []);
     assert_eq!(limit.in_flight(), 3);
@@ -80,7 +84,7 @@ fn a_raised_bound_admits_those_who_wait_and_a_lowered_one_cuts_nobody() {
 
 /// Against a naive model: two numbers and a list.
 #[test]
-fn it_agrees_with_two_numbers_and_a_list() {
+fn the_limit_agrees_with_two_counters_and_a_list() {
     let mut state = 7_u64;
     let mut draw = |below: u64| {
         state = state
@@ -89,19 +93,19 @@ fn it_agrees_with_two_numbers_and_a_list() {
         (state >> 33) % below
     };
     let mut limit = limit(3, 4);
-    let (mut running, mut waiting) = (0_u32, Vec::<Ticket>::new());
+    let (mut running, mut waiting) = (0_u32, Vec::<QueueTicket>::new());
     for _ in 0..50_000 {
         match draw(3) {
             0 => match limit.try_acquire() {
-                Admission::Admitted => {
+                ConcurrencyDecision::Admitted => {
                     assert!(running < 3 && waiting.is_empty());
                     running += 1;
                 }
-                Admission::Queued(ticket) => {
+                ConcurrencyDecision::Queued(ticket) => {
                     assert!(running >= 3 && waiting.len() < 4);
                     waiting.push(ticket);
                 }
-                Admission::Refused => assert!(running >= 3 && waiting.len() == 4),
+                ConcurrencyDecision::Rejected => assert!(running >= 3 && waiting.len() == 4),
             },
             1 if running > 0 => {
                 let expected = (!waiting.is_empty()).then(|| waiting.remove(0));
@@ -122,52 +126,52 @@ fn it_agrees_with_two_numbers_and_a_list() {
 }
 
 #[test]
-fn a_call_whose_answer_has_begun_counts_against_the_written_bound_only() {
+fn a_responding_call_counts_against_the_configured_limit_only() {
     let mut limit = limit(4, 2);
-    assert_eq!(limit.lower(NonZeroU32::new(1)), []);
+    assert_eq!(limit.set_adaptive_limit(NonZeroU32::new(1)), []);
     let _first = limit.try_acquire();
-    let waiting = queued(&mut limit);
+    let waiting = acquire_queued(&mut limit);
     assert_eq!(
-        limit.begin_answer(),
+        limit.begin_response(),
         Some(waiting),
         "the lower bound is for who is worked on"
     );
     assert_eq!(
         (
-            limit.working(),
+            limit.awaiting_response(),
             limit.in_flight(),
-            limit.max_in_flight().get()
+            limit.effective_limit().get()
         ),
         (1, 2, 1)
     );
     for _ in 0..2 {
-        assert_eq!(limit.begin_answer(), None);
-        assert_eq!(limit.try_acquire(), Admission::Admitted);
+        assert_eq!(limit.begin_response(), None);
+        assert_eq!(limit.try_acquire(), ConcurrencyDecision::Admitted);
     }
-    assert_eq!(limit.begin_answer(), None);
-    let last = queued(&mut limit);
+    assert_eq!(limit.begin_response(), None);
+    let last = acquire_queued(&mut limit);
     assert_eq!(
-        (limit.working(), limit.in_flight()),
+        (limit.awaiting_response(), limit.in_flight()),
         (0, 4),
         "nobody is worked on, and the written bound holds"
     );
-    assert_eq!(limit.end_answer(), Some(last));
-    assert_eq!((limit.working(), limit.in_flight()), (1, 4));
+    assert_eq!(limit.end_response(), Some(last));
+    assert_eq!((limit.awaiting_response(), limit.in_flight()), (1, 4));
     assert!(
-        !limit.has_room_for(Class::High),
+        !limit.has_room_for(PriorityClass::High),
         "nine tenths of the written bound are full of answers"
     );
     assert_eq!(limit.release(), None);
-    (0..3).for_each(|_| assert_eq!(limit.end_answer(), None));
-    assert_eq!((limit.working(), limit.in_flight()), (0, 0));
+    (0..3).for_each(|_| assert_eq!(limit.end_response(), None));
+    assert_eq!((limit.awaiting_response(), limit.in_flight()), (0, 0));
 }
 
 #[test]
-fn a_bound_that_rises_again_admits_who_waits() {
+fn clearing_the_adaptive_limit_admits_queued_calls() {
     let mut limit = limit(3, 3);
-    assert_eq!(limit.lower(NonZeroU32::new(1)), []);
+    assert_eq!(limit.set_adaptive_limit(NonZeroU32::new(1)), []);
     let _first = limit.try_acquire();
-    let (second, third) = (queued(&mut limit), queued(&mut limit));
-    assert_eq!(limit.lower(None), [second, third]);
+    let (second, third) = (acquire_queued(&mut limit), acquire_queued(&mut limit));
+    assert_eq!(limit.set_adaptive_limit(None), [second, third]);
     assert_eq!(limit.in_flight(), 3);
 }

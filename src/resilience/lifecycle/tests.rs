@@ -1,22 +1,22 @@
 use super::*;
 use crate::resilience::some_instant;
-use Stage::{Announcing, Drained, Gone, Parting, Waiting};
+use Stage::{Announcing, AwaitingQuiet, ClosingStreams, Drained, Terminated};
 
 fn at(start: Instant, millis: u64) -> Instant {
     start + Duration::from_millis(millis)
 }
 
-fn traffic(start: Instant, in_flight: usize, last: Option<u64>) -> Traffic {
-    Traffic {
+fn traffic(start: Instant, in_flight: usize, last: Option<u64>) -> DirectionLoad {
+    DirectionLoad {
         in_flight,
-        last_began: last.map(|millis| at(start, millis)),
+        last_started_at: last.map(|millis| at(start, millis)),
     }
 }
 
-fn callers(start: Instant, in_flight: usize, last: Option<u64>) -> Load {
-    Load {
+fn inbound_load(start: Instant, in_flight: usize, last: Option<u64>) -> InstanceLoad {
+    InstanceLoad {
         inbound: traffic(start, in_flight, last),
-        outbound: Traffic::default(),
+        outbound: DirectionLoad::default(),
     }
 }
 
@@ -28,23 +28,23 @@ fn each_stage_follows_from_time_and_what_is_in_flight() {
         (0, 0, None, Announcing),
         (4_999, 0, None, Announcing),
         (5_000, 0, None, Drained),
-        (5_000, 1, None, Waiting),
-        (5_000, 0, Some(4_500), Waiting),
-        (5_499, 0, Some(4_500), Waiting),
+        (5_000, 1, None, AwaitingQuiet),
+        (5_000, 0, Some(4_500), AwaitingQuiet),
+        (5_499, 0, Some(4_500), AwaitingQuiet),
         (5_500, 0, Some(4_500), Drained),
         // A long one that ends is not followed by another wait: quiet counts from the last that began.
         (12_000, 0, Some(3_000), Drained),
-        (14_999, 3, Some(14_000), Waiting),
-        (15_000, 3, Some(14_000), Parting),
-        (24_999, 3, Some(24_000), Parting),
+        (14_999, 3, Some(14_000), AwaitingQuiet),
+        (15_000, 3, Some(14_000), ClosingStreams),
+        (24_999, 3, Some(24_000), ClosingStreams),
         (25_000, 3, Some(24_999), Drained),
         (25_000, 0, Some(24_999), Drained),
         (99_000, 0, None, Drained),
     ];
     for (now, in_flight, last, expected) in table {
-        let mut drain = Drain::begin(DrainConfig::default(), start);
+        let mut drain = DrainSequence::begin(DrainConfig::default(), start);
         assert_eq!(
-            drain.advance(&callers(start, in_flight, last), at(start, now)),
+            drain.advance(&inbound_load(start, in_flight, last), at(start, now)),
             expected,
             "at {now} with {in_flight}"
         );
@@ -53,7 +53,7 @@ fn each_stage_follows_from_time_and_what_is_in_flight() {
 }
 
 #[test]
-fn it_goes_when_it_is_asked_to_and_the_app_is_quiet() {
+fn terminates_when_requested_and_outbound_is_quiet() {
     let start = some_instant();
     // Asked at, in flight of the app, its last call, now, gone.
     let table = [
@@ -69,125 +69,128 @@ fn it_goes_when_it_is_asked_to_and_the_app_is_quiet() {
         (Some(30_000), 2, Some(29_900), 30_999, false),
         (Some(30_000), 2, Some(30_900), 31_000, true),
     ];
-    for (asked, in_flight, last, now, is_gone) in table {
-        let mut drain = Drain::begin(DrainConfig::default(), start);
-        let load = Load {
+    for (requested_at, in_flight, last, now, is_terminated) in table {
+        let mut drain = DrainSequence::begin(DrainConfig::default(), start);
+        let load = InstanceLoad {
             outbound: traffic(start, in_flight, last),
-            ..Load::default()
+            ..InstanceLoad::default()
         };
         assert_eq!(
             drain.advance(&load, at(start, 5_000)),
-            if asked == Some(0) {
+            if requested_at == Some(0) {
                 drain.stage()
             } else {
                 Drained
             }
         );
-        if let Some(asked) = asked {
-            drain.go(at(start, asked));
-            drain.go(at(start, asked + 60_000));
+        if let Some(requested_at) = requested_at {
+            drain.request_termination(at(start, requested_at));
+            drain.request_termination(at(start, requested_at + 60_000));
         }
         let stage = drain.advance(&load, at(start, now));
         assert_eq!(
-            stage == Gone,
-            is_gone,
-            "asked at {asked:?}, {in_flight} in flight, last {last:?}, at {now}: {stage:?}"
+            stage == Terminated,
+            is_terminated,
+            "asked at {requested_at:?}, {in_flight} in flight, last {last:?}, at {now}: {stage:?}"
         );
-        assert!(!is_gone || drain.is_clean() == (in_flight == 0));
+        assert!(!is_terminated || drain.is_clean() == (in_flight == 0));
     }
 }
 
 #[test]
-fn a_stage_never_comes_back() {
+fn a_stage_never_goes_back() {
     let start = some_instant();
-    let mut drain = Drain::begin(DrainConfig::default(), start);
+    let mut drain = DrainSequence::begin(DrainConfig::default(), start);
     assert_eq!(
-        drain.advance(&callers(start, 0, None), at(start, 5_000)),
+        drain.advance(&inbound_load(start, 0, None), at(start, 5_000)),
         Drained
     );
     assert_eq!(
-        drain.advance(&callers(start, 7, Some(5_100)), at(start, 5_200)),
+        drain.advance(&inbound_load(start, 7, Some(5_100)), at(start, 5_200)),
         Drained,
         "late arrivals change nothing"
     );
     assert!(drain.is_clean());
-    drain.go(at(start, 6_000));
+    drain.request_termination(at(start, 6_000));
     assert_eq!(
-        drain.advance(&callers(start, 0, None), at(start, 6_000)),
-        Gone
+        drain.advance(&inbound_load(start, 0, None), at(start, 6_000)),
+        Terminated
     );
     assert_eq!(
-        drain.advance(&callers(start, 1, Some(6_000)), at(start, 1)),
-        Gone
+        drain.advance(&inbound_load(start, 1, Some(6_000)), at(start, 1)),
+        Terminated
     );
 }
 
 #[test]
-fn who_is_relieved_waits_for_no_news_to_travel_and_goes_by_itself() {
+fn a_handed_over_drain_skips_the_delay_and_terminates_by_itself() {
     let start = some_instant();
-    let mut drain = Drain::relieved(DrainConfig::default(), start);
-    assert_eq!(drain.stage(), Waiting);
-    assert_eq!(drain.advance(&callers(start, 1, Some(0)), start), Waiting);
+    let mut drain = DrainSequence::begin_handed_over(DrainConfig::default(), start);
+    assert_eq!(drain.stage(), AwaitingQuiet);
     assert_eq!(
-        drain.advance(&callers(start, 0, Some(0)), at(start, 999)),
-        Waiting,
+        drain.advance(&inbound_load(start, 1, Some(0)), start),
+        AwaitingQuiet
+    );
+    assert_eq!(
+        drain.advance(&inbound_load(start, 0, Some(0)), at(start, 999)),
+        AwaitingQuiet,
         "a connection that is open may carry another request"
     );
     assert_eq!(
-        drain.advance(&callers(start, 0, Some(0)), at(start, 1_000)),
-        Gone
+        drain.advance(&inbound_load(start, 0, Some(0)), at(start, 1_000)),
+        Terminated
     );
 }
 
 #[test]
-fn who_is_relieved_serves_callers_and_app_until_both_are_quiet() {
+fn a_handed_over_drain_serves_both_directions_until_both_are_quiet() {
     let start = some_instant();
     // In flight of callers and app, the last of each, now, the stage.
     let table = [
-        (0, 1, Some(0), Some(0), 24_999, Parting),
-        (0, 0, Some(0), Some(500), 1_499, Waiting),
-        (0, 0, Some(0), Some(500), 1_500, Gone),
-        (1, 0, Some(0), None, 24_999, Parting),
-        (1, 1, Some(0), Some(0), 25_000, Gone),
+        (0, 1, Some(0), Some(0), 24_999, ClosingStreams),
+        (0, 0, Some(0), Some(500), 1_499, AwaitingQuiet),
+        (0, 0, Some(0), Some(500), 1_500, Terminated),
+        (1, 0, Some(0), None, 24_999, ClosingStreams),
+        (1, 1, Some(0), Some(0), 25_000, Terminated),
     ];
     for (inbound, outbound, last_inbound, last_outbound, now, expected) in table {
-        let load = Load {
+        let load = InstanceLoad {
             inbound: traffic(start, inbound, last_inbound),
             outbound: traffic(start, outbound, last_outbound),
         };
-        let mut drain = Drain::relieved(DrainConfig::default(), start);
+        let mut drain = DrainSequence::begin_handed_over(DrainConfig::default(), start);
         assert_eq!(
             drain.advance(&load, at(start, now)),
             expected,
             "{inbound} and {outbound} in flight at {now}"
         );
-        assert!(expected != Gone || drain.is_clean() == (inbound + outbound == 0));
+        assert!(expected != Terminated || drain.is_clean() == (inbound + outbound == 0));
     }
 }
 
 #[test]
-fn when_the_app_is_gone_no_news_has_to_travel_any_more() {
+fn skip_delay_ends_announcing_at_once() {
     let start = some_instant();
-    let mut drain = Drain::begin(DrainConfig::default(), start);
+    let mut drain = DrainSequence::begin(DrainConfig::default(), start);
     assert_eq!(
-        drain.advance(&Load::default(), at(start, 1_000)),
+        drain.advance(&InstanceLoad::default(), at(start, 1_000)),
         Announcing
     );
     drain.skip_delay();
-    drain.go(at(start, 1_000));
+    drain.request_termination(at(start, 1_000));
     assert_eq!(
-        drain.advance(&callers(start, 1, Some(0)), at(start, 1_000)),
-        Waiting
+        drain.advance(&inbound_load(start, 1, Some(0)), at(start, 1_000)),
+        AwaitingQuiet
     );
     assert_eq!(
-        drain.advance(&callers(start, 0, Some(0)), at(start, 1_001)),
-        Gone
+        drain.advance(&inbound_load(start, 0, Some(0)), at(start, 1_001)),
+        Terminated
     );
 }
 
 /// Waking only at the announced times is enough to move on at the first possible moment.
 #[test]
-fn nothing_changes_before_the_announced_time() {
+fn the_stage_changes_only_at_the_next_deadline() {
     let start = some_instant();
     for (callers, app) in [
         (None, None),
@@ -196,14 +199,14 @@ fn nothing_changes_before_the_announced_time() {
         (Some(14_900), None),
     ] {
         for in_flight in [0, 1] {
-            let load = Load {
+            let load = InstanceLoad {
                 inbound: traffic(start, in_flight, callers),
                 outbound: traffic(start, 0, app),
             };
-            let mut drain = Drain::begin(DrainConfig::default(), start);
-            drain.go(start);
+            let mut drain = DrainSequence::begin(DrainConfig::default(), start);
+            drain.request_termination(start);
             let mut wakes = 0;
-            while drain.stage() != Gone {
+            while drain.stage() != Terminated {
                 let next = drain.next_deadline(&load).unwrap();
                 let before = drain.stage();
                 assert_eq!(
@@ -228,19 +231,19 @@ fn nothing_changes_before_the_announced_time() {
 }
 
 #[test]
-fn a_timeout_below_the_delay_wins() {
+fn a_timeout_below_the_delay_takes_precedence() {
     let start = some_instant();
     let config = DrainConfig {
         timeout: Duration::from_secs(2),
         ..DrainConfig::default()
     };
-    let mut drain = Drain::begin(config, start);
+    let mut drain = DrainSequence::begin(config, start);
     assert_eq!(
-        drain.next_deadline(&callers(start, 1, None)),
+        drain.next_deadline(&inbound_load(start, 1, None)),
         Some(at(start, 2_000))
     );
     assert_eq!(
-        drain.advance(&callers(start, 1, None), at(start, 2_000)),
+        drain.advance(&inbound_load(start, 1, None), at(start, 2_000)),
         Drained
     );
     assert!(!drain.is_clean());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Why an endpoint is ejected, with the numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Cause {
+pub enum EjectionCause {
     /// So many failures in a row, whatever they were.
     Consecutive5xx(u32),
     /// So many 502, 503 and 504 in a row.
@@ -26,16 +26,16 @@ pub enum Cause {
         limit: f64,
     },
     /// It is far slower than its peers.
-    Slow {
+    HighLatency {
         /// Its own 90th percentile.
         p90: Duration,
         /// The median of those of its peers.
-        peers: Duration,
+        peer_median: Duration,
         /// The most that would pass.
         limit: Duration,
     },
     /// It failed its probe.
-    Probe,
+    FailedProbe,
     /// It was ejected for being slow, and its probe was still slow.
     SlowProbe {
         /// What the probe took.
@@ -45,7 +45,7 @@ pub enum Cause {
     },
 }
 
-impl std::fmt::Display for Cause {
+impl std::fmt::Display for EjectionCause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Consecutive5xx(run) => write!(f, "{run} failures in a row"),
@@ -61,11 +61,15 @@ impl std::fmt::Display for Cause {
                 f,
                 "{rate:.1} % of its answers are failures, {limit:.1} % is the limit"
             ),
-            Self::Slow { p90, peers, .. } => write!(
+            Self::HighLatency {
+                p90,
+                peer_median: peers,
+                ..
+            } => write!(
                 f,
                 "its p90 of {p90:.1?} is far above {peers:.1?}, the median of its peers"
             ),
-            Self::Probe => f.write_str("it failed its probe"),
+            Self::FailedProbe => f.write_str("it failed its probe"),
             Self::SlowProbe { took, limit } => {
                 write!(f, "its probe took {took:.1?}, {limit:.1?} is the limit")
             }

@@ -2,27 +2,27 @@
 
 use std::time::Duration;
 
-use super::{Attempted, Cause, OutlierConfig, latency::NOTICEABLE};
-use crate::resilience::{latencies::Latencies, ratio::Ratio};
+use super::{EjectionCause, EndpointResult, OutlierConfig, latency::MIN_LATENCY_DIFFERENCE};
+use crate::resilience::{latencies::LatencyHistogram, ratio::Ratio};
 
 /// What was seen of an endpoint in an interval.
 #[derive(Debug, Clone, Default)]
-pub struct Record {
+pub struct IntervalResults {
     successes: u32,
     failures: u32,
 }
 
-impl Record {
+impl IntervalResults {
     /// Adds a result.
-    pub fn add(&mut self, result: Attempted) {
+    pub fn record(&mut self, result: EndpointResult) {
         match result {
-            Attempted::Success | Attempted::Throttled => {
+            EndpointResult::Success | EndpointResult::Throttled => {
                 self.successes = self.successes.saturating_add(1)
             }
-            Attempted::GatewayError | Attempted::ServerError | Attempted::LocalOrigin => {
-                self.failures = self.failures.saturating_add(1)
-            }
-            Attempted::Cancelled => {}
+            EndpointResult::GatewayError
+            | EndpointResult::ServerError
+            | EndpointResult::LocalOriginFailure => self.failures = self.failures.saturating_add(1),
+            EndpointResult::Cancelled => {}
         }
     }
 
@@ -43,32 +43,41 @@ impl Record {
     }
 
     fn success_percent(&self) -> f64 {
-        Ratio::of(self.successes, self.total()).percent()
+        Ratio::from_fraction(self.successes, self.total()).percent()
     }
 }
 
 /// Whose results stand out, the worst first. `records` are those of the endpoints that are in.
 #[must_use]
-pub fn by_results(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
-    let mut found = by_success_rate(config, records);
-    for (index, cause) in by_failure_percentage(config, records) {
-        if !found.iter().any(|(known, _)| *known == index) {
-            found.push((index, cause));
+pub fn find_outliers_by_results(
+    config: &OutlierConfig,
+    results: &[IntervalResults],
+) -> Vec<(usize, EjectionCause)> {
+    let mut outliers = find_low_success_rates(config, results);
+    for (index, cause) in find_high_failure_percentages(config, results) {
+        if !outliers
+            .iter()
+            .any(|(latencies_of_tier, _)| *latencies_of_tier == index)
+        {
+            outliers.push((index, cause));
         }
     }
-    found
+    outliers
 }
 
 /// Whose latencies stand out, the worst first. Each comes with its tier: those of another zone or priority are further away, so that
 /// they are compared within one.
 #[must_use]
-pub fn by_latency(config: &OutlierConfig, latencies: &[(usize, Latencies)]) -> Vec<(usize, Cause)> {
+pub fn find_outliers_by_latency(
+    config: &OutlierConfig,
+    latencies: &[(usize, LatencyHistogram)],
+) -> Vec<(usize, EjectionCause)> {
     let mut tiers: Vec<usize> = latencies.iter().map(|(tier, _)| *tier).collect();
     tiers.sort_unstable();
     tiers.dedup();
     tiers
         .into_iter()
-        .flat_map(|tier| slow_in_tier(config, latencies, tier))
+        .flat_map(|tier| find_slow_in_tier(config, latencies, tier))
         .collect()
 }
 
@@ -81,8 +90,8 @@ pub fn may_eject(config: &OutlierConfig, total: usize, ejected: usize, available
         clippy::cast_precision_loss,
         reason = "a share of a small number"
     )]
-    let allowed = (total as f64 * config.max_ejected.value()).floor() as usize;
-    let allowed = if config.max_ejected == Ratio::ZERO {
+    let allowed = (total as f64 * config.max_ejected_ratio.value()).floor() as usize;
+    let allowed = if config.max_ejected_ratio == Ratio::ZERO {
         0
     } else {
         allowed.max(1)
@@ -90,11 +99,14 @@ pub fn may_eject(config: &OutlierConfig, total: usize, ejected: usize, available
     ejected < allowed && available > 1
 }
 
-fn by_success_rate(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
+fn find_low_success_rates(
+    config: &OutlierConfig,
+    results: &[IntervalResults],
+) -> Vec<(usize, EjectionCause)> {
     let Some(rule) = config.success_rate else {
         return Vec::new();
     };
-    let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
+    let rates = success_percents_with_volume(results, rule.request_volume, rule.minimum_hosts);
     let count = f64::from(u32::try_from(rates.len()).unwrap_or(u32::MAX));
     let mean = rates.iter().map(|(_, rate)| rate).sum::<f64>() / count;
     let variance = rates
@@ -102,34 +114,37 @@ fn by_success_rate(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Ca
         .map(|(_, rate)| (rate - mean).powi(2))
         .sum::<f64>()
         / count;
-    let limit = mean - rule.deviations * variance.sqrt();
-    worst_first(
+    let limit = mean - rule.stdev_factor * variance.sqrt();
+    sort_worst_first(
         rates
             .into_iter()
             .filter(|(_, rate)| *rate < limit)
             .collect(),
     )
     .into_iter()
-    .map(|(index, rate)| (index, Cause::SuccessRate { rate, limit }))
+    .map(|(index, rate)| (index, EjectionCause::SuccessRate { rate, limit }))
     .collect()
 }
 
-fn by_failure_percentage(config: &OutlierConfig, records: &[Record]) -> Vec<(usize, Cause)> {
+fn find_high_failure_percentages(
+    config: &OutlierConfig,
+    results: &[IntervalResults],
+) -> Vec<(usize, EjectionCause)> {
     let Some(rule) = config.failure_percentage else {
         return Vec::new();
     };
     let limit = rule.threshold.percent();
-    let rates = with_volume(records, rule.request_volume, rule.minimum_hosts);
+    let rates = success_percents_with_volume(results, rule.request_volume, rule.minimum_hosts);
     let bad = rates
         .into_iter()
         .filter(|(_, rate)| 100.0 - rate >= limit)
         .collect();
-    worst_first(bad)
+    sort_worst_first(bad)
         .into_iter()
         .map(|(index, rate)| {
             (
                 index,
-                Cause::FailurePercentage {
+                EjectionCause::FailurePercentage {
                     rate: 100.0 - rate,
                     limit,
                 },
@@ -139,8 +154,12 @@ fn by_failure_percentage(config: &OutlierConfig, records: &[Record]) -> Vec<(usi
 }
 
 /// Success rates in percent of those with enough requests, if they are enough.
-fn with_volume(records: &[Record], volume: u32, minimum_hosts: u32) -> Vec<(usize, f64)> {
-    let enough = records
+fn success_percents_with_volume(
+    results: &[IntervalResults],
+    volume: u32,
+    minimum_hosts: u32,
+) -> Vec<(usize, f64)> {
+    let enough = results
         .iter()
         .enumerate()
         .filter(|(_, record)| record.total() >= volume.max(1));
@@ -154,49 +173,60 @@ fn with_volume(records: &[Record], volume: u32, minimum_hosts: u32) -> Vec<(usiz
     }
 }
 
-fn worst_first(mut rates: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
+fn sort_worst_first(mut rates: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
     rates.sort_by(|a, b| a.1.total_cmp(&b.1));
     rates
 }
 
 /// An endpoint is compared with the median of the others, so that of two the slower one can be told.
-fn slow_in_tier(
+fn find_slow_in_tier(
     config: &OutlierConfig,
-    latencies: &[(usize, Latencies)],
+    latencies: &[(usize, LatencyHistogram)],
     tier: usize,
-) -> Vec<(usize, Cause)> {
+) -> Vec<(usize, EjectionCause)> {
     let Some(factor) = config.slow_factor else {
         return Vec::new();
     };
     let members = latencies
         .iter()
         .enumerate()
-        .filter(|(_, (of, _))| *of == tier);
-    let mut known: Vec<(usize, Duration)> = members
-        .filter_map(|(index, (_, latencies))| Some((index, latencies.typical_worst()?)))
+        .filter(|(_, (member_tier, _))| *member_tier == tier);
+    let mut latencies_of_tier: Vec<(usize, Duration)> = members
+        .filter_map(|(index, (_, latencies))| Some((index, latencies.comparison_latency()?)))
         .collect();
-    known.sort_by_key(|(_, latency)| *latency);
-    let slow = (0..known.len()).rev().map_while(|place| {
-        let (index, p90) = known[place];
-        let peers = median_without(&known, place)?;
-        let limit = peers.mul_f64(factor).max(peers + NOTICEABLE);
-        (p90 > limit).then_some((index, Cause::Slow { p90, peers, limit }))
+    latencies_of_tier.sort_by_key(|(_, latency)| *latency);
+    let slow = (0..latencies_of_tier.len()).rev().map_while(|position| {
+        let (index, p90) = latencies_of_tier[position];
+        let peers = median_without(&latencies_of_tier, position)?;
+        let limit = peers.mul_f64(factor).max(peers + MIN_LATENCY_DIFFERENCE);
+        (p90 > limit).then_some((
+            index,
+            EjectionCause::HighLatency {
+                p90,
+                peer_median: peers,
+                limit,
+            },
+        ))
     });
     slow.collect()
 }
 
 /// The lower median of a sorted list without one of its places.
-fn median_without(sorted: &[(usize, Duration)], place: usize) -> Option<Duration> {
+fn median_without(sorted: &[(usize, Duration)], position: usize) -> Option<Duration> {
     let middle = sorted.len().checked_sub(2)? / 2;
     sorted
-        .get(if middle >= place { middle + 1 } else { middle })
+        .get(if middle >= position {
+            middle + 1
+        } else {
+            middle
+        })
         .map(|(_, p90)| *p90)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resilience::outlier::{FailurePercentage, SuccessRate};
+    use crate::resilience::outlier::{FailurePercentageRule, SuccessRateRule};
 
     fn config() -> OutlierConfig {
         let seconds = Duration::from_secs;
@@ -209,56 +239,63 @@ mod tests {
         .expect("fine")
     }
 
-    fn record(successes: u32, failures: u32) -> Record {
-        let mut record = Record::default();
-        (0..successes).for_each(|_| record.add(Attempted::Success));
-        (0..failures).for_each(|_| record.add(Attempted::ServerError));
+    fn interval_results(successes: u32, failures: u32) -> IntervalResults {
+        let mut record = IntervalResults::default();
+        (0..successes).for_each(|_| record.record(EndpointResult::Success));
+        (0..failures).for_each(|_| record.record(EndpointResult::ServerError));
         record
     }
 
-    fn latencies(result: Attempted, count: u32, millis: u64) -> (usize, Latencies) {
-        let mut latencies = Latencies::default();
-        (0..count).for_each(|_| latencies.observe(result, Duration::from_millis(millis)));
+    fn latencies(result: EndpointResult, count: u32, millis: u64) -> (usize, LatencyHistogram) {
+        let mut latencies = LatencyHistogram::default();
+        (0..count).for_each(|_| latencies.record_result(result, Duration::from_millis(millis)));
         (0, latencies)
     }
 
-    fn found(causes: Vec<(usize, Cause)>) -> Vec<usize> {
+    fn outlier_indexes(causes: Vec<(usize, EjectionCause)>) -> Vec<usize> {
         causes.into_iter().map(|(index, _)| index).collect()
     }
 
     #[test]
-    fn a_success_rate_far_below_the_others_stands_out() {
-        let rates = SuccessRate {
-            deviations: 1.9,
+    fn a_success_rate_far_below_its_peers_is_an_outlier() {
+        let rates = SuccessRateRule {
+            stdev_factor: 1.9,
             minimum_hosts: 5,
             request_volume: 100,
         };
-        let config = config().with_rates(Some(rates), None);
-        let good = || record(100, 0);
+        let config = config().with_rate_rules(Some(rates), None);
+        let good = || interval_results(100, 0);
         let table = [
             (
                 "one of five",
-                vec![good(), good(), record(60, 40), good(), good()],
+                vec![good(), good(), interval_results(60, 40), good(), good()],
                 vec![2],
             ),
             (
                 "four are too few to compare",
-                vec![good(), record(60, 40), good(), good()],
+                vec![good(), interval_results(60, 40), good(), good()],
                 vec![],
             ),
             (
                 "too few requests to count",
-                vec![good(), good(), record(10, 40), good(), good()],
+                vec![good(), good(), interval_results(10, 40), good(), good()],
                 vec![],
             ),
-            ("all alike", vec![record(60, 40); 6], vec![]),
+            ("all alike", vec![interval_results(60, 40); 6], vec![]),
         ];
-        for (what, records, expected) in table {
-            assert_eq!(found(by_results(&config, &records)), expected, "{what}");
+        for (what, results, expected) in table {
+            assert_eq!(
+                outlier_indexes(find_outliers_by_results(&config, &results)),
+                expected,
+                "{what}"
+            );
         }
         // Mean 92, deviation 16: 92 - 1.9 * 16 = 61.6.
-        let Cause::SuccessRate { rate, limit } =
-            by_results(&config, &[good(), good(), record(60, 40), good(), good()])[0].1
+        let EjectionCause::SuccessRate { rate, limit } = find_outliers_by_results(
+            &config,
+            &[good(), good(), interval_results(60, 40), good(), good()],
+        )[0]
+        .1
         else {
             panic!("by success rate")
         };
@@ -269,28 +306,33 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_failures_at_the_limit_stands_out_the_worst_first() {
-        let rule = FailurePercentage {
+    fn failure_percentages_at_the_threshold_are_outliers_worst_first() {
+        let rule = FailurePercentageRule {
             threshold: Ratio::from_percent(85.0).expect("85 %"),
             minimum_hosts: 3,
             request_volume: 20,
         };
-        let config = config().with_rates(None, Some(rule));
+        let config = config().with_rate_rules(None, Some(rule));
         assert_eq!(
-            found(by_results(
+            outlier_indexes(find_outliers_by_results(
                 &config,
-                &[record(20, 0), record(3, 17), record(0, 20), record(4, 16)]
+                &[
+                    interval_results(20, 0),
+                    interval_results(3, 17),
+                    interval_results(0, 20),
+                    interval_results(4, 16)
+                ]
             )),
             [2, 1]
         );
     }
 
     #[test]
-    fn a_slow_endpoint_stands_out_against_the_median_of_its_peers() {
-        use Attempted::{Cancelled, ServerError, Success, Throttled};
+    fn a_p90_far_above_the_median_of_its_peers_is_an_outlier() {
+        use EndpointResult::{Cancelled, ServerError, Success, Throttled};
         let config = config().with_slow_factor(3.0).expect("above 1");
         let good = |count, millis| latencies(Success, count, millis);
-        let far = |millis| (1, good(50, millis).1);
+        let in_other_tier = |millis| (1, good(50, millis).1);
         let table = [
             (
                 "one of three",
@@ -342,7 +384,12 @@ mod tests {
             ),
             (
                 "another tier is further away",
-                vec![good(50, 5), good(50, 5), far(80), far(90)],
+                vec![
+                    good(50, 5),
+                    good(50, 5),
+                    in_other_tier(80),
+                    in_other_tier(90),
+                ],
                 vec![],
             ),
             (
@@ -358,12 +405,16 @@ mod tests {
             ),
         ];
         for (what, latencies, expected) in table {
-            assert_eq!(found(by_latency(&config, &latencies)), expected, "{what}");
+            assert_eq!(
+                outlier_indexes(find_outliers_by_latency(&config, &latencies)),
+                expected,
+                "{what}"
+            );
         }
     }
 
     #[test]
-    fn never_the_last_one_and_not_more_than_the_share() {
+    fn ejection_stops_at_the_last_endpoint_and_at_the_max_ejected_ratio() {
         let table = [
             (1, 0, 1, false),
             (2, 0, 2, true),

@@ -11,136 +11,174 @@ fn config() -> OutlierConfig {
         Ratio::from_percent(50.0).expect("50 %"),
     )
     .expect("fine")
-    .with_runs(Runs {
+    .with_consecutive_thresholds(ConsecutiveThresholds {
         failures: 5,
         gateway_errors: 3,
-        local_origin: 2,
+        local_origin_failures: 2,
     })
 }
 
-fn settle(host: &mut Host, result: Attempted, now: Instant) -> Verdict {
-    let permit = host.admit();
-    host.settle(&config(), &permit, result, SECOND, now, 0.0)
+fn settle_result(
+    detector: &mut OutlierDetector,
+    result: EndpointResult,
+    now: Instant,
+) -> OutlierVerdict {
+    let permit = detector.issue_permit();
+    detector.settle(&config(), &permit, result, SECOND, now, 0.0)
 }
 
 #[test]
-fn runs_of_failures_make_a_suspect() {
-    use Attempted::{
-        Cancelled as C, GatewayError as G, LocalOrigin as L, ServerError as E, Success as S,
+fn consecutive_failures_at_the_threshold_should_eject() {
+    use EndpointResult::{
+        Cancelled as C, GatewayError as G, LocalOriginFailure as L, ServerError as E, Success as S,
         Throttled as T,
     };
-    let table: &[(&[Attempted], Verdict)] = &[
-        (&[E, E, E, E], Verdict::Stays),
-        (&[E, E, E, E, E], Verdict::Suspect(Cause::Consecutive5xx(5))),
-        (&[E, E, S, E, E, E, E], Verdict::Stays),
-        (&[E, E, T, E, E, E, E], Verdict::Stays),
+    let table: &[(&[EndpointResult], OutlierVerdict)] = &[
+        (&[E, E, E, E], OutlierVerdict::Unchanged),
+        (
+            &[E, E, E, E, E],
+            OutlierVerdict::ShouldEject(EjectionCause::Consecutive5xx(5)),
+        ),
+        (&[E, E, S, E, E, E, E], OutlierVerdict::Unchanged),
+        (&[E, E, T, E, E, E, E], OutlierVerdict::Unchanged),
         (
             &[E, E, C, E, E, E],
-            Verdict::Suspect(Cause::Consecutive5xx(5)),
+            OutlierVerdict::ShouldEject(EjectionCause::Consecutive5xx(5)),
         ),
         (
             &[G, G, G],
-            Verdict::Suspect(Cause::ConsecutiveGatewayErrors(3)),
+            OutlierVerdict::ShouldEject(EjectionCause::ConsecutiveGatewayErrors(3)),
         ),
-        (&[G, G, E, G], Verdict::Stays),
+        (&[G, G, E, G], OutlierVerdict::Unchanged),
         (
             &[L, L],
-            Verdict::Suspect(Cause::ConsecutiveLocalOriginFailures(2)),
+            OutlierVerdict::ShouldEject(EjectionCause::ConsecutiveLocalOriginFailures(2)),
         ),
-        (&[L, E, L, E, L], Verdict::Suspect(Cause::Consecutive5xx(5))),
-        (&[C, C, C, C, C, C], Verdict::Stays),
+        (
+            &[L, E, L, E, L],
+            OutlierVerdict::ShouldEject(EjectionCause::Consecutive5xx(5)),
+        ),
+        (&[C, C, C, C, C, C], OutlierVerdict::Unchanged),
     ];
     for (results, expected) in table {
-        let (mut host, now) = (Host::default(), some_instant());
+        let (mut detector, now) = (OutlierDetector::default(), some_instant());
         let verdict = results
             .iter()
-            .map(|result| settle(&mut host, *result, now))
+            .map(|result| settle_result(&mut detector, *result, now))
             .last();
         assert_eq!(verdict, Some(*expected), "{results:?}");
     }
 }
 
 #[test]
-fn a_run_that_is_switched_off_ejects_nobody() {
-    let config = config().with_runs(Runs {
+fn a_threshold_of_zero_never_ejects() {
+    let config = config().with_consecutive_thresholds(ConsecutiveThresholds {
         failures: 0,
         gateway_errors: 0,
-        local_origin: 0,
+        local_origin_failures: 0,
     });
-    let (mut host, now) = (Host::default(), some_instant());
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
     for _ in 0..100 {
-        let permit = host.admit();
+        let permit = detector.issue_permit();
         assert_eq!(
-            host.settle(&config, &permit, Attempted::LocalOrigin, SECOND, now, 0.0),
-            Verdict::Stays
+            detector.settle(
+                &config,
+                &permit,
+                EndpointResult::LocalOriginFailure,
+                SECOND,
+                now,
+                0.0
+            ),
+            OutlierVerdict::Unchanged
         );
     }
 }
 
 #[test]
-fn who_was_ejected_comes_back_through_one_probe() {
-    let (mut host, start) = (Host::default(), some_instant());
+fn an_ejected_endpoint_is_readmitted_by_one_successful_probe() {
+    let (mut detector, start) = (OutlierDetector::default(), some_instant());
     assert_eq!(
-        host.eject(&config(), Cause::Consecutive5xx(5), start, 0.0),
+        detector.eject(&config(), EjectionCause::Consecutive5xx(5), start, 0.0),
         30 * SECOND
     );
     assert!(
-        !host.tick(start + 30 * SECOND - Duration::from_nanos(1))
-            && host.try_probe(true, start).is_none()
+        !detector.end_expired_ejection(start + 30 * SECOND - Duration::from_nanos(1))
+            && detector.try_acquire_probe(true, start).is_none()
     );
-    let back = start + 30 * SECOND;
-    assert!(host.tick(back) && !host.tick(back), "told once");
-    let probe = host.try_probe(true, back).expect("the place is free");
-    assert!(host.try_probe(true, back).is_none(), "one at a time");
+    let probation_start = start + 30 * SECOND;
+    assert!(
+        detector.end_expired_ejection(probation_start)
+            && !detector.end_expired_ejection(probation_start),
+        "told once"
+    );
+    let probe = detector
+        .try_acquire_probe(true, probation_start)
+        .expect("the place is free");
+    assert!(
+        detector.try_acquire_probe(true, probation_start).is_none(),
+        "one at a time"
+    );
     assert_eq!(
-        host.settle(&config(), &probe, Attempted::Success, SECOND, back, 0.0),
-        Verdict::Readmitted
+        detector.settle(
+            &config(),
+            &probe,
+            EndpointResult::Success,
+            SECOND,
+            probation_start,
+            0.0
+        ),
+        OutlierVerdict::Readmitted
     );
-    assert_eq!(host.standing(), Standing::In);
+    assert_eq!(detector.ejection_state(), EjectionState::NotEjected);
 }
 
 /// Fails or passes the probe at `now`.
-fn probe(host: &mut Host, result: Attempted, took: Duration, now: Instant) -> Verdict {
-    assert!(host.tick(now));
-    let probe = host.try_probe(true, now).expect("on probation");
-    host.settle(&config(), &probe, result, took, now, 0.0)
+fn settle_probe_result(
+    detector: &mut OutlierDetector,
+    result: EndpointResult,
+    took: Duration,
+    now: Instant,
+) -> OutlierVerdict {
+    assert!(detector.end_expired_ejection(now));
+    let probe = detector.try_acquire_probe(true, now).expect("on probation");
+    detector.settle(&config(), &probe, result, took, now, 0.0)
 }
 
 #[test]
-fn each_ejection_is_longer_up_to_the_maximum_but_a_failed_probe_waits_the_shortest_time() {
-    let (mut host, mut now) = (Host::default(), some_instant());
+fn ejection_time_grows_up_to_the_maximum_and_a_failed_probe_uses_the_base_time() {
+    let (mut detector, mut now) = (OutlierDetector::default(), some_instant());
     for expected in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300] {
         assert_eq!(
-            host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0),
+            detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0),
             expected * SECOND
         );
         now += 300 * SECOND;
         assert_eq!(
-            probe(&mut host, Attempted::ServerError, SECOND, now),
-            Verdict::Again(Cause::Probe, 30 * SECOND)
+            settle_probe_result(&mut detector, EndpointResult::ServerError, SECOND, now),
+            OutlierVerdict::EjectedAgain(EjectionCause::FailedProbe, 30 * SECOND)
         );
         now += 30 * SECOND;
         assert_eq!(
-            probe(&mut host, Attempted::Success, SECOND, now),
-            Verdict::Readmitted
+            settle_probe_result(&mut detector, EndpointResult::Success, SECOND, now),
+            OutlierVerdict::Readmitted
         );
     }
     assert_eq!(
-        host.eject(&config(), Cause::Consecutive5xx(5), now, 1.0),
+        detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 1.0),
         330 * SECOND,
         "jitter comes on top"
     );
 }
 
 #[test]
-fn who_was_too_slow_has_to_be_quick() {
-    let (mut host, mut now) = (Host::default(), some_instant());
+fn an_endpoint_ejected_for_latency_needs_a_fast_probe() {
+    let (mut detector, mut now) = (OutlierDetector::default(), some_instant());
     let limit = SECOND / 10;
-    host.eject(
+    detector.eject(
         &config(),
-        Cause::Slow {
+        EjectionCause::HighLatency {
             p90: 2 * SECOND,
-            peers: SECOND / 30,
+            peer_median: SECOND / 30,
             limit,
         },
         now,
@@ -148,9 +186,9 @@ fn who_was_too_slow_has_to_be_quick() {
     );
     now += 30 * SECOND;
     assert_eq!(
-        probe(&mut host, Attempted::Success, 2 * SECOND, now),
-        Verdict::Again(
-            Cause::SlowProbe {
+        settle_probe_result(&mut detector, EndpointResult::Success, 2 * SECOND, now),
+        OutlierVerdict::EjectedAgain(
+            EjectionCause::SlowProbe {
                 took: 2 * SECOND,
                 limit
             },
@@ -159,50 +197,74 @@ fn who_was_too_slow_has_to_be_quick() {
     );
     now += 30 * SECOND;
     assert_eq!(
-        probe(&mut host, Attempted::Success, limit, now),
-        Verdict::Readmitted
+        settle_probe_result(&mut detector, EndpointResult::Success, limit, now),
+        OutlierVerdict::Readmitted
     );
-    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
+    detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
     now += 60 * SECOND;
     assert_eq!(
-        probe(&mut host, Attempted::Success, 2 * SECOND, now),
-        Verdict::Readmitted,
+        settle_probe_result(&mut detector, EndpointResult::Success, 2 * SECOND, now),
+        OutlierVerdict::Readmitted,
         "its latency was no matter"
     );
 }
 
 #[test]
-fn a_probe_of_which_nothing_is_heard_makes_room_for_another() {
-    let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
-    let back = now + 30 * SECOND;
-    host.tick(back);
-    let first = host.try_probe(true, back).expect("the place is free");
+fn a_probe_without_a_result_times_out_and_another_is_allowed() {
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
+    detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
+    let probation_start = now + 30 * SECOND;
+    detector.end_expired_ejection(probation_start);
+    let first = detector
+        .try_acquire_probe(true, probation_start)
+        .expect("the place is free");
     assert!(
-        host.try_probe(true, back + PROBE_TIME - Duration::from_nanos(1))
+        detector
+            .try_acquire_probe(
+                true,
+                probation_start + PROBE_TIMEOUT - Duration::from_nanos(1)
+            )
             .is_none()
     );
-    let second = host
-        .try_probe(true, back + PROBE_TIME)
+    let second = detector
+        .try_acquire_probe(true, probation_start + PROBE_TIMEOUT)
         .expect("it has waited long enough");
     assert_eq!(
-        host.settle(&config(), &first, Attempted::LocalOrigin, SECOND, back, 0.0),
-        Verdict::Stays,
+        detector.settle(
+            &config(),
+            &first,
+            EndpointResult::LocalOriginFailure,
+            SECOND,
+            probation_start,
+            0.0
+        ),
+        OutlierVerdict::Unchanged,
         "too late"
     );
     assert_eq!(
-        host.settle(&config(), &second, Attempted::Success, SECOND, back, 0.0),
-        Verdict::Readmitted
+        detector.settle(
+            &config(),
+            &second,
+            EndpointResult::Success,
+            SECOND,
+            probation_start,
+            0.0
+        ),
+        OutlierVerdict::Readmitted
     );
 }
 
 #[test]
-fn few_latencies_are_gathered_but_not_for_ever() {
-    let (mut host, now) = (Host::default(), some_instant());
+fn few_latencies_are_gathered_over_a_bounded_number_of_half_intervals() {
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
     let mut half = |answers: u32| {
-        (0..answers)
-            .for_each(|_| assert_eq!(settle(&mut host, Attempted::Success, now), Verdict::Stays));
-        host.end_half_interval().total()
+        (0..answers).for_each(|_| {
+            assert_eq!(
+                settle_result(&mut detector, EndpointResult::Success, now),
+                OutlierVerdict::Unchanged
+            )
+        });
+        detector.end_half_interval().total()
     };
     assert_eq!(
         [half(4), half(4), half(4), half(2)],
@@ -217,78 +279,122 @@ fn few_latencies_are_gathered_but_not_for_ever() {
 }
 
 #[test]
-fn a_probe_that_is_given_up_gives_its_place_back() {
-    let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
-    host.tick(now + 30 * SECOND);
-    let probe = host.try_probe(true, now).expect("on probation");
+fn a_cancelled_probe_releases_its_permit() {
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
+    detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
+    detector.end_expired_ejection(now + 30 * SECOND);
+    let probe = detector.try_acquire_probe(true, now).expect("on probation");
     assert_eq!(
-        host.settle(&config(), &probe, Attempted::Cancelled, SECOND, now, 0.0),
-        Verdict::Stays
+        detector.settle(
+            &config(),
+            &probe,
+            EndpointResult::Cancelled,
+            SECOND,
+            now,
+            0.0
+        ),
+        OutlierVerdict::Unchanged
     );
-    assert!(host.try_probe(true, now).is_some());
+    assert!(detector.try_acquire_probe(true, now).is_some());
 }
 
 #[test]
-fn a_request_that_cannot_be_repeated_is_the_probe_only_if_no_other_comes() {
-    let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
-    let back = now + 30 * SECOND;
-    host.tick(back);
+fn a_non_idempotent_request_probes_only_after_a_delay() {
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
+    detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
+    let probation_start = now + 30 * SECOND;
+    detector.end_expired_ejection(probation_start);
     assert!(
-        host.try_probe(false, back + PATIENCE - Duration::from_nanos(1))
+        detector
+            .try_acquire_probe(
+                false,
+                probation_start + NON_IDEMPOTENT_PROBE_DELAY - Duration::from_nanos(1)
+            )
             .is_none()
     );
-    assert!(host.try_probe(false, back + PATIENCE).is_some());
+    assert!(
+        detector
+            .try_acquire_probe(false, probation_start + NON_IDEMPOTENT_PROBE_DELAY)
+            .is_some()
+    );
 }
 
 #[test]
 fn late_results_neither_eject_nor_readmit() {
-    let (mut host, now) = (Host::default(), some_instant());
-    let before = host.admit();
-    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
+    let early_permit = detector.issue_permit();
+    detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
     assert_eq!(
-        host.settle(&config(), &before, Attempted::Success, SECOND, now, 0.0),
-        Verdict::Stays
+        detector.settle(
+            &config(),
+            &early_permit,
+            EndpointResult::Success,
+            SECOND,
+            now,
+            0.0
+        ),
+        OutlierVerdict::Unchanged
     );
-    host.tick(now + 30 * SECOND);
+    detector.end_expired_ejection(now + 30 * SECOND);
     assert_eq!(
-        host.settle(&config(), &before, Attempted::ServerError, SECOND, now, 0.0),
-        Verdict::Stays
+        detector.settle(
+            &config(),
+            &early_permit,
+            EndpointResult::ServerError,
+            SECOND,
+            now,
+            0.0
+        ),
+        OutlierVerdict::Unchanged
     );
     assert!(matches!(
-        host.standing(),
-        Standing::Probation { probing: None, .. }
+        detector.ejection_state(),
+        EjectionState::Probation {
+            probe_started_at: None,
+            ..
+        }
     ));
-    let probe = host.try_probe(true, now).expect("on probation");
-    host.pardon();
+    let probe = detector.try_acquire_probe(true, now).expect("on probation");
+    detector.uneject();
     assert_eq!(
-        host.settle(&config(), &probe, Attempted::ServerError, SECOND, now, 0.0),
-        Verdict::Stays,
+        detector.settle(
+            &config(),
+            &probe,
+            EndpointResult::ServerError,
+            SECOND,
+            now,
+            0.0
+        ),
+        OutlierVerdict::Unchanged,
         "of an earlier generation"
     );
-    assert_eq!(host.standing(), Standing::In);
+    assert_eq!(detector.ejection_state(), EjectionState::NotEjected);
 }
 
 #[test]
-fn only_proven_health_makes_the_next_ejection_shorter() {
-    let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
-    host.tick(now + 30 * SECOND);
-    let probe = host.try_probe(true, now).expect("on probation");
+fn only_enough_successes_shorten_the_next_ejection() {
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
+    detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
+    detector.end_expired_ejection(now + 30 * SECOND);
+    let probe = detector.try_acquire_probe(true, now).expect("on probation");
     assert_eq!(
-        host.settle(&config(), &probe, Attempted::Success, SECOND, now, 0.0),
-        Verdict::Readmitted
+        detector.settle(&config(), &probe, EndpointResult::Success, SECOND, now, 0.0),
+        OutlierVerdict::Readmitted
     );
     let mut interval = |successes: u32, failures: u32| {
         for (count, result) in [
-            (successes, Attempted::Success),
-            (failures, Attempted::ServerError),
+            (successes, EndpointResult::Success),
+            (failures, EndpointResult::ServerError),
         ] {
-            (0..count).for_each(|_| assert_eq!(settle(&mut host, result, now), Verdict::Stays));
+            (0..count).for_each(|_| {
+                assert_eq!(
+                    settle_result(&mut detector, result, now),
+                    OutlierVerdict::Unchanged
+                )
+            });
         }
-        host.end_interval();
-        host.times_ejected()
+        detector.end_interval();
+        detector.times_ejected()
     };
     assert_eq!(
         [
@@ -307,9 +413,12 @@ fn only_proven_health_makes_the_next_ejection_shorter() {
 }
 
 #[test]
-fn a_pardon_forgets_everything() {
-    let (mut host, now) = (Host::default(), some_instant());
-    host.eject(&config(), Cause::Consecutive5xx(5), now, 0.0);
-    host.pardon();
-    assert_eq!((host.standing(), host.times_ejected()), (Standing::In, 0));
+fn uneject_clears_the_ejection_history() {
+    let (mut detector, now) = (OutlierDetector::default(), some_instant());
+    detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
+    detector.uneject();
+    assert_eq!(
+        (detector.ejection_state(), detector.times_ejected()),
+        (EjectionState::NotEjected, 0)
+    );
 }

@@ -17,22 +17,22 @@ fn config() -> RetryConfig {
     }
 }
 
-fn situation(failure: Failure) -> Situation {
-    Situation {
+fn context(failure: FailureKind) -> RetryContext {
+    RetryContext {
         failure,
         is_idempotent: true,
         is_body_replayable: true,
-        is_retry: false,
+        is_retried_by_downstream: false,
         retries: 0,
         transparent_retries: 0,
         time_left: Duration::from_secs(10),
     }
 }
 
-const STATUS: Failure = Failure::Status { retry_after: None };
+const STATUS: FailureKind = FailureKind::Status { retry_after: None };
 
-fn retry(wait_millis: u64, is_transparent: bool) -> Verdict {
-    Verdict::Retry {
+fn retry_after(wait_millis: u64, is_transparent: bool) -> RetryDecision {
+    RetryDecision::Retry {
         wait: Duration::from_millis(wait_millis),
         is_transparent,
     }
@@ -40,39 +40,43 @@ fn retry(wait_millis: u64, is_transparent: bool) -> Verdict {
 
 /// Every failure, for a method that may be repeated and for one that may not.
 #[test]
-fn a_request_that_may_have_run_is_repeated_only_if_it_is_idempotent() {
-    use Failure::*;
-    let never = Verdict::Stop(StopReason::NotIdempotent);
+fn a_request_that_may_have_run_is_retried_only_if_idempotent() {
+    use FailureKind::*;
+    let never = RetryDecision::Stop(RetryStopReason::NotIdempotent);
     let table = [
-        (ConnectFailure, retry(50, true), retry(50, true)),
-        (ResetBeforeRequest, retry(50, true), retry(50, true)),
-        (Refused, retry(50, true), retry(50, true)),
-        (Reset, retry(50, false), never),
-        (PerTryTimeout, retry(50, false), never),
-        (STATUS, retry(50, false), never),
+        (ConnectFailure, retry_after(50, true), retry_after(50, true)),
         (
-            Declined { retry_after: None },
-            retry(50, false),
-            retry(50, false),
+            ResetBeforeRequest,
+            retry_after(50, true),
+            retry_after(50, true),
+        ),
+        (RefusedStream, retry_after(50, true), retry_after(50, true)),
+        (Reset, retry_after(50, false), never),
+        (PerTryTimeout, retry_after(50, false), never),
+        (STATUS, retry_after(50, false), never),
+        (
+            UnprocessedStatus { retry_after: None },
+            retry_after(50, false),
+            retry_after(50, false),
         ),
         (
-            Final,
-            Verdict::Stop(StopReason::NotTriggered),
-            Verdict::Stop(StopReason::NotTriggered),
+            NotRetryable,
+            RetryDecision::Stop(RetryStopReason::NotTriggered),
+            RetryDecision::Stop(RetryStopReason::NotTriggered),
         ),
     ];
     for (failure, idempotent, other) in table {
         assert_eq!(
-            config().decide(&situation(failure), 0.5),
+            config().decide(&context(failure), 0.5),
             idempotent,
             "{failure:?}, idempotent"
         );
-        let situation = Situation {
+        let context = RetryContext {
             is_idempotent: false,
-            ..situation(failure)
+            ..context(failure)
         };
         assert_eq!(
-            config().decide(&situation, 0.5),
+            config().decide(&context, 0.5),
             other,
             "{failure:?}, not idempotent"
         );
@@ -80,21 +84,21 @@ fn a_request_that_may_have_run_is_repeated_only_if_it_is_idempotent() {
 }
 
 #[test]
-fn a_policy_may_allow_methods_that_are_not_idempotent() {
+fn retry_non_idempotent_allows_methods_that_are_not_idempotent() {
     let config = RetryConfig {
         retry_non_idempotent: true,
         ..config()
     };
-    let situation = Situation {
+    let context = RetryContext {
         is_idempotent: false,
-        ..situation(STATUS)
+        ..context(STATUS)
     };
-    assert_eq!(config.decide(&situation, 0.5), retry(50, false));
+    assert_eq!(config.decide(&context, 0.5), retry_after(50, false));
 }
 
 #[test]
-fn a_failure_without_its_trigger_is_not_repeated() {
-    use Failure::*;
+fn a_failure_without_its_trigger_is_not_retried() {
+    use FailureKind::*;
     let triggers = RetryTriggers {
         connect_failure: false,
         refused_stream: false,
@@ -109,127 +113,138 @@ fn a_failure_without_its_trigger_is_not_repeated() {
     for failure in [
         ConnectFailure,
         ResetBeforeRequest,
-        Refused,
+        RefusedStream,
         Reset,
         PerTryTimeout,
     ] {
         assert_eq!(
-            config.decide(&situation(failure), 0.5),
-            Verdict::Stop(StopReason::NotTriggered),
+            config.decide(&context(failure), 0.5),
+            RetryDecision::Stop(RetryStopReason::NotTriggered),
             "{failure:?}"
         );
     }
 }
 
 #[test]
-fn attempts_are_bounded_and_transparent_ones_apart() {
-    let used = Situation {
+fn attempts_and_transparent_retries_are_bounded_separately() {
+    let used = RetryContext {
         retries: 2,
-        ..situation(STATUS)
+        ..context(STATUS)
     };
     assert_eq!(
         config().decide(&used, 0.5),
-        Verdict::Stop(StopReason::AttemptsExhausted)
+        RetryDecision::Stop(RetryStopReason::AttemptsExhausted)
     );
-    let used = Situation {
+    let used = RetryContext {
         retries: 2,
         transparent_retries: 1,
-        ..situation(Failure::ConnectFailure)
+        ..context(FailureKind::ConnectFailure)
     };
     assert_eq!(
         config().decide(&used, 0.5),
-        retry(100, true),
+        retry_after(100, true),
         "the second transparent one"
     );
-    let used = Situation {
+    let used = RetryContext {
         transparent_retries: 2,
-        ..situation(Failure::ConnectFailure)
+        ..context(FailureKind::ConnectFailure)
     };
     assert_eq!(
         config().decide(&used, 0.5),
-        Verdict::Stop(StopReason::AttemptsExhausted)
+        RetryDecision::Stop(RetryStopReason::AttemptsExhausted)
     );
 }
 
 #[test]
-fn what_the_proxy_before_repeats_is_repeated_only_if_it_never_reached_the_app() {
-    use Failure::*;
-    for failure in [Reset, PerTryTimeout, STATUS, Declined { retry_after: None }] {
-        let situation = Situation {
-            is_retry: true,
-            ..situation(failure)
+fn a_request_retried_downstream_is_retried_only_if_it_was_never_processed() {
+    use FailureKind::*;
+    for failure in [
+        Reset,
+        PerTryTimeout,
+        STATUS,
+        UnprocessedStatus { retry_after: None },
+    ] {
+        let context = RetryContext {
+            is_retried_by_downstream: true,
+            ..context(failure)
         };
         assert_eq!(
-            config().decide(&situation, 0.5),
-            Verdict::Stop(StopReason::AlreadyRetried),
+            config().decide(&context, 0.5),
+            RetryDecision::Stop(RetryStopReason::RetriedByDownstream),
             "{failure:?}"
         );
     }
-    for failure in [ConnectFailure, ResetBeforeRequest, Refused] {
-        let situation = Situation {
-            is_retry: true,
-            ..situation(failure)
+    for failure in [ConnectFailure, ResetBeforeRequest, RefusedStream] {
+        let context = RetryContext {
+            is_retried_by_downstream: true,
+            ..context(failure)
         };
         assert_eq!(
-            config().decide(&situation, 0.5),
-            retry(50, true),
+            config().decide(&context, 0.5),
+            retry_after(50, true),
             "{failure:?}"
         );
     }
 }
 
 #[test]
-fn a_body_that_is_gone_cannot_be_repeated() {
-    for failure in [Failure::ConnectFailure, STATUS] {
-        let situation = Situation {
+fn a_request_without_a_replayable_body_is_not_retried() {
+    for failure in [FailureKind::ConnectFailure, STATUS] {
+        let context = RetryContext {
             is_body_replayable: false,
-            ..situation(failure)
+            ..context(failure)
         };
         assert_eq!(
-            config().decide(&situation, 0.5),
-            Verdict::Stop(StopReason::BodyNotReplayable)
+            config().decide(&context, 0.5),
+            RetryDecision::Stop(RetryStopReason::BodyNotReplayable)
         );
     }
 }
 
 #[test]
-fn no_try_is_begun_that_cannot_finish() {
-    let exact = Situation {
+fn an_attempt_that_does_not_fit_the_time_left_is_not_made() {
+    let exact = RetryContext {
         time_left: Duration::from_millis(51),
-        ..situation(STATUS)
+        ..context(STATUS)
     };
-    assert_eq!(config().decide(&exact, 0.5), retry(50, false));
-    let short = Situation {
+    assert_eq!(config().decide(&exact, 0.5), retry_after(50, false));
+    let short = RetryContext {
         time_left: Duration::from_micros(50_999),
-        ..situation(STATUS)
+        ..context(STATUS)
     };
     assert_eq!(
         config().decide(&short, 0.5),
-        Verdict::Stop(StopReason::NoTimeLeft)
+        RetryDecision::Stop(RetryStopReason::NoTimeLeft)
     );
 }
 
 #[test]
-fn a_wait_that_the_backend_asked_for_replaces_the_backoff() {
-    let asked = Failure::Status {
+fn retry_after_replaces_the_backoff_and_is_capped() {
+    let status = FailureKind::Status {
         retry_after: Some(Duration::from_secs(3)),
     };
-    assert_eq!(config().decide(&situation(asked), 0.5), retry(3_000, false));
-    let deaf = RetryConfig {
+    assert_eq!(
+        config().decide(&context(status), 0.5),
+        retry_after(3_000, false)
+    );
+    let ignoring_retry_after = RetryConfig {
         respect_retry_after: false,
         ..config()
     };
-    assert_eq!(deaf.decide(&situation(asked), 0.5), retry(50, false));
-    let absurd = Situation {
+    assert_eq!(
+        ignoring_retry_after.decide(&context(status), 0.5),
+        retry_after(50, false)
+    );
+    let absurd = RetryContext {
         time_left: Duration::MAX,
-        ..situation(Failure::Status {
+        ..context(FailureKind::Status {
             retry_after: Some(Duration::MAX),
         })
     };
     assert_eq!(
         config().decide(&absurd, 0.5),
-        Verdict::Retry {
-            wait: LONGEST_RETRY_AFTER,
+        RetryDecision::Retry {
+            wait: MAX_RETRY_AFTER,
             is_transparent: false
         }
     );

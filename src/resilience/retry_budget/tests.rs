@@ -1,9 +1,9 @@
 use super::*;
 use crate::resilience::some_instant;
 
-fn budget(percent: f64, floor: u32, now: Instant) -> RetryBudget {
+fn budget(percent: f64, floor: u32, now: Instant) -> BackendRetryBudget {
     let share = Ratio::from_percent(percent).expect("a percentage");
-    RetryBudget::new(
+    BackendRetryBudget::new(
         RetryBudgetConfig {
             share,
             floor,
@@ -13,7 +13,7 @@ fn budget(percent: f64, floor: u32, now: Instant) -> RetryBudget {
     )
 }
 
-fn withdraw_all(budget: &mut RetryBudget, now: Instant) -> u32 {
+fn withdraw_all(budget: &mut BackendRetryBudget, now: Instant) -> u32 {
     let mut taken = 0;
     while budget.try_withdraw(now) {
         taken += 1;
@@ -22,7 +22,7 @@ fn withdraw_all(budget: &mut RetryBudget, now: Instant) -> u32 {
 }
 
 #[test]
-fn a_quiet_service_may_use_its_floor_each_second() {
+fn the_floor_is_available_each_second_without_requests() {
     let start = some_instant();
     let mut budget = budget(20.0, 10, start);
     assert_eq!(withdraw_all(&mut budget, start), 10);
@@ -37,7 +37,7 @@ fn a_quiet_service_may_use_its_floor_each_second() {
 }
 
 #[test]
-fn a_busy_service_may_use_its_share() {
+fn the_share_of_requests_is_available() {
     let start = some_instant();
     let mut budget = budget(20.0, 0, start);
     for _ in 0..1_000 {
@@ -52,7 +52,7 @@ fn a_busy_service_may_use_its_share() {
 }
 
 #[test]
-fn nothing_is_allowed_without_share_and_floor() {
+fn no_retry_is_allowed_without_share_and_floor() {
     let start = some_instant();
     let mut budget = budget(0.0, 0, start);
     budget.deposit(start);
@@ -61,7 +61,7 @@ fn nothing_is_allowed_without_share_and_floor() {
 
 /// With everything down, ten seconds of load never see more than the share plus the floor.
 #[test]
-fn a_storm_stays_within_share_and_floor() {
+fn a_retry_storm_stays_within_share_and_floor() {
     let start = some_instant();
     let mut budget = budget(20.0, 10, start);
     let (mut requests, mut retries) = (0_u32, 0_u32);

@@ -8,7 +8,7 @@ fn at(start: Instant, millis: u64) -> Instant {
 }
 
 #[test]
-fn a_count_leaves_when_its_bucket_leaves() {
+fn a_count_expires_with_its_bucket() {
     let start = some_instant();
     let mut window = SlidingWindow::<u32>::new(SPAN, start);
     window.add(1, at(start, 500));
@@ -39,7 +39,7 @@ fn a_time_before_the_newest_counts_in_the_newest() {
 
 /// The naive model: every addition with its bucket number, summed anew at each reading.
 #[test]
-fn it_agrees_with_a_list_of_all_additions() {
+fn the_total_agrees_with_a_list_of_all_additions() {
     let start = some_instant();
     let mut window = SlidingWindow::<u32>::new(SPAN, start);
     let mut seen: Vec<(u64, u32)> = Vec::new();

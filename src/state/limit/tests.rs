@@ -1,9 +1,9 @@
 use super::*;
-use crate::resilience::{adaptive::Algorithm, some_instant};
+use crate::resilience::{adaptive::LimitAlgorithm, some_instant};
 
-fn limit(max_in_flight: u32, max_pending: u32, mode: Mode) -> Arc<LimitState> {
+fn limit(max_in_flight: u32, max_pending: u32, mode: Mode) -> Arc<ConcurrencyLimitState> {
     let max_in_flight = NonZeroU32::new(max_in_flight).expect("not zero");
-    Arc::new(LimitState::new(
+    Arc::new(ConcurrencyLimitState::new(
         "app".into(),
         ConcurrencyConfig {
             max_in_flight,
@@ -15,67 +15,75 @@ fn limit(max_in_flight: u32, max_pending: u32, mode: Mode) -> Arc<LimitState> {
     ))
 }
 
-fn numbers(limit: &LimitState) -> (u32, u32) {
+fn in_flight_and_pending(limit: &ConcurrencyLimitState) -> (u32, u32) {
     let snapshot = limit.snapshot();
     (snapshot.in_flight, snapshot.pending)
 }
 
 #[tokio::test]
-async fn who_waits_is_told_when_a_place_comes_free() {
+async fn a_queued_call_is_admitted_when_a_permit_is_released() {
     let limit = limit(1, 1, Mode::Enforce);
-    let Entry::Admitted(first) = limit.enter(Class::Critical) else {
+    let AcquireOutcome::Admitted(first) = limit.try_acquire(PriorityClass::Critical) else {
         panic!("room")
     };
-    let Entry::Queued(waiting) = limit.enter(Class::Critical) else {
+    let AcquireOutcome::Queued(queued) = limit.try_acquire(PriorityClass::Critical) else {
         panic!("queue")
     };
-    assert!(matches!(limit.enter(Class::Critical), Entry::Refused));
+    assert!(matches!(
+        limit.try_acquire(PriorityClass::Critical),
+        AcquireOutcome::Rejected
+    ));
     drop(first);
-    let second = waiting.await;
-    assert_eq!(numbers(&limit), (1, 0));
+    let second = queued.await;
+    assert_eq!(in_flight_and_pending(&limit), (1, 0));
     drop(second);
-    assert_eq!(numbers(&limit), (0, 0));
+    assert_eq!(in_flight_and_pending(&limit), (0, 0));
 }
 
 #[test]
-fn a_waiter_that_leaves_takes_nothing_with_it() {
+fn a_dropped_queued_call_leaks_no_permit() {
     let limit = limit(1, 2, Mode::Enforce);
-    let Entry::Admitted(first) = limit.enter(Class::Critical) else {
+    let AcquireOutcome::Admitted(first) = limit.try_acquire(PriorityClass::Critical) else {
         panic!("room")
     };
-    let (Entry::Queued(leaving), Entry::Queued(staying)) =
-        (limit.enter(Class::Critical), limit.enter(Class::Critical))
-    else {
+    let (AcquireOutcome::Queued(dropped), AcquireOutcome::Queued(remaining)) = (
+        limit.try_acquire(PriorityClass::Critical),
+        limit.try_acquire(PriorityClass::Critical),
+    ) else {
         panic!("queue")
     };
-    drop(leaving);
+    drop(dropped);
     drop(first);
-    assert_eq!(numbers(&limit), (1, 0), "the second in line was admitted");
-    drop(staying);
     assert_eq!(
-        numbers(&limit),
+        in_flight_and_pending(&limit),
+        (1, 0),
+        "the second in line was admitted"
+    );
+    drop(remaining);
+    assert_eq!(
+        in_flight_and_pending(&limit),
         (0, 0),
         "admitted and never polled: the place came back"
     );
 }
 
 #[test]
-fn shadow_lets_pass_and_counts() {
+fn shadow_mode_admits_and_counts() {
     let limit = limit(1, 0, Mode::Shadow);
-    let first = limit.enter(Class::Critical);
-    let second = limit.enter(Class::Critical);
+    let first = limit.try_acquire(PriorityClass::Critical);
+    let second = limit.try_acquire(PriorityClass::Critical);
     assert!(matches!(
         (&first, &second),
-        (Entry::Admitted(_), Entry::WouldRefuse(_))
+        (AcquireOutcome::Admitted(_), AcquireOutcome::WouldReject(_))
     ));
-    assert_eq!(numbers(&limit), (2, 0));
+    assert_eq!(in_flight_and_pending(&limit), (2, 0));
     drop((first, second));
-    assert_eq!(numbers(&limit), (0, 0));
+    assert_eq!(in_flight_and_pending(&limit), (0, 0));
 }
 
 #[test]
-fn an_adaptive_limit_lowers_the_written_one_and_only_watches_in_shadow() {
-    let (start, written) = (
+fn an_adaptive_limit_lowers_the_configured_limit_only_when_enforced() {
+    let (start, configured) = (
         some_instant(),
         ConcurrencyConfig {
             max_in_flight: NonZeroU32::new(100).expect("not zero"),
@@ -83,31 +91,36 @@ fn an_adaptive_limit_lowers_the_written_one_and_only_watches_in_shadow() {
         },
     );
     let config = AdaptiveConfig {
-        algorithm: Algorithm::Gradient2,
+        algorithm: LimitAlgorithm::Gradient2,
         min_limit: 2,
         max_limit: 100,
     };
     for mode in [Mode::Enforce, Mode::Shadow] {
-        let limit = Arc::new(LimitState::new(
+        let limit = Arc::new(ConcurrencyLimitState::new(
             "app".into(),
-            written,
+            configured,
             Mode::Enforce,
             Some((config, mode)),
             start,
         ));
-        let entries: Vec<_> = (0..3).map(|_| limit.enter(Class::Critical)).collect();
-        let third = if mode == Mode::Enforce {
-            matches!(entries[2], Entry::Refused)
+        let outcomes: Vec<_> = (0..3)
+            .map(|_| limit.try_acquire(PriorityClass::Critical))
+            .collect();
+        let is_third_over_the_limit = if mode == Mode::Enforce {
+            matches!(outcomes[2], AcquireOutcome::Rejected)
         } else {
-            matches!(entries[2], Entry::WouldRefuse(_))
+            matches!(outcomes[2], AcquireOutcome::WouldReject(_))
         };
-        assert!(third, "{mode:?}: it begins with the lowest limit");
-        let Entry::Admitted(guard) = &entries[1] else {
+        assert!(
+            is_third_over_the_limit,
+            "{mode:?}: it begins with the lowest limit"
+        );
+        let AcquireOutcome::Admitted(permit) = &outcomes[1] else {
             panic!("room")
         };
-        let learner = guard.learner().expect("it is adaptive");
+        let sampler = permit.sampler().expect("it is adaptive");
         for call in 1..=200 {
-            learner.note(
+            sampler.record_sample(
                 Duration::from_millis(5),
                 false,
                 start + Duration::from_millis(10 * call),
@@ -119,10 +132,10 @@ fn an_adaptive_limit_lowers_the_written_one_and_only_watches_in_shadow() {
             limit.snapshot().config.max_in_flight.get(),
             if mode == Mode::Enforce { learned } else { 100 }
         );
-        limit.reconfigure(written, Mode::Enforce, None, start);
+        limit.reconfigure(configured, Mode::Enforce, None, start);
         assert_eq!(
             limit.snapshot().config,
-            written,
+            configured,
             "what is taken out of the policy is over at once"
         );
     }

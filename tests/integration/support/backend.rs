@@ -11,24 +11,24 @@ use std::{
     thread,
 };
 
-use super::{PATIENCE, client::find};
+use super::{TEST_TIMEOUT, client::find_bytes};
 
 /// A running backend.
-pub(crate) struct Backend {
+pub(crate) struct ScriptedBackend {
     pub(crate) address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     connections: Arc<AtomicUsize>,
     is_stopped: Arc<AtomicBool>,
 }
 
 /// A request that arrived whole.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct ReceivedRequest {
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
@@ -38,47 +38,47 @@ impl Seen {
             .map(|(_, value)| value.trim())
     }
 
-    pub(crate) fn line(&self) -> &str {
+    pub(crate) fn request_line(&self) -> &str {
         self.head.lines().next().unwrap_or_default()
     }
 }
 
 /// One connection to the backend.
-pub(crate) struct Connection {
+pub(crate) struct BackendConnection {
     stream: TcpStream,
     buffer: Vec<u8>,
     /// Its number, from 1.
     pub(crate) number: usize,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
-impl Backend {
+impl ScriptedBackend {
     /// Runs a script for each connection, in a thread of its own.
-    pub(crate) fn start(script: impl Fn(Connection) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(BackendConnection) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (seen, connections, is_stopped) = (
+        let (requests, connections, is_stopped) = (
             Arc::new(Mutex::new(Vec::new())),
             Arc::new(AtomicUsize::new(0)),
             Arc::new(AtomicBool::new(false)),
         );
         let script = Arc::new(script);
-        let (seen_there, connections_there, stopped_there) =
-            (seen.clone(), connections.clone(), is_stopped.clone());
+        let (shared_requests, shared_connections, shared_is_stopped) =
+            (requests.clone(), connections.clone(), is_stopped.clone());
         thread::spawn(move || {
             for stream in listener.incoming() {
-                if stopped_there.load(Ordering::SeqCst) {
+                if shared_is_stopped.load(Ordering::SeqCst) {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                _ = stream.set_read_timeout(Some(PATIENCE));
+                _ = stream.set_read_timeout(Some(TEST_TIMEOUT));
                 _ = stream.set_nodelay(true);
-                let number = connections_there.fetch_add(1, Ordering::SeqCst) + 1;
-                let connection = Connection {
+                let number = shared_connections.fetch_add(1, Ordering::SeqCst) + 1;
+                let connection = BackendConnection {
                     stream,
                     buffer: Vec::new(),
                     number,
-                    seen: seen_there.clone(),
+                    requests: shared_requests.clone(),
                 };
                 let script = script.clone();
                 thread::spawn(move || script(connection));
@@ -86,17 +86,19 @@ impl Backend {
         });
         Self {
             address,
-            seen,
+            requests,
             connections,
             is_stopped,
         }
     }
 
     /// Answers every request with the bytes that `answer` makes of it, and keeps connections.
-    pub(crate) fn answering(answer: impl Fn(&Seen) -> String + Send + Sync + 'static) -> Self {
+    pub(crate) fn responding_with(
+        respond: impl Fn(&ReceivedRequest) -> String + Send + Sync + 'static,
+    ) -> Self {
         Self::start(move |mut connection| {
-            while let Some(request) = connection.request() {
-                if !connection.send(answer(&request)) {
+            while let Some(request) = connection.read_request() {
+                if !connection.send(respond(&request)) {
                     return;
                 }
             }
@@ -104,15 +106,15 @@ impl Backend {
     }
 
     /// An app that answers at once, except at `/slow`: there each request waits for the gate.
-    pub(crate) fn gated() -> (Self, Arc<Gate>) {
-        let gate = Gate::new();
-        let there = gate.clone();
+    pub(crate) fn gated() -> (Self, Arc<ResponseGate>) {
+        let gate = ResponseGate::new();
+        let backend_gate = gate.clone();
         let backend = Self::start(move |mut connection| {
-            while let Some(request) = connection.request() {
-                if request.line().contains("/slow") {
-                    there.pass();
+            while let Some(request) = connection.read_request() {
+                if request.request_line().contains("/slow") {
+                    backend_gate.wait_for_release();
                 }
-                connection.send(ok("done"));
+                connection.send(ok_response("done"));
             }
         });
         (backend, gate)
@@ -121,13 +123,13 @@ impl Backend {
     /// An app that is broken until the switch is turned off.
     pub(crate) fn switchable() -> (Self, Arc<AtomicBool>) {
         let is_broken = Arc::new(AtomicBool::new(true));
-        let there = is_broken.clone();
+        let shared_is_broken = is_broken.clone();
         (
-            Self::answering(move |_| {
-                if there.load(Ordering::SeqCst) {
-                    answer(500, "broken")
+            Self::responding_with(move |_| {
+                if shared_is_broken.load(Ordering::SeqCst) {
+                    response(500, "broken")
                 } else {
-                    ok("fine")
+                    ok_response("fine")
                 }
             }),
             is_broken,
@@ -136,11 +138,11 @@ impl Backend {
 
     /// Answers every request with 200 and a few bytes.
     pub(crate) fn healthy() -> Self {
-        Self::answering(|_| ok("hello"))
+        Self::responding_with(|_| ok_response("hello"))
     }
 
     /// An address at which nobody listens.
-    pub(crate) fn nowhere() -> SocketAddr {
+    pub(crate) fn unused_address() -> SocketAddr {
         TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -148,8 +150,8 @@ impl Backend {
     }
 
     /// The requests that arrived so far.
-    pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+    pub(crate) fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 
     /// The connections that were made so far.
@@ -158,7 +160,7 @@ impl Backend {
     }
 }
 
-impl Drop for Backend {
+impl Drop for ScriptedBackend {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::SeqCst);
         // Wakes the accepting thread, so that it sees the word.
@@ -166,38 +168,38 @@ impl Drop for Backend {
     }
 }
 
-impl Connection {
+impl BackendConnection {
     /// Reads one request with its body; `None` at the end of the connection.
-    pub(crate) fn request(&mut self) -> Option<Seen> {
-        let head = self.head()?;
-        let mut seen = Seen {
+    pub(crate) fn read_request(&mut self) -> Option<ReceivedRequest> {
+        let head = self.read_head()?;
+        let mut request = ReceivedRequest {
             head,
             body: Vec::new(),
         };
-        if seen.header("transfer-encoding").is_some() {
+        if request.header("transfer-encoding").is_some() {
             loop {
-                let line = self.until(b"\r\n")?;
+                let line = self.read_until(b"\r\n")?;
                 let size = usize::from_str_radix(String::from_utf8_lossy(&line).trim(), 16).ok()?;
-                let chunk = self.exactly(size)?;
-                self.until(b"\r\n")?;
+                let chunk = self.read_exact(size)?;
+                self.read_until(b"\r\n")?;
                 if size == 0 {
                     break;
                 }
-                seen.body.extend(chunk);
+                request.body.extend(chunk);
             }
-        } else if let Some(length) = seen
+        } else if let Some(length) = request
             .header("content-length")
             .and_then(|length| length.parse().ok())
         {
-            seen.body = self.exactly(length)?;
+            request.body = self.read_exact(length)?;
         }
-        self.seen.lock().unwrap().push(seen.clone());
-        Some(seen)
+        self.requests.lock().unwrap().push(request.clone());
+        Some(request)
     }
 
     /// Reads one head and leaves the body where it is.
-    pub(crate) fn head(&mut self) -> Option<String> {
-        self.until(b"\r\n\r\n")
+    pub(crate) fn read_head(&mut self) -> Option<String> {
+        self.read_until(b"\r\n\r\n")
             .map(|head| String::from_utf8_lossy(&head).into_owned())
     }
 
@@ -206,9 +208,9 @@ impl Connection {
     }
 
     /// Reads exactly so many bytes.
-    pub(crate) fn exactly(&mut self, count: usize) -> Option<Vec<u8>> {
+    pub(crate) fn read_exact(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < count {
-            if !self.more() {
+            if !self.read_more() {
                 return None;
             }
         }
@@ -216,21 +218,21 @@ impl Connection {
     }
 
     /// Gives up on the next request after so long.
-    pub(crate) fn close_when_idle_for(&self, longest: std::time::Duration) {
-        self.stream.set_read_timeout(Some(longest)).unwrap();
+    pub(crate) fn close_when_idle_for(&self, timeout: std::time::Duration) {
+        self.stream.set_read_timeout(Some(timeout)).unwrap();
     }
 
     /// Whether the other side has closed; reads and throws away what comes before that.
     pub(crate) fn wait_for_close(&mut self) {
-        while self.more() {
+        while self.read_more() {
             self.buffer.clear();
         }
     }
 
     /// Keeps the connection open without reading, until the sidecar is gone or a test's patience is over.
-    pub(crate) fn wait_for_nothing(&self) {
+    pub(crate) fn stay_open_without_reading(&self) {
         let mut probe = [0_u8; 1];
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + TEST_TIMEOUT;
         _ = self.stream.set_nonblocking(true);
         while std::time::Instant::now() < deadline {
             // Looks without taking, so that the other side's window stays shut.
@@ -251,20 +253,20 @@ impl Connection {
             .unwrap();
     }
 
-    fn until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
+    fn read_until(&mut self, delimiter: &[u8]) -> Option<Vec<u8>> {
         loop {
-            if let Some(end) = find(&self.buffer, mark) {
+            if let Some(end) = find_bytes(&self.buffer, delimiter) {
                 let found = self.buffer[..end].to_vec();
-                self.buffer.drain(..end + mark.len());
+                self.buffer.drain(..end + delimiter.len());
                 return Some(found);
             }
-            if !self.more() {
+            if !self.read_more() {
                 return None;
             }
         }
     }
 
-    fn more(&mut self) -> bool {
+    fn read_more(&mut self) -> bool {
         let mut chunk = [0; 16 << 10];
         match self.stream.read(&mut chunk) {
             Ok(0) | Err(_) => false,
@@ -277,12 +279,12 @@ impl Connection {
 }
 
 /// A plain 200.
-pub(crate) fn ok(body: &str) -> String {
-    answer(200, body)
+pub(crate) fn ok_response(body: &str) -> String {
+    response(200, body)
 }
 
 /// A plain answer.
-pub(crate) fn answer(status: u16, body: &str) -> String {
+pub(crate) fn response(status: u16, body: &str) -> String {
     format!(
         "HTTP/1.1 {status} Word\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
@@ -290,31 +292,31 @@ pub(crate) fn answer(status: u16, body: &str) -> String {
 }
 
 /// A gate that lets scripts wait for the test.
-pub(crate) struct Gate {
-    open: Mutex<std::sync::mpsc::Sender<()>>,
-    wait: Mutex<Receiver<()>>,
+pub(crate) struct ResponseGate {
+    release_sender: Mutex<std::sync::mpsc::Sender<()>>,
+    release_receiver: Mutex<Receiver<()>>,
 }
 
-impl Gate {
+impl ResponseGate {
     pub(crate) fn new() -> Arc<Self> {
         let (open, wait) = channel();
         Arc::new(Self {
-            open: Mutex::new(open),
-            wait: Mutex::new(wait),
+            release_sender: Mutex::new(open),
+            release_receiver: Mutex::new(wait),
         })
     }
 
     /// Lets one through.
-    pub(crate) fn open(&self) {
-        self.open.lock().unwrap().send(()).unwrap();
+    pub(crate) fn release_one(&self) {
+        self.release_sender.lock().unwrap().send(()).unwrap();
     }
 
     /// Waits to be let through.
-    pub(crate) fn pass(&self) {
-        self.wait
+    pub(crate) fn wait_for_release(&self) {
+        self.release_receiver
             .lock()
             .unwrap()
-            .recv_timeout(PATIENCE)
+            .recv_timeout(TEST_TIMEOUT)
             .expect("the gate was opened");
     }
 }

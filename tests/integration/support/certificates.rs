@@ -13,12 +13,12 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
-use super::Directory;
+use super::TempDirectory;
 
 /// An authority, and the directory in which its certificates are.
-pub(crate) struct Authority {
+pub(crate) struct CertificateAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    pub(crate) directory: Directory,
+    pub(crate) directory: TempDirectory,
 }
 
 /// A certificate and its key.
@@ -29,7 +29,7 @@ pub(crate) struct Certificate {
     key_der: Vec<u8>,
 }
 
-impl Authority {
+impl CertificateAuthority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -38,23 +38,23 @@ impl Authority {
             .push(DnType::CommonName, "the authority of a test");
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let directory = Directory::new();
+        let directory = TempDirectory::new();
         directory.write("ca.crt", &issuer.pem());
         Self { issuer, directory }
     }
 
     /// A certificate for these names; `spiffe://` ones are URIs.
     pub(crate) fn issue(&self, names: &[&str]) -> Certificate {
-        self.issue_until(names, 2100)
+        self.issue_expiring_in_year(names, 2100)
     }
 
     /// A certificate that ends with the beginning of a year.
-    pub(crate) fn issue_until(&self, names: &[&str], year: i32) -> Certificate {
-        self.issue_ending(names, date_time_ymd(year, 1, 1).into())
+    pub(crate) fn issue_expiring_in_year(&self, names: &[&str], year: i32) -> Certificate {
+        self.issue_expiring_at(names, date_time_ymd(year, 1, 1).into())
     }
 
     /// A certificate that ends at this time.
-    pub(crate) fn issue_ending(&self, names: &[&str], end: SystemTime) -> Certificate {
+    pub(crate) fn issue_expiring_at(&self, names: &[&str], end: SystemTime) -> Certificate {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = names
             .iter()
@@ -86,26 +86,29 @@ impl Authority {
         self.directory.path().join(name)
     }
 
-    fn roots(&self) -> RootCertStore {
+    fn root_store(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
         roots
     }
 
     /// For a client that trusts this authority, shows a certificate if it has one, and offers these protocols.
-    pub(crate) fn client(
+    pub(crate) fn client_config(
         &self,
-        own: Option<&Certificate>,
+        client_certificate: Option<&Certificate>,
         protocols: &[&[u8]],
     ) -> Arc<ClientConfig> {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap();
-        let builder = builder.with_root_certificates(self.roots());
-        let mut config = match own {
+        let builder = builder.with_root_certificates(self.root_store());
+        let mut config = match client_certificate {
             None => builder.with_no_client_auth(),
-            Some(own) => builder
-                .with_client_auth_cert(vec![own.der.clone()], own.key())
+            Some(client_certificate) => builder
+                .with_client_auth_cert(
+                    vec![client_certificate.der.clone()],
+                    client_certificate.private_key(),
+                )
                 .unwrap(),
         };
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -113,27 +116,33 @@ impl Authority {
     }
 
     /// For a server with this certificate, which may ask clients for theirs.
-    pub(crate) fn server(
+    pub(crate) fn server_config(
         &self,
-        own: &Certificate,
-        asks_clients: bool,
+        server_certificate: &Certificate,
+        requires_client_certificate: bool,
         protocols: &[&[u8]],
     ) -> Arc<ServerConfig> {
         let provider = || Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap();
-        let builder = if asks_clients {
+        let builder = if requires_client_certificate {
             builder.with_client_cert_verifier(
-                WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider())
-                    .build()
-                    .unwrap(),
+                WebPkiClientVerifier::builder_with_provider(
+                    Arc::new(self.root_store()),
+                    provider(),
+                )
+                .build()
+                .unwrap(),
             )
         } else {
             builder.with_no_client_auth()
         };
         let mut config = builder
-            .with_single_cert(vec![own.der.clone()], own.key())
+            .with_single_cert(
+                vec![server_certificate.der.clone()],
+                server_certificate.private_key(),
+            )
             .unwrap();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
@@ -141,7 +150,7 @@ impl Authority {
 }
 
 impl Certificate {
-    fn key(&self) -> PrivateKeyDer<'static> {
+    fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::try_from(self.key_der.clone()).unwrap()
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
 };
 
-use super::PATIENCE;
+use super::TEST_TIMEOUT;
 
 /// One connection.
 pub(crate) struct Client {
@@ -15,7 +15,7 @@ pub(crate) struct Client {
 
 /// An answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub(crate) struct ReceivedResponse {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
@@ -23,7 +23,7 @@ pub(crate) struct Answer {
     pub(crate) is_complete: bool,
 }
 
-impl Answer {
+impl ReceivedResponse {
     /// The first value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers(name).first().copied()
@@ -53,7 +53,7 @@ impl Answer {
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self {
             stream,
@@ -71,41 +71,41 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
-    pub(crate) fn get(&mut self, path: &str) -> Answer {
+    pub(crate) fn get(&mut self, path: &str) -> ReceivedResponse {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"))
-            .answer()
+            .read_response()
     }
 
-    pub(crate) fn post(&mut self, path: &str, body: &str) -> Answer {
+    pub(crate) fn post(&mut self, path: &str, body: &str) -> ReceivedResponse {
         self.send(format!(
             "POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         ))
-        .answer()
+        .read_response()
     }
 
     /// Reads one answer to a request that is not HEAD, interim answers skipped.
     #[track_caller]
-    pub(crate) fn answer(&mut self) -> Answer {
-        self.try_answer().expect("an answer")
+    pub(crate) fn read_response(&mut self) -> ReceivedResponse {
+        self.try_read_response().expect("an answer")
     }
 
-    pub(crate) fn try_answer(&mut self) -> Option<Answer> {
+    pub(crate) fn try_read_response(&mut self) -> Option<ReceivedResponse> {
         loop {
-            let (status, head) = self.head()?;
+            let (status, head) = self.read_head()?;
             if !(100..200).contains(&status) || status == 101 {
-                return Some(self.body(status, head, true));
+                return Some(self.read_body(status, head, true));
             }
         }
     }
 
     /// Reads one head and nothing more.
-    pub(crate) fn head(&mut self) -> Option<(u16, String)> {
+    pub(crate) fn read_head(&mut self) -> Option<(u16, String)> {
         let end = loop {
-            if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
+            if let Some(end) = find_bytes(&self.buffer, b"\r\n\r\n") {
                 break end;
             }
-            if !self.more() {
+            if !self.read_more() {
                 return None;
             }
         };
@@ -115,40 +115,45 @@ impl Client {
         Some((status, head))
     }
 
-    pub(crate) fn body(&mut self, status: u16, head: String, has_body: bool) -> Answer {
-        let mut answer = Answer {
+    pub(crate) fn read_body(
+        &mut self,
+        status: u16,
+        head: String,
+        has_body: bool,
+    ) -> ReceivedResponse {
+        let mut response = ReceivedResponse {
             status,
             head,
             body: Vec::new(),
             is_complete: true,
         };
         if !has_body || status == 204 || status == 304 || status < 200 {
-            return answer;
+            return response;
         }
-        if answer
+        if response
             .header("transfer-encoding")
             .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
         {
-            (answer.body, answer.is_complete) = self.chunked();
-        } else if let Some(length) = answer
+            (response.body, response.is_complete) = self.read_chunked_body();
+        } else if let Some(length) = response
             .header("content-length")
             .and_then(|length| length.parse::<usize>().ok())
         {
-            while self.buffer.len() < length && self.more() {}
-            answer.is_complete = self.buffer.len() >= length;
-            answer.body = self.buffer.drain(..length.min(self.buffer.len())).collect();
+            while self.buffer.len() < length && self.read_more() {}
+            response.is_complete = self.buffer.len() >= length;
+            response.body = self.buffer.drain(..length.min(self.buffer.len())).collect();
         } else {
-            while self.more() {}
-            answer.body = std::mem::take(&mut self.buffer);
+            while self.read_more() {}
+            response.body = std::mem::take(&mut self.buffer);
         }
-        answer
+        response
     }
 
-    fn chunked(&mut self) -> (Vec<u8>, bool) {
+    fn read_chunked_body(&mut self) -> (Vec<u8>, bool) {
         let mut body = Vec::new();
         loop {
-            let Some(line) = find(&self.buffer, b"\r\n") else {
-                if self.more() {
+            let Some(line) = find_bytes(&self.buffer, b"\r\n") else {
+                if self.read_more() {
                     continue;
                 }
                 return (body, false);
@@ -157,7 +162,7 @@ impl Client {
                 usize::from_str_radix(String::from_utf8_lossy(&self.buffer[..line]).trim(), 16)
                     .unwrap();
             while self.buffer.len() < line + 2 + size + 2 {
-                if !self.more() {
+                if !self.read_more() {
                     return (body, false);
                 }
             }
@@ -170,14 +175,14 @@ impl Client {
     }
 
     /// Reads at least so many bytes of whatever comes.
-    pub(crate) fn raw(&mut self, count: usize) -> Vec<u8> {
-        while self.buffer.len() < count && self.more() {}
+    pub(crate) fn read_raw(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count && self.read_more() {}
         self.buffer.drain(..count.min(self.buffer.len())).collect()
     }
 
     /// Whether the other side has closed, after all that it sent was read.
     pub(crate) fn is_closed(&mut self) -> bool {
-        while self.more() {}
+        while self.read_more() {}
         true
     }
 
@@ -192,7 +197,7 @@ impl Client {
             .unwrap();
     }
 
-    fn more(&mut self) -> bool {
+    fn read_more(&mut self) -> bool {
         let mut chunk = [0; 16 << 10];
         match self.stream.read(&mut chunk) {
             Ok(0) => false,
@@ -206,14 +211,14 @@ impl Client {
                     std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
                 ) =>
             {
-                panic!("nothing came within {PATIENCE:?}")
+                panic!("nothing came within {TEST_TIMEOUT:?}")
             }
             Err(_) => false,
         }
     }
 }
 
-pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+pub(crate) fn find_bytes(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack
         .windows(needle.len())
         .position(|window| window == needle)

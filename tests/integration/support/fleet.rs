@@ -12,81 +12,85 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger::{resilience::lifecycle::Stage, state::lifecycle::End};
+use outrigger::{resilience::lifecycle::Stage, state::lifecycle::ExitReason};
 
 use super::{
-    Backend, Client, Directory, Sidecar,
-    backend::{Connection, ok},
+    Client, ScriptedBackend, Sidecar, TempDirectory,
+    backend::{BackendConnection, ok_response},
     eventually,
-    http2::{Http2Backend, Http2Client, collect, ended, message},
-    take,
+    http2::{
+        Http2Backend, Http2Client, grpc_message, grpc_status_trailers, read_body_and_trailers,
+    },
+    simulate_delay,
 };
 
 /// How long things take.
 #[derive(Clone, Copy)]
-pub(crate) struct Clocks {
+pub(crate) struct FleetTimings {
     /// The section `drain` of the instances.
-    pub(crate) drain: &'static str,
+    pub(crate) drain_section: &'static str,
     /// After which time the platform stops sending to an instance that is leaving.
-    pub(crate) lag: Duration,
+    pub(crate) endpoint_update_delay: Duration,
 }
 
 /// How often each payment was made.
-type Paid = Arc<Mutex<HashMap<String, u32>>>;
+type PaymentCounts = Arc<Mutex<HashMap<String, u32>>>;
 
 /// The instances, and the sidecar of who calls them.
 pub(crate) struct Fleet {
-    clocks: Clocks,
-    paid: Paid,
+    timings: FleetTimings,
+    payment_counts: PaymentCounts,
     instances: Vec<Instance>,
     /// Where the platform says that the instances are.
-    book: Arc<Mutex<Vec<SocketAddr>>>,
-    files: Directory,
-    pub(crate) caller: Sidecar,
+    published_endpoints: Arc<Mutex<Vec<SocketAddr>>>,
+    endpoints_directory: TempDirectory,
+    pub(crate) caller_sidecar: Sidecar,
 }
 
 struct Instance {
     sidecar: Sidecar,
-    _web: Backend,
-    _calls: Http2Backend,
+    _http_backend: ScriptedBackend,
+    _grpc_backend: Http2Backend,
 }
 
 impl Instance {
-    fn start(clocks: Clocks, paid: &Paid) -> Self {
-        let (there, of_calls) = (paid.clone(), paid.clone());
-        let web = Backend::start(move |connection| serve(connection, &there));
-        let calls = Http2Backend::start(move |mut call| {
-            let paid = of_calls.clone();
+    fn start(timings: FleetTimings, payment_counts: &PaymentCounts) -> Self {
+        let (http_payments, grpc_payments) = (payment_counts.clone(), payment_counts.clone());
+        let http_backend = ScriptedBackend::start(move |connection| {
+            serve_app_connection(connection, &http_payments)
+        });
+        let grpc_backend = Http2Backend::start(move |mut call| {
+            let payment_counts = grpc_payments.clone();
             async move {
-                let (body, _) = collect(&mut call.body).await;
-                pay(&paid, &body[5..]);
+                let (body, _) = read_body_and_trailers(&mut call.body).await;
+                record_payment(&payment_counts, &body[5..]);
                 let head = http::Response::builder()
                     .header("content-type", "application/grpc")
                     .body(())
                     .unwrap();
                 // Who has left needs no answer.
-                let Ok(mut stream) = call.respond.send_response(head, false) else {
+                let Ok(mut stream) = call.responder.send_response(head, false) else {
                     return;
                 };
-                _ = stream.send_data(message(b"done").into(), false);
-                _ = stream.send_trailers(ended("0"));
+                _ = stream.send_data(grpc_message(b"done").into(), false);
+                _ = stream.send_trailers(grpc_status_trailers("0"));
             }
         });
         let sidecar = Sidecar::start(&format!(
             "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: instance}}\nspec:\n  listeners:\n    - {{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}\n  \
              backends:\n    - {{name: web, endpoints: [\"{}\"]}}\n    - {{name: calls, protocol: GRPC, endpoints: [\"{}\"]}}\n{}  lifecycle: {{drain: {}}}\n",
-            web.address,
-            calls.address,
-            routes("inbound"),
-            clocks.drain,
+            http_backend.address,
+            grpc_backend.address,
+            routes_section("inbound"),
+            timings.drain_section,
         ));
         eventually("the instance is ready", || {
-            sidecar.admin("GET", "/readyz").status == 200
+            sidecar.call_admin("GET", "/readyz").status == 200
         });
         Self {
             sidecar,
-            _web: web,
-            _calls: calls,
+            _http_backend: http_backend,
+            _grpc_backend: grpc_backend,
         }
     }
 
@@ -95,15 +99,15 @@ impl Instance {
     }
 }
 
-fn routes(listener: &str) -> String {
+fn routes_section(listener: &str) -> String {
     format!(
         "  routes:\n    - {{name: calls, listeners: [{listener}], matches: [{{path: {{type: PathPrefix, value: /shop.Pay}}}}], backendRefs: [{{name: calls}}]}}\n    \
          - {{name: web, listeners: [{listener}], backendRefs: [{{name: web}}]}}\n"
     )
 }
 
-fn pay(paid: &Paid, id: &[u8]) {
-    *paid
+fn record_payment(payment_counts: &PaymentCounts, id: &[u8]) {
+    *payment_counts
         .lock()
         .unwrap()
         .entry(String::from_utf8_lossy(id).into_owned())
@@ -111,23 +115,23 @@ fn pay(paid: &Paid, id: &[u8]) {
 }
 
 /// The app: payments, and a chat that says everything back.
-fn serve(mut connection: Connection, paid: &Paid) {
-    while let Some(request) = connection.request() {
+fn serve_app_connection(mut connection: BackendConnection, payment_counts: &PaymentCounts) {
+    while let Some(request) = connection.read_request() {
         if request.header("upgrade").is_some() {
             connection.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
-            return chat(&mut connection);
+            return echo_websocket_frames(&mut connection);
         }
-        pay(paid, &request.body);
-        connection.send(ok("done"));
+        record_payment(payment_counts, &request.body);
+        connection.send(ok_response("done"));
     }
 }
 
-fn chat(connection: &mut Connection) {
-    while let Some(head) = connection.exactly(6) {
-        let Some(said) = connection.exactly(usize::from(head[1] & 0x7f)) else {
+fn echo_websocket_frames(connection: &mut BackendConnection) {
+    while let Some(head) = connection.read_exact(6) {
+        let Some(payload) = connection.read_exact(usize::from(head[1] & 0x7f)) else {
             return;
         };
-        connection.send([&[head[0], head[1] & 0x7f], &said[..]].concat());
+        connection.send([&[head[0], head[1] & 0x7f], &payload[..]].concat());
         if head[0] == 0x88 {
             return;
         }
@@ -136,55 +140,60 @@ fn chat(connection: &mut Connection) {
 
 impl Fleet {
     /// Three instances, and a caller that knows them.
-    pub(crate) fn start(clocks: Clocks) -> Self {
-        let paid = Paid::default();
-        let instances: Vec<Instance> = (0..3).map(|_| Instance::start(clocks, &paid)).collect();
-        let book: Arc<Mutex<Vec<SocketAddr>>> = Arc::new(Mutex::new(
+    pub(crate) fn start(timings: FleetTimings) -> Self {
+        let payment_counts = PaymentCounts::default();
+        let instances: Vec<Instance> = (0..3)
+            .map(|_| Instance::start(timings, &payment_counts))
+            .collect();
+        let published_endpoints: Arc<Mutex<Vec<SocketAddr>>> = Arc::new(Mutex::new(
             instances.iter().map(Instance::address).collect(),
         ));
-        let files = Directory::new();
-        publish(&files, &book);
-        let found = format!(
+        let endpoints_directory = TempDirectory::new();
+        publish_endpoints(&endpoints_directory, &published_endpoints);
+        let endpoints_field = format!(
             "endpointsFile: \"{}\"",
-            files.path().join("endpoints.json").display()
+            endpoints_directory.path().join("endpoints.json").display()
         );
-        let caller = Sidecar::start(&format!(
+        let caller_sidecar = Sidecar::start(&format!(
             "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: caller}}\nspec:\n  listeners:\n    - {{name: outbound, direction: Outbound, address: \"127.0.0.1:0\"}}\n  \
-             backends:\n    - {{name: web, {found}}}\n    - {{name: calls, protocol: GRPC, {found}}}\n{}",
-            routes("outbound"),
+             backends:\n    - {{name: web, {endpoints_field}}}\n    - {{name: calls, protocol: GRPC, {endpoints_field}}}\n{}",
+            routes_section("outbound"),
         ));
         eventually("the caller is ready", || {
-            caller.admin("GET", "/readyz").status == 200
+            caller_sidecar.call_admin("GET", "/readyz").status == 200
         });
         Self {
-            clocks,
-            paid,
+            timings,
+            payment_counts,
             instances,
-            book,
-            files,
-            caller,
+            published_endpoints,
+            endpoints_directory,
+            caller_sidecar,
         }
     }
 
     /// Replaces each instance by a new one.
-    pub(crate) fn roll(&mut self) {
+    pub(crate) fn replace_all_instances(&mut self) {
         for index in 0..self.instances.len() {
-            let new = Instance::start(self.clocks, &self.paid);
-            self.book.lock().unwrap().push(new.address());
-            publish(&self.files, &self.book);
+            let new = Instance::start(self.timings, &self.payment_counts);
+            self.published_endpoints.lock().unwrap().push(new.address());
+            publish_endpoints(&self.endpoints_directory, &self.published_endpoints);
             let mut old = std::mem::replace(&mut self.instances[index], new);
             let address = old.address();
             // As a pod does, with a hook before the signal; or by the signal alone.
             let has_hook = index % 2 == 0;
-            let mut stages = old.sidecar.app().state().departure.stages();
+            let mut stages = old.sidecar.app().state().drain.subscribe_stages();
             if has_hook {
-                assert_eq!(old.sidecar.admin("POST", "/api/v1/drain").status, 202);
+                assert_eq!(old.sidecar.call_admin("POST", "/api/v1/drain").status, 202);
             } else {
                 old.sidecar.app().drain();
             }
-            take(self.clocks.lag);
-            self.book.lock().unwrap().retain(|other| *other != address);
-            publish(&self.files, &self.book);
+            simulate_delay(self.timings.endpoint_update_delay);
+            self.published_endpoints
+                .lock()
+                .unwrap()
+                .retain(|other| *other != address);
+            publish_endpoints(&self.endpoints_directory, &self.published_endpoints);
             if has_hook {
                 let drained = tokio::runtime::Builder::new_current_thread()
                     .build()
@@ -201,23 +210,28 @@ impl Fleet {
             let app = old.sidecar.app.take().unwrap();
             assert_eq!(
                 app.wait(),
-                End::Drained { is_clean: true },
+                ExitReason::Drained { is_clean: true },
                 "an instance was cut off"
             );
         }
     }
 
     /// Callers of every kind, so many of each.
-    pub(crate) fn load(&self, each: usize) -> Load {
-        let load = Arc::new(Shared {
-            paid: self.paid.clone(),
-            book: self.book.clone(),
-            caller: self.caller.address("outbound"),
-            is_over: AtomicBool::new(false),
-            ids: AtomicUsize::new(0),
+    pub(crate) fn start_load(&self, callers_per_kind: usize) -> FleetLoad {
+        let load = Arc::new(LoadContext {
+            payment_counts: self.payment_counts.clone(),
+            published_endpoints: self.published_endpoints.clone(),
+            caller_address: self.caller_sidecar.address("outbound"),
+            is_stopped: AtomicBool::new(false),
+            next_payment_number: AtomicUsize::new(0),
         });
-        let kinds: [fn(&Shared, bool) -> Told; 4] = [payments, streams, calls, chats];
-        let callers = (0..each)
+        let kinds: [fn(&LoadContext, bool) -> CallerReport; 4] = [
+            send_http1_payments,
+            send_http2_payments,
+            send_grpc_payments,
+            run_websocket_chats,
+        ];
+        let callers = (0..callers_per_kind)
             .flat_map(|_| kinds)
             .flat_map(|kind| [(kind, true), (kind, false)]);
         let threads = callers.map(|(kind, is_through_sidecar)| {
@@ -225,215 +239,229 @@ impl Fleet {
             thread::spawn(move || kind(&load, is_through_sidecar))
         });
         let threads = threads.collect();
-        Load {
-            shared: load,
+        FleetLoad {
+            context: load,
             threads,
-            began: Instant::now(),
+            started_at: Instant::now(),
         }
     }
 }
 
-fn publish(files: &Directory, book: &Mutex<Vec<SocketAddr>>) {
-    let addresses: Vec<String> = book
+fn publish_endpoints(
+    endpoints_directory: &TempDirectory,
+    published_endpoints: &Mutex<Vec<SocketAddr>>,
+) {
+    let addresses: Vec<String> = published_endpoints
         .lock()
         .unwrap()
         .iter()
         .map(|address| format!("\"{address}\""))
         .collect();
-    files.write("endpoints.json", &format!("[{}]", addresses.join(", ")));
+    endpoints_directory.write("endpoints.json", &format!("[{}]", addresses.join(", ")));
 }
 
 /// What the callers share.
-struct Shared {
-    paid: Paid,
-    book: Arc<Mutex<Vec<SocketAddr>>>,
-    caller: SocketAddr,
-    is_over: AtomicBool,
-    ids: AtomicUsize,
+struct LoadContext {
+    payment_counts: PaymentCounts,
+    published_endpoints: Arc<Mutex<Vec<SocketAddr>>>,
+    caller_address: SocketAddr,
+    is_stopped: AtomicBool,
+    next_payment_number: AtomicUsize,
 }
 
 /// What a caller has to tell: how often it was served, and every way in which it was not.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct CallerReport {
     pub(crate) served: usize,
     pub(crate) failures: Vec<String>,
 }
 
 /// Callers, until they are told to stop.
-pub(crate) struct Load {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<Told>>,
-    began: Instant,
+pub(crate) struct FleetLoad {
+    context: Arc<LoadContext>,
+    threads: Vec<JoinHandle<CallerReport>>,
+    started_at: Instant,
 }
 
-impl Load {
+impl FleetLoad {
     /// Stops them, and sees to it that nothing failed and nothing was paid twice; how much was asked, and in a second.
-    pub(crate) fn end(self) -> (usize, f64) {
-        self.shared.is_over.store(true, Ordering::Relaxed);
-        let told: Vec<Told> = self
+    pub(crate) fn stop_and_verify(self) -> (usize, f64) {
+        self.context.is_stopped.store(true, Ordering::Relaxed);
+        let report: Vec<CallerReport> = self
             .threads
             .into_iter()
             .map(|thread| thread.join().unwrap())
             .collect();
-        let took = self.began.elapsed();
-        let failures: Vec<&String> = told.iter().flat_map(|told| &told.failures).collect();
+        let elapsed = self.started_at.elapsed();
+        let failures: Vec<&String> = report.iter().flat_map(|report| &report.failures).collect();
         assert!(
             failures.is_empty(),
             "{} failed: {:?}",
             failures.len(),
             &failures[..failures.len().min(10)]
         );
-        let paid = self.shared.paid.lock().unwrap();
-        let twice: Vec<_> = paid.iter().filter(|(_, count)| **count != 1).collect();
-        assert!(twice.is_empty(), "paid twice: {twice:?}");
+        let payment_counts = self.context.payment_counts.lock().unwrap();
+        let miscounted: Vec<_> = payment_counts
+            .iter()
+            .filter(|(_, count)| **count != 1)
+            .collect();
+        assert!(miscounted.is_empty(), "paid twice: {miscounted:?}");
         assert!(
-            told.iter().all(|told| told.served > 0),
-            "a caller was never served: {told:?}"
+            report.iter().all(|report| report.served > 0),
+            "a caller was never served: {report:?}"
         );
-        let served = told.iter().map(|told| told.served).sum();
-        (served, served as f64 / took.as_secs_f64())
+        let served = report.iter().map(|report| report.served).sum();
+        (served, served as f64 / elapsed.as_secs_f64())
     }
 }
 
-impl Shared {
-    fn goes_on(&self) -> bool {
-        !self.is_over.load(Ordering::Relaxed)
+impl LoadContext {
+    fn is_running(&self) -> bool {
+        !self.is_stopped.load(Ordering::Relaxed)
     }
 
     /// Where to connect: to the caller's sidecar, or to any instance that the platform knows of.
-    fn place(&self, is_through_sidecar: bool) -> SocketAddr {
-        let book = self.book.lock().unwrap();
+    fn connect_address(&self, is_through_sidecar: bool) -> SocketAddr {
+        let published_endpoints = self.published_endpoints.lock().unwrap();
         if is_through_sidecar {
-            self.caller
+            self.caller_address
         } else {
-            book[fastrand::usize(..book.len())]
+            published_endpoints[fastrand::usize(..published_endpoints.len())]
         }
     }
 
-    fn id(&self) -> String {
-        format!("payment {}", self.ids.fetch_add(1, Ordering::Relaxed))
+    fn next_payment_id(&self) -> String {
+        format!(
+            "payment {}",
+            self.next_payment_number.fetch_add(1, Ordering::Relaxed)
+        )
     }
 }
 
 /// Payments over HTTP/1, on one connection as long as it lasts.
-fn payments(shared: &Shared, is_through_sidecar: bool) -> Told {
-    let mut told = Told::default();
-    let mut open: Option<Client> = None;
-    while shared.goes_on() {
-        let mut client = open
+fn send_http1_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
+    let mut report = CallerReport::default();
+    let mut reusable_client: Option<Client> = None;
+    while context.is_running() {
+        let mut client = reusable_client
             .take()
-            .unwrap_or_else(|| Client::connect(shared.place(is_through_sidecar)));
-        let id = shared.id();
+            .unwrap_or_else(|| Client::connect(context.connect_address(is_through_sidecar)));
+        let id = context.next_payment_id();
         client.try_send(format!(
             "POST /pay HTTP/1.1\r\nhost: shop\r\ncontent-length: {}\r\n\r\n{id}",
             id.len()
         ));
-        match client.try_answer() {
-            Some(answer) if answer.status == 200 && answer.is_complete => {
-                told.served += 1;
-                open = Some(client).filter(|_| answer.header("connection") != Some("close"));
+        match client.try_read_response() {
+            Some(response) if response.status == 200 && response.is_complete => {
+                report.served += 1;
+                reusable_client =
+                    Some(client).filter(|_| response.header("connection") != Some("close"));
             }
-            Some(answer) => told.failures.push(format!(
+            Some(response) => report.failures.push(format!(
                 "http1, sidecar {is_through_sidecar}: {} {}",
-                answer.status,
-                answer.reason()
+                response.status,
+                response.reason()
             )),
-            None => told.failures.push(format!(
+            None => report.failures.push(format!(
                 "http1, sidecar {is_through_sidecar}: no answer to {id}"
             )),
         }
     }
-    told
+    report
 }
 
 /// Payments over HTTP/2.
-fn streams(shared: &Shared, is_through_sidecar: bool) -> Told {
-    over_http2(shared, is_through_sidecar, "/pay", |id| id.to_vec())
+fn send_http2_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
+    send_payments_over_http2(context, is_through_sidecar, "/pay", |id| id.to_vec())
 }
 
 /// Payments by gRPC.
-fn calls(shared: &Shared, is_through_sidecar: bool) -> Told {
-    over_http2(shared, is_through_sidecar, "/shop.Pay/Pay", message)
+fn send_grpc_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
+    send_payments_over_http2(context, is_through_sidecar, "/shop.Pay/Pay", grpc_message)
 }
 
-fn over_http2(
-    shared: &Shared,
+fn send_payments_over_http2(
+    context: &LoadContext,
     is_through_sidecar: bool,
     path: &str,
     body: fn(&[u8]) -> Vec<u8>,
-) -> Told {
+) -> CallerReport {
     let is_call = path != "/pay";
-    let mut told = Told::default();
-    let mut open: Option<Http2Client> = None;
-    let mut id = shared.id();
-    while shared.goes_on() {
-        let client =
-            open.get_or_insert_with(|| Http2Client::connect(shared.place(is_through_sidecar)));
+    let mut report = CallerReport::default();
+    let mut reusable_client: Option<Http2Client> = None;
+    let mut id = context.next_payment_id();
+    while context.is_running() {
+        let client = reusable_client.get_or_insert_with(|| {
+            Http2Client::connect(context.connect_address(is_through_sidecar))
+        });
         let mut request = http::Request::post(format!("http://shop{path}"));
         if is_call {
             request = request
                 .header("content-type", "application/grpc")
                 .header("te", "trailers");
         }
-        match client.ask(request.body(()).unwrap(), &body(id.as_bytes()), None) {
-            Ok(answer)
-                if answer.status == 200 && (!is_call || answer.grpc_status() == Some("0")) =>
+        match client.send_request(request.body(()).unwrap(), &body(id.as_bytes()), None) {
+            Ok(response)
+                if response.status == 200 && (!is_call || response.grpc_status() == Some("0")) =>
             {
-                told.served += 1
+                report.served += 1
             }
-            Ok(answer) => told.failures.push(format!(
+            Ok(response) => report.failures.push(format!(
                 "http2, sidecar {is_through_sidecar}: {} {:?} {}",
-                answer.status,
-                answer.grpc_status(),
-                answer.header("x-outrigger-reason")
+                response.status,
+                response.grpc_status(),
+                response.header("x-outrigger-reason")
             )),
             // The connection takes no more, and has not taken this one: every client asks again on another (RFC 9113 section 6.8).
             Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
-                open = None;
+                reusable_client = None;
                 continue;
             }
             Err(error) => {
-                told.failures
+                report
+                    .failures
                     .push(format!("http2, sidecar {is_through_sidecar}: {error}"));
-                open = None;
+                reusable_client = None;
             }
         }
-        id = shared.id();
+        id = context.next_payment_id();
     }
-    told
+    report
 }
 
 /// Chats, each until it is told that its instance goes away.
-fn chats(shared: &Shared, is_through_sidecar: bool) -> Told {
-    let mut told = Told::default();
-    while shared.goes_on() {
-        let mut client = Client::connect(shared.place(is_through_sidecar));
+fn run_websocket_chats(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
+    let mut report = CallerReport::default();
+    while context.is_running() {
+        let mut client = Client::connect(context.connect_address(is_through_sidecar));
         client.try_send("GET /chat HTTP/1.1\r\nhost: shop\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n");
-        match client.head() {
+        match client.read_head() {
             Some((101, _)) => {}
             other => {
-                told.failures
+                report
+                    .failures
                     .push(format!("chat, sidecar {is_through_sidecar}: {other:?}"));
                 continue;
             }
         }
-        while shared.goes_on() {
+        while context.is_running() {
             client.try_send(b"\x81\x84\0\0\0\0ping");
-            match &client.raw(4)[..] {
+            match &client.read_raw(4)[..] {
                 // One more word of ours may be on its way; it is not answered any more.
                 b"\x88\x02\x03\xe9" => {
                     client.try_send(b"\x88\x82\0\0\0\0\x03\xe9");
                     client.is_closed();
                     break;
                 }
-                b"\x81\x04pi" if client.raw(2) == b"ng" => told.served += 1,
+                b"\x81\x04pi" if client.read_raw(2) == b"ng" => report.served += 1,
                 other => {
-                    told.failures
+                    report
+                        .failures
                         .push(format!("chat, sidecar {is_through_sidecar}: {other:?}"));
                     break;
                 }
             }
         }
     }
-    told
+    report
 }

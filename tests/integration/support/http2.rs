@@ -20,19 +20,19 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::PATIENCE;
+use super::TEST_TIMEOUT;
 
 /// A call that arrived at a backend.
-pub(crate) struct Call {
+pub(crate) struct IncomingCall {
     pub(crate) head: http::request::Parts,
     pub(crate) body: RecvStream,
-    pub(crate) respond: SendResponse<Bytes>,
+    pub(crate) responder: SendResponse<Bytes>,
 }
 
 /// A running backend of HTTP/2 without TLS.
 pub(crate) struct Http2Backend {
     pub(crate) address: SocketAddr,
-    heads: Arc<Mutex<Vec<http::request::Parts>>>,
+    request_heads: Arc<Mutex<Vec<http::request::Parts>>>,
     connections: Arc<AtomicUsize>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -40,35 +40,36 @@ pub(crate) struct Http2Backend {
 impl Http2Backend {
     /// Runs a script for each call.
     pub(crate) fn start<F: Future<Output = ()> + Send + 'static>(
-        script: impl Fn(Call) -> F + Send + Sync + 'static,
+        script: impl Fn(IncomingCall) -> F + Send + Sync + 'static,
     ) -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let (heads, connections) = (
+        let (request_heads, connections) = (
             Arc::new(Mutex::new(Vec::new())),
             Arc::new(AtomicUsize::new(0)),
         );
         let (stop, stopped) = oneshot::channel();
-        let (heads_there, connections_there) = (heads.clone(), connections.clone());
+        let (shared_request_heads, shared_connections) =
+            (request_heads.clone(), connections.clone());
         let script = Arc::new(script);
         thread::spawn(move || {
             let accept = async {
                 loop {
                     let (tcp, _) = listener.accept().await.unwrap();
-                    connections_there.fetch_add(1, Ordering::SeqCst);
-                    let (script, heads) = (script.clone(), heads_there.clone());
+                    shared_connections.fetch_add(1, Ordering::SeqCst);
+                    let (script, request_heads) = (script.clone(), shared_request_heads.clone());
                     tokio::spawn(async move {
                         let Ok(mut connection) = h2::server::handshake(tcp).await else {
                             return;
                         };
-                        while let Some(Ok((request, respond))) = connection.accept().await {
+                        while let Some(Ok((request, responder))) = connection.accept().await {
                             let (head, body) = request.into_parts();
-                            heads.lock().unwrap().push(head.clone());
-                            tokio::spawn(script(Call {
+                            request_heads.lock().unwrap().push(head.clone());
+                            tokio::spawn(script(IncomingCall {
                                 head,
                                 body,
-                                respond,
+                                responder,
                             }));
                         }
                     });
@@ -83,7 +84,7 @@ impl Http2Backend {
         });
         Self {
             address,
-            heads,
+            request_heads,
             connections,
             stop: Some(stop),
         }
@@ -92,9 +93,9 @@ impl Http2Backend {
     /// Answers every call with 200 and what it was sent.
     pub(crate) fn echoing() -> Self {
         Self::start(|mut call| async move {
-            let (body, trailers) = collect(&mut call.body).await;
+            let (body, trailers) = read_body_and_trailers(&mut call.body).await;
             let mut stream = call
-                .respond
+                .responder
                 .send_response(Response::new(()), false)
                 .unwrap();
             stream.send_data(body, trailers.is_none()).unwrap();
@@ -105,8 +106,8 @@ impl Http2Backend {
     }
 
     /// The heads of the calls so far.
-    pub(crate) fn heads(&self) -> Vec<http::request::Parts> {
-        self.heads.lock().unwrap().clone()
+    pub(crate) fn request_heads(&self) -> Vec<http::request::Parts> {
+        self.request_heads.lock().unwrap().clone()
     }
 
     /// The connections that were made so far.
@@ -123,7 +124,7 @@ impl Drop for Http2Backend {
 }
 
 /// Reads a body to its end.
-pub(crate) async fn collect(body: &mut RecvStream) -> (Bytes, Option<HeaderMap>) {
+pub(crate) async fn read_body_and_trailers(body: &mut RecvStream) -> (Bytes, Option<HeaderMap>) {
     let mut all = Vec::new();
     while let Some(piece) = body.data().await {
         let Ok(piece) = piece else {
@@ -138,19 +139,19 @@ pub(crate) async fn collect(body: &mut RecvStream) -> (Bytes, Option<HeaderMap>)
 /// One connection of a client.
 pub(crate) struct Http2Client {
     pub(crate) runtime: Runtime,
-    pub(crate) send: h2::client::SendRequest<Bytes>,
+    pub(crate) sender: h2::client::SendRequest<Bytes>,
 }
 
 /// An answer, read to its end.
 #[derive(Debug)]
-pub(crate) struct Http2Answer {
+pub(crate) struct ReceivedHttp2Response {
     pub(crate) status: u16,
     pub(crate) head: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) trailers: Option<HeaderMap>,
 }
 
-impl Http2Answer {
+impl ReceivedHttp2Response {
     pub(crate) fn header(&self, name: &str) -> &str {
         self.head
             .get(name)
@@ -160,13 +161,13 @@ impl Http2Answer {
 
     /// The status of gRPC, wherever it stands.
     pub(crate) fn grpc_status(&self) -> Option<&str> {
-        let of = |fields: &'_ HeaderMap| {
+        let grpc_status_in = |fields: &'_ HeaderMap| {
             fields
                 .get("grpc-status")
                 .map(|status| status.to_str().unwrap().to_owned())
         };
-        of(&self.head)
-            .or_else(|| self.trailers.as_ref().and_then(of))
+        grpc_status_in(&self.head)
+            .or_else(|| self.trailers.as_ref().and_then(grpc_status_in))
             .map(|status| &*status.leak())
     }
 }
@@ -179,34 +180,34 @@ impl Http2Client {
             .build()
             .unwrap();
         let tcp = runtime.block_on(TcpStream::connect(address)).unwrap();
-        Self::over(runtime, tcp)
+        Self::from_stream(runtime, tcp)
     }
 
-    pub(crate) fn over(
+    pub(crate) fn from_stream(
         runtime: Runtime,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Self {
-        let (send, connection) = runtime.block_on(h2::client::handshake(stream)).unwrap();
+        let (sender, connection) = runtime.block_on(h2::client::handshake(stream)).unwrap();
         runtime.spawn(async move {
             // Whoever waits for an answer is told by it.
             _ = connection.await;
         });
-        Self { runtime, send }
+        Self { runtime, sender }
     }
 
     /// One request with its body.
-    pub(crate) fn ask(
+    pub(crate) fn send_request(
         &self,
         request: Request<()>,
         body: &[u8],
         trailers: Option<HeaderMap>,
-    ) -> Result<Http2Answer, h2::Error> {
-        let send = self.send.clone();
+    ) -> Result<ReceivedHttp2Response, h2::Error> {
+        let sender = self.sender.clone();
         let body = Bytes::copy_from_slice(body);
-        let exchange = async move {
-            let mut send = send.ready().await?;
+        let round_trip = async move {
+            let mut sender = sender.ready().await?;
             let (response, mut stream) =
-                send.send_request(request, body.is_empty() && trailers.is_none())?;
+                sender.send_request(request, body.is_empty() && trailers.is_none())?;
             // Who is refused at once need not send the rest; the answer tells.
             if !body.is_empty() {
                 _ = stream.send_data(body, trailers.is_none());
@@ -214,17 +215,17 @@ impl Http2Client {
             if let Some(trailers) = trailers {
                 _ = stream.send_trailers(trailers);
             }
-            read(response.await?).await
+            read_response(response.await?).await
         };
         self.runtime.block_on(async {
-            tokio::time::timeout(PATIENCE, exchange)
+            tokio::time::timeout(TEST_TIMEOUT, round_trip)
                 .await
                 .expect("an answer in time")
         })
     }
 
-    pub(crate) fn get(&self, path: &str) -> Http2Answer {
-        self.ask(
+    pub(crate) fn get(&self, path: &str) -> ReceivedHttp2Response {
+        self.send_request(
             Request::get(format!("http://test{path}")).body(()).unwrap(),
             b"",
             None,
@@ -232,8 +233,8 @@ impl Http2Client {
         .unwrap()
     }
 
-    pub(crate) fn post(&self, path: &str, body: &[u8]) -> Http2Answer {
-        self.ask(
+    pub(crate) fn post(&self, path: &str, body: &[u8]) -> ReceivedHttp2Response {
+        self.send_request(
             Request::post(format!("http://test{path}"))
                 .body(())
                 .unwrap(),
@@ -244,7 +245,7 @@ impl Http2Client {
     }
 
     /// A call of gRPC with one message.
-    pub(crate) fn call(&self, path: &str, timeout: Option<&str>) -> Http2Answer {
+    pub(crate) fn call_grpc(&self, path: &str, timeout: Option<&str>) -> ReceivedHttp2Response {
         let mut request = Request::post(format!("http://test{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -255,12 +256,15 @@ impl Http2Client {
                 .headers_mut()
                 .insert("grpc-timeout", timeout.parse().unwrap());
         }
-        self.ask(request, &message(b"hello"), None).unwrap()
+        self.send_request(request, &grpc_message(b"hello"), None)
+            .unwrap()
     }
 }
 
 /// Reads an answer to its end.
-pub(crate) async fn read(response: Response<RecvStream>) -> Result<Http2Answer, h2::Error> {
+pub(crate) async fn read_response(
+    response: Response<RecvStream>,
+) -> Result<ReceivedHttp2Response, h2::Error> {
     let (head, mut body) = response.into_parts();
     let mut all = Vec::new();
     while let Some(piece) = body.data().await {
@@ -268,7 +272,7 @@ pub(crate) async fn read(response: Response<RecvStream>) -> Result<Http2Answer, 
         _ = body.flow_control().release_capacity(piece.len());
         all.extend_from_slice(&piece);
     }
-    Ok(Http2Answer {
+    Ok(ReceivedHttp2Response {
         status: head.status.as_u16(),
         head: head.headers,
         body: all.into(),
@@ -277,12 +281,12 @@ pub(crate) async fn read(response: Response<RecvStream>) -> Result<Http2Answer, 
 }
 
 /// A message of gRPC in its frame.
-pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn grpc_message(bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
     [&[0], &length[..], bytes].concat()
 }
 
 /// Trailers that say how a call ended.
-pub(crate) fn ended(status: &str) -> HeaderMap {
+pub(crate) fn grpc_status_trailers(status: &str) -> HeaderMap {
     HeaderMap::from_iter([("grpc-status".parse().unwrap(), status.parse().unwrap())])
 }

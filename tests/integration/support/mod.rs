@@ -18,19 +18,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use backend::Backend;
-pub(crate) use client::{Answer, Client};
+pub(crate) use backend::ScriptedBackend;
+pub(crate) use client::{Client, ReceivedResponse};
 pub(crate) use sidecar::Sidecar;
 
 /// How long anything that should happen may take on a slow machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Waits until a condition holds; the one way to wait.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "not within {TEST_TIMEOUT:?}: {what}"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -40,22 +43,25 @@ pub(crate) async fn eventually_async<F: Future<Output = bool>>(
     what: &str,
     mut condition: impl FnMut() -> F,
 ) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition().await {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "not within {TEST_TIMEOUT:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
 /// Takes as long as something takes that a test is about: the work of an app, the pace of a client. Never to wait for something to happen.
-pub(crate) fn take(long: Duration) {
-    std::thread::sleep(long);
+pub(crate) fn simulate_delay(duration: Duration) {
+    std::thread::sleep(duration);
 }
 
 /// A directory of its own, gone with the value.
-pub(crate) struct Directory(PathBuf);
+pub(crate) struct TempDirectory(PathBuf);
 
-impl Directory {
+impl TempDirectory {
     pub(crate) fn new() -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -71,13 +77,13 @@ impl Directory {
 
     /// Writes a file, or another one in its place; nobody ever reads half of it.
     pub(crate) fn write(&self, name: &str, text: &str) {
-        let beside = self.0.join(format!(".{name}.new"));
-        std::fs::write(&beside, text).unwrap();
-        std::fs::rename(beside, self.0.join(name)).unwrap();
+        let temporary_path = self.0.join(format!(".{name}.new"));
+        std::fs::write(&temporary_path, text).unwrap();
+        std::fs::rename(temporary_path, self.0.join(name)).unwrap();
     }
 }
 
-impl Drop for Directory {
+impl Drop for TempDirectory {
     fn drop(&mut self) {
         // What cannot be removed is the system's to clean up.
         _ = std::fs::remove_dir_all(&self.0);

@@ -14,30 +14,30 @@ use std::{
 /// A running name server.
 pub(crate) struct NameServer {
     pub(crate) address: SocketAddr,
-    zone: Arc<Mutex<HashMap<String, Vec<Record>>>>,
-    behaviour: Arc<Mutex<Behaviour>>,
-    asked: Arc<AtomicUsize>,
-    is_over: Arc<AtomicBool>,
+    zone: Arc<Mutex<HashMap<String, Vec<DnsRecord>>>>,
+    behaviour: Arc<Mutex<DnsBehaviour>>,
+    query_count: Arc<AtomicUsize>,
+    is_stopped: Arc<AtomicBool>,
 }
 
 /// A record, with its TTL in seconds.
 #[derive(Debug, Clone)]
-pub(crate) enum Record {
+pub(crate) enum DnsRecord {
     Address(u32, IpAddr),
     /// Priority, weight, port, target.
-    Service(u32, u16, u16, u16, &'static str),
+    Srv(u32, u16, u16, u16, &'static str),
 }
 
 /// What the server does with a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Behaviour {
-    Answers,
+pub(crate) enum DnsBehaviour {
+    Responds,
     /// SERVFAIL.
-    Fails,
+    ServerFailure,
     /// SERVFAIL for AAAA, as some do that know only A.
-    FailsForIpv6,
+    ServerFailureForAaaa,
     /// Says for AAAA that there is no such name, as at the end of a search list.
-    DeniesIpv6,
+    NxDomainForAaaa,
     /// Nothing.
     Silent,
 }
@@ -51,27 +51,27 @@ impl NameServer {
         let server = Self {
             address: socket.local_addr().unwrap(),
             zone: Arc::default(),
-            behaviour: Arc::new(Mutex::new(Behaviour::Answers)),
-            asked: Arc::default(),
-            is_over: Arc::default(),
+            behaviour: Arc::new(Mutex::new(DnsBehaviour::Responds)),
+            query_count: Arc::default(),
+            is_stopped: Arc::default(),
         };
-        let (zone, behaviour, asked, is_over) = (
+        let (zone, behaviour, query_count, is_stopped) = (
             server.zone.clone(),
             server.behaviour.clone(),
-            server.asked.clone(),
-            server.is_over.clone(),
+            server.query_count.clone(),
+            server.is_stopped.clone(),
         );
         thread::spawn(move || {
             let mut packet = [0; 2048];
-            while !is_over.load(Ordering::SeqCst) {
+            while !is_stopped.load(Ordering::SeqCst) {
                 let Ok((count, from)) = socket.recv_from(&mut packet) else {
                     continue;
                 };
-                asked.fetch_add(1, Ordering::SeqCst);
+                query_count.fetch_add(1, Ordering::SeqCst);
                 let behaviour = *behaviour.lock().unwrap();
-                if behaviour != Behaviour::Silent {
+                if behaviour != DnsBehaviour::Silent {
                     _ = socket.send_to(
-                        &answer(&packet[..count], &zone.lock().unwrap(), behaviour),
+                        &encode_response(&packet[..count], &zone.lock().unwrap(), behaviour),
                         from,
                     );
                 }
@@ -81,75 +81,83 @@ impl NameServer {
     }
 
     /// Says from now on that a name has these records; none is a name that does not exist.
-    pub(crate) fn set(&self, name: &str, records: &[Record]) {
+    pub(crate) fn set_records(&self, name: &str, records: &[DnsRecord]) {
         self.zone
             .lock()
             .unwrap()
             .insert(name.to_owned(), records.to_vec());
     }
 
-    pub(crate) fn behave(&self, behaviour: Behaviour) {
+    pub(crate) fn set_behaviour(&self, behaviour: DnsBehaviour) {
         *self.behaviour.lock().unwrap() = behaviour;
     }
 
     /// Questions so far.
-    pub(crate) fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+    pub(crate) fn query_count(&self) -> usize {
+        self.query_count.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for NameServer {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::SeqCst);
+        self.is_stopped.store(true, Ordering::SeqCst);
     }
 }
 
-fn answer(question: &[u8], zone: &HashMap<String, Vec<Record>>, behaviour: Behaviour) -> Vec<u8> {
-    let (mut at, mut labels) = (12, Vec::new());
-    while question[at] != 0 {
-        let length = usize::from(question[at]);
-        labels.push(String::from_utf8_lossy(&question[at + 1..=at + length]).to_lowercase());
-        at += length + 1;
+fn encode_response(
+    query: &[u8],
+    zone: &HashMap<String, Vec<DnsRecord>>,
+    behaviour: DnsBehaviour,
+) -> Vec<u8> {
+    let (mut offset, mut labels) = (12, Vec::new());
+    while query[offset] != 0 {
+        let length = usize::from(query[offset]);
+        labels.push(String::from_utf8_lossy(&query[offset + 1..=offset + length]).to_lowercase());
+        offset += length + 1;
     }
-    let kind = u16::from_be_bytes([question[at + 1], question[at + 2]]);
+    let query_type = u16::from_be_bytes([query[offset + 1], query[offset + 2]]);
     let records = zone.get(&labels.join(".")).cloned().unwrap_or_default();
-    let fitting: Vec<(u32, Vec<u8>)> = records
+    let matching: Vec<(u32, Vec<u8>)> = records
         .iter()
-        .filter_map(|record| data(record, kind))
+        .filter_map(|record| encode_rdata(record, query_type))
         .collect();
-    let code: u8 = match behaviour {
-        Behaviour::Fails => 2,
-        Behaviour::FailsForIpv6 if kind == 28 => 2,
-        Behaviour::DeniesIpv6 if kind == 28 => 3,
+    let response_code: u8 = match behaviour {
+        DnsBehaviour::ServerFailure => 2,
+        DnsBehaviour::ServerFailureForAaaa if query_type == 28 => 2,
+        DnsBehaviour::NxDomainForAaaa if query_type == 28 => 3,
         _ if records.is_empty() => 3,
         _ => 0,
     };
-    let count = if code == 0 {
-        u16::try_from(fitting.len()).unwrap()
+    let count = if response_code == 0 {
+        u16::try_from(matching.len()).unwrap()
     } else {
         0
     };
-    let mut reply = question[..2].to_vec();
-    reply.extend([0x81, 0x80 | code, 0, 1]);
-    reply.extend(count.to_be_bytes());
-    reply.extend([0; 4]);
-    reply.extend(&question[12..at + 5]);
-    for (ttl, data) in fitting.iter().take(count.into()) {
-        reply.extend([0xc0, 12]);
-        reply.extend(kind.to_be_bytes());
-        reply.extend([0, 1]);
-        reply.extend(ttl.to_be_bytes());
-        reply.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
-        reply.extend(data);
+    let mut response = query[..2].to_vec();
+    response.extend([0x81, 0x80 | response_code, 0, 1]);
+    response.extend(count.to_be_bytes());
+    response.extend([0; 4]);
+    response.extend(&query[12..offset + 5]);
+    for (ttl, data) in matching.iter().take(count.into()) {
+        response.extend([0xc0, 12]);
+        response.extend(query_type.to_be_bytes());
+        response.extend([0, 1]);
+        response.extend(ttl.to_be_bytes());
+        response.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+        response.extend(data);
     }
-    reply
+    response
 }
 
-fn data(record: &Record, kind: u16) -> Option<(u32, Vec<u8>)> {
-    match (record, kind) {
-        (Record::Address(ttl, IpAddr::V4(address)), 1) => Some((*ttl, address.octets().to_vec())),
-        (Record::Address(ttl, IpAddr::V6(address)), 28) => Some((*ttl, address.octets().to_vec())),
-        (Record::Service(ttl, priority, weight, port, target), 33) => {
+fn encode_rdata(record: &DnsRecord, query_type: u16) -> Option<(u32, Vec<u8>)> {
+    match (record, query_type) {
+        (DnsRecord::Address(ttl, IpAddr::V4(address)), 1) => {
+            Some((*ttl, address.octets().to_vec()))
+        }
+        (DnsRecord::Address(ttl, IpAddr::V6(address)), 28) => {
+            Some((*ttl, address.octets().to_vec()))
+        }
+        (DnsRecord::Srv(ttl, priority, weight, port, target), 33) => {
             let mut data: Vec<u8> = [priority, weight, port]
                 .into_iter()
                 .flat_map(|number| number.to_be_bytes())

@@ -7,22 +7,22 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::Directory;
+use super::TempDirectory;
 
 /// The binary, running; killed if a test gives up.
-pub(crate) struct Running {
+pub(crate) struct SidecarProcess {
     pub(crate) child: Child,
-    pub(crate) admin: String,
+    pub(crate) admin_address: String,
 }
 
-impl Running {
+impl SidecarProcess {
     /// Starts under a directory.
-    pub(crate) fn start(directory: &Directory) -> Self {
-        Self::start_with(directory, &[])
+    pub(crate) fn start(directory: &TempDirectory) -> Self {
+        Self::start_with_arguments(directory, &[])
     }
 
     /// Starts under a directory, with more arguments.
-    pub(crate) fn start_with(directory: &Directory, arguments: &[&str]) -> Self {
+    pub(crate) fn start_with_arguments(directory: &TempDirectory, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
             .args([
                 "run",
@@ -37,7 +37,7 @@ impl Running {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let admin = lines
+        let admin_address = lines
             .find_map(|line| {
                 line.unwrap()
                     .split_once("admin on ")
@@ -46,11 +46,14 @@ impl Running {
             .unwrap();
         // Somebody has to read what else is written.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, admin }
+        Self {
+            child,
+            admin_address,
+        }
     }
 
     /// Sends it a signal.
-    pub(crate) fn signal(&self, signal: &str) {
+    pub(crate) fn send_signal(&self, signal: &str) {
         assert!(
             Command::new("kill")
                 .args([signal, &self.child.id().to_string()])
@@ -61,7 +64,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for SidecarProcess {
     fn drop(&mut self) {
         // It may have ended, as it should.
         _ = self.child.kill();
@@ -70,13 +73,13 @@ impl Drop for Running {
 }
 
 /// The binary with a socket that somebody else holds, after the protocol of systemd; killed if a test gives up.
-pub(crate) struct Supervised(Child);
+pub(crate) struct SocketActivatedProcess(Child);
 
-impl Supervised {
+impl SocketActivatedProcess {
     /// Starts with a handle on a socket.
-    pub(crate) fn start(directory: &Directory, held: &TcpListener) -> Self {
+    pub(crate) fn start(directory: &TempDirectory, listener: &TcpListener) -> Self {
         let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run --admin 127.0.0.1:0 --policies \"$1\"";
-        let socket = OwnedFd::from(held.try_clone().unwrap());
+        let socket = OwnedFd::from(listener.try_clone().unwrap());
         let mut command = Command::new("sh");
         command.args([
             "-c",
@@ -101,7 +104,7 @@ impl Supervised {
     }
 
     /// Asks it to end, and waits until it has.
-    pub(crate) fn end(mut self) {
+    pub(crate) fn terminate(mut self) {
         assert!(
             Command::new("kill")
                 .args(["-TERM", &self.0.id().to_string()])
@@ -113,7 +116,7 @@ impl Supervised {
     }
 }
 
-impl Drop for Supervised {
+impl Drop for SocketActivatedProcess {
     fn drop(&mut self) {
         // It may have ended, as it should.
         _ = self.0.kill();

@@ -8,15 +8,15 @@ use std::{
 
 use redis::{Client, FromRedisValue, RedisResult};
 
-use super::{PATIENCE, eventually};
+use super::{TEST_TIMEOUT, eventually};
 
-pub(crate) struct Redis {
+pub(crate) struct RedisServer {
     child: Child,
     pub(crate) address: SocketAddr,
     password: Option<&'static str>,
 }
 
-impl Redis {
+impl RedisServer {
     /// Starts one, if there is one.
     pub(crate) fn start(password: Option<&'static str>) -> Option<Self> {
         // Somebody may take the port between asking for it and using it; then another is tried.
@@ -62,27 +62,27 @@ impl Redis {
             address,
             password,
         };
-        let mut is_gone = false;
+        let mut has_exited = false;
         eventually("redis-server answers", || {
-            is_gone = redis.child.try_wait().unwrap().is_some();
-            is_gone || redis.try_ask::<String>(0, "PING").is_ok()
+            has_exited = redis.child.try_wait().unwrap().is_some();
+            has_exited || redis.try_run_command::<String>(0, "PING").is_ok()
         });
-        (!is_gone).then_some(redis)
+        (!has_exited).then_some(redis)
     }
 
     /// One command, with its arguments behind spaces.
-    pub(crate) fn ask<T: FromRedisValue>(&self, command: &str) -> T {
-        self.try_ask(0, command).unwrap()
+    pub(crate) fn run_command<T: FromRedisValue>(&self, command: &str) -> T {
+        self.try_run_command(0, command).unwrap()
     }
 
     /// The keys of a database.
     pub(crate) fn all_keys(&self, database: u32) -> Vec<String> {
-        self.try_ask(database, "KEYS *").unwrap()
+        self.try_run_command(database, "KEYS *").unwrap()
     }
 
-    fn try_ask<T: FromRedisValue>(&self, database: u32, command: &str) -> RedisResult<T> {
+    fn try_run_command<T: FromRedisValue>(&self, database: u32, command: &str) -> RedisResult<T> {
         let mut connection = Client::open(format!("redis://{}", self.address))?
-            .get_connection_with_timeout(PATIENCE)?;
+            .get_connection_with_timeout(TEST_TIMEOUT)?;
         if let Some(password) = self.password {
             redis::cmd("AUTH").arg(password).exec(&mut connection)?;
         }
@@ -95,11 +95,11 @@ impl Redis {
 
     /// It keeps its connections and says nothing more, until it is resumed.
     pub(crate) fn stall(&self) {
-        self.signal("-STOP");
+        self.send_signal("-STOP");
     }
 
     pub(crate) fn resume(&self) {
-        self.signal("-CONT");
+        self.send_signal("-CONT");
     }
 
     /// It is killed, and another takes its place, empty.
@@ -119,7 +119,7 @@ impl Redis {
         self.child.wait().unwrap();
     }
 
-    fn signal(&self, signal: &str) {
+    fn send_signal(&self, signal: &str) {
         assert!(
             Command::new("kill")
                 .args([signal, &self.child.id().to_string()])
@@ -130,7 +130,7 @@ impl Redis {
     }
 }
 
-impl Drop for Redis {
+impl Drop for RedisServer {
     fn drop(&mut self) {
         // It may be gone already.
         _ = self.child.kill();

@@ -11,16 +11,16 @@ use std::{
 use outrigger::{
     app::{App, StartError},
     settings::Settings,
-    telemetry::access_log::AccessLog,
+    telemetry::access_log::AccessLogWriter,
 };
 
-use super::{Answer, Client, Directory, eventually};
+use super::{Client, ReceivedResponse, TempDirectory, eventually};
 
 /// A running sidecar with its policy directory.
 pub(crate) struct Sidecar {
     pub(crate) app: Option<App>,
-    pub(crate) directory: Directory,
-    log: Arc<Mutex<Vec<u8>>>,
+    pub(crate) directory: TempDirectory,
+    access_log: Arc<Mutex<Vec<u8>>>,
 }
 
 /// Policies with one inbound listener, one backend `app` and one route, and what a test adds to the three.
@@ -37,15 +37,19 @@ pub(crate) fn policy(endpoints: &[SocketAddr], sections: &str) -> String {
 }
 
 /// The same policies, with more said about the backend: `extra` is put behind its endpoints.
-pub(crate) fn policy_with(endpoints: &[String], extra: &str, sections: &str) -> String {
+pub(crate) fn policy_with_backend_fields(
+    endpoints: &[String],
+    backend_fields: &str,
+    sections: &str,
+) -> String {
     policy(&[], sections).replace(
         "endpoints: []}",
-        &format!("endpoints: [{}], {extra}}}", endpoints.join(", ")),
+        &format!("endpoints: [{}], {backend_fields}}}", endpoints.join(", ")),
     )
 }
 
 /// The same policies with another backend.
-pub(crate) fn also(name: &str, backend: &super::Backend, policy: &str) -> String {
+pub(crate) fn with_backend(name: &str, backend: &super::ScriptedBackend, policy: &str) -> String {
     policy.replace(
         "  routes:\n",
         &format!(
@@ -56,7 +60,7 @@ pub(crate) fn also(name: &str, backend: &super::Backend, policy: &str) -> String
 }
 
 /// The addresses of backends, as a policy writes them.
-pub(crate) fn addresses(backends: &[&super::Backend]) -> Vec<String> {
+pub(crate) fn quoted_addresses(backends: &[&super::ScriptedBackend]) -> Vec<String> {
     backends
         .iter()
         .map(|backend| format!("\"{}\"", backend.address))
@@ -66,27 +70,30 @@ pub(crate) fn addresses(backends: &[&super::Backend]) -> Vec<String> {
 impl Sidecar {
     /// Starts under one policy file.
     pub(crate) fn start(policy: &str) -> Self {
-        let directory = Directory::new();
+        let directory = TempDirectory::new();
         directory.write("policy.yaml", policy);
-        Self::start_in(directory, |_| {}).unwrap_or_else(|error| panic!("{error:?}"))
+        Self::start_with_settings(directory, |_| {}).unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     /// Starts under a directory, with other settings.
-    pub(crate) fn start_in(
-        directory: Directory,
-        change: impl FnOnce(&mut Settings),
+    pub(crate) fn start_with_settings(
+        directory: TempDirectory,
+        configure: impl FnOnce(&mut Settings),
     ) -> Result<Self, StartError> {
         let mut settings =
             Settings::new(directory.path().to_owned(), "127.0.0.1:0".parse().unwrap());
-        settings.workers = NonZeroUsize::new(2).unwrap();
+        settings.worker_threads = NonZeroUsize::new(2).unwrap();
         settings.poll_interval = Duration::from_millis(200);
-        change(&mut settings);
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let app = App::start(settings, AccessLog::to(Sink(log.clone())))?;
+        configure(&mut settings);
+        let access_log = Arc::new(Mutex::new(Vec::new()));
+        let app = App::start(
+            settings,
+            AccessLogWriter::to_sink(AccessLogBuffer(access_log.clone())),
+        )?;
         Ok(Self {
             app: Some(app),
             directory,
-            log,
+            access_log,
         })
     }
 
@@ -104,23 +111,23 @@ impl Sidecar {
     }
 
     /// One GET on a connection of its own.
-    pub(crate) fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> ReceivedResponse {
         self.client().get(path)
     }
 
     /// One call of the admin API.
-    pub(crate) fn admin(&self, method: &str, path: &str) -> Answer {
+    pub(crate) fn call_admin(&self, method: &str, path: &str) -> ReceivedResponse {
         let mut client = Client::connect(self.app().admin_address());
-        client.send(format!("{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")).answer()
+        client.send(format!("{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")).read_response()
     }
 
-    pub(crate) fn json(&self, path: &str) -> serde_json::Value {
-        serde_json::from_str(&self.admin("GET", path).text()).unwrap()
+    pub(crate) fn admin_json(&self, path: &str) -> serde_json::Value {
+        serde_json::from_str(&self.call_admin("GET", path).text()).unwrap()
     }
 
     /// The value of one line of the metrics, by its name and labels as they are written; 0 if it is not there.
     pub(crate) fn metric(&self, series: &str) -> f64 {
-        let text = self.admin("GET", "/metrics").text();
+        let text = self.call_admin("GET", "/metrics").text();
         text.lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
             .unwrap_or(0.0)
@@ -128,14 +135,14 @@ impl Sidecar {
 
     /// Waits until whoever keeps the limits of all instances can be asked.
     #[track_caller]
-    pub(crate) fn engine_connects(&self) {
+    pub(crate) fn wait_for_global_rate_limit_connection(&self) {
         eventually("the engine is connected", || {
             self.metric("outrigger_global_rate_limit_connected") == 1.0
         });
     }
 
     /// How often whoever keeps the limits of all instances was asked with this outcome.
-    pub(crate) fn engine_asked(&self, outcome: &str) -> f64 {
+    pub(crate) fn global_rate_limit_requests(&self, outcome: &str) -> f64 {
         self.metric(&format!(
             "outrigger_global_rate_limit_requests_total{{outcome=\"{outcome}\"}}"
         ))
@@ -143,7 +150,7 @@ impl Sidecar {
 
     /// The state of the breaker of this name.
     pub(crate) fn breaker(&self, name: &str) -> serde_json::Value {
-        let all = self.json("/api/v1/breakers");
+        let all = self.admin_json("/api/v1/breakers");
         all.as_array()
             .unwrap()
             .iter()
@@ -153,26 +160,28 @@ impl Sidecar {
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.app().state().departure.in_flight()
+        self.app().state().drain.in_flight()
     }
 
     /// Waits until the access log has so many lines, and returns them.
-    pub(crate) fn log(&self, lines: usize) -> Vec<serde_json::Value> {
+    pub(crate) fn access_log_lines(&self, minimum_lines: usize) -> Vec<serde_json::Value> {
         let read = || {
-            String::from_utf8(self.log.lock().unwrap().clone())
+            String::from_utf8(self.access_log.lock().unwrap().clone())
                 .unwrap()
                 .lines()
                 .map(|line| serde_json::from_str(line).unwrap())
                 .collect::<Vec<_>>()
         };
-        eventually("the access log is written", || read().len() >= lines);
+        eventually("the access log is written", || {
+            read().len() >= minimum_lines
+        });
         read()
     }
 
     /// Writes another policy file and makes the sidecar read it; the answer of the API.
-    pub(crate) fn reload(&self, policy: &str) -> Answer {
+    pub(crate) fn reload(&self, policy: &str) -> ReceivedResponse {
         self.directory.write("policy.yaml", policy);
-        self.admin("POST", "/api/v1/reload")
+        self.call_admin("POST", "/api/v1/reload")
     }
 
     /// The texts of the events so far.
@@ -180,16 +189,16 @@ impl Sidecar {
         self.app()
             .state()
             .telemetry
-            .recent()
+            .recent_events()
             .iter()
             .map(|event| event.event.to_string())
             .collect()
     }
 }
 
-struct Sink(Arc<Mutex<Vec<u8>>>);
+struct AccessLogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Sink {
+impl Write for AccessLogBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())

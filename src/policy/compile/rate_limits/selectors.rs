@@ -2,37 +2,37 @@
 
 use std::sync::Arc;
 
-use super::super::{At, Compiler};
+use super::super::{Compiler, FieldLocation};
 use crate::policy::{
     document::{ClientSelector, IdentitySelector, SelectorType},
     snapshot::SelectorSpec,
 };
 
 impl<'a> Compiler<'a> {
-    pub(super) fn selector(
+    pub(super) fn compile_selector(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         selector: &ClientSelector,
     ) -> Option<SelectorSpec> {
-        let headers = self.header_selectors(at, selector);
+        let headers = self.compile_header_selectors(at, selector);
         let identity = match &selector.identity {
             None => None,
-            Some(identity) => Some(self.identity_selector(&at.key("identity"), identity)?),
+            Some(identity) => Some(self.compile_identity_selector(&at.key("identity"), identity)?),
         };
         let path = match &selector.path {
             None => None,
-            Some(path) => Some(self.path(&at.key("path"), path)?),
+            Some(path) => Some(self.compile_path_match(&at.key("path"), path)?),
         };
         let methods = selector.methods.iter().enumerate();
         let methods = methods
             .filter_map(|(index, method)| {
-                self.method(&at.key("methods").index(index).key("value"), &method.value)
+                self.parse_method(&at.key("methods").index(index).key("value"), &method.value)
             })
             .collect();
         let source = match &selector.source_cidr {
             None => None,
             Some(source) => Some((
-                self.range(&at.key("sourceCIDR").key("value"), &source.value)?,
+                self.parse_cidr(&at.key("sourceCIDR").key("value"), &source.value)?,
                 source.kind == SelectorType::Distinct,
             )),
         };
@@ -48,20 +48,20 @@ impl<'a> Compiler<'a> {
             headers,
             path,
             methods,
-            source,
+            source_cidr: source,
             identity,
         })
     }
 
-    fn header_selectors(
+    fn compile_header_selectors(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         selector: &ClientSelector,
     ) -> Vec<(http::HeaderName, Option<String>)> {
         let mut headers = Vec::new();
         for (index, header) in selector.headers.iter().enumerate() {
             let at = at.key("headers").index(index);
-            let Some(name) = self.header_name(&at.key("name"), &header.name) else {
+            let Some(name) = self.parse_header_name(&at.key("name"), &header.name) else {
                 continue;
             };
             match (header.kind, &header.value) {
@@ -78,9 +78,9 @@ impl<'a> Compiler<'a> {
         headers
     }
 
-    fn identity_selector(
+    fn compile_identity_selector(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         identity: &IdentitySelector,
     ) -> Option<Option<Arc<str>>> {
         match (identity.kind, &identity.value) {

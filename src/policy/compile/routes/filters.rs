@@ -1,18 +1,18 @@
 //! Filters: changes to a request and its answer.
 
-use super::super::{At, Compiler};
+use super::super::{Compiler, FieldLocation};
 use crate::policy::{
     document::{
-        Filter, FilterType, HeaderEdit, HeaderModifier, PathMatchType, PathRewrite,
-        PathRewriteType, Redirect, Route,
+        Filter, FilterType, HeaderModifier, HttpHeader, PathMatchType, PathRewrite,
+        PathRewriteType, Redirect, RouteEntry,
     },
-    snapshot::{FilterSpec, HeaderEdits, MirrorSpec, PathRewriteSpec, RedirectSpec},
+    snapshot::{FilterSpec, HeaderModifierSpec, MirrorSpec, PathRewriteSpec, RedirectSpec},
     units::Percent,
 };
 use crate::resilience::ratio::Ratio;
 
 /// Fields that the proxy itself is answerable for; changing them would break the framing of messages.
-const PROTECTED: &[&str] = &[
+const PROTECTED_HEADERS: &[&str] = &[
     "host",
     "connection",
     "content-length",
@@ -26,15 +26,19 @@ const PROTECTED: &[&str] = &[
 
 /// The filters of a route.
 #[derive(Default)]
-pub(super) struct Filters {
+pub(super) struct CompiledFilters {
     pub(super) spec: FilterSpec,
     pub(super) redirect: Option<RedirectSpec>,
     pub(super) mirrors: Vec<MirrorSpec>,
 }
 
 impl<'a> Compiler<'a> {
-    pub(super) fn filters(&mut self, at: &At<'a>, route: &Route) -> Filters {
-        let mut filters = Filters::default();
+    pub(super) fn compile_filters(
+        &mut self,
+        at: &FieldLocation<'a>,
+        route: &RouteEntry,
+    ) -> CompiledFilters {
+        let mut filters = CompiledFilters::default();
         let has_prefix = !route.matches.is_empty()
             && route.matches.iter().all(|matches| {
                 matches
@@ -59,11 +63,11 @@ impl<'a> Compiler<'a> {
             }
             if let Some(edits) = &filter.request_header_modifier {
                 filters.spec.request_headers =
-                    self.header_edits(&at.key("requestHeaderModifier"), edits);
+                    self.compile_header_modifier(&at.key("requestHeaderModifier"), edits);
             }
             if let Some(edits) = &filter.response_header_modifier {
                 filters.spec.response_headers =
-                    self.header_edits(&at.key("responseHeaderModifier"), edits);
+                    self.compile_header_modifier(&at.key("responseHeaderModifier"), edits);
             }
             if let Some(rewrite) = &filter.url_rewrite {
                 let at = at.key("urlRewrite");
@@ -73,28 +77,29 @@ impl<'a> Compiler<'a> {
                     self.error(&at.key("hostname"), "this is not a host")
                         .hint("write a name, and a port where it is needed");
                 }
-                filters.spec.host.clone_from(&rewrite.hostname);
-                filters.spec.path = rewrite
+                filters.spec.host_rewrite.clone_from(&rewrite.hostname);
+                filters.spec.path_rewrite = rewrite
                     .path
                     .as_ref()
-                    .and_then(|path| self.path_rewrite(&at.key("path"), path, has_prefix));
+                    .and_then(|path| self.compile_path_rewrite(&at.key("path"), path, has_prefix));
             }
             if let Some(mirror) = &filter.request_mirror {
                 let at = at.key("requestMirror").key("backendRef");
                 let share = mirror.percent.map_or(Ratio::ONE, Percent::ratio);
                 filters.mirrors.extend(
-                    self.aside(&at, &mirror.backend_ref)
+                    self.resolve_auxiliary_backend(&at, &mirror.backend_ref)
                         .map(|backend| MirrorSpec { backend, share }),
                 );
             }
             if let Some(redirect) = &filter.request_redirect {
-                filters.redirect = self.redirect(&at.key("requestRedirect"), redirect, has_prefix);
+                filters.redirect =
+                    self.compile_redirect(&at.key("requestRedirect"), redirect, has_prefix);
             }
         }
         filters
     }
 
-    fn check_filter_fields(&mut self, at: &At<'a>, filter: &Filter) {
+    fn check_filter_fields(&mut self, at: &FieldLocation<'a>, filter: &Filter) {
         let fields = [
             (
                 FilterType::RequestHeaderModifier,
@@ -137,18 +142,22 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn header_edits(&mut self, at: &At<'a>, written: &HeaderModifier) -> HeaderEdits {
+    fn compile_header_modifier(
+        &mut self,
+        at: &FieldLocation<'a>,
+        written: &HeaderModifier,
+    ) -> HeaderModifierSpec {
         let mut check = |key: &str, names: Vec<&str>| {
             for (index, name) in names.into_iter().enumerate() {
                 let lower = name.to_ascii_lowercase();
-                if PROTECTED.contains(&lower.as_str()) {
+                if PROTECTED_HEADERS.contains(&lower.as_str()) {
                     self.error(
                         &at.key(key).index(index),
                         format!("the header `{name}` cannot be changed by a filter"),
                     )
                     .hint("the proxy writes it itself; `urlRewrite.hostname` changes the host");
                 } else {
-                    self.header_name(&at.key(key).index(index), name);
+                    self.parse_header_name(&at.key(key).index(index), name);
                 }
             }
         };
@@ -176,13 +185,13 @@ impl<'a> Compiler<'a> {
             }
         }
         // What does not parse was refused above.
-        let pairs = |edits: &[HeaderEdit]| {
+        let pairs = |edits: &[HttpHeader]| {
             edits
                 .iter()
                 .filter_map(|edit| Some((edit.name.parse().ok()?, edit.value.parse().ok()?)))
                 .collect()
         };
-        HeaderEdits {
+        HeaderModifierSpec {
             remove: written
                 .remove
                 .iter()
@@ -193,9 +202,9 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn path_rewrite(
+    fn compile_path_rewrite(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         written: &PathRewrite,
         has_prefix: bool,
     ) -> Option<PathRewriteSpec> {
@@ -230,9 +239,9 @@ impl<'a> Compiler<'a> {
         Some(path)
     }
 
-    fn redirect(
+    fn compile_redirect(
         &mut self,
-        at: &At<'a>,
+        at: &FieldLocation<'a>,
         written: &Redirect,
         has_prefix: bool,
     ) -> Option<RedirectSpec> {
@@ -256,7 +265,7 @@ impl<'a> Compiler<'a> {
                 .hint("write one of the two");
         }
         let path = match &written.path {
-            Some(path) => Some(self.path_rewrite(&at.key("path"), path, has_prefix)?),
+            Some(path) => Some(self.compile_path_rewrite(&at.key("path"), path, has_prefix)?),
             None => None,
         };
         Some(RedirectSpec {
