@@ -332,5 +332,4 @@ schema!(Percent, "Percent", {"type": "number", "minimum": 0, "maximum": 100, "de
 schema!(StatusRange, "StatusRange", {"type": ["string", "integer"], "pattern": "^([1-5]xx|[1-5][0-9]{2}(-[1-5][0-9]{2})?|gateway-error)$", "format": "outrigger-status", "minimum": 100, "maximum": 599, "description": "Statuses: `503`, `5xx`, `500-504` or `gateway-error` (502 to 504)."});
 
 #[cfg(test)]
-#[path = "units_tests.rs"]
 mod tests;

@@ -373,5 +373,4 @@ const _: fn() = || {
 };
 
 #[cfg(test)]
-#[path = "rate_limit_tests.rs"]
 mod tests;
