@@ -43,7 +43,7 @@ use tokio::sync::watch;
 
 use crate::{
     resilience::lifecycle::Stage,
-    state::{State, listening::AcceptScope},
+    state::{State, instance::listener_sockets::AcceptScope},
 };
 
 #[derive(Clone)]

@@ -27,9 +27,11 @@ use crate::{
     settings::Settings,
     state::{
         State,
-        command::{AfterDrain, Command},
-        lifecycle::ExitReason,
-        listening::{BoundSocket, InheritedShare, InheritedSockets, ListenerSet as _},
+        instance::{
+            command::{AfterDrain, Command},
+            lifecycle::ExitReason,
+            listener_sockets::{BoundSocket, InheritedShare, InheritedSockets, ListenerSet as _},
+        },
     },
     telemetry::{Telemetry, access_log::AccessLogWriter, event::Event},
 };

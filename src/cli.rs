@@ -3,12 +3,12 @@
 //! Exit codes: 0 fine, 64 wrong usage or settings, 65 policy refused, 69 an address cannot be bound or reached, 70 own bug.
 //! Errors go to standard error, and say what, where, and the mend.
 
+mod admin_client;
 mod check;
 mod demo;
 mod diff;
 mod drain;
 mod explain;
-mod remote;
 mod run;
 
 use std::{ffi::OsString, io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -69,9 +69,9 @@ enum CliCommand {
     /// Makes a running sidecar read its policies again.
     Reload(AdminOptions),
     /// Shows or changes the breakers of a running sidecar.
-    Breaker(remote::BreakerCommand),
+    Breaker(admin_client::BreakerCommand),
     /// Asks a running sidecar whether it is ready: exit code 0 or 1, for exec probes.
-    Healthcheck(remote::HealthcheckCommand),
+    Healthcheck(admin_client::HealthcheckCommand),
 }
 
 /// Where a running sidecar is reached.
@@ -112,9 +112,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         CliCommand::Schema => print_schema(),
         CliCommand::Explain(explain) => explain.run(),
         CliCommand::Diff(diff) => diff.run(),
-        CliCommand::Status(admin) => remote::print_status(&admin),
+        CliCommand::Status(admin) => admin_client::print_status(&admin),
         CliCommand::Drain(drain) => drain.run(),
-        CliCommand::Reload(admin) => remote::request_reload(&admin),
+        CliCommand::Reload(admin) => admin_client::request_reload(&admin),
         CliCommand::Breaker(breaker) => breaker.run(),
         CliCommand::Healthcheck(healthcheck) => healthcheck.run(),
     };

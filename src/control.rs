@@ -2,25 +2,22 @@
 //!
 //! All tasks are started here, each has a name, and all end with the control thread's runtime.
 
-mod app_health;
 mod certificates;
 mod dial;
 mod discovery;
 mod drain;
-mod gates;
-mod grpc_check;
+mod file_watch;
 pub mod handover;
+mod health;
+mod http1_call;
 mod http2_call;
-mod http_call;
-mod probing;
-mod protection;
+mod maintenance;
 mod recovery;
 mod reload;
 #[cfg(any(feature = "redis", feature = "rls"))]
 mod remote_limits;
+mod resource_monitor;
 mod signals;
-mod upkeep;
-mod watch;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -29,20 +26,22 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::{
-    app_health::AppProbeCache,
+use crate::control::{
     discovery::DiscoveryContext,
     handover::{Handover, Predecessor},
+    health::app_health::AppProbeCache,
 };
-pub use self::{
+pub use crate::control::{
     reload::{InitialLoadError, Reloader},
     signals::ProcessSignals,
 };
 use crate::state::{
     State,
-    command::{AfterDrain, Command},
-    lifecycle::ExitReason,
-    listening::InheritedSockets,
+    instance::{
+        command::{AfterDrain, Command},
+        lifecycle::ExitReason,
+        listener_sockets::InheritedSockets,
+    },
 };
 
 /// What the background is to look after.
@@ -167,12 +166,12 @@ impl BackgroundTasks {
             ..
         } = self;
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch::watch_path(
+        tasks.spawn(file_watch::watch_path(
             reloader.path().to_owned(),
             poll_interval,
             changed,
         ));
-        tasks.spawn(probing::run_active_checks(
+        tasks.spawn(health::active_checks::run_active_checks(
             state.clone(),
             generations.clone(),
         ));
@@ -191,13 +190,13 @@ impl BackgroundTasks {
             },
             generations,
         ));
-        tasks.spawn(upkeep::run_maintenance(state.clone()));
+        tasks.spawn(maintenance::run_maintenance(state.clone()));
         tasks.spawn(certificates::watch_certificates(
             state.clone(),
             poll_interval,
         ));
-        tasks.spawn(upkeep::watch_outliers(state.clone()));
-        tasks.spawn(protection::monitor_resources(state.clone(), cgroup));
+        tasks.spawn(maintenance::watch_outliers(state.clone()));
+        tasks.spawn(resource_monitor::monitor_resources(state.clone(), cgroup));
         tasks.spawn(recovery::run_recoveries(state.clone()));
         let (state, listeners) = (state.clone(), reloader.listeners().clone());
         tasks.spawn(async move {

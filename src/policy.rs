@@ -10,17 +10,15 @@ pub mod diff;
 pub mod document;
 pub mod endpoints;
 pub mod matching;
+mod schema_check;
 pub mod snapshot;
 pub mod source;
-mod structure;
 mod tree;
 pub mod units;
 
 use std::{collections::HashMap, path::Path};
 
-use diagnostic::Diagnostics;
-use snapshot::PolicySnapshot;
-use source::PolicySource;
+use crate::policy::{diagnostic::Diagnostics, snapshot::PolicySnapshot, source::PolicySource};
 
 /// A compiled set and what there is to say about it.
 #[derive(Debug)]

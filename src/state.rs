@@ -1,44 +1,31 @@
 //! Everything that outlives a request and survives a reload, and every lock.
 //!
-//! A request pins one [`live::Live`]: the compiled policies of the moment, joined with the state that belongs to them. State is
+//! A request pins one [`active_policy::Live`]: the compiled policies of the moment, joined with the state that belongs to them. State is
 //! kept by identity in [`registry::Registry`]: what kept its name keeps its history over any number of reloads. Locks are here
 //! only, each around one call of a pure machine and never over an `.await`.
 
-pub mod admission;
-pub mod backend;
-pub mod breaker;
-pub mod budget;
-pub mod capacity;
-pub mod command;
-pub mod departure;
-pub mod endpoint;
-pub mod hedge;
-pub mod lifecycle;
-pub mod limit;
-pub mod listening;
-pub mod live;
-pub mod outlier;
-pub mod protection;
-pub mod rate_limit;
+pub mod active_policy;
+pub mod instance;
+pub mod policies;
 pub mod registry;
-pub mod remote_limits;
-pub mod replicas;
-pub mod stale;
-pub mod store;
-pub mod tls;
-pub mod youth;
+pub mod topology;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-use self::{
-    capacity::LoadHistory, command::Command, departure::DrainState, lifecycle::Lifecycle,
-    live::ActivePolicy, registry::Registry, replicas::Replicas,
-};
 use crate::{
     policy::snapshot::{Discovery, EndpointSpec},
+    state::{
+        active_policy::ActivePolicy,
+        instance::{
+            capacity::LoadHistory, command::Command, drain::DrainState, lifecycle::Lifecycle,
+            protection::ProtectionState, replicas::Replicas,
+        },
+        registry::Registry,
+        topology::tls::TlsStore,
+    },
     telemetry::Telemetry,
 };
 
@@ -61,11 +48,11 @@ pub struct State {
     /// The secret under which the keys of rate limits are hashed.
     pub rate_limit_hasher: ahash::RandomState,
     /// How short of resources the instance is.
-    pub protection: protection::ProtectionState,
+    pub protection: ProtectionState,
     /// The one place that events are told to.
     pub telemetry: Arc<Telemetry>,
     /// What the certificate files held when they were last read well.
-    pub tls: tls::TlsStore,
+    pub tls: TlsStore,
     /// Where this instance is, if it was told.
     pub zone: Option<Arc<str>>,
     /// Wishes to the background tasks.
@@ -89,10 +76,10 @@ impl State {
             drain: DrainState::new(now),
             load_history: LoadHistory::default(),
             replicas: Replicas::default(),
-            protection: protection::ProtectionState::default(),
+            protection: ProtectionState::default(),
             rate_limit_hasher: ahash::RandomState::new(),
             telemetry,
-            tls: tls::TlsStore::default(),
+            tls: TlsStore::default(),
             zone,
             commands,
             registry: Mutex::new(Registry::default()),

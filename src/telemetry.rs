@@ -5,7 +5,7 @@
 //! through the access log, which never waits.
 
 pub mod access_log;
-pub mod decisions;
+pub mod decision_log;
 pub mod engine_metrics;
 pub mod event;
 pub mod log;
@@ -19,7 +19,9 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use self::{access_log::AccessLogWriter, decisions::DecisionLog, event::Event, metrics::Metrics};
+use crate::telemetry::{
+    access_log::AccessLogWriter, decision_log::DecisionLog, event::Event, metrics::Metrics,
+};
 
 /// Events that are remembered for the admin API.
 const MAX_RECENT_EVENTS: usize = 256;

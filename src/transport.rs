@@ -8,8 +8,8 @@
 //! - `certificate`: whose one is, and until when.
 //! - `paced`: the same stream for HTTP/2, whose writes wait for the socket.
 
+pub mod backpressured_stream;
 pub mod certificate;
-pub mod paced;
+pub mod queued_stream;
 pub mod socket;
 pub mod tls;
-pub mod wire;

@@ -11,11 +11,11 @@ use axum::{
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{AdminState, view};
 use crate::{
+    admin::{AdminState, view},
     clock,
     resilience::breaker::{Breaker, Transition},
-    state::command::Command,
+    state::instance::command::Command,
     telemetry::event::Event,
 };
 

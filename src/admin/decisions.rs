@@ -6,8 +6,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::AdminState;
-use crate::{clock::Rfc3339, telemetry::decisions::RequestDecisions};
+use crate::{admin::AdminState, clock::Rfc3339, telemetry::decision_log::RequestDecisions};
 
 /// Requests that are shown unless it is said how many.
 const DEFAULT_LIMIT: usize = 100;

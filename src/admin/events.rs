@@ -10,8 +10,7 @@ use futures_core::Stream;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::AdminState;
-use crate::{clock::Rfc3339, telemetry::EventRecord};
+use crate::{admin::AdminState, clock::Rfc3339, telemetry::EventRecord};
 
 /// First the events that are remembered, then each new one.
 pub(super) async fn stream_events(

@@ -9,15 +9,15 @@ use axum::{
 use serde_json::json;
 use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
-use super::{
-    AdminState,
-    api::{ClientAddress, audit, busy_response},
-    view,
-};
 use crate::{
+    admin::{
+        AdminState,
+        api::{ClientAddress, audit, busy_response},
+        view,
+    },
     clock,
     resilience::lifecycle::Stage,
-    state::{
+    state::instance::{
         capacity,
         command::{AfterDrain, AppProbeResponse, Command},
     },

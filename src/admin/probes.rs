@@ -6,8 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::AdminState;
-use crate::{clock, state::lifecycle::ReadinessCondition};
+use crate::{admin::AdminState, clock, state::instance::lifecycle::ReadinessCondition};
 
 /// Alive: the threads of the data plane turn. Nothing else, so that no dependency can get this process killed.
 pub(super) async fn livez(

@@ -14,7 +14,9 @@ use crate::{
         lifecycle::Stage,
         outlier::EjectionState,
     },
-    state::{State, backend::BackendState, breaker::BreakerState, capacity},
+    state::{
+        State, instance::capacity, policies::breaker::BreakerState, topology::backend::BackendState,
+    },
     telemetry::metrics::{
         breaker_state_name, health_name, name, protection_level_name, protection_signal_name,
     },
@@ -304,7 +306,7 @@ pub(super) fn capacity(present: &ObservedLoad, forecast: &CapacityForecast) -> C
 
 pub(super) fn routes(state: &State) -> Vec<RouteView> {
     let active_policy = state.active_policy.load();
-    let backends = |route: &crate::state::live::RouteState| {
+    let backends = |route: &crate::state::active_policy::RouteState| {
         let destinations = route.destinations.iter();
         destinations
             .map(|destination| RouteBackendView {
@@ -337,7 +339,7 @@ pub(super) fn routes(state: &State) -> Vec<RouteView> {
         .collect()
 }
 
-fn rate_limits(route: &crate::state::live::RouteState) -> Vec<RateLimitView> {
+fn rate_limits(route: &crate::state::active_policy::RouteState) -> Vec<RateLimitView> {
     let limits = route.rate_limits.iter();
     limits
         .map(|limit| {

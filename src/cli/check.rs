@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{CommandOutcome, print_error, print_line, read_environment};
-use crate::policy::{self, diagnostic::Diagnostics};
+use crate::{
+    cli::{CommandOutcome, print_error, print_line, read_environment},
+    policy::{self, diagnostic::Diagnostics},
+};
 
 /// What to look at, and how to tell.
 #[derive(Debug, Args)]

@@ -16,13 +16,21 @@ use std::{
 
 use clap::Args;
 
-use self::{
-    app::{DemoFault, FaultSwitch},
-    load::DemoLoad,
-    screen::Screen,
+use crate::{
+    app::App,
+    cli::{
+        CommandOutcome,
+        demo::{
+            app::{DemoFault, FaultSwitch},
+            load::DemoLoad,
+            screen::Screen,
+        },
+        print_error, read_environment, run,
+    },
+    clock,
+    settings::Settings,
+    telemetry::access_log::AccessLogWriter,
 };
-use super::{CommandOutcome, print_error, read_environment, run};
-use crate::{app::App, clock, settings::Settings, telemetry::access_log::AccessLogWriter};
 
 /// The policy that is used where there is no policy directory.
 const DEFAULT_POLICY: &str = include_str!("../../policies/default.yaml");

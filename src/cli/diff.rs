@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CommandOutcome, print_error, print_line, read_environment};
-use crate::policy::{self, diff};
+use crate::{
+    cli::{CommandOutcome, print_error, print_line, read_environment},
+    policy::{self, diff},
+};
 
 /// Two sets of policies.
 #[derive(Debug, Args)]

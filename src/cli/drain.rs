@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use clap::Args;
 use serde_json::Value;
 
-use super::{AdminOptions, CommandOutcome, print_error, print_line, remote};
+use crate::cli::{AdminOptions, CommandOutcome, admin_client, print_error, print_line};
 
 /// How often it is looked whether the app has ended: less often than the sidecar looks itself.
 const APP_CHECK_INTERVAL: Duration = Duration::from_millis(600);
@@ -49,7 +49,7 @@ impl DrainCommand {
         } else {
             "/api/v1/drain"
         };
-        let Some((status, body)) = remote::send_request(&self.admin, "POST", path) else {
+        let Some((status, body)) = admin_client::send_request(&self.admin, "POST", path) else {
             return CommandOutcome::Unavailable;
         };
         let response: Value = serde_json::from_str(&body).unwrap_or_default();
@@ -62,7 +62,7 @@ impl DrainCommand {
                 ));
                 return CommandOutcome::Negative;
             }
-            _ => return remote::report_refusal(status, &body),
+            _ => return admin_client::report_refusal(status, &body),
         }
         if self.no_wait {
             CommandOutcome::Success
@@ -75,12 +75,12 @@ impl DrainCommand {
     fn wait_until_drained(self) -> CommandOutcome {
         let admin = self.admin.clone();
         let waiting =
-            thread::spawn(move || remote::try_send_request(&admin, "GET", "/drained", None));
+            thread::spawn(move || admin_client::try_send_request(&admin, "GET", "/drained", None));
         for poll in 1_u32.. {
             if waiting.is_finished() {
                 break;
             }
-            if let Err(outcome) = remote::pause(remote::POLL_INTERVAL) {
+            if let Err(outcome) = admin_client::pause(admin_client::POLL_INTERVAL) {
                 return outcome;
             }
             if poll % POLLS_PER_PROGRESS_LINE == 0 {
@@ -114,11 +114,11 @@ impl DrainCommand {
     fn wait_until_app_ends(&self) -> CommandOutcome {
         let mut consecutive_failures = 0;
         loop {
-            match remote::try_send_request(
+            match admin_client::try_send_request(
                 &self.admin,
                 "GET",
                 "/app-health/connect",
-                Some(remote::RESPONSE_TIMEOUT),
+                Some(admin_client::RESPONSE_TIMEOUT),
             ) {
                 Ok((200, _)) => consecutive_failures = 0,
                 Ok((503, reason)) if reason.starts_with("the app does not answer") => {
@@ -135,18 +135,18 @@ impl DrainCommand {
                 print_line("the app has ended");
                 return CommandOutcome::Success;
             }
-            if let Err(outcome) = remote::pause(APP_CHECK_INTERVAL) {
+            if let Err(outcome) = admin_client::pause(APP_CHECK_INTERVAL) {
                 return outcome;
             }
         }
     }
 
     fn print_progress(&self) {
-        let status = remote::try_send_request(
+        let status = admin_client::try_send_request(
             &self.admin,
             "GET",
             "/api/v1/status",
-            Some(remote::RESPONSE_TIMEOUT),
+            Some(admin_client::RESPONSE_TIMEOUT),
         );
         let status: Value = status
             .ok()

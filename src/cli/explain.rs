@@ -4,14 +4,18 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::{AdminOptions, CommandOutcome, print_error, print_line, read_environment, remote};
-use crate::clock::Rfc3339;
-use crate::policy::{
-    self,
-    document::Direction,
-    matching::RouteMatchInput,
-    snapshot::{Discovery, FallbackAction, PolicySnapshot, PolicySpec, RouteActionSpec, RouteSpec},
-    units::PolicyDuration,
+use crate::{
+    cli::{AdminOptions, CommandOutcome, admin_client, print_error, print_line, read_environment},
+    clock::Rfc3339,
+    policy::{
+        self,
+        document::Direction,
+        matching::RouteMatchInput,
+        snapshot::{
+            Discovery, FallbackAction, PolicySnapshot, PolicySpec, RouteActionSpec, RouteSpec,
+        },
+        units::PolicyDuration,
+    },
 };
 
 /// A request, and the policies to look in.
@@ -47,7 +51,7 @@ pub(super) struct ExplainCommand {
 impl ExplainCommand {
     pub(super) fn run(self) -> CommandOutcome {
         if let Some(request) = &self.request {
-            return remote::explain_request(&self.admin, request);
+            return admin_client::explain_request(&self.admin, request);
         }
         let (method, url) = (
             self.method.unwrap_or_default(),

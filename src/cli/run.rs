@@ -4,11 +4,11 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{CommandOutcome, print_error, read_environment, remote::parse_duration};
 use crate::{
     app::{App, StartError},
+    cli::{CommandOutcome, admin_client::parse_duration, print_error, read_environment},
     settings::Settings,
-    state::lifecycle::ExitReason,
+    state::instance::lifecycle::ExitReason,
     telemetry::{
         access_log::AccessLogWriter,
         log::{self, ProcessLogFormat},

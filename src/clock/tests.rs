@@ -1,4 +1,4 @@
-use super::*;
+use crate::clock::*;
 
 #[test]
 fn times_are_written_as_rfc_3339() {

@@ -27,7 +27,7 @@ use crate::{
     policy::snapshot::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, PolicySnapshot, Protocol},
     state::{
         State,
-        tls::{TlsMaterial, TlsStore, TlsUpdate},
+        topology::tls::{TlsMaterial, TlsStore, TlsUpdate},
     },
     telemetry::event::Event,
     transport::certificate,

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::{
     policy::snapshot::BackendTlsSpec,
-    state::{State, endpoint::EndpointState},
+    state::{State, topology::endpoint::EndpointState},
     transport::{
+        queued_stream::{self, ConnectionHandle, QueuedStream},
         socket::Socket,
-        wire::{self, ConnectionHandle, QueuedStream},
     },
 };
 
@@ -25,7 +25,7 @@ pub(super) async fn connect(
         .await
         .map_err(|error| format!("connect: {error}"))?;
     let Some(spec) = tls else {
-        return Ok(wire::open(socket, None));
+        return Ok(queued_stream::open(socket, None));
     };
     let material = state
         .tls
@@ -40,7 +40,7 @@ pub(super) async fn connect(
         .map_err(|error| format!("tls: {error}"))?;
     let session = rustls::ClientConnection::new(Arc::new(config), name)
         .map_err(|error| format!("tls: {error}"))?;
-    let (connection, wire) = wire::open(socket, Some(session.into()));
+    let (connection, wire) = queued_stream::open(socket, Some(session.into()));
     let agreed = wire
         .handshake()
         .await

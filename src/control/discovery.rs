@@ -19,14 +19,14 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::watch;
 use crate::{
     clock,
+    control::file_watch,
     policy::{
         diff, endpoints,
         snapshot::{Discovery, DnsSpec, EndpointSpec},
     },
-    state::{State, lifecycle::condition},
+    state::{State, instance::lifecycle::condition},
     telemetry::event::Event,
 };
 
@@ -130,7 +130,7 @@ async fn watch_file(
 ) {
     let (changed, mut changes) = mpsc::channel(1);
     // Ends with the channel, which ends with this task.
-    tokio::spawn(watch::watch_path(
+    tokio::spawn(file_watch::watch_path(
         path.clone(),
         context.poll_interval,
         changed,

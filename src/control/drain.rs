@@ -7,9 +7,11 @@ use crate::{
     resilience::lifecycle::{DrainSequence, Stage},
     state::{
         State,
-        command::AfterDrain,
-        lifecycle::{ExitReason, condition},
-        listening::ListenerSet,
+        instance::{
+            command::AfterDrain,
+            lifecycle::{ExitReason, condition},
+            listener_sockets::ListenerSet,
+        },
     },
     telemetry::event::Event,
 };

@@ -44,8 +44,12 @@ use crate::{
     clock,
     state::{
         State,
-        lifecycle::{Lifecycle, condition},
-        listening::{AcceptScope, BoundSocket, InheritedShare, InheritedSockets, ListenerSet},
+        instance::{
+            lifecycle::{Lifecycle, condition},
+            listener_sockets::{
+                AcceptScope, BoundSocket, InheritedShare, InheritedSockets, ListenerSet,
+            },
+        },
     },
 };
 

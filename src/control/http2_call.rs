@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request};
 use tokio::task::JoinSet;
 
-use crate::transport::{paced::BackpressuredStream, wire::QueuedStream};
+use crate::transport::{backpressured_stream::BackpressuredStream, queued_stream::QueuedStream};
 
 /// An answer.
 #[derive(Debug)]

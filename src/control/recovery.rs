@@ -12,18 +12,18 @@ use std::{
 use bytes::Bytes;
 use serde_json::json;
 
-use super::http_call;
 use crate::{
     clock::{self, Rfc3339},
+    control::http1_call,
     policy::snapshot::{RecoveryAction, RecoverySpec},
     resilience::{
         Mode,
         breaker::StateKind,
         recovery::{RecoveryLadder, RecoveryStep},
     },
-    state::{State, breaker::BreakerState, live::ActivePolicy},
+    state::{State, active_policy::ActivePolicy, policies::breaker::BreakerState},
     telemetry::event::Event,
-    transport::{socket::Socket, wire},
+    transport::{queued_stream, socket::Socket},
 };
 
 /// How often triggers are looked at.
@@ -195,12 +195,12 @@ async fn call_webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result
         .ok_or_else(|| format!("{host} has no address"))?;
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let authority = url.authority().map_or(host, |authority| authority.as_str());
-    let head = http_call::build_request_head("POST", path, authority, &body)?;
+    let head = http1_call::build_request_head("POST", path, authority, &body)?;
     let call = async {
         let socket = Socket::connect(&address.into())
             .await
             .map_err(|error| format!("connect: {error}"))?;
-        http_call::send_request(wire::open(socket, None), head, body, 0).await
+        http1_call::send_request(queued_stream::open(socket, None), head, body, 0).await
     };
     match clock::timeout(Some(timeout), call)
         .await

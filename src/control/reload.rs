@@ -10,9 +10,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{certificates, gates};
 use crate::{
     clock,
+    control::{certificates, health::readiness_gates},
     policy::{
         self,
         diagnostic::Diagnostics,
@@ -20,7 +20,10 @@ use crate::{
         snapshot::{Discovery, PolicySnapshot},
         source::{PolicyFile, PolicySource},
     },
-    state::{State, command::ReloadReport, lifecycle::condition, listening::ListenerSet},
+    state::{
+        State,
+        instance::{command::ReloadReport, lifecycle::condition, listener_sockets::ListenerSet},
+    },
     telemetry::event::Event,
 };
 
@@ -260,7 +263,7 @@ impl Reloader {
                 telemetry,
             );
         }
-        gates::reconcile(&self.state);
+        readiness_gates::reconcile(&self.state);
         lifecycle.set_condition(
             condition::LISTENERS,
             true,

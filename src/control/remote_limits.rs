@@ -3,10 +3,10 @@
 //! It is made anew as long as the policies in force want it, and looked after each second. What is wrong with it is told once, as an event,
 //! and stands in the readiness report; requests never wait for any of this.
 
+#[cfg(feature = "rls")]
+mod rate_limit_service;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(feature = "rls")]
-mod service;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     resilience::{backoff::Backoff, breaker::StateKind},
     state::{
         State,
-        remote_limits::{RateLimitEngine, RemoteLimits},
+        policies::remote_limits::{RateLimitEngine, RemoteLimits},
     },
     telemetry::{engine_metrics::EngineOutcome, event::Event},
 };
@@ -212,7 +212,7 @@ enum EngineConnection {
     #[cfg(feature = "redis")]
     Redis(redis::RedisEngine),
     #[cfg(feature = "rls")]
-    Service(service::RateLimitServiceEngine),
+    Service(rate_limit_service::RateLimitServiceEngine),
 }
 
 impl EngineConnection {
@@ -221,9 +221,11 @@ impl EngineConnection {
             #[cfg(feature = "redis")]
             RemoteEngineSpec::Redis(spec) => redis::RedisEngine::open(spec).await.map(Self::Redis),
             #[cfg(feature = "rls")]
-            RemoteEngineSpec::Service(spec) => service::RateLimitServiceEngine::open(spec)
-                .await
-                .map(Self::Service),
+            RemoteEngineSpec::Service(spec) => {
+                rate_limit_service::RateLimitServiceEngine::open(spec)
+                    .await
+                    .map(Self::Service)
+            }
             // The compiler of policies refuses what this build does not know.
             #[cfg(not(all(feature = "redis", feature = "rls")))]
             _ => Err("this build does not know it".to_owned()),

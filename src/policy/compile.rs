@@ -20,13 +20,13 @@ mod tls;
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{
+use crate::policy::{
     LoadedPolicy,
     diagnostic::{Diagnostic, Diagnostics, Severity, SourceSpan, did_you_mean},
     document::{Document, Sections},
+    schema_check,
     snapshot::{PolicySnapshot, SectionOrigin},
     source::{PolicyFile, PolicySource},
-    structure,
     tree::{self, Node, NodePath, Position},
 };
 
@@ -395,7 +395,7 @@ fn read_documents<'a>(
         let before = diagnostics.len();
         for diagnostic in roots
             .iter()
-            .flat_map(|root| structure::check(root, &schema))
+            .flat_map(|root| schema_check::check(root, &schema))
         {
             diagnostics.push(Diagnostic {
                 hint: diagnostic.hint,

@@ -8,7 +8,7 @@ use std::{
     fmt::Debug,
 };
 
-use super::snapshot::{
+use crate::policy::snapshot::{
     BackendSpec, Discovery, EndpointAddress, EndpointSpec, GlobalRateLimitSpec, PolicySnapshot,
     PolicySpec, RouteActionSpec, RouteSpec,
 };

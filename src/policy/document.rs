@@ -29,50 +29,50 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use admission::AdmissionControlSection;
-pub use backend::{BackendEntry, BackendProtocol, Dns, DnsType, EndpointEntry, EndpointFields};
-pub use balancer::{
-    ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType,
-    SlowStart, ZoneAware, ZoneMode,
+pub use crate::policy::document::{
+    admission::AdmissionControlSection,
+    backend::{BackendEntry, BackendProtocol, Dns, DnsType, EndpointEntry, EndpointFields},
+    balancer::{
+        ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType,
+        SlowStart, ZoneAware, ZoneMode,
+    },
+    degradation::{AuxiliaryBackendRef, Fallback, FallbackResponse, FallbackTrigger, StaleIfError},
+    fault_injection::{FaultAbort, FaultDelay, FaultInjection},
+    global_rate_limit::{
+        GlobalRateLimit, GlobalRateLimitEngine, GlobalRateLimitEngineType, RateLimitService,
+        RedisSection, ReplicasSection,
+    },
+    health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection},
+    hedging::Hedging,
+    lifecycle::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
+    listener::{
+        ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol,
+        TrustedForwardedFor,
+    },
+    process::{
+        AccessLogFormat, AccessLogSection, RecoveryActionSection, RecoveryActionType,
+        RecoveryEntry, RecoveryRung, RecoveryTrigger, RecoveryTriggerType, TelemetrySection,
+        UndoCondition,
+    },
+    protection::{LoadShedding, ProtectionSection, ProtectionSignals, SignalLevels},
+    rate_limit::{
+        ClientSelector, GlobalRateLimitRules, HeaderSelector, IdentitySelector, LimitUnit,
+        LocalRateLimit, MethodSelector, PaceQueue, RateLimitCost, RateLimitHeaders, RateLimitRule,
+        RateLimitSection, RateLimitValue, RateWarmUpSection, RequestCost, RequestCostFrom,
+        ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
+    },
+    route::{
+        BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier, HttpHeader,
+        PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror,
+        RouteEntry, RouteMatch, UrlRewrite,
+    },
+    sections::{
+        AdaptiveAlgorithm, AdaptiveConcurrency, BreakerScope, CircuitBreaker, ConnectionLimits,
+        GrpcCode, ModeSetting, Retry, RetryBudgetSection, RetryConstraint, RetryRate, RetryTrigger,
+        Sections, Timeouts,
+    },
+    tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls},
 };
-pub use degradation::{
-    AuxiliaryBackendRef, Fallback, FallbackResponse, FallbackTrigger, StaleIfError,
-};
-pub use fault_injection::{FaultAbort, FaultDelay, FaultInjection};
-pub use global_rate_limit::{
-    GlobalRateLimit, GlobalRateLimitEngine, GlobalRateLimitEngineType, RateLimitService,
-    RedisSection, ReplicasSection,
-};
-pub use health::{
-    ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection,
-};
-pub use hedging::Hedging;
-pub use lifecycle::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup};
-pub use listener::{
-    ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol, TrustedForwardedFor,
-};
-pub use process::{
-    AccessLogFormat, AccessLogSection, RecoveryActionSection, RecoveryActionType, RecoveryEntry,
-    RecoveryRung, RecoveryTrigger, RecoveryTriggerType, TelemetrySection, UndoCondition,
-};
-pub use protection::{LoadShedding, ProtectionSection, ProtectionSignals, SignalLevels};
-pub use rate_limit::{
-    ClientSelector, GlobalRateLimitRules, HeaderSelector, IdentitySelector, LimitUnit,
-    LocalRateLimit, MethodSelector, PaceQueue, RateLimitCost, RateLimitHeaders, RateLimitRule,
-    RateLimitSection, RateLimitValue, RateWarmUpSection, RequestCost, RequestCostFrom,
-    ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
-};
-pub use route::{
-    BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier, HttpHeader,
-    PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror, RouteEntry,
-    RouteMatch, UrlRewrite,
-};
-pub use sections::{
-    AdaptiveAlgorithm, AdaptiveConcurrency, BreakerScope, CircuitBreaker, ConnectionLimits,
-    GrpcCode, ModeSetting, Retry, RetryBudgetSection, RetryConstraint, RetryRate, RetryTrigger,
-    Sections, Timeouts,
-};
-pub use tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls};
 
 /// One document of a policy directory. Names are global over all documents.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -9,11 +9,11 @@ use std::{collections::HashSet, fs, num::NonZeroU32, path::Path, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{
+use crate::policy::{
     diagnostic::{Diagnostic, Diagnostics, SourceSpan},
     document::{EndpointEntry, EndpointFields},
+    schema_check,
     snapshot::EndpointSpec,
-    structure,
     tree::{self, Node, NodeKind, Position},
 };
 
@@ -99,7 +99,7 @@ pub fn parse(name: &Arc<str>, text: &str) -> Result<Vec<EndpointSpec>, Diagnosti
     } else {
         schemars::schema_for!(Vec<EndpointEntry>)
     };
-    let mut diagnostics: Vec<Diagnostic> = structure::check(root, &schema.to_value())
+    let mut diagnostics: Vec<Diagnostic> = schema_check::check(root, &schema.to_value())
         .into_iter()
         .map(|violation| fault(violation.position, violation.message, violation.hint))
         .collect();

@@ -13,34 +13,36 @@ mod tls;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{
-    document::{BreakerScope, Direction},
-    units::StatusSet,
-};
-use crate::resilience::{
-    Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig,
-    concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
-    retry_budget::RetryBudgetConfig,
+use crate::{
+    policy::{
+        document::{BreakerScope, Direction},
+        units::StatusSet,
+    },
+    resilience::{
+        Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig,
+        concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
+        retry_budget::RetryBudgetConfig,
+    },
 };
 
-pub use self::backend::{
-    ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec, HashKey,
-    InvalidEndpointAddress, LoadBalancerSpec, OutlierDetectionSpec, ProbeSpec,
+use crate::policy::matching::RouteRule;
+pub use crate::policy::snapshot::{
+    backend::{
+        ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec, HashKey,
+        InvalidEndpointAddress, LoadBalancerSpec, OutlierDetectionSpec, ProbeSpec,
+    },
+    degradation::{
+        FallbackAction, FallbackSpec, FaultAbortStatus, FaultInjectionSpec, HedgingSpec,
+        MirrorSpec, StaleIfErrorSpec,
+    },
+    global_rate_limit::{
+        GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec, RemoteEngineSpec,
+    },
+    lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
+    protection::ProtectionSpec,
+    rate_limit::{QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec},
+    tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
 };
-pub use self::degradation::{
-    FallbackAction, FallbackSpec, FaultAbortStatus, FaultInjectionSpec, HedgingSpec, MirrorSpec,
-    StaleIfErrorSpec,
-};
-pub use self::global_rate_limit::{
-    GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec, RemoteEngineSpec,
-};
-pub use self::lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec};
-pub use self::protection::ProtectionSpec;
-pub use self::rate_limit::{
-    QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec,
-};
-pub use self::tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation};
-use super::matching::RouteRule;
 
 /// A compiled set of policies.
 #[derive(Debug, Clone)]

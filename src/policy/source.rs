@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use super::diagnostic::{Diagnostic, Diagnostics, SourceSpan};
+use crate::policy::diagnostic::{Diagnostic, Diagnostics, SourceSpan};
 
 /// How often a directory that keeps changing is read again.
 const MAX_READ_ATTEMPTS: u32 = 10;

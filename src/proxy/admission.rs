@@ -5,24 +5,26 @@
 
 use std::{future::Future, sync::Arc, time::Instant};
 
-use super::{
-    attempt::fatal_rejection,
-    client::Client,
-    rejection::{DEFAULT_RETRY_AFTER, Rejection},
-    serve::RequestContext,
-    signs,
-};
 use crate::{
     clock,
     policy::{
         document::Direction,
         snapshot::{ActiveCheckSpec, ProtectionSpec},
     },
+    proxy::{
+        attempt::fatal_rejection,
+        client::Client,
+        rejection::{DEFAULT_RETRY_AFTER, Rejection},
+        serve::RequestContext,
+        signs,
+    },
     resilience::{Mode, shed::PriorityClass},
     state::{
-        admission::AdmissionDecision,
-        limit::{AcquireOutcome, ConcurrencyPermit},
-        live::RouteState,
+        active_policy::RouteState,
+        policies::{
+            admission_control::AdmissionDecision,
+            concurrency_limit::{AcquireOutcome, ConcurrencyPermit},
+        },
     },
     telemetry::{metrics::protection_signal_name, reason::Reason},
 };

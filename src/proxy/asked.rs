@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use http::{HeaderName, Method};
 use pingora::http::RequestHeader;
 
-use super::{client::ClientIdentity, headers, source};
+use crate::proxy::{client::ClientIdentity, headers, source};
 
 /// Says that repeating a request is harmless, because the app can tell that it has seen it (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

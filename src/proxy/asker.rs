@@ -6,13 +6,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use pingora::http::RequestHeader;
 
-use super::{
-    asked::RequestView,
-    client::{Client, ClientIdentity, DownstreamEvent, DownstreamInterest},
-    rejection::Rejection,
-    request_body::RequestBody,
+use crate::{
+    policy::snapshot::ListenerSpec,
+    proxy::{
+        asked::RequestView,
+        client::{Client, ClientIdentity, DownstreamEvent, DownstreamInterest},
+        rejection::Rejection,
+        request_body::RequestBody,
+    },
+    telemetry::reason::Reason,
 };
-use crate::{policy::snapshot::ListenerSpec, telemetry::reason::Reason};
 
 /// Who an attempt is made for.
 pub(super) enum RequestSource<'a> {

@@ -7,22 +7,22 @@ use bytes::Bytes;
 use http::HeaderMap;
 use pingora::http::ResponseHeader;
 
-use super::{
-    asker::RequestSource,
-    attempt::{AttemptError, fatal_rejection},
-    classify::TransportError,
-    client::{Client, DownstreamEvent, DownstreamInterest},
-    deadline::Deadline,
-    headers,
-    http2::client::StreamError,
-    peer::{self, ConnectError, ConnectionRequirements},
-    rejection::Rejection,
-    serve::RequestContext,
-    upstream::{Upstream, UpstreamEvent, UpstreamInterest},
-};
 use crate::{
     clock,
-    state::endpoint::{ConnectionLimitReached, EndpointState},
+    proxy::{
+        asker::RequestSource,
+        attempt::{AttemptError, fatal_rejection},
+        classify::TransportError,
+        client::{Client, DownstreamEvent, DownstreamInterest},
+        deadline::Deadline,
+        headers,
+        http2::client::StreamError,
+        peer::{self, ConnectError, ConnectionRequirements},
+        rejection::Rejection,
+        serve::RequestContext,
+        upstream::{Upstream, UpstreamEvent, UpstreamInterest},
+    },
+    state::topology::endpoint::{ConnectionLimitReached, EndpointState},
     telemetry::reason::Reason,
 };
 

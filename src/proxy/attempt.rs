@@ -10,37 +10,39 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{
-    asked::RequestView,
-    asker::RequestSource,
-    asking,
-    classify::{self, AttemptVerdict, TransportError},
-    client::Client,
-    deadline::Deadline,
-    grpc, hedging,
-    parting::StreamShutdown,
-    picking::{self, SelectedEndpoint},
-    record::RequestRecord,
-    rejection::{DEFAULT_RETRY_AFTER, Rejection},
-    repicking,
-    request_body::RequestBody,
-    retrying::{self, AttemptHistory},
-    serve::RequestContext,
-    settlement::{self, AttemptReporter},
-    signs,
-    stale::ResponseCapture,
-    upstream::Upstream,
-};
 use crate::{
     clock,
-    state::{
-        breaker::BreakerGuard,
-        budget::RetryGuard,
-        endpoint::{EndpointGuard, EndpointState},
-        limit::ConcurrencyPermit,
-        outlier::AttemptObservation,
+    proxy::{
+        asked::RequestView,
+        asker::RequestSource,
+        asking,
+        classify::{self, AttemptVerdict, TransportError},
+        client::Client,
+        deadline::Deadline,
+        grpc, hedging,
+        parting::StreamShutdown,
+        picking::{self, SelectedEndpoint},
+        record::RequestRecord,
+        rejection::{DEFAULT_RETRY_AFTER, Rejection},
+        repicking,
+        request_body::RequestBody,
+        retrying::{self, AttemptHistory},
+        serve::RequestContext,
+        settlement::{self, AttemptReporter},
+        signs,
+        stale::ResponseCapture,
+        upstream::Upstream,
     },
-    telemetry::{decisions::Decision, reason::Reason},
+    state::{
+        policies::{
+            breaker::BreakerGuard, concurrency_limit::ConcurrencyPermit, retry_budget::RetryGuard,
+        },
+        topology::{
+            endpoint::{EndpointGuard, EndpointState},
+            outlier::AttemptObservation,
+        },
+    },
+    telemetry::{decision_log::Decision, reason::Reason},
 };
 
 /// The head of an answer has come.

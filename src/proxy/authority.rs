@@ -5,8 +5,10 @@
 
 use http::header;
 
-use super::{client::Client, rejection::Rejection};
-use crate::telemetry::reason::Reason;
+use crate::{
+    proxy::{client::Client, rejection::Rejection},
+    telemetry::reason::Reason,
+};
 
 /// Whom a request is for, and what it asks.
 #[derive(Clone)]

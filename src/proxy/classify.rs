@@ -8,7 +8,7 @@ use pingora::http::ResponseHeader;
 use crate::{
     policy::snapshot::PolicySpec,
     resilience::{breaker::CallOutcome, outlier::EndpointResult, retry::FailureKind},
-    state::limit::LimitSampler,
+    state::policies::concurrency_limit::LimitSampler,
     telemetry::{metrics::AttemptOutcome, reason::Reason},
 };
 

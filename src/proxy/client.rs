@@ -10,9 +10,11 @@ use pingora::{
     protocols::http::ServerSession,
 };
 
-use super::{asked::RequestView, http2};
 use crate::{
-    policy::snapshot::ListenerSpec, telemetry::reason::Reason, transport::wire::ConnectionHandle,
+    policy::snapshot::ListenerSpec,
+    proxy::{asked::RequestView, http2},
+    telemetry::reason::Reason,
+    transport::queued_stream::ConnectionHandle,
 };
 
 /// A client with one request.

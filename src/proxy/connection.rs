@@ -13,21 +13,21 @@ use tokio::{
     sync::watch,
 };
 
-use super::{
-    client::ClientIdentity,
-    http1, http2,
-    listener::{ConnectionPermit, ListenerState},
-    worker::Worker,
-};
 use crate::{
     clock,
     policy::snapshot::{ListenerSpec, Protocol},
+    proxy::{
+        client::ClientIdentity,
+        http1, http2,
+        listener::{ConnectionPermit, ListenerState},
+        worker::Worker,
+    },
     telemetry::metrics::name,
     transport::{
+        backpressured_stream::BackpressuredStream,
         certificate,
-        paced::BackpressuredStream,
+        queued_stream::{self, ConnectionHandle, HandshakeOutcome, QueuedStream},
         socket::Socket,
-        wire::{self, ConnectionHandle, HandshakeOutcome, QueuedStream},
     },
 };
 
@@ -88,7 +88,7 @@ async fn accept_tls(
     worker: &Worker,
 ) -> Option<(QueuedStream, Arc<ConnectionHandle>, HandshakeOutcome)> {
     let Some(tls) = &spec.tls else {
-        let (connection, handle) = wire::open(Socket::Tcp(tcp), None);
+        let (connection, handle) = queued_stream::open(Socket::Tcp(tcp), None);
         return Some((connection, handle, HandshakeOutcome::default()));
     };
     let record_tls_failure = |why: &dyn std::fmt::Display| {
@@ -110,7 +110,7 @@ async fn accept_tls(
     let session = rustls::ServerConnection::new(material.config)
         .map_err(|error| record_tls_failure(&error))
         .ok()?;
-    let (connection, handle) = wire::open(Socket::Tcp(tcp), Some(session.into()));
+    let (connection, handle) = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
     let handshake = clock::timeout(Some(spec.limits.header_timeout), handle.handshake());
     match handshake.await {
         Ok(Ok(handshake_outcome)) => Some((connection, handle, handshake_outcome)),

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
+use crate::proxy::{
     asked::RequestView,
     headers::{DEADLINE, GRPC_TIMEOUT},
 };

@@ -3,18 +3,6 @@
 //!
 //! Another backend is asked only if the request has not run, or may run twice: a fallback is no leave to pay twice.
 
-use super::{
-    admission,
-    attempt::{self, UpstreamResponse},
-    client::Client,
-    grpc, headers, notes,
-    record::RequestRecord,
-    rejection::{Rejection, ResponseOverride},
-    request_body::RequestBody,
-    retrying,
-    serve::{RequestContext, RequestPermits},
-    stale,
-};
 use crate::{
     clock,
     policy::{
@@ -22,8 +10,20 @@ use crate::{
         snapshot::{FallbackAction, FallbackSpec, FaultAbortStatus, PolicySpec},
         units::StatusSet,
     },
+    proxy::{
+        admission,
+        attempt::{self, UpstreamResponse},
+        client::Client,
+        grpc, headers, notes,
+        record::RequestRecord,
+        rejection::{Rejection, ResponseOverride},
+        request_body::RequestBody,
+        retrying,
+        serve::{RequestContext, RequestPermits},
+        stale,
+    },
     resilience::Mode,
-    telemetry::{decisions::Decision, metrics::DegradationOutcome, reason::Reason},
+    telemetry::{decision_log::Decision, metrics::DegradationOutcome, reason::Reason},
 };
 
 /// How a request has failed.

@@ -4,17 +4,20 @@
 //! is queued for it, the client sends, the backend sends. A side is read only when the other side's queue is empty, so that
 //! no more than one piece is ever held in either direction, and no side can block the other.
 
-use super::{
-    asking,
-    attempt::UpstreamResponse,
-    client::{Client, DownstreamEvent, DownstreamInterest},
-    parting,
-    relay::{idle_deadline, timeout_reason},
-    request_body::RequestBody,
-    serve::RequestContext,
-    upstream::{UpstreamEvent, UpstreamInterest},
+use crate::{
+    clock,
+    proxy::{
+        asking,
+        attempt::UpstreamResponse,
+        client::{Client, DownstreamEvent, DownstreamInterest},
+        parting,
+        relay::{idle_deadline, timeout_reason},
+        request_body::RequestBody,
+        serve::RequestContext,
+        upstream::{UpstreamEvent, UpstreamInterest},
+    },
+    telemetry::reason::Reason,
 };
-use crate::{clock, telemetry::reason::Reason};
 
 enum DuplexEvent {
     Client(DownstreamEvent),

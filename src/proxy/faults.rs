@@ -2,17 +2,17 @@
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{
-    admission,
-    client::Client,
-    rejection::{Rejection, ResponseOverride},
-    serve::RequestContext,
-};
 use crate::{
     clock,
     policy::snapshot::FaultInjectionSpec,
+    proxy::{
+        admission,
+        client::Client,
+        rejection::{Rejection, ResponseOverride},
+        serve::RequestContext,
+    },
     resilience::Mode,
-    telemetry::{decisions::Decision, reason::Reason},
+    telemetry::{decision_log::Decision, reason::Reason},
 };
 
 /// Does to a request what the policy says. The place among those under a fault is held until the request ends.

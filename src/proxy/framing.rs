@@ -6,11 +6,13 @@
 
 use http::{Method, Version, header};
 
-use super::{
-    client::{Client, DownstreamStream},
-    rejection::Rejection,
+use crate::{
+    proxy::{
+        client::{Client, DownstreamStream},
+        rejection::Rejection,
+    },
+    telemetry::reason::Reason,
 };
-use crate::telemetry::reason::Reason;
 
 /// Checks the head of a request.
 pub(super) fn check(client: &Client) -> Result<(), Rejection> {

@@ -11,20 +11,20 @@ use std::{
 
 use ring::digest::{Context, SHA256};
 
-use super::{
-    client::Client,
-    rate_limits::{self, RateLimitOutcome},
-    rejection::{DEFAULT_RETRY_AFTER, Rejection},
-    serve::RequestContext,
-};
 use crate::{
     clock,
     policy::units::PolicyDuration,
+    proxy::{
+        client::Client,
+        rate_limits::{self, RateLimitOutcome},
+        rejection::{DEFAULT_RETRY_AFTER, Rejection},
+        serve::RequestContext,
+    },
     resilience::{
         Mode,
         breaker::{CallOutcome, Speed},
     },
-    state::{
+    state::policies::{
         breaker::BreakerDecision,
         remote_limits::{BucketRequest, BucketResults, EngineFault, RemoteLimits},
     },

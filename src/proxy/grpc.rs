@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::classify::AttemptVerdict;
 use crate::{
+    proxy::classify::AttemptVerdict,
     resilience::{breaker::CallOutcome, outlier::EndpointResult},
     telemetry::metrics::AttemptOutcome,
 };

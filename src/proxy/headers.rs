@@ -14,23 +14,23 @@ use http::{
 };
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use super::{
-    asked::RequestView,
-    authority::RequestTarget,
-    client::Client,
-    deadline::{TimeLeft, format_grpc_timeout},
-    rate_limits::{self, RateLimitOutcome},
-    rejection::PSEUDONYM,
-    serve::RequestContext,
-    signs,
-    source::FORWARDED_FOR,
-};
 use crate::{
     policy::{
         document::Direction,
         snapshot::{HeaderModifierSpec, LoadBalancerSpec},
     },
-    state::endpoint::EndpointState,
+    proxy::{
+        asked::RequestView,
+        authority::RequestTarget,
+        client::Client,
+        deadline::{TimeLeft, format_grpc_timeout},
+        rate_limits::{self, RateLimitOutcome},
+        rejection::PSEUDONYM,
+        serve::RequestContext,
+        signs,
+        source::FORWARDED_FOR,
+    },
+    state::topology::endpoint::EndpointState,
 };
 
 /// Fields about one connection, besides `transfer-encoding`, and about one hop.

@@ -11,28 +11,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    asker::{BufferedRequest, RequestSource},
-    attempt::{
-        Attempt, AttemptError, UpstreamResponse, connection_limit_rejection, fatal_rejection,
-        transport_rejection,
-    },
-    client::Client,
-    deadline::Deadline,
-    headers,
-    record::RequestRecord,
-    rejection::Rejection,
-    repicking,
-    request_body::RequestBody,
-    retrying::AttemptHistory,
-    serve::RequestContext,
-};
 use crate::{
     clock,
     policy::snapshot::HedgingSpec,
+    proxy::{
+        asker::{BufferedRequest, RequestSource},
+        attempt::{
+            Attempt, AttemptError, UpstreamResponse, connection_limit_rejection, fatal_rejection,
+            transport_rejection,
+        },
+        client::Client,
+        deadline::Deadline,
+        headers,
+        record::RequestRecord,
+        rejection::Rejection,
+        repicking,
+        request_body::RequestBody,
+        retrying::AttemptHistory,
+        serve::RequestContext,
+    },
     resilience::Mode,
-    state::{budget::RetryGuard, endpoint::EndpointState, hedge::HedgeState},
-    telemetry::{decisions::Decision, metrics::HedgeOutcome},
+    state::{
+        policies::{hedge::HedgeState, retry_budget::RetryGuard},
+        topology::endpoint::EndpointState,
+    },
+    telemetry::{decision_log::Decision, metrics::HedgeOutcome},
 };
 
 /// A request that is hedged.

@@ -6,18 +6,18 @@ use bytes::BytesMut;
 use pingora::protocols::{Stream, http::ServerSession};
 use tokio::sync::watch;
 
-use super::{
-    client::{Client, ClientIdentity, DownstreamHttp1, DownstreamStream},
-    listener::{ConnectionPermit, ListenerContext, ListenerState},
-    rejection::{self, Rejection},
-    serve::{self, ConnectionDisposition},
-    signs::LifecycleHeaders,
-    worker::Worker,
-};
 use crate::{
     clock,
+    proxy::{
+        client::{Client, ClientIdentity, DownstreamHttp1, DownstreamStream},
+        listener::{ConnectionPermit, ListenerContext, ListenerState},
+        rejection::{self, Rejection},
+        serve::{self, ConnectionDisposition},
+        signs::LifecycleHeaders,
+        worker::Worker,
+    },
     telemetry::reason::Reason,
-    transport::wire::{ConnectionHandle, QueuedStream},
+    transport::queued_stream::{ConnectionHandle, QueuedStream},
 };
 
 /// What is read and thrown away of a request that was answered before its end, so that the client gets to read the answer: so

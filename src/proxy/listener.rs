@@ -13,14 +13,14 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{net::TcpStream, sync::watch};
 
-use super::{
-    connection,
-    worker::{Worker, WorkerHandle},
-};
 use crate::{
     clock,
     policy::{document::Direction, snapshot::ListenerSpec},
-    state::{State, listening::AcceptScope},
+    proxy::{
+        connection,
+        worker::{Worker, WorkerHandle},
+    },
+    state::{State, instance::listener_sockets::AcceptScope},
     telemetry::metrics::name,
 };
 

@@ -10,18 +10,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{
-    listener::{ActiveListener, BoundListener, ListenerState},
-    worker::WorkerHandle,
-};
 use crate::{
     policy::{
         document::Direction,
         snapshot::{ListenerSpec, PolicySnapshot},
     },
+    proxy::{
+        listener::{ActiveListener, BoundListener, ListenerState},
+        worker::WorkerHandle,
+    },
     state::{
         State,
-        listening::{BindError, BoundSocket, InheritedShare, InheritedSockets, ListenerSet},
+        instance::listener_sockets::{
+            BindError, BoundSocket, InheritedShare, InheritedSockets, ListenerSet,
+        },
     },
     telemetry::event::Event,
 };

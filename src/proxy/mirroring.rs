@@ -7,25 +7,27 @@ use std::{
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{
-    asker::{BufferedRequest, RequestSource},
-    attempt::Attempt,
-    client::Client,
-    deadline::Deadline,
-    headers,
-    notes::DecisionTrace,
-    record::RequestRecord,
-    request_body::RequestBody,
-    retrying::{self, AttemptHistory},
-    serve::RequestContext,
-};
 use crate::{
     clock,
+    proxy::{
+        asker::{BufferedRequest, RequestSource},
+        attempt::Attempt,
+        client::Client,
+        deadline::Deadline,
+        headers,
+        notes::DecisionTrace,
+        record::RequestRecord,
+        request_body::RequestBody,
+        retrying::{self, AttemptHistory},
+        serve::RequestContext,
+    },
     resilience::shed::PriorityClass,
     state::{
-        admission::AdmissionDecision,
-        limit::{AcquireOutcome, ConcurrencyPermit},
-        live::{DestinationState, MirrorState},
+        active_policy::{DestinationState, MirrorState},
+        policies::{
+            admission_control::AdmissionDecision,
+            concurrency_limit::{AcquireOutcome, ConcurrencyPermit},
+        },
     },
     telemetry::metrics::MirrorOutcome,
 };

@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{rejection::Rejection, serve::RequestContext};
 use crate::{
     clock,
     policy::units::PolicyDuration,
+    proxy::{rejection::Rejection, serve::RequestContext},
     telemetry::{
-        decisions::{Decision, MAX_DECISIONS},
+        decision_log::{Decision, MAX_DECISIONS},
         metrics::{breaker_state_name, protection_level_name, protection_signal_name},
         reason::Reason,
     },

@@ -11,8 +11,12 @@ use http::header;
 use pingora::http::ResponseHeader;
 use tokio::sync::watch;
 
-use super::{boundary::MessageFraming, client::Client, serve::RequestContext};
-use crate::{clock, policy::document::Direction, resilience::lifecycle::Stage};
+use crate::{
+    clock,
+    policy::document::Direction,
+    proxy::{boundary::MessageFraming, client::Client, serve::RequestContext},
+    resilience::lifecycle::Stage,
+};
 
 /// After its first message, a call of gRPC that is silent for so long is a stream.
 const STREAMING_CALL_SILENCE: Duration = Duration::from_secs(1);

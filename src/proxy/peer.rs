@@ -2,21 +2,21 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{
-    http2::client::Http2Connection, pool::PooledConnection, upstream::Upstream, worker::Worker,
-};
 use crate::{
     clock,
     policy::snapshot::BackendTlsSpec,
-    state::{
+    proxy::{
+        http2::client::Http2Connection, pool::PooledConnection, upstream::Upstream, worker::Worker,
+    },
+    state::topology::{
         endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
         tls::TlsMaterial,
     },
     telemetry::metrics::name,
     transport::{
-        paced::BackpressuredStream,
+        backpressured_stream::BackpressuredStream,
+        queued_stream::{self, QueuedStream},
         socket::Socket,
-        wire::{self, QueuedStream},
     },
 };
 
@@ -170,7 +170,7 @@ async fn open_connection(
     endpoint: &EndpointState,
     requirements: &ConnectionRequirements<'_>,
     material: Option<(&BackendTlsSpec, TlsMaterial<rustls::ClientConfig>)>,
-) -> Result<(QueuedStream, Arc<wire::ConnectionHandle>), ConnectError> {
+) -> Result<(QueuedStream, Arc<queued_stream::ConnectionHandle>), ConnectError> {
     let socket =
         match clock::timeout_at(requirements.deadline, Socket::connect(&endpoint.address)).await {
             Ok(Ok(socket)) => socket,
@@ -181,7 +181,7 @@ async fn open_connection(
             Err(clock::Elapsed) => return Err(ConnectError::TimedOut),
         };
     let Some((spec, material)) = material else {
-        return Ok(wire::open(socket, None));
+        return Ok(queued_stream::open(socket, None));
     };
     let record_tls_failure = |why: &dyn std::fmt::Display| {
         tracing::debug!("no TLS with {}: {why}", endpoint.label);
@@ -203,7 +203,7 @@ async fn open_connection(
         .map_err(|error: rustls::pki_types::InvalidDnsNameError| record_tls_failure(&error))?;
     let session = rustls::ClientConnection::new(material.config, server_name)
         .map_err(|error| record_tls_failure(&error))?;
-    let (connection, handle) = wire::open(socket, Some(session.into()));
+    let (connection, handle) = queued_stream::open(socket, Some(session.into()));
     match clock::timeout_at(requirements.deadline, handle.handshake()).await {
         Ok(Ok(handshake_outcome))
             if requirements.is_http2

@@ -4,19 +4,18 @@ use std::time::Instant;
 
 use http::header;
 
-use super::{
-    asked::RequestView,
-    rejection::{DEFAULT_RETRY_AFTER, Rejection},
-    retrying::AttemptHistory,
-    serve::RequestContext,
-};
 use crate::{
     policy::snapshot::{HashKey, LoadBalancerSpec},
-    resilience::balance::ring,
+    proxy::{
+        asked::RequestView,
+        rejection::{DEFAULT_RETRY_AFTER, Rejection},
+        retrying::AttemptHistory,
+        serve::RequestContext,
+    },
+    resilience::balance::hash_ring,
     state::{
-        backend::SelectionRequest,
-        breaker::{BreakerDecision, BreakerGuard},
-        outlier::AttemptObservation,
+        policies::breaker::{BreakerDecision, BreakerGuard},
+        topology::{backend::SelectionRequest, outlier::AttemptObservation},
     },
     telemetry::reason::Reason,
 };
@@ -144,13 +143,15 @@ fn consistent_hash_key(context: &RequestContext<'_>, request: &RequestView<'_>) 
     match key {
         HashKey::Header(name) => headers
             .get(name)
-            .map(|value| ring::hash_key(value.as_bytes())),
+            .map(|value| hash_ring::hash_key(value.as_bytes())),
         HashKey::Cookie(name) => headers
             .get_all(header::COOKIE)
             .iter()
             .find_map(|cookies| cookie_value(cookies.as_bytes(), name.as_bytes()))
-            .map(ring::hash_key),
-        HashKey::ClientIp => Some(ring::hash_key(request.client_ip().to_string().as_bytes())),
+            .map(hash_ring::hash_key),
+        HashKey::ClientIp => Some(hash_ring::hash_key(
+            request.client_ip().to_string().as_bytes(),
+        )),
     }
 }
 

@@ -14,10 +14,10 @@ use std::{
 use pingora::protocols::Stream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::http2::client::{ClientStream, Http2Connection};
 use crate::{
-    state::endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
-    transport::wire::ConnectionHandle,
+    proxy::http2::client::{ClientStream, Http2Connection},
+    state::topology::endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
+    transport::queued_stream::ConnectionHandle,
 };
 
 /// Idle connections per endpoint and worker; more are closed.

@@ -10,23 +10,23 @@ use std::{
 use ahash::RandomState;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{
-    admission,
-    client::Client,
-    global_limits,
-    rejection::{Rejection, round_up_to_seconds},
-    serve::RequestContext,
-};
 use crate::{
     clock,
     policy::{
         document::RateLimitHeaders,
         snapshot::{RateLimitRuleSpec, SelectorSpec},
     },
+    proxy::{
+        admission,
+        client::Client,
+        global_limits,
+        rejection::{Rejection, round_up_to_seconds},
+        serve::RequestContext,
+    },
     resilience::Mode,
     state::{
-        live::RouteState,
-        rate_limit::{RateLimitGrant, RateLimited},
+        active_policy::RouteState,
+        policies::rate_limit::{RateLimitGrant, RateLimited},
     },
     telemetry::reason::Reason,
 };

@@ -5,17 +5,18 @@ use std::{sync::Arc, time::Instant};
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 
-use super::{
-    client::Client, notes::DecisionTrace, rate_limits::RateLimitOutcome, rejection, worker::Worker,
-};
 use crate::{
     clock::{self, Rfc3339},
     policy::units::StatusSet,
-    state::{
-        endpoint::EndpointState,
-        live::{ActivePolicy, DestinationState, RouteState},
+    proxy::{
+        client::Client, notes::DecisionTrace, rate_limits::RateLimitOutcome, rejection,
+        worker::Worker,
     },
-    telemetry::{access_log::AccessLogEntry, decisions::RequestDecisions, reason::Reason},
+    state::{
+        active_policy::{ActivePolicy, DestinationState, RouteState},
+        topology::endpoint::EndpointState,
+    },
+    telemetry::{access_log::AccessLogEntry, decision_log::RequestDecisions, reason::Reason},
 };
 
 /// What is known of a request as it goes on, for its record.

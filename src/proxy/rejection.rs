@@ -9,14 +9,17 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
 
-use super::{
-    client::Client,
-    grpc,
-    rate_limits::{self, RateLimitOutcome},
-    signs::LifecycleHeaders,
-};
 use crate::{
-    clock, policy::snapshot::FaultAbortStatus, state::live::RouteState, telemetry::reason::Reason,
+    clock,
+    policy::snapshot::FaultAbortStatus,
+    proxy::{
+        client::Client,
+        grpc,
+        rate_limits::{self, RateLimitOutcome},
+        signs::LifecycleHeaders,
+    },
+    state::active_policy::RouteState,
+    telemetry::reason::Reason,
 };
 
 /// The name of this proxy in `proxy-status` and `via`.

@@ -15,21 +15,21 @@ use bytes::Bytes;
 use http::header;
 use pingora::http::ResponseHeader;
 
-use super::{
-    attempt::{UpstreamResponse, fatal_rejection},
-    client::{Client, DownstreamStream},
-    duplex, grpc, headers,
-    parting::{self, StreamShutdown},
-    rate_limits,
-    record::RequestRecord,
-    rejection::{self, Rejection},
-    request_body::RequestBody,
-    serve::{ConnectionDisposition, RequestContext},
-    settlement::transport_failure_verdict,
-    stale,
-};
 use crate::{
     clock,
+    proxy::{
+        attempt::{UpstreamResponse, fatal_rejection},
+        client::{Client, DownstreamStream},
+        duplex, grpc, headers,
+        parting::{self, StreamShutdown},
+        rate_limits,
+        record::RequestRecord,
+        rejection::{self, Rejection},
+        request_body::RequestBody,
+        serve::{ConnectionDisposition, RequestContext},
+        settlement::transport_failure_verdict,
+        stale,
+    },
     telemetry::{metrics::AttemptOutcome, reason::Reason},
 };
 

@@ -3,15 +3,17 @@
 //! That is no retry. Nothing has happened yet, so nothing is waited for, nothing is drawn from a budget, and the policy's retries do
 //! not matter; only the body must still be at hand. Each endpoint is asked once, so it ends.
 
-use super::{
-    attempt::{AttemptError, UpstreamResponse},
-    classify::TransportError,
-    record::RequestRecord,
-    request_body::RequestBody,
-    retrying::{self, AttemptHistory},
-    serve::RequestContext,
+use crate::{
+    proxy::{
+        attempt::{AttemptError, UpstreamResponse},
+        classify::TransportError,
+        record::RequestRecord,
+        request_body::RequestBody,
+        retrying::{self, AttemptHistory},
+        serve::RequestContext,
+    },
+    telemetry::decision_log::Decision,
 };
-use crate::telemetry::decisions::Decision;
 
 /// Goes on with how an attempt ended, or with nothing, if another endpoint is to be asked. So many had been tried before it.
 pub(super) async fn reselect_if_unprocessed(

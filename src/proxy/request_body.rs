@@ -5,8 +5,10 @@
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::{client::Client, rejection::Rejection};
-use crate::telemetry::reason::Reason;
+use crate::{
+    proxy::{client::Client, rejection::Rejection},
+    telemetry::reason::Reason,
+};
 
 /// The body of one request.
 pub(super) struct RequestBody {

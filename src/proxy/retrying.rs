@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use super::{
-    asked::RequestView, attempt::UpstreamResponse, classify, client::Client, deadline::Deadline,
-    grpc, request_body::RequestBody, serve::RequestContext,
-};
 use crate::{
     clock,
+    proxy::{
+        asked::RequestView, attempt::UpstreamResponse, classify, client::Client,
+        deadline::Deadline, grpc, request_body::RequestBody, serve::RequestContext,
+    },
     resilience::{
         Mode,
         retry::{FailureKind, RetryContext, RetryDecision, RetryStopReason},
     },
-    state::budget::{RetryGuard, RetryRejection},
-    telemetry::{decisions::Decision, metrics::RetryStop},
+    state::policies::retry_budget::{RetryGuard, RetryRejection},
+    telemetry::{decision_log::Decision, metrics::RetryStop},
 };
 
 /// An answer that is thrown away for a retry is read to its end up to this, so that its connection can be used again.

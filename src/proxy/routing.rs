@@ -1,13 +1,13 @@
 //! Where a request goes: the route, then one of its backends.
 
-use super::{authority::RequestTarget, client::Client, rejection::Rejection};
 use crate::{
     policy::{
         matching::{PathMatchSpec, RouteMatchInput, RouteRule},
         snapshot::PathRewriteSpec,
     },
+    proxy::{authority::RequestTarget, client::Client, rejection::Rejection},
     resilience::balance,
-    state::live::{ActivePolicy, DestinationState, RouteState},
+    state::active_policy::{ActivePolicy, DestinationState, RouteState},
     telemetry::reason::Reason,
 };
 

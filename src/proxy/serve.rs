@@ -6,22 +6,6 @@ use ahash::RandomState;
 use http::HeaderValue;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{
-    admission,
-    attempt::{self, UpstreamResponse},
-    authority::{self, RequestTarget},
-    client::Client,
-    degradation, faults, framing, headers, mirroring,
-    notes::{self, DecisionTrace},
-    rate_limits,
-    record::{self, RequestRecord},
-    rejection::{self, DEFAULT_RETRY_AFTER, Rejection, ResponseOverride},
-    relay,
-    request_body::RequestBody,
-    routing,
-    signs::{self, LifecycleHeaders},
-    worker::Worker,
-};
 use crate::{
     clock,
     policy::{
@@ -29,12 +13,28 @@ use crate::{
         matching::RouteRule,
         snapshot::{Protocol, RedirectSpec, RouteActionSpec},
     },
-    state::{
-        departure::InFlightGuard,
-        limit::{ConcurrencyPermit, LimitSampler},
-        live::{ActivePolicy, DestinationState, RouteState},
+    proxy::{
+        admission,
+        attempt::{self, UpstreamResponse},
+        authority::{self, RequestTarget},
+        client::Client,
+        degradation, faults, framing, headers, mirroring,
+        notes::{self, DecisionTrace},
+        rate_limits,
+        record::{self, RequestRecord},
+        rejection::{self, DEFAULT_RETRY_AFTER, Rejection, ResponseOverride},
+        relay,
+        request_body::RequestBody,
+        routing,
+        signs::{self, LifecycleHeaders},
+        worker::Worker,
     },
-    telemetry::{decisions::Decision, reason::Reason},
+    state::{
+        active_policy::{ActivePolicy, DestinationState, RouteState},
+        instance::drain::InFlightGuard,
+        policies::concurrency_limit::{ConcurrencyPermit, LimitSampler},
+    },
+    telemetry::{decision_log::Decision, reason::Reason},
 };
 
 /// What becomes of a client's connection.

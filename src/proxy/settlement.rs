@@ -8,16 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{classify::AttemptVerdict, serve::RequestContext};
 use crate::{
     clock,
+    proxy::{classify::AttemptVerdict, serve::RequestContext},
     resilience::{
         breaker::{CallOutcome, Speed},
         outlier::EndpointResult,
     },
     state::{
-        admission::AdmissionState, backend::BackendState, breaker::BreakerGuard, hedge::HedgeState,
-        limit::LimitSampler, outlier::AttemptObservation,
+        policies::{
+            admission_control::AdmissionState, breaker::BreakerGuard,
+            concurrency_limit::LimitSampler, hedge::HedgeState,
+        },
+        topology::{backend::BackendState, outlier::AttemptObservation},
     },
     telemetry::metrics::AttemptOutcome,
 };

@@ -8,23 +8,23 @@ use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::{grpc, headers::REASON, serve::RequestContext, worker::Worker};
 use crate::{
     clock,
+    proxy::{grpc, headers::REASON, serve::RequestContext, worker::Worker},
     state::{
-        State, departure,
-        endpoint::{EndpointState, presence::PeerLifecycle},
-        live::ActivePolicy,
-        youth,
+        State,
+        active_policy::ActivePolicy,
+        instance::{drain, instance_age},
+        topology::endpoint::{EndpointState, peer_lifecycle::PeerLifecycle},
     },
     telemetry::{event::Event, reason::Reason},
 };
 
 /// Says to callers that this instance is leaving, and for how many seconds it is to be left alone.
-pub(super) const DRAINING: HeaderName = HeaderName::from_static(departure::DRAINING_HEADER);
+pub(super) const DRAINING: HeaderName = HeaderName::from_static(drain::DRAINING_HEADER);
 
 /// Says to callers since when this instance has been ready, in seconds since 1970, and how it wants to warm up.
-pub(super) const STARTED_AT: HeaderName = HeaderName::from_static(youth::STARTED_AT_HEADER);
+pub(super) const STARTED_AT: HeaderName = HeaderName::from_static(instance_age::STARTED_AT_HEADER);
 
 /// Says to an endpoint that its warm-up is known here, and that it gets no more than it wants.
 pub(super) const WEIGHED: HeaderName = HeaderName::from_static("x-outrigger-weighed");

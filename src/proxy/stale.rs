@@ -10,12 +10,12 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::ResponseHeader;
 
-use super::{client::Client, headers, serve::RequestContext};
 use crate::{
     clock,
     policy::snapshot::StaleIfErrorSpec,
+    proxy::{client::Client, headers, serve::RequestContext},
     resilience::Mode,
-    state::stale::{CachedResponse, StaleState},
+    state::policies::stale::{CachedResponse, StaleState},
 };
 
 /// Fields that say who is behind a request.

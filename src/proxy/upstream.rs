@@ -6,17 +6,17 @@ use bytes::Bytes;
 use http::HeaderMap;
 use pingora::{ErrorType, http::ResponseHeader, protocols::http::v1::client::HttpSession};
 
-use super::{
-    headers::{self, RequestHead},
-    http2::{self, client::StreamError},
-    pool::PooledConnection,
-    rejection::Rejection,
-    worker::Worker,
-};
 use crate::{
-    state::endpoint::{ConnectionGuard, EndpointState},
+    proxy::{
+        headers::{self, RequestHead},
+        http2::{self, client::StreamError},
+        pool::PooledConnection,
+        rejection::Rejection,
+        worker::Worker,
+    },
+    state::topology::endpoint::{ConnectionGuard, EndpointState},
     telemetry::reason::Reason,
-    transport::wire::ConnectionHandle,
+    transport::queued_stream::ConnectionHandle,
 };
 
 /// A connection to an endpoint, or a stream on one, with one exchange on it.

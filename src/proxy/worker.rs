@@ -15,12 +15,12 @@ use tokio::{
     sync::watch,
 };
 
-use super::pool::ConnectionPool;
 use crate::{
     clock,
+    proxy::pool::ConnectionPool,
     state::{
         State,
-        endpoint::{ConnectionLimitReached, EndpointState},
+        topology::endpoint::{ConnectionLimitReached, EndpointState},
     },
 };
 

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ratio::Ratio, window::SlidingWindow};
+use crate::resilience::{ratio::Ratio, window::SlidingWindow};
 
 /// What the refusing follows.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -17,8 +17,8 @@
 //! Nothing is allocated. When luck does not help, as with one candidate of thousands, the weights of all are added up and one is drawn
 //! exactly: what may be picked is found, and its share stays what its weight says.
 
-pub mod levels;
-pub mod ring;
+pub mod hash_ring;
+pub mod priority_levels;
 
 /// Draws before the weights of all candidates are added up.
 const MAX_DRAWS: usize = 16;

@@ -37,10 +37,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use config::{BreakerConfig, BreakerThresholds, BreakerTimes, InvalidBreaker};
-use half_open::{HalfOpenProbes, ProbeVerdict};
-
-use super::{ratio::Ratio, window::SlidingWindow};
+pub use crate::resilience::breaker::config::{
+    BreakerConfig, BreakerThresholds, BreakerTimes, InvalidBreaker,
+};
+use crate::resilience::{
+    breaker::half_open::{HalfOpenProbes, ProbeVerdict},
+    ratio::Ratio,
+    window::SlidingWindow,
+};
 
 /// The share by which the open time is drawn around its value.
 const OPEN_JITTER: f64 = 0.2;

@@ -17,7 +17,7 @@
 
 use std::{collections::VecDeque, num::NonZeroU32};
 
-use super::shed::PriorityClass;
+use crate::resilience::shed::PriorityClass;
 
 /// The bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::latencies::LatencyHistogram;
+use crate::resilience::latency_histogram::LatencyHistogram;
 
 /// Answers of which a percentile says something.
 pub const MIN_SAMPLES: u32 = 50;

@@ -10,19 +10,19 @@
 
 pub mod adaptive;
 pub mod admission;
-pub mod arrival;
 pub mod backoff;
 pub mod balance;
 pub mod breaker;
 pub mod capacity;
 pub mod concurrency;
-pub mod ewma;
+pub mod gcra;
 pub mod health;
 pub mod hedge;
-pub mod latencies;
+pub mod latency_histogram;
 pub mod lifecycle;
 pub mod outlier;
-pub mod rate_warm_up;
+pub mod peak_ewma;
+pub mod rate_ramp;
 pub mod ratio;
 pub mod recovery;
 pub mod retry;

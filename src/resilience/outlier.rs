@@ -27,9 +27,9 @@ mod sweep;
 
 use std::time::{Duration, Instant};
 
-use super::latencies::LatencyHistogram;
+use crate::resilience::latency_histogram::LatencyHistogram;
 
-pub use self::{
+pub use crate::resilience::outlier::{
     cause::EjectionCause,
     config::{
         ConsecutiveThresholds, FailurePercentageRule, InvalidOutlier, OutlierConfig,

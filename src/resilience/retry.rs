@@ -19,7 +19,7 @@
 
 use std::time::Duration;
 
-use super::backoff::Backoff;
+use crate::resilience::backoff::Backoff;
 
 /// Repeats of class A per request; they are not counted in `attempts`, so they need a bound of their own.
 pub const MAX_TRANSPARENT_RETRIES: u32 = 2;

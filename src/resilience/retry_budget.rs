@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ratio::Ratio, window::SlidingWindow};
+use crate::resilience::{ratio::Ratio, window::SlidingWindow};
 
 /// The share, the floor, and what they are counted over.
 #[derive(Debug, Clone, Copy, PartialEq)]

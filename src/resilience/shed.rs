@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::ratio::Ratio;
+use crate::resilience::ratio::Ratio;
 
 /// How long a signal is at a level before it counts.
 const RAISE_AFTER: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::ratio::Ratio;
+use crate::resilience::ratio::Ratio;
 
 /// How endpoints warm up.
 #[derive(Debug, Clone, Copy, PartialEq)]

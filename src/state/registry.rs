@@ -12,19 +12,6 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{
-    admission::AdmissionState,
-    backend::BackendState,
-    breaker::BreakerState,
-    budget::RetryBudgetState,
-    endpoint::{BackendCounters, EndpointState},
-    hedge::HedgeState,
-    limit::ConcurrencyLimitState,
-    live::{ActivePolicy, DestinationState, MirrorState, RouteState},
-    rate_limit::RateLimitState,
-    remote_limits::RemoteLimits,
-    stale::StaleState,
-};
 use crate::{
     policy::{
         document::{BreakerScope, Direction},
@@ -34,6 +21,19 @@ use crate::{
         },
     },
     resilience::Mode,
+    state::{
+        active_policy::{ActivePolicy, DestinationState, MirrorState, RouteState},
+        policies::{
+            admission_control::AdmissionState, breaker::BreakerState,
+            concurrency_limit::ConcurrencyLimitState, hedge::HedgeState,
+            rate_limit::RateLimitState, remote_limits::RemoteLimits,
+            retry_budget::RetryBudgetState, stale::StaleState,
+        },
+        topology::{
+            backend::BackendState,
+            endpoint::{BackendCounters, EndpointState},
+        },
+    },
     telemetry::{
         Telemetry,
         metrics::{BackendMetrics, RouteMetrics},

@@ -14,7 +14,7 @@ use std::{
 
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-use super::reason::Reason;
+use crate::telemetry::reason::Reason;
 
 /// Lines that may wait to be written; at about 400 bytes each, some 3 MiB.
 const MAX_QUEUED_LINES: usize = 8192;

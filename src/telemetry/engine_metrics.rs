@@ -2,7 +2,7 @@
 
 use metrics::{Counter, Gauge};
 
-use super::metrics::{Metrics, name};
+use crate::telemetry::metrics::{Metrics, name};
 
 /// How asking the engine went, as it is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::metrics::{protection_level_name, protection_signal_name};
-use crate::resilience::{
-    breaker::Transition, health::Health, outlier::EjectionCause, shed::OverloadLevelChange,
+use crate::{
+    resilience::{
+        breaker::Transition, health::Health, outlier::EjectionCause, shed::OverloadLevelChange,
+    },
+    telemetry::metrics::{protection_level_name, protection_signal_name},
 };
 
 /// What happened.

@@ -4,11 +4,13 @@
 
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::event::Event;
-use crate::resilience::{
-    breaker::StateKind,
-    health::Health,
-    shed::{OverloadLevel, OverloadLevelChange},
+use crate::{
+    resilience::{
+        breaker::StateKind,
+        health::Health,
+        shed::{OverloadLevel, OverloadLevelChange},
+    },
+    telemetry::event::Event,
 };
 
 /// How log lines look.

@@ -13,11 +13,13 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use super::{event::Event, reason::Reason};
-use crate::resilience::{
-    breaker::StateKind,
-    outlier::EjectionCause,
-    shed::{OverloadLevel, OverloadSignal},
+use crate::{
+    resilience::{
+        breaker::StateKind,
+        outlier::EjectionCause,
+        shed::{OverloadLevel, OverloadSignal},
+    },
+    telemetry::{event::Event, reason::Reason},
 };
 
 /// Bounds of the duration histograms in seconds: those of OpenTelemetry's HTTP conventions, and two below for a local app.

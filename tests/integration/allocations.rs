@@ -20,8 +20,8 @@ use outrigger::{
         shed::PriorityClass,
     },
     state::{
-        State, admission::AdmissionDecision, backend::SelectionRequest, breaker::BreakerDecision,
-        limit::AcquireOutcome,
+        State, policies::admission_control::AdmissionDecision, policies::breaker::BreakerDecision,
+        policies::concurrency_limit::AcquireOutcome, topology::backend::SelectionRequest,
     },
     telemetry::{Telemetry, access_log::AccessLogWriter},
 };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use outrigger::{resilience::lifecycle::Stage, state::lifecycle::ExitReason};
+use outrigger::{resilience::lifecycle::Stage, state::instance::lifecycle::ExitReason};
 
 use crate::support::{
     Client, ScriptedBackend, Sidecar,

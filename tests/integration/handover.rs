@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use outrigger::{app::StartError, state::lifecycle::ExitReason};
+use outrigger::{app::StartError, state::instance::lifecycle::ExitReason};
 
 use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory, eventually, process::SocketActivatedProcess,

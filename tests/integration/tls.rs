@@ -20,7 +20,9 @@ use crate::support::{
     http2::Http2Client,
     sidecar::policy,
 };
-use outrigger::transport::{paced::BackpressuredStream, socket::Socket, wire};
+use outrigger::transport::{
+    backpressured_stream::BackpressuredStream, queued_stream, socket::Socket,
+};
 
 /// Asks over TLS in HTTP/1, on a connection of its own; the answer as text, or why there is none.
 fn send_over_tls(
@@ -125,7 +127,7 @@ fn connect_http2_over_tls(
     let session = ClientConnection::new(config, name.to_owned().try_into().unwrap()).unwrap();
     let connection = runtime.block_on(async {
         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-        let (connection, wire) = wire::open(Socket::Tcp(tcp), Some(session.into()));
+        let (connection, wire) = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
         assert_eq!(
             wire.handshake().await.unwrap().alpn_protocol.as_deref(),
             Some(&b"h2"[..])

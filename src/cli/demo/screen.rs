@@ -10,8 +10,8 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::{app::DemoFault, load::DemoLoad};
 use crate::{
+    cli::demo::{app::DemoFault, load::DemoLoad},
     clock,
     state::State,
     telemetry::{EventRecord, event::Event, metrics::breaker_state_name},

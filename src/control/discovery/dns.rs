@@ -22,8 +22,10 @@ use hickory_resolver::{
 };
 use tokio::task::JoinSet;
 
-use super::ResolvedEndpoints;
-use crate::policy::snapshot::{DnsSpec, EndpointAddress, EndpointSpec};
+use crate::{
+    control::discovery::ResolvedEndpoints,
+    policy::snapshot::{DnsSpec, EndpointAddress, EndpointSpec},
+};
 
 /// How long one question to a name server may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-use super::read_until_stable;
+use crate::control::discovery::read_until_stable;
 
 #[tokio::test(start_paused = true)]
 async fn a_file_is_read_once_its_content_is_stable() {

@@ -9,10 +9,10 @@ use redis::{
     AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection,
 };
 
-use super::ENGINE_TIMEOUT;
 use crate::{
+    control::remote_limits::ENGINE_TIMEOUT,
     policy::snapshot::RedisSpec,
-    state::{
+    state::policies::{
         rate_limit::{RateLimitGrant, RateLimited},
         remote_limits::{BucketRequest, EngineFault, EngineResponse, RateLimitEngine},
     },

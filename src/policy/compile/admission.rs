@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{
-    Compiler,
-    sections::{self, ResolvedSection},
-};
 use crate::{
     policy::{
+        compile::{
+            Compiler,
+            sections::{self, ResolvedSection},
+        },
         document::{AdmissionControlSection, ModeSetting},
         snapshot::AdmissionControlSpec,
         units::Percent,

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use super::{Compiler, FieldLocation};
 use crate::policy::{
+    compile::{Compiler, FieldLocation},
     document::{BackendEntry, Dns, DnsType, EndpointEntry, EndpointFields},
     endpoints,
     snapshot::{BackendSpec, Discovery, DnsSpec, EndpointSpec},

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{Compiler, FieldLocation};
 use crate::{
     policy::{
+        compile::{Compiler, FieldLocation},
         document::{
             ConsistentHash, ConsistentHashType, LoadBalancer, LoadBalancerType, SlowStart, ZoneMode,
         },

@@ -5,12 +5,12 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::{
-    Compiler, FieldLocation,
-    sections::{self, ResolvedSection},
-};
 use crate::{
     policy::{
+        compile::{
+            Compiler, FieldLocation,
+            sections::{self, ResolvedSection},
+        },
         document::{
             AuxiliaryBackendRef, Fallback, FallbackResponse, FallbackTrigger, FaultInjection,
             Hedging, ModeSetting, StaleIfError,

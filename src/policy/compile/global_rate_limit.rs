@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Compiler, FieldLocation, backends::CompiledBackend, tls::source_location};
 use crate::policy::{
+    compile::{Compiler, FieldLocation, backends::CompiledBackend, tls::source_location},
     document::{GlobalRateLimitEngineType, RateLimitService, RedisSection},
     snapshot::{
         GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec,

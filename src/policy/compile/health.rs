@@ -2,9 +2,9 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use super::{Compiler, FieldLocation, sections::compile_mode};
 use crate::{
     policy::{
+        compile::{Compiler, FieldLocation, sections::compile_mode},
         document::{ActiveCheck, ActiveCheckType, OutlierDetection},
         snapshot::{ActiveCheckSpec, OutlierDetectionSpec, ProbeSpec},
         units::{Percent, PolicyDuration, StatusRange},

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Compiler, FieldLocation, backends::CompiledBackend, sections};
 use crate::{
     policy::{
+        compile::{Compiler, FieldLocation, backends::CompiledBackend, sections},
         document::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
         snapshot::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
         units::PolicyDuration,

@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{Compiler, FieldLocation};
 use crate::policy::{
+    compile::{Compiler, FieldLocation},
     document::{Listener, ListenerLimits},
     snapshot::{ListenerLimitSpec, ListenerSpec},
 };

@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::{Compiler, FieldLocation, backends::CompiledBackend, sections};
 use crate::{
     policy::{
+        compile::{Compiler, FieldLocation, backends::CompiledBackend, sections},
         document::{
             AccessLogFormat, ModeSetting, RecoveryActionSection, RecoveryActionType, RecoveryEntry,
             RecoveryRung, RecoveryTriggerType,

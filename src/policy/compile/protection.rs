@@ -1,8 +1,8 @@
 //! The protection of the instance.
 
-use super::{Compiler, FieldLocation, sections};
 use crate::{
     policy::{
+        compile::{Compiler, FieldLocation, sections},
         document::{ModeSetting, SignalLevels},
         snapshot::ProtectionSpec,
         units::Percent,

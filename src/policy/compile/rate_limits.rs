@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Compiler, FieldLocation, SectionScope, sections};
 use crate::{
     policy::{
+        compile::{Compiler, FieldLocation, SectionScope, sections},
         document::{
             LimitUnit, ModeSetting, RateLimitCost, RateLimitHeaders, RateLimitRule,
             RateWarmUpSection,

@@ -9,22 +9,24 @@ use std::{
 
 use regex::Regex;
 
-use super::{
-    Compiler, FieldLocation, SectionScope,
-    backends::CompiledBackend,
-    sections::{as_backend_policy, build_scope},
-};
-use crate::policy::{
-    document::{
-        Direction, HeaderMatchType, PathMatch, PathMatchType, RouteEntry, RouteMatch, Sections,
+use crate::{
+    policy::{
+        compile::{
+            Compiler, FieldLocation, SectionScope,
+            backends::CompiledBackend,
+            sections::{as_backend_policy, build_scope},
+        },
+        document::{
+            Direction, HeaderMatchType, PathMatch, PathMatchType, RouteEntry, RouteMatch, Sections,
+        },
+        matching::{HeaderValueSpec, HostnamePattern, PathMatchSpec, RouteMatchSpec, RouteRule},
+        snapshot::{
+            Destination, FallbackAction, FilterSpec, ListenerSpec, MirrorSpec, PolicySpec,
+            RateLimitSpec, RouteActionSpec, RouteSpec, SectionOrigin,
+        },
     },
-    matching::{HeaderValueSpec, HostnamePattern, PathMatchSpec, RouteMatchSpec, RouteRule},
-    snapshot::{
-        Destination, FallbackAction, FilterSpec, ListenerSpec, MirrorSpec, PolicySpec,
-        RateLimitSpec, RouteActionSpec, RouteSpec, SectionOrigin,
-    },
+    resilience::Mode,
 };
-use crate::resilience::Mode;
 
 /// What routes refer to.
 pub(super) struct RouteReferences<'t, 'a> {

@@ -5,9 +5,9 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use super::{Compiler, FieldLocation, SectionScope};
 use crate::{
     policy::{
+        compile::{Compiler, FieldLocation, SectionScope},
         document::{
             AdaptiveAlgorithm, CircuitBreaker, ConnectionLimits, ModeSetting, Retry,
             RetryConstraint, RetryTrigger, Sections, Timeouts,

@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::{Compiler, FieldLocation};
 use crate::policy::{
+    compile::{Compiler, FieldLocation},
     document::{
         AllowedIdentities, BackendProtocol, BackendTls, ClientAuth, ListenerProtocol, ListenerTls,
     },

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeSetting;
-use crate::policy::units::{Percent, PolicyDuration};
+use crate::policy::{
+    document::ModeSetting,
+    units::{Percent, PolicyDuration},
+};
 
 /// Refuses a share of the requests while too few are answered well: the share rises with the failures, where a breaker is all or nothing.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

@@ -3,9 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::policy::units::PolicyDuration;
-
-use super::{BackendTls, HealthCheck, LoadBalancer, OutlierDetection};
+use crate::policy::{
+    document::{BackendTls, HealthCheck, LoadBalancer, OutlierDetection},
+    units::PolicyDuration,
+};
 
 /// A named group of endpoints.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

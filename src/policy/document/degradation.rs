@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeSetting;
-use crate::policy::units::{ByteSize, PolicyDuration};
+use crate::policy::{
+    document::ModeSetting,
+    units::{ByteSize, PolicyDuration},
+};
 
 /// What is answered instead. It has a `response` or a `backendRef`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

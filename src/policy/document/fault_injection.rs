@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{GrpcCode, ModeSetting};
-use crate::policy::units::{Percent, PolicyDuration, Timestamp};
+use crate::policy::{
+    document::{GrpcCode, ModeSetting},
+    units::{Percent, PolicyDuration, Timestamp},
+};
 
 /// Makes some requests late or fail, to see what happens. It ends by itself.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeSetting;
-use crate::policy::units::{Percent, PolicyDuration, StatusRange};
+use crate::policy::{
+    document::ModeSetting,
+    units::{Percent, PolicyDuration, StatusRange},
+};
 
 /// How the endpoints' health is found out.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeSetting;
-use crate::policy::units::{PolicyDuration, StatusRange};
+use crate::policy::{
+    document::ModeSetting,
+    units::{PolicyDuration, StatusRange},
+};
 
 /// Asks another endpoint as well when an answer is late, and takes the one that comes first; the others are cancelled. For idempotent
 /// requests without a body only. Each further request is taken out of the retry budget, and what is hedged is not retried.

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{ModeSetting, ReplicasSection};
-use crate::policy::units::{Percent, PolicyDuration};
+use crate::policy::{
+    document::{ModeSetting, ReplicasSection},
+    units::{Percent, PolicyDuration},
+};
 
 /// How this instance comes and goes.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ListenerTls;
-use crate::policy::units::{ByteSize, PolicyDuration};
+use crate::policy::{
+    document::ListenerTls,
+    units::{ByteSize, PolicyDuration},
+};
 
 /// A socket that takes requests.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeSetting;
-use crate::policy::units::{Percent, PolicyDuration, StatusRange};
+use crate::policy::{
+    document::ModeSetting,
+    units::{Percent, PolicyDuration, StatusRange},
+};
 
 /// What to do about trouble that stays.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -3,8 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ModeSetting;
-use crate::policy::units::Percent;
+use crate::policy::{document::ModeSetting, units::Percent};
 
 /// Sheds inbound requests by priority while the container is short of something. The probes and the admin server are never refused, nor are requests
 /// for the path of the backend's own active check and gRPC's health service; and outbound requests neither: they finish what was let in.

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{ModeSetting, PathMatch};
-use crate::policy::units::PolicyDuration;
+use crate::policy::{
+    document::{ModeSetting, PathMatch},
+    units::PolicyDuration,
+};
 
 /// How many requests may come.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

@@ -3,12 +3,14 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{
-    AdmissionControlSection, AllowedIdentities, AuxiliaryBackendRef, Fallback, FaultInjection,
-    Hedging, RateLimitSection, StaleIfError,
-    sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
+use crate::policy::{
+    document::{
+        AdmissionControlSection, AllowedIdentities, AuxiliaryBackendRef, Fallback, FaultInjection,
+        Hedging, RateLimitSection, StaleIfError,
+        sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
+    },
+    units::Percent,
 };
-use crate::policy::units::Percent;
 
 /// A set of requests, where they go, and how they are protected.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{AdmissionControlSection, Fallback, Hedging, RateLimitSection, StaleIfError};
-use crate::policy::units::{ByteSize, Percent, PolicyDuration, StatusRange};
+use crate::policy::{
+    document::{AdmissionControlSection, Fallback, Hedging, RateLimitSection, StaleIfError},
+    units::{ByteSize, Percent, PolicyDuration, StatusRange},
+};
 
 /// A set of protective sections. `{}` means a section with its defaults, a missing one means inherit.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

@@ -1,4 +1,4 @@
-use super::*;
+use crate::policy::endpoints::*;
 
 fn addresses(text: &str) -> Result<Vec<String>, String> {
     let parsed = parse(&Arc::from("e.yaml"), text);

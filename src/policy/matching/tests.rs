@@ -1,4 +1,4 @@
-use super::*;
+use crate::policy::matching::*;
 
 fn rule(
     hostname: Option<&str>,

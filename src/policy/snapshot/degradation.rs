@@ -8,9 +8,8 @@ use std::{
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::SectionOrigin;
 use crate::{
-    policy::{document::FallbackTrigger, units::StatusSet},
+    policy::{document::FallbackTrigger, snapshot::SectionOrigin, units::StatusSet},
     resilience::{Mode, hedge::HedgeConfig, ratio::Ratio},
 };
 

@@ -2,8 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::SourceLocation;
-use crate::policy::units::PolicyDuration;
+use crate::policy::{snapshot::SourceLocation, units::PolicyDuration};
 
 /// What the engine is, and what is done while it does not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]

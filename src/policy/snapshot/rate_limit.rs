@@ -7,9 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::SectionOrigin;
 use crate::{
-    policy::{document::RateLimitHeaders, matching::PathMatchSpec, units::PolicyDuration},
+    policy::{
+        document::RateLimitHeaders, matching::PathMatchSpec, snapshot::SectionOrigin,
+        units::PolicyDuration,
+    },
     resilience::Mode,
 };
 

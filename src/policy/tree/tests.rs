@@ -1,4 +1,4 @@
-use super::*;
+use crate::policy::tree::*;
 
 const TEXT: &str = "# head\na: 1\nb:\n  - x\n  - {c: [2, 3]}\n---\n---\nd: e\n";
 

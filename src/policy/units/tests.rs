@@ -1,4 +1,4 @@
-use super::*;
+use crate::policy::units::*;
 
 #[test]
 fn durations_parse_as_gep_2257() {

@@ -1,4 +1,4 @@
-use super::*;
+use crate::proxy::boundary::*;
 
 /// After how many bytes it may end, however the bytes are cut into pieces.
 #[track_caller]

@@ -1,4 +1,4 @@
-use super::*;
+use crate::proxy::classify::*;
 
 #[test]
 fn retry_after_is_read_as_seconds_and_as_a_date() {

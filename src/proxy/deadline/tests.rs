@@ -1,4 +1,4 @@
-use super::*;
+use crate::proxy::deadline::*;
 
 #[test]
 fn grpc_timeout_is_parsed_in_every_unit() {

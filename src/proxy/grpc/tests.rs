@@ -1,4 +1,4 @@
-use super::*;
+use crate::proxy::grpc::*;
 
 #[test]
 fn an_invalid_grpc_status_is_parsed_as_unknown() {

@@ -19,16 +19,19 @@ use h2::{
 use http::{HeaderMap, Request};
 use pingora::http::ResponseHeader;
 
-use super::{
-    super::upstream::{UpstreamEvent, UpstreamInterest},
-    MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, RESPONSE_HEADER_BYTES_MAX, SEND_BUFFER_BYTES,
-    SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES, connection_window_bytes,
-    outgoing::{SendQueue, StreamClosed},
-};
 use crate::{
-    state::endpoint::ConnectionGuard,
+    proxy::{
+        http2::{
+            MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, RESPONSE_HEADER_BYTES_MAX,
+            SEND_BUFFER_BYTES, SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES,
+            connection_window_bytes,
+            outgoing::{SendQueue, StreamClosed},
+        },
+        upstream::{UpstreamEvent, UpstreamInterest},
+    },
+    state::topology::endpoint::ConnectionGuard,
     telemetry::reason,
-    transport::{paced::BackpressuredStream, wire::ConnectionHandle},
+    transport::{backpressured_stream::BackpressuredStream, queued_stream::ConnectionHandle},
 };
 
 /// Requests at once on a connection, or fewer if the backend says so.

@@ -11,20 +11,23 @@ use std::{
 use h2::{Reason, server::Builder};
 use tokio::sync::watch;
 
-use super::{
-    super::{
+use crate::{
+    clock,
+    policy::document::Direction,
+    proxy::{
         client::{Client, ClientIdentity, DownstreamStream},
+        http2::{
+            MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, SEND_BUFFER_BYTES,
+            SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES, connection_window_bytes,
+            server::ServerStream,
+        },
         listener::{ConnectionPermit, ListenerState},
         serve,
         worker::Worker,
     },
-    MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, SEND_BUFFER_BYTES, SMALL_FRAME_BUDGET_BYTES,
-    STREAM_WINDOW_BYTES, connection_window_bytes,
-    server::ServerStream,
-};
-use crate::{
-    clock, policy::document::Direction, resilience::lifecycle::Stage, telemetry::metrics::name,
-    transport::paced::BackpressuredStream,
+    resilience::lifecycle::Stage,
+    telemetry::metrics::name,
+    transport::backpressured_stream::BackpressuredStream,
 };
 
 /// Requests that a client may give up before it has an answer, beyond half of all, before its connection is ended: opening and

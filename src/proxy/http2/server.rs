@@ -10,11 +10,13 @@ use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response};
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use super::{
-    super::client::{DownstreamEvent, DownstreamInterest},
-    outgoing::{SendQueue, StreamClosed},
+use crate::{
+    proxy::{
+        client::{DownstreamEvent, DownstreamInterest},
+        http2::outgoing::{SendQueue, StreamClosed},
+    },
+    telemetry::reason,
 };
-use crate::telemetry::reason;
 
 /// One request and its answer.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-use super::*;
+use crate::proxy::picking::*;
 
 #[test]
 fn a_cookie_is_found_by_its_whole_name() {

@@ -1,4 +1,4 @@
-use super::*;
+use crate::proxy::rejection::*;
 
 #[test]
 fn retry_after_is_never_rounded_down() {

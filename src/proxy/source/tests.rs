@@ -1,4 +1,4 @@
-use super::*;
+use crate::proxy::source::*;
 
 #[test]
 fn client_ip_is_the_last_forwarded_address_not_of_a_trusted_proxy() {

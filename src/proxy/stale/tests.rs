@@ -1,5 +1,4 @@
-use super::*;
-use crate::policy::snapshot::SectionOrigin;
+use crate::{policy::snapshot::SectionOrigin, proxy::stale::*};
 
 fn parse_headers(text: &'static str) -> HeaderMap {
     let pairs = text.split('\n').filter_map(|line| line.split_once(": "));

@@ -1,7 +1,6 @@
 //! Adaptive limits in front of a simulated backend.
 
-use super::*;
-use crate::resilience::some_instant;
+use crate::resilience::{adaptive::*, some_instant};
 
 const START_AT_LIMIT: CallStart = CallStart {
     in_flight: 1_000,

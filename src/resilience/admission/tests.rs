@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::some_instant;
+use crate::resilience::{admission::*, some_instant};
 
 fn config() -> AdmissionConfig {
     let percent = |percent| Ratio::from_percent(percent).expect("a percentage");

@@ -1,4 +1,4 @@
-use super::*;
+use crate::resilience::backoff::*;
 
 fn backoff() -> Backoff {
     Backoff::try_new(Duration::from_millis(25), Duration::from_millis(250)).expect("25 < 250")

@@ -1,4 +1,4 @@
-use super::*;
+use crate::resilience::balance::*;
 
 struct SeededRandom(u64);
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
-use super::{CallCounts, Ratio, TransitionCause};
+use crate::resilience::breaker::{CallCounts, Ratio, TransitionCause};
 
 /// What trips a breaker; each may be absent, all may not.
 #[derive(Debug, Clone, Copy, PartialEq)]

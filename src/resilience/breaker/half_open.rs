@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{BreakerConfig, CallCounts, CallOutcome, Ratio};
+use crate::resilience::breaker::{BreakerConfig, CallCounts, CallOutcome, Ratio};
 
 /// The probes of one round.
 #[derive(Debug)]

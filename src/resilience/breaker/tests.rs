@@ -1,7 +1,6 @@
-use super::*;
-use crate::resilience::some_instant;
-
 use std::num::NonZeroU32;
+
+use crate::resilience::{breaker::*, some_instant};
 
 const NO_JITTER: f64 = 0.5; // no jitter
 

@@ -1,4 +1,4 @@
-use super::*;
+use crate::resilience::capacity::*;
 
 fn observed_load(peak: u32, limit: Option<u32>) -> ObservedLoad {
     let fullest = limit.map_or(0.0, |limit| f64::from(peak) / f64::from(limit));

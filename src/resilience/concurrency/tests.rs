@@ -1,4 +1,4 @@
-use super::*;
+use crate::resilience::concurrency::*;
 
 fn limit(max_in_flight: u32, max_pending: u32) -> ConcurrencyLimit {
     ConcurrencyLimit::new(config(max_in_flight, max_pending))

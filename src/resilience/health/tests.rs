@@ -1,5 +1,6 @@
-use super::*;
 use Health::{Healthy, Unhealthy, Unknown};
+
+use crate::resilience::health::*;
 
 fn config() -> HealthConfig {
     HealthConfig {

@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::some_instant;
+use crate::resilience::{hedge::*, some_instant};
 
 fn estimator() -> HedgeDelayEstimator {
     HedgeDelayEstimator::new(

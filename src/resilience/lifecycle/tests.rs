@@ -1,6 +1,6 @@
-use super::*;
-use crate::resilience::some_instant;
 use Stage::{Announcing, AwaitingQuiet, ClosingStreams, Drained, Terminated};
+
+use crate::resilience::{lifecycle::*, some_instant};
 
 fn at(start: Instant, millis: u64) -> Instant {
     start + Duration::from_millis(millis)

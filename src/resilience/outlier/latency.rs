@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::EndpointResult;
-use crate::resilience::latencies::LatencyHistogram;
+use crate::resilience::{latency_histogram::LatencyHistogram, outlier::EndpointResult};
 
 /// Answers that are enough to judge an endpoint's latency by its 90th percentile.
 const MIN_SAMPLES_FOR_P90: u32 = 10;

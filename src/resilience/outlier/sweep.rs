@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use super::{EjectionCause, EndpointResult, OutlierConfig, latency::MIN_LATENCY_DIFFERENCE};
-use crate::resilience::{latencies::LatencyHistogram, ratio::Ratio};
+use crate::resilience::{
+    latency_histogram::LatencyHistogram,
+    outlier::{EjectionCause, EndpointResult, OutlierConfig, latency::MIN_LATENCY_DIFFERENCE},
+    ratio::Ratio,
+};
 
 /// What was seen of an endpoint in an interval.
 #[derive(Debug, Clone, Default)]

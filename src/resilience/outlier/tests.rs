@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::{ratio::Ratio, some_instant};
+use crate::resilience::{outlier::*, ratio::Ratio, some_instant};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,4 +1,4 @@
-use super::*;
+use crate::resilience::ratio::*;
 
 #[test]
 fn from_percent_accepts_only_0_to_100() {

@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::some_instant;
+use crate::resilience::{recovery::*, some_instant};
 
 fn ladder(rungs: u32, max_per_hour: u32) -> RecoveryLadder {
     let n = |value| NonZeroU32::new(value).expect("not zero");

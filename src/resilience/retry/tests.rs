@@ -1,4 +1,4 @@
-use super::*;
+use crate::resilience::retry::*;
 
 fn config() -> RetryConfig {
     RetryConfig {

@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::some_instant;
+use crate::resilience::{retry_budget::*, some_instant};
 
 fn budget(percent: f64, floor: u32, now: Instant) -> BackendRetryBudget {
     let share = Ratio::from_percent(percent).expect("a percentage");

@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::some_instant;
+use crate::resilience::{shed::*, some_instant};
 
 fn percent(percent: f64) -> Option<Ratio> {
     Some(Ratio::from_percent(percent).expect("a percentage"))

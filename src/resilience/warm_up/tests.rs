@@ -1,4 +1,4 @@
-use super::*;
+use crate::resilience::warm_up::*;
 
 #[track_caller]
 fn assert_factors(aggression: f64, table: &[(f64, f64)]) {

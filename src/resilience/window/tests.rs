@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::some_instant;
+use crate::resilience::{some_instant, window::*};
 
 const SPAN: Duration = Duration::from_secs(10);
 

@@ -1,4 +1,4 @@
-use super::*;
+use crate::telemetry::access_log::*;
 
 /// Notes each write; fails while it is broken.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-use super::*;
+use crate::telemetry::reason::*;
 
 #[test]
 fn the_index_of_a_reason_is_its_position_in_all() {

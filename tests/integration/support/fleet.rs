@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger::{resilience::lifecycle::Stage, state::lifecycle::ExitReason};
+use outrigger::{resilience::lifecycle::Stage, state::instance::lifecycle::ExitReason};
 
 use super::{
     Client, ScriptedBackend, Sidecar, TempDirectory,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::super::{Compiler, FieldLocation};
 use crate::policy::{
+    compile::{Compiler, FieldLocation},
     document::{ClientSelector, IdentitySelector, SelectorType},
     snapshot::SelectorSpec,
 };

@@ -1,15 +1,17 @@
 //! Filters: changes to a request and its answer.
 
-use super::super::{Compiler, FieldLocation};
-use crate::policy::{
-    document::{
-        Filter, FilterType, HeaderModifier, HttpHeader, PathMatchType, PathRewrite,
-        PathRewriteType, Redirect, RouteEntry,
+use crate::{
+    policy::{
+        compile::{Compiler, FieldLocation},
+        document::{
+            Filter, FilterType, HeaderModifier, HttpHeader, PathMatchType, PathRewrite,
+            PathRewriteType, Redirect, RouteEntry,
+        },
+        snapshot::{FilterSpec, HeaderModifierSpec, MirrorSpec, PathRewriteSpec, RedirectSpec},
+        units::Percent,
     },
-    snapshot::{FilterSpec, HeaderModifierSpec, MirrorSpec, PathRewriteSpec, RedirectSpec},
-    units::Percent,
+    resilience::ratio::Ratio,
 };
-use crate::resilience::ratio::Ratio;
 
 /// Fields that the proxy itself is answerable for; changing them would break the framing of messages.
 const PROTECTED_HEADERS: &[&str] = &[

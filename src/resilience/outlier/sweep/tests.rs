@@ -1,5 +1,4 @@
-use super::*;
-use crate::resilience::outlier::{FailurePercentageRule, SuccessRateRule};
+use crate::resilience::outlier::{FailurePercentageRule, SuccessRateRule, sweep::*};
 
 fn config() -> OutlierConfig {
     let seconds = Duration::from_secs;

@@ -1,0 +1,323 @@
+//! The subcommands that talk to a running sidecar.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use crate::{
+    cli::{AdminOptions, CommandOutcome, print_error, print_line, run::read_admin_token},
+    clock,
+    policy::units::PolicyDuration,
+};
+
+/// The longest that a running sidecar may take to answer: a reload reads files.
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// How often it is looked whether something has happened.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Show or change breakers.
+#[derive(Debug, Args)]
+pub(super) struct BreakerCommand {
+    #[command(flatten)]
+    admin: AdminOptions,
+    /// The breaker; without one all are shown.
+    name: Option<String>,
+    /// What to do with it; without this it is shown.
+    #[arg(value_enum)]
+    change: Option<BreakerChange>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum BreakerChange {
+    /// Refuse all calls until reset or auto.
+    ForceOpen,
+    /// Let all calls pass, uncounted, until reset or auto.
+    Disable,
+    /// Close it, with empty counts.
+    Reset,
+    /// End what was set by hand.
+    Auto,
+}
+
+/// Ask whether it is ready.
+#[derive(Debug, Args)]
+pub(super) struct HealthcheckCommand {
+    #[command(flatten)]
+    admin: AdminOptions,
+    /// What to ask.
+    #[arg(long, value_enum, default_value = "readyz")]
+    probe: ProbeKind,
+    /// Waits for a good answer, up to so long.
+    #[arg(long, default_value = "0s", value_parser = parse_duration, value_name = "DURATION")]
+    wait: Duration,
+}
+
+/// A time, as policies write it.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    text.parse::<PolicyDuration>()
+        .map(|span| span.0)
+        .map_err(|invalid| invalid.to_string())
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ProbeKind {
+    Livez,
+    Readyz,
+    Startupz,
+}
+
+pub(super) fn print_status(admin: &AdminOptions) -> CommandOutcome {
+    print_response(admin, "GET", "/api/v1/status")
+}
+
+pub(super) fn request_reload(admin: &AdminOptions) -> CommandOutcome {
+    print_response(admin, "POST", "/api/v1/reload")
+}
+
+impl BreakerCommand {
+    pub(super) fn run(self) -> CommandOutcome {
+        match (&self.name, self.change) {
+            (None, _) => print_response(&self.admin, "GET", "/api/v1/breakers"),
+            (Some(name), Some(change)) => {
+                let word = match change {
+                    BreakerChange::ForceOpen => "force-open",
+                    BreakerChange::Disable => "disable",
+                    BreakerChange::Reset => "reset",
+                    BreakerChange::Auto => "auto",
+                };
+                print_response(
+                    &self.admin,
+                    "POST",
+                    &format!("/api/v1/breakers/{name}/{word}"),
+                )
+            }
+            (Some(name), None) => {
+                let Some((_, body)) = send_request(&self.admin, "GET", "/api/v1/breakers") else {
+                    return CommandOutcome::Unavailable;
+                };
+                let all: Value = serde_json::from_str(&body).unwrap_or_default();
+                match all
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .find(|breaker| breaker["name"] == **name)
+                {
+                    Some(breaker) => print_line(&format!("{breaker:#}")),
+                    None => {
+                        print_error(&format!(
+                            "there is no breaker `{name}`; without a name all are shown"
+                        ));
+                        return CommandOutcome::UsageError;
+                    }
+                }
+                CommandOutcome::Success
+            }
+        }
+    }
+}
+
+impl HealthcheckCommand {
+    pub(super) fn run(self) -> CommandOutcome {
+        let path = match self.probe {
+            ProbeKind::Livez => "/livez",
+            ProbeKind::Readyz => "/readyz",
+            ProbeKind::Startupz => "/startupz",
+        };
+        let until = clock::now() + self.wait;
+        while clock::now() < until {
+            // It may not even listen yet.
+            if matches!(
+                try_send_request(&self.admin, "GET", path, Some(RESPONSE_TIMEOUT)),
+                Ok((200, _))
+            ) {
+                return CommandOutcome::Success;
+            }
+            if let Err(outcome) = pause(POLL_INTERVAL) {
+                return outcome;
+            }
+        }
+        match send_request(&self.admin, "GET", path) {
+            Some((200, _)) => CommandOutcome::Success,
+            Some((_, body)) => {
+                print_error(&body);
+                CommandOutcome::Negative
+            }
+            None => CommandOutcome::Negative,
+        }
+    }
+}
+
+/// Waits between two looks.
+pub(super) fn pause(long: Duration) -> Result<(), CommandOutcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|error| {
+            print_error(&format!("outrigger: {error}"));
+            CommandOutcome::InternalError
+        })?;
+    runtime.block_on(clock::sleep(long));
+    Ok(())
+}
+
+/// Says in plain words why a request got what it got.
+pub(super) fn explain_request(admin: &AdminOptions, request: &str) -> CommandOutcome {
+    if request.is_empty() || request.bytes().any(|byte| byte.is_ascii_control()) {
+        print_error(&format!(
+            "`{request}` is not the id of a request: write what stands in `x-request-id`"
+        ));
+        return CommandOutcome::UsageError;
+    }
+    let encoded: String = request
+        .bytes()
+        .map(|byte| {
+            if byte.is_ascii_alphanumeric() {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect();
+    let Some((_, body)) = send_request(
+        admin,
+        "GET",
+        &format!("/api/v1/decisions?request={encoded}"),
+    ) else {
+        return CommandOutcome::Unavailable;
+    };
+    let found: Value = serde_json::from_str(&body).unwrap_or_default();
+    let found = found.as_array().map(Vec::as_slice).unwrap_or_default();
+    if found.is_empty() {
+        print_error(&format!(
+            "nothing is known of the request {request}: nothing had to be decided about it, or too many came after it; the access log has a line of each"
+        ));
+        return CommandOutcome::Negative;
+    }
+    found
+        .iter()
+        .for_each(|trace| print_line(&describe_trace(trace)));
+    CommandOutcome::Success
+}
+
+fn describe_trace(trace: &Value) -> String {
+    let text = |key: &str| trace[key].as_str().unwrap_or_default();
+    let outcome_detail = match text("reason") {
+        "" => format!("by {} of {}", text("endpoint"), text("backend")),
+        reason => format!("because of {reason}"),
+    };
+    let mut lines = vec![
+        format!(
+            "{} {} {}{}",
+            text("at"),
+            text("method"),
+            text("host"),
+            text("path")
+        ),
+        format!(
+            "  route {}, backend {}, {} attempts",
+            or_none(text("route")),
+            or_none(text("backend")),
+            trace["attempts"]
+        ),
+    ];
+    for step in trace["steps"].as_array().into_iter().flatten() {
+        lines.push(format!(
+            "  {:>9.1} ms  {}",
+            step["after_ms"].as_f64().unwrap_or_default(),
+            step["text"].as_str().unwrap_or_default()
+        ));
+    }
+    let took = trace["duration_ms"].as_f64().unwrap_or_default();
+    lines.push(match trace["status"].as_u64() {
+        None | Some(0) => format!("  {took:>9.1} ms  not answered: {}", text("reason")),
+        Some(status) => format!("  {took:>9.1} ms  answered with {status} {outcome_detail}"),
+    });
+    lines.join("\n")
+}
+
+fn or_none(text: &str) -> &str {
+    if text.is_empty() { "none" } else { text }
+}
+
+/// Asks, and prints the answer.
+fn print_response(admin: &AdminOptions, method: &str, path: &str) -> CommandOutcome {
+    let Some((status, body)) = send_request(admin, method, path) else {
+        return CommandOutcome::Unavailable;
+    };
+    let text = serde_json::from_str::<Value>(&body).map_or(body, |value| format!("{value:#}"));
+    match status {
+        200..=299 => {
+            print_line(&text);
+            CommandOutcome::Success
+        }
+        _ => report_refusal(status, &text),
+    }
+}
+
+/// Passes a refusal on.
+pub(super) fn report_refusal(status: u16, text: &str) -> CommandOutcome {
+    print_error(text);
+    match status {
+        422 => CommandOutcome::PolicyRefused,
+        503 => CommandOutcome::Unavailable,
+        _ => CommandOutcome::UsageError,
+    }
+}
+
+/// Asks, and complains if there is no answer.
+pub(super) fn send_request(
+    admin: &AdminOptions,
+    method: &str,
+    path: &str,
+) -> Option<(u16, String)> {
+    try_send_request(admin, method, path, Some(RESPONSE_TIMEOUT))
+        .map_err(|error| {
+            print_error(&format!(
+                "no sidecar answers at {}: {error}; name another address with --admin",
+                admin.admin
+            ))
+        })
+        .ok()
+}
+
+/// One HTTP/1.1 call; the admin server speaks nothing else, and its answers are small.
+pub(super) fn try_send_request(
+    admin: &AdminOptions,
+    method: &str,
+    path: &str,
+    timeout: Option<Duration>,
+) -> io::Result<(u16, String)> {
+    let token = admin
+        .admin_token_file
+        .as_ref()
+        .map(read_admin_token)
+        .transpose()
+        .map_err(io::Error::other)?;
+    let authorization = token
+        .map(|token| format!("authorization: Bearer {token}\r\n"))
+        .unwrap_or_default();
+    let mut stream = TcpStream::connect_timeout(&admin.admin, Duration::from_secs(2))?;
+    stream.set_read_timeout(timeout)?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n{authorization}\r\n",
+        admin.admin
+    )?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response
+        .split_once("\r\n\r\n")
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or(io::ErrorKind::InvalidData)?;
+    Ok((status, body.to_owned()))
+}

@@ -1,0 +1,396 @@
+//! Active health checks: one task per endpoint that is to be checked.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+
+use crate::{
+    clock,
+    control::{
+        dial::connect,
+        health::{grpc_check, readiness_gates},
+        http1_call, http2_call,
+    },
+    policy::snapshot::{
+        ActiveCheckSpec, BackendSpec, BackendTlsSpec, LifecycleSpec, ProbeSpec, Protocol,
+    },
+    resilience::health::Health,
+    state::{
+        State,
+        instance::lifecycle::condition,
+        topology::endpoint::{EndpointState, peer_lifecycle::PeerLifecycle},
+    },
+    telemetry::event::Event,
+};
+
+/// What is read of an answer in search of the expected words.
+pub(crate) const MAX_CHECK_BODY_BYTES: usize = 4 << 10;
+
+/// How an endpoint is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProbeTransport {
+    protocol: Protocol,
+    tls: Option<BackendTlsSpec>,
+}
+
+impl ProbeTransport {
+    /// To the endpoints of a backend.
+    pub(crate) fn from_backend(backend: &BackendSpec) -> Self {
+        Self {
+            protocol: backend.protocol,
+            tls: backend.tls.clone(),
+        }
+    }
+}
+
+/// What an answer to a check says.
+pub(crate) struct ProbeResponse {
+    pub(crate) status: u16,
+    headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+struct RunningCheck {
+    spec: ActiveCheckSpec,
+    transport: ProbeTransport,
+    task: AbortHandle,
+}
+
+impl Drop for RunningCheck {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The first checks of so many endpoints are spread over so long for each of them, up to a second: else a start would dial all at once.
+const INITIAL_DELAY_PER_ENDPOINT: Duration = Duration::from_millis(1);
+const MAX_INITIAL_DELAY: Duration = Duration::from_secs(1);
+
+/// Keeps one checking task for each endpoint of the policies in force.
+pub(crate) async fn run_active_checks(state: Arc<State>, mut generations: watch::Receiver<u64>) {
+    let mut tasks = JoinSet::new();
+    let mut running: HashMap<u64, RunningCheck> = HashMap::new();
+    loop {
+        let active_policy = state.active_policy.load_full();
+        let mut next = HashMap::new();
+        for backend in &active_policy.backends {
+            let Some(spec) = &backend.spec.active_check else {
+                continue;
+            };
+            let transport = ProbeTransport::from_backend(&backend.spec);
+            let max_initial_delay = INITIAL_DELAY_PER_ENDPOINT
+                .saturating_mul(u32::try_from(backend.endpoints.len()).unwrap_or(u32::MAX))
+                .min(MAX_INITIAL_DELAY);
+            for endpoint in &backend.endpoints {
+                let unchanged = running
+                    .remove(&endpoint.id)
+                    .filter(|running| running.spec == *spec && running.transport == transport);
+                let task = unchanged.unwrap_or_else(|| RunningCheck {
+                    spec: spec.clone(),
+                    transport: transport.clone(),
+                    task: tasks.spawn(run_check_loop(
+                        state.clone(),
+                        backend.spec.name.clone(),
+                        endpoint.clone(),
+                        spec.clone(),
+                        transport.clone(),
+                        max_initial_delay,
+                    )),
+                });
+                next.insert(endpoint.id, task);
+            }
+        }
+        running = next;
+        if !crate::control::wait_for_policy_change(&mut generations, &mut tasks).await {
+            return;
+        }
+    }
+}
+
+async fn run_check_loop(
+    state: Arc<State>,
+    backend: Arc<str>,
+    endpoint: Arc<EndpointState>,
+    spec: ActiveCheckSpec,
+    transport: ProbeTransport,
+    max_initial_delay: Duration,
+) {
+    clock::sleep(max_initial_delay.mul_f64(fastrand::f64())).await;
+    loop {
+        let began = clock::now();
+        let mut head = None;
+        let checked = clock::timeout(
+            Some(spec.timeout),
+            run_check(&state, &endpoint, &spec, &transport, &mut head),
+        )
+        .await;
+        let result =
+            checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
+        let is_draining = head
+            .is_some_and(|head| observe_peer_lifecycle(&state, &backend, &endpoint, &head, began));
+        // Who leaves may say no already; that is no illness.
+        if (result.is_ok() || !is_draining)
+            && let Some(health) = endpoint.record_check(&spec.thresholds, &result, clock::now())
+        {
+            let reason = result
+                .clone()
+                .err()
+                .unwrap_or_else(|| "the check passed".to_owned());
+            state.telemetry.emit(Event::HealthChanged {
+                backend: backend.clone(),
+                endpoint: endpoint.label.clone(),
+                health,
+                reason,
+            });
+            refresh_selectable_endpoints(&state, &backend);
+            readiness_gates::update_conditions(&state);
+        }
+        let now = clock::now();
+        // Drawn around its value, so that many sidecars do not check in step.
+        let interval = interval(&spec, endpoint.health(), result.is_ok());
+        let next =
+            now.max(began + interval.mul_f64(1.0 + spec.jitter * (2.0 * fastrand::f64() - 1.0)));
+        let ready_at = update_app_readiness(&state, &backend, now);
+        if let Some(ready_at) = ready_at.filter(|ready_at| *ready_at < next) {
+            clock::sleep_until(ready_at).await;
+            update_app_readiness(&state, &backend, clock::now());
+        }
+        clock::sleep_until(next).await;
+    }
+}
+
+/// Leaves alone who is leaving, and asks again who is not any more; whether it is leaving.
+fn observe_peer_lifecycle(
+    state: &State,
+    backend: &Arc<str>,
+    endpoint: &EndpointState,
+    response: &HeaderMap,
+    requested_at: Instant,
+) -> bool {
+    let (backend, label) = (backend.clone(), endpoint.label.clone());
+    let peer_lifecycle = PeerLifecycle::from_headers(response);
+    let is_draining = peer_lifecycle.is_some_and(|peer_lifecycle| peer_lifecycle.is_draining());
+    if let Some(ttl) = peer_lifecycle.and_then(|peer_lifecycle| {
+        endpoint.observe(&peer_lifecycle, clock::wall_time, clock::now())
+    }) {
+        state.telemetry.emit(Event::EndpointDraining {
+            backend,
+            endpoint: label,
+            ttl,
+        });
+    } else if !is_draining && endpoint.clear_draining(requested_at) {
+        state.telemetry.emit(Event::EndpointDrainingCleared {
+            backend,
+            endpoint: label,
+            reason: "a check says that it stays",
+        });
+    }
+    is_draining
+}
+
+/// How long until the next check: sooner where a result differs from what is known, so that a change is confirmed soon.
+fn interval(spec: &ActiveCheckSpec, health: Health, has_passed: bool) -> Duration {
+    match (health, has_passed) {
+        (Health::Healthy, false) | (Health::Unhealthy, true) | (Health::Unknown, _) => {
+            spec.edge_interval
+        }
+        (Health::Unhealthy, false) => spec.unhealthy_interval,
+        (Health::Healthy, true) => spec.interval,
+    }
+}
+
+/// Looks anew who of a backend may be picked.
+fn refresh_selectable_endpoints(state: &State, backend: &Arc<str>) {
+    let active_policy = state.active_policy.load();
+    if let Some(found) = active_policy
+        .backends
+        .iter()
+        .find(|other| other.spec.name == *backend)
+    {
+        found.refresh_selectable();
+    }
+}
+
+/// Readiness by the required backend: any of its endpoints is healthy, and at the start its check has passed so many times in a
+/// row, and then so long ago. Says when that will be, if it is only a matter of time.
+fn update_app_readiness(state: &State, backend: &Arc<str>, now: Instant) -> Option<Instant> {
+    let active_policy = state.active_policy.load();
+    let LifecycleSpec {
+        required_backend: require_backend,
+        startup_delay,
+        success_threshold,
+        ..
+    } = &active_policy.snapshot.lifecycle;
+    let required = &active_policy.backends[(*require_backend)?];
+    if required.spec.name != *backend {
+        return None;
+    }
+    let set = |is_met, reason: String| {
+        state
+            .lifecycle
+            .set_condition(condition::APP, is_met, reason, now, &state.telemetry)
+    };
+    let healthy = required
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.health() == Health::Healthy);
+    let Some(passes) = healthy.map(|endpoint| endpoint.check_summary().0).max() else {
+        state.lifecycle.reset_registration();
+        let results: Vec<String> = required
+            .endpoints
+            .iter()
+            .map(|endpoint| format!("{} {}", endpoint.label, endpoint.check_summary().1))
+            .collect();
+        set(
+            false,
+            format!("the check of `{backend}`: {}", results.join(", ")),
+        );
+        return None;
+    };
+    match state
+        .lifecycle
+        .try_register(passes, *success_threshold, *startup_delay, now)
+    {
+        Ok(()) => set(true, format!("the check of `{backend}` passes")),
+        Err(None) => set(
+            false,
+            format!("the check of `{backend}` has passed {passes} of {success_threshold} times"),
+        ),
+        Err(Some(ready_at)) => {
+            set(
+                false,
+                format!(
+                    "the check of `{backend}` has passed, waiting for the startup delay of {startup_delay:?}"
+                ),
+            );
+            return Some(ready_at);
+        }
+    }
+    None
+}
+
+async fn run_check(
+    state: &State,
+    endpoint: &EndpointState,
+    spec: &ActiveCheckSpec,
+    transport: &ProbeTransport,
+    head: &mut Option<HeaderMap>,
+) -> Result<(), String> {
+    let tls = transport.tls.as_ref();
+    match &spec.probe {
+        ProbeSpec::Tcp => check_tcp_connect(state, endpoint, transport).await,
+        ProbeSpec::Grpc { service } => {
+            let (connection, _) = connect(state, endpoint, tls, Some(b"h2")).await?;
+            let response =
+                grpc_check::send_check(connection, endpoint.authority(), tls.is_some(), service)
+                    .await?;
+            let verdict = grpc_check::evaluate_response(&response);
+            *head = Some(response.headers);
+            verdict
+        }
+        ProbeSpec::Http {
+            path,
+            host,
+            expected,
+            body,
+        } => {
+            let expected_body = body.as_deref().unwrap_or_default().as_bytes();
+            let max_body = if expected_body.is_empty() {
+                0
+            } else {
+                MAX_CHECK_BODY_BYTES
+            };
+            let ProbeResponse {
+                status,
+                headers,
+                body,
+            } = send_get(
+                state,
+                endpoint,
+                transport,
+                path,
+                host.as_deref().unwrap_or(endpoint.authority()),
+                max_body,
+            )
+            .await?;
+            *head = Some(headers);
+            let has_expected_body = expected_body.is_empty()
+                || body
+                    .windows(expected_body.len())
+                    .any(|part| part == expected_body);
+            match (expected.contains(status), has_expected_body) {
+                (true, true) => Ok(()),
+                (true, false) => Err("the expected words are not in the body".to_owned()),
+                (false, _) => Err(format!("status {status}")),
+            }
+        }
+    }
+}
+
+/// Only connects.
+pub(crate) async fn check_tcp_connect(
+    state: &State,
+    endpoint: &EndpointState,
+    transport: &ProbeTransport,
+) -> Result<(), String> {
+    connect(state, endpoint, transport.tls.as_ref(), None)
+        .await
+        .map(drop)
+}
+
+/// Asks a path, in the protocol that the backend speaks.
+pub(crate) async fn send_get(
+    state: &State,
+    endpoint: &EndpointState,
+    transport: &ProbeTransport,
+    path: &str,
+    host: &str,
+    max_body: usize,
+) -> Result<ProbeResponse, String> {
+    if transport.protocol == Protocol::Http1 {
+        let connection =
+            connect(state, endpoint, transport.tls.as_ref(), Some(b"http/1.1")).await?;
+        let response = http1_call::send_request(
+            connection,
+            http1_call::build_request_head("GET", path, host, &Bytes::new())?,
+            Bytes::new(),
+            max_body,
+        )
+        .await?;
+        return Ok(ProbeResponse {
+            status: response.status,
+            headers: response.headers,
+            body: response.body.into(),
+        });
+    }
+    let (connection, _) = connect(state, endpoint, transport.tls.as_ref(), Some(b"h2")).await?;
+    let scheme = if transport.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let request = http::Request::get(format!("{scheme}://{host}{path}"))
+        .header(http::header::USER_AGENT, http1_call::USER_AGENT)
+        .body(());
+    let response = http2_call::send_request(
+        connection,
+        request.map_err(|error| error.to_string())?,
+        Bytes::new(),
+        max_body,
+    )
+    .await?;
+    Ok(ProbeResponse {
+        status: response.status,
+        headers: response.headers,
+        body: response.body,
+    })
+}

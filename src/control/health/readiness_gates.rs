@@ -1,0 +1,71 @@
+//! Readiness by other backends, where the policy wants it: of each at least one endpoint is known to be well.
+
+use std::sync::Arc;
+
+use crate::{
+    clock,
+    resilience::health::Health,
+    state::{State, active_policy::ActivePolicy, topology::backend::BackendState},
+};
+
+/// What the names of these conditions begin with.
+const CONDITION_PREFIX: &str = "backend-available:";
+
+/// Looks at all of them.
+pub(crate) fn update_conditions(state: &State) {
+    let (active_policy, now) = (state.active_policy.load(), clock::now());
+    for backend in gated_backends(&active_policy) {
+        // Before its first check nobody knows.
+        let healthy_count = backend
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.health() == Health::Healthy)
+            .count()
+            .min(backend.available_count());
+        let reason = format!(
+            "{healthy_count} of {} endpoints are available",
+            backend.endpoints.len()
+        );
+        state.lifecycle.set_condition(
+            &condition_name(&backend.spec.name),
+            healthy_count > 0,
+            reason,
+            now,
+            &state.telemetry,
+        );
+    }
+}
+
+/// Takes those back that the policies no longer want, and looks at those that they want.
+pub(crate) fn reconcile(state: &State) {
+    let active_policy = state.active_policy.load();
+    let is_gone = |condition: &str| {
+        condition.starts_with(CONDITION_PREFIX)
+            && !gated_backends(&active_policy)
+                .any(|backend| condition_name(&backend.spec.name) == condition)
+    };
+    for condition in state
+        .lifecycle
+        .conditions()
+        .iter()
+        .filter(|condition| is_gone(&condition.name))
+    {
+        state
+            .lifecycle
+            .remove_condition(&condition.name, clock::now(), &state.telemetry);
+    }
+    update_conditions(state);
+}
+
+fn gated_backends(active_policy: &ActivePolicy) -> impl Iterator<Item = &Arc<BackendState>> {
+    active_policy
+        .snapshot
+        .lifecycle
+        .readiness_gates
+        .iter()
+        .map(|index| &active_policy.backends[*index])
+}
+
+fn condition_name(backend: &str) -> String {
+    format!("{CONDITION_PREFIX}{backend}")
+}

@@ -1,0 +1,245 @@
+//! Asking a server of Envoy's rate limit protocol, `envoy.service.ratelimit.v3`.
+//!
+//! The messages are those fields of the published ones that are used here, with their numbers. A limit travels with each request, as an
+//! override, so that the server needs to know the domain and nothing else.
+
+use std::{sync::Arc, time::Duration};
+
+use http::uri::PathAndQuery;
+use tonic::{
+    Request, Status, TimeoutExpired,
+    client::Grpc,
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
+use tonic_prost::ProstCodec;
+
+use crate::{
+    control::remote_limits::ENGINE_TIMEOUT,
+    policy::snapshot::{QuotaSpec, RateLimitServiceSpec},
+    state::policies::{
+        rate_limit::{RateLimitGrant, RateLimited},
+        remote_limits::{
+            BucketRequest, BucketResults, EngineFault, EngineResponse, RateLimitEngine,
+        },
+    },
+};
+
+const SHOULD_RATE_LIMIT: PathAndQuery =
+    PathAndQuery::from_static("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit");
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RateLimitRequest {
+    #[prost(string, tag = "1")]
+    domain: String,
+    #[prost(message, repeated, tag = "2")]
+    descriptors: Vec<RateLimitDescriptor>,
+    #[prost(uint32, tag = "3")]
+    hits_addend: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RateLimitDescriptor {
+    #[prost(message, repeated, tag = "1")]
+    entries: Vec<DescriptorEntry>,
+    #[prost(message, optional, tag = "2")]
+    limit: Option<RateLimitOverride>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DescriptorEntry {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RateLimitOverride {
+    #[prost(uint32, tag = "1")]
+    requests_per_unit: u32,
+    #[prost(enumeration = "RateLimitUnit", tag = "2")]
+    unit: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+enum RateLimitUnit {
+    Unknown = 0,
+    Second = 1,
+    Minute = 2,
+    Hour = 3,
+    Day = 4,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RateLimitResponse {
+    #[prost(enumeration = "RateLimitCode", tag = "1")]
+    overall_code: i32,
+    #[prost(message, repeated, tag = "2")]
+    statuses: Vec<DescriptorStatus>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+enum RateLimitCode {
+    Unknown = 0,
+    Ok = 1,
+    OverLimit = 2,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DescriptorStatus {
+    #[prost(enumeration = "RateLimitCode", tag = "1")]
+    code: i32,
+    #[prost(uint32, tag = "3")]
+    limit_remaining: u32,
+    #[prost(message, optional, tag = "4")]
+    duration_until_reset: Option<ProtoDuration>,
+}
+
+/// `google.protobuf.Duration`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ProtoDuration {
+    #[prost(int64, tag = "1")]
+    seconds: i64,
+    #[prost(int32, tag = "2")]
+    nanos: i32,
+}
+
+/// A connection. That it is gone is noticed by whoever asks on it next.
+#[derive(Debug, Clone)]
+pub(super) struct RateLimitServiceEngine {
+    channel: Channel,
+    domain: Arc<str>,
+}
+
+impl RateLimitServiceEngine {
+    pub(super) async fn open(spec: &RateLimitServiceSpec) -> Result<Self, String> {
+        let endpoint = Endpoint::from_shared(spec.url.to_string())
+            .map_err(|error| format!("it cannot be reached so, mend `url`: {error}"))?;
+        let mut endpoint = endpoint
+            .connect_timeout(ENGINE_TIMEOUT)
+            .http2_keep_alive_interval(ENGINE_TIMEOUT)
+            .keep_alive_timeout(ENGINE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .timeout(ENGINE_TIMEOUT);
+        if spec.url.starts_with("https:") {
+            endpoint = endpoint
+                .tls_config(ClientTlsConfig::new().with_native_roots())
+                .map_err(|error| describe_root_cause(&error))?;
+        }
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|error| describe_root_cause(&error))?;
+        Ok(Self {
+            channel,
+            domain: spec.domain.clone(),
+        })
+    }
+}
+
+/// An error with what caused it, which is what helps.
+fn describe_root_cause(error: &dyn std::error::Error) -> String {
+    error
+        .source()
+        .map_or_else(|| error.to_string(), describe_root_cause)
+}
+
+/// The connection is lost if a call failed on its way, and not by what the service said, or because it said nothing in time.
+fn to_engine_fault(status: &Status) -> EngineFault {
+    let is_lost =
+        std::error::Error::source(status).is_some_and(|source| !source.is::<TimeoutExpired>());
+    EngineFault {
+        reason: status.to_string(),
+        is_connection_lost: is_lost,
+    }
+}
+
+impl RateLimitEngine for RateLimitServiceEngine {
+    fn send_requests(&self, quota_requests: Vec<BucketRequest>) -> EngineResponse {
+        let (mut grpc, domain) = (Grpc::new(self.channel.clone()), self.domain.to_string());
+        Box::pin(async move {
+            let mut verdicts = BucketResults::with_capacity(quota_requests.len());
+            // One call per rule: within one, all descriptors are charged the same, and those behind one that refuses would be charged too.
+            for ask in quota_requests {
+                grpc.ready().await.map_err(|error| EngineFault {
+                    reason: describe_root_cause(&error),
+                    is_connection_lost: true,
+                })?;
+                let call = grpc.unary(
+                    Request::new(build_request(domain.clone(), &ask)),
+                    SHOULD_RATE_LIMIT,
+                    ProstCodec::default(),
+                );
+                let response: tonic::Response<RateLimitResponse> =
+                    call.await.map_err(|status| to_engine_fault(&status))?;
+                let verdict = parse_response(response.get_ref(), ask.quota).map_err(|reason| {
+                    EngineFault {
+                        reason,
+                        is_connection_lost: false,
+                    }
+                })?;
+                let is_last = verdict.is_err() && ask.is_enforced && ask.max_wait.is_some();
+                verdicts.push(verdict);
+                if is_last {
+                    break;
+                }
+            }
+            Ok(verdicts)
+        })
+    }
+}
+
+fn build_request(domain: String, ask: &BucketRequest) -> RateLimitRequest {
+    let mut entries = vec![DescriptorEntry {
+        key: "rule".to_owned(),
+        value: ask.rule.to_string(),
+    }];
+    entries.extend(ask.key.clone().map(|value| DescriptorEntry {
+        key: "key".to_owned(),
+        value,
+    }));
+    let unit = match ask.quota.unit_seconds.get() {
+        1 => RateLimitUnit::Second,
+        60 => RateLimitUnit::Minute,
+        3_600 => RateLimitUnit::Hour,
+        _ => RateLimitUnit::Day,
+    };
+    let limit = Some(RateLimitOverride {
+        requests_per_unit: ask.quota.requests.get(),
+        unit: unit.into(),
+    });
+    RateLimitRequest {
+        domain,
+        descriptors: vec![RateLimitDescriptor { entries, limit }],
+        hits_addend: u32::try_from(ask.tokens).unwrap_or(u32::MAX),
+    }
+}
+
+/// # Errors
+/// If the answer says neither yes nor no.
+fn parse_response(
+    response: &RateLimitResponse,
+    quota: QuotaSpec,
+) -> Result<Result<RateLimitGrant, RateLimited>, String> {
+    let status = response.statuses.first();
+    let reset = status.and_then(|status| status.duration_until_reset.as_ref());
+    let reset = reset.map(|reset| {
+        Duration::new(
+            reset.seconds.try_into().unwrap_or_default(),
+            reset.nanos.try_into().unwrap_or_default(),
+        )
+    });
+    let reset = reset.unwrap_or(Duration::from_secs(quota.unit_seconds.get()));
+    match response.overall_code() {
+        // A domain without this limit counts nothing, and tells of nothing left.
+        RateLimitCode::Ok => Ok(Ok(RateLimitGrant {
+            wait: Duration::ZERO,
+            remaining: status.map_or_else(|| quota.burst.get(), |status| status.limit_remaining),
+            reset_after: reset,
+        })),
+        RateLimitCode::OverLimit => Ok(Err(RateLimited { retry_after: reset })),
+        RateLimitCode::Unknown => Err("the rate limit service knows neither yes nor no".to_owned()),
+    }
+}

@@ -1,0 +1,159 @@
+//! What this instance has to do, over the last seconds, and whether the others could do it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    policy::document::Direction,
+    resilience::capacity::{self, CapacityForecast, ObservedLoad},
+    state::{
+        State, active_policy::ActivePolicy, policies::concurrency_limit::ConcurrencyLimitState,
+    },
+};
+
+/// How long is looked back.
+const LOAD_WINDOW: Duration = Duration::from_secs(10);
+
+/// What was going on at times.
+#[derive(Debug, Default)]
+pub struct LoadHistory {
+    /// Guards single reads and writes.
+    samples: Mutex<VecDeque<LoadSample>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct LoadSample {
+    at: Instant,
+    /// Requests of callers that ever began.
+    requests_started: u64,
+    in_flight: u32,
+    /// The part of the fullest limit that is taken.
+    max_utilization: f64,
+}
+
+impl LoadHistory {
+    /// Takes note of what is going on.
+    fn record(&self, now: LoadSample) {
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.retain(|sample| now.at.saturating_duration_since(sample.at) <= LOAD_WINDOW);
+        samples.push_back(now);
+    }
+
+    /// What was going on until now. It leaves nothing behind, however often it is asked.
+    fn observed_load(&self, current: LoadSample, limit: Option<u32>) -> ObservedLoad {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = || {
+            samples
+                .iter()
+                .copied()
+                .filter(|sample| current.at.saturating_duration_since(sample.at) <= LOAD_WINDOW)
+                .chain([current])
+        };
+        let in_flight = || recent().map(|sample| sample.in_flight);
+        let count = u32::try_from(recent().count()).unwrap_or(u32::MAX);
+        let rate = recent().next().map_or(0.0, |first| {
+            let seconds = current.at.saturating_duration_since(first.at).as_secs_f64();
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "requests of ten seconds are far below 2^52"
+            )]
+            let started = current
+                .requests_started
+                .saturating_sub(first.requests_started) as f64;
+            if seconds > 0.0 {
+                started / seconds
+            } else {
+                0.0
+            }
+        });
+        ObservedLoad {
+            peak_in_flight: in_flight().max().unwrap_or(0),
+            mean_in_flight: in_flight().map(f64::from).sum::<f64>() / f64::from(count),
+            requests_per_second: rate,
+            limit,
+            max_utilization: recent()
+                .map(|sample| sample.max_utilization)
+                .fold(0.0, f64::max),
+        }
+    }
+}
+
+/// Takes note of what is going on.
+pub fn record_load(state: &State, now: Instant) {
+    let limits = inbound_limits(&state.active_policy.load()).unwrap_or_default();
+    state.load_history.record(take_sample(state, &limits, now));
+}
+
+/// What was going on here, and what is to be expected when this instance leaves.
+#[must_use]
+pub fn forecast(state: &State, now: Instant) -> (ObservedLoad, CapacityForecast) {
+    let live = state.active_policy.load();
+    let inbound_limits = inbound_limits(&live);
+    let limit = inbound_limits.as_ref().map(|inbound_limits| {
+        inbound_limits
+            .iter()
+            .fold(0, |sum: u32, limit| sum.saturating_add(limit.max))
+    });
+    let observed = state.load_history.observed_load(
+        take_sample(state, &inbound_limits.unwrap_or_default(), now),
+        limit,
+    );
+    (
+        observed,
+        capacity::forecast_without_this_instance(
+            &observed,
+            state.replicas.count_available_others(&live),
+        ),
+    )
+}
+
+fn take_sample(state: &State, limits: &[LimitUsage], at: Instant) -> LoadSample {
+    let in_flight =
+        u32::try_from(state.drain.instance_load().inbound.in_flight).unwrap_or(u32::MAX);
+    let max_utilization = limits
+        .iter()
+        .map(|limit| f64::from(limit.in_flight) / f64::from(limit.max))
+        .fold(0.0, f64::max);
+    LoadSample {
+        at,
+        requests_started: state.drain.inbound_requests_started(),
+        in_flight,
+        max_utilization,
+    }
+}
+
+/// A limit of requests of callers.
+struct LimitUsage {
+    in_flight: u32,
+    max: u32,
+}
+
+/// All of them; nothing if there is a way in without one.
+fn inbound_limits(live: &ActivePolicy) -> Option<Vec<LimitUsage>> {
+    let inbound = live
+        .routes
+        .iter()
+        .filter(|route| route.spec.direction == Direction::Inbound)
+        .flat_map(|route| &route.destinations);
+    let limits: Option<Vec<_>> = inbound
+        .map(|destination| destination.concurrency_limit.as_ref())
+        .collect();
+    let mut limits = limits?;
+    // Destinations may share one.
+    limits.sort_by(|a, b| a.name().cmp(b.name()));
+    limits.dedup_by(|a, b| a.name() == b.name());
+    let to_usage = |limit: &ConcurrencyLimitState| {
+        let snapshot = limit.snapshot();
+        LimitUsage {
+            in_flight: snapshot.in_flight,
+            max: snapshot.config.max_in_flight.get(),
+        }
+    };
+    (!limits.is_empty()).then(|| limits.into_iter().map(|limit| to_usage(limit)).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+use crate::{resilience::some_instant, state::policies::stale::*};
+
+const DAY: Duration = Duration::from_hours(24);
+
+fn new_state(max_bytes: usize) -> StaleState {
+    StaleState::new("app".into(), max_bytes)
+}
+
+fn cached_response(body: &'static str, vary: Option<&'static str>) -> CachedResponse {
+    let at = some_instant();
+    let vary = vary.map(|language| {
+        (
+            http::header::ACCEPT_LANGUAGE,
+            vec![HeaderValue::from_static(language)],
+        )
+    });
+    CachedResponse {
+        headers: HeaderMap::new(),
+        body: Bytes::from_static(body.as_bytes()),
+        received_at: at,
+        expires_at: at + Duration::from_secs(60),
+        initial_age: Duration::ZERO,
+        is_public: false,
+        forwarding_key: "in".into(),
+        vary: vary.into_iter().collect(),
+    }
+}
+
+fn request_headers(languages: &[&'static str]) -> HeaderMap {
+    languages
+        .iter()
+        .map(|language| {
+            (
+                http::header::ACCEPT_LANGUAGE,
+                HeaderValue::from_static(language),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_response_is_found_for_matching_requests_until_it_expires() {
+    let (state, now) = (new_state(1 << 20), some_instant());
+    state.store("shop/a", cached_response("hello", Some("en")));
+    state.store("shop/a", cached_response("hallo", Some("de")));
+    let body = |language, now| {
+        state
+            .find("shop/a", "in", &request_headers(&[language]), DAY, now)
+            .map(|cached| cached.body.clone())
+    };
+    assert_eq!(body("en", now), Some(Bytes::from_static(b"hello")));
+    assert_eq!(body("de", now), Some(Bytes::from_static(b"hallo")));
+    assert_eq!(body("fr", now), None);
+    assert_eq!(body("en", now + Duration::from_secs(62)), None);
+    assert_eq!(
+        state
+            .find("shop/a", "other", &request_headers(&["en"]), DAY, now)
+            .map(|_| ()),
+        None,
+        "another way"
+    );
+    assert_eq!(
+        state
+            .find(
+                "shop/a",
+                "in",
+                &request_headers(&["en"]),
+                Duration::ZERO,
+                now + Duration::from_secs(1)
+            )
+            .map(|_| ()),
+        None,
+        "the policy has become stricter"
+    );
+    state.store("shop/a", cached_response("howdy", Some("en")));
+    assert_eq!(
+        body("en", now),
+        Some(Bytes::from_static(b"howdy")),
+        "the new one replaces the old"
+    );
+    state.remove("shop/a");
+    assert_eq!((body("de", now), state.size()), (None, (0, 0)));
+}
+
+#[test]
+fn vary_matches_all_values_of_a_header_in_order() {
+    let state = new_state(1 << 20);
+    let response = CachedResponse {
+        vary: vec![(
+            http::header::ACCEPT_LANGUAGE,
+            vec![
+                HeaderValue::from_static("en"),
+                HeaderValue::from_static("user=7"),
+            ],
+        )],
+        ..cached_response("mine", None)
+    };
+    state.store("shop/a", response);
+    let is_found = |languages: &[&'static str]| {
+        state
+            .find(
+                "shop/a",
+                "in",
+                &request_headers(languages),
+                DAY,
+                some_instant(),
+            )
+            .is_some()
+    };
+    assert!(is_found(&["en", "user=7"]));
+    assert!(!is_found(&["en"]) && !is_found(&["en", "user=8"]) && !is_found(&["user=7", "en"]));
+}
+
+#[test]
+fn the_latest_matching_response_is_found() {
+    let state = new_state(1 << 20);
+    state.store("shop/a", cached_response("for all", None));
+    state.store("shop/a", cached_response("in english", Some("en")));
+    let found = state
+        .find(
+            "shop/a",
+            "in",
+            &request_headers(&["en"]),
+            DAY,
+            some_instant(),
+        )
+        .expect("both fit");
+    assert_eq!(found.body, "in english");
+}
+
+#[test]
+fn the_least_recently_used_entry_is_evicted_and_bytes_are_bounded() {
+    let entry_bytes = variants_bytes("shop/0", &[Arc::new(cached_response("hello", None))]);
+    let state = new_state(entry_bytes * 3);
+    for cache_key in ["shop/0", "shop/1", "shop/2"] {
+        state.store(cache_key, cached_response("hello", None));
+    }
+    assert_eq!(state.size(), (3, entry_bytes * 3), "exactly full");
+    let is_cached = |cache_key| {
+        state
+            .find(cache_key, "in", &HeaderMap::new(), DAY, some_instant())
+            .is_some()
+    };
+    assert!(is_cached("shop/0"), "and is now the one used last");
+    state.store("shop/3", cached_response("hello", None));
+    assert_eq!(
+        (
+            is_cached("shop/0"),
+            is_cached("shop/1"),
+            is_cached("shop/2"),
+            is_cached("shop/3")
+        ),
+        (true, false, true, true)
+    );
+    state.reconfigure(entry_bytes - 1);
+    assert_eq!(state.size(), (0, 0));
+    state.store("shop/4", cached_response("hello", None));
+    assert_eq!(
+        state.size(),
+        (0, 0),
+        "what is longer than all that may be kept is not"
+    );
+}
+
+#[test]
+fn variants_per_cache_key_are_bounded() {
+    let state = new_state(1 << 20);
+    let languages = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+    for language in languages {
+        state.store("shop/a", cached_response("x", Some(language)));
+    }
+    let cached_languages: Vec<&str> = languages
+        .into_iter()
+        .filter(|language| {
+            state
+                .find(
+                    "shop/a",
+                    "in",
+                    &request_headers(&[language]),
+                    DAY,
+                    some_instant(),
+                )
+                .is_some()
+        })
+        .collect();
+    assert_eq!(cached_languages, languages[1..]);
+}
+
+/// Whatever is kept, found and forgotten in whatever order: the count is the sum, below the bound, and of nothing it is nothing.
+#[test]
+fn the_byte_count_is_the_sum_of_the_cached_entries() {
+    let state = new_state(20_000);
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..5_000 {
+        let cache_key = format!("shop/{}", random.u8(0..40));
+        match random.u8(0..10) {
+            0 => state.remove(&cache_key),
+            1 => state.reconfigure(random.usize(0..40_000)),
+            2 => {
+                _ = state.find(
+                    &cache_key,
+                    "in",
+                    &request_headers(&["a"]),
+                    DAY,
+                    some_instant(),
+                )
+            }
+            _ => state.store(
+                &cache_key,
+                cached_response(
+                    ["", "short", "a longer one"][random.usize(0..3)],
+                    [None, Some("a"), Some("b")][random.usize(0..3)],
+                ),
+            ),
+        }
+        let inner = state.lock();
+        let sum: usize = inner
+            .responses
+            .iter()
+            .map(|(cache_key, variants)| variants_bytes(cache_key, variants))
+            .sum();
+        assert!(
+            inner.bytes == sum && sum <= inner.max_bytes,
+            "{} of {}, really {sum}",
+            inner.bytes,
+            inner.max_bytes
+        );
+    }
+    (0..40).for_each(|cache_key| state.remove(&format!("shop/{cache_key}")));
+    assert_eq!(state.size(), (0, 0));
+}
+
+/// What came over the wire is a slice of a larger buffer.
+#[test]
+fn a_cached_response_does_not_retain_the_wire_buffer() {
+    let wire = Bytes::from(vec![b'x'; 60_000]);
+    let slice = HeaderValue::from_maybe_shared(wire.slice(0..4)).expect("visible");
+    let original = CachedResponse {
+        headers: HeaderMap::from_iter([(http::header::ETAG, slice.clone())]),
+        body: wire.slice(4..8),
+        vary: vec![(http::header::ACCEPT, vec![slice])],
+        ..cached_response("", None)
+    };
+    let copy = original.into_compact();
+    assert!(wire.is_unique(), "the buffer is free once the original is");
+    assert_eq!(
+        (copy.headers[http::header::ETAG].as_bytes(), &copy.body[..]),
+        (&b"xxxx"[..], &b"xxxx"[..])
+    );
+}

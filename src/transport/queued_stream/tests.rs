@@ -1,0 +1,78 @@
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::transport::queued_stream::*;
+
+/// A connection on which one exchange has gone well, and the other side of it.
+async fn connection_after_one_exchange() -> (QueuedStream, Arc<ConnectionHandle>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let local_socket = TcpStream::connect(listener.local_addr().expect("an address"))
+        .await
+        .expect("a connection");
+    let (mut remote_socket, _) = listener.accept().await.expect("a connection");
+    let (mut connection, handle) = open(Socket::Tcp(local_socket), None);
+    connection.write_all(b"one").await.expect("it queues");
+    handle.flush().await.expect("it is taken");
+    let mut reply = [0; 3];
+    remote_socket
+        .read_exact(&mut reply)
+        .await
+        .expect("it arrives");
+    remote_socket.write_all(b"yes").await.expect("it is taken");
+    connection.read_exact(&mut reply).await.expect("it arrives");
+    (connection, handle, remote_socket)
+}
+
+/// Sends something, and reads until the end or a failure.
+async fn write_and_expect_no_response(connection: &mut QueuedStream, handle: &ConnectionHandle) {
+    connection.write_all(b"two").await.expect("it queues");
+    // It may fail or not, as the news travels.
+    _ = handle.flush().await;
+    let mut rest = Vec::new();
+    _ = connection.read_to_end(&mut rest).await;
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn bytes_sent_after_the_peer_closed_are_known_to_be_unread() {
+    let (mut connection, handle, remote_socket) = connection_after_one_exchange().await;
+    let before = handle.bytes_sent();
+    drop(remote_socket);
+    write_and_expect_no_response(&mut connection, &handle).await;
+    assert!(handle.peer_closed_before(before));
+}
+
+#[tokio::test]
+async fn bytes_read_before_the_peer_closed_are_not_reported_as_unread() {
+    let (mut connection, handle, mut remote_socket) = connection_after_one_exchange().await;
+    let before = handle.bytes_sent();
+    let reading = tokio::spawn(async move {
+        let mut reply = [0; 3];
+        remote_socket
+            .read_exact(&mut reply)
+            .await
+            .expect("it arrives");
+    });
+    write_and_expect_no_response(&mut connection, &handle).await;
+    reading.await.expect("it ended");
+    assert!(!handle.peer_closed_before(before));
+}
+
+#[tokio::test]
+async fn a_reset_does_not_prove_that_bytes_were_unread() {
+    let (mut connection, handle, mut remote_socket) = connection_after_one_exchange().await;
+    let before = handle.bytes_sent();
+    let reading = tokio::spawn(async move {
+        let mut byte = [0; 1];
+        remote_socket
+            .read_exact(&mut byte)
+            .await
+            .expect("it arrives");
+        // With something unread, closing is cutting off.
+    });
+    write_and_expect_no_response(&mut connection, &handle).await;
+    reading.await.expect("it ended");
+    assert!(!handle.peer_closed_before(before));
+}
