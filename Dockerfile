@@ -1,9 +1,9 @@
 # syntax=docker/dockerfile:1
-# Two stages; the final image has the binary and nothing else: no shell, no package manager, not root.
+# Two stages. The final image has the binary and the default policy: no shell, no package manager, no root user.
 FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends cmake make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-# The dependencies first, so that a change of our own code does not build them anew.
+# Dependencies are built first, so that a change of the project's code does not rebuild them.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
 RUN mkdir -p src benches tests/integration && echo 'fn main() {}' > src/main.rs && touch src/lib.rs tests/integration/main.rs \

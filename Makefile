@@ -1,5 +1,5 @@
-# `make demo` and `make test` are all a newcomer needs; both set up what is missing first. The tests put real clients in front of the
-# sidecar (scripts/clients); what cannot be installed is skipped, and counted at the end.
+# `make demo` and `make test` are enough to start. Both install missing build tools first. The tests use real clients (scripts/clients).
+# A client that cannot be installed is skipped, and the run prints the number of skipped clients at the end.
 .PHONY: demo test soak build bench bootstrap ci
 
 demo: bootstrap
@@ -10,7 +10,8 @@ test: bootstrap
 	cargo test --locked --features rls
 	@count=$$(wc -l < "$${OUTRIGGER_CLIENTS:-target/clients}/missing"); [ "$$count" -eq 0 ] || { echo "SKIPPED: $$count kinds of real clients or servers are missing:"; cat "$${OUTRIGGER_CLIENTS:-target/clients}/missing"; }
 
-# Promises at their real clocks, about an hour; SOAK_MINUTES=N shortens the longest of 30, SOAK_RELEASES=N the 20 releases of about 17.
+# Tests with production time settings; about an hour. SOAK_MINUTES=N sets the length of the longest test (default 30 minutes).
+# SOAK_RELEASES=N sets the number of releases (default 20, about 17 minutes).
 soak: bootstrap
 	cargo test --locked --test soak -- --test-threads=1 --nocapture
 

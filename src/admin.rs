@@ -1,21 +1,24 @@
-//! The admin server: probes, metrics, views, and the few things that can be changed at run time.
+//! The admin server: probes, metrics, live views, and the changes that are possible at run
+//! time.
 //!
-//! It runs on a thread of its own, so that a probe is answered while the data plane is overloaded or draining. It renders what
-//! the state holds and computes no verdict. Changing endpoints are for callers on this host, or who show the token.
+//! It runs on its own thread, so that probes get a response while the data plane is overloaded
+//! or drains. It renders what [`State`] holds and decides nothing itself. GET and HEAD requests
+//! need no authorization. A POST request needs the bearer token, or comes from this host and
+//! not from a browser page.
 //!
-//! | endpoint | is |
+//! | endpoint | purpose |
 //! | --- | --- |
-//! | `GET /livez`, `/readyz`, `/startupz` (`?verbose`) | the probes |
-//! | `GET /metrics` | Prometheus text |
-//! | `GET /api/v1/status` | the instance in a few lines |
+//! | `GET /livez`, `/readyz`, `/startupz` (`?verbose`) | probes of this instance |
+//! | `GET /metrics` | metrics in the Prometheus text format |
+//! | `GET /api/v1/status` | summary of the instance |
 //! | `GET /api/v1/{routes,backends,breakers,limits,recovery}` | live views |
-//! | `GET /api/v1/decisions` (`?request=ID`, `?trace=ID`) | why the last requests got what they got |
-//! | `GET /api/v1/events` | server-sent events: every transition as it happens, after the last ones |
-//! | `GET /app-health/{livez,readyz,startupz,connect}` | the app's own probes, passed through; whether it can be connected to |
-//! | `GET /drained` | answers once the callers are gone |
-//! | `POST /api/v1/{drain,reload}` | send the callers away; read the policies again |
-//! | `POST /quitquitquit` | end, because the app has |
-//! | `POST /api/v1/breakers/NAME/{force-open,disable,reset,auto}` | a breaker by hand |
+//! | `GET /api/v1/decisions` (`?request=ID`, `?trace=ID`) | decision traces of recent requests |
+//! | `GET /api/v1/events` | server-sent events: the retained events, then each new event |
+//! | `GET /app-health/{livez,readyz,startupz,connect}` | probe or connection check of the app |
+//! | `GET /drained` | responds when the instance has drained |
+//! | `POST /api/v1/{drain,reload}` | starts the drain; reloads the policies |
+//! | `POST /quitquitquit` | drains and ends, because the app has ended |
+//! | `POST /api/v1/breakers/NAME/{force-open,disable,reset,auto}` | changes a breaker |
 
 mod api;
 mod decisions;
@@ -52,17 +55,19 @@ struct AdminState {
     token: Option<Arc<str>>,
 }
 
-/// Serves from when the gate opens, if there is one, until it is dropped.
+/// Serves the admin API on the socket until the instance has handed over to its successor.
+///
+/// If `gate` is given, serving starts only when it reports [`AcceptScope::All`].
 ///
 /// # Errors
-/// If the socket fails.
+/// Returns the I/O error if the socket cannot be used.
 pub async fn serve(
     socket: TcpListener,
     state: Arc<State>,
     token: Option<String>,
     gate: Option<watch::Receiver<AcceptScope>>,
 ) -> io::Result<()> {
-    // As long as another process serves at this address, it answers the probes.
+    // Until the gate opens, another process serves the probes at this address.
     if let Some(mut gate) = gate {
         _ = gate.wait_for(|gate| *gate == AcceptScope::All).await;
     }
@@ -100,9 +105,9 @@ pub async fn serve(
         .layer(middleware::from_fn_with_state(admin.clone(), authorize))
         .with_state(admin);
     let listener = tokio::net::TcpListener::from_std(socket)?;
-    // Who was relieved answers no probes any more: its successor does, at the same address.
+    // After a handover, the successor serves the probes at this address, so this server stops.
     let handed_over = async move {
-        // The state outlives this.
+        // This cannot fail: `shutdown_state` keeps the sender of the stages alive.
         _ = stages
             .wait_for(|stage| *stage > Stage::Serving && shutdown_state.drain.is_handed_over())
             .await;
@@ -120,7 +125,11 @@ async fn list_paths() -> &'static str {
      GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\nPOST /quitquitquit /api/v1/drain (?requireCapacity=true) /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
 }
 
-/// Lets changing requests pass only from this host, or with the token; and never from a page in a browser.
+/// Admits GET and HEAD from everywhere, and other methods only from an authorized client.
+///
+/// A client is authorized if it presents the bearer token. A client on this host needs no
+/// token, unless the request has an `origin` header. Browsers send that header, so a web page
+/// cannot change the instance without the token.
 async fn authorize(
     Extract(admin): Extract<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -151,7 +160,7 @@ async fn authorize(
         .into_response()
 }
 
-/// Compares without telling by its time how much was right.
+/// Compares two tokens of equal length in constant time, so that the time reveals no prefix.
 fn is_equal_in_constant_time(token: &str, presented_token: &str) -> bool {
     token.len() == presented_token.len()
         && token

@@ -1,11 +1,17 @@
-//! The composition root: makes all parts, joins them, and starts their threads.
+//! The composition root: creates all parts of an instance, connects them, and starts their
+//! threads.
 //!
-//! | thread | does |
+//! It decides the order of startup. It does not know how any part works.
+//!
+//! | thread | purpose |
 //! | --- | --- |
-//! | `worker-N` | the data plane, one single-threaded runtime each |
-//! | `control` | reload, probing, recovery, signals, drain |
-//! | `admin` | probes, metrics and the API; answers while the workers are busy |
+//! | `worker-N` | the data plane; each worker has one single-threaded runtime |
+//! | `control` | reload, health checks, discovery, recovery, signals and drain |
+//! | `admin` | probes, metrics and the API; it responds while the workers are busy |
 //! | `access-log` | writes the access log |
+//!
+//! With global rate limits, the connection to their engine runs on one more thread, from the
+//! blocking pool of the control runtime.
 
 use std::{
     io,
@@ -23,7 +29,7 @@ use crate::{
         handover::{self, Handover, Predecessor},
     },
     policy::diagnostic::Diagnostics,
-    proxy::{listeners::Listeners, worker::WorkerHandle},
+    proxy::{accept::listeners::Listeners, upstream::worker::WorkerHandle},
     settings::Settings,
     state::{
         State,
@@ -36,7 +42,7 @@ use crate::{
     telemetry::{Telemetry, access_log::AccessLogWriter, event::Event},
 };
 
-/// A running instance. Dropped, it ends at once.
+/// A running instance. Dropping it terminates the instance immediately, without a drain.
 #[derive(Debug)]
 pub struct App {
     state: Arc<State>,
@@ -47,14 +53,15 @@ pub struct App {
     admin_server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
-/// Why an instance cannot start.
+/// Reason why an instance cannot start.
 #[derive(Debug)]
 pub enum StartError {
-    /// The policies are faulty.
+    /// The policies are invalid, and there is no valid last good set.
     Policy(Diagnostics),
-    /// An address cannot be bound.
+    /// A socket cannot be bound or taken over, or a certificate file cannot be used.
     Bind(String),
-    /// The system gives no thread or no event queue.
+    /// The system cannot provide a thread, a descriptor, a signal registration or an event
+    /// queue.
     System(io::Error),
 }
 
@@ -77,10 +84,11 @@ impl From<io::Error> for StartError {
 }
 
 impl App {
-    /// Starts an instance.
+    /// Starts an instance, and returns when its listeners are bound and its first policies are
+    /// active.
     ///
     /// # Errors
-    /// If the policies are faulty, an address cannot be bound, or the system refuses.
+    /// If the policies are invalid, an address cannot be bound, or the system lacks resources.
     pub fn start(settings: Settings, access_log: AccessLogWriter) -> Result<Self, StartError> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -183,27 +191,30 @@ impl App {
         })
     }
 
-    /// Where the admin server listens.
+    /// Returns the address on which the admin server listens, with the actual port.
     #[must_use]
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// Where a listener takes requests.
+    /// Returns the bound address of the listener `name`, with the actual port; `None` if no
+    /// such listener is active.
     #[must_use]
     pub fn listener_address(&self, name: &str) -> Option<SocketAddr> {
         self.listeners.address(name)
     }
 
-    /// What all parts share.
+    /// Returns the state that all parts of the instance share.
     #[must_use]
     pub fn state(&self) -> &Arc<State> {
         &self.state
     }
 
-    /// Asks the instance to leave.
+    /// Starts a drain and returns at once. The instance terminates after the drain;
+    /// [`Self::wait`] reports the end.
     pub fn drain(&self) {
-        // If so many wishes wait, or nobody hears them any more, it is leaving already.
+        // The send fails in two cases. If the channel is closed, the instance has terminated.
+        // If it is full of other commands, no drain starts.
         _ = self.state.commands.try_send(Command::Drain {
             requested_by: "the embedding program",
             after_drain: AfterDrain::Terminate,
@@ -211,10 +222,10 @@ impl App {
         });
     }
 
-    /// Waits until the instance has left.
+    /// Waits until the instance has terminated, and returns the reason.
     #[must_use]
     pub fn wait(mut self) -> ExitReason {
-        // A control thread that panicked has said so.
+        // The panic hook has already reported a panic of the control thread.
         self.control_thread
             .take()
             .and_then(|control| control.join().ok())
@@ -224,7 +235,7 @@ impl App {
 
 impl Drop for App {
     fn drop(&mut self) {
-        // If the other end is gone, its thread is.
+        // A failed send means that the thread has already ended.
         if let Some(end) = self.stop_control.take() {
             _ = end.send(());
         }
@@ -240,7 +251,7 @@ impl Drop for App {
 
 type AdminServer = (oneshot::Sender<()>, JoinHandle<()>);
 
-/// Sockets that are bound already, and by whom.
+/// Sockets that are already bound, and the process that accepts on them.
 struct ExistingSockets {
     inherited: Arc<InheritedSockets>,
     predecessor: Option<Predecessor>,

@@ -1,7 +1,15 @@
 //! The command line: one file per subcommand.
 //!
-//! Exit codes: 0 fine, 64 wrong usage or settings, 65 policy refused, 69 an address cannot be bound or reached, 70 own bug.
-//! Errors go to standard error, and say what, where, and the mend.
+//! Errors go to standard error, and name the problem, its location and the fix. Exit codes:
+//!
+//! | code | meaning |
+//! | --- | --- |
+//! | 0 | success |
+//! | 1 | negative result, for example a failed probe |
+//! | 64 | invalid arguments or settings |
+//! | 65 | policies refused |
+//! | 69 | an address cannot be bound or reached |
+//! | 70 | internal error |
 
 mod admin_client;
 mod check;
@@ -15,11 +23,11 @@ use std::{ffi::OsString, io::Write as _, net::SocketAddr, path::PathBuf, process
 
 use clap::{Parser, Subcommand};
 
-/// How a command ended.
+/// Result of a command, which determines the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CommandOutcome {
     Success,
-    /// 1: the answer is no, as of a probe that fails.
+    /// The command ran and its result is negative, for example a failed probe (exit code 1).
     Negative,
     UsageError,
     PolicyRefused,
@@ -52,32 +60,36 @@ struct Cli {
 enum CliCommand {
     /// Runs the sidecar.
     Run(run::RunCommand),
-    /// Shows it at work: an app with faults that can be switched, the real sidecar in front of it, and a small load.
+    /// Runs an embedded app with switchable faults, the real sidecar in front of it, and a
+    /// small load.
     Demo(demo::DemoCommand),
-    /// Reads policies as the sidecar would, and shows every fault with its place and its mend.
+    /// Loads policies as the sidecar would, and shows every fault with its location and the
+    /// fix.
     Check(check::CheckCommand),
     /// Prints the JSON Schema of the policy file.
     Schema,
-    /// Shows which route a request would take, and every policy that holds for it with where it comes from.
+    /// Shows the route that a request would match, its policies, and the source of each value.
     Explain(explain::ExplainCommand),
-    /// Shows in words what a reload would change, keep and begin anew.
+    /// Describes what a reload would change, retain and reset.
     Diff(diff::DiffCommand),
     /// Shows the state of a running sidecar.
     Status(AdminOptions),
-    /// Makes a running sidecar send its callers away, and waits until it has drained; it goes on serving the app until SIGTERM.
+    /// Drains a running sidecar and waits until it has drained. The sidecar continues to serve
+    /// the app until SIGTERM.
     Drain(drain::DrainCommand),
-    /// Makes a running sidecar read its policies again.
+    /// Reloads the policies of a running sidecar.
     Reload(AdminOptions),
-    /// Shows or changes the breakers of a running sidecar.
+    /// Shows or changes the circuit breakers of a running sidecar.
     Breaker(admin_client::BreakerCommand),
-    /// Asks a running sidecar whether it is ready: exit code 0 or 1, for exec probes.
+    /// Checks a probe of a running sidecar: exit code 0 if it passes, 1 if it fails. Suits exec
+    /// probes.
     Healthcheck(admin_client::HealthcheckCommand),
 }
 
-/// Where a running sidecar is reached.
+/// Options that locate the admin server of a running sidecar and authorize changes.
 #[derive(Debug, Clone, clap::Args)]
 struct AdminOptions {
-    /// The address of its admin server.
+    /// Address of the admin server.
     #[arg(
         long,
         env = "OUTRIGGER_ADMIN",
@@ -85,17 +97,20 @@ struct AdminOptions {
         value_name = "ADDR"
     )]
     admin: SocketAddr,
-    /// A file with the token of its admin server.
+    /// File with the bearer token of the admin server. Only changes from another host need it.
     #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
 }
 
-/// Runs the command that the arguments name.
+/// Parses the arguments, runs the command that they name, and returns its exit code.
+///
+/// Invalid arguments are reported on standard error, with exit code 64.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are asked for and not wrong. If nobody can be told, nobody can.
+            // `--help` and `--version` arrive here too, and are no errors. A failure to print
+            // cannot be reported.
             _ = error.print();
             return if error.use_stderr() {
                 CommandOutcome::UsageError
@@ -126,19 +141,20 @@ fn print_schema() -> CommandOutcome {
     CommandOutcome::Success
 }
 
-/// Prints to standard output.
+/// Prints the text and one line break to standard output.
 fn print_line(text: &str) {
-    // Whoever closed the pipe wants no more.
+    // The reader has closed the pipe, so it needs no more output.
     _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
 }
 
-/// Prints to standard error.
+/// Prints the text and one line break to standard error.
 fn print_error(text: &str) {
-    // If nobody can be told, nobody can.
+    // There is no other channel on which to report the failure.
     _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
 }
 
-/// The environment, for `${NAME}` in policies; what is not text cannot be meant.
+/// Returns the environment variables, for `${NAME}` in policies. Variables that are not valid
+/// Unicode are omitted.
 fn read_environment() -> std::collections::HashMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

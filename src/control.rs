@@ -1,6 +1,13 @@
-//! The background: everything that happens without a request, and all timers.
+//! The control plane of one instance: the background tasks and the timers that run without a
+//! request.
 //!
-//! All tasks are started here, each has a name, and all end with the control thread's runtime.
+//! It decides when policies are reloaded, when an instance drains, and when the process ends.
+//! It exists so that the request path never waits for files, name servers or health checks. It
+//! does not know HTTP sessions or routing; it reaches the data plane only through [`State`] and
+//! the `ListenerSet` trait.
+//!
+//! [`ControlLoop::run`] owns the main loop. [`BackgroundTasks`] starts every long-lived task.
+//! All tasks end with the runtime of the control thread.
 
 mod certificates;
 mod dial;
@@ -44,40 +51,44 @@ use crate::state::{
     },
 };
 
-/// What the background is to look after.
+/// The main loop of the control thread, with everything that it owns.
 #[derive(Debug)]
 pub struct ControlLoop {
-    /// What all parts share.
+    /// State shared with the data plane and the admin server.
     pub state: Arc<State>,
-    /// Reads policies and puts them in force.
+    /// Loads policies from disk and activates them.
     pub reloader: Reloader,
-    /// The signals of the process that are heeded.
+    /// Process signals that trigger a reload or a drain.
     pub signals: ProcessSignals,
-    /// What the tasks need besides.
+    /// Inputs of the background tasks that are started with the loop.
     pub tasks: BackgroundTasks,
 }
 
-/// What the tasks of the background need.
+/// Inputs of the background tasks, taken from the settings and the startup of the process.
 #[derive(Debug)]
 pub struct BackgroundTasks {
-    /// How often the policy directory is looked at, besides the system's notices.
+    /// Time between two polls of the policy directory, endpoint files and certificate files.
+    /// File system events trigger policy and endpoint reads earlier.
     pub poll_interval: Duration,
-    /// A name server to ask instead of the system's.
+    /// Name server for DNS discovery; `None` uses the system configuration.
     pub name_server: Option<SocketAddr>,
-    /// The cgroup to watch instead of the process's own.
+    /// cgroup v2 directory whose resources are monitored; `None` uses the cgroup of this
+    /// process.
     pub cgroup: Option<PathBuf>,
-    /// What a successor is given, if one may come.
+    /// Socket path and admin socket for a successor process; `None` disables the handover.
     pub handover: Option<Handover>,
-    /// Whether a supervisor holds the sockets: then they stay when this process goes, and whoever comes next takes what waits in them.
+    /// Whether a supervisor holds all listening sockets open across restarts. Connections that
+    /// arrive after this process stops accepting then wait for the next process.
     pub is_supervised: bool,
-    /// The sockets that somebody else has bound.
+    /// Listening sockets that another process bound.
     pub inherited: Arc<InheritedSockets>,
-    /// Who serves at them until this instance can.
+    /// Process that accepts on the inherited sockets until this instance is ready.
     pub predecessor: Option<Predecessor>,
 }
 
 impl ControlLoop {
-    /// Runs until the instance has drained.
+    /// Runs the main loop until the instance has drained, a second termination signal arrives,
+    /// or a background task fails.
     pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> ExitReason {
         let Self {
             state,
@@ -103,19 +114,21 @@ impl ControlLoop {
             drain::DrainController::new(state.clone(), reloader.listeners().clone());
         let mut has_end_signal = false;
         loop {
-            // Who is leaving follows no other policies: its sockets are its successor's.
+            // A draining instance ignores policy changes: its sockets may already belong to a
+            // successor.
             let may_reload = !state.drain.is_draining();
             tokio::select! {
                 Some(command) = commands.recv() => match command {
                     Command::Reload(reply) if may_reload => {
-                        // Whoever asked may have left.
+                        // The requester may have disconnected; its receiver is then closed.
                         _ = reply.send(reloader.reload());
                     }
-                    // Whoever waits for an answer is told by its end.
+                    // Dropping the reply channel notifies the requester that no reload took
+                    // place.
                     Command::Reload(_) => {}
                     Command::Drain { requested_by: asked_by, after_drain: going, started: begun } => {
                         drain_controller.begin(asked_by, going);
-                        // Whoever asked may have left.
+                        // The requester may have disconnected; its receiver is then closed.
                         _ = begun.send(());
                     }
                     Command::ProbeApp { backend, path, reply } => app_probes.send_probe(backend, path, reply),
@@ -124,7 +137,7 @@ impl ControlLoop {
                 Some(ended) = tasks.join_next() => return report_ended_task(&ended),
                 Some(()) = changes.recv(), if may_reload => reloader.reload_if_changed(),
                 signal = signals.next() => match signal {
-                    // The faults, if any, have been told as an event.
+                    // The reloader has already reported a failure as an event.
                     signals::ProcessSignal::Reload if may_reload => drop(reloader.reload()),
                     signals::ProcessSignal::Reload => {}
                     signals::ProcessSignal::Terminate(_) if has_end_signal => return ExitReason::Immediate,
@@ -147,7 +160,7 @@ impl ControlLoop {
 }
 
 impl BackgroundTasks {
-    /// Starts everything that runs by itself.
+    /// Spawns all background tasks. The returned set yields a task as soon as it ends.
     fn start(
         self,
         state: &Arc<State>,
@@ -211,7 +224,10 @@ impl BackgroundTasks {
     }
 }
 
-/// Waits until the policies in force have changed; not if a task of `tasks` panicked, or nobody can change them any more.
+/// Waits for the next change of the active policy.
+///
+/// Returns `true` on a change. Returns `false` if a task in `tasks` has panicked, or if the
+/// sender of generations is gone; the caller then ends.
 async fn wait_for_policy_change(
     generations: &mut channel::Receiver<u64>,
     tasks: &mut JoinSet<()>,
@@ -226,7 +242,10 @@ async fn wait_for_policy_change(
     }
 }
 
-/// A background task that ends has failed: it would go on for ever. Without it the instance would only seem to work.
+/// Logs the end of a background task and returns the exit reason of the process.
+///
+/// Background tasks never end on their own, so an ended task has failed. Without the task the
+/// instance would only appear to work.
 fn report_ended_task(ended: &Result<(), tokio::task::JoinError>) -> ExitReason {
     tracing::error!("a background task has ended, and the instance with it: {ended:?}");
     ExitReason::Failed

@@ -1,26 +1,35 @@
-//! Outrigger: a per-service resilience sidecar. This page is the tour.
+//! Outrigger: a resilience sidecar proxy for one service. This page gives an overview of the
+//! crate.
 //!
-//! It sits beside one service and takes its inbound and outbound HTTP. What it does with a request is decided by policies, which
-//! are read from files and replaced while it runs.
+//! The sidecar handles the inbound and outbound HTTP traffic of one service. Policies decide
+//! how it treats each request. The sidecar reads them from files and can replace them at run
+//! time.
 //!
-//! Begin with [`resilience`]: the decisions, as pure machines. [`resilience::breaker`] is the best known of them, and shows the
-//! shape that all have. They know no clock, no HTTP and no lock.
+//! Start with [`resilience`]: the decisions, as pure state machines that know no clock, no HTTP
+//! and no lock. [`resilience::breaker`] is the best-known one and shows the structure that all
+//! of them share.
 //!
-//! [`policy`] turns files into a compiled, immutable [`policy::snapshot::Snapshot`], or into all their faults at once.
-//! [`state`] joins a snapshot with what outlives it: breakers, buckets, endpoints, kept by their names over every reload.
-//!
-//! [`proxy`] is the data plane. One function, `proxy/serve.rs`, reads like the life of a request; it pins the state of the moment,
-//! and each step is a file of its own. [`transport`] is what is below HTTP: sockets and TLS. [`control`] is everything that happens without a request: reload, health checks,
-//! recovery, drain. [`admin`] shows what is, and takes a few wishes.
-//!
-//! [`telemetry`] is told what happened, and makes log lines, metrics and a stream of events of it. [`clock`] is the only reader of
-//! clocks. [`app`] puts all of it together, and [`cli`] is the command line.
+//! - [`policy`] compiles files into an immutable [`policy::snapshot::PolicySnapshot`], or
+//!   reports all their errors at once.
+//! - [`state`] combines a snapshot with everything that outlives it: breakers, rate limit
+//!   buckets and endpoints. They are identified by name and survive reloads.
+//! - [`proxy`] is the data plane. `proxy/serve.rs` describes the life of a request from top to
+//!   bottom. It pins the active policy at the start, and each step has a file of its own.
+//! - [`transport`] is the layer below HTTP: sockets and TLS.
+//! - [`control`] contains everything that runs without a request: reload, discovery, health
+//!   checks, recovery and drain.
+//! - [`admin`] serves probes, metrics and views, and accepts a few commands.
+//! - [`telemetry`] turns events into log lines, metrics and an event stream.
+//! - [`clock`] is the only module that reads clocks.
+//! - [`settings`] holds the flags and environment variables of the process.
+//! - [`app`] connects all parts, and [`cli`] is the command line.
 //!
 //! ```
 //! use std::{collections::HashMap, path::Path};
 //!
-//! // What `outrigger check` does.
-//! let loaded = outrigger::policy::load(Path::new("policies"), &HashMap::new()).expect("the shipped policies are fine");
+//! // This is what `outrigger check` does.
+//! let loaded = outrigger::policy::load(Path::new("policies"), &HashMap::new())
+//!     .expect("the shipped policies are fine");
 //! assert_eq!(loaded.snapshot.routes.len(), 2);
 //! ```
 

@@ -1,8 +1,10 @@
-//! The `outrigger` binary: reads the command line and hands over.
+//! The `outrigger` binary: passes the command line to `outrigger::cli` and returns its exit
+//! code.
 
 use std::process::ExitCode;
 
-/// Gives memory back after load; `.cargo/config.toml` says how it is built and why.
+/// Global allocator. jemalloc returns memory to the system after load peaks;
+/// `.cargo/config.toml` contains its build settings and the reason.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

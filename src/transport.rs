@@ -1,12 +1,16 @@
-//! Connections below HTTP: sockets, TLS, and writes that queue.
+//! The transport layer below HTTP: sockets, TLS, and streams that queue writes.
 //!
-//! Both the data plane and the health checks speak through it, so that a check of an endpoint goes the same way as its requests.
+//! It decides how bytes reach an endpoint or a client. Both the data plane and the active
+//! health checks use it, so that a check takes the same path as a request. It knows no HTTP, no
+//! policy decisions and no timeouts.
 //!
-//! - `socket`: TCP, or a socket in the file system.
-//! - `tls`: a session of rustls between the socket and its user. It does no input or output of its own.
-//! - `wire`: the handle of a connection whose writes queue, and the stream that a session of HTTP/1 owns.
-//! - `certificate`: whose one is, and until when.
-//! - `paced`: the same stream for HTTP/2, whose writes wait for the socket.
+//! - [`socket`]: a connected TCP or Unix socket.
+//! - [`tls`]: a rustls session between the socket and its user. It performs no I/O itself.
+//! - [`queued_stream`]: a connection whose writes are queued: the stream that an HTTP/1 session
+//!   owns, and the handle that flushes it.
+//! - [`backpressured_stream`]: the same stream for HTTP/2, whose writes wait for the socket
+//!   when much is queued.
+//! - [`certificate`]: the identity and the expiry time of a certificate.
 
 pub mod backpressured_stream;
 pub mod certificate;

@@ -1,4 +1,8 @@
-//! The API: views of what is, and the few changes.
+//! Endpoints that render live views and metrics, reload the policies, and change breakers.
+//!
+//! This module maps requests to views and commands. The views are built in `view`, and the
+//! background tasks run the commands. It knows neither how a reload works nor when a breaker
+//! trips.
 
 use std::time::Duration;
 
@@ -87,7 +91,8 @@ pub(super) async fn change_breaker(
     ConnectInfo(peer): ConnectInfo<ClientAddress>,
     Path(target): Path<String>,
 ) -> Response {
-    // A breaker of an endpoint has a slash in its name.
+    // The name of a breaker with the scope of an endpoint contains a slash, so the action is
+    // the last segment.
     let (name, change) = target.rsplit_once('/').unwrap_or((&target, ""));
     let change: fn(&mut Breaker, std::time::Instant) -> Option<Transition> =
         match change {

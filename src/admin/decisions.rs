@@ -1,4 +1,7 @@
-//! Why the last requests got what they got.
+//! `GET /api/v1/decisions`: the decision traces of recent requests, newest first.
+//!
+//! The endpoint explains why a request got its response. It knows only the requests that the
+//! decision log retains: requests about which nothing was decided have no trace.
 
 use axum::{
     Json,
@@ -8,17 +11,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{admin::AdminState, clock::Rfc3339, telemetry::decision_log::RequestDecisions};
 
-/// Requests that are shown unless it is said how many.
+/// Maximum number of traces in a response without a `limit` parameter.
 const DEFAULT_LIMIT: usize = 100;
 
-/// Which are shown; the last ones without either.
+/// Query parameters that select traces; without them, the newest traces are returned.
 #[derive(Debug, Deserialize)]
 pub(super) struct DecisionQuery {
-    /// The one with this id.
+    /// Request id that a trace must have, compared without case.
     request: Option<String>,
-    /// Those of this trace.
+    /// Trace id that a trace must have, compared without case.
     trace: Option<String>,
-    /// So many at most.
+    /// Maximum number of traces in the response; the default is 100.
     limit: Option<usize>,
 }
 

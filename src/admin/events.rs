@@ -1,4 +1,7 @@
-//! The stream of events, for whoever wants to see them as they happen.
+//! `GET /api/v1/events`: the stream of events as server-sent events.
+//!
+//! A subscriber first receives the events that are retained in memory, then each new event. The
+//! endpoint does not know which events exist; it encodes each with its time, kind and text.
 
 use std::{convert::Infallible, pin::Pin, task::Poll};
 
@@ -12,7 +15,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{admin::AdminState, clock::Rfc3339, telemetry::EventRecord};
 
-/// First the events that are remembered, then each new one.
+/// Streams the retained events first, then each new event as it is emitted.
 pub(super) async fn stream_events(
     Extract(admin): Extract<AdminState>,
 ) -> Sse<impl Stream<Item = Result<Message, Infallible>>> {
@@ -41,7 +44,8 @@ impl EventStream {
     }
 }
 
-/// Who reads too slowly misses events; their numbers show how many.
+/// Receives the next event. A subscriber that reads too slowly misses events, and gaps in the
+/// event ids show how many.
 async fn receive_next(
     mut receiver: broadcast::Receiver<EventRecord>,
 ) -> (Option<EventRecord>, broadcast::Receiver<EventRecord>) {
@@ -68,7 +72,7 @@ impl Stream for EventStream {
             let (event, receiver) = std::task::ready!(self.next_event.as_mut().poll(context));
             self.next_event = Box::pin(receive_next(receiver));
             match event {
-                // It was among those that were remembered.
+                // The replay already contained this event.
                 Some(event) if event.sequence <= self.last_replayed => {}
                 Some(event) => return Poll::Ready(Some(Ok(encode_event(&event)))),
                 None => return Poll::Ready(None),

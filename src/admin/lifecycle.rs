@@ -1,4 +1,8 @@
-//! Coming and going: draining, waiting for it, and the app's own probes.
+//! Lifecycle endpoints: starting the drain, waiting for its end, and the app's own probes.
+//!
+//! The module decides only whether a drain is rejected for lack of capacity. The background
+//! tasks drain the instance and probe the app; this module sends them commands and reports the
+//! result.
 
 use axum::{
     Json,
@@ -23,7 +27,10 @@ use crate::{
     },
 };
 
-/// Sends the callers away. What the others have to expect is told with the answer.
+/// Starts the drain and reports the load that the other replicas have to expect.
+///
+/// With `requireCapacity=true`, the response is 409 and no drain starts, unless the other
+/// replicas are known to have enough capacity.
 pub(super) async fn drain(
     Extract(admin): Extract<AdminState>,
     ConnectInfo(peer): ConnectInfo<ClientAddress>,
@@ -33,7 +40,7 @@ pub(super) async fn drain(
         query.is_some_and(|query| query.split('&').any(|part| part == "requireCapacity=true"));
     let (present, forecast) = capacity::forecast(&admin.state, clock::now());
     let expected = view::capacity(&present, &forecast);
-    // What has begun is not taken back.
+    // A drain that has already begun cannot be cancelled, so it is not rejected.
     if requires_capacity && !forecast.verdict.is_sufficient() && !admin.state.drain.is_draining() {
         return (
             StatusCode::CONFLICT,
@@ -53,7 +60,7 @@ pub(super) async fn drain(
     }
 }
 
-/// Ends the instance, because the app has: there is nobody to be called, and nobody who calls.
+/// Drains and ends the instance without an announcement delay, because the app has ended.
 pub(super) async fn quit(
     Extract(admin): Extract<AdminState>,
     ConnectInfo(peer): ConnectInfo<ClientAddress>,
@@ -66,7 +73,10 @@ pub(super) async fn quit(
     }
 }
 
-/// Returns when it has begun, so that a probe after the answer says so; whether it has.
+/// Starts the drain and returns once it has begun, so that later probes observe it.
+///
+/// Returns `false` if the command queue is full. Returns `true` also if the instance is already
+/// ending.
 async fn begin_drain(admin: &AdminState, asked_by: &'static str, after_drain: AfterDrain) -> bool {
     let (started_sender, started) = oneshot::channel();
     match admin.state.commands.try_send(Command::Drain {
@@ -74,7 +84,7 @@ async fn begin_drain(admin: &AdminState, asked_by: &'static str, after_drain: Af
         after_drain,
         started: started_sender,
     }) {
-        // Who does not answer any more is gone.
+        // An error means that the background task has ended, so the instance is ending anyway.
         Ok(()) => drop(started.await),
         Err(TrySendError::Closed(_)) => {}
         Err(TrySendError::Full(_)) => return false,
@@ -82,15 +92,16 @@ async fn begin_drain(admin: &AdminState, asked_by: &'static str, after_drain: Af
     true
 }
 
-/// Answers once the callers are gone: for the hook of an app that is to live as long as it is called. It begins nothing by itself.
+/// Responds when the instance has drained, for an app's pre-stop hook. It starts no drain
+/// itself.
 pub(super) async fn wait_until_drained(Extract(admin): Extract<AdminState>) -> Response {
     let mut stages = admin.state.drain.subscribe_stages();
-    // The state outlives this.
+    // This cannot fail: `admin` keeps the sender of the stages alive.
     _ = stages.wait_for(|stage| *stage >= Stage::Drained).await;
     "drained\n".into_response()
 }
 
-/// What the app says to one of its own probes, or whether it can be connected to.
+/// Returns the app's response to one of its probes, or whether the app accepts a connection.
 pub(super) async fn probe_app(
     Extract(admin): Extract<AdminState>,
     Path(probe): Path<String>,
@@ -125,7 +136,8 @@ pub(super) async fn probe_app(
     }
     let (reply, response) = oneshot::channel();
     let backend = active_policy.backends[probes.backend].spec.name.clone();
-    // The background takes wishes as they come; a probe may wait its turn.
+    // The background task takes commands one at a time, so a probe waits for space in the
+    // queue.
     if admin
         .state
         .commands

@@ -1,4 +1,8 @@
-//! The probes. Each answers from memory; the verbose form lists every condition with its state, since when, and why.
+//! The liveness, readiness and startup probes of this instance.
+//!
+//! Each probe reads state in memory and calls nothing. The verbose form lists each condition
+//! with its state, the time since its last change, and the reason. A failed probe always
+//! responds in the verbose form. The module does not know what sets the conditions.
 
 use axum::{
     extract::{RawQuery, State as Extract},
@@ -8,7 +12,9 @@ use axum::{
 
 use crate::{admin::AdminState, clock, state::instance::lifecycle::ReadinessCondition};
 
-/// Alive: the threads of the data plane turn. Nothing else, so that no dependency can get this process killed.
+/// `/livez` passes while every worker thread of the data plane makes progress.
+///
+/// It checks nothing else, so that no failed dependency gets this process restarted.
 pub(super) async fn livez(
     Extract(admin): Extract<AdminState>,
     RawQuery(query): RawQuery,
@@ -25,7 +31,7 @@ pub(super) async fn livez(
     probe_response(stuck.is_empty(), is_verbose(query.as_deref()), &lines)
 }
 
-/// Ready: every condition is met.
+/// `/readyz` passes while every readiness condition is met.
 pub(super) async fn readyz(
     Extract(admin): Extract<AdminState>,
     RawQuery(query): RawQuery,
@@ -54,7 +60,7 @@ pub(super) async fn readyz(
     probe_response(lifecycle.is_ready(), is_verbose(query.as_deref()), &lines)
 }
 
-/// Started: policies were in force and listeners bound once.
+/// `/startupz` passes once policies were in force and all listeners were bound.
 pub(super) async fn startupz(
     Extract(admin): Extract<AdminState>,
     RawQuery(query): RawQuery,
@@ -96,7 +102,8 @@ fn probe_response(is_passing: bool, is_verbose: bool, lines: &[String]) -> Respo
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ok")
     };
-    // A probe that fails says why even if nobody asked.
+    // A failed probe lists the conditions even without `verbose`, so that its log shows the
+    // reason.
     let body = if is_verbose || !is_passing {
         format!("{}\n{word}\n", lines.join("\n"))
     } else {

@@ -1,4 +1,7 @@
-//! What the API shows, as plain data; and the gauges that are read rather than counted.
+//! Response types of the admin API, and the gauges that are set when the metrics are read.
+//!
+//! The views render state and decide nothing. Field names are the public JSON keys of the API.
+//! Durations are in the unit of the field's suffix, and percentages are in `0.0..=100.0`.
 
 use std::{sync::Arc, time::Instant};
 
@@ -25,33 +28,35 @@ use crate::{
 #[derive(Serialize)]
 pub(super) struct StatusView {
     version: &'static str,
-    /// `starting`, `serving`, `draining`, or `drained` of callers.
+    /// `starting`, `serving`, `draining` or `drained`.
     lifecycle: &'static str,
     ready: bool,
     uptime_seconds: u64,
     in_flight: usize,
-    /// Of callers.
+    /// Requests from clients to the app.
     in_flight_inbound: usize,
-    /// Of the app.
+    /// Requests from the app to other services.
     in_flight_outbound: usize,
     capacity: CapacityView,
     policy: PolicyStatusView,
     listeners: Vec<String>,
 }
 
-/// What is to be expected when this instance leaves.
+/// Recent load, and the forecast of the load on the other replicas after this instance has
+/// drained.
 #[derive(Serialize)]
 pub(super) struct CapacityView {
     /// `enough`, `too_little`, `alone`, `unknown_replicas` or `unknown_limit`.
     verdict: &'static str,
     replicas_staying: Option<u32>,
     staying_percent: Option<f64>,
-    /// Of the last ten seconds, here.
+    /// Highest number of concurrent inbound requests of this instance in the last ten seconds.
     peak_in_flight: u32,
     requests_per_second: f64,
-    /// Requests that may be in flight at once at a replica.
+    /// Maximum number of requests in flight at one replica, from its inbound concurrency
+    /// limits.
     limit: Option<u32>,
-    /// At each of the others, when this instance has left.
+    /// Expected requests in flight at each remaining replica, at the observed peak.
     in_flight_each: Option<f64>,
     requests_per_second_each: Option<f64>,
     requests_per_second_limit_each: Option<f64>,
@@ -61,7 +66,8 @@ pub(super) struct CapacityView {
 struct PolicyStatusView {
     generation: u64,
     hash: String,
-    /// `applied`, or `refused` if a newer set was; then the faults.
+    /// `applied`, or `refused` if the newest policies are invalid; `faults` then lists the
+    /// reasons.
     last_result: &'static str,
     faults: Vec<String>,
 }
@@ -90,15 +96,15 @@ struct RateLimitView {
     requests: u32,
     per_seconds: u64,
     burst: u32,
-    /// Whether all instances share it.
+    /// Whether all instances share the quota.
     is_global: bool,
-    /// By how many instances it is divided here.
+    /// Number of instances that the quota is divided by.
     instances: u32,
     keys: usize,
     overflowed: u64,
-    /// Requests that waited for their tokens.
+    /// Requests that were delayed until their tokens were available.
     delayed: u64,
-    /// Answers whose cost is no whole number.
+    /// Responses whose cost header is not a whole number.
     unreadable_costs: u64,
 }
 
@@ -119,13 +125,14 @@ struct EndpointView {
     weight: u32,
     zone: Option<String>,
     priority: u32,
-    /// For how long it is still left alone, because it said that it is leaving.
+    /// Remaining time in which the endpoint gets no new requests, because it announced its
+    /// drain.
     left_alone_seconds: Option<f64>,
-    /// The share of its weight that it gets while it warms up.
+    /// Share of its weight that the endpoint currently gets during warm-up, in `0.0..=100.0`.
     warm_percent: f64,
     /// `in`, `ejected for 12.3 s` or `probation`.
     outlier: String,
-    /// What the balancer PeakEwma takes its latency for.
+    /// Latency estimate of the PeakEwma load balancer; absent for other load balancers.
     latency_ms: Option<f64>,
 }
 
@@ -154,13 +161,13 @@ pub(super) struct LimitsView {
     retry_budgets: Vec<RetryBudgetView>,
     rate: Vec<RateLimitView>,
     admission: Vec<AdmissionView>,
-    /// Who keeps those of all instances.
+    /// Engine of the global rate limits, if the policies configure them.
     global: Option<GlobalRateLimitView>,
-    /// How short of resources the instance is, if that is watched.
+    /// Overload protection and its signals, if the policies configure it.
     protection: Option<ProtectionView>,
 }
 
-/// What an admission control has counted in its window.
+/// Attempts that an admission control counted in its window, and its rejection probability.
 #[derive(Serialize)]
 struct AdmissionView {
     name: String,
@@ -174,7 +181,7 @@ struct AdmissionView {
 struct ProtectionView {
     mode: &'static str,
     level: &'static str,
-    /// The share of the class normal that is refused.
+    /// Share of the requests of priority class `normal` that are shed, in `0.0..=100.0`.
     normal_refused_percent: f64,
     signals: Vec<SignalView>,
 }
@@ -189,7 +196,7 @@ struct SignalView {
 #[derive(Serialize)]
 struct GlobalRateLimitView {
     engine: String,
-    /// Whether it can be asked; not given for an engine that is not asked.
+    /// Whether the engine is connected; absent if the engine needs no connection.
     is_connected: Option<bool>,
     fails_closed: bool,
 }
@@ -199,7 +206,7 @@ struct ConcurrencyView {
     name: String,
     mode: &'static str,
     in_flight: u32,
-    /// Those whose answer has not begun.
+    /// Requests in flight whose response has not begun.
     working: u32,
     max_in_flight: u32,
     pending: u32,
@@ -278,7 +285,7 @@ pub(super) fn status(state: &State, now: Instant) -> StatusView {
     }
 }
 
-/// What is to be expected when this instance leaves.
+/// Converts the observed load and its forecast into the view; infinite numbers become absent.
 pub(super) fn capacity(present: &ObservedLoad, forecast: &CapacityForecast) -> CapacityView {
     let finite = |number: f64| number.is_finite().then_some(number);
     CapacityView {
@@ -562,7 +569,7 @@ pub(super) fn recoveries(state: &State) -> Vec<RecoveryView> {
         .collect()
 }
 
-/// Sets the gauges that are read when somebody asks.
+/// Sets the gauges whose values are sampled on each scrape instead of counted as they change.
 #[expect(
     clippy::cast_precision_loss,
     reason = "gauges are floating point, and these counts are far below 2^53"

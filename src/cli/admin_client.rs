@@ -1,4 +1,8 @@
-//! The subcommands that talk to a running sidecar.
+//! The subcommands that call the admin server of a running sidecar, and the HTTP client that
+//! they share.
+//!
+//! The module knows the paths and status codes of the admin API. It prints response bodies as
+//! they are, and computes nothing from them.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -15,50 +19,51 @@ use crate::{
     policy::units::PolicyDuration,
 };
 
-/// The longest that a running sidecar may take to answer: a reload reads files.
+/// Maximum time to wait for a response of the admin server. It exceeds the 30 seconds that a
+/// reload may take.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// How often it is looked whether something has happened.
+/// Interval between two polls of the admin server.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Show or change breakers.
+/// Shows or changes circuit breakers.
 #[derive(Debug, Args)]
 pub(super) struct BreakerCommand {
     #[command(flatten)]
     admin: AdminOptions,
-    /// The breaker; without one all are shown.
+    /// Name of the circuit breaker. Without a name, all breakers are shown.
     name: Option<String>,
-    /// What to do with it; without this it is shown.
+    /// Change to apply. Without a change, the breaker is shown.
     #[arg(value_enum)]
     change: Option<BreakerChange>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum BreakerChange {
-    /// Refuse all calls until reset or auto.
+    /// Rejects all calls until `reset` or `auto`.
     ForceOpen,
-    /// Let all calls pass, uncounted, until reset or auto.
+    /// Admits all calls without counting them, until `reset` or `auto`.
     Disable,
-    /// Close it, with empty counts.
+    /// Closes the breaker and clears its counts.
     Reset,
-    /// End what was set by hand.
+    /// Ends `force-open` or `disable` and closes the breaker.
     Auto,
 }
 
-/// Ask whether it is ready.
+/// Checks whether a probe of a running sidecar passes.
 #[derive(Debug, Args)]
 pub(super) struct HealthcheckCommand {
     #[command(flatten)]
     admin: AdminOptions,
-    /// What to ask.
+    /// Probe to check.
     #[arg(long, value_enum, default_value = "readyz")]
     probe: ProbeKind,
-    /// Waits for a good answer, up to so long.
+    /// Maximum time to wait for the probe to pass. By default, it is checked once.
     #[arg(long, default_value = "0s", value_parser = parse_duration, value_name = "DURATION")]
     wait: Duration,
 }
 
-/// A time, as policies write it.
+/// Parses a duration as policies write it, for example `200ms` or `5s`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<PolicyDuration>()
         .map(|span| span.0)
@@ -131,7 +136,7 @@ impl HealthcheckCommand {
         };
         let until = clock::now() + self.wait;
         while clock::now() < until {
-            // It may not even listen yet.
+            // The sidecar may not listen yet, so an error is treated like a failed probe.
             if matches!(
                 try_send_request(&self.admin, "GET", path, Some(RESPONSE_TIMEOUT)),
                 Ok((200, _))
@@ -153,7 +158,7 @@ impl HealthcheckCommand {
     }
 }
 
-/// Waits between two looks.
+/// Blocks the thread for the duration, between two polls.
 pub(super) fn pause(long: Duration) -> Result<(), CommandOutcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -166,7 +171,9 @@ pub(super) fn pause(long: Duration) -> Result<(), CommandOutcome> {
     Ok(())
 }
 
-/// Says in plain words why a request got what it got.
+/// Prints the decision traces of the request with this id.
+///
+/// The outcome is [`CommandOutcome::Negative`] if the sidecar has no trace of the request.
 pub(super) fn explain_request(admin: &AdminOptions, request: &str) -> CommandOutcome {
     if request.is_empty() || request.bytes().any(|byte| byte.is_ascii_control()) {
         print_error(&format!(
@@ -245,7 +252,8 @@ fn or_none(text: &str) -> &str {
     if text.is_empty() { "none" } else { text }
 }
 
-/// Asks, and prints the answer.
+/// Sends a request to the admin server and prints the response, as indented JSON where
+/// possible.
 fn print_response(admin: &AdminOptions, method: &str, path: &str) -> CommandOutcome {
     let Some((status, body)) = send_request(admin, method, path) else {
         return CommandOutcome::Unavailable;
@@ -260,7 +268,7 @@ fn print_response(admin: &AdminOptions, method: &str, path: &str) -> CommandOutc
     }
 }
 
-/// Passes a refusal on.
+/// Prints the body of an error response and maps its status to an outcome.
 pub(super) fn report_refusal(status: u16, text: &str) -> CommandOutcome {
     print_error(text);
     match status {
@@ -270,7 +278,8 @@ pub(super) fn report_refusal(status: u16, text: &str) -> CommandOutcome {
     }
 }
 
-/// Asks, and complains if there is no answer.
+/// Sends a request to the admin server. Returns `None` after printing the error if no response
+/// arrives.
 pub(super) fn send_request(
     admin: &AdminOptions,
     method: &str,
@@ -286,7 +295,10 @@ pub(super) fn send_request(
         .ok()
 }
 
-/// One HTTP/1.1 call; the admin server speaks nothing else, and its answers are small.
+/// Sends one HTTP/1.1 request on a new connection and reads the response to its end.
+///
+/// The admin server closes the connection after the response, because the request demands it.
+/// `timeout` limits each read; `None` waits without a limit.
 pub(super) fn try_send_request(
     admin: &AdminOptions,
     method: &str,

@@ -1,4 +1,7 @@
-//! `outrigger check`: the loader itself, without sockets.
+//! `outrigger check`: loads policies as the sidecar would, without opening a socket.
+//!
+//! It prints every fault of every set. The exit code is 65 if any set is refused. It does not
+//! know which policies a running sidecar uses.
 
 use std::path::PathBuf;
 
@@ -9,13 +12,13 @@ use crate::{
     policy::{self, diagnostic::Diagnostics},
 };
 
-/// What to look at, and how to tell.
+/// Policy sets to check, and the output format.
 #[derive(Debug, Args)]
 pub(super) struct CheckCommand {
-    /// Policy directories or files; each is a set of its own.
+    /// Policy directories or files. Each is a policy set of its own.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// How faults are shown.
+    /// Output format of the faults.
     #[arg(long, default_value = "human", value_enum)]
     format: DiagnosticFormat,
 }

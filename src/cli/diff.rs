@@ -1,4 +1,6 @@
-//! `outrigger diff`: what a reload would change.
+//! `outrigger diff`: shows what a reload from one policy set to another would change.
+//!
+//! It compares two sets of files and calls no running sidecar.
 
 use std::path::PathBuf;
 
@@ -9,12 +11,12 @@ use crate::{
     policy::{self, diff},
 };
 
-/// Two sets of policies.
+/// Two policy sets to compare.
 #[derive(Debug, Args)]
 pub(super) struct DiffCommand {
-    /// The set in force.
+    /// Policy directory or file that is in force.
     old: PathBuf,
-    /// The set that would be.
+    /// Policy directory or file that would replace it.
     new: PathBuf,
 }
 

@@ -1,4 +1,8 @@
-//! `outrigger drain`: sends the callers of a running sidecar away, and says what the others have to expect.
+//! `outrigger drain`: drains a running sidecar and reports whether the other replicas can carry
+//! its load.
+//!
+//! The sidecar decides when it has drained and whether the capacity suffices; this command
+//! waits and prints. It does not end the process of the sidecar.
 
 use std::{thread, time::Duration};
 
@@ -7,16 +11,18 @@ use serde_json::Value;
 
 use crate::cli::{AdminOptions, CommandOutcome, admin_client, print_error, print_line};
 
-/// How often it is looked whether the app has ended: less often than the sidecar looks itself.
+/// Interval between two checks of the app; longer than the 500 ms for which the sidecar caches
+/// the result.
 const APP_CHECK_INTERVAL: Duration = Duration::from_millis(600);
 
-/// How often in a row it must not be there: one connection may fail for other reasons.
+/// Consecutive failed checks after which the app counts as ended. A single connection may fail
+/// for other reasons.
 const APP_GONE_THRESHOLD: u32 = 3;
 
-/// How many looks it takes until it is told how far it is.
+/// Polls of [`admin_client::POLL_INTERVAL`] between two lines of progress.
 const POLLS_PER_PROGRESS_LINE: u32 = 5;
 
-/// Send the callers away.
+/// Drains a running sidecar.
 #[derive(Debug, Args)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -28,15 +34,16 @@ pub(super) struct DrainCommand {
     /// Returns at once instead of waiting until the sidecar has drained.
     #[arg(long)]
     no_wait: bool,
-    /// Waits after that until the app takes no more connections: for clusters without native sidecars, so that the sidecar gets its SIGTERM after the app has
-    /// ended. Needs `lifecycle.startup.requireBackend`.
+    /// After the drain, also waits until the app accepts no more connections. This is for
+    /// clusters without native sidecars, where the sidecar must get its SIGTERM after the app
+    /// has ended. Needs `lifecycle.startup.requireBackend`.
     #[arg(long, conflicts_with = "no_wait")]
     until_app_ends: bool,
-    /// Refuses, with exit code 1, if the other replicas cannot carry the load, or nobody knows. Needs `lifecycle.replicas` and a `connectionLimits` on
-    /// the inbound routes.
+    /// Does not drain, with exit code 1, unless the other replicas are known to have enough
+    /// capacity. Needs `lifecycle.replicas`, and `connectionLimits` on the inbound routes.
     #[arg(long)]
     require_capacity: bool,
-    /// Drains although `--require-capacity` would refuse.
+    /// Drains even if `--require-capacity` would prevent it.
     #[arg(long, requires = "require_capacity")]
     force: bool,
 }
@@ -71,7 +78,8 @@ impl DrainCommand {
         }
     }
 
-    /// Waits for the sidecar's own word, and tells meanwhile how far it is.
+    /// Waits until the sidecar reports that it has drained, and prints the progress once a
+    /// second.
     fn wait_until_drained(self) -> CommandOutcome {
         let admin = self.admin.clone();
         let waiting =
@@ -110,7 +118,7 @@ impl DrainCommand {
         }
     }
 
-    /// Waits until the app takes no more connections.
+    /// Waits until several consecutive connections to the app have failed.
     fn wait_until_app_ends(&self) -> CommandOutcome {
         let mut consecutive_failures = 0;
         loop {
@@ -128,7 +136,7 @@ impl DrainCommand {
                     print_error(&reason);
                     return CommandOutcome::UsageError;
                 }
-                // The sidecar has ended first.
+                // The sidecar ended before the app did.
                 Err(_) => return CommandOutcome::Unavailable,
             }
             if consecutive_failures == APP_GONE_THRESHOLD {
@@ -163,7 +171,7 @@ impl DrainCommand {
     }
 }
 
-/// What the others have to expect.
+/// Describes the load here and the expected load on the other replicas, in one line.
 fn describe_capacity(capacity: &Value) -> String {
     let number = |key: &str| capacity[key].as_f64().unwrap_or_default();
     let here = format!(

@@ -1,4 +1,8 @@
-//! `outrigger explain`: what would hold for a request.
+//! `outrigger explain`: shows the route of a request and the policies that apply to it.
+//!
+//! It evaluates the policy files without a running sidecar. With `--request`, it prints the
+//! decisions that a running sidecar made for one request instead. It does not know the state of
+//! breakers, limits or endpoints.
 
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
@@ -18,10 +22,10 @@ use crate::{
     },
 };
 
-/// A request, and the policies to look in.
+/// The request to explain, and the policies that apply to it.
 #[derive(Debug, Args)]
 pub(super) struct ExplainCommand {
-    /// The policy directory, or one file.
+    /// Policy directory, or one policy file.
     #[arg(
         long,
         env = "OUTRIGGER_POLICIES",
@@ -29,21 +33,22 @@ pub(super) struct ExplainCommand {
         value_name = "DIR"
     )]
     policies: PathBuf,
-    /// The listener that the request comes in at; all are looked at if it is not given.
+    /// Listener that receives the request. Without it, all listeners are shown.
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
-    /// The method.
+    /// HTTP method of the request.
     #[arg(required_unless_present = "request")]
     method: Option<String>,
-    /// The address, like `http://pay.shop/v1/charges`, or only a path.
+    /// URL like `http://pay.shop/v1/charges`, or only a path.
     #[arg(required_unless_present = "request")]
     url: Option<String>,
-    /// Instead: asks a running sidecar why the request with this `x-request-id` got what it got.
+    /// Explains the decisions of a running sidecar for the request with this `x-request-id`
+    /// instead.
     #[arg(long, value_name = "ID", conflicts_with_all = ["method", "url", "headers", "listener"])]
     request: Option<String>,
     #[command(flatten)]
     admin: AdminOptions,
-    /// A header, like `x-tenant: a`.
+    /// Header of the request, like `x-tenant: a`.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
 }
@@ -277,7 +282,7 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     describe_degradation(out, policy)
 }
 
-/// What is done when an answer is late, and what is answered instead of a failure.
+/// Describes hedging, stale responses and the fallback.
 fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     if let Some(hedging) = &policy.hedging {
         let delay = hedging.config.delay.map_or_else(
@@ -316,7 +321,7 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
     )
 }
 
-/// What holds the number of requests back.
+/// Describes the admission control and the connection limits.
 fn describe_limits(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     if let Some(admission) = &policy.admission_control {
         let config = &admission.config;

@@ -1,4 +1,7 @@
-//! `outrigger run`: the sidecar.
+//! `outrigger run`: starts the sidecar and waits until it ends.
+//!
+//! The module turns flags and environment variables into [`Settings`]. It does not read the
+//! policies; [`App::start`] does.
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -15,10 +18,10 @@ use crate::{
     },
 };
 
-/// Settings of the process. Flags win over the environment.
+/// Settings of the process. A flag overrides its environment variable.
 #[derive(Debug, Args)]
 pub(super) struct RunCommand {
-    /// The policy directory, or one file.
+    /// Policy directory, or one policy file.
     #[arg(
         long,
         env = "OUTRIGGER_POLICIES",
@@ -26,7 +29,7 @@ pub(super) struct RunCommand {
         value_name = "DIR"
     )]
     policies: PathBuf,
-    /// Where the admin server listens.
+    /// Address that the admin server listens on.
     #[arg(
         long,
         env = "OUTRIGGER_ADMIN",
@@ -34,35 +37,40 @@ pub(super) struct RunCommand {
         value_name = "ADDR"
     )]
     admin: SocketAddr,
-    /// A directory for the last good policies, from which a restart with a broken file starts.
+    /// Directory for the last good policies. A restart with invalid policies starts from them.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// A file with the token that callers from other hosts must show to change something.
+    /// File with the bearer token that clients on other hosts need for changes.
     #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
-    /// Threads of the data plane. By default as many as there are CPUs, or as the cgroup allows.
+    /// Number of data plane threads. The default is the number of CPUs, or the CPU limit of the
+    /// cgroup.
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
-    /// How often the policy directory is looked at, besides the system's notices.
+    /// Interval at which the policy directory is checked, in addition to file system
+    /// notifications.
     #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "5s", value_parser = parse_nonzero_duration, value_name = "DURATION")]
     poll_interval: Duration,
-    /// The zone that this instance is in, to prefer endpoints in it; as in the node's label `topology.kubernetes.io/zone`.
+    /// Zone of this instance, used to prefer endpoints in the same zone. Use the value of the
+    /// node label `topology.kubernetes.io/zone`.
     #[arg(long, env = "OUTRIGGER_ZONE", value_name = "ZONE")]
     zone: Option<String>,
-    /// A name server to ask instead of those of the system.
+    /// DNS server that replaces those of the system.
     #[arg(long, env = "OUTRIGGER_NAME_SERVER", value_name = "ADDR")]
     name_server: Option<SocketAddr>,
-    /// The cgroup whose resources `protection` watches; by default that of this process. To watch the whole pod, mount its cgroup and name it here.
+    /// Cgroup whose resources `protection` monitors. The default is the cgroup of this process.
+    /// To monitor the whole pod, mount its cgroup and name it here.
     #[arg(long, env = "OUTRIGGER_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
-    /// A path for a socket in the file system over which a new process takes the listening sockets of this one, without refusing a connection. If a
-    /// process waits there already, this one takes over from it.
+    /// Path of a Unix socket through which a new process takes over the listening sockets
+    /// without refusing a connection. If a process already waits there, this one takes over
+    /// from it.
     #[arg(long, env = "OUTRIGGER_HANDOVER", value_name = "PATH")]
     handover: Option<PathBuf>,
-    /// What is logged: a level, or directives like `info,outrigger::proxy=debug`.
+    /// Log level, or directives like `info,outrigger::proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = parse_log_level, value_name = "LEVEL")]
     log_level: String,
-    /// How it is logged.
+    /// Log format.
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", default_value = "text", value_enum)]
     log_format: LogFormatFlag,
 }
@@ -83,7 +91,8 @@ fn parse_nonzero_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// A word by itself is a level; `tracing` would take any other for the name of a target, and log nothing.
+/// Accepts a level or directives. `tracing` takes any other single word as the name of a
+/// target, and would then log nothing.
 fn parse_log_level(text: &str) -> Result<String, String> {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
     if text.contains('=') || levels.contains(&text) {
@@ -131,7 +140,8 @@ impl RunCommand {
         }
         match App::start(settings, AccessLogWriter::to_stdout()) {
             Ok(app) => match app.wait() {
-                // Clean or not, it left as it was asked to; the event has said how.
+                // The instance ended as requested; its last event tells whether the drain was
+                // complete.
                 ExitReason::Drained { .. } | ExitReason::Immediate => CommandOutcome::Success,
                 ExitReason::Failed => CommandOutcome::InternalError,
             },
@@ -140,7 +150,7 @@ impl RunCommand {
     }
 }
 
-/// Says why an instance cannot start.
+/// Prints the reason why an instance cannot start, with the fix, and returns the outcome.
 pub(super) fn report_start_error(error: &StartError) -> CommandOutcome {
     match error {
         StartError::Policy(faults) => {
@@ -163,7 +173,8 @@ pub(super) fn report_start_error(error: &StartError) -> CommandOutcome {
     }
 }
 
-/// Reads a token from its file.
+/// Reads the admin token from its file, without surrounding white space. It needs at least 16
+/// characters.
 pub(super) fn read_admin_token(path: &PathBuf) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         format!(

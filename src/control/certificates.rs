@@ -1,9 +1,18 @@
-//! Reading certificate files, and reading them again when they change.
+//! Loads certificate files for listeners and backends, and reloads them when their content
+//! changes.
 //!
-//! Files are looked at by content: a Secret is mounted as links that are swapped, and times lie. A set of policies whose files cannot be
-//! read or do not fit together is refused like any other fault. Files that become so later change nothing: what was read last stays
-//! in force, and an event, a metric and the readiness report say so. A certificate that has ended is such a fault; of one that is near
-//! its end the same is said.
+//! This module decides which certificates new connections use. It detects changes by content
+//! hash: Kubernetes mounts a Secret as symbolic links that are swapped, and modification times
+//! are unreliable. The module does not know which connections use a certificate.
+//!
+//! | files | effect |
+//! | --- | --- |
+//! | of a new policy set, unreadable, invalid or expired | the whole set is rejected |
+//! | in use, now unreadable or invalid | the previous content stays in use; reported |
+//! | in use, replaced by expired certificates | the previous content stays in use; reported |
+//! | in use, a certificate expires or is close to expiry | the content stays in use; reported |
+//!
+//! "Reported" means an event, a metric and an entry in the readiness report.
 
 use std::{
     collections::HashMap,
@@ -33,13 +42,16 @@ use crate::{
     transport::certificate,
 };
 
-/// A certificate that ends so soon is worth a warning: issuers renew at a third of the time left, and thirty days are usual.
+/// Remaining validity at or below which a certificate causes a warning. cert-manager renews
+/// with a third of the lifetime left, 30 of 90 days by default, so this little time indicates a
+/// failed renewal.
 const EXPIRY_WARNING_PERIOD: Duration = Duration::from_hours(24 * 7);
 
-/// Reads everything that a set of policies needs and that is not known yet.
+/// Loads all certificate files of a policy set that the store does not hold yet.
 ///
 /// # Errors
-/// Each fault with the place in the policy that names the file.
+/// One message for each faulty listener or backend, prefixed with the policy location that
+/// names the file.
 pub(super) fn load_missing(
     snapshot: &PolicySnapshot,
     store: &TlsStore,
@@ -80,7 +92,8 @@ pub(super) fn load_missing(
     }
 }
 
-/// Follows the files of the policies in force.
+/// Checks the certificate files of the active policy every `poll_interval`, and reloads changed
+/// ones. Never returns.
 pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duration) {
     let mut reported = CertificateReports::default();
     loop {
@@ -136,18 +149,20 @@ pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duratio
     }
 }
 
-/// What was said last of each owner of certificates, so that it is not said again.
+/// Last reported status of each certificate owner, so that each change is reported once.
+///
+/// An owner is a listener or a backend, for example `listener web`.
 #[derive(Debug, Default)]
 struct CertificateReports(HashMap<String, CertificateReport>);
 
-/// What was said of an owner.
+/// Last reported status of one certificate owner.
 #[derive(Debug)]
 struct CertificateReport {
     expiry_status: ExpiryStatus,
     fault: Option<String>,
 }
 
-/// What is left of a certificate's time.
+/// Expiry status, derived from the remaining validity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ExpiryStatus {
     Valid,
@@ -166,7 +181,10 @@ impl ExpiryStatus {
 }
 
 impl CertificateReports {
-    /// What is in force after a reading: what was read, or what was known; and says what is new about it.
+    /// Returns the certificates to use after a read: the new ones if they are usable, otherwise
+    /// the known ones.
+    ///
+    /// Emits events only for changes, and always updates the metric and the readiness report.
     fn select_and_report<C>(
         &mut self,
         state: &State,
@@ -235,7 +253,7 @@ impl CertificateReports {
         current
     }
 
-    /// Takes back what was said of owners that are gone.
+    /// Removes the reports and metrics of owners that the active policy no longer contains.
     fn retain_owners(&mut self, state: &State, owners: &[String]) {
         self.0.retain(|owner, _| {
             let is_there = owners.contains(owner);
@@ -256,7 +274,7 @@ fn remaining_validity<C>(material: &TlsMaterial<C>) -> Option<Duration> {
     })
 }
 
-/// Refuses what would make every handshake fail.
+/// Rejects expired certificates, because every handshake would fail.
 fn reject_expired<C>(material: TlsMaterial<C>) -> Result<TlsMaterial<C>, String> {
     match ExpiryStatus::from_remaining(remaining_validity(&material)) {
         ExpiryStatus::Expired => Err("a certificate in the files has ended; renew it".to_owned()),
@@ -264,12 +282,13 @@ fn reject_expired<C>(material: TlsMaterial<C>) -> Result<TlsMaterial<C>, String>
     }
 }
 
-/// The name under which readiness reports on an owner's certificates.
+/// Returns the name of the readiness report for the certificates of an owner.
 fn report_name(owner: &str) -> String {
     format!("certificates-of-{}", owner.replace(' ', "-"))
 }
 
-/// The content of the files of one owner.
+/// Raw content of the certificate files of one listener or backend. `paths` holds the paths of
+/// chain, key and CA for error messages.
 struct CertificateFiles {
     chain: Vec<u8>,
     key: Vec<u8>,
@@ -304,7 +323,8 @@ impl CertificateFiles {
             .transpose()?
             .unwrap_or_default();
         let ca_content = ca_path.map(read).transpose()?;
-        // Any hash will do that tells one content from another; it is kept in memory only.
+        // The hash only detects changes and stays in memory, so it need not be stable across
+        // processes.
         let content =
             BuildHasherDefault::<DefaultHasher>::default().hash_one((&chain, &key, &ca_content));
         let names = [
@@ -424,7 +444,8 @@ impl CertificateFiles {
             .map_err(|error| format!("there is no key in {}: {error}", self.paths[1]))
     }
 
-    /// The authorities, and when the last of them ends.
+    /// Parses the CA file and returns its certificates and the latest of their expiry times.
+    /// Returns `None` without a CA file.
     fn parse_roots(&self) -> Result<Option<(RootCertStore, Option<SystemTime>)>, String> {
         let Some(bytes) = &self.ca else {
             return Ok(None);

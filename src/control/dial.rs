@@ -1,4 +1,8 @@
-//! A connection of our own to an endpoint: the same way that its requests go, under the same certificates.
+//! Connects to endpoints for active health checks and app probes.
+//!
+//! The connection uses the same transport and the same TLS material as proxied requests, so
+//! that a check tests the path that requests take. This module does not pool connections and
+//! does not know why one is opened.
 
 use std::sync::Arc;
 
@@ -11,10 +15,13 @@ use crate::{
     },
 };
 
-/// Connects to an endpoint; under TLS if its backend is spoken to so. `protocol` is what both sides must agree on, if anything.
+/// Connects to an endpoint, and completes a TLS handshake if `tls` is set.
+///
+/// `protocol` is the only ALPN protocol that is offered. Without TLS it has no effect.
 ///
 /// # Errors
-/// What went wrong, in words: refused, not trusted.
+/// A message that names the failed phase: `connect` or `tls`. With TLS, a peer that does not
+/// select `h2` when `h2` is offered is an error.
 pub(super) async fn connect(
     state: &State,
     endpoint: &EndpointState,

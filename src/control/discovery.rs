@@ -1,8 +1,11 @@
-//! Finding endpoints: one task per backend whose endpoints are not written in the policy.
+//! Endpoint discovery: one task for each backend whose endpoints come from DNS or from a file.
 //!
-//! What was found last stays in force until something else is found: a name server that fails, a name that is gone, a file that is
-//! half written change nothing but what is said about them, as an event, a metric and a line of the readiness report. Requests never
-//! wait for any of this; only the instance's readiness waits for the first answer about each backend, whatever it is.
+//! This module decides when endpoints are looked up again and when a result is activated. The
+//! last good result stays active until another one replaces it. A failing name server, a
+//! missing name or an incomplete file causes only an event, a metric and a readiness report.
+//! Requests never wait for discovery. Readiness of the instance waits for the first result for
+//! each backend of the first policy set, success or failure. The module does not know whether
+//! an endpoint is healthy.
 
 mod dns;
 
@@ -30,23 +33,26 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// How long a failed lookup waits before the next, at first; it doubles up to the longest time an answer is believed.
+/// Delay after the first failed DNS lookup. It doubles with each further failure, up to the
+/// `max_ttl` of the policy.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// So long a file must stay as it is to be taken: whoever writes it in place is done by then, or writes on.
+/// Time for which the content of an endpoints file must be unchanged before it is used. It
+/// filters out files that are still being written.
 const FILE_STABLE_TIME: Duration = Duration::from_millis(100);
 
-/// Finds endpoints, as long as it lives.
+/// Dependencies that all discovery tasks share.
 #[derive(Debug, Clone)]
 pub(super) struct DiscoveryContext {
     pub(super) state: Arc<State>,
-    /// Backends of which nothing was heard yet since the start.
+    /// Backends without a first result since startup. The lock guards the set and the readiness
+    /// condition that is derived from it.
     pub(super) pending_backends: Arc<Mutex<BTreeSet<Arc<str>>>>,
-    /// A name server to ask instead of the system's.
+    /// Name server for DNS discovery; `None` uses the system configuration.
     pub(super) name_server: Option<SocketAddr>,
-    /// How often a file is looked at, besides the system's notices.
+    /// Time between two polls of an endpoints file. File system events trigger a read earlier.
     pub(super) poll_interval: Duration,
-    /// Tells that the endpoints in force have changed.
+    /// Notifies the other tasks that the active endpoints have changed.
     pub(super) generation_sender: Arc<channel::Sender<u64>>,
 }
 
@@ -61,7 +67,9 @@ impl Drop for RunningDiscovery {
     }
 }
 
-/// Keeps one task for each backend of the policies in force whose endpoints are to be found.
+/// Runs one discovery task for each backend with dynamic endpoints, and follows policy changes.
+///
+/// Returns only if a discovery task panicked or the policy can no longer change.
 pub(super) async fn run_discovery(
     context: DiscoveryContext,
     mut generations: channel::Receiver<u64>,
@@ -129,7 +137,7 @@ async fn watch_file(
     mut found: impl FnMut(Result<Vec<EndpointSpec>, String>),
 ) {
     let (changed, mut changes) = mpsc::channel(1);
-    // Ends with the channel, which ends with this task.
+    // The watcher ends when its receiver `changes` is dropped together with this task.
     tokio::spawn(file_watch::watch_path(
         path.clone(),
         context.poll_interval,
@@ -147,7 +155,8 @@ fn read_endpoints_file(path: &Path) -> Result<Vec<EndpointSpec>, String> {
     endpoints::read_file(path).map_err(|faults| faults.to_string())
 }
 
-/// What two readings in a row agree on: the beginning of a file that is being written may look like a whole one.
+/// Reads until two consecutive reads return the same value, and returns it. A file that is
+/// being written can look complete, so one read is not enough.
 async fn read_until_stable<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
     let mut last = read();
     loop {
@@ -188,12 +197,12 @@ async fn poll_dns(
             }
         };
         found(resolved.map(|resolved| resolved.endpoints));
-        // Drawn a little shorter, so that many sidecars do not ask in step.
+        // Up to 10 % of negative jitter keeps many sidecars from querying in step.
         clock::sleep_until(clock::now() + next.mul_f64(1.0 - 0.1 * fastrand::f64())).await;
     }
 }
 
-/// What a name stands for, and until when.
+/// Endpoints of a name, and the time at which the DNS response expires.
 #[derive(Debug)]
 struct ResolvedEndpoints {
     endpoints: Vec<EndpointSpec>,
@@ -201,7 +210,8 @@ struct ResolvedEndpoints {
 }
 
 impl DiscoveryContext {
-    /// Puts what was found in force, or says why nothing was; the same fault again and again only once.
+    /// Activates discovered endpoints, or reports the failure. Consecutive identical failures
+    /// emit one event.
     fn record_result(
         &self,
         backend: &Arc<str>,
@@ -263,7 +273,7 @@ impl DiscoveryContext {
         self.mark_resolved(backend);
     }
 
-    /// Readiness waits for the first answer about these.
+    /// Sets the backends whose first result readiness waits for.
     fn set_pending(&self, backends: BTreeSet<Arc<str>>) {
         *self
             .pending_backends
@@ -272,7 +282,8 @@ impl DiscoveryContext {
         self.mark_resolved("");
     }
 
-    /// There was an answer about a backend, be it that there is none.
+    /// Removes a backend from the pending set after its first result, success or failure, and
+    /// updates the readiness condition.
     fn mark_resolved(&self, backend: &str) {
         let mut pending_backends = self
             .pending_backends
@@ -295,7 +306,7 @@ impl DiscoveryContext {
     }
 }
 
-/// The name under which readiness reports on a backend's endpoints.
+/// Returns the name of the readiness report for the endpoints of a backend.
 fn report_name(backend: &str) -> String {
     format!("endpoints-of-{backend}")
 }

@@ -1,4 +1,9 @@
-//! Leaving: announced, then quiet, then gone.
+//! Executes a drain: publishes its stages, waits for requests to end, and closes listeners and
+//! connections.
+//!
+//! The pure [`DrainSequence`] decides the stages and their times. This module supplies it with
+//! the load and the time, and acts on its result. It knows only a name of the requester, for
+//! the log. It does not end the process itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +21,11 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// Connections that are told to end at last get so long to take note of it.
+/// Time between the final notice to clients (`GOAWAY`, or the close of an HTTP/1 connection)
+/// and the end of the process. Clients use it to receive the notice.
 const GOAWAY_GRACE: Duration = Duration::from_millis(100);
 
-/// A drain that may have begun, and what it acts on.
+/// The drain of this instance, once it has started, and the parts that it acts on.
 #[derive(Debug)]
 pub(super) struct DrainController {
     state: Arc<State>,
@@ -28,7 +34,7 @@ pub(super) struct DrainController {
 }
 
 impl DrainController {
-    /// Nothing has begun.
+    /// Creates a controller without a drain.
     pub(super) fn new(state: Arc<State>, listeners: Arc<dyn ListenerSet>) -> Self {
         Self {
             state,
@@ -37,7 +43,10 @@ impl DrainController {
         }
     }
 
-    /// Begins to drain, or goes on with it; and goes after it, if that is wanted now.
+    /// Starts a drain, or continues the one that is in progress.
+    ///
+    /// `after_drain` can request termination after the drain, also for a drain in progress. A
+    /// repeated call never weakens an earlier one.
     pub(super) fn begin(&mut self, asked_by: &'static str, after_drain: AfterDrain) {
         let now = clock::now();
         let mut drain = self.drain.unwrap_or_else(|| {
@@ -56,7 +65,8 @@ impl DrainController {
             drain.request_termination(now);
         }
         self.drain = Some(drain);
-        // Before anything else happens, so that a probe after the answer to who asked says so.
+        // The stage is published before the requester is notified, so that a probe after the
+        // response already reports the drain.
         self.state.drain.publish(&drain);
         self.state.lifecycle.set_condition(
             condition::NOT_DRAINING,
@@ -67,12 +77,13 @@ impl DrainController {
         );
     }
 
-    /// Whether it has begun.
+    /// Returns `true` once a drain or a handover has started.
     pub(super) fn has_begun(&self) -> bool {
         self.drain.is_some()
     }
 
-    /// Another process takes the connections from now on; this one finishes what it has, and goes.
+    /// Stops accepting connections because another process accepts them from now on. This
+    /// instance finishes its requests and then terminates.
     pub(super) fn hand_over(&mut self, by: &'static str) {
         self.state
             .telemetry
@@ -86,8 +97,12 @@ impl DrainController {
         self.state.drain.publish(&drain);
     }
 
-    /// Returns when the instance may end; can be dropped and begun again at any time. Callers are served, and then refused, until then, and
-    /// the app may go on asking others.
+    /// Runs the drain and returns when the process may end. Never returns before a drain has
+    /// started.
+    ///
+    /// Cancel safe: the caller can drop the future and call again. From stage `Drained` on,
+    /// inbound requests are rejected, except after a handover. Outbound requests of the app are
+    /// proxied until the end.
     pub(super) async fn run_to_completion(&mut self) -> ExitReason {
         let Some(drain) = &mut self.drain else {
             return std::future::pending().await;
@@ -109,11 +124,12 @@ impl DrainController {
             if stage == Stage::Terminated {
                 break;
             }
-            // Either is a reason to look again.
+            // A deadline and the end of a request both require a new evaluation.
             _ = clock::timeout_at(drain.next_deadline(&load), request_ended).await;
         }
         self.listeners.close();
-        // What began in the very last moment is finished, within the time there is; and who is connected is told of the end.
+        // Requests that started just before the close may finish within the remaining drain
+        // time. Clients with open connections get `GOAWAY_GRACE` to receive the notice.
         let goaway_deadline = clock::now() + GOAWAY_GRACE;
         loop {
             let request_ended = drain_state.next_request_or_connection_end();
@@ -132,7 +148,7 @@ impl DrainController {
             if !(is_busy || is_connected) || clock::now() >= until {
                 break;
             }
-            // Either is a reason to look again.
+            // A deadline and the end of a request both require a new evaluation.
             _ = clock::timeout_at(Some(until), request_ended).await;
         }
         ExitReason::Drained {

@@ -1,8 +1,12 @@
-//! Notices that a policy directory may have changed.
+//! Reports that a policy directory or an endpoints file may have changed.
 //!
-//! The directory is watched, not its files: Kubernetes updates a ConfigMap by swapping a link beside them, and a watch on a file
-//! would see at most its end. Whether anything has really changed is found out by content; so any event will do, several are
-//! taken together, and a slow poll covers file systems that send none.
+//! The module watches the directory and not the file. Kubernetes updates a ConfigMap by
+//! swapping a symbolic link in the directory, and a watch on a file would at most see that file
+//! removed.
+//!
+//! The module does not know whether the content has changed, because the receiver compares
+//! content. Any event may therefore trigger a report. Events in quick succession are merged. A
+//! poll covers file systems without events.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,14 +15,20 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 
-/// Events that come so close together are taken as one: an update is many small steps.
+/// Time during which further events are merged into one report. One update of a directory
+/// causes many events.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
-/// Tells `changed` whenever the directory may have changed.
+/// Sends on `changed` once at the start, then after each event in the directory, and at least
+/// every `poll_interval`.
+///
+/// For a `path` that is a file, the parent directory is watched. The function returns when the
+/// receiver is closed.
 pub(super) async fn watch_path(path: PathBuf, poll_interval: Duration, changed: mpsc::Sender<()>) {
     let (notice, mut notices) = mpsc::channel(1);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // A reading is a change of nothing; and one notice that waits is as good as many.
+        // Read accesses change nothing. If the channel is full, a notice is already pending and
+        // one is enough.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             _ = notice.try_send(());
         }
@@ -43,7 +53,7 @@ pub(super) async fn watch_path(path: PathBuf, poll_interval: Duration, changed: 
             false
         }
     };
-    // What changed between the first reading and the beginning of the watch has sent no notice.
+    // A change between the first read and the start of the watch has produced no event.
     if changed.send(()).await.is_err() {
         return;
     }
@@ -52,7 +62,7 @@ pub(super) async fn watch_path(path: PathBuf, poll_interval: Duration, changed: 
             Some(()) = notices.recv(), if is_watching => clock::sleep(DEBOUNCE).await,
             () = clock::sleep(poll_interval) => {}
         }
-        // What came meanwhile is covered by the reading that follows.
+        // The read that follows covers events that arrived during the wait.
         _ = notices.try_recv();
         if changed.send(()).await.is_err() {
             return;

@@ -1,16 +1,19 @@
-//! Handing the sockets of one process over to the next, so that no connection is refused while the program is replaced.
+//! Hands the listening sockets of a running process to its successor, so that no connection is
+//! refused during an upgrade.
 //!
-//! The running process listens on a socket in the file system. Its successor connects there, gets handles on all listening sockets, starts
-//! with them, and says so once it is ready; until that moment it may still fail, and nothing has happened. From then on the system gives new
-//! connections to the successor alone; the old process finishes what it has, and goes. The two share the queue of each socket, so
-//! that nothing is lost in between.
+//! This module decides when the successor starts to accept and when the predecessor stops. The
+//! running process listens on a Unix socket. The successor connects to it, receives a file
+//! descriptor for each listening socket, starts with them, and confirms once it is ready. Until
+//! that confirmation the successor can fail without any effect. Both processes share the accept
+//! queue of each socket, so no connection is lost in between. The module does not know HTTP,
+//! and it moves no open connections: the old process finishes those itself.
 //!
-//! | successor | process that runs |
-//! | --- | --- |
-//! | connects | sends the handles, and what each is |
-//! | reads policies, finds endpoints, checks them, takes connections | goes on as before |
-//! | says that it serves | takes no more connections, and leaves the path in the file system |
-//! | listens at the path itself | finishes what it has |
+//! | step | successor | running process |
+//! | --- | --- | --- |
+//! | 1 | connects | sends descriptors, owners and addresses |
+//! | 2 | loads policies, resolves and checks endpoints | continues to serve |
+//! | 3 | accepts connections, confirms that it is ready | stops accepting, acknowledges |
+//! | 4 | listens on the Unix socket path | finishes its requests, terminates |
 
 use std::{
     fs,
@@ -53,46 +56,55 @@ use crate::{
     },
 };
 
-/// Sockets that are handed over at once: far more than an instance has listeners, and fewer than the system sends in one message (253).
+/// Maximum number of sockets in a handover. Linux sends at most 253 descriptors in one message;
+/// an instance has far fewer listeners.
 const MAX_SOCKETS: usize = 128;
 
-/// The longest description of them.
+/// Maximum size in bytes of the JSON description of the sockets.
 const MAX_DESCRIPTION_BYTES: usize = 64 << 10;
 
-/// How long a successor waits for the sockets, and for the other to let go.
+/// Time for which a successor waits for the sockets, and for the acknowledgement of its
+/// predecessor.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What each says when it is its turn.
+/// Byte that the successor sends when it is ready, and that the predecessor sends back after it
+/// stopped accepting.
 const ACKNOWLEDGEMENT: &[u8] = b"1";
 
-/// After a failure.
+/// Delay before the next successor is accepted after a failed handover.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// How long sockets that a supervisor holds wait for this instance to become ready: by then who is connected has waited long enough.
+/// Maximum duration of each of two waits before an instance accepts on sockets without a
+/// running predecessor: for endpoints, and for readiness. After that it accepts anyway, because
+/// clients are already waiting in the accept queue.
 const SUPERVISED_READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a successor may take to be ready: what the other waits, less the time to start at all.
+/// Time within which a successor must become ready. It is shorter than
+/// [`SUCCESSOR_START_TIMEOUT`] by the time to start the process.
 const READY_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// How long a successor is waited for.
+/// Time for which the running process waits for the confirmation of a successor that has
+/// received the sockets.
 const SUCCESSOR_START_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The process that is to be replaced.
+/// The running process that this instance replaces.
 #[derive(Debug)]
 pub struct Predecessor {
     stream: StdUnixStream,
-    /// For how long it has been ready, if it was.
+    /// Time since the predecessor became ready; `None` if it was not ready.
     pub ready_duration: Option<Duration>,
 }
 
-/// Asks the process that listens at `path`, if there is one, for its sockets.
+/// Requests the listening sockets from the process at the Unix socket `path`. Returns `None` if
+/// no process listens there.
 ///
 /// # Errors
-/// If there is one, and it does not give them, or is somebody else's.
+/// If the process cannot be reached, runs under another user, does not send its sockets within
+/// 5 seconds, or sends an invalid description.
 pub fn request_sockets(path: &Path) -> io::Result<Option<(Predecessor, Vec<BoundSocket>)>> {
     let stream = match StdUnixStream::connect(path) {
         Ok(stream) => stream,
-        // Nobody is there, or nobody is left.
+        // No process has ever listened at this path, or the last one has ended.
         Err(error)
             if matches!(
                 error.kind(),
@@ -103,7 +115,8 @@ pub fn request_sockets(path: &Path) -> io::Result<Option<(Predecessor, Vec<Bound
         }
         Err(error) => return Err(error),
     };
-    // Else whoever can write there could give us a socket that he reads from, too.
+    // Without this check, another user with access to the path could provide sockets and read
+    // their traffic.
     verify_peer_user(rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw())?;
     stream.set_read_timeout(Some(PEER_TIMEOUT))?;
     let (description, handles) = receive_sockets(&stream)?;
@@ -139,7 +152,7 @@ pub fn request_sockets(path: &Path) -> io::Result<Option<(Predecessor, Vec<Bound
     )))
 }
 
-/// Only our own user, or root, who may do everything anyway.
+/// Accepts peers of the same user, and root, which has full access anyway.
 fn verify_peer_user(uid: u32) -> io::Result<()> {
     if uid == rustix::process::geteuid().as_raw() || uid == 0 {
         return Ok(());
@@ -150,10 +163,11 @@ fn verify_peer_user(uid: u32) -> io::Result<()> {
     ))
 }
 
-/// The sockets that a supervisor holds for this process, after the protocol of systemd (`sd_listen_fds`).
+/// Takes the sockets that a supervisor passed to this process through the systemd protocol
+/// (`sd_listen_fds`).
 ///
 /// # Errors
-/// If one of them cannot be used.
+/// If a descriptor is not a listening TCP socket or its address cannot be read.
 pub fn take_supervised_sockets() -> io::Result<Vec<BoundSocket>> {
     let mut listen_fds = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();
@@ -177,7 +191,8 @@ impl Predecessor {
     }
 }
 
-/// Says that this process serves, and waits until the other takes no more connections.
+/// Confirms that this process accepts connections, and waits until the predecessor has stopped
+/// accepting.
 async fn confirm_takeover(mut predecessor: UnixStream) -> io::Result<()> {
     predecessor.write_all(ACKNOWLEDGEMENT).await?;
     clock::timeout(Some(PEER_TIMEOUT), predecessor.read_exact(&mut [0]))
@@ -186,11 +201,16 @@ async fn confirm_takeover(mut predecessor: UnixStream) -> io::Result<()> {
         .map(drop)
 }
 
-/// Begins to take connections at the sockets that somebody else has bound, once this instance is ready: until then a predecessor takes them, or they wait.
-/// Then the predecessor may go.
+/// Opens the inherited sockets for accepting once this instance is ready, and then releases the
+/// predecessor.
+///
+/// Until then the predecessor accepts the connections, or they wait in the accept queue.
+/// Without a predecessor, or if it ends early, the wait is limited and outbound listeners open
+/// first.
 ///
 /// # Errors
-/// If this instance does not become ready; then the predecessor goes on.
+/// If a predecessor is running and this instance is not ready within 45 seconds, or if the
+/// connection to the predecessor cannot be used. The predecessor then continues to serve.
 pub(super) async fn take_over(
     state: &State,
     listeners: &dyn ListenerSet,
@@ -206,14 +226,16 @@ pub(super) async fn take_over(
         let mut nothing = [0];
         let readiness = tokio::select! {
             is_ready = clock::timeout(Some(READY_TIMEOUT), lifecycle.wait_until(Lifecycle::is_ready)) => Some(is_ready),
-            // It says nothing before us: it is gone, and nobody serves.
+            // The predecessor sends nothing before the confirmation, so a completed read means
+            // that it has ended and nobody accepts.
             _ = predecessor.read(&mut nothing) => None,
         };
         match readiness {
             Some(Ok(())) => {
                 inherited.set_accept_scope(AcceptScope::All);
                 if let Err(error) = confirm_takeover(predecessor).await {
-                    // It has our word, or is gone; both serve, or only we do.
+                    // The predecessor may still be accepting, or it has ended. This instance
+                    // accepts in both cases, so no client is refused.
                     tracing::warn!(
                         "the process that ran before does not say that it lets go: {error}"
                     );
@@ -236,7 +258,8 @@ pub(super) async fn take_over(
         }
     }
     if listeners.inherited_share() != InheritedShare::None {
-        // What the app asks is part of how it becomes ready, so that it must not wait for that. Who waits too long is served all the same.
+        // The app may need outbound requests to become ready, so outbound listeners cannot wait
+        // for readiness. Both time-outs are ignored: the sockets open in any case.
         _ = clock::timeout(
             Some(SUPERVISED_READY_TIMEOUT),
             lifecycle.wait_until(|lifecycle| lifecycle.is_met(condition::ENDPOINTS)),
@@ -253,16 +276,17 @@ pub(super) async fn take_over(
     Ok(())
 }
 
-/// What is handed over besides the listeners.
+/// Handover endpoint of this process, and the socket that is handed over in addition to the
+/// listeners.
 #[derive(Debug)]
 pub struct Handover {
-    /// Where a successor asks.
+    /// Path of the Unix socket on which this process accepts a successor.
     pub path: PathBuf,
-    /// The socket of the admin server.
+    /// Listening socket of the admin server.
     pub admin: BoundSocket,
 }
 
-/// A process that serves in our place, and waits for us to let go.
+/// A ready successor that waits until this process stops accepting.
 #[derive(Debug)]
 pub(super) struct Successor {
     stream: UnixStream,
@@ -275,8 +299,9 @@ struct SuccessorListener {
     handover: Handover,
 }
 
-/// Waits for a successor where it is told to, and reports it; never ends. It is a task of its own, so that nothing else that happens interrupts
-/// a handing over.
+/// Accepts one successor at the handover path and sends it to `successors`. Never returns.
+///
+/// It runs as a task of its own, so that no other event of the main loop interrupts a handover.
 pub(super) async fn wait_for_successor(
     handover: Option<Handover>,
     state: Arc<State>,
@@ -289,7 +314,7 @@ pub(super) async fn wait_for_successor(
                 let successor = SuccessorListener { listener, handover }
                     .accept_successor(&state, listeners.as_ref())
                     .await;
-                // If nobody wants to know, this process is ending.
+                // A closed channel means that this process is already terminating.
                 _ = successors.send(successor).await;
             }
             Err(error) => tracing::error!(
@@ -302,16 +327,18 @@ pub(super) async fn wait_for_successor(
 }
 
 impl Successor {
-    /// Leaves the path to it, and lets go.
+    /// Frees the Unix socket path for the successor and sends the acknowledgement. The caller
+    /// has already stopped accepting.
     pub(super) async fn release(self) {
         let Self {
             mut stream,
             successor_listener: SuccessorListener { listener, handover },
         } = self;
         drop(listener);
-        // If it is gone, it is left.
+        // A missing file needs no removal.
         _ = fs::remove_file(handover.path);
-        // A successor that is gone by now took over all the same.
+        // The successor may have ended after its confirmation; this process has stopped
+        // accepting in any case.
         _ = stream.write_all(ACKNOWLEDGEMENT).await;
     }
 }
@@ -402,7 +429,7 @@ fn send_sockets(
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&handles));
-    // The length first, so that the other side knows when it has all of it.
+    // The length comes first, so that the receiver can detect the end of the description.
     let length = u32::try_from(description.len())
         .map_err(io::Error::other)?
         .to_be_bytes();
@@ -456,10 +483,8 @@ fn receive_sockets(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)
     }
 }
 
-/// Binds the admin server's address, or takes its socket over; and whether it did.
-///
-/// # Errors
-/// If the address cannot be bound.
+/// Binds the admin socket, or takes the inherited one. Also returns whether the socket is
+/// inherited.
 pub fn bind_admin_socket(
     inherited: &InheritedSockets,
     requested_address: SocketAddr,
@@ -472,5 +497,5 @@ pub fn bind_admin_socket(
     Ok((socket, is_inherited))
 }
 
-/// Whose socket that of the admin server is.
+/// Owner name that marks the admin socket among the handed-over sockets.
 pub const ADMIN_OWNER: &str = "admin";

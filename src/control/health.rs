@@ -1,4 +1,9 @@
-//! Active health checks of endpoints and of the app, and the readiness that follows from them.
+//! Active health checks of endpoints and of the app, and the readiness conditions that follow
+//! from them.
+//!
+//! It decides when a check runs and what its result means for readiness. Thresholds of healthy
+//! and unhealthy are in [`crate::resilience::health`]. It does not know the traffic; outlier
+//! detection judges that.
 
 pub(super) mod active_checks;
 pub(super) mod app_health;

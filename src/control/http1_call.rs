@@ -1,4 +1,8 @@
-//! One HTTP/1 call of our own: a health check, or a webhook.
+//! Sends one HTTP/1 request that originates in the sidecar: an active check, an app probe or a
+//! webhook.
+//!
+//! This module does not know why the request is sent, it applies no timeout, and it never
+//! reuses a connection.
 
 use std::sync::Arc;
 
@@ -8,22 +12,25 @@ use pingora::{http::RequestHeader, protocols::http::v1::client::HttpSession};
 
 use crate::transport::queued_stream::{ConnectionHandle, QueuedStream};
 
-/// What our own calls say of themselves.
+/// Value of the `user-agent` header of requests that originate in the sidecar.
 pub(super) const USER_AGENT: &str = concat!("outrigger/", env!("CARGO_PKG_VERSION"));
 
-/// An answer.
+/// Response to a request of the sidecar.
 #[derive(Debug)]
 pub(super) struct Http1Response {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
-    /// Its body, or the beginning of it.
+    /// Response body, truncated to the `max_body` of the caller.
     pub(super) body: Vec<u8>,
 }
 
-/// Asks on a new connection, and reads the head of the answer and at most `max_body` bytes of its body.
+/// Sends a request on a new connection, and reads the response head and at most `max_body`
+/// bytes of the body.
+///
+/// Informational (1xx) responses are skipped.
 ///
 /// # Errors
-/// What went wrong, in words: refused, timed out, reset, not HTTP.
+/// A message such as a failed read, a failed write or a response that is not HTTP.
 pub(super) async fn send_request(
     (connection, wire): (QueuedStream, Arc<ConnectionHandle>),
     request: Box<RequestHeader>,
@@ -77,7 +84,8 @@ pub(super) async fn send_request(
     })
 }
 
-/// The head of a call; `connection: close`, since there is no next one.
+/// Builds the head of a request. It contains `connection: close`, because the connection
+/// carries no second request.
 pub(super) fn build_request_head(
     method: &str,
     path: &str,

@@ -1,4 +1,7 @@
-//! One call of our own over HTTP/2: a health check.
+//! Sends one HTTP/2 request that originates in the sidecar: an active check or an app probe.
+//!
+//! This module does not know why the request is sent, it applies no timeout, and it never
+//! reuses a connection.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request};
@@ -6,20 +9,23 @@ use tokio::task::JoinSet;
 
 use crate::transport::{backpressured_stream::BackpressuredStream, queued_stream::QueuedStream};
 
-/// An answer.
+/// Response to a request of the sidecar.
 #[derive(Debug)]
 pub(super) struct Http2Response {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
-    /// Its body, or the beginning of it.
+    /// Response body, truncated to the `max_body` of the caller.
     pub(super) body: Bytes,
     pub(super) trailers: HeaderMap,
 }
 
-/// Asks on a new connection, and reads the answer; of its body at most `max_body` bytes, and the trailers if there was no more.
+/// Sends a request on a new connection, and reads at most `max_body` bytes of the response
+/// body.
+///
+/// The trailers are read only if the body ends within that limit; otherwise they are empty.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A message that names the HTTP/2 error.
 pub(super) async fn send_request(
     connection: QueuedStream,
     request: Request<()>,
@@ -29,7 +35,8 @@ pub(super) async fn send_request(
     let (send, connection) = h2::client::handshake(BackpressuredStream(connection))
         .await
         .map_err(describe_error)?;
-    // It ends with this call, even if that is given up: nothing else is asked on it.
+    // The set aborts the connection task when this future completes or is dropped: no other
+    // request uses the connection.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     run_stream(send, request, body, max_body).await
@@ -60,7 +67,7 @@ async fn run_stream(
             break;
         };
         let piece = piece.map_err(describe_error)?;
-        // A window is never too small for so little.
+        // This cannot fail: the released amount has just been received.
         _ = incoming.flow_control().release_capacity(piece.len());
         read.extend_from_slice(&piece);
     }

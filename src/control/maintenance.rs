@@ -1,4 +1,7 @@
-//! What has to be done every second, whatever else happens.
+//! Periodic maintenance of state that no request triggers.
+//!
+//! This module decides only how often each step runs. The steps themselves belong to the state
+//! that they change.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,21 +11,25 @@ use crate::{
     state::{State, instance::capacity},
 };
 
+/// Interval of the maintenance loop.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Histograms collect until they are emptied.
+/// Ticks between two runs of the metrics maintenance. Histograms buffer samples until then or
+/// until a scrape.
 const METRICS_UPKEEP_TICKS: u64 = 5;
 
-/// Keys whose buckets are full again are forgotten.
+/// Ticks between two sweeps of rate limit keys. A sweep removes keys with full buckets, which
+/// hold no information.
 const KEY_SWEEP_TICKS: u64 = 10;
 
-/// How often ejections are looked at, where there are any.
+/// Interval of outlier sweeps while at least one backend has outlier detection.
 const OUTLIER_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ends ejections whose time is over, and compares endpoints.
+/// Ends expired ejections and compares the endpoints of each backend. Never returns.
 pub(super) async fn watch_outliers(state: Arc<State>) {
     loop {
-        // An idle sidecar wakes up rarely; a policy that begins to eject is noticed within a second.
+        // Without outlier detection the longer interval keeps an idle sidecar asleep. A policy
+        // that adds it takes effect within one second.
         let is_needed = state
             .active_policy
             .load()
@@ -42,7 +49,7 @@ pub(super) async fn watch_outliers(state: Arc<State>) {
     }
 }
 
-/// Does it.
+/// Runs all maintenance steps once per second, some of them less often. Never returns.
 pub(super) async fn run_maintenance(state: Arc<State>) {
     for second in 0_u64.. {
         clock::sleep(TICK).await;

@@ -1,7 +1,10 @@
-//! Acting on trouble that stays.
+//! Executes recovery actions when a breaker stays open: failing readiness, or calling a
+//! webhook.
 //!
-//! Looks at each trigger a few times a second, asks the pure machine what is due, and does it. Every action and every refusal to act is
-//! an event.
+//! This module evaluates the trigger of each recovery four times per second and passes it to
+//! the pure [`RecoveryLadder`], which decides what is due. Each action is an event, and so is
+//! reaching the hourly cap. The module does not know whether an action has helped; the next
+//! evaluation of the trigger shows that.
 
 use std::{
     collections::HashMap,
@@ -26,19 +29,21 @@ use crate::{
     transport::{queued_stream, socket::Socket},
 };
 
-/// How often triggers are looked at.
+/// Interval at which triggers are evaluated.
 const TRIGGER_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// An open breaker whose time was over so long ago has seen no call since: nobody asks, so nothing is known.
+/// Time after the end of its open time at which a breaker counts as idle. No request has probed
+/// it since, so its state says nothing about the backend.
 const IDLE_PROBE_GRACE: Duration = Duration::from_secs(10);
 
-/// Runs until the instance ends.
+/// Evaluates all recoveries of the active policy and executes due actions. Never returns.
 pub(super) async fn run_recoveries(state: Arc<State>) {
     let mut machines: HashMap<Arc<str>, RecoveryLadder> = HashMap::new();
     loop {
         clock::sleep(TRIGGER_CHECK_INTERVAL).await;
         let active_policy = state.active_policy.load_full();
-        // A recovery that is gone from the policies is over; its machine stays, so that its hourly cap outlives a mistake in a file.
+        // A recovery that left the policy is undone. Its ladder is retained, so that a
+        // temporary mistake in a file does not reset the hourly cap.
         for (name, machine) in machines.iter_mut().filter(|(name, _)| {
             !active_policy
                 .snapshot
@@ -71,7 +76,7 @@ pub(super) async fn run_recoveries(state: Arc<State>) {
             let trigger_reason = find_trigger_reason(&active_policy, spec, now);
             match machine.update(trigger_reason.is_some(), now) {
                 None => {}
-                // In a task of its own: a webhook that hangs keeps no other recovery waiting.
+                // A separate task keeps a slow webhook from delaying other recoveries.
                 Some(RecoveryStep::TakeRung(rung)) => drop(tokio::spawn(execute_action(
                     state.clone(),
                     spec.clone(),
@@ -87,9 +92,15 @@ pub(super) async fn run_recoveries(state: Arc<State>) {
     }
 }
 
-/// The trouble in words, if the trigger holds: a breaker of the backend that has not been closed for so long. One that was forced
-/// open by hand is no trouble, nor one in shadow mode, nor one that would probe if only somebody called: an instance without
-/// callers, perhaps because it made itself unready, could else never find out that all is well.
+/// Returns a description of the trigger if it holds: a breaker of the backend has not been
+/// closed for at least [`RecoverySpec::open_for`].
+///
+/// These breakers do not count:
+///
+/// - A breaker that an operator forced open.
+/// - A breaker that is not in enforce mode.
+/// - A breaker that has been idle since its open time ended. An instance without traffic, for
+///   example because a recovery failed its readiness, could otherwise never recover.
 fn find_trigger_reason(
     active_policy: &ActivePolicy,
     spec: &RecoverySpec,
@@ -176,7 +187,7 @@ fn undo_recovery(state: &State, recovery: &Arc<str>) {
     });
 }
 
-/// The readiness condition of a recovery.
+/// Returns the name of the readiness condition that the action `fail_readiness` sets.
 fn condition_name(recovery: &str) -> String {
     format!("recovery-{recovery}")
 }
@@ -207,7 +218,7 @@ async fn call_webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result
         .map_err(|_| format!("no answer within {timeout:?}"))??
         .status
     {
-        // Only the host: the rest of the address may be a secret.
+        // The message contains only host and port, because path and query may contain a secret.
         status if (200..300).contains(&status) => Ok(format!("{authority} answered {status}")),
         status => Err(format!("{authority} answered {status}")),
     }

@@ -1,7 +1,10 @@
-//! Reading policies and putting them in force: all or nothing.
+//! Loads policies and activates them as a whole or not at all.
 //!
-//! A faulty set changes nothing; it is told as an event, counted, and shown in the status, with every fault. The last good set
-//! is kept on disk if there is a place for it, so that a restart with a broken file starts from it and says so.
+//! This module decides whether a policy set becomes active. An invalid set changes nothing. It
+//! is reported with all its errors as an event, in a metric and in the status. If a state
+//! directory is configured, the last good set is stored in it, so that a restart with an
+//! invalid file starts from that set and reports it. The module does not know why a reload was
+//! requested.
 
 use std::{
     collections::HashMap,
@@ -27,10 +30,10 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// The file of the last good set in the state directory.
+/// File name of the last good policy set in the state directory.
 const LAST_GOOD_FILE: &str = "last-good-policies.json";
 
-/// Reads policies and puts them in force.
+/// Loads policies from disk and activates them.
 #[derive(Debug)]
 pub struct Reloader {
     state: Arc<State>,
@@ -38,21 +41,23 @@ pub struct Reloader {
     path: PathBuf,
     state_dir: Option<PathBuf>,
     environment: HashMap<String, String>,
-    /// The hash of the set that was last looked at, good or not.
+    /// Content hash of the set that was last read, valid or not; the error text if it could not
+    /// be read.
     last_seen_hash: String,
 }
 
-/// Why an instance cannot start.
+/// Reason why no initial policy set could be activated.
 #[derive(Debug)]
 pub enum InitialLoadError {
-    /// The policies are faulty, and there is no good set to go back to.
+    /// The policies are invalid, and there is no valid last good set.
     Policy(Diagnostics),
-    /// An address is taken.
+    /// A listener cannot be bound, or a certificate file cannot be used.
     Bind(String),
 }
 
 impl Reloader {
-    /// Makes a reloader for a policy directory.
+    /// Creates a reloader for a policy directory or file. It reads nothing before
+    /// [`Self::load_initial`].
     #[must_use]
     pub fn new(
         state: Arc<State>,
@@ -71,22 +76,24 @@ impl Reloader {
         }
     }
 
-    /// The policy directory.
+    /// Returns the path of the policy directory or file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The listeners.
+    /// Returns the listeners that follow the active policy.
     #[must_use]
     pub fn listeners(&self) -> &Arc<dyn ListenerSet> {
         &self.listeners
     }
 
-    /// Puts the first set in force: the one in the policy directory, or if that is faulty the last good one.
+    /// Activates the first policy set: the one at the policy path, or the last good set if that
+    /// is invalid.
     ///
     /// # Errors
-    /// If there is neither, or a listener cannot be bound.
+    /// If neither set is valid, a listener cannot be bound, or a certificate file cannot be
+    /// used.
     pub fn load_initial(&mut self) -> Result<(), InitialLoadError> {
         let faults = match self.read_policies() {
             Ok((source, loaded)) => {
@@ -113,16 +120,17 @@ impl Reloader {
         Ok(())
     }
 
-    /// Reads the policies again, changed or not.
+    /// Reloads the policies, even if their content is unchanged.
     ///
     /// # Errors
-    /// All faults, one line each.
+    /// One line for each error. The active policy is then unchanged.
     pub fn reload(&mut self) -> Result<ReloadReport, Vec<String>> {
         let refused = match self.read_policies() {
             Ok((source, loaded)) => match self.apply_policies(&source, loaded) {
                 Ok(reloaded) => return Ok(reloaded),
                 Err(refused) => {
-                    // An address may be free the next time, and a certificate whole, although the files are the same.
+                    // The next attempt can succeed with the same files, because an address may
+                    // be free or a certificate may be complete by then.
                     self.last_seen_hash.clear();
                     refused
                 }
@@ -137,14 +145,14 @@ impl Reloader {
         Err(refused)
     }
 
-    /// Reads the policies again if their content is another than what was last seen.
+    /// Reloads the policies if their content differs from the content that was last read.
     pub fn reload_if_changed(&mut self) {
         let current_hash = match PolicySource::read(&self.path) {
             Ok(source) => source.hash(),
             Err(faults) => faults.to_string(),
         };
         if current_hash != self.last_seen_hash {
-            // The faults, if any, have been told as an event.
+            // The reload has already reported a failure as an event.
             _ = self.reload();
         }
     }
@@ -233,7 +241,8 @@ impl Reloader {
                 now,
                 telemetry,
             ),
-            // Probing says when it is met; until then it is not, unless it was before.
+            // Active checks set this condition. Before startup it is unmet until the first
+            // check passes; later reloads leave it unchanged.
             Some(index) if !lifecycle.has_started() => {
                 lifecycle.set_condition(
                     condition::APP,
@@ -248,7 +257,7 @@ impl Reloader {
             }
             Some(_) => {}
         }
-        // Discovery says when there was an answer about each.
+        // Discovery meets this condition after the first result for each backend.
         if !lifecycle.has_started()
             && snapshot
                 .backends
@@ -273,7 +282,7 @@ impl Reloader {
         );
     }
 
-    /// Tells of a refusal; of the same one again and again only once.
+    /// Reports a rejected policy set. Consecutive identical rejections emit one event.
     fn report_refused(&self, faults: Vec<String>) {
         let status = Err(faults.join("\n"));
         if self.state.lifecycle.policy_current() == status {
@@ -283,7 +292,8 @@ impl Reloader {
         self.state.telemetry.emit(Event::PolicyRefused { faults });
     }
 
-    /// Keeps a good set for the next start; written beside and moved, so that it is whole or not there.
+    /// Stores a valid policy set for the next start. The file is written under a temporary name
+    /// and renamed, so that it is never incomplete.
     fn save_last_good(&self, source: &PolicySource) -> io::Result<()> {
         let Some(directory) = &self.state_dir else {
             return Ok(());

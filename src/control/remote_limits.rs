@@ -1,7 +1,10 @@
-//! Keeping a connection to whoever holds the buckets of all instances.
+//! Maintains the connection to the engine of global rate limits, which holds buckets shared by
+//! all instances.
 //!
-//! It is made anew as long as the policies in force want it, and looked after each second. What is wrong with it is told once, as an event,
-//! and stands in the readiness report; requests never wait for any of this.
+//! This module decides when to connect, when a connection is lost, and when to reconnect. It
+//! checks the connection every second. Each fault is reported once as an event and stays in the
+//! readiness report. Requests never wait for this module. It does not decide whether a request
+//! is limited.
 
 #[cfg(feature = "rls")]
 mod rate_limit_service;
@@ -23,18 +26,22 @@ use crate::{
     telemetry::{engine_metrics::EngineOutcome, event::Event},
 };
 
-/// How long connecting, and a sign of life, may take.
+/// Timeout of one liveness check or one batch of charges, and of each phase of connecting.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often a sign of life is asked for.
+/// Interval of liveness checks.
 const LIVENESS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a failed connection waits before the next, at first; it doubles.
+/// Delay before the first reconnect after a failure. It doubles up to [`MAX_RECONNECT_DELAY`].
 const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(100);
+/// Maximum delay before a reconnect, without jitter.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
 
-/// The line of the readiness report.
+/// Name of the readiness report of the engine connection.
 const REPORT_NAME: &str = "global-rate-limit";
 
-/// Keeps a connection for the policies in force, once they want one. On a thread of its own: what requests ask must not wait for a reload.
+/// Waits until a policy configures global rate limits, and then maintains the connection.
+///
+/// The connection runs on a thread of its own, so that a reload on the control thread does not
+/// delay rate limit requests.
 pub(super) async fn start_when_configured(
     state: Arc<State>,
     mut generations: channel::Receiver<u64>,
@@ -85,7 +92,8 @@ async fn maintain_connection(state: Arc<State>, mut generations: channel::Receiv
     }
 }
 
-/// Charges what answers were worth, in the order in which they came, as many at once as have come.
+/// Sends queued charges to the engine, in order and in batches. A charge accounts for the cost
+/// that a response reported.
 async fn send_charges(limits: Arc<RemoteLimits>) {
     while let Some(pending_charges) = limits.receive_charges().await {
         let count = pending_charges.len();
@@ -108,11 +116,11 @@ async fn send_charges(limits: Arc<RemoteLimits>) {
     }
 }
 
-/// Looks after one engine, and tells how it stands.
+/// Maintains the connection to one engine and reports its state.
 struct EngineConnector {
     state: Arc<State>,
     limits: Arc<RemoteLimits>,
-    /// What was last told to be wrong.
+    /// Last reported fault, so that each fault is reported once.
     last_reported_fault: Option<String>,
 }
 
@@ -148,7 +156,7 @@ impl EngineConnector {
         }
     }
 
-    /// Returns why a connection is of no use any more.
+    /// Checks a connection until it is lost, and returns the reason.
     async fn wait_until_lost(&mut self, mut connection: EngineConnection) -> String {
         loop {
             tokio::select! {
@@ -160,15 +168,16 @@ impl EngineConnector {
                 Ok(Err(reason)) => return reason,
                 Err(clock::Elapsed) => return NO_RESPONSE.to_owned(),
             }
-            // It lives, and may refuse all the same: it is full, or only to be read.
+            // A reachable engine can still reject requests, for example because its memory is
+            // full or it is a read-only replica.
             let is_closed =
                 self.limits.breaker().snapshot(clock::now()).0.state == StateKind::Closed;
             match self.limits.take_fault() {
                 Some(fault) if fault.is_connection_lost => return fault.reason,
                 Some(fault) if !is_closed => self.report_unhealthy(&fault.reason),
-                // One answer that is late is no outage.
+                // One late response is no outage while the breaker is closed.
                 _ if is_closed => self.report_healthy(),
-                // While the breaker holds requests back, nobody knows.
+                // While the breaker rejects requests, the state of the engine is unknown.
                 _ => {}
             }
         }
@@ -226,7 +235,7 @@ impl EngineConnection {
                     .await
                     .map(Self::Service)
             }
-            // The compiler of policies refuses what this build does not know.
+            // The policy compiler rejects engines that this build does not support.
             #[cfg(not(all(feature = "redis", feature = "rls")))]
             _ => Err("this build does not know it".to_owned()),
         }
@@ -246,7 +255,8 @@ impl EngineConnection {
             #[cfg(feature = "redis")]
             Self::Redis(redis) => redis.check_liveness().await,
             #[cfg(feature = "rls")]
-            // Its connection tells whoever asks on it next.
+            // The HTTP/2 keep-alive of the channel detects a lost connection; the next request
+            // then fails.
             Self::Service(_) => Ok(()),
         }
     }

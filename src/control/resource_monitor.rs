@@ -1,4 +1,9 @@
-//! What the container's cgroup says about its resources (cgroup v2), each second.
+//! Samples CPU, memory and pressure of the cgroup (cgroup v2) once per second, for overload
+//! protection.
+//!
+//! This module decides only how each signal is measured. Thresholds and load levels are in
+//! [`crate::resilience::shed`]. It reads nothing that the policy does not configure, and it
+//! does not know requests.
 
 use std::{
     fs, io,
@@ -14,9 +19,11 @@ use crate::{
     telemetry::event::Event,
 };
 
+/// Interval between two samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Watches what the policy wants watched.
+/// Samples the signals that the active policy configures, and emits an event when the overload
+/// level changes. Never returns.
 pub(super) async fn monitor_resources(state: Arc<State>, cgroup: Option<PathBuf>) {
     let cgroup = cgroup
         .or_else(own_cgroup)
@@ -74,15 +81,17 @@ fn emit_change(state: &State, change: Option<OverloadLevelChange>) {
     }
 }
 
-/// The cgroup of this process; in a container the root of what it sees.
+/// Returns the cgroup directory of this process, or `None` if it is not mounted here. In a
+/// container it is usually the root of the hierarchy.
 fn own_cgroup() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // Without a namespace of its own a container sees a path that is not mounted there.
+    // Without a cgroup namespace, the container reads a path that is not mounted inside it.
     Some(Path::new("/sys/fs/cgroup").join(path)).filter(|path| path.is_dir())
 }
 
-/// The share of the CPU that was used since the last look, of what may be used; nothing at the first look.
+/// Returns the used share of the allowed CPU time since the last sample: 1.0 is the whole
+/// quota. Returns `None` for the first sample.
 fn cpu_utilization(
     cgroup: &Path,
     last_cpu_sample: &mut Option<(Duration, Instant)>,
@@ -92,7 +101,7 @@ fn cpu_utilization(
         .map(Duration::from_micros)
         .ok_or_else(unexpected_content)?;
     let machine = std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
-    // The root has no bound of its own.
+    // The root cgroup has no `cpu.max`; all CPUs of the machine are then available.
     let cpus = fs::read_to_string(cgroup.join("cpu.max"))
         .ok()
         .and_then(|text| parse_cpu_quota(&text))
@@ -104,7 +113,8 @@ fn cpu_utilization(
     }))
 }
 
-/// The share of the memory that is used of what may be, without what the system can take back; nothing without a bound.
+/// Returns the used share of `memory.max`, without the reclaimable file cache
+/// (`inactive_file`). Returns `None` without a memory limit.
 fn memory_utilization(cgroup: &Path) -> io::Result<Option<f64>> {
     let number = |name: &str| {
         fs::read_to_string(cgroup.join(name)).map(|text| text.trim().parse::<u64>().ok())
@@ -126,7 +136,8 @@ fn memory_utilization(cgroup: &Path) -> io::Result<Option<f64>> {
     Ok(Some(share))
 }
 
-/// The share of the last ten seconds in which something waited (`some avg10`).
+/// Returns the share of the last ten seconds in which at least one task was stalled (`some
+/// avg10`), from 0.0 to 1.0.
 fn pressure_share(file: &Path) -> io::Result<f64> {
     let text = fs::read_to_string(file)?;
     let some = text
@@ -142,7 +153,7 @@ fn pressure_share(file: &Path) -> io::Result<f64> {
         .ok_or_else(unexpected_content)
 }
 
-/// The value of a line like `usage_usec 12`.
+/// Returns the number after `name` in a file with lines such as `usage_usec 12`.
 fn parse_stat_field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         line.strip_prefix(name)?
@@ -153,7 +164,7 @@ fn parse_stat_field(text: &str, name: &str) -> Option<u64> {
     })
 }
 
-/// How many CPUs `cpu.max` allows; nothing without a bound.
+/// Returns the number of CPUs that `cpu.max` allows, or `None` without a limit.
 fn parse_cpu_quota(text: &str) -> Option<f64> {
     let (quota, period) = text.trim().split_once(' ')?;
     let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);

@@ -1,21 +1,24 @@
-//! The signals of the process: SIGHUP reloads, SIGTERM and SIGINT drain, and a second one of those ends at once.
+//! Process signals: `SIGHUP` reloads, `SIGTERM` and `SIGINT` drain, and a second one of these
+//! two terminates at once.
 //!
-//! They are heeded before anything answers: until then the system's own reaction to SIGHUP is to end the process.
+//! The signals are registered before any listener is bound. Until then the default action of
+//! the system applies, and `SIGHUP` would end the process. This module does not know what a
+//! drain or a reload does.
 
 use std::io;
 
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-/// What a signal means.
+/// Action that a received signal requests.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ProcessSignal {
-    /// Read the policies again.
+    /// Reload the policies from disk.
     Reload,
-    /// Leave; by the signal of this name.
+    /// Drain and terminate. Holds the name of the signal for the log.
     Terminate(&'static str),
 }
 
-/// The signals that are heeded.
+/// Registered signals. The default value registers none, for programs that embed the proxy.
 #[derive(Debug, Default)]
 pub struct ProcessSignals {
     hangup: Option<Stream>,
@@ -24,10 +27,10 @@ pub struct ProcessSignals {
 }
 
 impl ProcessSignals {
-    /// Heeds the signals of the process from now on; needs a runtime around it. By default none are heeded.
+    /// Registers all signals. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system does not allow the registration.
     pub fn register() -> io::Result<Self> {
         let listen = |kind| signal(kind).map(Some);
         Ok(Self {

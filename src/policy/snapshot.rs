@@ -13,19 +13,6 @@ mod tls;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-use crate::{
-    policy::{
-        document::{BreakerScope, Direction},
-        units::StatusSet,
-    },
-    resilience::{
-        Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig,
-        concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
-        retry_budget::RetryBudgetConfig,
-    },
-};
-
-use crate::policy::matching::RouteRule;
 pub use crate::policy::snapshot::{
     backend::{
         ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec, HashKey,
@@ -42,6 +29,18 @@ pub use crate::policy::snapshot::{
     protection::ProtectionSpec,
     rate_limit::{QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec},
     tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
+};
+use crate::{
+    policy::{
+        document::{BreakerScope, Direction},
+        matching::RouteRule,
+        units::StatusSet,
+    },
+    resilience::{
+        Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig,
+        concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
+        retry_budget::RetryBudgetConfig,
+    },
 };
 
 /// A compiled set of policies.

@@ -1,83 +1,105 @@
-//! How many calls may be in flight, found out from how long they take.
+//! An adaptive concurrency limit, derived from the latency of calls.
 //!
-//! A fixed bound is right on the day it was measured. These move the bound with the backend: up while calls take as long as ever, down when
-//! they take longer, which is when they queue there. Nothing probes: the bound is never lowered to measure, so that measuring refuses
-//! nobody (what Envoy's gradient is complained about for). The rules are those of Netflix's concurrency-limits 0.4; `L` is the limit, `R`
-//! the mean latency of a window:
+//! A fixed limit is correct only on the day of its measurement. The algorithms here move the
+//! limit with the backend. They raise it while calls take as long as usual. They lower it when
+//! calls take longer, because calls then queue at the backend. They never lower the limit only
+//! to measure, so a measurement rejects no call. Envoy's gradient controller is criticised for
+//! such rejections.
+//!
+//! The rules are those of Netflix's concurrency-limits 0.4. `L` is the limit and `R` is the
+//! mean latency of a window:
 //!
 //! | algorithm | next limit |
 //! | --- | --- |
-//! | Gradient2 | `0.8 L + 0.2 g L`, `g = 1.5 usual / R` in `0.5..=1`; `0.8 L + 0.2 (L + 4)` where `g` is 1 |
-//! | Vegas | with `queue = L (1 - least / R)`: up by `6 log L` if at most `log L`, by `log L` below `3 log L`; down by `log L` above `6 log L`, and on drops |
-//! | AIMD | `0.9 L` on drops, else `L + 1` |
+//! | Gradient2 | `0.8 L + 0.2 g L`, with `g = 1.5 baseline / R` in `0.5..=1` |
+//! | Gradient2, `g` is 1 | `0.8 L + 0.2 (L + 4)` |
+//! | Vegas, `queue <= log L` | `L + 6 log L`, with `queue = L (1 - minimum / R)` |
+//! | Vegas, `queue < 3 log L` | `L + log L` |
+//! | Vegas, `queue > 6 log L`, or drops | `L - log L` |
+//! | AIMD, drops | `0.9 L` |
+//! | AIMD | `L + 1` |
 //!
-//! A limit of which less than half is used, and that held nobody, is not raised: it was not the limit that held. A drop is a call that the backend refused or
-//! never answered in time.
+//! `log` is the decimal logarithm, but at least 1. A drop is a call that the backend rejected,
+//! or that timed out. Gradient2 uses drops only in a window without any latency, where the next
+//! limit is `0.9 L`. A limit is not raised if no call reached it and less than half of it is
+//! used.
 //!
-//! Two things differ from Netflix's. What is usual, or the least, is learned there whatever the load, so that under an overload that lasts the
-//! overload becomes usual, and the limit creeps up. Here it is learned while the limit does not hold, and at the lowest limit, where what
-//! calls take is not for their number; Vegas takes it from there, too, that calls take no less time under a lower limit. And all but AIMD begin at the lowest limit and grow by half in each window while calls take no longer
-//! for it, as TCP starts; so the first view of what is usual is not that of an overload.
+//! Three rules differ from Netflix's:
+//!
+//! - Netflix learns the baseline and the minimum under any load. Under a long overload, the
+//!   overload then becomes the baseline, and the limit creeps up. Here a higher value is
+//!   learned only while no call reaches the limit, or at the minimum limit. At the minimum
+//!   limit, latency does not depend on concurrency.
+//! - Vegas also learns its minimum when a lower limit does not change the latency.
+//! - Gradient2 and Vegas start at the minimum limit and grow by half in each window, like TCP
+//!   slow start. Growth ends when calls take longer because of it. The first baseline is
+//!   therefore not that of an overload. Slow start begins again when the limit is back at its
+//!   minimum.
+//!
+//! The module does not count calls in flight and rejects none. That is the task of
+//! [`crate::resilience::concurrency`].
 
 use std::time::{Duration, Instant};
 
-/// Looked at over so long.
+/// Minimum duration of a sample window.
 const WINDOW_DURATION: Duration = Duration::from_millis(100);
-/// And over at least so many calls.
+/// Minimum number of calls in a sample window without drops.
 const MIN_WINDOW_CALLS: u32 = 50;
-/// Windows that the view of what is usual remembers, once it has so many.
+/// Maximum number of windows over which the Gradient2 baseline is averaged.
 const BASELINE_WINDOWS: u32 = 100;
-/// While calls take no longer than this times the least, a limit that is new grows fast.
+/// Slow start continues while the latency is at most this multiple of the baseline or minimum.
 const SLOW_START_TOLERANCE: f64 = 1.2;
-/// How much slower than usual is usual, for Gradient2.
+/// Gradient2 accepts a latency up to this multiple of the baseline.
 const LATENCY_TOLERANCE: f64 = 1.5;
-/// Vegas looks for a new least latency after so many windows, times the limit.
+/// Vegas learns a new minimum latency after this many windows, multiplied by the limit.
 const PROBE_FACTOR: f64 = 30.0;
 
-/// A way to find the limit.
+/// Algorithm that derives the next limit from a window of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LimitAlgorithm {
-    /// Compares latency with its own past.
+    /// Compares the latency of a window with a long-term baseline.
     #[default]
     Gradient2,
-    /// Compares latency with the least.
+    /// Compares the latency of a window with the minimum latency.
     Vegas,
-    /// Looks at failures only.
+    /// Ignores latency: lowers the limit on drops and raises it otherwise.
     Aimd,
 }
 
-/// What an adaptive limit follows.
+/// Configuration of an adaptive limit: its algorithm and its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdaptiveConfig {
-    /// How.
+    /// Algorithm that moves the limit within its bounds.
     pub algorithm: LimitAlgorithm,
-    /// Never below; at least 1.
+    /// Lower bound of the limit, in calls; 0 counts as 1.
     pub min_limit: u32,
-    /// Never above; at least the least.
+    /// Upper bound of the limit, in calls; a value below `min_limit` counts as `min_limit`.
     pub max_limit: u32,
 }
 
-/// How it was when a call began.
+/// Load at the start of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallStart {
-    /// Calls in flight, with this one.
+    /// Calls in flight, including the call itself.
     pub in_flight: u32,
-    /// Whether there was no room for another.
+    /// Whether the calls in flight reached the limit with this call.
     pub is_at_limit: bool,
 }
 
-/// A limit that moves.
+/// A concurrency limit that follows the latency of a backend.
 #[derive(Debug, Clone)]
 pub struct AdaptiveLimit {
     config: AdaptiveConfig,
     limit: f64,
     current_window: SampleWindow,
-    /// Whether it still grows fast.
+    /// Whether the limit is in slow start and grows by half in each window.
     is_in_slow_start: bool,
-    /// Gradient2: what is usual, in seconds, and the windows that it was learned from.
+    /// Gradient2: the baseline latency in seconds, and the number of windows that it averages.
     baseline_seconds: f64,
     baseline_windows: u32,
-    /// Vegas: the least latency in seconds, the windows since it was looked for, and a limit with the latency that it had.
+    /// Vegas: the minimum latency in seconds, and the number of windows since it was learned.
+    /// `higher_limit_and_latency` holds an earlier limit and the mean latency in seconds under
+    /// it.
     min_latency_seconds: f64,
     windows_since_min_latency: f64,
     higher_limit_and_latency: (f64, f64),
@@ -89,7 +111,7 @@ struct SampleWindow {
     calls: u32,
     latency_sum_seconds: f64,
     max_in_flight: u32,
-    /// Whether the limit held when one of the calls began.
+    /// Whether the calls in flight reached the limit when one of the calls started.
     was_at_limit: bool,
     has_dropped: bool,
 }
@@ -108,7 +130,7 @@ impl SampleWindow {
 }
 
 impl AdaptiveLimit {
-    /// Begins at the lowest limit, AIMD with 20 within the bounds.
+    /// Creates a limit at its lower bound, or at 20 within the bounds for AIMD.
     #[must_use]
     pub fn new(config: AdaptiveConfig, now: Instant) -> Self {
         let (least, most) = limit_bounds(&config);
@@ -131,7 +153,7 @@ impl AdaptiveLimit {
         }
     }
 
-    /// The limit, at least 1.
+    /// Returns the current limit in calls, at least 1.
     #[must_use]
     pub fn limit(&self) -> u32 {
         #[expect(
@@ -143,20 +165,24 @@ impl AdaptiveLimit {
         whole.max(1)
     }
 
-    /// What it follows.
+    /// Returns the configuration that the limit currently follows.
     #[must_use]
     pub fn config(&self) -> &AdaptiveConfig {
         &self.config
     }
 
-    /// Follows other numbers; what was learned is kept within the new bounds.
+    /// Applies a new configuration. The learned latencies remain, and the limit is clamped to
+    /// the new bounds.
     pub fn reconfigure(&mut self, config: AdaptiveConfig) {
         let (least, most) = limit_bounds(&config);
         self.config = config;
         self.limit = self.limit.clamp(least, most);
     }
 
-    /// Takes a call into account that ended, and took so long. Whether the limit is another now.
+    /// Records a completed call and returns whether the limit changed.
+    ///
+    /// `took` is the latency of the call and `start` is the load at its start. `is_drop` marks
+    /// a call that the backend rejected or that timed out.
     pub fn record_sample(
         &mut self,
         took: Duration,
@@ -168,7 +194,7 @@ impl AdaptiveLimit {
         window.max_in_flight = window.max_in_flight.max(start.in_flight);
         window.was_at_limit |= start.is_at_limit;
         window.has_dropped |= is_drop;
-        // How soon a call is refused says nothing about how long one takes.
+        // The latency of a dropped call says nothing about how long a call takes.
         if !is_drop {
             window.calls += 1;
             window.latency_sum_seconds += took.as_secs_f64();
@@ -202,7 +228,8 @@ impl AdaptiveLimit {
         let Some(latency) = latency else {
             return self.compute_limit_without_latency(window);
         };
-        // In shadow more may be in flight than the limit says; then it is not for the limit how long calls take.
+        // In shadow mode more calls may be in flight than the limit allows. Their latency then
+        // does not depend on the limit.
         let is_within_limit = f64::from(window.max_in_flight) <= self.limit;
         if self.is_at_min_limit() && is_within_limit || self.baseline_windows == 0 {
             (
@@ -215,7 +242,8 @@ impl AdaptiveLimit {
             self.baseline_seconds +=
                 (latency - self.baseline_seconds) / f64::from(self.baseline_windows);
         } else {
-            // What it does at best, it can do; at once while the limit is new, else slowly, because one quick window proves little.
+            // A lower latency proves that the backend can be this fast. Slow start accepts it
+            // at once. Later it counts only partly, because one fast window proves little.
             let weight = if self.is_in_slow_start {
                 1.0
             } else {
@@ -282,7 +310,9 @@ impl AdaptiveLimit {
         }
     }
 
-    /// Whether calls take as long as they did with a higher limit: then they do not queue, and are as quick as they can be.
+    /// Returns whether the latency is the same as under a higher limit.
+    ///
+    /// Calls then do not queue, so the current latency is the minimum.
     fn is_latency_unchanged_by_limit(&mut self, latency: f64) -> bool {
         let (limit, before) = self.higher_limit_and_latency;
         if self.limit < limit && self.limit > limit * 0.92 {
@@ -292,7 +322,7 @@ impl AdaptiveLimit {
         self.limit < limit && (latency / before - 1.0).abs() <= 0.03
     }
 
-    /// Nothing but drops: there is no latency to go by.
+    /// Returns the next limit after a window without latencies, which consists only of drops.
     fn compute_limit_without_latency(&self, window: &SampleWindow) -> f64 {
         if window.has_dropped {
             self.limit * 0.9

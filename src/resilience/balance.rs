@@ -1,36 +1,47 @@
-//! Which endpoint gets the next attempt.
+//! Load balancing: the choice of an endpoint for the next attempt.
 //!
-//! Every algorithm draws candidates in proportion to their weight, by rejection: a number below `len` is drawn evenly and kept
-//! with the probability that is its weight. So a weight may change from one pick to the next, as it does during a warm-up, and
-//! nothing has to be built anew; a candidate that may not be picked has the weight 0. The cost does not depend on how many
-//! candidates there are, only on how unlike their weights are: on average as many draws as the largest weight is above the mean.
+//! The functions decide only by position, weight and cost. They do not know addresses, health
+//! or latency, which the caller turns into weights and costs.
+//!
+//! Every algorithm draws candidates in proportion to their weight, by rejection sampling. It
+//! draws a number below `len` uniformly and accepts it with a probability equal to its weight.
+//! A weight may therefore change between two picks, as during a warm-up, and no table is
+//! rebuilt. A candidate that may not be picked has the weight 0. The cost does not depend on
+//! the number of candidates. On average it takes as many draws as 1 divided by the mean weight.
 //!
 //! | algorithm | picks | source |
 //! | --- | --- | --- |
-//! | [`random`] | by weight | - |
-//! | [`power_of_two`] | of two that are drawn by weight, the one with the lower cost | Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" |
-//! | [`round_robin`] | in turn, a lighter one in fewer of the turns, spread evenly | gRPC A58, "static stride scheduling"; while a weight changes, Weyl's sequence |
+//! | [`pick_random`] | by weight | - |
+//! | [`pick_power_of_two`] | the cheaper of two that are drawn by weight | Mitzenmacher (1) |
+//! | [`pick_round_robin`] | in turn; a lower weight skips turns evenly | gRPC A58 (2) |
 //!
-//! The cost is up to the caller: requests in flight per weight make it least request, a latency times them makes it peak EWMA
-//! (`ewma`). On equal cost the first draw stands, so that idle endpoints are picked by weight.
+//! 1. "The Power of Two Choices in Randomized Load Balancing".
+//! 2. "Static stride scheduling"; for a changing weight, Weyl's sequence.
 //!
-//! Nothing is allocated. When luck does not help, as with one candidate of thousands, the weights of all are added up and one is drawn
-//! exactly: what may be picked is found, and its share stays what its weight says.
+//! The caller defines the cost. Requests in flight per weight result in least request.
+//! Multiplied by a latency, they result in peak EWMA ([`crate::resilience::peak_ewma`]). On
+//! equal cost the first draw is picked, so idle endpoints are picked by weight.
+//!
+//! The functions do not allocate memory. After a bounded number of rejected draws,
+//! [`pick_random`] and [`pick_round_robin`] draw once from the sum of all weights. An available
+//! candidate is therefore always found, and its share follows its weight.
 
 pub mod hash_ring;
 pub mod priority_levels;
 
-/// Draws before the weights of all candidates are added up.
+/// Maximum number of draws before the weights of all candidates are added up.
 const MAX_DRAWS: usize = 16;
 
-/// Turns before it is left to a draw.
+/// Maximum number of turns before one candidate is drawn by weight.
 const MAX_ROUND_ROBIN_TURNS: usize = 64;
 
-/// Up to so many candidates, adding them up is as cheap as drawing.
+/// Maximum number of candidates for which a second one is drawn from the sum of all weights.
 const EXACT_DRAW_MAX_CANDIDATES: usize = 4;
 
-/// Draws by weight: `weight` is in `0.0..=1.0`, 1 for the heaviest and 0 for what may not be picked. `dice` gives numbers that
-/// are uniform in `0..1`.
+/// Picks a candidate at random by weight, or `None` if no weight is above 0.
+///
+/// `weight` is in `0.0..=1.0`: 1 for the heaviest candidate, and 0 for one that may not be
+/// picked. `next_random` returns numbers that are uniform in `0..1`.
 pub fn pick_random(
     len: usize,
     weight: impl Fn(usize) -> f64,
@@ -48,8 +59,10 @@ pub fn pick_random(
     pick_weighted((0..len).map(&weight), next_random())
 }
 
-/// Draws two by weight, and picks the one that costs less. One that is held back never takes the place of the first: however idle it is, it gets no more
-/// than its weight.
+/// Draws two candidates by weight and picks the cheaper one.
+///
+/// A candidate that is warming up never replaces the first draw. However idle it is, it
+/// receives no more than its weight.
 pub fn pick_power_of_two(
     len: usize,
     weight: impl Fn(usize) -> f64,
@@ -71,7 +84,7 @@ pub fn pick_power_of_two(
     })
 }
 
-/// A second one, by weight too, if there is another.
+/// Draws a second candidate by weight, or `None` if no other one is found.
 fn pick_another(
     len: usize,
     one: usize,
@@ -96,8 +109,10 @@ fn is_accepted(weight: f64, next_random: &mut impl FnMut() -> f64) -> bool {
     weight >= 1.0 || (weight > 0.0 && next_random() < weight)
 }
 
-/// Takes turns: `turn` counts on with every call. In `k` rounds a candidate of the weight `w` is picked `k * w` times, give or take
-/// one; one whose weight is changing, give or take a few.
+/// Picks candidates in turn; `turn` returns a number that increases with every call.
+///
+/// In `k` rounds a candidate of weight `w` is picked `k * w` times, with a deviation of at most
+/// one. For a changing weight the deviation is a few picks.
 pub fn pick_round_robin(
     len: usize,
     weight: impl Fn(usize) -> f64,
@@ -124,12 +139,14 @@ pub fn pick_round_robin(
     pick_weighted((0..len).map(&weight), next_random())
 }
 
-/// Whether a candidate is picked in a round: where the sum of its weights passes a whole number. Each begins at another place, so
-/// that light ones do not all come in the same round.
+/// Returns whether a candidate is picked in a round.
+///
+/// It is picked when the sum of its weights passes a whole number. Each candidate starts at a
+/// different offset, so that light ones are not all picked in the same round.
 fn is_picked_in_round(round: usize, index: usize, weight: f64) -> bool {
-    /// Rounds after which the sums begin anew, so that they stay exact.
+    /// Number of rounds after which the sums restart, so that they stay exact.
     const CYCLE: usize = 1 << 20;
-    /// The golden ratio spreads the beginnings evenly.
+    /// The fraction of the golden ratio, which spreads the offsets evenly.
     const GOLDEN_RATIO_FRACTION: f64 = 0.618_033_988_749_895;
     let sum = |rounds: usize| {
         (to_f64(rounds) * weight + to_f64(index % CYCLE) * GOLDEN_RATIO_FRACTION % 1.0).floor()
@@ -138,23 +155,28 @@ fn is_picked_in_round(round: usize, index: usize, weight: f64) -> bool {
     sum(round + 1) > sum(round)
 }
 
-/// The same while the weight changes from round to round, when a sum over all rounds means nothing: where the multiples of the golden ratio, which
-/// are spread over `0..1` as evenly as can be, fall below it (Knuth, "The Art of Computer Programming", section 6.4, theorem S).
+/// Returns whether a candidate is picked in a round while its weight changes.
+///
+/// A sum over all rounds is then meaningless. Instead, the candidate is picked when a multiple
+/// of the golden ratio, modulo 1, is below the weight. These multiples are spread evenly over
+/// `0..1` (Knuth, "The Art of Computer Programming", section 6.4, theorem S).
 fn is_picked_in_round_while_changing(round: usize, index: usize, weight: f64) -> bool {
-    /// The golden ratio, less its whole part, in parts of 2^64.
+    /// The fraction of the golden ratio, in units of 2^-64.
     const GOLDEN_RATIO_64: u64 = 0x9e37_79b9_7f4a_7c15;
-    /// The root of two, in the same.
+    /// The fraction of the square root of two, in units of 2^-64.
     const SQRT_TWO_64: u64 = 0x6a09_e667_f3bc_c908;
     let position = (round as u64)
         .wrapping_mul(GOLDEN_RATIO_64)
         .wrapping_add((index as u64).wrapping_mul(SQRT_TWO_64));
-    // The upper 53 bits are a number in 0..1 exactly.
+    // The upper 53 bits convert exactly to a number in 0..1.
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
     let position = (position >> 11) as f64 / (1_u64 << 53) as f64;
     position < weight
 }
 
-/// Picks one of several weighted things; `random` is uniform in `0..1`. `None` if all weights are zero.
+/// Picks a position in proportion to its weight, or `None` if all weights are 0.
+///
+/// `random` is uniform in `0..1`.
 pub fn pick_weighted(weights: impl Iterator<Item = f64> + Clone, random: f64) -> Option<usize> {
     let total: f64 = weights.clone().sum();
     let mut rest = random.clamp(0.0, 1.0) * total;

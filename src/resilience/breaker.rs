@@ -1,31 +1,43 @@
-//! When to stop asking a backend that fails, and how to begin again.
+//! The circuit breaker: when calls to a failing backend are rejected, and when they resume.
 //!
-//! A breaker that is *closed* lets calls through and counts them. When too many fail, or too many are slow, it *trips*: it is
-//! *open* and refuses, so that callers get a quick answer and the backend gets quiet. After a while it is *half-open*: a few
-//! calls probe, and their verdict closes or opens it. After closing it admits a rising share of calls, because a backend that
-//! has just come back has cold caches and full queues.
+//! A *closed* breaker admits calls and counts their results. If too many fail or too many are
+//! slow, it *trips* and becomes *open*. An open breaker rejects calls, so that clients receive
+//! a fast response and the backend can recover. After the open time the breaker is *half-open*:
+//! a few calls probe the backend, and their results close or reopen it. A closed breaker first
+//! admits a rising share of calls, because a recovered backend has cold caches and full queues.
 //!
-//! | state | lets calls through | counts | leaves by |
+//! | state | admits | counts results | ends by |
 //! | --- | --- | --- | --- |
-//! | closed | all; a rising share during the recovery ramp | yes | a threshold reached |
-//! | open | none | late results, which move nothing | the first call after the open time |
-//! | half-open | at most `half_open_max_calls` | its own, fresh | all probes judged, or a verdict that is certain, or too long |
-//! | forced open | none | nothing | by hand |
-//! | disabled | all | nothing | by hand |
+//! | closed | all calls; a rising share during the recovery ramp | yes | a reached threshold |
+//! | open | none | late results only | the first call after the open time |
+//! | half-open | at most `half_open_max_calls` | of its probes only | the probe results, or its maximum duration |
+//! | forced open | none | late results only | an operator |
+//! | disabled | all calls | late results only | an operator |
 //!
-//! What trips: a run of consecutive failures, the failure rate, or the slow-call rate; each can be absent. The run is looked at
-//! first and has no minimum of calls, so that a backend that is plainly down is left at once; the rates need `minimum_calls`,
-//! so that two failures out of three at night trip nothing. A throttled call (429, gRPC 8) counts as a failure for the rate
-//! and not for the run: the backend works, and says that it is asked too much (linkerd2-proxy, `unified.rs`).
+//! Three thresholds trip the breaker, and each is optional:
 //!
-//! The open time doubles with each half-open round that failed, from `open_duration` to `max_open_duration`, and is jittered by
-//! 20 % so that many sidecars do not probe in step.
+//! - Consecutive failures are checked first and need no minimum of calls, so a backend that is
+//!   down is detected at once.
+//! - The failure rate needs `minimum_calls`, so two failures out of three calls at night do not
+//!   trip.
+//! - The slow-call rate needs `minimum_calls` as well.
 //!
-//! Two traps are designed away. A result that arrives late, from before a change of state, is recognised by the generation
-//! in its permit and cannot judge the probe (Polly #216, Hystrix #1350). A call that ends without a verdict gives its permit
-//! back, so that half-open cannot wedge (Sentinel #1638, resilience4j #935).
+//! A throttled call (429, gRPC 8) counts towards the failure rate, but not towards consecutive
+//! failures. The backend works and reports an overload (linkerd2-proxy, `unified.rs`).
 //!
-//! Semantics and names follow resilience4j (`CircuitBreakerStateMachine.java`); the ramp follows Traefik.
+//! The open time doubles with each failed half-open round, from `open_duration` to
+//! `max_open_duration`. A jitter of 20 % prevents many proxies from probing at the same time.
+//!
+//! The design avoids two known defects:
+//!
+//! - A late result comes from before a state change. The generation in its permit identifies
+//!   it, so it cannot decide on the probes (Polly #216, Hystrix #1350).
+//! - A call without a result returns its permit, so half-open cannot get stuck (Sentinel #1638,
+//!   resilience4j #935).
+//!
+//! Semantics and names follow Resilience4j (`CircuitBreakerStateMachine.java`). The ramp
+//! follows Traefik. The module does not know which responses are failures. The caller
+//! classifies them.
 
 mod config;
 mod half_open;
@@ -46,33 +58,35 @@ use crate::resilience::{
     window::SlidingWindow,
 };
 
-/// The share by which the open time is drawn around its value.
+/// Maximum deviation of the open time from its value, as a share of that value.
 const OPEN_JITTER: f64 = 0.2;
 
-/// How a call ended, as far as a breaker cares.
+/// How a call ended, as far as a breaker is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallOutcome {
-    /// The backend did what was asked, or refused for a reason of the caller's.
+    /// The backend processed the call, or rejected it because of an error of the client.
     Success,
-    /// The backend failed.
+    /// The backend failed to process the call.
     Failure,
-    /// The backend works, and refused because it is asked too much.
+    /// The backend works, and rejected the call because of an overload.
     Throttled,
-    /// Nobody can say: the caller left, or the call never reached the backend. Counted nowhere; the permit is given back.
+    /// The call has no result: the client left, or the call never reached the backend.
+    ///
+    /// It is not counted, and its permit is returned.
     Cancelled,
 }
 
-/// How long a call took, as far as a breaker cares.
+/// Speed of a call, compared with the slow-call threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speed {
-    /// Within the threshold.
+    /// The call took at most the threshold.
     Fast,
-    /// Beyond it.
+    /// The call took longer than the threshold.
     Slow,
 }
 
 impl Speed {
-    /// A call is slow when it takes longer than the threshold; as long as it is still fast.
+    /// Compares a duration with the threshold; a call that takes exactly the threshold is fast.
     #[must_use]
     pub fn from_duration(duration: Duration, threshold: Duration) -> Self {
         if duration > threshold {
@@ -83,73 +97,73 @@ impl Speed {
     }
 }
 
-/// The states, without what belongs to them.
+/// State of a breaker, without the data of that state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StateKind {
-    /// Calls pass and are counted.
+    /// Calls are admitted and counted.
     Closed,
-    /// Calls are refused.
+    /// Calls are rejected until the open time is over.
     Open,
-    /// A few calls probe.
+    /// A limited number of calls probes the backend.
     HalfOpen,
-    /// Refuses until somebody says otherwise.
+    /// Calls are rejected until an operator ends this state.
     ForcedOpen,
-    /// Lets all pass until somebody says otherwise.
+    /// Calls are admitted without being counted, until an operator ends this state.
     Disabled,
 }
 
-/// Why the state changed.
+/// Cause of a state transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransitionCause {
-    /// So many calls failed one after the other.
+    /// The number of consecutive failures reached its threshold.
     ConsecutiveFailures,
     /// The failure rate reached its threshold.
     FailureRate,
     /// The slow-call rate reached its threshold.
     SlowCallRate,
-    /// The open time is over.
+    /// The open time is over, and a call arrived.
     OpenTimeElapsed,
-    /// The probes passed.
+    /// The probes of a half-open round passed.
     ProbesPassed,
-    /// The probes failed.
+    /// The probes of a half-open round failed.
     ProbesFailed,
-    /// The probes were not judged in time.
+    /// The half-open round exceeded its maximum duration.
     ProbesTimedOut,
-    /// Somebody asked for it.
+    /// An operator or the recovery requested the transition.
     Manual,
 }
 
-/// A change of state, to be told to whoever listens.
+/// A transition from one state to another, for logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[must_use = "a transition that is not told is invisible"]
 pub struct Transition {
-    /// The state that was left.
+    /// State before the transition.
     pub from: StateKind,
-    /// The state that was entered.
+    /// State after the transition.
     pub to: StateKind,
-    /// Why.
+    /// Cause of the transition.
     pub cause: TransitionCause,
-    /// The counts that led to it.
+    /// Counts of the window or of the probes at the transition.
     pub counts: CallCounts,
 }
 
-/// The right to make one call. Given back by [`Breaker::settle`], exactly once.
+/// Permission for one call, which [`Breaker::settle`] takes back exactly once.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a permit that is not settled holds its place for ever"]
 pub struct Permit {
     generation: u64,
 }
 
-/// The call may not be made.
+/// Rejection of a call by the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rejected {
-    /// The state that refuses.
+    /// State in which the breaker rejects the call.
     pub state: StateKind,
-    /// When it is worth asking again; `None` if nobody can say.
+    /// Time after which a retry may be admitted, or `None` if the breaker is forced open.
     pub retry_after: Option<Duration>,
 }
 
-/// Calls by result and speed.
+/// Number of calls by result and by speed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CallCounts {
     /// Calls that succeeded, fast or slow.
@@ -161,19 +175,19 @@ pub struct CallCounts {
 }
 
 impl CallCounts {
-    /// All calls.
+    /// Returns the number of all counted calls.
     #[must_use]
     pub fn total(self) -> u32 {
         self.successes.saturating_add(self.failures)
     }
 
-    /// The share of calls that failed.
+    /// Returns the share of calls that failed or were throttled.
     #[must_use]
     pub fn failure_rate(self) -> Ratio {
         Ratio::from_fraction(self.failures, self.total())
     }
 
-    /// The share of calls that were slow.
+    /// Returns the share of calls that were slow.
     #[must_use]
     pub fn slow_call_rate(self) -> Ratio {
         Ratio::from_fraction(self.slow_calls, self.total())
@@ -196,26 +210,27 @@ impl SubAssign for CallCounts {
     }
 }
 
-/// What a view shows of a breaker.
+/// State and counts of a breaker at one point in time, for diagnostics.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerSnapshot {
-    /// The state now.
+    /// State at the time of the snapshot.
     pub state: StateKind,
-    /// Since when it is in this state.
+    /// Time at which the breaker entered this state.
     pub since: Instant,
-    /// The counts of the window, or of the probes when half-open.
+    /// Counts of the window, or of the probes in half-open.
     pub counts: CallCounts,
-    /// The length of the present run of failures.
+    /// Number of consecutive failures up to now.
     pub consecutive_failures: u32,
-    /// When an open breaker probes, or a half-open one gives up.
+    /// End of the open time, or of the half-open round.
     pub deadline: Option<Instant>,
-    /// Since when it has not been closed, through all its half-open rounds.
+    /// Time since which the breaker has not been closed, over all half-open rounds.
     pub tripped_since: Option<Instant>,
-    /// The share of calls that is admitted.
+    /// Share of calls that the breaker admits; 0 in half-open, where probes are counted
+    /// instead.
     pub admitted_ratio: Ratio,
-    /// Calls refused since the start.
+    /// Number of calls rejected since the creation of the breaker.
     pub rejected_calls: u64,
-    /// Results that came after a change of state.
+    /// Number of results that arrived after a state change.
     pub late_results: u64,
 }
 
@@ -235,14 +250,16 @@ enum StateData {
     Disabled,
 }
 
-/// The rising share of calls after closing; `credit` carries what one call leaves over for the next.
+/// State of the recovery ramp after closing.
+///
+/// `credit` accumulates the admitted share of each call until it reaches one whole call.
 #[derive(Debug, Clone, Copy)]
 struct RecoveryRamp {
     started_at: Instant,
     credit: f64,
 }
 
-/// One circuit breaker.
+/// A circuit breaker in front of one backend.
 #[derive(Debug)]
 pub struct Breaker {
     config: BreakerConfig,
@@ -251,7 +268,7 @@ pub struct Breaker {
     generation: u64,
     window: SlidingWindow<CallCounts>,
     consecutive_failures: u32,
-    /// Half-open rounds that failed since it was last closed.
+    /// Number of half-open rounds that failed since the breaker was last closed.
     failed_rounds: u32,
     tripped_since: Option<Instant>,
     rejected_calls: u64,
@@ -259,7 +276,7 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// Makes a closed breaker that has seen nothing.
+    /// Creates a closed breaker with empty counts.
     #[must_use]
     pub fn new(config: BreakerConfig, now: Instant) -> Self {
         Self {
@@ -276,11 +293,13 @@ impl Breaker {
         }
     }
 
-    /// Asks whether one call may be made. An open breaker whose time is over becomes half-open here, at the first call strictly
-    /// after its deadline, so that no probe is spent while nobody calls.
+    /// Acquires a permit for one call.
+    ///
+    /// An open breaker becomes half-open here, at the first call strictly after its deadline.
+    /// No probe is wasted while there are no calls.
     ///
     /// # Errors
-    /// [`Rejected`] if the call may not be made.
+    /// Returns [`Rejected`] if the call may not be made.
     pub fn try_acquire(
         &mut self,
         now: Instant,
@@ -327,9 +346,10 @@ impl Breaker {
         )
     }
 
-    /// Takes the result of a call. `random` draws the open time, should this result trip the breaker.
+    /// Records the result of a call. `random` is uniform in `0..1` and draws the jitter of the
+    /// open time.
     ///
-    /// A permit from an earlier generation counts as late and moves nothing.
+    /// A permit from an earlier generation counts as late and has no other effect.
     pub fn settle(
         &mut self,
         permit: &Permit,
@@ -364,7 +384,7 @@ impl Breaker {
         }
     }
 
-    /// Ends a half-open round that was not judged in time.
+    /// Ends a half-open round that exceeds its maximum duration, and reopens the breaker.
     pub fn end_expired_half_open(&mut self, now: Instant, random: f64) -> Option<Transition> {
         match &self.state {
             StateData::HalfOpen { probes, until } if now > *until => {
@@ -375,7 +395,9 @@ impl Breaker {
         }
     }
 
-    /// When [`Breaker::tick`] would next do something, or an open breaker would probe.
+    /// Returns the end of the open time or of the half-open round.
+    ///
+    /// After the latter, [`Breaker::end_expired_half_open`] reopens the breaker.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         match &self.state {
@@ -384,25 +406,26 @@ impl Breaker {
         }
     }
 
-    /// Refuses all calls until [`Breaker::reset`].
+    /// Rejects all calls until [`Breaker::reset`] or [`Breaker::clear_override`].
     pub fn force_open(&mut self, now: Instant) -> Option<Transition> {
         self.tripped_since.get_or_insert(now);
         self.override_state(StateData::ForcedOpen, now)
     }
 
-    /// Lets all calls pass, uncounted, until [`Breaker::reset`].
+    /// Admits all calls without counting them, until [`Breaker::reset`] or
+    /// [`Breaker::clear_override`].
     pub fn disable(&mut self, now: Instant) -> Option<Transition> {
         self.tripped_since = None;
         self.override_state(StateData::Disabled, now)
     }
 
-    /// Closes the breaker with empty counts, whatever its state, and lets it decide again.
+    /// Closes the breaker with empty counts, whatever its state.
     pub fn reset(&mut self, now: Instant) -> Option<Transition> {
         self.clear_history(now);
         self.override_state(StateData::Closed { ramp: None }, now)
     }
 
-    /// Ends a state that was set by hand, and lets the breaker decide again; any other state is kept.
+    /// Ends a forced-open or disabled state and closes the breaker; other states remain.
     pub fn clear_override(&mut self, now: Instant) -> Option<Transition> {
         match self.state {
             StateData::ForcedOpen | StateData::Disabled => self.reset(now),
@@ -410,8 +433,10 @@ impl Breaker {
         }
     }
 
-    /// Follows a new configuration. State and counts are kept; a new window length begins empty, because counts over another
-    /// length mean something else.
+    /// Applies a new configuration.
+    ///
+    /// State and counts remain. A new window length starts with empty counts, because counts
+    /// over another length are not comparable.
     pub fn reconfigure(&mut self, config: BreakerConfig, now: Instant) {
         if config.window() != self.config.window() {
             self.window = SlidingWindow::new(config.window(), now);
@@ -419,13 +444,13 @@ impl Breaker {
         self.config = config;
     }
 
-    /// What the breaker follows.
+    /// Returns the configuration that the breaker currently follows.
     #[must_use]
     pub fn config(&self) -> &BreakerConfig {
         &self.config
     }
 
-    /// What a view shows.
+    /// Returns the state and the counts for diagnostics.
     #[must_use]
     pub fn snapshot(&mut self, now: Instant) -> BreakerSnapshot {
         let counts = match &self.state {
@@ -454,7 +479,7 @@ impl Breaker {
         }
     }
 
-    /// The state now.
+    /// Returns the current state.
     #[must_use]
     pub fn state_kind(&self) -> StateKind {
         match self.state {
@@ -619,7 +644,8 @@ impl RecoveryRamp {
             .unwrap_or(Ratio::ONE)
     }
 
-    /// Each call adds the share of the moment to the credit; a whole one is spent on a call.
+    /// Adds the admitted share of the moment to the credit, and spends one whole credit per
+    /// admitted call.
     fn admit(&mut self, span: Duration, now: Instant) -> RampDecision {
         let share = self.admitted_ratio(span, now);
         if share >= Ratio::ONE {

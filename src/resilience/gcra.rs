@@ -1,39 +1,51 @@
-//! Token buckets as one number: what a bucket needs besides yes and no.
+//! Token buckets as a single number (GCRA).
 //!
-//! A bucket is its *theoretical arrival time*: when it will be full again (GCRA; ITU-T I.371, and Sentinel's pacing queue, which is
-//! the same with a burst of one). Taking tokens moves it on by their time; a bucket is empty when it lies a whole burst ahead of
-//! now. Plain buckets are governor's; these operations are for requests that may wait for their tokens, for a bill that comes
-//! with the answer, and for telling how much is left. All times are nanoseconds since one epoch.
+//! The state of a bucket is its *theoretical arrival time*: the time at which it is full again.
+//! The algorithm is GCRA (ITU-T I.371). Sentinel's pacing queue is the same with a burst of
+//! one. Taking tokens advances this time by the time in which they refill. A bucket is empty
+//! when its arrival time is one whole burst ahead of now.
+//!
+//! The `governor` crate implements plain buckets. This module adds three operations:
+//!
+//! - requests may wait for their tokens,
+//! - tokens may be charged after the response,
+//! - the remaining tokens can be read.
+//!
+//! The module stores no state and reads no clock. All times are nanoseconds since one epoch
+//! that the caller chooses.
 
-/// A bucket's times.
+/// Rate and burst of a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GcraBucket {
-    /// In which one token comes back.
+    /// Time in which one token refills, in nanoseconds.
     pub interval_nanos: u64,
-    /// Tokens that it holds.
+    /// Capacity of the bucket, in tokens.
     pub burst: u32,
 }
 
-/// Tokens that were taken, perhaps in advance.
+/// Tokens that were taken from a bucket, possibly in advance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TakenTokens {
-    /// The bucket's new time.
+    /// New arrival time of the bucket, in nanoseconds since the epoch.
     pub arrival_nanos: u64,
-    /// How long to wait until they are there.
+    /// Time until the tokens are available, in nanoseconds; 0 if they are available now.
     pub wait_nanos: u64,
 }
 
 impl GcraBucket {
-    /// The time in which an empty bucket is full again.
+    /// Returns the time in which an empty bucket refills completely, in nanoseconds.
     #[must_use]
     pub fn burst_nanos(&self) -> u64 {
         self.interval_nanos.saturating_mul(self.burst.into())
     }
 
-    /// Takes `cost` tokens, if they are there now or within `max_wait`.
+    /// Takes `cost` tokens if they are available within `max_wait_nanos`.
+    ///
+    /// A bucket without an arrival time is full.
     ///
     /// # Errors
-    /// How long it takes until they could be had without a wait.
+    /// Returns the time until the tokens are available, in nanoseconds, if it exceeds
+    /// `max_wait_nanos`.
     pub fn try_take(
         &self,
         arrival_nanos: Option<u64>,
@@ -58,7 +70,9 @@ impl GcraBucket {
         }
     }
 
-    /// Charges `tokens` that were used already; the new time. A debt is at most what the bucket holds, whatever the bill says.
+    /// Charges `tokens` that were already used and returns the new arrival time.
+    ///
+    /// The resulting debt is at most one burst, whatever the number of tokens.
     #[must_use]
     pub fn charge(&self, arrival_nanos: Option<u64>, tokens: u64, now_nanos: u64) -> u64 {
         let arrival_nanos = arrival_nanos.unwrap_or_default().max(now_nanos);
@@ -68,7 +82,7 @@ impl GcraBucket {
             .min(most.max(arrival_nanos))
     }
 
-    /// The whole tokens that are there.
+    /// Returns the number of whole tokens that are available now.
     #[must_use]
     pub fn remaining(&self, arrival_nanos: Option<u64>, now_nanos: u64) -> u32 {
         let missing = arrival_nanos.unwrap_or_default().saturating_sub(now_nanos);

@@ -1,8 +1,14 @@
-//! What a series of active checks says about an endpoint.
+//! The health of an endpoint, derived from its active checks.
 //!
-//! One failed check is noise, a run of them is a fact: `unhealthy_threshold` failures in a row make an endpoint unhealthy,
-//! `healthy_threshold` passes in a row make it healthy again. The very first pass makes it healthy at once, so that a start is
-//! not slowed down (Envoy's rule). Unlike Envoy, an unexpected status counts towards the threshold like any other failure.
+//! A single failed check proves little, so this module decides on consecutive results:
+//!
+//! - `unhealthy_threshold` consecutive failures make an endpoint unhealthy.
+//! - `healthy_threshold` consecutive passes make an unhealthy endpoint healthy again.
+//! - The first pass makes an unknown endpoint healthy immediately, so that startup is fast
+//!   (Envoy's rule).
+//!
+//! Unlike in Envoy, an unexpected status counts towards the threshold like any other failure.
+//! The module does not know how a check runs or when the next one is due.
 //!
 //! | state | pass | failure |
 //! | --- | --- | --- |
@@ -12,38 +18,38 @@
 
 use std::num::NonZeroU32;
 
-/// The runs that count.
+/// Thresholds of consecutive check results that change the health of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthConfig {
-    /// Failures in a row that make an endpoint unhealthy.
+    /// Consecutive failures after which an endpoint becomes unhealthy.
     pub unhealthy_threshold: NonZeroU32,
-    /// Passes in a row that make it healthy again.
+    /// Consecutive passes after which an unhealthy endpoint becomes healthy.
     pub healthy_threshold: NonZeroU32,
 }
 
-/// What is known.
+/// Health of an endpoint according to its active checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Health {
-    /// Not checked yet, or not often enough.
+    /// No check has passed yet, and the failures are below the threshold.
     #[default]
     Unknown,
-    /// Passing.
+    /// The endpoint passes its checks, or its consecutive failures are below the threshold.
     Healthy,
-    /// Failing.
+    /// The endpoint failed its checks, and its consecutive passes are below the threshold.
     Unhealthy,
 }
 
-/// The health of one endpoint.
+/// Health of one endpoint, together with its consecutive check results.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HealthState {
     health: Health,
-    /// Results in a row that speak against `health`.
+    /// Consecutive results that contradict `health`.
     contrary_results: u32,
     consecutive_passes: u32,
 }
 
 impl HealthState {
-    /// Takes the result of one check; the new health if it changed.
+    /// Records the result of one check and returns the new health if it changed.
     pub fn record(&mut self, config: &HealthConfig, passed: bool) -> Option<Health> {
         self.consecutive_passes = if passed {
             self.consecutive_passes.saturating_add(1)
@@ -70,13 +76,13 @@ impl HealthState {
         Some(becomes)
     }
 
-    /// What is known now.
+    /// Returns the current health.
     #[must_use]
     pub fn health(&self) -> Health {
         self.health
     }
 
-    /// How many checks in a row passed.
+    /// Returns the number of consecutive passes up to the latest check; 0 after a failure.
     #[must_use]
     pub fn consecutive_passes(&self) -> u32 {
         self.consecutive_passes

@@ -1,16 +1,18 @@
-//! Latencies, as a few counts.
+//! A latency histogram with a fixed number of buckets.
 //!
-//! A count for each quarter of a doubling, from a sixteenth of a millisecond to two hours: a percentile is right to within a fifth
-//! of its value, which is enough to tell three times as slow, and costs a quarter of a kilobyte and one addition per answer.
+//! Each doubling of the latency has four buckets, from 62.5 microseconds to about two hours. A
+//! percentile is exact to within a fifth of its value, which is enough to detect a threefold
+//! latency. A histogram takes less than half a kilobyte, and recording a latency takes two
+//! additions. The module does not expire latencies; the caller replaces the histogram.
 
 use std::time::Duration;
 
 const BUCKETS: usize = 108;
 
-/// The upper end of the first bucket, in microseconds.
+/// Upper bound of the first bucket, in microseconds.
 const FIRST_BUCKET_MICROS: f64 = 62.5;
 
-/// Counts of latencies.
+/// Number of latencies per bucket, with their total.
 #[derive(Debug, Clone)]
 pub struct LatencyHistogram {
     counts: [u32; BUCKETS],
@@ -27,14 +29,14 @@ impl Default for LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// Counts one.
+    /// Records one latency. Latencies outside the buckets count in the outermost bucket.
     pub fn record(&mut self, latency: Duration) {
         let index = bucket_index(latency);
         self.counts[index] = self.counts[index].saturating_add(1);
         self.total = self.total.saturating_add(1);
     }
 
-    /// Both together.
+    /// Returns a histogram with the latencies of both.
     #[must_use]
     pub fn merged(&self, others: &Self) -> Self {
         let counts =
@@ -45,13 +47,16 @@ impl LatencyHistogram {
         }
     }
 
-    /// How many were counted.
+    /// Returns the number of recorded latencies.
     #[must_use]
     pub fn total(&self) -> u32 {
         self.total
     }
 
-    /// The latency that this share of them did not exceed, rounded up to the end of its bucket; nothing of nothing.
+    /// Returns the latency that a share `quantile` of the latencies does not exceed.
+    ///
+    /// The result is rounded up to the upper bound of its bucket. It is zero if the histogram
+    /// is empty.
     #[must_use]
     pub fn percentile(&self, quantile: f64) -> Duration {
         let rank = (f64::from(self.total) * quantile.clamp(0.0, 1.0))

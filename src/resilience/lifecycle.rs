@@ -1,43 +1,61 @@
-//! How an instance leaves: announced, and only when nothing is left to do.
+//! The stages of a drain, from its announcement to the end of the instance.
 //!
-//! Callers go on sending for a while after an instance is marked as unready, because the news has to travel. So it first
-//! announces itself as draining and serves as before for `delay`; then it waits until nothing is in flight and nothing new came
-//! for `quiet_period`, and still serves what comes; streams that would last for ever are ended from `soft_timeout` on; and at
-//! `timeout` it has drained in any case. Leaving early when it is quiet, and late when it is not, is what a fixed sleep gets wrong in
-//! both directions (istio/istio#36660, cloudflare/pingora#505).
+//! This module decides in which stage a drain is, and when that stage can change. It does not
+//! know connections, signals or Kubernetes. The caller passes the load and the time.
 //!
-//! To have drained is not to be gone: the app may still ask others while it ends. The instance goes when it is asked to and
-//! the app asks nothing any more.
+//! Clients continue to send requests after an instance becomes unready, because that
+//! information takes time to spread. A drain therefore has these steps:
 //!
-//! | stage | ready | callers are | the app's calls | ends with |
+//! 1. The instance announces the drain and serves as before for `delay`.
+//! 2. It serves the remaining requests until nothing is in flight and no request has started
+//!    for `quiet_period`.
+//! 3. From `soft_timeout` on, it closes streams that would not end by themselves.
+//! 4. At `timeout` the drain ends in any case.
+//!
+//! A fixed sleep is too long for a quiet instance and too short for a busy one
+//! (istio/istio#36660, cloudflare/pingora#505).
+//!
+//! A drained instance does not terminate at once, because the app may still send requests while
+//! it shuts down. The instance terminates after a request to terminate, and when the app sends
+//! no more requests.
+//!
+//! | stage | ready | inbound requests | outbound requests | ends with |
 //! | --- | --- | --- | --- | --- |
-//! | serving | yes | served | go on | a drain |
-//! | announcing | no | served, and told to go | go on | `delay` |
-//! | waiting | no | served, and told to go | go on | quiet, or `soft_timeout` |
-//! | parting | no | served, long streams are ended | go on | quiet, or `timeout` |
-//! | drained | no | refused unprocessed | go on | a wish to go, and quiet of the app |
-//! | gone | no | not heard | not heard | - |
+//! | serving | yes | served | served | the start of a drain |
+//! | announcing | no | served (1) | served | `delay` |
+//! | awaiting quiet | no | served (1) | served | quiet, or `soft_timeout` |
+//! | closing streams | no | served; long streams are closed | served | quiet, or `timeout` |
+//! | drained | no | rejected unprocessed | served | a request to terminate, then quiet |
+//! | terminated | no | not accepted | not accepted | - |
 //!
-//! A process that hands its sockets over to another one is *relieved*: its address does not go away, so nothing has to travel
-//! and nobody must be told to go elsewhere; it only finishes what it has.
+//! (1) The instance also asks clients to reconnect elsewhere.
+//!
+//! `timeout` ends every stage before drained, even during `delay`.
+//!
+//! A process that hands its sockets over to a new process is *handed over*. Its address
+//! remains, so nothing has to be announced and no client has to reconnect. It only completes
+//! its requests.
 
 use std::time::{Duration, Instant};
 
-/// The times of a drain; all of them count from its beginning, except the quiet period.
+use super::instants::earliest;
+
+/// Durations of a drain, all from its start, except the quiet period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainConfig {
-    /// How long to go on as before, because the news has to travel.
+    /// Time during which the instance serves as before, while clients learn that it is unready.
     pub delay: Duration,
-    /// How long nothing new must have come.
+    /// Time without a new request after which a direction with nothing in flight is quiet.
     pub quiet_period: Duration,
-    /// From when on streams that do not end by themselves are ended.
+    /// Time after which streams are closed that do not end by themselves.
     pub soft_timeout: Duration,
-    /// When to have drained in any case.
+    /// Time after which the instance is drained in any case.
     pub timeout: Duration,
 }
 
 impl Default for DrainConfig {
-    /// 5 s, 1 s, 15 s and 25 s: within the 30 s that Kubernetes gives a pod.
+    /// Returns 5 s, 1 s, 15 s and 25 s, within the 30 s that Kubernetes grants a pod by
+    /// default.
     fn default() -> Self {
         Self {
             delay: Duration::from_secs(5),
@@ -48,25 +66,25 @@ impl Default for DrainConfig {
     }
 }
 
-/// Where an instance is on its way out, in order.
+/// Stage of the lifecycle of an instance, in the order in which stages follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// It is not leaving.
+    /// The instance is not draining.
     Serving,
-    /// Unready, and serving as before.
+    /// The instance is unready and serves as before.
     Announcing,
-    /// Serving what still comes, and waiting for the last of it.
+    /// The instance serves remaining requests until the inbound direction is quiet.
     AwaitingQuiet,
-    /// The same, and ending what does not end by itself.
+    /// The instance also closes streams that do not end by themselves.
     ClosingStreams,
-    /// Done with its callers.
+    /// The instance accepts no inbound requests any more, but still serves the app.
     Drained,
-    /// Done with the app, too.
+    /// The instance serves neither direction and can exit.
     Terminated,
 }
 
 impl Stage {
-    /// All of them, in order.
+    /// All stages, in order.
     pub const ALL: [Self; 6] = [
         Self::Serving,
         Self::Announcing,
@@ -77,17 +95,18 @@ impl Stage {
     ];
 }
 
-/// What goes on in one direction.
+/// Requests in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DirectionLoad {
-    /// Requests in flight.
+    /// Number of requests in flight.
     pub in_flight: usize,
-    /// When the last one began.
+    /// Start of the latest request, or `None` if there was none.
     pub last_started_at: Option<Instant>,
 }
 
 impl DirectionLoad {
-    /// Since when it is quiet, if nothing is in flight.
+    /// Returns the time from which the direction is quiet, or `None` while requests are in
+    /// flight.
     fn quiet_at(&self, period: Duration, if_never_started: Instant) -> Option<Instant> {
         (self.in_flight == 0).then(|| {
             self.last_started_at
@@ -96,16 +115,16 @@ impl DirectionLoad {
     }
 }
 
-/// What goes on.
+/// Requests in both directions of an instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InstanceLoad {
-    /// Of callers.
+    /// Requests from clients to the app.
     pub inbound: DirectionLoad,
-    /// Of the app.
+    /// Requests from the app to backends.
     pub outbound: DirectionLoad,
 }
 
-/// One drain, from its beginning.
+/// A drain from its start to the termination of the instance.
 #[derive(Debug, Clone, Copy)]
 pub struct DrainSequence {
     config: DrainConfig,
@@ -113,12 +132,12 @@ pub struct DrainSequence {
     started_at: Instant,
     stage: Stage,
     is_clean: bool,
-    /// Since when the instance is to go once it has drained.
+    /// Time of the first request to terminate, or `None` if the instance keeps running.
     termination_requested_at: Option<Instant>,
 }
 
 impl DrainSequence {
-    /// Begins to leave.
+    /// Starts a drain in the stage [`Stage::Announcing`].
     #[must_use]
     pub fn begin(config: DrainConfig, now: Instant) -> Self {
         Self {
@@ -131,7 +150,9 @@ impl DrainSequence {
         }
     }
 
-    /// Begins to finish what is left, after another process took over.
+    /// Starts a drain of a process whose sockets a new process has taken over.
+    ///
+    /// The drain has no delay, starts in [`Stage::AwaitingQuiet`] and terminates by itself.
     #[must_use]
     pub fn begin_handed_over(config: DrainConfig, now: Instant) -> Self {
         let drain = Self::begin(
@@ -149,47 +170,54 @@ impl DrainSequence {
         }
     }
 
-    /// Whether another process took over.
+    /// Returns whether a new process has taken over the sockets.
     #[must_use]
     pub fn is_handed_over(&self) -> bool {
         self.is_handed_over
     }
 
-    /// When it began.
+    /// Returns the time at which the drain started.
     #[must_use]
     pub fn started_at(&self) -> Instant {
         self.started_at
     }
 
-    /// When the instance has drained in any case.
+    /// Returns the time at which the instance is drained in any case.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.started_at + self.config.timeout
     }
 
-    /// The stage that was last reached.
+    /// Returns the stage that the drain reached at the latest call of
+    /// [`DrainSequence::advance`].
     #[must_use]
     pub fn stage(&self) -> Stage {
         self.stage
     }
 
-    /// Whether nothing of a caller was left in flight when it had drained, and nothing of the app when it went.
+    /// Returns whether no request was interrupted.
+    ///
+    /// This is true if nothing inbound was in flight when the instance became drained. After
+    /// termination it also requires that nothing outbound was in flight.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.is_clean
     }
 
-    /// Nobody is left to whom the news would have to travel.
+    /// Ends the delay at once, because no client has to learn that the instance is unready.
     pub fn skip_delay(&mut self) {
         self.config.delay = Duration::ZERO;
     }
 
-    /// The instance is to go once it has drained. To say so again changes nothing.
+    /// Requests that the instance terminates after the drain. Only the first request has an
+    /// effect.
     pub fn request_termination(&mut self, now: Instant) {
         self.termination_requested_at.get_or_insert(now);
     }
 
-    /// Moves on as far as the time and the load allow, and says where to. A stage never comes back.
+    /// Advances the stage as far as the time and the load allow, and returns it.
+    ///
+    /// The stage never goes back.
     pub fn advance(&mut self, load: &InstanceLoad, now: Instant) -> Stage {
         if self.stage < Stage::Drained {
             let is_quiet = self
@@ -211,7 +239,9 @@ impl DrainSequence {
         self.stage
     }
 
-    /// When the stage can next change, if nothing begins or ends before; never if only a wish can change it.
+    /// Returns the earliest time at which the stage can change without a change of the load.
+    ///
+    /// Returns `None` if only a request to terminate can change it, or if nothing can.
     #[must_use]
     pub fn next_deadline(&self, load: &InstanceLoad) -> Option<Instant> {
         match self.stage {
@@ -223,16 +253,15 @@ impl DrainSequence {
                     Stage::AwaitingQuiet => Some(self.started_at + self.config.soft_timeout),
                     _ => None,
                 };
-                [next, self.requests_quiet_at(load), Some(self.deadline())]
-                    .into_iter()
-                    .flatten()
-                    .min()
+                earliest([next, self.requests_quiet_at(load), Some(self.deadline())])
             }
         }
     }
 
-    /// With no request at all there is nothing to be quiet after. Who is relieved serves callers and app alike until both are quiet, for its address
-    /// stays and nobody may be refused.
+    /// Returns the time from which requests are quiet, or `None` while some are in flight.
+    ///
+    /// An instance without any request is quiet from the start. A drain that is handed over
+    /// waits for both directions, because its address remains and no request may be rejected.
     fn requests_quiet_at(&self, load: &InstanceLoad) -> Option<Instant> {
         let quiet_at =
             |traffic: &DirectionLoad| traffic.quiet_at(self.config.quiet_period, self.started_at);
@@ -244,7 +273,11 @@ impl DrainSequence {
         Some(quiet.max(self.started_at + self.config.delay))
     }
 
-    /// The app may take as long as its callers could have; who is asked to go after that goes when the app is quiet, or a quiet period later.
+    /// Returns the time at which a drained instance terminates, or `None` without a request to
+    /// do so.
+    ///
+    /// The bound is the deadline of the drain. After a later request to terminate, the bound is
+    /// one quiet period after that request.
     fn terminated_at(&self, load: &InstanceLoad) -> Option<Instant> {
         let requested_at = self.termination_requested_at?;
         let bound = self.deadline().max(requested_at + self.config.quiet_period);

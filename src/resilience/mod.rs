@@ -1,12 +1,20 @@
-//! The decisions of Outrigger, as pure machines.
+//! The decisions of Outrigger, as pure state machines.
 //!
-//! Everything here is std only and deterministic: the time is an argument (`now: Instant`), a random number is an
-//! argument (`random: f64` in `0..1`), a decision is a value that is returned. Nothing here reads a clock, sleeps, locks,
-//! logs, counts a metric, or knows HTTP. The same code therefore runs in the proxy, in tests on virtual time and in a
-//! simulator; `.ci/run` compiles this tree with bare `rustc`, without any crate on its path, to keep it so.
+//! Each module decides one resilience policy, such as the circuit breaker or the retry budget.
+//! The code uses only the standard library and is deterministic. The time is an argument
+//! (`now: Instant`), a random number is an argument (`random: f64` in `0..1`), and a decision
+//! is a return value. No module here reads a clock, sleeps, takes a lock, writes a log, emits a
+//! metric or knows HTTP. The same code therefore runs in the proxy, in tests on virtual time
+//! and in a simulator. To enforce this, `.ci/run` compiles this tree with plain `rustc` and no
+//! external crate.
 //!
-//! Every policy has one shape, so that one teaches the rest: a configuration that cannot be wrong (`try_new`), a machine
-//! that is asked (`try_acquire`) and told (`settle`), a `snapshot` for views, and transitions as values.
+//! Most policies have the same parts:
+//!
+//! - a configuration type; where a value could be invalid, `try_new` rejects it;
+//! - a state machine that decides, for example in `try_acquire`;
+//! - a method that records a result, for example `settle`;
+//! - read access for diagnostics, for example `snapshot`;
+//! - state transitions as return values.
 
 pub mod adaptive;
 pub mod admission;
@@ -18,6 +26,7 @@ pub mod concurrency;
 pub mod gcra;
 pub mod health;
 pub mod hedge;
+pub mod instants;
 pub mod latency_histogram;
 pub mod lifecycle;
 pub mod outlier;
@@ -31,7 +40,7 @@ pub mod shed;
 pub mod warm_up;
 pub mod window;
 
-/// A time to begin a test at; tests count on from it, and it never matters which one it is.
+/// Returns a start time for a test, which adds offsets to it. The absolute value never matters.
 #[cfg(test)]
 #[expect(
     clippy::disallowed_methods,
@@ -41,14 +50,14 @@ pub(crate) fn some_instant() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-/// What a protective section does with its own decisions.
+/// How a policy section acts on its own decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Decides and acts.
+    /// The policy decides and acts: a rejection reaches the client.
     #[default]
     Enforce,
-    /// Decides, counts and explains exactly as [`Mode::Enforce`], and lets the request pass.
+    /// The policy decides, counts and logs as in [`Mode::Enforce`], but admits the request.
     Shadow,
-    /// Does nothing.
+    /// The policy is disabled: it decides and counts nothing.
     Off,
 }

@@ -1,24 +1,35 @@
-//! Which endpoints are no longer asked because of how they answer.
+//! Outlier detection: the ejection of endpoints whose responses stand out.
 //!
-//! An active check asks whether an endpoint lives; this looks at what it does with real requests. Runs of failures are counted
-//! with every result; rates are compared with those of its peers once an interval ([`by_results`]), latencies twice ([`by_latency`]):
-//! in a full interval the answers from before would hide for too long that an endpoint has become slow. Who is found out is ejected
-//! for a while, longer each time it is found out anew. It does not come back with full traffic: when its time is over it is on
-//! *probation*, and one request at a time may try it. One success readmits it, one failure ejects it again for the shortest time, so
-//! that one that has healed is not left alone for long. One that was too slow has to be quick.
+//! An active check tests whether an endpoint is alive. This module judges how an endpoint
+//! handles real requests:
 //!
-//! | standing | a result | time over |
+//! - Consecutive failures are counted with every result.
+//! - Rates are compared with those of the peers once per interval
+//!   ([`find_outliers_by_results`]).
+//! - Latencies are compared twice per interval ([`find_outliers_by_latency`]). In a full
+//!   interval, older latencies would hide a recent slowdown for too long.
+//!
+//! An outlier is ejected for a time that grows with each ejection. It does not return to full
+//! traffic at once. It first enters *probation*, in which one request at a time may probe it. A
+//! success readmits it. A failure ejects it again for the base time, so a recovered endpoint
+//! returns soon. An endpoint that was ejected for its latency needs a fast probe.
+//!
+//! | state | a result | the time is over |
 //! | --- | --- | --- |
-//! | in | may end a run of failures, which may eject | - |
-//! | ejected | counts nothing | probation |
-//! | probation | of the probe: in, or ejected again; of others: counts nothing | - |
+//! | not ejected | is counted; consecutive failures may eject | - |
+//! | ejected | is not counted | probation |
+//! | probation | of the probe: readmits or ejects again; of others: is not counted | - |
 //!
-//! Each ejection begins a new generation, and a permit carries the one it was given in, so that a result that comes late
-//! neither ejects nor readmits. A probe that is given up gives its place back, and so does one of which nothing is heard for long.
+//! Each ejection starts a new generation, and a permit carries the generation in which it was
+//! issued. A late result therefore neither ejects nor readmits. A cancelled probe, or one
+//! without a result for ten seconds, makes room for another.
 //!
-//! Who may be ejected at all is a question about all endpoints of a backend, see [`may_eject`]: never the last one, and not more
-//! than a share of them. Unlike Envoy's share, which makes none of three at ten percent, at least one may be ejected if there are
-//! two (envoyproxy/envoy#21142 and the defaults' table in `outlier_detection.proto`).
+//! [`may_eject`] decides whether a backend can spare an endpoint at all. It protects the last
+//! available endpoint and limits the ejected share. With two endpoints or more, at least one
+//! may be ejected, unless the share is zero. In Envoy, a share of 10 % of three endpoints
+//! permits no ejection (envoyproxy/envoy#21142 and the defaults in `outlier_detection.proto`).
+//!
+//! The module does not know addresses and does not select endpoints.
 
 mod cause;
 mod config;
@@ -38,63 +49,66 @@ pub use crate::resilience::outlier::{
     sweep::{IntervalResults, find_outliers_by_latency, find_outliers_by_results, may_eject},
 };
 
-/// Successes that prove an endpoint well enough to forget one of its ejections, with at most one failure for each hundred of them.
+/// Successes after which one ejection is forgiven, with at most 1 % as many failures.
+///
 /// Time alone proves nothing (envoyproxy/envoy#21142).
 const PROVEN_SUCCESSES: u32 = 10;
 const MAX_PROVEN_FAILURE_RATIO: f64 = 0.01;
 
-/// Half intervals over which latencies are gathered until they are enough to judge.
+/// Maximum number of half intervals over which latencies are collected until they suffice.
 const MAX_GATHERED_HALF_INTERVALS: u32 = 6;
 
-/// After so long without a result, another request may be the probe.
+/// Time without a result after which another request may probe the endpoint.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ejections that still lengthen the next one; only to keep the arithmetic small, the maximum is reached long before.
+/// Maximum count of ejections. It keeps the arithmetic small; the maximum ejection time is
+/// reached far earlier.
 const MAX_TIMES_EJECTED: u32 = 1_000;
 
-/// The share by which an ejection is lengthened at random, so that several endpoints do not come back at once.
+/// Maximum random extension of an ejection, as a share of its time. It prevents the
+/// simultaneous return of several endpoints.
 const EJECTION_JITTER: f64 = 0.1;
 
-/// A request that waits for an idempotent one to be the probe waits no longer than this.
+/// Time in probation before a request that is not idempotent may be the probe.
 const NON_IDEMPOTENT_PROBE_DELAY: Duration = Duration::from_secs(1);
 
 /// How an attempt ended, as far as the endpoint is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointResult {
-    /// An answer that is no failure of the endpoint.
+    /// The response is not a failure of the endpoint.
     Success,
-    /// A 502, 503 or 504.
+    /// The response has the status 502, 503 or 504.
     GatewayError,
-    /// Another 5xx.
+    /// The response has another 5xx status.
     ServerError,
-    /// No answer: no connection, a reset, a timeout.
+    /// There is no response: no connection, a reset or a timeout.
     LocalOriginFailure,
-    /// A 429: it lives, and is asked too much.
+    /// The response has the status 429: the endpoint works but is overloaded.
     Throttled,
-    /// Given up by the client or by us; says no more than that it takes at least as long as was waited.
+    /// The client or the proxy cancelled the attempt. The latency is at least the elapsed time.
     Cancelled,
 }
 
-/// What an endpoint may be used for.
+/// Which traffic an endpoint may receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EjectionState {
-    /// Everything.
+    /// The endpoint receives its normal traffic.
     NotEjected,
-    /// Nothing, until then.
+    /// The endpoint receives no traffic until the ejection ends.
     Ejected {
-        /// The end of it.
+        /// Time at which probation begins.
         until: Instant,
     },
-    /// One request at a time.
+    /// The endpoint receives one probe at a time.
     Probation {
-        /// When it began.
+        /// Time at which the probation began.
         since: Instant,
-        /// When the one was let out, if it is.
+        /// Start of the current probe, or `None` if no probe is in flight.
         probe_started_at: Option<Instant>,
     },
 }
 
-/// The right to count one result.
+/// Permission to count one result in the generation that issued it.
 #[derive(Debug)]
 #[must_use = "a permit that is not settled keeps a probe's place"]
 pub struct OutlierPermit {
@@ -103,27 +117,27 @@ pub struct OutlierPermit {
 }
 
 impl OutlierPermit {
-    /// Whether the endpoint's return hangs on this result.
+    /// Returns whether this result decides on the readmission of the endpoint.
     #[must_use]
     pub fn is_probe(&self) -> bool {
         self.is_probe
     }
 }
 
-/// What a result does.
+/// Effect of a result on the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum OutlierVerdict {
-    /// Nothing.
+    /// The result changes nothing.
     Unchanged,
-    /// The endpoint should be ejected, if it may be.
+    /// The caller should eject the endpoint if [`may_eject`] allows it.
     ShouldEject(EjectionCause),
-    /// It failed its probe and is ejected again, for so long.
+    /// The probe failed, and the endpoint is ejected again for this time.
     EjectedAgain(EjectionCause, Duration),
-    /// It passed its probe.
+    /// The probe passed, and the endpoint receives its normal traffic again.
     Readmitted,
 }
 
-/// What is known of one endpoint.
+/// Outlier state of one endpoint.
 #[derive(Debug, Clone)]
 pub struct OutlierDetector {
     ejection_state: EjectionState,
@@ -132,14 +146,14 @@ pub struct OutlierDetector {
     consecutive_gateway_errors: u32,
     consecutive_local_origin_failures: u32,
     times_ejected: u32,
-    /// Of the interval that is under way.
+    /// Results of the current interval.
     interval_results: IntervalResults,
     latencies: LatencyHistogram,
-    /// Half intervals over which these were gathered so far, before the one that is under way.
+    /// Completed half intervals whose latencies are still in `latencies`.
     gathered_half_intervals: u32,
-    /// Successes and failures since an ejection was last taken back.
+    /// Successes and failures that count towards forgiving the next ejection.
     results_since_forgiven: (u32, u32),
-    /// What a probe may take, of one that was too slow.
+    /// Maximum latency of a probe, set only after an ejection for high latency.
     probe_latency_limit: Option<Duration>,
 }
 
@@ -162,19 +176,19 @@ impl Default for OutlierDetector {
 }
 
 impl OutlierDetector {
-    /// What the endpoint may be used for.
+    /// Returns which traffic the endpoint may receive.
     #[must_use]
     pub fn ejection_state(&self) -> EjectionState {
         self.ejection_state
     }
 
-    /// Ejections that lengthen the next one.
+    /// Returns the number of ejections that lengthen the next one.
     #[must_use]
     pub fn times_ejected(&self) -> u32 {
         self.times_ejected
     }
 
-    /// The right to count one result of an endpoint that is in.
+    /// Issues a permit to count one result of an endpoint that is not ejected.
     pub fn issue_permit(&self) -> OutlierPermit {
         OutlierPermit {
             generation: self.generation,
@@ -182,8 +196,11 @@ impl OutlierDetector {
         }
     }
 
-    /// The place of the probe, if the endpoint is on probation and it is free. A request that could not be repeated takes it only if
-    /// none that could has come for a while.
+    /// Issues the permit for a probe, if the endpoint is on probation and no probe is in
+    /// flight.
+    ///
+    /// A request that is not idempotent receives it only after a delay, so that idempotent
+    /// requests probe first.
     pub fn try_acquire_probe(
         &mut self,
         is_idempotent: bool,
@@ -200,7 +217,7 @@ impl OutlierDetector {
         if is_taken || (!is_idempotent && now < since + NON_IDEMPOTENT_PROBE_DELAY) {
             return None;
         }
-        // What an earlier one may still tell comes too late.
+        // The new generation makes the result of an earlier probe late.
         self.generation += 1;
         self.ejection_state = EjectionState::Probation {
             since,
@@ -212,7 +229,9 @@ impl OutlierDetector {
         })
     }
 
-    /// Counts a result. `random` is uniform in `0..1`.
+    /// Records a result and returns its effect. `random` is uniform in `0..1`.
+    ///
+    /// A permit of an earlier generation has no effect.
     pub fn settle(
         &mut self,
         config: &OutlierConfig,
@@ -260,7 +279,7 @@ impl OutlierDetector {
         }
     }
 
-    /// Ejects it; for how long.
+    /// Ejects the endpoint and returns the time of the ejection, including its jitter.
     pub fn eject(
         &mut self,
         config: &OutlierConfig,
@@ -276,7 +295,7 @@ impl OutlierDetector {
         self.enter_ejected(config.ejection_time(self.times_ejected), now, random)
     }
 
-    /// Ends an ejection whose time is over; whether it did.
+    /// Moves an endpoint whose ejection has ended to probation, and returns whether it did.
     pub fn end_expired_ejection(&mut self, now: Instant) -> bool {
         match self.ejection_state {
             EjectionState::Ejected { until } if now >= until => {
@@ -290,7 +309,7 @@ impl OutlierDetector {
         }
     }
 
-    /// Lets it in again whatever it did, as when nobody watches any more.
+    /// Readmits the endpoint and clears its history, for example when detection is disabled.
     pub fn uneject(&mut self) {
         (
             self.ejection_state,
@@ -300,7 +319,9 @@ impl OutlierDetector {
         self.start_generation();
     }
 
-    /// Ends half an interval: the latencies of late, and the next half begins. They are kept for it while they are too few.
+    /// Ends half an interval and returns its latencies.
+    ///
+    /// The latencies also remain for the next half interval, until there are enough of them.
     pub fn end_half_interval(&mut self) -> LatencyHistogram {
         let is_over = self.latencies.has_enough_samples()
             || self.gathered_half_intervals + 1 == MAX_GATHERED_HALF_INTERVALS;
@@ -316,7 +337,7 @@ impl OutlierDetector {
         }
     }
 
-    /// Ends an interval: what was recorded in it, and the next one begins. Proven health takes one ejection back.
+    /// Ends an interval and returns its results. Enough successes forgive one ejection.
     pub fn end_interval(&mut self) -> IntervalResults {
         let results = std::mem::take(&mut self.interval_results);
         let (successes, failures) = (

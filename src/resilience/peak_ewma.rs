@@ -1,31 +1,35 @@
-//! What an endpoint's latency is taken for: its peak, forgotten slowly.
+//! The latency estimate of an endpoint, as a peak EWMA (exponentially weighted moving average).
 //!
-//! An answer that is slower than what is known counts at once; one that is faster pulls the value down with a time constant of ten
-//! seconds (linkerd2-proxy and Finagle, "peak EWMA"). So a balancer turns away from an endpoint at its first hiccup and comes
-//! back carefully. An endpoint that refuses quickly would look like the best of all: a failure therefore counts as at least five
-//! seconds, or what it asked to be left alone for (linkerd2-proxy, "penalize failures").
+//! A response that is slower than the estimate replaces it at once. A faster one lowers it with
+//! a time constant of ten seconds (linkerd2-proxy and Finagle, "peak EWMA"). A balancer thus
+//! avoids an endpoint from its first slow response on, and returns gradually. An endpoint that
+//! rejects requests fast would have the lowest latency. A failure therefore counts as at least
+//! five seconds, or as its `Retry-After` (linkerd2-proxy, "penalize failures").
 //!
-//! The cost of a pick is the latency times what is in flight with the one that comes. Without traffic the value decays, so that an
-//! endpoint that was given up gets another chance. One that was never asked costs nothing until it is, so that it is tried once.
+//! The cost of a pick is the latency multiplied by the requests in flight, including the new
+//! one. Without traffic the estimate decays, so an avoided endpoint is tried again. An endpoint
+//! that has never received a request costs nothing until its first one, so it is tried once.
+//!
+//! The module does not pick an endpoint. That is the task of [`crate::resilience::balance`].
 
 use std::time::{Duration, Instant};
 
-/// The time constant of forgetting.
+/// Time constant of the exponential decay.
 const DECAY_TIME: Duration = Duration::from_secs(10);
 
-/// What is assumed of an endpoint that was asked and has not answered yet.
+/// Latency that is assumed before the first result.
 const INITIAL_LATENCY: Duration = Duration::from_millis(30);
 
-/// Nothing is faster; so that one endpoint's luck is no reason to send it everything.
+/// Lower bound of the estimate, so that a single fast response does not attract all traffic.
 const MIN_LATENCY: Duration = Duration::from_millis(1);
 
-/// What a failure counts as, at least.
+/// Minimum latency that a failure counts as.
 const MIN_FAILURE_PENALTY: Duration = Duration::from_secs(5);
 
-/// What a failure counts as, at most.
+/// Maximum `Retry-After` that counts as the latency of a failure.
 const MAX_FAILURE_PENALTY: Duration = Duration::from_mins(5);
 
-/// The latency of one endpoint.
+/// Latency estimate of one endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct PeakEwma {
     latency_seconds: f64,
@@ -34,7 +38,7 @@ pub struct PeakEwma {
 }
 
 impl PeakEwma {
-    /// Nothing is known yet.
+    /// Creates an estimate of 30 ms without any result.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
@@ -44,12 +48,12 @@ impl PeakEwma {
         }
     }
 
-    /// An answer that took so long.
+    /// Records a response that took `took`.
     pub fn record_success(&mut self, took: Duration, now: Instant) {
         self.update(took.max(MIN_LATENCY), now);
     }
 
-    /// A failure, or a refusal that asked to be left alone for so long.
+    /// Records a failure, or a rejection with its `Retry-After`.
     pub fn record_failure(&mut self, took: Duration, retry_after: Option<Duration>, now: Instant) {
         self.update(
             took.max(
@@ -61,14 +65,20 @@ impl PeakEwma {
         );
     }
 
-    /// No answer, and nobody waited any longer: it takes at least so long.
+    /// Records an attempt that was cancelled before its response, with its elapsed time.
+    ///
+    /// The time counts only if it exceeds the estimate, because the response would have taken
+    /// at least as long.
     pub fn record_cancelled(&mut self, took: Duration, now: Instant) {
         if took > self.latency(now) {
             self.update(took, now);
         }
     }
 
-    /// What one more request costs, with so many in flight already, of which the endpoint can take `weight` in `0.0..=1.0`.
+    /// Returns the cost of one more request, in seconds of latency.
+    ///
+    /// `in_flight` is the number of requests already in flight. `weight` in `0.0..=1.0` is the
+    /// share of traffic that the endpoint can take.
     #[must_use]
     pub fn cost(&self, in_flight: u32, weight: f64, now: Instant) -> f64 {
         if !self.has_sample && in_flight == 0 {
@@ -78,7 +88,7 @@ impl PeakEwma {
             * (f64::from(in_flight) / weight.max(f64::MIN_POSITIVE) + 1.0)
     }
 
-    /// The latency as it is taken now.
+    /// Returns the current estimate, after decay.
     #[must_use]
     pub fn latency(&self, now: Instant) -> Duration {
         let floor = MIN_LATENCY.as_secs_f64();
@@ -100,7 +110,7 @@ impl PeakEwma {
         self.updated_at = self.updated_at.max(now);
     }
 
-    /// The share of the old value that is left, in `0.0..=1.0`.
+    /// Returns the share of the old estimate that remains at `now`, in `0.0..=1.0`.
     fn decay_factor(&self, now: Instant) -> f64 {
         (-(now.saturating_duration_since(self.updated_at).as_secs_f64()) / DECAY_TIME.as_secs_f64())
             .exp()

@@ -1,22 +1,31 @@
-//! A rate that begins small: a service that is cold, or has had little to do, is not asked for all it can do at once.
+//! A rate limit that ramps up after a cold start or low demand.
 //!
-//! Sentinel's warm-up (`WarmUpController.java`, after Guava's `SmoothWarmingUp`): tokens are stored while little is asked, and used up
-//! by what is. Above a warning line the stored tokens make each request dearer, evenly from the normal price at the line to
-//! `cold factor` times that with a full store. With the rate `c`, the window `T` and the factor `k`:
+//! A service that is cold cannot handle its full rate at once. This module decides by how much
+//! the price of a token exceeds the normal price. It does not know requests: the caller takes
+//! the tokens and reports them.
+//!
+//! The rule is Sentinel's warm-up (`WarmUpController.java`, after Guava's `SmoothWarmingUp`).
+//! Low demand stores tokens, and requests consume them. Above a warning level, stored tokens
+//! make each request more expensive. The price rises linearly from the normal price at the
+//! warning level to `cold factor` times that price with a full store. With the rate `c`, the
+//! window `T` and the cold factor `k`:
 //!
 //! ```text
-//! warning = T c / (k - 1)      most = warning + 2 T c / (1 + k)      slope = (k - 1) / c / (most - warning)
-//! price   = 1 / c + (stored - warning) slope,  above the warning line
+//! warning = T c / (k - 1)
+//! max     = warning + 2 T c / (1 + k)
+//! slope   = (k - 1) / c / (max - warning)
+//! price   = 1 / c + (stored - warning) slope,  above the warning level
 //! ```
 //!
-//! The store fills with `c` while it is below the line, and above it only while less than `c / k` is asked. It begins full.
+//! The store fills at the rate `c` while it is below the warning level. Above that level it
+//! fills only while the demand is below `c / k`. The store starts full.
 
 use std::time::{Duration, Instant};
 
-/// What is asked is looked at over so long.
+/// Interval over which demand is measured before the stored tokens are updated.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The numbers of a warm-up.
+/// Constants of a ramp, derived from its rate, window and cold factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateRampConfig {
     rate: f64,
@@ -27,7 +36,10 @@ pub struct RateRampConfig {
 }
 
 impl RateRampConfig {
-    /// For a rate per second that is divided by `cold_factor` (at least 2) at first.
+    /// Creates the constants for a rate in tokens per second and its ramp window.
+    ///
+    /// The initial rate is `rate` divided by `cold_factor`. A `cold_factor` below 2 counts as
+    /// 2.
     #[must_use]
     pub fn new(rate: f64, window: Duration, cold_factor: u32) -> Self {
         let (time, factor) = (window.as_secs_f64(), f64::from(cold_factor.max(2)));
@@ -43,17 +55,17 @@ impl RateRampConfig {
     }
 }
 
-/// How warm a rate is.
+/// State of one ramp: the stored tokens and the demand since the last update.
 #[derive(Debug, Clone)]
 pub struct RateRamp {
     stored_tokens: f64,
-    /// When the store was last brought up to date.
+    /// Time of the last update of the stored tokens.
     updated_at: Instant,
     taken_tokens: f64,
 }
 
 impl RateRamp {
-    /// A cold one.
+    /// Creates a cold ramp, with a full store.
     #[must_use]
     pub fn new(config: &RateRampConfig, now: Instant) -> Self {
         Self {
@@ -63,7 +75,8 @@ impl RateRamp {
         }
     }
 
-    /// How many times the normal price a token costs now, in `1.0..=cold_factor`.
+    /// Returns the current price of a token as a multiple of the normal price, in
+    /// `1.0..=cold_factor`.
     pub fn token_cost_factor(&mut self, config: &RateRampConfig, now: Instant) -> f64 {
         let elapsed = now.saturating_duration_since(self.updated_at);
         if elapsed >= UPDATE_INTERVAL {
@@ -79,7 +92,7 @@ impl RateRamp {
         1.0 + (self.stored_tokens - config.warning_tokens).max(0.0) * config.slope * config.rate
     }
 
-    /// Counts tokens that were taken.
+    /// Records tokens that requests took, as demand until the next update.
     pub fn record_taken(&mut self, tokens: u32) {
         self.taken_tokens += f64::from(tokens);
     }

@@ -1,14 +1,15 @@
-//! A share between nothing and everything.
+//! A ratio in `0.0..=1.0`.
 //!
-//! Files speak of percent, the machines of ratios; the type keeps the two from being mixed up.
+//! Policy files use percent and the state machines use ratios. This type prevents confusion of
+//! the two.
 
 use std::fmt;
 
-/// A number in `0.0..=1.0`.
+/// A number in `0.0..=1.0`, for example a failure rate or a share of requests.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Ratio(f64);
 
-/// The number is not a share.
+/// Error for a percentage outside `0.0..=100.0`; it holds the rejected percentage.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InvalidRatio(f64);
 
@@ -21,15 +22,15 @@ impl fmt::Display for InvalidRatio {
 impl std::error::Error for InvalidRatio {}
 
 impl Ratio {
-    /// Nothing.
+    /// The ratio 0.0, which is 0 percent.
     pub const ZERO: Self = Self(0.0);
-    /// Everything.
+    /// The ratio 1.0, which is 100 percent.
     pub const ONE: Self = Self(1.0);
 
-    /// Makes a ratio from a percentage.
+    /// Creates a ratio from a percentage in `0.0..=100.0`.
     ///
     /// # Errors
-    /// If `percent` is not a number in `0.0..=100.0`.
+    /// Returns [`InvalidRatio`] if `percent` is outside that range or is not a number.
     pub fn from_percent(percent: f64) -> Result<Self, InvalidRatio> {
         if (0.0..=100.0).contains(&percent) {
             Ok(Self(percent / 100.0))
@@ -38,7 +39,7 @@ impl Ratio {
         }
     }
 
-    /// The share that `part` is of `whole`; nothing of nothing is [`Ratio::ZERO`].
+    /// Returns `part / whole`, capped at 1.0, or [`Ratio::ZERO`] if `whole` is 0.
     #[must_use]
     pub fn from_fraction(part: u32, whole: u32) -> Self {
         if whole == 0 {
@@ -48,13 +49,13 @@ impl Ratio {
         }
     }
 
-    /// The number in `0.0..=1.0`.
+    /// Returns the ratio as a number in `0.0..=1.0`.
     #[must_use]
     pub fn value(self) -> f64 {
         self.0
     }
 
-    /// The number in `0.0..=100.0`.
+    /// Returns the ratio as a percentage in `0.0..=100.0`.
     #[must_use]
     pub fn percent(self) -> f64 {
         self.0 * 100.0

@@ -128,18 +128,59 @@ pub enum RetryDecision {
 /// Why a failed attempt is not repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryStopReason {
-    /// The policy does not want this failure repeated.
+    /// The policy does not retry this failure.
     NotTriggered,
-    /// The request may have run, and repeating it may do harm.
+    /// The request may have run, and a repetition may do harm.
     NotIdempotent,
-    /// The proxy before repeats it already.
+    /// The proxy before this one retries already.
     RetriedByDownstream,
-    /// Part of the body has been sent and not kept.
+    /// A part of the request body is no longer buffered.
     BodyNotReplayable,
-    /// All attempts are used.
+    /// All attempts of the policy are used.
     AttemptsExhausted,
-    /// The wait and a try do not fit into the time left.
+    /// The wait and an attempt do not fit into the time left.
     NoTimeLeft,
+    /// The retry budget is spent.
+    BudgetExhausted,
+    /// As many requests retry as the policy allows at the same time.
+    TooManyInFlight,
+    /// The breaker of the backend has just tripped.
+    BreakerOpen,
+    /// The retry policy is in shadow mode.
+    Shadow,
+}
+
+impl RetryStopReason {
+    /// Every reason, in the order of declaration.
+    pub const ALL: [Self; 10] = [
+        Self::NotTriggered,
+        Self::NotIdempotent,
+        Self::RetriedByDownstream,
+        Self::BodyNotReplayable,
+        Self::AttemptsExhausted,
+        Self::NoTimeLeft,
+        Self::BudgetExhausted,
+        Self::TooManyInFlight,
+        Self::BreakerOpen,
+        Self::Shadow,
+    ];
+
+    /// Returns the reason as a person reads it.
+    #[must_use]
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::NotTriggered => "the policy does not retry this failure",
+            Self::NotIdempotent => "the request may have run, and a repetition may do harm",
+            Self::RetriedByDownstream => "the sender retries already",
+            Self::BodyNotReplayable => "the request body is not buffered",
+            Self::AttemptsExhausted => "all attempts are used",
+            Self::NoTimeLeft => "a wait and an attempt do not fit into the time left",
+            Self::BudgetExhausted => "the retry budget is spent",
+            Self::TooManyInFlight => "too many requests are retrying",
+            Self::BreakerOpen => "the breaker has just opened",
+            Self::Shadow => "the retry policy is in shadow mode",
+        }
+    }
 }
 
 impl RetryConfig {

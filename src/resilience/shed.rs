@@ -1,19 +1,27 @@
-//! Who is refused while the instance is short of something.
+//! Load shedding while the instance is overloaded.
 //!
-//! Signals such as the CPU that is used rise to a level when they have been at or above it for a while, and fall when they have been well
-//! below it for longer: what flaps helps nobody. The instance is at the highest level of any of its signals. At each, the classes of least
-//! priority are refused first, so that what matters most is served to the end (the "criticality" of the SRE book, "Handling Overload").
+//! This module decides two things: the overload level of the instance, and which requests are
+//! rejected at that level. It does not read the signals and does not reject requests itself.
+//!
+//! A signal, such as the CPU utilization, raises its level after some time at or above a
+//! threshold. The level falls after a longer time well below that threshold. This hysteresis
+//! prevents flapping. The instance is at the highest level of all its signals. At each level
+//! the lowest priority classes are rejected first, so that the most important requests are
+//! still served. This is the "criticality" of the SRE book, chapter "Handling Overload".
 //!
 //! | level | critical | high | normal | low |
 //! | --- | --- | --- | --- | --- |
-//! | calm | | | | |
-//! | warning | | | | refused |
-//! | critical | | | a share | refused |
+//! | normal | admitted | admitted | admitted | admitted |
+//! | warning | admitted | admitted | admitted | rejected |
+//! | critical | admitted | admitted | a share is rejected | rejected |
 //!
-//! Most requests are of the class normal. To refuse all of them at once would empty the instance and bring them all back when it is calm again; so a
-//! share of them is refused, which rises by a tenth each second while a signal is at its critical level, and falls by half of that while none is.
+//! Most requests are of class normal. Rejecting all of them at once would empty the instance,
+//! and all of them would return when the level falls. A share of them is therefore rejected. It
+//! rises by 10 percentage points per second while a signal is at or above its critical
+//! threshold. It falls by 5 points per second otherwise.
 //!
-//! The same order holds for places in flight: each class fills a limit only so far, and the highest all of it.
+//! Concurrency limits use the same order: each class fills only a part of a limit, and the
+//! highest class may use all of it.
 
 use std::{
     num::NonZeroU32,
@@ -22,36 +30,36 @@ use std::{
 
 use crate::resilience::ratio::Ratio;
 
-/// How long a signal is at a level before it counts.
+/// Time at or above a threshold after which a signal enters the level.
 const RAISE_AFTER: Duration = Duration::from_secs(10);
 
-/// How long it is below before it counts no more.
+/// Time below [`CLEAR_FACTOR`] times the threshold after which a signal leaves the level.
 const CLEAR_AFTER: Duration = Duration::from_secs(30);
 
-/// How much more of the class normal is refused after a second that was no better.
+/// Increase of the shed ratio per second while a signal is at or above its critical threshold.
 const SHED_RATIO_INCREASE: f64 = 0.1;
 
-/// How much less after one that was.
+/// Decrease of the shed ratio per second while no signal is at its critical threshold.
 const SHED_RATIO_DECREASE: f64 = 0.05;
 
-/// How far it has to be below.
+/// Multiple of the threshold below which a signal starts to leave the level.
 const CLEAR_FACTOR: f64 = 0.9;
 
-/// What is watched.
+/// Resource signal that indicates an overload of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OverloadSignal {
-    /// The share of the CPU that is used of what may be.
+    /// Utilization of the CPU, as a share of the CPU that the instance may use.
     Cpu,
-    /// The share of the memory.
+    /// Memory in use, as a share of the memory limit.
     Memory,
-    /// The share of the time in which something waited for the CPU.
+    /// Share of time in which some task waited for the CPU.
     CpuPressure,
-    /// The share of the time in which something waited for memory.
+    /// Share of time in which some task waited for memory.
     MemoryPressure,
 }
 
 impl OverloadSignal {
-    /// All of them.
+    /// All signals, in the order of declaration.
     pub const ALL: [Self; 4] = [
         Self::Cpu,
         Self::Memory,
@@ -60,30 +68,30 @@ impl OverloadSignal {
     ];
 }
 
-/// From where on a signal is at which level; a level that is not given is never reached.
+/// Thresholds of one signal; a signal never enters a level without a threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SignalThresholds {
-    /// From here on the lowest class is refused.
+    /// Value from which class low is rejected.
     pub warning: Option<Ratio>,
-    /// From here on a share of the one above it, too.
+    /// Value from which a share of class normal is rejected as well.
     pub critical: Option<Ratio>,
 }
 
-/// What is watched, and from where on it matters.
+/// Thresholds of all signals; a signal without thresholds is not evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ProtectionConfig {
-    /// Of the CPU.
+    /// Thresholds for the utilization of the CPU.
     pub cpu: Option<SignalThresholds>,
-    /// Of the memory.
+    /// Thresholds for the share of memory in use.
     pub memory: Option<SignalThresholds>,
-    /// Of waiting for the CPU.
+    /// Thresholds for the share of time spent waiting for the CPU.
     pub cpu_pressure: Option<SignalThresholds>,
-    /// Of waiting for memory.
+    /// Thresholds for the share of time spent waiting for memory.
     pub memory_pressure: Option<SignalThresholds>,
 }
 
 impl ProtectionConfig {
-    /// The levels of a signal, if it is watched.
+    /// Returns the thresholds of a signal, or `None` if it is not evaluated.
     #[must_use]
     pub fn thresholds(&self, signal: OverloadSignal) -> Option<SignalThresholds> {
         match signal {
@@ -95,36 +103,40 @@ impl ProtectionConfig {
     }
 }
 
-/// How bad it is.
+/// Overload level of a signal or of the instance, in ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum OverloadLevel {
-    /// Not at all.
+    /// No overload: every request is admitted.
     #[default]
     Normal,
-    /// It will be.
+    /// Overload is near: class low is rejected.
     Warning,
-    /// It is.
+    /// Overload: class low and a share of class normal are rejected.
     Critical,
 }
 
-/// How much a request matters.
+/// Priority class of a request, from the most to the least important.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PriorityClass {
-    /// Refused last.
+    /// Never rejected because of an overload level, and may use a whole concurrency limit.
     Critical,
-    /// Refused before that.
+    /// Never rejected because of an overload level, but may use only 90 % of a concurrency
+    /// limit.
     High,
-    /// What most are, and what says nothing is.
+    /// The default class; a share of it is rejected at the critical level.
     Normal,
-    /// Refused first.
+    /// Rejected from the warning level on.
     Low,
 }
 
 impl PriorityClass {
-    /// Highest first.
+    /// All classes, the most important one first.
     pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
 
-    /// Whether a request of it is refused at a level, with the share of the class normal; `random` is uniform in `0..1`.
+    /// Returns whether a request of this class is rejected at a level.
+    ///
+    /// `shed_ratio` is the share of class normal to reject at the critical level. `random` is
+    /// uniform in `0..1`.
     #[must_use]
     pub fn is_shed_at(self, level: OverloadLevel, shed_ratio: f64, random: f64) -> bool {
         match (self, level) {
@@ -136,7 +148,8 @@ impl PriorityClass {
         }
     }
 
-    /// How much of a limit of so many places it may fill: 100, 90, 75 or 60 %, and at least one place.
+    /// Returns how many of `limit` permits this class may use: 100, 90, 75 or 60 %, and at
+    /// least one.
     #[must_use]
     pub fn max_permits(self, limit: NonZeroU32) -> NonZeroU32 {
         let percent = match self {
@@ -153,26 +166,26 @@ impl PriorityClass {
     }
 }
 
-/// A change of level.
+/// A change of the overload level of one signal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[must_use = "a change is told"]
 pub struct OverloadLevelChange {
-    /// Of this signal.
+    /// Signal whose level changed.
     pub signal: OverloadSignal,
-    /// It was at this level.
+    /// Level before the change.
     pub from: OverloadLevel,
-    /// It is at this one.
+    /// Level after the change.
     pub to: OverloadLevel,
-    /// It says this right now; nothing any more.
+    /// Reading that caused the change, or `None` if the signal has no reading any more.
     pub value: Option<f64>,
 }
 
-/// What the signals of an instance say.
+/// Overload level of an instance, derived from the readings of its signals.
 #[derive(Debug, Clone)]
 pub struct OverloadProtection {
     config: ProtectionConfig,
     signals: [SignalState; 4],
-    /// The share of the class normal that is refused at the level critical.
+    /// Share of class normal that is rejected at the critical level, in `0.0..=1.0`.
     shed_ratio: f64,
 }
 
@@ -193,11 +206,12 @@ impl SignalState {
     }
 }
 
-/// On after long enough at or above a bound, off after long enough well below it.
+/// A switch that turns on after [`RAISE_AFTER`] at or above a threshold. It turns off after
+/// [`CLEAR_AFTER`] below [`CLEAR_FACTOR`] times the threshold.
 #[derive(Debug, Clone, Copy, Default)]
 struct HysteresisLatch {
     is_on: bool,
-    /// Since when the other way would be right.
+    /// Time since which every reading supports the opposite position.
     pending_since: Option<Instant>,
 }
 
@@ -225,7 +239,7 @@ impl HysteresisLatch {
 }
 
 impl OverloadProtection {
-    /// One that has seen nothing.
+    /// Creates a state without readings, at the normal level.
     #[must_use]
     pub fn new(config: ProtectionConfig) -> Self {
         Self {
@@ -235,7 +249,10 @@ impl OverloadProtection {
         }
     }
 
-    /// Follows other bounds; what is at a level stays there until it is well below.
+    /// Applies new thresholds.
+    ///
+    /// A signal keeps its level until its readings are well below the new threshold. A signal
+    /// without thresholds returns to the normal level.
     pub fn reconfigure(&mut self, config: ProtectionConfig) {
         self.config = config;
         for signal in OverloadSignal::ALL {
@@ -245,7 +262,9 @@ impl OverloadProtection {
         }
     }
 
-    /// Takes note of what a signal says.
+    /// Records a reading of a signal and returns the change of its level, if there is one.
+    ///
+    /// A reading of a signal without thresholds is ignored.
     pub fn record_signal(
         &mut self,
         signal: OverloadSignal,
@@ -267,7 +286,9 @@ impl OverloadProtection {
         })
     }
 
-    /// Takes note that a signal says nothing any more: it is at no level then.
+    /// Discards the reading of a signal, which returns to the normal level.
+    ///
+    /// Returns the change of its level, if there is one.
     pub fn clear_signal(&mut self, signal: OverloadSignal) -> Option<OverloadLevelChange> {
         let from = std::mem::take(&mut self.signals[signal as usize]).level();
         (from != OverloadLevel::Normal).then_some(OverloadLevelChange {
@@ -278,7 +299,7 @@ impl OverloadProtection {
         })
     }
 
-    /// Takes note that a second has passed.
+    /// Updates the shed ratio; the caller calls this once per second.
     pub fn advance_one_second(&mut self) {
         let threshold = |signal: OverloadSignal| {
             self.config
@@ -302,13 +323,13 @@ impl OverloadProtection {
         };
     }
 
-    /// The share of the class normal that is refused now.
+    /// Returns the share of class normal that is rejected now, in `0.0..=1.0`.
     #[must_use]
     pub fn shed_ratio(&self) -> f64 {
         self.shed_ratio
     }
 
-    /// The signal for which the instance is at its level, if it is at one.
+    /// Returns the first signal at the level of the instance, or `None` at the normal level.
     #[must_use]
     pub fn cause(&self) -> Option<OverloadSignal> {
         let level = self.level();
@@ -317,7 +338,7 @@ impl OverloadProtection {
         })
     }
 
-    /// The level of the instance.
+    /// Returns the overload level of the instance, which is the highest level of its signals.
     #[must_use]
     pub fn level(&self) -> OverloadLevel {
         self.signals
@@ -327,14 +348,14 @@ impl OverloadProtection {
             .unwrap_or_default()
     }
 
-    /// What a signal said last, and the level that it is at; nothing of one that is not watched or says nothing.
+    /// Returns the latest reading of a signal and its level, or `None` without a reading.
     #[must_use]
     pub fn last_reading(&self, signal: OverloadSignal) -> Option<(f64, OverloadLevel)> {
         let state = &self.signals[signal as usize];
         state.value.map(|value| (value, state.level()))
     }
 
-    /// What it follows.
+    /// Returns the thresholds that the state currently follows.
     #[must_use]
     pub fn config(&self) -> &ProtectionConfig {
         &self.config

@@ -1,18 +1,22 @@
-//! How much of its share an endpoint gets while it is new.
+//! The warm-up of new endpoints and instances (slow start).
 //!
-//! A process that has just started is slow: caches are empty, code is not compiled yet, pools have no connections. It gets a share
-//! that grows with its age (Envoy's slow start, `slow_start.rst`):
+//! A process that has just started is slow: its caches are empty, its code is not compiled yet,
+//! and its pools hold no connections. This module decides which share of its weight it receives
+//! at a given age. The formula is that of Envoy's slow start (`slow_start.rst`):
 //!
 //! `factor = max(minimum, (max(age, 1 s) / window) ^ (1 / aggression))`, at most 1.
 //!
-//! With the aggression 1 that is the straight line `k * (now - start) / warm-up`; above 1 it rises fast at first, below 1 late. The
-//! factor multiplies the endpoint's weight, so that it matters against peers that are warm; when all are new, none is favoured.
+//! With an aggression of 1 the factor rises linearly. Above 1 it rises fast at first; below 1
+//! it rises late. The factor multiplies the weight of an endpoint, so it has an effect only
+//! relative to warm peers. If all endpoints are equally new, each receives its normal share.
+//!
+//! The module does not know when an endpoint started. The caller passes its age.
 
 use std::time::Duration;
 
 use crate::resilience::ratio::Ratio;
 
-/// How endpoints warm up.
+/// Configuration of a warm-up: its window, its curve and its minimum factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WarmUpConfig {
     window: Duration,
@@ -20,12 +24,12 @@ pub struct WarmUpConfig {
     min_factor: Ratio,
 }
 
-/// Why a configuration is none.
+/// Reason why [`WarmUpConfig::try_new`] rejects a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InvalidWarmUp {
     /// The window is zero.
     ZeroWindow,
-    /// The aggression is not a number above 0.
+    /// The aggression is not a finite number above 0.
     NonPositiveAggression,
 }
 
@@ -41,10 +45,11 @@ impl std::fmt::Display for InvalidWarmUp {
 impl std::error::Error for InvalidWarmUp {}
 
 impl WarmUpConfig {
-    /// Makes a configuration.
+    /// Creates a configuration from the window, the aggression and the minimum factor.
     ///
     /// # Errors
-    /// If the window is zero, or the aggression not above zero.
+    /// Returns [`InvalidWarmUp`] if the window is zero, or if the aggression is not a finite
+    /// number above 0.
     pub fn try_new(
         window: Duration,
         aggression: f64,
@@ -63,25 +68,26 @@ impl WarmUpConfig {
         })
     }
 
-    /// When an endpoint is warm.
+    /// Returns the age from which an endpoint receives its full weight.
     #[must_use]
     pub fn window(&self) -> Duration {
         self.window
     }
 
-    /// How it grows: 1 in a straight line, above 1 fast at first, below 1 late.
+    /// Returns the shape of the curve: 1 is linear, above 1 rises fast at first, below 1 rises
+    /// late.
     #[must_use]
     pub fn aggression(&self) -> f64 {
         self.aggression
     }
 
-    /// The least share.
+    /// Returns the lowest factor that an endpoint receives, whatever its age.
     #[must_use]
     pub fn min_factor(&self) -> Ratio {
         self.min_factor
     }
 
-    /// The share of its weight that an endpoint of this age gets, in `0.0..=1.0`.
+    /// Returns the factor for the weight of an endpoint of this age, in `0.0..=1.0`.
     #[must_use]
     pub fn factor(&self, age: Duration) -> f64 {
         if age >= self.window {
@@ -95,14 +101,17 @@ impl WarmUpConfig {
     }
 }
 
-/// Lets a share of what comes pass, evenly: of a share of one third every third. Drawing lots would let more pass at times.
+/// Admits a given share of requests at regular intervals.
+///
+/// A share of one third admits every third request. A random choice would sometimes admit
+/// several in a row.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DeterministicSampler {
     credit: f64,
 }
 
 impl DeterministicSampler {
-    /// Whether the next one passes, with this share in `0.0..=1.0` passing now.
+    /// Decides whether to admit the next request, given the current share in `0.0..=1.0`.
     #[must_use]
     pub fn admits(&mut self, share: f64) -> bool {
         self.credit += share;

@@ -1,33 +1,38 @@
-//! Counts over the recent past, exactly.
+//! Exact counts over a sliding time window.
 //!
-//! A ring of buckets and a running total: adding is one addition, and leaving the window subtracts a whole bucket, so a
-//! reading costs the same whether the window saw ten calls or ten million. Exact counts are chosen over decaying averages
-//! because an average hides a tight burst, and a burst is what a breaker must see (linkerd2-proxy, `success_rate.rs`).
+//! A window is a ring of buckets with a running total. An addition costs one sum, and an
+//! expired bucket is subtracted as a whole. A reading therefore costs the same for ten calls
+//! and for ten million. Exact counts are used instead of decaying averages, because an average
+//! hides a short burst, and a breaker must detect a burst (linkerd2-proxy, `success_rate.rs`).
 //!
-//! Limits: the resolution is one bucket, so that a count leaves the window up to one bucket early, never late. A time before
-//! the newest seen is counted in the newest bucket.
+//! The window does not know what it counts.
+//!
+//! Limits:
+//!
+//! - The resolution is one bucket: a count expires up to one bucket early, and never late.
+//! - A time before the newest known time counts in the newest bucket.
 
 use std::{
     ops::{AddAssign, SubAssign},
     time::{Duration, Instant},
 };
 
-/// How many buckets a window is divided into.
+/// Number of buckets of a window.
 const BUCKETS: usize = 10;
 
-/// A sliding window of `T`, which is anything that can be added up.
+/// A sliding window over values of `T` that can be added and subtracted.
 #[derive(Debug, Clone)]
 pub struct SlidingWindow<T> {
     bucket_width: Duration,
     origin: Instant,
-    /// The number of the bucket, counted from `origin`, that `now` was last seen in.
+    /// Number of the newest bucket, counted from `origin`.
     head: u64,
     buckets: [T; BUCKETS],
     total: T,
 }
 
 impl<T: Copy + Default + AddAssign + SubAssign> SlidingWindow<T> {
-    /// Makes an empty window over `span`; a span of less than ten nanoseconds is taken as ten.
+    /// Creates an empty window over `span`; a span below ten nanoseconds counts as ten.
     #[must_use]
     pub fn new(span: Duration, now: Instant) -> Self {
         let bucket_width = (span / 10).max(Duration::from_nanos(1));
@@ -40,26 +45,27 @@ impl<T: Copy + Default + AddAssign + SubAssign> SlidingWindow<T> {
         }
     }
 
-    /// Adds to the present.
+    /// Adds a value to the bucket of `now`.
     pub fn add(&mut self, value: T, now: Instant) {
         self.advance(now);
         self.buckets[Self::slot(self.head)] += value;
         self.total += value;
     }
 
-    /// The sum over the window that ends at `now`.
+    /// Returns the sum over the window that ends at `now`.
     pub fn total(&mut self, now: Instant) -> T {
         self.advance(now);
         self.total
     }
 
-    /// The sum when something was last added or asked for.
+    /// Returns the sum as of the latest call of [`SlidingWindow::add`] or
+    /// [`SlidingWindow::total`].
     #[must_use]
     pub fn last_total(&self) -> T {
         self.total
     }
 
-    /// Forgets everything.
+    /// Removes all counts and restarts the window at `now`.
     pub fn clear(&mut self, now: Instant) {
         self.origin = now;
         self.head = 0;

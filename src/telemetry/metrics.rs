@@ -17,6 +17,7 @@ use crate::{
     resilience::{
         breaker::StateKind,
         outlier::EjectionCause,
+        retry::RetryStopReason,
         shed::{OverloadLevel, OverloadSignal},
     },
     telemetry::{event::Event, reason::Reason},
@@ -535,50 +536,6 @@ pub struct BackendMetrics {
     mirrored: [Counter; 3],
 }
 
-/// Why a failed attempt is not repeated, as it is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryStop {
-    /// The policy does not want it.
-    NotTriggered,
-    /// It may have run.
-    NotIdempotent,
-    /// The proxy before repeats it already.
-    AlreadyRetried,
-    /// The body is gone.
-    BodyNotReplayable,
-    /// All attempts are used.
-    AttemptsExhausted,
-    /// The time does not suffice.
-    DeadlineTooClose,
-    /// The budget is spent.
-    BudgetExhausted,
-    /// As many retries as may be are in flight.
-    TooManyInFlight,
-    /// The breaker has just tripped.
-    BreakerOpen,
-    /// The policy is in shadow mode.
-    Shadow,
-}
-
-impl RetryStop {
-    /// In words.
-    #[must_use]
-    pub fn description(self) -> &'static str {
-        match self {
-            Self::NotTriggered => "the policy does not want this failure repeated",
-            Self::NotIdempotent => "it may have run, and repeating it may do harm",
-            Self::AlreadyRetried => "the sender repeats it already",
-            Self::BodyNotReplayable => "its body was not kept",
-            Self::AttemptsExhausted => "all attempts are used",
-            Self::DeadlineTooClose => "a wait and a try do not fit into the time left",
-            Self::BudgetExhausted => "the retry budget is spent",
-            Self::TooManyInFlight => "too many requests are retrying",
-            Self::BreakerOpen => "the breaker has just opened",
-            Self::Shadow => "the policy only watches",
-        }
-    }
-}
-
 impl BackendMetrics {
     /// Makes the handles.
     #[must_use]
@@ -670,20 +627,8 @@ impl BackendMetrics {
     }
 
     /// Counts a failed attempt that was not repeated.
-    pub fn record_retry_stop(&self, stop: RetryStop) {
-        let index = match stop {
-            RetryStop::NotTriggered => 0,
-            RetryStop::NotIdempotent => 1,
-            RetryStop::AlreadyRetried => 2,
-            RetryStop::BodyNotReplayable => 3,
-            RetryStop::AttemptsExhausted => 4,
-            RetryStop::DeadlineTooClose => 5,
-            RetryStop::BudgetExhausted => 6,
-            RetryStop::TooManyInFlight => 7,
-            RetryStop::BreakerOpen => 8,
-            RetryStop::Shadow => 9,
-        };
-        self.retry_stops[index].increment(1);
+    pub fn record_retry_stop(&self, reason: RetryStopReason) {
+        self.retry_stops[reason as usize].increment(1);
     }
 }
 

@@ -1,4 +1,8 @@
-//! The stream of a connection for HTTP/2, which does its own pushing: a write waits while too much is queued.
+//! A stream for HTTP/2 connections, whose writes wait when too much is queued.
+//!
+//! HTTP/2 libraries flush the stream themselves and rely on it for backpressure. An unbounded
+//! queue would remove that backpressure. This module decides only when a write waits; it does
+//! not know frames or streams of HTTP/2.
 
 use std::{
     io,
@@ -11,10 +15,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::transport::queued_stream::{ConnectionHandle, QueuedStream};
 
-/// What may be queued before a write waits for the socket.
+/// Number of queued bytes at or above which a write first waits until the socket has accepted
+/// the queue.
 const MAX_QUEUED_BYTES: usize = 64 << 10;
 
-/// A stream whose writes wait for the socket.
+/// A [`QueuedStream`] with a bounded queue. Flushing waits until the socket has accepted all
+/// bytes.
 #[derive(Debug)]
 pub struct BackpressuredStream(pub QueuedStream);
 

@@ -1,10 +1,14 @@
-//! What a certificate says: whose it is, and until when.
+//! Reads the identity and the expiry time of a certificate.
+//!
+//! This module does not verify anything: rustls checks signatures, names and validity.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
-/// Who a certificate is for: its SPIFFE URI, else its first DNS name.
+/// Returns the identity in a certificate: its first SPIFFE URI, or else its first DNS name.
+///
+/// `der` is the DER encoding. Returns `None` if it cannot be parsed or has neither name.
 #[must_use]
 pub fn identity(der: &[u8]) -> Option<String> {
     let (_, certificate) = parse_x509_certificate(der).ok()?;
@@ -29,7 +33,9 @@ pub fn identity(der: &[u8]) -> Option<String> {
     })
 }
 
-/// When a certificate ends.
+/// Returns the end of the validity of a certificate, or `None` if it cannot be parsed.
+///
+/// A time before 1970 is returned as the Unix epoch.
 #[must_use]
 pub fn not_after(der: &[u8]) -> Option<SystemTime> {
     let (_, certificate) = parse_x509_certificate(der).ok()?;

@@ -1,12 +1,16 @@
-//! The transport below a session: a connection whose writes queue.
+//! A connection whose writes are queued, split into a stream for an HTTP session and a handle
+//! for its owner.
 //!
-//! pingora's sessions write and wait until the socket has taken everything. A proxy that waits so cannot read at the same time,
-//! and a backend that answers before it has read the request would block both for ever. Here a write only queues, and who
-//! owns the exchange pushes the queue out, beside whatever else it waits for: so both directions flow in one task, without
-//! splitting the session in two. As a gift, a head and the first bytes of its body leave in one packet.
+//! pingora sessions wait in each write until the socket has accepted all bytes. A proxy that
+//! waits like this cannot read at the same time. A backend that responds before it has read the
+//! whole request would then block both sides forever. Here a write only appends to a queue. The
+//! owner of the request flushes the queue while it also waits for other events, so both
+//! directions progress in one task and the session need not be split. In addition, a message
+//! head and the first bytes of its body leave in one packet.
 //!
-//! The queue is bounded by its users: nobody writes a chunk before the one before it has been pushed. Under TLS the queue holds
-//! what goes over the network, and everything else is as it is without.
+//! The module decides when bytes are handed to the socket. It does not know message boundaries.
+//! It does not bound the queue either: users must flush one chunk before they write the next.
+//! With TLS the queue holds ciphertext; the interface is otherwise the same.
 
 use std::{
     io,
@@ -33,50 +37,57 @@ use crate::transport::{
     tls::{TlsReadOutcome, TlsSession},
 };
 
-/// A queue that has grown beyond this is given back when it is empty.
+/// Capacity in bytes above which an empty queue is released instead of retained.
 const RETAINED_QUEUE_BYTES: usize = 16 << 10;
 
-/// No bound on what may be read.
+/// Value of `read_limit` that means "unlimited".
 const NO_READ_LIMIT: usize = usize::MAX;
 
-/// What is read from a socket at once under TLS: a whole record.
+/// Buffer size in bytes for one read of ciphertext: the plaintext size of a full TLS record.
 const TLS_RECORD_BYTES: usize = 16 << 10;
 
-/// The handle of a connection that stays with the exchange while a session owns the stream.
+/// Handle of a connection, for its owner. It flushes and observes the connection while an HTTP
+/// session owns the stream.
 #[derive(Debug)]
 pub struct ConnectionHandle {
     socket: SocketWriteHalf,
-    /// Bytes that were written and not yet taken by the socket; guards single appends and takes.
+    /// Written bytes that the socket has not accepted yet. The lock guards single appends and
+    /// removals.
     queue: Mutex<BytesMut>,
     has_queued_bytes: AtomicBool,
     has_replay_bytes: AtomicBool,
     bytes_received: AtomicU64,
     bytes_sent: AtomicU64,
-    /// What may still be read before reading fails: the bound on a request's head.
+    /// Number of bytes that may still be read before reads fail. It bounds the size of a
+    /// request head.
     read_limit: AtomicUsize,
-    /// Guards single reads and writes; taken before the queue.
+    /// TLS session; `None` for plaintext connections. The lock guards single reads and writes
+    /// and is taken before that of the queue.
     tls: Option<Mutex<TlsSession>>,
 }
 
-/// The stream that a session owns.
+/// Stream of a connection, for the HTTP session that owns it. Writes are queued and never wait.
 #[derive(Debug)]
 pub struct QueuedStream {
     reader: SocketReadHalf,
     handle: Arc<ConnectionHandle>,
-    /// What was read to find out what is spoken, and is read again first.
+    /// Bytes that protocol detection has read. Reads return them first.
     replay_bytes: BytesMut,
 }
 
-/// What two sides found out about each other.
+/// Result of a TLS handshake. Both fields are `None` for plaintext connections.
 #[derive(Debug, Default)]
 pub struct HandshakeOutcome {
-    /// The protocol of ALPN.
+    /// ALPN protocol that both sides agreed on; `None` if they agreed on none.
     pub alpn_protocol: Option<Vec<u8>>,
-    /// The certificate of the other side, if it has shown one.
+    /// Leaf certificate of the peer; `None` if it presented none.
     pub peer_certificate: Option<CertificateDer<'static>>,
 }
 
-/// Takes a connected socket apart into a stream for a session and a handle for the exchange.
+/// Splits a connected socket into a stream for an HTTP session and a handle for its owner.
+///
+/// With `tls`, the owner must call [`ConnectionHandle::handshake`] to learn the peer's
+/// certificate and protocol.
 #[must_use]
 pub fn open(
     socket: Socket,
@@ -104,13 +115,13 @@ pub fn open(
 }
 
 impl ConnectionHandle {
-    /// Whether the socket has taken everything that was written.
+    /// Returns `true` if the socket has accepted all written bytes.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         !self.has_queued_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that the socket has not taken yet.
+    /// Returns the number of bytes in the queue; ciphertext if the connection uses TLS.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         if self.is_flushed() {
@@ -120,7 +131,9 @@ impl ConnectionHandle {
         }
     }
 
-    /// Waits until the socket has taken everything that was written. Can be dropped and begun again at any time.
+    /// Waits until the socket has accepted all written bytes.
+    ///
+    /// Cancel safe: a dropped call loses no bytes, and the next call continues.
     ///
     /// # Errors
     /// If the connection is broken.
@@ -149,7 +162,7 @@ impl ConnectionHandle {
         }
     }
 
-    /// Waits until something can be read, or the other side has closed.
+    /// Waits until plaintext can be read or the peer has closed the connection.
     ///
     /// # Errors
     /// If the connection is broken.
@@ -158,7 +171,8 @@ impl ConnectionHandle {
             if self.tls.is_none() {
                 return self.socket.readable().await;
             }
-            // A ticket or a new key is not what is waited for.
+            // Session tickets and key updates are no plaintext, so the wait continues after
+            // them.
             if self.peek_plaintext()? != TlsReadOutcome::NeedsInput {
                 return Ok(());
             }
@@ -167,10 +181,11 @@ impl ConnectionHandle {
         }
     }
 
-    /// Agrees with the other side, if there is something to agree on.
+    /// Completes the TLS handshake; returns at once for plaintext connections.
     ///
     /// # Errors
-    /// If the other side breaks the protocol, is not trusted, does not trust us, or leaves.
+    /// If the peer violates the protocol, either side rejects the certificate of the other, or
+    /// the peer closes the connection.
     pub async fn handshake(&self) -> io::Result<HandshakeOutcome> {
         let Some(tls) = &self.tls else {
             return Ok(HandshakeOutcome::default());
@@ -194,7 +209,8 @@ impl ConnectionHandle {
                 Ok(Some(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) => {
-                    // The other side is told why, if it still listens.
+                    // Sends the TLS alert, if the peer still reads. The original error matters
+                    // more than a failed write.
                     _ = self.flush().await;
                     return Err(error);
                 }
@@ -202,7 +218,7 @@ impl ConnectionHandle {
         }
     }
 
-    /// Waits until the socket has something, whatever it is.
+    /// Waits until the socket is readable, even if its bytes are no plaintext.
     ///
     /// # Errors
     /// If the connection is broken.
@@ -210,70 +226,83 @@ impl ConnectionHandle {
         self.socket.readable().await
     }
 
-    /// Whether something that was read to find out what is spoken is still to be read again.
+    /// Returns `true` while bytes passed to [`QueuedStream::replay`] have not been read again.
     #[must_use]
     pub fn has_replay_bytes(&self) -> bool {
         self.has_replay_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes read from the socket since it was connected.
+    /// Returns the number of bytes read from the socket since it was connected; ciphertext if
+    /// the connection uses TLS.
     #[must_use]
     pub fn bytes_received(&self) -> u64 {
         self.bytes_received.load(Ordering::Relaxed)
     }
 
-    /// Bytes taken by the socket since it was connected.
+    /// Returns the number of bytes that the socket has accepted since it was connected;
+    /// ciphertext if the connection uses TLS.
     #[must_use]
     pub fn bytes_sent(&self) -> u64 {
         self.bytes_sent.load(Ordering::Relaxed)
     }
 
-    /// Whether the other side had closed before it got anything that was sent after the first `sent_before` bytes.
+    /// Returns `true` if the peer provably closed the connection before it received any byte
+    /// after the first `sent_before`.
     ///
-    /// A connection that is closed says so with its last segment, which also says what had arrived until then. So if that segment has come
-    /// and acknowledges nothing of what was sent last, nobody has read it, whatever became of it later. A connection that was cut off
-    /// instead (a reset) proves nothing. Where the system does not tell, nothing is proven either.
+    /// `sent_before` is an earlier value of [`Self::bytes_sent`].
+    ///
+    /// A peer that closes a connection sends a FIN segment, which also acknowledges all bytes
+    /// that arrived before it. If the FIN has arrived and no byte after `sent_before` is
+    /// acknowledged, the peer's application has read none of those bytes. A request that they
+    /// contain can be retried safely. A reset proves nothing. The result is also `false` where
+    /// the system does not provide the counters.
     #[must_use]
     pub fn peer_closed_before(&self, sent_before: u64) -> bool {
         let Some((acknowledged, received)) = self.socket.tcp_byte_counts() else {
             return false;
         };
-        // The opening of a connection counts as one byte sent, its closing as one received (RFC 9293 section 3.4).
+        // SYN counts as one acknowledged byte and FIN as one received byte (RFC 9293 section
+        // 3.4).
         acknowledged <= sent_before + 1 && received > self.bytes_received()
     }
 
-    /// Ends the connection with a reset when it is closed, so that the other side knows that something is missing.
+    /// Makes the close of the connection a TCP reset, so that the peer recognizes an incomplete
+    /// message.
     pub fn reset_on_close(&self) {
         self.socket.reset_on_close();
     }
 
-    /// Lets reading fail after so many bytes; `None` lifts the bound.
+    /// Sets the number of plaintext bytes after which reads fail; `None` removes the limit.
     pub fn set_read_limit(&self, bytes: Option<usize>) {
         self.read_limit
             .store(bytes.unwrap_or(NO_READ_LIMIT), Ordering::Relaxed);
     }
 
-    /// Whether reading failed because of the bound.
+    /// Returns `true` if the read limit is exhausted, so that further reads fail.
     #[must_use]
     pub fn is_read_limit_reached(&self) -> bool {
         self.read_limit.load(Ordering::Relaxed) == 0
     }
 
-    /// Asks the system, not the runtime's memory of it, whether an idle connection is still open and silent.
+    /// Returns `true` if an idle connection is open and no plaintext waits to be read.
+    ///
+    /// It queries the kernel, because the readiness that tokio has cached can be outdated.
     #[must_use]
     pub fn is_idle_and_open(&self) -> bool {
         let is_silent = self.socket.is_open_without_input();
         if self.tls.is_none() {
             return is_silent;
         }
-        // A ticket that came after the last answer is no reason to give the connection up; plaintext is, whenever it came.
+        // A session ticket after the last response does not make the connection unusable.
+        // Unexpected plaintext always does.
         (is_silent || self.read_into_tls_from_os().is_ok_and(|is_open| is_open))
             && self
                 .peek_plaintext()
                 .is_ok_and(|read_outcome| read_outcome == TlsReadOutcome::NeedsInput)
     }
 
-    /// Reads and throws away what is there; `false` at the end of the stream.
+    /// Reads and discards available socket bytes, at most the length of `scratch`. TLS does not
+    /// decrypt them. Returns `false` at the end of the stream.
     ///
     /// # Errors
     /// If the connection is broken.
@@ -297,7 +326,7 @@ impl ConnectionHandle {
             .store(!queue.is_empty(), Ordering::Relaxed);
     }
 
-    /// What the session of TLS has to offer.
+    /// Returns what the TLS session can deliver without further input.
     fn peek_plaintext(&self) -> io::Result<TlsReadOutcome> {
         self.tls
             .as_ref()
@@ -306,7 +335,8 @@ impl ConnectionHandle {
             })
     }
 
-    /// Takes in what the socket has, as the runtime knows it; how much that was, if there was anything.
+    /// Feeds available socket bytes to the TLS session, according to the readiness that tokio
+    /// has cached. Returns their number, or `None` if there are none.
     fn read_into_tls(&self) -> io::Result<Option<usize>> {
         let mut bytes = vec![0; TLS_RECORD_BYTES];
         match self.socket.try_read(&mut bytes) {
@@ -316,7 +346,8 @@ impl ConnectionHandle {
         }
     }
 
-    /// Takes in what the socket has, as the system knows it; whether it is still open.
+    /// Feeds available socket bytes to the TLS session, according to the kernel. Returns
+    /// whether the connection is still open.
     fn read_into_tls_from_os(&self) -> io::Result<bool> {
         let mut bytes = vec![0; TLS_RECORD_BYTES];
         match self.socket.try_read_from_os(&mut bytes) {
@@ -347,13 +378,14 @@ impl ConnectionHandle {
 }
 
 impl QueuedStream {
-    /// The handle of the connection.
+    /// Returns the handle of this connection.
     #[must_use]
     pub fn handle(&self) -> &Arc<ConnectionHandle> {
         &self.handle
     }
 
-    /// Puts bytes back, to be read again first.
+    /// Puts bytes back, so that the next reads return them first. Replaces bytes that were put
+    /// back earlier.
     pub fn replay(&mut self, bytes: BytesMut) {
         self.handle
             .has_replay_bytes
@@ -435,7 +467,7 @@ impl AsyncRead for QueuedStream {
 }
 
 impl AsyncWrite for QueuedStream {
-    /// Queues, and never waits.
+    /// Appends to the queue and returns at once.
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -454,7 +486,8 @@ impl AsyncWrite for QueuedStream {
         Poll::Ready(Ok(bytes.len()))
     }
 
-    /// Does nothing: pushing is up to the owner of the exchange.
+    /// Does nothing: the owner of the connection flushes it through
+    /// [`ConnectionHandle::flush`].
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -475,7 +508,7 @@ fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
 #[async_trait]
 impl Shutdown for QueuedStream {
     async fn shutdown(&mut self) {
-        // A connection that is broken is closed already.
+        // A broken connection is closed already.
         _ = tokio::io::AsyncWriteExt::shutdown(self).await;
     }
 }

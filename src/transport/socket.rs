@@ -1,4 +1,7 @@
-//! A connected socket, over TCP or in the file system.
+//! A connected TCP or Unix socket, and its two halves.
+//!
+//! This module hides the difference between both kinds of socket. It does not know TLS or HTTP,
+//! and it applies no timeout.
 
 use std::{
     io,
@@ -18,43 +21,46 @@ use tokio::{
 
 use crate::policy::snapshot::EndpointAddress;
 
-/// A connected socket.
+/// A connected socket whose two directions have not been split.
 #[derive(Debug)]
 pub enum Socket {
-    /// Over TCP.
+    /// A connection over TCP.
     Tcp(TcpStream),
-    /// In the file system.
+    /// A connection over a Unix socket.
     Unix(UnixStream),
 }
 
-/// The half that reads.
+/// Read half of a socket. It provides asynchronous reads.
 #[derive(Debug)]
 pub enum SocketReadHalf {
-    /// Over TCP.
+    /// A connection over TCP.
     Tcp(tcp::OwnedReadHalf),
-    /// In the file system.
+    /// A connection over a Unix socket.
     Unix(unix::OwnedReadHalf),
 }
 
-/// The half that writes.
+/// Write half of a socket. It also provides operations on the socket as a whole, such as
+/// readiness, reset and shutdown.
 #[derive(Debug)]
 pub enum SocketWriteHalf {
-    /// Over TCP.
+    /// A connection over TCP.
     Tcp(tcp::OwnedWriteHalf),
-    /// In the file system.
+    /// A connection over a Unix socket.
     Unix(unix::OwnedWriteHalf),
 }
 
 impl Socket {
-    /// Connects to an endpoint.
+    /// Connects to an endpoint, and disables the Nagle algorithm on TCP connections.
     ///
     /// # Errors
-    /// If it is refused or unreachable, or the system gives no socket.
+    /// If the connection is refused, the endpoint is unreachable, or the system has no free
+    /// descriptors.
     pub async fn connect(address: &EndpointAddress) -> io::Result<Self> {
         match address {
             EndpointAddress::Tcp(address) => {
                 let tcp = TcpStream::connect(address).await?;
-                // Requests are pushed when they are complete; waiting for more would only delay them.
+                // Messages are flushed when they are complete, so the Nagle algorithm would
+                // only add delay.
                 _ = tcp.set_nodelay(true);
                 Ok(Self::Tcp(tcp))
             }
@@ -62,7 +68,7 @@ impl Socket {
         }
     }
 
-    /// Takes it apart.
+    /// Splits the socket into halves that can be used at the same time.
     #[must_use]
     pub fn split(self) -> (SocketReadHalf, SocketWriteHalf) {
         match self {
@@ -92,10 +98,11 @@ impl AsyncRead for SocketReadHalf {
 }
 
 impl SocketWriteHalf {
-    /// Writes what the socket takes at once.
+    /// Writes as many bytes as the socket accepts at once, and returns their number.
     ///
     /// # Errors
-    /// If it takes nothing (`WouldBlock`), or is broken.
+    /// `WouldBlock` if the socket accepts nothing now, or another kind if the connection is
+    /// broken.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(writer) => writer.try_write(bytes),
@@ -103,7 +110,10 @@ impl SocketWriteHalf {
         }
     }
 
-    /// Waits until the socket takes more.
+    /// Waits until the socket may accept more bytes.
+    ///
+    /// # Errors
+    /// If the connection is broken.
     pub fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(writer) => writer.as_ref().poll_write_ready(context),
@@ -111,10 +121,10 @@ impl SocketWriteHalf {
         }
     }
 
-    /// Waits until something can be read, or the other side has closed.
+    /// Waits until the socket is readable or the peer has closed the connection.
     ///
     /// # Errors
-    /// If the socket is broken.
+    /// If the connection is broken.
     pub async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Tcp(writer) => writer.as_ref().ready(Interest::READABLE).await.map(drop),
@@ -122,10 +132,10 @@ impl SocketWriteHalf {
         }
     }
 
-    /// Reads what is there.
+    /// Reads available bytes, and returns their number; 0 is the end of the stream.
     ///
     /// # Errors
-    /// If there is nothing (`WouldBlock`), or the socket is broken.
+    /// `WouldBlock` if nothing is available, or another kind if the connection is broken.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(writer) => writer.as_ref().try_read(buffer),
@@ -133,7 +143,9 @@ impl SocketWriteHalf {
         }
     }
 
-    /// Asks the system, not the runtime's memory of it, whether the socket is open and nothing waits to be read.
+    /// Returns `true` if the connection is open and nothing waits to be read.
+    ///
+    /// It queries the kernel, because the readiness that tokio has cached can be outdated.
     #[must_use]
     pub fn is_open_without_input(&self) -> bool {
         let mut probe = [MaybeUninit::uninit(); 1];
@@ -142,33 +154,36 @@ impl SocketWriteHalf {
             .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Reads what the system has, whatever the runtime remembers.
+    /// Reads bytes that the kernel has available, without the readiness that tokio has cached.
     ///
     /// # Errors
-    /// If there is nothing (`WouldBlock`), or the socket is broken.
+    /// `WouldBlock` if nothing is available, or another kind if the connection is broken.
     pub fn try_read_from_os(&self, buffer: &mut [u8]) -> io::Result<usize> {
         io::Read::read(&mut &*self.sock_ref(), buffer)
     }
 
-    /// How many bytes the other side has acknowledged, and how many have come from it, as the system counts them: with one for the opening
-    /// and the closing of the connection. Only of TCP, and only where the system tells.
+    /// Returns the bytes that the peer has acknowledged and the bytes received from it, as the
+    /// kernel counts them (`TCP_INFO`).
+    ///
+    /// SYN and FIN count as one byte each. Returns `None` for Unix sockets, and on systems
+    /// without these counters.
     #[must_use]
     pub fn tcp_byte_counts(&self) -> Option<(u64, u64)> {
         let Self::Tcp(writer) = self else { return None };
         let info = get_tcp_info(writer.as_ref().as_raw_fd()).ok()?;
-        // A system that does not know these fields leaves them at zero, although something was sent.
+        // A kernel without these fields leaves them at zero, although bytes were sent.
         (info.tcpi_bytes_acked > 0).then_some((info.tcpi_bytes_acked, info.tcpi_bytes_received))
     }
 
-    /// Makes the close a reset. If it cannot be, the close is a close.
+    /// Makes the close of the socket a TCP reset. If that fails, the close is a regular one.
     pub fn reset_on_close(&self) {
         _ = self.sock_ref().set_linger(Some(Duration::ZERO));
     }
 
-    /// Says that nothing more will be written.
+    /// Closes the write direction; the peer reads the end of the stream after all bytes.
     ///
     /// # Errors
-    /// If the socket is broken.
+    /// If the connection is broken.
     pub fn shutdown_write(&self) -> io::Result<()> {
         self.sock_ref().shutdown(std::net::Shutdown::Write)
     }

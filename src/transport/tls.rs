@@ -1,32 +1,39 @@
-//! A session of rustls, fed with what the socket gives and asked for what it is to take.
+//! A rustls session without I/O: its user feeds it ciphertext, and takes plaintext and
+//! ciphertext from it.
 //!
-//! rustls keeps at most one record of plaintext at a time, so that what was read from the socket beyond it waits here.
+//! It decides when ciphertext is decrypted. It does not know the socket, certificate files or
+//! policies.
+//!
+//! rustls buffers at most about one record of plaintext (16 KiB) and refuses ciphertext beyond
+//! that. Ciphertext that was read from the socket earlier is retained here until the plaintext
+//! has been consumed.
 
 use std::io::{self, BufRead, Read, Write};
 
 use bytes::{Buf, BufMut, BytesMut};
 use rustls::{Connection, pki_types::CertificateDer};
 
-/// One side's session.
+/// TLS session of one connection, as client or as server.
 #[derive(Debug)]
 pub(super) struct TlsSession {
     connection: Connection,
-    /// What was read from the socket and not taken in yet.
+    /// Ciphertext that was read from the socket and that rustls has not accepted yet.
     unprocessed_records: BytesMut,
 }
 
-/// What a session has to offer.
+/// Result of an attempt to read plaintext.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TlsReadOutcome {
-    /// So many bytes of plaintext; none is the end of the stream.
+    /// Number of bytes of plaintext; 0 is the end of the stream.
     Plaintext(usize),
-    /// Nothing, until more is read from the socket.
+    /// No plaintext is available before more ciphertext is fed.
     NeedsInput,
 }
 
 impl TlsSession {
     pub(super) fn new(mut connection: Connection) -> Self {
-        // The queue of the wire is bounded by its users, and this is a part of it.
+        // The output queue, which its users bound, includes the output of this session. A
+        // second limit could fail writes.
         connection.set_buffer_limit(None);
         Self {
             connection,
@@ -34,17 +41,17 @@ impl TlsSession {
         }
     }
 
-    /// Whether the two sides have not agreed yet.
+    /// Returns `true` while the handshake is incomplete.
     pub(super) fn is_handshaking(&self) -> bool {
         self.connection.is_handshaking()
     }
 
-    /// The protocol that the two sides agreed on.
+    /// Returns the negotiated ALPN protocol, if any.
     pub(super) fn alpn_protocol(&self) -> Option<Vec<u8>> {
         self.connection.alpn_protocol().map(<[u8]>::to_vec)
     }
 
-    /// The certificate of the other side.
+    /// Returns the leaf certificate of the peer, if it presented one.
     pub(super) fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
         self.connection
             .peer_certificates()?
@@ -52,10 +59,12 @@ impl TlsSession {
             .map(|certificate| certificate.clone().into_owned())
     }
 
-    /// Takes in what was read from the socket; nothing is its end. What is to be said to that goes to `queue`.
+    /// Accepts ciphertext from the socket; an empty slice marks the end of the stream. Output
+    /// for the peer is appended to `queue`.
     ///
     /// # Errors
-    /// If the other side breaks the protocol or is not trusted; an alert is in the queue then.
+    /// If the peer violates the protocol or is not trusted. The alert for the peer is then in
+    /// `queue`.
     pub(super) fn feed(&mut self, bytes: &[u8], queue: &mut BytesMut) -> io::Result<()> {
         if bytes.is_empty() {
             self.connection.read_tls(&mut io::empty())?;
@@ -65,10 +74,11 @@ impl TlsSession {
         self.process_records(queue)
     }
 
-    /// What can be read now; it stays where it is.
+    /// Returns how much plaintext can be read now, without consuming it. Decrypts retained
+    /// ciphertext if needed.
     ///
     /// # Errors
-    /// If the stream ended without saying so, or as for [`Session::feed`].
+    /// If the stream ended without `close_notify`, or as for [`TlsSession::feed`].
     pub(super) fn peek_plaintext(&mut self, queue: &mut BytesMut) -> io::Result<TlsReadOutcome> {
         loop {
             match self.connection.reader().fill_buf() {
@@ -82,10 +92,10 @@ impl TlsSession {
         }
     }
 
-    /// Reads plaintext.
+    /// Reads plaintext into `buffer` and returns the number of bytes.
     ///
     /// # Errors
-    /// As for [`Session::peek`].
+    /// As for [`TlsSession::peek_plaintext`].
     pub(super) fn read_plaintext(
         &mut self,
         buffer: &mut [u8],
@@ -101,19 +111,19 @@ impl TlsSession {
         }
     }
 
-    /// Writes plaintext; what is to be sent for it goes to `queue`.
+    /// Encrypts plaintext and appends the ciphertext to `queue`.
     pub(super) fn write_plaintext(&mut self, bytes: &[u8], queue: &mut BytesMut) -> io::Result<()> {
         self.connection.writer().write_all(bytes)?;
         self.flush(queue)
     }
 
-    /// Says that nothing more will be written.
+    /// Appends a `close_notify` alert to `queue`. No plaintext can be written after it.
     pub(super) fn send_close_notify(&mut self, queue: &mut BytesMut) -> io::Result<()> {
         self.connection.send_close_notify();
         self.flush(queue)
     }
 
-    /// Moves what is to be sent to `queue`.
+    /// Moves pending output of rustls to `queue`.
     pub(super) fn flush(&mut self, queue: &mut BytesMut) -> io::Result<()> {
         while self.connection.wants_write() {
             self.connection.write_tls(&mut queue.writer())?;
@@ -121,7 +131,8 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Takes in records until there is plaintext or no whole record is left.
+    /// Processes retained ciphertext until plaintext is available or no complete record is
+    /// left.
     fn process_records(&mut self, queue: &mut BytesMut) -> io::Result<()> {
         while !self.unprocessed_records.is_empty() && self.is_plaintext_drained() {
             if !self.process_available(queue)? {
@@ -131,7 +142,8 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Whether all plaintext has been read, so that more may be made.
+    /// Returns `true` if no decrypted plaintext is waiting, so that rustls accepts further
+    /// ciphertext.
     fn is_plaintext_drained(&mut self) -> bool {
         self.connection
             .reader()
@@ -144,7 +156,7 @@ impl TlsSession {
         self.connection
             .read_tls(&mut (&mut self.unprocessed_records).reader())?;
         let processed = self.connection.process_new_packets();
-        // An alert for the other side may be waiting, whatever happened.
+        // An alert for the peer may be pending, also after an error.
         self.flush(queue)?;
         processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok(self.unprocessed_records.len() < before)

@@ -181,7 +181,7 @@ fn every_kind_of_rejection_records_its_values() {
         (
             silent.address,
             format!("fallback: {{triggers: [Timeout], response: {{}}}}, {short}"),
-            "answered instead: what the fallback says",
+            "answered instead: the fixed response of the fallback",
         ),
     ];
     for (address, section, expected) in table {

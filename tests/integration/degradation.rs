@@ -163,9 +163,10 @@ fn a_fallback_backend_receives_the_same_request_under_its_own_policy() {
         "it is the first that this backend sees"
     );
     drop(healthy);
-    eventually("what the fallback says is what there is", || {
-        sidecar.get("/").status == 502
-    });
+    eventually(
+        "the fixed response of the fallback is what there is",
+        || sidecar.get("/").status == 502,
+    );
 }
 
 #[test]

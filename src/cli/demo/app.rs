@@ -1,4 +1,6 @@
-//! The app of the demo: answers, and fails when told to.
+//! The embedded app of the demo, which responds normally or with a fault that can be switched.
+//!
+//! Faults are set by the scenario or with `POST /fault/{none,errors,slow}`.
 
 use std::{
     io,
@@ -20,18 +22,18 @@ use axum::{
 
 use crate::clock;
 
-/// What is wrong with the app.
+/// Fault that the app injects into its responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DemoFault {
-    /// Nothing.
+    /// The app responds normally.
     None,
-    /// Every answer is a 503.
+    /// Every response has status 503.
     Errors,
-    /// Every answer takes two seconds.
+    /// Every response takes two seconds.
     Slow,
 }
 
-/// The switch.
+/// Current fault, shared by the app and the scenario of the demo.
 #[derive(Debug, Default)]
 pub(super) struct FaultSwitch {
     fault: AtomicU8,
@@ -57,7 +59,7 @@ impl FaultSwitch {
     }
 }
 
-/// Starts the app on any port.
+/// Starts the app on a free loopback port and returns its address.
 pub(super) async fn start(faults: Arc<FaultSwitch>) -> io::Result<SocketAddr> {
     let router = Router::new()
         .route("/", get(hello).post(hello))
@@ -87,7 +89,7 @@ async fn hello(State(faults): State<Arc<FaultSwitch>>) -> Response {
     }
 }
 
-/// Fails every other time.
+/// Fails every second request, so that a retry succeeds.
 async fn flaky(State(faults): State<Arc<FaultSwitch>>) -> Response {
     match faults.flaky_requests.fetch_add(1, Ordering::Relaxed) % 2 {
         0 => (StatusCode::SERVICE_UNAVAILABLE, "not this time\n").into_response(),

@@ -1,4 +1,4 @@
-//! The load of the demo: a few callers with a steady pace.
+//! The load of the demo: eight clients that send requests at a steady rate.
 
 use std::{
     net::SocketAddr,
@@ -16,24 +16,24 @@ use tokio::{
 
 use crate::clock;
 
-/// Callers, and the pause of each between two requests: together about 80 requests a second.
+/// Number of clients. With the interval below, they send about 80 requests per second in total.
 const CLIENTS: u64 = 8;
 const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What callers have seen so far.
+/// Results that the clients have observed since the start of the demo.
 #[derive(Debug, Default)]
 pub(super) struct LoadCounters {
-    /// Answers of the app's that are good.
+    /// Responses with a 2xx status.
     pub(super) succeeded: AtomicU64,
-    /// Answers of the app's that are failures, and broken connections.
+    /// Other responses of the app, and broken connections.
     pub(super) failed: AtomicU64,
-    /// Refusals of the sidecar's.
+    /// Responses that the sidecar generated, by their `x-outrigger-reason` header.
     pub(super) rejected: AtomicU64,
-    /// The time of the last answer, in microseconds.
+    /// Duration of the last request, in microseconds.
     pub(super) last_micros: AtomicU64,
 }
 
-/// A running load; ends when it is dropped.
+/// A running load, which ends when it is dropped.
 #[derive(Debug)]
 pub(super) struct DemoLoad {
     pub(super) counters: Arc<LoadCounters>,
@@ -78,7 +78,9 @@ async fn run_client(address: SocketAddr, counters: Arc<LoadCounters>) {
     }
 }
 
-/// One request; the whole answer, or nothing if the connection broke. Answers here are small and come in one piece or two.
+/// Sends one request and returns the whole response, or `None` if the connection broke.
+///
+/// It reads until the body has the length that the head announces.
 async fn send_request(connection: &mut Option<TcpStream>, address: SocketAddr) -> Option<String> {
     if connection.is_none() {
         *connection = TcpStream::connect(address).await.ok();

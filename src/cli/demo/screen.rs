@@ -1,4 +1,7 @@
-//! What the demo shows: an introduction, each event as it happens, and on a terminal one live line.
+//! The output of the demo: an introduction, each event, and one status line.
+//!
+//! On a terminal, the status line is updated in place. Otherwise it is printed every five
+//! seconds.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -17,7 +20,7 @@ use crate::{
     telemetry::{EventRecord, event::Event, metrics::breaker_state_name},
 };
 
-/// The screen.
+/// Writes the output of the demo to standard output.
 pub(super) struct Screen {
     state: Arc<State>,
     events: broadcast::Receiver<EventRecord>,
@@ -59,12 +62,12 @@ impl Screen {
         ));
     }
 
-    /// Shows a line of the story.
+    /// Prints an announcement of the scenario.
     pub(super) fn print_announcement(&mut self, text: &str) {
         self.print_line(&format!("** {text}"));
     }
 
-    /// Shows what happened since the last frame, and the live line.
+    /// Prints the events since the last call, and updates the status line if there is a load.
     pub(super) fn draw(&mut self, load: Option<&DemoLoad>, fault: DemoFault) {
         while let Ok(event) = self.events.try_recv() {
             if !matches!(*event.event, Event::AdminActed { .. }) {
@@ -99,7 +102,7 @@ impl Screen {
         }
     }
 
-    /// Leaves the terminal tidy.
+    /// Ends the status line, so that the shell prompt starts on a new line.
     pub(super) fn finish(&self) {
         if self.is_terminal {
             print("");
@@ -119,7 +122,7 @@ fn print(text: &str) {
 
 fn write_raw(text: &str) {
     let mut out = std::io::stdout().lock();
-    // Whoever closed the pipe wants no more.
+    // The reader has closed the pipe, so it needs no more output.
     _ = out.write_all(text.as_bytes());
     _ = out.flush();
 }

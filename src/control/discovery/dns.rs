@@ -1,10 +1,17 @@
-//! Endpoints behind a name: A, AAAA and SRV, with the time until which the answer holds.
+//! Resolves a DNS name to endpoints: A, AAAA and SRV records, with the time at which the
+//! response expires.
 //!
-//! Both families of addresses are asked for by themselves, and a failure of one is a failure of all: else one lost packet would look
-//! as if half of the endpoints had left. That a family has no addresses is no failure, and some name servers cannot even say that
-//! (RFC 4074): a family that never had any does not count. With a search list a name may be found further up for one family and
-//! not at all for the other, so that only both together can say that it does not exist. How long an answer holds is its TTL, within
-//! the bounds of the policy.
+//! This module decides which combinations of responses count as a result. It does not know the
+//! previous endpoints or the TTL bounds of the policy; its caller applies both.
+//!
+//! - The resolver queries A and AAAA separately. If one of the two fails, the whole lookup
+//!   fails. Otherwise one lost packet would look as if half of the endpoints had disappeared.
+//! - A response without records for one family is not a failure.
+//! - Some name servers cannot express "no such records" (RFC 4074). The failure of a family is
+//!   therefore ignored under two conditions: the family has never returned an address for the
+//!   backend, and the other family has returned one.
+//! - With a search list, each family may resolve at a different suffix. A name counts as not
+//!   found only if neither family has addresses and neither has failed.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,31 +34,32 @@ use crate::{
     policy::snapshot::{DnsSpec, EndpointAddress, EndpointSpec},
 };
 
-/// How long one question to a name server may take.
+/// Timeout of one DNS query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often it is asked again.
+/// Retries of one DNS query after its first failure, as hickory-resolver counts them.
 const QUERY_ATTEMPTS: usize = 2;
 
-/// Names that one SRV answer may lead to; more are a mistake.
+/// Maximum number of SRV records in a response. A larger response is rejected as a
+/// misconfiguration.
 const MAX_SRV_TARGETS: usize = 1_000;
 
-/// Names that are looked up at once.
+/// Maximum number of SRV targets that are resolved concurrently.
 const MAX_PARALLEL_LOOKUPS: usize = 16;
 
-/// Which families of addresses a name has had.
+/// Address families that have returned at least one address since the discovery task started.
 #[derive(Debug, Default)]
 pub(super) struct SeenAddressFamilies {
     v4: bool,
     v6: bool,
 }
 
-/// Why there are no addresses.
+/// Reason why a lookup returned no addresses.
 #[derive(Debug)]
 enum DnsError {
-    /// The name server says that there are none.
+    /// The name server states that the name or its records do not exist.
     NotFound(String),
-    /// It says nothing that could be understood.
+    /// The query failed: timeout, network error or server failure.
     Failed(String),
 }
 
@@ -63,7 +71,7 @@ impl DnsError {
     }
 }
 
-/// Asks name servers.
+/// DNS client with one resolver per address family. It caches nothing.
 #[derive(Debug, Clone)]
 pub(super) struct Resolver {
     v4: TokioResolver,
@@ -71,7 +79,7 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// Makes a resolver that asks this name server, or those of the system.
+    /// Creates a resolver for `name_server`, or for the system configuration if that is `None`.
     pub(super) fn new(name_server: Option<SocketAddr>) -> Result<Self, String> {
         let make = |strategy| {
             build_resolver(name_server, strategy)
@@ -83,7 +91,8 @@ impl Resolver {
         })
     }
 
-    /// The endpoints of a name.
+    /// Resolves the name of a backend. With a port it queries A and AAAA, without a port it
+    /// queries SRV.
     pub(super) async fn resolve_endpoints(
         &self,
         spec: &DnsSpec,
@@ -111,7 +120,8 @@ impl Resolver {
         AddressLookups { v4, v6 }
     }
 
-    /// The targets of a service (RFC 2782): each with its port, weight and priority.
+    /// Resolves SRV records (RFC 2782) and the addresses of their targets. Each endpoint takes
+    /// port, weight and priority from its record.
     async fn resolve_srv(
         &self,
         name: &str,
@@ -148,7 +158,7 @@ impl Resolver {
             let addresses =
                 match address_lookups.into_addresses(&service.target.to_string(), seen_families) {
                     Ok(addresses) => addresses,
-                    // One that has just gone is no reason to give up the others.
+                    // A target that was just removed must not invalidate the other targets.
                     Err(DnsError::NotFound(message)) => {
                         missing = Some(message);
                         continue;
@@ -156,7 +166,8 @@ impl Resolver {
                     Err(DnsError::Failed(message)) => return Err(message),
                 };
             valid_until = valid_until.min(addresses.valid_until);
-            // Counted from 0, so that they are like those that are written; a weight of 0 is the smallest there is.
+            // SRV priorities are mapped to 0, 1, 2 and so on, like the priorities in a policy.
+            // An SRV weight of 0 becomes 1, the smallest weight.
             let priority =
                 u32::try_from(priorities.partition_point(|earlier| *earlier < service.priority))
                     .unwrap_or(u32::MAX);
@@ -181,7 +192,8 @@ impl Resolver {
         })
     }
 
-    /// Looks up several targets, some at once.
+    /// Resolves the addresses of all targets, at most [`MAX_PARALLEL_LOOKUPS`] at a time. The
+    /// order of the targets is preserved.
     async fn lookup_srv_targets<'a>(&self, services: &[&'a SRV]) -> Vec<(&'a SRV, AddressLookups)> {
         let mut all = Vec::with_capacity(services.len());
         for chunk in services.chunks(MAX_PARALLEL_LOOKUPS) {
@@ -204,20 +216,21 @@ impl Resolver {
     }
 }
 
-/// What name servers said of a name.
+/// Responses to the A and AAAA queries for one name.
 struct AddressLookups {
     v4: Result<LookupIp, NetError>,
     v6: Result<LookupIp, NetError>,
 }
 
-/// The addresses of a name, and until when they are.
+/// Addresses of one name, and the time at which the first of its responses expires.
 struct ResolvedAddresses {
     ip_addresses: BTreeSet<IpAddr>,
     valid_until: Instant,
 }
 
 impl AddressLookups {
-    /// What is to be made of it, given the families that the name has had.
+    /// Merges both families into one result, and records in `seen_families` which of them
+    /// returned addresses.
     fn into_addresses(
         self,
         name: &str,

@@ -1,4 +1,9 @@
-//! Active health checks: one task per endpoint that is to be checked.
+//! Active health checks: one task for each endpoint of a backend with an active check.
+//!
+//! This module decides when an endpoint is checked and whether one check passes. It also
+//! derives the readiness of the app from the checks of the required backend. Thresholds are
+//! applied in [`crate::resilience::health`]. The module does not know proxied traffic, and it
+//! does not select endpoints.
 
 use std::{
     collections::HashMap,
@@ -32,10 +37,11 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// What is read of an answer in search of the expected words.
+/// Maximum number of bytes of a response body that are read, to find the expected text or to
+/// relay a probe response.
 pub(crate) const MAX_CHECK_BODY_BYTES: usize = 4 << 10;
 
-/// How an endpoint is spoken to.
+/// Protocol and TLS settings with which an endpoint is checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ProbeTransport {
     protocol: Protocol,
@@ -43,7 +49,7 @@ pub(crate) struct ProbeTransport {
 }
 
 impl ProbeTransport {
-    /// To the endpoints of a backend.
+    /// Returns the transport that proxied requests to the backend use.
     pub(crate) fn from_backend(backend: &BackendSpec) -> Self {
         Self {
             protocol: backend.protocol,
@@ -52,7 +58,7 @@ impl ProbeTransport {
     }
 }
 
-/// What an answer to a check says.
+/// Response to a health check or app probe over HTTP.
 pub(crate) struct ProbeResponse {
     pub(crate) status: u16,
     headers: HeaderMap,
@@ -71,11 +77,16 @@ impl Drop for RunningCheck {
     }
 }
 
-/// The first checks of so many endpoints are spread over so long for each of them, up to a second: else a start would dial all at once.
+/// Spread of first checks per endpoint of a backend. With `n` endpoints, first checks are
+/// spread over `n` milliseconds, at most [`MAX_INITIAL_DELAY`], so that a start does not open
+/// all connections at once.
 const INITIAL_DELAY_PER_ENDPOINT: Duration = Duration::from_millis(1);
+/// Upper limit of the time over which first checks are spread.
 const MAX_INITIAL_DELAY: Duration = Duration::from_secs(1);
 
-/// Keeps one checking task for each endpoint of the policies in force.
+/// Runs one check task for each endpoint with an active check, and follows policy changes.
+///
+/// Returns only if a check task panicked or the policy can no longer change.
 pub(crate) async fn run_active_checks(state: Arc<State>, mut generations: watch::Receiver<u64>) {
     let mut tasks = JoinSet::new();
     let mut running: HashMap<u64, RunningCheck> = HashMap::new();
@@ -137,7 +148,8 @@ async fn run_check_loop(
             checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
         let is_draining = head
             .is_some_and(|head| observe_peer_lifecycle(&state, &backend, &endpoint, &head, began));
-        // Who leaves may say no already; that is no illness.
+        // A draining endpoint may fail its checks. That failure says nothing about its health
+        // and is not recorded.
         if (result.is_ok() || !is_draining)
             && let Some(health) = endpoint.record_check(&spec.thresholds, &result, clock::now())
         {
@@ -155,7 +167,7 @@ async fn run_check_loop(
             readiness_gates::update_conditions(&state);
         }
         let now = clock::now();
-        // Drawn around its value, so that many sidecars do not check in step.
+        // Jitter keeps many sidecars from checking in step.
         let interval = interval(&spec, endpoint.health(), result.is_ok());
         let next =
             now.max(began + interval.mul_f64(1.0 + spec.jitter * (2.0 * fastrand::f64() - 1.0)));
@@ -168,7 +180,8 @@ async fn run_check_loop(
     }
 }
 
-/// Leaves alone who is leaving, and asks again who is not any more; whether it is leaving.
+/// Applies the lifecycle headers of a check response: marks the endpoint as draining, or clears
+/// that mark. Returns whether the endpoint reports that it is draining.
 fn observe_peer_lifecycle(
     state: &State,
     backend: &Arc<str>,
@@ -197,7 +210,8 @@ fn observe_peer_lifecycle(
     is_draining
 }
 
-/// How long until the next check: sooner where a result differs from what is known, so that a change is confirmed soon.
+/// Returns the time until the next check. A result that contradicts the known health, or a
+/// first result, is confirmed after `edge_interval`.
 fn interval(spec: &ActiveCheckSpec, health: Health, has_passed: bool) -> Duration {
     match (health, has_passed) {
         (Health::Healthy, false) | (Health::Unhealthy, true) | (Health::Unknown, _) => {
@@ -208,7 +222,7 @@ fn interval(spec: &ActiveCheckSpec, health: Health, has_passed: bool) -> Duratio
     }
 }
 
-/// Looks anew who of a backend may be picked.
+/// Recomputes which endpoints of a backend can be selected.
 fn refresh_selectable_endpoints(state: &State, backend: &Arc<str>) {
     let active_policy = state.active_policy.load();
     if let Some(found) = active_policy
@@ -220,8 +234,12 @@ fn refresh_selectable_endpoints(state: &State, backend: &Arc<str>) {
     }
 }
 
-/// Readiness by the required backend: any of its endpoints is healthy, and at the start its check has passed so many times in a
-/// row, and then so long ago. Says when that will be, if it is only a matter of time.
+/// Updates the app readiness condition if `backend` is the required backend.
+///
+/// The condition is met if an endpoint of the backend is healthy. At startup, that endpoint
+/// must also have passed `success_threshold` consecutive checks, and `startup_delay` must have
+/// elapsed since then. Returns the time at which the condition will be met, if only that delay
+/// is missing.
 fn update_app_readiness(state: &State, backend: &Arc<str>, now: Instant) -> Option<Instant> {
     let active_policy = state.active_policy.load();
     let LifecycleSpec {
@@ -336,7 +354,10 @@ async fn run_check(
     }
 }
 
-/// Only connects.
+/// Passes if a connection, including TLS if configured, can be established.
+///
+/// # Errors
+/// The message of the failed connection attempt.
 pub(crate) async fn check_tcp_connect(
     state: &State,
     endpoint: &EndpointState,
@@ -347,7 +368,11 @@ pub(crate) async fn check_tcp_connect(
         .map(drop)
 }
 
-/// Asks a path, in the protocol that the backend speaks.
+/// Sends a `GET` request over HTTP/1 or HTTP/2, depending on the protocol of the backend.
+///
+/// # Errors
+/// A message for a failed connection, an invalid request or an invalid response. Any status is
+/// a success.
 pub(crate) async fn send_get(
     state: &State,
     endpoint: &EndpointState,

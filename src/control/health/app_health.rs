@@ -1,7 +1,9 @@
-//! Asking the app its own probes, for whoever probes it through the admin server.
+//! Relays app probes: requests to the admin server that check the app itself.
 //!
-//! However many ask, the app is asked one thing once at a time, and what it said is given again for a moment: whoever asks all the time costs the app
-//! nothing, and keeps nobody's probe waiting.
+//! This module decides how often the app is probed. Concurrent probes of the same path share
+//! one request, and its result is cached for a short time. Clients that probe continuously
+//! therefore cause little load on the app and do not delay the probes of others. The module
+//! does not know who sends a probe, and it does not affect readiness.
 
 use std::{
     collections::HashMap,
@@ -18,18 +20,19 @@ use crate::{
     state::{State, instance::command::AppProbeResponse},
 };
 
-/// How long an answer is given again.
+/// Time for which a probe result is cached.
 const CACHE_TTL: Duration = Duration::from_millis(500);
 
-/// Who may wait for one answer at once.
+/// Maximum number of concurrent clients that wait for one probe. Further ones are rejected.
 const MAX_WAITERS: usize = 256;
 
-/// What is asked: a path, or only whether it takes connections.
+/// Path of a probe; `None` only checks whether the app accepts connections.
 type AppProbePath = Option<Arc<str>>;
 
 type AppProbeResult = Result<AppProbeResponse, String>;
 
-/// The probes that are out, and what was said last. There are as many as the policy has paths.
+/// Pending probes and cached results. The number of entries is bounded by the number of probe
+/// paths in the policy.
 #[derive(Debug)]
 pub(crate) struct AppProbeCache {
     state: Arc<State>,
@@ -39,7 +42,7 @@ pub(crate) struct AppProbeCache {
 }
 
 impl AppProbeCache {
-    /// None is out.
+    /// Creates an empty cache.
     pub(crate) fn new(state: Arc<State>) -> Self {
         Self {
             state,
@@ -49,7 +52,8 @@ impl AppProbeCache {
         }
     }
 
-    /// Asks, or waits for what is asked already; who is one too many is told by the end of `reply`.
+    /// Responds from the cache, joins a pending probe, or sends a new one. If too many clients
+    /// wait already, `reply` is dropped.
     pub(crate) fn send_probe(
         &mut self,
         backend: Arc<str>,
@@ -60,7 +64,7 @@ impl AppProbeCache {
         self.cached
             .retain(|_, (at, _)| now.saturating_duration_since(*at) < CACHE_TTL);
         if let Some((_, result)) = self.cached.get(&probe) {
-            // Whoever asked may have left.
+            // The requester may have disconnected; its receiver is then closed.
             _ = reply.send(result.clone());
             return;
         }
@@ -77,14 +81,18 @@ impl AppProbeCache {
         }
     }
 
-    /// Waits for an answer, and gives it to all who wait for it; for ever, if none is out. Can be dropped and begun again at any time.
+    /// Waits for the next probe result, sends it to all waiting clients and caches it. Stays
+    /// pending while no probe runs.
+    ///
+    /// Cancel safe: the caller can drop the future and call again.
     pub(crate) async fn publish_next_result(&mut self) {
-        // A call that panicked has said so; who waits for it is told when this ends.
+        // The panic hook has already reported a panic in a probe. The waiting clients get no
+        // response before this cache is dropped.
         let Some(Ok((probe, result))) = self.calls.join_next().await else {
             return std::future::pending().await;
         };
         for reply in self.waiters.remove(&probe).into_iter().flatten() {
-            // Whoever asked may have left.
+            // The requester may have disconnected; its receiver is then closed.
             _ = reply.send(result.clone());
         }
         self.cached.insert(probe, (clock::now(), result));

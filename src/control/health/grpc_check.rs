@@ -1,7 +1,8 @@
-//! Asking the health service of gRPC: one call of `grpc.health.v1.Health/Check`.
+//! Checks the gRPC health service with one call of `grpc.health.v1.Health/Check`.
 //!
-//! The request is one message with one string, the answer one with one number; that is less than a library for it would be. What
-//! passes is the status SERVING and nothing else (grpc/grpc, `doc/health-checking.md`).
+//! The request holds one string and the response holds one number, so this module encodes them
+//! itself instead of using a gRPC library. Only the status `SERVING` passes (grpc/grpc,
+//! `doc/health-checking.md`). The module does not know thresholds or intervals.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request, header};
@@ -11,16 +12,17 @@ use crate::{
     transport::queued_stream::QueuedStream,
 };
 
-/// An answer is one small message; more is none.
+/// Maximum size in bytes of a response. A valid response is one message of a few bytes.
 const MAX_RESPONSE_BYTES: usize = 1 << 10;
 
-/// SERVING, of `HealthCheckResponse.ServingStatus`.
+/// Value of `SERVING` in `HealthCheckResponse.ServingStatus`.
 const SERVING: u8 = 1;
 
-/// Asks on a new connection.
+/// Sends a health check for `service` on a new connection. An empty name checks the process as
+/// a whole.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// A message for an invalid request, a name of more than 125 bytes, or a failed call.
 pub(crate) async fn send_check(
     connection: QueuedStream,
     authority: &str,
@@ -45,10 +47,11 @@ pub(crate) async fn send_check(
     .await
 }
 
-/// Whether the service says that it serves.
+/// Returns `Ok` if the response has the status `SERVING`.
 ///
 /// # Errors
-/// What it says else, in words.
+/// A message with the HTTP status, the gRPC status or the serving status that was received
+/// instead.
 pub(crate) fn evaluate_response(response: &http2_call::Http2Response) -> Result<(), String> {
     if response.status != 200 {
         return Err(format!("status {}", response.status));
@@ -64,7 +67,7 @@ pub(crate) fn evaluate_response(response: &http2_call::Http2Response) -> Result<
     }
 }
 
-/// Fails if the call did.
+/// Fails if `headers` contain a `grpc-status` other than 0.
 fn check_grpc_status(headers: &HeaderMap) -> Result<(), String> {
     match headers
         .get("grpc-status")
@@ -83,7 +86,8 @@ fn check_grpc_status(headers: &HeaderMap) -> Result<(), String> {
     }
 }
 
-/// `HealthCheckRequest { string service = 1; }`, in the frame of gRPC: a flag and four bytes of length.
+/// Encodes `HealthCheckRequest { string service = 1; }` with the gRPC prefix: one flag byte and
+/// four bytes of length.
 fn encode_request(service: &str) -> Result<Bytes, String> {
     let length = u8::try_from(service.len())
         .ok()
@@ -100,7 +104,8 @@ fn encode_request(service: &str) -> Result<Bytes, String> {
     Ok(message.freeze())
 }
 
-/// `HealthCheckResponse { ServingStatus status = 1; }`; an empty message is 0, which is UNKNOWN.
+/// Decodes `HealthCheckResponse { ServingStatus status = 1; }`. An empty message has the value
+/// 0, which is `UNKNOWN`.
 fn decode_serving_status(frame: &[u8]) -> Option<u8> {
     let (head, message) = frame.split_at_checked(5)?;
     let length = usize::try_from(u32::from_be_bytes(head[1..].try_into().ok()?)).ok()?;

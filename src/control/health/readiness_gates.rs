@@ -1,4 +1,9 @@
-//! Readiness by other backends, where the policy wants it: of each at least one endpoint is known to be well.
+//! Readiness gates: conditions that require at least one healthy and available endpoint of
+//! other backends.
+//!
+//! A policy lists these backends. This module decides whether each condition is met. It does
+//! not check endpoints itself; it reads the health that active checks and outlier detection
+//! have recorded.
 
 use std::sync::Arc;
 
@@ -8,14 +13,15 @@ use crate::{
     state::{State, active_policy::ActivePolicy, topology::backend::BackendState},
 };
 
-/// What the names of these conditions begin with.
+/// Prefix of the names of these conditions. It tells them apart from conditions of other
+/// modules.
 const CONDITION_PREFIX: &str = "backend-available:";
 
-/// Looks at all of them.
+/// Updates the conditions of all readiness gates in the active policy.
 pub(crate) fn update_conditions(state: &State) {
     let (active_policy, now) = (state.active_policy.load(), clock::now());
     for backend in gated_backends(&active_policy) {
-        // Before its first check nobody knows.
+        // An endpoint without a completed check has the health `Unknown` and does not count.
         let healthy_count = backend
             .endpoints
             .iter()
@@ -36,7 +42,8 @@ pub(crate) fn update_conditions(state: &State) {
     }
 }
 
-/// Takes those back that the policies no longer want, and looks at those that they want.
+/// Removes the conditions of gates that the active policy no longer contains, and updates the
+/// others.
 pub(crate) fn reconcile(state: &State) {
     let active_policy = state.active_policy.load();
     let is_gone = |condition: &str| {

@@ -1,7 +1,9 @@
-//! Asking a server of Envoy's rate limit protocol, `envoy.service.ratelimit.v3`.
+//! Client of the Envoy rate limit protocol, `envoy.service.ratelimit.v3`.
 //!
-//! The messages are those fields of the published ones that are used here, with their numbers. A limit travels with each request, as an
-//! override, so that the server needs to know the domain and nothing else.
+//! This module translates bucket requests into calls of `ShouldRateLimit`. Its messages contain
+//! only the fields that are used, with their published numbers. Each request carries its limit
+//! as an override, so that the service needs to know only the domain. The module does not
+//! retry, and it does not decide when to reconnect.
 
 use std::{sync::Arc, time::Duration};
 
@@ -97,7 +99,7 @@ struct DescriptorStatus {
     duration_until_reset: Option<ProtoDuration>,
 }
 
-/// `google.protobuf.Duration`.
+/// The well-known message `google.protobuf.Duration`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct ProtoDuration {
     #[prost(int64, tag = "1")]
@@ -106,7 +108,8 @@ struct ProtoDuration {
     nanos: i32,
 }
 
-/// A connection. That it is gone is noticed by whoever asks on it next.
+/// Connection to a rate limit service. The loss of the connection becomes visible with the next
+/// request.
 #[derive(Debug, Clone)]
 pub(super) struct RateLimitServiceEngine {
     channel: Channel,
@@ -139,14 +142,15 @@ impl RateLimitServiceEngine {
     }
 }
 
-/// An error with what caused it, which is what helps.
+/// Returns the message of the innermost cause, which is the most specific one.
 fn describe_root_cause(error: &dyn std::error::Error) -> String {
     error
         .source()
         .map_or_else(|| error.to_string(), describe_root_cause)
 }
 
-/// The connection is lost if a call failed on its way, and not by what the service said, or because it said nothing in time.
+/// Classifies a failed call. The connection counts as lost if the transport failed, but not for
+/// a status of the service or a timeout.
 fn to_engine_fault(status: &Status) -> EngineFault {
     let is_lost =
         std::error::Error::source(status).is_some_and(|source| !source.is::<TimeoutExpired>());
@@ -161,7 +165,8 @@ impl RateLimitEngine for RateLimitServiceEngine {
         let (mut grpc, domain) = (Grpc::new(self.channel.clone()), self.domain.to_string());
         Box::pin(async move {
             let mut verdicts = BucketResults::with_capacity(quota_requests.len());
-            // One call per rule: within one, all descriptors are charged the same, and those behind one that refuses would be charged too.
+            // Each rule is a separate call. Within one call all descriptors share one cost, and
+            // a rejecting descriptor does not keep the following ones from being charged.
             for ask in quota_requests {
                 grpc.ready().await.map_err(|error| EngineFault {
                     reason: describe_root_cause(&error),
@@ -217,8 +222,10 @@ fn build_request(domain: String, ask: &BucketRequest) -> RateLimitRequest {
     }
 }
 
+/// Converts a response into a grant or a rejection.
+///
 /// # Errors
-/// If the answer says neither yes nor no.
+/// If the overall code is neither `OK` nor `OVER_LIMIT`.
 fn parse_response(
     response: &RateLimitResponse,
     quota: QuotaSpec,
@@ -233,7 +240,8 @@ fn parse_response(
     });
     let reset = reset.unwrap_or(Duration::from_secs(quota.unit_seconds.get()));
     match response.overall_code() {
-        // A domain without this limit counts nothing, and tells of nothing left.
+        // A service that does not apply the limit returns no status. The full burst then counts
+        // as remaining.
         RateLimitCode::Ok => Ok(Ok(RateLimitGrant {
             wait: Duration::ZERO,
             remaining: status.map_or_else(|| quota.burst.get(), |status| status.limit_remaining),

@@ -1,7 +1,8 @@
-//! Asking a Redis.
+//! Rate limit engine on Redis.
 //!
-//! All requests share one connection: what they ask while an answer is on its way goes out together. The buckets follow Redis's own
-//! clock, so that the clocks of the instances do not matter, and each changes in one step there.
+//! This module executes bucket requests as one atomic script. All requests share one
+//! multiplexed connection. The script uses the clock of Redis, so that clock differences
+//! between instances have no effect. The module does not decide when to reconnect.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +19,13 @@ use crate::{
     },
 };
 
-/// GCRA: a bucket is the time at which it will be full again, in microseconds since a day in 2023; the smaller the
-/// numbers, the finer they are.
-/// Buckets are asked in turn, and those behind one that refuses are not: who is refused by its own drains none that all share. Lua would
-/// round numbers when it makes text of them, so they are written out.
+/// GCRA script. A bucket is the time at which it is full again, in microseconds since
+/// 2023-11-14 22:13:20 UTC. The recent epoch keeps the numbers small and therefore precise.
+///
+/// A request without a maximum wait is always charged, up to a debt of one burst. Buckets are
+/// charged in order. If an enforced bucket rejects, the script stops, so that a request that is
+/// rejected by its own limit takes no tokens from shared buckets. `string.format` is needed
+/// because Lua rounds numbers when it converts them to text.
 const GCRA_SCRIPT: &str = r"
 local now = redis.call('TIME')
 now = (now[1] - 1700000000) * 1000000 + now[2]
@@ -48,11 +52,11 @@ end
 return answers
 ";
 
-/// A connection on which the script is known.
+/// Connection to a Redis that has loaded the script.
 #[derive(Debug, Clone)]
 pub(super) struct RedisEngine {
     connection: MultiplexedConnection,
-    /// The script's hash.
+    /// SHA-1 hash by which Redis identifies the script.
     script_sha: Arc<str>,
     prefix: Arc<str>,
 }
@@ -61,7 +65,8 @@ impl RedisEngine {
     pub(super) async fn open(spec: &RedisSpec) -> Result<Self, String> {
         let client =
             redis::Client::open(spec.url.as_str()).map_err(|error| describe_error(&error))?;
-        // A request bounds its own wait; this bounds what waits for nobody.
+        // Proxied requests apply their own timeout of at most one second. This one limits
+        // commands without a waiting request.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ENGINE_TIMEOUT))
             .set_response_timeout(Some(ENGINE_TIMEOUT));
@@ -79,7 +84,8 @@ impl RedisEngine {
         })
     }
 
-    /// A sign of life that is of use: a Redis that was emptied has forgotten the script.
+    /// Checks the connection by loading the script again. A Redis that was restarted or flushed
+    /// has lost the script.
     pub(super) async fn check_liveness(&mut self) -> Result<(), String> {
         load_script(&mut self.connection)
             .await
@@ -96,7 +102,7 @@ async fn load_script(connection: &mut MultiplexedConnection) -> Result<String, R
         .await
 }
 
-/// What went wrong, and the mend where it is known.
+/// Returns the error message, with the fix where it is known.
 fn describe_error(error: &RedisError) -> String {
     match error.kind() {
         ErrorKind::AuthenticationFailed => {
@@ -155,7 +161,8 @@ impl RateLimitEngine for RedisEngine {
     }
 }
 
-/// What is gone is found out by asking for a sign of life; what may only be read is no use either, and lives.
+/// Classifies a failed command. A lost connection is left to the liveness check. A read-only
+/// replica passes that check but cannot charge, so it counts as lost.
 fn to_engine_fault(error: &RedisError) -> EngineFault {
     EngineFault {
         reason: describe_error(error),

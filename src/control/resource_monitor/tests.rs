@@ -1,6 +1,6 @@
 use crate::control::resource_monitor::*;
 
-/// A directory with files that look like a cgroup's.
+/// Creates a directory with the given files in place of a cgroup.
 fn write_cgroup_files(name: &str, files: &[(&str, &str)]) -> PathBuf {
     let directory =
         std::env::temp_dir().join(format!("outrigger-cgroup-{name}-{}", std::process::id()));

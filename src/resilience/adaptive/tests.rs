@@ -1,4 +1,4 @@
-//! Adaptive limits in front of a simulated backend.
+//! Tests of adaptive limits in front of a simulated backend.
 
 use crate::resilience::{adaptive::*, some_instant};
 
@@ -7,7 +7,7 @@ const START_AT_LIMIT: CallStart = CallStart {
     is_at_limit: true,
 };
 
-/// Numbers that are even in `0..1`, the same in each run.
+/// A generator of uniform numbers in `0..1`, with the same sequence in each run.
 struct SimulationRandom(u64);
 
 impl SimulationRandom {
@@ -20,21 +20,21 @@ impl SimulationRandom {
     }
 }
 
-/// How long a server works on a call.
+/// Distribution of the time that a worker of the backend spends on a call.
 #[derive(Clone, Copy)]
 enum ServiceTimes {
-    /// 10 to 30 ms.
+    /// Uniform between 10 ms and 30 ms.
     Uniform,
-    /// 100 ms in the mean, most less and a few much more.
+    /// Exponential with a mean of 100 ms: most are shorter and a few are much longer.
     Exponential,
 }
 
-/// A backend with ten servers and a queue in front of them.
+/// A backend with ten workers and one queue in front of them.
 struct SimulatedBackend {
     free_at: [f64; 10],
     random: SimulationRandom,
     service_times: ServiceTimes,
-    /// When calls begin to take three times as long, for good.
+    /// Second of the simulation from which every call takes three times as long.
     slows_down_at: f64,
 }
 
@@ -48,7 +48,7 @@ impl SimulatedBackend {
         }
     }
 
-    /// When a call that comes at `now` is answered.
+    /// Returns the time at which a call that arrives at `now` completes, in seconds.
     fn completion_time(&mut self, now: f64) -> f64 {
         let next = self
             .free_at
@@ -70,7 +70,10 @@ struct SimulationResult {
     limit: u32,
 }
 
-/// Offers calls for five minutes, as they come from many who know nothing of each other; what was answered within a second in the last four, and how long that took.
+/// Simulates five minutes of independent arrivals at `rate` calls per second.
+///
+/// The result covers the calls that started after the first minute and completed within one
+/// second.
 fn simulate(
     algorithm: LimitAlgorithm,
     work: ServiceTimes,
@@ -97,7 +100,7 @@ fn simulate(
         {
             running.remove(0);
             let took = end - began;
-            // The caller gives up after a second; AIMD knows nothing else.
+            // The client times out after one second. This is the only signal that AIMD uses.
             limit.record_sample(
                 Duration::from_secs_f64(took),
                 at_start,
@@ -131,7 +134,7 @@ fn simulate(
 
 #[test]
 fn at_twice_the_capacity_goodput_stays_near_the_maximum_and_p99_at_most_doubles() {
-    // Ten servers at 20 ms: 500 calls a second.
+    // Ten workers at a mean of 20 ms complete 500 calls per second.
     for algorithm in [LimitAlgorithm::Gradient2, LimitAlgorithm::Vegas] {
         let best = simulate(algorithm, ServiceTimes::Uniform, 250.0, f64::MAX);
         let overload = simulate(algorithm, ServiceTimes::Uniform, 1_000.0, f64::MAX);

@@ -1,28 +1,36 @@
-//! Consistent hashing: the same key goes to the same endpoint, and when endpoints come or go few keys move.
+//! Consistent hashing with bounded loads.
 //!
-//! Each endpoint owns points on a ring, by its weight; a key belongs to the next point. A key whose endpoint may not be picked, or
-//! is loaded above its bound, goes on to the next point, and comes back when that is over (Karger et al., "Consistent Hashing and
-//! Random Trees"; Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads"). The points depend on an
-//! endpoint's name alone, so that all instances of this proxy agree.
+//! The ring decides which endpoint owns a key. The same key maps to the same endpoint, and a
+//! change of the endpoints moves few keys. Each endpoint owns points on a ring in proportion to
+//! its weight, and a key belongs to the next point. A key moves on to the next point if its
+//! endpoint may not be picked or exceeds its load bound. It moves back afterwards. The sources
+//! are Karger et al., "Consistent Hashing and Random Trees", and Mirrokni, Thorup and
+//! Zadimoghaddam, "Consistent Hashing with Bounded Loads".
+//!
+//! The position of a point depends only on the name of the endpoint, so all instances of the
+//! proxy agree. The ring does not know health or load; the caller passes a predicate.
 
-/// Points for an endpoint of average weight among few; among many, fewer: ten thousand have sixteen each.
+/// Minimum and maximum number of points of an endpoint of average weight. The number falls with
+/// the number of endpoints; with ten thousand it is 16.
 const POINTS_PER_ENDPOINT: (usize, usize) = (16, 160);
 
-/// Points in all that are aimed at.
+/// Number of points that the whole ring aims at.
 const TARGET_TOTAL_POINTS: usize = 16 << 10;
 
-/// The largest weight is worth so many times the points of the average.
+/// Upper bound of a weight, as a multiple of the average weight.
 const MAX_RELATIVE_WEIGHT: f64 = 16.0;
 
-/// A ring.
+/// A ring of points, each owned by one endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HashRing {
-    /// Where a point is, and whose it is.
+    /// Position and owner of each point, in ascending order.
     points: Vec<(u64, u32)>,
 }
 
 impl HashRing {
-    /// Makes a ring of endpoints, by number, name and weight.
+    /// Creates a ring from the number, name and weight of each endpoint.
+    ///
+    /// The ring is empty if there are no endpoints or if all weights are 0.
     #[must_use]
     pub fn new(endpoints: &[(u32, String, f64)]) -> Self {
         let count = endpoints.len();
@@ -50,12 +58,13 @@ impl HashRing {
         Self { points }
     }
 
-    /// The first endpoint on the way from a key's place that `accepts`.
+    /// Returns the first endpoint from the position of `key` on that `accepts` allows.
     pub fn pick(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
         let start = self.points.partition_point(|(position, _)| *position < key);
         let mut refused = None;
         for (_, owner) in self.points[start..].iter().chain(&self.points[..start]) {
-            // Neighbours often have the same owner, who need not be asked twice.
+            // Neighbouring points often have the same owner, so one that was just rejected is
+            // not tested again.
             if refused != Some(*owner) {
                 if accepts(*owner as usize) {
                     return Some(*owner as usize);
@@ -67,13 +76,17 @@ impl HashRing {
     }
 }
 
-/// Whether an endpoint may take one more: at most `factor` times its share of all that is in flight, with the one that comes.
+/// Returns whether an endpoint may receive one more request.
+///
+/// The bound is `factor` times its `share` of all requests in flight, including the new one,
+/// rounded up.
 #[must_use]
 pub fn is_within_load_bound(in_flight: u32, all_in_flight: u32, share: f64, factor: f64) -> bool {
     f64::from(in_flight) + 1.0 <= (factor * (f64::from(all_in_flight) + 1.0) * share).ceil()
 }
 
-/// The place of a key: FNV-1a, mixed, because its high bits alone are poor for short keys.
+/// Returns the position of a key: FNV-1a, then mixed, because its high bits are poor for short
+/// keys.
 #[must_use]
 pub fn hash_key(key: &[u8]) -> u64 {
     mix_bits(key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -81,7 +94,8 @@ pub fn hash_key(key: &[u8]) -> u64 {
     }))
 }
 
-/// The finalizer of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators").
+/// Applies the finalizer of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom
+/// Number Generators").
 fn mix_bits(mut bits: u64) -> u64 {
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

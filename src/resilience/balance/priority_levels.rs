@@ -1,33 +1,42 @@
-//! How much of the traffic each level of endpoints gets: priorities, and zones within them.
+//! The distribution of traffic over levels: priorities, and zones within a priority.
 //!
-//! Levels are ordered: the first takes everything as long as it can, and what it cannot take spills over to the next. How much a
-//! level can take is what is available of it, times 1.4: a level of ten endpoints goes on taking everything with eight of them
-//! (Envoy's overprovisioning factor, `priority.rst`). When all levels together cannot take everything, what they can take is
-//! scaled up, and a level of which too little is available ignores health: spreading over all of it is kinder than crushing
-//! the rest (Envoy's panic threshold, `panic_threshold.rst`). Below three endpoints in all there is nothing to spread over.
+//! Levels are ordered. The first level receives all traffic up to its capacity, and the rest
+//! spills over to the next. The capacity of a level is its available share times 1.4, so a
+//! level of ten endpoints still receives everything with eight of them (Envoy's
+//! overprovisioning factor, `priority.rst`).
+//!
+//! If all levels together lack capacity, their capacities are scaled up. A level with too few
+//! available endpoints is then in panic: its health is ignored. Spreading the load over all of
+//! its endpoints is safer than overloading the rest (Envoy's panic threshold,
+//! `panic_threshold.rst`). With fewer than three endpoints in total, there is no panic.
+//!
+//! The module does not select an endpoint within a level.
 
-/// What a level can take more than its available share.
+/// Capacity of a level, as a multiple of its available share.
 const OVERPROVISIONING_FACTOR: f64 = 1.4;
 
-/// A level of endpoints.
+/// Number of endpoints of one level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PriorityLevel {
-    /// Its endpoints.
+    /// Number of all endpoints of the level.
     pub total: usize,
-    /// Those that may be picked.
+    /// Number of endpoints of the level that may be picked.
     pub available: usize,
 }
 
-/// What becomes of a level.
+/// Traffic that one level receives.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LevelLoad {
-    /// Its share of the traffic, in `0.0..=1.0`.
+    /// Share of the traffic, in `0.0..=1.0`.
     pub load: f64,
-    /// Whether its health is ignored.
+    /// Whether the level ignores the health of its endpoints.
     pub is_in_panic: bool,
 }
 
-/// Shares the traffic out. A level whose health is ignored at `panic_threshold` 0 is none: then what is not available is not asked.
+/// Distributes the traffic over the levels, in their order.
+///
+/// `panic_threshold` is the available percentage below which a level may be in panic; 0
+/// disables panic. If nothing is available and no level is in panic, every share is 0.
 #[must_use]
 pub fn distribute_load(levels: &[PriorityLevel], panic_threshold: u32) -> Vec<LevelLoad> {
     let health: Vec<f64> = levels
@@ -42,7 +51,7 @@ pub fn distribute_load(levels: &[PriorityLevel], panic_threshold: u32) -> Vec<Le
         total < 1.0 && count >= 3 && is_low
     };
     if total <= 0.0 {
-        // Nothing is available: whatever may ignore its health takes everything.
+        // Nothing is available, so the first level in panic receives all traffic.
         let first = levels.iter().position(is_panic);
         return (0..levels.len())
             .map(|index| LevelLoad {

@@ -12,7 +12,7 @@ impl SeededRandom {
     }
 }
 
-/// How often each of `weights` is picked in 60,000 picks.
+/// Returns how often each of `weights` is picked in 60,000 picks.
 fn hits(
     weights: &[f64],
     mut pick: impl FnMut(&mut dyn FnMut() -> f64) -> Option<usize>,
@@ -41,7 +41,8 @@ fn assert_shares(hits: &[u32], weights: &[f64]) {
     }
 }
 
-/// Like each other and unlike, with none near the largest that there can be, and with one among many.
+/// Returns equal and unequal weights, some far below the maximum of 1, and one heavy weight
+/// among many.
 fn weights() -> Vec<Vec<f64>> {
     let one_of = |light: usize| [vec![1.0], vec![0.01; light]].concat();
     let table = [
@@ -194,7 +195,7 @@ fn round_robin_spreads_turns_evenly() {
         })
         .collect();
     assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
-    // A light one comes once in so many rounds, and not in a row.
+    // A light candidate is picked once in a fixed number of rounds, and never twice in a row.
     let mut turn = 0..;
     let picks: Vec<_> = (0..50)
         .filter_map(|_| {
@@ -219,7 +220,8 @@ fn round_robin_spreads_turns_evenly() {
     );
 }
 
-/// Whatever the turn is, and however fast the weight grows: a sum of weights over all turns would have run ahead of it.
+/// The deviation is bounded for any turn and any growth of the weight. A sum of weights over
+/// all turns would deviate more and more.
 #[test]
 fn round_robin_follows_a_changing_weight() {
     for (from, growth) in [

@@ -1,23 +1,23 @@
-//! What a breaker follows, in a form that cannot be wrong.
+//! The configuration of a breaker, in a form that cannot be invalid.
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
 use crate::resilience::breaker::{CallCounts, Ratio, TransitionCause};
 
-/// What trips a breaker; each may be absent, all may not.
+/// Thresholds that trip a breaker; at least one of the three must be set.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerThresholds {
-    /// So many failures one after the other.
+    /// Number of consecutive failures that trips the breaker.
     pub consecutive_failures: Option<NonZeroU32>,
-    /// This share of failed calls.
+    /// Share of failed calls in the window that trips the breaker.
     pub failure_rate: Option<Ratio>,
-    /// This share of slow calls.
+    /// Share of slow calls in the window that trips the breaker.
     pub slow_call_rate: Option<Ratio>,
-    /// No rate is looked at before so many calls.
+    /// Minimum number of calls in the window before a rate is evaluated.
     pub minimum_calls: NonZeroU32,
 }
 
-/// What a breaker follows.
+/// Configuration of a breaker: its thresholds, its times and its number of probes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerConfig {
     thresholds: BreakerThresholds,
@@ -29,20 +29,20 @@ pub struct BreakerConfig {
     recovery_ramp: Duration,
 }
 
-/// Why a breaker cannot be made so.
+/// Reason why [`BreakerConfig::try_new`] rejects a configuration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum InvalidBreaker {
-    /// Nothing would ever trip it.
+    /// No threshold is set, so nothing would trip the breaker.
     NoThreshold,
-    /// A rate of nothing would trip on the first good call.
+    /// A rate threshold is 0, so the first successful call would trip the breaker.
     ZeroRateThreshold,
-    /// The window has no length.
+    /// The length of the window is zero.
     ZeroWindow,
-    /// The longest open time lies below the first.
+    /// The maximum open time is below the first open time.
     MaxOpenBelowOpen,
-    /// It would probe without ever having refused.
+    /// The open time is zero, so the breaker would probe without a rejection.
     ZeroOpenDuration,
-    /// A half-open round would be over before a call can end.
+    /// The maximum half-open duration is zero, so a round would end before any call.
     ZeroHalfOpenDuration,
 }
 
@@ -63,26 +63,26 @@ impl fmt::Display for InvalidBreaker {
 
 impl std::error::Error for InvalidBreaker {}
 
-/// The times of a breaker.
+/// Durations of a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerTimes {
-    /// What the rates are counted over.
+    /// Length of the sliding window over which the rates are counted.
     pub window: Duration,
-    /// The first open time.
+    /// Open time after the first trip.
     pub open_duration: Duration,
-    /// The longest open time.
+    /// Maximum open time after repeated failed half-open rounds, before jitter.
     pub max_open_duration: Duration,
-    /// The longest half-open round.
+    /// Maximum duration of a half-open round, after which the breaker reopens.
     pub max_half_open_duration: Duration,
-    /// How long the share of admitted calls rises after closing; zero admits all at once.
+    /// Time after closing during which the admitted share rises; zero admits all calls at once.
     pub recovery_ramp: Duration,
 }
 
 impl BreakerConfig {
-    /// Makes a configuration.
+    /// Creates a configuration.
     ///
     /// # Errors
-    /// [`InvalidBreaker`] says which combination makes no sense.
+    /// Returns [`InvalidBreaker`] with the reason if the values contradict each other.
     pub fn try_new(
         thresholds: BreakerThresholds,
         times: BreakerTimes,
@@ -118,37 +118,37 @@ impl BreakerConfig {
         })
     }
 
-    /// What trips it.
+    /// Returns the thresholds that trip the breaker.
     #[must_use]
     pub fn thresholds(&self) -> &BreakerThresholds {
         &self.thresholds
     }
 
-    /// What the rates are counted over.
+    /// Returns the length of the window over which the rates are counted.
     #[must_use]
     pub fn window(&self) -> Duration {
         self.window
     }
 
-    /// How many calls probe.
+    /// Returns the number of calls that probe the backend in one half-open round.
     #[must_use]
     pub fn half_open_max_calls(&self) -> NonZeroU32 {
         self.half_open_max_calls
     }
 
-    /// The longest half-open round.
+    /// Returns the maximum duration of a half-open round.
     #[must_use]
     pub fn max_half_open_duration(&self) -> Duration {
         self.max_half_open_duration
     }
 
-    /// How long the share of admitted calls rises after closing.
+    /// Returns the time after closing during which the admitted share rises.
     #[must_use]
     pub fn recovery_ramp(&self) -> Duration {
         self.recovery_ramp
     }
 
-    /// The open time after so many failed half-open rounds, before jitter.
+    /// Returns the open time after a number of failed half-open rounds, before jitter.
     pub(super) fn open_duration_after(&self, failed_rounds: u32) -> Duration {
         let factor = 1_u32.checked_shl(failed_rounds).unwrap_or(u32::MAX);
         self.open_duration
@@ -156,7 +156,7 @@ impl BreakerConfig {
             .min(self.max_open_duration)
     }
 
-    /// The first threshold that these counts reach; the run comes first.
+    /// Returns the first threshold that the counts reach; consecutive failures come first.
     pub(super) fn first_exceeded_threshold(
         &self,
         counts: CallCounts,

@@ -1,13 +1,14 @@
-//! The verdict over a half-open round.
+//! The verdict of a half-open round.
 //!
-//! The rates of a round are counted over its full number of probes, not over those that have ended: so the verdict does not
-//! depend on which probe returns first, and it falls as soon as no outstanding probe could change it.
+//! The rates of a round are shares of its full number of probes, not of the probes that have
+//! ended. The verdict therefore does not depend on the order of the results. A round fails as
+//! soon as a threshold is reached. It passes when all probes have ended without reaching one.
 
 use std::num::NonZeroU32;
 
 use crate::resilience::breaker::{BreakerConfig, CallCounts, CallOutcome, Ratio};
 
-/// The probes of one round.
+/// Probes of one half-open round.
 #[derive(Debug)]
 pub(super) struct HalfOpenProbes {
     max_calls: u32,
@@ -15,7 +16,7 @@ pub(super) struct HalfOpenProbes {
     counts: CallCounts,
 }
 
-/// What the results so far say.
+/// Verdict of a round, based on the results so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProbeVerdict {
     Undecided,
@@ -36,7 +37,7 @@ impl HalfOpenProbes {
         self.counts
     }
 
-    /// Starts one more probe if the round has room.
+    /// Starts one more probe if the round is not full, and returns whether it did.
     pub(super) fn try_start(&mut self) -> bool {
         let has_room = self.outstanding + self.counts.total() < self.max_calls;
         self.outstanding += u32::from(has_room);
@@ -77,7 +78,9 @@ impl HalfOpenProbes {
         }
     }
 
-    /// Without a failure rate, which is a breaker of consecutive failures only, any failed probe is one too many.
+    /// Returns whether the results so far reach a threshold.
+    ///
+    /// Without a failure-rate threshold, one failed probe fails the round.
     fn has_failed(&self, config: &BreakerConfig) -> bool {
         let thresholds = config.thresholds();
         let failed = match thresholds.failure_rate {

@@ -2,7 +2,7 @@ use std::num::NonZeroU32;
 
 use crate::resilience::{breaker::*, some_instant};
 
-const NO_JITTER: f64 = 0.5; // no jitter
+const NO_JITTER: f64 = 0.5;
 
 fn non_zero(value: u32) -> NonZeroU32 {
     NonZeroU32::new(value).expect("not zero")
@@ -35,7 +35,7 @@ fn config() -> BreakerConfig {
     BreakerConfig::try_new(thresholds(), times(), non_zero(4)).expect("sound")
 }
 
-/// A breaker on a clock that the test turns.
+/// A breaker with a clock that the test advances.
 struct BreakerFixture {
     breaker: Breaker,
     now: Instant,
@@ -106,7 +106,8 @@ impl BreakerFixture {
 use CallOutcome::{Cancelled, Failure, Success, Throttled};
 use StateKind::{Closed, Disabled, ForcedOpen, HalfOpen, Open};
 
-/// Every state and every input: whether a call passes, and where one result leads.
+/// Covers every state and every outcome: whether a call is admitted, and which state its result
+/// leads to.
 #[test]
 fn each_state_handles_each_outcome() {
     let table = [
@@ -544,7 +545,8 @@ fn invalid_configurations_are_rejected() {
     }
 }
 
-/// Against a naive model that keeps every result: closed trips exactly when the model says so.
+/// Compares a closed breaker with a naive model that keeps every result: both trip at the same
+/// result.
 #[test]
 fn closed_trips_exactly_when_a_list_of_all_results_says_so() {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;

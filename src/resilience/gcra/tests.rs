@@ -1,13 +1,14 @@
 use crate::resilience::gcra::*;
 
 const MILLI: u64 = 1_000_000;
-/// 100 a second, 5 at once.
+/// A bucket with 100 tokens per second and a burst of 5.
 const BUCKET: GcraBucket = GcraBucket {
     interval_nanos: 10 * MILLI,
     burst: 5,
 };
 
-/// A bucket of tokens that trickle, as one would write it down; in parts of a token, so that sums are exact.
+/// A naive token bucket that refills continuously. It counts nanoseconds of refill time, so
+/// that sums are exact.
 struct NaiveBucket {
     token_nanos: i64,
     updated_at_nanos: u64,

@@ -20,7 +20,8 @@ fn inbound_load(start: Instant, in_flight: usize, last: Option<u64>) -> Instance
     }
 }
 
-/// Delay 5 s, quiet 1 s, soft timeout 15 s, timeout 25 s; nobody asks it to go.
+/// Uses a delay of 5 s, a quiet period of 1 s, a soft timeout of 15 s and a timeout of 25 s.
+/// Termination is not requested.
 #[test]
 fn each_stage_follows_from_time_and_what_is_in_flight() {
     let start = some_instant();
@@ -32,7 +33,8 @@ fn each_stage_follows_from_time_and_what_is_in_flight() {
         (5_000, 0, Some(4_500), AwaitingQuiet),
         (5_499, 0, Some(4_500), AwaitingQuiet),
         (5_500, 0, Some(4_500), Drained),
-        // A long one that ends is not followed by another wait: quiet counts from the last that began.
+        // Quiet counts from the start of the latest request, so the end of a long one adds no
+        // wait.
         (12_000, 0, Some(3_000), Drained),
         (14_999, 3, Some(14_000), AwaitingQuiet),
         (15_000, 3, Some(14_000), ClosingStreams),
@@ -55,7 +57,8 @@ fn each_stage_follows_from_time_and_what_is_in_flight() {
 #[test]
 fn terminates_when_requested_and_outbound_is_quiet() {
     let start = some_instant();
-    // Asked at, in flight of the app, its last call, now, gone.
+    // Columns: termination requested at, outbound in flight, latest outbound start, now,
+    // terminated.
     let table = [
         (None, 0, None, 90_000, false),
         (Some(0), 0, None, 5_000, true),
@@ -145,7 +148,7 @@ fn a_handed_over_drain_skips_the_delay_and_terminates_by_itself() {
 #[test]
 fn a_handed_over_drain_serves_both_directions_until_both_are_quiet() {
     let start = some_instant();
-    // In flight of callers and app, the last of each, now, the stage.
+    // Columns: inbound and outbound in flight, latest start of each, now, stage.
     let table = [
         (0, 1, Some(0), Some(0), 24_999, ClosingStreams),
         (0, 0, Some(0), Some(500), 1_499, AwaitingQuiet),
@@ -188,7 +191,7 @@ fn skip_delay_ends_announcing_at_once() {
     );
 }
 
-/// Waking only at the announced times is enough to move on at the first possible moment.
+/// A caller that wakes only at `next_deadline` observes each change at the earliest time.
 #[test]
 fn the_stage_changes_only_at_the_next_deadline() {
     let start = some_instant();

@@ -1,46 +1,47 @@
-//! Why an endpoint is ejected.
+//! The causes of an ejection, with their measured values and limits.
 
 use std::time::Duration;
 
-/// Why an endpoint is ejected, with the numbers.
+/// Cause of an ejection, with the values that led to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum EjectionCause {
-    /// So many failures in a row, whatever they were.
+    /// This many consecutive failures of any kind.
     Consecutive5xx(u32),
-    /// So many 502, 503 and 504 in a row.
+    /// This many consecutive responses with the status 502, 503 or 504.
     ConsecutiveGatewayErrors(u32),
-    /// So many attempts without an answer in a row.
+    /// This many consecutive attempts without a response.
     ConsecutiveLocalOriginFailures(u32),
-    /// Its success rate is far below that of its peers; both in percent.
+    /// The success rate is far below that of the peers.
     SuccessRate {
-        /// Its own.
+        /// Success rate of the endpoint, in percent.
         rate: f64,
-        /// The lowest that would pass.
+        /// Lowest success rate that is accepted, in percent.
         limit: f64,
     },
-    /// Its share of failures is too high; both in percent.
+    /// The share of failures is too high.
     FailurePercentage {
-        /// Its own.
+        /// Share of failures of the endpoint, in percent.
         rate: f64,
-        /// The highest that would pass.
+        /// Share of failures from which an endpoint is ejected, in percent.
         limit: f64,
     },
-    /// It is far slower than its peers.
+    /// The latency is far above that of the peers.
     HighLatency {
-        /// Its own 90th percentile.
+        /// 90th percentile of the latency of the endpoint, or the median if it has few
+        /// latencies.
         p90: Duration,
-        /// The median of those of its peers.
+        /// Median of the same value over the peers.
         peer_median: Duration,
-        /// The most that would pass.
+        /// Highest latency that is accepted.
         limit: Duration,
     },
-    /// It failed its probe.
+    /// The probe failed.
     FailedProbe,
-    /// It was ejected for being slow, and its probe was still slow.
+    /// The endpoint was ejected for its latency, and its probe was too slow as well.
     SlowProbe {
-        /// What the probe took.
+        /// Latency of the probe.
         took: Duration,
-        /// The most that would pass.
+        /// Highest latency that is accepted from a probe.
         limit: Duration,
     },
 }

@@ -1,22 +1,23 @@
-//! The numbers of outlier detection.
+//! The configuration of outlier detection, in a form that cannot be invalid.
 
 use std::time::Duration;
 
 use crate::resilience::ratio::Ratio;
 
-/// Runs of failures that eject; 0 switches one off.
+/// Numbers of consecutive failures that eject an endpoint; 0 disables a threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConsecutiveThresholds {
-    /// Failures of any kind.
+    /// Consecutive failures of any kind.
     pub failures: u32,
-    /// 502, 503 and 504.
+    /// Consecutive responses with the status 502, 503 or 504.
     pub gateway_errors: u32,
-    /// Attempts without an answer.
+    /// Consecutive attempts without a response.
     pub local_origin_failures: u32,
 }
 
 impl Default for ConsecutiveThresholds {
-    /// 5 failures of any kind, or 5 attempts without an answer; gateway errors by themselves are off, as with Envoy.
+    /// Returns 5 failures of any kind or 5 attempts without a response; gateway errors are off,
+    /// as in Envoy.
     fn default() -> Self {
         Self {
             failures: 5,
@@ -26,29 +27,31 @@ impl Default for ConsecutiveThresholds {
     }
 }
 
-/// Comparing an endpoint's success rate with its peers': out is who is below `mean - deviations * standard deviation`.
+/// Compares the success rate of an endpoint with that of its peers.
+///
+/// An endpoint is ejected if its rate is below `mean - stdev_factor * standard deviation`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SuccessRateRule {
-    /// Standard deviations. Envoy's default is 1.9.
+    /// Number of standard deviations below the mean, above 0. Envoy's default is 1.9.
     pub stdev_factor: f64,
-    /// Endpoints with enough requests that are needed to compare. Envoy's default is 5.
+    /// Minimum number of endpoints with enough requests. Envoy's default is 5.
     pub minimum_hosts: u32,
-    /// Requests in an interval that are enough. Envoy's default is 100.
+    /// Minimum number of requests of an endpoint in an interval. Envoy's default is 100.
     pub request_volume: u32,
 }
 
-/// Out is whose share of failures is too high.
+/// Ejects an endpoint whose share of failures reaches a threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FailurePercentageRule {
-    /// The share that is too high.
+    /// Share of failures from which an endpoint is ejected.
     pub threshold: Ratio,
-    /// Endpoints with enough requests that are needed to compare. Envoy's default is 5.
+    /// Minimum number of endpoints with enough requests. Envoy's default is 5.
     pub minimum_hosts: u32,
-    /// Requests in an interval that are enough. Envoy's default is 50.
+    /// Minimum number of requests of an endpoint in an interval. Envoy's default is 50.
     pub request_volume: u32,
 }
 
-/// A configuration that makes sense.
+/// Configuration of outlier detection: thresholds, rules, times and the maximum ejected share.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OutlierConfig {
     pub(super) consecutive_thresholds: ConsecutiveThresholds,
@@ -61,14 +64,14 @@ pub struct OutlierConfig {
     pub(super) max_ejected_ratio: Ratio,
 }
 
-/// Why a configuration makes none.
+/// Reason why a configuration is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InvalidOutlier {
-    /// The interval or the ejection is zero.
+    /// The interval or the base ejection time is zero.
     ZeroDuration,
-    /// The longest ejection is shorter than the first.
+    /// The maximum ejection time is below the base ejection time.
     MaxBelowBase,
-    /// The factor of slowness is not above 1.
+    /// The latency factor is not a finite number above 1.
     LatencyFactorTooLow,
 }
 
@@ -87,10 +90,11 @@ impl std::fmt::Display for InvalidOutlier {
 impl std::error::Error for InvalidOutlier {}
 
 impl OutlierConfig {
-    /// Makes a configuration with the runs of its default and nothing compared.
+    /// Creates a configuration with the default thresholds and without any comparison.
     ///
     /// # Errors
-    /// If a time is zero, or the longest ejection is shorter than the first.
+    /// Returns [`InvalidOutlier`] if a time is zero, or if the maximum ejection time is below
+    /// the base.
     pub fn try_new(
         interval: Duration,
         base_ejection: Duration,
@@ -115,7 +119,7 @@ impl OutlierConfig {
         })
     }
 
-    /// With other runs.
+    /// Replaces the thresholds for consecutive failures.
     #[must_use]
     pub fn with_consecutive_thresholds(self, runs: ConsecutiveThresholds) -> Self {
         Self {
@@ -124,7 +128,7 @@ impl OutlierConfig {
         }
     }
 
-    /// With rates compared.
+    /// Replaces the rules that compare rates; `None` disables a rule.
     #[must_use]
     pub fn with_rate_rules(
         self,
@@ -138,10 +142,12 @@ impl OutlierConfig {
         }
     }
 
-    /// With latencies compared: out is whose 90th percentile is above `factor` times the median of its peers'.
+    /// Enables the comparison of latencies.
+    ///
+    /// An endpoint is ejected if its latency exceeds `factor` times the median of its peers.
     ///
     /// # Errors
-    /// If the factor is not above 1.
+    /// Returns [`InvalidOutlier`] if the factor is not a finite number above 1.
     pub fn with_slow_factor(self, factor: f64) -> Result<Self, InvalidOutlier> {
         if factor.is_finite() && factor > 1.0 {
             Ok(Self {
@@ -153,19 +159,21 @@ impl OutlierConfig {
         }
     }
 
-    /// The runs that eject.
+    /// Returns the thresholds for consecutive failures.
     #[must_use]
     pub fn consecutive_thresholds(&self) -> ConsecutiveThresholds {
         self.consecutive_thresholds
     }
 
-    /// The time between two sweeps.
+    /// Returns the time between two comparisons of rates.
     #[must_use]
     pub fn interval(&self) -> Duration {
         self.interval
     }
 
-    /// How long the `times`-th ejection in a row lasts.
+    /// Returns the time of the ejection number `times`, which counts from 1.
+    ///
+    /// The time is a multiple of the base ejection time, up to the maximum.
     #[must_use]
     pub fn ejection_time(&self, times: u32) -> Duration {
         self.base_ejection_time

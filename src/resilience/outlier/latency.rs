@@ -1,21 +1,29 @@
-//! What latencies say about an endpoint among its peers.
+//! The latency of an endpoint for the comparison with its peers.
+//!
+//! This module decides which results count as latencies, and which percentile of them is
+//! compared. It does not know the peers.
 
 use std::time::Duration;
 
 use crate::resilience::{latency_histogram::LatencyHistogram, outlier::EndpointResult};
 
-/// Answers that are enough to judge an endpoint's latency by its 90th percentile.
+/// Minimum number of latencies for a comparison by the 90th percentile.
 const MIN_SAMPLES_FOR_P90: u32 = 10;
 
-/// Answers that are enough to judge it by its median: a balancer that sees that an endpoint is slow hardly asks it.
+/// Minimum number of latencies for a comparison by the median. A balancer that detects a slow
+/// endpoint sends it few requests.
 const MIN_SAMPLES_FOR_MEDIAN: u32 = 3;
 
-/// A difference that nobody feels is no reason to eject, whatever its factor.
+/// Minimum difference to the peers for an ejection, whatever the factor. Clients do not notice
+/// a smaller one.
 pub(super) const MIN_LATENCY_DIFFERENCE: Duration = Duration::from_millis(25);
 
 impl LatencyHistogram {
-    /// Counts what a result says. How quickly an endpoint fails or refuses says nothing about how fast it works; one that was not
-    /// waited for takes at least as long as it was.
+    /// Records the latency of a result, if the result says something about latency.
+    ///
+    /// A failed or throttled result does not: it can be fast on a slow endpoint. A cancelled
+    /// result counts if it waited for at least 25 ms, because the latency is at least that
+    /// wait.
     pub fn record_result(&mut self, result: EndpointResult, took: Duration) {
         match result {
             EndpointResult::Success => self.record(took),
@@ -24,13 +32,16 @@ impl LatencyHistogram {
         }
     }
 
-    /// Whether there are enough for a judgement that needs no more of them.
+    /// Returns whether there are enough latencies for the 90th percentile, which are 10.
     #[must_use]
     pub fn has_enough_samples(&self) -> bool {
         self.total() >= MIN_SAMPLES_FOR_P90
     }
 
-    /// What an endpoint is compared by: the 90th percentile, or of few the median; of fewer nothing.
+    /// Returns the latency by which an endpoint is compared.
+    ///
+    /// This is the 90th percentile of at least 10 latencies, or the median of at least 3. With
+    /// fewer it is `None`.
     #[must_use]
     pub fn comparison_latency(&self) -> Option<Duration> {
         match self.total() {

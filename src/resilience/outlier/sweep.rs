@@ -1,4 +1,7 @@
-//! Comparing endpoints with their peers, once an interval.
+//! The comparison of endpoints with their peers.
+//!
+//! The functions decide which endpoints of a backend stand out, and whether the backend can
+//! spare one. They keep no state. The caller collects the results and applies the ejections.
 
 use std::time::Duration;
 
@@ -8,7 +11,7 @@ use crate::resilience::{
     ratio::Ratio,
 };
 
-/// What was seen of an endpoint in an interval.
+/// Number of successes and failures of an endpoint in one interval.
 #[derive(Debug, Clone, Default)]
 pub struct IntervalResults {
     successes: u32,
@@ -16,7 +19,7 @@ pub struct IntervalResults {
 }
 
 impl IntervalResults {
-    /// Adds a result.
+    /// Counts a result. A throttled result is a success, and a cancelled one does not count.
     pub fn record(&mut self, result: EndpointResult) {
         match result {
             EndpointResult::Success | EndpointResult::Throttled => {
@@ -29,13 +32,13 @@ impl IntervalResults {
         }
     }
 
-    /// Results that were no failures.
+    /// Returns the number of successes, including throttled results.
     #[must_use]
     pub fn successes(&self) -> u32 {
         self.successes
     }
 
-    /// Results that were failures.
+    /// Returns the number of failures, of any kind.
     #[must_use]
     pub fn failures(&self) -> u32 {
         self.failures
@@ -50,7 +53,10 @@ impl IntervalResults {
     }
 }
 
-/// Whose results stand out, the worst first. `records` are those of the endpoints that are in.
+/// Returns the endpoints whose results stand out, as positions in `results`.
+///
+/// `results` holds the endpoints that are not ejected. Low success rates come first, then high
+/// failure percentages, each with the worst endpoint first.
 #[must_use]
 pub fn find_outliers_by_results(
     config: &OutlierConfig,
@@ -68,8 +74,11 @@ pub fn find_outliers_by_results(
     outliers
 }
 
-/// Whose latencies stand out, the worst first. Each comes with its tier: those of another zone or priority are further away, so that
-/// they are compared within one.
+/// Returns the endpoints whose latencies stand out, as positions in `latencies`.
+///
+/// Each histogram comes with its tier. Endpoints of another zone or priority are further away,
+/// so the comparison stays within a tier. Tiers come in ascending order, each with the slowest
+/// endpoint first.
 #[must_use]
 pub fn find_outliers_by_latency(
     config: &OutlierConfig,
@@ -84,7 +93,10 @@ pub fn find_outliers_by_latency(
         .collect()
 }
 
-/// Whether one more of `total` endpoints may be ejected, of which so many are already and so many could still be picked.
+/// Returns whether one more endpoint of a backend may be ejected.
+///
+/// `total` is the number of endpoints, `ejected` the number of ejected ones, and `available`
+/// the number of those that can still be selected.
 #[must_use]
 pub fn may_eject(config: &OutlierConfig, total: usize, ejected: usize, available: usize) -> bool {
     #[expect(
@@ -156,7 +168,9 @@ fn find_high_failure_percentages(
         .collect()
 }
 
-/// Success rates in percent of those with enough requests, if they are enough.
+/// Returns the success rates in percent of endpoints with at least `volume` requests.
+///
+/// The result is empty if fewer than `minimum_hosts` endpoints qualify.
 fn success_percents_with_volume(
     results: &[IntervalResults],
     volume: u32,
@@ -181,7 +195,8 @@ fn sort_worst_first(mut rates: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
     rates
 }
 
-/// An endpoint is compared with the median of the others, so that of two the slower one can be told.
+/// Returns the slow endpoints of a tier. Each is compared with the median of the others, so
+/// that of two endpoints the slower one can be detected.
 fn find_slow_in_tier(
     config: &OutlierConfig,
     latencies: &[(usize, LatencyHistogram)],
@@ -214,7 +229,7 @@ fn find_slow_in_tier(
     slow.collect()
 }
 
-/// The lower median of a sorted list without one of its places.
+/// Returns the lower median of a sorted list without the element at `position`.
 fn median_without(sorted: &[(usize, Duration)], position: usize) -> Option<Duration> {
     let middle = sorted.len().checked_sub(2)? / 2;
     sorted

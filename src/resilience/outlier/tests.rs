@@ -131,7 +131,7 @@ fn an_ejected_endpoint_is_readmitted_by_one_successful_probe() {
     assert_eq!(detector.ejection_state(), EjectionState::NotEjected);
 }
 
-/// Fails or passes the probe at `now`.
+/// Ends the ejection at `now` and settles one probe with `result`.
 fn settle_probe_result(
     detector: &mut OutlierDetector,
     result: EndpointResult,

@@ -1,6 +1,6 @@
 use crate::resilience::{rate_ramp::*, some_instant};
 
-/// The requests that pass in each second when far more are asked than may pass.
+/// Returns the number of requests admitted in each second under far more demand than the rate.
 fn admitted_under_full_load(seconds: u32, factor: u32) -> Vec<u32> {
     let (config, start) = (
         RateRampConfig::new(100.0, Duration::from_secs(10), factor),

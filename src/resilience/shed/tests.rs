@@ -14,7 +14,7 @@ fn protection() -> OverloadProtection {
     })
 }
 
-/// Says the value each second, from one second to before another; the changes with their seconds.
+/// Records `value` once per second in the range and returns each change with its second.
 fn hold_signal(
     protection: &mut OverloadProtection,
     value: f64,
@@ -201,7 +201,9 @@ fn a_signal_without_readings_has_no_level() {
     );
 }
 
-/// Against the rule as it is said: on after so long at or above, off after so long well below, and nothing else changes it.
+/// Compares the level with a naive model that keeps all readings.
+///
+/// The model turns on after 10 s at or above the threshold and off after 30 s well below it.
 #[test]
 fn the_level_agrees_with_a_list_of_all_readings() {
     let mut seed = 7_u64;
@@ -215,7 +217,7 @@ fn the_level_agrees_with_a_list_of_all_readings() {
         let (mut protection, start) = (protection(), some_instant());
         let (mut readings, mut is_on, mut since): (Vec<f64>, bool, usize) = (Vec::new(), false, 0);
         for second in 0..400_usize {
-            // Long stretches of one value, so that levels are reached and left.
+            // Long runs of one value ensure that levels are entered and left.
             let value = if second > 0 && next() < 93 {
                 readings[second - 1]
             } else {

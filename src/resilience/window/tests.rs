@@ -36,7 +36,7 @@ fn a_time_before_the_newest_counts_in_the_newest() {
     assert_eq!(window.total(at(start, 15_000)), 0);
 }
 
-/// The naive model: every addition with its bucket number, summed anew at each reading.
+/// Compares the total with a naive model that sums all additions at each reading.
 #[test]
 fn the_total_agrees_with_a_list_of_all_additions() {
     let start = some_instant();

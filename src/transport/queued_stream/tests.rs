@@ -5,7 +5,8 @@ use tokio::{
 
 use crate::transport::queued_stream::*;
 
-/// A connection on which one exchange has gone well, and the other side of it.
+/// Returns a connection that has carried one request and one response, its handle, and the
+/// socket of its peer.
 async fn connection_after_one_exchange() -> (QueuedStream, Arc<ConnectionHandle>, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let local_socket = TcpStream::connect(listener.local_addr().expect("an address"))
@@ -25,10 +26,10 @@ async fn connection_after_one_exchange() -> (QueuedStream, Arc<ConnectionHandle>
     (connection, handle, remote_socket)
 }
 
-/// Sends something, and reads until the end or a failure.
+/// Writes a request, and asserts that the connection ends or fails without a response.
 async fn write_and_expect_no_response(connection: &mut QueuedStream, handle: &ConnectionHandle) {
     connection.write_all(b"two").await.expect("it queues");
-    // It may fail or not, as the news travels.
+    // The write can succeed or fail, depending on when the close arrives.
     _ = handle.flush().await;
     let mut rest = Vec::new();
     _ = connection.read_to_end(&mut rest).await;
@@ -70,7 +71,7 @@ async fn a_reset_does_not_prove_that_bytes_were_unread() {
             .read_exact(&mut byte)
             .await
             .expect("it arrives");
-        // With something unread, closing is cutting off.
+        // Closing a socket with unread bytes sends a reset.
     });
     write_and_expect_no_response(&mut connection, &handle).await;
     reading.await.expect("it ended");

@@ -22,7 +22,7 @@ fn load_percents(levels: &[(usize, usize)], threshold: u32) -> Vec<(u32, bool)> 
 
 #[test]
 fn a_level_takes_all_load_until_its_availability_is_too_low() {
-    // The table of Envoy's documentation on priority levels.
+    // The table of priority levels in Envoy's documentation.
     let table = [
         (
             &[(100, 100), (100, 100)][..],

@@ -62,7 +62,7 @@ fn a_success_rate_far_below_its_peers_is_an_outlier() {
             "{what}"
         );
     }
-    // Mean 92, deviation 16: 92 - 1.9 * 16 = 61.6.
+    // The mean is 92 and the standard deviation 16, so the limit is 92 - 1.9 * 16 = 61.6.
     let EjectionCause::SuccessRate { rate, limit } = find_outliers_by_results(
         &config,
         &[good(), good(), interval_results(60, 40), good(), good()],

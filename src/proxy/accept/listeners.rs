@@ -1,0 +1,199 @@
+//! The listeners of the moment, and how they follow a new set of policies.
+//!
+//! New sockets are bound first: if one cannot be, nothing has changed. A listener that keeps its address keeps its socket and its
+//! connections, whatever else about it changes, its name included. One that is gone stops accepting; what it serves runs on.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    policy::{
+        document::Direction,
+        snapshot::{ListenerSpec, PolicySnapshot},
+    },
+    proxy::{
+        accept::{
+            listener::{ActiveListener, BoundListener},
+            listener_context::ListenerState,
+        },
+        upstream::worker::WorkerHandle,
+    },
+    state::{
+        State,
+        instance::listener_sockets::{
+            BindError, BoundSocket, InheritedShare, InheritedSockets, ListenerSet,
+        },
+    },
+    telemetry::event::Event,
+};
+
+/// The listeners of an instance.
+#[derive(Debug)]
+pub struct Listeners {
+    workers: Vec<WorkerHandle>,
+    state: Arc<State>,
+    /// Sockets that are bound already.
+    inherited: Arc<InheritedSockets>,
+    /// By name; guards the following of a new set.
+    active: Mutex<HashMap<Arc<str>, ActiveListener>>,
+}
+
+/// What a new set needs, with its new sockets bound.
+#[derive(Default)]
+struct ListenerPlan {
+    /// Listeners to go on with: the name they have now, and what they follow from now on.
+    retained: Vec<(Arc<str>, ListenerSpec)>,
+    newly_bound: Vec<(BoundListener, ListenerSpec)>,
+}
+
+impl Listeners {
+    /// Makes a set without listeners.
+    #[must_use]
+    pub fn new(
+        workers: Vec<WorkerHandle>,
+        state: Arc<State>,
+        inherited: Arc<InheritedSockets>,
+    ) -> Self {
+        Self {
+            workers,
+            state,
+            inherited,
+            active: Mutex::default(),
+        }
+    }
+
+    /// The real address of a listener.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+        self.lock().get(name).map(|active| active.address)
+    }
+
+    fn bind_new_listeners(
+        &self,
+        active: &HashMap<Arc<str>, ActiveListener>,
+        snapshot: &PolicySnapshot,
+    ) -> Result<ListenerPlan, BindError> {
+        let mut plan = ListenerPlan::default();
+        for spec in &snapshot.listeners {
+            let same_name = active
+                .get(&spec.name)
+                .filter(|existing| existing.spec().address == spec.address);
+            let same_address = || {
+                active.values().find(|existing| {
+                    spec.address.port() != 0 && existing.spec().address == spec.address
+                })
+            };
+            if let Some(existing) = same_name.or_else(same_address) {
+                plan.retained
+                    .push((existing.spec().name.clone(), spec.clone()));
+                continue;
+            }
+            let new_listener = match self.inherited.take(&owner_name(&spec.name), spec.address) {
+                Some(socket) => BoundListener::from_inherited(socket, self.workers.len()),
+                None => BoundListener::bind(spec.address, self.workers.len()),
+            };
+            let new_listener = new_listener.map_err(|error| BindError {
+                listener: spec.name.clone(),
+                address: spec.address,
+                error,
+            })?;
+            plan.newly_bound.push((new_listener, spec.clone()));
+        }
+        Ok(plan)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, ActiveListener>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn owner_name(listener: &str) -> String {
+    format!("listener {listener}")
+}
+
+impl ListenerSet for Listeners {
+    fn reconcile(
+        &self,
+        snapshot: &PolicySnapshot,
+        apply: &mut dyn FnMut(),
+    ) -> Result<(), BindError> {
+        let mut active = self.lock();
+        let plan = self.bind_new_listeners(&active, snapshot)?;
+        apply();
+        let mut active_next = HashMap::new();
+        for (name, spec) in plan.retained {
+            if let Some(retained) = active.remove(&name) {
+                retained.reconfigure(spec.clone());
+                active_next.insert(spec.name, retained);
+            }
+        }
+        for (name, removed) in active.drain() {
+            removed.advance_to(ListenerState::Closed);
+            self.state
+                .telemetry
+                .emit(Event::ListenerClosed { listener: name });
+        }
+        for (new_listener, spec) in plan.newly_bound {
+            let (name, address) = (spec.name.clone(), new_listener.address().to_string());
+            active_next.insert(
+                name.clone(),
+                new_listener.listen(
+                    spec,
+                    &self.workers,
+                    &self.state,
+                    &self.inherited.subscribe_accept_scope(),
+                ),
+            );
+            self.state.telemetry.emit(Event::ListenerBound {
+                listener: name,
+                address,
+            });
+        }
+        let inbound = active_next
+            .values()
+            .filter(|active| active.spec().direction == Direction::Inbound);
+        self.state
+            .replicas
+            .set_own_addresses(inbound.map(|active| active.address).collect());
+        *active = active_next;
+        Ok(())
+    }
+
+    fn duplicate_sockets(&self) -> io::Result<Vec<BoundSocket>> {
+        let mut sockets = Vec::new();
+        for active in self.lock().values() {
+            let spec = active.spec();
+            sockets.extend(active.try_clone_socket()?.map(|socket| BoundSocket {
+                owner: owner_name(&spec.name),
+                requested_address: spec.address,
+                socket,
+            }));
+        }
+        Ok(sockets)
+    }
+
+    fn inherited_share(&self) -> InheritedShare {
+        let active = self.lock();
+        match active.values().filter(|active| active.is_inherited).count() {
+            0 => InheritedShare::None,
+            count if count == active.len() => InheritedShare::All,
+            _ => InheritedShare::Some,
+        }
+    }
+
+    fn stop_accepting(&self) {
+        self.lock()
+            .values()
+            .for_each(|active| active.advance_to(ListenerState::Draining));
+    }
+
+    fn close(&self) {
+        self.lock()
+            .values()
+            .for_each(|active| active.advance_to(ListenerState::Closed));
+    }
+}

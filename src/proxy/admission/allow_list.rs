@@ -1,0 +1,34 @@
+//! Which clients may use a route, by the identity in their certificate.
+
+use crate::{
+    proxy::request::{rejection::Rejection, view::RequestView},
+    state::active_policy::RouteState,
+    telemetry::reason::Reason,
+};
+
+/// Rejects a client whose certificate identity the route does not allow.
+pub(crate) fn check_identity(
+    route: &RouteState,
+    request: &RequestView<'_>,
+) -> Result<(), Rejection> {
+    let Some(allowed_identities) = &route.spec.allowed_identities else {
+        return Ok(());
+    };
+    let identity = request
+        .identity
+        .certificate_identity
+        .as_deref()
+        .unwrap_or_default();
+    let matches_identity = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => !identity.is_empty() && identity.starts_with(prefix),
+        None => identity == pattern,
+    };
+    if allowed_identities
+        .iter()
+        .any(|pattern| matches_identity(pattern))
+    {
+        Ok(())
+    } else {
+        Err(Rejection::new(Reason::NotAllowed, route.spec.name.clone()))
+    }
+}

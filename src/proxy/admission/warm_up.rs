@@ -1,0 +1,61 @@
+//! The warm-up of this instance: requests beyond its share go to the other replicas.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{
+    proxy::{
+        admission::health_requests::is_health_check,
+        request::{
+            context::RequestContext,
+            evidence,
+            rejection::{DEFAULT_RETRY_AFTER, Rejection},
+            view::RequestView,
+        },
+        wire::header_names::WEIGHED,
+    },
+    resilience::Mode,
+    telemetry::reason::Reason,
+};
+
+/// Rejects an inbound request that exceeds the share of a warming instance.
+///
+/// A sender that follows the warm-up curve sends no more than that share. Without another warm replica every request is
+/// admitted.
+pub(crate) fn check(
+    context: &RequestContext<'_>,
+    request: &RequestView<'_>,
+    now: Instant,
+) -> Result<(), Rejection> {
+    let warm_up = context
+        .active_policy
+        .snapshot
+        .lifecycle
+        .warm_up
+        .as_ref()
+        .filter(|_| context.is_inbound());
+    let Some(warm_up) = warm_up else {
+        return Ok(());
+    };
+    let state = &context.worker.state;
+    let Some(warm_up_factor) = state
+        .lifecycle
+        .instance_age
+        .warm_up_factor(&warm_up.config, now)
+    else {
+        return Ok(());
+    };
+    // Without a warm replica the client has no alternative, and all instances may be new at the same time.
+    let has_warm_replica = || state.replicas.has_warm_replica(context.active_policy, now);
+    if request.head.headers.contains_key(WEIGHED)
+        || is_health_check(context, request)
+        || !has_warm_replica()
+        || state.lifecycle.instance_age.admits(warm_up_factor)
+    {
+        return Ok(());
+    }
+    if warm_up.mode == Mode::Enforce {
+        return Err(Rejection::from_reason(Reason::WarmingUp).with_retry_after(DEFAULT_RETRY_AFTER));
+    }
+    evidence::record_shadow_rejection(context, Reason::WarmingUp, &Arc::default());
+    Ok(())
+}

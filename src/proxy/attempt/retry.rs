@@ -1,0 +1,218 @@
+//! Whether and when an attempt is retried: the pure decision, the retry budget, and the disposal of the failed response.
+
+use std::time::Duration;
+
+use crate::{
+    clock,
+    proxy::{
+        attempt::{
+            history::{AttemptHistory, AttemptSeries},
+            outcome::UpstreamResponse,
+        },
+        downstream::task::RequestTask,
+        request::{classify, context::RequestContext, grpc, view::RequestView},
+    },
+    resilience::{
+        Mode,
+        retry::{FailureKind, RetryContext, RetryDecision, RetryStopReason},
+    },
+    state::policies::retry_budget::RetryRejection,
+    telemetry::decision_log::Decision,
+};
+
+/// The most bytes of a discarded response that are read so that its connection can be reused.
+const MAX_DISCARDED_BYTES: usize = 64 << 10;
+
+/// The longest time for which a discarded response is read.
+const DISCARD_TIMEOUT: Duration = Duration::from_millis(25);
+
+/// Returns the failure that a response is, if the policy retries its status.
+pub(crate) fn failure_from_response(
+    context: &RequestContext<'_>,
+    response: &UpstreamResponse,
+) -> Option<FailureKind> {
+    let head = response.stream.head()?;
+    if response.head.is_unprocessed {
+        return Some(FailureKind::RefusedStream);
+    }
+    let policy = &context.destination.policy.retry;
+    let retry_after = classify::parse_retry_after(head, clock::wall_time);
+    match response.head.grpc_status {
+        Some(status) if head.status == 200 => {
+            let trailers = response.stream.trailers();
+            let is_named = policy.grpc_codes & (1 << status) != 0;
+            // A backend may state when to retry, or that a retry must not follow (gRPC A6, "Pushback").
+            let pushback = is_named
+                .then(|| grpc::parse_retry_pushback(trailers.unwrap_or(&head.headers)))
+                .flatten()?;
+            // A status without a response before it means that the call did not run, for a status that the policy names.
+            Some(if grpc::parse_status(&head.headers).is_some() {
+                FailureKind::UnprocessedStatus {
+                    retry_after: pushback,
+                }
+            } else {
+                FailureKind::Status {
+                    retry_after: pushback,
+                }
+            })
+        }
+        _ => (!response.head.is_upgrade && policy.codes.contains(head.status.as_u16()))
+            .then_some(FailureKind::Status { retry_after }),
+    }
+}
+
+/// Whether the proxy waits for the first message of a gRPC call before it forwards the response head.
+///
+/// The call may end with a status before that message, and could then be retried.
+pub(crate) fn may_retry_on_trailers(
+    context: &RequestContext<'_>,
+    request: &RequestView<'_>,
+    history: &AttemptHistory,
+) -> bool {
+    let policy = &context.destination.policy.retry;
+    let has_retries_left = policy.mode == Mode::Enforce
+        && policy.grpc_codes != 0
+        && history.retries() < policy.config.attempts;
+    has_retries_left
+        && request.is_grpc
+        && (policy.config.retry_non_idempotent || request.is_idempotent())
+        && request.downstream_attempt() == 1
+}
+
+/// Decides on a retry and withdraws it from the budget. Returns the delay before it, or `None` if the outcome stands.
+///
+/// A request that retries holds one permit of the parallel retries until it ends, however often it retries.
+pub(crate) fn decide_retry(
+    task: &mut RequestTask<'_>,
+    series: &mut AttemptSeries,
+    failure: FailureKind,
+) -> Option<Duration> {
+    let context = task.context;
+    let destination = context.destination;
+    let policy = &destination.policy.retry;
+    if policy.mode == Mode::Off {
+        return None;
+    }
+    let situation = retry_context(task, series, failure);
+    let now = clock::now();
+    let decision = policy.config.decide(&situation, fastrand::f64());
+    let stopped = match decision {
+        RetryDecision::Stop(reason) => Err(reason),
+        RetryDecision::Retry { .. } if policy.mode == Mode::Shadow => Err(RetryStopReason::Shadow),
+        // A breaker that has just tripped would reject the retry. The present response is worth more than that rejection.
+        RetryDecision::Retry { .. }
+            if destination
+                .breaker
+                .as_ref()
+                .is_some_and(|breaker| breaker.retry_after(now).is_some()) =>
+        {
+            Err(RetryStopReason::BreakerOpen)
+        }
+        RetryDecision::Retry {
+            wait,
+            is_transparent,
+        } => match destination.withdraw_retry(&mut task.permits.retry, now) {
+            Ok(()) => Ok((wait, is_transparent)),
+            Err(RetryRejection::BudgetExhausted) => Err(RetryStopReason::BudgetExhausted),
+            Err(RetryRejection::TooManyInFlight) => Err(RetryStopReason::TooManyInFlight),
+        },
+    };
+    match stopped {
+        Err(reason) => {
+            record_stop(&context, &situation, reason);
+            None
+        }
+        Ok((wait, is_transparent)) => {
+            series.history.record_retry(is_transparent);
+            destination.backend.metrics.retries.increment(1);
+            context.decision_trace.record(Decision::Retried {
+                wait,
+                is_transparent,
+                budget_remaining: destination.retry_budget.remaining(now),
+            });
+            Some(wait)
+        }
+    }
+}
+
+fn retry_context(
+    task: &RequestTask<'_>,
+    series: &AttemptSeries,
+    failure: FailureKind,
+) -> RetryContext {
+    let request = task.request();
+    let stream_idle = task.stream_idle_timeout().unwrap_or(Duration::MAX);
+    // While the client still sends its request, no deadline runs. The longest silence of a stream bounds the wait.
+    let bound = if task.body.is_done() {
+        Duration::MAX
+    } else {
+        stream_idle
+    };
+    RetryContext {
+        failure,
+        is_idempotent: request.is_idempotent(),
+        is_body_replayable: task.body.is_replayable(),
+        is_retried_by_downstream: request.downstream_attempt() > 1,
+        retries: series.history.retries(),
+        transparent_retries: series.history.transparent_retries(),
+        time_left: series.deadline.time_left(clock::now()).min(bound),
+    }
+}
+
+fn record_stop(context: &RequestContext<'_>, situation: &RetryContext, reason: RetryStopReason) {
+    let destination = context.destination;
+    destination.backend.metrics.record_retry_stop(reason);
+    let time_left = if situation.time_left == Duration::MAX {
+        "no deadline".to_owned()
+    } else {
+        format!("{:.1?} are left", situation.time_left)
+    };
+    let evidence = format!(
+        "{} of {} retries made and {} that never reached it, {time_left}, {} in the budget",
+        situation.retries,
+        destination.policy.retry.config.attempts,
+        situation.transparent_retries,
+        destination.retry_budget.remaining(clock::now())
+    );
+    context.decision_trace.record(Decision::NotRetried {
+        cause: reason.description(),
+        evidence,
+    });
+}
+
+/// Discards a response that is not relayed. Its connection is reused if the end of the response is near.
+pub(crate) async fn discard_response(task: &RequestTask<'_>, response: UpstreamResponse) {
+    discard(&task.context, task.body.is_done(), response).await;
+}
+
+/// The same for a request without a client.
+pub(crate) async fn discard(
+    context: &RequestContext<'_>,
+    is_request_done: bool,
+    response: UpstreamResponse,
+) {
+    let mut stream = response.stream;
+    let read_to_end = async {
+        let mut read_bytes = 0;
+        while !stream.is_body_done() && read_bytes <= MAX_DISCARDED_BYTES {
+            match stream.read().await {
+                Ok(Some(chunk)) => read_bytes += chunk.len(),
+                Ok(None) | Err(_) => break,
+            }
+        }
+    };
+    if clock::timeout(Some(DISCARD_TIMEOUT), read_to_end)
+        .await
+        .is_err()
+    {
+        return;
+    }
+    let now = clock::now();
+    // The trailers of a gRPC call bring its verdict, whoever reads them.
+    let status = stream.trailers().and_then(grpc::parse_status);
+    if let (Some(reporter), Some(status)) = (response.pending_report, status) {
+        reporter.report(grpc::verdict_from_status(status), None, now);
+    }
+    let is_complete = is_request_done && response.head.accepts_body;
+    stream.release(context.worker, is_complete, now).await;
+}

@@ -1,0 +1,211 @@
+//! A stream of a client: one request and its answer.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, Method, Request, Response};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::{
+    proxy::wire::{
+        events::{DownstreamEvent, DownstreamInterest},
+        send_queue::{SendQueue, StreamClosed},
+    },
+    telemetry::reason,
+};
+
+/// One request and its answer.
+#[derive(Debug)]
+pub(crate) struct ServerStream {
+    request_head: RequestHeader,
+    request_body: RecvStream,
+    is_body_done: bool,
+    request_trailers: Option<HeaderMap>,
+    response_sender: SendResponse<Bytes>,
+    /// The head of the answer, until it is sent.
+    queued_response: Option<Response<()>>,
+    send_stream: Option<SendStream<Bytes>>,
+    send_queue: SendQueue,
+    body_bytes_sent: u64,
+    is_reset_prematurely: bool,
+}
+
+impl ServerStream {
+    pub(crate) fn new(request: Request<RecvStream>, response_sender: SendResponse<Bytes>) -> Self {
+        let (parts, body) = request.into_parts();
+        let is_body_done = body.is_end_stream();
+        Self {
+            request_head: parts.into(),
+            request_body: body,
+            is_body_done,
+            request_trailers: None,
+            response_sender,
+            queued_response: None,
+            send_stream: None,
+            send_queue: SendQueue::default(),
+            body_bytes_sent: 0,
+            is_reset_prematurely: false,
+        }
+    }
+
+    /// The head of the request.
+    pub(crate) fn head(&self) -> &RequestHeader {
+        &self.request_head
+    }
+
+    /// Whether the client has sent all of its request.
+    pub(crate) fn is_body_done(&self) -> bool {
+        self.is_body_done
+    }
+
+    /// The trailers of the request, if it had some.
+    pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.request_trailers.take()
+    }
+
+    /// Whether the client gave up before it had its answer.
+    pub(crate) fn was_reset_prematurely(&self) -> bool {
+        self.is_reset_prematurely
+    }
+
+    /// Bytes of the answer's body so far.
+    pub(crate) fn body_bytes_sent(&self) -> u64 {
+        self.body_bytes_sent
+    }
+
+    /// Waits for what happens next.
+    pub(crate) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
+        let event = poll_fn(|context| {
+            let to_reason = |_| reason::Reason::ClientClosed;
+            if !self.is_flushed()
+                && let Poll::Ready(flushed) = self.poll_flush(context)
+            {
+                return Poll::Ready(DownstreamEvent::Flushed(flushed.map_err(to_reason)));
+            }
+            match interest {
+                DownstreamInterest::Nothing => Poll::Pending,
+                DownstreamInterest::Body => self
+                    .poll_read(context)
+                    .map(|read| DownstreamEvent::Read(read.map_err(to_reason))),
+                DownstreamInterest::Close => self
+                    .poll_reset(context)
+                    .map(|()| DownstreamEvent::Read(Err(reason::Reason::ClientClosed))),
+            }
+        })
+        .await;
+        self.is_reset_prematurely |= matches!(
+            &event,
+            DownstreamEvent::Flushed(Err(_)) | DownstreamEvent::Read(Err(_))
+        );
+        event
+    }
+
+    /// Sends an interim answer.
+    pub(crate) fn write_interim(&mut self, head: ResponseHeader) -> Result<(), StreamClosed> {
+        self.response_sender
+            .send_informational(response_from_head(head))
+            .map_err(|_| StreamClosed)
+    }
+
+    /// Queues the head of the answer.
+    pub(crate) fn write_head(&mut self, head: ResponseHeader) {
+        self.queued_response = Some(response_from_head(head));
+    }
+
+    /// Queues a piece of the answer's body; an answer to HEAD has none.
+    pub(crate) fn write(&mut self, piece: Bytes) {
+        if self.request_head.method == Method::HEAD {
+            return;
+        }
+        self.body_bytes_sent += piece.len() as u64;
+        self.send_queue.write(piece);
+    }
+
+    /// Queues the end of the answer.
+    pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
+        self.send_queue.finish(trailers);
+    }
+
+    /// Whether everything was handed over.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.queued_response.is_none() && self.send_queue.is_empty()
+    }
+
+    /// Waits until everything was handed over.
+    pub(crate) async fn flush(&mut self) -> Result<(), StreamClosed> {
+        poll_fn(|context| self.poll_flush(context)).await
+    }
+
+    /// Breaks the answer off, so that nobody takes it for complete.
+    pub(crate) fn reset(&mut self) {
+        match &mut self.send_stream {
+            Some(stream) => stream.send_reset(Reason::INTERNAL_ERROR),
+            None => self.response_sender.send_reset(Reason::INTERNAL_ERROR),
+        }
+    }
+
+    fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let reset = match &mut self.send_stream {
+            Some(stream) => stream.poll_reset(context),
+            None => self.response_sender.poll_reset(context),
+        };
+        reset.map(drop)
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamClosed>> {
+        if self.is_body_done {
+            return Poll::Ready(Ok(None));
+        }
+        match ready!(self.request_body.poll_data(context)) {
+            Some(Ok(piece)) => {
+                // It is held by us now, one piece at a time, so that the sender may go on.
+                _ = self
+                    .request_body
+                    .flow_control()
+                    .release_capacity(piece.len());
+                self.is_body_done = self.request_body.is_end_stream();
+                Poll::Ready(Ok(Some(piece)))
+            }
+            Some(Err(_)) => Poll::Ready(Err(StreamClosed)),
+            None => {
+                self.request_trailers =
+                    ready!(self.request_body.poll_trailers(context)).map_err(|_| StreamClosed)?;
+                self.is_body_done = true;
+                Poll::Ready(Ok(None))
+            }
+        }
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamClosed>> {
+        if let Some(response) = self.queued_response.take() {
+            let is_end = self.send_queue.is_end_of_stream_only();
+            self.send_stream = Some(
+                self.response_sender
+                    .send_response(response, is_end)
+                    .map_err(|_| StreamClosed)?,
+            );
+            if is_end {
+                self.send_queue.mark_end_sent();
+            }
+        }
+        match &mut self.send_stream {
+            Some(stream) => self.send_queue.poll_flush(stream, context),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+fn response_from_head(head: ResponseHeader) -> Response<()> {
+    let parts: http::response::Parts = head.into();
+    let mut response = Response::new(());
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    response
+}

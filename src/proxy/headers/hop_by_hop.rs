@@ -1,0 +1,89 @@
+//! Which header fields are forwarded, and which belong to one hop only.
+//!
+//! Hop-by-hop fields are not forwarded (RFC 9110 section 7.6.1): the fixed list, and those that `connection` nominates.
+//! `transfer-encoding` stays, because pingora frames the next hop by it. HTTP/1 sessions of pingora drop trailers, so the
+//! announcement of trailers is dropped as well.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::{
+    policy::snapshot::HeaderModifierSpec,
+    proxy::wire::header_names::{DRAINING, STARTED_AT, WEIGHED},
+};
+
+/// Fields that end at this hop.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("keep-alive"),
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    DRAINING,
+    STARTED_AT,
+    WEIGHED,
+];
+
+/// Upper bound on the fields that the proxy adds, besides those of filters. It sizes the copy.
+const MAX_ADDED_HEADERS: usize = 12;
+
+/// Copies the fields that are forwarded, with room for those that the proxy adds.
+pub(crate) fn copy_end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut nominated: Vec<HeaderName> = Vec::new();
+    for value in headers.get_all(header::CONNECTION) {
+        let names = value.to_str().unwrap_or_default().split(',').map(str::trim);
+        // A client cannot remove framing and the host by nominating them.
+        let protected_options = [
+            "",
+            "close",
+            "keep-alive",
+            "upgrade",
+            "transfer-encoding",
+            "content-length",
+            "host",
+        ];
+        nominated.extend(
+            names
+                .filter(|name| {
+                    !protected_options
+                        .iter()
+                        .any(|protected_options| name.eq_ignore_ascii_case(protected_options))
+                })
+                .filter_map(|name| name.parse::<HeaderName>().ok()),
+        );
+    }
+    let mut copied = HeaderMap::with_capacity(headers.len() + MAX_ADDED_HEADERS);
+    for (name, value) in headers
+        .iter()
+        .filter(|(name, _)| !HOP_BY_HOP.contains(name) && !nominated.contains(name))
+    {
+        copied.append(name.clone(), value.clone());
+    }
+    copied
+}
+
+/// Applies a header modifier filter: removes, then sets, then adds.
+pub(crate) fn apply_modifier(headers: &mut HeaderMap, modifier: &HeaderModifierSpec) {
+    for name in &modifier.remove {
+        headers.remove(name);
+    }
+    for (name, value) in &modifier.set {
+        headers.insert(name.clone(), value.clone());
+    }
+    for (name, value) in &modifier.add {
+        headers.append(name.clone(), value.clone());
+    }
+}
+
+/// Converts text into a header value.
+///
+/// # Errors
+/// If the text has a character that a header value cannot hold.
+pub(crate) fn parse_header_value(text: &str) -> pingora::Result<HeaderValue> {
+    HeaderValue::from_str(text).map_err(|_| invalid_header_value())
+}
+
+/// The error for a value that cannot stand in a header.
+pub(crate) fn invalid_header_value() -> pingora::BError {
+    pingora::Error::explain(pingora::ErrorType::InvalidHTTPHeader, "a value of a header")
+}

@@ -1,0 +1,236 @@
+//! The head of a request to a backend.
+//!
+//! Fields are changed in a plain `HeaderMap`, and pingora's head is made of it at the end. The setters of pingora's head
+//! parse every name again and keep a second map with the letter case of the names, which carries no meaning (RFC 9110
+//! section 5.1).
+
+use std::{borrow::Cow, fmt::Write};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue,
+    header::{self, Entry},
+};
+
+use crate::{
+    policy::{document::Direction, snapshot::LoadBalancerSpec},
+    proxy::{
+        headers::{
+            VIA, VIA_HTTP2,
+            hop_by_hop::{
+                apply_modifier, copy_end_to_end_headers, invalid_header_value, parse_header_value,
+            },
+        },
+        request::{
+            authority::RequestTarget,
+            context::RequestContext,
+            deadline::{TimeLeft, format_grpc_timeout},
+            routing,
+            view::RequestView,
+        },
+        upstream::request_head::RequestHead,
+        wire::header_names::{
+            ATTEMPT, DEADLINE, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, GRPC_TIMEOUT,
+            REQUEST_ID, WEIGHED,
+        },
+    },
+    state::topology::endpoint::EndpointState,
+};
+
+const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// What distinguishes one attempt from the others of the same request.
+pub(crate) struct AttemptHead<'a> {
+    pub(crate) endpoint: &'a EndpointState,
+    /// The number that the backend receives, from 1. It continues the count of the sender.
+    pub(crate) number: u32,
+    pub(crate) has_body: bool,
+    pub(crate) time_left: TimeLeft,
+}
+
+/// Builds the head of one attempt.
+///
+/// # Errors
+/// If a rewritten host or an upgrade token cannot stand in a header.
+pub(crate) fn build_request_head<'e>(
+    context: &RequestContext<'e>,
+    request: &RequestView<'_>,
+    attempt: &AttemptHead<'_>,
+) -> pingora::Result<RequestHead<'e>> {
+    let mut headers = copy_end_to_end_headers(&request.head.headers);
+    set_hop_headers(context, request, attempt.has_body, &mut headers)?;
+    set_host(context, attempt.endpoint, &mut headers)?;
+    if context.route.spec.direction == Direction::Inbound {
+        set_forwarded_headers(&mut headers, request, context.request_target)?;
+    }
+    headers.append(header::VIA, if request.is_http2 { VIA_HTTP2 } else { VIA });
+    headers.insert(REQUEST_ID, context.request_id.clone());
+    headers.insert(ATTEMPT, attempt.number.into());
+    set_time_left(attempt.time_left, &mut headers)?;
+    if is_warm_up_weighted(context, attempt.endpoint) {
+        headers.insert(WEIGHED, HeaderValue::from_static("1"));
+    }
+    let filters = &context.route.spec.filters;
+    apply_modifier(&mut headers, &filters.request_headers);
+    let path = filters
+        .path_rewrite
+        .as_ref()
+        .map(|rewrite| routing::rewrite_path(context.request_target, context.rule, rewrite));
+    Ok(RequestHead {
+        method: request.head.method.clone(),
+        uri: request.head.uri.clone(),
+        path: path.map_or(
+            Cow::Borrowed(context.request_target.path_and_query.as_str()),
+            Cow::Owned,
+        ),
+        headers,
+        is_secure: context.destination.backend.spec.tls.is_some(),
+    })
+}
+
+/// Writes the fields about this connection: upgrades, body framing and trailers.
+fn set_hop_headers(
+    context: &RequestContext<'_>,
+    request: &RequestView<'_>,
+    has_body: bool,
+    headers: &mut HeaderMap,
+) -> pingora::Result<()> {
+    if context.is_backend_http2() {
+        headers.remove(header::TRANSFER_ENCODING);
+        // The only connection field that HTTP/2 knows (RFC 9113 section 8.2.2); gRPC requires it.
+        if accepts_trailers(&request.head.headers) {
+            headers.insert(header::TE, TRAILERS);
+        }
+        return Ok(());
+    }
+    if let Some(protocol) = request.requested_upgrade() {
+        headers.insert(header::CONNECTION, UPGRADE);
+        headers.insert(header::UPGRADE, parse_header_value(protocol)?);
+    }
+    if request.is_http2 {
+        merge_cookies(headers)?;
+        if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
+            headers.insert(header::TRANSFER_ENCODING, CHUNKED);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the host: rewritten by a filter, requested by the client, or that of the endpoint.
+fn set_host(
+    context: &RequestContext<'_>,
+    endpoint: &EndpointState,
+    headers: &mut HeaderMap,
+) -> pingora::Result<()> {
+    let host = context
+        .route
+        .spec
+        .filters
+        .host_rewrite
+        .as_deref()
+        .unwrap_or(&context.request_target.authority);
+    let host = if host.is_empty() {
+        endpoint.authority()
+    } else {
+        host
+    };
+    if headers
+        .get(header::HOST)
+        .is_none_or(|current| current.as_bytes() != host.as_bytes())
+    {
+        headers.insert(header::HOST, parse_header_value(host)?);
+    }
+    Ok(())
+}
+
+/// Writes how long the backend may take, or removes a statement of the client that no longer holds.
+fn set_time_left(time_left: TimeLeft, headers: &mut HeaderMap) -> pingora::Result<()> {
+    match time_left.response_head {
+        Some(left) => headers.insert(
+            DEADLINE,
+            HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)),
+        ),
+        None => headers.remove(DEADLINE),
+    };
+    if let Some(left) = time_left.call {
+        headers.insert(
+            GRPC_TIMEOUT,
+            parse_header_value(&format_grpc_timeout(left))?,
+        );
+    }
+    Ok(())
+}
+
+/// Whether the endpoint gets no more than it wants while it warms up: by its own curve, and beside others that get the rest.
+fn is_warm_up_weighted(context: &RequestContext<'_>, endpoint: &EndpointState) -> bool {
+    let backend = &context.destination.backend;
+    let uses_endpoint_weights = backend.spec.warm_up.is_none()
+        && !matches!(
+            backend.spec.load_balancer,
+            LoadBalancerSpec::ConsistentHash { .. }
+        );
+    endpoint.has_own_warm_up() && uses_endpoint_weights && backend.endpoints.len() > 1
+}
+
+/// Whether the sender says that it reads trailers.
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(header::TE).iter().any(|value| {
+        value
+            .to_str()
+            .unwrap_or_default()
+            .split(',')
+            .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+    })
+}
+
+/// HTTP/2 may send each cookie by itself; HTTP/1 wants one line (RFC 9113 section 8.2.3).
+fn merge_cookies(headers: &mut HeaderMap) -> pingora::Result<()> {
+    let cookies: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if cookies.len() > 1 {
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+            .map_err(|_| invalid_header_value())?;
+        headers.insert(header::COOKIE, joined);
+    }
+    Ok(())
+}
+
+fn set_forwarded_headers(
+    headers: &mut HeaderMap,
+    request: &RequestView<'_>,
+    target: &RequestTarget,
+) -> pingora::Result<()> {
+    let mut chain = String::with_capacity(48);
+    for hops in headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .filter_map(|hops| hops.to_str().ok())
+    {
+        chain.push_str(hops);
+        chain.push_str(", ");
+    }
+    // Writing to a string cannot fail.
+    _ = write!(chain, "{}", request.identity.address.to_canonical());
+    headers.insert(
+        FORWARDED_FOR,
+        HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| invalid_header_value())?,
+    );
+    if let Entry::Vacant(vacant) = headers.entry(FORWARDED_PROTO) {
+        vacant.insert(HeaderValue::from_static(if request.identity.is_secure {
+            "https"
+        } else {
+            "http"
+        }));
+    }
+    if let Entry::Vacant(vacant) = headers.entry(FORWARDED_HOST)
+        && !target.authority.is_empty()
+    {
+        vacant.insert(parse_header_value(&target.authority)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The head of a response to the client.
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use pingora::http::ResponseHeader;
+
+use crate::{
+    policy::document::Direction,
+    proxy::{
+        downstream::client::Client,
+        headers::{
+            VIA, VIA_HTTP2,
+            hop_by_hop::{apply_modifier, copy_end_to_end_headers, parse_header_value},
+            lifecycle, rate_limit,
+        },
+        request::{context::RequestContext, rate_limit_outcome::RateLimitOutcome},
+        wire::header_names::REASON,
+    },
+};
+
+const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
+
+/// The head of the answer, as the client gets it.
+pub(crate) fn build_response_head(
+    context: &RequestContext<'_>,
+    client: &Client,
+    response_head: &ResponseHeader,
+    is_upgrade: bool,
+    rate_limits: Option<&RateLimitOutcome>,
+) -> pingora::Result<Box<ResponseHeader>> {
+    let mut headers = copy_end_to_end_headers(&response_head.headers);
+    if let Some(protocol) = response_head
+        .headers
+        .get(header::UPGRADE)
+        .filter(|_| is_upgrade)
+    {
+        headers.insert(header::CONNECTION, UPGRADE);
+        headers.insert(header::UPGRADE, protocol.clone());
+    } else if !response_head.status.is_informational() {
+        set_body_framing(&mut headers, response_head.status, client);
+    }
+    merge_content_lengths(&mut headers)?;
+    headers.append(
+        header::VIA,
+        if context.is_backend_http2() {
+            VIA_HTTP2
+        } else {
+            VIA
+        },
+    );
+    for (name, value) in rate_limits
+        .into_iter()
+        .flat_map(|rate_limits| rate_limit::limit_headers(context.route, rate_limits))
+    {
+        headers.append(name, value);
+    }
+    if context.route.spec.direction == Direction::Inbound {
+        // Only a sidecar says so, and behind an inbound route there is none.
+        headers.remove(REASON);
+        for (name, value) in lifecycle::current_headers(context.worker, context.active_policy) {
+            headers.insert(name, value);
+        }
+    }
+    apply_modifier(&mut headers, &context.route.spec.filters.response_headers);
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    parts.status = response_head.status;
+    parts.headers = headers;
+    let mut head = Box::new(ResponseHeader::from(parts));
+    if !client.is_http2() {
+        head.set_reason_phrase(response_head.get_reason_phrase())?;
+    }
+    Ok(head)
+}
+
+/// A length that was given several times, equal each time, is passed on once (RFC 9110 section 8.6).
+fn merge_content_lengths(headers: &mut HeaderMap) -> pingora::Result<()> {
+    let lengths = headers.get_all(header::CONTENT_LENGTH);
+    let is_repeated = lengths.iter().count() > 1
+        || lengths
+            .iter()
+            .any(|length| length.as_bytes().contains(&b','));
+    if is_repeated {
+        let first = lengths
+            .iter()
+            .next()
+            .and_then(|length| length.to_str().ok())
+            .and_then(|length| length.split(',').next());
+        let length = parse_header_value(first.unwrap_or_default().trim())?;
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+    Ok(())
+}
+
+/// Sees to it that the client can tell where the body ends.
+fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
+    if client.is_http2() {
+        headers.remove(header::TRANSFER_ENCODING);
+        return;
+    }
+    let has_no_body = status == 204 || status == 304 || client.head().method == Method::HEAD;
+    if client.head().version == Version::HTTP_10 {
+        // It knows no chunks; the end of the connection is the end of the body.
+        headers.remove(header::TRANSFER_ENCODING);
+    } else if !has_no_body
+        && !headers.contains_key(header::CONTENT_LENGTH)
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+    {
+        headers.insert(header::TRANSFER_ENCODING, CHUNKED);
+    }
+}

@@ -1,0 +1,147 @@
+//! Both directions at once: a response that starts before the request has ended, and a tunnel.
+//!
+//! Four things can happen next, and each waits only for its own: the client receives queued output, the backend receives queued
+//! output, the client sends, the backend sends. A side is read only while the queue of the other side is empty. So no more than
+//! one chunk is held in either direction, and no side can block the other.
+
+use crate::{
+    clock,
+    proxy::{
+        downstream::task::RequestTask,
+        response::{relayed::RelayedResponse, stream_shutdown::WEBSOCKET_GOING_AWAY},
+        wire::events::{DownstreamEvent, DownstreamInterest, UpstreamEvent, UpstreamInterest},
+    },
+    telemetry::reason::Reason,
+};
+
+enum DuplexEvent {
+    Client(DownstreamEvent),
+    Upstream(UpstreamEvent),
+    /// The instance drains, and the stream ends.
+    ShutdownDue,
+}
+
+/// Relays the rest of the request and the response, until the response is complete.
+pub(crate) async fn relay_both_directions(
+    task: &mut RequestTask<'_>,
+    relayed: &mut RelayedResponse,
+) -> Result<(), Reason> {
+    while !relayed.stream.is_body_done() || !task.client.is_flushed() {
+        match next_event(task, relayed, true).await? {
+            DuplexEvent::Client(DownstreamEvent::Flushed(flushed)) => flushed?,
+            DuplexEvent::Client(DownstreamEvent::Read(read)) => {
+                let chunk = read?;
+                let is_last = chunk.is_none() || task.client.is_body_done();
+                let (client, body) = (&mut *task.client, &mut task.body);
+                body.record_chunk(chunk.as_ref(), is_last, client.take_trailers())
+                    .map_err(|rejection| rejection.reason)?;
+                let (is_done, trailers) = (body.is_done(), body.trailers());
+                let forwarded = relayed
+                    .stream
+                    .forward(chunk.as_ref(), is_done, trailers)
+                    .await;
+                relayed.accepts_body &= forwarded.is_ok();
+            }
+            // The backend may stop reading the request while its response continues.
+            DuplexEvent::Upstream(UpstreamEvent::Flushed(is_accepted)) => {
+                relayed.accepts_body &= is_accepted;
+            }
+            DuplexEvent::Upstream(UpstreamEvent::Body(read)) => match read? {
+                Some(chunk) => {
+                    relayed.observers.observe_chunk(&chunk);
+                    task.client.write(chunk).await?;
+                }
+                None => break,
+            },
+            DuplexEvent::Upstream(UpstreamEvent::Head(_)) => {
+                return Err(Reason::UpstreamProtocolError);
+            }
+            DuplexEvent::ShutdownDue => return Err(Reason::Draining),
+        }
+    }
+    let trailers = relayed.stream.trailers().cloned();
+    task.client.finish(trailers).await?;
+    task.flush_client().await
+}
+
+/// Relays bytes in both directions until one side closes and everything that it sent before has arrived.
+///
+/// While the instance drains, a WebSocket client receives a close frame from the proxy and nothing more of the backend.
+pub(crate) async fn relay_tunnel(
+    task: &mut RequestTask<'_>,
+    relayed: &mut RelayedResponse,
+) -> Result<(), Reason> {
+    relayed.stream.switch_to_tunnel();
+    let mut is_open = true;
+    let mut is_close_sent = false;
+    while is_open || !task.client.is_flushed() || !relayed.stream.is_flushed() {
+        match next_event(task, relayed, is_open).await? {
+            DuplexEvent::Client(DownstreamEvent::Flushed(flushed)) => flushed?,
+            DuplexEvent::Client(DownstreamEvent::Read(read)) => match read? {
+                Some(chunk) => relayed.stream.write_tunnel_bytes(&chunk).await?,
+                None => is_open = false,
+            },
+            DuplexEvent::Upstream(UpstreamEvent::Flushed(true)) => {}
+            DuplexEvent::Upstream(UpstreamEvent::Flushed(false)) => {
+                return Err(Reason::UpstreamReset);
+            }
+            // After the close frame, the way in which the backend ends does not matter.
+            DuplexEvent::Upstream(UpstreamEvent::Body(Err(_))) if is_close_sent => is_open = false,
+            DuplexEvent::Upstream(UpstreamEvent::Body(read)) => match read? {
+                Some(_) if is_close_sent => {}
+                Some(chunk) => {
+                    relayed.observers.observe_chunk(&chunk);
+                    task.client.write(chunk).await?;
+                }
+                None => is_open = false,
+            },
+            DuplexEvent::Upstream(UpstreamEvent::Head(_)) => {
+                return Err(Reason::UpstreamProtocolError);
+            }
+            DuplexEvent::ShutdownDue => {
+                is_close_sent = true;
+                relayed.observers.shutdown = None;
+                task.client.write(WEBSOCKET_GOING_AWAY).await?;
+            }
+        }
+    }
+    task.client.shutdown().await;
+    Ok(())
+}
+
+/// Waits for the next event. With `may_read` false, only queued output is flushed.
+async fn next_event(
+    task: &mut RequestTask<'_>,
+    relayed: &mut RelayedResponse,
+    may_read: bool,
+) -> Result<DuplexEvent, Reason> {
+    if task.client.is_flushed() && relayed.observers.is_shutdown_due(&task.context) {
+        return Ok(DuplexEvent::ShutdownDue);
+    }
+    let deadline = relayed.idle_deadline(task);
+    let accepts_body = relayed.accepts_body;
+    let stream = &mut relayed.stream;
+    let upstream_interest = if may_read && !stream.is_body_done() && task.client.is_flushed() {
+        UpstreamInterest::Body
+    } else {
+        UpstreamInterest::Nothing
+    };
+    let is_body_done = task.body.is_done();
+    let may_read_client = may_read && (is_body_done || (accepts_body && stream.is_flushed()));
+    let downstream_interest = if may_read_client {
+        DownstreamInterest::from_body_state(is_body_done)
+    } else {
+        DownstreamInterest::Nothing
+    };
+    let observers = &mut relayed.observers;
+    let event = async {
+        tokio::select! {
+            biased;
+            event = task.client.next_event(downstream_interest) => DuplexEvent::Client(event),
+            event = stream.next_event(upstream_interest, accepts_body) => DuplexEvent::Upstream(event),
+            () = observers.wait_until_shutdown(&task.context) => DuplexEvent::ShutdownDue,
+        }
+    };
+    let event = clock::timeout_at(deadline, event).await;
+    event.map_err(|_| relayed.timeout_reason())
+}

@@ -1,0 +1,218 @@
+//! A connection to an endpoint: an idle one from the pool, a place on a shared one, or a new one.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{
+    clock,
+    policy::snapshot::BackendTlsSpec,
+    proxy::upstream::{
+        http2::Http2Connection, pool::PooledConnection, stream::Upstream, worker::Worker,
+    },
+    state::topology::{
+        endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
+        tls::TlsMaterial,
+    },
+    telemetry::metrics::name,
+    transport::{
+        backpressured_stream::BackpressuredStream,
+        queued_stream::{self, QueuedStream},
+        socket::Socket,
+    },
+};
+
+/// What a connection must be like.
+pub(crate) struct ConnectionRequirements<'w> {
+    /// Whether a request that is lost on it could be repeated.
+    pub(crate) is_retryable: bool,
+    pub(crate) max_connections: u32,
+    /// To one endpoint.
+    pub(crate) max_connections_per_endpoint: u32,
+    /// When making one has taken too long.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) is_http2: bool,
+    pub(crate) tls: Option<&'w BackendTlsSpec>,
+}
+
+/// There is no connection.
+#[derive(Debug)]
+pub(crate) enum ConnectError {
+    /// Refused, unreachable, or no socket to be had.
+    Failed,
+    /// Connected, but not agreed on TLS.
+    TlsFailed,
+    /// It took too long.
+    TimedOut,
+    /// There are as many as there may be.
+    LimitReached(ConnectionLimitReached),
+}
+
+/// Takes or makes a connection.
+pub(crate) async fn connect(
+    worker: &Worker,
+    endpoint: &Arc<EndpointState>,
+    requirements: &ConnectionRequirements<'_>,
+    now: Instant,
+) -> Result<Upstream, ConnectError> {
+    let material = match requirements.tls {
+        None => None,
+        Some(spec) => Some((
+            spec,
+            worker
+                .state
+                .tls
+                .backend_material(spec)
+                .ok_or(ConnectError::TlsFailed)?,
+        )),
+    };
+    let certificate_generation = material
+        .as_ref()
+        .map_or(0, |(_, material)| material.generation);
+    if requirements.is_http2 {
+        return connect_http2(
+            worker,
+            endpoint,
+            requirements,
+            material,
+            certificate_generation,
+            now,
+        )
+        .await;
+    }
+    if let Some(pooled) = worker.pool().take(
+        endpoint,
+        requirements.is_retryable,
+        certificate_generation,
+        now,
+    ) {
+        return Ok(Upstream::from_http1(pooled, endpoint.clone()));
+    }
+    let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
+    let (connection, handle) = open_connection(worker, endpoint, requirements, material).await?;
+    Ok(Upstream::from_http1(
+        PooledConnection {
+            stream: Box::new(connection),
+            handle,
+            connection_guard,
+            certificate_generation,
+        },
+        endpoint.clone(),
+    ))
+}
+
+/// Takes a place on a shared connection. Who finds none makes one, and others wait for it meanwhile: else a hundred requests that
+/// come together would make a hundred connections.
+async fn connect_http2(
+    worker: &Worker,
+    endpoint: &Arc<EndpointState>,
+    requirements: &ConnectionRequirements<'_>,
+    material: Option<(&BackendTlsSpec, TlsMaterial<rustls::ClientConfig>)>,
+    certificate_generation: u64,
+    now: Instant,
+) -> Result<Upstream, ConnectError> {
+    let connections = worker.pool().http2_connections(endpoint);
+    if let Some(stream) = connections.try_open_stream(certificate_generation, now) {
+        return Ok(Upstream::from_http2(stream, endpoint.clone()));
+    }
+    let connect_permit =
+        clock::timeout_at(requirements.deadline, connections.acquire_connect_permit())
+            .await
+            .map_err(|_| ConnectError::TimedOut)?;
+    if let Some(stream) = connections.try_open_stream(certificate_generation, now) {
+        return Ok(Upstream::from_http2(stream, endpoint.clone()));
+    }
+    let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
+    let (connection, _) = open_connection(worker, endpoint, requirements, material).await?;
+    let made = clock::timeout_at(
+        requirements.deadline,
+        Http2Connection::handshake(
+            BackpressuredStream(connection),
+            connection_guard,
+            certificate_generation,
+            now,
+        ),
+    )
+    .await
+    .map_err(|_| ConnectError::TimedOut)?;
+    let made = made.map_err(|_| ConnectError::Failed)?;
+    connections.add(made.clone());
+    drop(connect_permit);
+    Ok(Upstream::from_http2(
+        made.open_stream(now),
+        endpoint.clone(),
+    ))
+}
+
+/// Counts a new connection. An idle one to a sibling, or one too old for this request, may give its place.
+fn acquire_connection_guard(
+    worker: &Worker,
+    endpoint: &Arc<EndpointState>,
+    requirements: &ConnectionRequirements<'_>,
+) -> Result<ConnectionGuard, ConnectError> {
+    let try_acquire = || {
+        endpoint.try_acquire_connection(
+            requirements.max_connections,
+            requirements.max_connections_per_endpoint,
+        )
+    };
+    try_acquire()
+        .or_else(|reached_limit| {
+            if worker.evict_idle_connection(endpoint, reached_limit) {
+                try_acquire()
+            } else {
+                Err(reached_limit)
+            }
+        })
+        .map_err(ConnectError::LimitReached)
+}
+
+async fn open_connection(
+    worker: &Worker,
+    endpoint: &EndpointState,
+    requirements: &ConnectionRequirements<'_>,
+    material: Option<(&BackendTlsSpec, TlsMaterial<rustls::ClientConfig>)>,
+) -> Result<(QueuedStream, Arc<queued_stream::ConnectionHandle>), ConnectError> {
+    let socket =
+        match clock::timeout_at(requirements.deadline, Socket::connect(&endpoint.address)).await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => {
+                tracing::debug!("no connection to {}: {error}", endpoint.label);
+                return Err(ConnectError::Failed);
+            }
+            Err(clock::Elapsed) => return Err(ConnectError::TimedOut),
+        };
+    let Some((spec, material)) = material else {
+        return Ok(queued_stream::open(socket, None));
+    };
+    let record_tls_failure = |why: &dyn std::fmt::Display| {
+        tracing::debug!("no TLS with {}: {why}", endpoint.label);
+        worker
+            .state
+            .telemetry
+            .metrics
+            .counter(
+                name::TLS_FAILURES,
+                &[("owner", &format!("backend {}", spec.sni))],
+            )
+            .increment(1);
+        ConnectError::TlsFailed
+    };
+    let server_name = spec
+        .sni
+        .clone()
+        .try_into()
+        .map_err(|error: rustls::pki_types::InvalidDnsNameError| record_tls_failure(&error))?;
+    let session = rustls::ClientConnection::new(material.config, server_name)
+        .map_err(|error| record_tls_failure(&error))?;
+    let (connection, handle) = queued_stream::open(socket, Some(session.into()));
+    match clock::timeout_at(requirements.deadline, handle.handshake()).await {
+        Ok(Ok(handshake_outcome))
+            if requirements.is_http2
+                && handshake_outcome.alpn_protocol.as_deref() != Some(b"h2") =>
+        {
+            Err(record_tls_failure(&"it does not speak HTTP/2"))
+        }
+        Ok(Ok(_)) => Ok((connection, handle)),
+        Ok(Err(error)) => Err(record_tls_failure(&error)),
+        Err(clock::Elapsed) => Err(ConnectError::TimedOut),
+    }
+}

@@ -1,0 +1,409 @@
+//! A stream to a backend, and the connection that it shares with others.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream, SendStream,
+    client::{Builder, ResponseFuture, SendRequest},
+};
+use http::{HeaderMap, Request};
+use pingora::http::ResponseHeader;
+
+use crate::{
+    proxy::wire::{
+        events::{StreamError, UpstreamEvent, UpstreamInterest},
+        http2::{
+            MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, RESPONSE_HEADER_BYTES_MAX,
+            SEND_BUFFER_BYTES, SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES,
+            connection_window_bytes,
+        },
+        send_queue::{SendQueue, StreamClosed},
+    },
+    state::topology::endpoint::ConnectionGuard,
+    telemetry::reason,
+    transport::{backpressured_stream::BackpressuredStream, queued_stream::ConnectionHandle},
+};
+
+/// Requests at once on a connection, or fewer if the backend says so.
+const MAX_CONCURRENT_STREAMS: u32 = 100;
+
+/// A connection that several requests share.
+#[derive(Debug, Clone)]
+pub(crate) struct Http2Connection {
+    request_sender: SendRequest<Bytes>,
+    state: Arc<Http2ConnectionState>,
+}
+
+#[derive(Debug)]
+struct Http2ConnectionState {
+    open_streams: AtomicUsize,
+    is_closing: AtomicBool,
+    /// When a request last began or ended; guards single reads and writes.
+    last_used: Mutex<Instant>,
+    /// Counts the connection while it is open; guards single takes.
+    connection_guard: Mutex<Option<ConnectionGuard>>,
+    /// Of the certificates that it was made under.
+    certificate_generation: u64,
+    handle: Arc<ConnectionHandle>,
+}
+
+impl Http2Connection {
+    /// Begins HTTP/2 on a new connection; `guard` counts it until it ends.
+    pub(crate) async fn handshake(
+        connection: BackpressuredStream,
+        connection_guard: ConnectionGuard,
+        certificate_generation: u64,
+        now: Instant,
+    ) -> Result<Self, StreamError> {
+        let mut builder = Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(connection_window_bytes(MAX_CONCURRENT_STREAMS))
+            .data_frame_budget(SMALL_FRAME_BUDGET_BYTES)
+            .max_concurrent_reset_streams(MAX_TRACKED_RESETS)
+            .max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .max_header_list_size(RESPONSE_HEADER_BYTES_MAX)
+            .initial_max_send_streams(MAX_CONCURRENT_STREAMS as usize);
+        let handle = connection.0.handle().clone();
+        let (send, connection) = builder
+            .handshake(connection)
+            .await
+            .map_err(|error| classify_error(&error))?;
+        let state = Arc::new(Http2ConnectionState {
+            open_streams: AtomicUsize::new(0),
+            is_closing: AtomicBool::new(false),
+            last_used: Mutex::new(now),
+            connection_guard: Mutex::new(Some(connection_guard)),
+            certificate_generation,
+            handle,
+        });
+        let closing_state = state.clone();
+        tokio::spawn(async move {
+            // Whoever has a stream on it is told by the stream.
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection of HTTP/2 ended: {error}");
+            }
+            closing_state.close();
+        });
+        Ok(Self {
+            request_sender: send,
+            state,
+        })
+    }
+
+    /// Whether it can take one more request, made under certificates of this generation.
+    pub(crate) fn has_stream_capacity(&self, certificate_generation: u64) -> bool {
+        self.accepts_streams(certificate_generation)
+            && self.state.open_streams.load(Ordering::Relaxed)
+                < self
+                    .request_sender
+                    .current_max_send_streams()
+                    .min(MAX_CONCURRENT_STREAMS as usize)
+    }
+
+    /// Whether it takes requests at all.
+    pub(crate) fn accepts_streams(&self, certificate_generation: u64) -> bool {
+        // One that has announced its end lives on for the streams it has. A fresh handle is ready or never will be.
+        let can_open_stream = || {
+            matches!(
+                self.request_sender
+                    .clone()
+                    .poll_ready(&mut Context::from_waker(Waker::noop())),
+                Poll::Ready(Ok(()))
+            )
+        };
+        !self.state.is_closing.load(Ordering::Relaxed)
+            && self.state.certificate_generation == certificate_generation
+            && can_open_stream()
+    }
+
+    /// Since when it has been idle.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        (self.state.open_streams.load(Ordering::Relaxed) == 0).then(|| {
+            *self
+                .state
+                .last_used
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        })
+    }
+
+    /// Says that no more requests should be made on it.
+    pub(crate) fn mark_closing(&self) {
+        self.state.is_closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Says so, and gives its place under the bounds to another. It closes by itself a moment after nobody holds it.
+    pub(crate) fn evict(&self) {
+        self.state.close();
+    }
+
+    /// Takes a place on it.
+    pub(crate) fn open_stream(&self, now: Instant) -> ClientStream {
+        self.state.open_streams.fetch_add(1, Ordering::Relaxed);
+        *self
+            .state
+            .last_used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = now;
+        ClientStream {
+            permit: StreamPermit(self.clone()),
+            bytes_received_at_start: self.state.handle.bytes_received(),
+            queued_head: None,
+            response_future: None,
+            stream: None,
+            send_queue: SendQueue::default(),
+            response_head: None,
+            response_body: None,
+            is_body_done: false,
+            response_trailers: None,
+            send_error: None,
+        }
+    }
+}
+
+impl Http2ConnectionState {
+    fn close(&self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+        self.connection_guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+}
+
+/// A place on a connection, given back when it is dropped.
+#[derive(Debug)]
+struct StreamPermit(Http2Connection);
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        self.0.state.open_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One request and its answer.
+#[derive(Debug)]
+pub(crate) struct ClientStream {
+    permit: StreamPermit,
+    /// What the connection had received when the exchange began.
+    bytes_received_at_start: u64,
+    /// The head of the request, until it is sent.
+    queued_head: Option<Request<()>>,
+    response_future: Option<ResponseFuture>,
+    stream: Option<SendStream<Bytes>>,
+    send_queue: SendQueue,
+    response_head: Option<ResponseHeader>,
+    response_body: Option<RecvStream>,
+    is_body_done: bool,
+    response_trailers: Option<HeaderMap>,
+    /// Why the request could not be handed over.
+    send_error: Option<StreamError>,
+}
+
+impl ClientStream {
+    /// Queues the head of the request.
+    pub(crate) fn write_head(&mut self, head: Request<()>) {
+        self.queued_head = Some(head);
+    }
+
+    /// Queues a piece of the request's body.
+    pub(crate) fn write(&mut self, piece: Bytes) {
+        self.send_queue.write(piece);
+    }
+
+    /// Queues the end of the request.
+    pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
+        self.send_queue.finish(trailers);
+    }
+
+    /// Whether everything was handed over.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.queued_head.is_none() && self.send_queue.is_empty()
+    }
+
+    /// Whether the request may have left.
+    pub(crate) fn has_sent_request(&self) -> bool {
+        self.response_future.is_some() || self.response_head.is_some()
+    }
+
+    /// Waits for what happens next.
+    pub(crate) async fn next_event(
+        &mut self,
+        interest: UpstreamInterest,
+        may_flush: bool,
+    ) -> UpstreamEvent {
+        poll_fn(|context| {
+            let poll_flushed = |stream: &mut Self, context: &mut Context<'_>| match may_flush
+                && !stream.is_flushed()
+            {
+                true => stream
+                    .poll_flush(context)
+                    .map(|flushed| UpstreamEvent::Flushed(flushed.is_ok())),
+                false => Poll::Pending,
+            };
+            if interest != UpstreamInterest::Head
+                && let Poll::Ready(event) = poll_flushed(self, context)
+            {
+                return Poll::Ready(event);
+            }
+            let read = match interest {
+                UpstreamInterest::Head => self.poll_head(context).map(UpstreamEvent::Head),
+                UpstreamInterest::Body => self.poll_read(context).map(|read| {
+                    UpstreamEvent::Body(read.map_err(|_| reason::Reason::UpstreamReset))
+                }),
+                UpstreamInterest::Nothing => Poll::Pending,
+            };
+            if read.is_pending() && interest == UpstreamInterest::Head {
+                poll_flushed(self, context)
+            } else {
+                read
+            }
+        })
+        .await
+    }
+
+    /// The head that was read last.
+    pub(crate) fn head(&self) -> Option<&ResponseHeader> {
+        self.response_head.as_ref()
+    }
+
+    /// Whether the answer has been read to its end.
+    pub(crate) fn is_body_done(&self) -> bool {
+        self.is_body_done
+    }
+
+    /// The trailers of the answer, if it had some.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.response_trailers.as_ref()
+    }
+
+    /// Takes note that no answer came in time. If nothing at all has come on the connection since, it may be dead, and nobody else should wait
+    /// on it to find out; a network that drops packets silently says nothing for a quarter of an hour.
+    pub(crate) fn record_timeout(&self) {
+        let shared = &self.permit.0;
+        if shared.state.handle.bytes_received() == self.bytes_received_at_start {
+            shared.mark_closing();
+        }
+    }
+
+    /// Tells when the exchange ended.
+    pub(crate) fn release(self, now: Instant) {
+        *self
+            .permit
+            .0
+            .state
+            .last_used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamClosed>> {
+        if self.queued_head.is_some() {
+            let ready = ready!(self.permit.0.request_sender.poll_ready(context));
+            let is_end = self.send_queue.is_end_of_stream_only();
+            let sent = match (ready, self.queued_head.take()) {
+                (Ok(()), Some(request)) => {
+                    self.permit.0.request_sender.send_request(request, is_end)
+                }
+                (Err(error), _) => Err(error),
+                (Ok(()), None) => return Poll::Ready(Ok(())),
+            };
+            match sent {
+                Ok((response, stream)) => {
+                    self.response_future = Some(response);
+                    self.stream = Some(stream);
+                    if is_end {
+                        self.send_queue.mark_end_sent();
+                    }
+                }
+                Err(error) => {
+                    // Nothing of the request was handed over; the connection takes no more.
+                    tracing::debug!("a connection of HTTP/2 takes no more requests: {error}");
+                    self.permit.0.mark_closing();
+                    self.send_error = Some(StreamError::Refused);
+                    return Poll::Ready(Err(StreamClosed));
+                }
+            }
+        }
+        match &mut self.stream {
+            Some(stream) => self.send_queue.poll_flush(stream, context),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if let Some(fault) = self.send_error {
+            return Poll::Ready(Err(fault));
+        }
+        // Until the request is handed over there is nothing to wait for; who pushes it asks again.
+        let Some(response) = &mut self.response_future else {
+            return Poll::Pending;
+        };
+        if let Poll::Ready(Some(interim)) = response.poll_informational(context) {
+            let interim = interim.map_err(|error| self.permit.0.record_error(&error))?;
+            self.response_head = Some(interim.into_parts().0.into());
+            return Poll::Ready(Ok(()));
+        }
+        let answer = ready!(Pin::new(response).poll(context))
+            .map_err(|error| self.permit.0.record_error(&error))?;
+        let (parts, body) = answer.into_parts();
+        self.is_body_done = body.is_end_stream();
+        self.response_head = Some(parts.into());
+        self.response_body = Some(body);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let Some(body) = self.response_body.as_mut().filter(|_| !self.is_body_done) else {
+            return Poll::Ready(Ok(None));
+        };
+        match ready!(body.poll_data(context)) {
+            Some(Ok(piece)) => {
+                // It is held by us now, one piece at a time, so that the sender may go on.
+                _ = body.flow_control().release_capacity(piece.len());
+                self.is_body_done = body.is_end_stream();
+                Poll::Ready(Ok(Some(piece)))
+            }
+            Some(Err(error)) => Poll::Ready(Err(self.permit.0.record_error(&error))),
+            None => {
+                self.response_trailers = ready!(body.poll_trailers(context))
+                    .map_err(|error| self.permit.0.record_error(&error))?;
+                self.is_body_done = true;
+                Poll::Ready(Ok(None))
+            }
+        }
+    }
+}
+
+impl Http2Connection {
+    /// What an error means; one of the whole connection ends its use.
+    fn record_error(&self, error: &h2::Error) -> StreamError {
+        if !error.is_reset() {
+            self.mark_closing();
+        }
+        classify_error(error)
+    }
+}
+
+fn classify_error(error: &h2::Error) -> StreamError {
+    match error.reason() {
+        Some(Reason::REFUSED_STREAM) => StreamError::Refused,
+        // The h2 crate tells this to streams above the last one that the backend looked at.
+        _ if error.is_go_away() && error.is_remote() => StreamError::Refused,
+        Some(_) if error.is_library() => StreamError::Protocol,
+        _ => StreamError::Reset,
+    }
+}
