@@ -1,5 +1,4 @@
-//! The admin server: probes, metrics, live views, and the changes that are possible at run
-//! time.
+//! The admin server: probes, metrics, live views, and the changes that are possible at run time.
 //!
 //! It runs on its own thread, so that probes get a response while the data plane is overloaded
 //! or drains. It renders what [`State`] holds and decides nothing itself. GET and HEAD requests
@@ -23,6 +22,7 @@
 mod api;
 mod decisions;
 mod events;
+mod gauges;
 mod lifecycle;
 mod probes;
 mod view;

@@ -48,7 +48,8 @@ impl From<CommandOutcome> for ExitCode {
     }
 }
 
-/// A per-service resilience sidecar: circuit breakers, rate limits, retries, timeouts, health checks and lossless drain for HTTP.
+/// A per-service resilience sidecar: circuit breakers, rate limits, retries, timeouts, health
+/// checks and lossless drain for HTTP.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, max_term_width = 110)]
 struct Cli {
@@ -58,13 +59,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Runs the sidecar.
+    /// Runs the sidecar until a signal, or the end of the app, stops it.
     Run(run::RunCommand),
     /// Runs an embedded app with switchable faults, the real sidecar in front of it, and a
     /// small load.
     Demo(demo::DemoCommand),
-    /// Loads policies as the sidecar would, and shows every fault with its location and the
-    /// fix.
+    /// Loads policies as the sidecar would, and shows every fault with its location and the fix.
     Check(check::CheckCommand),
     /// Prints the JSON Schema of the policy file.
     Schema,
@@ -143,13 +143,13 @@ fn print_schema() -> CommandOutcome {
 
 /// Prints the text and one line break to standard output.
 fn print_line(text: &str) {
-    // The reader has closed the pipe, so it needs no more output.
+    // If the write fails, the reader has closed the pipe and needs no more output.
     _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
 }
 
 /// Prints the text and one line break to standard error.
 fn print_error(text: &str) {
-    // There is no other channel on which to report the failure.
+    // If the write fails, there is no other channel to report it on.
     _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
 }
 

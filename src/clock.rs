@@ -1,6 +1,8 @@
-//! The only reader of clocks, and the only place with timers.
+//! The only module that reads clocks and creates timers.
 //!
-//! Decisions take the time as an argument; it comes from here. Everything else that reads a clock is refused by `clippy.toml`.
+//! Decisions receive the time as an argument, so that a test can control it. This module
+//! provides that time. `clippy.toml` rejects clock reads and timers elsewhere. The module does
+//! not know what the time is used for.
 
 use std::{
     fmt,
@@ -8,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// The time was over before the future was done.
+/// Error for a future that did not complete within its time limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elapsed;
 
@@ -20,7 +22,7 @@ impl fmt::Display for Elapsed {
 
 impl std::error::Error for Elapsed {}
 
-/// The monotonic time; under a paused tokio clock, that one's.
+/// Returns the monotonic time; under a paused tokio clock, the time of that clock.
 #[must_use]
 pub fn now() -> Instant {
     #[expect(
@@ -30,7 +32,7 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The time of day.
+/// Returns the wall-clock time, which can jump when the system clock is set.
 #[must_use]
 pub fn wall_time() -> SystemTime {
     #[expect(
@@ -40,12 +42,12 @@ pub fn wall_time() -> SystemTime {
     SystemTime::now()
 }
 
-/// Waits until a time.
+/// Waits until `deadline`, or returns at once if it has passed.
 pub async fn sleep_until(deadline: Instant) {
     tokio::time::sleep_until(deadline.into()).await;
 }
 
-/// Waits for a duration.
+/// Waits for `duration`; under a paused tokio clock, for the time of that clock.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one place with timers"
@@ -54,10 +56,10 @@ pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
-/// Runs a future until a deadline; without one, to its end.
+/// Runs a future until `deadline`; `None` sets no limit.
 ///
 /// # Errors
-/// [`Elapsed`] if the deadline came first; the future is dropped then.
+/// Returns [`Elapsed`] if the deadline passes first. The future is then dropped.
 pub async fn timeout_at<F: Future>(
     deadline: Option<Instant>,
     future: F,
@@ -70,10 +72,10 @@ pub async fn timeout_at<F: Future>(
     }
 }
 
-/// Runs a future for at most a duration; without one, to its end.
+/// Runs a future for at most `limit`; `None` sets no limit.
 ///
 /// # Errors
-/// [`Elapsed`] if the time was over first; the future is dropped then.
+/// Returns [`Elapsed`] if the time passes first. The future is then dropped.
 pub async fn timeout<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Output, Elapsed> {
     match limit {
         Some(limit) => tokio::time::timeout(limit, future)
@@ -83,7 +85,9 @@ pub async fn timeout<F: Future>(limit: Option<Duration>, future: F) -> Result<F:
     }
 }
 
-/// Writes a time as RFC 3339 in UTC with milliseconds.
+/// Displays a time as RFC 3339 in UTC with milliseconds, such as `2026-11-18T00:00:00.000Z`.
+///
+/// A time before 1970 is displayed as the start of 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct Rfc3339(pub SystemTime);
 
@@ -104,7 +108,9 @@ impl fmt::Display for Rfc3339 {
     }
 }
 
-/// The date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+/// Returns the year, month and day of a day that is counted from 1970-01-01.
+///
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;

@@ -1,8 +1,17 @@
-//! From policy files to one immutable, compiled snapshot, or to all their faults at once.
+//! Compiles policy files into one immutable snapshot, or reports all of their errors at once.
 //!
-//! `source` reads a directory, `tree` finds positions, `structure` checks shapes against the schema, `document` is the spelling,
-//! `compile` makes meaning, `snapshot` is the result, `diff` tells two results apart in words. Nothing here knows sockets,
-//! sessions or live state: the same code serves the sidecar, `outrigger check` and `outrigger explain`.
+//! The modules form a pipeline:
+//!
+//! - `source` reads a directory or a file.
+//! - `tree` finds the position of each value in the text.
+//! - `schema_check` compares the shape of the text with the JSON Schema.
+//! - `document` holds the types that mirror the text.
+//! - `compile` resolves names, applies defaults and checks values.
+//! - `snapshot` is the result.
+//! - `diff` describes the difference between two snapshots in words.
+//!
+//! The sidecar, `outrigger check` and `outrigger explain` all use this code. The module knows
+//! no sockets, no sessions and no live state.
 
 pub mod compile;
 pub mod diagnostic;
@@ -20,19 +29,21 @@ use std::{collections::HashMap, path::Path};
 
 use crate::policy::{diagnostic::Diagnostics, snapshot::PolicySnapshot, source::PolicySource};
 
-/// A compiled set and what there is to say about it.
+/// Compiled policy set, with the warnings about it.
 #[derive(Debug)]
 pub struct LoadedPolicy {
-    /// The compiled set.
+    /// Compiled policy set, ready to be activated.
     pub snapshot: PolicySnapshot,
-    /// What is suspicious but possible.
+    /// Problems that are probably mistakes but do not prevent activation.
     pub warnings: Diagnostics,
 }
 
-/// Reads and compiles a directory or a file.
+/// Reads and compiles all policy files of a directory, or one file.
+///
+/// `environment` holds the values for `${NAME}` references.
 ///
 /// # Errors
-/// All faults of all files.
+/// Returns the errors of all files, with their locations.
 pub fn load(
     path: &Path,
     environment: &HashMap<String, String>,
@@ -40,10 +51,10 @@ pub fn load(
     load_source(&PolicySource::read(path)?, environment)
 }
 
-/// Compiles what was read.
+/// Compiles policy files that were already read.
 ///
 /// # Errors
-/// All faults of all files.
+/// Returns the errors of all files, with their locations.
 pub fn load_source(
     source: &PolicySource,
     environment: &HashMap<String, String>,
@@ -51,7 +62,8 @@ pub fn load_source(
     compile::compile(source, environment)
 }
 
-/// The JSON Schema (draft 2020-12) of a document, derived from the types that read it.
+/// Returns the JSON Schema (draft 2020-12) of one document, derived from the types that read
+/// it.
 #[must_use]
 pub fn json_schema() -> serde_json::Value {
     let mut schema = schemars::schema_for!(document::Document);

@@ -1,42 +1,51 @@
-//! What belongs to the process and not to policy: flags and environment variables, in a form that cannot be wrong.
+//! Settings of the process that do not belong to a policy.
+//!
+//! The command line and environment variables provide them, and they stay the same until the
+//! process ends. Their types exclude most invalid values, so the rest of the code does not
+//! check them again. This module does not read flags or environment variables itself.
 
 use std::{
     collections::HashMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration,
 };
 
-/// The settings of one instance.
+/// Settings of one instance, constant while it runs.
 #[derive(Clone)]
 pub struct Settings {
-    /// The policy directory, or one file.
+    /// Policy directory, or a single policy file.
     pub policy_path: PathBuf,
-    /// Where the admin server listens; port 0 lets the system choose.
+    /// Address on which the admin server listens; with port 0 the system chooses a port.
     pub admin_address: SocketAddr,
-    /// Where the last good policies are kept; `None` keeps none.
+    /// Directory for a copy of the last valid policies; `None` stores no copy. A restart with
+    /// an invalid policy file starts from that copy.
     pub state_dir: Option<PathBuf>,
-    /// Threads of the data plane.
+    /// Number of worker threads of the data plane.
     pub worker_threads: NonZeroUsize,
-    /// How often the policy directory is looked at, besides the system's notices.
+    /// Interval at which policy, endpoint and certificate files are polled. File system events
+    /// trigger reads of policies and endpoints earlier.
     pub poll_interval: Duration,
-    /// What a caller of a changing admin endpoint must show if it is not on this host.
+    /// Bearer token for admin requests that change something. Requests without it are accepted
+    /// only from loopback addresses, and only without an `Origin` header, which browsers send.
     pub admin_token: Option<String>,
-    /// The zone that this instance is in, to prefer endpoints in it.
+    /// Availability zone of this instance; load balancing can prefer endpoints in it.
     pub zone: Option<String>,
-    /// A name server to ask instead of the system's.
+    /// Name server for DNS discovery; `None` uses those of the system.
     pub name_server: Option<SocketAddr>,
-    /// The cgroup whose resources are watched instead of the process's own.
+    /// cgroup directory whose resources are monitored; `None` uses the cgroup of this process.
     pub cgroup_path: Option<PathBuf>,
-    /// Where a successor asks for the sockets of this process, and where this one asks first; `None` if there is to be no handing over.
+    /// Path of the Unix socket over which listening sockets are handed over; `None` disables
+    /// it. A new process requests the sockets of the running process there, and later provides
+    /// them to its successor.
     pub handover_path: Option<PathBuf>,
-    /// Whether to take the sockets that a supervisor holds.
+    /// Whether to use listening sockets that a supervisor holds (`sd_listen_fds` of systemd).
     pub uses_supervised_sockets: bool,
-    /// Whether to heed the signals of the process.
+    /// Whether signals to the process trigger a reload or a drain.
     pub handles_signals: bool,
-    /// What `${NAME}` in a policy is taken from.
+    /// Values for references of the form `${NAME}` in policies.
     pub environment: HashMap<String, String>,
 }
 
 impl std::fmt::Debug for Settings {
-    /// Leaves out what may be secret.
+    /// Omits fields that may hold secrets, such as the admin token and the environment.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings")
             .field("policies", &self.policy_path)
@@ -49,7 +58,10 @@ impl std::fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// The usual settings for a policy directory.
+    /// Creates the default settings for a policy directory or file.
+    ///
+    /// There is one worker per available CPU, and files are polled every 5 seconds. All
+    /// optional features are disabled.
     #[must_use]
     pub fn new(policy_path: PathBuf, admin_address: SocketAddr) -> Self {
         Self {

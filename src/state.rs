@@ -1,13 +1,19 @@
-//! Everything that outlives a request and survives a reload, and every lock.
+//! State that all requests share and that survives a policy reload.
 //!
-//! A request pins one [`active_policy::Live`]: the compiled policies of the moment, joined with the state that belongs to them. State is
-//! kept by identity in [`registry::Registry`]: what kept its name keeps its history over any number of reloads. Locks are here
-//! only, each around one call of a pure machine and never over an `.await`.
+//! This module decides which state a policy set uses. A policy or backend that keeps its name,
+//! and an endpoint that keeps its address, keeps its state over any number of reloads. The
+//! state is stored under that identity in [`registry`]. Each request pins one
+//! [`active_policy::ActivePolicy`], which joins the compiled policies with their state.
+//!
+//! The decisions themselves are pure functions and state machines in [`crate::resilience`]. The
+//! types here put locks around them. Such a lock covers one call and is never held over an
+//! `.await`. The module opens no connections and runs no tasks.
 
 pub mod active_policy;
 pub mod instance;
 pub mod policies;
 pub mod registry;
+pub mod table;
 pub mod topology;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,40 +35,44 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// Wishes that may wait; who has more is told to come back.
+/// Maximum number of queued commands. Further commands are rejected: the admin API responds
+/// with 503 and `Retry-After: 1`.
 const MAX_QUEUED_COMMANDS: usize = 16;
 
-/// What all parts share.
+/// State of one instance, shared by the data plane, the admin server and the control tasks.
 #[derive(Debug)]
 pub struct State {
-    /// What is in force; readers take it once per request, a reload replaces it.
+    /// Policies in force, joined with their state. A request loads them once; a reload replaces
+    /// them.
     pub active_policy: ArcSwap<ActivePolicy>,
-    /// Whether it is ready.
+    /// Readiness, startup and worker liveness of this instance.
     pub lifecycle: Lifecycle,
-    /// What is in flight, and how far it is on its way out.
+    /// Requests in flight, and the stage of the drain.
     pub drain: DrainState,
-    /// What it had to do in the last seconds.
+    /// Load of the last ten seconds, from which the capacity forecast is computed.
     pub load_history: LoadHistory,
-    /// Which of the instances of the service it is.
+    /// Addresses of this instance, which tell it apart from the other replicas of its service.
     pub replicas: Replicas,
-    /// The secret under which the keys of rate limits are hashed.
+    /// Random hash seed for the keys of local rate limits. Clients cannot choose colliding
+    /// keys.
     pub rate_limit_hasher: ahash::RandomState,
-    /// How short of resources the instance is.
+    /// Overload level of the instance, derived from its resource signals.
     pub protection: ProtectionState,
-    /// The one place that events are told to.
+    /// Receiver of all events, from which logs and metrics derive.
     pub telemetry: Arc<Telemetry>,
-    /// What the certificate files held when they were last read well.
+    /// TLS configurations, built from the latest valid content of the certificate files.
     pub tls: TlsStore,
-    /// Where this instance is, if it was told.
+    /// Availability zone of this instance; `None` if it is not configured.
     pub zone: Option<Arc<str>>,
-    /// Wishes to the background tasks.
+    /// Sender of commands to the control loop, with a queue of 16 commands.
     pub commands: mpsc::Sender<Command>,
-    /// State by identity. Guards the joining of policies with their state, at a reload and nowhere else.
+    /// State by identity. The lock serializes the updates of `active_policy` by reloads and by
+    /// discovery.
     registry: Mutex<Registry>,
 }
 
 impl State {
-    /// Makes a state in which nothing is in force yet, and the end at which wishes arrive.
+    /// Creates a state with an empty policy set, and the receiver of its commands.
     #[must_use]
     pub fn new(
         telemetry: Arc<Telemetry>,
@@ -87,7 +97,10 @@ impl State {
         (state, command_receiver)
     }
 
-    /// Puts a set of policies in force, with the state of all that kept its name; the generation.
+    /// Activates a policy set and returns its generation.
+    ///
+    /// A policy, backend or endpoint that keeps its identity keeps its state. Requests in
+    /// flight continue with the policy set that they loaded.
     pub fn apply(
         &self,
         snapshot: Arc<crate::policy::snapshot::PolicySnapshot>,
@@ -106,8 +119,11 @@ impl State {
         generation
     }
 
-    /// Puts the endpoints in force that discovery found of a backend where it looked; whether that changed anything. The policies stay
-    /// as they are.
+    /// Activates the endpoints that discovery found for a backend, and returns whether they
+    /// changed.
+    ///
+    /// `source` is where they were found. Endpoints from a source that the policy no longer
+    /// names are ignored. The policies and the generation stay the same.
     pub fn apply_discovered_endpoints(
         &self,
         backend: &Arc<str>,

@@ -5,12 +5,20 @@
 //! through the access log, which never waits.
 
 pub mod access_log;
+pub mod backend_metrics;
+pub mod decision;
 pub mod decision_log;
 pub mod engine_metrics;
 pub mod event;
+mod event_metrics;
+mod event_text;
+pub mod label;
 pub mod log;
+pub mod metric_names;
 pub mod metrics;
 pub mod reason;
+pub mod route_metrics;
+pub mod tls_subject;
 
 use std::{
     collections::VecDeque,
@@ -70,7 +78,7 @@ impl Telemetry {
     /// Tells what happened.
     pub fn emit(&self, event: Event) {
         log::write_event(&event);
-        self.metrics.record_event(&event);
+        event_metrics::record(&self.metrics, &event);
         let mut recent = self
             .recent_events
             .lock()

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::{
-    admin::{AdminState, view},
+    admin::{AdminState, gauges, view},
     clock,
     resilience::breaker::{Breaker, Transition},
     state::instance::command::Command,
@@ -26,7 +26,7 @@ use crate::{
 pub(super) type ClientAddress = std::net::SocketAddr;
 
 pub(super) async fn metrics(Extract(admin): Extract<AdminState>) -> Response {
-    view::record_gauges(&admin.state, clock::now());
+    gauges::record(&admin.state, clock::now());
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         admin.state.telemetry.metrics.render(),
@@ -34,28 +34,38 @@ pub(super) async fn metrics(Extract(admin): Extract<AdminState>) -> Response {
         .into_response()
 }
 
-pub(super) async fn status(Extract(admin): Extract<AdminState>) -> Json<view::StatusView> {
-    Json(view::status(&admin.state, clock::now()))
+pub(super) async fn status(
+    Extract(admin): Extract<AdminState>,
+) -> Json<view::instance::StatusView> {
+    Json(view::instance::status(&admin.state, clock::now()))
 }
 
-pub(super) async fn routes(Extract(admin): Extract<AdminState>) -> Json<Vec<view::RouteView>> {
-    Json(view::routes(&admin.state))
+pub(super) async fn routes(
+    Extract(admin): Extract<AdminState>,
+) -> Json<Vec<view::route::RouteView>> {
+    Json(view::route::routes(&admin.state))
 }
 
-pub(super) async fn backends(Extract(admin): Extract<AdminState>) -> Json<Vec<view::BackendView>> {
-    Json(view::backends(&admin.state, clock::now()))
+pub(super) async fn backends(
+    Extract(admin): Extract<AdminState>,
+) -> Json<Vec<view::backend::BackendView>> {
+    Json(view::backend::backends(&admin.state, clock::now()))
 }
 
-pub(super) async fn breakers(Extract(admin): Extract<AdminState>) -> Json<Vec<view::BreakerView>> {
-    Json(view::breakers(&admin.state, clock::now()))
+pub(super) async fn breakers(
+    Extract(admin): Extract<AdminState>,
+) -> Json<Vec<view::breaker::BreakerView>> {
+    Json(view::breaker::breakers(&admin.state, clock::now()))
 }
 
-pub(super) async fn limits(Extract(admin): Extract<AdminState>) -> Json<view::LimitsView> {
-    Json(view::limits(&admin.state, clock::now()))
+pub(super) async fn limits(Extract(admin): Extract<AdminState>) -> Json<view::limit::LimitsView> {
+    Json(view::limit::limits(&admin.state, clock::now()))
 }
 
-pub(super) async fn recovery(Extract(admin): Extract<AdminState>) -> Json<Vec<view::RecoveryView>> {
-    Json(view::recoveries(&admin.state))
+pub(super) async fn recovery(
+    Extract(admin): Extract<AdminState>,
+) -> Json<Vec<view::recovery::RecoveryView>> {
+    Json(view::recovery::recoveries(&admin.state))
 }
 
 pub(super) async fn reload(
@@ -125,7 +135,7 @@ pub(super) async fn change_breaker(
     };
     audit(&admin, &format!("breaker {target}"), peer);
     breaker.change_state(change, clock::now());
-    Json(view::breaker(breaker, clock::now())).into_response()
+    Json(view::breaker::breaker(breaker, clock::now())).into_response()
 }
 
 pub(super) fn audit(admin: &AdminState, action: &str, peer: ClientAddress) {

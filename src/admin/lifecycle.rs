@@ -39,7 +39,7 @@ pub(super) async fn drain(
     let requires_capacity =
         query.is_some_and(|query| query.split('&').any(|part| part == "requireCapacity=true"));
     let (present, forecast) = capacity::forecast(&admin.state, clock::now());
-    let expected = view::capacity(&present, &forecast);
+    let expected = view::instance::capacity(&present, &forecast);
     // A drain that has already begun cannot be cancelled, so it is not rejected.
     if requires_capacity && !forecast.verdict.is_sufficient() && !admin.state.drain.is_draining() {
         return (
@@ -92,8 +92,7 @@ async fn begin_drain(admin: &AdminState, asked_by: &'static str, after_drain: Af
     true
 }
 
-/// Responds when the instance has drained, for an app's pre-stop hook. It starts no drain
-/// itself.
+/// Responds when the instance has drained, for an app's pre-stop hook. It starts no drain itself.
 pub(super) async fn wait_until_drained(Extract(admin): Extract<AdminState>) -> Response {
     let mut stages = admin.state.drain.subscribe_stages();
     // This cannot fail: `admin` keeps the sender of the stages alive.
@@ -136,8 +135,7 @@ pub(super) async fn probe_app(
     }
     let (reply, response) = oneshot::channel();
     let backend = active_policy.backends[probes.backend].spec.name.clone();
-    // The background task takes commands one at a time, so a probe waits for space in the
-    // queue.
+    // The background task takes commands one at a time, so a probe waits for space in the queue.
     if admin
         .state
         .commands

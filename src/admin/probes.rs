@@ -102,8 +102,7 @@ fn probe_response(is_passing: bool, is_verbose: bool, lines: &[String]) -> Respo
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ok")
     };
-    // A failed probe lists the conditions even without `verbose`, so that its log shows the
-    // reason.
+    // A failed probe lists the conditions even without `verbose`, so that its log shows the reason.
     let body = if is_verbose || !is_passing {
         format!("{}\n{word}\n", lines.join("\n"))
     } else {

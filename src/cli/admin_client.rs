@@ -55,7 +55,7 @@ enum BreakerChange {
 pub(super) struct HealthcheckCommand {
     #[command(flatten)]
     admin: AdminOptions,
-    /// Probe to check.
+    /// Probe to check: liveness, readiness or startup.
     #[arg(long, value_enum, default_value = "readyz")]
     probe: ProbeKind,
     /// Maximum time to wait for the probe to pass. By default, it is checked once.
@@ -252,8 +252,7 @@ fn or_none(text: &str) -> &str {
     if text.is_empty() { "none" } else { text }
 }
 
-/// Sends a request to the admin server and prints the response, as indented JSON where
-/// possible.
+/// Sends a request to the admin server and prints the response, as indented JSON where possible.
 fn print_response(admin: &AdminOptions, method: &str, path: &str) -> CommandOutcome {
     let Some((status, body)) = send_request(admin, method, path) else {
         return CommandOutcome::Unavailable;

@@ -1,7 +1,13 @@
-//! `outrigger demo`: the sidecar at work, within a minute, without anything else.
+//! `outrigger demo`: shows the sidecar at work within a minute, without other software.
 //!
-//! An embedded app, the real sidecar in front of it under the real policies, and a small steady load. A fault begins by itself: the
-//! breaker opens, callers get quick refusals, the fault ends, half-open, closed. Meanwhile there are things to try.
+//! It runs an embedded app, the real sidecar with the real policies in front of it, and a small
+//! steady load. A fault of the app starts by itself:
+//!
+//! 1. The app fails every request, and the breaker opens.
+//! 2. Clients get immediate rejections.
+//! 3. The fault ends, and the breaker becomes half-open, then closed.
+//!
+//! The introduction lists commands to try meanwhile.
 
 mod app;
 mod load;
@@ -32,25 +38,26 @@ use crate::{
     telemetry::access_log::AccessLogWriter,
 };
 
-/// The policy that is used where there is no policy directory.
+/// Shipped policy, used if the policy directory does not exist.
 const DEFAULT_POLICY: &str = include_str!("../../policies/default.yaml");
 
-/// When the fault begins, and when it ends.
+/// Start and end of the fault, measured from the start of the demo.
 const FAULT_WINDOW: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(14));
 
-/// How often the screen is drawn.
+/// Interval between two updates of the screen.
 const FRAME_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long, and under what.
+/// Duration, load and policies of the demo.
 #[derive(Debug, Args)]
 pub(super) struct DemoCommand {
-    /// Ends by itself after so many seconds.
+    /// Ends the demo after this number of seconds. Without it, the demo runs until Ctrl-C.
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
-    /// Makes no load, and no fault by itself.
+    /// Sends no load and injects no fault.
     #[arg(long)]
     no_load: bool,
-    /// The policy directory. Where there is none, the shipped policy is used from a temporary one.
+    /// Policy directory. If it does not exist, the shipped policy is used from a temporary
+    /// directory.
     #[arg(
         long,
         env = "OUTRIGGER_POLICIES",
@@ -159,14 +166,15 @@ impl DemoCommand {
             }
             tokio::select! {
                 () = clock::sleep(FRAME_INTERVAL) => {}
-                // If the signal cannot be waited for, there is no other way to be asked to end.
+                // If the signal cannot be awaited, the demo has no other way to end, so it ends
+                // here.
                 _ = tokio::signal::ctrl_c() => return,
             }
         }
     }
 }
 
-/// The policy directory, or a temporary one with the shipped policy.
+/// Returns the policy directory, or a temporary one with the shipped policy if it does not exist.
 fn prepare_policies(wanted: &Path) -> std::io::Result<PathBuf> {
     if wanted.exists() {
         return Ok(wanted.to_owned());
@@ -177,7 +185,7 @@ fn prepare_policies(wanted: &Path) -> std::io::Result<PathBuf> {
     Ok(directory)
 }
 
-/// The usual port if it is free, else any.
+/// Returns the preferred port of the loopback address if it is free, and port 0 otherwise.
 fn preferred_or_any_port(port: u16) -> SocketAddr {
     let preferred = SocketAddr::from(([127, 0, 0, 1], port));
     if std::net::TcpListener::bind(preferred).is_ok() {

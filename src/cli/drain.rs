@@ -78,8 +78,7 @@ impl DrainCommand {
         }
     }
 
-    /// Waits until the sidecar reports that it has drained, and prints the progress once a
-    /// second.
+    /// Waits until the sidecar reports that it has drained, and prints the progress once a second.
     fn wait_until_drained(self) -> CommandOutcome {
         let admin = self.admin.clone();
         let waiting =

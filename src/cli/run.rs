@@ -47,8 +47,7 @@ pub(super) struct RunCommand {
     /// cgroup.
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
-    /// Interval at which the policy directory is checked, in addition to file system
-    /// notifications.
+    /// Interval at which the policy directory is checked, in addition to file system notifications.
     #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "5s", value_parser = parse_nonzero_duration, value_name = "DURATION")]
     poll_interval: Duration,
     /// Zone of this instance, used to prefer endpoints in the same zone. Use the value of the
@@ -70,7 +69,7 @@ pub(super) struct RunCommand {
     /// Log level, or directives like `info,outrigger::proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = parse_log_level, value_name = "LEVEL")]
     log_level: String,
-    /// Log format.
+    /// Format of the log: lines of text or JSON objects.
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", default_value = "text", value_enum)]
     log_format: LogFormatFlag,
 }

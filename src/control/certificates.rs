@@ -38,7 +38,7 @@ use crate::{
         State,
         topology::tls::{TlsMaterial, TlsStore, TlsUpdate},
     },
-    telemetry::event::Event,
+    telemetry::{event::Event, tls_subject::TlsSubject},
     transport::certificate,
 };
 
@@ -98,7 +98,7 @@ pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duratio
     let mut reported = CertificateReports::default();
     loop {
         let active_policy = state.active_policy.load_full();
-        let (mut fresh, mut owners) = (TlsUpdate::default(), Vec::new());
+        let (mut fresh, mut subjects) = (TlsUpdate::default(), Vec::new());
         for listener in &active_policy.snapshot.listeners {
             let Some((spec, known)) = listener
                 .tls
@@ -107,7 +107,7 @@ pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duratio
             else {
                 continue;
             };
-            let owner = format!("listener {}", listener.name);
+            let subject = TlsSubject::Listener(listener.name.clone());
             let read = CertificateFiles::read_server(spec).and_then(|files| {
                 if files.content_hash == known.content_hash {
                     Ok(known.clone())
@@ -117,9 +117,9 @@ pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duratio
             });
             fresh.listeners.insert(
                 spec.clone(),
-                reported.select_and_report(&state, &owner, read, &known),
+                reported.select_and_report(&state, &subject, read, &known),
             );
-            owners.push(owner);
+            subjects.push(subject);
         }
         for backend in &active_policy.snapshot.backends {
             let Some((spec, known)) = backend
@@ -129,7 +129,7 @@ pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duratio
             else {
                 continue;
             };
-            let owner = format!("backend {}", backend.name);
+            let subject = TlsSubject::Backend(backend.name.clone());
             let read = CertificateFiles::read_client(spec).and_then(|files| {
                 if files.content_hash == known.content_hash {
                     Ok(known.clone())
@@ -139,23 +139,22 @@ pub(super) async fn watch_certificates(state: Arc<State>, poll_interval: Duratio
             });
             fresh.backends.insert(
                 spec.clone(),
-                reported.select_and_report(&state, &owner, read, &known),
+                reported.select_and_report(&state, &subject, read, &known),
             );
-            owners.push(owner);
+            subjects.push(subject);
         }
         state.tls.apply(&fresh);
-        reported.retain_owners(&state, &owners);
+        reported.retain_subjects(&state, &subjects);
         clock::sleep(poll_interval).await;
     }
 }
 
-/// Last reported status of each certificate owner, so that each change is reported once.
-///
-/// An owner is a listener or a backend, for example `listener web`.
+/// Last reported status of each listener and backend with certificates, so that each change is
+/// reported once.
 #[derive(Debug, Default)]
-struct CertificateReports(HashMap<String, CertificateReport>);
+struct CertificateReports(HashMap<TlsSubject, CertificateReport>);
 
-/// Last reported status of one certificate owner.
+/// Last reported status of the certificates of one listener or backend.
 #[derive(Debug)]
 struct CertificateReport {
     expiry_status: ExpiryStatus,
@@ -188,11 +187,11 @@ impl CertificateReports {
     fn select_and_report<C>(
         &mut self,
         state: &State,
-        owner: &str,
+        subject: &TlsSubject,
         read: Result<TlsMaterial<C>, String>,
         known: &TlsMaterial<C>,
     ) -> TlsMaterial<C> {
-        let reported = self.0.get(owner);
+        let reported = self.0.get(subject);
         let read = read.and_then(|material| {
             if material.generation == known.generation {
                 Ok(material)
@@ -203,7 +202,7 @@ impl CertificateReports {
         let current = match &read {
             Ok(material) if material.generation != known.generation => {
                 state.telemetry.emit(Event::CertificateChanged {
-                    owner: owner.to_owned(),
+                    subject: subject.clone(),
                 });
                 material.clone()
             }
@@ -211,7 +210,7 @@ impl CertificateReports {
             Err(fault) => {
                 if reported.is_none_or(|reported| reported.fault.as_ref() != Some(fault)) {
                     state.telemetry.emit(Event::CertificateRefused {
-                        owner: owner.to_owned(),
+                        subject: subject.clone(),
                         reason: fault.clone(),
                     });
                 }
@@ -225,7 +224,7 @@ impl CertificateReports {
                 && reported.is_none_or(|reported| reported.expiry_status != expiry_status)
         }) {
             state.telemetry.emit(Event::CertificateExpiring {
-                owner: owner.to_owned(),
+                subject: subject.clone(),
                 remaining,
             });
         }
@@ -238,13 +237,13 @@ impl CertificateReports {
             )),
             (Ok(_), ExpiryStatus::Valid) => Ok("as they are in the files".to_owned()),
         };
-        state.lifecycle.set_report(&report_name(owner), report);
+        state.lifecycle.set_report(&report_name(subject), report);
         state
             .telemetry
             .metrics
-            .set_certificate(owner, current.not_after, read.is_ok());
+            .set_certificate(subject, current.not_after, read.is_ok());
         self.0.insert(
-            owner.to_owned(),
+            subject.clone(),
             CertificateReport {
                 expiry_status,
                 fault: read.err(),
@@ -253,13 +252,13 @@ impl CertificateReports {
         current
     }
 
-    /// Removes the reports and metrics of owners that the active policy no longer contains.
-    fn retain_owners(&mut self, state: &State, owners: &[String]) {
-        self.0.retain(|owner, _| {
-            let is_there = owners.contains(owner);
+    /// Removes the reports and metrics of subjects that the active policy no longer contains.
+    fn retain_subjects(&mut self, state: &State, subjects: &[TlsSubject]) {
+        self.0.retain(|subject, _| {
+            let is_there = subjects.contains(subject);
             if !is_there {
-                state.lifecycle.remove_report(&report_name(owner));
-                state.telemetry.metrics.clear_certificate(owner);
+                state.lifecycle.remove_report(&report_name(subject));
+                state.telemetry.metrics.clear_certificate(subject);
             }
             is_there
         });
@@ -282,9 +281,10 @@ fn reject_expired<C>(material: TlsMaterial<C>) -> Result<TlsMaterial<C>, String>
     }
 }
 
-/// Returns the name of the readiness report for the certificates of an owner.
-fn report_name(owner: &str) -> String {
-    format!("certificates-of-{}", owner.replace(' ', "-"))
+/// Returns the name of the readiness report for the certificates of a subject.
+fn report_name(subject: &TlsSubject) -> String {
+    let [(_, kind), (_, name)] = subject.labels();
+    format!("certificates-of-{kind}-{name}")
 }
 
 /// Raw content of the certificate files of one listener or backend. `paths` holds the paths of

@@ -485,6 +485,9 @@ fn receive_sockets(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)
 
 /// Binds the admin socket, or takes the inherited one. Also returns whether the socket is
 /// inherited.
+///
+/// # Errors
+/// The error of the system if the address cannot be bound.
 pub fn bind_admin_socket(
     inherited: &InheritedSockets,
     requested_address: SocketAddr,

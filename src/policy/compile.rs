@@ -1,7 +1,9 @@
-//! Makes meaning of documents: fills in defaults, resolves names, inherits sections, and finds every fault.
+//! Compiles policy documents into a snapshot.
 //!
-//! Nothing stops at the first fault. A part that cannot be made is left out and the rest is looked at all the same; a snapshot
-//! comes out only if there is no fault at all.
+//! The compiler fills in defaults, resolves names, inherits sections, and reports every
+//! problem. It does not stop at the first problem: an invalid part is omitted and the rest is
+//! still checked. A snapshot results only if there is no error. The compiler opens no
+//! certificate or endpoint file, and knows no runtime state.
 
 mod admission;
 mod backends;
@@ -30,10 +32,10 @@ use crate::policy::{
     tree::{self, Node, NodePath, Position},
 };
 
-/// Compiles a set.
+/// Compiles a policy set, with `environment` substituted for `${NAME}`.
 ///
 /// # Errors
-/// All faults of all files.
+/// Returns all diagnostics of all files if at least one is an error.
 pub fn compile(
     source: &PolicySource,
     environment: &HashMap<String, String>,
@@ -81,14 +83,14 @@ pub fn compile(
     }
 }
 
-/// A document and where it stands.
+/// A document, with its file and its tree of positions.
 struct LocatedDocument<'a> {
     file: &'a PolicyFile,
     root: Node,
     document: Document,
 }
 
-/// A place in a document that is being compiled.
+/// Location of a field in a document that is being compiled.
 #[derive(Clone)]
 struct FieldLocation<'a> {
     located: &'a LocatedDocument<'a>,
@@ -115,7 +117,7 @@ impl FieldLocation<'_> {
     }
 }
 
-/// Sections, where they stand and what they are called.
+/// Sections of one source, with its location and origin.
 struct SectionScope<'s, 'a> {
     origin: SectionOrigin,
     at: FieldLocation<'a>,
@@ -125,9 +127,9 @@ struct SectionScope<'s, 'a> {
 struct Compiler<'a> {
     documents: &'a [LocatedDocument<'a>],
     diagnostics: Vec<Diagnostic>,
-    /// Whether a file could not be read, so that a missing name may be in it.
+    /// Whether a file was refused, so that an unknown name may be defined in it.
     is_partial: bool,
-    /// Whether warnings are left out, because what is compiled is not what will hold.
+    /// Whether warnings are suppressed, while sections are compiled that may have no effect.
     suppresses_warnings: bool,
 }
 
@@ -186,7 +188,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Every item of a list of all documents, with its place.
+    /// Returns the items of a list in all documents, with their locations.
     fn collect_items<T: 'a>(
         &self,
         key: &str,
@@ -208,7 +210,7 @@ impl<'a> Compiler<'a> {
         all
     }
 
-    /// A section that may stand in one document only.
+    /// Returns a section that only one document may contain, and reports further ones.
     fn find_single_section<T: 'a>(
         &mut self,
         key: &str,
@@ -237,7 +239,7 @@ impl<'a> Compiler<'a> {
         found
     }
 
-    /// Refuses names that are given twice or are no names.
+    /// Reports a name that is invalid or already in use.
     fn check_name(
         &mut self,
         at: &FieldLocation<'a>,
@@ -263,7 +265,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The name of a header, in lower case.
+    /// Parses a header name, converted to lower case, and reports an invalid one.
     fn parse_header_name(
         &mut self,
         at: &FieldLocation<'a>,
@@ -277,7 +279,7 @@ impl<'a> Compiler<'a> {
         parsed
     }
 
-    /// A method, as it is written in requests.
+    /// Parses a method in upper case, and reports an invalid one.
     fn parse_method(&mut self, at: &FieldLocation<'a>, method: &str) -> Option<http::Method> {
         let is_capitals =
             !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
@@ -363,7 +365,7 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// A fault that was just reported, to which its mend can be added.
+/// Diagnostic that was just reported, to which the fix can be added. It is empty if suppressed.
 struct ReportedDiagnostic<'f>(Option<&'f mut Diagnostic>);
 
 impl ReportedDiagnostic<'_> {
@@ -421,7 +423,8 @@ fn read_documents<'a>(
     (documents, diagnostics)
 }
 
-/// Takes the values of the environment out of what is shown: they may be secrets.
+/// Replaces the values of environment variables in diagnostics by `${NAME}`, because they may
+/// be secrets.
 fn redact_environment(
     diagnostics: &mut [Diagnostic],
     source: &PolicySource,
@@ -433,7 +436,7 @@ fn redact_environment(
             .iter()
             .any(|file| file.text.contains(&format!("${{{name}")))
     };
-    // What is shorter than a word is no secret, and would be found everywhere.
+    // A value below four bytes is no secret, and its replacement would garble the messages.
     let used: Vec<_> = environment
         .iter()
         .filter(|(name, value)| value.len() >= 4 && is_used(name))

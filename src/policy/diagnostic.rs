@@ -1,35 +1,37 @@
-//! A fault in a policy file: what, where, and the mend.
+//! Diagnostics of policy files: the problem, its location and the fix.
 //!
-//! One value, three renderings: for people with the line and a caret, for machines as JSON, and for GitHub as annotations.
+//! One value has three renderings: text with the line and a caret for people, JSON for
+//! programs, and workflow commands for GitHub Actions. The module does not know what is valid;
+//! the compiler creates the diagnostics.
 
 use std::{fmt::Write as _, sync::Arc};
 
 use serde_json::json;
 
-/// How bad it is.
+/// Severity of a diagnostic. Errors sort before warnings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// The set is refused.
+    /// The policy set is refused.
     Error,
-    /// The set is taken.
+    /// The policy set is accepted.
     Warning,
 }
 
-/// A place in a file; lines and columns count from 1, a line of 0 is the file as a whole.
+/// Location in a file. Lines and columns count from 1; line 0 means the whole file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SourceSpan {
-    /// The file, as it was named.
+    /// File name, as the user specified it.
     pub file: Arc<str>,
-    /// The line.
+    /// Line number, or 0 for the whole file.
     pub line: usize,
-    /// The column, in characters.
+    /// Column number, in characters.
     pub column: usize,
-    /// The text of the line.
+    /// Text of the line, for the rendering with a caret.
     pub text: String,
 }
 
 impl SourceSpan {
-    /// A file as a whole.
+    /// Creates the location of a whole file.
     #[must_use]
     pub fn whole_file(file: Arc<str>) -> Self {
         Self {
@@ -40,7 +42,7 @@ impl SourceSpan {
         }
     }
 
-    /// A line and a column of a file with this text.
+    /// Creates a location from the line and column in a file with this text.
     #[must_use]
     pub fn from_position(file: Arc<str>, text: &str, (line, column): (usize, usize)) -> Self {
         let text = line
@@ -56,26 +58,27 @@ impl SourceSpan {
     }
 }
 
-/// The lines as YAML counts them: a line feed, a carriage return, or both together end one (YAML 1.2, 5.4).
+/// Splits a text into lines as YAML does: at a line feed, a carriage return, or both together
+/// (YAML 1.2, section 5.4).
 fn yaml_lines(text: &str) -> impl Iterator<Item = &str> {
     text.split('\n')
         .flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
-/// One fault.
+/// One problem in a policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// How bad it is.
+    /// Severity of the problem, which determines whether the policy set is refused.
     pub severity: Severity,
-    /// Where it is.
+    /// Location of the problem.
     pub span: SourceSpan,
-    /// What is wrong.
+    /// Description of the problem, in lower case and without a full stop.
     pub message: String,
-    /// How to mend it.
+    /// Fix of the problem, if one is known.
     pub hint: Option<String>,
 }
 
-/// Faults, in the order of their places.
+/// Diagnostics in the order of their locations, without duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diagnostics(Vec<Diagnostic>);
 
@@ -99,7 +102,7 @@ impl From<Diagnostic> for Diagnostics {
 }
 
 impl Diagnostics {
-    /// Puts faults in the order of their places.
+    /// Sorts diagnostics by location and removes duplicates.
     #[must_use]
     pub fn new(mut diagnostics: Vec<Diagnostic>) -> Self {
         diagnostics.sort_by(|a, b| {
@@ -109,13 +112,13 @@ impl Diagnostics {
         Self(diagnostics)
     }
 
-    /// The faults.
+    /// Returns the diagnostics in the order of their locations.
     #[must_use]
     pub fn as_slice(&self) -> &[Diagnostic] {
         &self.0
     }
 
-    /// The worst of them, as one line: the first error, else the first warning.
+    /// Returns the first error as one line, or the first warning if there is no error.
     #[must_use]
     pub fn headline(&self) -> String {
         self.0
@@ -125,7 +128,7 @@ impl Diagnostics {
             .unwrap_or_default()
     }
 
-    /// For people.
+    /// Renders the diagnostics for people: each with its line, a caret and the fix.
     #[must_use]
     pub fn to_human(&self) -> String {
         self.0
@@ -135,7 +138,7 @@ impl Diagnostics {
             .join("\n")
     }
 
-    /// For machines: an array of objects.
+    /// Renders the diagnostics as a JSON array with one object each.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         self.0
@@ -153,7 +156,7 @@ impl Diagnostics {
             .collect()
     }
 
-    /// For GitHub: one workflow command per fault.
+    /// Renders the diagnostics as GitHub Actions workflow commands, one line each.
     #[must_use]
     pub fn to_github(&self) -> String {
         let mut out = String::new();
@@ -183,7 +186,7 @@ impl Diagnostics {
 }
 
 impl Diagnostic {
-    /// An error at a place.
+    /// Creates an error at a location, without a fix.
     #[must_use]
     pub fn error(span: SourceSpan, message: impl Into<String>) -> Self {
         Self {
@@ -194,14 +197,14 @@ impl Diagnostic {
         }
     }
 
-    /// Adds the mend.
+    /// Adds the fix to the diagnostic.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// `FILE:LINE:COLUMN: MESSAGE`.
+    /// Renders the diagnostic as `FILE:LINE:COLUMN: MESSAGE`, or `FILE: MESSAGE` for a whole file.
     #[must_use]
     pub fn to_single_line(&self) -> String {
         let span = &self.span;
@@ -244,7 +247,10 @@ impl Diagnostic {
     }
 }
 
-/// The candidate that was probably meant, if one is near enough.
+/// Returns the candidate that the author probably meant.
+///
+/// It is the candidate with the highest Jaro-Winkler similarity, if that exceeds 0.8. Case is
+/// ignored.
 #[must_use]
 pub fn did_you_mean<'a>(
     written: &str,

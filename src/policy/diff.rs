@@ -1,7 +1,8 @@
-//! What changes between two sets, in words.
+//! Describes the changes between two policy snapshots in words.
 //!
-//! For the log of a reload and for `outrigger diff`. It says what is added, removed and changed by name, and for a change what
-//! becomes of the state: whether it is kept, or begins anew, and why.
+//! The log of a reload and `outrigger diff` show the lines. A line names what is added, removed
+//! or changed. If a change affects state, the line states whether the state is retained or
+//! reset. The module describes the effect; the state registry implements it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +14,7 @@ use crate::policy::snapshot::{
     PolicySpec, RouteActionSpec, RouteSpec,
 };
 
-/// The differences, one line each; empty if the sets mean the same.
+/// Returns one line per difference, or no line if both snapshots have the same effect.
 #[must_use]
 pub fn diff(old: &PolicySnapshot, new: &PolicySnapshot) -> Vec<String> {
     let mut lines = Vec::new();
@@ -154,7 +155,7 @@ fn diff_backend(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
     changes
 }
 
-/// Which endpoints come, go, and get another place among their peers.
+/// Returns one line per endpoint that is added, removed, or changed in weight, zone or priority.
 #[must_use]
 pub fn describe_endpoint_changes(before: &[EndpointSpec], after: &[EndpointSpec]) -> Vec<String> {
     let mut changes = Vec::new();
@@ -214,7 +215,7 @@ fn diff_route(
     new: &RouteSpec,
 ) -> Vec<String> {
     let mut changes = Vec::new();
-    // Not shown: a header that a filter sets may be a secret.
+    // The values are not shown, because a header that a filter sets may be a secret.
     if old.filters != new.filters {
         changes.push("filters changed".to_owned());
     }

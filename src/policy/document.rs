@@ -1,11 +1,14 @@
-//! The policy file as it is written.
+//! The policy file as its author writes it.
 //!
-//! These types mirror the text and know nothing of its meaning: what is absent is `None`, references are names, and nothing is
-//! checked beyond the shape. Meaning is made in `compile`. They are the only place of the file's spelling, its JSON Schema is
-//! derived from them, and every comment here becomes the help text that an editor shows.
+//! These types mirror the text of a policy file and check only its shape. A missing value is
+//! `None`, and a reference is a name. `compile` applies defaults, resolves names and checks
+//! values. This module does not know what a value means.
 //!
-//! Shape rules: unknown keys are refused; no `flatten`, no untagged and no internally tagged enums, because with those a fault
-//! would lose its position.
+//! The types are the single definition of the file format. The JSON Schema is derived from
+//! them, so each documentation comment here becomes the help text that an editor shows.
+//!
+//! Unknown keys are rejected. The types use no `flatten`, no untagged enums and no internally
+//! tagged enums, because errors inside of those would have no position.
 
 mod admission;
 mod backend;
@@ -74,71 +77,83 @@ pub use crate::policy::document::{
     tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls},
 };
 
-/// One document of a policy directory. Names are global over all documents.
+/// One document of a policy directory.
+///
+/// A file may hold several documents. Names of listeners, backends, routes and policies are
+/// global to all documents of the directory.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
-    /// The version of this format.
+    /// Version of the policy format.
     pub api_version: ApiVersion,
-    /// What the document is.
+    /// Kind of the document. The only kind is ResiliencePolicy.
     pub kind: DocumentKind,
-    /// Its name.
+    /// Metadata of the document, which holds its name.
     pub metadata: DocumentMetadata,
-    /// What it says.
+    /// Content of the document. Default empty.
     #[serde(default)]
     pub spec: DocumentSpec,
 }
 
-/// The version of the format.
+/// Version of the policy format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ApiVersion {
-    /// The first, still free to change.
+    /// First version of the format, which may still change incompatibly.
     #[serde(rename = "outrigger.dev/v1alpha1")]
     V1Alpha1,
 }
 
-/// What a document is.
+/// Kind of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum DocumentKind {
     /// Listeners, backends, routes and the policies that protect them.
     ResiliencePolicy,
 }
 
-/// The name of a document.
+/// Metadata of a document.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DocumentMetadata {
-    /// The name, unique in the directory.
+    /// Name of the document, unique in the directory. Names have up to 63 lower-case letters,
+    /// digits, `-` and `.`. This name is the default of `redis.prefix` and
+    /// `rateLimitService.domain`.
     pub name: String,
 }
 
-/// What a document says. All lists of all documents of a directory are taken together.
+/// Content of a document. The sidecar merges the lists of all documents of a directory.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DocumentSpec {
-    /// Where requests come in.
+    /// Sockets that accept requests. A directory has at least one listener.
     pub listeners: Vec<Listener>,
-    /// Where requests go to.
+    /// Named groups of endpoints to which requests are sent.
     pub backends: Vec<BackendEntry>,
-    /// Sections for every route that says nothing nearer. At most once in a directory.
+    /// Sections that apply where no nearer location sets the same section. A directory has at
+    /// most one `defaults`.
     pub defaults: Option<Sections>,
-    /// Named sections, to be referred to by `policy`.
+    /// Named groups of sections. Routes and backends refer to them with `policy`.
     pub policies: BTreeMap<String, Sections>,
-    /// Which requests go where; precedence as in Gateway API, not by order.
+    /// Rules that send requests to backends. Precedence follows the Gateway API; the order in
+    /// the file has no effect.
     pub routes: Vec<RouteEntry>,
-    /// How this instance comes and goes. At most once in a directory.
+    /// Startup, readiness, warm-up and drain of this instance. A directory has at most one
+    /// `lifecycle`.
     pub lifecycle: Option<LifecycleSection>,
-    /// What to do about trouble that stays.
+    /// Actions that the sidecar takes while a problem persists.
     pub recovery: Vec<RecoveryEntry>,
-    /// Who keeps the limits that all instances share. At most once in a directory.
+    /// Engine for the rate limits that all instances share. A directory has at most one
+    /// `globalRateLimit`.
     pub global_rate_limit: Option<GlobalRateLimit>,
-    /// How this instance protects itself. At most once in a directory.
+    /// Load shedding while this instance is overloaded. A directory has at most one
+    /// `protection`.
     pub protection: Option<ProtectionSection>,
-    /// What is written down about requests. At most once in a directory.
+    /// Access log of requests. A directory has at most one `telemetry`.
     pub telemetry: Option<TelemetrySection>,
 }
 
-/// Sections of the full policy format that this version does not build yet. They are refused by name, never ignored.
+/// Keys of the full policy format that this version does not support.
+///
+/// The schema check rejects such a key by name and never ignores it.
 pub const UNSUPPORTED_KEYS: &[&str] = &[
     "rollouts",
     "lanes",

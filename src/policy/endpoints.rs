@@ -1,8 +1,11 @@
-//! Endpoints as they are written: in a policy, or in a file of their own that is watched.
+//! Parses endpoints from the policy and from endpoint files.
 //!
-//! Such a file is a list of what a policy's `endpoints` holds, in YAML or JSON, or a mapping with that key. It is taken whole or
-//! not at all: when it is faulty, what was known before stays in force. The beginning of a list in YAML may be a shorter one; who
-//! reads the file has to see that it is no longer being written.
+//! An endpoint file has the content of the policy key `endpoints`, in YAML or JSON: a list, or
+//! a mapping with that key. A file is accepted as a whole or refused as a whole. If it is
+//! refused, the previous endpoints remain in force.
+//!
+//! A truncated YAML list can be a valid, shorter list. The caller must therefore wait until the
+//! file is no longer being written; this module cannot detect it.
 
 use std::{collections::HashSet, fs, num::NonZeroU32, path::Path, sync::Arc};
 
@@ -17,26 +20,27 @@ use crate::policy::{
     tree::{self, Node, NodeKind, Position},
 };
 
-/// Endpoints in a file; more are refused, as they would be a mistake.
+/// Maximum number of endpoints in a file. A longer list is refused, because it is probably a
+/// mistake.
 const MAX_ENDPOINTS: usize = 10_000;
 
-/// The form with a key.
+/// Endpoint file in the form of a mapping with the key `endpoints`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct EndpointsFile {
     endpoints: Vec<EndpointEntry>,
 }
 
-/// What is wrong with an endpoint.
+/// Problem with an endpoint, before its location in the file is known.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InvalidEndpoint {
-    /// The key that is wrong, or the whole.
+    /// Key with the invalid value, or `None` for the endpoint as a whole.
     pub(super) key: Option<&'static str>,
     pub(super) message: String,
     pub(super) hint: &'static str,
 }
 
-/// Makes an endpoint of what is written.
+/// Compiles an endpoint from its fields in the policy or in an endpoint file.
 pub(super) fn compile_endpoint(endpoint: &EndpointFields) -> Result<EndpointSpec, InvalidEndpoint> {
     let address = endpoint.address.parse().map_err(|_| InvalidEndpoint {
         key: None,
@@ -56,10 +60,10 @@ pub(super) fn compile_endpoint(endpoint: &EndpointFields) -> Result<EndpointSpec
     })
 }
 
-/// Reads a file of endpoints.
+/// Reads and parses an endpoint file.
 ///
 /// # Errors
-/// All its faults, with their places.
+/// Returns all problems of the file with their locations.
 pub fn read_file(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
     let name: Arc<str> = path.display().to_string().into();
     let file_error =
@@ -69,10 +73,10 @@ pub fn read_file(path: &Path) -> Result<Vec<EndpointSpec>, Diagnostics> {
     parse(&name, &text)
 }
 
-/// Makes endpoints of a file's text.
+/// Parses the text of an endpoint file. `name` is the file name in the diagnostics.
 ///
 /// # Errors
-/// All its faults, with their places.
+/// Returns all problems of the text with their locations.
 pub fn parse(name: &Arc<str>, text: &str) -> Result<Vec<EndpointSpec>, Diagnostics> {
     let fault = |position: Position, message: String, hint: Option<String>| Diagnostic {
         hint,
@@ -165,7 +169,7 @@ fn compile_endpoints(
     }
 }
 
-/// Where each endpoint stands.
+/// Returns the position of each endpoint, in the order of the list.
 fn endpoint_positions(root: &Node) -> Vec<Position> {
     match &root.kind {
         NodeKind::Sequence(items) => items.iter().map(|item| item.position).collect(),
@@ -177,7 +181,10 @@ fn endpoint_positions(root: &Node) -> Vec<Position> {
     }
 }
 
-/// Whether a text is a name that can be resolved (RFC 1123 section 2.1, with the underscores of SRV).
+/// Returns whether a text is a host name that DNS can resolve.
+///
+/// The rules are those of RFC 1123 section 2.1, with the underscores of SRV names. A name whose
+/// last label is a number is rejected, because it would be an address.
 #[must_use]
 pub fn is_dns_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);

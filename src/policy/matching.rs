@@ -1,41 +1,50 @@
-//! Which rule a request falls under.
+//! Matches requests to route rules, in the precedence order of the Gateway API.
 //!
-//! Gateway API's precedence, decided once when the rules are sorted: a host name that is written out before one with a
-//! wildcard, a longer wildcard before a shorter; then an exact path, the longest prefix, a regular expression; then a method;
-//! then the most headers; then the names of the routes by alphabet, so that the outcome never depends on the order of files.
+//! The order is applied once, when the rules are sorted. The first rule that matches decides.
+//! The criteria, in descending priority:
+//!
+//! 1. Host name: an exact name, then a longer wildcard before a shorter one, then none.
+//! 2. Path: an exact path, then the longest prefix, then the longest regular expression, then a
+//!    rule for every path.
+//! 3. Method: a rule with a method before a rule without one.
+//! 4. Headers: the rule with the most header conditions.
+//! 5. Name of the route, in alphabetical order, so that the order of the files does not matter.
+//!
+//! The compiler applies the last criterion. The module knows neither backends nor effective
+//! policies.
 
 use std::cmp::Reverse;
 
 use regex::Regex;
 
-/// A host name to compare with.
+/// Host name condition of a rule; case is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostnamePattern {
-    /// This one.
+    /// The host equals this name.
     Exact(String),
-    /// Any that ends in this, which begins with a dot.
+    /// The host ends with this suffix, which begins with a dot. It is longer than the suffix.
     Wildcard(String),
 }
 
-/// What a request must look like.
+/// Conditions of a rule on the request; all must match.
 #[derive(Debug, Clone, Default)]
 pub struct RouteMatchSpec {
-    /// The path.
+    /// Condition on the path.
     pub path: PathMatchSpec,
-    /// The method.
+    /// Required method; `None` matches every method.
     pub method: Option<String>,
-    /// Headers, all of which must match.
+    /// Conditions on headers, by lower-case name; all must match.
     pub headers: Vec<(String, HeaderValueSpec)>,
 }
 
-/// A path to compare with.
+/// Condition on the path of a request.
 #[derive(Debug, Clone)]
 pub enum PathMatchSpec {
-    /// The same.
+    /// The path equals this text.
     Exact(String),
-    /// The same in its first elements; without a slash at its end.
+    /// The first segments of the path equal this text, which has no trailing slash.
     Prefix(String),
-    /// Matched as a whole.
+    /// The regular expression matches the whole path.
     Regex(Regex),
 }
 
@@ -57,24 +66,24 @@ impl Default for PathMatchSpec {
     }
 }
 
-/// A value to compare with.
+/// Condition on the value of a header.
 #[derive(Debug, Clone)]
 pub enum HeaderValueSpec {
-    /// The same.
+    /// The value equals this text.
     Exact(String),
-    /// Matched as a whole.
+    /// The regular expression matches the whole value.
     Regex(Regex),
 }
 
-/// What of a request is looked at.
+/// Parts of a request that rules are matched against.
 pub struct RouteMatchInput<'a> {
-    /// The host, without its port; in any case.
+    /// Host without its port, in any case.
     pub host: &'a str,
-    /// The path, without its query.
+    /// Path without its query.
     pub path: &'a str,
-    /// The method.
+    /// Method as received; it is compared with regard to case.
     pub method: &'a str,
-    /// The first value of a header, by its lower-case name.
+    /// Function that returns the first value of a header by its lower-case name.
     pub header: &'a dyn Fn(&str) -> Option<&'a str>,
 }
 
@@ -84,19 +93,19 @@ impl std::fmt::Debug for RouteMatchInput<'_> {
     }
 }
 
-/// One way into a route.
+/// Rule that leads a request to a route. A route has one rule per host name and match.
 #[derive(Debug, Clone)]
 pub struct RouteRule {
-    /// The host name, or any.
+    /// Condition on the host; `None` matches every host.
     pub hostname: Option<HostnamePattern>,
-    /// What a request must look like.
+    /// Conditions on the rest of the request.
     pub request_match: RouteMatchSpec,
-    /// The index of the route.
+    /// Index of the route in the snapshot.
     pub route: usize,
 }
 
 impl HostnamePattern {
-    /// Whether the host is meant.
+    /// Returns whether the host matches, without regard to case.
     #[must_use]
     pub fn matches(&self, host: &str) -> bool {
         match self {
@@ -111,7 +120,7 @@ impl HostnamePattern {
 }
 
 impl PathMatchSpec {
-    /// Whether the path is meant.
+    /// Returns whether the path matches.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         match self {
@@ -134,7 +143,7 @@ impl HeaderValueSpec {
 }
 
 impl RouteRule {
-    /// Whether the request falls under the rule.
+    /// Returns whether all conditions of the rule match the request.
     #[must_use]
     pub fn matches(&self, request: &RouteMatchInput<'_>) -> bool {
         self.hostname
@@ -151,7 +160,7 @@ impl RouteRule {
             })
     }
 
-    /// What rules are sorted by; the first that matches wins.
+    /// Returns the sort key of the rule; the rule with the smallest key has precedence.
     #[must_use]
     pub fn precedence(&self) -> impl Ord + use<> {
         let host = match &self.hostname {

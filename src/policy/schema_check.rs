@@ -1,8 +1,9 @@
-//! Checks the shape of a document against the JSON Schema, and reports every fault.
+//! Checks a document against the JSON Schema and reports every violation.
 //!
-//! A deserializer stops at its first fault; a person who mends a file wants to see all of them. The schema is derived from
-//! the types that read the file, so the two cannot disagree for long: what passes here and is still refused by the types is
-//! reported by them, one at a time.
+//! A deserializer stops at its first error, but an author wants to see all errors at once. The
+//! schema is derived from the types that deserialize the file, so both agree on the shape. What
+//! passes here and is still rejected by the types is reported by them, one error at a time. The
+//! module knows shapes and value ranges, but not references between sections.
 
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use crate::policy::{
     units::{ByteSize, PolicyDuration, StatusRange, Timestamp},
 };
 
-/// What is wrong, where, and the mend.
+/// Violation of the schema, with its position and the fix.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SchemaViolation {
     pub(super) position: Position,
@@ -21,7 +22,7 @@ pub(super) struct SchemaViolation {
     pub(super) hint: Option<String>,
 }
 
-/// All faults of shape in a document.
+/// Returns all violations of the schema in a document.
 pub(super) fn check(document: &Node, schema: &Value) -> Vec<SchemaViolation> {
     let mut checker = SchemaChecker {
         root: schema,
@@ -143,7 +144,7 @@ impl<'a> SchemaChecker<'a> {
         name: &str,
     ) {
         if text.contains("${") {
-            // What the environment puts into a plain scalar is not known yet; the types will look at it.
+            // The environment substitutes plain scalars only later, so the types check the result.
             if !is_plain {
                 let hint = "take the quotes away; in a list or mapping in braces, write it on a line of its own";
                 self.report_violation(
@@ -274,7 +275,7 @@ impl<'a> SchemaChecker<'a> {
         });
     }
 
-    /// Follows references, and of alternatives takes the one that has the node's kind.
+    /// Follows references, and selects the alternative of `anyOf` that fits the kind of the node.
     fn resolve(&self, mut schema: &'a Value, node: &Node) -> &'a Value {
         loop {
             if let Some(name) = schema.get("$ref").and_then(Value::as_str) {
@@ -304,7 +305,7 @@ impl<'a> SchemaChecker<'a> {
     }
 }
 
-/// Values of the full format that this version does not build yet.
+/// Values of the complete policy format that this version does not support.
 const UNSUPPORTED_VALUES: &[&str] = &["ResetConnections", "FailAppLiveness"];
 
 fn schema_types(schema: &Value) -> Vec<&str> {
@@ -315,7 +316,7 @@ fn schema_types(schema: &Value) -> Vec<&str> {
     }
 }
 
-/// The values of an enumeration: `enum`, `const`, or `oneOf` of those.
+/// Returns the values of an enumeration, written as `enum`, `const`, or `oneOf` of those.
 fn enum_values(schema: &Value) -> Vec<&str> {
     let own = schema
         .get("enum")

@@ -1,7 +1,12 @@
-//! A compiled set of policies: immutable, complete, and impossible to get wrong.
+//! The compiled form of a policy set, which the data plane reads.
 //!
-//! Every default is filled in, every reference is an index, every section has been inherited from wherever it is nearest, and
-//! remembers from where. A request pins one snapshot and sees it to its end.
+//! A snapshot is immutable and complete. Every default is filled in, and every reference is an
+//! index. Every section is inherited from its nearest source, and records that source as its
+//! [`SectionOrigin`]. A request pins one snapshot for its whole duration, so a reload never
+//! changes the policies of a request in flight.
+//!
+//! The snapshot holds configuration only. It does not know runtime state such as breaker counts
+//! or the resolved endpoints.
 
 mod backend;
 mod degradation;
@@ -43,170 +48,170 @@ use crate::{
     },
 };
 
-/// A compiled set of policies.
+/// A compiled policy set.
 #[derive(Debug, Clone)]
 pub struct PolicySnapshot {
-    /// The hash of the files it was made of.
+    /// Hash of the policy files, as 16 hexadecimal digits.
     pub hash: String,
-    /// Where requests come in.
+    /// Listeners that accept requests.
     pub listeners: Vec<ListenerSpec>,
-    /// Where requests go to.
+    /// Backends that requests are sent to. Other parts refer to them by index.
     pub backends: Vec<BackendSpec>,
-    /// Which go where.
+    /// Routes that map requests to backends or redirects.
     pub routes: Vec<RouteSpec>,
-    /// For each listener, its rules in the order of their precedence.
+    /// Rules of each listener, in order of precedence. The index is that of `listeners`.
     pub rules_by_listener: Vec<Vec<RouteRule>>,
-    /// How this instance comes and goes.
+    /// Startup, warm-up, probes and drain of this instance.
     pub lifecycle: LifecycleSpec,
-    /// What is done about trouble that stays.
+    /// Actions for breakers that stay tripped.
     pub recoveries: Vec<RecoverySpec>,
-    /// Who keeps the limits of the whole service.
+    /// Engine that enforces rate limits across all instances, if one is configured.
     pub global_rate_limit: Option<GlobalRateLimitSpec>,
-    /// How this instance protects itself.
+    /// Overload protection of this instance, if it is configured.
     pub protection: Option<ProtectionSpec>,
-    /// What is written down about requests.
+    /// Selection of the requests that are written to the access log.
     pub access_log: AccessLogSpec,
 }
 
-/// A listener.
+/// Configuration of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSpec {
-    /// Its name.
+    /// Name of the listener, unique in the policy set.
     pub name: Arc<str>,
-    /// Which way requests go.
+    /// Direction of its requests: inbound to the app, or outbound from it.
     pub direction: Direction,
-    /// Where it is bound.
+    /// Address that the listener binds.
     pub address: SocketAddr,
-    /// What is spoken.
+    /// Protocols that the listener accepts.
     pub protocol: Protocol,
-    /// TLS towards clients.
+    /// TLS towards clients; without it, the listener accepts plain text.
     pub tls: Option<ListenerTlsSpec>,
-    /// What a client may use up.
+    /// Limits on the resources that clients may use.
     pub limits: ListenerLimitSpec,
-    /// Proxies whose word about their clients is taken.
+    /// Address ranges of proxies whose forwarded client addresses are trusted.
     pub trusted_proxies: Vec<ipnet::IpNet>,
 }
 
-/// What a client may use up.
+/// Limits on the resources that clients of a listener may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenerLimitSpec {
-    /// Connections at once.
+    /// Maximum number of concurrent connections.
     pub max_connections: u32,
-    /// The time for the request head.
+    /// Time within which a request head must arrive.
     pub header_timeout: Duration,
-    /// The time between requests.
+    /// Time without a request after which an idle connection is closed.
     pub idle_timeout: Duration,
-    /// The longest request head.
+    /// Maximum size of a request head, in bytes.
     pub max_header_bytes: usize,
-    /// Requests at once on one connection of HTTP/2.
+    /// Maximum number of concurrent HTTP/2 streams on a connection.
     pub max_concurrent_streams: u32,
-    /// The longest request body.
+    /// Maximum size of a request body, in bytes.
     pub max_body_bytes: u64,
 }
 
-/// A route.
+/// Configuration of a route.
 #[derive(Debug, Clone)]
 pub struct RouteSpec {
-    /// Its name.
+    /// Name of the route, unique in the policy set.
     pub name: Arc<str>,
-    /// Which way its requests go.
+    /// Direction of its requests: inbound to the app, or outbound from it.
     pub direction: Direction,
-    /// Changes to request and answer.
+    /// Changes to its requests and responses.
     pub filters: FilterSpec,
-    /// The identities that may use it, if not everybody may.
+    /// Client identities that may use the route; `None` admits every client.
     pub allowed_identities: Option<Vec<Arc<str>>>,
-    /// What is done with a request.
+    /// Action that handles a request of the route.
     pub action: RouteActionSpec,
-    /// The rate limits.
+    /// Rate limits of the route.
     pub rate_limits: RateLimitSpec,
-    /// Faults on purpose.
+    /// Faults that are injected into its requests, if any.
     pub fault_injection: Option<FaultInjectionSpec>,
-    /// Who gets copies.
+    /// Backends that receive copies of its requests.
     pub mirrors: Vec<MirrorSpec>,
-    /// Backends that are asked beside the others: those of fallbacks and mirrors, each once.
+    /// Further backends that fallbacks and mirrors send requests to, each once.
     pub auxiliary_backends: Vec<Destination>,
 }
 
-/// What is done with a request.
+/// Action that handles a request of a route.
 #[derive(Debug, Clone)]
 pub enum RouteActionSpec {
-    /// It goes to one of these.
+    /// The request is sent to one of these destinations, chosen by weight.
     Forward(Vec<Destination>),
-    /// It is answered with a redirect.
+    /// The sidecar responds with a redirect.
     Redirect(RedirectSpec),
 }
 
-/// A backend of a route, and the policy that holds between the two.
+/// A backend of a route, and the policy that applies to requests from the route to the backend.
 #[derive(Debug, Clone)]
 pub struct Destination {
-    /// The index of the backend.
+    /// Index of the backend in [`PolicySnapshot::backends`].
     pub backend: usize,
-    /// Its share.
+    /// Share of the requests, relative to the sum of the weights of the route.
     pub weight: u32,
-    /// The effective policy.
+    /// Effective policy, after inheritance.
     pub policy: Arc<PolicySpec>,
 }
 
-/// Changes to request and answer.
+/// Changes to the requests and responses of a route.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FilterSpec {
-    /// Headers of the request.
+    /// Changes to request headers.
     pub request_headers: HeaderModifierSpec,
-    /// Headers of the answer.
+    /// Changes to response headers.
     pub response_headers: HeaderModifierSpec,
-    /// The new host.
+    /// Replacement of the request's host.
     pub host_rewrite: Option<String>,
-    /// The new path.
+    /// Replacement of the request's path.
     pub path_rewrite: Option<PathRewriteSpec>,
 }
 
-/// Changes to headers, in this order.
+/// Changes to headers, applied in the order of the fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeaderModifierSpec {
-    /// Taken out.
+    /// Headers that are removed.
     pub remove: Vec<http::HeaderName>,
-    /// Replaced.
+    /// Headers that are set, replacing their existing values.
     pub set: Vec<(http::HeaderName, http::HeaderValue)>,
-    /// Added.
+    /// Headers that are added to the existing values.
     pub add: Vec<(http::HeaderName, http::HeaderValue)>,
 }
 
-/// A change of path.
+/// Replacement of a request's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathRewriteSpec {
-    /// All of it.
+    /// Replaces the whole path.
     Full(String),
-    /// The prefix that matched.
+    /// Replaces the prefix that the route matched, and retains the rest of the path.
     Prefix(String),
 }
 
-/// A redirect.
+/// Redirect that the sidecar responds with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedirectSpec {
-    /// The status.
+    /// Status of the response: 301, 302, 303, 307 or 308.
     pub status: u16,
-    /// The scheme, if it changes.
+    /// Scheme of the new location; `None` retains that of the request.
     pub scheme: Option<String>,
-    /// The host, if it changes.
+    /// Host of the new location; `None` retains that of the request.
     pub host: Option<String>,
-    /// The port, if it is given.
+    /// Port of the new location, if the policy gives one.
     pub port: Option<u16>,
-    /// The path, if it changes.
+    /// Path of the new location; `None` retains that of the request.
     pub path: Option<PathRewriteSpec>,
 }
 
-/// Where a section is from.
+/// Source from which a policy section is inherited.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum SectionOrigin {
-    /// The route itself.
+    /// The route of this name.
     Route(Arc<str>),
-    /// The route's named policy.
+    /// The named policy that the route refers to.
     RoutePolicy(Arc<str>),
-    /// The backend's named policy.
+    /// The named policy that the backend refers to.
     BackendPolicy(Arc<str>),
-    /// The defaults of the directory.
+    /// The defaults of the policy directory.
     Defaults,
-    /// Outrigger's own defaults.
+    /// The built-in defaults of Outrigger.
     #[default]
     BuiltIn,
 }
@@ -223,8 +228,10 @@ impl fmt::Display for SectionOrigin {
 }
 
 impl SectionOrigin {
-    /// The name of a state that belongs to a backend: the backend's own name where the section is its own or everybody's, and
-    /// a name apart where a route brought a section with it.
+    /// Returns the name of the state that belongs to this section and the backend.
+    ///
+    /// It is the name of the backend, so that routes share the state. A section from a route or
+    /// its policy has a state of its own, named `BACKEND@ORIGIN`.
     #[must_use]
     pub fn state_name(&self, backend: &str) -> Arc<str> {
         match self {
@@ -234,165 +241,167 @@ impl SectionOrigin {
     }
 }
 
-/// The effective policy between a route and a backend.
+/// Effective policy for requests from a route to a backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PolicySpec {
-    /// How long things may take.
+    /// Time limits of requests, attempts and connections.
     pub timeouts: TimeoutSpec,
-    /// What is tried again.
+    /// Conditions and limits of retries.
     pub retry: RetrySpec,
-    /// How many retries the backend is asked to take.
+    /// Maximum share of retries in the requests to the backend.
     pub retry_budget: RetryBudgetSpec,
-    /// When it is no longer asked.
+    /// Circuit breaker, if one is configured.
     pub breaker: Option<BreakerSpec>,
-    /// How many requests are refused while it fails.
+    /// Admission control that rejects a share of the requests while the backend fails, if
+    /// configured.
     pub admission_control: Option<AdmissionControlSpec>,
-    /// How much may be in flight.
+    /// Limits on requests in flight and on connections, if configured.
     pub connection_limits: Option<ConnectionLimitsSpec>,
-    /// Further requests for an answer that is late.
+    /// Additional attempts while a response is late, if configured.
     pub hedging: Option<HedgingSpec>,
-    /// What is answered instead.
+    /// Response that replaces a failure, if configured.
     pub fallback: Option<FallbackSpec>,
-    /// Answers that are given again when it fails.
+    /// Cached responses that replace a failure, if configured.
     pub stale_if_error: Option<StaleIfErrorSpec>,
 }
 
-/// How long things may take; `None` is for ever.
+/// Time limits of requests, attempts and connections; `None` means no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TimeoutSpec {
-    /// The whole request.
+    /// Maximum time of the whole request, with all attempts.
     pub request: Option<Duration>,
-    /// One attempt.
+    /// Maximum time of one attempt.
     pub backend_request: Option<Duration>,
-    /// Making a connection.
+    /// Maximum time to establish a connection.
     pub connect: Option<Duration>,
-    /// Silence in a body or tunnel.
+    /// Maximum time without data in a body or a tunnel.
     pub stream_idle: Option<Duration>,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// What is tried again.
+/// Conditions and limits of retries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetrySpec {
-    /// Whether it acts.
+    /// Whether retries are enforced, only logged, or off.
     pub mode: Mode,
-    /// How.
+    /// Number of retries, triggers and backoff.
     pub config: RetryConfig,
-    /// Which statuses.
+    /// HTTP statuses that are retried.
     pub codes: StatusSet,
-    /// Which statuses of gRPC, as a bit for each.
+    /// gRPC statuses that are retried, as a bit mask: bit `n` is status `n`.
     pub grpc_codes: u32,
-    /// The longest body that is kept.
+    /// Maximum size of a request body that is buffered for a retry, in bytes.
     pub max_buffered_body_bytes: usize,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// How many retries a backend is asked to take.
+/// Retry budget, which limits retries relative to the requests to a backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryBudgetSpec {
-    /// The numbers.
+    /// Share of retries, and the minimum number that is always permitted.
     pub config: RetryBudgetConfig,
-    /// The name of its state.
+    /// Name of the state; sections with the same name share one budget.
     pub name: Arc<str>,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// A circuit breaker.
+/// Configuration of a circuit breaker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BreakerSpec {
-    /// Whether it acts.
+    /// Whether the breaker is enforced, only logged, or off.
     pub mode: Mode,
-    /// What one watches.
+    /// Calls that one breaker observes: those of a backend, a route or an endpoint.
     pub scope: BreakerScope,
-    /// How.
+    /// Thresholds, window and open duration.
     pub config: BreakerConfig,
-    /// A call that takes longer than this is slow. It is of the route and not of the breaker, which several routes may share.
+    /// Duration above which a call counts as slow. It belongs to the route, because several
+    /// routes may share the breaker.
     pub slow_call_duration_threshold: Duration,
-    /// Which statuses are failures.
+    /// HTTP statuses that count as failures.
     pub failure_codes: StatusSet,
-    /// The name of its state; for the scope Endpoint the beginning of it.
+    /// Name of the state. With the scope `Endpoint`, it is the prefix of the names.
     pub name: Arc<str>,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// How many requests are refused while a backend fails.
+/// Admission control, which rejects a share of the requests while a backend fails.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdmissionControlSpec {
-    /// Whether it acts.
+    /// Whether admission control is enforced, only logged, or off.
     pub mode: Mode,
-    /// How.
+    /// Window, success rate threshold and maximum share of rejections.
     pub config: AdmissionConfig,
-    /// The name of its state.
+    /// Name of the state; sections with the same name share the window.
     pub name: Arc<str>,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// How much may be in flight.
+/// Limits on the requests in flight to a backend, and on its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionLimitsSpec {
-    /// Whether it acts.
+    /// Whether the limits are enforced, only logged, or off.
     pub mode: Mode,
-    /// Requests in flight and waiting.
+    /// Maximum number of requests in flight and of pending requests.
     pub concurrency: ConcurrencyConfig,
-    /// How the bound moves below that, and whether that acts.
+    /// Adaptive limit below `max_in_flight`, with its own mode, if configured.
     pub adaptive: Option<(AdaptiveConfig, Mode)>,
-    /// How long one may wait.
+    /// Maximum time that a request stays pending before it is rejected.
     pub pending_timeout: Duration,
-    /// Connections at once.
+    /// Maximum number of connections to the backend.
     pub max_connections: u32,
-    /// Connections to one endpoint at once.
+    /// Maximum number of connections to one endpoint.
     pub max_connections_per_endpoint: u32,
-    /// Retries at once.
+    /// Maximum number of concurrent retries.
     pub max_parallel_retries: u32,
-    /// The name of its state.
+    /// Name of the state; sections with the same name share the limits.
     pub name: Arc<str>,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// What is done about trouble that stays.
+/// Actions that are taken when a breaker of a backend stays tripped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoverySpec {
-    /// Its name.
+    /// Name of the rule, unique in the policy set.
     pub name: Arc<str>,
-    /// Whether it acts.
+    /// Whether the actions are taken, only logged, or off.
     pub mode: Mode,
-    /// The backend whose breakers are watched.
+    /// Name of the backend whose breakers are monitored.
     pub backend: Arc<str>,
-    /// How long one must not have been closed.
+    /// Time for which a breaker must not have been closed before the first action.
     pub open_for: Duration,
-    /// What is done, in this order.
+    /// Actions in the order in which they are taken.
     pub ladder: Vec<RecoveryAction>,
-    /// How often.
+    /// Number of actions, the time between them, and their maximum number per hour.
     pub config: RecoveryConfig,
 }
 
-/// What is done.
+/// Action of a recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecoveryAction {
-    /// An address is called.
+    /// An HTTP request is sent to a URL.
     Webhook {
-        /// The address.
+        /// URL that the request is sent to.
         url: http::Uri,
-        /// How long it may take.
+        /// Maximum time of the call.
         timeout: Duration,
     },
-    /// This instance is unready until the trouble is over.
+    /// This instance reports unready until the breakers are closed.
     FailReadiness,
 }
 
-/// What is written down about requests.
+/// Selection of the requests that are written to the access log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccessLogSpec {
-    /// Whether at all.
+    /// Whether the access log is written.
     pub is_enabled: bool,
-    /// The share of requests, in `0.0..=1.0`.
+    /// Share of the requests that are logged, in `0.0..=1.0`.
     pub sampling_ratio: f64,
-    /// Statuses that are always written.
+    /// Statuses whose requests are always logged.
     pub always_logged_statuses: StatusSet,
 }

@@ -1,7 +1,8 @@
-//! The bytes of a policy directory, read once.
+//! Reads the files of a policy directory in a consistent version.
 //!
-//! A ConfigMap is mounted as links to a directory that is swapped as a whole, so that a reading that spans the swap could mix
-//! two versions. The reader therefore reads twice when what it read changed meanwhile, until two readings agree.
+//! Kubernetes mounts a ConfigMap as links to a directory that is swapped as a whole. A reading
+//! that spans the swap could mix two versions. The reader therefore repeats the reading until
+//! two consecutive readings are equal. It does not parse the texts.
 
 use std::{
     fs, io,
@@ -11,30 +12,33 @@ use std::{
 
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, SourceSpan};
 
-/// How often a directory that keeps changing is read again.
+/// Maximum number of repeated readings of a directory that keeps changing.
 const MAX_READ_ATTEMPTS: u32 = 10;
 
-/// One file.
+/// Name and text of one policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyFile {
-    /// Its name, as it is shown.
+    /// Path of the file, as diagnostics show it.
     pub name: Arc<str>,
-    /// Its text.
+    /// Contents of the file.
     pub text: String,
 }
 
-/// The files of a policy directory, by name.
+/// Files of a policy directory, sorted by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PolicySource {
     files: Vec<PolicyFile>,
 }
 
 impl PolicySource {
-    /// Reads every `*.yaml` and `*.yml` of a directory, or one file. Hidden names, like those of a ConfigMap's machinery, and
-    /// subdirectories are left out.
+    /// Reads every `*.yaml` and `*.yml` file of a directory, or one file.
+    ///
+    /// Subdirectories and names that begin with a dot are ignored. The latter include the
+    /// directories that Kubernetes creates in a mounted ConfigMap.
     ///
     /// # Errors
-    /// What cannot be read, or if there is nothing to read.
+    /// Returns a diagnostic for each unreadable file, for a directory without policy files, and
+    /// for files that keep changing.
     pub fn read(path: &Path) -> Result<Self, Diagnostics> {
         let mut last = Self::read_once(path)?;
         for _ in 0..MAX_READ_ATTEMPTS {
@@ -47,20 +51,22 @@ impl PolicySource {
         Err(unreadable_diagnostic(path, "it changes all the time").into())
     }
 
-    /// Makes a source of texts.
+    /// Creates a source from texts, sorted by name.
     #[must_use]
     pub fn from_files(mut files: Vec<PolicyFile>) -> Self {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Self { files }
     }
 
-    /// The files, by name.
+    /// Returns the files, sorted by name.
     #[must_use]
     pub fn files(&self) -> &[PolicyFile] {
         &self.files
     }
 
-    /// A hash of all names and texts, as sixteen hexadecimal digits (FNV-1a).
+    /// Returns the FNV-1a hash of all file names and texts, as 16 hexadecimal digits.
+    ///
+    /// Only the last component of a name counts, so that a mount at another path has the same hash.
     #[must_use]
     pub fn hash(&self) -> String {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;

@@ -1,12 +1,12 @@
-//! A YAML text as a tree in which every node knows its place.
+//! Parses a YAML text into a tree whose nodes know their position.
 //!
-//! The types of `document` are plain, without a position at every field. When something is wrong with a value, its path
-//! (`spec`, `routes`, 2, `backendRefs`, 0) is looked up here. The parser is the one that reads the values, so that both agree
-//! on what the text says.
+//! The types in `document` have no positions. For a diagnostic, the path of a value (`spec`,
+//! `routes`, 2, `backendRefs`, 0) is looked up in this tree. Both use the same YAML parser, so
+//! that they agree on the contents of the text. The tree knows no schema.
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle};
 
-/// A line and a column, both from 1.
+/// Line and column, both from 1.
 pub(super) type Position = (usize, usize);
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) enum NodeKind {
     },
     Sequence(Vec<Node>),
     Mapping(Vec<(MappingKey, Node)>),
-    /// A reference to an anchor; what it stands for is checked where the anchor is.
+    /// Reference to an anchor. Its value is checked only where the anchor is defined.
     Alias,
 }
 
@@ -33,14 +33,14 @@ pub(super) struct MappingKey {
     pub(super) text: String,
 }
 
-/// One step from a node to a child.
+/// Step from a node to one of its children.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PathSegment {
     Key(String),
     Index(usize),
 }
 
-/// The way from the root of a document to a value.
+/// Path from the root of a document to a value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct NodePath(Vec<PathSegment>);
 
@@ -61,7 +61,7 @@ impl NodePath {
 }
 
 impl Node {
-    /// The position of the value at the path, or of the nearest value on the way that exists.
+    /// Returns the position of the value at the path, or of its nearest existing ancestor.
     pub(super) fn locate(&self, path: &NodePath) -> Position {
         let mut node = self;
         let mut position = self.position;
@@ -71,7 +71,7 @@ impl Node {
                     .iter()
                     .find(|(key, _)| key.text == *wanted)
                     .map(|(key, child)| {
-                        // A scalar is pointed at itself, a collection by its key.
+                        // A scalar has its own position; a collection has the position of its key.
                         let child_position = if matches!(child.kind, NodeKind::Scalar { .. }) {
                             child.position
                         } else {
@@ -97,10 +97,10 @@ impl Node {
     }
 }
 
-/// Parses all documents of a text; those that are empty are left out.
+/// Parses all documents of a text, and omits empty documents.
 ///
 /// # Errors
-/// Where the text stops being YAML, and why.
+/// Returns the position and the message of the first syntax error.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, (Position, String)> {
     let mut documents = Vec::new();
     let mut open_nodes: Vec<NodeBuilder> = Vec::new();
@@ -159,7 +159,7 @@ struct NodeBuilder {
 
 enum NodeBuilderKind {
     Sequence(Vec<Node>),
-    /// The entries, and a key that waits for its value.
+    /// Completed entries, and the key whose value is not parsed yet.
     Mapping(Vec<(MappingKey, Node)>, Option<MappingKey>),
 }
 

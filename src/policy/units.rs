@@ -1,7 +1,8 @@
-//! The spellings of quantities in a policy file: durations, sizes, percents and sets of statuses.
+//! Quantities in a policy file: durations, sizes, timestamps, percentages and sets of statuses.
 //!
-//! Each type parses once, at the border, into a value that cannot be wrong, and describes itself to the JSON Schema. The
-//! spellings are those that Kubernetes users write already: durations as GEP-2257, sizes as Kubernetes quantities.
+//! Each type is parsed once, at the boundary, into a value that is always valid. It describes
+//! itself in the JSON Schema. The notations are those of Kubernetes: GEP-2257 for durations,
+//! and quantities for sizes. The module does not know what a quantity is used for.
 
 use std::{
     borrow::Cow,
@@ -16,53 +17,56 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::resilience::ratio::Ratio;
 
-/// The pattern of GEP-2257.
+/// Pattern of a duration (GEP-2257): one to four numbers of up to five digits, each with a
+/// unit.
 const DURATION_PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
-/// Binary and decimal suffixes of Kubernetes quantities, as far as they make sense for memory.
+/// Pattern of a size. The suffixes are those of Kubernetes quantities that make sense for
+/// memory.
 const SIZE_PATTERN: &str = "^[0-9]{1,12}(Ki|Mi|Gi|k|M|G)?$";
 
-/// A duration as Gateway API writes it (GEP-2257): `1h30m`, `250ms`, `0s`.
+/// Duration in the notation of the Gateway API (GEP-2257): `1h30m`, `250ms`, `0s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PolicyDuration(pub Duration);
 
-/// A number of bytes as a Kubernetes quantity: `64Ki`, `10M`, `512`.
+/// Number of bytes in the notation of a Kubernetes quantity: `64Ki`, `10M`, `512`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// A moment, as RFC 3339 writes it: `2026-12-01T00:00:00Z`.
+/// Point in time in the notation of RFC 3339: `2026-12-01T00:00:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub SystemTime);
 
-/// A number in `0..=100`.
+/// Percentage in a policy file, in `0.0..=100.0`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Percent(pub f64);
 
 impl Percent {
-    /// So many percent; more than a hundred are a hundred.
+    /// Creates a percentage; a number above 100 counts as 100.
     #[must_use]
     pub fn from_integer(percent: u8) -> Self {
         Self(f64::from(percent.min(100)))
     }
 
-    /// The same as a ratio.
+    /// Returns the percentage as a ratio in `0.0..=1.0`.
     #[must_use]
     pub fn ratio(self) -> Ratio {
         Ratio::from_percent(self.0.clamp(0.0, 100.0)).unwrap_or(Ratio::ZERO)
     }
 }
 
-/// Statuses: `503`, `"5xx"`, `"500-504"` or `gateway-error`.
+/// Range of HTTP statuses: `503`, `"5xx"`, `"500-504"` or `gateway-error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StatusRange {
     first: u16,
     last: u16,
 }
 
-/// A set of statuses of `100..=599`.
+/// Set of HTTP statuses in `100..=599`, as one bit per status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StatusSet([u64; 8]);
 
-/// The text is not a quantity of this kind; says what one looks like.
+/// Error for a text that is not a quantity of the expected type. The message shows a valid
+/// example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidQuantity(String);
 
@@ -210,7 +214,8 @@ impl FromStr for StatusRange {
 }
 
 impl StatusRange {
-    /// The statuses from `first` to `last`; what is no status is left out.
+    /// Creates the range from `first` to `last`, both included. Bounds outside of `100..=599`
+    /// are clamped.
     #[must_use]
     pub fn from_bounds(first: u16, last: u16) -> Self {
         Self {
@@ -221,7 +226,7 @@ impl StatusRange {
 }
 
 impl StatusSet {
-    /// Whether the status is in the set.
+    /// Returns whether the status is in the set.
     #[must_use]
     pub fn contains(&self, status: u16) -> bool {
         status
@@ -229,7 +234,7 @@ impl StatusSet {
             .is_some_and(|bit| bit < 500 && self.0[usize::from(bit / 64)] >> (bit % 64) & 1 == 1)
     }
 
-    /// The statuses, lowest first.
+    /// Returns the statuses of the set in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         (100..600).filter(|status| self.contains(*status))
     }
@@ -247,7 +252,8 @@ impl<'a> FromIterator<&'a StatusRange> for StatusSet {
     }
 }
 
-/// Reads a scalar that is a text or a number, and parses its text.
+/// Visitor that reads a text or an integer and parses it as text. The first field describes the
+/// expected value in errors.
 struct ScalarVisitor<T>(&'static str, std::marker::PhantomData<T>);
 
 impl<T: FromStr<Err = InvalidQuantity>> de::Visitor<'_> for ScalarVisitor<T> {

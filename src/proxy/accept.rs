@@ -1,4 +1,8 @@
-//! From a listening socket to requests: listeners, connections and the loops that read one request after another.
+//! Turns listening sockets into requests: listeners, their connections, and the loops that read
+//! one request after another.
+//!
+//! It decides which connections are accepted, which protocol a connection speaks, and when it
+//! closes. It does not know routes or backends; `serve` receives each request.
 
 mod connection;
 mod http1;

@@ -1,7 +1,12 @@
-//! Which requests are sent on: the checks before the first attempt, in their order.
+//! Decides which requests are sent to a backend: the checks before the first attempt, in order.
 //!
-//! Cheap and private checks stand before expensive and shared ones. A client's own bucket is asked before the bucket of all
-//! clients (the policy compiler sorts the rules so). The concurrency permit comes last, because a request may wait for it.
+//! Cheap checks precede expensive ones, and local state precedes state that instances share.
+//! The bucket of a single client precedes the bucket of all clients, because the policy
+//! compiler sorts the rules so. The concurrency permit follows the rate limits, because a
+//! request may wait for it. Fault injection is last, so that injected faults affect only
+//! admitted requests.
+//!
+//! The modules here do not know how a limit works. Its state is in `state::policies`.
 
 pub(crate) mod admission_control;
 pub(crate) mod allow_list;
@@ -16,7 +21,7 @@ mod warm_up;
 
 use crate::proxy::{downstream::task::RequestTask, request::rejection::Rejection};
 
-/// Runs all checks of a routed request, and leaves the permits that they granted in the task.
+/// Runs all checks of a routed request and stores the permits that they grant in the task.
 ///
 /// # Errors
 /// The rejection of the first check that does not admit the request.

@@ -1,8 +1,10 @@
 //! Attempts at a backend, until there is a response to relay or the request fails.
 //!
-//! One attempt selects an endpoint, acquires a permit of its breaker, and sends the request (`dispatch`). Its outcome settles
-//! the permit. An attempt whose client closed returns its permit without a verdict. The verdict of a gRPC call may come from
-//! its trailers.
+//! One attempt selects an endpoint, acquires a permit of its breaker, and sends the request
+//! (`dispatch`). Its outcome settles the permit. If the client closes, the attempt returns its
+//! permit without a verdict. The verdict of a gRPC call may arrive only with its trailers.
+//!
+//! The modules do not relay the response to the client.
 
 mod dispatch;
 mod endpoint_selection;

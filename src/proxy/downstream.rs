@@ -1,4 +1,7 @@
-//! The client's side of a request: its stream, the check of its framing, and the body on its way in.
+//! The client's side of a request: its stream, the checks of its framing, and its body.
+//!
+//! It hides whether a client speaks HTTP/1 or HTTP/2. It does not know backends or retries;
+//! [`task`] only owns the data that the stages of a request share.
 
 pub(crate) mod client;
 pub(crate) mod framing;

@@ -1,4 +1,7 @@
-//! The heads of messages: which fields are removed, which are added, and which are forwarded.
+//! Builds message heads: which header fields are removed, which are added, and which are
+//! forwarded.
+//!
+//! The modules do not read or write connections.
 
 pub(crate) mod hop_by_hop;
 pub(crate) mod lifecycle;
@@ -8,8 +11,8 @@ pub(crate) mod response;
 
 use http::HeaderValue;
 
-/// The `via` entry for a message that arrived over HTTP/1.
+/// Entry in `via` for a message that arrived over HTTP/1.
 const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
 
-/// The `via` entry for a message that arrived over HTTP/2.
+/// Entry in `via` for a message that arrived over HTTP/2.
 const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 outrigger");

@@ -1,4 +1,8 @@
-//! What a request is and what is known about it, apart from the connection that it arrived on.
+//! Facts about one request, apart from the connection on which it arrived.
+//!
+//! They are its target, client and deadline, the route and policy that apply, the outcome of
+//! its attempts, and its rejection. The module neither reads from the client nor sends to a
+//! backend.
 
 pub(crate) mod authority;
 pub(crate) mod classify;

@@ -1,4 +1,16 @@
-//! The life of a request, from top to bottom.
+//! The life of a request, from its arrival on a client connection to its access log entry.
+//!
+//! The stages run in this order:
+//!
+//! - checks that need no route: framing, drain stage and proxy loops,
+//! - routing, the allow list of the route, and its redirect,
+//! - admission,
+//! - attempts at a backend, and copies to mirrors,
+//! - a stale or fallback response, if the policy configures one and the backend fails,
+//! - relay of the response, or a rejection,
+//! - decision trace, metrics and access log.
+//!
+//! This module decides only the order. It does not know how a stage reaches its decision.
 
 use std::sync::Arc;
 
@@ -37,10 +49,10 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// What is known of a request before its route.
+/// Request data that is available before routing.
 struct UnroutedRequest<'r> {
     worker: &'r Arc<Worker>,
-    /// The policy that the request has pinned.
+    /// Policy in force when the request arrived. The request keeps it across policy reloads.
     active_policy: &'r Arc<ActivePolicy>,
     request_id: &'r HeaderValue,
     decision_trace: &'r DecisionTrace,
@@ -48,7 +60,7 @@ struct UnroutedRequest<'r> {
     is_listener_closing: bool,
 }
 
-/// Serves one request. Returns what happens to the client's connection.
+/// Serves one request and returns whether the client's connection is reused, lingers or closes.
 pub(crate) async fn serve(
     worker: &Arc<Worker>,
     client: &mut Client,
@@ -87,6 +99,9 @@ pub(crate) async fn serve(
 
 impl UnroutedRequest<'_> {
     /// Routes a request, sends it, and relays the response.
+    ///
+    /// # Errors
+    /// The rejection that the client receives instead of a response.
     async fn proxy(
         &self,
         client: &mut Client,
@@ -132,7 +147,7 @@ impl UnroutedRequest<'_> {
             evidence::record_rejection(&task.context, rejection);
         }
         if fallback::is_configured(&task.context) {
-            // On the heap, so that the future of every other request stays small.
+            // Boxing keeps the future of every other request small.
             outcome = Box::pin(fallback::degrade(&mut task, outcome)).await;
         }
         let disposition = match outcome {
@@ -143,7 +158,11 @@ impl UnroutedRequest<'_> {
         disposition
     }
 
-    /// Checks that need no route.
+    /// Runs the checks that need no route.
+    ///
+    /// # Errors
+    /// A rejection of malformed framing, of an inbound request to a drained instance, or of a
+    /// proxy loop.
     fn check(&self, client: &Client) -> Result<(), Rejection> {
         framing::check(client)?;
         let is_inbound = client.listener.direction == Direction::Inbound;
@@ -157,7 +176,9 @@ impl UnroutedRequest<'_> {
         Ok(())
     }
 
-    /// Writes a rejection to the client.
+    /// Writes a rejection to the client, and records its reason and status.
+    ///
+    /// A client that has closed its connection receives nothing.
     async fn reject(
         &self,
         client: &mut Client,
@@ -212,7 +233,7 @@ async fn admit_and_send(task: &mut RequestTask<'_>) -> Result<UpstreamResponse, 
     result
 }
 
-/// The redirect of a route, as a rejection with an override.
+/// Returns the redirect of a route as a rejection with a response override.
 fn redirect_rejection(
     redirect: &RedirectSpec,
     request_target: &RequestTarget,

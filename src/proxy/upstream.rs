@@ -1,4 +1,6 @@
 //! The backend's side of a request: workers, connection pools, new connections and streams.
+//!
+//! The modules know endpoints and connections. They do not know routes, retries or clients.
 
 pub(crate) mod connect;
 pub(crate) mod http2;

@@ -1,4 +1,7 @@
-//! What both sides of the proxy share below a message: events, framing and queues.
+//! Mechanisms below a message that both sides of the proxy share.
+//!
+//! They are events, header names, HTTP/2 limits, message framing and send queues. They know
+//! neither routes nor policies.
 
 pub(crate) mod events;
 pub(crate) mod header_names;

@@ -1,13 +1,15 @@
-//! Refusing a share of calls before they are made, when the backend answers too few of them well.
+//! Admission control: the rejection of a share of calls while a backend fails too many of them.
 //!
-//! A breaker says all or nothing; this says how many. It is the client-side throttling of the SRE book ("Handling Overload"), in the form
-//! of Envoy's `admission_control` filter. With `n` calls and `s` good ones in the window, and the success rate `t` that is wanted, a call is
-//! refused with the probability
+//! A circuit breaker rejects all calls or none. Admission control rejects a share of them
+//! before they are sent. It is the client-side throttling of the SRE book ("Handling
+//! Overload"), in the form of Envoy's `admission_control` filter. With `n` calls and `s`
+//! successes in the window, and a minimum success rate `t`, the probability of a rejection is
 //!
-//! `p = ((n - s / t) / (n + 1)) ^ (1 / aggression)`, at least 0 and at most the highest that is allowed.
+//! `p = ((n - s / t) / (n + 1)) ^ (1 / aggression)`, at least 0 and at most `max_rejection`.
 //!
-//! Calls that were refused here are not counted: what is counted is what the backend did. Below a lowest rate of calls nobody is refused,
-//! since few calls prove little.
+//! Rejected calls are not counted, because the counts describe the backend. Below a minimum
+//! rate of calls none is rejected, because few calls prove little. The module does not know
+//! which responses are successes. The caller classifies them.
 
 use std::{
     ops::{AddAssign, SubAssign},
@@ -16,27 +18,27 @@ use std::{
 
 use crate::resilience::{ratio::Ratio, window::SlidingWindow};
 
-/// What the refusing follows.
+/// Configuration of admission control for one backend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdmissionConfig {
-    /// What is counted over.
+    /// Length of the window over which calls are counted.
     pub window: Duration,
-    /// The share of good calls that is wanted; above 0.
+    /// Success rate below which calls are rejected; above 0.
     pub min_success_rate: Ratio,
-    /// Above 0; at 1 the share of refused calls rises evenly, above it earlier.
+    /// Shape of the probability, above 0: at 1 it rises linearly, above 1 it rises earlier.
     pub aggression: f64,
-    /// Calls per second below which nobody is refused.
+    /// Calls per second below which no call is rejected.
     pub min_request_rate: u32,
-    /// The largest share that is refused.
+    /// Maximum probability of a rejection.
     pub max_rejection: Ratio,
 }
 
-/// Calls, and the good ones of them.
+/// Number of calls in the window, and of the successes among them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AdmissionCounts {
-    /// All.
+    /// Number of all calls that were sent.
     pub total: u32,
-    /// Good ones.
+    /// Number of successful calls.
     pub successes: u32,
 }
 
@@ -54,7 +56,7 @@ impl SubAssign for AdmissionCounts {
     }
 }
 
-/// How a backend has answered.
+/// Admission controller with the recent results of a backend.
 #[derive(Debug, Clone)]
 pub struct AdmissionController {
     config: AdmissionConfig,
@@ -62,7 +64,7 @@ pub struct AdmissionController {
 }
 
 impl AdmissionController {
-    /// One that has seen nothing.
+    /// Creates a controller without any results.
     #[must_use]
     pub fn new(config: AdmissionConfig, now: Instant) -> Self {
         Self {
@@ -71,13 +73,13 @@ impl AdmissionController {
         }
     }
 
-    /// What it follows.
+    /// Returns the configuration that the controller follows.
     #[must_use]
     pub fn config(&self) -> &AdmissionConfig {
         &self.config
     }
 
-    /// Counts a call that was made.
+    /// Records the result of a call that was sent.
     pub fn record_result(&mut self, is_success: bool, now: Instant) {
         self.window.add(
             AdmissionCounts {
@@ -88,12 +90,12 @@ impl AdmissionController {
         );
     }
 
-    /// What is in the window.
+    /// Returns the counts of the window that ends at `now`.
     pub fn counts(&mut self, now: Instant) -> AdmissionCounts {
         self.window.total(now)
     }
 
-    /// The probability of a refusal now.
+    /// Returns the current probability of a rejection.
     pub fn rejection_probability(&mut self, now: Instant) -> Ratio {
         let AdmissionCounts { total, successes } = self.window.total(now);
         let total = f64::from(total);
@@ -109,7 +111,7 @@ impl AdmissionController {
         Ratio::from_percent(probability * 100.0).unwrap_or(Ratio::ZERO)
     }
 
-    /// Whether a call may be made; `random` is uniform in `0..1`.
+    /// Decides whether to admit a call; `random` is uniform in `0..1`.
     #[must_use]
     pub fn should_admit(&mut self, random: f64, now: Instant) -> bool {
         random >= self.rejection_probability(now).value()

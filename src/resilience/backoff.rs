@@ -20,9 +20,9 @@ pub struct Backoff {
 /// Error for a maximum wait below the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InvalidBackoff {
-    /// The rejected base.
+    /// Base of the rejected configuration.
     pub base: Duration,
-    /// The rejected maximum.
+    /// Maximum wait of the rejected configuration.
     pub max: Duration,
 }
 

@@ -3,11 +3,12 @@
 //! The functions decide only by position, weight and cost. They do not know addresses, health
 //! or latency, which the caller turns into weights and costs.
 //!
-//! Every algorithm draws candidates in proportion to their weight, by rejection sampling. It
-//! draws a number below `len` uniformly and accepts it with a probability equal to its weight.
-//! A weight may therefore change between two picks, as during a warm-up, and no table is
-//! rebuilt. A candidate that may not be picked has the weight 0. The cost does not depend on
-//! the number of candidates. On average it takes as many draws as 1 divided by the mean weight.
+//! Every algorithm picks candidates in proportion to their weight. [`pick_random`] and
+//! [`pick_power_of_two`] use rejection sampling: they draw a number below `len` uniformly and
+//! accept it with a probability equal to its weight. A weight may therefore change between two
+//! picks, as during a warm-up, and no table is rebuilt. A candidate that may not be picked has
+//! the weight 0. The number of draws does not depend on the number of candidates. Its mean is 1
+//! divided by the mean weight.
 //!
 //! | algorithm | picks | source |
 //! | --- | --- | --- |

@@ -3,16 +3,17 @@
 //! A *closed* breaker admits calls and counts their results. If too many fail or too many are
 //! slow, it *trips* and becomes *open*. An open breaker rejects calls, so that clients receive
 //! a fast response and the backend can recover. After the open time the breaker is *half-open*:
-//! a few calls probe the backend, and their results close or reopen it. A closed breaker first
-//! admits a rising share of calls, because a recovered backend has cold caches and full queues.
+//! a few calls probe the backend, and their results close or reopen it. A breaker that has just
+//! closed first admits a rising share of calls, because a recovered backend has cold caches and
+//! full queues.
 //!
-//! | state | admits | counts results | ends by |
+//! | state | admits | counts | ends by |
 //! | --- | --- | --- | --- |
 //! | closed | all calls; a rising share during the recovery ramp | yes | a reached threshold |
-//! | open | none | late results only | the first call after the open time |
-//! | half-open | at most `half_open_max_calls` | of its probes only | the probe results, or its maximum duration |
-//! | forced open | none | late results only | an operator |
-//! | disabled | all calls | late results only | an operator |
+//! | open | none | no | the first call after the open time |
+//! | half-open | at most `half_open_max_calls` | its probes | their results, or a timeout |
+//! | forced open | none | no | an operator |
+//! | disabled | all calls | no | an operator |
 //!
 //! Three thresholds trip the breaker, and each is optional:
 //!
@@ -31,7 +32,8 @@
 //! The design avoids two known defects:
 //!
 //! - A late result comes from before a state change. The generation in its permit identifies
-//!   it, so it cannot decide on the probes (Polly #216, Hystrix #1350).
+//!   it, so it cannot decide on the probes (Polly #216, Hystrix #1350). The breaker only counts
+//!   it as late.
 //! - A call without a result returns its permit, so half-open cannot get stuck (Sentinel #1638,
 //!   resilience4j #935).
 //!
@@ -39,113 +41,32 @@
 //! follows Traefik. The module does not know which responses are failures. The caller
 //! classifies them.
 
+mod call;
 mod config;
 mod half_open;
+mod recovery_ramp;
 #[cfg(test)]
 mod tests;
+mod transition;
 
-use std::{
-    ops::{AddAssign, SubAssign},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-pub use crate::resilience::breaker::config::{
-    BreakerConfig, BreakerThresholds, BreakerTimes, InvalidBreaker,
+pub use crate::resilience::breaker::{
+    call::{CallCounts, CallOutcome, Speed},
+    config::{BreakerConfig, BreakerThresholds, BreakerTimes, InvalidBreaker},
+    transition::{StateKind, Transition, TransitionCause},
 };
 use crate::resilience::{
-    breaker::half_open::{HalfOpenProbes, ProbeVerdict},
+    breaker::{
+        half_open::{HalfOpenProbes, ProbeVerdict},
+        recovery_ramp::{RampDecision, RecoveryRamp},
+    },
     ratio::Ratio,
     window::SlidingWindow,
 };
 
 /// Maximum deviation of the open time from its value, as a share of that value.
 const OPEN_JITTER: f64 = 0.2;
-
-/// How a call ended, as far as a breaker is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CallOutcome {
-    /// The backend processed the call, or rejected it because of an error of the client.
-    Success,
-    /// The backend failed to process the call.
-    Failure,
-    /// The backend works, and rejected the call because of an overload.
-    Throttled,
-    /// The call has no result: the client left, or the call never reached the backend.
-    ///
-    /// It is not counted, and its permit is returned.
-    Cancelled,
-}
-
-/// Speed of a call, compared with the slow-call threshold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speed {
-    /// The call took at most the threshold.
-    Fast,
-    /// The call took longer than the threshold.
-    Slow,
-}
-
-impl Speed {
-    /// Compares a duration with the threshold; a call that takes exactly the threshold is fast.
-    #[must_use]
-    pub fn from_duration(duration: Duration, threshold: Duration) -> Self {
-        if duration > threshold {
-            Self::Slow
-        } else {
-            Self::Fast
-        }
-    }
-}
-
-/// State of a breaker, without the data of that state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StateKind {
-    /// Calls are admitted and counted.
-    Closed,
-    /// Calls are rejected until the open time is over.
-    Open,
-    /// A limited number of calls probes the backend.
-    HalfOpen,
-    /// Calls are rejected until an operator ends this state.
-    ForcedOpen,
-    /// Calls are admitted without being counted, until an operator ends this state.
-    Disabled,
-}
-
-/// Cause of a state transition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TransitionCause {
-    /// The number of consecutive failures reached its threshold.
-    ConsecutiveFailures,
-    /// The failure rate reached its threshold.
-    FailureRate,
-    /// The slow-call rate reached its threshold.
-    SlowCallRate,
-    /// The open time is over, and a call arrived.
-    OpenTimeElapsed,
-    /// The probes of a half-open round passed.
-    ProbesPassed,
-    /// The probes of a half-open round failed.
-    ProbesFailed,
-    /// The half-open round exceeded its maximum duration.
-    ProbesTimedOut,
-    /// An operator or the recovery requested the transition.
-    Manual,
-}
-
-/// A transition from one state to another, for logs and metrics.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[must_use = "a transition that is not told is invisible"]
-pub struct Transition {
-    /// State before the transition.
-    pub from: StateKind,
-    /// State after the transition.
-    pub to: StateKind,
-    /// Cause of the transition.
-    pub cause: TransitionCause,
-    /// Counts of the window or of the probes at the transition.
-    pub counts: CallCounts,
-}
 
 /// Permission for one call, which [`Breaker::settle`] takes back exactly once.
 #[derive(Debug, PartialEq, Eq)]
@@ -160,54 +81,9 @@ pub struct Rejected {
     /// State in which the breaker rejects the call.
     pub state: StateKind,
     /// Time after which a retry may be admitted, or `None` if the breaker is forced open.
+    ///
+    /// In closed and half-open, this is at most one second.
     pub retry_after: Option<Duration>,
-}
-
-/// Number of calls by result and by speed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CallCounts {
-    /// Calls that succeeded, fast or slow.
-    pub successes: u32,
-    /// Calls that failed or were throttled, fast or slow.
-    pub failures: u32,
-    /// Calls that took longer than the slow-call threshold, whatever their result.
-    pub slow_calls: u32,
-}
-
-impl CallCounts {
-    /// Returns the number of all counted calls.
-    #[must_use]
-    pub fn total(self) -> u32 {
-        self.successes.saturating_add(self.failures)
-    }
-
-    /// Returns the share of calls that failed or were throttled.
-    #[must_use]
-    pub fn failure_rate(self) -> Ratio {
-        Ratio::from_fraction(self.failures, self.total())
-    }
-
-    /// Returns the share of calls that were slow.
-    #[must_use]
-    pub fn slow_call_rate(self) -> Ratio {
-        Ratio::from_fraction(self.slow_calls, self.total())
-    }
-}
-
-impl AddAssign for CallCounts {
-    fn add_assign(&mut self, other: Self) {
-        self.successes = self.successes.saturating_add(other.successes);
-        self.failures = self.failures.saturating_add(other.failures);
-        self.slow_calls = self.slow_calls.saturating_add(other.slow_calls);
-    }
-}
-
-impl SubAssign for CallCounts {
-    fn sub_assign(&mut self, other: Self) {
-        self.successes = self.successes.saturating_sub(other.successes);
-        self.failures = self.failures.saturating_sub(other.failures);
-        self.slow_calls = self.slow_calls.saturating_sub(other.slow_calls);
-    }
 }
 
 /// State and counts of a breaker at one point in time, for diagnostics.
@@ -250,16 +126,7 @@ enum StateData {
     Disabled,
 }
 
-/// State of the recovery ramp after closing.
-///
-/// `credit` accumulates the admitted share of each call until it reaches one whole call.
-#[derive(Debug, Clone, Copy)]
-struct RecoveryRamp {
-    started_at: Instant,
-    credit: f64,
-}
-
-/// A circuit breaker in front of one backend.
+/// A circuit breaker: its configuration, its state and its counts.
 #[derive(Debug)]
 pub struct Breaker {
     config: BreakerConfig,
@@ -586,10 +453,7 @@ impl Breaker {
 
     fn close(&mut self, cause: TransitionCause, counts: CallCounts, now: Instant) -> Transition {
         self.clear_history(now);
-        let ramp = (!self.config.recovery_ramp().is_zero()).then_some(RecoveryRamp {
-            started_at: now,
-            credit: 1.0,
-        });
+        let ramp = (!self.config.recovery_ramp().is_zero()).then_some(RecoveryRamp::new(now));
         self.transition_to(StateData::Closed { ramp }, cause, counts, now)
     }
 
@@ -625,37 +489,5 @@ impl Breaker {
             cause,
             counts,
         }
-    }
-}
-
-enum RampDecision {
-    Admitted,
-    Rejected,
-    Finished,
-}
-
-impl RecoveryRamp {
-    fn admitted_ratio(self, span: Duration, now: Instant) -> Ratio {
-        let elapsed = now.saturating_duration_since(self.started_at);
-        if elapsed >= span {
-            return Ratio::ONE;
-        }
-        Ratio::from_percent(100.0 * elapsed.as_secs_f64() / span.as_secs_f64())
-            .unwrap_or(Ratio::ONE)
-    }
-
-    /// Adds the admitted share of the moment to the credit, and spends one whole credit per
-    /// admitted call.
-    fn admit(&mut self, span: Duration, now: Instant) -> RampDecision {
-        let share = self.admitted_ratio(span, now);
-        if share >= Ratio::ONE {
-            return RampDecision::Finished;
-        }
-        self.credit += share.value();
-        if self.credit < 1.0 {
-            return RampDecision::Rejected;
-        }
-        self.credit -= 1.0;
-        RampDecision::Admitted
     }
 }

@@ -1,65 +1,69 @@
-//! Whether the others can carry the load when this instance leaves.
+//! A forecast of whether the other replicas can take over the load of this instance.
 //!
-//! It is assumed that the load is spread evenly over the replicas, which is what a balancer is for: each of those that stay then gets
-//! its part of what this one has now. What a replica can carry is what its concurrency limit lets in, be it written or learned; the
-//! rate that belongs to it follows from how long a request takes now (Little's law: in flight = rate x time).
+//! The forecast assumes that a balancer spreads the load evenly. Each remaining replica then
+//! receives an equal part of the load of this instance. The capacity of a replica is its
+//! concurrency limit, whether configured or adaptive. The maximum rate follows from the current
+//! latency (Little's law: in flight = rate * latency).
+//!
+//! The module does not measure the load or count the replicas. It also does not stop a drain.
 
-/// What an instance has to do, over the last seconds.
+/// Load of this instance over the last seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ObservedLoad {
-    /// The most requests in flight at once.
+    /// Maximum number of requests in flight at the same time.
     pub peak_in_flight: u32,
-    /// Requests in flight on average.
+    /// Mean number of requests in flight.
     pub mean_in_flight: f64,
-    /// Requests in a second.
+    /// Number of requests per second.
     pub requests_per_second: f64,
-    /// Requests that may be in flight at once under all limits together, if every way in has one.
+    /// Sum of all concurrency limits, or `None` if some requests have no limit.
     pub limit: Option<u32>,
-    /// The part of any single limit that was taken at its fullest; above 1 after a limit has fallen.
+    /// Highest utilization of a single limit; above 1 after an adaptive limit has fallen.
     pub max_utilization: f64,
 }
 
-/// What is to be expected.
+/// Whether the remaining replicas can carry the load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CapacityVerdict {
-    /// Nobody knows how many replicas there are.
+    /// The number of replicas is unknown.
     UnknownReplicas,
-    /// No other replica is there.
+    /// There is no other replica to carry the load.
     NoOtherReplica,
-    /// No limit says what a replica can carry.
+    /// No concurrency limit determines the capacity of a replica.
     UnknownLimit,
-    /// The others can carry it.
+    /// The other replicas can carry the load.
     Sufficient,
-    /// They cannot.
+    /// The load exceeds the capacity of the other replicas.
     Insufficient,
 }
 
 impl CapacityVerdict {
-    /// Whether it is safe to leave.
+    /// Returns whether the instance can stop without an overload of the others.
     #[must_use]
     pub fn is_sufficient(self) -> bool {
         self == Self::Sufficient
     }
 }
 
-/// How it would be without this instance.
+/// Expected load of the other replicas without this instance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CapacityForecast {
-    /// Replicas that stay, if that is known.
+    /// Number of remaining replicas, or `None` if it is unknown.
     pub remaining_replicas: Option<u32>,
-    /// The part of the capacity that stays, in `0.0..=1.0`.
+    /// Remaining part of the capacity, in `0.0..=1.0`; 0 if the number of replicas is unknown.
     pub remaining_capacity: f64,
-    /// Requests in flight at each of the others at its peak.
+    /// Expected peak of requests in flight at each remaining replica; infinite if there is
+    /// none.
     pub in_flight_per_replica: f64,
-    /// Requests a second at each of the others.
+    /// Expected requests per second at each remaining replica; infinite if there is none.
     pub requests_per_second_per_replica: f64,
-    /// Requests a second that a replica can carry, if that is known.
+    /// Maximum requests per second of a replica, or `None` without a limit or without load.
     pub max_requests_per_second_per_replica: Option<f64>,
-    /// Whether the others can carry it.
+    /// Whether the remaining replicas can carry the load.
     pub verdict: CapacityVerdict,
 }
 
-/// What is to be expected when this instance leaves and so many others stay.
+/// Returns the expected load of the other replicas if this instance stops.
 #[must_use]
 pub fn forecast_without_this_instance(
     observed: &ObservedLoad,
@@ -71,14 +75,14 @@ pub fn forecast_without_this_instance(
     } else {
         f64::INFINITY
     };
-    // Nothing times anything is nothing, also when nobody is left to do it.
+    // Zero load stays zero without a replica, where 0 times infinity would not be a number.
     let per_replica = |here: f64| if here > 0.0 { here * growth } else { 0.0 };
     let in_flight_each = per_replica(observed.peak_in_flight.into());
     let verdict = match (remaining_replicas, observed.limit) {
         (None, _) => CapacityVerdict::UnknownReplicas,
         (Some(0), _) => CapacityVerdict::NoOtherReplica,
         (Some(_), None) => CapacityVerdict::UnknownLimit,
-        // One limit that is full does not care about others that are empty.
+        // The fullest limit decides, because other limits cannot take over its requests.
         (Some(_), Some(_)) if per_replica(observed.max_utilization) <= 1.0 => {
             CapacityVerdict::Sufficient
         }

@@ -1,57 +1,62 @@
-//! How many calls may be in flight at once, and how many may wait for a place.
+//! A concurrency limit with a bounded queue.
 //!
-//! A backend that slows down fills its callers' threads, memory and connections; a bound on what is in flight turns that into
-//! quick refusals (Little's law: in flight = rate * latency). A short queue in front smooths bursts; it is first come first
-//! served and bounded, and how long one waits in it is the caller's business, who holds the clock.
+//! A slow backend fills the threads, memory and connections of its clients. A limit on the
+//! calls in flight turns this into fast rejections (Little's law: in flight = rate * latency).
+//! A short queue in front absorbs bursts. The queue is bounded and first in, first out. The
+//! caller has the clock and decides how long a call waits.
 //!
-//! | call | room in flight | queue has room | queue full |
+//! | call | permit available | queue has room | queue is full |
 //! | --- | --- | --- | --- |
-//! | `try_acquire` | admitted | queued | refused |
-//! | `release` | the head of the queue, if any, is admitted in its place | | |
-//! | `abandon` | a queued ticket leaves the queue; an admitted one must be released | | |
+//! | `try_acquire` | admitted | queued | rejected |
+//! | `release` | admits the head of the queue, if there is one | | |
+//! | `abandon` | removes a queued ticket; an admitted one must be released | | |
 //!
-//! Nobody overtakes the queue: while somebody waits, a newcomer queues.
+//! No call overtakes the queue: while a call waits, a new call is queued behind it.
 //!
-//! The bound can be lowered below what is written, to what a backend bears (`adaptive`). The lower one is for calls that are being worked on: a call
-//! whose answer has begun no longer counts against it, and until its end against the written one only. So long answers do not hold it down.
+//! An adaptive limit can lower the configured limit to what a backend sustains
+//! ([`crate::resilience::adaptive`]). It applies to calls that wait for a response. After its
+//! response has started, a call counts only against the configured limit. Long responses
+//! therefore do not use up the adaptive limit.
 
 use std::{collections::VecDeque, num::NonZeroU32};
 
 use crate::resilience::shed::PriorityClass;
 
-/// The bounds.
+/// Bounds of a concurrency limit and of its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConcurrencyConfig {
-    /// Calls in flight at once.
+    /// Maximum number of calls in flight.
     pub max_in_flight: NonZeroU32,
-    /// Calls waiting at once; none means refuse at once.
+    /// Maximum number of queued calls; 0 rejects calls without queueing them.
     pub max_pending: u32,
 }
 
-/// A place in the queue.
+/// Identity of a queued call, unique for one limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QueueTicket(u64);
 
-/// The answer to a newcomer.
+/// Outcome of an attempt to acquire a permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "an admitted call must be released"]
 pub enum ConcurrencyDecision {
-    /// In flight; to be given back by [`ConcurrencyLimit::release`].
+    /// The call is in flight and ends with [`ConcurrencyLimit::release`].
+    ///
+    /// If its response has started, it ends with [`ConcurrencyLimit::end_response`] instead.
     Admitted,
-    /// In the queue until a release names the ticket, or until it is abandoned.
+    /// The call waits until a returned ticket admits it, or until it is abandoned.
     Queued(QueueTicket),
-    /// Neither.
+    /// The call is neither in flight nor queued.
     Rejected,
 }
 
-/// One limit.
+/// A concurrency limit with its calls in flight and its queue.
 #[derive(Debug)]
 pub struct ConcurrencyLimit {
     config: ConcurrencyConfig,
-    /// The lower bound for calls that are being worked on.
+    /// Adaptive limit for calls that wait for a response.
     adaptive_limit: Option<NonZeroU32>,
     in_flight: u32,
-    /// Those of them whose answer has begun.
+    /// Calls in flight whose response has started.
     responding: u32,
     queue: VecDeque<QueueTicket>,
     next_ticket: u64,
@@ -59,7 +64,7 @@ pub struct ConcurrencyLimit {
 }
 
 impl ConcurrencyLimit {
-    /// Makes a limit with nothing in flight.
+    /// Creates a limit with no calls in flight.
     #[must_use]
     pub fn new(config: ConcurrencyConfig) -> Self {
         Self {
@@ -73,7 +78,7 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Asks for a place.
+    /// Tries to acquire a permit, and queues the call if there is none.
     pub fn try_acquire(&mut self) -> ConcurrencyDecision {
         if self.queue.is_empty() && self.has_room() {
             self.in_flight += 1;
@@ -89,7 +94,9 @@ impl ConcurrencyLimit {
         ConcurrencyDecision::Queued(ticket)
     }
 
-    /// Whether a call of a class may ask for a place: the lower ones fill only a part of the limit.
+    /// Returns whether a call of this class may try to acquire a permit.
+    ///
+    /// A lower class fills only a part of the limit. The highest class may always try.
     #[must_use]
     pub fn has_room_for(&self, class: PriorityClass) -> bool {
         let (effective_share, configured_share) = (
@@ -101,40 +108,46 @@ impl ConcurrencyLimit {
                 && self.in_flight < configured_share.get())
     }
 
-    /// Counts a call that passes whatever the limit says: in shadow mode, what is in flight must still be true.
+    /// Counts a call in flight whatever the limit is.
+    ///
+    /// In shadow mode, the number of calls in flight must be correct even above the limit.
     pub fn force_acquire(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    /// The answer to a call in flight has begun; the ticket that is admitted now, if somebody waited.
+    /// Records that the response of a call has started, and returns the ticket admitted
+    /// instead, if any.
     #[must_use = "the ticket's owner waits to be told"]
     pub fn begin_response(&mut self) -> Option<QueueTicket> {
         self.responding = self.responding.saturating_add(1);
         self.admit_next()
     }
 
-    /// Gives the place of a call back whose answer had begun; the ticket that got it instead, if somebody waited.
+    /// Ends a call whose response has started, and returns the ticket admitted instead, if any.
     #[must_use = "the ticket's owner waits to be told"]
     pub fn end_response(&mut self) -> Option<QueueTicket> {
         self.responding = self.responding.saturating_sub(1);
         self.release()
     }
 
-    /// Lowers the bound for calls that are being worked on, or no longer; the tickets that now have a place.
+    /// Sets or clears the adaptive limit, and returns the tickets that are admitted now.
     #[must_use = "the tickets' owners wait to be told"]
     pub fn set_adaptive_limit(&mut self, bound: Option<NonZeroU32>) -> Vec<QueueTicket> {
         self.adaptive_limit = bound;
         std::iter::from_fn(|| self.admit_next()).collect()
     }
 
-    /// Gives a place back; the ticket that got it instead, if somebody waited.
+    /// Ends a call whose response has not started, and returns the ticket admitted instead, if
+    /// any.
     #[must_use = "the ticket's owner waits to be told"]
     pub fn release(&mut self) -> Option<QueueTicket> {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.admit_next()
     }
 
-    /// Leaves the queue. `false` if the ticket was admitted already: then the place must be released.
+    /// Removes a ticket from the queue.
+    ///
+    /// Returns `false` if the ticket was already admitted. Its permit must then be released.
     #[must_use = "an admitted ticket must be released"]
     pub fn abandon(&mut self, ticket: QueueTicket) -> bool {
         let position = self.queue.iter().position(|waiting| *waiting == ticket);
@@ -143,14 +156,16 @@ impl ConcurrencyLimit {
             .is_some()
     }
 
-    /// Follows new bounds; the tickets that now have a place. Calls in flight over a lowered bound run on.
+    /// Applies new bounds and returns the tickets that are admitted now.
+    ///
+    /// Calls in flight continue even if they exceed a lower limit.
     #[must_use = "the tickets' owners wait to be told"]
     pub fn reconfigure(&mut self, config: ConcurrencyConfig) -> Vec<QueueTicket> {
         self.config = config;
         std::iter::from_fn(|| self.admit_next()).collect()
     }
 
-    /// Calls that may be worked on at once now.
+    /// Returns the current limit for calls that wait for a response.
     #[must_use]
     pub fn effective_limit(&self) -> NonZeroU32 {
         self.adaptive_limit
@@ -159,7 +174,7 @@ impl ConcurrencyLimit {
             })
     }
 
-    /// Calls that are being worked on: in flight, and their answer has not begun.
+    /// Returns the number of calls in flight whose response has not started.
     #[must_use]
     pub fn awaiting_response(&self) -> u32 {
         self.in_flight.saturating_sub(self.responding)
@@ -170,25 +185,25 @@ impl ConcurrencyLimit {
             && self.in_flight < self.config.max_in_flight.get()
     }
 
-    /// Calls in flight.
+    /// Returns the number of calls in flight, including those whose response has started.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
-    /// Calls waiting.
+    /// Returns the number of queued calls.
     #[must_use]
     pub fn pending(&self) -> u32 {
         u32::try_from(self.queue.len()).unwrap_or(u32::MAX)
     }
 
-    /// Calls refused since the start.
+    /// Returns the number of calls rejected since the creation of the limit.
     #[must_use]
     pub fn rejected(&self) -> u64 {
         self.rejected
     }
 
-    /// What the limit follows.
+    /// Returns the bounds that the limit currently follows.
     #[must_use]
     pub fn config(&self) -> ConcurrencyConfig {
         self.config

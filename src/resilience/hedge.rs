@@ -1,12 +1,15 @@
-//! When a second request is worth making before the first has failed.
+//! Hedging: the delay after which a second attempt is sent before the first has failed.
 //!
-//! The tail of a backend's latency is mostly bad luck: a pause, a busy neighbour, a lost packet. Asking once more when an answer is later
-//! than nearly all are costs a few percent of load and removes the tail (Dean and Barroso, "The Tail at Scale", 2013). The delay is what
-//! is written, or the 95th percentile of what the backend took, so that about one request in twenty is made twice.
+//! Most of a backend's tail latency is random: a pause, a busy neighbour or a lost packet. A
+//! second attempt removes this tail at the cost of a few percent more load (Dean and Barroso,
+//! "The Tail at Scale", 2013). The delay is the configured one, or the 95th percentile of the
+//! latency of the backend. About one request in twenty is then sent twice.
 //!
-//! The percentile is that of the last minute, in two halves: the younger one fills, and when it is over it replaces the older one. An answer
-//! that was not waited for, because another came first, counts with the time that it was waited for: else the slow would be forgotten and
-//! the delay would creep down.
+//! The percentile covers the last minute, in two halves. When the current half is complete, it
+//! replaces the previous one. An attempt that lost to another one counts with its elapsed time.
+//! Otherwise slow attempts would be missing, and the delay would decrease over time.
+//!
+//! The module does not send attempts, and does not know how many are in flight.
 
 use std::{
     num::NonZeroU32,
@@ -15,28 +18,28 @@ use std::{
 
 use crate::resilience::latency_histogram::LatencyHistogram;
 
-/// Answers of which a percentile says something.
+/// Minimum number of latencies for an estimate of the delay.
 pub const MIN_SAMPLES: u32 = 50;
 
-/// How late is late.
+/// Quantile of the latency after which a second attempt is sent.
 const DELAY_QUANTILE: f64 = 0.95;
 
-/// Half of the time that is looked back on.
+/// Half of the time over which latencies are collected.
 const HALF_WINDOW: Duration = Duration::from_secs(30);
 
-/// Below this a second request would only add load.
+/// Lower bound of an estimated delay, below which hedging would only add load.
 const MIN_DELAY: Duration = Duration::from_millis(1);
 
-/// How many, and when.
+/// Number of attempts and delay between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HedgeConfig {
-    /// Requests at most, with the first.
+    /// Maximum number of attempts, including the first.
     pub max_attempts: NonZeroU32,
-    /// How long to wait before the next; none means as long as nearly all answers take.
+    /// Time before the next attempt; `None` derives it from the latency of the backend.
     pub delay: Option<Duration>,
 }
 
-/// What a backend took lately.
+/// Recent latencies of a backend, from which the delay is estimated.
 #[derive(Debug, Clone)]
 pub struct HedgeDelayEstimator {
     config: HedgeConfig,
@@ -46,7 +49,7 @@ pub struct HedgeDelayEstimator {
 }
 
 impl HedgeDelayEstimator {
-    /// One that has seen nothing.
+    /// Creates an estimator without any latencies.
     #[must_use]
     pub fn new(config: HedgeConfig, now: Instant) -> Self {
         Self {
@@ -57,24 +60,25 @@ impl HedgeDelayEstimator {
         }
     }
 
-    /// What it follows.
+    /// Returns the configuration that the estimator currently follows.
     #[must_use]
     pub fn config(&self) -> &HedgeConfig {
         &self.config
     }
 
-    /// Follows other numbers; what was seen stays true.
+    /// Applies a new configuration. The recorded latencies remain.
     pub fn reconfigure(&mut self, config: HedgeConfig) {
         self.config = config;
     }
 
-    /// Takes note of what an answer took.
+    /// Records the latency of an attempt, or the elapsed time of one that lost.
     pub fn record_latency(&mut self, took: Duration, now: Instant) {
         self.rotate(now);
         self.current.record(took);
     }
 
-    /// How long to wait before the next request; none while too little is known.
+    /// Returns the time before the next attempt, or `None` with too few latencies for an
+    /// estimate.
     #[must_use]
     pub fn delay(&mut self, now: Instant) -> Option<Duration> {
         if self.config.delay.is_some() {

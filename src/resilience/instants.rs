@@ -1,4 +1,6 @@
-//! Comparison of points in time, and of durations, that may be absent.
+//! Comparison of optional values, such as deadlines that may be absent.
+//!
+//! The module does not know what the values mean.
 
 /// Returns the smallest of several optional values, or `None` if all are absent.
 #[must_use]

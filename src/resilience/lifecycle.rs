@@ -28,13 +28,13 @@
 //! | drained | no | rejected unprocessed | served | a request to terminate, then quiet |
 //! | terminated | no | not accepted | not accepted | - |
 //!
-//! (1) The instance also asks clients to reconnect elsewhere.
+//! (1) The instance also makes clients reconnect elsewhere.
 //!
 //! `timeout` ends every stage before drained, even during `delay`.
 //!
-//! A process that hands its sockets over to a new process is *handed over*. Its address
-//! remains, so nothing has to be announced and no client has to reconnect. It only completes
-//! its requests.
+//! A drain is *handed over* if a new process has taken over the sockets. The address then
+//! remains, so nothing has to be announced and no client has to reconnect. The old process only
+//! completes its requests.
 
 use std::time::{Duration, Instant};
 

@@ -61,3 +61,14 @@ pub enum Mode {
     /// The policy is disabled: it decides and counts nothing.
     Off,
 }
+impl Mode {
+    /// Returns the name of the mode in the policies and the views.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "Enforce",
+            Self::Shadow => "Shadow",
+            Self::Off => "Off",
+        }
+    }
+}

@@ -1,16 +1,17 @@
-//! What to do about trouble that stays, and how often.
+//! The escalation of recovery actions while a problem persists.
 //!
-//! A trigger holds or does not. While it holds, the rungs of a ladder are taken one at a time, from mild to strong, with a
-//! cool-down between them; at the last rung it stays. When the trigger no longer holds, what can be undone is undone and the
-//! ladder begins anew. A remedy that does not help must not become a second trouble: actions are capped per hour, and the cap
-//! outlives the episode.
+//! A trigger is active or not. While it is active, the rungs of a ladder are taken one at a
+//! time, from mild to strong, with a cooldown in between. After the last rung no further action
+//! follows. When the trigger clears, the actions are undone where possible, and the ladder is
+//! reset. Actions are capped per hour, because an action that does not help must not cause more
+//! harm. The cap and the cooldown also apply across episodes.
 //!
-//! | state | trigger holds | trigger does not hold |
+//! | state | trigger is active | trigger is not active |
 //! | --- | --- | --- |
-//! | idle | first rung, if the cap allows | - |
-//! | acting | next rung after the cool-down, if the cap allows | undo, idle |
+//! | idle | first rung, if cooldown and cap allow | - |
+//! | acting | next rung, if cooldown and cap allow | undo, then idle |
 //!
-//! Verification of each rung comes with the full recovery loop.
+//! The module does not know the actions, and does not verify that an action helped.
 
 use std::{
     collections::VecDeque,
@@ -20,34 +21,36 @@ use std::{
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// The bounds of a recovery.
+/// Bounds of a recovery: its rungs, its cooldown and its cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecoveryConfig {
-    /// Rungs on the ladder.
+    /// Number of rungs of the ladder.
     pub rungs: NonZeroU32,
-    /// The time between two rungs.
+    /// Minimum time between two actions.
     pub cooldown: Duration,
-    /// Actions in any hour.
+    /// Maximum number of actions in any hour.
     pub max_per_hour: NonZeroU32,
 }
 
-/// What is to be done.
+/// Step that the caller takes for a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a step that is not taken helps nobody"]
 pub enum RecoveryStep {
-    /// Take this rung, counted from 0.
+    /// The caller takes this rung, counted from 0.
     TakeRung(u32),
-    /// The trigger holds and the next rung is due, but the hour's actions are used. Said once per hour's turn.
+    /// The next rung is due, but the actions of the hour are used.
+    ///
+    /// This step is returned once, until an action expires from the hour or the trigger clears.
     Capped,
-    /// The trouble is over: undo what can be undone, of the rungs below this number.
+    /// The trigger cleared: the caller undoes the actions of all rungs below this number.
     Undo(u32),
 }
 
-/// One recovery.
+/// A recovery ladder and its recent actions.
 #[derive(Debug)]
 pub struct RecoveryLadder {
     config: RecoveryConfig,
-    /// Rungs taken in this episode; 0 is idle.
+    /// Number of rungs taken in this episode; 0 means idle.
     rungs_taken: u32,
     last_action: Option<Instant>,
     recent_actions: VecDeque<Instant>,
@@ -55,7 +58,7 @@ pub struct RecoveryLadder {
 }
 
 impl RecoveryLadder {
-    /// Makes an idle recovery.
+    /// Creates an idle ladder without any actions.
     #[must_use]
     pub fn new(config: RecoveryConfig) -> Self {
         Self {
@@ -67,7 +70,7 @@ impl RecoveryLadder {
         }
     }
 
-    /// Looks at the trigger and says what is to be done now, if anything.
+    /// Evaluates the trigger and returns the step that is due now, if there is one.
     pub fn update(&mut self, is_triggered: bool, now: Instant) -> Option<RecoveryStep> {
         if !is_triggered {
             let taken = std::mem::take(&mut self.rungs_taken);
@@ -102,12 +105,12 @@ impl RecoveryLadder {
         Some(RecoveryStep::TakeRung(rung))
     }
 
-    /// Follows new bounds; what was done stays counted.
+    /// Applies new bounds. Rungs and actions so far remain counted.
     pub fn reconfigure(&mut self, config: RecoveryConfig) {
         self.config = config;
     }
 
-    /// Rungs taken in the present episode.
+    /// Returns the number of rungs taken in the current episode.
     #[must_use]
     pub fn rungs_taken(&self) -> u32 {
         self.rungs_taken

@@ -1,157 +1,176 @@
-//! Whether a failed attempt may be made again.
+//! The decision whether a failed attempt is retried.
 //!
-//! The question that matters is not whether the attempt failed, but whether the request may have run. Default retries of
-//! service meshes have repeated payments (istio/istio#50506); RFC 9110 section 9.2.2 forbids a proxy to repeat a request that
-//! is not idempotent unless it knows that it did not run. Failures are therefore sorted into four classes:
+//! The important question is not whether the attempt failed, but whether the request may have
+//! run. Default retries of service meshes have repeated payments (istio/istio#50506). RFC 9110,
+//! section 9.2.2, forbids a proxy to retry a request that is not idempotent, unless it knows
+//! that the request did not run. Failures therefore belong to one of four classes:
 //!
-//! | class | means | may be repeated |
+//! | class | failure | may be retried |
 //! | --- | --- | --- |
-//! | A, never reached | no byte of the request got out, or the backend says that it looked at none | any method; not counted as an attempt, at most twice |
-//! | B, unknown | cut off after the request was written, or the per-try timeout | idempotent methods only |
-//! | C, answered | a status that says "try again" | idempotent methods only; any, for what the policy names as given before a call runs |
-//! | D, final | refused by ourselves, answer begun, body gone, an upgrade | never |
+//! | A, never processed | no byte sent, or the backend reports no processing | any method (1) |
+//! | B, unknown | a reset after the request was sent, or the per-try timeout | idempotent methods |
+//! | C, status | a status that the policy retries | idempotent methods (2) |
+//! | D, final | own rejection, response started, body lost, upgrade | never |
 //!
-//! What is itself a retry of the proxy before is not repeated, but for class A: every hop would multiply the load of the one before it.
+//! 1. Such a retry is transparent: it is not counted as an attempt, and happens at most twice.
+//! 2. Any method, if the policy marks the status as one that is sent before a call runs.
 //!
-//! A repeat also needs its trigger in the policy, an attempt left, the whole body at hand, and time: the wait and a shortest
-//! useful try must fit into what is left of the request's deadline. The caller asks the budget last, because it is shared.
-//! Past any of these bounds the last answer of the app is passed through as it is.
+//! `retry_non_idempotent` permits all methods in classes B and C.
+//!
+//! If the downstream proxy already retries a request, only class A is retried. Otherwise the
+//! load would multiply at every hop.
+//!
+//! A retry also needs all of the following:
+//!
+//! - a trigger in the policy,
+//! - a remaining attempt,
+//! - the whole request body,
+//! - enough time for the wait and a minimum attempt before the deadline of the request.
+//!
+//! The caller checks the shared retry budget last. If any of these is missing, the last
+//! response is relayed unchanged. The module does not send requests, and does not know
+//! statuses.
 
 use std::time::Duration;
 
 use crate::resilience::backoff::Backoff;
 
-/// Repeats of class A per request; they are not counted in `attempts`, so they need a bound of their own.
+/// Maximum number of class A retries per request. `attempts` does not count them, so they need
+/// their own bound.
 pub const MAX_TRANSPARENT_RETRIES: u32 = 2;
 
-/// A try with less time than this left is not begun: it would only add load.
+/// Minimum time for an attempt. A shorter attempt is not started, because it would only add
+/// load.
 pub const MIN_ATTEMPT_DURATION: Duration = Duration::from_millis(1);
 
-/// A wait that a backend asked for is believed up to this (linkerd2-proxy uses the same cap).
+/// Maximum `Retry-After` that is respected (linkerd2-proxy uses the same cap).
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// How an attempt failed.
+/// How an attempt failed, which determines the class of the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// Class A: no connection could be made.
+    /// Class A: no connection could be established.
     ConnectFailure,
-    /// Class A: the connection ended before a byte of the request was written.
+    /// Class A: the connection ended before any byte of the request was written.
     ResetBeforeRequest,
-    /// Class A: the backend said that it did not look at the request (HTTP/2: a refused stream, or one after GOAWAY).
+    /// Class A: the backend reports that it did not process the request.
+    ///
+    /// In HTTP/2 this is a refused stream, or a stream above the last one of a GOAWAY frame.
     RefusedStream,
-    /// Class B: the connection ended after the request was written and before an answer.
+    /// Class B: the connection ended after the request was written, and before a response.
     Reset,
-    /// Class B: no answer within the per-try timeout.
+    /// Class B: no response arrived within the per-try timeout.
     PerTryTimeout,
-    /// Class C: answered with a status that the policy wants repeated.
+    /// Class C: the response has a status that the policy retries.
     Status {
-        /// The wait that the answer asked for.
+        /// Wait that the response requests, or `None` without `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// Class C: a status instead of an answer (gRPC A6, "Trailers-Only") that the policy names as one which is given before a call runs; so
-    /// any method may be tried again.
+    /// Class C: the response has only a status (gRPC A6, "Trailers-Only"), and the policy marks
+    /// that status as sent before a call runs. Any method may be retried.
     UnprocessedStatus {
-        /// The wait that the answer asked for.
+        /// Wait that the response requests, or `None` without `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// Class D.
+    /// Class D: the failure is never retried.
     NotRetryable,
 }
 
-/// Which failures the policy wants repeated, besides the statuses.
+/// Failures that the policy retries, besides statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "a set of names, each given or not"
 )]
 pub struct RetryTriggers {
-    /// `connect-failure`.
+    /// Retries an attempt without a connection (`connect-failure`).
     pub connect_failure: bool,
-    /// `refused-stream`.
+    /// Retries a request that the backend did not process (`refused-stream`).
     pub refused_stream: bool,
-    /// `reset-before-request`.
+    /// Retries after a connection that ended before the request was written
+    /// (`reset-before-request`).
     pub reset_before_request: bool,
-    /// `reset`.
+    /// Retries after a connection that ended before the response (`reset`).
     pub reset: bool,
-    /// `timeout`.
+    /// Retries after a per-try timeout (`timeout`).
     pub timeout: bool,
 }
 
-/// What a retry follows.
+/// Retry policy of a route: its bounds, its triggers and its backoff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryConfig {
-    /// Retries after the first attempt.
+    /// Maximum number of retries after the first attempt, without transparent retries.
     pub attempts: u32,
-    /// Which failures besides statuses.
+    /// Failures that are retried, besides statuses.
     pub triggers: RetryTriggers,
-    /// How long to wait before one.
+    /// Wait before a retry, unless a `Retry-After` replaces it.
     pub backoff: Backoff,
-    /// Whether methods that are not idempotent may be repeated in classes B and C.
+    /// Whether methods that are not idempotent may be retried in classes B and C.
     pub retry_non_idempotent: bool,
-    /// Whether a wait that the backend asked for replaces the backoff.
+    /// Whether the `Retry-After` of a response replaces the backoff.
     pub respect_retry_after: bool,
 }
 
-/// What is known of the request when an attempt has failed.
+/// Failure of an attempt, and the state of its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryContext {
-    /// How it failed.
+    /// How the attempt failed.
     pub failure: FailureKind,
-    /// Whether repeating the request is harmless by its method, or by an idempotency key.
+    /// Whether a retry is harmless, because of the method or an idempotency key.
     pub is_idempotent: bool,
-    /// Whether all of the body that was read from the client is still at hand.
+    /// Whether all body bytes that were read from the client are still buffered.
     pub is_body_replayable: bool,
-    /// Whether the proxy before repeats it already.
+    /// Whether the downstream proxy already retries this request.
     pub is_retried_by_downstream: bool,
-    /// Retries made so far, without transparent ones.
+    /// Number of retries so far, without transparent ones.
     pub retries: u32,
-    /// Retries of class A made so far.
+    /// Number of transparent (class A) retries so far.
     pub transparent_retries: u32,
-    /// What is left until the request's deadline.
+    /// Time left until the deadline of the request.
     pub time_left: Duration,
 }
 
-/// What to do after a failed attempt.
+/// What follows a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryDecision {
-    /// Try again after the wait, if the budget allows.
+    /// The request is sent again after the wait, if the retry budget allows it.
     Retry {
-        /// How long to wait first.
+        /// Time to wait before the retry.
         wait: Duration,
-        /// Whether it is of class A and does not count as an attempt.
+        /// Whether the failure is of class A, so that the retry is not counted as an attempt.
         is_transparent: bool,
     },
-    /// Do not, and why.
+    /// The request is not retried, for this reason.
     Stop(RetryStopReason),
 }
 
-/// Why a failed attempt is not repeated.
+/// Reason why a failed attempt is not retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryStopReason {
     /// The policy does not retry this failure.
     NotTriggered,
     /// The request may have run, and a repetition may do harm.
     NotIdempotent,
-    /// The proxy before this one retries already.
+    /// The downstream proxy already retries the request.
     RetriedByDownstream,
     /// A part of the request body is no longer buffered.
     BodyNotReplayable,
-    /// All attempts of the policy are used.
+    /// All retries are used, either those of the policy or the transparent ones.
     AttemptsExhausted,
     /// The wait and an attempt do not fit into the time left.
     NoTimeLeft,
-    /// The retry budget is spent.
+    /// The retry budget of the backend is spent.
     BudgetExhausted,
-    /// As many requests retry as the policy allows at the same time.
+    /// The maximum number of requests that retry at the same time is reached.
     TooManyInFlight,
     /// The breaker of the backend has just tripped.
     BreakerOpen,
-    /// The retry policy is in shadow mode.
+    /// The retry policy is in shadow mode and does not act.
     Shadow,
 }
 
 impl RetryStopReason {
-    /// Every reason, in the order of declaration.
+    /// All reasons, in the order of declaration.
     pub const ALL: [Self; 10] = [
         Self::NotTriggered,
         Self::NotIdempotent,
@@ -165,7 +184,7 @@ impl RetryStopReason {
         Self::Shadow,
     ];
 
-    /// Returns the reason as a person reads it.
+    /// Returns the reason as a phrase for logs and diagnostics.
     #[must_use]
     pub fn description(self) -> &'static str {
         match self {
@@ -184,7 +203,9 @@ impl RetryStopReason {
 }
 
 impl RetryConfig {
-    /// Decides; `random` is uniform in `0..1` and draws the backoff.
+    /// Decides whether the failed attempt is retried.
+    ///
+    /// `random` is uniform in `0..1` and draws the backoff. The caller checks the retry budget.
     #[must_use]
     pub fn decide(&self, context: &RetryContext, random: f64) -> RetryDecision {
         let triggers = &self.triggers;

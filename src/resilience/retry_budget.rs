@@ -1,33 +1,37 @@
-//! How many retries a backend can take: a share of its requests, plus a floor.
+//! The retry budget of a backend: a share of its requests, plus a floor.
 //!
-//! A limit per request multiplies load exactly when there is least to spare: three attempts each make an outage three times as
-//! heavy. A budget bounds the whole instead. The rate form (a share of the requests of the last `interval`, and a floor per
-//! second so that a quiet service may retry at all) is that of Finagle, Linkerd and Gateway API's GEP-3388; the form by
-//! concurrency is one that users cannot size (istio/api#2734).
+//! A limit per request multiplies the load when capacity is lowest: three attempts per request
+//! triple the load of an outage. A budget bounds the sum of all retries instead. The form by
+//! rate is that of Finagle, Linkerd and Gateway API's GEP-3388. It consists of a share of the
+//! recent requests, and of a floor so that a backend with few requests may retry at all. Users
+//! cannot size the alternative form by concurrency (istio/api#2734).
 //!
 //! A retry is allowed if either holds:
+//!
 //! - retries in the last `interval` are below `share * requests` in the last `interval`, or
 //! - retries in the last `floor_interval` are below `floor`.
+//!
+//! The module does not know why a request is retried.
 
 use std::time::{Duration, Instant};
 
 use crate::resilience::{ratio::Ratio, window::SlidingWindow};
 
-/// The share, the floor, and what they are counted over.
+/// Share and floor of a retry budget, and the windows over which they are counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryBudgetConfig {
-    /// Retries allowed as a share of the requests of `interval`.
+    /// Allowed retries, as a share of the requests in `interval`.
     pub share: Ratio,
-    /// What the share is counted over.
+    /// Length of the window for the share.
     pub interval: Duration,
-    /// Retries always allowed in each `floor_interval`.
+    /// Number of retries that are always allowed in each `floor_interval`.
     pub floor: u32,
-    /// What the floor is counted over.
+    /// Length of the window for the floor.
     pub floor_interval: Duration,
 }
 
 impl Default for RetryBudgetConfig {
-    /// 20 % of 10 s, and 10 a second (GEP-3388).
+    /// Returns 20 % of the requests of 10 s, and a floor of 10 per second (GEP-3388).
     fn default() -> Self {
         Self {
             share: Ratio::from_percent(20.0).expect("20 is a percentage"),
@@ -38,7 +42,7 @@ impl Default for RetryBudgetConfig {
     }
 }
 
-/// The budget of one backend.
+/// Retry budget of one backend, with its recent requests and retries.
 #[derive(Debug)]
 pub struct BackendRetryBudget {
     config: RetryBudgetConfig,
@@ -48,7 +52,7 @@ pub struct BackendRetryBudget {
 }
 
 impl BackendRetryBudget {
-    /// Makes a budget that has seen nothing yet.
+    /// Creates a budget without any requests or retries.
     #[must_use]
     pub fn new(config: RetryBudgetConfig, now: Instant) -> Self {
         Self {
@@ -59,12 +63,12 @@ impl BackendRetryBudget {
         }
     }
 
-    /// Counts a request, not its retries.
+    /// Counts a request. The caller does not count its retries here.
     pub fn deposit(&mut self, now: Instant) {
         self.requests.add(1, now);
     }
 
-    /// Takes one retry out of the budget; `false` if there is none left.
+    /// Withdraws one retry from the budget and returns whether it is allowed.
     #[must_use]
     pub fn try_withdraw(&mut self, now: Instant) -> bool {
         if self.remaining(now) == 0 {
@@ -75,10 +79,10 @@ impl BackendRetryBudget {
         true
     }
 
-    /// How many retries could be taken at once now.
+    /// Returns the number of retries that are allowed at this moment.
     pub fn remaining(&mut self, now: Instant) -> u32 {
         let by_share = (f64::from(self.requests.total(now)) * self.config.share.value()).floor();
-        // A product of a u32 and a ratio is within u32.
+        // The product of a u32 and a ratio fits into a u32.
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -92,7 +96,7 @@ impl BackendRetryBudget {
         by_share.max(by_floor)
     }
 
-    /// What the budget follows.
+    /// Returns the configuration of the budget.
     #[must_use]
     pub fn config(&self) -> &RetryBudgetConfig {
         &self.config

@@ -1,4 +1,9 @@
-//! The policies of the moment, joined with their state: what a request pins.
+//! The policies in force, joined with their state.
+//!
+//! A request loads one [`ActivePolicy`] and uses it until it ends, even if a reload replaces it
+//! meanwhile. Each route holds direct references to the state of its policies, so that a
+//! request needs no lookup by name. This module does not create or retain that state;
+//! [`crate::state::registry`] does.
 
 use std::{sync::Arc, time::Instant};
 
@@ -22,96 +27,97 @@ use crate::{
         },
         topology::backend::BackendState,
     },
-    telemetry::metrics::RouteMetrics,
+    telemetry::route_metrics::RouteMetrics,
 };
 
-/// Requests that may be retrying at once where no policy bounds them: what `connectionLimits` says by default.
+/// Maximum number of requests that retry at once where no policy enforces another limit. It
+/// equals the default of `connectionLimits.maxParallelRetries`, a fifth of 1024 requests.
 const DEFAULT_MAX_PARALLEL_RETRIES: u32 = 204;
 
-/// What is in force.
+/// Policies in force, and the state that belongs to them.
 #[derive(Debug)]
 pub struct ActivePolicy {
-    /// Counted from 1; 0 is nothing.
+    /// Generation of the policy set, counted from 1; 0 means that no policies are loaded.
     pub generation: u64,
-    /// The policies.
+    /// Compiled policies, which never change.
     pub snapshot: Arc<PolicySnapshot>,
-    /// The routes, in the order of the policies.
+    /// Routes, in the order of [`PolicySnapshot::routes`].
     pub routes: Vec<RouteState>,
-    /// The backends, in the order of the policies.
+    /// Backends, in the order of [`PolicySnapshot::backends`].
     pub backends: Vec<Arc<BackendState>>,
-    /// Every breaker, by name.
+    /// All circuit breakers, sorted by name, including the one of a remote rate limit engine.
     pub breakers: Vec<Arc<BreakerState>>,
-    /// Every concurrency limit, by name.
+    /// All concurrency limits, sorted by name.
     pub concurrency_limits: Vec<Arc<ConcurrencyLimitState>>,
-    /// Every admission control, by name.
+    /// All admission controls, sorted by name.
     pub admission_controls: Vec<Arc<AdmissionState>>,
-    /// Every store of earlier answers, by name.
+    /// All caches of stale responses, sorted by name.
     pub stale_caches: Vec<Arc<StaleState>>,
-    /// Every retry budget, by name.
+    /// All retry budgets, sorted by name.
     pub retry_budgets: Vec<Arc<RetryBudgetState>>,
-    /// Who keeps the limits of all instances, if it is somebody else.
+    /// Remote engine of the global rate limits; `None` if the policies configure none.
     pub remote_limits: Option<Arc<RemoteLimits>>,
-    /// The metrics of requests that no route took.
+    /// Metrics of requests that match no route.
     pub unrouted_metrics: Arc<RouteMetrics>,
 }
 
-/// A route as it lives.
+/// Route with the state of its policies.
 #[derive(Debug)]
 pub struct RouteState {
-    /// What the policy says.
+    /// Compiled policy of the route.
     pub spec: RouteSpec,
-    /// The buckets of its rate limits, in the order of the rules.
+    /// Token buckets of the rate limit rules, in the order of the rules.
     pub rate_limits: Vec<Arc<RateLimitState>>,
-    /// Where its requests go.
+    /// Backends among which requests are distributed by weight; empty for a redirect.
     pub destinations: Vec<DestinationState>,
-    /// Where they go besides: to the backends of fallbacks and mirrors.
+    /// Backends of fallbacks and mirrors, to which requests can be sent in addition.
     pub auxiliary_backends: Vec<DestinationState>,
-    /// Who gets copies.
+    /// Mirrors that receive copies of requests.
     pub mirrors: Vec<MirrorState>,
-    /// Places of requests under a fault on purpose.
+    /// Permits for requests with an injected fault, which bound their number.
     pub fault_permits: Arc<Semaphore>,
-    /// The handles of its metrics.
+    /// Handles of the metrics of the route.
     pub metrics: Arc<RouteMetrics>,
 }
 
-/// Who gets copies of a route's requests.
+/// Mirror of a route, to which copies of requests are sent.
 #[derive(Debug)]
 pub struct MirrorState {
-    /// The index of its backend among those aside.
+    /// Index of the backend of the mirror in [`RouteState::auxiliary_backends`].
     pub auxiliary_index: usize,
-    /// How many of them.
+    /// Share of requests of which a copy is sent.
     pub share: Ratio,
-    /// Places of copies that are out.
+    /// Permits for copies in flight. Without a free permit no copy is sent.
     pub permits: Arc<Semaphore>,
 }
 
-/// A backend as a route sees it.
+/// Backend of a route, with the effective policy between the two and its state.
 #[derive(Debug)]
 pub struct DestinationState {
-    /// Its share.
+    /// Weight relative to the other destinations of the route.
     pub weight: u32,
-    /// The policy between the two.
+    /// Effective policy between the route and the backend.
     pub policy: Arc<PolicySpec>,
-    /// The backend.
+    /// Backend with its endpoints, shared by all routes.
     pub backend: Arc<BackendState>,
-    /// The breaker of the route or the backend.
+    /// Circuit breaker of scope `Route` or `Backend`; `None` if there is none.
     pub breaker: Option<Arc<BreakerState>>,
-    /// With the scope Endpoint, a breaker for each endpoint, in their order; else empty.
+    /// Circuit breakers of scope `Endpoint`, in the order of the endpoints; otherwise empty.
     pub endpoint_breakers: Vec<Arc<BreakerState>>,
-    /// The admission control.
+    /// Admission control; `None` if the policy has none.
     pub admission_control: Option<Arc<AdmissionState>>,
-    /// The concurrency limit.
+    /// Concurrency limit; `None` if the policy has none.
     pub concurrency_limit: Option<Arc<ConcurrencyLimitState>>,
-    /// The retry budget.
+    /// Retry budget, which every destination has.
     pub retry_budget: Arc<RetryBudgetState>,
-    /// The hedging.
+    /// Estimate of the hedging delay; `None` if the policy has no hedging.
     pub hedge: Option<Arc<HedgeState>>,
-    /// Its earlier answers.
+    /// Cache of stale responses; `None` if the policy has none.
     pub stale_cache: Option<Arc<StaleState>>,
 }
 
 impl DestinationState {
-    /// The limits, if they act.
+    /// Returns the connection limits if the policy enforces them, and `None` in shadow mode.
     #[must_use]
     pub fn enforced_limits(&self) -> Option<&ConnectionLimitsSpec> {
         self.policy
@@ -120,10 +126,13 @@ impl DestinationState {
             .filter(|limits| limits.mode == Mode::Enforce)
     }
 
-    /// Takes one retry out of the budget; `held` is the request's place among those that retry.
+    /// Withdraws one retry from the budget.
+    ///
+    /// `retry_guard` counts the request among those that retry. The first call sets it.
     ///
     /// # Errors
-    /// [`NoRetry`] says what there is none of.
+    /// Returns a [`RetryRejection`] if the budget is exhausted or too many requests retry at
+    /// once.
     pub fn withdraw_retry(
         &self,
         retry_guard: &mut Option<RetryGuard>,
@@ -141,7 +150,7 @@ impl DestinationState {
 }
 
 impl ActivePolicy {
-    /// Nothing is in force.
+    /// Creates a set of generation 0 without listeners, routes and backends.
     #[must_use]
     pub fn empty() -> Self {
         let telemetry = crate::telemetry::Telemetry::new(

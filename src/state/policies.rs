@@ -1,4 +1,10 @@
-//! The shared state of the protective policies: each pure machine behind its lock, with the guards that settle its calls.
+//! Shared state of the resilience policies.
+//!
+//! Each submodule puts a lock around one pure state machine of [`crate::resilience`]. A guard
+//! returns each permit exactly once, even if the call is cancelled. The exceptions are
+//! [`stale`] and [`bucket_store`], which store data, [`tally`], which counts, and [`remote_limits`], which holds a
+//! connection. These modules do not decide which state a request uses;
+//! [`crate::state::registry`] does.
 
 pub mod admission_control;
 pub mod breaker;
@@ -9,3 +15,4 @@ pub mod rate_limit;
 pub mod remote_limits;
 pub mod retry_budget;
 pub mod stale;
+pub mod tally;

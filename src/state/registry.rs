@@ -16,8 +16,8 @@ use crate::{
     policy::{
         document::{BreakerScope, Direction},
         snapshot::{
-            BackendSpec, BreakerSpec, Destination, Discovery, EndpointAddress, EndpointSpec,
-            MirrorSpec, PolicySnapshot, RateLimitEngineSpec, RouteActionSpec, RouteSpec,
+            BackendSpec, Destination, Discovery, EndpointAddress, EndpointSpec, MirrorSpec,
+            PolicySnapshot, RateLimitEngineSpec, RouteActionSpec, RouteSpec,
         },
     },
     resilience::Mode,
@@ -29,15 +29,13 @@ use crate::{
             rate_limit::RateLimitState, remote_limits::RemoteLimits,
             retry_budget::RetryBudgetState, stale::StaleState,
         },
+        table::{BuildContext, Reconfigure, Table},
         topology::{
             backend::BackendState,
             endpoint::{BackendCounters, EndpointState},
         },
     },
-    telemetry::{
-        Telemetry,
-        metrics::{BackendMetrics, RouteMetrics},
-    },
+    telemetry::{Telemetry, backend_metrics::BackendMetrics, route_metrics::RouteMetrics},
 };
 
 /// Copies of a route's requests that are out at once to one mirror. It bounds their memory, and they never make the route's own requests wait.
@@ -46,15 +44,17 @@ const MAX_MIRRORED_REQUESTS_IN_FLIGHT: usize = 128;
 /// State by identity.
 #[derive(Debug, Default)]
 pub struct Registry {
-    breakers: HashMap<Arc<str>, Arc<BreakerState>>,
-    concurrency_limits: HashMap<Arc<str>, Arc<ConcurrencyLimitState>>,
-    retry_budgets: HashMap<Arc<str>, Arc<RetryBudgetState>>,
-    admission_controls: HashMap<Arc<str>, Arc<AdmissionState>>,
-    rate_limits: HashMap<Arc<str>, Arc<RateLimitState>>,
-    hedges: HashMap<Arc<str>, Arc<HedgeState>>,
-    stale_caches: HashMap<Arc<str>, Arc<StaleState>>,
-    /// Places of requests under a fault, and of copies: by route, and the backend of the copies.
-    semaphores: HashMap<(Arc<str>, Arc<str>), SizedSemaphore>,
+    breakers: Table<BreakerState>,
+    concurrency_limits: Table<ConcurrencyLimitState>,
+    retry_budgets: Table<RetryBudgetState>,
+    admission_controls: Table<AdmissionState>,
+    rate_limits: Table<RateLimitState>,
+    hedges: Table<HedgeState>,
+    stale_caches: Table<StaleState>,
+    /// Permits for requests with an injected fault, by route.
+    fault_permits: Table<SizedSemaphore>,
+    /// Permits for mirrored requests, by route and mirror (`ROUTE/BACKEND`).
+    mirror_permits: Table<SizedSemaphore>,
     endpoints: HashMap<(Arc<str>, EndpointAddress), Arc<EndpointState>>,
     /// The endpoints known last, by backend: written, or found where the policy said to look.
     known_endpoints: HashMap<Arc<str>, KnownEndpoints>,
@@ -66,9 +66,21 @@ pub struct Registry {
     epoch: Option<Instant>,
 }
 
-/// Places, and how many there are in all.
+/// A semaphore with its number of permits.
 #[derive(Debug)]
 struct SizedSemaphore(Arc<Semaphore>, usize);
+
+impl Reconfigure for SizedSemaphore {
+    type Spec = usize;
+
+    fn create(_: &Arc<str>, permits: &usize, _: BuildContext<'_>) -> Self {
+        Self(Arc::new(Semaphore::new(*permits)), *permits)
+    }
+
+    fn reconfigure(&self, permits: &usize, _: BuildContext<'_>) -> Option<Self> {
+        (self.1 != *permits).then(|| Self(Arc::new(Semaphore::new(*permits)), *permits))
+    }
+}
 
 #[derive(Debug)]
 struct KnownEndpoints {
@@ -89,11 +101,13 @@ impl Registry {
         now: Instant,
     ) -> ActivePolicy {
         let mut builder = ActivePolicyBuilder {
+            context: BuildContext {
+                telemetry,
+                now,
+                epoch: *self.epoch.get_or_insert(now),
+            },
             registry: self,
-            telemetry,
             zone,
-            now,
-            used: HashSet::new(),
         };
         let backends: Vec<Arc<BackendState>> = snapshot
             .backends
@@ -108,37 +122,20 @@ impl Registry {
         let remote_limits = builder.ensure_remote_limits(&snapshot);
         distribute_rate_limits(&snapshot, &routes, &backends);
         let unrouted = builder.ensure_route_metrics("none", Direction::Inbound);
-        let used = builder.used;
-        self.remove_unused(&used, &backends, telemetry);
-        let mut active_policy = ActivePolicy {
+        self.remove_unused(&backends, telemetry);
+        ActivePolicy {
             generation,
             snapshot,
             routes,
             backends,
-            breakers: self.breakers.values().cloned().collect(),
-            concurrency_limits: self.concurrency_limits.values().cloned().collect(),
-            admission_controls: self.admission_controls.values().cloned().collect(),
-            stale_caches: self.stale_caches.values().cloned().collect(),
-            retry_budgets: self.retry_budgets.values().cloned().collect(),
+            breakers: self.breakers.sorted(),
+            concurrency_limits: self.concurrency_limits.sorted(),
+            admission_controls: self.admission_controls.sorted(),
+            stale_caches: self.stale_caches.sorted(),
+            retry_budgets: self.retry_budgets.sorted(),
             remote_limits,
             unrouted_metrics: unrouted,
-        };
-        active_policy
-            .breakers
-            .sort_by(|a, b| a.name().cmp(b.name()));
-        active_policy
-            .concurrency_limits
-            .sort_by(|a, b| a.name().cmp(b.name()));
-        active_policy
-            .admission_controls
-            .sort_by(|a, b| a.name().cmp(b.name()));
-        active_policy
-            .stale_caches
-            .sort_by(|a, b| a.name().cmp(b.name()));
-        active_policy
-            .retry_budgets
-            .sort_by(|a, b| a.name().cmp(b.name()));
-        active_policy
+        }
     }
 
     /// Takes what discovery found of a backend; whether it is another than before. What was found elsewhere than the policy says by now
@@ -197,33 +194,18 @@ impl Registry {
         endpoints
     }
 
-    fn remove_unused(
-        &mut self,
-        used: &HashSet<StateKey>,
-        backends: &[Arc<BackendState>],
-        telemetry: &Telemetry,
-    ) {
-        self.breakers.retain(|name, _| {
-            let is_used = used.contains(&StateKey::Breaker(name.clone()));
-            if !is_used {
-                telemetry.metrics.clear_breaker_state(name);
-            }
-            is_used
-        });
-        self.concurrency_limits
-            .retain(|name, _| used.contains(&StateKey::ConcurrencyLimit(name.clone())));
-        self.admission_controls
-            .retain(|name, _| used.contains(&StateKey::AdmissionControl(name.clone())));
-        self.retry_budgets
-            .retain(|name, _| used.contains(&StateKey::RetryBudget(name.clone())));
-        self.semaphores
-            .retain(|key, _| used.contains(&StateKey::Semaphore(key.clone())));
-        self.stale_caches
-            .retain(|name, _| used.contains(&StateKey::StaleCache(name.clone())));
-        self.hedges
-            .retain(|name, _| used.contains(&StateKey::Hedge(name.clone())));
-        self.rate_limits
-            .retain(|name, _| used.contains(&StateKey::RateLimit(name.clone())));
+    fn remove_unused(&mut self, backends: &[Arc<BackendState>], telemetry: &Telemetry) {
+        for breaker in self.breakers.remove_unused() {
+            telemetry.metrics.clear_breaker_state(&breaker);
+        }
+        self.concurrency_limits.remove_unused();
+        self.admission_controls.remove_unused();
+        self.retry_budgets.remove_unused();
+        self.fault_permits.remove_unused();
+        self.mirror_permits.remove_unused();
+        self.stale_caches.remove_unused();
+        self.hedges.remove_unused();
+        self.rate_limits.remove_unused();
         let backend_names: HashSet<&str> =
             backends.iter().map(|backend| &*backend.spec.name).collect();
         self.backend_counters
@@ -245,25 +227,10 @@ impl Registry {
     }
 }
 
-/// What a set makes use of.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum StateKey {
-    Breaker(Arc<str>),
-    ConcurrencyLimit(Arc<str>),
-    RetryBudget(Arc<str>),
-    AdmissionControl(Arc<str>),
-    RateLimit(Arc<str>),
-    Hedge(Arc<str>),
-    StaleCache(Arc<str>),
-    Semaphore((Arc<str>, Arc<str>)),
-}
-
 struct ActivePolicyBuilder<'r> {
     registry: &'r mut Registry,
-    telemetry: &'r Arc<Telemetry>,
+    context: BuildContext<'r>,
     zone: Option<&'r str>,
-    now: Instant,
-    used: HashSet<StateKey>,
 }
 
 impl ActivePolicyBuilder<'_> {
@@ -280,7 +247,7 @@ impl ActivePolicyBuilder<'_> {
             .endpoints
             .keys()
             .any(|(backend, _)| *backend == spec.name);
-        let now = self.now;
+        let now = self.context.now;
         let mut members = Vec::new();
         for endpoint in self.registry.current_endpoints(spec) {
             let id = self.registry.next_endpoint_id;
@@ -306,8 +273,13 @@ impl ActivePolicyBuilder<'_> {
             .registry
             .backend_metrics
             .entry(spec.name.clone())
-            .or_insert_with(|| Arc::new(BackendMetrics::new(&self.telemetry.metrics, &spec.name)));
-        let telemetry = self.telemetry.clone();
+            .or_insert_with(|| {
+                Arc::new(BackendMetrics::new(
+                    &self.context.telemetry.metrics,
+                    &spec.name,
+                ))
+            });
+        let telemetry = self.context.telemetry.clone();
         Arc::new(BackendState::new(
             spec.clone(),
             members,
@@ -341,31 +313,34 @@ impl ActivePolicyBuilder<'_> {
             })
         };
         let mirrors = spec.mirrors.iter().filter_map(|mirror| {
-            let permits = self.ensure_semaphore(
-                spec,
-                mirror.backend.clone(),
-                MAX_MIRRORED_REQUESTS_IN_FLIGHT,
+            let name = format!("{}/{}", spec.name, mirror.backend).into();
+            let permits = self.registry.mirror_permits.ensure(
+                &name,
+                &MAX_MIRRORED_REQUESTS_IN_FLIGHT,
+                self.context,
             );
             Some(MirrorState {
                 auxiliary_index: auxiliary_index(mirror)?,
                 share: mirror.share,
-                permits,
+                permits: permits.0.clone(),
             })
         });
         let mirrors = mirrors.collect();
-        let fault_permits = self.ensure_semaphore(
-            spec,
-            Arc::default(),
-            spec.fault_injection
-                .as_ref()
-                .map_or(0, |fault| fault.max_active_faults as usize),
-        );
+        let max_active_faults = spec
+            .fault_injection
+            .as_ref()
+            .map_or(0, |fault| fault.max_active_faults as usize);
+        let fault_permits =
+            self.registry
+                .fault_permits
+                .ensure(&spec.name, &max_active_faults, self.context);
         let rate_limits = spec
             .rate_limits
             .rules
             .iter()
             .map(|rule| {
-                self.ensure_rate_limit(&format!("{}/{}", spec.name, rule.name).into(), rule)
+                let name = format!("{}/{}", spec.name, rule.name).into();
+                self.registry.rate_limits.ensure(&name, rule, self.context)
             })
             .collect();
         RouteState {
@@ -373,27 +348,10 @@ impl ActivePolicyBuilder<'_> {
             destinations,
             auxiliary_backends,
             mirrors,
-            fault_permits,
+            fault_permits: fault_permits.0.clone(),
             metrics: self.ensure_route_metrics(&spec.name, spec.direction),
             spec: spec.clone(),
         }
-    }
-
-    /// Places of a route by what they are for; other ones if there are to be more or fewer.
-    fn ensure_semaphore(
-        &mut self,
-        route: &RouteSpec,
-        purpose: Arc<str>,
-        permits: usize,
-    ) -> Arc<Semaphore> {
-        let key = (route.name.clone(), purpose);
-        self.used.insert(StateKey::Semaphore(key.clone()));
-        let make = || SizedSemaphore(Arc::new(Semaphore::new(permits)), permits);
-        let semaphore = self.registry.semaphores.entry(key).or_insert_with(make);
-        if semaphore.1 != permits {
-            *semaphore = make();
-        }
-        semaphore.0.clone()
     }
 
     fn ensure_route_metrics(&mut self, name: &str, direction: Direction) -> Arc<RouteMetrics> {
@@ -401,7 +359,13 @@ impl ActivePolicyBuilder<'_> {
             Direction::Inbound => "inbound",
             Direction::Outbound => "outbound",
         };
-        let make = || Arc::new(RouteMetrics::new(&self.telemetry.metrics, name, direction));
+        let make = || {
+            Arc::new(RouteMetrics::new(
+                &self.context.telemetry.metrics,
+                name,
+                direction,
+            ))
+        };
         self.registry
             .route_metrics
             .entry(format!("{direction}/{name}").into())
@@ -422,142 +386,66 @@ impl ActivePolicyBuilder<'_> {
         match &policy.breaker {
             None => {}
             Some(spec) => match spec.scope {
-                BreakerScope::Backend => breaker = Some(self.ensure_breaker(&spec.name, spec)),
+                BreakerScope::Backend => {
+                    breaker = Some(
+                        self.registry
+                            .breakers
+                            .ensure(&spec.name, spec, self.context),
+                    )
+                }
                 BreakerScope::Route => {
-                    breaker =
-                        Some(self.ensure_breaker(
-                            &route_breaker_name(route, backend, is_auxiliary),
-                            spec,
-                        ))
+                    breaker = Some(self.registry.breakers.ensure(
+                        &route_breaker_name(route, backend, is_auxiliary),
+                        spec,
+                        self.context,
+                    ))
                 }
                 BreakerScope::Endpoint => {
                     endpoint_breakers = backend
                         .endpoints
                         .iter()
                         .map(|endpoint| {
-                            self.ensure_breaker(
+                            self.registry.breakers.ensure(
                                 &format!("{}/{}", spec.name, endpoint.label).into(),
                                 spec,
+                                self.context,
                             )
                         })
                         .collect();
                 }
             },
         }
-        let admission = policy.admission_control.as_ref().map(|spec| {
-            self.used
-                .insert(StateKey::AdmissionControl(spec.name.clone()));
-            let make = || {
-                Arc::new(AdmissionState::new(
-                    spec.name.clone(),
-                    spec.config,
-                    spec.mode,
-                    self.now,
-                ))
-            };
-            let admission = self
-                .registry
-                .admission_controls
-                .entry(spec.name.clone())
-                .or_insert_with(make);
-            admission.reconfigure(spec.config, spec.mode, self.now);
-            admission.clone()
-        });
-        let concurrency_limit = policy.connection_limits.as_ref().map(|spec| {
-            self.used
-                .insert(StateKey::ConcurrencyLimit(spec.name.clone()));
-            let make = || {
-                Arc::new(ConcurrencyLimitState::new(
-                    spec.name.clone(),
-                    spec.concurrency,
-                    spec.mode,
-                    spec.adaptive,
-                    self.now,
-                ))
-            };
-            let concurrency_limit = self
-                .registry
-                .concurrency_limits
-                .entry(spec.name.clone())
-                .or_insert_with(make);
-            concurrency_limit.reconfigure(spec.concurrency, spec.mode, spec.adaptive, self.now);
-            concurrency_limit.clone()
-        });
-        let hedge = policy.hedging.as_ref().map(|spec| {
-            self.used.insert(StateKey::Hedge(spec.name.clone()));
-            let make = || Arc::new(HedgeState::new(spec.config, self.now));
-            let hedge = self
-                .registry
-                .hedges
-                .entry(spec.name.clone())
-                .or_insert_with(make);
-            hedge.reconfigure(spec.config);
-            hedge.clone()
-        });
-        let stale_cache = policy.stale_if_error.as_ref().map(|spec| {
-            self.used.insert(StateKey::StaleCache(spec.name.clone()));
-            let stale_cache = self
-                .registry
-                .stale_caches
-                .entry(spec.name.clone())
-                .or_insert_with(|| Arc::new(StaleState::new(spec.name.clone(), spec.max_bytes)));
-            stale_cache.reconfigure(spec.max_bytes);
-            stale_cache.clone()
-        });
+        let (registry, context) = (&mut *self.registry, self.context);
         DestinationState {
             weight: destination.weight,
             policy: policy.clone(),
             backend: backend.clone(),
             breaker,
             endpoint_breakers,
-            admission_control: admission,
-            concurrency_limit,
-            retry_budget: self.ensure_retry_budget(destination),
-            hedge,
-            stale_cache,
+            admission_control: policy.admission_control.as_ref().map(|spec| {
+                registry
+                    .admission_controls
+                    .ensure(&spec.name, spec, context)
+            }),
+            concurrency_limit: policy.connection_limits.as_ref().map(|spec| {
+                registry
+                    .concurrency_limits
+                    .ensure(&spec.name, spec, context)
+            }),
+            retry_budget: registry.retry_budgets.ensure(
+                &policy.retry_budget.name,
+                &policy.retry_budget,
+                context,
+            ),
+            hedge: policy
+                .hedging
+                .as_ref()
+                .map(|spec| registry.hedges.ensure(&spec.name, spec, context)),
+            stale_cache: policy
+                .stale_if_error
+                .as_ref()
+                .map(|spec| registry.stale_caches.ensure(&spec.name, spec, context)),
         }
-    }
-
-    fn ensure_breaker(&mut self, name: &Arc<str>, spec: &BreakerSpec) -> Arc<BreakerState> {
-        self.used.insert(StateKey::Breaker(name.clone()));
-        let make = || {
-            Arc::new(BreakerState::new(
-                name.clone(),
-                spec.config,
-                spec.mode,
-                self.telemetry.clone(),
-                self.now,
-            ))
-        };
-        let breaker = self
-            .registry
-            .breakers
-            .entry(name.clone())
-            .or_insert_with(make);
-        breaker.reconfigure(spec.config, spec.mode, self.now);
-        breaker.clone()
-    }
-
-    /// A changed budget begins anew: what it has counted was counted over other intervals.
-    fn ensure_retry_budget(&mut self, destination: &Destination) -> Arc<RetryBudgetState> {
-        let spec = &destination.policy.retry_budget;
-        self.used.insert(StateKey::RetryBudget(spec.name.clone()));
-        let make = || {
-            Arc::new(RetryBudgetState::new(
-                spec.name.clone(),
-                spec.config,
-                self.now,
-            ))
-        };
-        let budget = self
-            .registry
-            .retry_budgets
-            .entry(spec.name.clone())
-            .or_insert_with(make);
-        if budget.config() != spec.config {
-            *budget = make();
-        }
-        budget.clone()
     }
 
     /// The same engine stays connected.
@@ -575,43 +463,22 @@ impl ActivePolicyBuilder<'_> {
             previous.inspect(|previous| previous.retire());
             return None;
         };
-        let make = || Arc::new(RemoteLimits::new(spec.clone(), self.telemetry, self.now));
+        let make = || {
+            Arc::new(RemoteLimits::new(
+                spec.clone(),
+                self.context.telemetry,
+                self.context.now,
+            ))
+        };
         let limits = previous
             .filter(|previous| previous.spec() == spec)
             .unwrap_or_else(make);
         let breaker = limits.breaker();
-        self.used.insert(StateKey::Breaker(breaker.name().clone()));
         self.registry
             .breakers
             .insert(breaker.name().clone(), breaker.clone());
         self.registry.remote_limits = Some(limits.clone());
         Some(limits)
-    }
-
-    fn ensure_rate_limit(
-        &mut self,
-        name: &Arc<str>,
-        rule: &crate::policy::snapshot::RateLimitRuleSpec,
-    ) -> Arc<RateLimitState> {
-        self.used.insert(StateKey::RateLimit(name.clone()));
-        let epoch = *self.registry.epoch.get_or_insert(self.now);
-        let make = || {
-            Arc::new(RateLimitState::new(
-                name.clone(),
-                rule.clone(),
-                epoch,
-                self.now,
-            ))
-        };
-        let limit = self
-            .registry
-            .rate_limits
-            .entry(name.clone())
-            .or_insert_with(make);
-        if limit.rule() != rule {
-            *limit = Arc::new(limit.reconfigured(rule.clone(), self.now));
-        }
-        limit.clone()
     }
 }
 

@@ -1,73 +1,59 @@
-//! The handles of the engine that keeps the limits of all instances.
+//! The metrics of the engine that keeps the shared rate limits.
 
-use metrics::{Counter, Gauge};
+use metrics::Gauge;
 
-use crate::telemetry::metrics::{Metrics, name};
+use crate::telemetry::{
+    label::{LabelledCounters, counted_labels},
+    metric_names as name,
+    metrics::{Metrics, to_gauge},
+};
 
-/// How asking the engine went, as it is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EngineOutcome {
-    /// It gave the tokens.
-    Granted,
-    /// It did not.
-    Refused,
-    /// It took what an answer was worth.
-    Charged,
-    /// It said nothing in time.
-    Timeout,
-    /// It said something else.
-    Error,
-    /// There is no connection to it.
-    Unavailable,
-    /// It was not asked, because it has failed too often.
-    Suspended,
+counted_labels! {
+    /// How the engine served one bucket.
+    EngineOutcome {
+        /// It granted the tokens.
+        Granted = "granted",
+        /// It did not grant the tokens.
+        Refused = "refused",
+        /// It charged the cost of a response.
+        Charged = "charged",
+        /// It did not respond in time.
+        Timeout = "timeout",
+        /// It responded with an error.
+        Error = "error",
+        /// It has no connection.
+        Unavailable = "unavailable",
+        /// It was not used, because it has failed too often.
+        Suspended = "suspended",
+    }
 }
 
-/// The handles.
+/// The handles of the engine's metrics.
 #[derive(Debug)]
 pub struct EngineMetrics {
-    requests_by_outcome: [Counter; 7],
-    connected_gauge: Gauge,
+    requests: LabelledCounters<EngineOutcome>,
+    connected: Gauge,
 }
 
 impl EngineMetrics {
-    /// Makes the handles.
+    /// Registers the metrics.
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
-        let request_counter =
-            |outcome: &str| metrics.counter(name::ENGINE_REQUESTS, &[("outcome", outcome)]);
         Self {
-            requests_by_outcome: [
-                "granted",
-                "refused",
-                "charged",
-                "timeout",
-                "error",
-                "unavailable",
-                "suspended",
-            ]
-            .map(request_counter),
-            connected_gauge: metrics.gauge(name::ENGINE_CONNECTED, &[]),
+            requests: LabelledCounters::new(|outcome| {
+                metrics.counter(name::ENGINE_REQUESTS, &[("outcome", outcome)])
+            }),
+            connected: metrics.gauge(name::ENGINE_CONNECTED, &[]),
         }
     }
 
-    /// Counts a bucket that was asked for.
+    /// Counts a bucket that the engine was sent.
     pub fn record_request(&self, outcome: EngineOutcome) {
-        let index = match outcome {
-            EngineOutcome::Granted => 0,
-            EngineOutcome::Refused => 1,
-            EngineOutcome::Charged => 2,
-            EngineOutcome::Timeout => 3,
-            EngineOutcome::Error => 4,
-            EngineOutcome::Unavailable => 5,
-            EngineOutcome::Suspended => 6,
-        };
-        self.requests_by_outcome[index].increment(1);
+        self.requests.increment(outcome);
     }
 
-    /// Shows whether there is a connection; `None` if there is to be none.
+    /// Shows whether the engine is connected; `None` withdraws the gauge.
     pub fn set_connected(&self, is_connected: Option<bool>) {
-        self.connected_gauge
-            .set(is_connected.map_or(f64::NAN, |is_connected| f64::from(u8::from(is_connected))));
+        self.connected.set(is_connected.map_or(f64::NAN, to_gauge));
     }
 }

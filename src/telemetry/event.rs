@@ -6,7 +6,7 @@ use crate::{
     resilience::{
         breaker::Transition, health::Health, outlier::EjectionCause, shed::OverloadLevelChange,
     },
-    telemetry::metrics::{protection_level_name, protection_signal_name},
+    telemetry::tls_subject::TlsSubject,
 };
 
 /// What happened.
@@ -178,19 +178,19 @@ pub enum Event {
     /// Certificate files hold something new, which is in force for new connections.
     CertificateChanged {
         /// Whose: a listener or a backend.
-        owner: String,
+        subject: TlsSubject,
     },
     /// Certificate files cannot be read or do not fit together; what was read last stays in force.
     CertificateRefused {
         /// Whose: a listener or a backend.
-        owner: String,
+        subject: TlsSubject,
         /// Why.
         reason: String,
     },
     /// A certificate ends soon, or has ended.
     CertificateExpiring {
         /// Whose: a listener or a backend.
-        owner: String,
+        subject: TlsSubject,
         /// What is left of it.
         remaining: Duration,
     },
@@ -267,229 +267,15 @@ impl Event {
             Self::PanicChanged { .. } => "panic_changed",
         }
     }
-}
 
-impl std::fmt::Display for Event {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    /// Returns the name of the recovery that the event is about.
+    #[must_use]
+    pub fn recovery(&self) -> Option<&str> {
         match self {
-            Self::Started { version, admin } => {
-                write!(f, "outrigger {version} is up, admin on {admin}")
-            }
-            Self::PolicyApplied {
-                generation,
-                hash,
-                changes,
-                warnings,
-            } => {
-                write!(f, "policy generation {generation} ({hash}) is in force")?;
-                for change in changes {
-                    write!(f, "; {change}")?;
-                }
-                for warning in warnings {
-                    write!(f, "; warning: {warning}")?;
-                }
-                Ok(())
-            }
-            Self::PolicyRestored { generation } => write!(
-                f,
-                "the refused policies are gone, generation {generation} is the newest again"
-            ),
-            Self::PolicyRefused { faults } => write!(
-                f,
-                "policy refused, the last good one stays in force: {}",
-                faults.join("; ")
-            ),
-            Self::ListenerBound { listener, address } => {
-                write!(f, "listener {listener} takes requests on {address}")
-            }
-            Self::ListenerClosed { listener } => {
-                write!(f, "listener {listener} takes no more requests")
-            }
-            Self::BreakerChanged {
-                breaker,
-                transition,
-            } => {
-                let counts = transition.counts;
-                let (from, to) = (
-                    super::metrics::breaker_state_name(transition.from),
-                    super::metrics::breaker_state_name(transition.to),
-                );
-                write!(
-                    f,
-                    "breaker {breaker}: {from} -> {to} by {:?}, {} failed and {} slow of {} calls",
-                    transition.cause,
-                    counts.failures,
-                    counts.slow_calls,
-                    counts.total()
-                )
-            }
-            Self::EndpointDraining {
-                backend,
-                endpoint,
-                ttl,
-            } => write!(
-                f,
-                "endpoint {endpoint} of {backend} is leaving, and is left alone for {ttl:?}"
-            ),
-            Self::EndpointDrainingCleared {
-                backend,
-                endpoint,
-                reason: why,
-            } => write!(f, "endpoint {endpoint} of {backend} is asked again: {why}"),
-            Self::HealthChanged {
-                backend,
-                endpoint,
-                health,
-                reason: why,
-            } => write!(f, "endpoint {endpoint} of {backend} is {health:?}: {why}"),
-            Self::ReadinessChanged { is_ready: true, .. } => f.write_str("ready"),
-            Self::ReadinessChanged { unmet, .. } => write!(f, "not ready: {}", unmet.join("; ")),
-            Self::DrainStarted {
-                requested_by: asked_by,
-            } => write!(f, "draining, asked by {asked_by}"),
-            Self::HandedOver { requested_by: by } => write!(
-                f,
-                "relieved by {by}: no more connections are taken, what is in flight is finished"
-            ),
-            Self::DrainEnded {
-                is_clean: true,
-                duration: took,
-                ..
-            } => write!(f, "drained in {took:.1?}, nothing is in flight"),
-            Self::DrainEnded {
-                in_flight,
-                duration: took,
-                ..
-            } => write!(
-                f,
-                "drain gave up after {took:.1?} with {in_flight} requests in flight"
-            ),
-            Self::RecoveryActed {
-                recovery,
-                rung,
-                action,
-                is_shadow,
-                result,
-            } => {
-                let would = if *is_shadow { "would take" } else { "took" };
-                let (Ok(result) | Err(result)) = result;
-                write!(
-                    f,
-                    "recovery {recovery} {would} rung {rung}, {action}: {result}"
-                )
-            }
-            Self::RecoveryCapped { recovery } => {
-                write!(f, "recovery {recovery} has used its actions of this hour")
-            }
-            Self::RecoveryUndone { recovery } => {
-                write!(f, "recovery {recovery}: the trouble is over")
-            }
-            Self::AdminActed {
-                action,
-                requested_by: by,
-            } => write!(f, "{action} by {by}"),
-            Self::EndpointsChanged {
-                backend,
-                count,
-                changes,
-            } => write!(
-                f,
-                "backend {backend} has {count} endpoints: {}",
-                changes.join(", ")
-            ),
-            Self::DiscoveryFailed {
-                backend,
-                reason: why,
-            } => write!(
-                f,
-                "the endpoints of {backend} cannot be found, those known last stay in force: {why}"
-            ),
-            Self::GlobalLimitsLost { reason: why } => write!(
-                f,
-                "nobody can be asked about the limits of all instances: {why}"
-            ),
-            Self::GlobalLimitsRestored { engine } => {
-                write!(f, "{engine} keeps the limits of all instances again")
-            }
-            Self::DiscoveryRestored { backend } => {
-                write!(f, "the endpoints of {backend} are found again")
-            }
-            Self::CertificateChanged { owner } => write!(f, "the {owner} has new certificates"),
-            Self::CertificateRefused { owner, reason: why } => write!(
-                f,
-                "the certificates of the {owner} are refused, those read last stay in force: {why}"
-            ),
-            Self::CertificateExpiring {
-                owner,
-                remaining: left,
-            } if left.is_zero() => {
-                write!(f, "a certificate of the {owner} has ended")
-            }
-            Self::CertificateExpiring {
-                owner,
-                remaining: left,
-            } => write!(
-                f,
-                "a certificate of the {owner} ends in {} hours",
-                left.as_secs() / 3_600
-            ),
-            Self::EndpointEjected {
-                backend,
-                endpoint,
-                cause,
-                ejection_time: long,
-                is_shadow,
-            } => {
-                let verb = if *is_shadow { "would be" } else { "is" };
-                write!(
-                    f,
-                    "endpoint {endpoint} of {backend} {verb} ejected for {long:.1?}: {cause}"
-                )
-            }
-            Self::EndpointReadmitted {
-                backend,
-                endpoint,
-                is_shadow,
-            } => {
-                let verb = if *is_shadow { "would be" } else { "is" };
-                write!(
-                    f,
-                    "endpoint {endpoint} of {backend} passed its probe and {verb} asked again"
-                )
-            }
-            Self::ProtectionChanged { change } => write_protection_change(f, change),
-            Self::PanicChanged {
-                backend,
-                is_panicking: true,
-            } => write!(
-                f,
-                "too few endpoints of {backend} are healthy, spreading over all of them"
-            ),
-            Self::PanicChanged { backend, .. } => {
-                write!(f, "enough endpoints of {backend} are healthy again")
-            }
+            Self::RecoveryActed { recovery, .. }
+            | Self::RecoveryCapped { recovery }
+            | Self::RecoveryUndone { recovery } => Some(recovery),
+            _ => None,
         }
-    }
-}
-
-fn write_protection_change(
-    f: &mut std::fmt::Formatter<'_>,
-    change: &OverloadLevelChange,
-) -> std::fmt::Result {
-    let (signal, from, to) = (
-        protection_signal_name(change.signal),
-        protection_level_name(change.from),
-        protection_level_name(change.to),
-    );
-    match change.value {
-        Some(value) => write!(
-            f,
-            "protection: {signal} is at {:.0} %, {from} -> {to}",
-            value * 100.0
-        ),
-        None => write!(
-            f,
-            "protection: {signal} says nothing any more, {from} -> {to}"
-        ),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use outrigger::telemetry::metrics;
+use outrigger::telemetry::metric_names;
 
 use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory,
@@ -139,7 +139,7 @@ fn an_unhealthy_endpoint_receives_no_requests_until_it_is_healthy_again() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("is Unhealthy: status 500"))
+            .any(|event| event.contains("is unhealthy: status 500"))
     );
 }
 
@@ -251,7 +251,7 @@ fn events_are_streamed_as_they_happen() {
 #[test]
 fn every_metric_is_documented_and_every_exported_metric_is_declared() {
     let page = include_str!("../../docs/metrics.md");
-    for (name, _, help) in metrics::ALL {
+    for (name, _, help) in metric_names::ALL {
         assert!(
             page.contains(&format!("`{name}`")) && page.contains(help),
             "{name} is not in docs/metrics.md as it is in the code"
@@ -274,7 +274,7 @@ fn every_metric_is_documented_and_every_exported_metric_is_declared() {
             .find_map(|suffix| name.strip_suffix(suffix))
             .unwrap_or(name);
         assert!(
-            metrics::ALL.iter().any(|(known, ..)| *known == base),
+            metric_names::ALL.iter().any(|(known, ..)| *known == base),
             "{line}"
         );
         for label in ["path=", "127.0.0.1"] {

@@ -67,9 +67,9 @@ fn a_recovered_backend_closes_the_breaker_through_half_open() {
     assert_eq!(sidecar.get("/").text(), "fine");
     let events = sidecar.events();
     for change in [
-        "closed -> open by ConsecutiveFailures",
-        "open -> half_open by OpenTimeElapsed",
-        "half_open -> closed by ProbesPassed",
+        "closed -> open because too many calls in a row failed",
+        "open -> half_open because the open time elapsed",
+        "half_open -> closed because the probes passed",
     ] {
         assert!(
             events.iter().any(|event| event.contains(change)),
@@ -144,7 +144,7 @@ fn slow_calls_trip_the_breaker_without_a_failure() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("SlowCallRate"))
+            .any(|event| event.contains("the slow call rate is too high"))
     );
 }
 
@@ -163,7 +163,7 @@ fn a_429_counts_for_the_failure_rate_and_not_for_consecutive_failures() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("by FailureRate"))
+            .any(|event| event.contains("because the failure rate is too high"))
     );
 }
 

@@ -189,7 +189,7 @@ fn httpx_works_over_http1_and_http2_with_and_without_tls() {
             ._sidecar
             .events()
             .iter()
-            .any(|event| event.contains("has new certificates"))
+            .any(|event| event.contains("uses new certificates"))
     });
     run_client_script(
         &python,

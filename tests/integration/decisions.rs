@@ -86,7 +86,7 @@ fn a_rejection_is_recorded_with_its_values_by_request_id_and_trace_id() {
     };
     assert_eq!(kind, "refused");
     assert!(
-        text.starts_with("refused: breaker_open by app: it is open for ")
+        text.starts_with("rejected: breaker_open by app: it is open for ")
             && text.contains(", 3 of 3 calls failed, 0 slow, next change in "),
         "{text}"
     );
@@ -152,7 +152,12 @@ fn each_failed_attempt_and_its_retry_decision_is_recorded() {
             "refused"
         ]
     );
-    assert!(trace_steps(&decision)[5].1.starts_with("not tried again: all attempts are used: 0 of 0 retries made and 2 that never reached it, "), "{decision}");
+    assert!(
+        trace_steps(&decision)[5].1.starts_with(
+            "not retried: all attempts are used: 0 of 0 retries made and 2 that never reached it, "
+        ),
+        "{decision}"
+    );
 }
 
 #[test]
@@ -181,7 +186,7 @@ fn every_kind_of_rejection_records_its_values() {
         (
             silent.address,
             format!("fallback: {{triggers: [Timeout], response: {{}}}}, {short}"),
-            "answered instead: the fixed response of the fallback",
+            "response replaced by the fixed response of the fallback",
         ),
     ];
     for (address, section, expected) in table {
@@ -208,7 +213,7 @@ fn every_kind_of_rejection_records_its_values() {
     send_traced_request(&sidecar, "refused");
     assert_eq!(
         trace_steps(&wait_for_trace(&sidecar, "refused"))[0].1,
-        "refused: concurrency_limit by app: 1 of 1 are worked on, 1 are in flight, 0 of 0 wait"
+        "rejected: concurrency_limit by app: 1 of 1 are worked on, 1 are in flight, 0 of 0 wait"
     );
 }
 
@@ -284,7 +289,7 @@ fn explain_describes_the_decisions_for_one_request() {
         "{text}"
     );
     assert!(
-        text.contains("not tried again: all attempts are used")
+        text.contains("not retried: all attempts are used")
             && text.contains("answered with 502 because of connect_failed:"),
         "{text}"
     );

@@ -280,7 +280,8 @@ fn the_last_good_endpoints_are_retained_when_resolution_fails() {
     assert!(
         events
             .iter()
-            .any(|event| event.contains("cannot be found") && event.contains("does not exist")),
+            .any(|event| event.contains("discovery of app failed")
+                && event.contains("does not exist")),
         "{events:?}"
     );
     assert!(
@@ -403,7 +404,7 @@ fn an_endpoints_file_is_watched_and_never_applied_partially() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("found again"))
+            .any(|event| event.contains("discovery of app works again"))
     );
     std::fs::remove_file(&path).unwrap();
     eventually("that it is gone is told", || {

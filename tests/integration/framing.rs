@@ -2,6 +2,96 @@
 
 use crate::support::{ScriptedBackend, Sidecar, sidecar::policy};
 
+/// Requests that two readers could understand differently, with the status of the rejection.
+const AMBIGUOUS_REQUESTS: &[(&str, &str, u16)] = &[
+    (
+        "both lengths",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nhost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "two lengths",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nabcde",
+        400,
+    ),
+    (
+        "a length that is none",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +4\r\n\r\nabcd",
+        400,
+    ),
+    (
+        "a negative length",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+        400,
+    ),
+    (
+        "a coding that is not chunked last",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
+        400,
+    ),
+    (
+        "two codings",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity, chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    (
+        "a coding in two lines",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    (
+        "the same length twice",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4, 4\r\n\r\nabcd",
+        400,
+    ),
+    (
+        "chunks over HTTP/1.0",
+        "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    (
+        "two hosts",
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        400,
+    ),
+    ("no host", "GET / HTTP/1.1\r\n\r\n", 400),
+    (
+        "a host that differs from the target",
+        "GET http://a/ HTTP/1.1\r\nhost: b\r\n\r\n",
+        400,
+    ),
+    (
+        "userinfo",
+        "GET http://u:p@a/ HTTP/1.1\r\nhost: a\r\n\r\n",
+        400,
+    ),
+    (
+        "a space before the colon",
+        "GET / HTTP/1.1\r\nhost : a\r\n\r\n",
+        400,
+    ),
+    (
+        "a folded line",
+        "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n 2\r\n\r\n",
+        400,
+    ),
+    (
+        "a bare CR in a value",
+        "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r2\r\n\r\n",
+        400,
+    ),
+    (
+        "no HTTP at all",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+        400,
+    ),
+    (
+        "CONNECT",
+        "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n",
+        405,
+    ),
+];
+
 #[test]
 fn ambiguous_requests_are_rejected_and_do_not_reach_the_app() {
     let backend = ScriptedBackend::healthy();
@@ -14,96 +104,8 @@ fn ambiguous_requests_are_rejected_and_do_not_reach_the_app() {
         "GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n",
         "y".repeat(20_000)
     );
-    let table = [
-        (
-            "both lengths",
-            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nhost: a\r\n\r\n",
-            400,
-        ),
-        (
-            "two lengths",
-            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nabcde",
-            400,
-        ),
-        (
-            "a length that is none",
-            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +4\r\n\r\nabcd",
-            400,
-        ),
-        (
-            "a negative length",
-            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
-            400,
-        ),
-        (
-            "a coding that is not chunked last",
-            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
-            400,
-        ),
-        (
-            "two codings",
-            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity, chunked\r\n\r\n0\r\n\r\n",
-            400,
-        ),
-        (
-            "a coding in two lines",
-            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-            400,
-        ),
-        (
-            "the same length twice",
-            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4, 4\r\n\r\nabcd",
-            400,
-        ),
-        (
-            "chunks over HTTP/1.0",
-            "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-            400,
-        ),
-        (
-            "two hosts",
-            "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
-            400,
-        ),
-        ("no host", "GET / HTTP/1.1\r\n\r\n", 400),
-        (
-            "a host that differs from the target",
-            "GET http://a/ HTTP/1.1\r\nhost: b\r\n\r\n",
-            400,
-        ),
-        (
-            "userinfo",
-            "GET http://u:p@a/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            400,
-        ),
-        (
-            "a space before the colon",
-            "GET / HTTP/1.1\r\nhost : a\r\n\r\n",
-            400,
-        ),
-        (
-            "a folded line",
-            "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n 2\r\n\r\n",
-            400,
-        ),
-        (
-            "a bare CR in a value",
-            "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r2\r\n\r\n",
-            400,
-        ),
-        (
-            "no HTTP at all",
-            "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
-            400,
-        ),
-        (
-            "CONNECT",
-            "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n",
-            405,
-        ),
-        ("a head that is too long", &long, 431),
-    ];
-    for (what, bytes, status) in table {
+    let too_long = ("a head that is too long", &*long, 431);
+    for &(what, bytes, status) in AMBIGUOUS_REQUESTS.iter().chain([&too_long]) {
         let mut client = sidecar.client();
         client.try_send(bytes);
         let response = client.read_response();

@@ -252,7 +252,7 @@ fn shadow_mode_does_not_slow_start_a_returning_endpoint() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("would be asked again"))
+            .any(|event| event.contains("would be readmitted"))
     });
     let before = failing.requests().len();
     for _ in 0..20 {

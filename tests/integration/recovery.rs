@@ -54,7 +54,7 @@ fn a_breaker_that_stays_open_calls_the_webhook_and_fails_readiness_until_it_clos
     for words in [
         "took rung 1, webhook",
         "took rung 2, fail_readiness",
-        "recovery stuck: the trouble is over",
+        "recovery stuck: the trigger is over",
     ] {
         eventually(words, || {
             sidecar.events().iter().any(|event| event.contains(words))

@@ -110,7 +110,8 @@ fn a_listener_serves_http1_and_http2_over_tls() {
     assert!(wrong.contains("not valid for name"), "{wrong}");
     sidecar.client().send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     eventually("who is not understood is counted", || {
-        sidecar.metric(r#"outrigger_tls_handshake_failures_total{owner="listener inbound"}"#) >= 2.0
+        sidecar.metric(r#"outrigger_tls_handshake_failures_total{kind="listener",name="inbound"}"#)
+            >= 2.0
     });
 }
 
@@ -264,7 +265,7 @@ fn renewed_certificates_are_loaded_without_a_restart_and_invalid_ones_are_not() 
                 .contains(why)
         });
         assert_eq!(
-            sidecar.metric(r#"outrigger_certificate_current{owner="listener inbound"}"#),
+            sidecar.metric(r#"outrigger_certificate_current{kind="listener",name="inbound"}"#),
             0.0
         );
         assert!(
@@ -274,7 +275,8 @@ fn renewed_certificates_are_loaded_without_a_restart_and_invalid_ones_are_not() 
         assert_eq!(sidecar.call_admin("GET", "/readyz").status, 200);
         authority.directory.write(name, &before);
         eventually("it is well again", || {
-            sidecar.metric(r#"outrigger_certificate_current{owner="listener inbound"}"#) == 1.0
+            sidecar.metric(r#"outrigger_certificate_current{kind="listener",name="inbound"}"#)
+                == 1.0
         });
     }
     // One that has ended already.
@@ -317,7 +319,7 @@ fn renewed_certificates_are_loaded_without_a_restart_and_invalid_ones_are_not() 
         sidecar
             .events()
             .iter()
-            .any(|event| event == "the listener inbound has new certificates"),
+            .any(|event| event == "the listener inbound uses new certificates"),
         "{:?}",
         sidecar.events()
     );
@@ -337,16 +339,17 @@ fn certificate_expiry_is_logged_before_and_when_it_happens() {
             .count()
     };
     eventually("its end is near", || {
-        count_events("a certificate of the listener inbound ends in 0 hours") == 1
+        count_events("a certificate of the listener inbound expires in 0 hours") == 1
     });
-    let shown = sidecar
-        .metric(r#"outrigger_certificate_not_after_timestamp_seconds{owner="listener inbound"}"#);
+    let shown = sidecar.metric(
+        r#"outrigger_certificate_not_after_timestamp_seconds{kind="listener",name="inbound"}"#,
+    );
     assert!(
         (shown - end.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()).abs() <= 1.0,
         "{shown}"
     );
     eventually("it has come", || {
-        count_events("a certificate of the listener inbound has ended") == 1
+        count_events("a certificate of the listener inbound has expired") == 1
     });
     assert!(
         sidecar
@@ -354,12 +357,12 @@ fn certificate_expiry_is_logged_before_and_when_it_happens() {
             .text()
             .contains("a certificate has ended")
     );
-    assert_eq!(count_events("ends in"), 1, "each is told once");
+    assert_eq!(count_events("expires in"), 1, "each is told once");
     sidecar.reload(&policy(&[backend.address], ""));
     eventually("it is forgotten", || {
         sidecar
             .metric(
-                r#"outrigger_certificate_not_after_timestamp_seconds{owner="listener inbound"}"#,
+                r#"outrigger_certificate_not_after_timestamp_seconds{kind="listener",name="inbound"}"#,
             )
             .is_nan()
     });

@@ -68,7 +68,7 @@ fn readiness_depends_on_another_backend_only_if_it_is_a_readiness_gate() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("of payments is Unhealthy"))
+            .any(|event| event.contains("of payments is unhealthy"))
     });
     assert_eq!(
         sidecar.call_admin("GET", "/readyz").status,
@@ -284,7 +284,7 @@ fn a_warming_instance_rejects_nothing_without_a_warm_replica() {
     eventually("the other one is ill", || {
         last.events()
             .iter()
-            .any(|event| event.contains("of others is Unhealthy"))
+            .any(|event| event.contains("of others is unhealthy"))
     });
     assert_eq!(count_served_and_list_rejected(&last, 50, "").0, 50);
     // A whole service that is new: each is there, and none may be leaned on.

@@ -1,7 +1,6 @@
 //! The output of the demo: an introduction, each event, and one status line.
 //!
-//! On a terminal, the status line is updated in place. Otherwise it is printed every five
-//! seconds.
+//! On a terminal, the status line is updated in place. Otherwise it is printed every five seconds.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -17,7 +16,7 @@ use crate::{
     cli::demo::{app::DemoFault, load::DemoLoad},
     clock,
     state::State,
-    telemetry::{EventRecord, event::Event, metrics::breaker_state_name},
+    telemetry::{EventRecord, event::Event, label::Label},
 };
 
 /// Writes the output of the demo to standard output.
@@ -80,7 +79,7 @@ impl Screen {
             .iter()
             .find(|breaker| **breaker.name() == *"app");
         let state = breaker.map_or("none", |breaker| {
-            breaker_state_name(breaker.snapshot(clock::now()).0.state)
+            breaker.snapshot(clock::now()).0.state.label()
         });
         let Some(load) = load else { return };
         let [succeeded, failed, rejected] = [
@@ -122,7 +121,7 @@ fn print(text: &str) {
 
 fn write_raw(text: &str) {
     let mut out = std::io::stdout().lock();
-    // The reader has closed the pipe, so it needs no more output.
+    // If the write fails, the reader has closed the pipe and needs no more output.
     _ = out.write_all(text.as_bytes());
     _ = out.flush();
 }

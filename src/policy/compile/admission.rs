@@ -1,4 +1,7 @@
-//! Admission control.
+//! Compiles admission control: its window, success rate threshold and maximum rejection.
+//!
+//! It decides the defaults and rejects values with which the control could never act. It does
+//! not know the observed success rate.
 
 use std::time::Duration;
 

@@ -1,4 +1,8 @@
-//! Backends: where their endpoints are.
+//! Compiles backends: the source of their endpoints, and their DNS settings.
+//!
+//! A backend has exactly one source: a list, a DNS name or a file. Names are not resolved and
+//! files are not read here. The other sections of a backend are compiled in `balancing`,
+//! `health` and `tls`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,7 +19,7 @@ use crate::policy::{
     units::PolicyDuration,
 };
 
-/// A backend that was made, and the name of its policy.
+/// Compiled backend, with the name of the policy that it refers to.
 pub(super) struct CompiledBackend<'a> {
     pub(super) spec: BackendSpec,
     pub(super) policy_name: Option<&'a str>,

@@ -1,4 +1,7 @@
-//! How an endpoint is chosen: algorithm, warm-up, zones.
+//! Compiles load balancing: the algorithm, slow start and zone preference.
+//!
+//! It rejects combinations without effect, such as slow start with consistent hashing. It does
+//! not know the zone of this instance.
 
 use std::time::Duration;
 
@@ -16,7 +19,7 @@ use crate::{
     resilience::warm_up::WarmUpConfig,
 };
 
-/// What a backend's section says.
+/// Compiled settings of a load balancer section.
 pub(super) struct CompiledLoadBalancing {
     pub(super) load_balancer: LoadBalancerSpec,
     pub(super) warm_up: Option<WarmUpConfig>,
@@ -135,7 +138,8 @@ impl<'a> Compiler<'a> {
         )
     }
 
-    /// The curve of a warm-up, of an endpoint or of this instance; the least share with its key.
+    /// Compiles the warm-up of an endpoint or of this instance. `key` names the minimum share
+    /// in messages.
     pub(super) fn compile_warm_up_config(
         &mut self,
         at: &FieldLocation<'a>,
@@ -159,7 +163,7 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// A token of RFC 6265 section 4.1.1.
+/// Returns whether a text is a valid cookie name: a token of RFC 6265 section 4.1.1.
 fn is_cookie_name(name: &str) -> bool {
     !name.is_empty()
         && name

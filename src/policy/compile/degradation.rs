@@ -1,4 +1,7 @@
-//! Hedging, fallbacks, stale answers and faults on purpose.
+//! Compiles hedging, fallbacks, stale responses and fault injection.
+//!
+//! It decides the defaults and rejects sections without effect. It checks that a backend that a
+//! fallback or mirror names exists. It does not know the latencies that hedging learns.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -24,7 +27,7 @@ use crate::{
     resilience::{hedge::HedgeConfig, ratio::Ratio},
 };
 
-/// The longest body of a fallback.
+/// Maximum size of the body of a fallback response, in bytes.
 const MAX_FALLBACK_BODY_BYTES: usize = 64 << 10;
 
 impl<'a> Compiler<'a> {
@@ -153,7 +156,8 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    /// A backend that is asked beside those of a route.
+    /// Returns the name of a backend that a fallback or mirror refers to, and reports an
+    /// unknown one.
     pub(super) fn resolve_auxiliary_backend(
         &mut self,
         at: &FieldLocation<'a>,

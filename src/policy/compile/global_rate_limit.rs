@@ -1,4 +1,7 @@
-//! The engine of limits that all instances share.
+//! Compiles the engine of the rate limits that all instances share.
+//!
+//! It checks that the engine supports every global rule, and that this build contains the
+//! engine. It does not connect to the engine.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +15,7 @@ use crate::policy::{
     units::PolicyDuration,
 };
 
-/// A request that waits longer for a limit than this is worse off than without one.
+/// Maximum time to wait for the engine. A longer wait would harm a request more than no limit.
 const MAX_ENGINE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<'a> Compiler<'a> {
@@ -140,7 +143,7 @@ impl<'a> Compiler<'a> {
             Some(format!("{host}:{}", uri.port_u16().unwrap_or(6379)))
         });
         let Some(address) = address else {
-            // The message does not repeat it: there may be a password in it.
+            // The message does not repeat the URL, because it may contain a password.
             let hint = "write `redis://HOST:PORT`, `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or `rediss://` for TLS; what is special in a password is written as %XX";
             self.error(&at.key("url"), "this is not the address of a Redis")
                 .hint(hint);

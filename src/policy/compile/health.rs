@@ -1,4 +1,7 @@
-//! How it is found out which endpoints are well: active checks and outlier detection.
+//! Compiles active health checks and outlier detection.
+//!
+//! It decides the defaults, and checks that the type of a check fits its settings. It sends no
+//! check.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -20,7 +23,8 @@ use crate::{
     },
 };
 
-/// The longest name of a service that is asked for its health: with it the message has a length of one byte.
+/// Maximum length of a service name in a gRPC health check. Up to it, the length of the encoded
+/// message fits into one byte.
 const MAX_GRPC_SERVICE_NAME_BYTES: usize = 125;
 
 impl<'a> Compiler<'a> {

@@ -1,4 +1,7 @@
-//! How the instance comes and goes.
+//! Compiles startup, readiness, warm-up and drain of this instance.
+//!
+//! It resolves the backends that readiness depends on, and requires an active check of each. It
+//! also checks that the durations of the drain are consistent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -74,7 +77,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn find_backend(
+    pub(super) fn find_backend(
         &mut self,
         at: &FieldLocation<'a>,
         name: &str,
@@ -88,7 +91,7 @@ impl<'a> Compiler<'a> {
         position
     }
 
-    /// A backend that readiness waits for.
+    /// Returns the index of a backend that readiness depends on; it must have an active check.
     fn find_checked_backend(
         &mut self,
         at: &FieldLocation<'a>,
@@ -124,7 +127,9 @@ impl<'a> Compiler<'a> {
             .get()
     }
 
-    /// What is not given is the path of the active check; where that is none of HTTP, nothing can be passed through.
+    /// Compiles the paths of the app's probes. The default is the path of the active check.
+    ///
+    /// Without a path and without an HTTP check, the probe is not available.
     fn compile_app_probes(
         &mut self,
         at: &FieldLocation<'a>,

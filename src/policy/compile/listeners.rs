@@ -1,4 +1,7 @@
-//! Listeners: their addresses and limits.
+//! Compiles listeners: their addresses, limits and trusted proxies.
+//!
+//! It rejects two listeners with the same address and limits that would admit no request. It
+//! binds no address.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -50,7 +53,8 @@ impl<'a> Compiler<'a> {
                 format!("`{}` is not an address to listen on", listener.address),
             )
             .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
-            // The set is refused; with a stand-in, routes that name the listener are not faulty too.
+            // The set is refused anyway. The placeholder avoids further errors for routes with
+            // this listener.
             SocketAddr::from(([0, 0, 0, 0], 0))
         });
         ListenerSpec {
@@ -67,7 +71,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Proxies whose word about their clients is taken.
+    /// Compiles the address ranges of proxies whose `x-forwarded-for` header is trusted.
     fn compile_trusted_proxies(
         &mut self,
         at: &FieldLocation<'a>,
@@ -89,7 +93,7 @@ impl<'a> Compiler<'a> {
             .collect()
     }
 
-    /// A range of addresses.
+    /// Parses a range of IP addresses in CIDR notation, and reports an invalid one.
     pub(super) fn parse_cidr(
         &mut self,
         at: &FieldLocation<'a>,

@@ -1,4 +1,7 @@
-//! Recovery and the access log.
+//! Compiles recovery rules and the access log.
+//!
+//! It rejects a recovery rule whose backend has no breaker, because the rule would never act.
+//! It does not know the state of breakers.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

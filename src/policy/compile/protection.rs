@@ -1,4 +1,7 @@
-//! The protection of the instance.
+//! Compiles overload protection: signal thresholds and priority classes.
+//!
+//! It decides the default thresholds and the default classes. It does not know whether the
+//! system provides the signals.
 
 use crate::{
     policy::{
@@ -76,7 +79,7 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    /// Levels that are written; a signal without any is not watched.
+    /// Compiles the thresholds of a signal; a signal without thresholds is not monitored.
     fn compile_signal_levels(
         &mut self,
         at: &FieldLocation<'a>,

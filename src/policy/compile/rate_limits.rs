@@ -1,4 +1,7 @@
-//! Rate limits: the rules of a route.
+//! Compiles the rate limit rules of a route.
+//!
+//! It decides the order of evaluation, and rejects quotas that cannot be counted with
+//! sufficient precision. It does not know the number of instances or the tokens in a bucket.
 
 mod selectors;
 
@@ -22,12 +25,18 @@ use crate::{
     resilience::Mode,
 };
 
-/// The longest wait for tokens. It is a pace, not a queue: who waits longer is better off elsewhere (Sentinel's default is the same).
+/// Maximum delay of a request that waits for tokens.
+///
+/// The delay paces requests and is not a queue. A client that would wait longer can better try
+/// another instance. The default of Sentinel is also 500 ms.
 const MAX_TOKEN_WAIT: Duration = Duration::from_millis(500);
 
 impl<'a> Compiler<'a> {
-    /// The nearest section's rules; those with a key first, so that a noisy client is stopped by its own bucket and does not
-    /// drain one that all share.
+    /// Compiles the rules of the nearest section.
+    ///
+    /// Local rules are evaluated before global ones, and keyed rules first among each. A client
+    /// that exceeds its rate is rejected by its own bucket and does not consume the tokens of a
+    /// shared one.
     pub(super) fn compile_rate_limits(
         &mut self,
         scopes: &[&SectionScope<'_, 'a>],
@@ -163,7 +172,8 @@ impl<'a> Compiler<'a> {
         let requests = self.require_at_least_one(at, "requests", Some(rule.limit.requests), 100);
         let burst = self.require_at_least_one(at, "burst", rule.limit.burst, requests.get());
         let unit = unit_seconds(rule.limit.unit);
-        // Debts and reservations reach twice as far as a full bucket.
+        // The bucket counts nanoseconds in 64 bits. Debts and reservations need twice the
+        // refill time, and the remaining factor is a margin.
         if u128::from(burst.get()) * u128::from(unit) * 1_000_000_000 / u128::from(requests.get())
             > u128::from(u64::MAX / 8)
         {
@@ -172,7 +182,9 @@ impl<'a> Compiler<'a> {
             self.error(&at.key("burst"), "this bucket is too slow to be counted")
                 .hint(hint);
         }
-        // Times are counted in whole nanoseconds; below one, the quotient is without end.
+        // The emission interval is a whole number of nanoseconds, and rounding it changes the
+        // rate. More than 1 % is rejected. Below 1 ns, the quotient is infinite and is rejected
+        // too.
         let interval = Duration::from_secs(unit).as_secs_f64() * 1e9 / f64::from(requests.get());
         if interval / interval.floor() > 1.01 {
             self.error(

@@ -1,4 +1,7 @@
-//! Routes: what they match, where they lead, and under which policy.
+//! Compiles routes: their matches, actions and effective policies.
+//!
+//! It resolves names to indices, inherits the policy of each pair of route and backend, and
+//! sorts the rules of each listener. It rejects routes that could receive or send no request.
 
 mod filters;
 
@@ -28,7 +31,7 @@ use crate::{
     resilience::Mode,
 };
 
-/// What routes refer to.
+/// Compiled items that routes refer to by name.
 pub(super) struct RouteReferences<'t, 'a> {
     pub(super) listeners: &'t [(FieldLocation<'a>, ListenerSpec)],
     pub(super) backends: &'t [(FieldLocation<'a>, CompiledBackend<'a>)],
@@ -167,21 +170,11 @@ impl<'a> Compiler<'a> {
         let mut backend_policies = Vec::new();
         for (index, reference) in route.backend_refs.iter().enumerate() {
             let reference_at = at.key("backendRefs").index(index);
-            let Some(backend) = references
-                .backends
-                .iter()
-                .position(|(_, backend)| *backend.spec.name == *reference.name)
-            else {
-                let known = references
-                    .backends
-                    .iter()
-                    .map(|(_, backend)| &*backend.spec.name);
-                self.report_unknown_reference(
-                    &reference_at.key("name"),
-                    "backend",
-                    &reference.name,
-                    known,
-                );
+            let Some(backend) = self.find_backend(
+                &reference_at.key("name"),
+                &reference.name,
+                references.backends,
+            ) else {
                 continue;
             };
             let backend_scope = references.backends[backend].1.policy_name.and_then(|name| {
@@ -220,55 +213,22 @@ impl<'a> Compiler<'a> {
             &backend_policies,
             references.defaults,
         );
-        let has_other_filters =
-            filters.spec != FilterSpec::default() || !filters.mirrors.is_empty();
+        let has_other_parts = !route_sections.is_empty()
+            || route.fault_injection.is_some()
+            || route.policy.is_some()
+            || filters.spec != FilterSpec::default()
+            || !filters.mirrors.is_empty();
         let action = match filters.redirect {
             Some(redirect) => {
-                if !route.backend_refs.is_empty() {
-                    self.error(&at.key("backendRefs"), "a redirect goes to no backend")
-                        .hint("take `backendRefs` or the redirect out");
-                }
-                if !route_sections.is_empty()
-                    || route.fault_injection.is_some()
-                    || route.policy.is_some()
-                    || has_other_filters
-                {
-                    self.error(
-                        at,
-                        "a redirect is answered at once, so nothing else of a route would act",
-                    )
-                    .hint("take the other sections, the policy and the other filters out");
-                }
+                self.check_redirect(at, route, has_other_parts);
                 RouteActionSpec::Redirect(redirect)
             }
             None => {
-                if route.backend_refs.is_empty() {
-                    self.error(at, "a route leads somewhere")
-                        .hint("add `backendRefs: [{name: app}]`, or a RequestRedirect filter");
-                }
-                if !destinations.is_empty()
-                    && destinations
-                        .iter()
-                        .all(|destination| destination.weight == 0)
-                {
-                    self.error(
-                        &at.key("backendRefs"),
-                        "all weights are zero, so nothing could be chosen",
-                    )
-                    .hint("give at least one backend a weight");
-                }
+                self.check_destinations(at, route, &destinations);
                 RouteActionSpec::Forward(destinations)
             }
         };
-        let can_identify = route.listeners.iter().any(|name| {
-            references.listeners.iter().any(|(_, listener)| {
-                *listener.name == **name
-                    && listener
-                        .tls
-                        .as_ref()
-                        .is_some_and(|tls| tls.client_ca.is_some())
-            })
-        });
+        let can_identify = can_identify_clients(route, references);
         let allowed =
             self.compile_allowed_identities(&at.key("allow"), route.allow.as_ref(), can_identify);
         RouteSpec {
@@ -284,7 +244,50 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The backends of fallbacks and mirrors, under their own policies, each once. They come from one set of names that were checked.
+    /// Reports the parts of a redirecting route that have no effect.
+    fn check_redirect(
+        &mut self,
+        at: &FieldLocation<'a>,
+        route: &RouteEntry,
+        has_other_parts: bool,
+    ) {
+        if !route.backend_refs.is_empty() {
+            self.error(&at.key("backendRefs"), "a redirect goes to no backend")
+                .hint("take `backendRefs` or the redirect out");
+        }
+        if has_other_parts {
+            self.error(
+                at,
+                "a redirect is answered at once, so nothing else of a route would act",
+            )
+            .hint("take the other sections, the policy and the other filters out");
+        }
+    }
+
+    /// Reports a route without a backend that could receive requests.
+    fn check_destinations(
+        &mut self,
+        at: &FieldLocation<'a>,
+        route: &RouteEntry,
+        destinations: &[Destination],
+    ) {
+        if route.backend_refs.is_empty() {
+            self.error(at, "a route leads somewhere")
+                .hint("add `backendRefs: [{name: app}]`, or a RequestRedirect filter");
+        }
+        let mut weights = destinations.iter().map(|destination| destination.weight);
+        if !destinations.is_empty() && weights.all(|weight| weight == 0) {
+            self.error(
+                &at.key("backendRefs"),
+                "all weights are zero, so nothing could be chosen",
+            )
+            .hint("give at least one backend a weight");
+        }
+    }
+
+    /// Compiles the backends of fallbacks and mirrors, under their own policies, each once.
+    ///
+    /// Unknown names are skipped here, because they were already reported.
     fn compile_auxiliary_backends(
         &mut self,
         destinations: &[Destination],
@@ -333,7 +336,10 @@ impl<'a> Compiler<'a> {
         auxiliary_backends
     }
 
-    /// Rate limits are of the route, whichever of its backends a request goes to; so its backends may bring them only together.
+    /// Compiles the rate limits of a route.
+    ///
+    /// They apply before a backend is selected. Backends may therefore provide them only if all
+    /// backends of the route refer to the same policy.
     fn compile_route_rate_limits(
         &mut self,
         at: &FieldLocation<'a>,
@@ -504,9 +510,10 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    /// A regular expression that matches as a whole.
+    /// Compiles a regular expression that must match the whole text.
     fn parse_regex(&mut self, at: &FieldLocation<'a>, written: &str) -> Option<Regex> {
-        // By itself first: a lone bracket could close the group around it.
+        // The expression is compiled alone first, because an unbalanced parenthesis could close
+        // the group around it.
         match Regex::new(written).and_then(|_| Regex::new(&format!("^(?:{written})$"))) {
             Ok(regex) => Some(regex),
             Err(error) => {
@@ -525,4 +532,14 @@ impl<'a> Compiler<'a> {
             }
         }
     }
+}
+
+/// Whether a listener of the route verifies client certificates.
+fn can_identify_clients(route: &RouteEntry, references: &RouteReferences<'_, '_>) -> bool {
+    route.listeners.iter().any(|name| {
+        references.listeners.iter().any(|(_, listener)| {
+            let tls = listener.tls.as_ref();
+            *listener.name == **name && tls.is_some_and(|tls| tls.client_ca.is_some())
+        })
+    })
 }

@@ -1,7 +1,8 @@
-//! The protective sections: inheriting them, and filling in their defaults.
+//! Compiles the protective sections: inheritance and defaults.
 //!
-//! The nearest place that has a section gives all of it: route, the route's policy, the backend's policy, defaults. Within a
-//! section nothing is mixed, so that one look at one place tells what holds.
+//! The nearest source that contains a section provides all of it. The order is: route, policy
+//! of the route, policy of the backend, defaults. The fields of two sources are never merged,
+//! so that one location shows the whole effective section.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -30,14 +31,14 @@ use crate::{
     },
 };
 
-/// A section and where it was found.
+/// Section that was found, with its origin and location.
 pub(super) struct ResolvedSection<'s, 'a, T> {
     pub(super) origin: SectionOrigin,
     pub(super) at: FieldLocation<'a>,
     pub(super) section: &'s T,
 }
 
-/// Looks through the scopes, nearest first.
+/// Returns the section of the first scope that contains it; scopes are ordered nearest first.
 pub(super) fn find_nearest_section<'s, 'a, T>(
     scopes: &[&SectionScope<'s, 'a>],
     key: &str,
@@ -61,7 +62,7 @@ pub(super) fn compile_mode(name: ModeSetting) -> Mode {
 }
 
 impl<'a> Compiler<'a> {
-    /// Looks at sections that nobody may be using, so that their faults are found too.
+    /// Compiles sections that no route may use, so that their errors are reported too.
     pub(super) fn check_unused_sections<'s>(
         &mut self,
         scopes: impl Iterator<Item = &'s SectionScope<'s, 'a>>,
@@ -76,7 +77,7 @@ impl<'a> Compiler<'a> {
         self.suppresses_warnings = false;
     }
 
-    /// The effective policy towards a backend.
+    /// Compiles the effective policy for requests to a backend.
     pub(super) fn compile_policy(
         &mut self,
         backend: &str,
@@ -164,7 +165,10 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Without a section only what never reached the app is tried again, which is harmless and hides the keep-alive race.
+    /// Compiles retries. Without a section, only attempts that never reached the app are repeated.
+    ///
+    /// Such retries are harmless, and they hide the race between a request and a closed
+    /// keep-alive connection.
     fn compile_retry(
         &mut self,
         found: Option<ResolvedSection<'_, 'a, Retry>>,
@@ -422,7 +426,7 @@ impl<'a> Compiler<'a> {
                     compile_mode(adaptive.mode),
                 )
             });
-        // A queue before a limit that keeps latency low would be latency again.
+        // A queue in front of a limit that keeps latency low would add latency again.
         let default_max_pending = if adaptive.is_some_and(|(_, mode)| mode == Mode::Enforce) {
             0
         } else {
@@ -470,7 +474,7 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// Sections of a scope that nobody wrote.
+/// Creates the scope of the sections that a route contains itself.
 pub(super) fn build_scope<'s, 'a>(
     origin: SectionOrigin,
     at: FieldLocation<'a>,
@@ -483,7 +487,7 @@ pub(super) fn build_scope<'s, 'a>(
     }
 }
 
-/// The same sections seen from a backend instead of a route.
+/// Returns the same sections as a policy of the backend instead of the route.
 pub(super) fn as_backend_policy<'s, 'a>(
     name: &str,
     scope: &SectionScope<'s, 'a>,

@@ -1,4 +1,7 @@
-//! TLS: which files, and what is spoken.
+//! Compiles TLS: certificate paths, protocols and permitted identities.
+//!
+//! It checks that the settings are complete. It does not read the files;
+//! `control::certificates` does.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -112,7 +115,7 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    /// The identities that may use a route, if not everybody may.
+    /// Compiles the client identities that may use a route; `None` admits every client.
     pub(super) fn compile_allowed_identities(
         &mut self,
         at: &FieldLocation<'a>,

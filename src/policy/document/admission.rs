@@ -1,4 +1,7 @@
-//! Refusing a share of requests while a backend fails; spelled as Envoy Gateway's admission control.
+//! Admission control: the rejection of a share of the requests while a backend fails.
+//!
+//! The keys are those of Envoy Gateway's admission control. The formula is in
+//! `resilience/admission`; this module does not know it.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,20 +11,26 @@ use crate::policy::{
     units::{Percent, PolicyDuration},
 };
 
-/// Refuses a share of the requests while too few are answered well: the share rises with the failures, where a breaker is all or nothing.
+/// Rejects a share of the requests while the success rate of a backend is too low.
+///
+/// The share rises with the failures. A circuit breaker, in contrast, rejects all requests or
+/// none. A rejected client receives 503 with the reason `admission_control`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AdmissionControlSection {
-    /// Whether it acts.
+    /// Whether the sidecar rejects requests. Shadow only counts the requests that would be
+    /// rejected. Default Enforce.
     pub mode: ModeSetting,
-    /// What is counted over. Default 30s.
+    /// Window over which attempts are counted, at least 1s. Default 30s.
     pub sampling_window: Option<PolicyDuration>,
-    /// Percent of attempts that are to be answered well; the breaker's `failureCodes` say what is not. Default 95.
+    /// Success rate in percent below which requests are rejected, above 0. The breaker's
+    /// `failureCodes` define failures; a 429 is not one. Default 95.
     pub min_success_rate: Option<Percent>,
-    /// At 1 the share rises evenly with the failures, above it earlier. Default 1.
+    /// Shape of the rejected share, above 0. At 1 the share rises linearly with the failures;
+    /// above 1 it rises earlier. Default 1.
     pub rejection_aggression: Option<f64>,
-    /// Attempts per second below which nobody is refused. Default 5.
+    /// Attempts per second in the window below which no request is rejected. Default 5.
     pub min_request_rate: Option<u32>,
-    /// The largest share that is refused, in percent. Default 80.
+    /// Maximum share of requests that are rejected, in percent. Default 80.
     pub max_rejection_percent: Option<Percent>,
 }

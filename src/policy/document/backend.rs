@@ -1,4 +1,6 @@
-//! Where requests go to.
+//! Backends: named groups of endpoints, and the sources of the endpoints.
+//!
+//! This module does not know which endpoints are available.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
@@ -8,87 +10,102 @@ use crate::policy::{
     units::PolicyDuration,
 };
 
-/// A named group of endpoints.
+/// Named group of endpoints. Exactly one of `endpoints`, `dns` and `endpointsFile` is set.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendEntry {
-    /// The name, unique among backends.
+    /// Name of the backend, unique among backends.
     pub name: String,
-    /// The addresses; or they are found by `dns`, or in a file.
+    /// Fixed list of addresses, at least one.
     pub endpoints: Option<Vec<EndpointEntry>>,
-    /// A name that is resolved, again and again.
+    /// DNS name that the sidecar resolves repeatedly to find the endpoints.
     pub dns: Option<Dns>,
-    /// A file of endpoints, JSON or YAML, that is read again when it changes: a list like `endpoints`, or a mapping with that key. It is
-    /// taken when it has not changed for 100 ms; who writes it best writes another and renames it.
+    /// Path of a JSON or YAML file with endpoints: a list like `endpoints`, or a mapping with
+    /// that key. The sidecar reloads the file once its content has been stable for 100 ms. To
+    /// replace it safely, write a new file and rename it. At most 10000 endpoints.
     pub endpoints_file: Option<String>,
-    /// What is spoken to the endpoints. Default HTTP1.
+    /// Protocol towards the endpoints. Default HTTP1.
     pub protocol: Option<BackendProtocol>,
-    /// TLS towards the endpoints. Without it nothing is encrypted.
+    /// TLS towards the endpoints. Without this section, connections are not encrypted.
     pub tls: Option<BackendTls>,
-    /// How an endpoint is chosen. Default LeastRequest.
+    /// Algorithm that selects an endpoint for each attempt. Default LeastRequest.
     pub load_balancer: Option<LoadBalancer>,
-    /// How the endpoints' health is found out. Without it all are taken as healthy.
+    /// Active checks and the panic threshold. Without an active check, all endpoints count as
+    /// healthy.
     pub health_check: Option<HealthCheck>,
-    /// Endpoints that answer badly or slowly are left out for a while. Without it all are asked.
+    /// Temporary ejection of endpoints that fail or are slow. Without this section, no endpoint
+    /// is ejected.
     pub outlier_detection: Option<OutlierDetection>,
-    /// The named policy of this backend.
+    /// Name of the policy whose sections apply to requests to this backend, unless the route or
+    /// its policy sets them.
     pub policy: Option<String>,
 }
 
-/// What is spoken to endpoints.
+/// Protocol towards the endpoints of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum BackendProtocol {
-    /// HTTP/1.1, with upgrades.
+    /// HTTP/1.1, including upgrades such as WebSocket.
     HTTP1,
-    /// HTTP/2: by ALPN under TLS, without TLS at once ("prior knowledge").
+    /// HTTP/2. With TLS it is negotiated by ALPN; without TLS it is used directly ("prior
+    /// knowledge").
     HTTP2,
-    /// gRPC: HTTP/2, whose outcome is the status in the trailers.
+    /// gRPC over HTTP/2. A call succeeds or fails by its status in the trailers.
     GRPC,
 }
 
-/// One address: `"127.0.0.1:8080"`, or `{address: "10.0.0.7:80", weight: 2}`.
+/// One endpoint: an address like `"127.0.0.1:8080"`, or a mapping like
+/// `{address: "10.0.0.7:80", weight: 2}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointEntry(pub EndpointFields);
 
-/// One address with its weight.
+/// Address of one endpoint, with its weight, zone and priority.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointFields {
-    /// An IP address and a port, or `unix:` and the path of a socket.
+    /// IP address with a port, or `unix:` with the path of a socket. Each address occurs once
+    /// in a backend.
     pub address: String,
-    /// Its share among its peers. Default 1.
+    /// Share of the requests relative to the other endpoints of the same priority, at least 1.
+    /// Default 1.
     #[serde(default = "default_weight")]
     pub weight: u32,
-    /// Where it is. Endpoints in the zone of this instance (`--zone`) are preferred.
+    /// Availability zone of the endpoint. Endpoints in the zone of this instance (`--zone`) are
+    /// preferred. Default none.
     pub zone: Option<String>,
-    /// 0 is asked first; a higher number is asked when too few of the lower ones are available. Default 0.
+    /// Priority; endpoints with the lowest number receive requests first. The next number
+    /// receives the rest when fewer than about 71 % of the lower ones are available. Default 0.
     #[serde(default)]
     pub priority: u32,
 }
 
-/// A name that is resolved, again and again.
+/// DNS name that the sidecar resolves repeatedly. If a lookup fails, the last known endpoints
+/// remain in use.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Dns {
-    /// The name. With a dot at its end it is looked up as it is; without, the search list of the system is tried too.
+    /// Name to resolve. With a trailing dot it is absolute; without one, the search list of the
+    /// system also applies.
     pub name: String,
-    /// A asks for addresses of IPv4 and IPv6, SRV for names with ports, priorities and weights. Default A.
+    /// Type of the records. A queries A and AAAA records. SRV queries names with ports,
+    /// priorities and weights. Default A.
     #[serde(rename = "type")]
     pub kind: Option<DnsType>,
-    /// The port, for A; SRV brings its own.
+    /// Port of all endpoints, 1 to 65535. Required with A; not allowed with SRV, whose records
+    /// contain the port.
     pub port: Option<u16>,
-    /// An answer is believed at least so long, whatever its TTL says. Default 1s.
+    /// Minimum time between two lookups, whatever the TTL of the response is; at least 10ms.
+    /// Default 1s.
     pub min_ttl: Option<PolicyDuration>,
-    /// And at most so long. Default 30s.
+    /// Maximum time between two lookups, at least `minTtl`. Default 30s.
     pub max_ttl: Option<PolicyDuration>,
 }
 
-/// What is asked for.
+/// Type of the DNS records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum DnsType {
-    /// Addresses of IPv4 and IPv6.
+    /// IPv4 and IPv6 addresses from A and AAAA records.
     A,
-    /// Names, ports, priorities and weights.
+    /// Names with ports, priorities and weights from SRV records.
     SRV,
 }
 

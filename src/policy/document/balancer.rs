@@ -1,109 +1,124 @@
-//! How an endpoint is chosen.
+//! Load balancing: the algorithm that selects an endpoint, slow start and zones.
+//!
+//! The keys follow Envoy and Envoy Gateway. This module does not know the endpoints.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::units::{Percent, PolicyDuration};
 
-/// How an endpoint is chosen.
+/// Algorithm that selects an endpoint, with slow start and zone preference.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LoadBalancer {
-    /// The algorithm. Default LeastRequest.
+    /// Algorithm that selects an endpoint for each attempt. Default LeastRequest.
     #[serde(rename = "type")]
     pub kind: Option<LoadBalancerType>,
-    /// An endpoint that is new gets a share that grows with its age.
+    /// Gradual increase of the traffic to a new or recovered endpoint. Not allowed with
+    /// ConsistentHash.
     pub slow_start: Option<SlowStart>,
-    /// What binds a request to an endpoint, for ConsistentHash.
+    /// Key that binds requests to an endpoint. Required with ConsistentHash, and not allowed
+    /// with other types.
     pub consistent_hash: Option<ConsistentHash>,
-    /// When endpoints in the zone of this instance (`--zone`) are preferred.
+    /// Preference for endpoints in the zone of this instance (`--zone`). Without this section,
+    /// the preference is on.
     pub zone_aware: Option<ZoneAware>,
 }
 
-/// How an endpoint is chosen.
+/// Algorithm that selects an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum LoadBalancerType {
-    /// Of two drawn by weight, the one with fewer requests in flight per weight.
+    /// Draws two endpoints by weight and selects the one with fewer requests in flight relative
+    /// to its weight.
     LeastRequest,
-    /// Of two drawn by weight, the one with the lower latency times requests in flight; failures count as slow.
+    /// Draws two endpoints by weight and selects the one with the lower product of latency and
+    /// requests in flight. Failures count as slow responses.
     PeakEwma,
-    /// One after the other, by weight.
+    /// Selects the endpoints in turn, in proportion to their weights.
     RoundRobin,
-    /// Any, by weight.
+    /// Selects an endpoint at random, in proportion to its weight.
     Random,
-    /// The same key goes to the same endpoint.
+    /// Sends requests with the same key to the same endpoint.
     ConsistentHash,
 }
 
-/// An endpoint that is new gets a share that grows with its age (Envoy's slow start).
+/// Gradual increase of the traffic to a new or recovered endpoint (Envoy's slow start).
+///
+/// The share of its weight is `(age / window) ^ (1 / aggression)`, at least `minWeightPercent`.
+/// Endpoints that the backend has from the beginning do not count as new.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SlowStart {
-    /// After which time it gets its full share. Default 30s.
+    /// Age from which the endpoint receives its full share, above 0s. Default 30s.
     pub window: Option<PolicyDuration>,
-    /// 1 grows in a straight line, above 1 fast at first, below 1 late. Default 1.
+    /// Shape of the increase, above 0. At 1 it is linear, above 1 it is fast at first, and
+    /// below 1 it is slow at first. Default 1.
     pub aggression: Option<f64>,
-    /// What it gets at least, in percent of its share. Default 10.
+    /// Minimum share for a new endpoint, in percent of its weight. Default 10.
     pub min_weight_percent: Option<Percent>,
 }
 
-/// What binds a request to an endpoint.
+/// Key that binds requests to an endpoint.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsistentHash {
-    /// Where the key is. A request without it goes to any endpoint, by weight.
+    /// Source of the key. A request without a key is sent to a random endpoint, by weight.
     #[serde(rename = "type")]
     pub kind: ConsistentHashType,
-    /// The header, for Header.
+    /// Header that holds the key. Required with Header, and not allowed with other types.
     pub header: Option<HashHeader>,
-    /// The cookie, for Cookie.
+    /// Cookie that holds the key. Required with Cookie, and not allowed with other types.
     pub cookie: Option<HashCookie>,
-    /// An endpoint takes at most so many percent of its share of what is in flight; what is above goes on to the next. Default 125.
+    /// Maximum number of requests in flight at an endpoint, in percent of its share of all
+    /// requests in flight; above 100. Further requests are sent to the next endpoint on the
+    /// hash ring. Default 125.
     pub load_bound_percent: Option<u32>,
 }
 
-/// Where the key is.
+/// Source of the hash key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ConsistentHashType {
-    /// The value of a header.
+    /// Value of the request header that `header` names.
     Header,
-    /// The value of a cookie.
+    /// Value of the cookie that `cookie` names.
     Cookie,
-    /// The address of the client.
+    /// IP address of the client. `clientIPDetection` of the listener applies.
     SourceIP,
 }
 
-/// A header to hash.
+/// Request header whose value is the hash key.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HashHeader {
-    /// Its name.
+    /// Name of the header, in any case.
     pub name: String,
 }
 
-/// A cookie to hash.
+/// Cookie whose value is the hash key.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HashCookie {
-    /// Its name.
+    /// Name of the cookie, case-sensitive.
     pub name: String,
 }
 
-/// When endpoints in the zone of this instance are preferred.
+/// Preference for endpoints in the zone of this instance. It has no effect without `--zone`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ZoneAware {
-    /// Enforce prefers them; Off spreads over all zones. Default Enforce.
+    /// Enforce prefers the zone of this instance. Off spreads requests over all zones. Default
+    /// Enforce.
     pub mode: Option<ZoneMode>,
-    /// With fewer than so many in the zone, the traffic is spread over all zones. Default 1.
+    /// Minimum number of endpoints in the zone of this instance. With fewer, requests are
+    /// spread over all zones. Default 1.
     pub min_endpoints_in_zone_threshold: Option<u32>,
 }
 
-/// Whether zones matter.
+/// Whether endpoints in the zone of this instance are preferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ZoneMode {
-    /// They do.
+    /// Endpoints in the same zone are preferred while they have enough capacity.
     Enforce,
-    /// They do not.
+    /// Requests are spread over the endpoints of all zones.
     Off,
 }

@@ -1,4 +1,6 @@
-//! What is answered when the backend cannot: something else instead, or what it said before.
+//! Responses that replace a failure of the backend: a fallback, or a cached earlier response.
+//!
+//! This module does not know which failure occurred.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,71 +10,97 @@ use crate::policy::{
     units::{ByteSize, PolicyDuration},
 };
 
-/// What is answered instead. It has a `response` or a `backendRef`.
+/// Response that replaces a failure. Exactly one of `response` and `backendRef` is set.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Fallback {
-    /// Whether it acts; Shadow counts what would have been answered instead.
+    /// Whether the fallback replaces failures. Shadow only counts the failures that would be
+    /// replaced. Default Enforce.
     pub mode: ModeSetting,
-    /// What makes it act. Default CircuitOpen, Timeout, RetriesExhausted, NoHealthyEndpoint.
+    /// Failures that the fallback replaces. Default CircuitOpen, Timeout, RetriesExhausted,
+    /// NoHealthyEndpoint.
     pub triggers: Option<Vec<FallbackTrigger>>,
-    /// This is answered. Calls of gRPC get the refusal as it is.
+    /// Fixed response that the client receives. A gRPC call receives the original failure
+    /// instead.
     pub response: Option<FallbackResponse>,
-    /// This backend is asked, under its own policy: if the request is idempotent, has not run, or `retry.retryNonIdempotent` allows it, and its body was
-    /// kept (`retry.maxBufferedBody`). A route to that same backend passes on what it said.
+    /// Backend that receives the request instead, under its own policy. The request must not
+    /// have run, or be idempotent, or `retry.retryNonIdempotent` must allow a repetition. Its
+    /// body must still be buffered (`retry.maxBufferedBody`). If the failed request was sent to
+    /// this same backend, its failure is returned.
     pub backend_ref: Option<AuxiliaryBackendRef>,
 }
 
-/// What makes a fallback act.
+/// Failure that a fallback can replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum FallbackTrigger {
-    /// The circuit breaker refuses.
+    /// The circuit breaker rejects the request.
     CircuitOpen,
-    /// No connection or no answer in time.
+    /// The connection or the response exceeds a timeout.
     Timeout,
-    /// The last attempt failed, and is not repeated: no connection, cut off, or answered with one of `retry.codes` (without any: 502, 503, 504) or
-    /// `retry.grpcCodes` (without any: unavailable).
+    /// The last attempt fails and is not retried. The connection fails or is reset, or the
+    /// response has a status of `retry.codes` or `retry.grpcCodes`. If those lists are empty,
+    /// 502, 503, 504 and gRPC `unavailable` count.
     RetriesExhausted,
-    /// No endpoint may be picked.
+    /// No endpoint of the backend is available.
     NoHealthyEndpoint,
-    /// A limit on what is in flight, admission control or the protection of the instance refuses.
+    /// `connectionLimits`, `admissionControl` or `protection` rejects the request.
     Overload,
 }
 
-/// An answer.
+/// Fixed response of a fallback.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FallbackResponse {
-    /// The status, 200 to 599. Default 503.
+    /// HTTP status, 200 to 599. Default 503.
     pub status_code: Option<u16>,
-    /// Its media type. Default `text/plain`.
+    /// Media type of the body. Default `text/plain`.
     pub content_type: Option<String>,
-    /// The body, at most 64Ki. Default empty.
+    /// Body of the response, at most 64Ki. It must be empty with status 204 or 304. Default
+    /// empty.
     #[serde(default)]
     pub body: String,
 }
 
-/// A backend that is asked beside those of the route.
+/// Reference to a backend that receives requests in addition to the backends of a route.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuxiliaryBackendRef {
-    /// The backend.
+    /// Name of the backend.
     pub name: String,
 }
 
-/// Keeps good answers to GET, and gives them again when the backend fails (RFC 5861 `stale-if-error`, RFC 9111). Kept is what a shared cache may
-/// keep: a 200 with a length of at most `maxEntryBytes`, without `private`, `no-store`, `no-cache` and `must-revalidate`, of requests without
-/// `authorization`, `cookie` and `x-api-key` unless it is said to be public; told apart by host, target, `x-forwarded-host` and `-proto`, and what `vary`
-/// names: an app that answers by other fields has to name them there. Given instead of 500, 502, 503, 504 and of refusals, with `age` and `cache-status`.
+/// Caches successful responses to GET, and sends them again while the backend fails (RFC 5861
+/// `stale-if-error`, RFC 9111).
+///
+/// A response is cached under these conditions:
+///
+/// - Its status is 200, and its body has at most `maxEntryBytes`.
+/// - It has no `set-cookie`, and its `cache-control` has no `private`, `no-store`, `no-cache`,
+///   `must-revalidate` or `proxy-revalidate`.
+/// - The request has no `range`, and no `no-store` in its `cache-control`.
+/// - The request has no `authorization`, `proxy-authorization`, `cookie` or `x-api-key`, or the
+///   response is marked as `public` or with `s-maxage`.
+///
+/// Cached responses are distinguished by route, host, target, `x-forwarded-host`,
+/// `x-forwarded-proto`, and the headers that `vary` names. If the app varies its response by
+/// other headers, it must list them in `vary`.
+///
+/// A GET or HEAD request receives the cached response instead of 500, 502, 503 or 504. The same
+/// applies if there is no response, for a reason that `fallback.triggers` can name. A request
+/// with credentials receives only public responses. A request with `no-cache` or `no-store` in
+/// its `cache-control` receives none. The response carries `age` and `cache-status`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StaleIfError {
-    /// Whether it acts; Shadow keeps answers and counts when one would have been given.
+    /// Whether cached responses are sent. Shadow caches responses, and counts the failures that
+    /// a cached response would replace. Default Enforce.
     pub mode: ModeSetting,
-    /// The longest time since an answer came; `stale-if-error` of the answer shortens it. Default 5m.
+    /// Maximum time since the response was received, above 0s. `stale-if-error` in the response
+    /// can shorten it. Default 5m.
     pub max_age: Option<PolicyDuration>,
-    /// The longest body that is kept. Default 64Ki.
+    /// Maximum size of a cached body, at most `maxBytes`. Default 64Ki.
     pub max_entry_bytes: Option<ByteSize>,
-    /// All that is kept of a backend, with heads; what was used longest ago makes room. Default 32Mi.
+    /// Maximum size of all cached responses of a backend, including headers. The least recently
+    /// used entries are evicted first. Default 32Mi.
     pub max_bytes: Option<ByteSize>,
 }

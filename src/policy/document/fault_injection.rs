@@ -1,4 +1,6 @@
-//! Faults on purpose; spelled as Envoy Gateway's.
+//! Fault injection: deliberate delays and errors that test how clients react.
+//!
+//! The keys are those of Envoy Gateway's fault injection.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,41 +10,45 @@ use crate::policy::{
     units::{Percent, PolicyDuration, Timestamp},
 };
 
-/// Makes some requests late or fail, to see what happens. It ends by itself.
+/// Delays or aborts a share of the requests of a route, to test how clients react. It ends by
+/// itself at `until`. At least one of `delay` and `abort` is set.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultInjection {
-    /// Whether it acts; Shadow counts what would have been done.
+    /// Whether faults are injected. Shadow only counts the requests that would be affected.
+    /// Default Enforce.
     #[serde(default)]
     pub mode: ModeSetting,
-    /// When it ends, like `2026-12-01T00:00:00Z`. There is no fault without an end.
+    /// Time at which the injection ends, like `2026-12-01T00:00:00Z`.
     pub until: Timestamp,
-    /// Requests that are kept waiting before they are forwarded.
+    /// Delay before a share of the requests is forwarded.
     pub delay: Option<FaultDelay>,
-    /// Requests that are answered with an error instead of being forwarded.
+    /// Error that a share of the requests receives instead of being forwarded.
     pub abort: Option<FaultAbort>,
-    /// Requests under a fault at once; the others pass. Default 100.
+    /// Maximum number of requests of the route that are affected at the same time, at least 1.
+    /// Further requests are forwarded normally. Default 100.
     pub max_active_faults: Option<u32>,
 }
 
-/// A wait.
+/// Injected delay of requests.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultDelay {
-    /// How long.
+    /// Length of the delay, above 0s.
     pub fixed_delay: PolicyDuration,
-    /// The share of requests, in percent. Default 100.
+    /// Share of the requests that is delayed, in percent. Default 100.
     pub percentage: Option<Percent>,
 }
 
-/// An error.
+/// Injected error response. Exactly one of `httpStatus` and `grpcStatus` is set.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultAbort {
-    /// The status, 200 to 599. One of `httpStatus` and `grpcStatus` is given.
+    /// HTTP status of the response, 200 to 599.
     pub http_status: Option<u16>,
-    /// The status of gRPC; the answer is one of gRPC, whatever was asked.
+    /// gRPC status of the response. The response is a gRPC response, whatever the protocol of
+    /// the request is.
     pub grpc_status: Option<GrpcCode>,
-    /// The share of requests, in percent. Default 100.
+    /// Share of the requests that is aborted, in percent. Default 100.
     pub percentage: Option<Percent>,
 }

@@ -1,77 +1,91 @@
-//! Who keeps the limits of the whole service.
+//! The engine that holds the rate limits of all instances of a service.
+//!
+//! The rules are in `rateLimit.global`. This module names only the engine that counts for them.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::units::PolicyDuration;
 
-/// Who keeps the limits that all instances of a service share (`rateLimit.global`). A request's local limits are asked first.
+/// Engine for the rate limits that all instances of a service share (`rateLimit.global`).
+///
+/// The local limits of a request are checked first.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GlobalRateLimit {
-    /// The engine.
+    /// Engine that counts the requests of all instances.
     pub backend: GlobalRateLimitEngine,
-    /// How long a request waits for the engine's word. Default 20ms.
+    /// Maximum time that a request waits for the response of the engine, 1ms to 1s. Default
+    /// 20ms.
     pub timeout: Option<PolicyDuration>,
-    /// Whether requests are refused while the engine does not answer. Default false: they pass, counted.
+    /// Whether requests are rejected with 503 while the engine does not respond. If false, they
+    /// are admitted, and a metric counts them. Default false.
     #[serde(default)]
     pub fail_closed: bool,
 }
 
-/// An engine.
+/// Engine that counts the requests of all instances. Only the section that belongs to `type` is
+/// set.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GlobalRateLimitEngine {
-    /// Which one.
+    /// Type of the engine.
     #[serde(rename = "type")]
     pub kind: GlobalRateLimitEngineType,
-    /// For Redis.
+    /// Connection to Redis. Required with Redis.
     pub redis: Option<RedisSection>,
-    /// For RateLimitService.
+    /// Connection to the service. Required with RateLimitService.
     pub rate_limit_service: Option<RateLimitService>,
-    /// For Replicas.
+    /// Source of the number of instances. Required with Replicas.
     pub replicas: Option<ReplicasSection>,
 }
 
-/// The kind of an engine.
+/// Type of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum GlobalRateLimitEngineType {
-    /// Redis or Valkey: the buckets are there, and instances with the same `prefix` share them.
+    /// Redis or Valkey holds the buckets. Instances with the same `prefix` share them. The
+    /// build needs the feature `redis`, which is on by default.
     Redis,
-    /// A server of Envoy's rate limit protocol (`envoy.service.ratelimit.v3`), which counts in whole units of time; it gets the limit with
-    /// each request. In builds with the feature `rls`.
+    /// A server of Envoy's rate limit protocol (`envoy.service.ratelimit.v3`). It counts in
+    /// whole units of time and receives the limit with each request. Rules may not use `queue`,
+    /// a cost of 0, or a `burst` other than `requests`. The build needs the feature `rls`.
     RateLimitService,
-    /// None: every instance keeps its share, the limit divided by the number of instances.
+    /// No engine. Each instance enforces the limit divided by the number of instances.
     Replicas,
 }
 
-/// A Redis or Valkey.
+/// Connection to Redis or Valkey.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisSection {
-    /// Where it is, like `redis://127.0.0.1:6379/0` or `redis://USER:PASSWORD@HOST:6379`. Take passwords from the environment:
-    /// `redis://:${REDIS_PASSWORD}@redis:6379`. It is shown without them.
+    /// Address, like `redis://127.0.0.1:6379/0` or `redis://USER:PASSWORD@HOST:6379`;
+    /// `rediss://` uses TLS. The default port is 6379. Take passwords from the environment:
+    /// `redis://:${REDIS_PASSWORD}@redis:6379`. Outrigger never displays them.
     pub url: String,
-    /// What the keys begin with, the same for all instances of the service. Default the name of the document.
+    /// Prefix of all keys, the same for all instances of the service, without spaces. Default
+    /// the name of the document.
     pub prefix: Option<String>,
 }
 
-/// A server of Envoy's rate limit protocol. A rule is the descriptor `rule: ROUTE/RULE`, with `key: HASH` where it tells requests apart,
-/// and its limit as an override.
+/// Connection to a server of Envoy's rate limit protocol.
+///
+/// Each rule is sent as the descriptor `rule: ROUTE/RULE`, with its limit as an override. A
+/// rule with keys adds `key: HASH`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitService {
-    /// Where it is, like `http://ratelimit:8081`.
+    /// Address of the server, like `http://ratelimit:8081`. `https://` uses TLS.
     pub url: String,
-    /// The domain that it knows. Default the name of the document.
+    /// Domain that the server knows. Default the name of the document.
     pub domain: Option<String>,
 }
 
-/// Counting instances.
+/// Backend whose endpoints are the instances of this service.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReplicasSection {
-    /// A backend whose endpoints are the instances of this service, as discovery finds them: a headless Service's name lists those that
-    /// are ready. As long as none is found, one is assumed.
+    /// Name of a backend whose endpoints are the instances of this service. The DNS name of a
+    /// headless Service lists the instances that are ready. For rate limits, one instance is
+    /// assumed until an endpoint is found.
     pub backend: String,
 }

@@ -1,4 +1,6 @@
-//! How it is found out which endpoints are well.
+//! Health of endpoints: active checks, the panic threshold and outlier detection.
+//!
+//! The names follow Envoy. This module does not know any results.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,113 +10,139 @@ use crate::policy::{
     units::{Percent, PolicyDuration, StatusRange},
 };
 
-/// How the endpoints' health is found out.
+/// Active checks of the endpoints, and the panic threshold.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheck {
-    /// Below this percentage of healthy endpoints, health is ignored; 0 never ignores it. Of three endpoints or more. Default 50.
+    /// Percentage of available endpoints, 0 to 100, below which availability is ignored and all
+    /// endpoints receive requests. 0 disables this. It applies per priority and zone, if the
+    /// backend has at least three endpoints and the other priorities and zones lack capacity.
+    /// Default 50.
     pub panic_threshold: Option<u32>,
-    /// Asking the endpoints.
+    /// Periodic checks that the sidecar sends to each endpoint. Default none.
     pub active: Option<ActiveCheck>,
 }
 
-/// Asking the endpoints.
+/// Periodic checks that the sidecar sends to each endpoint.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ActiveCheck {
-    /// HTTP asks a path, TCP connects, GRPC asks the health service.
+    /// Type of the check. HTTP requests a path, TCP opens a connection, and GRPC calls the
+    /// health service.
     #[serde(rename = "type")]
     pub kind: ActiveCheckType,
-    /// The time between two checks of an endpoint. Default 5s.
+    /// Time between two checks of an endpoint, at least 10ms. Default 5s.
     pub interval: Option<PolicyDuration>,
-    /// The time between two checks while an endpoint is unhealthy. Default the interval.
+    /// Time between two checks while an endpoint is unhealthy, at least 10ms. Default
+    /// `interval`.
     pub unhealthy_interval: Option<PolicyDuration>,
-    /// The time to the next check after a result that differs from what is known, so that a change is confirmed soon. Default the
-    /// interval.
+    /// Time until the next check after a result that contradicts the known health, at least
+    /// 10ms. A short time confirms a change of health sooner. Default `interval`.
     pub edge_interval: Option<PolicyDuration>,
-    /// How far the time between two checks is drawn around its value, in percent. Default 10.
+    /// Maximum random deviation of the time between two checks, in percent of that time, in
+    /// both directions. Default 10.
     pub jitter_percent: Option<Percent>,
-    /// The time for one check. Default 1s.
+    /// Maximum time of one check, above 0s. Default 1s.
     pub timeout: Option<PolicyDuration>,
-    /// Failures in a row that make an endpoint unhealthy. Default 3.
+    /// Consecutive failures after which an endpoint becomes unhealthy, at least 1. Default 3.
     pub unhealthy_threshold: Option<u32>,
-    /// Passes in a row that make it healthy again; the very first pass does at once. Default 2.
+    /// Consecutive passes after which an unhealthy endpoint becomes healthy, at least 1. The
+    /// very first pass of an endpoint suffices alone. Default 2.
     pub healthy_threshold: Option<u32>,
-    /// What to ask, for HTTP.
+    /// Request of the check. Required with HTTP, and not allowed with other types.
     pub http: Option<HttpCheck>,
-    /// What to ask, for GRPC.
+    /// Service that the check names. Allowed only with GRPC.
     pub grpc: Option<GrpcCheck>,
 }
 
-/// How an endpoint is asked.
+/// Type of an active check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ActiveCheckType {
-    /// A GET of a path.
+    /// Sends a GET request in the protocol of the backend.
     HTTP,
-    /// A connection; under TLS, one that both sides agree on.
+    /// Opens a connection. If the backend uses TLS, the TLS handshake must succeed.
     TCP,
-    /// The standard health service of gRPC (grpc.health.v1), over HTTP/2.
+    /// Calls the standard gRPC health service (`grpc.health.v1`) over HTTP/2. Only SERVING
+    /// passes.
     GRPC,
 }
 
-/// What a check of gRPC asks.
+/// Service that a gRPC check names.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct GrpcCheck {
-    /// The service. Default the whole server.
+    /// Name of the service, at most 125 bytes. Default empty, which checks the server as a
+    /// whole.
     pub service: String,
 }
 
-/// What an HTTP check asks.
+/// Request and expected response of an HTTP check.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpCheck {
-    /// The path.
+    /// Path of the request, with a leading `/`.
     pub path: String,
-    /// The host header. Default the endpoint's address.
+    /// Value of the host header. Default the address of the endpoint.
     pub host: Option<String>,
-    /// The statuses that pass. Default 200-399.
+    /// Statuses with which the check passes. Default 200-399.
     pub expected_statuses: Option<Vec<StatusRange>>,
-    /// What the body must contain, in its first 4 KiB.
+    /// Text that the first 4 KiB of the body must contain. By default, the body is not checked.
     pub expected_body: Option<String>,
 }
 
-/// Endpoints that answer badly or slowly are left out for a while, and come back through one probe request. Names and numbers are
-/// Envoy's, unless it is said otherwise.
+/// Temporary ejection of endpoints that fail or are slow. An ejected endpoint returns after one
+/// successful probe request.
+///
+/// Names and defaults are Envoy's, except where a description says otherwise.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OutlierDetection {
-    /// Enforce acts, Shadow only tells, Off does nothing. Default Enforce.
+    /// Enforce ejects endpoints. Shadow only reports which endpoints would be ejected. Off
+    /// disables detection. Default Enforce.
     pub mode: ModeSetting,
-    /// Failures in a row that eject: statuses from 500, and attempts without an answer. 0 is off. Default 5.
+    /// Consecutive failures that eject an endpoint: 5xx statuses and attempts without a
+    /// response. 0 disables it. Default 5.
     pub consecutive_5xx_errors: Option<u32>,
-    /// Answers 502, 503 or 504 in a row that eject. Default 0, which is off.
+    /// Consecutive responses 502, 503 or 504 that eject an endpoint. 0 disables it. Default 0.
     pub consecutive_gateway_errors: Option<u32>,
-    /// Attempts without an answer in a row that eject: refused, reset, timed out. 0 is off. Default 5.
+    /// Consecutive attempts without a response that eject an endpoint: failed connections,
+    /// resets and timeouts. 0 disables it. Default 5.
     pub consecutive_local_origin_failures: Option<u32>,
-    /// The time between two comparisons of the endpoints; latencies are compared twice in it. Default 10s.
+    /// Time between two comparisons of the endpoints, above 0s. Latencies are compared twice
+    /// per interval. Default 10s.
     pub interval: Option<PolicyDuration>,
-    /// How long the first ejection lasts; the n-th in a row lasts n times as long, and after a failed probe as long as the first. Default
-    /// 30s.
+    /// Duration of the first ejection, above 0s. The n-th ejection in a row lasts n times as
+    /// long. After a failed probe, the endpoint is ejected for this time again. Default 30s.
     pub base_ejection_time: Option<PolicyDuration>,
-    /// The longest ejection. Default 5m.
+    /// Maximum duration of an ejection, at least `baseEjectionTime`. Default 5m, or
+    /// `baseEjectionTime` if that is longer.
     pub max_ejection_time: Option<PolicyDuration>,
-    /// How many of the endpoints may be out at once; at least one, and never the last. Default 50, Envoy's is 10.
+    /// Maximum share of the endpoints that are ejected at the same time, in percent. One
+    /// endpoint may always be ejected, unless this is 0, but never the last available one.
+    /// Default 50; Envoy's default is 10.
     pub max_ejection_percent: Option<Percent>,
-    /// Ejects whose success rate is below the mean of all less so many standard deviations. 0 is off. Default 1.9.
+    /// Number of standard deviations below the mean success rate at which an endpoint is
+    /// ejected. 0 disables it. Default 1.9.
     pub success_rate_stdev_factor: Option<f64>,
-    /// Endpoints with enough requests that are needed to compare success rates. Default 5.
+    /// Minimum number of endpoints with enough requests for the comparison of success rates.
+    /// Default 5.
     pub success_rate_minimum_hosts: Option<u32>,
-    /// Requests in an interval that are enough to compare success rates. Default 100.
+    /// Minimum number of requests of an endpoint per interval for the comparison of success
+    /// rates. Default 100.
     pub success_rate_request_volume: Option<u32>,
-    /// Ejects whose share of failures is at least so many percent. Default 0, which is off.
+    /// Share of failures, in percent, from which an endpoint is ejected. 0 disables it. Default
+    /// 0.
     pub failure_percentage_threshold: Option<Percent>,
-    /// Endpoints with enough requests that are needed for that. Default 5.
+    /// Minimum number of endpoints with enough requests for `failurePercentageThreshold`.
+    /// Default 5.
     pub failure_percentage_minimum_hosts: Option<u32>,
-    /// Requests in an interval that are enough for that. Default 50.
+    /// Minimum number of requests of an endpoint per interval for `failurePercentageThreshold`.
+    /// Default 50.
     pub failure_percentage_request_volume: Option<u32>,
-    /// Ejects whose 90th percentile of latency is above so many times the median of its peers' of the same priority and zone, and 25 ms
-    /// above it; of less than ten answers their median counts. Its probe has to be quicker than that. 0 is off. Default 3. No other
-    /// proxy has this.
+    /// Multiple of the median latency of the peers, above 1, at which an endpoint is ejected.
+    /// Its 90th percentile is compared with peers of the same priority and zone, and must
+    /// exceed the median by 25 ms. With 3 to 9 responses, its own median is compared. The probe
+    /// request must be faster than the limit. 0 disables it. Default 3. Envoy has no
+    /// equivalent.
     pub slow_factor: Option<f64>,
 }

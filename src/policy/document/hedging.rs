@@ -1,4 +1,7 @@
-//! A second request before the first has failed; spelled as gRPC's hedging policy (A6).
+//! Hedging: a further attempt before the first one has failed.
+//!
+//! The keys follow gRPC's hedging policy (gRFC A6). The delay is estimated in
+//! `resilience/hedge`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,18 +11,23 @@ use crate::policy::{
     units::{PolicyDuration, StatusRange},
 };
 
-/// Asks another endpoint as well when an answer is late, and takes the one that comes first; the others are cancelled. For idempotent
-/// requests without a body only. Each further request is taken out of the retry budget, and what is hedged is not retried.
+/// Sends a further attempt to another endpoint if a response is late. The first response wins,
+/// and the other attempts are cancelled.
+///
+/// Only idempotent requests without a body are hedged. Each further attempt is withdrawn from
+/// the retry budget, and a hedged request is not retried.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hedging {
-    /// Whether it acts; Shadow counts the requests that would have been hedged.
+    /// Whether further attempts are sent. Shadow only counts the requests that would be hedged.
+    /// Default Enforce.
     pub mode: ModeSetting,
-    /// Requests at most, with the first; 2 to 5. Default 2.
+    /// Maximum number of attempts, including the first, 2 to 5. Default 2.
     pub max_attempts: Option<u32>,
-    /// How long to wait for each before the next. Default the 95th percentile of what the backend took within the last minute; until 50 answers
-    /// are known nothing is hedged.
+    /// Time before each further attempt, above 0s. Default the 95th percentile of the backend's
+    /// latency in the last minute. Until 50 latencies are known, no request is hedged.
     pub hedging_delay: Option<PolicyDuration>,
-    /// Statuses that are no answer while another request is out or may be made: the next one goes out at once. Default 502, 503, 504.
+    /// Statuses that do not end the request while another attempt is in flight or possible. The
+    /// next attempt then starts at once. Default 502, 503, 504.
     pub non_fatal_codes: Option<Vec<StatusRange>>,
 }

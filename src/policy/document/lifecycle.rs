@@ -1,4 +1,6 @@
-//! How the instance comes and goes.
+//! Lifecycle of the instance: startup, readiness, warm-up and drain.
+//!
+//! This module does not know the current stage of the instance.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,78 +10,97 @@ use crate::policy::{
     units::{Percent, PolicyDuration},
 };
 
-/// How this instance comes and goes.
+/// Startup, readiness, warm-up and drain of this instance.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LifecycleSection {
-    /// When it is ready.
+    /// Conditions under which the instance first becomes ready.
     pub startup: Option<Startup>,
-    /// Backends without which it is not ready: of each at least one endpoint must be available. Each needs an active check. Name a dependency here
-    /// only if the app can do nothing at all without it: when it fails, every instance becomes unready at once.
+    /// Backends that must each have at least one available endpoint while the instance is
+    /// ready. Each backend needs an active check. List a dependency only if the app can do
+    /// nothing without it. When it fails, all instances become unready at once.
     pub readiness_gates: Option<Vec<String>>,
-    /// Where the app answers the probes that are passed through at `/app-health/`.
+    /// Paths of the app's own probes, which the admin port relays under `/app-health/`.
     pub app_probes: Option<AppProbesSection>,
-    /// How much of the traffic it takes while it is new.
+    /// Share of the traffic that the instance accepts while it is new. Without this section, it
+    /// accepts all requests.
     pub warm_up: Option<InstanceWarmUp>,
-    /// How it leaves.
+    /// Timing of a drain.
     pub drain: Option<DrainSection>,
-    /// The backend whose endpoints are the instances of this very service, this one included: a headless service by `dns`, or a file. With it the
-    /// instance knows whether the others can carry the load when it leaves; and with an active check, by way of their sidecars, which of them can take what
-    /// this one leaves to them while it is new.
+    /// Backend whose endpoints are the instances of this same service, including this one: a
+    /// headless Service by `dns`, or a file. With it, the instance knows whether the others can
+    /// carry its load during a drain (`outrigger drain --require-capacity`). `warmUp` also
+    /// needs it, with an active check that reaches the sidecars of the other instances.
     pub replicas: Option<ReplicasSection>,
 }
 
-/// Where the app answers probes. A path that is not given is that of the required backend's active check.
+/// Paths of the app's own probes. It needs `startup.requireBackend`.
+///
+/// Each default is the path of that backend's active check. If the check is not of type HTTP, a
+/// probe without a path returns 404.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AppProbesSection {
-    /// Whether it lives.
+    /// Path of the liveness probe, with a leading `/`.
     pub livez: Option<String>,
-    /// Whether it is ready.
+    /// Path of the readiness probe, with a leading `/`.
     pub readyz: Option<String>,
-    /// Whether it has started.
+    /// Path of the startup probe, with a leading `/`.
     pub startupz: Option<String>,
 }
 
-/// How much of the traffic it takes while it is new: `f(x) = (age / window) ^ (1 / aggression)` of its share, at least `minPercent`. Callers
-/// that are sidecars are told, and send it no more; of what others send, the rest is refused unprocessed while a check of `replicas` knows
-/// another instance that is well and not new itself.
+/// Share of the traffic that a new instance accepts: `(age / window) ^ (1 / aggression)` of its
+/// normal share, at least `minPercent`.
+///
+/// The instance announces its start to calling sidecars, which then send only this share. Of
+/// the requests from other clients, the excess is rejected unprocessed with 503. That happens
+/// only while a check of `replicas` finds another instance that is healthy and not new.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct InstanceWarmUp {
-    /// Whether it acts; Shadow counts what it would refuse, and tells callers nothing.
+    /// Whether excess requests are rejected. Shadow counts them, and does not announce the
+    /// warm-up to clients. Default Enforce.
     pub mode: ModeSetting,
-    /// After which time, from the moment it was first ready, it takes its full share. Default 30s.
+    /// Age from which the instance accepts its full share, above 0s. The age starts when the
+    /// instance first becomes ready. Default 30s.
     pub window: Option<PolicyDuration>,
-    /// 1 grows in a straight line, above 1 fast at first, below 1 late. Default 1.
+    /// Shape of the increase, above 0. At 1 it is linear, above 1 it is fast at first, and
+    /// below 1 it is slow at first. Default 1.
     pub aggression: Option<f64>,
-    /// What it takes at least, in percent of its share. Default 10.
+    /// Minimum share that the instance accepts, in percent of its normal share. Default 10.
     pub min_percent: Option<Percent>,
 }
 
-/// When it is ready.
+/// Conditions under which the instance first becomes ready.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Startup {
-    /// The backend whose active check must have passed: the app.
+    /// Backend of the app. Its active check must pass before the instance becomes ready.
+    /// Default none.
     pub require_backend: Option<String>,
-    /// How long to wait after that. Default 0s.
+    /// Additional time between the required passes and readiness. It needs `requireBackend`.
+    /// Default 0s.
     pub delay: Option<PolicyDuration>,
-    /// How many passes in a row are needed. Default 1.
+    /// Consecutive passes of the active check that are required, at least 1. It needs
+    /// `requireBackend`. Default 1.
     pub success_threshold: Option<u32>,
 }
 
-/// How it leaves.
+/// Timing of a drain. All times except `quietPeriod` count from the start of the drain.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DrainSection {
-    /// How long to serve as before after becoming unready, because the news has to travel. Default 5s.
+    /// Time for which the instance is unready but serves as before, until all clients have
+    /// learned of it. Default 5s.
     pub delay: Option<PolicyDuration>,
-    /// How long no request must have come, with none in flight, to have drained. Default 1s.
+    /// Time without a new inbound request, and with none in flight, after which the instance
+    /// counts as drained. Default 1s.
     pub quiet_period: Option<PolicyDuration>,
-    /// From when on streams that do not end by themselves are ended: a WebSocket with 1001, server-sent events between two of them, a stream
-    /// of gRPC with UNAVAILABLE between two messages. Default 15s, or `timeout` if that is shorter.
+    /// Time after which long streams are ended gracefully, at most `timeout`. A WebSocket is
+    /// closed with 1001. Server-sent events end between two events. A gRPC stream ends between
+    /// two messages, with UNAVAILABLE. Default 15s, or `timeout` if that is shorter.
     pub soft_timeout: Option<PolicyDuration>,
-    /// When it has drained in any case. Default 25s.
+    /// Time after which the instance counts as drained in any case, at least `delay`. Default
+    /// 25s.
     pub timeout: Option<PolicyDuration>,
 }

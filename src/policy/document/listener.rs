@@ -1,4 +1,6 @@
-//! Where requests come in.
+//! Listeners: the sockets that accept requests, and their limits.
+//!
+//! This module does not know the connections of a listener.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,78 +10,86 @@ use crate::policy::{
     units::{ByteSize, PolicyDuration},
 };
 
-/// A socket that takes requests.
+/// Socket that accepts requests from clients.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listener {
-    /// The name, unique among listeners.
+    /// Name of the listener, unique among listeners.
     pub name: String,
-    /// Inbound: callers to this pod's app. Outbound: the app to other services.
+    /// Direction of the requests. Inbound requests go from clients to the app. Outbound
+    /// requests go from the app to other services.
     pub direction: Direction,
-    /// The address and port, like `0.0.0.0:16001`; port 0 lets the system choose.
+    /// IP address and port, like `0.0.0.0:16001`. With port 0, the system chooses a free port.
     pub address: String,
-    /// What is spoken. Default Auto.
+    /// Protocol of the clients. Default Auto.
     pub protocol: Option<ListenerProtocol>,
-    /// TLS towards clients. Without it nothing is encrypted.
+    /// TLS towards clients. Without this section, connections are not encrypted.
     pub tls: Option<ListenerTls>,
-    /// What a client may use up.
+    /// Limits on connections and requests of clients.
     pub limits: Option<ListenerLimits>,
-    /// How the address of a client is known that comes by way of proxies. Without it the address is that of the connection.
+    /// How the address of a client behind proxies is determined. By default, it is the peer
+    /// address of the connection.
     #[serde(rename = "clientIPDetection")]
     pub client_ip_detection: Option<ClientIpDetection>,
 }
 
-/// How the address of a client is known that comes by way of proxies.
+/// How the address of a client behind proxies is determined.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientIpDetection {
-    /// By `x-forwarded-for`.
+    /// Reads the address from the request header `x-forwarded-for`.
     pub x_forwarded_for: TrustedForwardedFor,
 }
 
-/// Whose `x-forwarded-for` is believed.
+/// Proxies whose entries in `x-forwarded-for` are trusted.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrustedForwardedFor {
-    /// The ranges of trusted proxies, like `10.0.0.0/8`. The client is the last address that is not in them; without any, the first.
+    /// Address ranges of trusted proxies, like `10.0.0.0/8`, at least one. The client is the
+    /// last address of the chain that is not in these ranges. If all addresses are in them, it
+    /// is the first one.
     #[serde(rename = "trustedCIDRs")]
     pub trusted_cidrs: Vec<String>,
 }
 
-/// Which way requests go.
+/// Direction of the requests of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
 pub enum Direction {
-    /// Callers to this pod's app.
+    /// Requests from clients to the app of this pod.
     Inbound,
-    /// The app to other services.
+    /// Requests from the app to other services.
     Outbound,
 }
 
-/// What a listener speaks.
+/// Protocol of the clients of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ListenerProtocol {
-    /// HTTP/1.0 and HTTP/1.1, with upgrades.
+    /// HTTP/1.0 and HTTP/1.1, including upgrades such as WebSocket.
     HTTP1,
-    /// HTTP/2.
+    /// HTTP/2 only, including gRPC.
     HTTP2,
-    /// Both: by ALPN under TLS, without TLS by what the client begins with.
+    /// HTTP/1 and HTTP/2. With TLS the protocol is negotiated by ALPN; without TLS the first
+    /// bytes of the client decide.
     Auto,
 }
 
-/// What a client may use up.
+/// Limits on connections and requests of clients.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ListenerLimits {
-    /// Connections at once; more are closed at once. Default 10000.
+    /// Maximum number of open connections of the listener, at least 1. Further connections are
+    /// closed immediately. Default 10000.
     pub max_connections: Option<u32>,
-    /// The time for the whole request head, from its first byte. Default 10s.
+    /// Maximum time for a whole request head, from its first byte, and for a TLS handshake;
+    /// above 0s. A late head is rejected with 408. Default 10s.
     pub header_timeout: Option<PolicyDuration>,
-    /// How long a connection may be idle between requests. Default 75s.
+    /// Time without a request after which a connection is closed, above 0s. Default 75s.
     pub idle_timeout: Option<PolicyDuration>,
-    /// The longest request head. Default 64Ki.
+    /// Maximum size of a request head, 1Ki to 1Mi. A larger head is rejected with 431. Default
+    /// 64Ki.
     pub max_header_bytes: Option<ByteSize>,
-    /// Requests at once on one connection of HTTP/2. Default 100.
+    /// Maximum number of requests in flight on one HTTP/2 connection, at least 1. Default 100.
     pub max_concurrent_streams: Option<u32>,
-    /// The longest request body. Default 32Mi.
+    /// Maximum size of a request body. A larger body is rejected with 413. Default 32Mi.
     pub max_body_bytes: Option<ByteSize>,
 }

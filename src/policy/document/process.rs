@@ -1,4 +1,6 @@
-//! What the instance does about trouble that stays, and what it writes down.
+//! Recovery actions of the instance, and the access log.
+//!
+//! This module does not know whether a problem persists.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,110 +10,117 @@ use crate::policy::{
     units::{Percent, PolicyDuration, StatusRange},
 };
 
-/// What to do about trouble that stays.
+/// Actions that the sidecar takes, one after another, while a problem persists.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecoveryEntry {
-    /// The name, unique among recoveries.
+    /// Name of the recovery, unique among recoveries.
     pub name: String,
-    /// Whether it acts; Shadow tells what it would do.
+    /// Whether the actions are taken. Shadow only reports the actions that would be taken.
+    /// Default Enforce.
     #[serde(default)]
     pub mode: ModeSetting,
-    /// What the trouble is.
+    /// Problem that starts the recovery.
     pub trigger: RecoveryTrigger,
-    /// What is done, one rung at a time.
+    /// Actions from mild to strong, at least one. Each rung is taken once, after the previous
+    /// one and its cooldown.
     pub ladder: Vec<RecoveryRung>,
-    /// The time between two actions. Default 10m.
+    /// Minimum time between two actions, at least 1s. Default 10m.
     pub cooldown: Option<PolicyDuration>,
-    /// Actions in any hour. Default 3.
+    /// Maximum number of actions in any hour, at least 1. Default 3.
     pub max_per_hour: Option<u32>,
 }
 
-/// What the trouble is.
+/// Problem that starts a recovery.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecoveryTrigger {
-    /// Its kind.
+    /// Type of the problem.
     #[serde(rename = "type")]
     pub kind: RecoveryTriggerType,
-    /// The backend whose breaker is watched.
+    /// Backend whose circuit breakers are monitored. A `circuitBreaker` of a route or a policy
+    /// must apply to it.
     pub backend: String,
-    /// How long the breaker must not have been closed.
+    /// Time for which a breaker must not have been closed.
     pub duration: PolicyDuration,
 }
 
-/// A kind of trouble.
+/// Type of a problem that starts a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum RecoveryTriggerType {
-    /// A breaker of the backend that is not closed for so long, through all its half-open rounds.
+    /// A breaker of the backend has not been closed for `duration`, across all half-open
+    /// rounds. A forced-open breaker and a breaker in Shadow mode do not count.
     CircuitOpenFor,
 }
 
-/// One rung of a ladder.
+/// One rung of a ladder: an action, and when it is undone.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecoveryRung {
-    /// What is done.
+    /// Action of this rung.
     pub action: RecoveryActionSection,
-    /// When it is undone. Default OnRecovery for what can be undone.
+    /// When the action is undone. Default OnRecovery for FailReadiness. A Webhook cannot be
+    /// undone.
     pub undo: Option<UndoCondition>,
 }
 
-/// When an action is undone.
+/// Condition under which an action is undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum UndoCondition {
-    /// When the trigger no longer holds.
+    /// The action is undone when the trigger no longer holds.
     OnRecovery,
 }
 
-/// What is done.
+/// Action of a recovery.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecoveryActionSection {
-    /// Its kind.
+    /// Type of the action.
     #[serde(rename = "type")]
     pub kind: RecoveryActionType,
-    /// For Webhook: an `http://` address that gets a POST of a JSON object.
+    /// Address that receives a POST request with a JSON object, only for Webhook. It starts
+    /// with `http://`; `https://` is not supported.
     pub url: Option<String>,
-    /// For Webhook: the time for the call. Default 3s.
+    /// Maximum time of the webhook request, above 0s, only for Webhook. Default 3s.
     pub timeout: Option<PolicyDuration>,
 }
 
-/// A kind of action.
+/// Type of a recovery action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum RecoveryActionType {
-    /// Calls an address.
+    /// Sends a POST request to `url`.
     Webhook,
-    /// Makes this instance unready until the trouble is over.
+    /// Makes this instance unready until the trigger no longer holds.
     FailReadiness,
 }
 
-/// What is written down about requests.
+/// Telemetry about requests: the access log.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TelemetrySection {
-    /// One line per request.
+    /// Access log with one line per request.
     pub access_log: Option<AccessLogSection>,
 }
 
-/// One line per request.
+/// Access log with one line per request, on standard output.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AccessLogSection {
-    /// Whether and how. Default JSON.
+    /// Format of the lines, or Off. Default JSON.
     pub format: Option<AccessLogFormat>,
-    /// The share of requests that is written. Default 100.
+    /// Share of the requests that is logged, in percent. Default 100.
     pub sampling_percentage: Option<Percent>,
-    /// Statuses that are always written.
+    /// Statuses of requests that are always logged, whatever `samplingPercentage` is. Default
+    /// none.
     pub always_log_codes: Option<Vec<StatusRange>>,
 }
 
-/// How a request is written down.
+/// Format of the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum AccessLogFormat {
-    /// One JSON object per line.
+    /// Writes one JSON object per line.
     #[default]
     JSON,
-    /// Not at all.
+    /// Disables the access log.
     Off,
 }

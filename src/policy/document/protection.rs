@@ -1,54 +1,77 @@
-//! The protection of the instance itself: what its cgroup says, and who is refused first.
+//! Protection of the instance: the signals of its cgroup, and the priorities of requests.
+//!
+//! This module does not know the current load. The levels are evaluated in `resilience/shed`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{document::ModeSetting, units::Percent};
 
-/// Sheds inbound requests by priority while the container is short of something. The probes and the admin server are never refused, nor are requests
-/// for the path of the backend's own active check and gRPC's health service; and outbound requests neither: they finish what was let in.
+/// Rejects inbound requests by priority while the container is overloaded. A rejected client
+/// receives 503 with the reason `shed`.
+///
+/// These requests are never rejected:
+///
+/// - Requests to the probes and to the rest of the admin server.
+/// - Requests for the path of the backend's own active check, and calls of the gRPC health
+///   service.
+/// - Outbound requests, because they complete admitted inbound requests.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProtectionSection {
-    /// Whether it acts; Shadow counts what would have been refused.
+    /// Whether requests are rejected. Shadow only counts the requests that would be rejected.
+    /// Default Enforce.
     pub mode: ModeSetting,
-    /// What is watched: cgroup v2, each second. What this system does not tell is not watched, and the log says so.
+    /// Resource signals of cgroup v2, sampled once per second. A signal that the system does
+    /// not provide is not monitored, and the log reports it.
     pub signals: ProtectionSignals,
-    /// Who is refused first. With this section, the classes also fill `connectionLimits.maxParallelRequests` of inbound routes only so far: the lowest
-    /// to 60 %, then 75, 90 and 100 %; over its part a request is refused at once, and does not wait in the queue.
+    /// Priority classes of requests. If this section is present, each class may use only a part
+    /// of `connectionLimits.maxParallelRequests` on inbound routes: 60, 75, 90 and 100 %,
+    /// lowest class first. A request over that part is rejected immediately and does not wait
+    /// in the queue.
     pub shed: Option<LoadShedding>,
 }
 
-/// What is watched. Each rises to a level when it has been at or above it for 10 s, and falls when it has been below nine tenths of it for 30 s.
+/// Resource signals that raise the overload level. A signal enters a level after 10 s at or
+/// above its threshold. It leaves the level after 30 s below 90 % of the threshold.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProtectionSignals {
-    /// Percent of the CPU that the container may use (`cpu.max`, else all of the machine's). Default 70 and 90.
+    /// CPU utilization in percent of the CPU limit (`cpu.max`), or of all CPUs without a limit.
+    /// Default warning 70, critical 90. An empty section disables the signal.
     pub cpu: Option<SignalLevels>,
-    /// Percent of the memory that it may use (`memory.max`), without what the system can take back (`inactive_file`). Default 75 and 90.
+    /// Memory in use in percent of the memory limit (`memory.max`), without reclaimable memory
+    /// (`inactive_file`). It is not monitored without a limit. Default warning 75, critical 90.
+    /// An empty section disables the signal.
     pub memory: Option<SignalLevels>,
-    /// Percent of the last 10 s in which something waited for the CPU (`cpu.pressure`, `some`). Not watched unless it is written.
+    /// Share of the last 10 s, in percent, in which some task waited for the CPU (`some` in
+    /// `cpu.pressure`). Default not monitored.
     pub cpu_pressure: Option<SignalLevels>,
-    /// Percent of the last 10 s in which something waited for memory (`memory.pressure`, `some`). Not watched unless it is written.
+    /// Share of the last 10 s, in percent, in which some task waited for memory (`some` in
+    /// `memory.pressure`). Default not monitored.
     pub memory_pressure: Option<SignalLevels>,
 }
 
-/// Two levels.
+/// Thresholds of a signal, in percent. A level without a threshold is never entered.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SignalLevels {
-    /// From here the lowest class is refused.
+    /// Threshold above 0 from which requests of the lowest class are rejected.
     pub warning: Option<Percent>,
-    /// From here a share of the third class is refused as well, which rises by 10 % each second at this level and falls by 5 below it.
+    /// Threshold above 0, at least `warning`, from which a share of the third class is rejected
+    /// as well. The share rises by 10 percentage points per second while a signal is at or
+    /// above this threshold. Otherwise it falls by 5 points per second.
     pub critical: Option<Percent>,
 }
 
-/// Who is refused first.
+/// Priority classes of requests, and the header that names them.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LoadShedding {
-    /// The header that names the class of a request. Default `x-outrigger-priority`.
+    /// Request header that names the class. Default `x-outrigger-priority`.
     pub header: Option<String>,
-    /// The four classes, highest first; a request without one, or with another, is of the third. Default critical, high, normal, low.
+    /// Names of the four classes, highest first, each different. Case is ignored. A request
+    /// without a class, or with an unknown one, belongs to the third class. Default critical,
+    /// high, normal, low.
     pub classes: Option<Vec<String>>,
 }

@@ -1,4 +1,7 @@
-//! How many requests may come; spelled as Envoy Gateway's rate limits.
+//! Rate limits: token buckets, the requests that they select, and what a request costs.
+//!
+//! The keys follow Envoy Gateway's rate limits. This module does not know the fill of any
+//! bucket.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,226 +11,243 @@ use crate::policy::{
     units::PolicyDuration,
 };
 
-/// How many requests may come.
+/// Rate limits of requests. A request over a limit receives 429.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RateLimitSection {
-    /// Whether it acts; a rule can say otherwise for itself.
+    /// Whether the limits are enforced. Shadow only counts the requests that would be rejected.
+    /// A rule can override it; Off disables all rules. Default Enforce.
     pub mode: ModeSetting,
-    /// Distinct keys that are told apart per rule; the rest share one bucket. Default 10000.
+    /// Maximum number of keys with a bucket of their own, per rule, at least 1. All further
+    /// keys share one bucket. Default 10000.
     pub max_keys: Option<u32>,
-    /// Headers about the limit that is nearest, on every answer. Default Draft10.
+    /// Headers about the nearest limit, on every response that a limit applies to. Default
+    /// Draft10.
     pub rate_limit_headers: Option<RateLimitHeaders>,
-    /// Limits that this sidecar keeps by itself.
+    /// Limits that this sidecar enforces by itself.
     pub local: Option<LocalRateLimit>,
-    /// Limits that all instances of the service keep together; `globalRateLimit` says how.
+    /// Limits that all instances of the service share. `globalRateLimit` configures the engine.
     pub global: Option<GlobalRateLimitRules>,
 }
 
-/// Headers about a limit.
+/// Response headers about a rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum RateLimitHeaders {
-    /// None but `retry-after`.
+    /// No headers, except `retry-after` on a rejection.
     Off,
-    /// `x-ratelimit-limit`, `x-ratelimit-remaining` and `x-ratelimit-reset` (draft-ietf-httpapi-ratelimit-headers-03), as Envoy sends
-    /// them.
+    /// `x-ratelimit-limit`, `x-ratelimit-remaining` and `x-ratelimit-reset`
+    /// (draft-ietf-httpapi-ratelimit-headers-03), as Envoy sends them.
     DraftVersion03,
     /// `ratelimit-policy` and `ratelimit` (draft-ietf-httpapi-ratelimit-headers-10).
     #[default]
     Draft10,
 }
 
-/// Limits that this sidecar keeps by itself.
+/// Limits that this sidecar enforces by itself.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LocalRateLimit {
-    /// The rules, asked in this order; those with a key before those without.
+    /// Rules of this sidecar. Rules with keys are checked before rules without keys, otherwise
+    /// in this order.
     pub rules: Vec<RateLimitRule>,
 }
 
-/// Limits that all instances of the service keep together.
+/// Limits that all instances of the service share.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct GlobalRateLimitRules {
-    /// The rules, asked after those of this instance.
+    /// Rules of all instances. They are checked after the local rules.
     pub rules: Vec<RateLimitRule>,
 }
 
-/// One token bucket, or one per value of a key.
+/// One token bucket, or one bucket for each value of a key.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitRule {
-    /// The name, unique in its section.
+    /// Name of the rule, unique in its section.
     pub name: String,
-    /// Whether it acts. Default that of the section.
+    /// Whether this rule is enforced. Default the mode of the section.
     pub mode: Option<ModeSetting>,
-    /// Which requests it is about; any one suffices, and none means all.
+    /// Requests to which the rule applies. One matching selector suffices. Without selectors,
+    /// the rule applies to all requests.
     #[serde(default)]
     pub client_selectors: Vec<ClientSelector>,
-    /// The bucket.
+    /// Rate and capacity of the bucket.
     pub limit: RateLimitValue,
-    /// What one request takes. Default 1.
+    /// Tokens that one request takes. Default 1.
     pub cost: Option<RateLimitCost>,
-    /// Lets a request wait for its tokens instead of refusing it: a pace.
+    /// Paces requests: a request waits for its tokens instead of being rejected at once.
+    /// Default no wait.
     pub queue: Option<PaceQueue>,
-    /// Begins with a part of the rate, and again after a time with little traffic. Only for a rule with one bucket of
-    /// this instance.
+    /// Starts at a part of the rate and ramps up, also after a time of low traffic. Allowed
+    /// only for a local rule with a single bucket.
     pub warm_up: Option<RateWarmUpSection>,
 }
 
-/// A wait for tokens.
+/// Wait of a request for its tokens.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PaceQueue {
-    /// How long a request may wait at most; one that would have to wait longer is refused at once. Up to 500ms.
+    /// Maximum wait of a request, above 0s and at most 500ms. A request that would wait longer
+    /// is rejected immediately.
     pub max_wait: PolicyDuration,
 }
 
-/// A rate that rises (Sentinel's warm-up: `coldFactor` times the cost at first, falling evenly to 1).
+/// Ramp-up of a rate (Sentinel's warm-up). A request costs `coldFactor` times its tokens at
+/// first. The factor falls linearly to 1.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RateWarmUpSection {
-    /// How long it takes under full load. Default 10s.
+    /// Time of the ramp-up under full load, at least 1s. Default 10s.
     pub window: Option<PolicyDuration>,
-    /// The rate begins at this part of itself. Default 3.
+    /// Divisor of the initial rate, at least 2: with 3, the rate starts at one third. Default
+    /// 3.
     pub cold_factor: Option<u32>,
 }
 
-/// A selection of requests; all that is given must hold.
+/// Conditions on a request. All conditions that are set must match, and at least one is set.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ClientSelector {
-    /// Headers.
+    /// Conditions on request headers, all of which must match.
     pub headers: Vec<HeaderSelector>,
-    /// The path.
+    /// Condition on the path of the request.
     pub path: Option<PathMatch>,
-    /// The methods, any of which suffices; none means any.
+    /// Methods of the request, of which one must match. Default any method.
     pub methods: Vec<MethodSelector>,
-    /// The client's address: that of the connection, or that which trusted proxies tell (`clientIPDetection` of the listener).
+    /// Address range of the client. The address is that of the connection, or the one that
+    /// trusted proxies report (`clientIPDetection` of the listener).
     #[serde(rename = "sourceCIDR")]
     pub source_cidr: Option<SourceSelector>,
-    /// The identity in the client's certificate.
+    /// Identity in the certificate of the client.
     pub identity: Option<IdentitySelector>,
 }
 
-/// A header.
+/// Condition on a request header.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderSelector {
-    /// Its name.
+    /// Name of the header, in any case.
     pub name: String,
-    /// Exact compares the value, Distinct makes one bucket per value. Default Exact.
+    /// Exact compares the value. Distinct matches every value and creates one bucket per value.
+    /// Default Exact.
     #[serde(rename = "type", default)]
     pub kind: SelectorType,
-    /// For Exact.
+    /// Value of the header. Required with Exact; not allowed with Distinct.
     pub value: Option<String>,
 }
 
-/// A method.
+/// Method of a request.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MethodSelector {
-    /// Its name, like `POST`.
+    /// Name of the method in capitals, like `POST`.
     pub value: String,
 }
 
-/// How a selector selects.
+/// How a selector matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum SelectorType {
-    /// Requests with this value.
+    /// Matches requests with the value that is set. They share one bucket.
     #[default]
     Exact,
-    /// All requests that have it, with one bucket per value.
+    /// Matches requests with any value, with one bucket per value.
     Distinct,
 }
 
-/// An identity in a client's certificate: a SPIFFE URI or a DNS name.
+/// Condition on the identity in the certificate of a client: a SPIFFE URI or a DNS name.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IdentitySelector {
-    /// Exact compares the value, Distinct makes one bucket per identity. Default Exact.
+    /// Exact compares the identity. Distinct matches every identity and creates one bucket per
+    /// identity. Default Exact.
     #[serde(rename = "type", default)]
     pub kind: SelectorType,
-    /// For Exact.
+    /// Identity as it is in the certificate. Required with Exact; not allowed with Distinct.
     pub value: Option<String>,
 }
 
-/// A range of client addresses.
+/// Condition on the address of a client.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourceSelector {
-    /// The range, like `10.0.0.0/8`.
+    /// Address range, like `10.0.0.0/8`.
     pub value: String,
-    /// Exact shares one bucket, Distinct makes one per address. Default Exact.
+    /// Exact has one bucket for the whole range. Distinct creates one bucket per address.
+    /// Default Exact.
     #[serde(rename = "type", default)]
     pub kind: SelectorType,
 }
 
-/// A token bucket.
+/// Rate and capacity of a token bucket.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitValue {
-    /// Tokens that come back in each `unit`.
+    /// Tokens that are refilled per `unit`, at least 1 and at most about ten million per
+    /// second.
     pub requests: u32,
-    /// The unit.
+    /// Unit of time of the rate.
     pub unit: LimitUnit,
-    /// Tokens that the bucket holds, and begins with. Default `requests`.
+    /// Capacity of the bucket in tokens, at least 1. A bucket starts full. Default `requests`.
     pub burst: Option<u32>,
 }
 
-/// A unit of time.
+/// Unit of time of a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum LimitUnit {
-    /// 1 s.
+    /// The rate is per second.
     Second,
-    /// 60 s.
+    /// The rate is per minute, which is 60 s.
     Minute,
-    /// 3600 s.
+    /// The rate is per hour, which is 3600 s.
     Hour,
-    /// 86400 s.
+    /// The rate is per day, which is 86400 s.
     Day,
 }
 
-/// What one request takes.
+/// Tokens that one request takes.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RateLimitCost {
-    /// When it comes in. Default 1.
+    /// Tokens that are taken when the request arrives. Default 1.
     pub request: Option<RequestCost>,
-    /// When its answer says what it was worth. It is taken in any case: a bucket may go into debt by as much as it holds.
+    /// Tokens that are taken when the response states its cost. They are always taken: a bucket
+    /// may go into debt by as much as its capacity. Default none.
     pub response: Option<ResponseCost>,
 }
 
-/// What one request takes when it comes in.
+/// Tokens that one request takes when it arrives.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestCost {
-    /// Where the number is from.
+    /// Source of the number.
     pub from: RequestCostFrom,
-    /// The number. 0 only beside a `response`: then a request passes as long as the bucket is not in debt.
+    /// Number of tokens, at most `burst`. 0 is allowed only with a `response` cost. The request
+    /// is then admitted while the bucket is not in debt.
     pub number: u32,
 }
 
-/// Where a cost is from.
+/// Source of the cost of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum RequestCostFrom {
-    /// From `number`.
+    /// The fixed number in `number`.
     Number,
 }
 
-/// What one request takes when it is answered.
+/// Tokens that one request takes when its response arrives.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResponseCost {
-    /// Where the number is from.
+    /// Source of the number.
     pub from: ResponseCostFrom,
-    /// The name of the header, whose value is a whole number; anything else is worth nothing, and counted.
+    /// Name of the response header that holds the cost, a whole number of tokens. Any other
+    /// value costs nothing, and a metric counts it.
     pub header: String,
 }
 
-/// Where the cost of an answer is from.
+/// Source of the cost of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ResponseCostFrom {
-    /// From `header`.
+    /// The value of the response header in `header`.
     Header,
 }

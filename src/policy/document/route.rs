@@ -1,4 +1,6 @@
-//! Which requests go where; spelled as Gateway API's HTTPRoute.
+//! Routes: which requests are sent to which backend, and what protects them.
+//!
+//! The keys follow the Gateway API's HTTPRoute. `matching` applies the precedence of routes.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,56 +14,59 @@ use crate::policy::{
     units::Percent,
 };
 
-/// A set of requests, where they go, and how they are protected.
+/// Requests that match, the backends that receive them, and the sections that protect them.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RouteEntry {
-    /// The name, unique among routes.
+    /// Name of the route, unique among routes.
     pub name: String,
-    /// The listeners whose requests are looked at.
+    /// Listeners whose requests the route applies to, at least one. All have the same
+    /// direction.
     pub listeners: Vec<String>,
-    /// Host names, exact or like `*.shop`; none means any.
+    /// Host names, exact or with a wildcard like `*.shop`, without a port. Default any host.
     #[serde(default)]
     pub hostnames: Vec<String>,
-    /// What a request must look like; any one of them suffices, and none means any request.
+    /// Conditions on the request, of which one must match. Default any request.
     #[serde(default)]
     pub matches: Vec<RouteMatch>,
-    /// Changes to the request and its answer.
+    /// Changes to the request and the response. Only RequestMirror may occur more than once.
     #[serde(default)]
     pub filters: Vec<Filter>,
-    /// Where matching requests go, by weight. None only with a redirect.
+    /// Backends that receive the requests, by weight. Only a route with a RequestRedirect
+    /// filter has none.
     #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
-    /// Who may use it, by the certificate that they show. Default everybody.
+    /// Clients that may use the route, by the identity in their certificate. Default all
+    /// clients.
     pub allow: Option<AllowedIdentities>,
-    /// The named policy of this route.
+    /// Name of the policy whose sections apply, unless the route itself sets them.
     pub policy: Option<String>,
-    /// Timeouts of this route.
+    /// Timeouts of requests, attempts and connections.
     pub timeouts: Option<Timeouts>,
-    /// Retries of this route.
+    /// Failures and statuses that are retried.
     pub retry: Option<Retry>,
-    /// The retry budget of this route.
+    /// Budget that limits the retries to a backend.
     pub retry_constraint: Option<RetryConstraint>,
-    /// The circuit breaker of this route.
+    /// Rejection of all requests to a backend that fails or is slow.
     pub circuit_breaker: Option<CircuitBreaker>,
-    /// How many requests are refused while a backend fails.
+    /// Rejection of a share of the requests while a backend fails.
     pub admission_control: Option<AdmissionControlSection>,
-    /// The limits on what is in flight of this route.
+    /// Limits on requests in flight, queued requests and connections.
     pub connection_limits: Option<ConnectionLimits>,
-    /// The rate limits of this route.
+    /// Limits on the rate of requests.
     pub rate_limit: Option<RateLimitSection>,
-    /// Further requests for an answer that is late.
+    /// Further attempts while a response is late.
     pub hedging: Option<Hedging>,
-    /// What is answered instead.
+    /// Response that replaces a failure.
     pub fallback: Option<Fallback>,
-    /// Answers that are given again when the backend fails.
+    /// Cached responses that are sent while the backend fails.
     pub stale_if_error: Option<StaleIfError>,
-    /// Faults on purpose.
+    /// Deliberate delays and errors for tests.
     pub fault_injection: Option<FaultInjection>,
 }
 
 impl RouteEntry {
-    /// The sections that the route itself gives.
+    /// Returns the protective sections that the route itself sets.
     #[must_use]
     pub fn sections(&self) -> Sections {
         Sections {
@@ -79,185 +84,197 @@ impl RouteEntry {
     }
 }
 
-/// What a request must look like; all that is given must hold.
+/// Conditions on a request. All conditions that are set must match.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RouteMatch {
-    /// The path.
+    /// Condition on the path, without the query. Default any path.
     pub path: Option<PathMatch>,
-    /// The method.
+    /// Method in capitals, like `GET`. Default any method.
     pub method: Option<String>,
-    /// Headers, all of which must match.
+    /// Conditions on request headers, all of which must match.
     pub headers: Vec<HeaderMatch>,
 }
 
-/// A path.
+/// Condition on the path of a request.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathMatch {
-    /// How it is compared. Default PathPrefix.
+    /// How the path is compared. Default PathPrefix.
     #[serde(rename = "type", default)]
     pub kind: PathMatchType,
-    /// What with.
+    /// Path with a leading `/`, or a regular expression.
     pub value: String,
 }
 
 /// How a path is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum PathMatchType {
-    /// The same.
+    /// The path equals the value.
     Exact,
-    /// The same in its first elements: `/v1` is a prefix of `/v1/a` and not of `/v10`.
+    /// The first segments of the path equal the value: `/v1` is a prefix of `/v1/a`, but not of
+    /// `/v10`.
     #[default]
     PathPrefix,
-    /// Matched as a whole by a regular expression.
+    /// The regular expression matches the whole path. The syntax is RE2 without look-around.
     RegularExpression,
 }
 
-/// A header.
+/// Condition on a request header.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderMatch {
-    /// How it is compared. Default Exact.
+    /// How the value is compared. Default Exact.
     #[serde(rename = "type", default)]
     pub kind: HeaderMatchType,
-    /// Its name.
+    /// Name of the header, in any case.
     pub name: String,
-    /// What with.
+    /// Value to compare with, or a regular expression.
     pub value: String,
 }
 
-/// How a header is compared.
+/// How the value of a header is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum HeaderMatchType {
-    /// The same.
+    /// The value of the header equals the value that is set.
     #[default]
     Exact,
-    /// Matched as a whole by a regular expression.
+    /// The regular expression matches the whole value of the header.
     RegularExpression,
 }
 
-/// Where requests go.
+/// Backend of a route, with its weight.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendRef {
-    /// The backend.
+    /// Name of the backend.
     pub name: String,
-    /// Its share. Default 1.
+    /// Share of the requests relative to the other backends of the route. 0 sends none; at
+    /// least one weight is above 0. Default 1.
     pub weight: Option<u32>,
 }
 
-/// A change to the request or its answer; the field named like the type says which.
+/// Change to the request or the response. Only the field that belongs to `type` is set.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Filter {
-    /// What is changed.
+    /// Type of the change.
     #[serde(rename = "type")]
     pub kind: FilterType,
-    /// For RequestHeaderModifier.
+    /// Changes to the headers of the request. Required with RequestHeaderModifier.
     pub request_header_modifier: Option<HeaderModifier>,
-    /// For ResponseHeaderModifier.
+    /// Changes to the headers of the response. Required with ResponseHeaderModifier.
     pub response_header_modifier: Option<HeaderModifier>,
-    /// For URLRewrite.
+    /// New host or path of the request. Required with URLRewrite.
     pub url_rewrite: Option<UrlRewrite>,
-    /// For RequestRedirect.
+    /// Redirect that the client receives. Required with RequestRedirect.
     pub request_redirect: Option<Redirect>,
-    /// For RequestMirror.
+    /// Backend that receives copies of requests. Required with RequestMirror.
     pub request_mirror: Option<RequestMirror>,
 }
 
-/// What a filter changes.
+/// Type of a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum FilterType {
-    /// Headers of the request.
+    /// Changes headers of the request.
     RequestHeaderModifier,
-    /// Headers of the answer.
+    /// Changes headers of the response.
     ResponseHeaderModifier,
-    /// Host and path of the request.
+    /// Changes the host and the path of the request.
     URLRewrite,
-    /// Answers with a redirect.
+    /// Responds with a redirect. The route then has no backends, no sections and no other
+    /// filters.
     RequestRedirect,
-    /// Sends a copy to another backend.
+    /// Sends a copy of the request to another backend.
     RequestMirror,
 }
 
-/// A copy of some requests for another backend, whose answer nobody waits for. A request whose body is longer than `retry.maxBufferedBody`, or
-/// not through when its answer begins, is not copied. Of a route's copies to one backend 128 are out at once, each for at most a minute.
+/// Sends copies of some requests to another backend. The copies do not delay the request, and
+/// their responses are discarded.
+///
+/// A request is not copied if its body exceeds `retry.maxBufferedBody`, or if its response
+/// starts before the body is complete. Upgrades are not copied. At most 128 copies per route
+/// and mirror backend are in flight, each for at most one minute.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestMirror {
-    /// Where it goes, under that backend's own policy.
+    /// Backend that receives the copies, under its own policy.
     pub backend_ref: AuxiliaryBackendRef,
-    /// The share of requests. Default 100.
+    /// Share of the requests that is copied, in percent. Default 100.
     pub percent: Option<Percent>,
 }
 
-/// Changes to headers: first `remove`, then `set`, then `add`.
+/// Changes to headers. `remove` is applied first, then `set`, then `add`.
+///
+/// The proxy writes `host`, `connection`, `content-length` and other hop-by-hop headers itself,
+/// so they cannot be changed.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct HeaderModifier {
-    /// Headers that replace those of the same name.
+    /// Headers that replace all headers of the same name.
     pub set: Vec<HttpHeader>,
-    /// Headers that are added.
+    /// Headers that are added to those of the same name.
     pub add: Vec<HttpHeader>,
-    /// Names that are taken out.
+    /// Names of headers that are removed.
     pub remove: Vec<String>,
 }
 
-/// A header.
+/// Name and value of a header.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpHeader {
-    /// Its name.
+    /// Name of the header, in any case.
     pub name: String,
-    /// Its value.
+    /// Value of the header, one line of visible characters.
     pub value: String,
 }
 
-/// A change of host and path.
+/// New host and new path of a request.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UrlRewrite {
-    /// The new host.
+    /// Host that the backend receives, with a port if needed. Default the host of the request.
     pub hostname: Option<String>,
-    /// The new path.
+    /// Change of the path. Default the path of the request.
     pub path: Option<PathRewrite>,
 }
 
-/// A change of path.
+/// Change of the path of a request. Only the field that belongs to `type` is set.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathRewrite {
-    /// What is replaced.
+    /// Part of the path that is replaced.
     #[serde(rename = "type")]
     pub kind: PathRewriteType,
-    /// For ReplaceFullPath.
+    /// New path, with a leading `/`. Required with ReplaceFullPath.
     pub replace_full_path: Option<String>,
-    /// For ReplacePrefixMatch; the route must match by a prefix.
+    /// New prefix, with a leading `/`. Required with ReplacePrefixMatch. Every match of the
+    /// route needs a path of type PathPrefix.
     pub replace_prefix_match: Option<String>,
 }
 
-/// What of a path is replaced.
+/// Part of a path that is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum PathRewriteType {
-    /// All of it.
+    /// The whole path is replaced. The query remains.
     ReplaceFullPath,
-    /// The prefix that matched.
+    /// The prefix that matched is replaced. The rest of the path and the query remain.
     ReplacePrefixMatch,
 }
 
-/// A redirect.
+/// Redirect that a client receives. The parts that are not set are those of the request, except
+/// the port.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Redirect {
-    /// `http` or `https`. Default that of the request.
+    /// Scheme of the new location, `http` or `https`. Default the scheme of the request.
     pub scheme: Option<String>,
-    /// The host. Default that of the request.
+    /// Host of the new location. Default the host of the request.
     pub hostname: Option<String>,
-    /// The port.
+    /// Port of the new location. By default, the location has no port.
     pub port: Option<u16>,
-    /// 301, 302, 303, 307 or 308. Default 302.
+    /// Status of the response: 301, 302, 303, 307 or 308. Default 302.
     pub status_code: Option<u16>,
-    /// The path. Default that of the request.
+    /// Path of the new location. Default the path of the request.
     pub path: Option<PathRewrite>,
 }

@@ -1,4 +1,7 @@
-//! The protective sections, wherever they stand: in `defaults`, in a named policy, or in a route.
+//! The protective sections that may occur in `defaults`, in a named policy, or in a route.
+//!
+//! `compile` decides which of these locations applies. Sections with a larger format have their
+//! own modules.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,34 +11,35 @@ use crate::policy::{
     units::{ByteSize, Percent, PolicyDuration, StatusRange},
 };
 
-/// A set of protective sections. `{}` means a section with its defaults, a missing one means inherit.
+/// Protective sections. An empty section `{}` applies all of its defaults. A missing section is
+/// inherited.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Sections {
-    /// How long things may take.
+    /// Timeouts of requests, attempts and connections.
     pub timeouts: Option<Timeouts>,
-    /// What is tried again.
+    /// Failures and statuses that are retried.
     pub retry: Option<Retry>,
-    /// How many retries a backend is asked to take.
+    /// Budget that limits the retries to a backend.
     pub retry_constraint: Option<RetryConstraint>,
-    /// When a backend is no longer asked.
+    /// Rejection of all requests to a backend that fails or is slow.
     pub circuit_breaker: Option<CircuitBreaker>,
-    /// How much may be in flight.
+    /// Limits on requests in flight, queued requests and connections.
     pub connection_limits: Option<ConnectionLimits>,
-    /// How many requests are refused while a backend fails.
+    /// Rejection of a share of the requests while a backend fails.
     pub admission_control: Option<AdmissionControlSection>,
-    /// How many requests may come.
+    /// Limits on the rate of requests.
     pub rate_limit: Option<RateLimitSection>,
-    /// Further requests for an answer that is late.
+    /// Further attempts while a response is late.
     pub hedging: Option<Hedging>,
-    /// What is answered instead.
+    /// Response that replaces a failure.
     pub fallback: Option<Fallback>,
-    /// Answers that are given again when the backend fails.
+    /// Cached responses that are sent while the backend fails.
     pub stale_if_error: Option<StaleIfError>,
 }
 
 impl Sections {
-    /// Whether none is given.
+    /// Returns whether no section is set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self {
@@ -62,246 +66,298 @@ impl Sections {
     }
 }
 
-/// Whether a section acts.
+/// Whether a section acts on requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum ModeSetting {
-    /// Decides and acts.
+    /// Decides and acts on the decision.
     #[default]
     Enforce,
-    /// Decides, counts and explains as Enforce would, and lets the request pass.
+    /// Decides, counts and explains like Enforce, but lets the request pass.
     Shadow,
-    /// Does nothing.
+    /// Disables the section, and does not inherit another one.
     Off,
 }
 
-/// How long things may take; `0s` is off.
+/// Timeouts of requests, attempts and connections. `0s` disables a timeout.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// The whole request with all its attempts, until the head of the answer. Default 15s.
+    /// Maximum time of the whole request with all attempts, until the response head. It starts
+    /// when the client has sent the whole request. Default 15s.
     pub request: Option<PolicyDuration>,
-    /// One attempt, until the head of the answer. Default 5s.
+    /// Maximum time of one attempt, until the response head; at most `request`. Default 5s, or
+    /// `request` if that is shorter.
     pub backend_request: Option<PolicyDuration>,
-    /// Making a connection. Default 1s.
+    /// Maximum time to establish a connection, including TLS. Default 1s.
     pub connect: Option<PolicyDuration>,
-    /// The longest silence while a body or a tunnel flows, in either direction. Default 5m.
+    /// Maximum time without data while a body or a tunnel is relayed, in either direction.
+    /// Default 5m.
     pub stream_idle: Option<PolicyDuration>,
 }
 
-/// What is tried again.
+/// Failures and statuses that are retried.
+///
+/// Without this section, only requests that the app did not process are retried, at most twice.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Retry {
-    /// Whether it acts.
+    /// Whether requests are retried. Shadow only counts the retries that would be made. Off
+    /// also disables retries of requests that the app did not process. Default Enforce.
     pub mode: ModeSetting,
-    /// Retries after the first attempt. Default 1.
+    /// Maximum number of retries after the first attempt. Retries of requests that the app did
+    /// not process do not count. Default 1.
     pub attempts: Option<u32>,
-    /// Failures that are tried again. Default connect-failure, refused-stream, reset-before-request.
+    /// Failures without a response that are retried. Default connect-failure, refused-stream,
+    /// reset-before-request.
     pub retry_on: Option<Vec<RetryTrigger>>,
-    /// Statuses that are tried again. Default 502, 503, 504.
+    /// HTTP statuses that are retried. For idempotent requests only, unless
+    /// `retryNonIdempotent` is set. Default 502, 503, 504.
     pub codes: Option<Vec<StatusRange>>,
-    /// Statuses of gRPC that are tried again, if they came instead of an answer. Default none: a call that failed at once looks the same as
-    /// one that never ran, so name only what your services give before they begin. With `retryNonIdempotent` calls are tried again as well
-    /// that fail after their head and before their first message; the head is then kept back until one of the two comes.
+    /// gRPC statuses that are retried, if the response consists of the status alone
+    /// (Trailers-Only). Default none. A call that failed immediately looks the same as one that
+    /// never ran. Name only statuses that your services send before they start a call. With
+    /// `retryNonIdempotent` or an `idempotency-key` header, a call that fails after its head
+    /// and before its first message is also retried. The sidecar holds the head back until the
+    /// message or the status arrives.
     pub grpc_codes: Option<Vec<GrpcCode>>,
-    /// The base of the wait: before retry n it is drawn from 0 to backoff * 2^(n-1) (full jitter). Default 25ms.
+    /// Base of the wait before a retry. The wait before retry n is random between 0 and
+    /// `backoff * 2^(n-1)` (full jitter). Default 25ms.
     pub backoff: Option<PolicyDuration>,
-    /// The longest wait. Default ten times `backoff`.
+    /// Maximum wait before a retry, at least `backoff`. Default ten times `backoff`.
     pub max_backoff: Option<PolicyDuration>,
-    /// Whether methods that are not idempotent may be repeated although they may have run. Default false.
+    /// Whether requests that are not idempotent are retried although they may have run. GET,
+    /// HEAD, OPTIONS, TRACE, PUT, DELETE, and requests with an `idempotency-key` header are
+    /// idempotent. Default false.
     pub retry_non_idempotent: Option<bool>,
-    /// Whether `retry-after` of the answer replaces the backoff. Default true.
+    /// Whether `retry-after` of a 429 or 503 response, or `grpc-retry-pushback-ms`, replaces
+    /// the backoff, up to 5m. Default true.
     pub respect_retry_after: Option<bool>,
-    /// The longest request body that is kept for a repeat. Default 64Ki.
+    /// Maximum size of a request body that is buffered for a repetition. A larger body is
+    /// forwarded, but the request cannot be retried. Default 64Ki.
     pub max_buffered_body: Option<ByteSize>,
 }
 
-/// A failure that is tried again.
+/// Failure without a response that is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryTrigger {
-    /// No connection could be made.
+    /// No connection could be established, including TLS.
     ConnectFailure,
-    /// HTTP/2: the stream was refused before it was looked at.
+    /// The backend reports that it did not process the request, for example with a refused
+    /// HTTP/2 stream.
     RefusedStream,
     /// The connection ended before a byte of the request was written.
     ResetBeforeRequest,
-    /// The connection ended after the request was written and before an answer. Idempotent methods only.
+    /// The connection ended after the request was written and before a response. For idempotent
+    /// requests only, unless `retryNonIdempotent` is set.
     Reset,
-    /// No answer within `timeouts.backendRequest`. Idempotent methods only.
+    /// No response arrived within `timeouts.backendRequest`. For idempotent requests only,
+    /// unless `retryNonIdempotent` is set.
     Timeout,
 }
 
-/// A status of gRPC.
+/// Status code of gRPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GrpcCode {
-    /// 1.
+    /// gRPC status 1: the client cancelled the call.
     Cancelled,
-    /// 2.
+    /// gRPC status 2: the error has no known status.
     Unknown,
-    /// 3.
+    /// gRPC status 3: an argument is invalid.
     InvalidArgument,
-    /// 4.
+    /// gRPC status 4: the deadline expired before the call completed.
     DeadlineExceeded,
-    /// 5.
+    /// gRPC status 5: a requested entity does not exist.
     NotFound,
-    /// 6.
+    /// gRPC status 6: an entity to create exists already.
     AlreadyExists,
-    /// 7.
+    /// gRPC status 7: the client may not make this call.
     PermissionDenied,
-    /// 8.
+    /// gRPC status 8: a quota or another resource is exhausted.
     ResourceExhausted,
-    /// 9.
+    /// gRPC status 9: the system is not in the required state.
     FailedPrecondition,
-    /// 10.
+    /// gRPC status 10: the call was aborted, usually by a conflict.
     Aborted,
-    /// 11.
+    /// gRPC status 11: an argument is beyond the valid range.
     OutOfRange,
-    /// 12.
+    /// gRPC status 12: the service does not offer this method.
     Unimplemented,
-    /// 13.
+    /// gRPC status 13: the service has an internal error.
     Internal,
-    /// 14.
+    /// gRPC status 14: the service is temporarily unavailable.
     Unavailable,
-    /// 15.
+    /// gRPC status 15: data is lost or corrupted.
     DataLoss,
-    /// 16.
+    /// gRPC status 16: the call has no valid credentials.
     Unauthenticated,
 }
 
 impl GrpcCode {
-    /// The number on the wire.
+    /// Returns the number of the status on the wire, 1 to 16.
     #[must_use]
     pub fn number(self) -> u8 {
         self as u8 + 1
     }
 }
 
-/// How many retries a backend is asked to take: a share of its requests, and a floor.
+/// Budget that limits the retries to a backend: a share of its requests, and a minimum rate. A
+/// retry is made if either allows it. The defaults also apply without this section.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RetryConstraint {
-    /// The share. Default 20 percent of 10s.
+    /// Share of the requests that may be retried. Default 20 percent of the requests in 10s.
     pub budget: Option<RetryBudgetSection>,
-    /// The floor. Default 10 in 1s.
+    /// Retries that are always allowed, for backends with few requests. Default 10 per 1s.
     pub min_retry_rate: Option<RetryRate>,
 }
 
-/// A share of the requests of an interval.
+/// Share of the requests in an interval that may be retried.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RetryBudgetSection {
-    /// The share. Default 20.
+    /// Retries in percent of the requests in the interval. Default 20.
     pub percent: Option<Percent>,
-    /// The interval. Default 10s.
+    /// Length of the interval, above 0s. Default 10s.
     pub interval: Option<PolicyDuration>,
 }
 
-/// A number of retries in an interval.
+/// Number of retries that are always allowed in an interval.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RetryRate {
-    /// The number. Default 10.
+    /// Number of retries per interval. Default 10.
     pub count: Option<u32>,
-    /// The interval. Default 1s.
+    /// Length of the interval, above 0s. Default 1s.
     pub interval: Option<PolicyDuration>,
 }
 
-/// When a backend is no longer asked: a state machine, not a set of limits.
+/// Rejects all requests to a backend that fails or is slow, until a few probe calls succeed. A
+/// rejected client receives 503 with the reason `breaker_open`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CircuitBreaker {
-    /// Whether it acts.
+    /// Whether an open breaker rejects requests. Shadow only counts the requests that would be
+    /// rejected. Default Enforce.
     pub mode: ModeSetting,
-    /// What one breaker watches. Default Backend.
+    /// What one breaker covers. Default Backend.
     pub scope: Option<BreakerScope>,
-    /// Failures in a row that trip; 0 is off. Default 0.
+    /// Consecutive failures that trip the breaker. 0 disables it. Default 0.
     pub consecutive_failures: Option<u32>,
-    /// What the rates are counted over. Default 10s.
+    /// Window over which the failure rate and the slow-call rate are counted, above 0s. Default
+    /// 10s.
     pub sampling_window: Option<PolicyDuration>,
-    /// No rate is looked at before so many calls. Default 20.
+    /// Minimum number of calls in the window before a rate is evaluated, at least 1. Default
+    /// 20.
     pub minimum_number_of_calls: Option<u32>,
-    /// The share of failed calls that trips; 0 is off. Default 50.
+    /// Share of failed calls, in percent, from which the breaker trips. 0 disables it. Default
+    /// 50.
     pub failure_rate_threshold: Option<Percent>,
-    /// A call longer than this is slow. Default 80 % of `timeouts.backendRequest`.
+    /// Time until the response head above which a call is slow. Default 80 % of
+    /// `timeouts.backendRequest`, or 1m if that timeout is off.
     pub slow_call_duration_threshold: Option<PolicyDuration>,
-    /// The share of slow calls that trips; 0 is off. Default 100.
+    /// Share of slow calls, in percent, from which the breaker trips. 0 disables it. Default
+    /// 100.
     pub slow_call_rate_threshold: Option<Percent>,
-    /// Statuses that are failures. Default 5xx. 429 always counts for the rate, and never for the run.
+    /// HTTP statuses that are failures. Default 5xx. A 429 always counts towards the failure
+    /// rate, and never towards `consecutiveFailures`.
     pub failure_codes: Option<Vec<StatusRange>>,
-    /// The first open time, jittered by 20 %. Default 5s.
+    /// Time for which the breaker is open after it trips, with a jitter of 20 %; above 0s.
+    /// Default 5s.
     pub wait_duration_in_open_state: Option<PolicyDuration>,
-    /// The longest open time; it doubles with each half-open round that failed. Default 1m.
+    /// Maximum open time. The open time doubles with each failed half-open round. Default 1m,
+    /// or `waitDurationInOpenState` if that is longer.
     pub max_wait_duration_in_open_state: Option<PolicyDuration>,
-    /// Calls that probe in a half-open round. Default 5.
+    /// Number of calls that probe the backend in a half-open round, at least 1. Default 5.
     pub permitted_number_of_calls_in_half_open_state: Option<u32>,
-    /// The longest half-open round; then it opens again. Default 30s.
+    /// Maximum duration of a half-open round, above 0s. After it, the breaker opens again.
+    /// Default 30s.
     pub max_wait_duration_in_half_open_state: Option<PolicyDuration>,
-    /// How long the share of admitted calls rises after closing; 0s admits all at once. Default 10s.
+    /// Time after closing during which the admitted share of the calls rises. 0s admits all
+    /// calls at once. Default 10s.
     pub recovery_ramp: Option<PolicyDuration>,
 }
 
-/// What one breaker watches.
+/// What one circuit breaker covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum BreakerScope {
-    /// A backend, over all routes that inherit the section from the same place.
+    /// A backend, for all routes that inherit the section from the same location.
     #[default]
     Backend,
-    /// A route.
+    /// A route. If the route has several backends, each of them has its own breaker.
     Route,
-    /// Each endpoint by itself; an open one is not picked, and nothing is refused while another is left.
+    /// One endpoint. While its breaker is open, the endpoint is not selected. Requests are
+    /// rejected only if no other endpoint is left.
     Endpoint,
 }
 
-/// How much may be in flight.
+/// Limits on requests in flight, queued requests and connections to a backend.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ConnectionLimits {
-    /// Whether it acts.
+    /// Whether the limits are enforced. Shadow only counts the requests that would be queued or
+    /// rejected. Default Enforce.
     pub mode: ModeSetting,
-    /// Connections to the backend at once, busy and idle. Connections of HTTP/2 are shared within a worker: it takes at least one for each
-    /// worker and endpoint to keep all busy. Default 1024.
+    /// Maximum number of connections to the backend, busy and idle, at least 1. A request that
+    /// needs a further connection is rejected with 503. A worker shares its HTTP/2 connections
+    /// among requests. To keep all workers busy, allow at least one connection per worker and
+    /// endpoint. Default 1024.
     pub max_connections: Option<u32>,
-    /// Connections to one endpoint at once, busy and idle; one that has as many is not picked while all of them are busy. Default as
-    /// `maxConnections`.
+    /// Maximum number of connections to one endpoint, busy and idle, at least 1. While all of
+    /// them are busy, the endpoint is not selected. Default `maxConnections`.
     pub max_connections_per_endpoint: Option<u32>,
-    /// Requests in flight at once. Default 1024.
+    /// Maximum number of requests in flight, at least 1. Further requests wait in the queue.
+    /// Default 1024.
     pub max_parallel_requests: Option<u32>,
-    /// Requests waiting for a place. Default 256; with an adaptive limit that acts 0, since waiting here is latency as well. Where bursts come while it is
-    /// still low, a few places to wait in cost little.
+    /// Maximum number of requests in the queue. Further requests are rejected with 503. Default
+    /// 256, or 0 with an adaptive limit in Enforce mode, because a wait in the queue adds
+    /// latency. A short queue absorbs bursts while an adaptive limit is still low.
     pub max_pending_requests: Option<u32>,
-    /// How long one may wait. Default 1s.
+    /// Maximum time that a request waits in the queue. It is then rejected with 503. Default
+    /// 1s.
     pub pending_timeout: Option<PolicyDuration>,
-    /// Retries in flight at once. Default the larger of 3 and a fifth of `maxParallelRequests`.
+    /// Maximum number of requests that retry at the same time. Default a fifth of
+    /// `maxParallelRequests`, at least 3.
     pub max_parallel_retries: Option<u32>,
-    /// Lowers `maxParallelRequests` to what the backend bears, by how long its answers take.
+    /// Limit that adapts to the latency of the backend and lowers `maxParallelRequests`.
+    /// Default none.
     pub adaptive: Option<AdaptiveConcurrency>,
 }
 
-/// A limit that is found out. A call counts against it until its answer begins, and against `maxParallelRequests` until its end. It begins with `minLimit` (AIMD: 20) and grows fast while answers take no longer for it; a request that is
-/// over it waits or is refused as over `maxParallelRequests`.
+/// Concurrency limit that adapts to the latency of the backend. Requests over it wait or are
+/// rejected as with `maxParallelRequests`.
+///
+/// A request counts towards this limit until its response starts, and towards
+/// `maxParallelRequests` until its response ends. The limit starts at `minLimit` (AIMD: at 20)
+/// and grows fast while that does not raise the latency.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AdaptiveConcurrency {
-    /// Whether it acts; Shadow counts the requests that it would have refused.
+    /// Whether the limit is enforced. Shadow only counts the requests that would be rejected.
+    /// Default Enforce.
     pub mode: ModeSetting,
-    /// How it is found out. Default Gradient2.
+    /// Algorithm that adjusts the limit. Default Gradient2.
     pub algorithm: AdaptiveAlgorithm,
-    /// Never below. Default 4.
+    /// Lower bound of the limit in requests, at least 1. Default 4, or `maxParallelRequests` if
+    /// that is lower.
     pub min_limit: Option<u32>,
-    /// Never above. Default `maxParallelRequests`.
+    /// Upper bound of the limit in requests, from `minLimit` to `maxParallelRequests`. Default
+    /// `maxParallelRequests`.
     pub max_limit: Option<u32>,
 }
 
-/// How a limit is found out (Netflix's concurrency-limits, with a view of what is usual that an overload does not change).
+/// Algorithm that adjusts a concurrency limit. The algorithms are those of Netflix's
+/// concurrency-limits, but an overload does not become the baseline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum AdaptiveAlgorithm {
-    /// Down while answers take more than 1.5 times as long as usual.
+    /// Lowers the limit while the latency is above 1.5 times the long-term baseline.
     #[default]
     Gradient2,
-    /// By the queue that the latency above the least one means.
+    /// Adjusts the limit by the queue length that the latency above the minimum latency
+    /// implies.
     Vegas,
-    /// Up by one while all is well, down by a tenth on timeouts, 429 and 503.
+    /// Raises the limit by one without drops, and lowers it by a tenth on timeouts, 429 and
+    /// 503. It ignores latency.
     AIMD,
 }

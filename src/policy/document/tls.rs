@@ -1,51 +1,62 @@
-//! TLS: towards clients and towards backends.
+//! TLS towards clients and backends, and the clients that may use a route.
+//!
+//! This module names certificate files and does not read them.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// TLS towards clients. The files are read again when they change; connections that are open keep what they began with.
+/// TLS towards clients. The files are reloaded when their content changes. Open connections
+/// keep the certificates with which they started.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListenerTls {
-    /// The certificate and its chain, PEM.
+    /// Path of the server certificate and its chain, in PEM.
     pub cert_file: String,
-    /// Its key, PEM.
+    /// Path of the private key of the certificate, in PEM.
     pub key_file: String,
-    /// The authorities that certificates of clients must come from, PEM.
+    /// Path of the certificate authorities for client certificates, in PEM. Required with
+    /// `clientAuth` Optional or Required.
     pub client_ca_file: Option<String>,
-    /// Whether a client must show a certificate. Default Required with `clientCaFile`, None without.
+    /// Whether clients present a certificate. Default Required with `clientCaFile`, otherwise
+    /// None.
     pub client_auth: Option<ClientAuth>,
 }
 
-/// Whether a client must show a certificate.
+/// Whether clients present a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ClientAuth {
-    /// It is not asked for one.
+    /// The sidecar does not request a client certificate.
     None,
-    /// It may show one, which must be good then.
+    /// A client may present a certificate. An invalid certificate is rejected.
     Optional,
-    /// It must.
+    /// A client must present a valid certificate.
     Required,
 }
 
-/// TLS towards a backend. The files are read again when they change.
+/// TLS towards the endpoints of a backend. The files are reloaded when their content changes.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendTls {
-    /// The name that the backend's certificate must have. There is no TLS without one.
+    /// Host name or IP address that the certificate of an endpoint must contain. It is also
+    /// sent as SNI.
     pub sni: String,
-    /// The authorities that its certificate must come from, PEM. Default those of the system.
+    /// Path of the certificate authorities for the certificates of the endpoints, in PEM.
+    /// Default those of the system.
     pub ca_file: Option<String>,
-    /// Our own certificate, if the backend asks for one, PEM.
+    /// Path of the client certificate that the sidecar presents, in PEM. It needs `keyFile`.
+    /// Default none.
     pub cert_file: Option<String>,
-    /// Its key, PEM.
+    /// Path of the private key of the client certificate, in PEM. It needs `certFile`. Default
+    /// none.
     pub key_file: Option<String>,
 }
 
-/// Who may use a route.
+/// Clients that may use a route, by the identity in their certificate. A listener of the route
+/// needs `clientCaFile`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AllowedIdentities {
-    /// Identities in certificates of clients: a SPIFFE URI or a DNS name, exact or with `*` at its end. Anybody else gets a 403.
+    /// Identities in client certificates, at least one: a SPIFFE URI or a DNS name, exact or
+    /// with `*` at its end. All other clients receive 403.
     pub identities: Vec<String>,
 }

@@ -1,4 +1,7 @@
-//! Backends: where their endpoints are, how one is chosen, and how it is found out which are well.
+//! Compiled backends: discovery, load balancing and health of their endpoints.
+//!
+//! The types hold configuration only. They do not know which endpoints are currently resolved
+//! or healthy.
 
 use std::{
     fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, sync::Arc, time::Duration,
@@ -12,70 +15,71 @@ use crate::{
     resilience::{Mode, health::HealthConfig, outlier::OutlierConfig, warm_up::WarmUpConfig},
 };
 
-/// A backend.
+/// Configuration of a backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendSpec {
-    /// Its name.
+    /// Name of the backend, unique in the policy set.
     pub name: Arc<str>,
-    /// Where its endpoints are.
+    /// Source of its endpoints.
     pub discovery: Discovery,
-    /// What is spoken.
+    /// Protocol towards its endpoints.
     pub protocol: Protocol,
-    /// TLS towards it.
+    /// TLS towards its endpoints; without it, connections are plain text.
     pub tls: Option<BackendTlsSpec>,
-    /// How one is chosen.
+    /// Algorithm that selects an endpoint for a request.
     pub load_balancer: LoadBalancerSpec,
-    /// How a new one comes to its share.
+    /// Slow start of new endpoints, if configured.
     pub warm_up: Option<WarmUpConfig>,
-    /// With so many endpoints in this instance's zone, they are preferred; `None` if zones do not matter.
+    /// Minimum number of endpoints in this instance's zone for which they are preferred; `None`
+    /// ignores zones.
     pub min_endpoints_in_zone: Option<u32>,
-    /// Below this percentage of available endpoints, availability is ignored.
+    /// Percentage of available endpoints below which availability is ignored, from 0 to 100.
     pub panic_threshold_percent: u32,
-    /// How health is found out.
+    /// Active health checks, if configured; without them, every endpoint counts as healthy.
     pub active_check: Option<ActiveCheckSpec>,
-    /// Which endpoints are left out for how they answer.
+    /// Ejection of endpoints that fail or are slow, if configured.
     pub outlier_detection: Option<OutlierDetectionSpec>,
 }
 
-/// Where endpoints are.
+/// Source of the endpoints of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovery {
-    /// Written in the policy.
+    /// The policy lists the endpoints.
     Static(Vec<EndpointSpec>),
-    /// In a file that is watched.
+    /// A file lists the endpoints, and is reloaded when it changes.
     File(PathBuf),
-    /// Behind a name that is resolved.
+    /// A DNS name resolves to the endpoints.
     Dns(DnsSpec),
 }
 
-/// A name that is resolved.
+/// DNS name that resolves to the endpoints of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsSpec {
-    /// The name.
+    /// Name that is resolved.
     pub name: String,
-    /// The port; `None` asks for SRV, which brings its own.
+    /// Port of the endpoints. `None` resolves SRV records, which contain the ports.
     pub port: Option<u16>,
-    /// An answer is believed at least so long.
+    /// Minimum time for which a resolution is cached.
     pub min_ttl: Duration,
-    /// And at most so long.
+    /// Maximum time for which a resolution is cached.
     pub max_ttl: Duration,
 }
 
-/// An endpoint, as it is told of where it comes from.
+/// An endpoint as its source describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointSpec {
-    /// Its address.
+    /// Address that the endpoint listens on.
     pub address: EndpointAddress,
-    /// Its share among its peers.
+    /// Share of the requests, relative to the other endpoints.
     pub weight: NonZeroU32,
-    /// Where it is.
+    /// Zone of the endpoint, if its source names one.
     pub zone: Option<Arc<str>>,
-    /// Lower ones are asked first.
+    /// Priority of the endpoint; 0 is preferred over higher numbers.
     pub priority: u32,
 }
 
 impl EndpointSpec {
-    /// An endpoint of which nothing but the address is told.
+    /// Creates an endpoint with weight 1, priority 0 and no zone.
     #[must_use]
     pub fn from_address(address: EndpointAddress) -> Self {
         Self {
@@ -87,16 +91,16 @@ impl EndpointSpec {
     }
 }
 
-/// Where an endpoint listens.
+/// Address that an endpoint listens on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EndpointAddress {
-    /// An IP address and a port.
+    /// IP address and TCP port; the port is not 0.
     Tcp(SocketAddr),
-    /// The path of a socket.
+    /// Absolute path of a Unix domain socket.
     Unix(Arc<str>),
 }
 
-/// The text is no address.
+/// Error for a text that is not the address of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InvalidEndpointAddress;
 
@@ -108,7 +112,7 @@ impl fmt::Display for InvalidEndpointAddress {
 
 impl std::error::Error for InvalidEndpointAddress {}
 
-/// The longest path that the system takes for a socket (`sun_path`), without the zero at its end.
+/// Maximum length of a socket path on Linux (`sun_path` in unix(7)), without its final zero byte.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 impl FromStr for EndpointAddress {
@@ -145,58 +149,58 @@ impl From<SocketAddr> for EndpointAddress {
     }
 }
 
-/// How an endpoint is chosen.
+/// Algorithm that selects an endpoint for a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LoadBalancerSpec {
-    /// The less busy of two.
+    /// Selects the endpoint with fewer requests in flight of two that are drawn at random.
     LeastRequest,
-    /// The cheaper of two by latency.
+    /// Selects the endpoint with the lower latency cost of two that are drawn at random.
     PeakEwma,
-    /// In turn.
+    /// Selects the endpoints in turn, by weight.
     RoundRobin,
-    /// Any.
+    /// Selects an endpoint at random, by weight.
     Random,
-    /// By a key.
+    /// Selects the endpoint that the hash of a request key maps to.
     ConsistentHash {
-        /// Where it is.
+        /// Part of the request that is hashed.
         key: HashKey,
-        /// How much more than its share an endpoint may have in flight.
+        /// Maximum load of an endpoint, as a multiple of its share; above 1.
         bound: f64,
     },
 }
 
-/// What binds a request to an endpoint.
+/// Part of a request that consistent hashing uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HashKey {
-    /// The value of a header.
+    /// Value of this header.
     Header(http::HeaderName),
-    /// The value of a cookie.
+    /// Value of this cookie.
     Cookie(String),
-    /// The client's address.
+    /// IP address of the client.
     ClientIp,
 }
 
-/// How health is found out.
+/// Configuration of active health checks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActiveCheckSpec {
-    /// What is asked.
+    /// Request that is sent to the endpoint.
     pub probe: ProbeSpec,
-    /// How often.
+    /// Time between two checks of an endpoint.
     pub interval: Duration,
-    /// How often while it is unhealthy.
+    /// Time between two checks while the endpoint is unhealthy.
     pub unhealthy_interval: Duration,
-    /// How soon after a result that differs from what is known.
+    /// Time to the next check after a result that contradicts the current health.
     pub edge_interval: Duration,
-    /// The share by which these are drawn around their values.
+    /// Share by which each time is randomized around its value, in `0.0..=1.0`.
     pub jitter: f64,
-    /// How long one may take.
+    /// Maximum time of one check.
     pub timeout: Duration,
-    /// What the results mean.
+    /// Consecutive results that change the health.
     pub thresholds: HealthConfig,
 }
 
 impl ActiveCheckSpec {
-    /// The host that is named, if it is another than the endpoint's.
+    /// Returns the host header of an HTTP check, if the policy names one.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         match &self.probe {
@@ -205,7 +209,7 @@ impl ActiveCheckSpec {
         }
     }
 
-    /// The path that is asked, if it is one of HTTP.
+    /// Returns the path of an HTTP check, or `None` for other checks.
     #[must_use]
     pub fn path(&self) -> Option<&str> {
         match &self.probe {
@@ -215,34 +219,34 @@ impl ActiveCheckSpec {
     }
 }
 
-/// What is asked.
+/// Request that an active check sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeSpec {
-    /// A GET.
+    /// An HTTP GET request.
     Http {
-        /// The path.
+        /// Path of the request.
         path: String,
-        /// The host header; the endpoint's address if absent.
+        /// Host header; without one, it is the address of the endpoint.
         host: Option<String>,
-        /// The statuses that pass.
+        /// Statuses with which the check passes.
         expected: StatusSet,
-        /// What the body must contain.
+        /// Text that the first 4 KiB of the body must contain.
         body: Option<String>,
     },
-    /// A connection.
+    /// A TCP connection, with its TLS handshake if the backend uses TLS.
     Tcp,
-    /// The health service of gRPC.
+    /// A call of the gRPC health service, `grpc.health.v1`.
     Grpc {
-        /// The service; empty for the whole server.
+        /// Service to check; empty checks the whole server.
         service: String,
     },
 }
 
-/// Which endpoints are left out for how they answer.
+/// Configuration of outlier detection, which ejects endpoints that fail or are slow.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OutlierDetectionSpec {
-    /// Whether it acts.
+    /// Whether endpoints are ejected, ejections are only logged, or detection is off.
     pub mode: Mode,
-    /// How.
+    /// Thresholds, ejection times and the maximum share of ejected endpoints.
     pub config: OutlierConfig,
 }

@@ -1,4 +1,8 @@
-//! What is done when an answer is late, and what is answered when the backend cannot.
+//! Compiled policies for degraded operation: hedging, fallbacks, stale responses, fault
+//! injection and mirroring.
+//!
+//! The types hold configuration only. They do not know the responses that are cached or the
+//! latencies that are observed.
 
 use std::{
     sync::Arc,
@@ -13,96 +17,96 @@ use crate::{
     resilience::{Mode, hedge::HedgeConfig, ratio::Ratio},
 };
 
-/// Further requests for an answer that is late.
+/// Configuration of hedging, which sends additional attempts while a response is late.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HedgingSpec {
-    /// Whether it acts.
+    /// Whether hedges are sent, only logged, or off.
     pub mode: Mode,
-    /// How many, and when.
+    /// Maximum number of attempts, and the delay before each.
     pub config: HedgeConfig,
-    /// Statuses that are no answer while there is another to be had.
+    /// HTTP statuses that are not used as the response while another attempt is in flight.
     pub non_fatal_codes: StatusSet,
-    /// The name of its state.
+    /// Name of the state; sections with the same name share the latency estimate.
     pub name: Arc<str>,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// What is answered instead.
+/// Configuration of a fallback, which replaces a failure with another response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FallbackSpec {
-    /// Whether it acts.
+    /// Whether the fallback replaces failures, is only logged, or is off.
     pub mode: Mode,
-    /// What makes it act.
+    /// Failures that the fallback replaces.
     pub triggers: Vec<FallbackTrigger>,
-    /// What it is.
+    /// Source of the replacement response.
     pub action: FallbackAction,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// What is answered instead.
+/// Response that replaces a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FallbackAction {
-    /// This.
+    /// A fixed response that the policy contains.
     Response {
-        /// The status.
+        /// Status of the response, from 200 to 599.
         status: u16,
-        /// The media type.
+        /// Value of its `content-type` header.
         content_type: HeaderValue,
-        /// The body.
+        /// Body of the response, at most 64 KiB.
         body: Bytes,
     },
-    /// What this backend says.
+    /// The response of the backend with this name.
     Backend(Arc<str>),
 }
 
-/// Answers that are given again when the backend fails.
+/// Configuration of stale responses, which are cached and replace failures of the backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaleIfErrorSpec {
-    /// Whether it acts.
+    /// Whether stale responses are used, only logged, or off.
     pub mode: Mode,
-    /// The longest time since an answer came.
+    /// Maximum age of a response that may be used.
     pub max_age: Duration,
-    /// The longest body that is kept.
+    /// Maximum size of one cached response, in bytes.
     pub max_entry_bytes: usize,
-    /// All that is kept.
+    /// Maximum size of all cached responses, in bytes.
     pub max_bytes: usize,
-    /// The name of its state.
+    /// Name of the state; sections with the same name share the cache.
     pub name: Arc<str>,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// Faults on purpose.
+/// Configuration of fault injection for a route.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FaultInjectionSpec {
-    /// Whether it acts.
+    /// Whether faults are injected, only logged, or off.
     pub mode: Mode,
-    /// When it ends.
+    /// Time after which no faults are injected.
     pub until: SystemTime,
-    /// How long requests are kept waiting, and how many of them.
+    /// Delay of requests, and the share of the requests that are delayed.
     pub delay: Option<(Duration, Ratio)>,
-    /// What requests are answered with, and how many of them.
+    /// Status that requests are aborted with, and the share of the requests that are aborted.
     pub abort: Option<(FaultAbortStatus, Ratio)>,
-    /// Requests under a fault at once.
+    /// Maximum number of concurrent requests with an injected fault.
     pub max_active_faults: u32,
 }
 
-/// An error on purpose.
+/// Status with which an injected fault aborts a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultAbortStatus {
-    /// A status.
+    /// HTTP status code of the response.
     Http(u16),
-    /// A status of gRPC.
+    /// gRPC status code; 0, which is success, does not occur.
     Grpc(u8),
 }
 
-/// A copy of some requests for another backend.
+/// Mirroring of requests: a backend receives copies, and its responses are discarded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MirrorSpec {
-    /// The backend.
+    /// Name of the backend that receives the copies.
     pub backend: Arc<str>,
-    /// How many of them.
+    /// Share of the requests that are copied.
     pub share: Ratio,
 }

@@ -1,30 +1,33 @@
-//! Who keeps the limits of the whole service.
+//! Compiled engine of the global rate limits, which all instances of the service share.
+//!
+//! The types hold configuration only. They do not know whether the engine is connected.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::policy::{snapshot::SourceLocation, units::PolicyDuration};
 
-/// What the engine is, and what is done while it does not answer.
+/// Engine of the global rate limits, and the behaviour while it does not respond.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GlobalRateLimitSpec {
-    /// The engine.
+    /// Engine that enforces the limits.
     pub engine: RateLimitEngineSpec,
-    /// How long a request waits for it.
+    /// Maximum time that a request waits for a response of the engine.
     pub timeout: Duration,
-    /// Whether requests are refused without it.
+    /// Whether requests are rejected if the engine does not respond in time; otherwise they are
+    /// admitted.
     pub fails_closed: bool,
 }
 
-/// An engine.
+/// Engine of the global rate limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RateLimitEngineSpec {
-    /// Somebody else keeps the buckets.
+    /// A remote engine holds the buckets.
     Remote(RemoteEngineSpec),
-    /// The number of a backend's endpoints divides the limit.
+    /// Each instance enforces its share: the limit divided by the number of endpoints of a backend.
     Replicas {
-        /// The backend's index.
+        /// Index of the backend.
         backend: usize,
-        /// Its name.
+        /// Name of the backend.
         name: Arc<str>,
     },
 }
@@ -52,17 +55,17 @@ impl fmt::Display for GlobalRateLimitSpec {
     }
 }
 
-/// Somebody who keeps buckets.
+/// Remote engine that holds the buckets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RemoteEngineSpec {
-    /// A Redis.
+    /// Redis, with one key per bucket.
     Redis(RedisSpec),
-    /// A server of Envoy's rate limit protocol.
+    /// A service that implements Envoy's rate limit protocol.
     Service(RateLimitServiceSpec),
 }
 
 impl RemoteEngineSpec {
-    /// What its buckets are told apart from others by.
+    /// Returns the key prefix or domain that separates its buckets from those of other services.
     #[must_use]
     pub fn namespace(&self) -> &Arc<str> {
         match self {
@@ -71,7 +74,7 @@ impl RemoteEngineSpec {
         }
     }
 
-    /// Where the policy says so.
+    /// Returns the location of the section, for messages about the engine.
     #[must_use]
     pub fn location(&self) -> &SourceLocation {
         match self {
@@ -90,31 +93,31 @@ impl fmt::Display for RemoteEngineSpec {
     }
 }
 
-/// A server of Envoy's rate limit protocol.
+/// A service that implements Envoy's rate limit protocol (`envoy.service.ratelimit.v3`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateLimitServiceSpec {
-    /// Where it is.
+    /// URL of the service.
     pub url: Arc<str>,
-    /// The domain that it knows.
+    /// Domain of the limits in the configuration of the service.
     pub domain: Arc<str>,
-    /// Where the policy says so.
+    /// Location of the section, for messages about the engine.
     pub location: SourceLocation,
 }
 
-/// A Redis.
+/// Redis server that holds the buckets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisSpec {
-    /// Where it is, with its password.
+    /// URL of the server, with its password.
     pub url: String,
-    /// Where it is, without; `HOST:PORT`.
+    /// Address of the server without the password, as `HOST:PORT`.
     pub display_address: Arc<str>,
-    /// What its keys begin with.
+    /// Prefix of the keys.
     pub key_prefix: Arc<str>,
-    /// Where the policy says so.
+    /// Location of the section, for messages about the engine.
     pub location: SourceLocation,
 }
 
-// A password is shown to nobody.
+// Not derived, so that debug output never shows the password in the URL.
 impl fmt::Debug for RedisSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisSpec")

@@ -1,48 +1,50 @@
-//! How this instance comes and goes.
+//! Compiled startup and shutdown of this instance.
+//!
+//! The types hold configuration only. They do not know the current stage or readiness.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::resilience::{Mode, lifecycle::DrainConfig, warm_up::WarmUpConfig};
 
-/// How this instance comes and goes. Backends are indices.
+/// Startup, warm-up, probes and drain of this instance. Backends are indices.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LifecycleSpec {
-    /// The backend whose check must have passed: the app.
+    /// Backend of the app, whose active check must pass before the instance is ready.
     pub required_backend: Option<usize>,
-    /// How long to wait after that.
+    /// Time between the last required pass and readiness.
     pub startup_delay: Duration,
-    /// Passes in a row that are needed.
+    /// Consecutive passes that the backend needs, at least 1.
     pub success_threshold: u32,
-    /// Backends of which an endpoint must be available.
+    /// Backends that each need an available endpoint before the instance is ready.
     pub readiness_gates: Vec<usize>,
-    /// Where the app answers probes.
+    /// Paths of the app's probes, if the app's backend is known.
     pub app_probes: Option<AppProbesSpec>,
-    /// How it takes traffic while it is new.
+    /// Gradual increase of traffic to a new instance, if configured.
     pub warm_up: Option<InstanceWarmUpSpec>,
-    /// How it leaves.
+    /// Durations and limits of the drain.
     pub drain: DrainConfig,
-    /// The backend whose endpoints are the instances of this service.
+    /// Backend whose endpoints are the instances of this service, if configured.
     pub replicas_backend: Option<usize>,
 }
 
-/// Where the app answers probes; a path that is not known cannot be asked.
+/// Paths of the app's probes. A probe without a path is not available.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppProbesSpec {
-    /// The app.
+    /// Index of the app's backend.
     pub backend: usize,
-    /// Whether it lives.
+    /// Path of the liveness probe.
     pub livez_path: Option<Arc<str>>,
-    /// Whether it is ready.
+    /// Path of the readiness probe.
     pub readyz_path: Option<Arc<str>>,
-    /// Whether it has started.
+    /// Path of the startup probe.
     pub startupz_path: Option<Arc<str>>,
 }
 
-/// How this instance takes traffic while it is new.
+/// Gradual increase of traffic to this instance while it is new.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstanceWarmUpSpec {
-    /// Whether it acts.
+    /// Whether the warm-up limits traffic, is only logged, or is off.
     pub mode: Mode,
-    /// The curve.
+    /// Duration and shape of the increase.
     pub config: WarmUpConfig,
 }

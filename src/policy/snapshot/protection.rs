@@ -1,20 +1,22 @@
-//! How the instance protects itself.
+//! Compiled overload protection, which sheds requests by priority while resources are short.
+//!
+//! The types hold configuration only. They do not know the current overload level.
 
 use http::HeaderName;
 
 use crate::resilience::{Mode, shed::ProtectionConfig};
 
-/// How the instance protects itself.
+/// Configuration of overload protection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProtectionSpec {
-    /// Whether it acts.
+    /// Whether requests are shed, shedding is only logged, or off.
     pub mode: Mode,
-    /// What is watched, and from where on.
+    /// Thresholds of the monitored signals.
     pub config: ProtectionConfig,
-    /// The header that names the class of a request.
+    /// Request header that names the priority class.
     pub priority_header: HeaderName,
-    /// The classes, highest first.
+    /// Names of the priority classes, highest first.
     pub priority_classes: [String; 4],
-    /// Whether each class fills a concurrency limit only so far.
+    /// Whether each class may use only its share of a concurrency limit.
     pub limits_concurrency_by_class: bool,
 }

@@ -1,4 +1,6 @@
-//! How many requests may come.
+//! Compiled rate limits of a route.
+//!
+//! The types hold configuration only. They do not know the tokens that are left in a bucket.
 
 use std::{
     fmt,
@@ -15,91 +17,93 @@ use crate::{
     resilience::Mode,
 };
 
-/// The rate limits of a route.
+/// Rate limits of a route, evaluated in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RateLimitSpec {
-    /// The rules; those of this instance first, and of these those with a key.
+    /// Rules in order of evaluation: local rules before global ones, and keyed rules first
+    /// among each.
     pub rules: Vec<RateLimitRuleSpec>,
-    /// Headers about them.
+    /// Rate limit headers that responses carry.
     pub headers: RateLimitHeaders,
-    /// Where the section is from.
+    /// Source of the section.
     pub origin: SectionOrigin,
 }
 
-/// One rule.
+/// Configuration of one rate limit rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RateLimitRuleSpec {
-    /// Its name.
+    /// Name of the rule, which identifies its buckets across reloads.
     pub name: Arc<str>,
-    /// Whether it acts.
+    /// Whether the rule is enforced, only logged, or off.
     pub mode: Mode,
-    /// Whether all instances share its buckets.
+    /// Whether all instances share the quota.
     pub is_global: bool,
-    /// Which requests it is about; any suffices, none means all.
+    /// Selectors of the requests; one match suffices, and no selectors match every request.
     pub selectors: Vec<SelectorSpec>,
-    /// The bucket.
+    /// Rate and burst of each bucket.
     pub quota: QuotaSpec,
-    /// What a request takes.
+    /// Tokens that a request takes from the bucket.
     pub cost: u32,
-    /// The header of an answer that says what else it was worth.
+    /// Response header whose value is charged to the bucket in addition to `cost`.
     pub response_cost_header: Option<http::HeaderName>,
-    /// How long a request may wait for its tokens.
+    /// Maximum time that a request is delayed until its tokens are available.
     pub max_wait: Duration,
-    /// How the rate begins.
+    /// Gradual increase of the rate, if configured.
     pub warm_up: Option<RateWarmUpSpec>,
-    /// What its headers say of the bucket, in the style of its section.
+    /// Value of the header that describes the quota, in the header style of the section.
     pub policy_header: Option<http::HeaderValue>,
-    /// Keys that are told apart.
+    /// Maximum number of keys with a bucket of their own; further keys share an overflow bucket.
     pub max_keys: usize,
 }
 
-/// A bucket: `requests` come back in each `unit`, and it holds `burst`.
+/// Quota of a token bucket: `requests` tokens are refilled per unit, and at most `burst` are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaSpec {
-    /// Tokens per unit.
+    /// Tokens that are refilled per unit.
     pub requests: NonZeroU32,
-    /// The unit in seconds.
+    /// Length of the unit, in seconds.
     pub unit_seconds: NonZeroU64,
-    /// What it holds.
+    /// Capacity of the bucket, in tokens.
     pub burst: NonZeroU32,
 }
 
 impl QuotaSpec {
-    /// The time in which one token comes back.
+    /// Returns the time in which one token is refilled, at least one nanosecond.
     #[must_use]
     pub fn emission_interval(self) -> Duration {
         (Duration::from_secs(self.unit_seconds.get()) / self.requests.get())
             .max(Duration::from_nanos(1))
     }
 
-    /// The time in which an empty bucket is full again.
+    /// Returns the time in which an empty bucket is refilled to its capacity.
     #[must_use]
     pub fn refill_duration(self) -> Duration {
         self.emission_interval().saturating_mul(self.burst.get())
     }
 }
 
-/// A rate that rises.
+/// Gradual increase of a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateWarmUpSpec {
-    /// How long it takes.
+    /// Duration of the increase.
     pub window: Duration,
-    /// At first the rate is divided by this.
+    /// Divisor of the rate at the start of the increase.
     pub cold_factor: u32,
 }
 
-/// A selection of requests.
+/// Selector of requests; all given conditions must match.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SelectorSpec {
-    /// Headers and the value they must have, or `None` for one bucket per value.
+    /// Headers with their required value. `None` matches any value, with one bucket per value.
     pub headers: Vec<(http::HeaderName, Option<String>)>,
-    /// The path.
+    /// Condition on the path, if any.
     pub path: Option<PathMatchSpec>,
-    /// The methods; none means any.
+    /// Permitted methods; an empty list permits every method.
     pub methods: Vec<http::Method>,
-    /// The range of client addresses, and whether there is one bucket per address.
+    /// Range of client addresses, and whether each address has its own bucket.
     pub source_cidr: Option<(ipnet::IpNet, bool)>,
-    /// The identity in the client's certificate, or `None` for one bucket per identity.
+    /// Identity in the client's certificate. The inner `None` matches any, with one bucket per
+    /// identity.
     pub identity: Option<Option<Arc<str>>>,
 }
 
@@ -144,7 +148,7 @@ impl fmt::Display for RateLimitRuleSpec {
 }
 
 impl RateLimitRuleSpec {
-    /// Whether requests are told apart by a key.
+    /// Returns whether the requests are divided into buckets by a key.
     #[must_use]
     pub fn is_keyed(&self) -> bool {
         let is_distinct = |selector: &SelectorSpec| {
@@ -156,7 +160,10 @@ impl RateLimitRuleSpec {
         self.selectors.iter().any(is_distinct)
     }
 
-    /// Whether it is a plain bucket: it says yes or no, and its rate is always the same.
+    /// Returns whether the rule is a plain token bucket.
+    ///
+    /// A plain bucket admits or rejects without delay, at a constant rate, and every request
+    /// costs at least one token.
     #[must_use]
     pub fn is_plain_token_bucket(&self) -> bool {
         self.max_wait.is_zero() && self.warm_up.is_none() && self.cost > 0

@@ -1,61 +1,64 @@
-//! TLS, as it is wanted: which files, and what is spoken. What the files hold is not policy.
+//! Compiled TLS: the certificate files and the protocols. It does not know the contents of the
+//! files.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-/// What is spoken.
+/// Protocol of a listener or a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// HTTP/1.0 and HTTP/1.1.
+    /// HTTP/1.1; a listener also accepts HTTP/1.0.
     Http1,
-    /// HTTP/2.
+    /// HTTP/2 only: by ALPN with TLS, and with prior knowledge without it.
     Http2,
-    /// gRPC over HTTP/2.
+    /// gRPC over HTTP/2. The status in the trailers determines the outcome.
     Grpc,
-    /// Whatever the client begins with.
+    /// HTTP/1 or HTTP/2, as negotiated by ALPN or detected from the first bytes.
     Auto,
 }
 
-/// TLS towards clients.
+/// TLS towards the clients of a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ListenerTlsSpec {
-    /// Our certificate and its key.
+    /// Certificate that the listener presents, and its private key.
     pub identity: IdentityFiles,
-    /// The authorities of clients' certificates.
+    /// Certificate authorities of client certificates; without them, clients present none.
     pub client_ca: Option<PathBuf>,
-    /// Whether a client may come without one.
+    /// Whether a client may connect without a certificate.
     pub is_client_certificate_optional: bool,
-    /// What is spoken.
+    /// Protocol that ALPN offers.
     pub protocol: Protocol,
-    /// Where the policy says so.
+    /// Location of the section, for messages about the files.
     pub location: SourceLocation,
 }
 
-/// TLS towards a backend.
+/// TLS towards the endpoints of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BackendTlsSpec {
-    /// The name that its certificate must have.
+    /// Server name that is sent (SNI), and that the certificate must be valid for.
     pub sni: String,
-    /// The authorities of its certificate; those of the system if absent.
+    /// Certificate authorities of the endpoints; without them, those of the system are used.
     pub ca: Option<PathBuf>,
-    /// Our certificate and its key.
+    /// Client certificate that the sidecar presents, and its private key, if configured.
     pub identity: Option<IdentityFiles>,
-    /// What is spoken.
+    /// Protocol that ALPN offers.
     pub protocol: Protocol,
-    /// Where the policy says so.
+    /// Location of the section, for messages about the files.
     pub location: SourceLocation,
 }
 
-/// A certificate and its key, in files.
+/// Paths of a certificate and its private key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdentityFiles {
-    /// The certificate and its chain.
+    /// Path of the certificate with its chain, in PEM format.
     pub cert: PathBuf,
-    /// The key.
+    /// Path of the private key, in PEM format.
     pub key: PathBuf,
 }
 
-/// Where something stands in the policy files, for messages about what it refers to. All places are equal, so that moving a line
-/// changes nothing.
+/// Location of a policy section, for messages about the files that it refers to.
+///
+/// All locations are equal and have the same hash, so that moving a line is not a change of the
+/// policy.
 #[derive(Debug, Clone)]
 pub struct SourceLocation(pub Arc<str>);
 

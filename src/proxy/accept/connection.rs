@@ -1,8 +1,12 @@
-//! A new connection of a client: who it is, and what it speaks.
+//! Decides the protocol of a new client connection, and who its client is.
 //!
-//! Under TLS both is agreed on at once. Without, a connection of HTTP/2 begins with a sentence that no request of HTTP/1 can begin with
-//! (RFC 9113 section 3.4); it is read byte by byte as it comes, and given up at the first that differs. So a request that is
-//! shorter than the sentence is not waited for, and a connection that says nothing costs nothing but its socket.
+//! With TLS, the handshake determines both. Without TLS, a listener with `protocol: auto`
+//! recognizes HTTP/2 by its connection preface, which no HTTP/1 request can start with (RFC
+//! 9113 section 3.4). The bytes are compared as they arrive, and the first one that differs
+//! means HTTP/1. A request that is shorter than the preface is therefore not delayed. A silent
+//! connection occupies only its socket and its connection permit.
+//!
+//! This module does not read requests; [`http1`] and [`http2`] do.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -24,7 +28,7 @@ use crate::{
         request::view::ClientIdentity,
         upstream::worker::Worker,
     },
-    telemetry::metrics::name,
+    telemetry::tls_subject::TlsSubject,
     transport::{
         backpressured_stream::BackpressuredStream,
         certificate,
@@ -33,10 +37,10 @@ use crate::{
     },
 };
 
-/// What a connection of HTTP/2 begins with.
+/// Connection preface of an HTTP/2 client (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves a connection to its end.
+/// Serves a client connection until it closes. The permit is released at that moment.
 pub(crate) async fn serve(
     tcp: TcpStream,
     address: SocketAddr,
@@ -69,7 +73,7 @@ pub(crate) async fn serve(
         }
     };
     if is_http2 {
-        // On the heap, so that a connection of HTTP/1 does not carry its weight.
+        // Boxing keeps the future of every HTTP/1 connection small.
         Box::pin(http2::serve(
             BackpressuredStream(connection),
             identity,
@@ -83,7 +87,10 @@ pub(crate) async fn serve(
     }
 }
 
-/// Agrees on TLS, if the listener wants it.
+/// Completes the TLS handshake, if the listener uses TLS.
+///
+/// Returns `None` if the handshake fails or exceeds the header timeout; the failure is then
+/// counted.
 async fn accept_tls(
     tcp: TcpStream,
     spec: &ListenerSpec,
@@ -99,11 +106,7 @@ async fn accept_tls(
             .state
             .telemetry
             .metrics
-            .counter(
-                name::TLS_FAILURES,
-                &[("owner", &format!("listener {}", spec.name))],
-            )
-            .increment(1);
+            .record_tls_failure(&TlsSubject::Listener(spec.name.clone()));
     };
     let Some(material) = worker.state.tls.listener_material(tls) else {
         record_tls_failure(&"there are no certificates");
@@ -127,14 +130,19 @@ async fn accept_tls(
     }
 }
 
-/// Whether the client begins with HTTP/2; `None` if it leaves, or says too little for too long. What was read is put back.
+/// Returns whether the client starts with the HTTP/2 preface. The bytes that were read are put
+/// back.
+///
+/// Returns `None` if no byte arrives within the idle timeout, the connection breaks, or the
+/// listener closes first. An incomplete preface counts as HTTP/1, after the header timeout or
+/// the end of the input.
 async fn begins_with_preface(
     connection: &mut QueuedStream,
     handle: &ConnectionHandle,
     spec: &ListenerSpec,
     listener_state: &mut watch::Receiver<ListenerState>,
 ) -> Option<bool> {
-    // Until it says something, it is like a connection between two requests.
+    // A connection without bytes is idle, as it is between two requests.
     if !http1::wait_for_request(handle, spec.limits.idle_timeout, listener_state).await {
         return None;
     }
@@ -148,12 +156,13 @@ async fn begins_with_preface(
             let mut buffer = ReadBuf::new(&mut space[..PREFACE.len() - peeked_bytes.len()]);
             match connection.read_buf(&mut buffer).await {
                 Ok(1..) => peeked_bytes.extend_from_slice(buffer.filled()),
-                // An end in the middle is for the framing to judge.
+                // The HTTP/1 session handles a connection that ends early.
                 Ok(0) | Err(_) => return Some(false),
             }
         }
     };
-    // Who says half of the sentence and no more is answered by the framing of HTTP/1, when its time for a head is over too.
+    // A client that stalls within the preface gets the response of HTTP/1, whose header timeout
+    // then runs as well.
     let is_http2 = clock::timeout(Some(spec.limits.header_timeout), detection)
         .await
         .unwrap_or(Some(false));

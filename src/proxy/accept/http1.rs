@@ -1,4 +1,10 @@
-//! The life of a connection of HTTP/1: request after request, until somebody has had enough.
+//! Serves the requests of one HTTP/1 connection in sequence, and decides when the connection
+//! closes.
+//!
+//! It bounds the time and the size of each request head. It rejects a head that exceeds them or
+//! is malformed; such a request has no route. A connection closes after an idle timeout, after
+//! a response that closes it, or when its listener closes. The module does not route requests;
+//! `serve` does.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,11 +27,13 @@ use crate::{
     transport::queued_stream::{ConnectionHandle, QueuedStream},
 };
 
-/// What is read and thrown away of a request that was answered before its end, so that the client gets to read the answer: so
-/// long, and so much.
+/// Maximum time and number of bytes for which a closing connection reads and discards input.
+///
+/// Closing with unread input resets the connection, and the client could lose the response. The
+/// time bounds the close of the proxy's side and the discarding separately.
 const LINGER_LIMITS: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
 
-/// Serves a connection to its end.
+/// Serves the requests of a connection until it closes. The permit is released at that moment.
 pub(crate) async fn serve(
     connection: QueuedStream,
     handle: Arc<ConnectionHandle>,
@@ -45,7 +53,7 @@ pub(crate) async fn serve(
             return;
         }
         is_first = false;
-        // The exchange is boxed, so that an idle connection holds little more than its socket.
+        // Boxing keeps the future of an idle connection small.
         let next = Box::pin(serve_request(
             stream,
             pipelined_bytes.take(),
@@ -63,7 +71,11 @@ pub(crate) async fn serve(
     }
 }
 
-/// Waits between two requests; `false` if there will be none.
+/// Waits for the first byte of the next request.
+///
+/// Returns `false` after the idle timeout, on a broken connection, and when the listener state
+/// is [`ListenerState::Closed`]. A client that closes the connection makes it readable, so the
+/// result is then `true`.
 pub(crate) async fn wait_for_request(
     handle: &ConnectionHandle,
     idle_timeout: Duration,
@@ -76,7 +88,10 @@ pub(crate) async fn wait_for_request(
     }
 }
 
-/// Reads, serves and finishes one request; the stream and what was read too much, if another may follow.
+/// Reads, serves and finishes one request.
+///
+/// Returns the stream and the bytes read beyond this request, if another request can follow.
+/// Returns `None` if the connection closes.
 async fn serve_request(
     stream: Stream,
     pipelined_bytes: Option<BytesMut>,
@@ -88,10 +103,11 @@ async fn serve_request(
 ) -> Option<(Stream, Option<BytesMut>)> {
     let limits = listener_context.spec.load().limits;
     let mut session = Box::new(ServerSession::new_http1(stream));
-    // Time is kept here, over the whole head and not over single reads.
+    // The timeout below covers the whole head; a session timeout would cover each read.
     session.set_read_timeout(None);
     session.set_pipelining_enabled(true);
-    // An interim answer must not end the connection; the relay decides.
+    // pingora would close the connection after an interim response to an incomplete request.
+    // The relay decides when the connection closes.
     session.set_close_on_response_before_downstream_finish(false);
     if let Some(pipelined_bytes) = pipelined_bytes {
         session.set_pipelined_prefix(pipelined_bytes);
@@ -101,7 +117,8 @@ async fn serve_request(
     let read = clock::timeout(Some(limits.header_timeout), session.read_request()).await;
     let is_header_too_large = handle.is_read_limit_reached();
     handle.set_read_limit(None);
-    // What was read while the policies changed is served under the name that they know.
+    // The specification is loaded after the read, so that a request that waited during a reload
+    // uses the current listener name.
     let stream = DownstreamStream::Http1(DownstreamHttp1 {
         session,
         handle: handle.clone(),
@@ -117,8 +134,9 @@ async fn serve_request(
             let disposition = serve::serve(worker, &mut client, is_closing).await;
             return finish_request(client, disposition).await;
         }
-        // Nothing came, or the client left in the middle of a head.
+        // The client closed the connection before its next request.
         Ok(Ok(false)) => return None,
+        // A connection that sent no byte is idle, so it closes without a response.
         Err(clock::Elapsed)
             if handle.bytes_received() == bytes_received_at_start && !has_replay_bytes =>
         {
@@ -126,6 +144,7 @@ async fn serve_request(
         }
         Err(clock::Elapsed) => Reason::HeaderTimeout,
         Ok(Err(_)) if is_header_too_large => Reason::HeaderTooLarge,
+        // The client closed the connection within a head, so it cannot receive a response.
         Ok(Err(error))
             if matches!(
                 error.etype,
@@ -155,6 +174,8 @@ async fn serve_request(
     None
 }
 
+/// Returns the stream and the bytes read beyond this request, if the connection is reused.
+/// Otherwise it closes the connection as the disposition requires.
 async fn finish_request(
     mut client: Client,
     disposition: ConnectionDisposition,
@@ -164,7 +185,6 @@ async fn finish_request(
     };
     match disposition {
         ConnectionDisposition::Close => None,
-        // The client may be sending already what will not be read; closing at once would cost it the end of the answer.
         ConnectionDisposition::Reuse if http1.session.get_keepalive().is_some() => {
             let DownstreamStream::Http1(http1) = client.stream else {
                 return None;
@@ -177,6 +197,8 @@ async fn finish_request(
                 .flatten()
                 .map(pingora::protocols::http::ReusableHttpStream::into_parts)
         }
+        // The client may still be sending. An immediate close could lose the end of the
+        // response.
         ConnectionDisposition::Reuse | ConnectionDisposition::Linger => {
             linger(&mut client).await;
             None
@@ -184,19 +206,22 @@ async fn finish_request(
     }
 }
 
-/// Ends our side and takes in what the client is still sending. Closing at once would reset the connection, and the client
-/// might lose the answer before it has read it.
+/// Closes the proxy's side, then reads and discards input until the client closes or a limit of
+/// [`LINGER_LIMITS`] is reached.
+///
+/// An immediate close would reset the connection. The client could then lose the response
+/// before it reads it.
 async fn linger(client: &mut Client) {
     let DownstreamStream::Http1(http1) = &mut client.stream else {
         return;
     };
-    // A client that takes nothing more cannot be told of the end.
+    // A client that no longer reads cannot receive the close, so the wait is bounded.
     _ = clock::timeout(Some(LINGER_LIMITS.0), http1.session.shutdown()).await;
     let handle = http1.handle.clone();
     let (time, bytes) = LINGER_LIMITS;
     let bytes_received_max = handle.bytes_received() + bytes;
     let discard_input = async {
-        // On the heap, so that it takes no room in every request's future.
+        // A heap buffer keeps the future of every request small.
         let mut scratch = vec![0_u8; 4096];
         while handle.bytes_received() < bytes_received_max && handle.socket_readable().await.is_ok()
         {
@@ -206,6 +231,6 @@ async fn linger(client: &mut Client) {
             }
         }
     };
-    // Enough patience was shown either way.
+    // The connection closes in both cases, so the result has no meaning.
     _ = clock::timeout(Some(time), discard_input).await;
 }

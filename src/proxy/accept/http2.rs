@@ -1,4 +1,9 @@
-//! The life of a client's connection of HTTP/2: streams, each a request, until somebody has had enough.
+//! Serves the streams of one HTTP/2 client connection, and decides when the connection closes.
+//!
+//! Each stream carries one request and runs in its own task. The connection ends gracefully
+//! with GOAWAY after an idle timeout, when its listener stops, or when the instance drains. It
+//! ends abruptly if the client abuses stream resets. The module does not route requests;
+//! `serve` does.
 
 use std::{
     sync::{
@@ -29,29 +34,37 @@ use crate::{
         },
     },
     resilience::lifecycle::Stage,
-    telemetry::metrics::name,
     transport::backpressured_stream::BackpressuredStream,
 };
 
-/// Requests that a client may give up before it has an answer, beyond half of all, before its connection is ended: opening and
-/// resetting streams in turn costs a client nothing and its server everything (CVE-2023-44487, "rapid reset").
+/// Number of requests per connection that a client may cancel before their response ends,
+/// whatever their share.
+///
+/// Above it, a connection on which more than half of all requests were cancelled closes. A
+/// client opens and resets streams at almost no cost, but each one costs the server work
+/// (CVE-2023-44487, "rapid reset").
 const PREMATURE_RESET_ALLOWANCE: usize = 200;
 
-/// Streams whose windows a connection of a client holds open at once: who asks for more at a time than that shares them.
+/// Maximum number of full stream windows that the connection window holds. A client with more
+/// concurrent streams shares the connection window among them.
 const MAX_STREAM_WINDOWS: u32 = 50;
 
-/// A client that is told of the end and has nothing running gets so long to take note of it.
+/// Time after which a connection without open streams closes, although its client has not
+/// closed it after GOAWAY.
 const GOAWAY_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the streams of a connection share.
+/// Stream counts of one connection.
 #[derive(Debug, Default)]
 struct StreamCounters {
+    /// Number of streams whose request task is running.
     open_count: AtomicUsize,
+    /// Number of streams since the start of the connection.
     opened_count: AtomicUsize,
+    /// Number of streams that the client reset before their response ended.
     premature_resets: AtomicUsize,
 }
 
-/// A stream that is counted.
+/// Counts one stream as open until it is dropped.
 struct OpenStreamGuard(Arc<StreamCounters>);
 
 impl Drop for OpenStreamGuard {
@@ -60,7 +73,7 @@ impl Drop for OpenStreamGuard {
     }
 }
 
-/// Serves a connection to its end.
+/// Serves the streams of a connection until it closes. The permit is released at that moment.
 pub(crate) async fn serve(
     stream: BackpressuredStream,
     identity: ClientIdentity,
@@ -103,16 +116,17 @@ pub(crate) async fn serve(
                     counters.opened_count.fetch_add(1, Ordering::Relaxed);
                     tokio::spawn(serve_stream(client, worker.clone(), OpenStreamGuard(counters.clone())));
                     if is_abusive(&counters, limits.max_concurrent_streams) {
-                        worker.state.telemetry.metrics.counter(name::CONNECTIONS_ABUSED, &[("listener", &permit.listener_context().spec.load().name)]).increment(1);
+                        worker.state.telemetry.metrics.record_abused_connection(&permit.listener_context().spec.load().name);
                         connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
                 }
-                // The connection is over, or broken; what was served on it is, too.
+                // The connection has ended or is broken. Its remaining streams then fail in
+                // their own tasks.
                 Some(Err(_)) | None => return,
             },
             () = wait_for_shutdown(&mut listener_state, &mut drain_stages, &counters), if !is_shutting_down => {
                 is_shutting_down = true;
-                // Only from now on it has its time to take note of it.
+                // The timeout of the client counts from the GOAWAY frame.
                 last_active = clock::now();
                 connection.graceful_shutdown();
             }
@@ -122,7 +136,7 @@ pub(crate) async fn serve(
                     continue;
                 }
                 if is_shutting_down {
-                    // It does not answer, or does not read: it has had its time.
+                    // The client has not closed the connection in time.
                     return;
                 }
                 is_shutting_down = true;
@@ -132,8 +146,11 @@ pub(crate) async fn serve(
     }
 }
 
-/// Waits until the client is to be told that the connection ends: its listener does, or this instance, as its callers see it. Who has only just come is
-/// served once; told before, it could ask nothing on this connection.
+/// Waits until the connection must start a graceful shutdown.
+///
+/// It starts when the listener stops accepting connections, or when the instance drains and the
+/// connection is inbound. A drain waits for the first stream of a new connection, because a
+/// GOAWAY before it would leave that connection useless.
 async fn wait_for_shutdown(
     listener_state: &mut watch::Receiver<ListenerState>,
     drain_stages: &mut Option<watch::Receiver<Stage>>,
@@ -156,7 +173,11 @@ async fn wait_for_shutdown(
     }
 }
 
-/// Whether a client gives up most of what it asks, or more of that is still being cleared away than it may ask at once.
+/// Returns whether the client resets most of its streams, or has more than twice `max_streams`
+/// open streams plus [`PREMATURE_RESET_ALLOWANCE`].
+///
+/// A reset stream remains open here until its task ends. The number of open tasks can therefore
+/// exceed `max_streams`, the number of concurrent streams that the client may open.
 fn is_abusive(counters: &StreamCounters, max_streams: u32) -> bool {
     let premature_resets = counters.premature_resets.load(Ordering::Relaxed);
     let has_too_many_open_streams = counters.open_count.load(Ordering::Relaxed)
@@ -166,8 +187,9 @@ fn is_abusive(counters: &StreamCounters, max_streams: u32) -> bool {
             && premature_resets * 2 > counters.opened_count.load(Ordering::Relaxed))
 }
 
+/// Serves one stream, and counts it if the client reset it before its response ended.
 async fn serve_stream(mut client: Client, worker: Arc<Worker>, open_guard: OpenStreamGuard) {
-    // A stream is over with its answer; there is nothing to be reused.
+    // A stream carries only one request, so its disposition has no meaning.
     _ = serve::serve(&worker, &mut client, false).await;
     if let DownstreamStream::Http2(stream) = &client.stream
         && stream.was_reset_prematurely()

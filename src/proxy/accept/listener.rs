@@ -1,4 +1,10 @@
-//! Taking connections.
+//! Accepts the connections of one listener on every worker.
+//!
+//! A listener is bound first and activated later, so that a policy reload can fail before it
+//! changes anything. Each worker accepts on its own handle of the socket. When a listener
+//! closes, it first accepts the connections that the kernel has completed, because closing the
+//! socket would reset them. The module does not know which listeners a policy contains;
+//! `listeners` does.
 
 use std::{
     io,
@@ -21,48 +27,53 @@ use crate::{
         upstream::worker::{Worker, WorkerHandle},
     },
     state::{State, instance::listener_sockets::AcceptScope},
-    telemetry::metrics::name,
 };
 
-/// Connections that the system may hold back for us.
+/// Requested length of the accept queue of a socket, in connections. The kernel may lower it.
 const ACCEPT_BACKLOG: i32 = 4096;
 
-/// How long accepting pauses when the system gives no more sockets.
+/// Pause after a failed accept, for example when the process has no file descriptor left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// A bound socket.
+/// Listening socket that does not accept connections yet.
 #[derive(Debug)]
 pub(crate) struct BoundListener {
     socket: TcpListener,
-    /// Whether somebody else has bound it.
+    /// Whether another process bound the socket.
     is_inherited: bool,
-    /// One handle on the socket for each worker.
+    /// Duplicates of the socket, one for each worker.
     worker_sockets: Vec<TcpListener>,
+    /// Local address of the socket, with its actual port.
     address: SocketAddr,
 }
 
-/// A listener that takes requests.
+/// Listener whose workers accept connections, until its state changes.
 #[derive(Debug)]
 pub(crate) struct ActiveListener {
     context: Arc<ListenerContext>,
     state_sender: watch::Sender<ListenerState>,
-    /// The real address.
+    /// Local address of the socket, with its actual port.
     pub(crate) address: SocketAddr,
-    /// Whether somebody else has bound its socket.
+    /// Whether another process bound the socket.
     pub(crate) is_inherited: bool,
-    /// As long as it takes connections: a handle to give to who takes over. Guards single reads and the closing.
+    /// Handle to duplicate for a successor process; `None` once the listener stops accepting.
+    /// The lock covers single accesses.
     socket: Mutex<Option<TcpListener>>,
 }
 
 impl BoundListener {
-    /// Binds an address, for so many workers.
+    /// Binds an address and creates a socket handle for each of `workers`.
+    ///
+    /// # Errors
+    /// If the address cannot be bound, or no file descriptor is available.
     pub(crate) fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
         let socket = socket2::Socket::new(
             socket2::Domain::for_address(address),
             socket2::Type::STREAM,
             Some(socket2::Protocol::TCP),
         )?;
-        // So that a restart need not wait for the last connections of its predecessor.
+        // Without this option, a restart could not bind while connections of its predecessor
+        // linger.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -70,7 +81,10 @@ impl BoundListener {
         Self::from_socket(socket.into(), workers, false)
     }
 
-    /// Takes a socket that somebody else has bound, for so many workers.
+    /// Adopts a socket that another process bound, and creates a handle for each of `workers`.
+    ///
+    /// # Errors
+    /// If the socket has no local address, or no file descriptor is available.
     pub(crate) fn from_inherited(socket: TcpListener, workers: usize) -> io::Result<Self> {
         Self::from_socket(socket, workers, true)
     }
@@ -89,12 +103,14 @@ impl BoundListener {
         })
     }
 
-    /// The real address.
+    /// Returns the local address of the socket, with its actual port.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes requests, on every worker; `connections` counts those of the clients.
+    /// Starts accepting connections on every worker.
+    ///
+    /// A listener on an inherited socket first waits until `gate` permits its direction.
     pub(crate) fn listen(
         self,
         spec: ListenerSpec,
@@ -122,7 +138,8 @@ impl BoundListener {
             );
             let is_inherited = self.is_inherited;
             worker.runtime.spawn(async move {
-                // Where somebody else may still serve, or what comes waits, nobody is served before this instance can.
+                // On an inherited socket, the predecessor may still accept connections, or they
+                // wait in the accept queue. This instance accepts them once it can serve them.
                 if is_inherited && gate.wait_for(|gate| *gate >= required_gate).await.is_err() {
                     return;
                 }
@@ -140,12 +157,15 @@ impl BoundListener {
 }
 
 impl ActiveListener {
-    /// Follows a new specification; its address is not looked at.
+    /// Applies a new specification to new requests and new connections. Its address is ignored.
     pub(crate) fn reconfigure(&self, spec: ListenerSpec) {
         self.context.spec.store(Arc::new(spec));
     }
 
-    /// Another handle on its socket, if it takes connections.
+    /// Returns a duplicate of the socket, or `None` if the listener has stopped accepting.
+    ///
+    /// # Errors
+    /// If no file descriptor is available.
     pub(crate) fn try_clone_socket(&self) -> io::Result<Option<TcpListener>> {
         self.socket
             .lock()
@@ -155,12 +175,15 @@ impl ActiveListener {
             .transpose()
     }
 
-    /// What the listener follows.
+    /// Returns the specification in force.
     pub(crate) fn spec(&self) -> Arc<ListenerSpec> {
         self.context.spec.load_full()
     }
 
-    /// Is on its way out so far; it never comes back. Requests that are being served run on.
+    /// Stops accepting connections and advances to a later state. An earlier state has no
+    /// effect.
+    ///
+    /// Requests in flight continue. A listener never returns to [`ListenerState::Open`].
     pub(crate) fn advance_to(&self, listener_state: ListenerState) {
         self.socket
             .lock()
@@ -173,6 +196,7 @@ impl ActiveListener {
     }
 }
 
+/// Accepts connections until the listener stops, then the accept queue if it closes.
 async fn run_accept_loop(
     socket: TcpListener,
     context: Arc<ListenerContext>,
@@ -192,27 +216,28 @@ async fn run_accept_loop(
             Ok((tcp, client_address)) => {
                 spawn_connection(tcp, client_address, &context, &worker, &listener_state)
             }
-            // The system has no more sockets, or the client left before it was accepted. Trying again at once would spin.
+            // The process has no file descriptor left, or the client closed the connection
+            // before it was accepted. An immediate retry could spin.
             Err(error) => {
                 tracing::debug!("accepting failed: {error}");
                 clock::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
-    // Whoever has taken the socket over takes what waits in it, too.
+    // After a handover the state is `Draining`, and the new process accepts the queue.
     if *listener_state.borrow() == ListenerState::Closed {
         accept_backlog(socket, &context, &worker, &listener_state);
     }
 }
 
-/// Takes the connections that the system has made for us already: closing the socket would reset them.
+/// Accepts the connections in the accept queue, because closing the socket would reset them.
 fn accept_backlog(
     socket: tokio::net::TcpListener,
     context: &Arc<ListenerContext>,
     worker: &Arc<Worker>,
     listener_state: &watch::Receiver<ListenerState>,
 ) {
-    // The system is asked itself: what tokio knows of the socket may be older than the last connection.
+    // The call goes to the kernel, because the readiness that tokio has cached can be outdated.
     let Ok(socket) = socket.into_std() else {
         return;
     };
@@ -226,6 +251,7 @@ fn accept_backlog(
     }
 }
 
+/// Serves a connection in its own task. A connection beyond the limit is closed and counted.
 fn spawn_connection(
     tcp: TcpStream,
     client_address: SocketAddr,
@@ -239,11 +265,10 @@ fn spawn_connection(
             .state
             .telemetry
             .metrics
-            .counter(name::CONNECTIONS_REFUSED, &[("listener", &spec.name)])
-            .increment(1);
+            .record_refused_connection(&spec.name);
         return;
     };
-    // Answers are pushed when they are complete; waiting for more would only delay them.
+    // A response is written as a whole, so Nagle's algorithm would only delay it.
     _ = tcp.set_nodelay(true);
     tokio::spawn(connection::serve(
         tcp,

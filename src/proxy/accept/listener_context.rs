@@ -1,4 +1,7 @@
-//! What a listener and its connections share.
+//! State that a listener shares with its connections: the specification, the number of
+//! connections, and the state of the listener.
+//!
+//! It enforces the maximum number of connections of a listener. It does not know sockets.
 
 use std::sync::{
     Arc,
@@ -9,36 +12,39 @@ use arc_swap::ArcSwap;
 
 use crate::{policy::snapshot::ListenerSpec, state::State};
 
-/// How far a listener is on its way out, in order.
+/// State of a listener. A listener moves through the states in this order and never back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ListenerState {
-    /// It takes connections.
+    /// The listener accepts connections.
     Open,
-    /// It takes none. Each of those that are open ends with its next answer.
+    /// The listener accepts no connections. Each open connection closes after its next
+    /// response.
     Draining,
-    /// Those that are idle end, too.
+    /// The listener accepts no connections, and idle connections close at once.
     Closed,
 }
 
-/// What the connections of a listener share.
+/// Data that a listener shares with its connections.
 #[derive(Debug)]
 pub(crate) struct ListenerContext {
+    /// Specification in force. A policy reload replaces it while connections are open.
     pub(crate) spec: ArcSwap<ListenerSpec>,
+    /// Number of open connections.
     pub(crate) connections: Arc<AtomicU32>,
     pub(crate) state: Arc<State>,
 }
 
-/// A place among a listener's connections.
+/// Permit for one connection of a listener. A drop releases it.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit(Arc<ListenerContext>);
 
 impl ConnectionPermit {
-    /// What the connections of the listener share.
+    /// Returns the data that the connection shares with its listener.
     pub(crate) fn listener_context(&self) -> &Arc<ListenerContext> {
         &self.0
     }
 
-    /// Counts a connection, unless the listener has as many as it may.
+    /// Acquires a permit, or returns `None` if the listener has its maximum of connections.
     pub(crate) fn try_acquire(context: &Arc<ListenerContext>) -> Option<Self> {
         let max = context.spec.load().limits.max_connections;
         let acquired =

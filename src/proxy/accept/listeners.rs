@@ -1,7 +1,12 @@
-//! The listeners of the moment, and how they follow a new set of policies.
+//! The active listeners, and how a policy reload changes them.
 //!
-//! New sockets are bound first: if one cannot be, nothing has changed. A listener that keeps its address keeps its socket and its
-//! connections, whatever else about it changes, its name included. One that is gone stops accepting; what it serves runs on.
+//! A reload first binds the sockets that are missing. If one cannot be bound, nothing changes.
+//! A listener that keeps its address keeps its socket and its connections, even if its name or
+//! other settings change. A listener that the policy no longer contains stops accepting, and
+//! its requests in flight continue.
+//!
+//! The control tasks call this module through [`ListenerSet`], for a reload, a drain and a
+//! handover. It does not decide when these happen.
 
 use std::{
     collections::HashMap,
@@ -31,27 +36,29 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// The listeners of an instance.
+/// Active listeners of an instance.
 #[derive(Debug)]
 pub struct Listeners {
     workers: Vec<WorkerHandle>,
     state: Arc<State>,
-    /// Sockets that are bound already.
+    /// Sockets that another process bound. A listener takes its socket from here, if there is
+    /// one.
     inherited: Arc<InheritedSockets>,
-    /// By name; guards the following of a new set.
+    /// Active listeners by name. The lock is held for a whole reload.
     active: Mutex<HashMap<Arc<str>, ActiveListener>>,
 }
 
-/// What a new set needs, with its new sockets bound.
+/// Changes for a new set of listeners, with its new sockets already bound.
 #[derive(Default)]
 struct ListenerPlan {
-    /// Listeners to go on with: the name they have now, and what they follow from now on.
+    /// Listeners that keep their socket: the current name, and the new specification.
     retained: Vec<(Arc<str>, ListenerSpec)>,
+    /// Listeners with a new or inherited socket, and their specification.
     newly_bound: Vec<(BoundListener, ListenerSpec)>,
 }
 
 impl Listeners {
-    /// Makes a set without listeners.
+    /// Creates an empty set. The first call of [`ListenerSet::reconcile`] fills it.
     #[must_use]
     pub fn new(
         workers: Vec<WorkerHandle>,
@@ -66,12 +73,21 @@ impl Listeners {
         }
     }
 
-    /// The real address of a listener.
+    /// Returns the local address of a listener, with its actual port; `None` if there is no
+    /// listener with this name.
     #[must_use]
     pub fn address(&self, name: &str) -> Option<SocketAddr> {
         self.lock().get(name).map(|active| active.address)
     }
 
+    /// Matches the listeners of a snapshot to the active ones, and binds the sockets that are
+    /// missing.
+    ///
+    /// A listener matches by name and address, or else by address alone. With port 0 an address
+    /// is not unique, so the name must match as well.
+    ///
+    /// # Errors
+    /// If a socket cannot be bound.
     fn bind_new_listeners(
         &self,
         active: &HashMap<Arc<str>, ActiveListener>,
@@ -111,6 +127,7 @@ impl Listeners {
     }
 }
 
+/// Returns the owner under which a handover passes the socket of a listener.
 fn owner_name(listener: &str) -> String {
     format!("listener {listener}")
 }

@@ -1,4 +1,7 @@
-//! Admission control: while a backend fails, a share of its requests is rejected (Google SRE book, "Handling Overload").
+//! Admission control: while a backend fails, a share of its requests is rejected (Google SRE
+//! book, "Handling Overload").
+//!
+//! The module does not compute the share. `AdmissionState` derives it from recent results.
 
 use std::time::Instant;
 
@@ -12,7 +15,9 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// Rejects a share of the requests to a backend that fails.
+/// Rejects a share of the requests to a failing backend.
+///
+/// In shadow mode a rejection is recorded, and the request is admitted.
 pub(crate) fn check(context: &RequestContext<'_>, now: Instant) -> Result<(), Rejection> {
     let Some(admission_control) = &context.destination.admission_control else {
         return Ok(());

@@ -1,4 +1,6 @@
-//! Which clients may use a route, by the identity in their certificate.
+//! The allow list of a route: which clients may use it, by the identity in their certificate.
+//!
+//! The module does not verify certificates. The TLS handshake of the listener has done so.
 
 use crate::{
     proxy::request::{rejection::Rejection, view::RequestView},
@@ -7,6 +9,9 @@ use crate::{
 };
 
 /// Rejects a client whose certificate identity the route does not allow.
+///
+/// A pattern that ends with `*` allows every identity with the prefix before it. A route
+/// without a list allows every client.
 pub(crate) fn check_identity(
     route: &RouteState,
     request: &RequestView<'_>,

@@ -1,4 +1,8 @@
-//! The concurrency limit towards a backend, with its queue.
+//! The concurrency limit of a backend: requests above the limit wait in a queue or are
+//! rejected.
+//!
+//! The module does not know how the limit is chosen. `state::policies::concurrency_limit` keeps
+//! the limit, its queue and its adaptation.
 
 use std::sync::Arc;
 
@@ -20,7 +24,15 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// Takes a permit of the concurrency limit, or waits for one within the pending timeout.
+/// Acquires a permit of the concurrency limit, waiting at most the pending timeout in its
+/// queue.
+///
+/// Returns `None` if the destination has no limit. If the protection policy limits concurrency
+/// by priority class, a low class is rejected before the limit is reached.
+///
+/// # Errors
+/// A rejection if the limit is reached and the queue is full, the pending timeout ends, the
+/// priority class is shed, or the client closes.
 pub(crate) async fn acquire_permit(
     task: &mut RequestTask<'_>,
 ) -> Result<Option<ConcurrencyPermit>, Rejection> {

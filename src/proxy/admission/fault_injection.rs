@@ -1,4 +1,7 @@
-//! Faults on purpose: some requests are late, some fail, until the time that the policy gives.
+//! Fault injection: a share of the requests is delayed or aborted until the end time of the
+//! policy.
+//!
+//! The module draws which requests are affected. It does not write the aborted response.
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -13,10 +16,17 @@ use crate::{
         },
     },
     resilience::Mode,
-    telemetry::{decision_log::Decision, reason::Reason},
+    telemetry::{decision::Decision, reason::Reason},
 };
 
-/// Does to a request what the policy says. The place among those under a fault is held until the request ends.
+/// Draws a fault for a request and injects it.
+///
+/// A delay returns a permit that counts the request as affected until it ends. No fault is
+/// injected after the end time of the policy, in shadow mode, or while no permit is free.
+/// Shadow mode only records what it would have injected.
+///
+/// # Errors
+/// The rejection of an aborted request, or of a client that closed during the delay.
 pub(crate) async fn inject(
     task: &mut RequestTask<'_>,
     fault: &FaultInjectionSpec,

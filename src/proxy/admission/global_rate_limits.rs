@@ -1,7 +1,10 @@
-//! Limits of all instances: asking whoever keeps them, and going on without.
+//! Global rate limits: buckets that all instances share and that a remote engine keeps.
 //!
-//! All buckets that are about a request are asked for under one time-out of the policy's. What nobody answers passes, or is refused if the
-//! policy fails closed; either is counted.
+//! All buckets that select a request are queried at once, under one timeout of the policy.
+//! Without a result in time, the request is admitted, or rejected if the policy fails closed.
+//! The engine metrics count either case.
+//!
+//! The module does not know the protocol of the engine or its address.
 
 use std::{
     fmt::Write as _,
@@ -34,12 +37,19 @@ use crate::{
     telemetry::{engine_metrics::EngineOutcome, reason::Reason},
 };
 
-/// So many bytes of a hash tell keys apart.
+/// Bytes of the SHA-256 hash that form a bucket key. The key is twice as many hexadecimal
+/// digits.
 const KEY_BYTES: usize = 16;
-/// The key of all that are not told apart.
+/// Key that requests share when a rule already tracks its maximum number of keys.
 const OVERFLOW_KEY: &str = "overflow";
 
-/// Takes the tokens of a request out of every bucket of all instances that is about it; how long to wait for them.
+/// Takes the tokens of a request from every global bucket that selects it.
+///
+/// Returns the longest wait for the tokens.
+///
+/// # Errors
+/// A rejection if a bucket has too few tokens, or if the policy fails closed and the engine
+/// returns no result.
 pub(crate) async fn acquire(
     task: &mut RequestTask<'_>,
     remote: &Arc<RemoteLimits>,
@@ -70,7 +80,8 @@ pub(crate) async fn acquire(
         return Ok(Duration::ZERO);
     }
     let verdicts = query_engine(context, remote, requests, now).await;
-    // What nobody answers is charged all the same; the engine may be back by then.
+    // Without a result from the engine, the response is charged anyway. The engine may have
+    // recovered by then.
     let is_charged = |position: usize| {
         verdicts
             .as_ref()
@@ -111,7 +122,7 @@ pub(crate) async fn acquire(
     Ok(longest_wait)
 }
 
-/// Charges what an answer was worth, without making it wait.
+/// Queues the charge for the cost of a response, without delaying the response.
 pub(crate) fn charge_response(
     context: &RequestContext<'_>,
     index: usize,
@@ -126,7 +137,10 @@ pub(crate) fn charge_response(
     }
 }
 
-/// What the engine says, if it says anything in time.
+/// Queries the engine for all buckets of a request.
+///
+/// Returns `None` if the engine is not connected, its breaker is open, the query fails, or the
+/// timeout ends.
 async fn query_engine(
     context: &RequestContext<'_>,
     remote: &Arc<RemoteLimits>,
@@ -195,8 +209,11 @@ fn build_request(
     }
 }
 
-/// What tells a request apart from others under a rule, if anything does, the same on all instances; the hash keeps what clients send out of
-/// the engine, and short. Keys beyond the bound share one. `None` if the rule is not about the request.
+/// Returns the bucket key of a request under a global rule, which is the same on all instances.
+///
+/// Returns `Some(None)` if the rule has one bucket for all requests, and `None` if the rule
+/// does not select the request. The key is a hash: it keeps client data out of the engine and
+/// bounds the key length. Requests beyond the maximum number of tracked keys share one key.
 #[expect(
     clippy::option_option,
     reason = "selected or not, and then keyed or not, are two questions"
@@ -223,7 +240,7 @@ fn limit_key(
     }
     let mut key = String::with_capacity(2 * KEY_BYTES);
     for byte in &hash.as_ref()[..KEY_BYTES] {
-        // Writing to a String cannot fail.
+        // Writing to a string cannot fail.
         _ = write!(key, "{byte:02x}");
     }
     Some(Some(key))

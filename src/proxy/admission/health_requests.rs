@@ -1,11 +1,15 @@
-//! Requests that check the app's health. No overload policy rejects them: a rejected check would restart the app.
+//! Recognizes requests that check the app's health.
+//!
+//! Warm-up and load shedding always admit them, because a rejected check could restart the app.
+//! Other limits treat them like any request.
 
 use crate::{
     policy::snapshot::ActiveCheckSpec,
     proxy::request::{context::RequestContext, view::RequestView},
 };
 
-/// Whether a request is the configured active check of its backend, or a call of the gRPC health service.
+/// Returns whether a request is the configured active check of its backend or calls the gRPC
+/// health service.
 pub(crate) fn is_health_check(context: &RequestContext<'_>, request: &RequestView<'_>) -> bool {
     let path = context.request_target.path();
     let checked_path = context

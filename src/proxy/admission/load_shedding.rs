@@ -1,4 +1,8 @@
-//! Load shedding: while the instance is short of resources, the requests that matter least are rejected first.
+//! Load shedding: while the instance is short of resources, it rejects the least important
+//! requests first.
+//!
+//! The module decides the priority class of a request. It does not measure resources; the
+//! protection state decides which classes are shed.
 
 use std::sync::Arc;
 
@@ -14,10 +18,13 @@ use crate::{
         },
     },
     resilience::{Mode, shed::PriorityClass},
-    telemetry::{metrics::protection_signal_name, reason::Reason},
+    telemetry::{label::Label, reason::Reason},
 };
 
 /// Rejects an inbound request whose priority class is shed now.
+///
+/// Health checks are always admitted. In shadow mode a rejection is recorded, and the request
+/// is admitted.
 pub(crate) fn check(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
@@ -30,7 +37,7 @@ pub(crate) fn check(
     if protection.should_shed(priority_class, fastrand::f64) && !is_health_check(context, request) {
         if spec.mode == Mode::Enforce {
             return Err(shed_rejection(
-                protection.cause().map_or("", protection_signal_name),
+                protection.cause().map_or("", Label::label),
                 spec,
                 priority_class,
             ));
@@ -40,7 +47,9 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// The protection policy, if it applies: outbound requests finish what inbound requests started.
+/// Returns the protection policy for an inbound request, or `None`.
+///
+/// Outbound requests are exempt, because they complete work that inbound requests started.
 pub(crate) fn inbound_protection<'e>(context: &RequestContext<'e>) -> Option<&'e ProtectionSpec> {
     context
         .active_policy
@@ -50,7 +59,9 @@ pub(crate) fn inbound_protection<'e>(context: &RequestContext<'e>) -> Option<&'e
         .filter(|_| context.is_inbound())
 }
 
-/// The priority class that a request states, or the normal one.
+/// Returns the priority class that a request states in the priority header.
+///
+/// The class is `Normal` if the header is absent or names no configured class.
 pub(crate) fn priority_class(spec: &ProtectionSpec, request: &RequestView<'_>) -> PriorityClass {
     let header_value = request
         .header_str(&spec.priority_header)
@@ -63,7 +74,7 @@ pub(crate) fn priority_class(spec: &ProtectionSpec, request: &RequestView<'_>) -
         .map_or(PriorityClass::Normal, |(class, _)| class)
 }
 
-/// The rejection of a request whose class is shed.
+/// Returns the rejection of a request whose priority class is shed.
 pub(crate) fn shed_rejection(
     rejected_by: &str,
     spec: &ProtectionSpec,

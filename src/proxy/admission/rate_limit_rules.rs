@@ -1,4 +1,7 @@
-//! One rate limit rule and one request: whether the rule selects it, under which key, and what its bucket decided.
+//! Evaluates one rate limit rule for one request: whether the rule selects it, its bucket key,
+//! and the effect of the bucket's decision.
+//!
+//! The module does not know where the bucket is kept: in this instance or in a shared engine.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -16,7 +19,13 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// What it means that a bucket gave tokens, or not: how long to wait for them.
+/// Applies the decision of a bucket to a request and returns the wait for the tokens.
+///
+/// An enforced rule updates the nearest limit, which the rate limit headers report. A rule in
+/// shadow mode causes no wait and no header; a rejection is only recorded.
+///
+/// # Errors
+/// A rejection if an enforced rule's bucket has too few tokens. It cancels all pending charges.
 pub(crate) fn apply_acquisition(
     context: &RequestContext<'_>,
     outcome: &mut RateLimitOutcome,
@@ -25,7 +34,7 @@ pub(crate) fn apply_acquisition(
 ) -> Result<Duration, Rejection> {
     let rule = &context.route.spec.rate_limits.rules[index];
     match acquired {
-        // What only watches makes nobody wait, and tells nobody.
+        // A rule in shadow mode delays no request and appears in no header.
         Ok(_) if rule.mode == Mode::Shadow => Ok(Duration::ZERO),
         Ok(granted) => {
             if outcome
@@ -60,8 +69,11 @@ pub(crate) fn apply_acquisition(
     }
 }
 
-/// Writes what tells requests apart under a rule, each part such that no other text makes the same; whether there is anything. `None` if
-/// the rule is not about the request.
+/// Writes the bucket key of a request under a rule and returns whether it has any part.
+///
+/// Returns `None` if the rule does not select the request. The parts are the values that the
+/// matching selector declares as distinct. Requests with different parts never write the same
+/// bytes.
 pub(crate) fn write_key(
     rule: &RateLimitRuleSpec,
     context: &RequestContext<'_>,
@@ -80,7 +92,7 @@ pub(crate) fn write_key(
     let mut write_part = |bytes: &[u8]| {
         is_keyed = true;
         write(bytes);
-        // No header, and no identity, has one in it.
+        // Header values and identities contain no line feed, so it separates the parts.
         write(b"\n");
     };
     for (name, _) in selector.headers.iter().filter(|(_, value)| value.is_none()) {

@@ -1,4 +1,8 @@
-//! Rate limits of a route: tokens are taken from every bucket that selects a request, and costs are charged afterwards.
+//! Rate limits of a route: a request takes tokens from every bucket that selects it, and its
+//! response may be charged to the bucket afterwards.
+//!
+//! The module decides the order and the total wait. It does not know the token arithmetic,
+//! which is in `resilience::gcra`.
 
 use std::{
     hash::{BuildHasher, Hasher},
@@ -26,15 +30,18 @@ use crate::{
     },
 };
 
-/// Takes the tokens of a request from every bucket that selects it, and waits until all are available.
+/// Takes the tokens of a request from every bucket that selects it, and waits until all are
+/// available.
 ///
 /// # Errors
-/// A rejection if a bucket has no token and the rule does not allow to wait for it, or if the client closes meanwhile.
+/// A rejection if a bucket has too few tokens within the maximum wait of its rule, or if the
+/// client closes during the wait.
 pub(crate) async fn admit(task: &mut RequestTask<'_>, now: Instant) -> Result<(), Rejection> {
     let mut ready_at = now + acquire_local(task, now)?;
     let context = task.context;
     let rules = &context.route.spec.rate_limits.rules;
-    // Rules that all instances share stand at the end.
+    // The policy compiler sorts global rules to the end, so the last rule shows whether one
+    // exists.
     if let (Some(remote), true) = (
         &context.active_policy.remote_limits,
         rules.last().is_some_and(|rule| rule.is_global),
@@ -49,7 +56,7 @@ pub(crate) async fn admit(task: &mut RequestTask<'_>, now: Instant) -> Result<()
     }
 }
 
-/// Takes tokens from the buckets of this instance, and returns the longest wait for them.
+/// Takes tokens from the buckets of this instance and returns the longest wait for them.
 fn acquire_local(task: &mut RequestTask<'_>, now: Instant) -> Result<Duration, Rejection> {
     let context = &task.context;
     let request = task.client.request_view();
@@ -67,7 +74,7 @@ fn acquire_local(task: &mut RequestTask<'_>, now: Instant) -> Result<Duration, R
             continue;
         };
         let acquired = state.try_acquire(key, now);
-        // In shadow mode a request that would be rejected is not charged for its response.
+        // In shadow mode, a request that would be rejected is not charged for its response.
         if rule.response_cost_header.is_some() && acquired.is_ok() {
             outcome.pending_charges.push(PendingCharge {
                 rule_index: index,
@@ -80,6 +87,9 @@ fn acquire_local(task: &mut RequestTask<'_>, now: Instant) -> Result<Duration, R
 }
 
 /// Charges the cost that a response states to the buckets that wait for it.
+///
+/// A response without the cost header is charged nothing. A cost that is not a number is
+/// counted as invalid.
 pub(crate) fn charge_response(
     context: &RequestContext<'_>,
     outcome: &mut RateLimitOutcome,
@@ -114,8 +124,10 @@ pub(crate) fn charge_response(
     }
 }
 
-/// The key of a request under a rule of this instance: `Some(None)` if the rule has one bucket for all requests, `None` if
-/// the rule does not select the request.
+/// Returns the bucket key of a request under a rule of this instance.
+///
+/// Returns `Some(None)` if the rule has one bucket for all requests, and `None` if the rule
+/// does not select the request.
 #[expect(
     clippy::option_option,
     reason = "selected or not, and then keyed or not, are two questions"

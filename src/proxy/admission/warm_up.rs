@@ -1,4 +1,7 @@
-//! The warm-up of this instance: requests beyond its share go to the other replicas.
+//! Warm-up of this instance: inbound requests beyond its share are rejected, so that clients
+//! retry them at other replicas.
+//!
+//! The module does not know the warm-up curve. `InstanceAge` returns the share.
 
 use std::{sync::Arc, time::Instant};
 
@@ -19,8 +22,13 @@ use crate::{
 
 /// Rejects an inbound request that exceeds the share of a warming instance.
 ///
-/// A sender that follows the warm-up curve sends no more than that share. Without another warm replica every request is
-/// admitted.
+/// Some requests are always admitted:
+///
+/// - health checks,
+/// - requests whose sender already follows the warm-up curve,
+/// - all requests while no other replica is known to be warm.
+///
+/// In shadow mode a rejection is recorded, and the request is admitted.
 pub(crate) fn check(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
@@ -44,7 +52,8 @@ pub(crate) fn check(
     else {
         return Ok(());
     };
-    // Without a warm replica the client has no alternative, and all instances may be new at the same time.
+    // Without a warm replica the client has no alternative. All instances may be new at the
+    // same time.
     let has_warm_replica = || state.replicas.has_warm_replica(context.active_policy, now);
     if request.head.headers.contains_key(WEIGHED)
         || is_health_check(context, request)

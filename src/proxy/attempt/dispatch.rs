@@ -1,5 +1,8 @@
-//! One attempt at one endpoint: connect, send what is there of the request, and wait for the head of the answer, all the while
-//! watching the client.
+//! Sends a request to one endpoint: connects, sends the buffered request, and waits for the
+//! response head.
+//!
+//! The client is observed at the same time: the rest of its request is forwarded, and its close
+//! ends the attempt. The module does not select the endpoint, classify the response or retry.
 
 use std::{sync::Arc, time::Instant};
 
@@ -32,13 +35,20 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// What is known when a head has come.
+/// State of an attempt when its final response head has arrived.
 pub(crate) struct ReceivedHead {
+    /// Whether the backend accepted the upgrade (status 101), so that a tunnel follows.
     pub(crate) is_upgrade: bool,
+    /// Whether the backend still reads the request body.
     pub(crate) accepts_body: bool,
 }
 
-/// Asks an endpoint.
+/// Sends a request to an endpoint and waits for the final response head.
+///
+/// `attempt_number` counts from 1.
+///
+/// # Errors
+/// [`AttemptError`] states why there is no response head, and whether a retry can follow.
 pub(crate) async fn send_request(
     context: &RequestContext<'_>,
     source: &mut RequestSource<'_>,
@@ -68,7 +78,8 @@ pub(crate) async fn send_request(
         time_left,
     };
     let head = build_request_head(context, &request, &attempt);
-    // Writing only queues, so that it fails only on a head that cannot be written.
+    // Writing only queues, so it fails only if the connection's protocol cannot express the
+    // head.
     upstream
         .write_head(head.map_err(|_| Rejection::from_reason(Reason::InternalError))?)
         .await?;
@@ -92,6 +103,7 @@ async fn connect(
     let enforced_limits = destination.enforced_limits();
     let now = clock::now();
     let requirements = ConnectionRequirements {
+        backend: &destination.backend.spec.name,
         is_retryable,
         max_connections: enforced_limits.map_or(u32::MAX, |limits| limits.max_connections),
         max_connections_per_endpoint: enforced_limits
@@ -135,7 +147,10 @@ enum DispatchEvent {
     Client(DownstreamEvent),
 }
 
-/// Sends the rest of the request and waits for the head of the answer, whichever comes first.
+/// Waits for the response head, and meanwhile forwards the rest of the request body.
+///
+/// The head may arrive before the request is complete. The wait then ends, and the rest of the
+/// body remains to be forwarded.
 async fn await_head(
     context: &RequestContext<'_>,
     source: &mut RequestSource<'_>,
@@ -172,7 +187,8 @@ async fn await_head(
             DispatchEvent::Upstream(UpstreamEvent::Flushed(true)) => {
                 wait_deadline = head_deadline(context, deadline, source.is_body_done())
             }
-            // It takes no more; it may have answered before it closed.
+            // The backend accepts no more of the request, but may have sent its response
+            // before.
             DispatchEvent::Upstream(UpstreamEvent::Flushed(false)) => accepts_body = false,
             DispatchEvent::Upstream(UpstreamEvent::Body(_)) => {
                 return Err(TransportError::Protocol.into());
@@ -191,8 +207,11 @@ async fn await_head(
     }
 }
 
-/// Waits for the first piece of an answer, or for its end: what comes without a piece has delivered nothing yet. No longer than an attempt
-/// may take; then it goes on as it is.
+/// Waits for the first chunk of a response body, or for its end.
+///
+/// A response that ends before its first chunk has delivered nothing to the client and can
+/// still be retried. The wait lasts at most the attempt timeout. After it, the result is
+/// `None`, and the response is relayed as it is.
 pub(crate) async fn read_first_chunk(
     context: &RequestContext<'_>,
     source: &mut RequestSource<'_>,
@@ -227,7 +246,10 @@ pub(crate) async fn read_first_chunk(
     }
 }
 
-/// When the wait for the head is over: a client that is still sending may take its time, piece by piece.
+/// Returns the time at which the wait for the head ends, or `None` if it is unlimited.
+///
+/// While the client still sends, the stream idle timeout applies and starts anew with each
+/// chunk. Once the request is complete, the attempt timeout applies.
 fn head_deadline(
     context: &RequestContext<'_>,
     deadline: &mut Deadline,
@@ -246,7 +268,11 @@ fn head_deadline(
     earliest([timeout.map(|timeout| now + timeout), deadline.expires_at()])
 }
 
-/// Looks at a head; an interim one is passed on, and the next is waited for.
+/// Inspects a response head. Returns `None` for an interim head, which is forwarded to the
+/// client.
+///
+/// # Errors
+/// A protocol error if the backend switches protocols without a matching request.
 async fn inspect_head(
     context: &RequestContext<'_>,
     source: &mut RequestSource<'_>,
@@ -304,7 +330,7 @@ fn timeout_error(deadline: &Deadline, is_body_done: bool, upstream: &Upstream) -
     Rejection::fatal(Reason::StreamIdleTimeout).into()
 }
 
-/// Whether a 101 names what was asked for.
+/// Returns whether a response with status 101 names one of the requested protocols.
 fn is_upgrade_accepted(requested: &str, response_head: &ResponseHeader) -> bool {
     let accepted = response_head
         .headers
@@ -317,7 +343,9 @@ fn is_upgrade_accepted(requested: &str, response_head: &ResponseHeader) -> bool 
             .any(|requested| requested.trim().eq_ignore_ascii_case(accepted.trim()))
 }
 
-/// Passes an interim answer on (RFC 9110 section 15.2); a client of HTTP/1.0 would not understand it.
+/// Forwards an interim response to the client (RFC 9110 section 15.2).
+///
+/// HTTP/1.0 clients receive none, because HTTP/1.0 does not define interim responses.
 async fn relay_interim_response(
     context: &RequestContext<'_>,
     client: &mut Client,

@@ -1,4 +1,14 @@
-//! Which endpoint an attempt goes to, and the right to ask it.
+//! Selects the endpoint of an attempt and acquires a permit of its breaker.
+//!
+//! The order of preference is:
+//!
+//! - on the first attempt, an endpoint on probation after an ejection, as its probe;
+//! - an endpoint that is untried in this request, has a free connection, and has no open
+//!   breaker;
+//! - any endpoint whose breaker is not open.
+//!
+//! The load balancer of the backend chooses among the candidates. The module does not know
+//! health checks or the causes of an ejection.
 
 use std::time::Instant;
 
@@ -23,16 +33,23 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// An endpoint that may be asked.
+/// An endpoint with everything that observes an attempt at it.
 pub(crate) struct SelectedEndpoint {
     pub(crate) index: usize,
-    /// The right to ask it.
+    /// Permit of the breaker; `None` without a breaker, or if shadow mode admitted the attempt.
     pub(crate) breaker_guard: Option<BreakerGuard>,
-    /// Who wants to know how it goes.
+    /// Reports the outcome to outlier detection and the latency to the load balancer, if either
+    /// is configured.
     pub(crate) observation: Option<AttemptObservation>,
 }
 
-/// Picks an endpoint. One that was tried in this request is taken again only when there is no other.
+/// Selects an endpoint and acquires a permit of its breaker.
+///
+/// An endpoint that this request has tried is selected again only if there is no other.
+///
+/// # Errors
+/// A rejection if no endpoint is available or the breakers reject the request. It states when
+/// to retry.
 pub(crate) fn select_endpoint(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
@@ -51,7 +68,8 @@ pub(crate) fn select_endpoint(
     };
     let in_flight_limit = in_flight_limit(context);
     let is_busy = |index: usize| backend.endpoints[index].in_flight() >= in_flight_limit;
-    // The first attempt may be the probe that brings an endpoint back; should it fail, a retry goes elsewhere.
+    // The first attempt may be the probe of an endpoint on probation. If it fails, a retry
+    // selects another endpoint.
     let mut probe = if history.is_first_attempt() {
         backend.try_acquire_probe(request.is_idempotent(), now)
     } else {
@@ -115,7 +133,8 @@ pub(crate) fn select_endpoint(
                 evidence::record_shadow_rejection(context, Reason::BreakerOpen, breaker.name());
                 return Ok(selected(None));
             }
-            // All its probes are out; another endpoint may do.
+            // The breaker is half-open and all its permits are taken. Another endpoint may
+            // admit the request.
             BreakerDecision::Rejected(_) if !breakers.is_empty() => rejecting.push(index),
             BreakerDecision::Rejected(rejected) => {
                 let retry_after = rejected.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
@@ -126,7 +145,9 @@ pub(crate) fn select_endpoint(
     }
 }
 
-/// With so many requests in flight all connections are busy that an endpoint may have; on those of HTTP/2 there is room for more.
+/// Returns the number of requests in flight at which all connections of an endpoint are busy.
+///
+/// HTTP/2 backends have no such number, because their connections carry several requests.
 fn in_flight_limit(context: &RequestContext<'_>) -> u32 {
     let limits = context
         .destination
@@ -135,7 +156,9 @@ fn in_flight_limit(context: &RequestContext<'_>) -> u32 {
     limits.map_or(u32::MAX, |limits| limits.max_connections_per_endpoint)
 }
 
-/// The hash of what binds a request to an endpoint, if it has it.
+/// Returns the hash of the value that binds a request to an endpoint.
+///
+/// Returns `None` if the load balancer does not hash, or the request lacks the value.
 fn consistent_hash_key(context: &RequestContext<'_>, request: &RequestView<'_>) -> Option<u64> {
     let LoadBalancerSpec::ConsistentHash { key, .. } =
         &context.destination.backend.spec.load_balancer
@@ -158,7 +181,7 @@ fn consistent_hash_key(context: &RequestContext<'_>, request: &RequestView<'_>) 
     }
 }
 
-/// The value of a cookie (RFC 6265 section 4.2.1).
+/// Returns the value of a cookie by its whole name (RFC 6265 section 4.2.1).
 fn cookie_value<'c>(cookies: &'c [u8], name: &[u8]) -> Option<&'c [u8]> {
     cookies.split(|byte| *byte == b';').find_map(|pair| {
         let equals = pair.iter().position(|byte| *byte == b'=')?;

@@ -1,8 +1,12 @@
-//! Hedging: a late request is sent to a second endpoint as well, and the first good response wins.
+//! Hedging: if a response is late, the request is also sent to a second endpoint, and the first
+//! good response wins.
 //!
-//! Every request after the first is withdrawn from the retry budget. Losers are dropped: their connections close, their streams
-//! are reset, and their guards settle as cancelled. A hedged request is not retried in addition. A failure starts the next
+//! Every further attempt except a replacement is withdrawn from the retry budget. Losers are
+//! dropped: their connections close, their streams are reset, and their guards settle as
+//! cancelled. A hedged request has no retries in addition. A failed attempt starts the next
 //! attempt at once.
+//!
+//! The module does not compute the delay. `HedgeState` derives it from recent latencies.
 
 use std::{
     future::Future,
@@ -33,21 +37,22 @@ use crate::{
         policies::{hedge::HedgeState, retry_budget::RetryGuard},
         topology::endpoint::EndpointState,
     },
-    telemetry::{decision_log::Decision, metrics::HedgeOutcome, reason::Reason},
+    telemetry::{backend_metrics::HedgeOutcome, decision::Decision, reason::Reason},
 };
 
-/// How a request is hedged.
+/// Everything that a race needs and that does not change during it.
 pub(crate) struct HedgePlan<'r> {
     spec: &'r HedgingSpec,
     state: &'r HedgeState,
-    /// The wait before the next attempt.
+    /// Time to wait for a response before the next attempt starts.
     delay: Duration,
     buffered_request: BufferedRequest,
 }
 
 /// Plans the hedging of a request.
 ///
-/// Returns `None` unless the policy is enforced, the request is idempotent and has no body, and the delay is known.
+/// Returns `None` unless the policy is enforced, the request is idempotent and has no body, and
+/// the delay is known.
 pub(crate) fn plan<'r>(task: &RequestTask<'r>, now: Instant) -> Option<HedgePlan<'r>> {
     let destination = task.context.destination;
     let spec = destination.policy.hedging.as_ref();
@@ -64,7 +69,7 @@ pub(crate) fn plan<'r>(task: &RequestTask<'r>, now: Instant) -> Option<HedgePlan
     })
 }
 
-/// Whether two endpoints may process a request at the same time.
+/// Returns whether two endpoints may process the request at the same time.
 fn is_hedgeable(task: &RequestTask<'_>) -> bool {
     let request = task.request();
     request.is_idempotent()
@@ -98,7 +103,7 @@ type AttemptFuture<'p> =
 struct HedgedAttempt<'p> {
     endpoint: Arc<EndpointState>,
     started_at: Instant,
-    /// The number in the access log, from 1.
+    /// Attempt number in the access log, from 1.
     number: u32,
     kind: AttemptKind,
     future: AttemptFuture<'p>,
@@ -107,18 +112,19 @@ struct HedgedAttempt<'p> {
 /// Why an attempt of a race is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AttemptKind {
-    /// The request itself.
+    /// The first request of the race, which is no hedge.
     First,
     /// A further attempt, because no good response has arrived in time.
     Hedge,
-    /// Another endpoint, because one did not process the request. It is paid for already.
+    /// An attempt at another endpoint, because one did not process the request. It is not
+    /// withdrawn from the retry budget.
     Replacement {
         /// Whether it replaces the first attempt.
         of_first: bool,
     },
 }
 
-/// The best result so far that does not end the race.
+/// The best result so far among those that do not end the race.
 enum NonFatalResult {
     Response(Arc<EndpointState>, Box<UpstreamResponse>),
     Failed(Arc<EndpointState>, AttemptError),
@@ -126,7 +132,8 @@ enum NonFatalResult {
     NotStarted(Rejection),
 }
 
-/// The progress of a race. The attempts in flight are kept apart, because they borrow the plan.
+/// Progress of a race. The attempts in flight are stored separately, because they borrow the
+/// plan.
 struct HedgeRace<'s> {
     series: &'s mut AttemptSeries,
     non_fatal_result: Option<NonFatalResult>,
@@ -142,7 +149,7 @@ struct HedgeRace<'s> {
     next_kind: AttemptKind,
 }
 
-/// Runs attempts until there is a response to relay, or none can be had.
+/// Runs attempts until there is a response to relay, or no further attempt is possible.
 ///
 /// # Errors
 /// The rejection that the client receives instead of a response.
@@ -214,7 +221,7 @@ impl<'s> HedgeRace<'s> {
         !self.is_exhausted && self.started - self.replaced < plan.spec.config.max_attempts.get()
     }
 
-    /// Starts the next attempt, or ends the starting of attempts if none can be had.
+    /// Starts the next attempt. If that fails, no further attempts are started.
     fn start_next<'p>(
         &mut self,
         context: RequestContext<'p>,
@@ -242,7 +249,8 @@ impl<'s> HedgeRace<'s> {
         }
     }
 
-    /// Withdraws a further attempt from the retry budget.
+    /// Withdraws a further attempt from the retry budget and returns whether the budget allows
+    /// it.
     fn withdraw_hedge(
         &mut self,
         context: &RequestContext<'_>,
@@ -265,7 +273,7 @@ impl<'s> HedgeRace<'s> {
         false
     }
 
-    /// Keeps a result that does not end the race. A response is worth more than an error.
+    /// Records a result that does not end the race. A response takes precedence over an error.
     fn record_non_fatal(
         &mut self,
         context: &RequestContext<'_>,
@@ -385,7 +393,9 @@ fn record_failure(
     });
 }
 
-/// Records the winner. The losers took at least as long as the winner did.
+/// Records the winner, and the elapsed time of each loser as its latency.
+///
+/// A loser would have taken at least that long.
 fn record_win(
     context: &RequestContext<'_>,
     plan: &HedgePlan<'_>,
@@ -406,7 +416,8 @@ fn record_win(
     }
 }
 
-/// The end of a race without a winner: a response of the backend is worth more than a rejection.
+/// Returns the result of a race without a winner. A response of the backend takes precedence
+/// over a rejection.
 fn conclude(
     context: &RequestContext<'_>,
     result: Option<NonFatalResult>,
@@ -423,7 +434,7 @@ fn conclude(
                 AttemptError::Transport(error) => {
                     transport_rejection(error, record.endpoint_label())
                 }
-                // A response is never kept as a failure.
+                // An unprocessed response is recorded as a response, never as a failure.
                 AttemptError::ConnectionLimitReached | AttemptError::Unprocessed(_) => {
                     connection_limit_rejection(context, record.endpoint.as_ref())
                 }

@@ -1,20 +1,23 @@
-//! What a request has tried so far, and what its further attempts are bound by.
+//! What a request has tried so far, and the limits of its further attempts.
+//!
+//! The module only counts. It does not decide whether another attempt follows.
 
 use crate::{proxy::request::deadline::Deadline, state::policies::concurrency_limit::LimitSampler};
 
-/// The attempts of one request: what they share, and what they have tried.
+/// The attempts of one request: their shared limits and their history.
 pub(crate) struct AttemptSeries {
     pub(crate) history: AttemptHistory,
-    /// The time that the request has, over all attempts.
+    /// Deadline of the request, over all its attempts.
     pub(crate) deadline: Deadline,
     /// Receives the latency of every attempt, if the concurrency limit is adaptive.
     pub(crate) limit_sampler: Option<LimitSampler>,
-    /// Whether the next attempt replaces one that found no free connection. Both count as one.
+    /// Whether the next attempt replaces one that found no free connection. Both count as one
+    /// attempt.
     pub(crate) is_replacement: bool,
 }
 
 impl AttemptSeries {
-    /// A request without attempts.
+    /// Creates the series of a request that has made no attempt.
     pub(crate) fn new(deadline: Deadline, limit_sampler: Option<LimitSampler>) -> Self {
         Self {
             history: AttemptHistory::default(),
@@ -51,7 +54,7 @@ impl AttemptHistory {
         *count = count.saturating_add(1);
     }
 
-    /// Whether no endpoint was selected yet.
+    /// Returns whether no endpoint was selected yet.
     pub(crate) fn is_first_attempt(&self) -> bool {
         self.endpoints.is_empty()
     }
@@ -76,7 +79,7 @@ impl AttemptHistory {
         self.retries.saturating_add(1)
     }
 
-    /// Whether an endpoint was selected before.
+    /// Returns whether an endpoint was selected before.
     pub(crate) fn has_tried(&self, endpoint: usize) -> bool {
         self.endpoints.contains(&endpoint)
     }

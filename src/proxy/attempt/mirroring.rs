@@ -1,4 +1,7 @@
-//! Mirroring: copies of requests for other backends. Nothing waits for a copy, and only the metrics show its outcome.
+//! Mirroring: copies of requests are sent to other backends.
+//!
+//! No request waits for a copy, and only the metrics show its outcome. The module does not
+//! compare the responses of mirrors with those of the backend.
 
 use std::{
     sync::Arc,
@@ -34,17 +37,18 @@ use crate::{
             concurrency_limit::{AcquireOutcome, ConcurrencyPermit},
         },
     },
-    telemetry::metrics::MirrorOutcome,
+    telemetry::backend_metrics::MirrorOutcome,
 };
 
-/// The longest time that a copy may take, whatever its policy allows. Other copies need its permit.
+/// Maximum duration of a copy, whatever its policy allows. It limits how long a copy occupies
+/// its permit.
 const MAX_MIRROR_DURATION: Duration = Duration::from_secs(60);
 
-/// The mirrors that a request was drawn for and whose copies are not sent yet, by their index in the route.
+/// Indices in the route of sampled mirrors whose copies are not sent yet.
 #[derive(Debug, Default)]
 pub(crate) struct PendingMirrors(Vec<usize>);
 
-/// Draws the mirrors that receive a copy of a request.
+/// Samples the mirrors that receive a copy of a request, each with its configured share.
 pub(crate) fn sample_mirrors(context: &RequestContext<'_>) -> PendingMirrors {
     let mirrors = context.route.mirrors.iter().enumerate();
     PendingMirrors(
@@ -56,7 +60,10 @@ pub(crate) fn sample_mirrors(context: &RequestContext<'_>) -> PendingMirrors {
 }
 
 impl PendingMirrors {
-    /// Sends the copies, once the client has sent the whole request.
+    /// Sends the copies if the client has sent the whole request; otherwise they stay pending.
+    ///
+    /// A copy is skipped and counted if its mirror has no free permit or the request cannot be
+    /// copied.
     pub(crate) fn send(&mut self, task: &RequestTask<'_>) {
         if self.0.is_empty() || !task.body.is_done() {
             return;
@@ -65,7 +72,7 @@ impl PendingMirrors {
         let mut request: Option<Arc<BufferedRequest>> = None;
         for index in std::mem::take(&mut self.0) {
             let mirror = &context.route.mirrors[index];
-            // Without permits for a mirror nothing is copied.
+            // The request is copied only once a mirror has permits for it.
             let permits = MirrorPermits::try_acquire(context, mirror, task.record.started_at);
             if request.is_none()
                 && permits.is_some()
@@ -83,7 +90,9 @@ impl PendingMirrors {
         }
     }
 
-    /// Sends the copies, or counts them as skipped: the response has begun, so the request is as complete as it will be.
+    /// Sends the copies, or counts them as skipped if the request is incomplete.
+    ///
+    /// The attempts have ended by now, so the copies do not wait for the rest of the request.
     pub(crate) fn send_or_skip(&mut self, task: &RequestTask<'_>) {
         self.send(task);
         for index in self.0.drain(..) {
@@ -98,16 +107,16 @@ fn record_skipped(context: &RequestContext<'_>, mirror: &MirrorState) {
     metrics.record_mirror(MirrorOutcome::Skipped);
 }
 
-/// What a copy occupies until it ends.
+/// Permits that a copy holds until it ends.
 struct MirrorPermits {
-    /// Counts it among the copies of its mirror.
+    /// Counts the copy against the maximum number of concurrent copies of its mirror.
     _copy: OwnedSemaphorePermit,
-    /// Counts it under the concurrency limit of the backend.
+    /// Counts the copy against the concurrency limit of the mirror's backend.
     concurrency: Option<ConcurrencyPermit>,
 }
 
 impl MirrorPermits {
-    /// Acquires the permits without waiting.
+    /// Acquires the permits without waiting, or returns `None` if the copy must be skipped.
     fn try_acquire(
         context: &RequestContext<'_>,
         mirror: &MirrorState,
@@ -141,7 +150,7 @@ impl MirrorPermits {
     }
 }
 
-/// One copy with everything that it needs, so that it can outlive the request.
+/// One copy with all data that it needs, so that it can outlive the request.
 struct MirroredRequest {
     worker: Arc<Worker>,
     active_policy: Arc<ActivePolicy>,

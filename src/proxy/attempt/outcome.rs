@@ -1,4 +1,7 @@
-//! How one attempt ends: with a response head, or with an error.
+//! The outcome of one attempt: a response head or an error.
+//!
+//! The module defines the types and the rejections that follow from errors. It does not decide
+//! on retries.
 
 use std::{sync::Arc, time::Instant};
 
@@ -15,7 +18,7 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// A response whose head has arrived.
+/// A response of a backend whose head has arrived and whose body is still to be relayed.
 pub(crate) struct UpstreamResponse {
     pub(crate) stream: Upstream,
     pub(crate) head: ResponseSummary,
@@ -25,9 +28,9 @@ pub(crate) struct UpstreamResponse {
     pub(crate) pending_report: Option<AttemptReporter>,
 }
 
-/// What an attempt learned about a response, besides the head itself.
+/// Properties of a response that its head does not contain.
 pub(crate) struct ResponseSummary {
-    /// Whether both sides leave HTTP after this head.
+    /// Whether both sides switch to another protocol than HTTP after this head.
     pub(crate) is_upgrade: bool,
     /// Whether the endpoint states that it did not process the request.
     pub(crate) is_unprocessed: bool,
@@ -37,12 +40,13 @@ pub(crate) struct ResponseSummary {
     pub(crate) first_chunk: Option<Bytes>,
     /// The gRPC status, if the head or an early end states it.
     pub(crate) grpc_status: Option<u8>,
-    /// When the client stops waiting for the end of its call, if it said so.
+    /// Time at which the client stops waiting for the end of its call, if it stated one.
     pub(crate) call_deadline: Option<Instant>,
 }
 
 impl UpstreamResponse {
-    /// Returns the status as a person reads it.
+    /// Returns the status as text for logs: the gRPC status if there is one, else the HTTP
+    /// status.
     pub(crate) fn status_text(&self) -> String {
         match self.head.grpc_status {
             Some(status) => format!("grpc-status {status}"),
@@ -55,12 +59,12 @@ impl UpstreamResponse {
     }
 }
 
-/// Why an attempt has no response that can be relayed.
+/// Why an attempt has no response that can be relayed as it is.
 pub(crate) enum AttemptError {
     /// The backend failed. A retry may follow.
     Transport(TransportError),
-    /// The endpoint drains or warms up and did not process the request. Its response is kept for the case that no other
-    /// endpoint is left.
+    /// The endpoint drains or warms up and did not process the request. Its response is
+    /// retained for the case that no other endpoint is left.
     Unprocessed(Box<UpstreamResponse>),
     /// All connections that the endpoint may have are busy. Another endpoint may have room.
     ConnectionLimitReached,
@@ -86,12 +90,13 @@ impl From<WriteError> for AttemptError {
     }
 }
 
-/// The rejection of a request whose last attempt failed at an endpoint.
+/// Returns the rejection of a request whose last attempt failed at an endpoint.
 pub(crate) fn transport_rejection(error: TransportError, endpoint: Arc<str>) -> Rejection {
     Rejection::new(error.reason(), endpoint)
 }
 
-/// The rejection of a request for which every endpoint has as many busy connections as it may have.
+/// Returns the rejection of a request for which every endpoint already has its maximum of busy
+/// connections.
 pub(crate) fn connection_limit_rejection(
     context: &RequestContext<'_>,
     endpoint: Option<&Arc<EndpointState>>,

@@ -1,7 +1,14 @@
-//! Telling everybody who wants to know how an attempt went, exactly once.
+//! Reports the outcome of an attempt to every observer, exactly once.
 //!
-//! An attempt of HTTP is judged by the head of its answer. One of gRPC may say how it went only in its trailers; then the judgement
-//! waits for them, and an answer that breaks off before is a failure. Dropped without a judgement, an attempt was given up.
+//! The observers are the breaker, admission control, outlier detection, the load balancer,
+//! hedging, the adaptive concurrency limit and the metrics.
+//!
+//! - An HTTP attempt is classified by its response head.
+//! - A gRPC attempt may carry its status only in the trailers. The report then waits for them,
+//!   and a response that breaks off before is a failure.
+//! - An attempt that is dropped without a report counts as cancelled.
+//!
+//! The module does not classify outcomes; it receives the verdict.
 
 use std::{
     sync::Arc,
@@ -25,10 +32,10 @@ use crate::{
         },
         topology::{backend::BackendState, outlier::AttemptObservation},
     },
-    telemetry::metrics::AttemptOutcome,
+    telemetry::backend_metrics::AttemptOutcome,
 };
 
-/// An attempt that is still to be judged.
+/// An attempt whose outcome is not reported yet, with its observers.
 pub(crate) struct AttemptReporter {
     backend: Arc<BackendState>,
     breaker_guard: Option<BreakerGuard>,
@@ -38,14 +45,15 @@ pub(crate) struct AttemptReporter {
     limit_sampler: Option<LimitSampler>,
     started_at: Instant,
     slow_call_duration_threshold: Duration,
-    /// How long its answer took; none yet.
+    /// Time to the response head, without the time that the client took to send; `None` until
+    /// it is known.
     latency: Option<Duration>,
-    /// Whether there is nothing more to tell.
+    /// Whether the outcome was reported or discarded, so that a drop reports nothing.
     is_reported: bool,
 }
 
 impl AttemptReporter {
-    /// Who wants to know.
+    /// Creates the report of an attempt that starts now, with the observers of its destination.
     pub(crate) fn new(
         context: &RequestContext<'_>,
         selected: SelectedEndpoint,
@@ -74,12 +82,12 @@ impl AttemptReporter {
         }
     }
 
-    /// Takes note of how long the answer took.
+    /// Records the latency of the response head, which a later report uses.
     pub(crate) fn record_latency(&mut self, latency: Duration) {
         self.latency = Some(latency);
     }
 
-    /// Judges.
+    /// Reports the verdict of the attempt to every observer.
     pub(crate) fn report(
         mut self,
         verdict: AttemptVerdict,
@@ -121,24 +129,27 @@ impl AttemptReporter {
             .record_attempt(verdict.attempt_outcome, latency.as_secs_f64());
     }
 
-    /// Takes note of an answer that has begun well and says only at its end how it went.
+    /// Records that the response has begun, while its verdict is still unknown.
+    ///
+    /// This settles a probe of outlier detection, which must not wait for a long stream.
     pub(crate) fn record_response_start(&mut self, now: Instant) {
         let latency = self.latency.unwrap_or_default();
         if let Some(observation) = &mut self.observation {
             observation.record_response_start(latency, now);
         }
-        // What it says at its end is not about how long it takes to begin.
+        // A later failure says nothing about the latency, so the limit receives its sample now.
         if let (Some(limit_sampler), Some(latency)) = (self.limit_sampler.take(), self.latency) {
             limit_sampler.record_sample(latency, false, now);
         }
     }
 
-    /// Leaves it untold: nothing was asked.
+    /// Reports no outcome, because the endpoint did not process the request. The guards settle
+    /// as cancelled when they are dropped.
     pub(crate) fn discard(mut self) {
         self.is_reported = true;
     }
 
-    /// Gives up: nothing is known but how long it was waited for.
+    /// Reports the attempt as cancelled. Only the elapsed time is known.
     pub(crate) fn report_cancelled(mut self, now: Instant) {
         self.record_cancelled(now);
     }
@@ -158,7 +169,8 @@ impl AttemptReporter {
 }
 
 impl Drop for AttemptReporter {
-    /// An attempt that is dropped, because its client left or another was quicker, has been waited for all the same.
+    /// Reports a dropped attempt as cancelled: its client closed, or another attempt won. Its
+    /// elapsed time still counts.
     fn drop(&mut self) {
         if !self.is_reported {
             self.record_cancelled(clock::now());
@@ -166,7 +178,7 @@ impl Drop for AttemptReporter {
     }
 }
 
-/// A failure of the transport.
+/// Returns the verdict of an attempt that failed without a complete response.
 pub(crate) fn transport_failure_verdict(attempt_outcome: AttemptOutcome) -> AttemptVerdict {
     AttemptVerdict {
         breaker_outcome: CallOutcome::Failure,

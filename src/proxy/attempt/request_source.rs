@@ -1,4 +1,7 @@
-//! Who an attempt is made for: a client that is there, or a copy of what one asked.
+//! The source of an attempt's request: a connected client, or a buffered copy of its request.
+//!
+//! The module hides the difference from `dispatch`. It does not decide how much of a body is
+//! buffered.
 
 use std::sync::Arc;
 
@@ -19,15 +22,15 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// Who an attempt is made for.
+/// Source from which an attempt reads its request.
 pub(crate) enum RequestSource<'a> {
-    /// A client. It may still be sending, and is watched.
+    /// A connected client. It may still be sending, and its close ends the attempt.
     Client(&'a mut Client, &'a mut RequestBody),
-    /// What a client asked. Somebody else watches it, or nobody does.
+    /// A buffered request. The attempt does not observe the client.
     Replay(&'a BufferedRequest),
 }
 
-/// All of a request.
+/// A complete request with its body, independent of the client's connection.
 #[derive(Debug, Clone)]
 pub(crate) struct BufferedRequest {
     head: RequestHeader,
@@ -40,7 +43,8 @@ pub(crate) struct BufferedRequest {
 }
 
 impl BufferedRequest {
-    /// A copy of a request, if all of it has come and is still at hand.
+    /// Copies a request. Returns `None` unless the whole body has arrived and is still
+    /// buffered.
     pub(crate) fn from_client(client: &Client, body: &RequestBody) -> Option<Self> {
         let request = client.request_view();
         body.is_fully_buffered().then(|| Self {
@@ -54,7 +58,7 @@ impl BufferedRequest {
         })
     }
 
-    /// What was asked.
+    /// Returns a view of the buffered request, like that of a connected client.
     pub(crate) fn request_view(&self) -> RequestView<'_> {
         RequestView {
             head: &self.head,
@@ -67,7 +71,7 @@ impl BufferedRequest {
 }
 
 impl RequestSource<'_> {
-    /// What is asked.
+    /// Returns a view of the request, whatever its source is.
     pub(crate) fn request_view(&self) -> RequestView<'_> {
         match self {
             Self::Client(client, _) => client.request_view(),
@@ -75,7 +79,7 @@ impl RequestSource<'_> {
         }
     }
 
-    /// What has come of the body, to be sent again.
+    /// Returns the buffered chunks of the body, which each attempt sends first.
     pub(crate) fn buffered_body(&self) -> &[Bytes] {
         match self {
             Self::Client(_, body) => body.buffered(),
@@ -83,7 +87,7 @@ impl RequestSource<'_> {
         }
     }
 
-    /// The trailers, once all of it has come.
+    /// Returns the trailers of the request, once the whole request has arrived.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
         match self {
             Self::Client(_, body) => body.trailers(),
@@ -91,7 +95,7 @@ impl RequestSource<'_> {
         }
     }
 
-    /// Whether all of it has come.
+    /// Returns whether the whole request has arrived.
     pub(crate) fn is_body_done(&self) -> bool {
         match self {
             Self::Client(_, body) => body.is_done(),
@@ -99,7 +103,7 @@ impl RequestSource<'_> {
         }
     }
 
-    /// Whether all of it has come and can be sent again.
+    /// Returns whether the whole request has arrived and can be sent again.
     pub(crate) fn is_fully_buffered(&self) -> bool {
         match self {
             Self::Client(_, body) => body.is_fully_buffered(),
@@ -107,7 +111,7 @@ impl RequestSource<'_> {
         }
     }
 
-    /// Waits for what the client does next.
+    /// Waits for the next event of the client. A buffered request has none and waits forever.
     pub(crate) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
         match self {
             Self::Client(client, _) => client.next_event(interest).await,
@@ -115,7 +119,7 @@ impl RequestSource<'_> {
         }
     }
 
-    /// Waits until the client leaves.
+    /// Waits until the client closes. A buffered request waits forever.
     pub(crate) async fn closed(&mut self) -> Reason {
         match self {
             Self::Client(client, _) => client.closed().await,
@@ -123,10 +127,13 @@ impl RequestSource<'_> {
         }
     }
 
-    /// Takes note of what was just read of the client.
+    /// Records a chunk that was read from the client; `None` is the end of the body.
+    ///
+    /// # Errors
+    /// A rejection if the body violates a limit.
     pub(crate) fn record_chunk(&mut self, chunk: Option<&Bytes>) -> Result<(), Rejection> {
         match self {
-            // The session tells of the end with the last piece, or after it.
+            // The session reports the end with the last chunk or after it.
             Self::Client(client, body) => body.record_chunk(
                 chunk,
                 chunk.is_none() || client.is_body_done(),

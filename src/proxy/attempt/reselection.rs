@@ -1,7 +1,11 @@
-//! Asking another endpoint because the one that was asked did not look at the request: it is leaving, or new.
+//! Reselection: a request that an endpoint did not process is sent to another endpoint, because
+//! the first one drains or warms up.
 //!
-//! That is no retry. Nothing has happened yet, so nothing is waited for, nothing is drawn from a budget, and the policy's retries do
-//! not matter; only the body must still be at hand. Each endpoint is asked once, so it ends.
+//! A reselection is not a retry. The request had no effect, so there is no backoff, no
+//! withdrawal from the retry budget, and no dependence on the retry policy. It only requires
+//! that the body is still buffered. Each endpoint is selected once, so reselection ends.
+//!
+//! The module does not select the endpoint.
 
 use crate::{
     proxy::{
@@ -13,10 +17,10 @@ use crate::{
         downstream::task::RequestTask,
         request::{classify::TransportError, context::RequestContext, record::RequestRecord},
     },
-    telemetry::decision_log::Decision,
+    telemetry::decision::Decision,
 };
 
-/// Returns the result of an attempt, or `None` if another endpoint is selected instead.
+/// Returns the result of an attempt, or `None` if another endpoint is to be selected instead.
 ///
 /// `tried_before` is the number of endpoints that were selected before this attempt.
 pub(crate) async fn reselect_if_unprocessed(
@@ -33,7 +37,8 @@ pub(crate) async fn reselect_if_unprocessed(
             retry::discard_response(task, *response).await;
             None
         }
-        // No other endpoint is left, or the request cannot be repeated: the client receives the response.
+        // No other endpoint is left, or the request cannot be sent again: the client receives
+        // the response.
         Err(AttemptError::Unprocessed(response)) => Some(Ok(*response)),
         Err(AttemptError::Transport(error))
             if can_reselect && is_unreached_draining_endpoint(error, task.record) =>
@@ -45,7 +50,8 @@ pub(crate) async fn reselect_if_unprocessed(
     }
 }
 
-/// Whether the endpoint of this attempt was not tried before, and others are left.
+/// Returns whether this attempt's endpoint was not tried before, and untried endpoints are
+/// left.
 pub(crate) fn has_untried_endpoint(
     context: &RequestContext<'_>,
     history: &AttemptHistory,

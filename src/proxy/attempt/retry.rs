@@ -1,4 +1,7 @@
-//! Whether and when an attempt is retried: the pure decision, the retry budget, and the disposal of the failed response.
+//! Retries: whether and when an attempt is retried, and what happens to the failed response.
+//!
+//! The module collects the facts, and the pure `RetryConfig::decide` decides. The retry budget
+//! can still prevent the retry. The module does not send the next attempt.
 
 use std::time::Duration;
 
@@ -17,16 +20,17 @@ use crate::{
         retry::{FailureKind, RetryContext, RetryDecision, RetryStopReason},
     },
     state::policies::retry_budget::RetryRejection,
-    telemetry::decision_log::Decision,
+    telemetry::decision::Decision,
 };
 
-/// The most bytes of a discarded response that are read so that its connection can be reused.
+/// Maximum bytes of a discarded response that are read to make its connection reusable.
 const MAX_DISCARDED_BYTES: usize = 64 << 10;
 
-/// The longest time for which a discarded response is read.
+/// Maximum time for which a discarded response is read.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(25);
 
-/// Returns the failure that a response is, if the policy retries its status.
+/// Returns the failure that a response represents, or `None` if the policy does not retry its
+/// status.
 pub(crate) fn failure_from_response(
     context: &RequestContext<'_>,
     response: &UpstreamResponse,
@@ -41,11 +45,13 @@ pub(crate) fn failure_from_response(
         Some(status) if head.status == 200 => {
             let trailers = response.stream.trailers();
             let is_named = policy.grpc_codes & (1 << status) != 0;
-            // A backend may state when to retry, or that a retry must not follow (gRPC A6, "Pushback").
+            // A backend may state when to retry, or that a retry must not follow (gRPC A6,
+            // "Pushback").
             let pushback = is_named
                 .then(|| grpc::parse_retry_pushback(trailers.unwrap_or(&head.headers)))
                 .flatten()?;
-            // A status without a response before it means that the call did not run, for a status that the policy names.
+            // A trailers-only response with a status that the policy names means that the call
+            // did not run.
             Some(if grpc::parse_status(&head.headers).is_some() {
                 FailureKind::UnprocessedStatus {
                     retry_after: pushback,
@@ -61,7 +67,8 @@ pub(crate) fn failure_from_response(
     }
 }
 
-/// Whether the proxy waits for the first message of a gRPC call before it forwards the response head.
+/// Returns whether the proxy waits for the first message of a gRPC call before it forwards the
+/// head.
 ///
 /// The call may end with a status before that message, and could then be retried.
 pub(crate) fn may_retry_on_trailers(
@@ -79,9 +86,10 @@ pub(crate) fn may_retry_on_trailers(
         && request.downstream_attempt() == 1
 }
 
-/// Decides on a retry and withdraws it from the budget. Returns the delay before it, or `None` if the outcome stands.
+/// Decides on a retry and withdraws it from the retry budget.
 ///
-/// A request that retries holds one permit of the parallel retries until it ends, however often it retries.
+/// Returns the delay before the retry, or `None` if the outcome stands. A request holds one
+/// permit of the concurrent retries until it ends, however often it retries.
 pub(crate) fn decide_retry(
     task: &mut RequestTask<'_>,
     series: &mut AttemptSeries,
@@ -99,7 +107,8 @@ pub(crate) fn decide_retry(
     let stopped = match decision {
         RetryDecision::Stop(reason) => Err(reason),
         RetryDecision::Retry { .. } if policy.mode == Mode::Shadow => Err(RetryStopReason::Shadow),
-        // A breaker that has just tripped would reject the retry. The present response is worth more than that rejection.
+        // An open breaker would reject the retry. The present response is worth more than that
+        // rejection.
         RetryDecision::Retry { .. }
             if destination
                 .breaker
@@ -142,7 +151,7 @@ fn retry_context(
 ) -> RetryContext {
     let request = task.request();
     let stream_idle = task.stream_idle_timeout().unwrap_or(Duration::MAX);
-    // While the client still sends its request, no deadline runs. The longest silence of a stream bounds the wait.
+    // While the client still sends, no deadline runs. The stream idle timeout bounds the wait.
     let bound = if task.body.is_done() {
         Duration::MAX
     } else {
@@ -180,12 +189,16 @@ fn record_stop(context: &RequestContext<'_>, situation: &RetryContext, reason: R
     });
 }
 
-/// Discards a response that is not relayed. Its connection is reused if the end of the response is near.
+/// Discards a response that is not relayed. Its connection is reused if the end of the response
+/// is near.
 pub(crate) async fn discard_response(task: &RequestTask<'_>, response: UpstreamResponse) {
     discard(&task.context, task.body.is_done(), response).await;
 }
 
-/// The same for a request without a client.
+/// Discards a response like [`discard_response`], for a request that has no client.
+///
+/// The response is read for at most 25 ms and about 64 KiB. If it is longer, its connection
+/// closes.
 pub(crate) async fn discard(
     context: &RequestContext<'_>,
     is_request_done: bool,
@@ -208,7 +221,7 @@ pub(crate) async fn discard(
         return;
     }
     let now = clock::now();
-    // The trailers of a gRPC call bring its verdict, whoever reads them.
+    // The trailers contain the verdict of a gRPC call, even if the response is discarded.
     let status = stream.trailers().and_then(grpc::parse_status);
     if let (Some(reporter), Some(status)) = (response.pending_report, status) {
         reporter.report(grpc::verdict_from_status(status), None, now);

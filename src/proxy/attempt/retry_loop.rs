@@ -1,4 +1,7 @@
-//! The attempts of a request: the first, its retries and reselections, until one response can be relayed.
+//! The attempts of a request: the first attempt, its retries and its reselections, until a
+//! response can be relayed.
+//!
+//! The loop decides only what follows an outcome. Hedged requests run in `hedging` instead.
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +22,13 @@ use crate::{
         request::{classify::TransportError, deadline::Deadline, rejection::Rejection},
     },
     state::policies::concurrency_limit::ConcurrencyPermit,
-    telemetry::decision_log::Decision,
+    telemetry::decision::Decision,
 };
 
 /// Sends an admitted request until there is a response to relay.
 ///
-/// The request timeout of the policy starts at `started_at`, or once the client has sent the whole request.
+/// The request timeout of the policy starts at `started_at`, or once the client has sent the
+/// whole request.
 ///
 /// # Errors
 /// The rejection that the client receives instead of a response.
@@ -66,7 +70,7 @@ async fn run_attempts(
         .retry_budget
         .deposit(task.record.started_at);
     if let Some(plan) = hedging::plan(task, task.record.started_at) {
-        // On the heap, so that the future of every other request stays small.
+        // Boxing keeps the future of every other request small.
         return Box::pin(hedging::run_race(task, &plan, series)).await;
     }
     loop {
@@ -89,7 +93,8 @@ async fn run_attempts(
             Some(Ok(response)) => Ok(response),
             Some(Err(AttemptError::Unprocessed(response))) => Ok(*response),
             Some(Err(AttemptError::Transport(error))) => Err(error),
-            // Another endpoint may have room. One that was selected for want of another has none.
+            // Another endpoint may have a free connection. If this endpoint was selected again,
+            // no untried endpoint is left.
             Some(Err(AttemptError::ConnectionLimitReached))
                 if reselection::has_untried_endpoint(&context, &series.history, tried_before) =>
             {

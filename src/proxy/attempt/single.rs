@@ -1,4 +1,7 @@
-//! One attempt at one endpoint: from the selection to the report of its outcome.
+//! One attempt at one endpoint, from the selection of the endpoint to the report of the
+//! outcome.
+//!
+//! The module does not decide what follows an attempt.
 
 use std::{sync::Arc, time::Instant};
 
@@ -36,16 +39,17 @@ pub(crate) struct Attempt<'e> {
     selected: SelectedEndpoint,
     limit_sampler: Option<LimitSampler>,
     pub(crate) started_at: Instant,
-    /// The number among the attempts that the backend can have seen, from 1.
+    /// Number among the attempts that the backend can have seen, from 1.
     number: u32,
 }
 
-/// How long an attempt waits before it hands over its response.
+/// Point at which an attempt hands over its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Handover {
-    /// At the response head.
+    /// When the response head has arrived.
     AtHead,
-    /// At the first chunk of the body, or the end. A gRPC call that ends before its first message can still be retried.
+    /// When the first chunk of the body, or its end, has arrived. A gRPC call that ends before
+    /// its first message can still be retried.
     AtFirstChunk,
 }
 
@@ -62,7 +66,7 @@ impl<'e> Attempt<'e> {
     ) -> Result<Self, Rejection> {
         let started_at = clock::now();
         if series.deadline.time_left(started_at).is_zero() {
-            // The client has stopped waiting by now.
+            // The deadline covers all attempts, and the client no longer waits for a response.
             return Err(Rejection::from_reason(Reason::RequestTimeout));
         }
         if !std::mem::take(&mut series.is_replacement) {
@@ -82,10 +86,11 @@ impl<'e> Attempt<'e> {
         })
     }
 
-    /// Sends the request, waits for the response head, and reports the outcome to every observer.
+    /// Sends the request, waits for the response head, and reports the outcome to every
+    /// observer.
     ///
     /// # Errors
-    /// [`AttemptError`] says whether a retry can follow.
+    /// [`AttemptError`] states whether a retry can follow.
     pub(crate) async fn run(
         self,
         source: &mut RequestSource<'_>,
@@ -108,14 +113,14 @@ impl<'e> Attempt<'e> {
                 if handover == Handover::AtFirstChunk && source.is_fully_buffered() =>
             {
                 let first = dispatch::read_first_chunk(&context, source, deadline, &mut stream);
-                // On the heap, so that the future of every other request stays small.
+                // Boxing keeps the future of every other request small.
                 Box::pin(first).await.map(|chunk| (stream, head, chunk))
             }
             sent => sent.map(|(stream, head)| (stream, head, None)),
         };
         let now = clock::now();
-        // The time that the client took to send its request is not the latency of the backend. While the client still sends,
-        // the latency of the backend is unknown.
+        // The latency of the backend excludes the time that the client took to send its
+        // request. While the client still sends, the latency is unknown.
         if let Some(completed_at) = deadline.started_at() {
             reporter.record_latency(now.saturating_duration_since(completed_at.max(started_at)));
         }
@@ -160,7 +165,9 @@ impl<'e> Attempt<'e> {
     }
 }
 
-/// Records the lifecycle headers of a response. Returns whether the endpoint states that it did not process the request.
+/// Records the lifecycle headers of a response.
+///
+/// Returns whether the endpoint states that it did not process the request.
 fn observe_endpoint(
     context: &RequestContext<'_>,
     endpoint: &EndpointState,
@@ -173,7 +180,9 @@ fn observe_endpoint(
     })
 }
 
-/// What a response head says about the attempt: its gRPC status, and the verdict. A gRPC head may say nothing yet.
+/// Returns the gRPC status and the verdict that a response head determines.
+///
+/// Both are `None` for a gRPC head whose status is still to arrive in the trailers.
 fn classify_head(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
@@ -194,7 +203,7 @@ fn classify_head(
     (grpc_status, grpc_status.map(grpc::verdict_from_status))
 }
 
-/// Reports a response head. Returns the reporter if only the trailers bring the verdict.
+/// Reports a response head. Returns the reporter if the verdict depends on the trailers.
 fn report_head(
     mut reporter: AttemptReporter,
     stream: &Upstream,
@@ -203,7 +212,7 @@ fn report_head(
     now: Instant,
 ) -> Option<AttemptReporter> {
     if is_unprocessed {
-        // The request did not run, so there is nothing to report.
+        // The request did not run, so there is no outcome to report.
         reporter.discard();
         return None;
     }
@@ -226,20 +235,20 @@ fn report_failure(
     now: Instant,
 ) {
     match error {
-        // The endpoint announced its drain and is gone, which is no failure.
+        // The endpoint announced its drain before it closed, so this is no failure.
         AttemptError::Transport(error)
             if error.is_unprocessed() && endpoint.draining_until().is_some() =>
         {
             reporter.discard();
         }
-        // A short deadline of the client is no failure of the backend.
+        // A deadline that the client set too short is no failure of the backend.
         AttemptError::Transport(_) if is_client_imposed => reporter.report_cancelled(now),
         AttemptError::Transport(error) => reporter.report(
             reporter::transport_failure_verdict(error.attempt_outcome()),
             None,
             now,
         ),
-        // Nothing was sent, so there is nothing to report; the guards settle as cancelled.
+        // Nothing was sent, so there is no outcome to report. The guards settle as cancelled.
         AttemptError::ConnectionLimitReached => reporter.discard(),
         AttemptError::Rejected(_) | AttemptError::Unprocessed(_) => reporter.report_cancelled(now),
     }

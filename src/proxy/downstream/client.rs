@@ -1,4 +1,8 @@
-//! The client's side of an exchange, whatever it speaks.
+//! One request of a client, and the stream that carries it and its response, in HTTP/1 or
+//! HTTP/2.
+//!
+//! Writes only append to a queue; the owner of the request flushes it while it waits for other
+//! events. The module does not know what the response contains.
 
 use std::sync::Arc;
 
@@ -24,37 +28,39 @@ use crate::{
 /// What happens to a client's connection after a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectionDisposition {
-    /// It may carry another request.
+    /// The connection may carry another request.
     Reuse,
-    /// It closes after a while, because the client still sends.
+    /// The proxy stops writing, then discards input for a limited time before it closes. The
+    /// client may still be sending.
     Linger,
-    /// It closes at once.
+    /// The connection closes at once.
     Close,
 }
 
-/// A client with one request.
+/// Client with one request.
 pub(crate) struct Client {
     pub(crate) stream: DownstreamStream,
-    /// Who it is.
+    /// Address and certificate identity of the client.
     pub(crate) identity: ClientIdentity,
-    /// Where it came in.
+    /// Listener on which the request arrived, as specified at that time.
     pub(crate) listener: Arc<ListenerSpec>,
 }
 
-/// One request and its answer, in one of two framings; boxed, because it is handed on from step to step.
+/// Stream of one request and its response. Sessions and streams are boxed, because the value
+/// moves from stage to stage.
 pub(crate) enum DownstreamStream {
     Http1(DownstreamHttp1),
     Http2(Box<ServerStream>),
 }
 
-/// A session of HTTP/1, and the transport below.
+/// HTTP/1 session, and the handle that flushes and observes its connection.
 pub(crate) struct DownstreamHttp1 {
     pub(crate) session: Box<ServerSession>,
     pub(crate) handle: Arc<ConnectionHandle>,
 }
 
 impl Client {
-    /// The head of the request.
+    /// Returns the head of the request.
     pub(crate) fn head(&self) -> &RequestHeader {
         match &self.stream {
             DownstreamStream::Http1(http1) => http1.session.req_header(),
@@ -62,7 +68,7 @@ impl Client {
         }
     }
 
-    /// The value of a header if it is text.
+    /// Returns the value of a request header if it is text.
     pub(crate) fn header_str(&self, name: &http::HeaderName) -> Option<&str> {
         self.head()
             .headers
@@ -70,7 +76,7 @@ impl Client {
             .and_then(|value| value.to_str().ok())
     }
 
-    /// What it asks.
+    /// Returns the head of the request and its sender.
     pub(crate) fn request_view(&self) -> RequestView<'_> {
         RequestView {
             head: self.head(),
@@ -81,12 +87,13 @@ impl Client {
         }
     }
 
-    /// Whether it speaks HTTP/2.
+    /// Returns whether the client speaks HTTP/2.
     pub(crate) fn is_http2(&self) -> bool {
         matches!(self.stream, DownstreamStream::Http2(_))
     }
 
-    /// Whether its request is one of gRPC, so that its answers are too. There is no gRPC over HTTP/1.
+    /// Returns whether the request is a gRPC call, which needs a gRPC status in its response.
+    /// An HTTP/1 request never is.
     pub(crate) fn is_grpc(&self) -> bool {
         let DownstreamStream::Http2(stream) = &self.stream else {
             return false;
@@ -102,7 +109,7 @@ impl Client {
         })
     }
 
-    /// Whether it has sent all of its request.
+    /// Returns whether the client has sent its whole request.
     pub(crate) fn is_body_done(&mut self) -> bool {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => http1.session.is_body_done(),
@@ -110,8 +117,10 @@ impl Client {
         }
     }
 
-    /// Waits for what happens next: it takes what is queued for it, it sends more of its request, or it leaves. Can be dropped and
-    /// begun again at any time.
+    /// Waits for the next event: a flush of queued output, a chunk of the request, or a
+    /// failure.
+    ///
+    /// Cancel safe: a dropped call loses no bytes, and the next call continues.
     pub(crate) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
         match &mut self.stream {
             DownstreamStream::Http1(DownstreamHttp1 { session, handle }) => {
@@ -126,7 +135,10 @@ impl Client {
         }
     }
 
-    /// Waits until it leaves. Something that it sends meanwhile is no reason to stop.
+    /// Waits until the client closes the stream, and returns the reason.
+    ///
+    /// The caller must have flushed all output, because a completed flush also ends the wait.
+    /// Pipelined requests do not end it; they are retained for the next request.
     pub(crate) async fn closed(&mut self) -> Reason {
         match self.next_event(DownstreamInterest::Close).await {
             DownstreamEvent::Flushed(Err(reason)) | DownstreamEvent::Read(Err(reason)) => reason,
@@ -134,7 +146,8 @@ impl Client {
         }
     }
 
-    /// The trailers of its request, if it had some that are passed on.
+    /// Takes the trailers of the request out; `None` if it has none. HTTP/1 trailers are not
+    /// forwarded.
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
         match &mut self.stream {
             DownstreamStream::Http1(_) => None,
@@ -142,7 +155,10 @@ impl Client {
         }
     }
 
-    /// Queues the head of an interim answer.
+    /// Queues an interim response, with a status of 1xx.
+    ///
+    /// # Errors
+    /// If the client has closed the stream.
     pub(crate) async fn write_interim(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => http1
@@ -156,7 +172,10 @@ impl Client {
         }
     }
 
-    /// Queues the head of its answer.
+    /// Queues the head of the final response.
+    ///
+    /// # Errors
+    /// If the client has closed the stream.
     pub(crate) async fn write_head(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => http1
@@ -171,7 +190,10 @@ impl Client {
         }
     }
 
-    /// Queues a piece of its answer.
+    /// Queues a chunk of the response body.
+    ///
+    /// # Errors
+    /// If the client has closed the stream.
     pub(crate) async fn write(&mut self, piece: Bytes) -> Result<(), Reason> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => http1
@@ -186,7 +208,10 @@ impl Client {
         }
     }
 
-    /// Queues the end of its answer. Trailers do not pass HTTP/1.
+    /// Queues the end of the response. HTTP/1 drops the trailers.
+    ///
+    /// # Errors
+    /// If the client has closed the stream, or the body is shorter than the head declares.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Reason> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => http1
@@ -202,7 +227,8 @@ impl Client {
         }
     }
 
-    /// Whether the client has taken everything that was queued.
+    /// Returns whether all queued output was passed on: HTTP/1 output to the socket, HTTP/2
+    /// output to h2 within the stream's window.
     pub(crate) fn is_flushed(&self) -> bool {
         match &self.stream {
             DownstreamStream::Http1(http1) => http1.handle.is_flushed(),
@@ -210,7 +236,10 @@ impl Client {
         }
     }
 
-    /// Waits until the client has taken everything that was queued.
+    /// Waits until all queued output was passed on, as [`Self::is_flushed`] defines it.
+    ///
+    /// # Errors
+    /// If the client has closed the stream.
     pub(crate) async fn flush(&mut self) -> Result<(), Reason> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => {
@@ -222,21 +251,22 @@ impl Client {
         }
     }
 
-    /// Sees to it that the connection ends with this answer, if it carries one answer at a time.
+    /// Closes the connection after this response. An HTTP/2 connection continues, because it
+    /// carries other streams.
     pub(crate) fn close_after_response(&mut self) {
         if let DownstreamStream::Http1(http1) = &mut self.stream {
             http1.session.set_keepalive(None);
         }
     }
 
-    /// Says that nothing more will come, at the end of a tunnel.
+    /// Closes the sending side of an HTTP/1 connection, at the end of a tunnel.
     pub(crate) async fn shutdown(&mut self) {
         if let DownstreamStream::Http1(http1) = &mut self.stream {
             http1.session.shutdown().await;
         }
     }
 
-    /// Bytes of the answer's body so far.
+    /// Returns the number of bytes of the response body that were written to this stream.
     pub(crate) fn body_bytes_sent(&self) -> u64 {
         match &self.stream {
             DownstreamStream::Http1(http1) => http1.session.body_bytes_sent() as u64,
@@ -245,7 +275,8 @@ impl Client {
     }
 }
 
-/// What it means that nothing more can be read from a client.
+/// Returns the reason for a failed read or write: the client closed the connection, or its
+/// request is malformed.
 fn reason_from_error(error: &pingora::Error) -> Reason {
     match error.etype {
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {

@@ -1,8 +1,10 @@
-//! Refuses requests that two readers could understand differently.
+//! Rejects requests that two HTTP implementations could understand differently.
 //!
-//! pingora refuses a second Host, differing lengths, a transfer coding that does not end in `chunked`, and malformed heads. It
-//! takes a request with both a length and a transfer coding, by dropping the length; RFC 9112 section 6.1 allows that and asks
-//! for care. A sidecar in front of money has no use for such requests, so they are refused here.
+//! pingora rejects a second Host header, content lengths that differ, a transfer coding that
+//! does not end in `chunked`, and malformed heads. It accepts a request with both a length and
+//! a transfer coding, and drops the length. RFC 9112 section 6.1 permits both this and a
+//! rejection. Such requests enable request smuggling, so this module rejects them. It looks
+//! only at the head and does not read the body.
 
 use http::{Method, Version, header};
 
@@ -14,7 +16,11 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// Checks the head of a request.
+/// Checks the framing and the declared body size of a request.
+///
+/// # Errors
+/// A rejection of ambiguous framing, of CONNECT, of HTTP/0.9, of HTTP/1.1 without a Host
+/// header, or of a body that exceeds the listener's limit.
 pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     let head = client.head();
     if head.method == Method::CONNECT {
@@ -22,7 +28,8 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     }
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
-        // pingora looks at the last coding only, and passes the field on as it is; another reader may look at the first.
+        // pingora checks only the last coding and forwards the field unchanged. Another
+        // implementation may use the first coding.
         let is_chunked_only = codings.next().is_none()
             && coding
                 .as_bytes()
@@ -55,7 +62,8 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// The parsed head no longer has the length, so the bytes are looked at.
+/// Returns whether the raw head contains a content length. pingora has removed it from the
+/// parsed head.
 fn has_raw_content_length(client: &Client) -> bool {
     let DownstreamStream::Http1(http1) = &client.stream else {
         return false;

@@ -1,4 +1,8 @@
-//! A stream of a client: one request and its answer.
+//! One HTTP/2 stream of a client: a request and its response.
+//!
+//! Writes only append to a queue. [`ServerStream::next_event`] and [`ServerStream::flush`] pass
+//! to h2 what the stream's window accepts. The owner of the request can therefore read and
+//! write in one task. The module does not know connections; `accept::http2` does.
 
 use std::{
     future::poll_fn,
@@ -18,7 +22,7 @@ use crate::{
     telemetry::reason,
 };
 
-/// One request and its answer.
+/// Request and response of one HTTP/2 stream.
 #[derive(Debug)]
 pub(crate) struct ServerStream {
     request_head: RequestHeader,
@@ -26,8 +30,9 @@ pub(crate) struct ServerStream {
     is_body_done: bool,
     request_trailers: Option<HeaderMap>,
     response_sender: SendResponse<Bytes>,
-    /// The head of the answer, until it is sent.
+    /// Head of the final response, until it is passed to h2.
     queued_response: Option<Response<()>>,
+    /// Sending half of the stream; `None` until the response head is passed to h2.
     send_stream: Option<SendStream<Bytes>>,
     send_queue: SendQueue,
     body_bytes_sent: u64,
@@ -52,32 +57,35 @@ impl ServerStream {
         }
     }
 
-    /// The head of the request.
+    /// Returns the head of the request.
     pub(crate) fn head(&self) -> &RequestHeader {
         &self.request_head
     }
 
-    /// Whether the client has sent all of its request.
+    /// Returns whether the client has sent its whole request.
     pub(crate) fn is_body_done(&self) -> bool {
         self.is_body_done
     }
 
-    /// The trailers of the request, if it had some.
+    /// Takes the trailers of the request out; `None` if it has none.
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
         self.request_trailers.take()
     }
 
-    /// Whether the client gave up before it had its answer.
+    /// Returns whether [`Self::next_event`] has seen the stream fail before its response ended.
     pub(crate) fn was_reset_prematurely(&self) -> bool {
         self.is_reset_prematurely
     }
 
-    /// Bytes of the answer's body so far.
+    /// Returns the number of bytes of the response body that were queued so far.
     pub(crate) fn body_bytes_sent(&self) -> u64 {
         self.body_bytes_sent
     }
 
-    /// Waits for what happens next.
+    /// Waits for the next event: a flush of queued output, a chunk of the request, or a
+    /// failure.
+    ///
+    /// Cancel safe: a dropped call loses no bytes, and the next call continues.
     pub(crate) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
         let event = poll_fn(|context| {
             let to_reason = |_| reason::Reason::ClientClosed;
@@ -104,19 +112,23 @@ impl ServerStream {
         event
     }
 
-    /// Sends an interim answer.
+    /// Sends an interim response, with a status of 1xx.
+    ///
+    /// # Errors
+    /// If the stream is closed.
     pub(crate) fn write_interim(&mut self, head: ResponseHeader) -> Result<(), StreamClosed> {
         self.response_sender
             .send_informational(response_from_head(head))
             .map_err(|_| StreamClosed)
     }
 
-    /// Queues the head of the answer.
+    /// Queues the head of the final response.
     pub(crate) fn write_head(&mut self, head: ResponseHeader) {
         self.queued_response = Some(response_from_head(head));
     }
 
-    /// Queues a piece of the answer's body; an answer to HEAD has none.
+    /// Queues a chunk of the response body. A response to HEAD has no body, so the chunk is
+    /// dropped.
     pub(crate) fn write(&mut self, piece: Bytes) {
         if self.request_head.method == Method::HEAD {
             return;
@@ -125,22 +137,25 @@ impl ServerStream {
         self.send_queue.write(piece);
     }
 
-    /// Queues the end of the answer.
+    /// Queues the end of the response, with its trailers if there are any.
     pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
         self.send_queue.finish(trailers);
     }
 
-    /// Whether everything was handed over.
+    /// Returns whether all queued output was passed to h2.
     pub(crate) fn is_flushed(&self) -> bool {
         self.queued_response.is_none() && self.send_queue.is_empty()
     }
 
-    /// Waits until everything was handed over.
+    /// Waits until all queued output was passed to h2. It waits for the window of the stream.
+    ///
+    /// # Errors
+    /// If the stream is closed.
     pub(crate) async fn flush(&mut self) -> Result<(), StreamClosed> {
         poll_fn(|context| self.poll_flush(context)).await
     }
 
-    /// Breaks the answer off, so that nobody takes it for complete.
+    /// Resets the stream, so that the client does not take the response for complete.
     pub(crate) fn reset(&mut self) {
         match &mut self.send_stream {
             Some(stream) => stream.send_reset(Reason::INTERNAL_ERROR),
@@ -165,7 +180,8 @@ impl ServerStream {
         }
         match ready!(self.request_body.poll_data(context)) {
             Some(Ok(piece)) => {
-                // It is held by us now, one piece at a time, so that the sender may go on.
+                // The owner of the request now holds this chunk, and reads one chunk at a time.
+                // The window can therefore be opened for the next chunk.
                 _ = self
                     .request_body
                     .flow_control()

@@ -1,6 +1,8 @@
-//! The body of a request on its way: what has been read, and what is kept of it in case it has to be sent again.
+//! The body of a request: its limit, and the part that is retained for a retry.
 //!
-//! Kept is what fits into the policy's bound. One byte more, and all of it is let go: half a body cannot be sent again.
+//! Chunks are retained up to the policy's bound. A body that exceeds the bound by one byte is
+//! released completely, because a part of a body cannot be sent again. The module does not read
+//! from the client, and does not decide whether a retry follows.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -10,19 +12,24 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// The body of one request.
+/// Progress of one request body, and its retained chunks.
 pub(crate) struct RequestBody {
+    /// Chunks received so far; empty once the body is not replayable.
     buffered: Vec<Bytes>,
     buffered_bytes: usize,
     max_buffered_bytes: usize,
+    /// Whether all received chunks are retained.
     is_replayable: bool,
     is_done: bool,
     received_bytes: u64,
+    /// Maximum size of the body, in bytes. A larger body is rejected.
     max_bytes: u64,
     trailers: Option<HeaderMap>,
 }
 
 impl RequestBody {
+    /// Creates the state of a body of which nothing has been read. At most `max_buffered_bytes`
+    /// are retained.
     pub(crate) fn new(client: &mut Client, max_buffered_bytes: usize) -> Self {
         let is_done = client.is_body_done();
         let max_bytes = client.listener.limits.max_body_bytes;
@@ -38,7 +45,10 @@ impl RequestBody {
         }
     }
 
-    /// Takes note of what was read from the client, and whether it was the last of it.
+    /// Records a chunk that was read from the client, and whether it was the last.
+    ///
+    /// # Errors
+    /// A fatal rejection if the body exceeds the limit of the listener.
     pub(crate) fn record_chunk(
         &mut self,
         chunk: Option<&Bytes>,
@@ -69,37 +79,39 @@ impl RequestBody {
         Ok(())
     }
 
-    /// What has been read so far, to be sent again.
+    /// Returns the retained chunks in order. They are the whole body received so far if
+    /// [`Self::is_replayable`] is true.
     pub(crate) fn buffered(&self) -> &[Bytes] {
         &self.buffered
     }
 
-    /// The trailers, once all of it has come.
+    /// Returns the trailers; `None` until they arrive, or if there are none.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
         self.trailers.as_ref()
     }
 
-    /// Whether all that was read so far is still at hand.
+    /// Returns whether all chunks received so far are retained.
     pub(crate) fn is_replayable(&self) -> bool {
         self.is_replayable
     }
 
-    /// Whether all of it has come and is still at hand.
+    /// Returns whether the body is complete and all of it is retained.
     pub(crate) fn is_fully_buffered(&self) -> bool {
         self.is_done && self.is_replayable
     }
 
-    /// Whether the client has sent all of it.
+    /// Returns whether the client has sent the whole body.
     pub(crate) fn is_done(&self) -> bool {
         self.is_done
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes received so far, without framing.
     pub(crate) fn received_bytes(&self) -> u64 {
         self.received_bytes
     }
 
-    /// From here on bytes flow both ways until somebody closes; nothing of it is kept, and there is no bound on it.
+    /// Continues as the client's side of a tunnel, which ends when one side closes. Nothing is
+    /// retained, and there is no size limit.
     pub(crate) fn switch_to_tunnel(&mut self) {
         self.is_done = false;
         self.is_replayable = false;

@@ -1,4 +1,7 @@
-//! One request while it is served: the single owner of everything that belongs to it.
+//! One routed request while it is served: the single owner of its data.
+//!
+//! The stages of a request borrow it one after another. It decides nothing about the request
+//! except when the client's connection must close.
 
 use std::{future::Future, time::Duration};
 
@@ -16,9 +19,9 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// A routed request, from its admission to the end of its response.
+/// Routed request, from its admission to the end of its response.
 pub(crate) struct RequestTask<'r> {
-    /// Where the request goes. A fallback changes it.
+    /// Route, destination and policy of the request. A fallback replaces the destination.
     pub(crate) context: RequestContext<'r>,
     pub(crate) client: &'r mut Client,
     pub(crate) body: RequestBody,
@@ -28,14 +31,14 @@ pub(crate) struct RequestTask<'r> {
     pub(crate) is_listener_closing: bool,
 }
 
-/// What a request occupies until its response has been relayed. A drop returns all of it.
+/// Permits that a request holds until its response has been relayed. A drop releases them.
 #[derive(Default)]
 pub(crate) struct RequestPermits {
-    /// A permit of the concurrency limit.
+    /// Permit of the concurrency limit of the destination.
     pub(crate) concurrency: Option<ConcurrencyPermit>,
-    /// A permit of the requests that suffer an injected fault at the same time.
+    /// Permit for one request with an injected fault; their concurrent number is limited.
     pub(crate) fault: Option<OwnedSemaphorePermit>,
-    /// A permit of the requests that retry at the same time.
+    /// Permit for one retrying request; their concurrent number is limited.
     pub(crate) retry: Option<RetryGuard>,
 }
 
@@ -45,23 +48,26 @@ impl RequestTask<'_> {
         self.client.request_view()
     }
 
-    /// Whether the client's connection closes after this response.
+    /// Returns whether the client's connection closes after this response: its listener closes,
+    /// or the instance drains and the request is inbound.
     pub(crate) fn closes_connection(&self) -> bool {
         self.is_listener_closing
             || (self.context.is_inbound() && self.context.worker.state.drain.is_draining())
     }
 
-    /// The longest silence that the policy allows in a body or a tunnel.
+    /// Returns the time without a byte after which a body or a tunnel fails; `None` is
+    /// unlimited.
     pub(crate) fn stream_idle_timeout(&self) -> Option<Duration> {
         self.context.destination.policy.timeouts.stream_idle
     }
 
-    /// Waits for a future as long as the client stays connected.
+    /// Awaits a future for as long as the client stays connected.
     ///
-    /// A client that still sends its body is not watched: the read would consume the body.
+    /// A client that still sends its body is not watched, because the read would consume the
+    /// body.
     ///
     /// # Errors
-    /// A fatal rejection if the client closed its connection.
+    /// A fatal rejection if the client closes its connection.
     pub(crate) async fn while_connected<T>(
         &mut self,
         future: impl Future<Output = T>,
@@ -74,10 +80,11 @@ impl RequestTask<'_> {
         }
     }
 
-    /// Waits until the client has received all queued output.
+    /// Waits until all queued output was passed on to the client.
     ///
     /// # Errors
-    /// If the client closed its connection, or was silent for longer than the policy allows.
+    /// If the client closes its connection, or accepts no output within the stream idle
+    /// timeout.
     pub(crate) async fn flush_client(&mut self) -> Result<(), Reason> {
         clock::timeout(self.stream_idle_timeout(), self.client.flush())
             .await

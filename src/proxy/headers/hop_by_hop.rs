@@ -1,8 +1,9 @@
-//! Which header fields are forwarded, and which belong to one hop only.
+//! Decides which header fields are forwarded and which belong to one hop only.
 //!
-//! Hop-by-hop fields are not forwarded (RFC 9110 section 7.6.1): the fixed list, and those that `connection` nominates.
-//! `transfer-encoding` stays, because pingora frames the next hop by it. HTTP/1 sessions of pingora drop trailers, so the
-//! announcement of trailers is dropped as well.
+//! Hop-by-hop fields are not forwarded (RFC 9110 section 7.6.1): a fixed list, and the fields
+//! that `connection` nominates. `transfer-encoding` is retained, because pingora frames the
+//! next hop by it. HTTP/1 sessions of pingora drop trailers, so the `trailer` field is dropped
+//! as well.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -11,7 +12,7 @@ use crate::{
     proxy::wire::header_names::{DRAINING, STARTED_AT, WEIGHED},
 };
 
-/// Fields that end at this hop.
+/// Fields that are never forwarded, whether or not `connection` nominates them.
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("proxy-connection"),
@@ -24,15 +25,17 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     WEIGHED,
 ];
 
-/// Upper bound on the fields that the proxy adds, besides those of filters. It sizes the copy.
+/// Expected maximum of fields that the proxy adds, besides those of filters. It sizes the
+/// copied map.
 const MAX_ADDED_HEADERS: usize = 12;
 
-/// Copies the fields that are forwarded, with room for those that the proxy adds.
+/// Copies the fields that are forwarded, with capacity for those that the proxy adds.
 pub(crate) fn copy_end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
     let mut nominated: Vec<HeaderName> = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
         let names = value.to_str().unwrap_or_default().split(',').map(str::trim);
-        // A client cannot remove framing and the host by nominating them.
+        // These options nominate no field for removal. A client must not be able to remove the
+        // framing fields or `host`.
         let protected_options = [
             "",
             "close",
@@ -62,7 +65,7 @@ pub(crate) fn copy_end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
     copied
 }
 
-/// Applies a header modifier filter: removes, then sets, then adds.
+/// Applies a header modifier filter: first removals, then replacements, then additions.
 pub(crate) fn apply_modifier(headers: &mut HeaderMap, modifier: &HeaderModifierSpec) {
     for name in &modifier.remove {
         headers.remove(name);
@@ -83,7 +86,7 @@ pub(crate) fn parse_header_value(text: &str) -> pingora::Result<HeaderValue> {
     HeaderValue::from_str(text).map_err(|_| invalid_header_value())
 }
 
-/// The error for a value that cannot stand in a header.
+/// Returns the error for a value that no header can hold.
 pub(crate) fn invalid_header_value() -> pingora::BError {
     pingora::Error::explain(pingora::ErrorType::InvalidHTTPHeader, "a value of a header")
 }

@@ -1,8 +1,13 @@
-//! What sidecars tell each other about coming and going, in the heads of their answers.
+//! Lifecycle headers: what sidecars report to each other in response heads about startup and
+//! drain.
 //!
-//! An instance that is leaving says so on every answer to its callers, and one that is new says since when it runs. Whoever reads that
-//! from an endpoint leaves it alone, or gives it as much as it can bear. Both are about one hop: they are never passed on, so that a
-//! gateway is not taken for the endpoint behind it.
+//! A draining instance states it in every response to a client, and a new instance states its
+//! start time. A sidecar that reads this from an endpoint avoids the endpoint while it drains,
+//! or sends it only the share that its warm-up allows.
+//!
+//! Both headers apply to one hop and are never forwarded. Otherwise a client would attribute
+//! the state of the endpoint to the gateway in front of it. This module does not know the
+//! stages of a drain or the warm-up curve.
 
 use std::time::Instant;
 
@@ -23,14 +28,16 @@ use crate::{
     telemetry::{event::Event, reason::Reason},
 };
 
-/// What this instance tells its callers now.
+/// Lifecycle headers of this instance at one point in time. Both are usually absent.
 #[derive(Debug, Default)]
 pub(crate) struct LifecycleHeaders {
     draining: Option<HeaderValue>,
     started_at: Option<HeaderValue>,
 }
 
-/// What this instance tells its callers now; most of the time nothing.
+/// Returns the lifecycle headers of this instance now.
+///
+/// The result is empty while the instance neither drains nor advertises its start.
 pub(crate) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> LifecycleHeaders {
     let State {
         drain: departure,
@@ -43,7 +50,7 @@ pub(crate) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> 
     let started_at = lifecycle
         .instance_age
         .started_at_header(active_policy.snapshot.lifecycle.warm_up.as_ref());
-    // Both are made of digits and letters.
+    // Both values are plain ASCII, so the conversion cannot fail.
     let to_header_value = |text: String| HeaderValue::try_from(text).ok();
     LifecycleHeaders {
         draining: departure
@@ -67,7 +74,9 @@ impl IntoIterator for LifecycleHeaders {
     }
 }
 
-/// Takes note of what an endpoint tells about itself in an answer; whether it tells anything.
+/// Records the lifecycle headers of an endpoint's response and returns whether there were any.
+///
+/// The first notice of a drain emits an event.
 pub(crate) fn observe(
     context: &RequestContext<'_>,
     endpoint: &EndpointState,
@@ -92,8 +101,12 @@ pub(crate) fn observe(
     true
 }
 
-/// Whether an answer with signs says that the request was not looked at, because the instance is leaving or new. Without them it says nothing: a sidecar
-/// takes such words of its app's away, and an app that hands on what somebody else told it lacks the signs, which go no further than one hop.
+/// Returns whether a response states that a draining or warming instance did not process the
+/// request.
+///
+/// The statement is valid only if [`observe`] has found lifecycle headers. A sidecar removes
+/// the reason header from responses of its own app. An app that forwards the reason header of
+/// another service lacks the lifecycle headers, which end at each hop.
 pub(crate) fn is_unprocessed(status: StatusCode, response_headers: &HeaderMap) -> bool {
     if status != StatusCode::SERVICE_UNAVAILABLE
         && grpc::parse_status(response_headers) != Some(grpc::UNAVAILABLE)

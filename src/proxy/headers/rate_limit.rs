@@ -1,4 +1,7 @@
-//! Header fields that tell a client about the rate limit that is nearest to reject it.
+//! Rate limit headers of a response: the limit that is nearest to reject the client.
+//!
+//! The formats follow draft-ietf-httpapi-ratelimit-headers, versions 10 and 03. The module does
+//! not decide which limit is nearest.
 
 use std::fmt::Write as _;
 
@@ -19,7 +22,7 @@ const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit
 const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
-/// The headers that tell of the limit that is nearest.
+/// Returns the rate limit headers for the nearest limit, in the format of the route's policy.
 pub(crate) fn limit_headers(
     route: &RouteState,
     outcome: &RateLimitOutcome,
@@ -42,7 +45,7 @@ fn format_headers(
         RateLimitHeaders::Off => [None, None, None],
         RateLimitHeaders::Draft10 => {
             let mut text = String::with_capacity(rule.name.len() + 24);
-            // Writing to a String cannot fail.
+            // Writing to a string cannot fail.
             _ = write!(text, r#""{}";r={left};t={more}"#, rule.name);
             [
                 rule.policy_header

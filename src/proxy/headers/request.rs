@@ -1,8 +1,10 @@
-//! The head of a request to a backend.
+//! Builds the head of a request to a backend.
 //!
-//! Fields are changed in a plain `HeaderMap`, and pingora's head is made of it at the end. The setters of pingora's head
-//! parse every name again and keep a second map with the letter case of the names, which carries no meaning (RFC 9110
-//! section 5.1).
+//! Fields are changed in a plain `HeaderMap`, and pingora's head is built from it at the end.
+//! The setters of pingora's head parse every name again. They also maintain a second map with
+//! the letter case of the names, which has no meaning (RFC 9110 section 5.1).
+//!
+//! The module does not send the head or know the framing of the connection.
 
 use std::{borrow::Cow, fmt::Write};
 
@@ -41,10 +43,10 @@ const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
-/// What distinguishes one attempt from the others of the same request.
+/// Values that distinguish one attempt from other attempts of the same request.
 pub(crate) struct AttemptHead<'a> {
     pub(crate) endpoint: &'a EndpointState,
-    /// The number that the backend receives, from 1. It continues the count of the sender.
+    /// Attempt number that the backend receives, from 1. It continues the count of the sender.
     pub(crate) number: u32,
     pub(crate) has_body: bool,
     pub(crate) time_left: TimeLeft,
@@ -53,7 +55,7 @@ pub(crate) struct AttemptHead<'a> {
 /// Builds the head of one attempt.
 ///
 /// # Errors
-/// If a rewritten host or an upgrade token cannot stand in a header.
+/// If a rewritten host or an upgrade token is no valid header value.
 pub(crate) fn build_request_head<'e>(
     context: &RequestContext<'e>,
     request: &RequestView<'_>,
@@ -90,7 +92,7 @@ pub(crate) fn build_request_head<'e>(
     })
 }
 
-/// Writes the fields about this connection: upgrades, body framing and trailers.
+/// Sets the fields of this hop: upgrade, body framing and trailers.
 fn set_hop_headers(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
@@ -99,7 +101,8 @@ fn set_hop_headers(
 ) -> pingora::Result<()> {
     if context.is_backend_http2() {
         headers.remove(header::TRANSFER_ENCODING);
-        // The only connection field that HTTP/2 knows (RFC 9113 section 8.2.2); gRPC requires it.
+        // `te` is the only connection-specific field that HTTP/2 permits (RFC 9113 section
+        // 8.2.2), and gRPC requires it.
         if accepts_trailers(&request.head.headers) {
             headers.insert(header::TE, TRAILERS);
         }
@@ -118,7 +121,7 @@ fn set_hop_headers(
     Ok(())
 }
 
-/// Writes the host: rewritten by a filter, requested by the client, or that of the endpoint.
+/// Sets the host: rewritten by a filter, requested by the client, or else that of the endpoint.
 fn set_host(
     context: &RequestContext<'_>,
     endpoint: &EndpointState,
@@ -145,7 +148,10 @@ fn set_host(
     Ok(())
 }
 
-/// Writes how long the backend may take, or removes a statement of the client that no longer holds.
+/// Sets the deadline headers that the backend receives.
+///
+/// The time for the response head is in milliseconds and at least 1. Without such a deadline,
+/// the client's header is removed.
 fn set_time_left(time_left: TimeLeft, headers: &mut HeaderMap) -> pingora::Result<()> {
     match time_left.response_head {
         Some(left) => headers.insert(
@@ -163,7 +169,12 @@ fn set_time_left(time_left: TimeLeft, headers: &mut HeaderMap) -> pingora::Resul
     Ok(())
 }
 
-/// Whether the endpoint gets no more than it wants while it warms up: by its own curve, and beside others that get the rest.
+/// Returns whether the load balancer already limits the endpoint to the share of its own
+/// warm-up.
+///
+/// The endpoint then does not reject the request because of its warm-up. The result is `false`
+/// if the policy configures a warm-up, the balancer hashes, or no other endpoint can take the
+/// rest.
 fn is_warm_up_weighted(context: &RequestContext<'_>, endpoint: &EndpointState) -> bool {
     let backend = &context.destination.backend;
     let uses_endpoint_weights = backend.spec.warm_up.is_none()
@@ -174,7 +185,7 @@ fn is_warm_up_weighted(context: &RequestContext<'_>, endpoint: &EndpointState) -
     endpoint.has_own_warm_up() && uses_endpoint_weights && backend.endpoints.len() > 1
 }
 
-/// Whether the sender says that it reads trailers.
+/// Returns whether the sender of a message accepts trailers (`te: trailers`).
 fn accepts_trailers(headers: &HeaderMap) -> bool {
     headers.get_all(header::TE).iter().any(|value| {
         value
@@ -185,7 +196,10 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
-/// HTTP/2 may send each cookie by itself; HTTP/1 wants one line (RFC 9113 section 8.2.3).
+/// Joins several cookie fields into one.
+///
+/// HTTP/2 may send each cookie in its own field, but HTTP/1 requires a single field (RFC 9113
+/// section 8.2.3).
 fn merge_cookies(headers: &mut HeaderMap) -> pingora::Result<()> {
     let cookies: Vec<&[u8]> = headers
         .get_all(header::COOKIE)

@@ -1,4 +1,7 @@
-//! The head of a response to the client.
+//! Builds the head of a response to the client.
+//!
+//! The module decides framing, added fields and removed fields. It handles final and interim
+//! heads of a backend; rejections have their own writer.
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
@@ -20,7 +23,10 @@ use crate::{
 const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
-/// The head of the answer, as the client gets it.
+/// Builds the response head that the client receives from the head of the backend.
+///
+/// # Errors
+/// If a field or the reason phrase of the backend cannot be forwarded.
 pub(crate) fn build_response_head(
     context: &RequestContext<'_>,
     client: &Client,
@@ -55,7 +61,8 @@ pub(crate) fn build_response_head(
         headers.append(name, value);
     }
     if context.route.spec.direction == Direction::Inbound {
-        // Only a sidecar says so, and behind an inbound route there is none.
+        // Only a sidecar sets the reason. Behind an inbound route is the app, whose value is
+        // not trusted.
         headers.remove(REASON);
         for (name, value) in lifecycle::current_headers(context.worker, context.active_policy) {
             headers.insert(name, value);
@@ -72,7 +79,7 @@ pub(crate) fn build_response_head(
     Ok(head)
 }
 
-/// A length that was given several times, equal each time, is passed on once (RFC 9110 section 8.6).
+/// Reduces a repeated `content-length` to its first value (RFC 9110 section 8.6).
 fn merge_content_lengths(headers: &mut HeaderMap) -> pingora::Result<()> {
     let lengths = headers.get_all(header::CONTENT_LENGTH);
     let is_repeated = lengths.iter().count() > 1
@@ -91,7 +98,7 @@ fn merge_content_lengths(headers: &mut HeaderMap) -> pingora::Result<()> {
     Ok(())
 }
 
-/// Sees to it that the client can tell where the body ends.
+/// Sets the framing fields so that the client can detect the end of the body.
 fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
     if client.is_http2() {
         headers.remove(header::TRANSFER_ENCODING);
@@ -99,7 +106,7 @@ fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client
     }
     let has_no_body = status == 204 || status == 304 || client.head().method == Method::HEAD;
     if client.head().version == Version::HTTP_10 {
-        // It knows no chunks; the end of the connection is the end of the body.
+        // HTTP/1.0 has no chunked encoding. The close of the connection ends the body.
         headers.remove(header::TRANSFER_ENCODING);
     } else if !has_no_body
         && !headers.contains_key(header::CONTENT_LENGTH)

@@ -1,7 +1,9 @@
-//! Whom a request is for: one host, whatever form the target has.
+//! Parses the target of a request: one host and one path, whatever form the target has.
 //!
-//! A target in absolute form (`GET http://pay.shop/v1 HTTP/1.1`) names the host itself; pingora has checked that it does not
-//! contradict the Host header. Towards a backend a target is always in origin form.
+//! A target in absolute form (`GET http://pay.shop/v1 HTTP/1.1`) names the host itself. pingora
+//! has already checked that it does not contradict the Host header. Targets sent to a backend
+//! are always in origin form, and a request without a path has the path `/`. The module does
+//! not know whether a route matches the target.
 
 use http::header;
 
@@ -10,17 +12,17 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// Whom a request is for, and what it asks.
+/// Host and path of a request.
 #[derive(Clone)]
 pub(crate) struct RequestTarget {
-    /// The host as it was written, with its port if there is one; empty if an HTTP/1.0 client named none.
+    /// Host as received, with its port if there is one; empty if an HTTP/1.0 client sent none.
     pub(crate) authority: String,
-    /// Path and query, in origin form.
+    /// Path and query in origin form, or `*`.
     pub(crate) path_and_query: String,
 }
 
 impl RequestTarget {
-    /// The host without its port.
+    /// Returns the host without its port. An IPv6 address has no brackets.
     pub(crate) fn host(&self) -> &str {
         match self.authority.strip_prefix('[') {
             Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -28,18 +30,22 @@ impl RequestTarget {
         }
     }
 
-    /// The path without its query.
+    /// Returns the path without its query.
     pub(crate) fn path(&self) -> &str {
         self.path_and_query.split('?').next().unwrap_or_default()
     }
 
-    /// The query with its question mark, if there is one.
+    /// Returns the query with its question mark; empty if there is none.
     pub(crate) fn query(&self) -> &str {
         &self.path_and_query[self.path().len()..]
     }
 }
 
-/// Finds out whom a request is for.
+/// Parses the target of a request.
+///
+/// # Errors
+/// A rejection with [`Reason::BadRequest`] if the target or the Host header is malformed, or
+/// the scheme is neither `http` nor `https`.
 pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejection> {
     let bad_request = || Rejection::from_reason(Reason::BadRequest);
     if request.is_http2 {
@@ -71,7 +77,11 @@ pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejectio
     })
 }
 
-/// HTTP/2 names the host in the target; a Host beside it must say the same (RFC 9113 section 8.3.1).
+/// Parses an HTTP/2 target, which contains the host. A Host header must equal it (RFC 9113
+/// section 8.3.1).
+///
+/// # Errors
+/// A rejection with [`Reason::BadRequest`] if the host is missing, ambiguous or malformed.
 fn parse_http2(request: &RequestView<'_>) -> Result<RequestTarget, Rejection> {
     let bad_request = || Rejection::from_reason(Reason::BadRequest);
     let head = request.head;

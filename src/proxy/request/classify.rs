@@ -1,4 +1,9 @@
-//! What an attempt's end means: for the breaker, for the retry, for the metrics.
+//! Classifies the outcome of an attempt for each policy that observes it.
+//!
+//! The same outcome has several meanings: a failure or success for the breaker, a result for
+//! outlier detection, a kind of failure for a retry, and a label for the metrics. This module
+//! defines these meanings for HTTP; `grpc` does so for gRPC. It does not report the outcome,
+//! and does not decide whether a retry follows.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,36 +14,37 @@ use crate::{
     policy::snapshot::PolicySpec,
     resilience::{breaker::CallOutcome, outlier::EndpointResult, retry::FailureKind},
     state::policies::concurrency_limit::LimitSampler,
-    telemetry::{metrics::AttemptOutcome, reason::Reason},
+    telemetry::{backend_metrics::AttemptOutcome, reason::Reason},
 };
 
-/// How an attempt ended without an answer.
+/// Failure of an attempt without a usable response head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TransportError {
-    /// No connection.
+    /// The connection could not be established.
     ConnectFailed,
-    /// No connection in time.
+    /// The connection was not established within its timeout.
     ConnectTimeout,
-    /// A connection, and no agreement on TLS.
+    /// The TLS handshake on the connection failed.
     TlsFailed,
-    /// The backend says that it did not look at the request.
+    /// The backend states that it did not process the request, as with `REFUSED_STREAM`.
     Refused,
-    /// Cut off, before or after a byte of the request had left.
+    /// The connection or the stream was reset or closed.
     Reset {
-        /// Whether a byte had left.
+        /// Whether the backend may have received a part of the request.
         has_sent_request: bool,
     },
-    /// No answer in time.
+    /// The response head did not arrive in time.
     TimedOut {
-        /// Whether the whole request's time is over, and not only the attempt's.
+        /// Whether the deadline of the whole request expired, and not only the attempt's
+        /// timeout.
         is_request_timeout: bool,
     },
-    /// An answer that is not HTTP.
+    /// The response violates the protocol.
     Protocol,
 }
 
 impl TransportError {
-    /// For the retry.
+    /// Returns the kind of failure by which the retry policy decides.
     pub(crate) fn retry_failure(self) -> FailureKind {
         match self {
             Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => {
@@ -61,7 +67,7 @@ impl TransportError {
         }
     }
 
-    /// Whether the backend cannot have looked at the request.
+    /// Returns whether the backend provably did not process the request.
     pub(crate) fn is_unprocessed(self) -> bool {
         matches!(
             self,
@@ -75,7 +81,7 @@ impl TransportError {
         )
     }
 
-    /// For the client, if it is not tried again.
+    /// Returns the reason that the client receives if no retry follows.
     pub(crate) fn reason(self) -> Reason {
         match self {
             Self::ConnectFailed => Reason::ConnectFailed,
@@ -92,7 +98,7 @@ impl TransportError {
         }
     }
 
-    /// For the metrics.
+    /// Returns the outcome that the metrics of the backend count.
     pub(crate) fn attempt_outcome(self) -> AttemptOutcome {
         match self {
             Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed => {
@@ -104,21 +110,24 @@ impl TransportError {
     }
 }
 
-/// What an attempt's end means for each who wants to know.
+/// Meanings of one outcome of an attempt, one for each observer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AttemptVerdict {
-    /// For the breaker.
+    /// Result that the breaker counts.
     pub(crate) breaker_outcome: CallOutcome,
-    /// For the endpoint.
+    /// Result that outlier detection counts for the endpoint.
     pub(crate) outlier_outcome: EndpointResult,
-    /// For the metrics.
+    /// Outcome that the metrics of the backend count.
     pub(crate) attempt_outcome: AttemptOutcome,
-    /// For an adaptive limit: whether it is asked too much.
+    /// Whether the backend reports overload, which lowers an adaptive concurrency limit.
     pub(crate) is_overload: bool,
 }
 
 impl AttemptVerdict {
-    /// Tells an adaptive limit what an attempt says. How soon a backend fails says nothing about how long it takes to work.
+    /// Records the latency and an overload as a sample of an adaptive concurrency limit.
+    ///
+    /// Failures other than an overload are skipped. The latency of a failure says nothing about
+    /// the time that the backend needs for its work.
     pub(crate) fn record_sample(
         &self,
         limit_sampler: &LimitSampler,
@@ -131,7 +140,8 @@ impl AttemptVerdict {
     }
 }
 
-/// What a status means.
+/// Classifies a response status. The breaker policy defines failures; by default they are 500
+/// and above. A status of 429 is throttling.
 pub(crate) fn verdict_from_status(policy: &PolicySpec, status: u16) -> AttemptVerdict {
     let is_failure = policy.breaker.as_ref().map_or(status >= 500, |breaker| {
         breaker.failure_codes.contains(status)
@@ -155,7 +165,10 @@ pub(crate) fn verdict_from_status(policy: &PolicySpec, status: u16) -> AttemptVe
     }
 }
 
-/// The wait that an answer asks for: seconds or a date (RFC 9110 section 10.2.3), believed on 429 and 503 only.
+/// Returns the wait that a response requests: seconds or a date (RFC 9110 section 10.2.3).
+///
+/// Returns `None` for a status other than 429 and 503, and for an invalid value. A date in the
+/// past is a wait of zero.
 pub(crate) fn parse_retry_after(
     response: &ResponseHeader,
     wall_clock: impl FnOnce() -> SystemTime,

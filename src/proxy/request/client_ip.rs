@@ -1,7 +1,9 @@
-//! Where a request is from, when proxies stand in between.
+//! Determines the client's address of a request that passed proxies.
 //!
-//! Each proxy appends the address that it sees to `x-forwarded-for`; what stands before was told by others and may be a lie. So the list
-//! is read from its end, as far as those who wrote it are trusted, and the first address that is not a trusted proxy's is the client's.
+//! Each proxy appends the address of its own client to `x-forwarded-for`. Entries before that
+//! may be forged. The list is therefore read from its end, for as long as the sender of an
+//! entry is a trusted proxy. The first address that is not a trusted proxy is the client's.
+//! Without trusted proxies the header is ignored.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +12,9 @@ use ipnet::IpNet;
 
 use crate::proxy::wire::header_names::FORWARDED_FOR;
 
-/// The client's address, in its canonical form; `peer` is at the other end of the connection.
+/// Returns the client's address in canonical form, so that an IPv4-mapped address is IPv4.
+///
+/// `peer_address` is the other end of the connection.
 pub(crate) fn resolve(
     peer_address: IpAddr,
     headers: &HeaderMap,
@@ -26,7 +30,7 @@ pub(crate) fn resolve(
         .iter()
         .any(|range| range.contains(&client_ip))
     {
-        // What cannot be read was not written by a proxy that is to be trusted.
+        // A trusted proxy appends valid addresses only, so the search ends at an invalid entry.
         let Some(hop) = hops.next().and_then(parse_address) else {
             break;
         };
@@ -35,7 +39,7 @@ pub(crate) fn resolve(
     client_ip
 }
 
-/// An address with or without a port.
+/// Parses an address with or without a port; an IPv6 address may have brackets.
 fn parse_address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim();
     let parse_without_port = || {

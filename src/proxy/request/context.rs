@@ -1,4 +1,7 @@
-//! Where a request goes and under which policy, once its route is known.
+//! Route, destination and policy of a request, once they are known.
+//!
+//! The module decides nothing. It makes the references that most stages need available as one
+//! argument.
 
 use std::sync::Arc;
 
@@ -13,16 +16,16 @@ use crate::{
     state::active_policy::{ActivePolicy, DestinationState, RouteState},
 };
 
-/// The immutable facts of a routed request. It is a set of references, so that a copy costs nothing.
+/// Immutable facts of a routed request. It is a set of references, so a copy is cheap.
 #[derive(Clone, Copy)]
 pub(crate) struct RequestContext<'a> {
     pub(crate) worker: &'a Arc<Worker>,
-    /// The policy that the request has pinned from its start to its end.
+    /// Policy in force when the request arrived. The request keeps it across policy reloads.
     pub(crate) active_policy: &'a Arc<ActivePolicy>,
     pub(crate) route: &'a RouteState,
-    /// The rule of the route that matched.
+    /// Rule of the route that matched the request.
     pub(crate) rule: &'a RouteRule,
-    /// The backend of the route that was drawn by weight.
+    /// Destination of the route that was selected by weight, or the fallback that replaces it.
     pub(crate) destination: &'a DestinationState,
     pub(crate) request_target: &'a RequestTarget,
     pub(crate) request_id: &'a HeaderValue,
@@ -30,7 +33,7 @@ pub(crate) struct RequestContext<'a> {
 }
 
 impl<'a> RequestContext<'a> {
-    /// Returns the same request on its way to another backend.
+    /// Returns the facts of the same request, but for another destination.
     pub(crate) fn with_destination(self, destination: &'a DestinationState) -> Self {
         Self {
             destination,
@@ -38,7 +41,7 @@ impl<'a> RequestContext<'a> {
         }
     }
 
-    /// Whether the backend speaks HTTP/2.
+    /// Returns whether the backend speaks HTTP/2.
     pub(crate) fn is_backend_http2(&self) -> bool {
         matches!(
             self.destination.backend.spec.protocol,
@@ -46,7 +49,7 @@ impl<'a> RequestContext<'a> {
         )
     }
 
-    /// Whether the request came from a client of the service, and not from the app.
+    /// Returns whether the request came from a client of the service, and not from the app.
     pub(crate) fn is_inbound(&self) -> bool {
         self.route.spec.direction == Direction::Inbound
     }

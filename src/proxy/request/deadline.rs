@@ -1,9 +1,18 @@
-//! The time that a request has.
+//! The deadline of a request, and the time left that a backend receives.
 //!
-//! It begins when the client has sent all of it: how long a client takes is not the backend's fault. A client may itself say how long it
-//! will wait: for the head of the answer (`x-outrigger-deadline-ms`, which a sidecar says to the next), counted from the same moment; or for
-//! the whole call (`grpc-timeout`), counted from when it began. What is left of each goes on under its own name: an app that takes the time until the head
-//! for that of the call would end its streams early (docs/decisions/0009).
+//! The deadline is the earliest of these limits:
+//!
+//! - the request timeout of the policy, for the response head. It starts when the client has
+//!   sent the whole request, because a slow client is not the fault of the backend.
+//! - the client's own limit for the response head (`x-outrigger-deadline-ms`), which a sidecar
+//!   sends to the next one. It starts at the same moment.
+//! - the client's limit for a whole gRPC call (`grpc-timeout`). It starts when the request head
+//!   arrives.
+//!
+//! The time left is forwarded in two separate headers. An app that takes the time until the
+//! response head for that of the call would end its streams early
+//! (`docs/decisions/0009-deadlines.md`). The module does not wait and does not cancel; attempts
+//! do.
 
 use std::time::{Duration, Instant};
 
@@ -15,35 +24,40 @@ use crate::{
     resilience::instants::earliest,
 };
 
-/// What two limits that are meant to be the same differ by at most, or a twentieth of them.
+/// Difference up to which two timeouts count as equal, or a twentieth of the client's time if
+/// that is longer.
 const CLIENT_DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 
-/// The time that a request has.
+/// Limits of one request, and the deadline that follows from them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
+    /// Request timeout of the policy; `None` is unlimited.
     policy_timeout: Option<Duration>,
+    /// Earliest of the limits that have started; `None` while there is none.
     expires_at: Option<Instant>,
-    /// When the client had sent all of its request.
+    /// Time at which the policy timeout started: the client had sent the whole request. For a
+    /// fallback it is the start of its attempts.
     started_at: Option<Instant>,
-    /// How long the client itself waits for the head, once it has sent all.
+    /// Time that the client waits for the response head after it has sent the whole request.
     client_timeout: Option<Duration>,
-    /// Until when the client itself waits for the head.
+    /// Time until which the client itself waits for the response head.
     client_deadline: Option<Instant>,
-    /// Until when it waits for the end of the call.
+    /// Time until which the client waits for the end of its gRPC call.
     call_deadline: Option<Instant>,
 }
 
-/// What is left, as the next one is told.
+/// Time left for an attempt, as the backend receives it in headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TimeLeft {
-    /// For the head of the answer.
+    /// Time left for the response head; `None` is unlimited.
     pub(crate) response_head: Option<Duration>,
-    /// For the whole call of gRPC, if its client gave it an end.
+    /// Time left for the whole gRPC call; `None` if the client set no limit.
     pub(crate) call: Option<Duration>,
 }
 
 impl Deadline {
-    /// A request that came in at `now`, under the limit of its policy.
+    /// Creates the deadline of a request that arrived at `now`. The policy timeout has not
+    /// started yet.
     pub(crate) fn new(
         policy_timeout: Option<Duration>,
         request: &RequestView<'_>,
@@ -55,7 +69,7 @@ impl Deadline {
             .and_then(parse_grpc_timeout)
             .and_then(|wait| now.checked_add(wait));
         let client_timeout = request.header_str(&DEADLINE).and_then(parse_millis);
-        // Nobody waits for what has no time from the beginning.
+        // The client no longer waits, so the request must not be sent to a backend.
         let client_deadline = if client_timeout == Some(Duration::ZERO) {
             Some(now)
         } else {
@@ -71,8 +85,10 @@ impl Deadline {
         }
     }
 
-    /// Begins, unless it has begun: the client has sent all of its request, and its own time runs from then; that of the policy from `now`, which is later if
-    /// another backend was asked before.
+    /// Starts the limits, unless they have started already.
+    ///
+    /// The client's own limit counts from `request_completed_at`, and the policy timeout from
+    /// `now`. `now` is later if another backend received the request before.
     pub(crate) fn start(&mut self, request_completed_at: Instant, now: Instant) {
         if self.started_at.is_none() {
             self.started_at = Some(now);
@@ -85,13 +101,17 @@ impl Deadline {
         }
     }
 
-    /// When it is over, as far as that is known.
+    /// Returns the deadline as far as it is known; `None` if there is no limit so far.
     pub(crate) fn expires_at(&self) -> Option<Instant> {
         self.expires_at
     }
 
-    /// Whether what is over is the time of the client's own choice, which the policy would have allowed clearly more of. A sidecar before this one with the same
-    /// limits tells what is left of them; that is no choice of anybody's.
+    /// Returns whether the client chose the expired deadline, and the policy would have allowed
+    /// clearly more time.
+    ///
+    /// A preceding sidecar with the same timeouts forwards its time left, which is slightly
+    /// shorter than the policy timeout. That difference is within the margin, so it does not
+    /// count as the client's choice.
     pub(crate) fn is_client_imposed(
         &self,
         attempt_deadline: Option<Instant>,
@@ -114,17 +134,19 @@ impl Deadline {
         })
     }
 
-    /// When the client had sent all of its request.
+    /// Returns the time at which the policy timeout started; `None` while the client still
+    /// sends.
     pub(crate) fn started_at(&self) -> Option<Instant> {
         self.started_at
     }
 
-    /// Until when the client waits for the end of its call, if it has said so.
+    /// Returns the end of the gRPC call that the client set; `None` if it set none.
     pub(crate) fn call_deadline(&self) -> Option<Instant> {
         self.call_deadline
     }
 
-    /// What is left for one attempt under this limit, as the backend is told. While a request is still coming in nothing has passed of it.
+    /// Returns the time left for one attempt. While the client still sends, the full timeouts
+    /// are left.
     pub(crate) fn time_left_for_backend(
         &self,
         attempt_timeout: Option<Duration>,
@@ -146,20 +168,22 @@ impl Deadline {
         }
     }
 
+    /// Returns the time until the deadline: zero if it has expired, the maximum if there is
+    /// none.
     pub(crate) fn time_left(&self, now: Instant) -> Duration {
         self.expires_at
             .map_or(Duration::MAX, |at| at.saturating_duration_since(now))
     }
 }
 
-/// Reads a number of milliseconds; what is none says nothing.
+/// Parses a number of milliseconds. Returns `None` if the text is no number.
 fn parse_millis(text: &str) -> Option<Duration> {
     let text = text.trim();
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().map_or(Duration::MAX, Duration::from_millis))
 }
 
-/// Reads a timeout: up to eight digits and a unit (gRPC over HTTP/2, "Requests").
+/// Parses a timeout of up to eight digits and a unit (gRPC over HTTP/2, "Requests").
 fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if number.is_empty() || number.len() > 8 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -177,8 +201,11 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     }
 }
 
-/// Writes a timeout in whole milliseconds, rounded down, so that nobody waits longer than the caller does; or in the next unit that has
-/// room for it.
+/// Formats a timeout for `grpc-timeout`, with at most eight digits.
+///
+/// It is rounded down to whole milliseconds, so that a backend does not work longer than the
+/// client waits. Microseconds or seconds are used where milliseconds do not fit. The result is
+/// never zero.
 pub(crate) fn format_grpc_timeout(left: Duration) -> String {
     const MAX: u128 = 99_999_999;
     let millis = left.as_millis();

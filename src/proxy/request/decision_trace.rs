@@ -1,6 +1,7 @@
-//! What is noted about a request while it is decided on, and the numbers behind a refusal.
+//! Collects the decisions of the policies about one request, with the time of each.
 //!
-//! Nothing is noted about a request that simply passes, so that it costs nothing.
+//! A request without a decision, such as one that passes every policy, causes no allocation.
+//! The module does not decide whether the trace is stored.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,19 +10,20 @@ use std::{
 
 use crate::{
     clock,
-    telemetry::decision_log::{Decision, MAX_DECISIONS},
+    telemetry::decision::{Decision, MAX_DECISIONS},
 };
 
-/// The steps so far.
+/// Decisions about one request in order, at most [`MAX_DECISIONS`].
 #[derive(Debug)]
 pub(crate) struct DecisionTrace {
+    /// Time of arrival of the request. The times of the decisions are relative to it.
     started_at: Instant,
-    /// Guards a push; nobody else has it at the same time, but the attempts of a hedged request.
+    /// The lock covers single appends. Only the attempts of a hedged request contend for it.
     decisions: Mutex<Vec<(Duration, Decision)>>,
 }
 
 impl DecisionTrace {
-    /// About a request that began then.
+    /// Creates an empty trace of a request that arrived at `started_at`.
     pub(crate) fn new(started_at: Instant) -> Self {
         Self {
             started_at,
@@ -29,7 +31,7 @@ impl DecisionTrace {
         }
     }
 
-    /// Notes a step, if there is room.
+    /// Records a decision at the current time. It is dropped if the trace is full.
     pub(crate) fn record(&self, decision: Decision) {
         let mut decisions = self.lock();
         if decisions.len() < MAX_DECISIONS {
@@ -40,7 +42,7 @@ impl DecisionTrace {
         }
     }
 
-    /// All of them.
+    /// Returns all decisions in order, each with the time since the arrival of the request.
     pub(crate) fn into_decisions(self) -> Vec<(Duration, Decision)> {
         self.decisions
             .into_inner()

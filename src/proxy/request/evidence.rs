@@ -1,4 +1,7 @@
-//! The numbers behind a rejection, as `outrigger explain` shows them.
+//! Describes the numbers behind a rejection, as `outrigger explain` shows them.
+//!
+//! The numbers are read after the decision, so they can differ slightly from those that led to
+//! it. The module does not reject requests.
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -6,14 +9,10 @@ use crate::{
     clock,
     policy::units::PolicyDuration,
     proxy::request::{context::RequestContext, rejection::Rejection},
-    telemetry::{
-        decision_log::Decision,
-        metrics::{breaker_state_name, protection_level_name, protection_signal_name},
-        reason::Reason,
-    },
+    telemetry::{decision::Decision, label::Label, reason::Reason},
 };
 
-/// Counts and records a rejection that shadow mode lets pass.
+/// Records and counts a rejection that shadow mode does not enforce.
 pub(crate) fn record_shadow_rejection(
     context: &RequestContext<'_>,
     reason: Reason,
@@ -32,7 +31,7 @@ pub(crate) fn record_shadow_rejection(
         .record_shadow_refusal(&context.worker.state.telemetry.metrics, reason);
 }
 
-/// Notes a refusal with its numbers as they are now.
+/// Records a rejection in the decision trace, with the numbers of this moment.
 pub(crate) fn record_rejection(context: &RequestContext<'_>, rejection: &Rejection) {
     let evidence = describe_evidence(
         context,
@@ -48,7 +47,9 @@ pub(crate) fn record_rejection(context: &RequestContext<'_>, rejection: &Rejecti
     });
 }
 
-/// The numbers behind a refusal.
+/// Returns the numbers behind a rejection as text; empty if the reason has none.
+///
+/// `wait` is the time after which the client may retry.
 pub(crate) fn describe_evidence(
     context: &RequestContext<'_>,
     reason: Reason,
@@ -121,9 +122,9 @@ fn write_evidence(
                 write!(
                     out,
                     "{} is at {:.0} % ({}), ",
-                    protection_signal_name(signal),
+                    signal.label(),
                     value * 100.0,
-                    protection_level_name(level)
+                    level.label()
                 )?;
             }
             write_limit_evidence(out, context)
@@ -154,7 +155,8 @@ fn write_evidence(
     }
 }
 
-/// The breaker that refuses; or of those of a backend's endpoints how many are not closed.
+/// Writes the state of the breaker that rejects. If only breakers of endpoints reject, it
+/// writes how many do.
 fn write_breaker_evidence(
     out: &mut String,
     context: &RequestContext<'_>,
@@ -186,7 +188,7 @@ fn write_breaker_evidence(
     write!(
         out,
         "it is {} for {since:.1?}, {} of {} calls failed, {} slow",
-        breaker_state_name(snapshot.state),
+        snapshot.state.label(),
         counts.failures,
         counts.total(),
         counts.slow_calls
@@ -200,6 +202,7 @@ fn write_breaker_evidence(
     })
 }
 
+/// Writes the load of the concurrency limit, if the destination has one.
 fn write_limit_evidence(out: &mut String, context: &RequestContext<'_>) -> std::fmt::Result {
     let Some(limit) = &context.destination.concurrency_limit else {
         return Ok(());

@@ -1,4 +1,7 @@
-//! gRPC over HTTP/2: a status that comes at the end, or instead of an answer.
+//! The status of a gRPC call: its fields, and its meaning for the policies.
+//!
+//! A call has the HTTP status 200. Its result is a gRPC status in the trailers, or in the head
+//! of a response without a body. The module does not read messages.
 
 use std::time::Duration;
 
@@ -7,38 +10,39 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::{
     proxy::request::classify::AttemptVerdict,
     resilience::{breaker::CallOutcome, outlier::EndpointResult},
-    telemetry::metrics::AttemptOutcome,
+    telemetry::backend_metrics::AttemptOutcome,
 };
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
-/// The client cancelled the call.
+/// Status 1: the client cancelled the call.
 pub(crate) const CANCELLED: u8 = 1;
 
-/// The status for anything that gRPC does not know.
+/// Status 2: the error has no other status.
 const UNKNOWN: u8 = 2;
 
-/// The deadline of the call expired.
+/// Status 4: the deadline of the call expired.
 pub(crate) const DEADLINE_EXCEEDED: u8 = 4;
 
-/// The client may not make this call.
+/// Status 7: the client may not make this call.
 pub(crate) const PERMISSION_DENIED: u8 = 7;
 
-/// A limit rejects the call.
+/// Status 8: a limit rejects the call.
 pub(crate) const RESOURCE_EXHAUSTED: u8 = 8;
 
-/// The service does not offer this method.
+/// Status 12: the service does not offer this method.
 pub(crate) const UNIMPLEMENTED: u8 = 12;
 
-/// Something that should hold does not.
+/// Status 13: the server or the protocol is at fault.
 pub(crate) const INTERNAL: u8 = 13;
 
-/// The service is temporarily unavailable; a retry may succeed.
+/// Status 14: the service is temporarily unavailable, and a retry may succeed.
 pub(crate) const UNAVAILABLE: u8 = 14;
 
-/// The status in a head or in trailers; what is not a known number is 2, which is "unknown".
+/// Parses the status in a head or in trailers; `None` if the field is missing. A value that is
+/// not in `0..=16` is read as 2, "unknown".
 pub(crate) fn parse_status(fields: &HeaderMap) -> Option<u8> {
     let text = fields.get(STATUS)?.to_str().unwrap_or_default().trim();
     Some(
@@ -49,7 +53,10 @@ pub(crate) fn parse_status(fields: &HeaderMap) -> Option<u8> {
     )
 }
 
-/// When a call may be tried again, if the backend says so: `None` if it says that it must not be.
+/// Parses the pushback of a backend: the delay before a retry.
+///
+/// Returns `Some(None)` if the backend states no delay. Returns `None` if the value is negative
+/// or invalid, which forbids a retry (gRPC A6, "Pushback").
 #[expect(
     clippy::option_option,
     reason = "whether, and then when, are two questions"
@@ -62,7 +69,8 @@ pub(crate) fn parse_retry_pushback(fields: &HeaderMap) -> Option<Option<Duration
     Some(Some(Duration::from_millis(millis.into())))
 }
 
-/// What a status of HTTP means where gRPC gave none (gRPC, "HTTP to gRPC Status Code Mapping").
+/// Returns the status that stands for an HTTP status without a gRPC status (gRPC, "HTTP to gRPC
+/// Status Code Mapping").
 pub(crate) fn status_from_http(status: u16) -> u8 {
     match status {
         400 | 431 => 13,
@@ -74,7 +82,7 @@ pub(crate) fn status_from_http(status: u16) -> u8 {
     }
 }
 
-/// What a status means for the breaker, the endpoint and the metrics.
+/// Classifies a status for the breaker, outlier detection, the adaptive limit and the metrics.
 pub(crate) fn verdict_from_status(status: u8) -> AttemptVerdict {
     let (breaker_outcome, outlier_outcome, attempt_outcome) = match status {
         RESOURCE_EXHAUSTED => (
@@ -106,7 +114,7 @@ pub(crate) fn verdict_from_status(status: u8) -> AttemptVerdict {
     }
 }
 
-/// The fields that say how a call ended.
+/// Returns the fields that state the result of a call: the status, and a message for people.
 pub(crate) fn status_trailers(status: u8, message: &str) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(2);
     fields.insert(STATUS, u16::from(status).into());
@@ -116,7 +124,8 @@ pub(crate) fn status_trailers(status: u8, message: &str) -> HeaderMap {
     fields
 }
 
-/// Encodes what is not printable ASCII, and `%` (gRPC over HTTP/2, "Percent-Encoded").
+/// Percent-encodes `%` and every byte outside printable ASCII (gRPC over HTTP/2,
+/// "Percent-Encoded").
 fn percent_encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

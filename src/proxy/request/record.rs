@@ -1,4 +1,7 @@
-//! What is known of a request while it is served, for its access log entry and its metrics.
+//! Collects the facts about a request that its access log entry and its metrics state.
+//!
+//! The stages of a request fill the fields as they learn them. The module does not write the
+//! entry; `response::access_record` does.
 
 use std::{sync::Arc, time::Instant};
 
@@ -7,30 +10,38 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// What is known of a request as it goes on, for its record.
+/// Facts about one request, for its access log entry and its metrics.
 pub(crate) struct RequestRecord {
+    /// Time of arrival of the request head.
     pub(crate) started_at: Instant,
-    /// When all of the request had come, once it was asked somewhere.
+    /// Time at which the client had sent the whole request; `None` before the first attempt
+    /// knows it.
     pub(crate) request_completed_at: Option<Instant>,
+    /// Number of attempts, without those that replace an attempt the endpoint did not process.
     pub(crate) attempts: u32,
+    /// Endpoint of the last attempt; `None` before the first one.
     pub(crate) endpoint: Option<Arc<EndpointState>>,
+    /// HTTP status of the response to the client; 0 if none was written.
     pub(crate) status: u16,
+    /// Reason of a rejection or of a broken response; `None` for a response of a backend.
     pub(crate) reason: Option<Reason>,
     pub(crate) grpc_status: Option<u8>,
     pub(crate) rate_limits: RateLimitOutcome,
-    /// Who refused.
+    /// Breaker, rule, limit or endpoint that rejected the request; empty if there is none.
     pub(crate) rejected_by: Arc<str>,
+    /// Number of bytes of the request body that the client sent, without framing.
     pub(crate) received_bytes: u64,
-    /// The index of the route.
+    /// Index of the route in the policy; `None` if no route matched.
     pub(crate) route_index: Option<usize>,
-    /// The index of the destination in the route.
+    /// Index of the destination in the route; `None` before it is selected.
     pub(crate) destination_index: Option<usize>,
-    /// The index of the one that is asked instead.
+    /// Index of the fallback among the auxiliary backends of the route; `None` without a
+    /// fallback.
     pub(crate) auxiliary_index: Option<usize>,
 }
 
 impl RequestRecord {
-    /// A request that has just come.
+    /// Creates the record of a request that arrived at `started_at`.
     pub(crate) fn new(started_at: Instant) -> Self {
         Self {
             started_at,
@@ -49,7 +60,7 @@ impl RequestRecord {
         }
     }
 
-    /// The endpoint that was asked last.
+    /// Returns the label of the endpoint of the last attempt; empty before the first one.
     pub(crate) fn endpoint_label(&self) -> Arc<str> {
         self.endpoint
             .as_ref()

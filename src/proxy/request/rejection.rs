@@ -1,6 +1,9 @@
-//! Why the sidecar responds itself: the rejection as a value, and what each reason means in HTTP, in gRPC and in words.
+//! Rejections: responses that the sidecar generates itself, and why.
 //!
-//! The functions at the end are the only place that maps a reason. `docs/reasons.md` explains each one.
+//! A rejection is a value that the stages of a request return as an error. The functions at the
+//! end are the only place that maps a reason to an HTTP status, a gRPC status, a proxy error
+//! type and a text. `docs/reasons.md` explains each reason. The module does not write the
+//! response.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,18 +16,18 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// The name of this proxy in `proxy-status` and `via`.
+/// Name of this proxy in the header fields `proxy-status` and `via`.
 pub(crate) const PSEUDONYM: &str = "outrigger";
 
-/// The wait that a client is advised where no policy states one.
+/// Wait in `retry-after` for a rejection that no policy gives a wait.
 pub(crate) const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A response that differs from the one that the reason implies.
+/// Response that replaces the one that the reason implies.
 #[derive(Debug)]
 pub(crate) enum ResponseOverride {
-    /// A redirect of a route.
+    /// A redirect that a route defines.
     Redirect { status: u16, location: String },
-    /// An injected error.
+    /// An error that fault injection generates.
     Fault(FaultAbortStatus),
     /// The fixed response of a fallback.
     Fallback {
@@ -32,37 +35,37 @@ pub(crate) enum ResponseOverride {
         content_type: HeaderValue,
         body: Bytes,
     },
-    /// A cached response, given because the backend fails (RFC 5861).
+    /// A cached response that is sent because the backend fails (RFC 5861).
     Stale {
         headers: HeaderMap,
         body: Bytes,
         age: Duration,
-        /// The status of the failed response, if the backend sent one.
+        /// Status of the failed response; `None` if the backend sent none.
         upstream_status: Option<u16>,
     },
 }
 
-/// A request that the sidecar does not forward, or whose response it replaces.
+/// Reason and response for a request that is not forwarded, or whose response is replaced.
 #[derive(Debug)]
 pub(crate) struct Rejection {
     pub(crate) reason: Reason,
-    /// The breaker, rule, limit or endpoint that rejects; empty if there is none.
+    /// Breaker, rule, limit or endpoint that rejects; empty if there is none.
     pub(crate) rejected_by: Arc<str>,
-    /// The wait that the client is advised, if it is known.
+    /// Wait that the client is advised in `retry-after`; `None` if it is unknown.
     pub(crate) retry_after: Option<Duration>,
-    /// The response, where it is not the one that the reason implies.
+    /// Response that replaces the one that the reason implies.
     pub(crate) response_override: Option<Box<ResponseOverride>>,
-    /// Whether the client's connection cannot be used again.
+    /// Whether the client's connection cannot be reused.
     pub(crate) is_fatal: bool,
 }
 
 impl Rejection {
-    /// A rejection that no named policy or endpoint caused.
+    /// Creates a rejection that no named policy or endpoint caused.
     pub(crate) fn from_reason(reason: Reason) -> Self {
         Self::new(reason, Arc::default())
     }
 
-    /// A rejection by a named policy or endpoint.
+    /// Creates a rejection by a named policy or endpoint.
     pub(crate) fn new(reason: Reason, rejected_by: Arc<str>) -> Self {
         Self {
             reason,
@@ -73,7 +76,8 @@ impl Rejection {
         }
     }
 
-    /// A rejection after which the client's connection cannot be used: it closed, or sent what cannot be parsed.
+    /// Creates a rejection after which the client's connection cannot be reused: it is closed,
+    /// or its input cannot be parsed.
     pub(crate) fn fatal(reason: Reason) -> Self {
         Self {
             is_fatal: true,
@@ -81,7 +85,7 @@ impl Rejection {
         }
     }
 
-    /// Advises the client to wait.
+    /// Sets the wait that the client is advised.
     pub(crate) fn with_retry_after(self, wait: Duration) -> Self {
         Self {
             retry_after: Some(wait),
@@ -112,7 +116,8 @@ impl Rejection {
         }
     }
 
-    /// Whether the response to a client with this protocol is a gRPC status.
+    /// Returns whether the response is a gRPC status: to a gRPC call, or as an injected gRPC
+    /// error.
     pub(crate) fn is_grpc(&self, is_grpc_call: bool) -> bool {
         is_grpc_call
             || matches!(
@@ -132,7 +137,7 @@ impl Rejection {
         }
     }
 
-    /// Returns `TOKEN`, or `TOKEN:NAME` where a name is known.
+    /// Returns `TOKEN`, or `TOKEN:NAME` if a named policy or endpoint rejects.
     pub(crate) fn qualified_token(&self) -> String {
         qualified_token(self.reason, &self.rejected_by)
     }
@@ -147,7 +152,7 @@ impl From<WriteError> for Rejection {
     }
 }
 
-/// Returns `TOKEN`, or `TOKEN:NAME` where a name is known.
+/// Returns `TOKEN`, or `TOKEN:NAME` if `rejected_by` is not empty.
 pub(crate) fn qualified_token(reason: Reason, rejected_by: &str) -> String {
     if rejected_by.is_empty() {
         reason.token().to_owned()
@@ -156,12 +161,15 @@ pub(crate) fn qualified_token(reason: Reason, rejected_by: &str) -> String {
     }
 }
 
-/// Rounds a wait up to whole seconds, at least one, so that no client returns too early.
+/// Rounds a wait up to whole seconds, at least one, so that no client retries too early.
 pub(crate) fn round_up_to_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
-/// The HTTP status of a reason. 499 is nginx's number for a client that closed; it appears in the log only.
+/// Returns the HTTP status of a reason.
+///
+/// 499 is the status that nginx logs for a client that closed its connection. No response with
+/// it is written, because the client is gone.
 fn http_status(reason: Reason) -> u16 {
     match reason {
         Reason::Stale => 200,
@@ -197,7 +205,8 @@ fn http_status(reason: Reason) -> u16 {
     }
 }
 
-/// The proxy error type of a reason (RFC 9209 section 2.3); `None` for what is no error.
+/// Returns the proxy error type of a reason (RFC 9209 section 2.3); `None` for a redirect and a
+/// stale response, which are no errors.
 pub(crate) fn proxy_error(reason: Reason) -> Option<&'static str> {
     Some(match reason {
         Reason::Redirect | Reason::Stale => return None,
@@ -232,7 +241,7 @@ pub(crate) fn proxy_error(reason: Reason) -> Option<&'static str> {
     })
 }
 
-/// The reason in words, as the problem body and the gRPC message show it.
+/// Returns the reason in words, for the problem body and the gRPC message.
 pub(crate) fn reason_title(reason: Reason) -> &'static str {
     match reason {
         Reason::NoRoute => "no route matches this request",
@@ -271,7 +280,7 @@ pub(crate) fn reason_title(reason: Reason) -> &'static str {
     }
 }
 
-/// The gRPC status of a reason.
+/// Returns the gRPC status of a reason.
 fn grpc_status(reason: Reason) -> u8 {
     match reason {
         Reason::ClientClosed => grpc::CANCELLED,

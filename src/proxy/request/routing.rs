@@ -1,4 +1,8 @@
-//! Where a request goes: the route, then one of its backends.
+//! Selects the route of a request, and one of the destinations of the route.
+//!
+//! The rules of a listener are sorted by precedence when the policy is compiled, so the first
+//! match wins. Destinations are drawn by weight. The module does not know whether a destination
+//! is healthy.
 
 use crate::{
     policy::{
@@ -11,7 +15,10 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// The route that takes a request, and the rule by which it does.
+/// Returns the route of a request and the rule of it that matched.
+///
+/// # Errors
+/// A rejection with [`Reason::NoRoute`] if no rule of the listener matches.
 pub(crate) fn match_route<'l>(
     active_policy: &'l ActivePolicy,
     request: &RequestView<'_>,
@@ -25,7 +32,8 @@ pub(crate) fn match_route<'l>(
         method: head.method.as_str(),
         header: &header,
     };
-    // By its address, should the listener have been renamed a moment ago.
+    // The listener may have been renamed by a reload since the request arrived. Its address
+    // then identifies it.
     let listeners = &active_policy.snapshot.listeners;
     let listener = listeners
         .iter()
@@ -45,7 +53,10 @@ pub(crate) fn match_route<'l>(
     Ok((&active_policy.routes[rule.route], rule))
 }
 
-/// One of a route's backends by weight, and its index.
+/// Draws a destination of a route by weight, and returns its index as well.
+///
+/// # Errors
+/// A rejection with [`Reason::NoRoute`] if all weights are 0.
 pub(crate) fn select_destination(
     route: &RouteState,
 ) -> Result<(usize, &DestinationState), Rejection> {
@@ -63,7 +74,7 @@ pub(crate) fn select_destination(
         .ok_or_else(|| Rejection::from_reason(Reason::NoRoute))
 }
 
-/// The path after a rewrite, with the query.
+/// Returns the path after a rewrite, with the query of the request.
 pub(crate) fn rewrite_path(
     target: &RequestTarget,
     rule: &RouteRule,

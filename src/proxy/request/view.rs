@@ -1,7 +1,8 @@
-//! A request as its client sent it: the head and the sender, apart from the stream that it arrived on.
+//! A request as its client sent it: the head and the sender, apart from its stream.
 //!
-//! An attempt needs no more than this of a client. So an attempt can run while the client is watched elsewhere (a hedged
-//! attempt), or after the client has closed its connection (a mirrored request).
+//! An attempt needs only this part of a client. It can therefore run while another future
+//! watches the client (a hedged attempt), or after the client has closed its connection (a
+//! mirrored request). The module does not know the route or the body.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -17,28 +18,28 @@ use crate::{
     },
 };
 
-/// A request that has passed this many proxies of this name is in a loop.
+/// Number of proxies with this name in `via` from which a request counts as looping.
 const MAX_HOPS: usize = 16;
 
-/// The longest request identifier that is taken from a client, in bytes.
+/// Maximum length of a request identifier that is accepted from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// The peer at the other end of a client's connection.
+/// Peer at the other end of a client's connection.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientIdentity {
     pub(crate) address: IpAddr,
     /// Whether the connection uses TLS.
     pub(crate) is_secure: bool,
-    /// The identity in the client's certificate, if it presented one.
+    /// Identity in the client's certificate, if it presented one.
     pub(crate) certificate_identity: Option<Arc<str>>,
 }
 
-/// The head of a request and its sender, without the body.
+/// Head of a request and its sender, without the body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequestView<'a> {
     pub(crate) head: &'a RequestHeader,
     pub(crate) identity: &'a ClientIdentity,
-    /// The listener on which the request arrived.
+    /// Listener on which the request arrived.
     pub(crate) listener: &'a ListenerSpec,
     /// Whether the client speaks HTTP/2.
     pub(crate) is_http2: bool,
@@ -55,7 +56,7 @@ impl<'a> RequestView<'a> {
             .and_then(|value| value.to_str().ok())
     }
 
-    /// Returns the client's address as far as the proxies in between are trusted.
+    /// Returns the client's address, from `x-forwarded-for` as far as its proxies are trusted.
     pub(crate) fn client_ip(&self) -> IpAddr {
         client_ip::resolve(
             self.identity.address,
@@ -77,7 +78,8 @@ impl<'a> RequestView<'a> {
         })
     }
 
-    /// Whether repeating the request is harmless: by its method (RFC 9110 section 9.2.2) or its idempotency key.
+    /// Returns whether the request can be repeated safely: by its method (RFC 9110 section
+    /// 9.2.2) or its idempotency key.
     pub(crate) fn is_idempotent(&self) -> bool {
         let idempotent = [
             Method::GET,
@@ -90,7 +92,8 @@ impl<'a> RequestView<'a> {
         idempotent.contains(&self.head.method) || self.head.headers.contains_key(IDEMPOTENCY_KEY)
     }
 
-    /// Returns the number of the attempt that this request is for its sender, from 1.
+    /// Returns the attempt number of this request at its sender, from 1. A missing or invalid
+    /// value is 1.
     pub(crate) fn downstream_attempt(&self) -> u32 {
         self.header_str(&ATTEMPT)
             .and_then(|attempt| attempt.trim().parse().ok())
@@ -98,7 +101,8 @@ impl<'a> RequestView<'a> {
             .max(1)
     }
 
-    /// Whether the request has passed this kind of proxy so often that it must be in a loop.
+    /// Returns whether the request has passed proxies with this name so often that it is in a
+    /// loop.
     pub(crate) fn is_looping(&self) -> bool {
         let hops = self
             .head
@@ -112,9 +116,9 @@ impl<'a> RequestView<'a> {
             >= MAX_HOPS
     }
 
-    /// Returns the protocol that the client asks to upgrade to.
+    /// Returns the protocol that the client requests an upgrade to; `None` if it requests none.
     ///
-    /// `h2c` is never forwarded: the proxy could not read the response.
+    /// `h2c` is never forwarded, because the proxy could not parse the response.
     pub(crate) fn requested_upgrade(&self) -> Option<&'a str> {
         if self.head.version != Version::HTTP_11
             || !has_connection_option(&self.head.headers, "upgrade")
@@ -130,6 +134,7 @@ impl<'a> RequestView<'a> {
     }
 }
 
+/// Returns whether a Connection header lists the option, without regard to case.
 fn has_connection_option(headers: &HeaderMap, option: &str) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|value| {
         value

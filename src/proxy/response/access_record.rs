@@ -1,4 +1,7 @@
-//! What remains of a request that has ended: its metrics, its access log entry, and the decisions about it.
+//! Records a request that has ended: its metrics, its access log entry, and the decisions about
+//! it.
+//!
+//! The module decides which requests are logged. It does not format or write log lines.
 
 use std::time::Instant;
 
@@ -20,10 +23,10 @@ use crate::{
     telemetry::{access_log::AccessLogEntry, decision_log::RequestDecisions, reason::Reason},
 };
 
-/// The longest text of a client that is kept with the decisions, in characters.
+/// Maximum length of a client's host or path in the decision log, in characters.
 const MAX_RECORDED_CHARACTERS: usize = 256;
 
-/// A request that has ended.
+/// A request that has ended, with the data for its records.
 pub(crate) struct CompletedRequest<'r> {
     pub(crate) worker: &'r Worker,
     pub(crate) active_policy: &'r ActivePolicy,
@@ -34,7 +37,7 @@ pub(crate) struct CompletedRequest<'r> {
 }
 
 impl CompletedRequest<'_> {
-    /// Counts the request, and writes its access log entry if it is sampled.
+    /// Counts the request in the metrics, and writes its access log entry if it is sampled.
     pub(crate) fn write_access_record(&self) {
         let record = self.record;
         let telemetry = &self.worker.state.telemetry;
@@ -91,7 +94,10 @@ impl CompletedRequest<'_> {
         });
     }
 
-    /// Keeps the decisions about the request, if there were any.
+    /// Stores the decisions about the request in the decision log.
+    ///
+    /// A request without decisions is stored only if it was rejected; a redirect does not
+    /// count.
     pub(crate) fn store_decisions(&self, decision_trace: DecisionTrace) {
         let record = self.record;
         let decisions = decision_trace.into_decisions();
@@ -135,7 +141,8 @@ impl CompletedRequest<'_> {
         Some(&self.active_policy.routes[index])
     }
 
-    /// The backend that the request was sent to last.
+    /// Returns the destination of the last attempts: a fallback backend, or the destination of
+    /// the route.
     fn destination(&self) -> Option<&DestinationState> {
         let (route, record) = (self.route()?, self.record);
         let auxiliary = record.auxiliary_index;
@@ -148,7 +155,7 @@ impl CompletedRequest<'_> {
     }
 }
 
-/// Shortens a text of a client, which may be long.
+/// Truncates a text from a client, which can be long.
 fn truncate(text: &str) -> String {
     text.chars().take(MAX_RECORDED_CHARACTERS).collect()
 }
@@ -172,7 +179,7 @@ fn is_sampled(sampling_ratio: f64, always_logged_statuses: &StatusSet, status: u
         || fastrand::f64() < sampling_ratio
 }
 
-/// The path without its query, which may hold secrets.
+/// Returns the path without its query, which can contain secrets.
 fn request_path(head: &RequestHeader) -> &str {
     let path = head
         .raw_path()

@@ -1,4 +1,6 @@
-//! Which outcomes a fallback or a stale response may replace.
+//! Decides which outcomes a fallback or a stale response may replace.
+//!
+//! The module does not know whether the policy configures a replacement or one is available.
 
 use crate::{
     policy::{
@@ -19,17 +21,18 @@ use crate::{
 /// A failure that another response may replace.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DegradableFailure {
-    /// The trigger of a fallback, if the failure is one.
+    /// Trigger of a fallback; `None` if the failure triggers none.
     pub(crate) trigger: Option<FallbackTrigger>,
-    /// Whether a stale response may replace it.
+    /// Whether a stale response may replace the failure.
     pub(crate) allows_stale: bool,
-    /// Whether the request may have run.
+    /// Whether the backend may have processed the request.
     pub(crate) may_have_run: bool,
-    /// The HTTP status of the failed response, if there was one.
+    /// HTTP status of the failed response, if there was one.
     pub(crate) status: Option<u16>,
 }
 
-/// Classifies a response.
+/// Returns the failure that a response represents, or `None` if the response must not be
+/// replaced.
 pub(crate) fn failure_from_response(
     policy: &PolicySpec,
     response: &UpstreamResponse,
@@ -59,7 +62,7 @@ fn failure_from_status(policy: &PolicySpec, status: u16) -> Option<DegradableFai
     } else {
         codes.contains(status)
     };
-    // RFC 5861 section 4 names the errors.
+    // RFC 5861 section 4 defines these statuses as errors.
     let allows_stale = matches!(status, 500 | 502..=504);
     let trigger = is_exhausted.then_some(FallbackTrigger::RetriesExhausted);
     (is_exhausted || allows_stale).then_some(DegradableFailure {
@@ -70,7 +73,10 @@ fn failure_from_status(policy: &PolicySpec, status: u16) -> Option<DegradableFai
     })
 }
 
-/// A status that the policy names, given instead of an answer, is one of before the call runs; without any, only "unavailable" is a failure.
+/// Returns the failure that a gRPC status represents, or `None` if it is none.
+///
+/// Failures are the statuses that the retry policy names, or UNAVAILABLE if it names none. A
+/// named status without a preceding response means that the call did not run.
 fn failure_from_grpc_status(
     policy: &PolicySpec,
     status: u8,
@@ -87,7 +93,7 @@ fn failure_from_grpc_status(
     })
 }
 
-/// Classifies a rejection.
+/// Returns the failure that a rejection represents, or `None` if the rejection must stand.
 pub(crate) fn failure_from_rejection(
     policy: &PolicySpec,
     rejection: &Rejection,
@@ -106,7 +112,7 @@ pub(crate) fn failure_from_rejection(
         | Reason::QueueTimeout
         | Reason::ConnectionLimit
         | Reason::Shed => (FallbackTrigger::Overload, false),
-        // As if the backend had said it.
+        // An injected fault is treated like the same response of the backend.
         Reason::FaultInjected => {
             let failure = match rejection.response_override.as_deref() {
                 Some(ResponseOverride::Fault(FaultAbortStatus::Http(status))) => {

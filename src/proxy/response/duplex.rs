@@ -1,8 +1,16 @@
-//! Both directions at once: a response that starts before the request has ended, and a tunnel.
+//! Relays both directions at once: a response that starts before its request has ended, or a
+//! tunnel.
 //!
-//! Four things can happen next, and each waits only for its own: the client receives queued output, the backend receives queued
-//! output, the client sends, the backend sends. A side is read only while the queue of the other side is empty. So no more than
-//! one chunk is held in either direction, and no side can block the other.
+//! Four events can happen next, and none waits for another:
+//!
+//! - the client receives queued output,
+//! - the backend receives queued output,
+//! - the client sends,
+//! - the backend sends.
+//!
+//! A side is read only while the queue of the other side is empty. Each direction therefore
+//! retains at most one chunk, and no side can block the other. The module does not know message
+//! boundaries; the observers of the response do.
 
 use crate::{
     clock,
@@ -17,11 +25,14 @@ use crate::{
 enum DuplexEvent {
     Client(DownstreamEvent),
     Upstream(UpstreamEvent),
-    /// The instance drains, and the stream ends.
+    /// The instance drains, and the stream must end now.
     ShutdownDue,
 }
 
 /// Relays the rest of the request and the response, until the response is complete.
+///
+/// # Errors
+/// The reason for which the response must be aborted.
 pub(crate) async fn relay_both_directions(
     task: &mut RequestTask<'_>,
     relayed: &mut RelayedResponse,
@@ -64,9 +75,14 @@ pub(crate) async fn relay_both_directions(
     task.flush_client().await
 }
 
-/// Relays bytes in both directions until one side closes and everything that it sent before has arrived.
+/// Relays bytes in both directions until one side closes and its earlier output has been
+/// delivered.
 ///
-/// While the instance drains, a WebSocket client receives a close frame from the proxy and nothing more of the backend.
+/// While the instance drains, a WebSocket client receives a close frame from the proxy. It then
+/// receives nothing more from the backend.
+///
+/// # Errors
+/// The reason for which the tunnel was cut off.
 pub(crate) async fn relay_tunnel(
     task: &mut RequestTask<'_>,
     relayed: &mut RelayedResponse,
@@ -85,7 +101,7 @@ pub(crate) async fn relay_tunnel(
             DuplexEvent::Upstream(UpstreamEvent::Flushed(false)) => {
                 return Err(Reason::UpstreamReset);
             }
-            // After the close frame, the way in which the backend ends does not matter.
+            // After the close frame, it does not matter how the backend ends its side.
             DuplexEvent::Upstream(UpstreamEvent::Body(Err(_))) if is_close_sent => is_open = false,
             DuplexEvent::Upstream(UpstreamEvent::Body(read)) => match read? {
                 Some(_) if is_close_sent => {}

@@ -1,7 +1,11 @@
-//! What a client receives when the backend fails: a stale response, a fixed response, or the response of another backend.
+//! Decides what a client receives when the backend fails: a stale response, a fixed response,
+//! or the response of another backend.
 //!
-//! They are tried in this order, because a response of the app itself is worth most. Another backend receives the request only if
-//! it has not run, or may run twice: a fallback is no permission to repeat a payment.
+//! A stale response takes precedence, because a response of the app itself is worth most.
+//! Another backend receives the request only if the request has not run, or may run twice. A
+//! fallback does not permit a payment to be repeated.
+//!
+//! The module does not decide what counts as a failure.
 
 use crate::{
     clock,
@@ -24,19 +28,20 @@ use crate::{
         },
     },
     resilience::Mode,
-    telemetry::{decision_log::Decision, metrics::DegradationOutcome, reason::Reason},
+    telemetry::{decision::Decision, reason::Reason, route_metrics::DegradationOutcome},
 };
 
-/// Whether the policy of a backend can replace a failure.
+/// Returns whether the policy of the destination can replace a failure.
 pub(crate) fn is_configured(context: &RequestContext<'_>) -> bool {
     let policy = &context.destination.policy;
     policy.stale_if_error.is_some() || policy.fallback.is_some()
 }
 
-/// Replaces a failed outcome as the policy says. Any other outcome is returned as it is.
+/// Replaces a failed outcome as the policy says. Any other outcome is returned unchanged.
 ///
 /// # Errors
-/// The rejection that the client receives. A stale and a fixed response are rejections with an override.
+/// The rejection that the client receives. Stale and fixed responses are rejections with a
+/// response override.
 pub(crate) async fn degrade(
     task: &mut RequestTask<'_>,
     outcome: Result<UpstreamResponse, Rejection>,
@@ -67,7 +72,7 @@ pub(crate) async fn degrade(
         }
         Some(FallbackPlan::SendToBackend(index)) => {
             discard_outcome(task, outcome).await;
-            // The permits of the first backend become free for other requests.
+            // Other requests can use the permits of the first backend from here on.
             task.permits = RequestPermits::default();
             task.record.auxiliary_index = Some(index);
             task.record.endpoint = None;
@@ -79,9 +84,9 @@ pub(crate) async fn degrade(
     }
 }
 
-/// What a fallback does.
+/// The action of a fallback for one failed outcome.
 enum FallbackPlan {
-    /// The outcome stands.
+    /// The client receives the original outcome.
     PassThrough,
     /// The client receives a fixed response.
     Respond(ResponseOverride),
@@ -89,7 +94,7 @@ enum FallbackPlan {
     SendToBackend(usize),
 }
 
-/// Plans a fallback, and counts and records it. In shadow mode the outcome stands.
+/// Plans a fallback, counts it and records it. In shadow mode the original outcome stands.
 fn plan_fallback(
     task: &RequestTask<'_>,
     fallback: &FallbackSpec,
@@ -150,21 +155,25 @@ fn choose_plan(
     }
 }
 
-/// Sends the request to a fallback backend under its own policy. Only the deadline of the client continues.
+/// Sends the request to a fallback backend under the policy of that backend.
+///
+/// The deadline of the client continues; the request timeout starts anew.
 async fn send_to_fallback(task: &mut RequestTask<'_>) -> Result<UpstreamResponse, Rejection> {
     admission_control::check(&task.context, clock::now())?;
     task.permits.concurrency = concurrency::acquire_permit(task).await?;
     retry_loop::send(task, clock::now()).await
 }
 
-/// Discards a response that is not relayed.
+/// Discards the response of a replaced outcome, if it has one.
 async fn discard_outcome(task: &RequestTask<'_>, outcome: Result<UpstreamResponse, Rejection>) {
     if let Ok(response) = outcome {
         retry::discard_response(task, response).await;
     }
 }
 
-/// Finds a stale response for a failure, and counts and records it. In shadow mode there is none.
+/// Finds a stale response for a failure, counts it and records it.
+///
+/// Returns `None` if there is none, or in shadow mode.
 fn stale_rejection(
     task: &RequestTask<'_>,
     failure: DegradableFailure,
@@ -215,7 +224,7 @@ fn record_degradation(
     });
 }
 
-/// The rejection that a failed outcome stands for.
+/// Returns the rejection for a failed outcome, without its response override.
 fn original_rejection(
     task: &RequestTask<'_>,
     outcome: &Result<UpstreamResponse, Rejection>,

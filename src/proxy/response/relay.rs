@@ -1,8 +1,15 @@
-//! Relaying a response.
+//! Relays the response of a backend to the client.
 //!
-//! Without a request body in flight this is a simple loop: read a chunk, write it, and flush when no further chunk is ready. So a
-//! small response leaves in one packet, a large one never queues more than the flush threshold, and a slow one is forwarded as it
-//! arrives. A response that breaks off is broken off towards the client as well, never completed. A gRPC call ends with a status.
+//! If the request is complete, the relay is a simple loop: it reads a chunk, writes it, and
+//! flushes when no further chunk is ready. The consequences are:
+//!
+//! - A small response is sent in one packet.
+//! - A large response never queues more than the flush threshold and one chunk.
+//! - A slow response is forwarded as it arrives.
+//!
+//! A response that breaks off is also broken off towards the client and never completed. A gRPC
+//! call ends with a status instead. The module does not decide on retries: once a head is
+//! forwarded, none is possible.
 
 use bytes::Bytes;
 use http::header;
@@ -32,13 +39,13 @@ use crate::{
         upstream::stream::Upstream,
     },
     state::topology::endpoint::EndpointGuard,
-    telemetry::{metrics::AttemptOutcome, reason::Reason},
+    telemetry::{backend_metrics::AttemptOutcome, reason::Reason},
 };
 
-/// Bytes that may be queued towards a client while further chunks are ready.
+/// Queued bytes at which output to a client is flushed even if further chunks are ready.
 const FLUSH_THRESHOLD_BYTES: usize = 16 << 10;
 
-/// Relays a response. Returns what happens to the client's connection.
+/// Relays a response and returns whether the client's connection is reused, lingers or closes.
 ///
 /// # Errors
 /// A rejection if the head cannot be forwarded, or if the client closed before it.
@@ -90,7 +97,10 @@ pub(crate) async fn relay(
     })
 }
 
-/// Forwards the response head, and prepares the observers of the body.
+/// Forwards the response head and prepares the observers of the body.
+///
+/// # Errors
+/// A rejection if the head is malformed, or the client has closed.
 async fn forward_head(
     task: &mut RequestTask<'_>,
     stream: Upstream,
@@ -115,7 +125,10 @@ async fn forward_head(
     Ok(RelayedResponse::new(stream, summary, observers))
 }
 
-/// Relays the response body. The request is complete.
+/// Relays the response body of a complete request.
+///
+/// # Errors
+/// The reason for which the response must be aborted.
 async fn relay_response_body(
     task: &mut RequestTask<'_>,
     relayed: &mut RelayedResponse,
@@ -125,7 +138,8 @@ async fn relay_response_body(
     while !relayed.stream.is_body_done() {
         let ready = relayed.stream.read_ready().await;
         let chunk = match ready {
-            // There is another chunk, and there always would be one.
+            // A busy backend always has another chunk ready, so the shutdown is checked here as
+            // well.
             Some(Ok(Some(_))) if relayed.observers.is_shutdown_due(&task.context) => {
                 return Err(Reason::Draining);
             }
@@ -175,7 +189,7 @@ async fn next_chunk(
     }
 }
 
-/// Records the status of a gRPC call: from its head, or from its trailers.
+/// Records the status of a gRPC call, from its head or its trailers.
 fn record_grpc_status(task: &mut RequestTask<'_>, stream: &Upstream, summary: &ResponseSummary) {
     if task.client.is_grpc() {
         let in_trailers = stream.trailers().and_then(grpc::parse_status);
@@ -189,7 +203,7 @@ fn settle_report(reporter: AttemptReporter, stream: &Upstream, failure: Option<R
     let now = clock::now();
     match (in_trailers, failure) {
         (Some(status), _) => reporter.report(grpc::verdict_from_status(status), None, now),
-        // A short deadline of the client says nothing about the backend.
+        // A short deadline of the client is no evidence about the backend.
         (None, Some(Reason::ClientClosed | Reason::RequestTimeout | Reason::Draining)) => {
             reporter.report_cancelled(now);
         }
@@ -209,7 +223,10 @@ fn settle_report(reporter: AttemptReporter, stream: &Upstream, failure: Option<R
     }
 }
 
-/// Ends a response whose head is already forwarded: it stops short of its end, or a gRPC status names the failure.
+/// Aborts a response whose head is already forwarded.
+///
+/// A gRPC call ends with a status that names the failure. Any other response ends early:
+/// between two messages if the instance drains, else with a reset of the stream or connection.
 async fn abort_response(task: &mut RequestTask<'_>, reason: Reason) {
     if reason == Reason::ClientClosed {
         return;
@@ -235,12 +252,13 @@ async fn abort_response(task: &mut RequestTask<'_>, reason: Reason) {
     }
     match &mut task.client.stream {
         DownstreamStream::Http2(stream) => stream.reset(),
-        // Where the close of the connection ends the body, a proper close would make the body look complete.
+        // A normal close would make a body look complete if the close of the connection ends
+        // the body.
         DownstreamStream::Http1(http1) => http1.handle.reset_on_close(),
     }
 }
 
-/// Whether the head tells where the body ends, without the close of the connection.
+/// Returns whether the head defines the end of the body, so that the connection need not close.
 fn has_explicit_body_end(head: &ResponseHeader) -> bool {
     let has_no_body = head.status == 204 || head.status == 304;
     has_no_body

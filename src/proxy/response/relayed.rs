@@ -1,4 +1,6 @@
-//! A response while it is relayed: the backend's stream, and what observes the chunks that pass.
+//! A response while it is relayed: the backend's stream, and the observers of its chunks.
+//!
+//! The module does not read or write; `relay` and `duplex` do.
 
 use std::time::Instant;
 
@@ -21,17 +23,17 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// A response whose head is forwarded and whose body is on its way.
+/// A response whose head is forwarded and whose body is being relayed.
 pub(crate) struct RelayedResponse {
     pub(crate) stream: Upstream,
     /// Whether the backend still reads the request body.
     pub(crate) accepts_body: bool,
     pub(crate) observers: ResponseObservers,
-    /// When the client stops waiting for the end of its call, if it said so.
+    /// Time at which the client stops waiting for the end of its call, if it stated one.
     call_deadline: Option<Instant>,
 }
 
-/// What watches the chunks of a response.
+/// Observers of the chunks of a response.
 pub(crate) struct ResponseObservers {
     /// Ends the stream early while the instance drains, if its protocol allows it.
     pub(crate) shutdown: Option<StreamShutdown>,
@@ -40,7 +42,7 @@ pub(crate) struct ResponseObservers {
 }
 
 impl ResponseObservers {
-    /// The observers that a response head calls for.
+    /// Creates the observers that apply to a response, according to its head and the policy.
     pub(crate) fn new(task: &RequestTask<'_>, head: &ResponseHeader, is_upgrade: bool) -> Self {
         let (context, request) = (&task.context, task.request());
         let capture = if is_upgrade {
@@ -68,13 +70,15 @@ impl ResponseObservers {
         }
     }
 
-    /// Whether the stream ends now, before another chunk is forwarded.
+    /// Returns whether the stream must end now, before another chunk is forwarded.
     pub(crate) fn is_shutdown_due(&self, context: &RequestContext<'_>) -> bool {
         let shutdown = self.shutdown.as_ref();
         shutdown.is_some_and(|shutdown| shutdown.is_due(context))
     }
 
-    /// Waits until the stream ends early. A stream that cannot end early waits forever.
+    /// Waits until the stream must end because the instance drains.
+    ///
+    /// It waits forever if the stream cannot end early. Cancel safe.
     pub(crate) async fn wait_until_shutdown(&mut self, context: &RequestContext<'_>) {
         match &mut self.shutdown {
             Some(shutdown) => shutdown.wait_until_due(context).await,
@@ -84,7 +88,7 @@ impl ResponseObservers {
 }
 
 impl RelayedResponse {
-    /// A response whose body is still to come.
+    /// Creates the relay state of a response whose head is forwarded.
     pub(crate) fn new(
         stream: Upstream,
         summary: &ResponseSummary,
@@ -98,13 +102,16 @@ impl RelayedResponse {
         }
     }
 
-    /// Returns when the silence of both sides ends the relay.
+    /// Returns the time at which silence of both sides ends the relay, or `None` if it may last
+    /// forever.
+    ///
+    /// It is never later than the deadline of the client's call.
     pub(crate) fn idle_deadline(&self, task: &RequestTask<'_>) -> Option<Instant> {
         let idle = task.stream_idle_timeout().map(|idle| clock::now() + idle);
         earliest([idle, self.call_deadline])
     }
 
-    /// Returns why the idle deadline ended the relay.
+    /// Returns the reason for which the idle deadline ended the relay.
     pub(crate) fn timeout_reason(&self) -> Reason {
         let deadline = self.call_deadline;
         if deadline.is_some_and(|deadline| clock::now() >= deadline) {

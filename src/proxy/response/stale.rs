@@ -1,8 +1,15 @@
-//! Which answers may be kept and given again when the backend fails (RFC 9111, RFC 5861).
+//! Decides which responses may be stored, and served again when the backend fails (RFC 9111,
+//! RFC 5861).
 //!
-//! The policy is the contract by which stale answers may be given at all (RFC 9111 section 4.2.4); what the app forbids stays forbidden.
-//! What could be one person's is neither kept nor given: requests with `authorization` or `cookie` have to do with answers only that are said to
-//! be public, and an answer that sets a cookie is not kept.
+//! The policy is the contract that permits stale responses at all (RFC 9111 section 4.2.4).
+//! What the app forbids stays forbidden. Responses that could belong to one person are neither
+//! stored nor served:
+//!
+//! - A request with credentials only uses responses that are declared public.
+//! - A response that sets a cookie is not stored.
+//!
+//! The module does not decide what counts as a failure. `state::policies::stale` stores the
+//! responses and limits their size.
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -22,7 +29,7 @@ use crate::{
     state::policies::stale::{CachedResponse, StaleState},
 };
 
-/// Fields that say who is behind a request.
+/// Request fields that identify the person or program behind a request.
 const CREDENTIAL_HEADERS: [HeaderName; 4] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
@@ -30,10 +37,10 @@ const CREDENTIAL_HEADERS: [HeaderName; 4] = [
     HeaderName::from_static("x-api-key"),
 ];
 
-/// The largest age that is believed (RFC 9111 section 1.2.2).
+/// Maximum of a stated `age`, in seconds (RFC 9111 section 1.2.2).
 const MAX_AGE_SECONDS: u64 = 1 << 31;
 
-/// An answer on its way that will be kept if it comes to its end.
+/// A copy of a response being relayed, which is stored if the response completes.
 pub(crate) struct ResponseCapture {
     state: Arc<StaleState>,
     cache_key: String,
@@ -43,7 +50,8 @@ pub(crate) struct ResponseCapture {
 }
 
 impl ResponseCapture {
-    /// Takes a piece; `false` if it has become too long.
+    /// Appends a chunk and returns `true`, or returns `false` if the body exceeds the maximum
+    /// size of an entry.
     pub(crate) fn append(&mut self, chunk: &Bytes) -> bool {
         if self.body.len() + chunk.len() > self.max_body_bytes {
             return false;
@@ -52,7 +60,7 @@ impl ResponseCapture {
         true
     }
 
-    /// It is complete.
+    /// Stores the response, which is complete, under its cache key.
     pub(crate) fn store(self) {
         self.state.store(
             &self.cache_key,
@@ -64,7 +72,7 @@ impl ResponseCapture {
     }
 }
 
-/// What there is to know about a request and what is kept.
+/// Returns the policy and the cache of the destination, if both are configured.
 fn stale_if_error<'e>(
     context: &'e RequestContext<'_>,
 ) -> Option<(&'e StaleIfErrorSpec, &'e Arc<StaleState>)> {
@@ -76,7 +84,7 @@ fn stale_if_error<'e>(
         .zip(context.destination.stale_cache.as_ref())
 }
 
-/// The name under which an answer is kept.
+/// Returns the cache key of a request: its authority, path and query.
 fn cache_key(context: &RequestContext<'_>) -> String {
     format!(
         "{} {}",
@@ -84,7 +92,11 @@ fn cache_key(context: &RequestContext<'_>) -> String {
     )
 }
 
-/// By which way a request came: an app may write what it is told about it into its answer.
+/// Returns a key for the way on which the request arrived: its route, rewrites, forwarded host
+/// and scheme.
+///
+/// An app may include these values in its response, so a stored response is served only on the
+/// same way.
 fn forwarding_key(context: &RequestContext<'_>, request: &RequestView<'_>) -> String {
     let headers = &request.head.headers;
     let spec = &context.route.spec;
@@ -107,20 +119,24 @@ fn forwarding_key(context: &RequestContext<'_>, request: &RequestView<'_>) -> St
     forwarding_key
 }
 
-/// Begins to keep an answer that may be, and forgets what it makes untrue.
+/// Starts to capture a response if it may be stored, and removes stored responses that it
+/// invalidates.
+///
+/// Returns `None` if the response must not be stored.
 pub(crate) fn begin_capture(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
     response_head: &ResponseHeader,
 ) -> Option<Box<ResponseCapture>> {
     let stale_states = &context.active_policy.stale_caches;
-    // What another sidecar has made of a failure is no answer of the app's.
+    // A rejection of another sidecar is no response of the app.
     if stale_states.is_empty() || response_head.headers.contains_key(REASON) {
         return None;
     }
     let head = request.head;
     if head.method != Method::GET {
-        // What has been changed is not what was kept, wherever (RFC 9111 section 4.4).
+        // A successful unsafe request invalidates the stored responses for its target, in every
+        // cache (RFC 9111 section 4.4).
         if ![Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&head.method)
             && response_head.status.as_u16() < 400
         {
@@ -158,7 +174,10 @@ pub(crate) fn begin_capture(
     }))
 }
 
-/// The answer that is given instead of a failure, and how old it is; in shadow mode it is only said that there is one.
+/// Returns the stored response that may replace a failure, its age, and the mode of the policy.
+///
+/// In shadow mode the response must not be served. A request that forbids cached responses
+/// receives none.
 pub(crate) fn find_stale(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
@@ -185,18 +204,21 @@ pub(crate) fn find_stale(
     Some((entry, age, spec.mode))
 }
 
-/// What an answer allows.
+/// What the head of a response permits a shared cache to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct StaleAllowance {
-    /// How long it may be given.
+    /// Time from now for which the response may be served.
     lifetime: Duration,
-    /// How old it is.
+    /// Age of the response when it was received.
     age: Duration,
-    /// Whether to anybody, whoever it was made for.
+    /// Whether the response may be served to any client, even for a request with credentials.
     is_public: bool,
 }
 
-/// Whether an answer to a GET allows that it is kept; none if it forbids it, or is too long.
+/// Returns how long a response to a GET may be stored.
+///
+/// Returns `None` if the response forbids storage, has another status than 200, is too long, or
+/// has no lifetime left.
 fn stale_allowance(
     spec: &StaleIfErrorSpec,
     response_head: &ResponseHeader,
@@ -233,7 +255,8 @@ fn stale_allowance(
         }
     }
     let age = parse_number(header::AGE).unwrap_or(0).min(MAX_AGE_SECONDS);
-    // A time for shared caches alone means that it is to be asked again after it (RFC 9111 section 5.2.2.10), unless errors are excepted.
+    // `s-maxage` requires revalidation after it ends (RFC 9111 section 5.2.2.10), unless
+    // `stale-if-error` permits more.
     let stated_lifetime =
         stale_if_error_seconds
             .or(has_shared_age.then_some(0))
@@ -254,7 +277,7 @@ fn stale_allowance(
     })
 }
 
-/// Whether an answer that may be kept may be kept from this request.
+/// Returns whether a storable response head may be stored for this request.
 fn is_storable_for(request: &HeaderMap, response_head: &ResponseHeader, is_public: bool) -> bool {
     let is_complete = !request.contains_key(header::RANGE)
         && !response_head.headers.contains_key(header::SET_COOKIE);
@@ -263,14 +286,17 @@ fn is_storable_for(request: &HeaderMap, response_head: &ResponseHeader, is_publi
         && !cache_control_directives(request).any(|(name, _)| name == "no-store")
 }
 
-/// Whether a request says who is behind it.
+/// Returns whether a request carries credentials.
 fn has_credentials(request: &HeaderMap) -> bool {
     CREDENTIAL_HEADERS
         .iter()
         .any(|name| request.contains_key(name))
 }
 
-/// What of the request the answer depends on; none if on more than the request says.
+/// Returns the request fields on which the response depends, with all their values.
+///
+/// Returns `None` if the response also depends on something else (`vary: *`) or the field is
+/// malformed.
 fn vary_values(
     request: &HeaderMap,
     response_headers: &HeaderMap,
@@ -292,7 +318,7 @@ fn vary_values(
     Some(vary)
 }
 
-/// The directives of `cache-control`, in lower case.
+/// Returns the directives of `cache-control`, with names in lower case.
 fn cache_control_directives(headers: &HeaderMap) -> impl Iterator<Item = (String, Option<&str>)> {
     let values = headers
         .get_all(header::CACHE_CONTROL)

@@ -1,8 +1,19 @@
-//! Ending long streams politely when this instance leaves: a WebSocket with "going away", server-sent events between two of them, a
-//! stream of gRPC with UNAVAILABLE between two messages. Their clients come back, and find another instance.
+//! Ends long-lived streams at a message boundary while this instance drains.
 //!
-//! An answer whose parts cannot be told apart is not ended, and neither is one that will end by itself: a call of gRPC whose only message
-//! has come is over in a moment. What the app asks of others is not ended either.
+//! - A WebSocket client receives a close frame with the status "going away".
+//! - A stream of server-sent events ends between two events.
+//! - A gRPC stream ends with UNAVAILABLE between two messages.
+//!
+//! The clients reconnect and reach another instance.
+//!
+//! Some responses are not ended:
+//!
+//! - responses without recognizable boundaries,
+//! - gRPC calls that may be unary, because they end by themselves soon after their only
+//!   message,
+//! - responses to outbound requests of the app.
+//!
+//! The module decides only when a stream ends. It does not write the end.
 
 use std::time::{Duration, Instant};
 
@@ -20,24 +31,29 @@ use crate::{
     resilience::lifecycle::Stage,
 };
 
-/// After its first message, a call of gRPC that is silent for so long is a stream.
+/// Silence after the first message of a gRPC call from which the call counts as a stream.
 const STREAMING_CALL_SILENCE: Duration = Duration::from_secs(1);
 
-/// A close frame of a server with the status 1001, "going away" (RFC 6455 section 7.4.1).
+/// WebSocket close frame of a server with the status 1001, "going away" (RFC 6455 section
+/// 7.4.1).
 pub(crate) const WEBSOCKET_GOING_AWAY: Bytes = Bytes::from_static(&[0x88, 2, 0x03, 0xe9]);
 
-/// A stream that may be ended before its end.
+/// A stream that may be ended early while the instance drains.
 pub(crate) struct StreamShutdown {
     framing: MessageFraming,
-    /// From when on it is ended: one that began when the delay was over is not long yet, except a WebSocket.
+    /// Drain stage from which the stream is ended.
+    ///
+    /// A WebSocket is always long-lived. Any other stream that began after the drain delay is
+    /// not, and is ended only when the instance is drained.
     shutdown_stage: Stage,
     stage_receiver: Option<watch::Receiver<Stage>>,
-    /// When something was passed on last.
+    /// Time at which the last chunk of a gRPC call was forwarded; `None` for other protocols.
     last_chunk_at: Option<Instant>,
 }
 
 impl StreamShutdown {
-    /// Follows an answer to a caller, if it is of a kind that can be ended.
+    /// Observes a response to a client. Returns `None` if it is of a kind that cannot end
+    /// early.
     pub(crate) fn from_response(
         context: &RequestContext<'_>,
         request: &RequestView<'_>,
@@ -83,7 +99,7 @@ impl StreamShutdown {
         })
     }
 
-    /// Follows what is passed on.
+    /// Records a chunk that is forwarded to the client.
     pub(crate) fn observe_chunk(&mut self, chunk: &[u8]) {
         self.framing.observe(chunk);
         if matches!(self.framing, MessageFraming::Grpc(_)) {
@@ -91,14 +107,16 @@ impl StreamShutdown {
         }
     }
 
-    /// Whether it is to end now, before anything more is passed on.
+    /// Returns whether the stream must end now, before another chunk is forwarded.
     pub(crate) fn is_due(&self, context: &RequestContext<'_>) -> bool {
         context.worker.state.drain.stage() >= self.shutdown_stage
             && self.framing.is_at_boundary()
             && !self.may_be_unary_call()
     }
 
-    /// Waits until it is to end, if nothing more is passed on. Can be dropped and begun again at any time.
+    /// Waits until the stream must end, provided that no further chunk is forwarded meanwhile.
+    ///
+    /// Cancel safe: a dropped call has no effect.
     pub(crate) async fn wait_until_due(&mut self, context: &RequestContext<'_>) {
         let (is_at_boundary, may_be_unary_call) =
             (self.framing.is_at_boundary(), self.may_be_unary_call());
@@ -110,14 +128,16 @@ impl StreamShutdown {
         let stage_receiver = self
             .stage_receiver
             .get_or_insert_with(|| context.worker.state.drain.subscribe_stages());
-        // The state outlives this.
+        // The sender is part of the instance state and outlives this stream, so the wait cannot
+        // fail.
         _ = stage_receiver
             .wait_for(|stage| *stage >= self.shutdown_stage)
             .await;
         if is_at_boundary && !may_be_unary_call {
             return;
         }
-        // In the middle of something only a call of gRPC can say that it has failed, and it does when there is no more time.
+        // In the middle of a message, only gRPC can report a failure to the client. It does so
+        // once the instance is drained.
         let drained = async {
             _ = stage_receiver
                 .wait_for(|stage| *stage >= Stage::Drained)
@@ -126,11 +146,12 @@ impl StreamShutdown {
                 std::future::pending().await
             }
         };
-        // It does not matter which of the two it was.
+        // Both the silence and the drained stage end the stream, so the result has no meaning.
         _ = clock::timeout_at(silent_at, drained).await;
     }
 
-    /// Whether it may be a call with one message, which has not come yet or will be followed by the end.
+    /// Returns whether the call may be unary: its only message is still to arrive, or its end
+    /// follows the message.
     fn may_be_unary_call(&self) -> bool {
         matches!(self.framing, MessageFraming::Grpc(_)) && self.framing.started_messages() < 2
     }

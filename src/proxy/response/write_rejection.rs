@@ -1,7 +1,10 @@
-//! Writes a response that the sidecar makes itself.
+//! Writes a response that the sidecar generates itself.
 //!
-//! Every such response names its reason: `proxy-status` (RFC 9209), `x-outrigger-reason`, and a problem body (RFC 9457). A 429
-//! or 503 also states when to retry, never too early.
+//! Every such response names its reason: `proxy-status` (RFC 9209), `x-outrigger-reason`, and a
+//! problem body (RFC 9457). A 429 or 503 also states when to retry, rounded up to whole seconds
+//! so that no retry is too early.
+//!
+//! The module does not decide why a request is rejected.
 
 use std::time::Duration;
 
@@ -27,7 +30,12 @@ use crate::{
     telemetry::reason::Reason,
 };
 
-/// Answers a client with a refusal. The connection stays usable if the session says so.
+/// Sends a rejection to the client as a complete response and flushes it.
+///
+/// `serve` decides whether the connection is reused.
+///
+/// # Errors
+/// If the client closed or received the response too slowly, or a header value is invalid.
 pub(crate) async fn send_rejection(
     client: &mut Client,
     rejection: &Rejection,
@@ -63,7 +71,8 @@ pub(crate) async fn send_rejection(
         .unwrap_or(Err(Reason::ClientClosed))
 }
 
-/// The same refusal for a client of gRPC: an answer that is nothing but a status (gRPC over HTTP/2, "Trailers-Only").
+/// Builds the head of a rejection for a gRPC client: a response without messages
+/// ("Trailers-Only", gRPC over HTTP/2).
 fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
     let mut head = ResponseHeader::build(200, Some(8))?;
     head.insert_header("content-type", "application/grpc")?;
@@ -146,7 +155,10 @@ fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHe
     Ok(head)
 }
 
-/// The fields of an earlier answer, and that it is one (RFC 9211): where the backend was asked, with the status that came back.
+/// Adds the fields of a stale response, and marks it as one with `age` and `cache-status` (RFC
+/// 9211).
+///
+/// `upstream_status` is the status of the failed response, if there was one.
 fn add_stale_headers(
     head: &mut ResponseHeader,
     headers: &HeaderMap,
@@ -167,7 +179,7 @@ fn add_stale_headers(
     head.append_header("cache-status", cache_status).map(drop)
 }
 
-/// Says that the answer is ours, and why.
+/// Adds the fields that name the sidecar as the origin of the response, and the reason.
 fn add_proxy_status(
     mut head: ResponseHeader,
     rejection: &Rejection,

@@ -1,4 +1,7 @@
-//! A connection to an endpoint: an idle one from the pool, a place on a shared one, or a new one.
+//! Connects to an endpoint: an idle connection from the pool, a stream on a shared HTTP/2
+//! connection, or a new connection.
+//!
+//! The module does not select the endpoint and does not retry.
 
 use std::{sync::Arc, time::Instant};
 
@@ -12,7 +15,7 @@ use crate::{
         endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
         tls::TlsMaterial,
     },
-    telemetry::metrics::name,
+    telemetry::tls_subject::TlsSubject,
     transport::{
         backpressured_stream::BackpressuredStream,
         queued_stream::{self, QueuedStream},
@@ -20,33 +23,44 @@ use crate::{
     },
 };
 
-/// What a connection must be like.
+/// Requirements of a request on its connection.
 pub(crate) struct ConnectionRequirements<'w> {
-    /// Whether a request that is lost on it could be repeated.
+    /// Name of the backend of the endpoint, for the metrics.
+    pub(crate) backend: &'w Arc<str>,
+    /// Whether the request can be retried if the connection turns out to be closed. It allows
+    /// connections that were idle for longer.
     pub(crate) is_retryable: bool,
+    /// Maximum number of connections to all endpoints of the backend, busy and idle.
     pub(crate) max_connections: u32,
-    /// To one endpoint.
+    /// Maximum number of connections to one endpoint, busy and idle.
     pub(crate) max_connections_per_endpoint: u32,
-    /// When making one has taken too long.
+    /// Time at which connecting fails with a timeout; `None` waits without limit.
     pub(crate) deadline: Option<Instant>,
+    /// Whether the connection must use HTTP/2.
     pub(crate) is_http2: bool,
+    /// TLS settings of the backend; `None` connects in plaintext.
     pub(crate) tls: Option<&'w BackendTlsSpec>,
 }
 
-/// There is no connection.
+/// Why a request has no connection.
 #[derive(Debug)]
 pub(crate) enum ConnectError {
-    /// Refused, unreachable, or no socket to be had.
+    /// The endpoint refused or was unreachable, no socket was available, or the HTTP/2
+    /// handshake failed.
     Failed,
-    /// Connected, but not agreed on TLS.
+    /// The TLS handshake failed, HTTP/2 was not negotiated, or the TLS material of the backend
+    /// is not loaded.
     TlsFailed,
-    /// It took too long.
+    /// The deadline expired before the connection was usable.
     TimedOut,
-    /// There are as many as there may be.
+    /// The endpoint or the backend already has its maximum number of connections.
     LimitReached(ConnectionLimitReached),
 }
 
-/// Takes or makes a connection.
+/// Reuses a connection to an endpoint, or opens one.
+///
+/// # Errors
+/// [`ConnectError`] states why there is no connection. Nothing of the request was sent.
 pub(crate) async fn connect(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
@@ -99,8 +113,10 @@ pub(crate) async fn connect(
     ))
 }
 
-/// Takes a place on a shared connection. Who finds none makes one, and others wait for it meanwhile: else a hundred requests that
-/// come together would make a hundred connections.
+/// Opens a stream on a shared HTTP/2 connection to an endpoint.
+///
+/// Without a free connection, one task opens a connection while the others wait for it.
+/// Otherwise a burst of a hundred requests would open a hundred connections.
 async fn connect_http2(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
@@ -142,7 +158,10 @@ async fn connect_http2(
     ))
 }
 
-/// Counts a new connection. An idle one to a sibling, or one too old for this request, may give its place.
+/// Acquires a guard that counts a new connection.
+///
+/// At a limit, it closes one idle connection that counts against the same limit, and tries
+/// again.
 fn acquire_connection_guard(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
@@ -189,11 +208,7 @@ async fn open_connection(
             .state
             .telemetry
             .metrics
-            .counter(
-                name::TLS_FAILURES,
-                &[("owner", &format!("backend {}", spec.sni))],
-            )
-            .increment(1);
+            .record_tls_failure(&TlsSubject::Backend(requirements.backend.clone()));
         ConnectError::TlsFailed
     };
     let server_name = spec

@@ -1,4 +1,7 @@
-//! A stream to a backend, and the connection that it shares with others.
+//! HTTP/2 to a backend: connections that several requests share, and their streams.
+//!
+//! The module decides whether a connection accepts another stream and what an error means for
+//! the request. It does not open sockets and does not retry.
 
 use std::{
     future::{Future, poll_fn},
@@ -34,10 +37,11 @@ use crate::{
     transport::{backpressured_stream::BackpressuredStream, queued_stream::ConnectionHandle},
 };
 
-/// Requests at once on a connection, or fewer if the backend says so.
+/// Maximum number of concurrent streams on a connection. A backend can set a lower maximum.
 const MAX_CONCURRENT_STREAMS: u32 = 100;
 
-/// A connection that several requests share.
+/// Shared handle of an HTTP/2 connection. The connection closes after its last handle is
+/// dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Http2Connection {
     request_sender: SendRequest<Bytes>,
@@ -48,17 +52,22 @@ pub(crate) struct Http2Connection {
 struct Http2ConnectionState {
     open_streams: AtomicUsize,
     is_closing: AtomicBool,
-    /// When a request last began or ended; guards single reads and writes.
+    /// Time at which a stream last opened or closed. The lock guards single reads and writes.
     last_used: Mutex<Instant>,
-    /// Counts the connection while it is open; guards single takes.
+    /// Counts the connection against the limits while it is open. The lock guards single takes.
     connection_guard: Mutex<Option<ConnectionGuard>>,
-    /// Of the certificates that it was made under.
+    /// Generation of the TLS material that the connection was opened with; 0 without TLS.
     certificate_generation: u64,
     handle: Arc<ConnectionHandle>,
 }
 
 impl Http2Connection {
-    /// Begins HTTP/2 on a new connection; `guard` counts it until it ends.
+    /// Performs the HTTP/2 handshake on a new connection and spawns the task that drives it.
+    ///
+    /// `connection_guard` counts the connection until it closes.
+    ///
+    /// # Errors
+    /// If the connection fails before the handshake is complete.
     pub(crate) async fn handshake(
         connection: BackpressuredStream,
         connection_guard: ConnectionGuard,
@@ -91,7 +100,7 @@ impl Http2Connection {
         });
         let closing_state = state.clone();
         tokio::spawn(async move {
-            // Whoever has a stream on it is told by the stream.
+            // Each open stream reports the failure to its own request.
             if let Err(error) = connection.await {
                 tracing::debug!("a connection of HTTP/2 ended: {error}");
             }
@@ -103,7 +112,8 @@ impl Http2Connection {
         })
     }
 
-    /// Whether it can take one more request, made under certificates of this generation.
+    /// Returns whether the connection accepts another stream and is below its maximum of
+    /// concurrent streams.
     pub(crate) fn has_stream_capacity(&self, certificate_generation: u64) -> bool {
         self.accepts_streams(certificate_generation)
             && self.state.open_streams.load(Ordering::Relaxed)
@@ -113,9 +123,12 @@ impl Http2Connection {
                     .min(MAX_CONCURRENT_STREAMS as usize)
     }
 
-    /// Whether it takes requests at all.
+    /// Returns whether the connection accepts new streams at all.
+    ///
+    /// It does not if it is closing or has another TLS generation.
     pub(crate) fn accepts_streams(&self, certificate_generation: u64) -> bool {
-        // One that has announced its end lives on for the streams it has. A fresh handle is ready or never will be.
+        // A connection after GOAWAY stays open for its existing streams. A cloned sender is
+        // ready at once or never.
         let can_open_stream = || {
             matches!(
                 self.request_sender
@@ -129,7 +142,7 @@ impl Http2Connection {
             && can_open_stream()
     }
 
-    /// Since when it has been idle.
+    /// Returns the time since which the connection has no stream, or `None` if it has one.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         (self.state.open_streams.load(Ordering::Relaxed) == 0).then(|| {
             *self
@@ -140,17 +153,22 @@ impl Http2Connection {
         })
     }
 
-    /// Says that no more requests should be made on it.
+    /// Marks the connection as closing: it accepts no new streams, and existing streams
+    /// continue.
     pub(crate) fn mark_closing(&self) {
         self.state.is_closing.store(true, Ordering::Relaxed);
     }
 
-    /// Says so, and gives its place under the bounds to another. It closes by itself a moment after nobody holds it.
+    /// Marks the connection as closing and stops counting it, so that another connection can
+    /// open.
+    ///
+    /// It closes shortly after its last handle is dropped.
     pub(crate) fn evict(&self) {
         self.state.close();
     }
 
-    /// Takes a place on it.
+    /// Opens a stream, without a check of the capacity. It sends nothing until its request head
+    /// is flushed.
     pub(crate) fn open_stream(&self, now: Instant) -> ClientStream {
         self.state.open_streams.fetch_add(1, Ordering::Relaxed);
         *self
@@ -184,7 +202,7 @@ impl Http2ConnectionState {
     }
 }
 
-/// A place on a connection, given back when it is dropped.
+/// Counts one open stream of a connection until it is dropped.
 #[derive(Debug)]
 struct StreamPermit(Http2Connection);
 
@@ -194,13 +212,13 @@ impl Drop for StreamPermit {
     }
 }
 
-/// One request and its answer.
+/// One request and its response on a shared connection.
 #[derive(Debug)]
 pub(crate) struct ClientStream {
     permit: StreamPermit,
-    /// What the connection had received when the exchange began.
+    /// Bytes that the connection had received when this stream was opened.
     bytes_received_at_start: u64,
-    /// The head of the request, until it is sent.
+    /// Request head, until it is handed to the h2 crate.
     queued_head: Option<Request<()>>,
     response_future: Option<ResponseFuture>,
     stream: Option<SendStream<Bytes>>,
@@ -209,37 +227,39 @@ pub(crate) struct ClientStream {
     response_body: Option<RecvStream>,
     is_body_done: bool,
     response_trailers: Option<HeaderMap>,
-    /// Why the request could not be handed over.
+    /// Why the h2 crate did not accept the request head, if it did not.
     send_error: Option<StreamError>,
 }
 
 impl ClientStream {
-    /// Queues the head of the request.
+    /// Queues the request head for the next flush.
     pub(crate) fn write_head(&mut self, head: Request<()>) {
         self.queued_head = Some(head);
     }
 
-    /// Queues a piece of the request's body.
+    /// Queues a chunk of the request body for the next flush.
     pub(crate) fn write(&mut self, piece: Bytes) {
         self.send_queue.write(piece);
     }
 
-    /// Queues the end of the request.
+    /// Queues the end of the request, with its trailers if there are any.
     pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
         self.send_queue.finish(trailers);
     }
 
-    /// Whether everything was handed over.
+    /// Returns whether the h2 crate has accepted all queued output.
     pub(crate) fn is_flushed(&self) -> bool {
         self.queued_head.is_none() && self.send_queue.is_empty()
     }
 
-    /// Whether the request may have left.
+    /// Returns whether the backend may have received any part of the request.
     pub(crate) fn has_sent_request(&self) -> bool {
         self.response_future.is_some() || self.response_head.is_some()
     }
 
-    /// Waits for what happens next.
+    /// Waits for the next event of interest, and flushes queued output if `may_flush` is set.
+    ///
+    /// Cancel safe: a dropped call loses no data.
     pub(crate) async fn next_event(
         &mut self,
         interest: UpstreamInterest,
@@ -275,23 +295,26 @@ impl ClientStream {
         .await
     }
 
-    /// The head that was read last.
+    /// Returns the response head that was read last, which can be interim.
     pub(crate) fn head(&self) -> Option<&ResponseHeader> {
         self.response_head.as_ref()
     }
 
-    /// Whether the answer has been read to its end.
+    /// Returns whether the response has been read to its end.
     pub(crate) fn is_body_done(&self) -> bool {
         self.is_body_done
     }
 
-    /// The trailers of the answer, if it had some.
+    /// Returns the trailers of the response, once its end has been read.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
         self.response_trailers.as_ref()
     }
 
-    /// Takes note that no answer came in time. If nothing at all has come on the connection since, it may be dead, and nobody else should wait
-    /// on it to find out; a network that drops packets silently says nothing for a quarter of an hour.
+    /// Records that the response timed out.
+    ///
+    /// If the connection has received no byte since the stream opened, it may be dead, so it
+    /// accepts no new streams. If a network silently drops packets, TCP reports an error only
+    /// after about 15 minutes.
     pub(crate) fn record_timeout(&self) {
         let shared = &self.permit.0;
         if shared.state.handle.bytes_received() == self.bytes_received_at_start {
@@ -299,7 +322,7 @@ impl ClientStream {
         }
     }
 
-    /// Tells when the exchange ended.
+    /// Releases the stream and records the time as the connection's last use.
     pub(crate) fn release(self, now: Instant) {
         *self
             .permit
@@ -330,7 +353,8 @@ impl ClientStream {
                     }
                 }
                 Err(error) => {
-                    // Nothing of the request was handed over; the connection takes no more.
+                    // The h2 crate accepted nothing of the request, and the connection accepts
+                    // no more streams.
                     tracing::debug!("a connection of HTTP/2 takes no more requests: {error}");
                     self.permit.0.mark_closing();
                     self.send_error = Some(StreamError::Refused);
@@ -348,7 +372,8 @@ impl ClientStream {
         if let Some(fault) = self.send_error {
             return Poll::Ready(Err(fault));
         }
-        // Until the request is handed over there is nothing to wait for; who pushes it asks again.
+        // Before the request head is handed over there is no response to poll. The flush that
+        // hands it over leads to another poll.
         let Some(response) = &mut self.response_future else {
             return Poll::Pending;
         };
@@ -372,7 +397,8 @@ impl ClientStream {
         };
         match ready!(body.poll_data(context)) {
             Some(Ok(piece)) => {
-                // It is held by us now, one piece at a time, so that the sender may go on.
+                // The proxy retains at most one chunk, so the window is released as soon as the
+                // chunk is read.
                 _ = body.flow_control().release_capacity(piece.len());
                 self.is_body_done = body.is_end_stream();
                 Poll::Ready(Ok(Some(piece)))
@@ -389,7 +415,8 @@ impl ClientStream {
 }
 
 impl Http2Connection {
-    /// What an error means; one of the whole connection ends its use.
+    /// Classifies an error of a stream. A connection error also stops new streams on the
+    /// connection.
     fn record_error(&self, error: &h2::Error) -> StreamError {
         if !error.is_reset() {
             self.mark_closing();
@@ -401,7 +428,7 @@ impl Http2Connection {
 fn classify_error(error: &h2::Error) -> StreamError {
     match error.reason() {
         Some(Reason::REFUSED_STREAM) => StreamError::Refused,
-        // The h2 crate tells this to streams above the last one that the backend looked at.
+        // The h2 crate reports this for streams above the last one that the backend processed.
         _ if error.is_go_away() && error.is_remote() => StreamError::Refused,
         Some(_) if error.is_library() => StreamError::Protocol,
         _ => StreamError::Reset,

@@ -1,9 +1,12 @@
-//! Idle connections to endpoints, of one worker.
+//! Idle connections of one worker to endpoints.
 //!
-//! A worker's connections live in its runtime, so each worker has a pool of its own, and no connection ever wakes another
-//! thread. The connection that was used last is used first: the ones below it grow old and are closed, so that the number of
-//! open connections follows the load. An idle connection costs no task and no timer; it is looked at when it is taken, and by
-//! a sweep once a second.
+//! The connections of a worker live in its runtime. Each worker therefore has its own pool, and
+//! no connection ever wakes another thread. The most recently used connection is reused first:
+//! the others grow old and are closed, so the number of open connections follows the load.
+//!
+//! An idle connection costs no task and no timer. It is checked when it is taken, and by a
+//! sweep once a second. The pool does not open connections and does not enforce connection
+//! limits.
 
 use std::{
     collections::HashMap,
@@ -20,19 +23,23 @@ use crate::{
     transport::queued_stream::ConnectionHandle,
 };
 
-/// Idle connections per endpoint and worker; more are closed.
+/// Maximum number of idle HTTP/1 connections per endpoint and worker. Beyond it, the oldest is
+/// closed.
 const MAX_IDLE_PER_ENDPOINT: usize = 128;
 
-/// How long a connection of HTTP/2 is kept without a request. Its end is announced (GOAWAY), so that there is no race to lose.
+/// Time without a stream after which an HTTP/2 connection is closed.
+///
+/// It can be long, because a backend announces a close with GOAWAY. A request in a race with
+/// the close is then known to be unprocessed.
 const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A connection to an endpoint.
+/// An HTTP/1 connection to an endpoint, between two requests.
 #[derive(Debug)]
 pub(crate) struct PooledConnection {
     pub(crate) stream: Stream,
     pub(crate) handle: Arc<ConnectionHandle>,
     pub(crate) connection_guard: ConnectionGuard,
-    /// Of the certificates that it was made under; 0 without TLS.
+    /// Generation of the TLS material that the connection was opened with; 0 without TLS.
     pub(crate) certificate_generation: u64,
 }
 
@@ -45,24 +52,27 @@ struct IdleConnection {
 /// The idle connections of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionPool {
-    /// By the endpoint's id; guards single takes and puts.
+    /// Idle HTTP/1 connections by endpoint id. The lock guards single takes and puts.
     idle: Mutex<HashMap<u64, EndpointIdleConnections>>,
-    /// Connections of HTTP/2 by the endpoint's id; guards single lookups.
+    /// HTTP/2 connections by endpoint id. The lock guards single lookups.
     http2_connections: Mutex<HashMap<u64, Arc<EndpointHttp2Connections>>>,
 }
 
-/// The connections of HTTP/2 to one endpoint.
+/// The HTTP/2 connections of one worker to one endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointHttp2Connections {
     state: Arc<EndpointState>,
-    /// Guards single lookups and additions.
+    /// Open connections, busy and idle. The lock guards single lookups and additions.
     connections: Mutex<Vec<Http2Connection>>,
-    /// Who makes a connection has it, so that one is made at a time.
+    /// Single permit to open a connection, so that one is opened at a time.
     connect_permit: Semaphore,
 }
 
 impl EndpointHttp2Connections {
-    /// A place on one that can take one more request, made under certificates of this generation.
+    /// Opens a stream on a connection with free capacity, if there is one.
+    ///
+    /// Connections with another TLS generation, or that accept no streams any more, are
+    /// removed.
     pub(crate) fn try_open_stream(
         &self,
         certificate_generation: u64,
@@ -76,7 +86,7 @@ impl EndpointHttp2Connections {
             .map(|connection| connection.open_stream(now))
     }
 
-    /// Ends one that has no request; says whether there was one.
+    /// Closes one connection without streams and returns whether there was one.
     fn evict_idle_connection(&self) -> bool {
         let mut connections = lock(&self.connections);
         let idle = connections
@@ -86,16 +96,17 @@ impl EndpointHttp2Connections {
             .is_some()
     }
 
-    /// Adds a new one; that of an endpoint that has left is used once.
+    /// Adds a new connection. A connection to a retired endpoint is not retained and serves
+    /// only its first stream.
     pub(crate) fn add(&self, connection: Http2Connection) {
         if !self.state.is_retired() {
             lock(&self.connections).push(connection);
         }
     }
 
-    /// Waits for the turn to make one.
+    /// Waits for the permit to open a connection.
     pub(crate) async fn acquire_connect_permit(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
+        // The semaphore is never closed, so the result is always `Some`.
         self.connect_permit.acquire().await.ok()
     }
 }
@@ -107,7 +118,11 @@ struct EndpointIdleConnections {
 }
 
 impl ConnectionPool {
-    /// Takes the connection that was used last and is still good.
+    /// Takes the most recently used idle connection that is open and not too old for the
+    /// request.
+    ///
+    /// Connections with another TLS generation are closed. A connection that the endpoint has
+    /// closed updates the endpoint's estimated idle timeout.
     pub(crate) fn take(
         &self,
         endpoint: &EndpointState,
@@ -117,7 +132,8 @@ impl ConnectionPool {
     ) -> Option<PooledConnection> {
         let mut idle = self.lock_idle();
         let connections = &mut idle.get_mut(&endpoint.id)?.connections;
-        // Younger ones are at the end: if the last is too old for this request, all are.
+        // The youngest connection is last: if it is too old for this request, all others are as
+        // well.
         let max_idle = endpoint.max_reusable_idle(is_retryable, now);
         connections.retain(|idle_connection| {
             idle_connection.connection.certificate_generation == certificate_generation
@@ -136,7 +152,7 @@ impl ConnectionPool {
         None
     }
 
-    /// The connections of HTTP/2 to an endpoint.
+    /// Returns the HTTP/2 connections to an endpoint, which all requests of this worker share.
     pub(crate) fn http2_connections(
         &self,
         endpoint: &Arc<EndpointState>,
@@ -155,7 +171,9 @@ impl ConnectionPool {
             .clone()
     }
 
-    /// Keeps a connection that is clean.
+    /// Retains an idle connection for reuse, or closes it if its endpoint is retired.
+    ///
+    /// No message on the connection may be incomplete.
     pub(crate) fn put(
         &self,
         endpoint: &Arc<EndpointState>,
@@ -181,7 +199,11 @@ impl ConnectionPool {
         });
     }
 
-    /// Closes one idle connection to the same endpoint, or to any of the same backend, to make room under the bound that is reached.
+    /// Closes one idle connection to make room under a connection limit, and returns whether
+    /// there was one.
+    ///
+    /// The connection is to the same endpoint or to any endpoint of its backend, depending on
+    /// the limit.
     pub(crate) fn evict_idle_connection(
         &self,
         endpoint: &EndpointState,
@@ -208,7 +230,8 @@ impl ConnectionPool {
             .any(|candidate| makes_room(&candidate.state) && candidate.evict_idle_connection())
     }
 
-    /// Closes what is too old, was closed by the endpoint, or leads to an endpoint that is no longer there.
+    /// Closes idle connections that are too old, were closed by the endpoint, or lead to a
+    /// retired endpoint.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut idle = self.lock_idle();
         idle.retain(|_, endpoint| {
@@ -227,7 +250,7 @@ impl ConnectionPool {
             !endpoint.connections.is_empty()
         });
         drop(idle);
-        // A connection ends when nobody holds it any more and its last stream is through.
+        // A dropped HTTP/2 connection closes once its last stream has ended.
         lock(&self.http2_connections).retain(|_, endpoint| {
             let mut connections = lock(&endpoint.connections);
             connections.retain(|connection| {

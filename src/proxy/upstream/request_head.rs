@@ -1,16 +1,18 @@
-//! The head of a request to a backend, before it is put into the framing of HTTP/1 or HTTP/2.
+//! The head of a request to a backend, before it is framed for HTTP/1 or HTTP/2.
+//!
+//! The module converts a finished head. It does not decide which fields the head has.
 
 use std::borrow::Cow;
 
 use http::{HeaderMap, Method, Uri, Version, header, uri::Scheme};
 use pingora::http::RequestHeader;
 
-/// The head of one attempt.
+/// Request head of one attempt, independent of the HTTP version of the connection.
 pub(crate) struct RequestHead<'e> {
     pub(crate) method: Method,
-    /// The request target as the client wrote it.
+    /// Request target exactly as the client sent it.
     pub(crate) uri: Uri,
-    /// The path and query that are sent.
+    /// Path and query that the backend receives. A filter may have rewritten them.
     pub(crate) path: Cow<'e, str>,
     pub(crate) headers: HeaderMap,
     /// Whether the connection to the backend uses TLS.
@@ -18,7 +20,10 @@ pub(crate) struct RequestHead<'e> {
 }
 
 impl RequestHead<'_> {
-    /// Converts the head for HTTP/1.
+    /// Converts the head into an HTTP/1 request head.
+    ///
+    /// # Errors
+    /// If the path is no valid request target.
     pub(crate) fn into_http1(self) -> pingora::Result<Box<RequestHeader>> {
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.method = self.method;
@@ -31,7 +36,10 @@ impl RequestHead<'_> {
         Ok(head)
     }
 
-    /// Converts the head for HTTP/2, where the host is a part of the request target.
+    /// Converts the head into an HTTP/2 request head, which carries the host in `:authority`.
+    ///
+    /// # Errors
+    /// If the host is absent, or the request target is invalid in HTTP/2.
     pub(crate) fn into_http2(mut self) -> pingora::Result<http::Request<()>> {
         let authority = self
             .headers

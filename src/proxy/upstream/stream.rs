@@ -1,4 +1,8 @@
-//! The backend's side of an exchange, whatever it speaks.
+//! The backend's side of one request, independent of the HTTP version.
+//!
+//! The module hides whether a request has its own HTTP/1 connection or a stream on a shared
+//! HTTP/2 connection. Writes only queue; the owner flushes them while it waits for the next
+//! event. The module does not know deadlines.
 
 use std::{
     future::{Future, poll_fn},
@@ -24,10 +28,9 @@ use crate::{
     transport::queued_stream::ConnectionHandle,
 };
 
-/// A connection to an endpoint, or a stream on one, with one exchange on it.
+/// One request at an endpoint: an HTTP/1 connection or an HTTP/2 stream.
 pub(crate) struct Upstream {
     stream: UpstreamStream,
-    /// The endpoint.
     endpoint: Arc<EndpointState>,
 }
 
@@ -36,7 +39,7 @@ pub(crate) struct Upstream {
 pub(crate) enum WriteError {
     /// The request target of the client cannot be expressed in HTTP/2.
     InvalidTarget,
-    /// A session refused what the proxy itself had built.
+    /// The session rejected a head or a chunk that the proxy itself built.
     Internal,
 }
 
@@ -45,14 +48,14 @@ enum UpstreamStream {
     Http2(Box<ClientStream>),
 }
 
-/// A session of HTTP/1 on a connection of its own.
+/// An HTTP/1 session on a connection of its own.
 struct UpstreamHttp1 {
-    /// Boxed, because it is handed on from step to step.
+    /// Boxed, because the session is large and is moved several times.
     session: Box<HttpSession>,
     handle: Arc<ConnectionHandle>,
     connection_guard: ConnectionGuard,
     certificate_generation: u64,
-    /// What the wire had sent before this exchange.
+    /// Bytes that the socket had accepted before this request.
     bytes_sent_at_start: u64,
 }
 
@@ -84,7 +87,10 @@ impl Upstream {
         }
     }
 
-    /// Queues the head of a request.
+    /// Queues the request head.
+    ///
+    /// # Errors
+    /// If the head cannot be expressed in the protocol of the connection. Nothing is sent then.
     pub(crate) async fn write_head(&mut self, head: RequestHead<'_>) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
@@ -97,17 +103,19 @@ impl Upstream {
                     .map_err(|_| WriteError::Internal)
             }
             UpstreamStream::Http2(stream) => {
-                // A target that HTTP/1 can carry and HTTP/2 cannot is the client's.
+                // Only the client's request target can be valid in HTTP/1 and invalid in
+                // HTTP/2.
                 stream.write_head(head.into_http2().map_err(|_| WriteError::InvalidTarget)?);
                 Ok(())
             }
         }
     }
 
-    /// Queues a piece of the request.
+    /// Queues a chunk of the request body.
     pub(crate) async fn write(&mut self, piece: &Bytes) -> Result<(), WriteError> {
         match &mut self.stream {
-            // A session may read nothing at all, as when a chunk's size came without its bytes; as a chunk that would be the end.
+            // A client session can read an empty chunk, for example when a chunk size arrived
+            // without data. In chunked encoding an empty chunk would end the body.
             UpstreamStream::Http1(_) if piece.is_empty() => Ok(()),
             UpstreamStream::Http1(http1) => http1
                 .session
@@ -122,7 +130,7 @@ impl Upstream {
         }
     }
 
-    /// Queues the end of the request. Trailers do not pass HTTP/1.
+    /// Queues the end of the request. HTTP/1 connections drop the trailers.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => http1
@@ -138,7 +146,8 @@ impl Upstream {
         }
     }
 
-    /// Queues a chunk that was read from the client, and the end of the request once it is complete.
+    /// Queues a chunk that was read from the client, and the end of the request if `is_done` is
+    /// set.
     pub(crate) async fn forward(
         &mut self,
         chunk: Option<&Bytes>,
@@ -155,7 +164,7 @@ impl Upstream {
         }
     }
 
-    /// Queues bytes of a tunnel.
+    /// Queues bytes of a tunnel. Only HTTP/1 connections can become tunnels.
     pub(crate) async fn write_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<(), Reason> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => http1
@@ -168,7 +177,7 @@ impl Upstream {
         }
     }
 
-    /// Whether the backend has taken everything that was queued.
+    /// Returns whether the connection has accepted all queued output.
     pub(crate) fn is_flushed(&self) -> bool {
         match &self.stream {
             UpstreamStream::Http1(http1) => http1.handle.is_flushed(),
@@ -176,8 +185,9 @@ impl Upstream {
         }
     }
 
-    /// Waits for what happens next: what is wanted of the answer comes, or the backend takes what is queued for it. Can be dropped and
-    /// begun again at any time.
+    /// Waits for the next event of interest, and flushes queued output if `may_flush` is set.
+    ///
+    /// Cancel safe: a dropped call loses no data, and the next call continues.
     pub(crate) async fn next_event(
         &mut self,
         interest: UpstreamInterest,
@@ -189,7 +199,7 @@ impl Upstream {
         }
     }
 
-    /// The head that was read last.
+    /// Returns the response head that was read last, which can be interim.
     pub(crate) fn head(&self) -> Option<&ResponseHeader> {
         match &self.stream {
             UpstreamStream::Http1(http1) => http1.session.resp_header(),
@@ -197,7 +207,7 @@ impl Upstream {
         }
     }
 
-    /// Whether any byte of this exchange's request may have been read by the backend.
+    /// Returns whether the backend may have read any byte of this request.
     pub(crate) fn has_sent_request(&self) -> bool {
         match &self.stream {
             UpstreamStream::Http1(http1) => {
@@ -208,26 +218,27 @@ impl Upstream {
         }
     }
 
-    /// Takes note that no answer came in time.
+    /// Records that the response timed out. A shared connection that has received nothing since
+    /// the stream was opened accepts no new streams.
     pub(crate) fn record_timeout(&self) {
         if let UpstreamStream::Http2(stream) = &self.stream {
             stream.record_timeout();
         }
     }
 
-    /// Whether both sides now speak something else than HTTP.
+    /// Returns whether the backend has switched to another protocol than HTTP.
     pub(crate) fn was_upgraded(&self) -> bool {
         matches!(&self.stream, UpstreamStream::Http1(http1) if http1.session.was_upgraded())
     }
 
-    /// From here on bytes are written as they are.
+    /// Makes an HTTP/1 session write bytes without HTTP framing from now on.
     pub(crate) fn switch_to_tunnel(&mut self) {
         if let UpstreamStream::Http1(http1) = &mut self.stream {
             http1.session.maybe_upgrade_body_writer();
         }
     }
 
-    /// Whether the answer has been read to its end.
+    /// Returns whether the response has been read to its end.
     pub(crate) fn is_body_done(&mut self) -> bool {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => http1.session.is_body_done(),
@@ -245,7 +256,7 @@ impl Upstream {
         .await
     }
 
-    /// Reads a piece of the answer; `None` at its end.
+    /// Waits for the next chunk of the response body; `None` at its end.
     pub(crate) async fn read(&mut self) -> Result<Option<Bytes>, Reason> {
         match self.next_event(UpstreamInterest::Body, false).await {
             UpstreamEvent::Body(read) => read,
@@ -253,7 +264,7 @@ impl Upstream {
         }
     }
 
-    /// The trailers of the answer, if it had some that are passed on.
+    /// Returns the trailers of the response. HTTP/1 responses never have any.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
         match &self.stream {
             UpstreamStream::Http1(_) => None,
@@ -261,7 +272,9 @@ impl Upstream {
         }
     }
 
-    /// Gives the connection back to the pool if its exchange is complete on both sides; else it is closed, or the stream is reset.
+    /// Returns the connection to the pool if request and response are complete.
+    ///
+    /// Otherwise the HTTP/1 connection closes, or the HTTP/2 stream is reset.
     pub(crate) async fn release(self, worker: &Worker, is_request_complete: bool, now: Instant) {
         let mut http1 = match self.stream {
             UpstreamStream::Http1(http1) => http1,
@@ -316,8 +329,10 @@ impl UpstreamHttp1 {
         };
         tokio::select! {
             biased;
-            // A backend that floods us must not keep its own side of a tunnel waiting. Before the answer it is the other way round: what
-            // a backend has said before it closed counts, even if it takes no more.
+            // In a body or tunnel, the flush precedes the read: a backend that floods the proxy
+            // must not block output in the other direction. Before the head, the read precedes
+            // the flush: a response that was sent before the backend closed counts, even if the
+            // backend accepts no more of the request.
             flushed = handle.flush(), if interest != UpstreamInterest::Head && may_flush && !handle.is_flushed() => UpstreamEvent::Flushed(flushed.is_ok()),
             event = read => event,
             flushed = handle.flush(), if interest == UpstreamInterest::Head && may_flush && !handle.is_flushed() => UpstreamEvent::Flushed(flushed.is_ok()),
@@ -325,7 +340,7 @@ impl UpstreamHttp1 {
     }
 }
 
-/// The time that a backend states to keep an idle connection open (`keep-alive: timeout=N`).
+/// Returns the idle timeout that a backend states (`keep-alive: timeout=N`, in seconds).
 fn parse_keep_alive_timeout(head: &ResponseHeader) -> Option<Duration> {
     let value: &HeaderValue = head.headers.get("keep-alive")?;
     let seconds = value

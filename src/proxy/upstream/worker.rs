@@ -1,7 +1,9 @@
-//! A worker of the data plane: a thread with a runtime of its own, a pool of its own, and a share of every listener.
+//! A worker of the data plane: a thread with its own runtime, its own pool, and a share of
+//! every listener.
 //!
-//! One single-threaded runtime per worker: nothing is stolen, no request wakes another thread, and a request and its
-//! connections stay on one core.
+//! Each worker has a single-threaded runtime. No task moves to another thread, no request wakes
+//! another thread, and a request stays on the same core as its connections. The module does not
+//! know what runs on a worker.
 
 use std::{
     io,
@@ -24,25 +26,30 @@ use crate::{
     },
 };
 
-/// How often idle connections are looked at.
+/// Interval between sweeps of idle connections. A worker also records a heartbeat at each
+/// sweep.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the tasks of a worker share.
+/// State that all tasks of a worker share.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) state: Arc<State>,
-    /// The pools of all workers; a worker takes from and puts into its own.
+    /// Pools of all workers. A worker uses only its own pool, except to evict an idle
+    /// connection.
     pools: Arc<[ConnectionPool]>,
     index: usize,
 }
 
 impl Worker {
-    /// This worker's own pool.
+    /// Returns the pool of this worker.
     pub(crate) fn pool(&self) -> &ConnectionPool {
         &self.pools[self.index]
     }
 
-    /// Closes one idle connection to the backend of an endpoint, wherever it is kept.
+    /// Closes one idle connection that counts against a connection limit, in the pool of any
+    /// worker.
+    ///
+    /// Returns whether there was such a connection.
     pub(crate) fn evict_idle_connection(
         &self,
         endpoint: &EndpointState,
@@ -54,7 +61,7 @@ impl Worker {
     }
 }
 
-/// A running worker.
+/// Handle of a running worker. Dropping it stops the worker and waits for its thread.
 #[derive(Debug)]
 pub struct WorkerHandle {
     pub(crate) worker: Arc<Worker>,
@@ -64,10 +71,10 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts so many workers.
+    /// Starts `count` workers, each on its own thread.
     ///
     /// # Errors
-    /// If the system gives no thread or no event queue.
+    /// If the system provides no thread or no event queue.
     pub fn start_all(count: usize, state: &Arc<State>) -> io::Result<Vec<Self>> {
         let pools: Arc<[ConnectionPool]> = (0..count).map(|_| ConnectionPool::default()).collect();
         (0..count)
@@ -114,11 +121,11 @@ impl WorkerHandle {
 }
 
 impl Drop for WorkerHandle {
-    /// Ends the thread; requests that are still being served are cut off.
+    /// Stops the thread and waits for it. Requests in progress are cut off.
     fn drop(&mut self) {
         self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
-            // A worker that panicked has said so.
+            // The panic hook has already reported a panic of the worker.
             _ = thread.join();
         }
     }

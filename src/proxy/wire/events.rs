@@ -1,22 +1,25 @@
-//! What the two sides of a proxied request report to the task that owns it, and what that task waits for.
+//! Events on the two sides of a proxied request, and what its owner waits for.
+//!
+//! HTTP/1 and HTTP/2 streams report the same events, so the owner of a request does not know
+//! the protocol of either side.
 
 use bytes::Bytes;
 
 use crate::telemetry::reason::Reason;
 
-/// What the owner of a request waits for on the client's side, besides the flush of queued output.
+/// What the owner of a request waits for on the client's side, besides the flush of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DownstreamInterest {
-    /// The next chunk of the request body.
+    /// The owner waits for the next chunk of the request body.
     Body,
-    /// The close of the stream by the client. The request is complete.
+    /// The owner waits for the client to close the stream. The request is complete.
     Close,
-    /// Only the flush.
+    /// The owner waits only for the flush, and reads nothing.
     Nothing,
 }
 
 impl DownstreamInterest {
-    /// Waits for more of the body, or for the close once the body is complete.
+    /// Returns [`Self::Body`] while the body is incomplete, and [`Self::Close`] afterwards.
     pub(crate) fn from_body_state(is_body_done: bool) -> Self {
         if is_body_done {
             Self::Close
@@ -26,41 +29,42 @@ impl DownstreamInterest {
     }
 }
 
-/// What happened on the client's side.
+/// Event on the client's side.
 pub(crate) enum DownstreamEvent {
-    /// The client received all queued output, or cannot receive it.
+    /// All queued output was passed on to the client, or the client has closed the stream.
     Flushed(Result<(), Reason>),
-    /// The client sent a chunk of its request, the end of it (`None`), or failed.
+    /// The client sent a chunk of its request or the end of it (`None`), or the stream failed.
     Read(Result<Option<Bytes>, Reason>),
 }
 
-/// What the owner of a request waits for on the backend's side, besides the flush of queued output.
+/// What the owner of a request waits for on the backend's side, besides the flush of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UpstreamInterest {
-    /// The head of the final or of an interim response.
+    /// The owner waits for the head of an interim or the final response.
     Head,
-    /// The next chunk of the response body.
+    /// The owner waits for the next chunk of the response body.
     Body,
-    /// Only the flush.
+    /// The owner waits only for the flush, and reads nothing.
     Nothing,
 }
 
-/// What happened on the backend's side.
+/// Event on the backend's side.
 pub(crate) enum UpstreamEvent {
-    /// A response head arrived, or cannot arrive.
+    /// A response head arrived, or the stream failed before it.
     Head(Result<(), StreamError>),
-    /// A chunk of the response body arrived, the end of it (`None`), or the stream failed.
+    /// A chunk of the response body or the end of it (`None`) arrived, or the stream failed.
     Body(Result<Option<Bytes>, Reason>),
-    /// The flush ended; `true` if the backend received all queued output.
+    /// The flush ended: `true` if all queued output was passed on, `false` if the backend
+    /// accepts no more of the request.
     Flushed(bool),
 }
 
-/// How a stream to a backend failed before its response head.
+/// Failure of a stream to a backend before its response head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamError {
     /// The backend states that it did not process the request.
     Refused,
-    /// The connection or the stream was cut off.
+    /// The connection or the stream was reset or closed.
     Reset,
     /// The backend violated its protocol.
     Protocol,

@@ -1,30 +1,32 @@
-//! Where a stream of an answer may end without cutting anything apart: between two frames, messages or events.
+//! Finds the positions at which a response stream can end without splitting a message.
 //!
-//! Nothing is held back and nothing is changed; only the lengths are followed.
+//! A draining instance closes long streams between two WebSocket frames, gRPC messages or
+//! server-sent events. This module only counts the forwarded bytes; it neither delays nor
+//! changes them. It does not decide when a stream ends, and does not check the content.
 
-/// What is passed on, as far as its parts can be told apart.
+/// Framing of a response stream, with the position within the current message.
 #[derive(Debug)]
 pub(crate) enum MessageFraming {
-    /// Frames of a WebSocket (RFC 6455 section 5.2), as a server sends them.
+    /// WebSocket frames (RFC 6455 section 5.2), as a server sends them.
     WebSocket(LengthPrefixedFraming),
-    /// Messages of gRPC: a flag and four bytes of length before each.
+    /// gRPC messages, each after a flag byte and four bytes of length.
     Grpc(LengthPrefixedFraming),
-    /// Server-sent events: lines, and an empty one after each event.
+    /// Server-sent events, each of which ends with an empty line.
     EventStream(EventStreamFraming),
 }
 
 impl MessageFraming {
-    /// Nothing has come yet of a WebSocket.
+    /// Creates the state at the start of a WebSocket stream.
     pub(crate) fn websocket() -> Self {
         Self::WebSocket(LengthPrefixedFraming::default())
     }
 
-    /// Nothing has come yet of a call of gRPC.
+    /// Creates the state at the start of a gRPC response.
     pub(crate) fn grpc() -> Self {
         Self::Grpc(LengthPrefixedFraming::default())
     }
 
-    /// Nothing has come yet of a stream of events.
+    /// Creates the state at the start of an event stream.
     pub(crate) fn event_stream() -> Self {
         Self::EventStream(EventStreamFraming {
             is_line_empty: true,
@@ -33,7 +35,7 @@ impl MessageFraming {
         })
     }
 
-    /// Follows what is passed on.
+    /// Advances the position by bytes that are forwarded. They can be any part of the stream.
     pub(crate) fn observe(&mut self, bytes: &[u8]) {
         match self {
             Self::WebSocket(framed) => framed.observe(bytes, parse_websocket_header),
@@ -42,7 +44,8 @@ impl MessageFraming {
         }
     }
 
-    /// Whether it may end here.
+    /// Returns whether the stream can end here without splitting a message. It can at its
+    /// start.
     pub(crate) fn is_at_boundary(&self) -> bool {
         match self {
             Self::WebSocket(framed) | Self::Grpc(framed) => {
@@ -52,7 +55,7 @@ impl MessageFraming {
         }
     }
 
-    /// How many frames or messages have begun.
+    /// Returns the number of frames or messages that have started; 0 for event streams.
     pub(crate) fn started_messages(&self) -> u64 {
         match self {
             Self::WebSocket(framed) | Self::Grpc(framed) => framed.started_messages,
@@ -61,18 +64,20 @@ impl MessageFraming {
     }
 }
 
-/// Parts with a head that says how long they are.
+/// Position in a stream of messages, each after a header that states its length.
 #[derive(Debug, Default)]
 pub(crate) struct LengthPrefixedFraming {
-    /// The head of the part that has begun, as long as it is not complete.
+    /// Bytes of the current header, until it is complete.
     partial_header: Vec<u8>,
-    /// What is to come of its body.
+    /// Bytes of the current message body that are still to arrive.
     remaining_body_bytes: u64,
+    /// Number of messages of which at least one byte has arrived.
     started_messages: u64,
 }
 
 impl LengthPrefixedFraming {
-    /// `lengths` reads a head: the length of the body, or how long the head is at least.
+    /// Advances the position. `parse_header` returns the body length, or for an incomplete
+    /// header its minimum length.
     fn observe(&mut self, mut bytes: &[u8], parse_header: fn(&[u8]) -> Result<u64, usize>) {
         while !bytes.is_empty() {
             let body = usize::try_from(self.remaining_body_bytes)
@@ -93,6 +98,10 @@ impl LengthPrefixedFraming {
     }
 }
 
+/// Parses the five bytes before a gRPC message (gRPC over HTTP/2, "Length-Prefixed-Message").
+///
+/// # Errors
+/// The minimum length of the header in bytes, if it is incomplete.
 fn parse_grpc_header(head: &[u8]) -> Result<u64, usize> {
     let length: [u8; 4] = head
         .get(1..5)
@@ -101,6 +110,11 @@ fn parse_grpc_header(head: &[u8]) -> Result<u64, usize> {
     Ok(u32::from_be_bytes(length).into())
 }
 
+/// Parses a frame header (RFC 6455 section 5.2): the length has 7, 16 or 64 bits, and a mask of
+/// four bytes can follow.
+///
+/// # Errors
+/// The minimum length of the header in bytes, if it is incomplete.
 fn parse_websocket_header(head: &[u8]) -> Result<u64, usize> {
     let second = *head.get(1).ok_or(2_usize)?;
     let extended_length_bytes = match second & 0x7f {
@@ -122,16 +136,20 @@ fn parse_websocket_header(head: &[u8]) -> Result<u64, usize> {
     })
 }
 
-/// Lines, and whether an empty one was the last.
+/// Position in a stream of lines, and whether its last complete line is empty.
 #[derive(Debug)]
 pub(crate) struct EventStreamFraming {
+    /// Whether the current line has no byte so far.
     is_line_empty: bool,
+    /// Whether the last byte is CR, so that a LF belongs to the same line end.
     is_after_cr: bool,
+    /// Whether the last byte ends an empty line.
     is_at_boundary: bool,
 }
 
 impl EventStreamFraming {
-    /// A line ends with CR, LF or both (WHATWG HTML, "parsing an event stream").
+    /// Advances by one byte. A line ends with CR, LF or both (WHATWG HTML, "parsing an event
+    /// stream").
     fn observe_byte(&mut self, byte: u8) {
         let is_lf_of_crlf = byte == b'\n' && self.is_after_cr;
         self.is_after_cr = byte == b'\r';

@@ -1,4 +1,7 @@
-//! What goes out on a stream: pieces of a body, queued until the other side's window takes them, and the end.
+//! Queue of the body of one HTTP/2 message, until the window of the stream accepts it.
+//!
+//! A write never waits, so the owner of a request can read meanwhile. The module does not bound
+//! the queue; users flush one chunk before they write the next. It does not know message heads.
 
 use std::{
     collections::VecDeque,
@@ -9,60 +12,64 @@ use bytes::Bytes;
 use h2::SendStream;
 use http::HeaderMap;
 
-/// What is still to be sent.
+/// Chunks that are not yet passed to h2, and the end of the stream.
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
     chunks: VecDeque<Bytes>,
     end: StreamEnd,
 }
 
-/// How a stream ends.
+/// State of the end of a stream.
 #[derive(Debug, Default)]
 enum StreamEnd {
-    /// Not yet.
+    /// The end is not queued yet, and more chunks may follow.
     #[default]
     Open,
-    /// With the last piece, and these trailers if there are any.
+    /// The end follows the queued chunks, with these trailers if there are any.
     Queued(Option<HeaderMap>),
-    /// It has.
+    /// The end was passed to h2.
     Sent,
 }
 
-/// The stream is gone.
+/// Error of a stream that the peer has reset, or whose connection is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StreamClosed;
 
 impl SendQueue {
-    /// Queues a piece.
+    /// Queues a chunk of the body. An empty chunk is ignored.
     pub(crate) fn write(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.chunks.push_back(piece);
         }
     }
 
-    /// Ends with what is queued, and trailers.
+    /// Queues the end of the stream, with its trailers. A second call has no effect.
     pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
         if matches!(self.end, StreamEnd::Open) {
             self.end = StreamEnd::Queued(trailers);
         }
     }
 
-    /// Whether there is nothing to send but the end, which a head can carry.
+    /// Returns whether only the end is queued, without trailers. The message head or the last
+    /// chunk can then carry it.
     pub(crate) fn is_end_of_stream_only(&self) -> bool {
         self.chunks.is_empty() && matches!(self.end, StreamEnd::Queued(None))
     }
 
-    /// Whether everything was handed over.
+    /// Returns whether everything that was queued was passed to h2.
     pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty() && !matches!(self.end, StreamEnd::Queued(_))
     }
 
-    /// Takes note that the head carried the end.
+    /// Records that the message head carried the end of the stream.
     pub(crate) fn mark_end_sent(&mut self) {
         self.end = StreamEnd::Sent;
     }
 
-    /// Hands over what the window takes, until nothing is left.
+    /// Passes chunks to h2 as the window accepts them, and completes once the queue is empty.
+    ///
+    /// # Errors
+    /// If the stream is closed.
     pub(crate) fn poll_flush(
         &mut self,
         stream: &mut SendStream<Bytes>,

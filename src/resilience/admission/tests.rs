@@ -57,7 +57,7 @@ fn a_recovered_backend_receives_all_requests_again() {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let random = f64::from(u32::try_from(seed >> 32).expect("32 bits")) / f64::from(u32::MAX);
-        // A hundred calls a second; from 100 s to 200 s all that are made fail.
+        // The rate is 100 calls per second. All calls from 100 s to 200 s fail.
         let now = start + Duration::from_millis(10) * call;
         if control.should_admit(random, now) {
             control.record_result(!(10_000..20_000).contains(&call), now);

@@ -7,8 +7,9 @@
 //! are Karger et al., "Consistent Hashing and Random Trees", and Mirrokni, Thorup and
 //! Zadimoghaddam, "Consistent Hashing with Bounded Loads".
 //!
-//! The position of a point depends only on the name of the endpoint, so all instances of the
-//! proxy agree. The ring does not know health or load; the caller passes a predicate.
+//! The position of a point depends only on the name of its endpoint and on the number of the
+//! point. All instances of the proxy therefore agree. The ring does not know health or load;
+//! the caller passes a predicate.
 
 /// Minimum and maximum number of points of an endpoint of average weight. The number falls with
 /// the number of endpoints; with ten thousand it is 16.

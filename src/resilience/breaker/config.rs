@@ -2,7 +2,10 @@
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
-use crate::resilience::breaker::{CallCounts, Ratio, TransitionCause};
+use crate::resilience::{
+    breaker::{call::CallCounts, transition::TransitionCause},
+    ratio::Ratio,
+};
 
 /// Thresholds that trip a breaker; at least one of the three must be set.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -6,7 +6,13 @@
 
 use std::num::NonZeroU32;
 
-use crate::resilience::breaker::{BreakerConfig, CallCounts, CallOutcome, Ratio};
+use crate::resilience::{
+    breaker::{
+        call::{CallCounts, CallOutcome},
+        config::BreakerConfig,
+    },
+    ratio::Ratio,
+};
 
 /// Probes of one half-open round.
 #[derive(Debug)]

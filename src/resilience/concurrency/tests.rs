@@ -82,7 +82,7 @@ fn raising_the_limit_admits_queued_calls_and_lowering_it_interrupts_none() {
     assert_eq!(limit.release(), Some(third));
 }
 
-/// Against a naive model: two numbers and a list.
+/// Compares the limit with a naive model of two counters and a list.
 #[test]
 fn the_limit_agrees_with_two_counters_and_a_list() {
     let mut state = 7_u64;

@@ -35,7 +35,7 @@ pub enum EjectionCause {
         /// Highest latency that is accepted.
         limit: Duration,
     },
-    /// The probe failed.
+    /// The probe failed, so the ejection is repeated.
     FailedProbe,
     /// The endpoint was ejected for its latency, and its probe was too slow as well.
     SlowProbe {

@@ -38,7 +38,7 @@ fn retry_after(wait_millis: u64, is_transparent: bool) -> RetryDecision {
     }
 }
 
-/// Every failure, for a method that may be repeated and for one that may not.
+/// Covers every failure, for an idempotent request and for one that is not.
 #[test]
 fn a_request_that_may_have_run_is_retried_only_if_idempotent() {
     use FailureKind::*;

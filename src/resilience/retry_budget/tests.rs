@@ -58,7 +58,8 @@ fn no_retry_is_allowed_without_share_and_floor() {
     assert!(!budget.try_withdraw(start));
 }
 
-/// With everything down, ten seconds of load never see more than the share plus the floor.
+/// Verifies that a backend that is down for ten seconds receives no more retries than share and
+/// floor allow.
 #[test]
 fn a_retry_storm_stays_within_share_and_floor() {
     let start = some_instant();

@@ -1,4 +1,8 @@
-//! What this instance has to do, over the last seconds, and whether the others could do it.
+//! Load of this instance in the last seconds, and a forecast without this instance.
+//!
+//! Before a drain the forecast tells an operator whether the other replicas can take over the
+//! load. This module measures the load and counts the replicas. The forecast itself is computed
+//! in [`crate::resilience::capacity`]. The module does not know the load of the other replicas.
 
 use std::{
     collections::VecDeque,
@@ -14,35 +18,37 @@ use crate::{
     },
 };
 
-/// How long is looked back.
+/// Time for which load samples are retained.
 const LOAD_WINDOW: Duration = Duration::from_secs(10);
 
-/// What was going on at times.
+/// Load samples of the last ten seconds.
 #[derive(Debug, Default)]
 pub struct LoadHistory {
-    /// Guards single reads and writes.
+    /// Samples from the oldest to the latest; the lock covers one read or write.
     samples: Mutex<VecDeque<LoadSample>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct LoadSample {
     at: Instant,
-    /// Requests of callers that ever began.
+    /// Number of inbound requests since the start of the process.
     requests_started: u64,
     in_flight: u32,
-    /// The part of the fullest limit that is taken.
+    /// Highest utilization of an inbound concurrency limit; above 1 after the limit was
+    /// lowered.
     max_utilization: f64,
 }
 
 impl LoadHistory {
-    /// Takes note of what is going on.
+    /// Adds a sample, and removes samples older than [`LOAD_WINDOW`].
     fn record(&self, now: LoadSample) {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.retain(|sample| now.at.saturating_duration_since(sample.at) <= LOAD_WINDOW);
         samples.push_back(now);
     }
 
-    /// What was going on until now. It leaves nothing behind, however often it is asked.
+    /// Returns the load of the window up to `current`. The sample `current` is not stored, so a
+    /// call has no effect on later results.
     fn observed_load(&self, current: LoadSample, limit: Option<u32>) -> ObservedLoad {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = || {
@@ -81,13 +87,13 @@ impl LoadHistory {
     }
 }
 
-/// Takes note of what is going on.
+/// Records a sample of the current load, once per second.
 pub fn record_load(state: &State, now: Instant) {
     let limits = inbound_limits(&state.active_policy.load()).unwrap_or_default();
     state.load_history.record(take_sample(state, &limits, now));
 }
 
-/// What was going on here, and what is to be expected when this instance leaves.
+/// Returns the observed load, and the forecast for the other replicas without this instance.
 #[must_use]
 pub fn forecast(state: &State, now: Instant) -> (ObservedLoad, CapacityForecast) {
     let live = state.active_policy.load();
@@ -125,13 +131,14 @@ fn take_sample(state: &State, limits: &[LimitUsage], at: Instant) -> LoadSample 
     }
 }
 
-/// A limit of requests of callers.
+/// Usage of one inbound concurrency limit, in requests.
 struct LimitUsage {
     in_flight: u32,
     max: u32,
 }
 
-/// All of them; nothing if there is a way in without one.
+/// Returns the usage of all inbound concurrency limits, or `None` if an inbound destination has
+/// no limit.
 fn inbound_limits(live: &ActivePolicy) -> Option<Vec<LimitUsage>> {
     let inbound = live
         .routes
@@ -142,7 +149,7 @@ fn inbound_limits(live: &ActivePolicy) -> Option<Vec<LimitUsage>> {
         .map(|destination| destination.concurrency_limit.as_ref())
         .collect();
     let mut limits = limits?;
-    // Destinations may share one.
+    // Several destinations may share a limit, which counts once.
     limits.sort_by(|a, b| a.name().cmp(b.name()));
     limits.dedup_by(|a, b| a.name() == b.name());
     let to_usage = |limit: &ConcurrencyLimitState| {

@@ -1,62 +1,67 @@
-//! What others may ask of the background tasks.
+//! Commands to the control loop.
 //!
-//! The admin server and the control tasks do not know each other; they meet here.
+//! The admin server sends commands, and the control loop executes them. Neither knows the
+//! other: they share only these types and the channel in [`crate::state::State`]. This module
+//! decides nothing itself.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-/// A wish, and where the answer goes.
+/// Command to the control loop, with a channel for its result.
 #[derive(Debug)]
 pub enum Command {
-    /// Read the policies again; the answer is the generation in force, or all faults.
+    /// Reloads the policies and sends a report, or all faults of the rejected policies. While
+    /// the instance drains, the channel is dropped without a result.
     Reload(oneshot::Sender<Result<ReloadReport, Vec<String>>>),
-    /// Send the callers away, and if it is so, leave.
+    /// Starts a drain, and optionally terminates the instance after it.
     Drain {
-        /// Who asks.
+        /// Name of the requester for the log.
         requested_by: &'static str,
-        /// What then.
+        /// What the instance does after the drain.
         after_drain: AfterDrain,
-        /// Is told when it has begun.
+        /// Notified once the drain has started and is visible to probes.
         started: oneshot::Sender<()>,
     },
-    /// Ask the app one of its own probes.
+    /// Sends one of the app's own probes to the app.
     ProbeApp {
-        /// Its backend.
+        /// Name of the backend that represents the app.
         backend: Arc<str>,
-        /// The path; without one it is only connected to.
+        /// Path of the probe; `None` only checks that the app accepts a connection.
         path: Option<Arc<str>>,
-        /// Where the answer goes: what it says, or why it says nothing.
+        /// Receives the response, or the reason why there is none.
         reply: oneshot::Sender<Result<AppProbeResponse, String>>,
     },
 }
 
-/// What becomes of an instance that has drained.
+/// What an instance does after its drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterDrain {
-    /// It goes on serving the app, until it is asked to go.
+    /// The instance continues to proxy requests of the app until its termination is requested.
     KeepServing,
-    /// It goes once the app is quiet.
+    /// The instance terminates once the app sends no more requests.
     Terminate,
-    /// The same, and no news has to travel, because there is nobody left to be called.
+    /// The instance skips the drain delay and then terminates. This applies when the app has
+    /// ended, because clients need not learn that the instance is unready.
     TerminateWithoutDelay,
 }
 
-/// What the app says.
+/// Response of the app to one of its own probes.
 #[derive(Debug, Clone)]
 pub struct AppProbeResponse {
-    /// The status.
+    /// HTTP status; 200 if the probe only checked the connection.
     pub status: u16,
-    /// The beginning of the body.
+    /// Beginning of the response body, at most 4 KiB.
     pub body: Bytes,
 }
 
-/// What a reload did.
+/// Result of a reload that succeeded.
 #[derive(Debug, Clone)]
 pub struct ReloadReport {
-    /// The generation in force.
+    /// Generation in force after the reload. It stays the same if the policies have not
+    /// changed.
     pub generation: u64,
-    /// What has changed, in words; empty if nothing has.
+    /// Descriptions of the changes for a user; empty if nothing has changed.
     pub changes: Vec<String>,
 }

@@ -1,7 +1,9 @@
-//! What is in flight, and how far this instance is on its way out.
+//! Requests in flight, and the published stage of a drain.
 //!
-//! The drain itself is a pure machine ([`Drain`]) that one background task asks. Here is what it is asked with, and where its answer
-//! stands for everybody else to read: a number for requests, a channel for who waits for the next stage.
+//! The pure [`DrainSequence`] decides the stages, and one control task advances it. This module
+//! counts the load that it needs and publishes its stage. Requests read the stage as a number;
+//! tasks that wait for a stage use a channel. The module also writes and parses the header that
+//! announces a drain to other instances. It does not know listeners, signals or timers.
 
 use std::{
     sync::{
@@ -18,39 +20,39 @@ use crate::{
     resilience::lifecycle::{DirectionLoad, DrainSequence, InstanceLoad, Stage},
 };
 
-/// The field in which an instance says that it is leaving.
+/// Response header in which an instance announces that it is draining.
 pub const DRAINING_HEADER: &str = "x-outrigger-draining";
 
-/// So much longer than a drain can last the callers are asked to stay away: the process may take a moment to end.
+/// Time added to the remaining drain time in the header. The process may need a moment to end.
 const DRAIN_TTL_MARGIN: Duration = Duration::from_secs(5);
 
-/// How long an endpoint is left alone that does not say for how long.
+/// Time for which an endpoint counts as draining if its header does not state a time.
 const DEFAULT_DRAINING_TTL: Duration = Duration::from_secs(30);
 
-/// And at most, whatever it says.
+/// Maximum time for which an endpoint counts as draining, whatever its header states.
 const MAX_DRAINING_TTL: Duration = Duration::from_mins(10);
 
-/// Where this instance is on its way out.
+/// Drain stage of this instance, and its requests in flight.
 #[derive(Debug)]
 pub struct DrainState {
     created_at: Instant,
     inbound: DirectionCounters,
     outbound: DirectionCounters,
-    /// [`Stage`] as a number, to be read by every request.
+    /// [`Stage`] as a number, so that each request reads it without a lock.
     stage: AtomicU8,
     stage_sender: watch::Sender<Stage>,
     is_handed_over: AtomicBool,
-    /// When it has drained in any case, in milliseconds after `born`.
+    /// Time at which the drain ends in any case, in milliseconds after `created_at`.
     deadline_millis: AtomicU64,
     end_notify: Notify,
 }
 
-/// What is counted of one direction.
+/// Request counts of one direction.
 #[derive(Debug, Default)]
 struct DirectionCounters {
     in_flight: AtomicUsize,
     started_total: AtomicU64,
-    /// When a request last began, in milliseconds after `born`, plus one; 0 is never.
+    /// Start of the latest request in milliseconds after `created_at`, plus one; 0 means none.
     last_started_millis: AtomicU64,
 }
 
@@ -68,37 +70,40 @@ impl DrainState {
         }
     }
 
-    /// Where it is.
+    /// Returns the current stage, which is [`Stage::Serving`] before a drain.
     #[must_use]
     pub fn stage(&self) -> Stage {
         Stage::ALL[usize::from(self.stage.load(Ordering::Relaxed))]
     }
 
-    /// Whether it is leaving.
+    /// Returns whether a drain or a handover has started.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.stage.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether another process has taken its sockets over.
+    /// Returns whether a new process has taken over the listening sockets.
     #[must_use]
     pub fn is_handed_over(&self) -> bool {
         self.is_handed_over.load(Ordering::Relaxed)
     }
 
-    /// Whether callers are refused. Never those of an address that stays.
+    /// Returns whether inbound requests are rejected: from [`Stage::Drained`] on.
+    ///
+    /// After a handover they are never rejected, because the address of the instance stays in
+    /// use.
     #[must_use]
     pub fn rejects_requests(&self) -> bool {
         self.stage() >= Stage::Drained && !self.is_handed_over()
     }
 
-    /// The stages as they come.
+    /// Returns a receiver of the stages, which is notified of each change.
     #[must_use]
     pub fn subscribe_stages(&self) -> watch::Receiver<Stage> {
         self.stage_sender.subscribe()
     }
 
-    /// Takes note of where a drain is, and wakes who waits for that.
+    /// Publishes the stage of a drain, and notifies tasks that wait for a stage.
     pub fn publish(&self, drain: &DrainSequence) {
         let stage = drain.stage();
         self.deadline_millis.store(
@@ -112,8 +117,10 @@ impl DrainState {
             .send_if_modified(|published| std::mem::replace(published, stage) != stage);
     }
 
-    /// What callers are told while it is leaving: to ask elsewhere, and for how long. A process that was relieved tells nothing, for its
-    /// successor answers at the same address.
+    /// Returns the value of [`DRAINING_HEADER`], or `None` if the header is not sent.
+    ///
+    /// The header asks clients to use other instances, and states for how many seconds. After a
+    /// handover it is not sent, because a successor responds at the same address.
     #[must_use]
     pub fn draining_header(&self, now: Instant) -> Option<String> {
         if !self.is_draining() || self.is_handed_over() {
@@ -132,14 +139,14 @@ impl DrainState {
         ))
     }
 
-    /// Requests in flight.
+    /// Returns the number of requests in flight in both directions.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.inbound.in_flight.load(Ordering::Acquire)
             + self.outbound.in_flight.load(Ordering::Acquire)
     }
 
-    /// What goes on now.
+    /// Returns the current load of both directions, as input of a [`DrainSequence`].
     #[must_use]
     pub fn instance_load(&self) -> InstanceLoad {
         let direction_load = |counters: &DirectionCounters| DirectionLoad {
@@ -156,18 +163,21 @@ impl DrainState {
         }
     }
 
-    /// Requests of callers that ever began.
+    /// Returns the number of inbound requests since the start of the process.
     #[must_use]
     pub fn inbound_requests_started(&self) -> u64 {
         self.inbound.started_total.load(Ordering::Relaxed)
     }
 
-    /// A connection of a client has ended, too.
+    /// Notifies waiting tasks that a client connection has ended.
     pub fn record_connection_end(&self) {
         self.end_notify.notify_waiters();
     }
 
-    /// Is done when a request or a connection ends after this call, whether or not it is waited for yet.
+    /// Returns a future that completes when the next request or connection ends.
+    ///
+    /// An end between this call and the first poll completes it as well. A caller can therefore
+    /// read the load in between.
     pub fn next_request_or_connection_end(&self) -> Notified<'_> {
         self.end_notify.notified()
     }
@@ -185,7 +195,10 @@ impl DrainState {
     }
 }
 
-/// For how long an endpoint that says so in these words wants to be left alone.
+/// Parses a [`DRAINING_HEADER`] value, and returns for how long the endpoint is draining.
+///
+/// Returns `None` if the value does not announce a drain. A missing or invalid time counts as
+/// 30 seconds, and the maximum is 10 minutes.
 #[must_use]
 pub fn parse_draining_ttl(header_value: &str) -> Option<Duration> {
     let mut parameters = header_value.split(';').map(str::trim);
@@ -206,7 +219,7 @@ pub fn parse_draining_ttl(header_value: &str) -> Option<Duration> {
     )
 }
 
-/// A request in flight.
+/// Request in flight, which is counted until this guard is dropped.
 #[derive(Debug)]
 #[must_use = "a request is in flight as long as its guard lives"]
 pub struct InFlightGuard {
@@ -215,13 +228,14 @@ pub struct InFlightGuard {
 }
 
 impl InFlightGuard {
-    /// Counts a request until it is dropped.
+    /// Counts a request in flight until the returned guard is dropped.
     pub fn start(state: &Arc<crate::state::State>, direction: Direction, now: Instant) -> Self {
         let drain = &state.drain;
         let counters = drain.counters(direction);
         counters.in_flight.fetch_add(1, Ordering::AcqRel);
         counters.started_total.fetch_add(1, Ordering::Relaxed);
-        // Of two that begin at once either may be the last; they are no millisecond apart.
+        // If two requests start at once, either store may be the last. Their times differ by
+        // less than a millisecond.
         counters
             .last_started_millis
             .store(drain.millis_since_creation(now) + 1, Ordering::Release);

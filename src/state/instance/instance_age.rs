@@ -1,4 +1,9 @@
-//! How new this instance is: since when it has been ready, what it tells callers about that, and what it takes meanwhile.
+//! Time since this instance became ready, and its warm-up.
+//!
+//! A new instance announces its start to clients, so that they send it less traffic at first.
+//! This module decides how long the start is announced, and which share of requests the
+//! instance admits while it warms up. It also parses the announcements of other instances. It
+//! does not reject requests, and does not know whether another replica exists.
 
 use std::{
     fmt::Write as _,
@@ -18,26 +23,28 @@ use crate::{
     },
 };
 
-/// The field in which an instance says since when it has been ready.
+/// Response header in which an instance announces when it became ready.
 pub const STARTED_AT_HEADER: &str = "x-outrigger-started-at";
 
-/// So long an instance tells when it started, if its own warm-up does not take longer; those of its callers are shorter.
+/// Minimum time for which an instance announces its start. A longer warm-up extends it.
+/// Warm-ups that clients configure are assumed to be shorter.
 const MIN_ADVERTISING_PERIOD: Duration = Duration::from_mins(15);
 
-/// A stranger that says that it warms up for longer does not say how it warms up.
+/// Maximum warm-up window accepted from another instance. An announced warm-up with a longer
+/// window is ignored.
 const MAX_PEER_WARM_UP_WINDOW: Duration = Duration::from_hours(24);
 
-/// How new this instance is.
+/// Time since this instance first became ready, and its announcement.
 #[derive(Debug)]
 pub struct InstanceAge {
     created_at: Instant,
-    /// When it first was ready, in milliseconds after `born`, plus one; 0 is never.
+    /// Time of the first readiness in milliseconds after `created_at`, plus one; 0 means never.
     ready_since_millis: AtomicU64,
-    /// For how many milliseconds another process had been it before this one.
+    /// Time for which a predecessor process was ready, in milliseconds.
     inherited_age_millis: AtomicU64,
-    /// The same in milliseconds since 1970; 0 while that is not to be told.
+    /// Announced start in milliseconds since 1970; 0 while it is not announced.
     advertised_start_millis: AtomicU64,
-    /// Guards the decision about one request.
+    /// Selects the requests to admit; the lock covers the decision on one request.
     sampler: Mutex<DeterministicSampler>,
 }
 
@@ -52,7 +59,7 @@ impl InstanceAge {
         }
     }
 
-    /// It is ready for the first time.
+    /// Records the first readiness, and starts to announce it.
     pub(crate) fn mark_ready(&self, now: Instant, wall_time: SystemTime) {
         let inherited_age =
             Duration::from_millis(self.inherited_age_millis.load(Ordering::Relaxed));
@@ -71,13 +78,16 @@ impl InstanceAge {
         );
     }
 
-    /// It goes on with what another process has been for so long: the app behind it is no newer.
+    /// Adds the time for which a predecessor process was ready. The app behind both processes
+    /// is the same, so it is no newer.
     pub fn inherit_age(&self, age: Duration) {
         self.inherited_age_millis
             .store(to_millis(age), Ordering::Relaxed);
     }
 
-    /// For how long it has been ready, or was when it first was.
+    /// Returns the time since the first readiness, including that of a predecessor process.
+    ///
+    /// Returns `None` before the first readiness. A later loss of readiness has no effect.
     #[must_use]
     pub fn age(&self, now: Instant) -> Option<Duration> {
         let ready_since_millis = self
@@ -91,13 +101,16 @@ impl InstanceAge {
         )
     }
 
-    /// Whether there is something to tell.
+    /// Returns whether the start is announced to clients.
     #[must_use]
     pub fn is_advertising(&self) -> bool {
         self.advertised_start_millis.load(Ordering::Relaxed) != 0
     }
 
-    /// What callers are told: since when it runs, in seconds since 1970, and how it wants to warm up.
+    /// Returns the value of [`STARTED_AT_HEADER`], or `None` if the header is not sent.
+    ///
+    /// The value states the start in seconds since 1970. If the warm-up is enforced, its window
+    /// in seconds, its aggression and its minimum in percent follow.
     #[must_use]
     pub fn started_at_header(&self, warm_up: Option<&InstanceWarmUpSpec>) -> Option<String> {
         let start_millis = self.advertised_start_millis.load(Ordering::Relaxed);
@@ -118,7 +131,8 @@ impl InstanceAge {
         Some(header)
     }
 
-    /// Ceases to tell of its start when that is so long ago that nobody can be warming up for it.
+    /// Stops announcing the start after 15 minutes, or after the warm-up window if that is
+    /// longer. No client then reduces its traffic because of it.
     pub fn stop_advertising(&self, warm_up: Option<&InstanceWarmUpSpec>, now: Instant) {
         let advertising_period = warm_up.map_or(MIN_ADVERTISING_PERIOD, |warm_up| {
             warm_up.config.window().max(MIN_ADVERTISING_PERIOD)
@@ -128,14 +142,17 @@ impl InstanceAge {
         }
     }
 
-    /// The part of its share that it takes now, if it is not all of it.
+    /// Returns the share of requests that this instance admits while it warms up, in
+    /// `0.0..=1.0`.
+    ///
+    /// Returns `None` before the first readiness and after the warm-up window.
     #[must_use]
     pub fn warm_up_factor(&self, config: &WarmUpConfig, now: Instant) -> Option<f64> {
         let age = self.age(now)?;
         (age < config.window()).then(|| config.factor(age))
     }
 
-    /// Whether the next request is of the part that it takes.
+    /// Returns whether the next request is within the admitted share `ratio`, in `0.0..=1.0`.
     #[must_use]
     pub fn admits(&self, ratio: f64) -> bool {
         self.sampler
@@ -149,10 +166,12 @@ fn to_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX - 1)
 }
 
-/// What another instance tells of itself: when it started, in milliseconds since 1970, and how it wants to warm up.
+/// Start in milliseconds since 1970 and warm-up, as another instance announces them.
 pub type AdvertisedStart = (u64, Option<WarmUpConfig>);
 
-/// How old that makes it. A start in the future is a clock that differs; then it has just started.
+/// Returns the age of an instance from its announced start.
+///
+/// A start in the future means that the clocks differ, and the age is then zero.
 #[must_use]
 pub fn age_from_start(started_millis: u64, wall_time: SystemTime) -> Duration {
     let start = UNIX_EPOCH.checked_add(Duration::from_millis(started_millis));
@@ -161,7 +180,10 @@ pub fn age_from_start(started_millis: u64, wall_time: SystemTime) -> Duration {
         .unwrap_or_default()
 }
 
-/// Reads what another instance tells of itself.
+/// Parses a [`STARTED_AT_HEADER`] value; `None` if it contains no valid start.
+///
+/// A missing or invalid warm-up is ignored. Its aggression defaults to 1, its minimum to 10
+/// percent.
 #[must_use]
 pub fn parse_started_at(header: &str) -> Option<AdvertisedStart> {
     let mut parameters = header.split(';').map(str::trim);

@@ -1,7 +1,11 @@
-//! Whether this instance is ready, and why not.
+//! Readiness and startup of this instance, with the reasons.
 //!
-//! Readiness is a list of named conditions, each with its state, since when, and why. A probe reads it from memory; whoever
-//! learns something sets it here.
+//! The instance is ready while every named condition is met. Each condition has a reason and
+//! the time of its last change. The tasks that observe something set the condition; probes read
+//! all of them from memory. This module only combines them and does not check anything itself.
+//!
+//! Some facts are reported without an effect on readiness, such as the state of a dependency.
+//! If a shared dependency made instances unready, its failure would take out all pods at once.
 
 use std::{
     collections::BTreeMap,
@@ -19,59 +23,63 @@ use crate::{
     telemetry::{Telemetry, event::Event},
 };
 
-/// A worker beats once a second; one that is silent for so long is stuck.
+/// Time without a heartbeat after which a worker counts as stuck. A worker sends a heartbeat
+/// every second.
 const STUCK_WORKER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Why the instance ended.
+/// Reason why the instance ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitReason {
-    /// It drained, and whether nothing was left in flight.
+    /// The instance drained as requested.
     Drained {
-        /// Whether nothing was left.
+        /// Whether no request was interrupted.
         is_clean: bool,
     },
-    /// It was asked twice, and left at once.
+    /// The instance ended without completing a drain, for example after a second termination
+    /// signal.
     Immediate,
-    /// A part of it failed.
+    /// A part of the instance failed, such as a background task.
     Failed,
 }
 
-/// A named condition of readiness.
+/// Named condition that readiness requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadinessCondition {
-    /// Its name.
+    /// Name of the condition, as probes show it.
     pub name: String,
-    /// Whether it is met.
+    /// Whether the condition permits readiness.
     pub is_met: bool,
-    /// Since when it is so.
+    /// Time at which `is_met` last changed.
     pub since: Instant,
-    /// Why.
+    /// Reason for the current state, as probes show it.
     pub reason: String,
 }
 
-/// The conditions that are always there.
+/// Names of the conditions that every instance has.
 pub mod condition {
-    /// All listeners of the policy are bound.
+    /// Met once all listeners of a policy set are bound.
     pub const LISTENERS: &str = "listeners-bound";
-    /// A set of policies is in force.
+    /// Met once a policy set is in force.
     pub const POLICY: &str = "policy-in-force";
-    /// The app's check has passed.
+    /// Met while the required backend has a healthy endpoint, and always if no backend is
+    /// required. At startup it also requires the configured number of passed checks and the
+    /// startup delay.
     pub const APP: &str = "app-check-passed";
-    /// There was an answer about each backend whose endpoints have to be found, be it that there is none.
+    /// Met while no backend waits for its first discovery result; a failure counts as a result.
     pub const ENDPOINTS: &str = "endpoints-looked-for";
-    /// The instance is not leaving.
+    /// Met until a drain starts; a handover does not change it.
     pub const NOT_DRAINING: &str = "not-draining";
 }
 
-/// The life of this instance.
+/// Readiness, startup and worker liveness of this instance.
 #[derive(Debug)]
 pub struct Lifecycle {
     created_at: Instant,
-    /// Since when it has been ready.
+    /// Time since this instance first became ready.
     pub instance_age: InstanceAge,
-    /// Is told whenever a condition was looked at.
+    /// Notified of each update of a condition, even if nothing changed.
     change_sender: watch::Sender<()>,
-    /// Guards the conditions.
+    /// Conditions, reports and counters; the lock covers one access.
     inner: Mutex<LifecycleInner>,
 }
 
@@ -79,24 +87,28 @@ pub struct Lifecycle {
 struct LifecycleInner {
     conditions: BTreeMap<String, ReadinessCondition>,
     was_ready: bool,
+    /// Whether policies were in force with all listeners bound at any time so far.
     has_started: bool,
+    /// Time of the latest heartbeat, by index of the worker.
     heartbeats: BTreeMap<usize, Instant>,
+    /// Time at which the app had passed enough checks; `None` before.
     threshold_reached_at: Option<Instant>,
     registration: Registration,
     listener_connections: BTreeMap<String, Arc<AtomicU32>>,
     policy_current: Result<(), String>,
-    /// What is reported beside the conditions, and gates nothing.
+    /// States that are reported by name and do not affect readiness.
     reports: BTreeMap<String, Result<String, String>>,
 }
 
-/// Whether the app may be called.
+/// Progress of the startup of the app, which delays readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registration {
-    /// Not yet.
+    /// The startup is not complete.
     Pending,
-    /// Not yet, but it was, by another process that was this instance before.
+    /// The startup is not complete, but it was in a predecessor process. One passed check
+    /// completes it.
     Inherited,
-    /// It may, from now on.
+    /// The startup is complete and stays so.
     Registered,
 }
 
@@ -138,17 +150,20 @@ impl Lifecycle {
         }
     }
 
-    /// When the instance came to be.
+    /// Returns the time at which this instance started.
     #[must_use]
     pub fn created_at(&self) -> Instant {
         self.created_at
     }
 
-    /// Delayed registration: whether the app may be called, or when it will be, given that it is healthy and has passed so many
-    /// checks in a row. Once it was, it stays so; how a healthy app behaves later is not a matter of starting.
+    /// Decides whether the startup of the app is complete.
+    ///
+    /// The app must be healthy with `threshold` passed checks in a row, and `delay` must elapse
+    /// after that. `passes` is the current number of passed checks in a row. A completed
+    /// startup stays complete, because it does not depend on the later health of the app.
     ///
     /// # Errors
-    /// When it will be, or `None` if nobody can say.
+    /// Returns the time at which the startup will be complete, or `None` if checks are missing.
     pub fn try_register(
         &self,
         passes: u32,
@@ -173,38 +188,41 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Goes on with what another process has been for so long: its app need not be waited for as for a new one.
+    /// Continues the lifecycle of a predecessor process that was ready for `age`. One passed
+    /// check then completes the startup of the app, without a delay.
     pub fn inherit_age(&self, age: Duration) {
         self.lock().registration = Registration::Inherited;
         self.instance_age.inherit_age(age);
     }
 
-    /// Waits until something about the conditions fits.
+    /// Waits until `predicate` holds. It is evaluated now and after each update of a condition.
     pub async fn wait_until(&self, predicate: impl Fn(&Self) -> bool) {
         let mut changes = self.change_sender.subscribe();
         while !predicate(self) {
-            // It outlives whoever waits here.
+            // The sender belongs to `self`, which outlives this wait, so `changed` cannot fail.
             _ = changes.changed().await;
         }
     }
 
-    /// Whether a condition is met.
+    /// Returns whether the named condition exists and is met.
     #[must_use]
     pub fn is_met(&self, name: &str) -> bool {
         self.lock().is_met(name)
     }
 
-    /// The app has failed before it was registered: it begins anew.
+    /// Restarts the startup of the app after a failed check. A completed startup is not
+    /// affected.
     pub fn reset_registration(&self) {
         self.lock().threshold_reached_at = None;
     }
 
-    /// Takes note that a worker turns.
+    /// Records that a worker thread is responsive.
     pub fn record_heartbeat(&self, worker: usize, now: Instant) {
         self.lock().heartbeats.insert(worker, now);
     }
 
-    /// Workers that have not turned for too long, and for how long.
+    /// Returns the stuck workers: those without a heartbeat for more than 15 seconds, each with
+    /// the time since its last one.
     #[must_use]
     pub fn stuck_workers(&self, now: Instant) -> Vec<(usize, Duration)> {
         let silence_of = |(worker, heartbeat): (&usize, &Instant)| {
@@ -218,7 +236,9 @@ impl Lifecycle {
             .collect()
     }
 
-    /// Counts a connection of a client, up to the listener's bound.
+    /// Returns the counter of client connections of a listener, and creates it on first use.
+    ///
+    /// The data plane compares it with the connection limit of the listener.
     #[must_use]
     pub fn listener_connections(&self, listener: &str) -> Arc<AtomicU32> {
         self.lock()
@@ -228,7 +248,7 @@ impl Lifecycle {
             .clone()
     }
 
-    /// Connections of clients, by listener.
+    /// Returns the number of client connections of each listener, by name.
     #[must_use]
     pub fn connections(&self) -> Vec<(String, u32)> {
         self.lock()
@@ -238,7 +258,7 @@ impl Lifecycle {
             .collect()
     }
 
-    /// Sets a condition, and tells if readiness changed by it.
+    /// Sets a condition, and emits an event if the readiness of the instance changed.
     pub fn set_condition(
         &self,
         name: &str,
@@ -266,29 +286,31 @@ impl Lifecycle {
         self.publish_change(inner, now, telemetry);
     }
 
-    /// Takes a condition out, and tells if readiness changed by it.
+    /// Removes a condition, and emits an event if the readiness of the instance changed.
     pub fn remove_condition(&self, name: &str, now: Instant, telemetry: &Telemetry) {
         let mut inner = self.lock();
         inner.conditions.remove(name);
         self.publish_change(inner, now, telemetry);
     }
 
-    /// Remembers whether the newest policies are in force, or why not. It does not gate readiness: the last good ones are.
+    /// Records whether the newest policies are in force, or why they were rejected. This does
+    /// not affect readiness, because the last valid policies stay in force.
     pub fn set_policy_current(&self, result: Result<(), String>) {
         self.lock().policy_current = result;
     }
 
-    /// Reports how something stands that does not gate readiness: a dependency, which must not take every pod down at once.
+    /// Records the state of a dependency, or its fault. A report does not affect readiness,
+    /// because one failed dependency would make all pods unready at once.
     pub fn set_report(&self, name: &str, state: Result<String, String>) {
         self.lock().reports.insert(name.to_owned(), state);
     }
 
-    /// Takes a report back.
+    /// Removes the report of a dependency that the policies no longer contain.
     pub fn remove_report(&self, name: &str) {
         self.lock().reports.remove(name);
     }
 
-    /// What is reported beside the conditions, by name.
+    /// Returns all reports by name, each with a description or a fault.
     #[must_use]
     pub fn reports(&self) -> Vec<(String, Result<String, String>)> {
         self.lock()
@@ -298,27 +320,27 @@ impl Lifecycle {
             .collect()
     }
 
-    /// Whether the newest policies are in force.
+    /// Returns whether the newest policies are in force.
     ///
     /// # Errors
-    /// Why not.
+    /// Returns the reason why they were rejected.
     pub fn policy_current(&self) -> Result<(), String> {
         self.lock().policy_current.clone()
     }
 
-    /// The conditions, by name.
+    /// Returns all conditions, sorted by name.
     #[must_use]
     pub fn conditions(&self) -> Vec<ReadinessCondition> {
         self.lock().conditions.values().cloned().collect()
     }
 
-    /// Whether all conditions are met.
+    /// Returns whether all conditions are met.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.lock().is_ready()
     }
 
-    /// Whether policies were in force and listeners bound at any time.
+    /// Returns whether policies were in force with all listeners bound at any time so far.
     #[must_use]
     pub fn has_started(&self) -> bool {
         self.lock().has_started

@@ -1,6 +1,9 @@
-//! What the background asks of the data plane: to follow a set of policies with its sockets.
+//! Listening sockets of the instance, as the control tasks see them.
 //!
-//! The background and the data plane do not know each other; they meet here.
+//! The control tasks and the data plane do not know each other. The data plane implements
+//! [`ListenerSet`], and the control tasks call it for a reload, a drain and a handover. This
+//! module also holds the sockets that another process bound, and publishes on which of them
+//! connections are accepted. It does not accept connections itself.
 
 use std::{
     fmt, io,
@@ -12,79 +15,88 @@ use tokio::sync::watch;
 
 use crate::policy::snapshot::PolicySnapshot;
 
-/// The sockets of an instance.
+/// Listeners of an instance, implemented by the data plane.
 pub trait ListenerSet: fmt::Debug + Send + Sync {
-    /// Binds what a new set needs and does not have, then calls `apply`, then lets the new listeners take requests and the old
-    /// ones that are gone take no more.
+    /// Replaces the listeners by those of a new policy set.
+    ///
+    /// It first binds the sockets that are missing and calls `apply`. It then stops the
+    /// listeners that the set no longer contains, and starts the new ones.
     ///
     /// # Errors
-    /// If a socket cannot be bound; then nothing has changed and `apply` was not called.
+    /// Returns an error if a socket cannot be bound. Nothing has changed then, and `apply` was
+    /// not called.
     fn reconcile(
         &self,
         snapshot: &PolicySnapshot,
         apply: &mut dyn FnMut(),
     ) -> Result<(), BindError>;
 
-    /// The sockets that take connections now, for who is to take them over.
+    /// Returns a duplicate of each socket that accepts connections, for a successor process.
     ///
     /// # Errors
-    /// If the system gives no more handles.
+    /// Returns an error if the system provides no more file descriptors.
     fn duplicate_sockets(&self) -> io::Result<Vec<BoundSocket>>;
 
-    /// Which of the sockets were bound by somebody else.
+    /// Returns how many of the listening sockets another process bound.
     fn inherited_share(&self) -> InheritedShare;
 
-    /// Takes no more connections; those that are open live on. For who has handed the sockets over.
+    /// Stops accepting connections after a handover. Each open connection ends after its next
+    /// response. Connections in the accept queue are left to the process that took over the
+    /// sockets.
     fn stop_accepting(&self);
 
-    /// Takes the connections that wait, and no more, and closes those that are idle.
+    /// Stops accepting connections and closes idle ones. Connections in the accept queue are
+    /// accepted first, because closing the socket would reset them.
     fn close(&self);
 }
 
-/// A socket that takes connections.
+/// Listening socket with its owner and its requested address.
 #[derive(Debug)]
 pub struct BoundSocket {
-    /// Whose it is: `admin`, or `listener NAME`; empty if nobody says.
+    /// Owner of the socket: `admin` or `listener NAME`; empty if a supervisor passed the
+    /// socket.
     pub owner: String,
-    /// The address that was asked for; port 0 lets the system choose.
+    /// Address that the configuration requests; with port 0 the system chooses a port.
     pub requested_address: SocketAddr,
-    /// It.
+    /// TCP socket in the listening state.
     pub socket: TcpListener,
 }
 
-/// Sockets that this process did not bind itself: a supervisor holds them, or another process has handed them over.
+/// Listening sockets that another process bound: a supervisor, or a predecessor that handed
+/// them over.
 #[derive(Debug)]
 pub struct InheritedSockets {
-    /// Guards the taking of one.
+    /// Sockets that no listener has taken yet; the lock covers one access.
     sockets: Mutex<Vec<BoundSocket>>,
-    /// At which of them connections are taken. Until then they wait, or somebody else takes them.
+    /// Sockets on which connections are accepted. On the others, connections wait in the accept
+    /// queue, or the predecessor accepts them.
     accept_scope: watch::Sender<AcceptScope>,
 }
 
-/// At which of the sockets that somebody else has bound connections are taken.
+/// Inherited sockets on which this instance accepts connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AcceptScope {
-    /// At none.
+    /// It accepts connections on no inherited socket.
     None,
-    /// Where the app asks others.
+    /// It accepts connections only for outbound requests of the app.
     Outbound,
-    /// At all.
+    /// It accepts connections on all inherited sockets.
     All,
 }
 
-/// Which sockets of the listeners were bound by somebody else.
+/// Share of the listening sockets that another process bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InheritedShare {
-    /// None.
+    /// Another process bound none of the sockets.
     None,
-    /// Some, and others by this process.
+    /// Another process bound some of the sockets, and this process the others.
     Some,
-    /// All.
+    /// Another process bound all of the sockets.
     All,
 }
 
 impl InheritedSockets {
-    /// These sockets.
+    /// Creates the set with [`AcceptScope::None`], so that no connection is accepted yet.
     #[must_use]
     pub fn new(sockets: Vec<BoundSocket>) -> Self {
         Self {
@@ -93,18 +105,21 @@ impl InheritedSockets {
         }
     }
 
-    /// Takes connections at them from now on.
+    /// Sets the sockets on which connections are accepted from now on.
     pub fn set_accept_scope(&self, accept_scope: AcceptScope) {
         self.accept_scope.send_replace(accept_scope);
     }
 
-    /// At which of them connections are taken.
+    /// Returns a receiver of the current scope and its changes.
     #[must_use]
     pub fn subscribe_accept_scope(&self) -> watch::Receiver<AcceptScope> {
         self.accept_scope.subscribe()
     }
 
-    /// Takes the one for an address, if it is there; where the system chose the port, the owner's.
+    /// Takes the socket for a requested address out of the set, or returns `None`.
+    ///
+    /// For port 0 the owner must match as well, because several listeners can request that
+    /// port.
     pub fn take(&self, owner: &str, requested_address: SocketAddr) -> Option<TcpListener> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         let index = sockets.iter().position(|bound| {
@@ -114,7 +129,7 @@ impl InheritedSockets {
         Some(sockets.swap_remove(index).socket)
     }
 
-    /// Closes those that nobody took; their addresses.
+    /// Closes the sockets that no listener has taken, and returns their requested addresses.
     pub fn close_unclaimed(&self) -> Vec<SocketAddr> {
         self.sockets
             .lock()
@@ -125,14 +140,14 @@ impl InheritedSockets {
     }
 }
 
-/// A socket cannot be bound.
+/// Error for a listener whose socket cannot be bound.
 #[derive(Debug)]
 pub struct BindError {
-    /// The listener.
+    /// Name of the listener in the policy.
     pub listener: Arc<str>,
-    /// Its address.
+    /// Address that the listener requests.
     pub address: SocketAddr,
-    /// Why.
+    /// Cause that the operating system reports.
     pub error: io::Error,
 }
 

@@ -1,4 +1,8 @@
-//! How short of resources the instance is, as every request may ask.
+//! Overload level of the instance, which each request reads without a lock.
+//!
+//! The pure [`OverloadProtection`] decides the level. This module passes the readings of the
+//! resource signals to it, and publishes the result as atomic numbers. It does not measure
+//! resources and does not reject requests.
 
 use std::{
     sync::{
@@ -13,17 +17,19 @@ use crate::resilience::shed::{
     ProtectionConfig,
 };
 
-/// A share is kept as a number of these.
+/// Number of steps of the published shed ratio between 0 and 1.
 const PERMILLE: f64 = 1_000.0;
 
-/// The protection of the instance.
+/// Overload protection of the instance, shared by all requests.
 #[derive(Debug)]
 pub struct ProtectionState {
-    /// The level of the machine, its share in thousandths, and the place of its cause among the signals, to be read without its lock.
+    /// Published [`OverloadLevel`] as a number, readable without a lock.
     level: AtomicU8,
+    /// Published shed ratio in thousandths, readable without a lock.
     shed_permille: AtomicU32,
+    /// Published index of the cause in [`OverloadSignal::ALL`], or `u8::MAX` for no cause.
     cause: AtomicU8,
-    /// Guards one call of the machine.
+    /// State machine of the protection; the lock covers one call.
     machine: Mutex<OverloadProtection>,
 }
 
@@ -40,7 +46,7 @@ impl Default for ProtectionState {
 }
 
 impl ProtectionState {
-    /// The level.
+    /// Returns the current overload level of the instance.
     #[must_use]
     pub fn level(&self) -> OverloadLevel {
         match self.level.load(Ordering::Relaxed) {
@@ -50,7 +56,9 @@ impl ProtectionState {
         }
     }
 
-    /// Whether a request of a class is refused; `random` is asked for a number in `0..1` if it matters.
+    /// Returns whether a request of a priority class is rejected now.
+    ///
+    /// `random` returns a number in `0..1`. It is called only above the normal level.
     #[must_use]
     pub fn should_shed(&self, class: PriorityClass, random: impl FnOnce() -> f64) -> bool {
         let level = self.level();
@@ -62,7 +70,7 @@ impl ProtectionState {
             )
     }
 
-    /// The signal for which the instance is at its level.
+    /// Returns the signal that causes the current level; `None` at the normal level.
     #[must_use]
     pub fn cause(&self) -> Option<OverloadSignal> {
         OverloadSignal::ALL
@@ -70,7 +78,7 @@ impl ProtectionState {
             .copied()
     }
 
-    /// Follows other bounds.
+    /// Applies new thresholds, if they differ from the current ones.
     pub fn reconfigure(&self, config: ProtectionConfig) {
         let mut machine = self.lock();
         if *machine.config() != config {
@@ -79,7 +87,8 @@ impl ProtectionState {
         }
     }
 
-    /// Takes note of what a signal says, or that it says nothing; its change of level.
+    /// Records the reading of a signal, and returns the change of its level, if any. The value
+    /// `None` means that the signal has no reading.
     #[must_use]
     pub fn record_signal(
         &self,
@@ -96,20 +105,20 @@ impl ProtectionState {
         change
     }
 
-    /// Takes note that a second has passed.
+    /// Advances the shed ratio by one second.
     pub fn advance_one_second(&self) {
         let mut machine = self.lock();
         machine.advance_one_second();
         self.publish(&machine);
     }
 
-    /// The share of the class normal that is refused.
+    /// Returns the share of class normal to reject at the critical level, in `0.0..=1.0`.
     #[must_use]
     pub fn shed_ratio(&self) -> f64 {
         self.lock().shed_ratio()
     }
 
-    /// What the signals that are watched said last, and their levels.
+    /// Returns each signal that has a reading, with its latest value and its level.
     #[must_use]
     pub fn signal_readings(&self) -> Vec<(OverloadSignal, f64, OverloadLevel)> {
         let machine = self.lock();

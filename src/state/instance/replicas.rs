@@ -1,4 +1,9 @@
-//! The instances of this very service, as far as they are known: whether there is another one to ask.
+//! The other replicas of this service.
+//!
+//! This module decides which endpoints of the replicas backend are this instance itself, and
+//! whether any others are available. The warm-up and the capacity forecast depend on that. The
+//! module does not discover replicas: it reads the endpoints of the backend that the policy
+//! names, and knows nothing without one.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -13,25 +18,28 @@ use crate::{
     },
 };
 
-/// Which of the endpoints of a backend this instance is itself.
+/// Addresses by which this instance is recognized among the replicas.
 #[derive(Debug, Default)]
 pub struct Replicas {
-    /// Where callers reach this instance.
+    /// Addresses to which the inbound listeners are bound.
     own_addresses: ArcSwap<Vec<SocketAddr>>,
 }
 
 impl Replicas {
-    /// Takes note of where callers reach this instance: the addresses that its inbound listeners are bound to.
+    /// Sets the addresses to which the inbound listeners are bound.
     pub fn set_own_addresses(&self, own_addresses: Vec<SocketAddr>) {
         self.own_addresses.store(Arc::new(own_addresses));
     }
 
-    /// How many other instances may be asked now; nothing if nobody knows.
+    /// Returns the number of other replicas that are available.
+    ///
+    /// Returns `None` if the policy names no replicas backend, or if no endpoint of it is
+    /// known.
     #[must_use]
     pub fn count_available_others(&self, active_policy: &ActivePolicy) -> Option<u32> {
         let backend = replicas_backend(active_policy)?;
         if backend.endpoints.is_empty() {
-            // Nothing was found yet, not even this one.
+            // Discovery has found no endpoint yet, not even this instance.
             return None;
         }
         let own_addresses = self.own_addresses.load();
@@ -44,7 +52,10 @@ impl Replicas {
         .ok()
     }
 
-    /// Whether another instance is known to be there and warm: a check of it has passed, and it does not say that it is new itself.
+    /// Returns whether another replica is available, healthy and warm.
+    ///
+    /// It is healthy only after a passed check. It is warm unless it announces a warm-up
+    /// itself.
     #[must_use]
     pub fn has_warm_replica(&self, active_policy: &ActivePolicy, now: Instant) -> bool {
         let Some(backend) = replicas_backend(active_policy) else {
@@ -68,8 +79,10 @@ fn replicas_backend(active_policy: &ActivePolicy) -> Option<&Arc<BackendState>> 
         .map(|index| &active_policy.backends[index])
 }
 
-/// Whether an endpoint is one of our listeners: by its port, and because its address is that of a listener or, for one that listens on all of
-/// them, any of this host.
+/// Returns whether an endpoint is a listener of this instance.
+///
+/// The port must match. The address must match as well; for a listener that is bound to all
+/// addresses, it must be any address of this host.
 fn is_own_listener(own_addresses: &[SocketAddr], endpoint: &EndpointState) -> bool {
     let EndpointAddress::Tcp(address) = &endpoint.address else {
         return false;

@@ -1,37 +1,45 @@
-//! Admission control that is shared.
+//! Shared state of admission control.
+//!
+//! This module puts a lock around the pure [`AdmissionController`] and applies the mode. It
+//! decides whether a request is sent to the backend. It does not know the request, its route or
+//! its endpoint.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use crate::resilience::{
-    Mode,
-    admission::{AdmissionConfig, AdmissionController, AdmissionCounts},
-    ratio::Ratio,
+use crate::{
+    policy::snapshot::AdmissionControlSpec,
+    resilience::{
+        Mode,
+        admission::{AdmissionConfig, AdmissionController, AdmissionCounts},
+        ratio::Ratio,
+    },
+    state::table::{BuildContext, Reconfigure},
 };
 
-/// The admission control of a backend by its name.
+/// Admission control that is shared by all requests under one name.
 #[derive(Debug)]
 pub struct AdmissionState {
     name: Arc<str>,
-    /// Guards one call of the machine.
+    /// Controller and mode; the lock covers one call.
     inner: Mutex<(AdmissionController, Mode)>,
 }
 
-/// What becomes of a request.
+/// Decision of admission control on one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdmissionDecision {
-    /// It may go on.
+    /// The request may be sent to the backend.
     Admitted,
-    /// It may go on because of shadow mode only.
+    /// The request may be sent to the backend only because of shadow mode.
     WouldReject,
-    /// It may not.
+    /// The request must not be sent to the backend.
     Rejected,
 }
 
 impl AdmissionState {
-    /// One that has seen nothing.
+    /// Creates admission control without recorded results.
     #[must_use]
     pub fn new(name: Arc<str>, config: AdmissionConfig, mode: Mode, now: Instant) -> Self {
         Self {
@@ -40,13 +48,16 @@ impl AdmissionState {
         }
     }
 
-    /// The name.
+    /// Returns the name that identifies this state across reloads.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Follows other numbers; what was counted over another window, or is measured otherwise, is forgotten.
+    /// Applies a new configuration and mode.
+    ///
+    /// A changed configuration discards all recorded results; a changed mode alone retains
+    /// them.
     pub fn reconfigure(&self, config: AdmissionConfig, mode: Mode, now: Instant) {
         let mut inner = self.lock();
         inner.1 = mode;
@@ -55,7 +66,7 @@ impl AdmissionState {
         }
     }
 
-    /// Asks for a request. `random` is uniform in `0..1`.
+    /// Decides on one request. `random` is uniform in `0..1`.
     #[must_use]
     pub fn decide(&self, random: f64, now: Instant) -> AdmissionDecision {
         let mut inner = self.lock();
@@ -66,12 +77,12 @@ impl AdmissionState {
         }
     }
 
-    /// Counts an attempt.
+    /// Records whether an attempt at the backend succeeded.
     pub fn record_result(&self, is_success: bool, now: Instant) {
         self.lock().0.record_result(is_success, now);
     }
 
-    /// What is in the window, the share that is refused, and whether that acts.
+    /// Returns the counts of the window, the current rejection probability and the mode.
     #[must_use]
     pub fn snapshot(&self, now: Instant) -> (AdmissionCounts, Ratio, Mode) {
         let mut inner = self.lock();
@@ -84,5 +95,18 @@ impl AdmissionState {
 
     fn lock(&self) -> MutexGuard<'_, (AdmissionController, Mode)> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reconfigure for AdmissionState {
+    type Spec = AdmissionControlSpec;
+
+    fn create(name: &Arc<str>, spec: &Self::Spec, context: BuildContext<'_>) -> Self {
+        Self::new(name.clone(), spec.config, spec.mode, context.now)
+    }
+
+    fn reconfigure(&self, spec: &Self::Spec, context: BuildContext<'_>) -> Option<Self> {
+        self.reconfigure(spec.config, spec.mode, context.now);
+        None
     }
 }

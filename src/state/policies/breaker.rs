@@ -1,4 +1,8 @@
-//! A breaker that is shared: the machine behind a lock, its name, and the guard that settles each call exactly once.
+//! Shared state of a circuit breaker.
+//!
+//! This module puts a lock around the pure [`Breaker`], applies the mode and emits state
+//! transitions as events. A guard settles each admitted call exactly once, even if the call is
+//! cancelled. The module does not decide which response counts as a failure.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -6,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    policy::snapshot::BreakerSpec,
     resilience::{
         Mode,
         breaker::{
@@ -13,15 +18,16 @@ use crate::{
             StateKind, Transition,
         },
     },
+    state::table::{BuildContext, Reconfigure},
     telemetry::{Telemetry, event::Event},
 };
 
-/// A breaker by its name.
+/// Circuit breaker that is shared by all requests under one name.
 #[derive(Debug)]
 pub struct BreakerState {
     name: Arc<str>,
     telemetry: Arc<Telemetry>,
-    /// Guards one call of the machine.
+    /// State machine and mode; the lock covers one call.
     inner: Mutex<BreakerInner>,
 }
 
@@ -31,19 +37,19 @@ struct BreakerInner {
     mode: Mode,
 }
 
-/// What the breaker said to a call.
+/// Decision of a circuit breaker on one call.
 #[derive(Debug)]
 pub enum BreakerDecision {
-    /// It may be made; its result belongs to the guard.
+    /// The call may be made. Its result must be passed to the guard.
     Admitted(BreakerGuard),
-    /// It may not.
+    /// The call must not be made.
     Rejected(Rejected),
-    /// It would have been refused, and shadow mode lets it pass uncounted.
+    /// The call may be made only because of shadow mode. Its result is not counted.
     WouldReject,
 }
 
 impl BreakerState {
-    /// Makes a closed breaker.
+    /// Creates a closed breaker, and publishes its state as a metric.
     #[must_use]
     pub fn new(
         name: Arc<str>,
@@ -65,13 +71,13 @@ impl BreakerState {
         }
     }
 
-    /// The name.
+    /// Returns the name that identifies this state across reloads.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Asks for one call. `random` is uniform in `0..1`.
+    /// Requests a permit for one call. `random` is uniform in `0..1`.
     pub fn try_acquire(self: &Arc<Self>, now: Instant, random: f64) -> BreakerDecision {
         let mut inner = self.lock();
         let mode = inner.mode;
@@ -89,7 +95,11 @@ impl BreakerState {
         }
     }
 
-    /// How long calls will be refused from now on, if they are, without asking for one: for the picking of endpoints.
+    /// Returns for how long calls are rejected, or `None` if a call may be admitted.
+    ///
+    /// It takes no permit, so that the selection of an endpoint can skip a breaker that is
+    /// open. In shadow mode it returns `None`. A breaker that is forced open returns one
+    /// second.
     #[must_use]
     pub fn retry_after(&self, now: Instant) -> Option<Duration> {
         let inner = self.lock();
@@ -105,13 +115,13 @@ impl BreakerState {
         }
     }
 
-    /// Ends a half-open round that took too long.
+    /// Ends a half-open round that exceeds its maximum duration.
     pub fn end_expired_half_open(&self, now: Instant, random: f64) {
         let transition = self.lock().machine.end_expired_half_open(now, random);
         self.emit_transition(transition);
     }
 
-    /// Follows a new configuration, with state and counts kept.
+    /// Applies a new configuration and mode; the state and the counts are retained.
     pub fn reconfigure(&self, config: BreakerConfig, mode: Mode, now: Instant) {
         let mut inner = self.lock();
         inner.mode = mode;
@@ -120,7 +130,7 @@ impl BreakerState {
         }
     }
 
-    /// Changes the state by hand.
+    /// Applies a state change that an operator requests, such as a reset.
     pub fn change_state(
         &self,
         change: fn(&mut Breaker, Instant) -> Option<Transition>,
@@ -130,7 +140,7 @@ impl BreakerState {
         self.emit_transition(transition);
     }
 
-    /// What a view shows, and whether the breaker acts.
+    /// Returns the state and the counts for the admin API, and the mode.
     #[must_use]
     pub fn snapshot(&self, now: Instant) -> (BreakerSnapshot, Mode) {
         let mut inner = self.lock();
@@ -166,7 +176,8 @@ impl BreakerState {
     }
 }
 
-/// The right to one call. Dropped without a verdict it gives its permit back, counted nowhere.
+/// Permit for one call. If it is dropped without a result, the permit is returned and the call
+/// is not counted.
 #[derive(Debug)]
 #[must_use = "a guard that is dropped at once counts nothing"]
 pub struct BreakerGuard {
@@ -176,7 +187,7 @@ pub struct BreakerGuard {
 }
 
 impl BreakerGuard {
-    /// Tells how the call went.
+    /// Records the result of the call. `random` is uniform in `0..1`.
     pub fn settle(mut self, outcome: CallOutcome, speed: Speed, now: Instant, random: f64) {
         if let Some(permit) = self.permit.take() {
             self.breaker.settle(&permit, outcome, speed, now, random);
@@ -187,7 +198,7 @@ impl BreakerGuard {
 impl Drop for BreakerGuard {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            // A cancelled call is counted nowhere, so that its time does not matter.
+            // A cancelled call is not counted, so its speed and its time have no effect.
             self.breaker.settle(
                 &permit,
                 CallOutcome::Cancelled,
@@ -196,5 +207,24 @@ impl Drop for BreakerGuard {
                 0.5,
             );
         }
+    }
+}
+
+impl Reconfigure for BreakerState {
+    type Spec = BreakerSpec;
+
+    fn create(name: &Arc<str>, spec: &Self::Spec, context: BuildContext<'_>) -> Self {
+        Self::new(
+            name.clone(),
+            spec.config,
+            spec.mode,
+            context.telemetry.clone(),
+            context.now,
+        )
+    }
+
+    fn reconfigure(&self, spec: &Self::Spec, context: BuildContext<'_>) -> Option<Self> {
+        self.reconfigure(spec.config, spec.mode, context.now);
+        None
     }
 }

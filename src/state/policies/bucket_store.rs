@@ -1,17 +1,25 @@
-//! Where token buckets keep their fill: a map with a hard bound.
+//! Storage of token buckets: a map with a fixed maximum number of keys.
 //!
-//! governor does the arithmetic (GCRA: one number per bucket, the theoretical arrival time) and asks a store to apply it. Its
-//! own keyed store grows with the keys that strangers choose; this one does not. When it is full, buckets that are full again,
-//! which are those that nobody would miss, make room; if there is none, a new key shares one overflow bucket with all others
-//! in its place. So a client can never win a fresh bucket by pushing another out (envoyproxy/envoy#19895).
+//! The crate `governor` computes the fill of a bucket by GCRA and applies it to a store. A
+//! bucket is one number, its theoretical arrival time. The keyed store of `governor` grows with
+//! each key that clients choose. This store never exceeds its maximum:
 //!
-//! A key is the 64-bit hash of what was selected, under a secret of the process: sixteen bytes an entry, nothing allocated for a
-//! known key, and nobody outside can choose keys that collide.
+//! - If it is full, buckets that are full again are removed, because they hold no information.
+//! - If none can be removed, a new key uses one overflow bucket, together with all other keys
+//!   without an entry.
+//!
+//! A client can therefore never obtain a new bucket by evicting another
+//! (envoyproxy/envoy#19895).
+//!
+//! A key is a 64-bit hash of the selected values. For local limits a secret of the process
+//! seeds the hash, so clients cannot choose colliding keys. For global limits it is the
+//! beginning of a SHA-256 hash, without a secret. An entry takes sixteen bytes, and a lookup of
+//! a known key allocates nothing. The module does not know rules or requests.
 
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -19,38 +27,44 @@ use std::{
 use ahash::RandomState;
 use governor::{nanos::Nanos, state::StateStore};
 
-/// At most so many parts of the map, each behind a lock of its own, so that workers rarely meet.
+use crate::state::policies::tally::Tally;
+
+/// Maximum number of shards. Each shard has its own lock, so that workers rarely wait for each
+/// other.
 const MAX_SHARDS: usize = 16;
 
-/// And each for at least so many keys.
+/// Minimum capacity of a shard in keys, unless there is only one shard.
 const MIN_KEYS_PER_SHARD: usize = 1_024;
 
-/// The keys of one rule.
+/// Token buckets of one rule, by key.
 #[derive(Debug)]
 pub struct BoundedStore {
     shards: Vec<Mutex<Shard>>,
-    /// What a shard may hold.
+    /// Maximum number of keys in one shard.
     shard_capacity: usize,
-    /// The bucket of all keys that found no room.
+    /// Arrival time of the overflow bucket, in nanoseconds since the epoch; `None` if it is
+    /// full.
     overflow_bucket: Mutex<Option<u64>>,
-    /// Nanoseconds since the process's epoch, as of the last call.
+    /// Latest time that a caller passed, in nanoseconds since the epoch of the process.
     now_nanos: AtomicU64,
-    overflowed_requests: AtomicU64,
+    overflowed_requests: Arc<Tally>,
 }
 
-/// Guards the buckets of some keys, for one lookup and one change.
+/// Part of the map behind one lock, which covers one lookup and one change.
 #[derive(Debug, Default)]
 struct Shard {
+    /// Arrival time of each bucket in nanoseconds since the epoch, by key.
     buckets: HashMap<u64, u64, RandomState>,
-    /// When the shard was last looked through for buckets that are full again.
+    /// Time of the latest sweep, in nanoseconds since the epoch.
     swept_at_nanos: u64,
 }
 
 impl BoundedStore {
-    /// Makes an empty store for at most `max_keys` keys.
+    /// Creates an empty store for at most `max_keys` keys.
     #[must_use]
     pub fn new(max_keys: usize) -> Self {
-        // Keys spread unevenly; a small store is one shard, so that it holds what it should.
+        // Keys are spread unevenly over shards. A small store has one shard, so that it can
+        // hold all of its keys.
         let shards = (max_keys / MIN_KEYS_PER_SHARD).clamp(1, MAX_SHARDS);
         let shard_capacity = max_keys / shards;
         Self {
@@ -58,16 +72,16 @@ impl BoundedStore {
             shard_capacity,
             overflow_bucket: Mutex::new(None),
             now_nanos: AtomicU64::new(0),
-            overflowed_requests: AtomicU64::new(0),
+            overflowed_requests: Arc::default(),
         }
     }
 
-    /// Tells the time before a bucket is asked.
+    /// Sets the current time, before a bucket is updated. An earlier time has no effect.
     pub fn advance_clock(&self, nanos: u64) {
         self.now_nanos.fetch_max(nanos, Ordering::Relaxed);
     }
 
-    /// The number of keys.
+    /// Returns the number of keys with an entry.
     #[must_use]
     pub fn key_count(&self) -> usize {
         self.shards
@@ -76,13 +90,23 @@ impl BoundedStore {
             .sum()
     }
 
-    /// How many requests had to share the overflow bucket since the start.
+    /// Creates an empty store for a changed rule, which continues to count in the same tally.
     #[must_use]
-    pub fn overflowed_requests(&self) -> u64 {
-        self.overflowed_requests.load(Ordering::Relaxed)
+    pub fn emptied(&self, max_keys: usize) -> Self {
+        Self {
+            overflowed_requests: self.overflowed_requests.clone(),
+            ..Self::new(max_keys)
+        }
     }
 
-    /// Takes out buckets that are full again, which is as if they had never been.
+    /// Returns how many requests found no room for their key.
+    #[must_use]
+    pub fn overflowed_requests(&self) -> &Tally {
+        &self.overflowed_requests
+    }
+
+    /// Removes buckets that are full again. A missing bucket counts as full, so this has no
+    /// effect on limits.
     pub fn sweep(&self, now: u64) {
         for shard in &self.shards {
             let mut shard = lock(shard);
@@ -92,11 +116,13 @@ impl BoundedStore {
         }
     }
 
-    /// A store with the same keys, whose buckets are as empty as these in proportion: `scale` is the new burst time over the
-    /// old one.
+    /// Creates a store for a changed rule, in which each bucket has the same relative fill.
+    ///
+    /// `scale` is the new refill time of an empty bucket, divided by the old one. Keys that
+    /// exceed `max_keys` are dropped.
     #[must_use]
     pub fn rescaled(&self, max_keys: usize, scale: f64, now: u64) -> Self {
-        let new = Self::new(max_keys);
+        let new = self.emptied(max_keys);
         let rescale = |arrival: u64| {
             now.saturating_add(
                 std::time::Duration::from_nanos(arrival.saturating_sub(now))
@@ -128,13 +154,13 @@ impl BoundedStore {
         &self.shards[usize::try_from(key % self.shards.len() as u64).unwrap_or_default()]
     }
 
-    /// Remembers a key until then; whether there was room for it.
+    /// Stores a key until `expires_nanos`, and returns whether there was room for it.
     pub fn try_insert(&self, key: u64, expires_nanos: u64) -> bool {
         let mut shard = lock(self.shard_of(key));
         if shard.buckets.len() >= self.shard_capacity && !shard.buckets.contains_key(&key) {
             shard.sweep_if_due(self.now_nanos.load(Ordering::Relaxed));
             if shard.buckets.len() >= self.shard_capacity {
-                self.overflowed_requests.fetch_add(1, Ordering::Relaxed);
+                self.overflowed_requests.record();
                 return false;
             }
         }
@@ -142,7 +168,11 @@ impl BoundedStore {
         true
     }
 
-    /// Changes the fill of a bucket in one step; `None` leaves it as it is.
+    /// Changes the arrival time of a bucket in one step.
+    ///
+    /// `change` receives the current arrival time, or `None` for a full bucket. It returns a
+    /// result and the new arrival time; `None` leaves the bucket unchanged. If there is no room
+    /// for a new key, the overflow bucket is changed instead.
     pub fn update<T>(&self, key: u64, change: impl FnOnce(Option<u64>) -> (T, Option<u64>)) -> T {
         let mut shard = lock(self.shard_of(key));
         if let Some(arrival) = shard.buckets.get_mut(&key) {
@@ -154,7 +184,7 @@ impl BoundedStore {
             shard.sweep_if_due(self.now_nanos.load(Ordering::Relaxed));
         }
         if shard.buckets.len() >= self.shard_capacity {
-            self.overflowed_requests.fetch_add(1, Ordering::Relaxed);
+            self.overflowed_requests.record();
             drop(shard);
             let mut overflow = lock(&self.overflow_bucket);
             let (result, next) = change(*overflow);
@@ -189,7 +219,8 @@ impl Shard {
         self.buckets.retain(|_, arrival| *arrival > now);
     }
 
-    /// Looks through a full shard at most once in ten milliseconds, so that a flood of keys does not make each of them dear.
+    /// Sweeps the shard at most once in ten milliseconds, so that many new keys do not each
+    /// cause a sweep.
     fn sweep_if_due(&mut self, now: u64) {
         if now.saturating_sub(self.swept_at_nanos) >= 10_000_000 {
             self.sweep(now);

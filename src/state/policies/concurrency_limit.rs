@@ -1,4 +1,9 @@
-//! A concurrency limit that is shared, with a queue whose members wait without polling.
+//! Shared state of a concurrency limit, with a queue that waits without polling.
+//!
+//! This module puts a lock around the pure [`ConcurrencyLimit`] and [`AdaptiveLimit`], applies
+//! their modes and wakes queued requests. Dropping a guard releases a permit or a position in
+//! the queue, so a cancelled request occupies nothing. The module does not limit the time in
+//! the queue: the caller does.
 
 use std::{
     collections::HashMap,
@@ -12,18 +17,23 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::resilience::{
-    Mode,
-    adaptive::{AdaptiveConfig, AdaptiveLimit, CallStart},
-    concurrency::{ConcurrencyConfig, ConcurrencyDecision, ConcurrencyLimit, QueueTicket},
-    shed::PriorityClass,
+use crate::{
+    policy::snapshot::ConnectionLimitsSpec,
+    resilience::{
+        Mode,
+        adaptive::{AdaptiveConfig, AdaptiveLimit, CallStart},
+        concurrency::{ConcurrencyConfig, ConcurrencyDecision, ConcurrencyLimit, QueueTicket},
+        shed::PriorityClass,
+    },
+    state::table::{BuildContext, Reconfigure},
 };
 
-/// A limit by its name.
+/// Concurrency limit that is shared by all requests under one name.
 #[derive(Debug)]
 pub struct ConcurrencyLimitState {
     name: Arc<str>,
-    /// Guards one call of the machine and the telling of who was admitted.
+    /// State machines and waiting requests. The lock covers one call and the notification of
+    /// the requests that it admits.
     inner: Mutex<LimitInner>,
 }
 
@@ -35,42 +45,44 @@ struct LimitInner {
     waiters: HashMap<QueueTicket, oneshot::Sender<CallStart>>,
 }
 
-/// What the limit said to a request.
+/// Decision of a concurrency limit on one request.
 #[derive(Debug)]
 pub enum AcquireOutcome {
-    /// It is in flight.
+    /// The request may be sent; it is in flight until the permit is dropped.
     Admitted(ConcurrencyPermit),
-    /// It has to wait for this; `None` would have been an end.
+    /// The request must wait for this future, which completes with a permit.
     Queued(PendingAcquire),
-    /// It is refused.
+    /// The request must not be sent, because the limit and its queue are full.
     Rejected,
-    /// It is refused because what is left is for those that matter more.
+    /// The request must not be sent, because the free permits are reserved for higher classes.
     Shed,
-    /// It would have had to wait or been refused, and shadow mode lets it pass.
+    /// The request may be sent only because of shadow mode. It counts as in flight.
     WouldReject(ConcurrencyPermit),
 }
 
-/// What a view shows of a limit.
+/// Bounds and counts of a concurrency limit, for the admin API.
 #[derive(Debug, Clone, Copy)]
 pub struct ConcurrencySnapshot {
-    /// The bounds.
+    /// Bounds in force; `max_in_flight` is the lower of the configured and the adaptive limit.
     pub config: ConcurrencyConfig,
-    /// Whether it acts.
+    /// Mode of the configured limit.
     pub mode: Mode,
-    /// In flight.
+    /// Number of requests in flight.
     pub in_flight: u32,
-    /// Those of them whose answer has not begun.
+    /// Number of requests in flight whose response has not started. Without an adaptive limit
+    /// it equals `in_flight`.
     pub awaiting_response: u32,
-    /// Waiting.
+    /// Number of requests in the queue.
     pub pending: u32,
-    /// Refused since the start.
+    /// Number of requests that found the limit and the queue full, since the start. In shadow
+    /// mode they were admitted.
     pub rejected: u64,
-    /// What the adaptive limit holds right, if there is one, and whether it acts.
+    /// Current value and mode of the adaptive limit; `None` if there is none.
     pub adaptive: Option<(u32, Mode)>,
 }
 
 impl ConcurrencyLimitState {
-    /// Makes a limit with nothing in flight.
+    /// Creates a limit without requests in flight.
     #[must_use]
     pub fn new(
         name: Arc<str>,
@@ -93,13 +105,16 @@ impl ConcurrencyLimitState {
         state
     }
 
-    /// The name.
+    /// Returns the name that identifies this state across reloads.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Asks for one of the places that a class may fill; the highest class may fill all.
+    /// Requests a permit for a request of a priority class.
+    ///
+    /// A lower class may use only a part of the limit; [`PriorityClass::Critical`] may use all
+    /// of it.
     pub fn try_acquire(self: &Arc<Self>, class: PriorityClass) -> AcquireOutcome {
         let mut inner = self.lock();
         if !inner.machine.has_room_for(class) {
@@ -124,7 +139,7 @@ impl ConcurrencyLimitState {
                 }
             }
             ConcurrencyDecision::Queued(ticket) if inner.mode == Mode::Shadow => {
-                // It was queued a moment ago under this very lock, so that it cannot have been admitted.
+                // The ticket was queued under this lock, so it cannot have been admitted yet.
                 _ = inner.machine.abandon(ticket);
                 self.force_acquire(&mut inner, class)
             }
@@ -144,8 +159,11 @@ impl ConcurrencyLimitState {
         }
     }
 
-    /// Follows new bounds; what is in flight and waiting is kept, and what an adaptive limit has learned, unless it
-    /// learns otherwise now, or begins to act: what it saw in shadow it did not hold.
+    /// Applies new bounds and modes.
+    ///
+    /// Requests in flight and in the queue are retained. An adaptive limit keeps its value,
+    /// unless its algorithm or its mode changes. A value from shadow mode is not enforced,
+    /// because it never limited the load.
     pub fn reconfigure(
         &self,
         config: ConcurrencyConfig,
@@ -175,7 +193,7 @@ impl ConcurrencyLimitState {
         inner.apply_adaptive_limit();
     }
 
-    /// What a view shows.
+    /// Returns the bounds, the modes and the counts for the admin API.
     #[must_use]
     pub fn snapshot(&self) -> ConcurrencySnapshot {
         let inner = self.lock();
@@ -211,13 +229,15 @@ impl ConcurrencyLimitState {
         }
     }
 
-    /// Whether a class may ask for a place.
+    /// Returns whether a priority class may request a permit, without requesting one. For
+    /// [`PriorityClass::Critical`] it is always `true`, because that class may also queue.
     #[must_use]
     pub fn has_room_for(&self, class: PriorityClass) -> bool {
         self.lock().machine.has_room_for(class)
     }
 
-    /// Lets a request pass that would not have been admitted.
+    /// Admits a request that the limit would not admit, so that shadow mode counts it in
+    /// flight.
     fn force_acquire(
         self: &Arc<Self>,
         inner: &mut LimitInner,
@@ -231,7 +251,8 @@ impl ConcurrencyLimitState {
         let mut inner = self.lock();
         inner.waiters.remove(&ticket);
         if !inner.machine.abandon(ticket) {
-            // It was admitted, and nobody is there to take the place.
+            // The ticket was admitted already, but its request is gone, so the permit is
+            // released.
             let next = inner.machine.release();
             inner.notify_admitted(next);
         }
@@ -243,18 +264,19 @@ impl ConcurrencyLimitState {
 }
 
 impl LimitInner {
-    /// Tells those whose turn it is.
+    /// Wakes the queued requests that have been admitted.
     fn notify_admitted(&mut self, tickets: impl IntoIterator<Item = QueueTicket>) {
         for ticket in tickets {
             let call_start = self.call_start(PriorityClass::Critical);
             if let Some(admission_sender) = self.waiters.remove(&ticket) {
-                // If its owner has just left, dropping the ticket releases the place.
+                // If the request is gone, the drop of its `PendingAcquire` releases the permit.
                 _ = admission_sender.send(call_start);
             }
         }
     }
 
-    /// How it is for a call of a class that begins now. A class that fills its part of the limit is held by it.
+    /// Returns the load at the start of a call, as input of the adaptive limit. A call is at
+    /// the limit if its class uses its whole part of the limit.
     fn call_start(&self, class: PriorityClass) -> CallStart {
         let in_flight = self.machine.awaiting_response();
         let limit = self
@@ -267,7 +289,8 @@ impl LimitInner {
         }
     }
 
-    /// Puts the adaptive limit in force.
+    /// Applies the value of an enforced adaptive limit, and admits queued requests that now
+    /// have room.
     fn apply_adaptive_limit(&mut self) {
         let enforced_limit = self
             .adaptive
@@ -279,19 +302,20 @@ impl LimitInner {
     }
 }
 
-/// A place in flight.
+/// Permit for one request in flight, released when it is dropped.
 #[derive(Debug)]
 #[must_use = "a place is held as long as its guard lives"]
 pub struct ConcurrencyPermit {
     limit: Arc<ConcurrencyLimitState>,
     start: CallStart,
     is_adaptive: bool,
-    /// Whether its answer has begun.
+    /// Whether the response has started, so that the adaptive limit no longer counts the
+    /// request.
     has_response_started: bool,
 }
 
 impl ConcurrencyPermit {
-    /// Who tells an adaptive limit what the attempts of this call take; nobody if the limit is not.
+    /// Returns a sampler for the attempts of this request, or `None` without an adaptive limit.
     #[must_use]
     pub fn sampler(&self) -> Option<LimitSampler> {
         self.is_adaptive.then(|| LimitSampler {
@@ -300,7 +324,10 @@ impl ConcurrencyPermit {
         })
     }
 
-    /// The answer has begun: for an adaptive limit the backend has done its work. The place is kept.
+    /// Records that the response has started.
+    ///
+    /// The backend has done its work, so the request no longer counts against an adaptive
+    /// limit. It still counts against the configured limit until the permit is dropped.
     pub fn record_response_start(&mut self) {
         if !self.is_adaptive || self.has_response_started {
             return;
@@ -324,7 +351,7 @@ impl Drop for ConcurrencyPermit {
     }
 }
 
-/// Tells an adaptive limit what attempts take.
+/// Records the latency of attempts for an adaptive limit.
 #[derive(Debug, Clone)]
 pub struct LimitSampler {
     limit: Arc<ConcurrencyLimitState>,
@@ -332,7 +359,8 @@ pub struct LimitSampler {
 }
 
 impl LimitSampler {
-    /// How long an attempt took until it was answered, or that the backend dropped it.
+    /// Records the time until the response of an attempt, or that the backend dropped the
+    /// attempt.
     pub fn record_sample(&self, latency: Duration, is_dropped: bool, now: Instant) {
         let mut inner = self.limit.lock();
         if inner
@@ -345,7 +373,8 @@ impl LimitSampler {
     }
 }
 
-/// A place in the queue; becomes a place in flight. Dropped before that it leaves the queue.
+/// Position in the queue, as a future that completes with a permit. Dropping it before that
+/// leaves the queue.
 #[derive(Debug)]
 pub struct PendingAcquire {
     limit: Arc<ConcurrencyLimitState>,
@@ -361,7 +390,8 @@ impl Future for PendingAcquire {
             .poll(context)
             .map(|call_start| {
                 self.ticket = None;
-                // The sender lives in the limit until it sends, so that an error cannot come before a value.
+                // The limit holds the sender until it sends a value, so an error cannot precede
+                // the value.
                 let call_start = call_start.unwrap_or(CallStart {
                     in_flight: 0,
                     is_at_limit: false,
@@ -377,6 +407,25 @@ impl Drop for PendingAcquire {
         if let Some(ticket) = self.ticket.take() {
             self.limit.abandon(ticket);
         }
+    }
+}
+
+impl Reconfigure for ConcurrencyLimitState {
+    type Spec = ConnectionLimitsSpec;
+
+    fn create(name: &Arc<str>, spec: &Self::Spec, context: BuildContext<'_>) -> Self {
+        Self::new(
+            name.clone(),
+            spec.concurrency,
+            spec.mode,
+            spec.adaptive,
+            context.now,
+        )
+    }
+
+    fn reconfigure(&self, spec: &Self::Spec, context: BuildContext<'_>) -> Option<Self> {
+        self.reconfigure(spec.concurrency, spec.mode, spec.adaptive, context.now);
+        None
     }
 }
 

@@ -1,21 +1,29 @@
-//! What a backend took lately, as those who hedge share it.
+//! Shared state of hedging: the recent latency of a backend.
+//!
+//! This module puts a lock around the pure [`HedgeDelayEstimator`]. It provides the delay
+//! before a hedged request. It does not decide whether a request may be hedged.
 
 use std::{
+    sync::Arc,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::resilience::hedge::{HedgeConfig, HedgeDelayEstimator};
+use crate::{
+    policy::snapshot::HedgingSpec,
+    resilience::hedge::{HedgeConfig, HedgeDelayEstimator},
+    state::table::{BuildContext, Reconfigure},
+};
 
-/// The hedging towards a backend by its name.
+/// Hedging delay towards a backend, shared by all requests under one name.
 #[derive(Debug)]
 pub struct HedgeState {
-    /// Guards one call of the machine.
+    /// State machine of the estimate; the lock covers one call.
     machine: Mutex<HedgeDelayEstimator>,
 }
 
 impl HedgeState {
-    /// One that has seen nothing.
+    /// Creates an estimate without recorded latencies.
     #[must_use]
     pub fn new(config: HedgeConfig, now: Instant) -> Self {
         Self {
@@ -23,17 +31,20 @@ impl HedgeState {
         }
     }
 
-    /// Follows other numbers.
+    /// Applies a new configuration; recorded latencies are retained.
     pub fn reconfigure(&self, config: HedgeConfig) {
         self.lock().reconfigure(config);
     }
 
-    /// Takes note of what an answer took.
+    /// Records the latency of a response. An attempt that lost a race counts with the time that
+    /// it was waited for.
     pub fn record_latency(&self, latency: Duration, now: Instant) {
         self.lock().record_latency(latency, now);
     }
 
-    /// How long to wait before the next request, if that is known.
+    /// Returns the delay before the next request, or `None` while it is unknown.
+    ///
+    /// It is the configured delay, or else the 95th percentile of at least 50 recent latencies.
     #[must_use]
     pub fn delay(&self, now: Instant) -> Option<Duration> {
         self.lock().delay(now)
@@ -41,5 +52,18 @@ impl HedgeState {
 
     fn lock(&self) -> MutexGuard<'_, HedgeDelayEstimator> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reconfigure for HedgeState {
+    type Spec = HedgingSpec;
+
+    fn create(_: &Arc<str>, spec: &Self::Spec, context: BuildContext<'_>) -> Self {
+        Self::new(spec.config, context.now)
+    }
+
+    fn reconfigure(&self, spec: &Self::Spec, _: BuildContext<'_>) -> Option<Self> {
+        self.reconfigure(spec.config);
+        None
     }
 }

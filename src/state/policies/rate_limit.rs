@@ -1,10 +1,13 @@
-//! The token buckets of a rule.
+//! Token buckets of a rate limit rule.
 //!
-//! A plain bucket is governor's. What it does not do, to let wait, to begin with a part of the rate and to charge afterwards, is done on
-//! the same stored times (`resilience::arrival`).
+//! This module decides whether a request receives its tokens, and how long it must wait for
+//! them. The crate `governor` implements plain buckets. For a wait, a warm-up of the rate or a
+//! charge after the response, [`crate::resilience::gcra`] works on the same stored times.
 //!
-//! The time is handed in and not read again: a decision of a request sees the one time that the request has. Stored times count
-//! from the process's epoch, so that a bucket's fill can be carried over to a rule with another quota.
+//! The caller passes the time, so that all decisions on a request use the same time. Stored
+//! times count from the epoch of the process. The fill of a bucket can thus be carried over to
+//! a rule with another quota. The module does not wait and does not know requests: the caller
+//! computes the keys.
 
 use std::{
     num::NonZeroU32,
@@ -29,16 +32,19 @@ use crate::{
         gcra::GcraBucket,
         rate_ramp::{RateRamp, RateRampConfig},
     },
-    state::policies::bucket_store::BoundedStore,
+    state::{
+        policies::{bucket_store::BoundedStore, tally::Tally},
+        table::{BuildContext, Reconfigure},
+    },
 };
 
-/// The key of a rule that does not tell requests apart.
+/// Key of the only bucket of a rule without keys.
 const SHARED_KEY: u64 = 0;
 
-/// The buckets of a rule by its name.
+/// Token buckets of one rule, shared by all requests.
 #[derive(Debug)]
 pub struct RateLimitState {
-    /// `ROUTE/RULE`.
+    /// Name of the form `ROUTE/RULE`.
     name: Arc<str>,
     rule: RateLimitRuleSpec,
     bucket: GcraBucket,
@@ -46,69 +52,88 @@ pub struct RateLimitState {
     limiter: RateLimiter<u64, SharedStore, ManualClock, StateInformationMiddleware>,
     store: SharedStore,
     clock: ManualClock,
-    /// Guards the price of a moment.
+    /// Warm-up of the rate; the lock covers one decision.
     warm_up: Option<Mutex<RateRamp>>,
     warm_up_config: Option<RateRampConfig>,
-    /// How many instances the limit is divided by.
+    /// Number of instances among which the limit is divided, at least 1.
     instances: AtomicU32,
-    delayed_requests: AtomicU64,
-    invalid_costs: AtomicU64,
+    delayed_requests: Arc<Tally>,
+    invalid_costs: Arc<Tally>,
 }
 
-/// A request got its tokens.
+/// Tokens that a request received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimitGrant {
-    /// How long to wait until they are there.
+    /// Time until the tokens are available; zero if they are available now.
     pub wait: Duration,
-    /// Tokens that are left.
+    /// Number of tokens that remain in the bucket.
     pub remaining: u32,
-    /// In how long there is one more, at the latest.
+    /// Maximum time until the next token is refilled.
     pub reset_after: Duration,
 }
 
-/// A request did not get its tokens.
+/// Rejection of a request that did not receive its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimited {
-    /// When it would.
+    /// Time after which the request could receive its tokens.
     pub retry_after: Duration,
 }
 
-/// What a rule has counted.
+/// Counts of a rule since it was added to the policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimitUsage {
-    /// Keys told apart now.
+    /// Number of keys that have a bucket of their own.
     pub keys: usize,
-    /// Requests that had to share the overflow bucket.
+    /// Number of requests that shared the overflow bucket.
     pub overflowed_requests: u64,
-    /// Requests that had to wait.
+    /// Number of requests that had to wait for their tokens.
     pub delayed_requests: u64,
-    /// Answers whose cost could not be read.
+    /// Number of responses whose cost header could not be parsed.
+    pub invalid_costs: u64,
+}
+
+/// Counts of a rule that its counter metrics do not contain yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnreportedCounts {
+    /// Number of requests that shared the overflow bucket.
+    pub overflowed_requests: u64,
+    /// Number of requests that had to wait for their tokens.
+    pub delayed_requests: u64,
+    /// Number of responses whose cost header could not be parsed.
     pub invalid_costs: u64,
 }
 
 impl RateLimitState {
-    /// Makes full buckets. `epoch` is the same for all of a process.
+    /// Creates full buckets. `epoch` must be the same for all rules of the process.
     #[must_use]
     pub fn new(name: Arc<str>, rule: RateLimitRuleSpec, epoch: Instant, now: Instant) -> Self {
         let store = BoundedStore::new(if rule.is_keyed() { rule.max_keys } else { 1 });
         Self::with_store(name, rule, epoch, store, now)
     }
 
-    /// Makes buckets for a changed rule that are as full as these in proportion, and as warm if the warm-up is the same.
+    /// Creates the buckets of a changed rule, with the same relative fill.
+    ///
+    /// A warm-up that stays the same continues. Changed selectors select other keys, so the
+    /// buckets start full.
     #[must_use]
     pub fn reconfigured(&self, rule: RateLimitRuleSpec, now: Instant) -> Self {
-        if rule.selectors != self.rule.selectors {
-            return Self::new(self.name.clone(), rule, self.epoch, now);
-        }
+        let max_keys = if rule.is_keyed() { rule.max_keys } else { 1 };
         let scale = rule.quota.refill_duration().as_secs_f64()
             / self.rule.quota.refill_duration().as_secs_f64();
-        let max_keys = if rule.is_keyed() { rule.max_keys } else { 1 };
-        let store = self
-            .store
-            .0
-            .rescaled(max_keys, scale, self.nanos_since_epoch(now));
-        let mut new = Self::with_store(self.name.clone(), rule, self.epoch, store, now);
-        if new.warm_up_config == self.warm_up_config {
+        let has_same_keys = rule.selectors == self.rule.selectors;
+        let store = if has_same_keys {
+            self.store
+                .0
+                .rescaled(max_keys, scale, self.nanos_since_epoch(now))
+        } else {
+            self.store.0.emptied(max_keys)
+        };
+        let mut new = Self {
+            delayed_requests: self.delayed_requests.clone(),
+            invalid_costs: self.invalid_costs.clone(),
+            ..Self::with_store(self.name.clone(), rule, self.epoch, store, now)
+        };
+        if has_same_keys && new.warm_up_config == self.warm_up_config {
             new.warm_up = self
                 .warm_up
                 .as_ref()
@@ -125,7 +150,7 @@ impl RateLimitState {
         now: Instant,
     ) -> Self {
         let store = SharedStore(Arc::new(store));
-        // Made while it still reads zero, so that stored times count from the epoch.
+        // The clock still reads zero here, so `governor` counts stored times from the epoch.
         let clock = ManualClock::default();
         let quota = rule.quota;
         let plain = Quota::with_period(quota.emission_interval())
@@ -154,38 +179,40 @@ impl RateLimitState {
             warm_up,
             warm_up_config,
             instances: AtomicU32::new(1),
-            delayed_requests: AtomicU64::new(0),
-            invalid_costs: AtomicU64::new(0),
+            delayed_requests: Arc::default(),
+            invalid_costs: Arc::default(),
         }
     }
 
-    /// The name.
+    /// Returns the name, of the form `ROUTE/RULE`.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// What the buckets follow.
+    /// Returns the rule that configures the buckets.
     #[must_use]
     pub fn rule(&self) -> &RateLimitRuleSpec {
         &self.rule
     }
 
-    /// Divides the limit among so many instances, of which this is one.
+    /// Sets the number of instances among which the limit is divided; 0 counts as 1.
     pub fn set_instances(&self, instances: u32) {
         self.instances.store(instances.max(1), Ordering::Relaxed);
     }
 
-    /// By how many instances the limit is divided.
+    /// Returns the number of instances among which the limit is divided.
     #[must_use]
     pub fn instances(&self) -> u32 {
         self.instances.load(Ordering::Relaxed)
     }
 
-    /// Takes the tokens of one request out of the bucket of `key`; `None` is the bucket of everybody.
+    /// Takes the tokens of one request from the bucket of `key`; `None` selects the only bucket
+    /// of a rule without keys.
     ///
     /// # Errors
-    /// [`Limited`] if there are not enough, and will not be while it may wait.
+    /// Returns [`RateLimited`] if the tokens are not available within the maximum wait of the
+    /// rule.
     pub fn try_acquire(
         &self,
         key: Option<u64>,
@@ -208,14 +235,15 @@ impl RateLimitState {
             Ok(Err(not_until)) => Err(RateLimited {
                 retry_after: not_until.wait_time_from(self.clock.now()),
             }),
-            // The compiler of policies refuses a cost above the burst.
+            // The policy compiler rejects a cost that exceeds the burst.
             Err(_) => Err(RateLimited {
                 retry_after: Duration::MAX,
             }),
         }
     }
 
-    /// For what a plain bucket does not do: waiting, a rate that changes, and asking for nothing but that there is no debt.
+    /// Decides what a plain bucket cannot: waiting, a rate that changes or is divided, and a
+    /// cost of 0. A cost of 0 only requires that the bucket has no debt.
     fn acquire_from_bucket(
         &self,
         key: u64,
@@ -244,7 +272,7 @@ impl RateLimitState {
             warm_up.record_taken(self.rule.cost);
         }
         if taken.wait_nanos > 0 {
-            self.delayed_requests.fetch_add(1, Ordering::Relaxed);
+            self.delayed_requests.record();
         }
         Ok(RateLimitGrant {
             wait: Duration::from_nanos(taken.wait_nanos),
@@ -253,8 +281,11 @@ impl RateLimitState {
         })
     }
 
-    /// The bucket with the rate divided by `price` and by the instances. It holds what comes in the same time as ever, and at least what
-    /// one request takes.
+    /// Returns the bucket with its rate divided by `cost_factor` and by the number of
+    /// instances.
+    ///
+    /// An empty bucket still refills in the same time, so its capacity shrinks as well. The
+    /// capacity is at least the cost of one request.
     fn effective_bucket(&self, cost_factor: f64) -> GcraBucket {
         let instances = self.instances();
         if instances == 1 && cost_factor <= 1.0 {
@@ -272,10 +303,11 @@ impl RateLimitState {
         }
     }
 
-    /// Charges what an answer was worth, as its header says; `None` is one that cannot be read.
+    /// Charges the cost that a response states in its header. `None` is a cost that could not
+    /// be parsed; it is only counted.
     pub fn charge(&self, key: Option<u64>, tokens: Option<u64>, now: Instant) {
         let Some(tokens) = tokens else {
-            self.invalid_costs.fetch_add(1, Ordering::Relaxed);
+            self.invalid_costs.record();
             return;
         };
         let now_nanos = self.nanos_since_epoch(now);
@@ -290,8 +322,11 @@ impl RateLimitState {
         }
     }
 
-    /// Whether a key of a bucket that is kept elsewhere is told apart from others: as many are as would be here. It is remembered for as
-    /// long as an empty bucket takes to be full again.
+    /// Tracks a key whose bucket a remote engine holds, and returns whether there is room for
+    /// it.
+    ///
+    /// There is room for as many keys as in local buckets. A key is tracked for the time in
+    /// which an empty bucket refills.
     pub fn track_key(&self, key: u64, now: Instant) -> bool {
         let now_nanos = self.nanos_since_epoch(now);
         self.store.0.advance_clock(now_nanos);
@@ -300,18 +335,28 @@ impl RateLimitState {
             .try_insert(key, now_nanos.saturating_add(self.bucket.burst_nanos()))
     }
 
-    /// What was counted since the rule was last changed.
+    /// Returns the counts since the rule was added to the policies.
     #[must_use]
     pub fn usage(&self) -> RateLimitUsage {
         RateLimitUsage {
             keys: self.store.0.key_count(),
-            overflowed_requests: self.store.0.overflowed_requests(),
-            delayed_requests: self.delayed_requests.load(Ordering::Relaxed),
-            invalid_costs: self.invalid_costs.load(Ordering::Relaxed),
+            overflowed_requests: self.store.0.overflowed_requests().total(),
+            delayed_requests: self.delayed_requests.total(),
+            invalid_costs: self.invalid_costs.total(),
         }
     }
 
-    /// Forgets keys whose buckets are full again.
+    /// Returns the counts that no earlier call returned, for counter metrics.
+    #[must_use]
+    pub fn take_unreported_counts(&self) -> UnreportedCounts {
+        UnreportedCounts {
+            overflowed_requests: self.store.0.overflowed_requests().take_unreported(),
+            delayed_requests: self.delayed_requests.take_unreported(),
+            invalid_costs: self.invalid_costs.take_unreported(),
+        }
+    }
+
+    /// Removes the keys whose buckets are full again.
     pub fn sweep(&self, now: Instant) {
         self.store.0.sweep(self.nanos_since_epoch(now));
     }
@@ -333,7 +378,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A store that the limiter and the state both hold.
+/// Store that `governor` and this state share.
 #[derive(Debug, Clone)]
 struct SharedStore(Arc<BoundedStore>);
 
@@ -348,7 +393,7 @@ impl StateStore for SharedStore {
     }
 }
 
-/// A clock that shows what was last handed in; it never goes back.
+/// Clock that returns the latest time that was passed to it, and never goes back.
 #[derive(Debug, Clone, Default)]
 struct ManualClock(Arc<AtomicU64>);
 
@@ -366,11 +411,24 @@ impl Clock for ManualClock {
     }
 }
 
-// `Nanos` is governor's own instant; the bound is checked here so that a new version of governor fails to compile and not to work.
+// `Nanos` is a type of `governor`. This check makes an incompatible version fail to compile,
+// instead of at run time.
 const _: fn() = || {
     fn is_reference<T: Reference>() {}
     is_reference::<Nanos>();
 };
+
+impl Reconfigure for RateLimitState {
+    type Spec = RateLimitRuleSpec;
+
+    fn create(name: &Arc<str>, spec: &Self::Spec, context: BuildContext<'_>) -> Self {
+        Self::new(name.clone(), spec.clone(), context.epoch, context.now)
+    }
+
+    fn reconfigure(&self, spec: &Self::Spec, context: BuildContext<'_>) -> Option<Self> {
+        (self.rule() != spec).then(|| self.reconfigured(spec.clone(), context.now))
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,11 @@
-//! Limits that are kept outside: who keeps them, whether it can be reached, and what it said.
+//! Global rate limits whose buckets a remote engine holds.
 //!
-//! A request asks through a breaker of the engine's own. An engine that is slow or gone costs the first requests their time-out, and
-//! none after them: what follows passes or is refused at once, as the policy says, until a single request finds it well again.
+//! This module holds the connection to the engine, its circuit breaker, its latest fault and
+//! the charges that wait for it. The breaker bounds the effect of an engine that is slow or
+//! unreachable. Only the first requests wait for the timeout. Later requests are admitted or
+//! rejected at once, as the policy states, until one probe request succeeds.
+//!
+//! The module does not connect to the engine and does not evaluate its results.
 
 use std::{
     fmt::Debug,
@@ -32,72 +36,74 @@ use crate::{
     },
 };
 
-/// The name of the engine's breaker; no backend can be called so.
+/// Name of the breaker of the engine. Backend names contain no colon, so no backend has it.
 pub const ENGINE_BREAKER_NAME: &str = "engine:global-rate-limit";
 
-/// So many bills may be on their way.
+/// Maximum number of queued charges. Further charges are dropped.
 const MAX_PENDING_CHARGES: usize = 4_096;
-/// So many are paid at once.
+/// Maximum number of charges that are sent at once.
 const MAX_CHARGES_PER_BATCH: usize = 64;
 
-/// What is asked of a bucket.
+/// Request for tokens of one bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BucketRequest {
-    /// Its rule, `ROUTE/RULE`.
+    /// Rule of the bucket, of the form `ROUTE/RULE`.
     pub rule: Arc<str>,
-    /// What tells it apart from the rule's others: a hash, the same on all instances.
+    /// Key of the bucket within its rule: a hash that is the same on all instances. `None`
+    /// selects the only bucket of a rule without keys.
     pub key: Option<String>,
-    /// What it holds.
+    /// Rate and capacity of the bucket.
     pub quota: QuotaSpec,
-    /// Tokens.
+    /// Number of tokens to take.
     pub tokens: u64,
-    /// How long to wait for them at most; `None` takes them in any case, into debt.
+    /// Maximum time to wait for the tokens. `None` takes them in any case, and the bucket may
+    /// go into debt.
     pub max_wait: Option<Duration>,
-    /// Whether those behind it are not asked when it refuses.
+    /// Whether a rejection ends the evaluation, so that the following buckets lose no tokens.
     pub is_enforced: bool,
 }
 
-/// What an engine said of each bucket; ends with the first that refuses and is enforced.
+/// Result of each bucket, in order, up to the first rejection that is enforced.
 pub type BucketResults = Vec<Result<RateLimitGrant, RateLimited>>;
 
-/// What an engine said instead of an answer.
+/// Fault of an engine that did not send a valid response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineFault {
-    /// In words.
+    /// Description of the fault for logs and reports.
     pub reason: String,
-    /// Whether the connection is of no use any more.
+    /// Whether the connection cannot be used any more.
     pub is_connection_lost: bool,
 }
 
-/// The answer of an engine that is still on its way.
+/// Future of the response of an engine.
 pub type EngineResponse = Pin<Box<dyn Future<Output = Result<BucketResults, EngineFault>> + Send>>;
 
-/// Somebody who keeps buckets.
+/// Remote engine that holds token buckets.
 pub trait RateLimitEngine: Debug + Send + Sync {
-    /// Asks of several buckets at once; they are answered in order.
+    /// Sends requests for several buckets at once; the results have the same order.
     fn send_requests(&self, asks: Vec<BucketRequest>) -> EngineResponse;
 }
 
-/// An engine by its policy.
+/// Remote engine that a policy configures, with its connection and circuit breaker.
 #[derive(Debug)]
 pub struct RemoteLimits {
     spec: RemoteEngineSpec,
     breaker: Arc<BreakerState>,
-    /// The connection, while there is one.
+    /// Current connection; empty while there is none.
     engine: ArcSwapOption<Box<dyn RateLimitEngine>>,
-    /// What it last said instead of an answer.
+    /// Latest fault that the maintaining task has not taken yet.
     last_fault: Mutex<Option<EngineFault>>,
-    /// What answers were worth, on its way to the engine.
+    /// Queue of charges for costs that responses stated.
     pending_charges: mpsc::Sender<BucketRequest>,
-    /// The other end, for the one who pays.
+    /// Receiver of the queued charges, used by the task that sends them.
     charge_receiver: tokio::sync::Mutex<mpsc::Receiver<BucketRequest>>,
-    /// Told when it has said something instead of an answer.
+    /// Notified when a fault is reported.
     fault_notify: Notify,
     metrics: EngineMetrics,
 }
 
 impl RemoteLimits {
-    /// An engine that is not connected yet.
+    /// Creates an engine without a connection.
     pub(crate) fn new(spec: RemoteEngineSpec, telemetry: &Arc<Telemetry>, now: Instant) -> Self {
         let (pending_charges, charge_receiver) = mpsc::channel(MAX_PENDING_CHARGES);
         let metrics = EngineMetrics::new(&telemetry.metrics);
@@ -121,37 +127,37 @@ impl RemoteLimits {
         }
     }
 
-    /// Who the engine is.
+    /// Returns the compiled policy of the engine.
     #[must_use]
     pub fn spec(&self) -> &RemoteEngineSpec {
         &self.spec
     }
 
-    /// The breaker in front of it.
+    /// Returns the circuit breaker in front of the engine.
     #[must_use]
     pub fn breaker(&self) -> &Arc<BreakerState> {
         &self.breaker
     }
 
-    /// The connection, if there is one.
+    /// Returns the current connection; `None` while there is none.
     #[must_use]
     pub fn engine(&self) -> Option<Arc<Box<dyn RateLimitEngine>>> {
         self.engine.load_full()
     }
 
-    /// Puts a connection in force.
+    /// Sets the connection that requests use from now on.
     pub fn set_engine(&self, engine: Box<dyn RateLimitEngine>) {
         self.engine.store(Some(Arc::new(engine)));
         self.metrics.set_connected(Some(true));
     }
 
-    /// There is no connection now.
+    /// Removes the connection. Requests then count the engine as unavailable.
     pub fn clear_engine(&self) {
         self.engine.store(None);
         self.metrics.set_connected(Some(false));
     }
 
-    /// Keeps what the engine said instead of an answer, for whoever looks after it, and calls for that at once.
+    /// Stores a fault, and notifies the task that maintains the connection.
     pub fn report_fault(&self, fault: EngineFault) {
         *self
             .last_fault
@@ -160,7 +166,7 @@ impl RemoteLimits {
         self.fault_notify.notify_one();
     }
 
-    /// What the engine said instead of an answer since the last look.
+    /// Takes the latest fault that was reported since the previous call.
     pub fn take_fault(&self) -> Option<EngineFault> {
         self.last_fault
             .lock()
@@ -168,14 +174,16 @@ impl RemoteLimits {
             .take()
     }
 
-    /// Sends a bill on its way; what finds no room is counted and forgotten.
+    /// Queues a charge for the engine. If the queue is full, the charge is dropped and counted
+    /// as unavailable.
     pub fn enqueue_charge(&self, charge: BucketRequest) {
         if self.pending_charges.try_send(charge).is_err() {
             self.record_outcome(EngineOutcome::Unavailable);
         }
     }
 
-    /// Waits for bills.
+    /// Waits for queued charges, and returns at most 64 of them; `None` once the queue is
+    /// closed.
     pub async fn receive_charges(&self) -> Option<Vec<BucketRequest>> {
         let mut charges = Vec::new();
         let count = self
@@ -187,23 +195,26 @@ impl RemoteLimits {
         (count > 0).then_some(charges)
     }
 
-    /// Waits until the engine says something instead of an answer.
+    /// Waits until a fault is reported.
     pub async fn wait_for_fault(&self) {
         self.fault_notify.notified().await;
     }
 
-    /// Nobody is to be connected any more.
+    /// Clears the connection metric, because no policy configures this engine any more.
     pub(crate) fn retire(&self) {
         self.metrics.set_connected(None);
     }
 
-    /// Counts how asking went.
+    /// Counts the outcome of a request for one bucket.
     pub fn record_outcome(&self, outcome: EngineOutcome) {
         self.metrics.record_request(outcome);
     }
 }
 
-/// Five failures in a row, or half of all, open it for a second, later for up to five; one request finds out.
+/// Returns the configuration of the breaker of the engine.
+///
+/// It opens after five failures in a row, or if half of at least 20 calls in ten seconds fail.
+/// It stays open for one second, and up to five after failed probes. One probe then decides.
 fn breaker_config() -> BreakerConfig {
     let thresholds = BreakerThresholds {
         consecutive_failures: NonZeroU32::new(5),

@@ -1,4 +1,7 @@
-//! A retry budget that is shared, and the count of retries in flight.
+//! Shared state of a retry budget, and the number of requests that retry.
+//!
+//! This module puts a lock around the pure [`BackendRetryBudget`]. It decides whether a backend
+//! can take one more retry. It does not decide whether a failure is worth a retry.
 
 use std::{
     sync::{
@@ -8,28 +11,33 @@ use std::{
     time::Instant,
 };
 
-use crate::resilience::retry_budget::{BackendRetryBudget, RetryBudgetConfig};
+use crate::{
+    policy::snapshot::RetryBudgetSpec,
+    resilience::retry_budget::{BackendRetryBudget, RetryBudgetConfig},
+    state::table::{BuildContext, Reconfigure},
+};
 
-/// The budget of a backend by its name.
+/// Retry budget that is shared by all requests under one name.
 #[derive(Debug)]
 pub struct RetryBudgetState {
     name: Arc<str>,
-    /// Guards one call of the machine.
+    /// State machine of the budget; the lock covers one call.
     machine: Mutex<BackendRetryBudget>,
+    /// Number of requests that hold a [`RetryGuard`].
     in_flight: AtomicU32,
 }
 
-/// Why there is no retry to be had.
+/// Reason why a retry is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryRejection {
-    /// The budget is spent.
+    /// The retries of the interval have exhausted the budget.
     BudgetExhausted,
-    /// As many retries as may be are in flight.
+    /// The maximum number of requests retry already.
     TooManyInFlight,
 }
 
 impl RetryBudgetState {
-    /// Makes a budget that has seen nothing.
+    /// Creates a budget without recorded requests.
     #[must_use]
     pub fn new(name: Arc<str>, config: RetryBudgetConfig, now: Instant) -> Self {
         Self {
@@ -39,22 +47,26 @@ impl RetryBudgetState {
         }
     }
 
-    /// The name.
+    /// Returns the name that identifies this state across reloads.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Counts a request.
+    /// Records a request, which adds its share to the budget.
     pub fn deposit(&self, now: Instant) {
         self.lock().deposit(now);
     }
 
-    /// Takes one retry out of the budget, if there is one and no more than `max_in_flight` requests are retrying. `held` is the
-    /// request's place among those, taken at its first retry.
+    /// Withdraws one retry from the budget.
+    ///
+    /// `retry_guard` counts the request among those that retry, of which at most
+    /// `max_in_flight` are permitted. The first call sets the guard, even if the budget then
+    /// rejects the retry.
     ///
     /// # Errors
-    /// [`NoRetry`] says what there is none of.
+    /// Returns a [`RetryRejection`] if the budget is exhausted or too many requests retry at
+    /// once.
     pub fn try_withdraw(
         self: &Arc<Self>,
         retry_guard: &mut Option<RetryGuard>,
@@ -85,13 +97,13 @@ impl RetryBudgetState {
             .map_err(|_| RetryRejection::TooManyInFlight)
     }
 
-    /// Retries that could be made at once now.
+    /// Returns the number of retries that the budget permits now.
     #[must_use]
     pub fn remaining(&self, now: Instant) -> u32 {
         self.lock().remaining(now)
     }
 
-    /// What the budget follows.
+    /// Returns the configuration of the budget.
     #[must_use]
     pub fn config(&self) -> RetryBudgetConfig {
         *self.lock().config()
@@ -102,7 +114,7 @@ impl RetryBudgetState {
     }
 }
 
-/// A request that is retrying.
+/// Request that retries, counted until this guard is dropped.
 #[derive(Debug)]
 #[must_use = "a retry is in flight as long as its guard lives"]
 pub struct RetryGuard(Arc<RetryBudgetState>);
@@ -110,5 +122,19 @@ pub struct RetryGuard(Arc<RetryBudgetState>);
 impl Drop for RetryGuard {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Reconfigure for RetryBudgetState {
+    type Spec = RetryBudgetSpec;
+
+    fn create(name: &Arc<str>, spec: &Self::Spec, context: BuildContext<'_>) -> Self {
+        Self::new(name.clone(), spec.config, context.now)
+    }
+
+    fn reconfigure(&self, spec: &Self::Spec, context: BuildContext<'_>) -> Option<Self> {
+        // The counts of the old configuration cover other intervals.
+        (self.config() != spec.config)
+            .then(|| Self::new(self.name.clone(), spec.config, context.now))
     }
 }

@@ -1,8 +1,14 @@
-//! Good answers that are kept for the time when there are none.
+//! Cache of responses that are served when a backend fails.
 //!
-//! A map by address with a bound on all its bytes: what was used longest ago makes room (the crate `lru` keeps the order). Answers to the same
-//! address that are told apart, by `vary` or by the way that the request came, stand side by side. What is kept is a copy with no room to spare: what
-//! came over the wire are slices of larger buffers, which would be held as a whole.
+//! The cache maps an address to its responses, and limits the total size in bytes. It evicts
+//! the address that was used least recently (crate `lru`). Responses to one address that differ
+//! by `vary` or by forwarding key are stored as variants.
+//!
+//! Each entry is a compact copy. Data from the wire is a slice of a larger buffer, and caching
+//! the slice would retain the whole buffer.
+//!
+//! This module decides which entry matches a request, and which one is evicted. It does not
+//! decide whether a response may be cached or served.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -13,38 +19,46 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use lru::LruCache;
 
-/// Answers to one address that are told apart.
+use crate::{
+    policy::snapshot::StaleIfErrorSpec,
+    state::table::{BuildContext, Reconfigure},
+};
+
+/// Maximum number of variants of one address. A further variant replaces the oldest one.
 const MAX_VARIANTS: usize = 8;
 
-/// What an answer costs besides its text: the places in the maps, and the counts of what it shares.
+/// Estimated memory of an entry besides its content, in bytes: map entries and reference
+/// counts.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
 
-/// What a field costs besides its text: its place in the map of fields and in its index.
+/// Estimated memory of a header besides its text, in bytes: its place in the header map and its
+/// index.
 const HEADER_OVERHEAD_BYTES: usize = 128;
 
-/// An answer.
+/// Response that is retained for a failure of the backend.
 #[derive(Debug)]
 pub struct CachedResponse {
-    /// Its fields, without those that are about one connection.
+    /// End-to-end headers of the response.
     pub headers: HeaderMap,
-    /// Its body.
+    /// Complete body of the response.
     pub body: Bytes,
-    /// When it came.
+    /// Time at which the response was received.
     pub received_at: Instant,
-    /// Until when it may be given.
+    /// Time until which the response may be served.
     pub expires_at: Instant,
-    /// How old it was when it came.
+    /// Age that the response had when it was received.
     pub initial_age: Duration,
-    /// Whether it may be given to who says who he is.
+    /// Whether the response may be served to requests with credentials.
     pub is_public: bool,
-    /// By which way the request came: only what comes the same way gets it.
+    /// Route, rewrites and forwarded headers of the request. The response is served only to
+    /// requests with an equal key.
     pub forwarding_key: Box<str>,
-    /// What of the request it depends on: all values of these fields.
+    /// Request headers that the response depends on, each with all of its values.
     pub vary: Vec<(HeaderName, Vec<HeaderValue>)>,
 }
 
 impl CachedResponse {
-    /// The same with nothing held but what it needs.
+    /// Copies all data out of the buffers from the wire.
     fn into_compact(self) -> Self {
         let mut headers = HeaderMap::with_capacity(self.headers.keys_len());
         for (name, value) in &self.headers {
@@ -94,30 +108,31 @@ impl CachedResponse {
     }
 }
 
-/// A value with a buffer of its own.
+/// Copies a header value into a buffer of its own.
 fn copy_value(value: &HeaderValue) -> HeaderValue {
     let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
     copy.set_sensitive(value.is_sensitive());
     copy
 }
 
-/// What is kept of a backend.
+/// Stale responses, shared by all requests under one name.
 #[derive(Debug)]
 pub struct StaleState {
     name: Arc<str>,
-    /// Guards one call.
+    /// Cached responses and their size; the lock covers one call.
     inner: Mutex<StaleInner>,
 }
 
 #[derive(Debug)]
 struct StaleInner {
     responses: LruCache<Box<str>, Vec<Arc<CachedResponse>>>,
+    /// Total size of all entries in bytes, including the estimated overhead.
     bytes: usize,
     max_bytes: usize,
 }
 
 impl StaleState {
-    /// Nothing yet, and at most so many bytes.
+    /// Creates an empty cache with a maximum size of `max_bytes`.
     #[must_use]
     pub fn new(name: Arc<str>, max_bytes: usize) -> Self {
         Self {
@@ -130,20 +145,21 @@ impl StaleState {
         }
     }
 
-    /// The name.
+    /// Returns the name that identifies this state across reloads.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Follows another bound.
+    /// Applies a new maximum size, and evicts entries that exceed it.
     pub fn reconfigure(&self, max_bytes: usize) {
         let mut inner = self.lock();
         inner.max_bytes = max_bytes;
         inner.evict_to_limit();
     }
 
-    /// Keeps an answer to the address, instead of the one that it had for the same requests.
+    /// Stores a response at an address. It replaces the variant for the same requests; expired
+    /// variants are removed.
     pub fn store(&self, cache_key: &str, response: CachedResponse) {
         let response = Arc::new(response.into_compact());
         let mut inner = self.lock();
@@ -161,7 +177,10 @@ impl StaleState {
         inner.evict_to_limit();
     }
 
-    /// The last answer that may still be given to such a request and is no older than that.
+    /// Returns the latest response that matches a request and has not expired.
+    ///
+    /// A response matches if it has the same forwarding key, and the request has the same
+    /// values of its `vary` headers. `max_age` limits the time since the response was received.
     #[must_use]
     pub fn find(
         &self,
@@ -184,12 +203,12 @@ impl StaleState {
             .cloned()
     }
 
-    /// Forgets what was kept of an address.
+    /// Removes all responses of an address.
     pub fn remove(&self, cache_key: &str) {
         self.lock().remove_variants(cache_key);
     }
 
-    /// How many addresses, and how many bytes.
+    /// Returns the number of addresses and the total size in bytes.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
         let inner = self.lock();
@@ -226,6 +245,19 @@ fn variants_bytes(cache_key: &str, variants: &[Arc<CachedResponse>]) -> usize {
             .iter()
             .map(|response| response.size_bytes())
             .sum::<usize>()
+}
+
+impl Reconfigure for StaleState {
+    type Spec = StaleIfErrorSpec;
+
+    fn create(name: &Arc<str>, spec: &Self::Spec, _: BuildContext<'_>) -> Self {
+        Self::new(name.clone(), spec.max_bytes)
+    }
+
+    fn reconfigure(&self, spec: &Self::Spec, _: BuildContext<'_>) -> Option<Self> {
+        self.reconfigure(spec.max_bytes);
+        None
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,13 @@
-//! A backend as of one set of policies, joined with its endpoints: who may be picked, and who is.
+//! A backend of one policy set, joined with its endpoints.
 //!
-//! Which endpoints are available changes rarely and is asked all the time. So the answer is worked out when it changes, into lists
-//! that a pick only draws from: a pick costs the same for three endpoints and for ten thousand, whatever is unhealthy, ejected
-//! or in another zone. A change is noticed by its number: whoever picks next works the lists out anew.
+//! This module decides which endpoints can be selected, and which of them a request is sent to.
+//! Each request needs that information, but it changes rarely. The selectable endpoints are
+//! therefore computed after a change, into lists from which a selection draws. The number of
+//! endpoints, or of unavailable ones, does not affect the cost of a selection. A change
+//! increments a version, and the next selection computes the lists again.
+//!
+//! The module does not know circuit breakers or earlier attempts: the caller excludes endpoints
+//! by a predicate. The algorithms are in [`crate::resilience::balance`].
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -24,76 +29,77 @@ use crate::{
         outlier::EjectionState,
     },
     state::topology::endpoint::{BackendCounters, EndpointState},
-    telemetry::{Telemetry, event::Event, metrics::BackendMetrics},
+    telemetry::{Telemetry, backend_metrics::BackendMetrics, event::Event},
 };
 
-/// A backend as of one set of policies.
+/// Backend of one policy set, with its endpoints.
 #[derive(Debug)]
 pub struct BackendState {
-    /// What the policy says.
+    /// Compiled policy of the backend.
     pub spec: BackendSpec,
-    /// The endpoints.
+    /// State of the endpoints, in the order of `endpoint_specs`.
     pub endpoints: Vec<Arc<EndpointState>>,
-    /// What was said of them where they come from, in the same order.
+    /// Weight, zone and priority of the endpoints, in the order of `endpoints`.
     pub endpoint_specs: Vec<EndpointSpec>,
-    /// The handles of its metrics.
+    /// Handles of the metrics of the backend.
     pub metrics: Arc<BackendMetrics>,
-    /// What is counted over all reloads.
+    /// Counts that are retained across reloads.
     pub counters: Arc<BackendCounters>,
     pub(crate) telemetry: Arc<Telemetry>,
     tiers: Vec<Tier>,
     selectable: ArcSwap<SelectableEndpoints>,
 }
 
-/// Endpoints of one priority, here or elsewhere.
+/// Endpoints of one priority; if a zone is preferred, only those in it or outside it.
 #[derive(Debug)]
 struct Tier {
-    /// In order.
+    /// Indices of the endpoints, in ascending order.
     members: Vec<usize>,
-    /// Only for consistent hashing.
+    /// Hash ring for consistent hashing; otherwise empty.
     ring: HashRing,
 }
 
-/// Who may be picked, as of one version.
+/// Endpoints that can be selected, computed for one version of availability.
 #[derive(Debug, Default)]
 struct SelectableEndpoints {
+    /// Value of [`BackendCounters::availability_version`] for which this was computed.
     version: u64,
-    /// By tier.
+    /// Selectable endpoints of each tier, in the order of the tiers.
     tiers: Vec<SelectableTier>,
-    /// Endpoints that one request at a time may try.
+    /// Indices of the endpoints on probation, each of which may receive one probe at a time.
     probation: Vec<usize>,
-    /// Whether availability is ignored for any of the endpoints that are asked.
+    /// Whether availability is ignored for any endpoints that receive traffic.
     is_panicking: bool,
-    /// When the first of those that are left alone may come back.
+    /// Earliest time at which a draining mark of an endpoint expires.
     next_draining_end: Option<Instant>,
 }
 
-/// Who may be picked of a tier.
+/// Selectable endpoints of one tier.
 #[derive(Debug)]
 struct SelectableTier {
-    /// Its share of the traffic.
+    /// Share of the traffic that this tier receives, in `0.0..=1.0`.
     load_share: f64,
-    /// In order.
+    /// Indices of the endpoints, in ascending order.
     members: Vec<usize>,
-    /// The largest weight among them.
+    /// Largest weight of a member, without its warm-up.
     max_weight: f64,
-    /// The sum of their weights.
+    /// Sum of the weights of all members, without their warm-up.
     weight_sum: f64,
-    /// Which of them is warm first, and so, where all follow one curve, is as warm as any.
+    /// Index of the member that is warm first. If all follow one curve, no member is warmer.
     warmest_endpoint: usize,
 }
 
-/// What a request asks of a pick.
+/// Properties of a request on which the selection of an endpoint depends.
 #[derive(Debug, Clone, Copy)]
 pub struct SelectionRequest {
-    /// The hash of what binds it to an endpoint.
+    /// Hash of the value that binds the request to an endpoint; `None` if it has no such value.
     pub hash_key: Option<u64>,
-    /// When it is made.
+    /// Time at which the endpoint is selected.
     pub now: Instant,
 }
 
 impl BackendState {
-    /// Joins a backend with its endpoints; `zone` is where this instance is.
+    /// Joins a backend with its endpoints. `zone` is the availability zone of this instance.
     #[must_use]
     pub fn new(
         spec: BackendSpec,
@@ -119,7 +125,10 @@ impl BackendState {
         backend
     }
 
-    /// Picks an endpoint that is available and that `may` be picked. When too few are available, that is ignored.
+    /// Selects an available endpoint that `is_allowed` accepts, and returns its index.
+    ///
+    /// If too few endpoints are available, availability is ignored. `random` returns numbers
+    /// that are uniform in `0..1`.
     pub fn pick(
         &self,
         request: SelectionRequest,
@@ -166,14 +175,16 @@ impl BackendState {
         random: &mut impl FnMut() -> f64,
     ) -> Option<usize> {
         let members = &selectable_tier.members;
-        // When all are new, drawing in proportion to the warmest is as quick as when all are warm.
+        // Weights are relative to the warmest member. Otherwise a selection would take many
+        // draws while all members are new.
         let max_effective_weight =
             selectable_tier.max_weight * self.max_warm_up_factor(selectable_tier, request.now);
         let relative_weight = |index: usize| {
             (self.weight(index) * self.warm_up_factor(index, request.now) / max_effective_weight)
                 .min(1.0)
         };
-        // Who is new has little to do because it is asked little; that is no reason to ask it more.
+        // A warming endpoint has few requests in flight because it receives few. Its low load
+        // must not attract more.
         let is_warming_up = |member: usize| self.warm_up_factor(members[member], request.now) < 1.0;
         let selection_weight = |member: usize| {
             if is_allowed(members[member]) {
@@ -234,7 +245,8 @@ impl BackendState {
         picked.map(|member| members[member])
     }
 
-    /// The key's endpoint, or the next on the ring that is available and not loaded above its bound.
+    /// Returns the endpoint of a key on the ring, or the next one that is available and within
+    /// its load bound. If no available endpoint is within its bound, the bound is ignored.
     fn pick_on_ring(
         &self,
         selectable_tier: &SelectableTier,
@@ -259,7 +271,10 @@ impl BackendState {
             .or_else(|| ring.pick(key, accepts))
     }
 
-    /// How warm the warmest is. Where endpoints warm up by curves of their own, who is warm first may not be it yet.
+    /// Returns the warm-up factor of the warmest member, in `0.0..=1.0`.
+    ///
+    /// If endpoints announce curves of their own, the one that is warm first may not be the
+    /// warmest now.
     fn max_warm_up_factor(&self, selectable_tier: &SelectableTier, now: Instant) -> f64 {
         if selectable_tier.members.is_empty() {
             return 1.0;
@@ -281,12 +296,13 @@ impl BackendState {
         self.endpoint_specs[index].weight.get().into()
     }
 
-    /// The part of its weight that an endpoint has while it warms up.
+    /// Returns the share of its weight that an endpoint receives while it warms up, in
+    /// `0.0..=1.0`.
     fn warm_up_factor(&self, index: usize, now: Instant) -> f64 {
         self.endpoints[index].warm_up_factor(self.spec.warm_up.as_ref(), now)
     }
 
-    /// The tiers, each with its members.
+    /// Returns the index of each tier with the indices of its members.
     pub(crate) fn tiers(&self) -> impl Iterator<Item = (usize, &[usize])> {
         self.tiers
             .iter()
@@ -294,28 +310,31 @@ impl BackendState {
             .enumerate()
     }
 
-    /// Endpoints that one request at a time may try.
+    /// Returns the indices of the endpoints on probation.
     pub(crate) fn probation_endpoints(&self) -> Vec<usize> {
         self.selectable.load().probation.clone()
     }
 
-    /// Whether any endpoint waits for a probe.
+    /// Returns whether any endpoint is on probation.
     pub(crate) fn has_probation(&self) -> bool {
         !self.selectable.load().probation.is_empty()
     }
 
-    /// What is no longer looked at, no longer counts: without a check, its last result; without outlier detection, an ejection.
+    /// Returns whether an endpoint is healthy and not ejected.
+    ///
+    /// Results of a mechanism that the policy no longer has do not count: health without an
+    /// active check, and ejections without enforced outlier detection.
     fn is_available(&self, index: usize) -> bool {
         self.is_healthy(index)
             && !(self.endpoints[index].is_ejected() && self.enforces_outlier_detection())
     }
 
-    /// Whether no check says otherwise.
+    /// Returns whether no active check reports the endpoint as unhealthy.
     pub(crate) fn is_healthy(&self, index: usize) -> bool {
         self.spec.active_check.is_none() || self.endpoints[index].health() != Health::Unhealthy
     }
 
-    /// Whether outlier detection acts.
+    /// Returns whether the policy enforces outlier detection.
     pub(crate) fn enforces_outlier_detection(&self) -> bool {
         self.spec
             .outlier_detection
@@ -323,13 +342,13 @@ impl BackendState {
             .is_some_and(|outlier| outlier.mode == Mode::Enforce)
     }
 
-    /// How many endpoints may be picked and do not want to be left alone.
+    /// Returns the number of endpoints that are available and not draining.
     #[must_use]
     pub fn available_count(&self) -> usize {
         self.available_endpoints().count()
     }
 
-    /// Those.
+    /// Returns the endpoints that are available and not draining.
     pub(crate) fn available_endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
         (0..self.endpoints.len())
             .filter(|index| self.is_available(*index) && !self.is_draining(*index))
@@ -340,7 +359,7 @@ impl BackendState {
         self.endpoints[index].draining_until().is_some()
     }
 
-    /// Ends the absence of those that wanted to be left alone until now.
+    /// Clears the draining marks that have expired, and emits an event for each.
     pub fn clear_expired_draining(&self, now: Instant) {
         for endpoint in self.endpoints.iter().filter(|endpoint| {
             endpoint
@@ -357,15 +376,20 @@ impl BackendState {
         }
     }
 
-    /// Whether availability is ignored now, for any of the endpoints.
+    /// Returns whether availability is ignored for any endpoints that receive traffic.
     #[must_use]
     pub fn is_panicking(&self) -> bool {
         self.selectable.load().is_panicking
     }
 
-    /// Works out who may be picked. When all who could answer are ejected, ejections are ignored: each was spared when another was
-    /// there, and those have left or fail their checks since. Who wants to be left alone is not counted at all, as if it had left
-    /// already; but it still serves, and is better than none.
+    /// Computes which endpoints can be selected, and emits an event if panic mode changes.
+    ///
+    /// If all healthy endpoints are ejected, ejections are ignored. When each of them was
+    /// ejected, another endpoint was available, which has since been removed or failed its
+    /// checks.
+    ///
+    /// A draining endpoint is excluded as if it were removed already. If no other endpoint is
+    /// available, it is still used, because it continues to serve.
     pub fn refresh_selectable(&self) {
         let version = self.counters.availability_version.load(Ordering::Acquire);
         let has_alternative = self.available_count() > 0;
@@ -395,7 +419,8 @@ impl BackendState {
             self.spec.panic_threshold_percent,
         );
         let tiers = self.tiers.iter().zip(&shares).map(|(tier, share)| {
-            // Where nothing is sent to, only a retry comes: it finds those that are well.
+            // A tier without a share receives only retries, which should reach available
+            // endpoints.
             let ignores_availability = share.is_in_panic && share.load > 0.0;
             let members: Vec<usize> = tier
                 .members
@@ -472,7 +497,10 @@ fn draw_tier(tiers: &[SelectableTier], random: f64) -> usize {
     0
 }
 
-/// Endpoints by priority, and within one those in this zone before the others, if there are enough of them here.
+/// Groups endpoints into tiers by priority.
+///
+/// Within a priority, the endpoints in the zone of this instance form a tier before the others,
+/// if the zone has at least `min_endpoints_in_zone` of them.
 fn group_into_tiers(spec: &BackendSpec, places: &[EndpointSpec], zone: Option<&str>) -> Vec<Tier> {
     let is_in_zone = |index: usize| {
         places[index]

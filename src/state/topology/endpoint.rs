@@ -1,5 +1,9 @@
-//! An endpoint as it lives: what is in flight, what is connected, what is known of its health and its behaviour; `endpoint/presence.rs` has its coming and
-//! going.
+//! State of one endpoint: its requests, connections, health, latency and ejection.
+//!
+//! An endpoint keeps this state across reloads while its backend and its address stay the same.
+//! This module counts and records. It does not compare endpoints and does not select one;
+//! [`crate::state::topology::backend`] and [`crate::state::topology::outlier`] do. The start
+//! and the drain that an endpoint announces are in [`peer_lifecycle`].
 
 use std::{
     sync::{
@@ -19,62 +23,65 @@ use crate::{
     },
 };
 
-/// What an idle connection may last if nothing is known of the endpoint: below the five seconds of Node's server, which is the
-/// shortest of the common ones.
+/// Maximum idle time of a pooled connection to an endpoint whose idle timeout is unknown. It is
+/// less than the five seconds of Node.js, the shortest timeout of the common servers.
 pub const DEFAULT_POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long the closing of an idle connection is remembered without being seen again.
+/// Time after which an observed idle timeout is forgotten, unless it is observed again.
 const IDLE_CLOSE_RETENTION: Duration = Duration::from_mins(1);
 
-/// An endpoint of a backend, by its address.
+/// Endpoint of a backend, identified by its address.
 #[derive(Debug)]
 pub struct EndpointState {
-    /// Its address.
+    /// Address to which connections are opened.
     pub address: EndpointAddress,
-    /// Its address, written out.
+    /// Address as text, for logs, metrics and the host of a request.
     pub label: Arc<str>,
-    /// Apart from every other endpoint that ever was.
+    /// Number that no other endpoint of this process has, not even a later one at the same
+    /// address.
     pub id: u64,
-    /// Shared by all endpoints of the backend.
+    /// Counts that all endpoints of the backend share.
     pub counters: Arc<BackendCounters>,
     in_flight: AtomicU32,
     connections: AtomicU32,
-    /// [`Health`] as a number, to be read without a lock.
+    /// [`Health`] as a number, readable without a lock.
     health: AtomicU8,
-    /// Guards the counting of check results.
+    /// Results of active checks; the lock covers one access.
     checks: Mutex<CheckState>,
     is_retired: AtomicBool,
-    /// Guards what is known of its closing of idle connections.
+    /// Observed idle timeout of the endpoint; the lock covers one access.
     idle_close: Mutex<Option<IdleClose>>,
-    /// Whether outlier detection keeps it out, to be read without a lock.
+    /// Whether the endpoint is ejected or on probation, readable without a lock.
     is_ejected: AtomicBool,
-    /// Guards one call of the machine that watches its results.
+    /// State machine of outlier detection; the lock covers one call.
     outlier_detector: Mutex<OutlierDetector>,
-    /// Guards one call of the machine that follows its latency.
+    /// Latency estimate of the load balancer; the lock covers one call.
     latency: Mutex<PeakEwma>,
     created_at: Instant,
-    /// When its warm-up began, in milliseconds after `born`, or [`WARM`].
+    /// Start of the warm-up in milliseconds after `created_at`, or [`NOT_WARMING_UP`].
     warm_up_started_millis: AtomicI64,
-    /// Whether it came to a backend that was already served, so that it is new among its peers.
+    /// Whether the backend had endpoints before, so that this one is new among its peers.
     is_newcomer: bool,
-    /// The start that it last told of, in milliseconds since 1970.
+    /// Start that the endpoint last announced, in milliseconds since 1970; 0 means none.
     advertised_start_millis: AtomicU64,
-    /// Whether it has told how it wants to warm up, and may still be doing so.
+    /// Whether the endpoint announced a warm-up that may still be in progress.
     has_own_warm_up: AtomicBool,
-    /// How it wants to warm up; guards single reads and writes, and is asked only while it does.
+    /// Warm-up that the endpoint announced; the lock covers one access.
     own_warm_up: Mutex<Option<WarmUpConfig>>,
-    /// Until when it wants to be left alone, in milliseconds after `born`, plus one; 0 is not at all.
+    /// End of the draining mark in milliseconds after `created_at`, plus one; 0 means not
+    /// draining.
     draining_until_millis: AtomicU64,
-    /// Since when, in the same.
+    /// Time of the latest draining announcement, in the same unit.
     draining_since_millis: AtomicU64,
-    /// Whether its address is one of this host, once that was asked.
+    /// Whether the address belongs to this host, once that has been determined.
     is_local: OnceLock<bool>,
 }
 
-/// It is not warming up.
+/// Value of `warm_up_started_millis` for an endpoint that is not warming up.
 const NOT_WARMING_UP: i64 = i64::MIN;
 
-/// After how long it was seen to close an idle connection or announced that it would, and when that was last so.
+/// Idle time after which the endpoint closed a connection, or announced to close it, and the
+/// time of that observation.
 #[derive(Debug, Clone, Copy)]
 struct IdleClose {
     idle_time: Duration,
@@ -87,25 +94,29 @@ struct CheckState {
     last_result: String,
 }
 
-/// What is counted of a backend over all reloads.
+/// Counts of a backend that are retained across reloads.
 #[derive(Debug, Default)]
 pub struct BackendCounters {
     connections: AtomicU32,
     pub(crate) in_flight: AtomicU32,
     pub(crate) round_robin_index: AtomicUsize,
     pub(crate) is_panicking: AtomicBool,
-    /// Rises whenever an endpoint becomes available or ceases to be.
+    /// Incremented when an endpoint may have become available or unavailable, and when a
+    /// warm-up starts.
     pub(crate) availability_version: AtomicU64,
-    /// Endpoints that outlier detection keeps out.
+    /// Number of endpoints that are ejected or on probation.
     pub(crate) ejected: AtomicUsize,
-    /// Guards the question who may be ejected, which is about all endpoints.
+    /// Lock for a decision to eject an endpoint, which depends on all endpoints of the backend.
     pub(crate) ejection_lock: Mutex<()>,
-    /// When the last half of an interval ended, and how many have; guards single reads and writes.
+    /// End of the latest half interval of outlier detection, and the number of ended ones; the
+    /// lock covers one access.
     half_intervals: Mutex<Option<(Instant, u64)>>,
 }
 
 impl EndpointState {
-    /// Makes an endpoint of which nothing is known. A newcomer warms up, from now on or from its first good check.
+    /// Creates an endpoint without recorded results.
+    ///
+    /// A newcomer starts its warm-up now, and again with its first passed check.
     #[must_use]
     pub fn new(
         address: EndpointAddress,
@@ -140,7 +151,8 @@ impl EndpointState {
         }
     }
 
-    /// What a request to it names as its host, if it names none itself.
+    /// Returns the host for requests that name none: the address, or `localhost` for a Unix
+    /// socket.
     #[must_use]
     pub fn authority(&self) -> &str {
         match self.address {
@@ -149,22 +161,23 @@ impl EndpointState {
         }
     }
 
-    /// Requests in flight.
+    /// Returns the number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Connections, busy and idle.
+    /// Returns the number of connections, busy and idle.
     #[must_use]
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Counts a connection, if the backend has fewer than `max` and the endpoint fewer than `max_each`.
+    /// Counts a connection, if the backend has fewer than `max` and the endpoint fewer than
+    /// `max_per_endpoint`.
     ///
     /// # Errors
-    /// Which bound is reached.
+    /// Returns the limit that is reached.
     pub fn try_acquire_connection(
         self: &Arc<Self>,
         max: u32,
@@ -187,14 +200,14 @@ impl EndpointState {
         Ok(ConnectionGuard(self.clone()))
     }
 
-    /// Counts a request until the guard is dropped.
+    /// Counts a request in flight until the returned guard is dropped.
     pub fn start_request(self: &Arc<Self>) -> EndpointGuard {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.counters.in_flight.fetch_add(1, Ordering::Relaxed);
         EndpointGuard(self.clone())
     }
 
-    /// What is known of its health.
+    /// Returns the health of the endpoint according to its active checks.
     #[must_use]
     pub fn health(&self) -> Health {
         match self.health.load(Ordering::Relaxed) {
@@ -204,7 +217,9 @@ impl EndpointState {
         }
     }
 
-    /// Takes the result of an active check; the new health if it changed.
+    /// Records the result of an active check, and returns the new health if it changed.
+    ///
+    /// A recovered endpoint starts a warm-up, and so does a newcomer at its first passed check.
     pub fn record_check(
         &self,
         config: &HealthConfig,
@@ -220,7 +235,7 @@ impl EndpointState {
         let before = checks.health.health();
         let changed = checks.health.record(config, result.is_ok())?;
         drop(checks);
-        // A newcomer warms up from its first good check, unless it has said since when it runs.
+        // A newcomer starts its warm-up here, unless it has announced its own start.
         let is_new = before == Health::Unknown
             && self.is_newcomer
             && self.advertised_start_millis.load(Ordering::Relaxed) == 0;
@@ -241,37 +256,37 @@ impl EndpointState {
         Some(changed)
     }
 
-    /// The machine that follows its latency.
+    /// Locks and returns the latency estimate.
     pub(crate) fn peak_ewma(&self) -> MutexGuard<'_, PeakEwma> {
         self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the balancer takes its latency for.
+    /// Returns the latency that the load balancer estimates.
     #[must_use]
     pub fn estimated_latency(&self, now: Instant) -> Duration {
         self.peak_ewma().latency(now)
     }
 
-    /// What outlier detection lets it be used for.
+    /// Returns the state of the endpoint in outlier detection.
     #[must_use]
     pub fn ejection_state(&self) -> EjectionState {
         self.outlier_detector().ejection_state()
     }
 
-    /// The machine that watches its results.
+    /// Locks and returns the state machine of outlier detection.
     pub(crate) fn outlier_detector(&self) -> MutexGuard<'_, OutlierDetector> {
         self.outlier_detector
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether outlier detection keeps it out.
+    /// Returns whether the endpoint is ejected or on probation.
     #[must_use]
     pub fn is_ejected(&self) -> bool {
         self.is_ejected.load(Ordering::Relaxed)
     }
 
-    /// Changes what outlier detection knows of it, and whether it is out, in one step.
+    /// Changes the state of outlier detection, together with the published flag and counts.
     pub(crate) fn update_outlier_detector<T>(
         &self,
         change: impl FnOnce(&mut OutlierDetector) -> T,
@@ -283,7 +298,8 @@ impl EndpointState {
             detector.ejection_state(),
             detector.ejection_state() != EjectionState::NotEjected && !self.is_retired(),
         );
-        // Only ever changed under the host's lock.
+        // All writers hold the lock of the detector, so the flag cannot change between load and
+        // store.
         if self.is_ejected.load(Ordering::Relaxed) != is_ejected {
             self.is_ejected.store(is_ejected, Ordering::Relaxed);
             let delta = if is_ejected { 1 } else { usize::MAX };
@@ -297,12 +313,12 @@ impl EndpointState {
         result
     }
 
-    /// Ends whatever outlier detection holds against it.
+    /// Ends an ejection and forgets earlier ones.
     pub(crate) fn uneject(&self) {
         self.update_outlier_detector(OutlierDetector::uneject);
     }
 
-    /// How many checks in a row passed, and the last result in words.
+    /// Returns the number of passed checks in a row, and the latest result as text.
     #[must_use]
     pub fn check_summary(&self) -> (u32, String) {
         let checks = self.lock();
@@ -312,20 +328,24 @@ impl EndpointState {
         )
     }
 
-    /// Says that it left its backend: connections to it are not kept.
+    /// Marks the endpoint as removed from its backend, so that connections to it are not
+    /// pooled.
     pub fn retire(&self) {
         self.is_retired.store(true, Ordering::Relaxed);
         self.update_outlier_detector(|_| ());
     }
 
-    /// Whether it left its backend.
+    /// Returns whether the endpoint was removed from its backend.
     #[must_use]
     pub fn is_retired(&self) -> bool {
         self.is_retired.load(Ordering::Relaxed)
     }
 
-    /// Learns that the endpoint closes idle connections after this time. The shortest counts, until it has not been seen again for
-    /// a while: one restart of an app closes all its connections, and says nothing about its habits.
+    /// Records an idle time after which the endpoint closed a connection, or announced to close
+    /// it.
+    ///
+    /// The shortest value counts until it has not been observed for one minute. A restart of an
+    /// app closes all connections, which says nothing about its idle timeout.
     pub fn record_idle_close(&self, idle_time: Duration, now: Instant) {
         let mut known = self
             .idle_close
@@ -339,8 +359,12 @@ impl EndpointState {
         }
     }
 
-    /// How long a connection may have been idle to be used again. A request that can be repeated is harmless to lose, one that
-    /// cannot keeps twice the distance from the time at which the endpoint closes.
+    /// Returns the maximum idle time of a pooled connection that a request may use.
+    ///
+    /// A repeatable request may use a connection until 500 ms before the known idle timeout, or
+    /// at least until half of it. Any other request is lost if the endpoint closes the
+    /// connection, so it may use only a quarter. The maximum, also for an unknown timeout, is
+    /// [`DEFAULT_POOL_IDLE_TIMEOUT`].
     #[must_use]
     pub fn max_reusable_idle(&self, is_repeatable: bool, now: Instant) -> Duration {
         let known = *self
@@ -370,7 +394,7 @@ fn is_expired(known: IdleClose, now: Instant) -> bool {
     now.saturating_duration_since(known.observed_at) > IDLE_CLOSE_RETENTION
 }
 
-/// A request at an endpoint.
+/// Request in flight at an endpoint, counted until this guard is dropped.
 #[derive(Debug)]
 #[must_use = "a request is counted as long as its guard lives"]
 pub struct EndpointGuard(Arc<EndpointState>);
@@ -383,7 +407,7 @@ impl Drop for EndpointGuard {
 }
 
 impl BackendCounters {
-    /// Whether half an interval is over: how many are with this one.
+    /// Ends the current half interval if it is over, and returns the number of ended ones.
     pub(crate) fn count_ended_half_interval(
         &self,
         half_interval: Duration,
@@ -401,14 +425,14 @@ impl BackendCounters {
         Some(*count)
     }
 
-    /// Connections, busy and idle.
+    /// Returns the number of connections of the backend, busy and idle.
     #[must_use]
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 }
 
-/// A connection to an endpoint.
+/// Connection to an endpoint, counted until this guard is dropped.
 #[derive(Debug)]
 pub struct ConnectionGuard(Arc<EndpointState>);
 
@@ -419,12 +443,12 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// Which bound a connection would break.
+/// Connection limit that a new connection would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionLimitReached {
-    /// The backend has as many as it may.
+    /// The backend has its maximum number of connections.
     Backend,
-    /// The endpoint has.
+    /// The endpoint has its maximum number of connections.
     Endpoint,
 }
 pub mod peer_lifecycle;

@@ -1,7 +1,12 @@
-//! Watching how endpoints answer: each attempt is observed, and settled exactly once.
+//! Outlier detection for the endpoints of a backend.
 //!
-//! Who stands out by its own results is ejected with the result that decides; who stands out against its peers, in a sweep. Both
-//! ask under one lock whether the backend can spare it, so that two ejections at once cannot take the last one.
+//! Each attempt is observed and settled exactly once. Its result can eject the endpoint at
+//! once, and a periodic sweep ejects endpoints that stand out among their peers. Both decide
+//! under one lock whether the backend can spare the endpoint, so that two ejections at once
+//! cannot remove the last one.
+//!
+//! The rules are in [`crate::resilience::outlier`]; this module applies them and emits events.
+//! It does not decide which response counts as a failure.
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -21,7 +26,8 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// An attempt that is observed. Dropped without a result it says nothing, and gives a probe's place back.
+/// Observation of one attempt. If it is dropped without a result, the attempt counts as
+/// cancelled, and another request may be the probe.
 #[derive(Debug)]
 #[must_use = "an observation that is dropped at once sees nothing"]
 pub struct AttemptObservation {
@@ -32,7 +38,9 @@ pub struct AttemptObservation {
 }
 
 impl BackendState {
-    /// Observes an attempt at an endpoint that was picked; `None` if nobody wants to know.
+    /// Starts to observe an attempt at a selected endpoint.
+    ///
+    /// Returns `None` if neither outlier detection nor the load balancer needs its result.
     #[must_use]
     pub fn observe_attempt(
         self: &Arc<Self>,
@@ -47,7 +55,9 @@ impl BackendState {
             let mut detector = self.endpoints[index].outlier_detector();
             match detector.ejection_state() {
                 EjectionState::NotEjected => Some(detector.issue_permit()),
-                // In shadow mode, and when nobody else is left, it is asked all the same, and who asks first is the probe.
+                // In shadow mode and in panic mode, an endpoint on probation receives ordinary
+                // requests. The first one is the probe, and the results of the others do not
+                // count.
                 EjectionState::Ejected { .. } | EjectionState::Probation { .. } => {
                     detector.try_acquire_probe(true, now)
                 }
@@ -61,7 +71,9 @@ impl BackendState {
         })
     }
 
-    /// An endpoint on probation that this request may try, if there is one.
+    /// Selects an endpoint on probation that this request may probe; `None` if there is none.
+    ///
+    /// A request that is not repeatable may be the probe only after one second of probation.
     pub fn try_acquire_probe(
         self: &Arc<Self>,
         is_repeatable: bool,
@@ -90,12 +102,15 @@ impl BackendState {
         })
     }
 
-    /// Ends ejections whose time is over, and compares the endpoints when an interval is.
+    /// Ends expired ejections. At the end of an interval, it also compares the endpoints and
+    /// ejects outliers.
+    ///
+    /// Latencies are compared every half interval, all other results every interval.
     pub fn sweep_outliers(&self, now: Instant) {
         let Some(outlier) = &self.spec.outlier_detection else {
             return;
         };
-        // Who is on probation stays out of the picks, and can be tried.
+        // An endpoint on probation is still not selected, but may receive a probe.
         let has_expired = |endpoint: &Arc<EndpointState>| {
             endpoint.is_ejected()
                 && endpoint.update_outlier_detector(|detector| detector.end_expired_ejection(now))
@@ -137,7 +152,8 @@ impl BackendState {
         }
     }
 
-    /// Asks something of all endpoints that are in: their places, and the answers.
+    /// Calls `collect` for each endpoint that is not ejected, with its tier. Returns the
+    /// indices of these endpoints and the results.
     fn collect_from_unejected<T>(
         &self,
         collect: impl Fn(usize, &mut OutlierDetector) -> T,
@@ -153,7 +169,7 @@ impl BackendState {
         results.unzip()
     }
 
-    /// Ejects an endpoint if the backend can spare it.
+    /// Ejects an endpoint if the backend can spare it, and returns whether it did.
     fn try_eject(
         &self,
         outlier: &OutlierDetectionSpec,
@@ -163,7 +179,8 @@ impl BackendState {
     ) -> bool {
         let total = self.endpoints.len();
         let ejected_count = || self.counters.ejected.load(Ordering::Relaxed);
-        // Most who are refused are refused for the share: then there is no need to look at all others.
+        // Most ejections are rejected because too many endpoints are ejected already. That
+        // check does not need the state of all endpoints.
         if !outlier::may_eject(&outlier.config, total, ejected_count(), total) {
             return false;
         }
@@ -209,7 +226,8 @@ impl BackendState {
 }
 
 impl AttemptObservation {
-    /// Tells how the attempt went, how long its answer took, and how long the endpoint asked to be left alone.
+    /// Records the result of the attempt and the time until its response. `retry_after` is the
+    /// delay that the endpoint requested.
     pub fn settle(
         mut self,
         result: EndpointResult,
@@ -235,7 +253,8 @@ impl AttemptObservation {
         self.record_result(result, latency, now);
     }
 
-    /// Judges a probe by an answer that has begun well, though its end is still to come: it may be a stream that does not end for hours.
+    /// Settles a probe as successful once its response has started. The response may be a
+    /// stream that lasts for hours.
     pub fn record_response_start(&mut self, latency: Duration, now: Instant) {
         if self.permit.as_ref().is_some_and(OutlierPermit::is_probe) {
             self.record_result(EndpointResult::Success, latency, now);
@@ -287,7 +306,7 @@ impl AttemptObservation {
 
 impl Drop for AttemptObservation {
     fn drop(&mut self) {
-        // Nobody waited for it.
+        // No result and no latency are known.
         self.record_result(EndpointResult::Cancelled, Duration::ZERO, self.started_at);
     }
 }

@@ -1,7 +1,9 @@
-//! What the certificate files held when they were last read well.
+//! TLS configurations built from the latest valid content of the certificate files.
 //!
-//! Connections take what is here; the background reads the files again and puts what is new here. An entry has a number of its
-//! own, so that a pooled connection that was made under another certificate is not used any more.
+//! New connections use the configurations in this store. A control task reads the files again
+//! and replaces the entries whose content changed. Each entry has a generation, so that a
+//! pooled connection with another certificate is not reused. The module does not read files and
+//! does not validate certificates.
 
 use std::{
     collections::HashMap,
@@ -17,16 +19,16 @@ use rustls::{ClientConfig, ServerConfig};
 
 use crate::policy::snapshot::{BackendTlsSpec, ListenerTlsSpec, PolicySnapshot};
 
-/// What was made of certificate files.
+/// TLS configuration built from certificate files.
 #[derive(Debug)]
 pub struct TlsMaterial<C> {
-    /// For new connections.
+    /// Configuration for new connections.
     pub config: Arc<C>,
-    /// A hash of the files' content.
+    /// Hash of the content of the files, by which changes are detected.
     pub content_hash: u64,
-    /// Apart from every other entry that ever was.
+    /// Number that no other entry has, not even an earlier one for the same files.
     pub generation: u64,
-    /// When the first of the certificates ends.
+    /// Time at which the first of the certificates expires; `None` if it is unknown.
     pub not_after: Option<SystemTime>,
 }
 
@@ -39,7 +41,7 @@ impl<C> Clone for TlsMaterial<C> {
     }
 }
 
-/// Material by what it was made for.
+/// TLS configurations by the policy section that names their files.
 #[derive(Debug, Default)]
 pub struct TlsStore {
     listeners: ArcSwap<HashMap<ListenerTlsSpec, TlsMaterial<ServerConfig>>>,
@@ -47,35 +49,35 @@ pub struct TlsStore {
     last_generation: AtomicU64,
 }
 
-/// What is to be put in force.
+/// TLS configurations to add to a store.
 #[derive(Debug, Default)]
 pub struct TlsUpdate {
-    /// Towards clients.
+    /// Configurations of listeners, for connections of clients.
     pub listeners: HashMap<ListenerTlsSpec, TlsMaterial<ServerConfig>>,
-    /// Towards backends.
+    /// Configurations of backends, for connections to endpoints.
     pub backends: HashMap<BackendTlsSpec, TlsMaterial<ClientConfig>>,
 }
 
 impl TlsStore {
-    /// A number that was not given before.
+    /// Returns a generation that no other entry has.
     #[must_use]
     pub fn next_generation(&self) -> u64 {
         self.last_generation.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// For a new connection of a client.
+    /// Returns the configuration for a new client connection; `None` if none is loaded.
     #[must_use]
     pub fn listener_material(&self, spec: &ListenerTlsSpec) -> Option<TlsMaterial<ServerConfig>> {
         self.listeners.load().get(spec).cloned()
     }
 
-    /// For a new connection to a backend.
+    /// Returns the configuration for a new connection to a backend; `None` if none is loaded.
     #[must_use]
     pub fn backend_material(&self, spec: &BackendTlsSpec) -> Option<TlsMaterial<ClientConfig>> {
         self.backends.load().get(spec).cloned()
     }
 
-    /// Adds what is new; entries with the same key are replaced.
+    /// Adds the entries of an update, and replaces those with the same key.
     pub fn apply(&self, update: &TlsUpdate) {
         self.listeners.rcu(|current| {
             let mut next = HashMap::clone(current);
@@ -99,7 +101,8 @@ impl TlsStore {
         });
     }
 
-    /// Forgets what neither of these sets of policies names: the one in force, and the one before, which requests may still have pinned.
+    /// Removes the entries that neither policy set names. The sets are the active one and the
+    /// previous one, which requests in flight may still use.
     pub fn retain_referenced(&self, sets: [&PolicySnapshot; 2]) {
         let is_server = |spec: &ListenerTlsSpec| {
             sets.iter()

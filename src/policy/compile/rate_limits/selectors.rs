@@ -1,4 +1,7 @@
-//! Which requests a rule is about.
+//! Compiles client selectors: the requests that a rate limit rule applies to, and their keys.
+//!
+//! An `Exact` condition restricts the rule, and a `Distinct` condition creates one bucket per
+//! value.
 
 use std::sync::Arc;
 

@@ -1,4 +1,7 @@
-//! Filters: changes to a request and its answer.
+//! Compiles the filters of a route: changes to requests and responses, redirects and mirrors.
+//!
+//! It rejects changes that would break the framing of a message. The filters are those of the
+//! Gateway API.
 
 use crate::{
     policy::{
@@ -13,7 +16,8 @@ use crate::{
     resilience::ratio::Ratio,
 };
 
-/// Fields that the proxy itself is answerable for; changing them would break the framing of messages.
+/// Headers that filters must not change, because the proxy uses them for the framing and
+/// routing of messages.
 const PROTECTED_HEADERS: &[&str] = &[
     "host",
     "connection",
@@ -26,7 +30,7 @@ const PROTECTED_HEADERS: &[&str] = &[
     "proxy-connection",
 ];
 
-/// The filters of a route.
+/// Compiled filters of a route.
 #[derive(Default)]
 pub(super) struct CompiledFilters {
     pub(super) spec: FilterSpec,
@@ -186,7 +190,7 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
-        // What does not parse was refused above.
+        // Values that do not parse were already reported.
         let pairs = |edits: &[HttpHeader]| {
             edits
                 .iter()

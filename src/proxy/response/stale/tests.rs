@@ -12,7 +12,8 @@ fn parse_headers(text: &'static str) -> HeaderMap {
         .collect()
 }
 
-/// For how many seconds an answer may be given, if it may be.
+/// Returns the seconds for which a response may be served stale, or `None` if it must not be
+/// stored.
 fn storable_seconds(
     request: &'static str,
     status: u16,

@@ -1,6 +1,6 @@
 use crate::proxy::wire::message_boundary::*;
 
-/// After how many bytes it may end, however the bytes are cut into pieces.
+/// Checks the byte counts after which the stream can end, for several chunk sizes.
 #[track_caller]
 fn check(make: fn() -> MessageFraming, bytes: &[u8], expected: &[usize]) {
     for piece in [1, 2, 3, 7, bytes.len()] {

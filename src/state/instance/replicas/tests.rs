@@ -8,7 +8,7 @@ fn an_endpoint_at_a_listener_of_this_host_is_recognized_as_own() {
         ("127.0.0.1:80", "127.0.0.2:80", false),
         ("0.0.0.0:80", "127.0.0.1:80", true),
         ("[::]:80", "127.0.0.1:80", true),
-        // Set aside for documentation (RFC 5737): no host has it.
+        // Reserved for documentation (RFC 5737), so no host has this address.
         ("0.0.0.0:80", "192.0.2.1:80", false),
     ];
     for (own_addresses, address, expected) in table {

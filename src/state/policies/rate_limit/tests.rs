@@ -1,4 +1,4 @@
-//! What the token buckets of a rule promise.
+//! Tests of the guarantees of token buckets.
 
 use std::num::NonZeroU64;
 
@@ -29,7 +29,8 @@ fn rule(requests: u32, unit_seconds: u64, burst: u32) -> RateLimitRuleSpec {
     }
 }
 
-/// What passes in ten minutes at ten times the rate, in steps that are no multiple of anything.
+/// Returns the number of admitted requests in ten minutes at ten times the rate. The random
+/// steps are no multiple of the refill time.
 fn admitted_in_ten_minutes(rule: &RateLimitRuleSpec) -> u64 {
     let start = some_instant();
     let state = RateLimitState::new(rule.name.clone(), rule.clone(), start, start);
@@ -58,7 +59,8 @@ fn admitted_requests_stay_within_one_percent_of_the_limit_under_overload() {
         (1_000, 1, 50),
     ] {
         let limit = 600.0 * f64::from(requests) / unit_seconds as f64;
-        // A bucket of one, when full, loses what trickles in until the next request comes; only who may wait makes it whole.
+        // A full bucket of one token loses what refills before the next request. The rate is
+        // reached only if requests may wait.
         for max_wait in waits.into_iter().skip(usize::from(burst == 1)) {
             let admitted = admitted_in_ten_minutes(&RateLimitRuleSpec {
                 max_wait,
@@ -89,7 +91,7 @@ fn distinct_keys_are_bounded_by_max_keys() {
     assert!((99_000..=100_000).contains(&usage.keys), "{usage:?}");
     assert_eq!(usage.overflowed_requests, 400_000 - usage.keys as u64);
     assert_eq!(admitted, usage.keys + 2, "all others share two tokens");
-    // Whoever is known keeps its own bucket in the crowd.
+    // A known key keeps its own bucket while the store is full.
     assert!(state.try_acquire(key(0), start).is_ok() && state.try_acquire(key(0), start).is_err());
     let later = start + Duration::from_hours(3);
     state.sweep(later);
@@ -216,7 +218,7 @@ fn a_changed_rule_retains_fill_debt_and_warm_up() {
             .is_err(),
         "empty as it was"
     );
-    // Under full load for longer than it takes to be warm.
+    // Applies full load for longer than the warm-up window.
     let mut now = start;
     for _ in 0..3_000 {
         now += Duration::from_millis(10);

@@ -186,7 +186,8 @@ fn variants_per_cache_key_are_bounded() {
     assert_eq!(cached_languages, languages[1..]);
 }
 
-/// Whatever is kept, found and forgotten in whatever order: the count is the sum, below the bound, and of nothing it is nothing.
+/// After random operations the byte count is the sum of all entries and within the limit. It is
+/// zero once all entries are removed.
 #[test]
 fn the_byte_count_is_the_sum_of_the_cached_entries() {
     let state = new_state(20_000);
@@ -230,7 +231,7 @@ fn the_byte_count_is_the_sum_of_the_cached_entries() {
     assert_eq!(state.size(), (0, 0));
 }
 
-/// What came over the wire is a slice of a larger buffer.
+/// Data from the wire is a slice of a larger buffer, which a cached copy must not retain.
 #[test]
 fn a_cached_response_does_not_retain_the_wire_buffer() {
     let wire = Bytes::from(vec![b'x'; 60_000]);

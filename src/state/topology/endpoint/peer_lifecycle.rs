@@ -1,4 +1,9 @@
-//! How an endpoint comes and goes: its age, as far as it is known, and whether it wants to be left alone.
+//! Lifecycle of an endpoint as it announces it: its start and its drain.
+//!
+//! An instance announces in its response headers that it is new or draining. This module
+//! decides how long an endpoint counts as draining, and which share of its weight it receives
+//! while it warms up. It does not select endpoints, and does not know the others of the
+//! backend.
 
 use std::{
     net::UdpSocket,
@@ -20,17 +25,17 @@ use crate::{
     },
 };
 
-/// What an endpoint tells of its own coming and going in the head of an answer.
+/// Start and drain that an endpoint announces in the headers of a response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PeerLifecycle {
-    /// Since when it has been there and how it warms up, if that is not long ago.
+    /// Start and warm-up of the endpoint; `None` if it announces no start.
     advertised_start: Option<AdvertisedStart>,
-    /// For how long it wants to be left alone, because it is leaving.
+    /// Time for which the endpoint is draining; `None` if it announces no drain.
     draining_ttl: Option<Duration>,
 }
 
 impl PeerLifecycle {
-    /// Reads it; nothing, as most of the time, if it tells nothing.
+    /// Parses the headers of a response; `None` if they announce nothing, as in most responses.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let advertised_start = headers
@@ -45,7 +50,7 @@ impl PeerLifecycle {
         })
     }
 
-    /// Whether it is leaving.
+    /// Returns whether the endpoint announces a drain.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining_ttl.is_some()
@@ -53,14 +58,16 @@ impl PeerLifecycle {
 }
 
 impl EndpointState {
-    /// Takes note of what it tells; for how long it is left alone, if that is news.
+    /// Applies an announcement. Returns the draining time if the endpoint was not draining
+    /// before.
     pub fn observe(
         &self,
         peer: &PeerLifecycle,
         wall_time: impl FnOnce() -> SystemTime,
         now: Instant,
     ) -> Option<Duration> {
-        // First who it is: a new process at the address has not said anything yet.
+        // The start is applied first. If it is another process, the draining mark of the
+        // previous one is cleared before a new mark is set.
         if let Some((start_millis, warm_up)) = peer.advertised_start {
             self.record_advertised_start(
                 start_millis,
@@ -73,7 +80,7 @@ impl EndpointState {
             .filter(|ttl| self.mark_draining(*ttl, now))
     }
 
-    /// Begins its warm-up at this time.
+    /// Starts the warm-up of the endpoint at `start`, which may be in the past.
     pub fn warm_up_from(&self, start: Instant) {
         let millis = match start.checked_duration_since(self.created_at) {
             Some(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
@@ -81,14 +88,16 @@ impl EndpointState {
                 .unwrap_or(i64::MAX),
         };
         self.warm_up_started_millis.store(millis, Ordering::Relaxed);
-        // Who is the warmest of all is worked out with who may be picked.
+        // The warmest endpoint is computed together with the selectable endpoints.
         self.counters
             .availability_version
             .fetch_add(1, Ordering::Release);
     }
 
-    /// Takes note of the start that the endpoint tells of, in milliseconds since 1970, of its age, and of how it wants to warm up. Another
-    /// start than before is another process at the same address: it is new, as new as it says.
+    /// Records the announced start in milliseconds since 1970, with the age and the warm-up.
+    ///
+    /// A start that differs from the recorded one belongs to another process at the same
+    /// address. That process starts its warm-up at `age`, and is not draining.
     pub fn record_advertised_start(
         &self,
         start_millis: u64,
@@ -101,7 +110,8 @@ impl EndpointState {
             .swap(start_millis, Ordering::Relaxed)
             != start_millis
         {
-            // Under the lock, so that nobody judges the new curve by the old start, or the other way round.
+            // The lock is held for both values, so that `warm_up_factor` never combines a new
+            // curve with an old start.
             let mut own_warm_up = self
                 .own_warm_up
                 .lock()
@@ -113,18 +123,18 @@ impl EndpointState {
             self.warm_up_from(now.checked_sub(age).unwrap_or(now));
             self.has_own_warm_up.store(is_warming, Ordering::Relaxed);
             drop(own_warm_up);
-            // What another process said is no word of this one.
+            // The draining mark belongs to the previous process at this address.
             self.clear_draining(now);
         }
     }
 
-    /// Whether it warms up as it has told itself to.
+    /// Returns whether the endpoint announced a warm-up that may still be in progress.
     #[must_use]
     pub fn has_own_warm_up(&self) -> bool {
         self.has_own_warm_up.load(Ordering::Relaxed)
     }
 
-    /// Since when it warms up; `None` if it is warm.
+    /// Returns the start of the latest warm-up, even if it is over; `None` if there was none.
     pub(crate) fn warm_up_started_at(&self) -> Option<Instant> {
         let started_millis = self.warm_up_started_millis.load(Ordering::Relaxed);
         if started_millis == NOT_WARMING_UP {
@@ -139,7 +149,8 @@ impl EndpointState {
         Some(start.unwrap_or(self.created_at))
     }
 
-    /// When it is warm, by the policy of the backend or by its own wish; `None` if it is.
+    /// Returns when the endpoint is warm, by the policy of the backend or else by its own
+    /// announcement. The time may be in the past; `None` means that there is no warm-up.
     pub(crate) fn warm_up_ends_at(&self, config: Option<&WarmUpConfig>) -> Option<Instant> {
         let own_window = || {
             self.has_own_warm_up()
@@ -157,7 +168,10 @@ impl EndpointState {
             .and_then(|since| since.checked_add(window))
     }
 
-    /// The share of its weight that it gets for its age, in `0.0..=1.0`: as the policy of the backend says, or else as it wants itself.
+    /// Returns the share of its weight that the endpoint receives for its age, in `0.0..=1.0`.
+    ///
+    /// The policy of the backend (`config`) takes precedence over the announcement of the
+    /// endpoint.
     #[must_use]
     pub fn warm_up_factor(&self, config: Option<&WarmUpConfig>, now: Instant) -> f64 {
         if config.is_none() && !self.has_own_warm_up() {
@@ -183,7 +197,8 @@ impl EndpointState {
         }
     }
 
-    /// Leaves the endpoint alone for so long, because it is leaving; whether that is news.
+    /// Marks the endpoint as draining until `now + ttl`, and returns whether it was not marked
+    /// before.
     pub fn mark_draining(&self, ttl: Duration, now: Instant) -> bool {
         let since_millis = self.millis_since_creation(now);
         self.draining_since_millis
@@ -200,7 +215,7 @@ impl EndpointState {
         is_news
     }
 
-    /// Until when it is left alone, if it is.
+    /// Returns the time until which the endpoint is draining; `None` if it is not.
     #[must_use]
     pub fn draining_until(&self) -> Option<Instant> {
         let after = self
@@ -210,7 +225,10 @@ impl EndpointState {
         Some(self.created_at + Duration::from_millis(after))
     }
 
-    /// Leaves it alone no longer, by what was asked of it at this time; whether that is news. What was asked before it said that it leaves does not count.
+    /// Clears the draining mark, and returns whether the endpoint was marked.
+    ///
+    /// `requested_at` is the time at which the request was sent whose response clears the mark.
+    /// A request that was sent before the latest announcement has no effect.
     pub fn clear_draining(&self, requested_at: Instant) -> bool {
         let is_draining = self.draining_until_millis.load(Ordering::Relaxed) != 0;
         if !is_draining
@@ -228,7 +246,10 @@ impl EndpointState {
         is_news
     }
 
-    /// Whether its address is one of this host: no other can be bound. Nothing is sent, nothing is received, and it is asked once.
+    /// Returns whether the address of the endpoint belongs to this host.
+    ///
+    /// Only a local address can be bound, so a UDP socket is bound to it. Nothing is sent, and
+    /// the result is cached.
     pub(crate) fn is_local(&self) -> bool {
         *self.is_local.get_or_init(|| match &self.address {
             EndpointAddress::Tcp(address) => UdpSocket::bind((address.ip(), 0)).is_ok(),
