@@ -6,11 +6,11 @@ use std::{collections::HashMap, sync::Arc};
 use libfuzzer_sys::fuzz_target;
 use outrigger::policy::{
     self, diff, endpoints,
-    source::{File, Source},
+    source::{PolicyFile, PolicySource},
 };
 
 fuzz_target!(|text: &str| {
-    let source = Source::from_files(vec![File {
+    let source = PolicySource::from_files(vec![PolicyFile {
         name: "f.yaml".into(),
         text: text.to_owned(),
     }]);
@@ -22,9 +22,9 @@ fuzz_target!(|text: &str| {
         Err(faults) => {
             assert!(!faults.as_slice().is_empty());
             for fault in faults.as_slice() {
-                let place = &fault.place;
-                assert!(place.line <= text.split(['\n', '\r']).count(), "{fault:?}");
-                assert!(place.column <= place.text.chars().count() + 1, "{fault:?}");
+                let span = &fault.span;
+                assert!(span.line <= text.split(['\n', '\r']).count(), "{fault:?}");
+                assert!(span.column <= span.text.chars().count() + 1, "{fault:?}");
             }
             // The rendering must cope with whatever the line holds.
             _ = faults.to_human();

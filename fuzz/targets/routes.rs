@@ -6,9 +6,9 @@ use std::{collections::HashMap, sync::LazyLock};
 use libfuzzer_sys::fuzz_target;
 use outrigger::policy::{
     self,
-    matching::RequestView,
-    snapshot::Snapshot,
-    source::{File, Source},
+    matching::RouteMatchInput,
+    snapshot::PolicySnapshot,
+    source::{PolicyFile, PolicySource},
 };
 
 const POLICY: &str = r#"
@@ -28,8 +28,8 @@ spec:
     - {name: header, listeners: [in], matches: [{headers: [{name: x-a, value: b}]}], backendRefs: [{name: app}]}
 "#;
 
-static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| {
-    let source = Source::from_files(vec![File {
+static SNAPSHOT: LazyLock<PolicySnapshot> = LazyLock::new(|| {
+    let source = PolicySource::from_files(vec![PolicyFile {
         name: "f.yaml".into(),
         text: POLICY.to_owned(),
     }]);
@@ -43,23 +43,23 @@ fuzz_target!(|parts: (&str, &str, &str, &str)| {
     // A target is in origin form when it comes here.
     let path = &*format!("/{path}");
     let of = |name: &str| (name == "x-a").then_some(header);
-    let request = RequestView {
+    let request = RouteMatchInput {
         host,
         path,
         method,
         header: &of,
     };
-    let rules = &SET.rules[0];
+    let rules = &SNAPSHOT.rules_by_listener[0];
     let first = rules
         .iter()
         .position(|rule| rule.matches(&request))
         .expect("one takes everything");
     // Those before it do not match, and none after it is more specific.
-    for (place, rule) in rules
+    for (index, rule) in rules
         .iter()
         .enumerate()
         .filter(|(_, rule)| rule.matches(&request))
     {
-        assert!(place >= first && rule.precedence() >= rules[first].precedence());
+        assert!(index >= first && rule.precedence() >= rules[first].precedence());
     }
 });

@@ -14,14 +14,17 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use outrigger::{app::App, settings::Settings, telemetry::access_log::AccessLog};
+use outrigger::{app::App, settings::Settings, telemetry::access_log::AccessLogWriter};
 
 static SIDECAR: LazyLock<(App, SocketAddr)> = LazyLock::new(|| {
     let app = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = app.local_addr().expect("an address");
     thread::spawn(move || {
-        app.incoming()
-            .for_each(|stream| drop(thread::spawn(move || serve(stream.expect("a connection")))))
+        app.incoming().for_each(|stream| {
+            drop(thread::spawn(move || {
+                serve_strictly(stream.expect("a connection"))
+            }))
+        })
     });
     let directory = std::env::temp_dir().join(format!("outrigger-fuzz-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
@@ -31,8 +34,8 @@ static SIDECAR: LazyLock<(App, SocketAddr)> = LazyLock::new(|| {
     );
     std::fs::write(directory.join("policy.yaml"), policy).expect("a file");
     let mut settings = Settings::new(directory, "127.0.0.1:0".parse().expect("an address"));
-    settings.workers = NonZeroUsize::MIN;
-    let app = App::start(settings, AccessLog::off()).expect("it starts");
+    settings.worker_threads = NonZeroUsize::MIN;
+    let app = App::start(settings, AccessLogWriter::disabled()).expect("it starts");
     let address = app.listener_address("in").expect("it listens");
     (app, address)
 });
@@ -41,19 +44,19 @@ static SIDECAR: LazyLock<(App, SocketAddr)> = LazyLock::new(|| {
 fn serve_strictly(mut stream: TcpStream) {
     _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
     let mut buffer = Vec::new();
-    while let Some(head) = until(&mut stream, &mut buffer, b"\r\n\r\n") {
-        let length = check(&head);
+    while let Some(head) = read_until(&mut stream, &mut buffer, b"\r\n\r\n") {
+        let length = check_head(&head);
         match length {
             Some(length) => {
                 while buffer.len() < length {
-                    if !more(&mut stream, &mut buffer) {
+                    if !read_more(&mut stream, &mut buffer) {
                         return;
                     }
                 }
                 buffer.drain(..length);
             }
             None => loop {
-                let Some(line) = until(&mut stream, &mut buffer, b"\r\n") else {
+                let Some(line) = read_until(&mut stream, &mut buffer, b"\r\n") else {
                     return;
                 };
                 let size = std::str::from_utf8(&line)
@@ -61,11 +64,15 @@ fn serve_strictly(mut stream: TcpStream) {
                     .and_then(|size| usize::from_str_radix(size, 16).ok())
                     .expect("a plain size of a chunk");
                 while buffer.len() < size + 2 {
-                    if !more(&mut stream, &mut buffer) {
+                    if !read_more(&mut stream, &mut buffer) {
                         return;
                     }
                 }
-                assert_eq!(&buffer[size..size + 2], b"\r\n", "a chunk ends where it says");
+                assert_eq!(
+                    &buffer[size..size + 2],
+                    b"\r\n",
+                    "a chunk ends where it says"
+                );
                 buffer.drain(..size + 2);
                 if size == 0 {
                     break;
@@ -151,12 +158,15 @@ fn check_head(head: &[u8]) -> Option<usize> {
 
 fn read_until(stream: &mut TcpStream, buffer: &mut Vec<u8>, delimiter: &[u8]) -> Option<Vec<u8>> {
     loop {
-        if let Some(end) = buffer.windows(delimiter.len()).position(|window| window == delimiter) {
+        if let Some(end) = buffer
+            .windows(delimiter.len())
+            .position(|window| window == delimiter)
+        {
             let found = buffer[..end].to_vec();
             buffer.drain(..end + delimiter.len());
             return Some(found);
         }
-        if !more(stream, buffer) {
+        if !read_more(stream, buffer) {
             return None;
         }
     }
