@@ -12,6 +12,7 @@
 //! | 70 | internal error |
 
 mod admin_client;
+mod arguments;
 mod check;
 mod demo;
 mod diff;

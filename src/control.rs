@@ -19,6 +19,7 @@ mod health;
 mod http1_call;
 mod http2_call;
 mod maintenance;
+mod policy_change;
 mod recovery;
 mod reload;
 #[cfg(any(feature = "redis", feature = "rls"))]
@@ -221,24 +222,6 @@ impl BackgroundTasks {
             }
         });
         tasks
-    }
-}
-
-/// Waits for the next change of the active policy.
-///
-/// Returns `true` on a change. Returns `false` if a task in `tasks` has panicked, or if the
-/// sender of generations is gone; the caller then ends.
-async fn wait_for_policy_change(
-    generations: &mut channel::Receiver<u64>,
-    tasks: &mut JoinSet<()>,
-) -> bool {
-    loop {
-        tokio::select! {
-            changed = generations.changed() => return changed.is_ok(),
-            Some(ended) = tasks.join_next() => if ended.is_err_and(|error| error.is_panic()) {
-                return false;
-            }
-        }
     }
 }
 

@@ -23,11 +23,16 @@ use tokio::sync::mpsc;
 
 use crate::{
     policy::snapshot::{Discovery, EndpointSpec},
+    resilience::capacity::{self, CapacityForecast, ObservedLoad},
     state::{
         active_policy::ActivePolicy,
         instance::{
-            capacity::LoadHistory, command::Command, drain::DrainState, lifecycle::Lifecycle,
-            protection::ProtectionState, replicas::Replicas,
+            capacity::{LoadHistory, inbound_limits, take_sample},
+            command::Command,
+            drain::DrainState,
+            lifecycle::Lifecycle,
+            protection::ProtectionState,
+            replicas::Replicas,
         },
         registry::Registry,
         topology::tls::TlsStore,
@@ -48,7 +53,7 @@ pub struct State {
     /// Readiness, startup and worker liveness of this instance.
     pub lifecycle: Lifecycle,
     /// Requests in flight, and the stage of the drain.
-    pub drain: DrainState,
+    pub drain: Arc<DrainState>,
     /// Load of the last ten seconds, from which the capacity forecast is computed.
     pub load_history: LoadHistory,
     /// Addresses of this instance, which tell it apart from the other replicas of its service.
@@ -83,7 +88,7 @@ impl State {
         let state = Arc::new(Self {
             active_policy: ArcSwap::from_pointee(ActivePolicy::empty()),
             lifecycle: Lifecycle::new(now),
-            drain: DrainState::new(now),
+            drain: Arc::new(DrainState::new(now)),
             load_history: LoadHistory::default(),
             replicas: Replicas::default(),
             protection: ProtectionState::default(),
@@ -117,6 +122,30 @@ impl State {
         );
         self.active_policy.store(Arc::new(active_policy));
         generation
+    }
+
+    /// Records a sample of the current load; called once per second.
+    pub fn record_load(&self, now: std::time::Instant) {
+        let limits = inbound_limits(&self.active_policy.load()).unwrap_or_default();
+        let sample = take_sample(&self.drain, &limits, now);
+        self.load_history.record(sample);
+    }
+
+    /// Returns the observed load, and the forecast for the other replicas without this
+    /// instance.
+    #[must_use]
+    pub fn forecast_capacity(&self, now: std::time::Instant) -> (ObservedLoad, CapacityForecast) {
+        let active_policy = self.active_policy.load();
+        let limits = inbound_limits(&active_policy);
+        let max_in_flight = limits.as_ref().map(|limits| {
+            let max = limits.iter().map(|limit| limit.max);
+            max.fold(0, u32::saturating_add)
+        });
+        let sample = take_sample(&self.drain, &limits.unwrap_or_default(), now);
+        let observed = self.load_history.observed_load(sample, max_in_flight);
+        let others = self.replicas.count_available_others(&active_policy);
+        let forecast = capacity::forecast_without_this_instance(&observed, others);
+        (observed, forecast)
     }
 
     /// Activates the endpoints that discovery found for a backend, and returns whether they

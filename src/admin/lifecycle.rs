@@ -21,10 +21,7 @@ use crate::{
     },
     clock,
     resilience::lifecycle::Stage,
-    state::instance::{
-        capacity,
-        command::{AfterDrain, AppProbeResponse, Command},
-    },
+    state::instance::command::{AfterDrain, AppProbeResponse, Command},
 };
 
 /// Starts the drain and reports the load that the other replicas have to expect.
@@ -38,7 +35,7 @@ pub(super) async fn drain(
 ) -> Response {
     let requires_capacity =
         query.is_some_and(|query| query.split('&').any(|part| part == "requireCapacity=true"));
-    let (present, forecast) = capacity::forecast(&admin.state, clock::now());
+    let (present, forecast) = admin.state.forecast_capacity(clock::now());
     let expected = view::instance::capacity(&present, &forecast);
     // A drain that has already begun cannot be cancelled, so it is not rejected.
     if requires_capacity && !forecast.verdict.is_sufficient() && !admin.state.drain.is_draining() {

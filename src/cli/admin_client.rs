@@ -14,9 +14,12 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    cli::{AdminOptions, CommandOutcome, print_error, print_line, run::read_admin_token},
+    cli::{
+        AdminOptions, CommandOutcome,
+        arguments::{parse_duration, read_admin_token},
+        print_error, print_line,
+    },
     clock,
-    policy::units::PolicyDuration,
 };
 
 /// Maximum time to wait for a response of the admin server. It exceeds the 30 seconds that a
@@ -61,13 +64,6 @@ pub(super) struct HealthcheckCommand {
     /// Maximum time to wait for the probe to pass. By default, it is checked once.
     #[arg(long, default_value = "0s", value_parser = parse_duration, value_name = "DURATION")]
     wait: Duration,
-}
-
-/// Parses a duration as policies write it, for example `200ms` or `5s`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    text.parse::<PolicyDuration>()
-        .map(|span| span.0)
-        .map_err(|invalid| invalid.to_string())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -9,7 +9,11 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     app::{App, StartError},
-    cli::{CommandOutcome, admin_client::parse_duration, print_error, read_environment},
+    cli::{
+        CommandOutcome,
+        arguments::{parse_duration, read_admin_token},
+        print_error, read_environment,
+    },
     settings::Settings,
     state::instance::lifecycle::ExitReason,
     telemetry::{
@@ -169,23 +173,5 @@ pub(super) fn report_start_error(error: &StartError) -> CommandOutcome {
             print_error(&format!("outrigger: {error}"));
             CommandOutcome::InternalError
         }
-    }
-}
-
-/// Reads the admin token from its file, without surrounding white space. It needs at least 16
-/// characters.
-pub(super) fn read_admin_token(path: &PathBuf) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        format!(
-            "the admin token cannot be read from {}: {error}",
-            path.display()
-        )
-    })?;
-    match text.trim() {
-        token if token.len() < 16 => Err(format!(
-            "the admin token in {} is too short; write at least 16 characters into it",
-            path.display()
-        )),
-        token => Ok(token.to_owned()),
     }
 }

@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     clock,
-    control::file_watch,
+    control::{file_watch, policy_change},
     policy::{
         diff, endpoints,
         snapshot::{Discovery, DnsSpec, EndpointSpec},
@@ -114,7 +114,7 @@ pub(super) async fn run_discovery(
             context.mark_resolved(&gone);
         }
         running = next;
-        if !super::wait_for_policy_change(&mut generations, &mut tasks).await {
+        if !policy_change::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }

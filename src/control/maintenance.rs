@@ -5,11 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{
-    clock,
-    control::health::readiness_gates,
-    state::{State, instance::capacity},
-};
+use crate::{clock, control::health::readiness_gates, state::State};
 
 /// Interval of the maintenance loop.
 const TICK: Duration = Duration::from_secs(1);
@@ -59,7 +55,7 @@ pub(super) async fn run_maintenance(state: Arc<State>) {
             .lifecycle
             .instance_age
             .stop_advertising(active_policy.snapshot.lifecycle.warm_up.as_ref(), now);
-        capacity::record_load(&state, now);
+        state.record_load(now);
         readiness_gates::update_conditions(&state);
         for breaker in &active_policy.breakers {
             breaker.end_expired_half_open(now, fastrand::f64());

@@ -17,6 +17,7 @@ use tokio::{runtime, sync::watch as channel, task::JoinSet};
 
 use crate::{
     clock,
+    control::policy_change,
     policy::snapshot::RemoteEngineSpec,
     resilience::{backoff::Backoff, breaker::StateKind},
     state::{
@@ -48,7 +49,7 @@ pub(super) async fn start_when_configured(
 ) {
     let mut tasks = JoinSet::new();
     while state.active_policy.load().remote_limits.is_none() {
-        if !super::wait_for_policy_change(&mut generations, &mut tasks).await {
+        if !policy_change::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }
@@ -86,7 +87,7 @@ async fn maintain_connection(state: Arc<State>, mut generations: channel::Receiv
             }
             current = configured;
         }
-        if !super::wait_for_policy_change(&mut generations, &mut tasks).await {
+        if !policy_change::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }

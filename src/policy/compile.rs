@@ -380,7 +380,7 @@ fn read_documents<'a>(
     source: &'a PolicySource,
     environment: &HashMap<String, String>,
 ) -> (Vec<LocatedDocument<'a>>, Vec<Diagnostic>) {
-    let schema = super::json_schema();
+    let schema = crate::policy::json_schema();
     let mut documents = Vec::new();
     let mut diagnostics = Vec::new();
     for file in source.files() {

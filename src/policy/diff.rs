@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::policy::snapshot::{
-    BackendSpec, Discovery, EndpointAddress, EndpointSpec, GlobalRateLimitSpec, PolicySnapshot,
-    PolicySpec, RouteActionSpec, RouteSpec,
+    BackendSpec, Destination, Discovery, EndpointAddress, EndpointSpec, GlobalRateLimitSpec,
+    PolicySnapshot, PolicySpec, RouteActionSpec, RouteSpec,
 };
 
 /// Returns one line per difference, or no line if both snapshots have the same effect.
@@ -259,7 +259,7 @@ fn diff_route(
         }
         return changes;
     };
-    let weights = |snapshot: &PolicySnapshot, to: &[super::snapshot::Destination]| {
+    let weights = |snapshot: &PolicySnapshot, to: &[Destination]| {
         to.iter()
             .map(|to| (snapshot.backends[to.backend].name.clone(), to.weight))
             .collect::<Vec<_>>()

@@ -16,10 +16,13 @@ mod balancer;
 mod degradation;
 mod fault_injection;
 mod global_rate_limit;
+mod grpc_code;
 mod health;
 mod hedging;
 mod lifecycle;
 mod listener;
+mod mode;
+mod path_match;
 mod process;
 mod protection;
 mod rate_limit;
@@ -45,6 +48,7 @@ pub use crate::policy::document::{
         GlobalRateLimit, GlobalRateLimitEngine, GlobalRateLimitEngineType, RateLimitService,
         RedisSection, ReplicasSection,
     },
+    grpc_code::GrpcCode,
     health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection},
     hedging::Hedging,
     lifecycle::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
@@ -52,6 +56,8 @@ pub use crate::policy::document::{
         ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol,
         TrustedForwardedFor,
     },
+    mode::ModeSetting,
+    path_match::{PathMatch, PathMatchType},
     process::{
         AccessLogFormat, AccessLogSection, RecoveryActionSection, RecoveryActionType,
         RecoveryEntry, RecoveryRung, RecoveryTrigger, RecoveryTriggerType, TelemetrySection,
@@ -66,13 +72,11 @@ pub use crate::policy::document::{
     },
     route::{
         BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier, HttpHeader,
-        PathMatch, PathMatchType, PathRewrite, PathRewriteType, Redirect, RequestMirror,
-        RouteEntry, RouteMatch, UrlRewrite,
+        PathRewrite, PathRewriteType, Redirect, RequestMirror, RouteEntry, RouteMatch, UrlRewrite,
     },
     sections::{
         AdaptiveAlgorithm, AdaptiveConcurrency, BreakerScope, CircuitBreaker, ConnectionLimits,
-        GrpcCode, ModeSetting, Retry, RetryBudgetSection, RetryConstraint, RetryRate, RetryTrigger,
-        Sections, Timeouts,
+        Retry, RetryBudgetSection, RetryConstraint, RetryRate, RetryTrigger, Sections, Timeouts,
     },
     tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls},
 };

@@ -12,11 +12,12 @@ mod backend;
 mod degradation;
 mod global_rate_limit;
 mod lifecycle;
+mod origin;
 mod protection;
 mod rate_limit;
 mod tls;
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 pub use crate::policy::snapshot::{
     backend::{
@@ -31,6 +32,7 @@ pub use crate::policy::snapshot::{
         GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec, RemoteEngineSpec,
     },
     lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
+    origin::SectionOrigin,
     protection::ProtectionSpec,
     rate_limit::{QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec},
     tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
@@ -198,47 +200,6 @@ pub struct RedirectSpec {
     pub port: Option<u16>,
     /// Path of the new location; `None` retains that of the request.
     pub path: Option<PathRewriteSpec>,
-}
-
-/// Source from which a policy section is inherited.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub enum SectionOrigin {
-    /// The route of this name.
-    Route(Arc<str>),
-    /// The named policy that the route refers to.
-    RoutePolicy(Arc<str>),
-    /// The named policy that the backend refers to.
-    BackendPolicy(Arc<str>),
-    /// The defaults of the policy directory.
-    Defaults,
-    /// The built-in defaults of Outrigger.
-    #[default]
-    BuiltIn,
-}
-
-impl fmt::Display for SectionOrigin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Route(name) => write!(f, "route:{name}"),
-            Self::RoutePolicy(name) | Self::BackendPolicy(name) => write!(f, "policy:{name}"),
-            Self::Defaults => f.write_str("defaults"),
-            Self::BuiltIn => f.write_str("built-in"),
-        }
-    }
-}
-
-impl SectionOrigin {
-    /// Returns the name of the state that belongs to this section and the backend.
-    ///
-    /// It is the name of the backend, so that routes share the state. A section from a route or
-    /// its policy has a state of its own, named `BACKEND@ORIGIN`.
-    #[must_use]
-    pub fn state_name(&self, backend: &str) -> Arc<str> {
-        match self {
-            Self::Route(_) | Self::RoutePolicy(_) => format!("{backend}@{self}").into(),
-            Self::BackendPolicy(_) | Self::Defaults | Self::BuiltIn => backend.into(),
-        }
-    }
 }
 
 /// Effective policy for requests from a route to a backend.

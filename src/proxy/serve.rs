@@ -68,7 +68,8 @@ pub(crate) async fn serve(
 ) -> ConnectionDisposition {
     let started_at = clock::now();
     let active_policy = worker.state.active_policy.load_full();
-    let in_flight = InFlightGuard::start(&worker.state, client.listener.direction, started_at);
+    let in_flight =
+        InFlightGuard::start(&worker.state.drain, client.listener.direction, started_at);
     let request_id = client.request_view().request_id();
     let decision_trace = DecisionTrace::new(started_at);
     let mut record = RequestRecord::new(started_at);

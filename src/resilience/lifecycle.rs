@@ -38,7 +38,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::instants::earliest;
+use crate::resilience::instants::earliest;
 
 /// Durations of a drain, all from its start, except the quiet period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -33,6 +33,7 @@
 
 mod cause;
 mod config;
+mod endpoint_result;
 mod latency;
 mod sweep;
 
@@ -46,6 +47,7 @@ pub use crate::resilience::outlier::{
         ConsecutiveThresholds, FailurePercentageRule, InvalidOutlier, OutlierConfig,
         SuccessRateRule,
     },
+    endpoint_result::EndpointResult,
     sweep::{IntervalResults, find_outliers_by_latency, find_outliers_by_results, may_eject},
 };
 
@@ -71,23 +73,6 @@ const EJECTION_JITTER: f64 = 0.1;
 
 /// Time in probation before a request that is not idempotent may be the probe.
 const NON_IDEMPOTENT_PROBE_DELAY: Duration = Duration::from_secs(1);
-
-/// How an attempt ended, as far as the endpoint is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndpointResult {
-    /// The response is not a failure of the endpoint.
-    Success,
-    /// The response has the status 502, 503 or 504.
-    GatewayError,
-    /// The response has another 5xx status.
-    ServerError,
-    /// There is no response: no connection, a reset or a timeout.
-    LocalOriginFailure,
-    /// The response has the status 429: the endpoint works but is overloaded.
-    Throttled,
-    /// The client or the proxy cancelled the attempt. The latency is at least the elapsed time.
-    Cancelled,
-}
 
 /// Which traffic an endpoint may receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

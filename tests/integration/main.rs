@@ -37,6 +37,7 @@ mod hedging;
 mod http2;
 mod keep_alive;
 mod limits;
+mod module_graph;
 mod outliers;
 mod properties;
 mod protection;

@@ -9,7 +9,7 @@ use crate::{
         capacity::{CapacityForecast, CapacityVerdict, ObservedLoad},
         lifecycle::Stage,
     },
-    state::{State, instance::capacity},
+    state::State,
 };
 
 #[derive(Serialize)]
@@ -61,7 +61,7 @@ pub(in crate::admin) fn status(state: &State, now: Instant) -> StatusView {
     let lifecycle = &state.lifecycle;
     let current = lifecycle.policy_current();
     let load = state.drain.instance_load();
-    let (present, forecast) = capacity::forecast(state, now);
+    let (present, forecast) = state.forecast_capacity(now);
     let stage = match (state.drain.stage(), lifecycle.has_started()) {
         (Stage::Drained | Stage::Terminated, _) => "drained",
         (Stage::Announcing | Stage::AwaitingQuiet | Stage::ClosingStreams, _) => "draining",

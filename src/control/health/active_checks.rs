@@ -23,7 +23,7 @@ use crate::{
     control::{
         dial::connect,
         health::{grpc_check, readiness_gates},
-        http1_call, http2_call,
+        http1_call, http2_call, policy_change,
     },
     policy::snapshot::{
         ActiveCheckSpec, BackendSpec, BackendTlsSpec, LifecycleSpec, ProbeSpec, Protocol,
@@ -121,7 +121,7 @@ pub(crate) async fn run_active_checks(state: Arc<State>, mut generations: watch:
             }
         }
         running = next;
-        if !crate::control::wait_for_policy_change(&mut generations, &mut tasks).await {
+        if !policy_change::wait_for_policy_change(&mut generations, &mut tasks).await {
             return;
         }
     }

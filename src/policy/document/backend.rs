@@ -6,7 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::policy::{
-    document::{BackendTls, HealthCheck, LoadBalancer, OutlierDetection},
+    document::{
+        balancer::LoadBalancer,
+        health::{HealthCheck, OutlierDetection},
+        tls::BackendTls,
+    },
     units::PolicyDuration,
 };
 

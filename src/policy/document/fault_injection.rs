@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::{GrpcCode, ModeSetting},
+    document::{grpc_code::GrpcCode, mode::ModeSetting},
     units::{Percent, PolicyDuration, Timestamp},
 };
 

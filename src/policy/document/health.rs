@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::ModeSetting,
+    document::mode::ModeSetting,
     units::{Percent, PolicyDuration, StatusRange},
 };
 

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::ModeSetting,
+    document::mode::ModeSetting,
     units::{PolicyDuration, StatusRange},
 };
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::{ModeSetting, ReplicasSection},
+    document::{global_rate_limit::ReplicasSection, mode::ModeSetting},
     units::{Percent, PolicyDuration},
 };
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::ListenerTls,
+    document::tls::ListenerTls,
     units::{ByteSize, PolicyDuration},
 };
 

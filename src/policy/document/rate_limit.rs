@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::{ModeSetting, PathMatch},
+    document::{mode::ModeSetting, path_match::PathMatch},
     units::PolicyDuration,
 };
 

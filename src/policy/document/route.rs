@@ -7,9 +7,14 @@ use serde::Deserialize;
 
 use crate::policy::{
     document::{
-        AdmissionControlSection, AllowedIdentities, AuxiliaryBackendRef, Fallback, FaultInjection,
-        Hedging, RateLimitSection, StaleIfError,
+        admission::AdmissionControlSection,
+        degradation::{AuxiliaryBackendRef, Fallback, StaleIfError},
+        fault_injection::FaultInjection,
+        hedging::Hedging,
+        path_match::PathMatch,
+        rate_limit::RateLimitSection,
         sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
+        tls::AllowedIdentities,
     },
     units::Percent,
 };
@@ -94,30 +99,6 @@ pub struct RouteMatch {
     pub method: Option<String>,
     /// Conditions on request headers, all of which must match.
     pub headers: Vec<HeaderMatch>,
-}
-
-/// Condition on the path of a request.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PathMatch {
-    /// How the path is compared. Default PathPrefix.
-    #[serde(rename = "type", default)]
-    pub kind: PathMatchType,
-    /// Path with a leading `/`, or a regular expression.
-    pub value: String,
-}
-
-/// How a path is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-pub enum PathMatchType {
-    /// The path equals the value.
-    Exact,
-    /// The first segments of the path equal the value: `/v1` is a prefix of `/v1/a`, but not of
-    /// `/v10`.
-    #[default]
-    PathPrefix,
-    /// The regular expression matches the whole path. The syntax is RE2 without look-around.
-    RegularExpression,
 }
 
 /// Condition on a request header.

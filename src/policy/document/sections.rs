@@ -7,7 +7,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::{AdmissionControlSection, Fallback, Hedging, RateLimitSection, StaleIfError},
+    document::{
+        admission::AdmissionControlSection,
+        degradation::{Fallback, StaleIfError},
+        grpc_code::GrpcCode,
+        hedging::Hedging,
+        mode::ModeSetting,
+        rate_limit::RateLimitSection,
+    },
     units::{ByteSize, Percent, PolicyDuration, StatusRange},
 };
 
@@ -64,18 +71,6 @@ impl Sections {
             && rate_limit.is_none();
         has_no_time_section && has_no_load_section && fallback.is_none() && stale_if_error.is_none()
     }
-}
-
-/// Whether a section acts on requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-pub enum ModeSetting {
-    /// Decides and acts on the decision.
-    #[default]
-    Enforce,
-    /// Decides, counts and explains like Enforce, but lets the request pass.
-    Shadow,
-    /// Disables the section, and does not inherit another one.
-    Off,
 }
 
 /// Timeouts of requests, attempts and connections. `0s` disables a timeout.
@@ -154,52 +149,6 @@ pub enum RetryTrigger {
     /// No response arrived within `timeouts.backendRequest`. For idempotent requests only,
     /// unless `retryNonIdempotent` is set.
     Timeout,
-}
-
-/// Status code of gRPC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum GrpcCode {
-    /// gRPC status 1: the client cancelled the call.
-    Cancelled,
-    /// gRPC status 2: the error has no known status.
-    Unknown,
-    /// gRPC status 3: an argument is invalid.
-    InvalidArgument,
-    /// gRPC status 4: the deadline expired before the call completed.
-    DeadlineExceeded,
-    /// gRPC status 5: a requested entity does not exist.
-    NotFound,
-    /// gRPC status 6: an entity to create exists already.
-    AlreadyExists,
-    /// gRPC status 7: the client may not make this call.
-    PermissionDenied,
-    /// gRPC status 8: a quota or another resource is exhausted.
-    ResourceExhausted,
-    /// gRPC status 9: the system is not in the required state.
-    FailedPrecondition,
-    /// gRPC status 10: the call was aborted, usually by a conflict.
-    Aborted,
-    /// gRPC status 11: an argument is beyond the valid range.
-    OutOfRange,
-    /// gRPC status 12: the service does not offer this method.
-    Unimplemented,
-    /// gRPC status 13: the service has an internal error.
-    Internal,
-    /// gRPC status 14: the service is temporarily unavailable.
-    Unavailable,
-    /// gRPC status 15: data is lost or corrupted.
-    DataLoss,
-    /// gRPC status 16: the call has no valid credentials.
-    Unauthenticated,
-}
-
-impl GrpcCode {
-    /// Returns the number of the status on the wire, 1 to 16.
-    #[must_use]
-    pub fn number(self) -> u8 {
-        self as u8 + 1
-    }
 }
 
 /// Budget that limits the retries to a backend: a share of its requests, and a minimum rate. A

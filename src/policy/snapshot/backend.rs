@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     policy::{
-        snapshot::{BackendTlsSpec, Protocol},
+        snapshot::tls::{BackendTlsSpec, Protocol},
         units::StatusSet,
     },
     resilience::{Mode, health::HealthConfig, outlier::OutlierConfig, warm_up::WarmUpConfig},

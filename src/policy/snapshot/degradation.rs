@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::{
-    policy::{document::FallbackTrigger, snapshot::SectionOrigin, units::StatusSet},
+    policy::{document::FallbackTrigger, snapshot::origin::SectionOrigin, units::StatusSet},
     resilience::{Mode, hedge::HedgeConfig, ratio::Ratio},
 };
 

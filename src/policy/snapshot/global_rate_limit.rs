@@ -4,7 +4,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::policy::{snapshot::SourceLocation, units::PolicyDuration};
+use crate::policy::{snapshot::tls::SourceLocation, units::PolicyDuration};
 
 /// Engine of the global rate limits, and the behaviour while it does not respond.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     policy::{
-        document::RateLimitHeaders, matching::PathMatchSpec, snapshot::SectionOrigin,
+        document::RateLimitHeaders, matching::PathMatchSpec, snapshot::origin::SectionOrigin,
         units::PolicyDuration,
     },
     resilience::Mode,

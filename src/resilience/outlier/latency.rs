@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use crate::resilience::{latency_histogram::LatencyHistogram, outlier::EndpointResult};
+use crate::resilience::{
+    latency_histogram::LatencyHistogram, outlier::endpoint_result::EndpointResult,
+};
 
 /// Minimum number of latencies for a comparison by the 90th percentile.
 const MIN_SAMPLES_FOR_P90: u32 = 10;

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use crate::resilience::{
     latency_histogram::LatencyHistogram,
-    outlier::{EjectionCause, EndpointResult, OutlierConfig, latency::MIN_LATENCY_DIFFERENCE},
+    outlier::{
+        cause::EjectionCause, config::OutlierConfig, endpoint_result::EndpointResult,
+        latency::MIN_LATENCY_DIFFERENCE,
+    },
     ratio::Ratio,
 };
 

@@ -12,9 +12,10 @@ use std::{
 
 use crate::{
     policy::document::Direction,
-    resilience::capacity::{self, CapacityForecast, ObservedLoad},
+    resilience::capacity::ObservedLoad,
     state::{
-        State, active_policy::ActivePolicy, policies::concurrency_limit::ConcurrencyLimitState,
+        active_policy::ActivePolicy, instance::drain::DrainState,
+        policies::concurrency_limit::ConcurrencyLimitState,
     },
 };
 
@@ -29,7 +30,7 @@ pub struct LoadHistory {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct LoadSample {
+pub(in crate::state) struct LoadSample {
     at: Instant,
     /// Number of inbound requests since the start of the process.
     requests_started: u64,
@@ -41,7 +42,7 @@ struct LoadSample {
 
 impl LoadHistory {
     /// Adds a sample, and removes samples older than [`LOAD_WINDOW`].
-    fn record(&self, now: LoadSample) {
+    pub(in crate::state) fn record(&self, now: LoadSample) {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.retain(|sample| now.at.saturating_duration_since(sample.at) <= LOAD_WINDOW);
         samples.push_back(now);
@@ -49,7 +50,11 @@ impl LoadHistory {
 
     /// Returns the load of the window up to `current`. The sample `current` is not stored, so a
     /// call has no effect on later results.
-    fn observed_load(&self, current: LoadSample, limit: Option<u32>) -> ObservedLoad {
+    pub(in crate::state) fn observed_load(
+        &self,
+        current: LoadSample,
+        limit: Option<u32>,
+    ) -> ObservedLoad {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = || {
             samples
@@ -87,59 +92,34 @@ impl LoadHistory {
     }
 }
 
-/// Records a sample of the current load, once per second.
-pub fn record_load(state: &State, now: Instant) {
-    let limits = inbound_limits(&state.active_policy.load()).unwrap_or_default();
-    state.load_history.record(take_sample(state, &limits, now));
-}
-
-/// Returns the observed load, and the forecast for the other replicas without this instance.
-#[must_use]
-pub fn forecast(state: &State, now: Instant) -> (ObservedLoad, CapacityForecast) {
-    let live = state.active_policy.load();
-    let inbound_limits = inbound_limits(&live);
-    let limit = inbound_limits.as_ref().map(|inbound_limits| {
-        inbound_limits
-            .iter()
-            .fold(0, |sum: u32, limit| sum.saturating_add(limit.max))
-    });
-    let observed = state.load_history.observed_load(
-        take_sample(state, &inbound_limits.unwrap_or_default(), now),
-        limit,
-    );
-    (
-        observed,
-        capacity::forecast_without_this_instance(
-            &observed,
-            state.replicas.count_available_others(&live),
-        ),
-    )
-}
-
-fn take_sample(state: &State, limits: &[LimitUsage], at: Instant) -> LoadSample {
-    let in_flight =
-        u32::try_from(state.drain.instance_load().inbound.in_flight).unwrap_or(u32::MAX);
+/// Measures the load of the moment.
+pub(in crate::state) fn take_sample(
+    drain: &DrainState,
+    limits: &[LimitUsage],
+    at: Instant,
+) -> LoadSample {
+    let in_flight = u32::try_from(drain.instance_load().inbound.in_flight).unwrap_or(u32::MAX);
     let max_utilization = limits
         .iter()
         .map(|limit| f64::from(limit.in_flight) / f64::from(limit.max))
         .fold(0.0, f64::max);
     LoadSample {
         at,
-        requests_started: state.drain.inbound_requests_started(),
+        requests_started: drain.inbound_requests_started(),
         in_flight,
         max_utilization,
     }
 }
 
 /// Usage of one inbound concurrency limit, in requests.
-struct LimitUsage {
+pub(in crate::state) struct LimitUsage {
     in_flight: u32,
-    max: u32,
+    pub(in crate::state) max: u32,
 }
 
 /// Returns the usage of all inbound concurrency limits, or `None` if an inbound destination has
 /// no limit.
-fn inbound_limits(live: &ActivePolicy) -> Option<Vec<LimitUsage>> {
+pub(in crate::state) fn inbound_limits(live: &ActivePolicy) -> Option<Vec<LimitUsage>> {
     let inbound = live
         .routes
         .iter()

@@ -223,14 +223,13 @@ pub fn parse_draining_ttl(header_value: &str) -> Option<Duration> {
 #[derive(Debug)]
 #[must_use = "a request is in flight as long as its guard lives"]
 pub struct InFlightGuard {
-    state: Arc<crate::state::State>,
+    drain: Arc<DrainState>,
     direction: Direction,
 }
 
 impl InFlightGuard {
     /// Counts a request in flight until the returned guard is dropped.
-    pub fn start(state: &Arc<crate::state::State>, direction: Direction, now: Instant) -> Self {
-        let drain = &state.drain;
+    pub fn start(drain: &Arc<DrainState>, direction: Direction, now: Instant) -> Self {
         let counters = drain.counters(direction);
         counters.in_flight.fetch_add(1, Ordering::AcqRel);
         counters.started_total.fetch_add(1, Ordering::Relaxed);
@@ -240,7 +239,7 @@ impl InFlightGuard {
             .last_started_millis
             .store(drain.millis_since_creation(now) + 1, Ordering::Release);
         Self {
-            state: state.clone(),
+            drain: drain.clone(),
             direction,
         }
     }
@@ -248,12 +247,11 @@ impl InFlightGuard {
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        let drain = &self.state.drain;
-        drain
+        self.drain
             .counters(self.direction)
             .in_flight
             .fetch_sub(1, Ordering::AcqRel);
-        drain.end_notify.notify_waiters();
+        self.drain.end_notify.notify_waiters();
     }
 }
 

@@ -1,0 +1,16 @@
+//! The `mode` of a protective section.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Whether a section acts on requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum ModeSetting {
+    /// Decides and acts on the decision.
+    #[default]
+    Enforce,
+    /// Decides, counts and explains like Enforce, but lets the request pass.
+    Shadow,
+    /// Disables the section, and does not inherit another one.
+    Off,
+}
