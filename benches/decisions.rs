@@ -43,7 +43,7 @@ use outrigger::{
         policies::rate_limit::RateLimitState,
         policies::retry_budget::RetryBudgetState,
         policies::stale::{CachedResponse, StaleState},
-        topology::backend::SelectionRequest,
+        topology::backend::selection::SelectionRequest,
     },
     telemetry::{Telemetry, access_log::AccessLogWriter},
 };

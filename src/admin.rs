@@ -19,6 +19,7 @@
 //! | `POST /quitquitquit` | drains and ends, because the app has ended |
 //! | `POST /api/v1/breakers/NAME/{force-open,disable,reset,auto}` | changes a breaker |
 
+mod admin_state;
 mod api;
 mod decisions;
 mod events;
@@ -45,15 +46,10 @@ use axum::{
 use tokio::sync::watch;
 
 use crate::{
+    admin::admin_state::AdminState,
     resilience::lifecycle::Stage,
     state::{State, instance::listener_sockets::AcceptScope},
 };
-
-#[derive(Clone)]
-struct AdminState {
-    state: Arc<State>,
-    token: Option<Arc<str>>,
-}
 
 /// Serves the admin API on the socket until the instance has handed over to its successor.
 ///
@@ -121,8 +117,16 @@ pub async fn serve(
 }
 
 async fn list_paths() -> &'static str {
-    "GET  /livez /readyz /startupz (?verbose) /app-health/{livez,readyz,startupz,connect} /drained\nGET  /metrics\nGET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits /api/v1/recovery\n\
-     GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\nPOST /quitquitquit /api/v1/drain (?requireCapacity=true) /api/v1/reload /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n"
+    concat!(
+        "GET  /livez /readyz /startupz (?verbose)",
+        " /app-health/{livez,readyz,startupz,connect} /drained\n",
+        "GET  /metrics\n",
+        "GET  /api/v1/status /api/v1/routes /api/v1/backends /api/v1/breakers /api/v1/limits",
+        " /api/v1/recovery\n",
+        "GET  /api/v1/decisions (?request=ID, ?trace=ID, ?limit=N) /api/v1/events\n",
+        "POST /quitquitquit /api/v1/drain (?requireCapacity=true) /api/v1/reload",
+        " /api/v1/breakers/NAME/{force-open,disable,reset,auto}\n",
+    )
 }
 
 /// Admits GET and HEAD from everywhere, and other methods only from an authorized client.

@@ -20,7 +20,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::{runtime, sync::oneshot};
+use tokio::{
+    runtime,
+    sync::{mpsc, oneshot},
+};
 
 use crate::{
     admin, clock,
@@ -50,7 +53,7 @@ pub struct App {
     admin_address: SocketAddr,
     control_thread: Option<JoinHandle<ExitReason>>,
     stop_control: Option<oneshot::Sender<()>>,
-    admin_server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    admin_server: Option<AdminServer>,
 }
 
 /// Reason why an instance cannot start.
@@ -138,7 +141,9 @@ impl App {
         }
         let inheritance = listeners.inherited_share();
         if predecessor.is_some() && inheritance == InheritedShare::None {
-            return Err(StartError::Bind("the running process has none of the policies' listeners; name another path with --handover, or stop it".to_owned()));
+            let reason = "the running process has none of the policies' listeners; name another \
+                          path with --handover, or stop it";
+            return Err(StartError::Bind(reason.to_owned()));
         }
         if let Some(age) = predecessor
             .as_ref()
@@ -169,24 +174,13 @@ impl App {
             signals,
             tasks,
         };
-        let (end, ended) = oneshot::channel();
-        let control = thread::Builder::new()
-            .name("control".into())
-            .spawn(move || {
-                let run = async {
-                    tokio::select! {
-                        end = control.run(commands) => end,
-                        _ = ended => ExitReason::Immediate,
-                    }
-                };
-                runtime.block_on(run)
-            })?;
+        let (control_thread, stop_control) = spawn_control(runtime, control, commands)?;
         Ok(Self {
             state,
             listeners,
             admin_address,
-            control_thread: Some(control),
-            stop_control: Some(end),
+            control_thread: Some(control_thread),
+            stop_control: Some(stop_control),
             admin_server: Some(admin),
         })
     }
@@ -258,6 +252,26 @@ struct ExistingSockets {
     is_supervised: bool,
 }
 
+/// Runs the control loop on a thread of its own, until it ends or the returned sender is used.
+fn spawn_control(
+    runtime: runtime::Runtime,
+    control: ControlLoop,
+    commands: mpsc::Receiver<Command>,
+) -> io::Result<(JoinHandle<ExitReason>, oneshot::Sender<()>)> {
+    let (stop, stopped) = oneshot::channel();
+    let thread = thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    end = control.run(commands) => end,
+                    _ = stopped => ExitReason::Immediate,
+                }
+            })
+        })?;
+    Ok((thread, stop))
+}
+
 fn collect_existing_sockets(settings: &Settings) -> Result<ExistingSockets, StartError> {
     let to_start_error = |error: io::Error| {
         StartError::Bind(format!(
@@ -313,7 +327,11 @@ fn start_admin(
     let thread = thread::Builder::new().name("admin".into()).spawn(move || {
         runtime.block_on(async {
             tokio::select! {
-                ended = server => if let Err(error) = ended { tracing::error!("the admin server ended: {error}") },
+                ended = server => {
+                    if let Err(error) = ended {
+                        tracing::error!("the admin server ended: {error}");
+                    }
+                }
                 _ = stopped => {}
             }
         });

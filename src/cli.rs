@@ -18,36 +18,17 @@ mod demo;
 mod diff;
 mod drain;
 mod explain;
+mod output;
 mod run;
 
-use std::{ffi::OsString, io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-/// Result of a command, which determines the exit code of the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CommandOutcome {
-    Success,
-    /// The command ran and its result is negative, for example a failed probe (exit code 1).
-    Negative,
-    UsageError,
-    PolicyRefused,
-    Unavailable,
-    InternalError,
-}
-
-impl From<CommandOutcome> for ExitCode {
-    fn from(outcome: CommandOutcome) -> Self {
-        Self::from(match outcome {
-            CommandOutcome::Success => 0,
-            CommandOutcome::Negative => 1,
-            CommandOutcome::UsageError => 64,
-            CommandOutcome::PolicyRefused => 65,
-            CommandOutcome::Unavailable => 69,
-            CommandOutcome::InternalError => 70,
-        })
-    }
-}
+use crate::cli::{
+    arguments::AdminOptions,
+    output::{CommandOutcome, print_line},
+};
 
 /// A per-service resilience sidecar: circuit breakers, rate limits, retries, timeouts, health
 /// checks and lossless drain for HTTP.
@@ -87,22 +68,6 @@ enum CliCommand {
     Healthcheck(admin_client::HealthcheckCommand),
 }
 
-/// Options that locate the admin server of a running sidecar and authorize changes.
-#[derive(Debug, Clone, clap::Args)]
-struct AdminOptions {
-    /// Address of the admin server.
-    #[arg(
-        long,
-        env = "OUTRIGGER_ADMIN",
-        default_value = "127.0.0.1:16090",
-        value_name = "ADDR"
-    )]
-    admin: SocketAddr,
-    /// File with the bearer token of the admin server. Only changes from another host need it.
-    #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
-    admin_token_file: Option<PathBuf>,
-}
-
 /// Parses the arguments, runs the command that they name, and returns its exit code.
 ///
 /// Invalid arguments are reported on standard error, with exit code 64.
@@ -140,24 +105,4 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn print_schema() -> CommandOutcome {
     print_line(&format!("{:#}", crate::policy::json_schema()));
     CommandOutcome::Success
-}
-
-/// Prints the text and one line break to standard output.
-fn print_line(text: &str) {
-    // If the write fails, the reader has closed the pipe and needs no more output.
-    _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
-}
-
-/// Prints the text and one line break to standard error.
-fn print_error(text: &str) {
-    // If the write fails, there is no other channel to report it on.
-    _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
-}
-
-/// Returns the environment variables, for `${NAME}` in policies. Variables that are not valid
-/// Unicode are omitted.
-fn read_environment() -> std::collections::HashMap<String, String> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
 }

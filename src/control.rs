@@ -127,12 +127,14 @@ impl ControlLoop {
                     // Dropping the reply channel notifies the requester that no reload took
                     // place.
                     Command::Reload(_) => {}
-                    Command::Drain { requested_by: asked_by, after_drain: going, started: begun } => {
-                        drain_controller.begin(asked_by, going);
+                    Command::Drain { requested_by, after_drain, started } => {
+                        drain_controller.begin(requested_by, after_drain);
                         // The requester may have disconnected; its receiver is then closed.
-                        _ = begun.send(());
+                        _ = started.send(());
                     }
-                    Command::ProbeApp { backend, path, reply } => app_probes.send_probe(backend, path, reply),
+                    Command::ProbeApp { backend, path, reply } => {
+                        app_probes.send_probe(backend, path, reply);
+                    }
                 },
                 () = app_probes.publish_next_result() => {}
                 Some(ended) = tasks.join_next() => return report_ended_task(&ended),
@@ -141,10 +143,16 @@ impl ControlLoop {
                     // The reloader has already reported a failure as an event.
                     signals::ProcessSignal::Reload if may_reload => drop(reloader.reload()),
                     signals::ProcessSignal::Reload => {}
-                    signals::ProcessSignal::Terminate(_) if has_end_signal => return ExitReason::Immediate,
+                    signals::ProcessSignal::Terminate(_) if has_end_signal => {
+                        return ExitReason::Immediate;
+                    }
                     signals::ProcessSignal::Terminate(name) => {
                         has_end_signal = true;
-                        if is_supervised && !drain_controller.has_begun() { drain_controller.hand_over(name) } else { drain_controller.begin(name, AfterDrain::Terminate) }
+                        if is_supervised && !drain_controller.has_begun() {
+                            drain_controller.hand_over(name);
+                        } else {
+                            drain_controller.begin(name, AfterDrain::Terminate);
+                        }
                     }
                 },
                 Some(successor) = successors.recv() => {

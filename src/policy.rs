@@ -18,6 +18,7 @@ pub mod diagnostic;
 pub mod diff;
 pub mod document;
 pub mod endpoints;
+mod loaded_policy;
 pub mod matching;
 mod schema_check;
 pub mod snapshot;
@@ -27,16 +28,8 @@ pub mod units;
 
 use std::{collections::HashMap, path::Path};
 
-use crate::policy::{diagnostic::Diagnostics, snapshot::PolicySnapshot, source::PolicySource};
-
-/// Compiled policy set, with the warnings about it.
-#[derive(Debug)]
-pub struct LoadedPolicy {
-    /// Compiled policy set, ready to be activated.
-    pub snapshot: PolicySnapshot,
-    /// Problems that are probably mistakes but do not prevent activation.
-    pub warnings: Diagnostics,
-}
+use crate::policy::{diagnostic::Diagnostics, source::PolicySource};
+pub use crate::policy::{document::json_schema, loaded_policy::LoadedPolicy};
 
 /// Reads and compiles all policy files of a directory, or one file.
 ///
@@ -60,13 +53,4 @@ pub fn load_source(
     environment: &HashMap<String, String>,
 ) -> Result<LoadedPolicy, Diagnostics> {
     compile::compile(source, environment)
-}
-
-/// Returns the JSON Schema (draft 2020-12) of one document, derived from the types that read
-/// it.
-#[must_use]
-pub fn json_schema() -> serde_json::Value {
-    let mut schema = schemars::schema_for!(document::Document);
-    schema.insert("title".into(), "Outrigger resilience policy".into());
-    schema.to_value()
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::{
-    admin::{AdminState, gauges, view},
+    admin::{admin_state::AdminState, gauges, view},
     clock,
     resilience::breaker::{Breaker, Transition},
     state::instance::command::Command,

@@ -9,7 +9,9 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{admin::AdminState, clock::Rfc3339, telemetry::decision_log::RequestDecisions};
+use crate::{
+    admin::admin_state::AdminState, clock::Rfc3339, telemetry::decision_log::RequestDecisions,
+};
 
 /// Maximum number of traces in a response without a `limit` parameter.
 const DEFAULT_LIMIT: usize = 100;

@@ -13,7 +13,7 @@ use futures_core::Stream;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::{admin::AdminState, clock::Rfc3339, telemetry::EventRecord};
+use crate::{admin::admin_state::AdminState, clock::Rfc3339, telemetry::EventRecord};
 
 /// Streams the retained events first, then each new event as it is emitted.
 pub(super) async fn stream_events(
@@ -82,7 +82,11 @@ impl Stream for EventStream {
 }
 
 fn encode_event(numbered: &EventRecord) -> Message {
-    let data = json!({"at": Rfc3339(numbered.emitted_at).to_string(), "kind": numbered.event.kind(), "text": numbered.event.to_string()});
+    let data = json!({
+        "at": Rfc3339(numbered.emitted_at).to_string(),
+        "kind": numbered.event.kind(),
+        "text": numbered.event.to_string(),
+    });
     Message::default()
         .id(numbered.sequence.to_string())
         .event(numbered.event.kind())

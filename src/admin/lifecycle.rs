@@ -15,7 +15,7 @@ use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
 use crate::{
     admin::{
-        AdminState,
+        admin_state::AdminState,
         api::{ClientAddress, audit, busy_response},
         view,
     },

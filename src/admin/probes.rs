@@ -10,7 +10,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::{admin::AdminState, clock, state::instance::lifecycle::ReadinessCondition};
+use crate::{
+    admin::admin_state::AdminState, clock, state::instance::lifecycle::ReadinessCondition,
+};
 
 /// `/livez` passes while every worker thread of the data plane makes progress.
 ///
@@ -44,7 +46,12 @@ pub(super) async fn readyz(
         .collect();
     match lifecycle.policy_current() {
         Ok(()) => lines.push("[+] policy-current: the newest policies are in force".to_owned()),
-        Err(reason) => lines.push(format!("[!] policy-current: the last good policies are in force, a newer set is refused (does not gate): {}", reason.replace('\n', "; "))),
+        Err(reason) => lines.push(format!(
+            "[!] policy-current: the last good policies are in \
+                                           force, a newer set is refused (does not gate): \
+                                           {}",
+            reason.replace('\n', "; ")
+        )),
     }
     lines.extend(
         lifecycle

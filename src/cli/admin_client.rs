@@ -15,9 +15,8 @@ use serde_json::Value;
 
 use crate::{
     cli::{
-        AdminOptions, CommandOutcome,
-        arguments::{parse_duration, read_admin_token},
-        print_error, print_line,
+        arguments::{AdminOptions, parse_duration, read_admin_token},
+        output::{CommandOutcome, print_error, print_line},
     },
     clock,
 };
@@ -198,7 +197,8 @@ pub(super) fn explain_request(admin: &AdminOptions, request: &str) -> CommandOut
     let found = found.as_array().map(Vec::as_slice).unwrap_or_default();
     if found.is_empty() {
         print_error(&format!(
-            "nothing is known of the request {request}: nothing had to be decided about it, or too many came after it; the access log has a line of each"
+            "nothing is known of the request {request}: nothing had to be decided about it, or too \
+             many came after it; the access log has a line of each"
         ));
         return CommandOutcome::Negative;
     }
@@ -313,7 +313,8 @@ pub(super) fn try_send_request(
     stream.set_read_timeout(timeout)?;
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n{authorization}\r\n",
+        "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: \
+         0\r\n{authorization}\r\n",
         admin.admin
     )?;
     let mut response = String::new();

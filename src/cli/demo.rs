@@ -25,13 +25,14 @@ use clap::Args;
 use crate::{
     app::App,
     cli::{
-        CommandOutcome,
+        arguments::read_environment,
         demo::{
             app::{DemoFault, FaultSwitch},
             load::DemoLoad,
             screen::Screen,
         },
-        print_error, read_environment, run,
+        output::{CommandOutcome, print_error},
+        run,
     },
     clock,
     settings::Settings,

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::{
-    cli::{CommandOutcome, print_error, print_line, read_environment},
+    cli::{
+        arguments::read_environment,
+        output::{CommandOutcome, print_error, print_line},
+    },
     policy::{self, diff},
 };
 

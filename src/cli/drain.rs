@@ -9,7 +9,11 @@ use std::{thread, time::Duration};
 use clap::Args;
 use serde_json::Value;
 
-use crate::cli::{AdminOptions, CommandOutcome, admin_client, print_error, print_line};
+use crate::cli::{
+    admin_client,
+    arguments::AdminOptions,
+    output::{CommandOutcome, print_error, print_line},
+};
 
 /// Interval between two checks of the app; longer than the 500 ms for which the sidecar caches
 /// the result.
@@ -64,7 +68,8 @@ impl DrainCommand {
             200..=299 => print_line(&describe_capacity(&response["capacity"])),
             409 => {
                 print_error(&format!(
-                    "{}\nnot drained, because of --require-capacity; add --force to drain all the same",
+                    "{}\nnot drained, because of --require-capacity; add --force to drain all the \
+                     same",
                     describe_capacity(&response["capacity"])
                 ));
                 return CommandOutcome::Negative;
@@ -199,11 +204,13 @@ fn describe_capacity(capacity: &Value) -> String {
         "enough" => format!("the others can carry it: {stays}; {here}; {each}"),
         "too_little" => format!("the others cannot carry it: {stays}; {here}; {each}"),
         "unknown_limit" => format!(
-            "nobody knows whether the others can carry it: {stays}; {here}; {each}; add `connectionLimits` to the inbound routes"
+            "nobody knows whether the others can carry it: {stays}; {here}; {each}; add \
+             `connectionLimits` to the inbound routes"
         ),
         "alone" => format!("no other replica can be asked; {here}"),
         _ => format!(
-            "nobody knows of other replicas: `lifecycle.replicas` names the backend that lists them; {here}"
+            "nobody knows of other replicas: `lifecycle.replicas` names the backend that lists \
+             them; {here}"
         ),
     }
 }

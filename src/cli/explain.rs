@@ -9,7 +9,11 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 use clap::Args;
 
 use crate::{
-    cli::{AdminOptions, CommandOutcome, admin_client, print_error, print_line, read_environment},
+    cli::{
+        admin_client,
+        arguments::{AdminOptions, read_environment},
+        output::{CommandOutcome, print_error, print_line},
+    },
     clock::Rfc3339,
     policy::{
         self,
@@ -175,12 +179,18 @@ fn describe_into(
     if let Some(fault) = &route.fault_injection {
         writeln!(
             out,
-            "  fault on purpose   {:?}, until {}, delay {:?}, abort {:?}",
-            fault.mode,
-            Rfc3339(fault.until),
-            fault.delay,
-            fault.abort
+            "  fault injection    {}, until {}",
+            fault.mode.name(),
+            Rfc3339(fault.until)
         )?;
+        if let Some((delay, share)) = fault.delay {
+            let (delay, percent) = (PolicyDuration(delay), share.percent());
+            writeln!(out, "                     delays {percent} % by {delay}")?;
+        }
+        if let Some((status, share)) = fault.abort {
+            let percent = share.percent();
+            writeln!(out, "                     aborts {percent} % with {status}")?;
+        }
     }
     for mirror in &route.mirrors {
         writeln!(
@@ -193,10 +203,10 @@ fn describe_into(
     if let (Some(protection), Direction::Inbound) = (&snapshot.protection, route.direction) {
         writeln!(
             out,
-            "  shed by            {}: {} ({:?})",
+            "  shed by            {}: {} ({})",
             protection.priority_header,
             protection.priority_classes.join(" > "),
-            protection.mode
+            protection.mode.name()
         )?;
     }
     match &route.action {
@@ -207,7 +217,7 @@ fn describe_into(
             let backend = &snapshot.backends[to.backend];
             writeln!(
                 out,
-                "  backend            {} (weight {}): {} by {:?}",
+                "  backend            {} (weight {}): {} by {}",
                 backend.name,
                 to.weight,
                 describe_endpoints(&backend.discovery),
@@ -251,8 +261,9 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     let codes: Vec<String> = retry.codes.iter().map(|code| code.to_string()).collect();
     writeln!(
         out,
-        "    retry            {:?}, {} attempts after the first, codes [{}], {:?}, body kept up to {} bytes   (from {})",
-        retry.mode,
+        "    retry            {}, {} attempts after the first, codes [{}], triggers [{}], \
+         body kept up to {} bytes   (from {})",
+        retry.mode.name(),
         retry.config.attempts,
         codes.join(" "),
         retry.config.triggers,
@@ -274,8 +285,12 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         None => writeln!(out, "    circuit breaker  none")?,
         Some(breaker) => writeln!(
             out,
-            "    circuit breaker  {}: {:?}, scope {:?}, {:?}   (from {})",
-            breaker.name, breaker.mode, breaker.scope, breaker.config, breaker.origin
+            "    circuit breaker  {}: {}, scope {}, {}   (from {})",
+            breaker.name,
+            breaker.mode.name(),
+            breaker.scope,
+            breaker.config,
+            breaker.origin
         )?,
     }
     describe_limits(out, policy)?;
@@ -291,16 +306,19 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
         );
         writeln!(
             out,
-            "    hedging          {}: {:?}, up to {} requests, {delay}   (from {})",
-            hedging.name, hedging.mode, hedging.config.max_attempts, hedging.origin
+            "    hedging          {}: {}, up to {} requests, {delay}   (from {})",
+            hedging.name,
+            hedging.mode.name(),
+            hedging.config.max_attempts,
+            hedging.origin
         )?;
     }
     if let Some(stale) = &policy.stale_if_error {
         writeln!(
             out,
-            "    stale answers    {}: {:?}, up to {} old, {} bytes each and {} in all   (from {})",
+            "    stale answers    {}: {}, up to {} old, {} bytes each and {} in all   (from {})",
             stale.name,
-            stale.mode,
+            stale.mode.name(),
             PolicyDuration(stale.max_age),
             stale.max_entry_bytes,
             stale.max_bytes,
@@ -310,14 +328,17 @@ fn describe_degradation(out: &mut String, policy: &PolicySpec) -> std::fmt::Resu
     let Some(fallback) = &policy.fallback else {
         return Ok(());
     };
+    let triggers: Vec<String> = fallback.triggers.iter().map(ToString::to_string).collect();
     let to = match &fallback.action {
         FallbackAction::Response { status, .. } => format!("answers {status}"),
         FallbackAction::Backend(name) => format!("asks {name}"),
     };
     writeln!(
         out,
-        "    fallback         {:?}, {to} on {:?}   (from {})",
-        fallback.mode, fallback.triggers, fallback.origin
+        "    fallback         {}, {to} on {}   (from {})",
+        fallback.mode.name(),
+        triggers.join(", "),
+        fallback.origin
     )
 }
 
@@ -331,9 +352,10 @@ fn describe_limits(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         );
         writeln!(
             out,
-            "    admission        {}: {:?}, below {min_success_percent} % good in {} up to {max_rejection_percent} % are refused, from {} a second   (from {})",
+            "    admission        {}: {}, below {min_success_percent} % good in {} \
+             up to {max_rejection_percent} % are rejected, from {} a second   (from {})",
             admission.name,
-            admission.mode,
+            admission.mode.name(),
             PolicyDuration(config.window),
             config.min_request_rate,
             admission.origin
@@ -343,15 +365,19 @@ fn describe_limits(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
         None => writeln!(out, "    limits           none"),
         Some(limits) => writeln!(
             out,
-            "    limits           {}: {:?}, {} in flight{}, {} pending for {}, {} connections ({} to one endpoint), {} retries at once   (from {})",
+            "    limits           {}: {}, {} in flight{}, {} pending for {}, {} connections \
+             ({} to one endpoint), {} retries at once   (from {})",
             limits.name,
-            limits.mode,
+            limits.mode.name(),
             limits.concurrency.max_in_flight,
             limits
                 .adaptive
                 .map_or(String::new(), |(config, mode)| format!(
-                    " (between {} and {} by {:?}, {mode:?})",
-                    config.min_limit, config.max_limit, config.algorithm
+                    " (between {} and {} by {}, {})",
+                    config.min_limit,
+                    config.max_limit,
+                    config.algorithm,
+                    mode.name()
                 )),
             limits.concurrency.max_pending,
             PolicyDuration(limits.pending_timeout),

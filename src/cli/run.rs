@@ -10,9 +10,8 @@ use clap::{Args, ValueEnum};
 use crate::{
     app::{App, StartError},
     cli::{
-        CommandOutcome,
-        arguments::{parse_duration, read_admin_token},
-        print_error, read_environment,
+        arguments::{parse_duration, read_admin_token, read_environment},
+        output::{CommandOutcome, print_error},
     },
     settings::Settings,
     state::instance::lifecycle::ExitReason,
@@ -52,7 +51,13 @@ pub(super) struct RunCommand {
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
     /// Interval at which the policy directory is checked, in addition to file system notifications.
-    #[arg(long, env = "OUTRIGGER_POLL_INTERVAL", default_value = "5s", value_parser = parse_nonzero_duration, value_name = "DURATION")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_POLL_INTERVAL",
+        default_value = "5s",
+        value_parser = parse_nonzero_duration,
+        value_name = "DURATION"
+    )]
     poll_interval: Duration,
     /// Zone of this instance, used to prefer endpoints in the same zone. Use the value of the
     /// node label `topology.kubernetes.io/zone`.
@@ -71,7 +76,13 @@ pub(super) struct RunCommand {
     #[arg(long, env = "OUTRIGGER_HANDOVER", value_name = "PATH")]
     handover: Option<PathBuf>,
     /// Log level, or directives like `info,outrigger::proxy=debug`.
-    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info", value_parser = parse_log_level, value_name = "LEVEL")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_LOG_LEVEL",
+        default_value = "info",
+        value_parser = parse_log_level,
+        value_name = "LEVEL"
+    )]
     log_level: String,
     /// Format of the log: lines of text or JSON objects.
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", default_value = "text", value_enum)]
@@ -159,7 +170,8 @@ pub(super) fn report_start_error(error: &StartError) -> CommandOutcome {
         StartError::Policy(faults) => {
             print_error(&faults.to_human());
             print_error(
-                "outrigger: the policies are refused, and there are no last good ones (--state-dir); `outrigger check` looks without starting",
+                "outrigger: the policies are refused, and there are no last good ones \
+                 (--state-dir); `outrigger check` looks without starting",
             );
             CommandOutcome::PolicyRefused
         }

@@ -14,7 +14,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -200,13 +200,6 @@ async fn poll_dns(
         // Up to 10 % of negative jitter keeps many sidecars from querying in step.
         clock::sleep_until(clock::now() + next.mul_f64(1.0 - 0.1 * fastrand::f64())).await;
     }
-}
-
-/// Endpoints of a name, and the time at which the DNS response expires.
-#[derive(Debug)]
-struct ResolvedEndpoints {
-    endpoints: Vec<EndpointSpec>,
-    valid_until: Instant,
 }
 
 impl DiscoveryContext {

@@ -15,28 +15,21 @@
 //! | 3 | accepts connections, confirms that it is ready | stops accepting, acknowledges |
 //! | 4 | listens on the Unix socket path | finishes its requests, terminates |
 
+mod socket_message;
+
 use std::{
-    fs,
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
+    fs, io,
     net::{SocketAddr, TcpListener},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::{
-            fs::{FileTypeExt, PermissionsExt},
-            net::UnixStream as StdUnixStream,
-        },
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream as StdUnixStream,
     },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -45,6 +38,7 @@ use tokio::{
 
 use crate::{
     clock,
+    control::handover::socket_message::{receive_sockets, send_sockets, verify_peer_user},
     state::{
         State,
         instance::{
@@ -55,13 +49,6 @@ use crate::{
         },
     },
 };
-
-/// Maximum number of sockets in a handover. Linux sends at most 253 descriptors in one message;
-/// an instance has far fewer listeners.
-const MAX_SOCKETS: usize = 128;
-
-/// Maximum size in bytes of the JSON description of the sockets.
-const MAX_DESCRIPTION_BYTES: usize = 64 << 10;
 
 /// Time for which a successor waits for the sockets, and for the acknowledgement of its
 /// predecessor.
@@ -152,17 +139,6 @@ pub fn request_sockets(path: &Path) -> io::Result<Option<(Predecessor, Vec<Bound
     )))
 }
 
-/// Accepts peers of the same user, and root, which has full access anyway.
-fn verify_peer_user(uid: u32) -> io::Result<()> {
-    if uid == rustix::process::geteuid().as_raw() || uid == 0 {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!("the other process is one of the user {uid}"),
-    ))
-}
-
 /// Takes the sockets that a supervisor passed to this process through the systemd protocol
 /// (`sd_listen_fds`).
 ///
@@ -224,8 +200,9 @@ pub(super) async fn take_over(
         .map_err(|error| format!("the process that runs cannot be talked to: {error}"))?;
     if let Some(mut predecessor) = predecessor {
         let mut nothing = [0];
+        let ready = lifecycle.wait_until(Lifecycle::is_ready);
         let readiness = tokio::select! {
-            is_ready = clock::timeout(Some(READY_TIMEOUT), lifecycle.wait_until(Lifecycle::is_ready)) => Some(is_ready),
+            is_ready = clock::timeout(Some(READY_TIMEOUT), ready) => Some(is_ready),
             // The predecessor sends nothing before the confirmation, so a completed read means
             // that it has ended and nobody accepts.
             _ = predecessor.read(&mut nothing) => None,
@@ -250,7 +227,8 @@ pub(super) async fn take_over(
                     .map(|condition| condition.reason)
                     .collect();
                 return Err(format!(
-                    "this process is not ready after {READY_TIMEOUT:?} ({}); the one that runs goes on",
+                    "this process is not ready after {READY_TIMEOUT:?} ({}); the one that runs \
+                     goes on",
                     unmet.join(", ")
                 ));
             }
@@ -405,82 +383,6 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
-}
-
-fn send_sockets(
-    stream: &UnixStream,
-    sockets: &[BoundSocket],
-    ready_for: Option<Duration>,
-) -> io::Result<()> {
-    if sockets.len() > MAX_SOCKETS {
-        return Err(io::Error::other(format!(
-            "there are {} sockets, and no more than {MAX_SOCKETS} can be handed over",
-            sockets.len()
-        )));
-    }
-    let described: Vec<Value> = sockets
-        .iter()
-        .map(|bound| json!({"owner": bound.owner, "asked": bound.requested_address.to_string()}))
-        .collect();
-    let ready_for = ready_for.and_then(|age| u64::try_from(age.as_millis()).ok());
-    let description =
-        serde_json::to_vec(&json!({"sockets": described, "ready_for_ms": ready_for}))?;
-    let handles: Vec<_> = sockets.iter().map(|bound| bound.socket.as_fd()).collect();
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&handles));
-    // The length comes first, so that the receiver can detect the end of the description.
-    let length = u32::try_from(description.len())
-        .map_err(io::Error::other)?
-        .to_be_bytes();
-    let whole = [&length[..], &description].concat();
-    let sent = sendmsg(
-        stream,
-        &[IoSlice::new(&whole)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
-    if sent == whole.len() {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::WriteZero.into())
-    }
-}
-
-fn receive_sockets(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let (mut description, mut handles) = (Vec::new(), Vec::new());
-    loop {
-        let mut piece = vec![0; 8 << 10];
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            stream,
-            &mut [IoSliceMut::new(&mut piece)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )?
-        .bytes;
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                handles.extend(rights);
-            }
-        }
-        description.extend_from_slice(&piece[..received]);
-        let length = description
-            .get(..4)
-            .and_then(|length| length.try_into().ok())
-            .map(u32::from_be_bytes);
-        match length.and_then(|length| usize::try_from(length).ok()) {
-            Some(length) if length > MAX_DESCRIPTION_BYTES => {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            Some(length) if description.len() >= 4 + length => {
-                return Ok((description[4..4 + length].to_vec(), handles));
-            }
-            _ if received == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => {}
-        }
-    }
 }
 
 /// Binds the admin socket, or takes the inherited one. Also returns whether the socket is

@@ -162,7 +162,13 @@ async fn execute_action(state: Arc<State>, spec: RecoverySpec, rung: u32, troubl
         }
         RecoveryAction::Webhook { .. } if is_shadow => ("webhook", Ok(trouble)),
         RecoveryAction::Webhook { url, timeout } => {
-            let body = json!({"recovery": &*spec.name, "backend": &*spec.backend, "rung": rung + 1, "trouble": trouble, "at": Rfc3339(clock::wall_time()).to_string()});
+            let body = json!({
+                "recovery": &*spec.name,
+                "backend": &*spec.backend,
+                "rung": rung + 1,
+                "trouble": trouble,
+                "at": Rfc3339(clock::wall_time()).to_string(),
+            });
             (
                 "webhook",
                 call_webhook(url, Bytes::from(body.to_string()), *timeout).await,

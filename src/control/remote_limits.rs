@@ -229,10 +229,12 @@ impl EngineConnection {
     async fn open(spec: &RemoteEngineSpec) -> Result<Self, String> {
         match spec {
             #[cfg(feature = "redis")]
-            RemoteEngineSpec::Redis(spec) => redis::RedisEngine::open(spec).await.map(Self::Redis),
+            RemoteEngineSpec::Redis(spec) => redis::RedisEngine::open(spec, ENGINE_TIMEOUT)
+                .await
+                .map(Self::Redis),
             #[cfg(feature = "rls")]
             RemoteEngineSpec::Service(spec) => {
-                rate_limit_service::RateLimitServiceEngine::open(spec)
+                rate_limit_service::RateLimitServiceEngine::open(spec, ENGINE_TIMEOUT)
                     .await
                     .map(Self::Service)
             }

@@ -16,7 +16,7 @@ use crate::{
     clock,
     resilience::shed::{OverloadLevelChange, OverloadSignal, ProtectionConfig},
     state::State,
-    telemetry::event::Event,
+    telemetry::{event::Event, label::Label},
 };
 
 /// Interval between two samples.
@@ -64,7 +64,8 @@ pub(super) async fn monitor_resources(state: Arc<State>, cgroup: Option<PathBuf>
                     unreadable_signals.push(signal);
                     emit_change(&state, state.protection.record_signal(signal, None, now));
                     tracing::warn!(
-                        "{signal:?} of the policy's protection cannot be watched in {}: {error}",
+                        "{} of the policy's protection cannot be watched in {}: {error}",
+                        signal.label(),
                         cgroup.display()
                     );
                 }

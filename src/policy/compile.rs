@@ -8,6 +8,7 @@
 mod admission;
 mod backends;
 mod balancing;
+mod compiler;
 mod degradation;
 mod global_rate_limit;
 mod health;
@@ -20,16 +21,20 @@ mod routes;
 mod sections;
 mod tls;
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use crate::policy::{
-    LoadedPolicy,
-    diagnostic::{Diagnostic, Diagnostics, Severity, SourceSpan, did_you_mean},
-    document::{Document, Sections},
+    compile::{
+        compiler::{Compiler, LocatedDocument, SectionScope, source_span},
+        routes::RouteReferences,
+    },
+    diagnostic::{Diagnostic, Diagnostics, Severity, SourceSpan},
+    document::{self, Document},
+    loaded_policy::LoadedPolicy,
     schema_check,
     snapshot::{PolicySnapshot, SectionOrigin},
     source::{PolicyFile, PolicySource},
-    tree::{self, Node, NodePath, Position},
+    tree,
 };
 
 /// Compiles a policy set, with `environment` substituted for `${NAME}`.
@@ -83,56 +88,6 @@ pub fn compile(
     }
 }
 
-/// A document, with its file and its tree of positions.
-struct LocatedDocument<'a> {
-    file: &'a PolicyFile,
-    root: Node,
-    document: Document,
-}
-
-/// Location of a field in a document that is being compiled.
-#[derive(Clone)]
-struct FieldLocation<'a> {
-    located: &'a LocatedDocument<'a>,
-    path: NodePath,
-}
-
-impl FieldLocation<'_> {
-    fn key(&self, key: &str) -> Self {
-        Self {
-            located: self.located,
-            path: self.path.key(key),
-        }
-    }
-
-    fn index(&self, index: usize) -> Self {
-        Self {
-            located: self.located,
-            path: self.path.index(index),
-        }
-    }
-
-    fn source_span(&self) -> SourceSpan {
-        source_span(self.located.file, self.located.root.locate(&self.path))
-    }
-}
-
-/// Sections of one source, with its location and origin.
-struct SectionScope<'s, 'a> {
-    origin: SectionOrigin,
-    at: FieldLocation<'a>,
-    sections: &'s Sections,
-}
-
-struct Compiler<'a> {
-    documents: &'a [LocatedDocument<'a>],
-    diagnostics: Vec<Diagnostic>,
-    /// Whether a file was refused, so that an unknown name may be defined in it.
-    is_partial: bool,
-    /// Whether warnings are suppressed, while sections are compiled that may have no effect.
-    suppresses_warnings: bool,
-}
-
 impl<'a> Compiler<'a> {
     fn compile(&mut self, hash: String) -> PolicySnapshot {
         self.check_document_names();
@@ -148,7 +103,7 @@ impl<'a> Compiler<'a> {
 
         let listeners = self.compile_listeners();
         let backends = self.compile_backends();
-        let references = routes::RouteReferences {
+        let references = RouteReferences {
             listeners: &listeners,
             backends: &backends,
             policies: &policies,
@@ -176,211 +131,13 @@ impl<'a> Compiler<'a> {
             access_log,
         }
     }
-
-    fn check_document_names(&mut self) {
-        let mut seen = HashMap::new();
-        for located in self.documents {
-            let at = FieldLocation {
-                located,
-                path: NodePath::default().key("metadata").key("name"),
-            };
-            self.check_name(&at, "document", &located.document.metadata.name, &mut seen);
-        }
-    }
-
-    /// Returns the items of a list in all documents, with their locations.
-    fn collect_items<T: 'a>(
-        &self,
-        key: &str,
-        list: impl Fn(&'a Document) -> &'a [T],
-    ) -> Vec<(FieldLocation<'a>, &'a T)> {
-        let mut all = Vec::new();
-        for located in self.documents {
-            let at = FieldLocation {
-                located,
-                path: NodePath::default().key("spec").key(key),
-            };
-            all.extend(
-                list(&located.document)
-                    .iter()
-                    .enumerate()
-                    .map(|(index, item)| (at.index(index), item)),
-            );
-        }
-        all
-    }
-
-    /// Returns a section that only one document may contain, and reports further ones.
-    fn find_single_section<T: 'a>(
-        &mut self,
-        key: &str,
-        section: impl Fn(&'a Document) -> Option<&'a T>,
-    ) -> Option<(FieldLocation<'a>, &'a T)> {
-        let mut found: Option<(FieldLocation<'a>, &'a T)> = None;
-        for located in self.documents {
-            let Some(value) = section(&located.document) else {
-                continue;
-            };
-            let at = FieldLocation {
-                located,
-                path: NodePath::default().key("spec").key(key),
-            };
-            if let Some((first, _)) = &found {
-                let first = first.source_span();
-                self.error(&at, format!("`{key}` is given twice"))
-                    .hint(format!(
-                        "the other is at {}:{}; keep one",
-                        first.file, first.line
-                    ));
-            } else {
-                found = Some((at, value));
-            }
-        }
-        found
-    }
-
-    /// Reports a name that is invalid or already in use.
-    fn check_name(
-        &mut self,
-        at: &FieldLocation<'a>,
-        kind: &str,
-        name: &str,
-        seen: &mut HashMap<String, SourceSpan>,
-    ) {
-        let is_name = !name.is_empty()
-            && name.len() <= 63
-            && name.bytes().all(|byte| {
-                byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.'
-            });
-        if !is_name {
-            self.error(at, format!("`{name}` cannot be the name of a {kind}"))
-                .hint("use up to 63 lower-case letters, digits, `-` and `.`");
-        }
-        if let Some(first) = seen.get(name) {
-            let hint = format!("the other is at {}:{}", first.file, first.line);
-            self.error(at, format!("the {kind} `{name}` is given twice"))
-                .hint(hint);
-        } else {
-            seen.insert(name.to_owned(), at.source_span());
-        }
-    }
-
-    /// Parses a header name, converted to lower case, and reports an invalid one.
-    fn parse_header_name(
-        &mut self,
-        at: &FieldLocation<'a>,
-        name: &str,
-    ) -> Option<http::HeaderName> {
-        let parsed = name.to_ascii_lowercase().parse().ok();
-        if parsed.is_none() {
-            self.error(at, format!("`{name}` is not the name of a header"))
-                .hint("header names are letters, digits and `-`");
-        }
-        parsed
-    }
-
-    /// Parses a method in upper case, and reports an invalid one.
-    fn parse_method(&mut self, at: &FieldLocation<'a>, method: &str) -> Option<http::Method> {
-        let is_capitals =
-            !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
-        if !is_capitals {
-            self.error(at, format!("`{method}` is not a method"))
-                .hint("methods are written in capitals, like `GET`");
-        }
-        method.parse().ok().filter(|_| is_capitals)
-    }
-
-    fn report_unknown_reference<'n>(
-        &mut self,
-        at: &FieldLocation<'a>,
-        kind: &str,
-        name: &str,
-        known: impl Iterator<Item = &'n str> + Clone,
-    ) {
-        if self.is_partial {
-            return;
-        }
-        let hint = did_you_mean(name, known.clone())
-            .map(|suggestion| format!("did you mean `{suggestion}`?"));
-        let hint = hint.unwrap_or_else(|| {
-            let known: Vec<&str> = known.collect();
-            if known.is_empty() {
-                format!("there is no {kind} at all")
-            } else {
-                format!("known: {}", known.join(", "))
-            }
-        });
-        self.error(at, format!("there is no {kind} `{name}`"))
-            .hint(hint);
-    }
-
-    fn collect_named_policies(&mut self) -> HashMap<&'a str, SectionScope<'a, 'a>> {
-        let mut policies = HashMap::new();
-        let mut seen = HashMap::new();
-        for located in self.documents {
-            let at = FieldLocation {
-                located,
-                path: NodePath::default().key("spec").key("policies"),
-            };
-            for (name, sections) in &located.document.spec.policies {
-                let at = at.key(name);
-                self.check_name(&at, "policy", name, &mut seen);
-                let origin = SectionOrigin::RoutePolicy(Arc::from(name.as_str()));
-                policies.insert(
-                    name.as_str(),
-                    SectionScope {
-                        origin,
-                        at,
-                        sections,
-                    },
-                );
-            }
-        }
-        policies
-    }
-
-    fn error(
-        &mut self,
-        at: &FieldLocation<'_>,
-        message: impl Into<String>,
-    ) -> ReportedDiagnostic<'_> {
-        self.diagnostics
-            .push(Diagnostic::error(at.source_span(), message));
-        ReportedDiagnostic(self.diagnostics.last_mut())
-    }
-
-    fn warning(
-        &mut self,
-        at: &FieldLocation<'_>,
-        message: impl Into<String>,
-    ) -> ReportedDiagnostic<'_> {
-        if self.suppresses_warnings {
-            return ReportedDiagnostic(None);
-        }
-        self.diagnostics.push(Diagnostic {
-            severity: Severity::Warning,
-            ..Diagnostic::error(at.source_span(), message)
-        });
-        ReportedDiagnostic(self.diagnostics.last_mut())
-    }
-}
-
-/// Diagnostic that was just reported, to which the fix can be added. It is empty if suppressed.
-struct ReportedDiagnostic<'f>(Option<&'f mut Diagnostic>);
-
-impl ReportedDiagnostic<'_> {
-    fn hint(self, hint: impl Into<String>) {
-        if let Some(diagnostic) = self.0 {
-            diagnostic.hint = Some(hint.into());
-        }
-    }
 }
 
 fn read_documents<'a>(
     source: &'a PolicySource,
     environment: &HashMap<String, String>,
 ) -> (Vec<LocatedDocument<'a>>, Vec<Diagnostic>) {
-    let schema = crate::policy::json_schema();
+    let schema = document::json_schema();
     let mut documents = Vec::new();
     let mut diagnostics = Vec::new();
     for file in source.files() {
@@ -468,8 +225,4 @@ fn deserialization_diagnostic(file: &PolicyFile, error: &serde_saphyr::Error) ->
         .next()
         .unwrap_or_default();
     Diagnostic::error(source_span(file, position), message.to_owned())
-}
-
-fn source_span(file: &PolicyFile, position: Position) -> SourceSpan {
-    SourceSpan::from_position(file.name.clone(), &file.text, position)
 }

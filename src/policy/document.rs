@@ -167,3 +167,12 @@ pub const UNSUPPORTED_KEYS: &[&str] = &[
     "tracing",
     "session",
 ];
+
+/// Returns the JSON Schema (draft 2020-12) of one document, derived from the types that read
+/// it.
+#[must_use]
+pub fn json_schema() -> serde_json::Value {
+    let mut schema = schemars::schema_for!(Document);
+    schema.insert("title".into(), "Outrigger resilience policy".into());
+    schema.to_value()
+}

@@ -45,7 +45,8 @@ pub(super) fn compile_endpoint(endpoint: &EndpointFields) -> Result<EndpointSpec
     let address = endpoint.address.parse().map_err(|_| InvalidEndpoint {
         key: None,
         message: format!("`{}` is not an endpoint", endpoint.address),
-        hint: "write an IP address and a port, like `127.0.0.1:8080`, or `unix:/run/app.sock`; for names there is `dns`",
+        hint: "write an IP address and a port, like `127.0.0.1:8080`, or `unix:/run/app.sock`; for \
+               names there is `dns`",
     })?;
     let weight = NonZeroU32::new(endpoint.weight).ok_or_else(|| InvalidEndpoint {
         key: Some("weight"),

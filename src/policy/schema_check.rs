@@ -146,7 +146,8 @@ impl<'a> SchemaChecker<'a> {
         if text.contains("${") {
             // The environment substitutes plain scalars only later, so the types check the result.
             if !is_plain {
-                let hint = "take the quotes away; in a list or mapping in braces, write it on a line of its own";
+                let hint = "take the quotes away; in a list or mapping in braces, write it on a \
+                            line of its own";
                 self.report_violation(
                     node.position,
                     format!("{name}: the environment is not looked up in quotes"),

@@ -84,7 +84,8 @@ impl FromStr for PolicyDuration {
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
         let invalid = || {
             InvalidQuantity(format!(
-                "`{text}` is not a duration: write hours, minutes, seconds and milliseconds like `1h30m`, `15s` or `250ms`"
+                "`{text}` is not a duration: write hours, minutes, seconds and milliseconds like \
+                 `1h30m`, `15s` or `250ms`"
             ))
         };
         let mut rest = text;
@@ -177,7 +178,8 @@ impl FromStr for StatusRange {
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
         let invalid = || {
             InvalidQuantity(format!(
-                "`{text}` is not a set of statuses: write `503`, `5xx`, `500-504` or `gateway-error`"
+                "`{text}` is not a set of statuses: write `503`, `5xx`, `500-504` or \
+                 `gateway-error`"
             ))
         };
         if text == "gateway-error" {
@@ -331,11 +333,39 @@ macro_rules! schema {
     };
 }
 
-schema!(PolicyDuration, "Duration", {"type": "string", "pattern": DURATION_PATTERN, "format": "outrigger-duration", "description": "A duration (GEP-2257): `1h30m`, `15s`, `250ms`."});
-schema!(ByteSize, "Size", {"type": ["string", "integer"], "pattern": SIZE_PATTERN, "format": "outrigger-size", "minimum": 0, "description": "Bytes, as a Kubernetes quantity: `64Ki`, `10M`, `512`."});
-schema!(Timestamp, "Timestamp", {"type": "string", "format": "outrigger-timestamp", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2})$", "description": "A moment (RFC 3339): `2026-12-01T00:00:00Z`."});
-schema!(Percent, "Percent", {"type": "number", "minimum": 0, "maximum": 100, "description": "A percentage from 0 to 100."});
-schema!(StatusRange, "StatusRange", {"type": ["string", "integer"], "pattern": "^([1-5]xx|[1-5][0-9]{2}(-[1-5][0-9]{2})?|gateway-error)$", "format": "outrigger-status", "minimum": 100, "maximum": 599, "description": "Statuses: `503`, `5xx`, `500-504` or `gateway-error` (502 to 504)."});
+schema!(PolicyDuration, "Duration", {
+    "type": "string",
+    "pattern": DURATION_PATTERN,
+    "format": "outrigger-duration",
+    "description": "A duration (GEP-2257): `1h30m`, `15s`, `250ms`.",
+});
+schema!(ByteSize, "Size", {
+    "type": ["string", "integer"],
+    "pattern": SIZE_PATTERN,
+    "format": "outrigger-size",
+    "minimum": 0,
+    "description": "Bytes, as a Kubernetes quantity: `64Ki`, `10M`, `512`.",
+});
+schema!(Timestamp, "Timestamp", {
+    "type": "string",
+    "format": "outrigger-timestamp",
+    "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2})$",
+    "description": "A point in time (RFC 3339): `2026-12-01T00:00:00Z`.",
+});
+schema!(Percent, "Percent", {
+    "type": "number",
+    "minimum": 0,
+    "maximum": 100,
+    "description": "A percentage from 0 to 100.",
+});
+schema!(StatusRange, "StatusRange", {
+    "type": ["string", "integer"],
+    "pattern": "^([1-5]xx|[1-5][0-9]{2}(-[1-5][0-9]{2})?|gateway-error)$",
+    "format": "outrigger-status",
+    "minimum": 100,
+    "maximum": 599,
+    "description": "Statuses: `503`, `5xx`, `500-504` or `gateway-error` (502 to 504).",
+});
 
 #[cfg(test)]
 mod tests;

@@ -39,7 +39,10 @@
 //! The module does not count calls in flight and rejects none. That is the task of
 //! [`crate::resilience::concurrency`].
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 /// Minimum duration of a sample window.
 const WINDOW_DURATION: Duration = Duration::from_millis(100);
@@ -64,6 +67,17 @@ pub enum LimitAlgorithm {
     Vegas,
     /// Ignores latency: lowers the limit on drops and raises it otherwise.
     Aimd,
+}
+
+/// Writes the name of the algorithm.
+impl fmt::Display for LimitAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gradient2 => "Gradient2",
+            Self::Vegas => "Vegas",
+            Self::Aimd => "Aimd",
+        })
+    }
 }
 
 /// Configuration of an adaptive limit: its algorithm and its bounds.

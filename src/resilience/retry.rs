@@ -31,7 +31,7 @@
 //! response is relayed unchanged. The module does not send requests, and does not know
 //! statuses.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::resilience::backoff::Backoff;
 
@@ -94,6 +94,25 @@ pub struct RetryTriggers {
     pub reset: bool,
     /// Retries after a per-try timeout (`timeout`).
     pub timeout: bool,
+}
+
+/// Writes the names that policies use, separated by spaces.
+impl fmt::Display for RetryTriggers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let triggers = [
+            (self.connect_failure, "connect-failure"),
+            (self.refused_stream, "refused-stream"),
+            (self.reset_before_request, "reset-before-request"),
+            (self.reset, "reset"),
+            (self.timeout, "timeout"),
+        ];
+        let names = triggers.iter().filter(|(is_set, _)| *is_set);
+        for (index, (_, name)) in names.enumerate() {
+            let separator = if index == 0 { "" } else { " " };
+            write!(f, "{separator}{name}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Retry policy of a route: its bounds, its triggers and its backoff.

@@ -196,7 +196,8 @@ fn format_line(line: &mut String, entry: &AccessLogEntry<'_>) -> std::fmt::Resul
     }
     write!(
         line,
-        "\",\"attempts\":{},\"bytes_received\":{},\"bytes_sent\":{},\"duration_ms\":{}.{:03},\"request_id\":\"",
+        "\",\"attempts\":{},\"bytes_received\":{},\"bytes_sent\":{},\"duration_ms\":{}.{:03},\
+         \"request_id\":\"",
         entry.attempts,
         entry.bytes_received,
         entry.bytes_sent,

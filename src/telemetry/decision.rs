@@ -133,7 +133,8 @@ impl fmt::Display for Decision {
                 cause,
             } => write!(
                 f,
-                "attempt {attempt} was not processed by {endpoint}, which drains or warms up ({cause}); another endpoint is selected"
+                "attempt {attempt} was not processed by {endpoint}, which drains or warms up \
+                 ({cause}); another endpoint is selected"
             ),
             Self::Retried {
                 wait,
@@ -147,7 +148,8 @@ impl fmt::Display for Decision {
                 };
                 write!(
                     f,
-                    "retried after {wait:.1?}: {why}, {budget_remaining} retries are left in the budget"
+                    "retried after {wait:.1?}: {why}, {budget_remaining} retries are left in the \
+                     budget"
                 )
             }
             Self::NotRetried { cause, evidence } if evidence.is_empty() => {

@@ -166,7 +166,8 @@ fn write_instance(f: &mut Formatter<'_>, event: &Event) -> fmt::Result {
         Event::DrainStarted { requested_by } => write!(f, "draining, requested by {requested_by}"),
         Event::HandedOver { requested_by } => write!(
             f,
-            "handed over to {requested_by}: no more connections are accepted, requests in flight are finished"
+            "handed over to {requested_by}: no more connections are accepted, requests in flight \
+             are finished"
         ),
         Event::DrainEnded {
             is_clean: true,

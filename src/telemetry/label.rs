@@ -35,7 +35,10 @@ pub trait CountedLabel: Label + 'static {
 
 /// Declares a fieldless enum together with the label of each value.
 macro_rules! counted_labels {
-    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $label:literal,)+ }) => {
+    (
+        $(#[$outer:meta])*
+        $name:ident { $($(#[$inner:meta])* $variant:ident = $label:literal,)+ }
+    ) => {
         $(#[$outer])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name {

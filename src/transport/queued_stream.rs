@@ -12,59 +12,30 @@
 //! It does not bound the queue either: users must flush one chunk before they write the next.
 //! With TLS the queue holds ciphertext; the interface is otherwise the same.
 
+mod handle;
+
 use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest,
 };
-use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub use crate::transport::queued_stream::handle::{ConnectionHandle, HandshakeOutcome};
 use crate::transport::{
-    socket::{Socket, SocketReadHalf, SocketWriteHalf},
+    queued_stream::handle::{NO_READ_LIMIT, TLS_RECORD_BYTES, lock},
+    socket::{Socket, SocketReadHalf},
     tls::{TlsReadOutcome, TlsSession},
 };
-
-/// Capacity in bytes above which an empty queue is released instead of retained.
-const RETAINED_QUEUE_BYTES: usize = 16 << 10;
-
-/// Value of `read_limit` that means "unlimited".
-const NO_READ_LIMIT: usize = usize::MAX;
-
-/// Buffer size in bytes for one read of ciphertext: the plaintext size of a full TLS record.
-const TLS_RECORD_BYTES: usize = 16 << 10;
-
-/// Handle of a connection, for its owner. It flushes and observes the connection while an HTTP
-/// session owns the stream.
-#[derive(Debug)]
-pub struct ConnectionHandle {
-    socket: SocketWriteHalf,
-    /// Written bytes that the socket has not accepted yet. The lock guards single appends and
-    /// removals.
-    queue: Mutex<BytesMut>,
-    has_queued_bytes: AtomicBool,
-    has_replay_bytes: AtomicBool,
-    bytes_received: AtomicU64,
-    bytes_sent: AtomicU64,
-    /// Number of bytes that may still be read before reads fail. It bounds the size of a
-    /// request head.
-    read_limit: AtomicUsize,
-    /// TLS session; `None` for plaintext connections. The lock guards single reads and writes
-    /// and is taken before that of the queue.
-    tls: Option<Mutex<TlsSession>>,
-}
 
 /// Stream of a connection, for the HTTP session that owns it. Writes are queued and never wait.
 #[derive(Debug)]
@@ -73,15 +44,6 @@ pub struct QueuedStream {
     handle: Arc<ConnectionHandle>,
     /// Bytes that protocol detection has read. Reads return them first.
     replay_bytes: BytesMut,
-}
-
-/// Result of a TLS handshake. Both fields are `None` for plaintext connections.
-#[derive(Debug, Default)]
-pub struct HandshakeOutcome {
-    /// ALPN protocol that both sides agreed on; `None` if they agreed on none.
-    pub alpn_protocol: Option<Vec<u8>>,
-    /// Leaf certificate of the peer; `None` if it presented none.
-    pub peer_certificate: Option<CertificateDer<'static>>,
 }
 
 /// Splits a connected socket into a stream for an HTTP session and a handle for its owner.
@@ -94,16 +56,7 @@ pub fn open(
     tls: Option<rustls::Connection>,
 ) -> (QueuedStream, Arc<ConnectionHandle>) {
     let (reader, writer) = socket.split();
-    let handle = Arc::new(ConnectionHandle {
-        socket: writer,
-        queue: Mutex::default(),
-        has_queued_bytes: AtomicBool::new(false),
-        has_replay_bytes: AtomicBool::new(false),
-        bytes_received: AtomicU64::new(0),
-        bytes_sent: AtomicU64::new(0),
-        read_limit: AtomicUsize::new(NO_READ_LIMIT),
-        tls: tls.map(|connection| Mutex::new(TlsSession::new(connection))),
-    });
+    let handle = Arc::new(ConnectionHandle::new(writer, tls));
     (
         QueuedStream {
             reader,
@@ -112,269 +65,6 @@ pub fn open(
         },
         handle,
     )
-}
-
-impl ConnectionHandle {
-    /// Returns `true` if the socket has accepted all written bytes.
-    #[must_use]
-    pub fn is_flushed(&self) -> bool {
-        !self.has_queued_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of bytes in the queue; ciphertext if the connection uses TLS.
-    #[must_use]
-    pub fn queued_bytes(&self) -> usize {
-        if self.is_flushed() {
-            0
-        } else {
-            lock(&self.queue).len()
-        }
-    }
-
-    /// Waits until the socket has accepted all written bytes.
-    ///
-    /// Cancel safe: a dropped call loses no bytes, and the next call continues.
-    ///
-    /// # Errors
-    /// If the connection is broken.
-    pub async fn flush(&self) -> io::Result<()> {
-        std::future::poll_fn(|context| self.poll_flush(context)).await
-    }
-
-    pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            if self.is_flushed() {
-                return Poll::Ready(Ok(()));
-            }
-            let mut queue = lock(&self.queue);
-            match self.socket.try_write(&queue) {
-                Ok(count) => {
-                    self.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
-                    queue.advance(count);
-                    self.update_queue_state(&mut queue);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    drop(queue);
-                    ready!(self.socket.poll_write_ready(context))?;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-
-    /// Waits until plaintext can be read or the peer has closed the connection.
-    ///
-    /// # Errors
-    /// If the connection is broken.
-    pub async fn readable(&self) -> io::Result<()> {
-        loop {
-            if self.tls.is_none() {
-                return self.socket.readable().await;
-            }
-            // Session tickets and key updates are no plaintext, so the wait continues after
-            // them.
-            if self.peek_plaintext()? != TlsReadOutcome::NeedsInput {
-                return Ok(());
-            }
-            self.socket.readable().await?;
-            self.read_into_tls()?;
-        }
-    }
-
-    /// Completes the TLS handshake; returns at once for plaintext connections.
-    ///
-    /// # Errors
-    /// If the peer violates the protocol, either side rejects the certificate of the other, or
-    /// the peer closes the connection.
-    pub async fn handshake(&self) -> io::Result<HandshakeOutcome> {
-        let Some(tls) = &self.tls else {
-            return Ok(HandshakeOutcome::default());
-        };
-        loop {
-            let is_handshaking = self.with_tls(tls, |session, queue| {
-                session.flush(queue).map(|()| session.is_handshaking())
-            })?;
-            let flushed = self.flush().await;
-            if !is_handshaking {
-                flushed?;
-                let session = lock(tls);
-                return Ok(HandshakeOutcome {
-                    alpn_protocol: session.alpn_protocol(),
-                    peer_certificate: session.peer_certificate(),
-                });
-            }
-            flushed?;
-            self.socket.readable().await?;
-            match self.read_into_tls() {
-                Ok(Some(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(error) => {
-                    // Sends the TLS alert, if the peer still reads. The original error matters
-                    // more than a failed write.
-                    _ = self.flush().await;
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Waits until the socket is readable, even if its bytes are no plaintext.
-    ///
-    /// # Errors
-    /// If the connection is broken.
-    pub async fn socket_readable(&self) -> io::Result<()> {
-        self.socket.readable().await
-    }
-
-    /// Returns `true` while bytes passed to [`QueuedStream::replay`] have not been read again.
-    #[must_use]
-    pub fn has_replay_bytes(&self) -> bool {
-        self.has_replay_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of bytes read from the socket since it was connected; ciphertext if
-    /// the connection uses TLS.
-    #[must_use]
-    pub fn bytes_received(&self) -> u64 {
-        self.bytes_received.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of bytes that the socket has accepted since it was connected;
-    /// ciphertext if the connection uses TLS.
-    #[must_use]
-    pub fn bytes_sent(&self) -> u64 {
-        self.bytes_sent.load(Ordering::Relaxed)
-    }
-
-    /// Returns `true` if the peer provably closed the connection before it received any byte
-    /// after the first `sent_before`.
-    ///
-    /// `sent_before` is an earlier value of [`Self::bytes_sent`].
-    ///
-    /// A peer that closes a connection sends a FIN segment, which also acknowledges all bytes
-    /// that arrived before it. If the FIN has arrived and no byte after `sent_before` is
-    /// acknowledged, the peer's application has read none of those bytes. A request that they
-    /// contain can be retried safely. A reset proves nothing. The result is also `false` where
-    /// the system does not provide the counters.
-    #[must_use]
-    pub fn peer_closed_before(&self, sent_before: u64) -> bool {
-        let Some((acknowledged, received)) = self.socket.tcp_byte_counts() else {
-            return false;
-        };
-        // SYN counts as one acknowledged byte and FIN as one received byte (RFC 9293 section
-        // 3.4).
-        acknowledged <= sent_before + 1 && received > self.bytes_received()
-    }
-
-    /// Makes the close of the connection a TCP reset, so that the peer recognizes an incomplete
-    /// message.
-    pub fn reset_on_close(&self) {
-        self.socket.reset_on_close();
-    }
-
-    /// Sets the number of plaintext bytes after which reads fail; `None` removes the limit.
-    pub fn set_read_limit(&self, bytes: Option<usize>) {
-        self.read_limit
-            .store(bytes.unwrap_or(NO_READ_LIMIT), Ordering::Relaxed);
-    }
-
-    /// Returns `true` if the read limit is exhausted, so that further reads fail.
-    #[must_use]
-    pub fn is_read_limit_reached(&self) -> bool {
-        self.read_limit.load(Ordering::Relaxed) == 0
-    }
-
-    /// Returns `true` if an idle connection is open and no plaintext waits to be read.
-    ///
-    /// It queries the kernel, because the readiness that tokio has cached can be outdated.
-    #[must_use]
-    pub fn is_idle_and_open(&self) -> bool {
-        let is_silent = self.socket.is_open_without_input();
-        if self.tls.is_none() {
-            return is_silent;
-        }
-        // A session ticket after the last response does not make the connection unusable.
-        // Unexpected plaintext always does.
-        (is_silent || self.read_into_tls_from_os().is_ok_and(|is_open| is_open))
-            && self
-                .peek_plaintext()
-                .is_ok_and(|read_outcome| read_outcome == TlsReadOutcome::NeedsInput)
-    }
-
-    /// Reads and discards available socket bytes, at most the length of `scratch`. TLS does not
-    /// decrypt them. Returns `false` at the end of the stream.
-    ///
-    /// # Errors
-    /// If the connection is broken.
-    pub fn discard(&self, scratch: &mut [u8]) -> io::Result<bool> {
-        match self.socket.try_read(scratch) {
-            Ok(count) => {
-                self.bytes_received
-                    .fetch_add(count as u64, Ordering::Relaxed);
-                Ok(count > 0)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn update_queue_state(&self, queue: &mut BytesMut) {
-        if queue.is_empty() && queue.capacity() > RETAINED_QUEUE_BYTES {
-            *queue = BytesMut::new();
-        }
-        self.has_queued_bytes
-            .store(!queue.is_empty(), Ordering::Relaxed);
-    }
-
-    /// Returns what the TLS session can deliver without further input.
-    fn peek_plaintext(&self) -> io::Result<TlsReadOutcome> {
-        self.tls
-            .as_ref()
-            .map_or(Ok(TlsReadOutcome::NeedsInput), |tls| {
-                self.with_tls(tls, TlsSession::peek_plaintext)
-            })
-    }
-
-    /// Feeds available socket bytes to the TLS session, according to the readiness that tokio
-    /// has cached. Returns their number, or `None` if there are none.
-    fn read_into_tls(&self) -> io::Result<Option<usize>> {
-        let mut bytes = vec![0; TLS_RECORD_BYTES];
-        match self.socket.try_read(&mut bytes) {
-            Ok(count) => self.feed(&bytes[..count]).map(|()| Some(count)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Feeds available socket bytes to the TLS session, according to the kernel. Returns
-    /// whether the connection is still open.
-    fn read_into_tls_from_os(&self) -> io::Result<bool> {
-        let mut bytes = vec![0; TLS_RECORD_BYTES];
-        match self.socket.try_read_from_os(&mut bytes) {
-            Ok(count) => self.feed(&bytes[..count]).map(|()| count > 0),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn feed(&self, bytes: &[u8]) -> io::Result<()> {
-        self.bytes_received
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.tls.as_ref().map_or(Ok(()), |tls| {
-            self.with_tls(tls, |session, queue| session.feed(bytes, queue))
-        })
-    }
-
-    fn with_tls<T>(
-        &self,
-        tls: &Mutex<TlsSession>,
-        operation: impl FnOnce(&mut TlsSession, &mut BytesMut) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let (mut session, mut queue) = (lock(tls), lock(&self.queue));
-        let result = operation(&mut session, &mut queue);
-        self.update_queue_state(&mut queue);
-        result
-    }
 }
 
 impl QueuedStream {
@@ -499,10 +189,6 @@ impl AsyncWrite for QueuedStream {
         ready!(self.handle.poll_flush(context))?;
         Poll::Ready(self.handle.socket.shutdown_write())
     }
-}
-
-fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]

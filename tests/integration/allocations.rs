@@ -21,7 +21,8 @@ use outrigger::{
     },
     state::{
         State, policies::admission_control::AdmissionDecision, policies::breaker::BreakerDecision,
-        policies::concurrency_limit::AcquireOutcome, topology::backend::SelectionRequest,
+        policies::concurrency_limit::AcquireOutcome,
+        topology::backend::selection::SelectionRequest,
     },
     telemetry::{Telemetry, access_log::AccessLogWriter},
 };

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use crate::support::{
-    ScriptedBackend, Sidecar,
-    backend::{ResponseGate, ok_response, response},
+    ReceivedResponse, ScriptedBackend, Sidecar,
+    backend::{ok_response, response},
     eventually,
     http2::{Http2Backend, Http2Client, grpc_status_trailers},
     sidecar::{policy, with_backend},
@@ -259,12 +259,7 @@ fn a_fallback_backend_has_its_own_breaker_hedging_and_limits() {
 
 #[test]
 fn a_request_to_the_fallback_backend_retains_no_permit_of_the_first_backend() {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let slow = ScriptedBackend::responding_with(move |_| {
-        backend_gate.wait_for_release();
-        ok_response("late")
-    });
+    let (slow, gate) = ScriptedBackend::gated_with("late");
     let failing = ScriptedBackend::responding_with(|_| response(503, "ill"));
     let sections = "fallback: {backendRef: {name: spare}}, connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}";
     let sidecar = Sidecar::start(&with_backend(
@@ -459,6 +454,13 @@ fn a_stale_response_is_served_and_marked_while_the_backend_fails() {
     );
 }
 
+fn get_with_header(sidecar: &Sidecar, field: &str) -> ReceivedResponse {
+    sidecar
+        .client()
+        .send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{field}\r\n\r\n"))
+        .read_response()
+}
+
 #[test]
 fn private_or_invalidated_responses_are_not_served_stale() {
     let (backend, is_healthy) = backend_with_health_switch(CACHEABLE_RESPONSE);
@@ -466,12 +468,7 @@ fn private_or_invalidated_responses_are_not_served_stale() {
         &[backend.address],
         &defaults_section("staleIfError: {}"),
     ));
-    let send_with_header = |field: &str| {
-        sidecar
-            .client()
-            .send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{field}\r\n\r\n"))
-            .read_response()
-    };
+    let send_with_header = |field: &str| get_with_header(&sidecar, field);
     send_with_header("authorization: Bearer 7");
     send_with_header("cookie: user=7");
     is_healthy.store(false, Ordering::SeqCst);
@@ -577,12 +574,7 @@ fn an_uncacheable_request_does_not_evict_the_cached_response() {
         &[backend.address],
         &defaults_section("staleIfError: {}"),
     ));
-    let send_with_header = |field: &str| {
-        sidecar
-            .client()
-            .send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{field}\r\n\r\n"))
-            .read_response()
-    };
+    let send_with_header = |field: &str| get_with_header(&sidecar, field);
     sidecar.get("/a");
     for field in [
         "cookie: user=7",

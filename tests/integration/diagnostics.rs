@@ -1,4 +1,4 @@
-//! Every fault of a policy file, with its place and its mend; and the schema.
+//! Every fault of a policy file, with its location and its fix; and the schema.
 
 use std::{collections::HashMap, path::PathBuf};
 

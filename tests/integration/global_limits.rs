@@ -331,7 +331,7 @@ fn a_wrong_password_is_reported_with_its_location_and_never_shown() {
     );
     let sidecar = Sidecar::start(&policy_with_global_rules(&backend, SHARED_RULE, &engine));
     let report = || sidecar.call_admin("GET", "/readyz?verbose").text();
-    eventually("it is said", || report().contains("mend `url`"));
+    eventually("it is said", || report().contains("correct `url`"));
     assert!(
         report().contains("policy.yaml:") && !report().contains("wrong-one"),
         "{}",

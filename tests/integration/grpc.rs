@@ -41,13 +41,25 @@ fn connect_client(sidecar: &Sidecar) -> Http2Client {
     Http2Client::connect(sidecar.address("inbound"))
 }
 
+fn grpc_request_head(uri: &str) -> Request<()> {
+    Request::post(uri)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap()
+}
+
+fn grpc_response_head() -> Response<()> {
+    Response::builder()
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap()
+}
+
 /// Answers with one message and this status in the trailers.
 async fn respond(mut call: IncomingCall, status: &str) {
     read_body_and_trailers(&mut call.body).await;
-    let head = Response::builder()
-        .header("content-type", "application/grpc")
-        .body(())
-        .unwrap();
+    let head = grpc_response_head();
     let mut stream = call.responder.send_response(head, false).unwrap();
     stream
         .send_data(grpc_message(b"answer").into(), false)
@@ -58,10 +70,7 @@ async fn respond(mut call: IncomingCall, status: &str) {
 /// Answers with nothing but this status.
 async fn respond_trailers_only(mut call: IncomingCall, status: &str) {
     read_body_and_trailers(&mut call.body).await;
-    let mut head = Response::builder()
-        .header("content-type", "application/grpc")
-        .body(())
-        .unwrap();
+    let mut head = grpc_response_head();
     head.headers_mut().extend(grpc_status_trailers(status));
     call.responder.send_response(head, true).unwrap();
 }
@@ -235,10 +244,7 @@ fn a_call_that_failed_after_a_message_is_not_retried() {
 /// Begins an answer, and ends it with this status and no message.
 async fn respond_without_a_message(mut call: IncomingCall, status: &str) {
     read_body_and_trailers(&mut call.body).await;
-    let head = Response::builder()
-        .header("content-type", "application/grpc")
-        .body(())
-        .unwrap();
+    let head = grpc_response_head();
     call.responder
         .send_response(head, false)
         .unwrap()
@@ -279,10 +285,7 @@ fn a_call_that_failed_before_any_message_is_retried_with_retry_non_idempotent() 
 fn grpc_retry_pushback_decides_whether_and_when_a_call_is_retried() {
     for (pushback, expected) in [("1", 2), ("-1", 1), ("soon", 1), ("3600000", 1)] {
         let backend = Http2Backend::start(move |mut call| async move {
-            let mut head = Response::builder()
-                .header("content-type", "application/grpc")
-                .body(())
-                .unwrap();
+            let mut head = grpc_response_head();
             head.headers_mut().extend(grpc_status_trailers("14"));
             head.headers_mut()
                 .insert("grpc-retry-pushback-ms", pushback.parse().unwrap());
@@ -369,13 +372,7 @@ fn a_stream_past_its_deadline_ends_with_deadline_exceeded_in_trailers() {
     let backend = Http2Backend::start(|mut call| async move {
         let mut stream = call
             .responder
-            .send_response(
-                Response::builder()
-                    .header("content-type", "application/grpc")
-                    .body(())
-                    .unwrap(),
-                false,
-            )
+            .send_response(grpc_response_head(), false)
             .unwrap();
         stream
             .send_data(grpc_message(b"first").into(), false)
@@ -405,13 +402,7 @@ fn a_reset_stream_ends_with_unavailable_in_trailers_and_counts_as_a_failure() {
         async move {
             let mut stream = call
                 .responder
-                .send_response(
-                    Response::builder()
-                        .header("content-type", "application/grpc")
-                        .body(())
-                        .unwrap(),
-                    false,
-                )
+                .send_response(grpc_response_head(), false)
                 .unwrap();
             stream
                 .send_data(grpc_message(b"first").into(), false)
@@ -426,11 +417,7 @@ fn a_reset_stream_ends_with_unavailable_in_trailers_and_counts_as_a_failure() {
     let client = connect_client(&sidecar);
     let sender = client.sender.clone();
     let done = client.runtime.block_on(async {
-        let request = Request::post("http://test/shop.Feed/Watch")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())
-            .unwrap();
+        let request = grpc_request_head("http://test/shop.Feed/Watch");
         let (response, _) = sender
             .ready()
             .await
@@ -456,10 +443,7 @@ fn a_reset_stream_ends_with_unavailable_in_trailers_and_counts_as_a_failure() {
 #[test]
 fn a_bidirectional_stream_is_forwarded_message_by_message() {
     let backend = Http2Backend::start(|mut call| async move {
-        let head = Response::builder()
-            .header("content-type", "application/grpc")
-            .body(())
-            .unwrap();
+        let head = grpc_response_head();
         let mut stream = call.responder.send_response(head, false).unwrap();
         while let Some(Ok(piece)) = call.body.data().await {
             _ = call.body.flow_control().release_capacity(piece.len());
@@ -471,11 +455,7 @@ fn a_bidirectional_stream_is_forwarded_message_by_message() {
     let client = connect_client(&sidecar);
     let sender = client.sender.clone();
     client.runtime.block_on(async {
-        let request = Request::post("http://test/shop.Chat/Talk")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())
-            .unwrap();
+        let request = grpc_request_head("http://test/shop.Chat/Talk");
         let (response, mut stream) = sender
             .ready()
             .await
@@ -550,11 +530,7 @@ fn a_stream_that_starts_successfully_unejects_its_endpoint() {
         // They are kept open, so that nothing but their beginning is known.
         let streams = RefCell::new(Vec::new());
         eventually_async("it is back", || async {
-            let request = Request::post("http://test/shop.Feed/Watch")
-                .header("content-type", "application/grpc")
-                .header("te", "trailers")
-                .body(())
-                .unwrap();
+            let request = grpc_request_head("http://test/shop.Feed/Watch");
             let (response, _) = sender
                 .clone()
                 .ready()
@@ -624,10 +600,7 @@ fn an_active_check_calls_the_grpc_health_service() {
             assert_eq!(call.head.uri.path(), "/grpc.health.v1.Health/Check");
             let (request, _) = read_body_and_trailers(&mut call.body).await;
             assert_eq!(request, grpc_message(b"\x0a\x08shop.Pay"));
-            let head = Response::builder()
-                .header("content-type", "application/grpc")
-                .body(())
-                .unwrap();
+            let head = grpc_response_head();
             if status == 0 {
                 let mut head = head;
                 head.headers_mut().extend(HeaderMap::from_iter([(

@@ -473,14 +473,7 @@ fn concurrent_streams_and_header_bytes_are_bounded() {
 
 #[test]
 fn a_draining_instance_sends_goaway_and_completes_running_streams() {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let backend = ScriptedBackend::start(move |mut connection| {
-        while connection.read_request().is_some() {
-            backend_gate.wait_for_release();
-            connection.send(ok_response("late"));
-        }
-    });
+    let (backend, gate) = ScriptedBackend::gated_with("late");
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  lifecycle: {drain: {delay: 10ms, quietPeriod: 10ms, timeout: 15s}}\n",

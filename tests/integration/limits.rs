@@ -2,26 +2,14 @@
 
 use crate::support::{
     Client, ScriptedBackend, Sidecar,
-    backend::{ResponseGate, ok_response, response},
+    backend::{ok_response, response},
     eventually,
     sidecar::policy,
 };
 
-fn gated_backend() -> (ScriptedBackend, std::sync::Arc<ResponseGate>) {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let backend = ScriptedBackend::start(move |mut connection| {
-        while connection.read_request().is_some() {
-            backend_gate.wait_for_release();
-            connection.send(ok_response("done"));
-        }
-    });
-    (backend, gate)
-}
-
 #[test]
 fn requests_over_the_limit_are_queued_and_the_rest_are_rejected() {
-    let (backend, gate) = gated_backend();
+    let (backend, gate) = ScriptedBackend::gated_with("done");
     let limits = "  defaults: {connectionLimits: {maxParallelRequests: 2, maxPendingRequests: 1, pendingTimeout: 20s}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], limits));
     let mut clients: Vec<Client> = (0..3).map(|_| sidecar.client()).collect();
@@ -58,7 +46,7 @@ fn requests_over_the_limit_are_queued_and_the_rest_are_rejected() {
 
 #[test]
 fn a_pending_request_is_rejected_after_the_pending_timeout() {
-    let (backend, gate) = gated_backend();
+    let (backend, gate) = ScriptedBackend::gated_with("done");
     let limits = "  defaults: {connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 5, pendingTimeout: 30ms}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], limits));
     let mut first = sidecar.client();
@@ -76,7 +64,7 @@ fn a_pending_request_is_rejected_after_the_pending_timeout() {
 
 #[test]
 fn a_pending_request_of_a_disconnected_client_is_not_sent() {
-    let (backend, gate) = gated_backend();
+    let (backend, gate) = ScriptedBackend::gated_with("done");
     let limits = "  defaults: {connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 5, pendingTimeout: 1h}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], limits));
     let mut first = sidecar.client();
@@ -99,7 +87,7 @@ fn a_pending_request_of_a_disconnected_client_is_not_sent() {
 
 #[test]
 fn connections_to_a_backend_are_bounded() {
-    let (backend, gate) = gated_backend();
+    let (backend, gate) = ScriptedBackend::gated_with("done");
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {connectionLimits: {maxConnections: 1}}\n",
@@ -118,14 +106,7 @@ fn connections_to_a_backend_are_bounded() {
 
 #[test]
 fn connections_per_endpoint_are_bounded_and_other_endpoints_take_over() {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let slow = ScriptedBackend::start(move |mut connection| {
-        while connection.read_request().is_some() {
-            backend_gate.wait_for_release();
-            connection.send(ok_response("slow"));
-        }
-    });
+    let (slow, gate) = ScriptedBackend::gated_with("slow");
     let quick = ScriptedBackend::healthy();
     let limits = "  defaults: {connectionLimits: {maxConnectionsPerEndpoint: 1}}\n";
     let sidecar = Sidecar::start(&policy(&[slow.address, quick.address], limits).replace(
@@ -158,14 +139,7 @@ fn connections_per_endpoint_are_bounded_and_other_endpoints_take_over() {
 
 #[test]
 fn a_request_is_rejected_at_once_when_the_only_available_endpoint_is_full() {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let slow = ScriptedBackend::start(move |mut connection| {
-        while connection.read_request().is_some() {
-            backend_gate.wait_for_release();
-            connection.send(ok_response("slow"));
-        }
-    });
+    let (slow, gate) = ScriptedBackend::gated_with("slow");
     let failing = ScriptedBackend::responding_with(|_| response(500, "ill"));
     let limits = "  defaults: {connectionLimits: {maxConnectionsPerEndpoint: 1}}\n";
     let outlier_detection = "], outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 10m, maxEjectionTime: 10m}}\n  routes";
@@ -226,7 +200,7 @@ fn adaptive_limit(sidecar: &Sidecar) -> u64 {
 #[test]
 fn an_adaptive_limit_rejects_below_the_configured_limit_and_only_counts_in_shadow_mode() {
     for (mode, status) in [("Enforce", 503), ("Shadow", 200)] {
-        let (backend, gate) = gated_backend();
+        let (backend, gate) = ScriptedBackend::gated_with("done");
         let limits = format!(
             "  defaults: {{connectionLimits: {{maxParallelRequests: 100, maxPendingRequests: 0, adaptive: {{mode: {mode}, minLimit: 2}}}}}}\n"
         );

@@ -4,9 +4,7 @@ use std::time::{Duration, Instant};
 
 use outrigger::resilience::shed::{OverloadLevel, OverloadSignal};
 
-use crate::support::{
-    ScriptedBackend, Sidecar, TempDirectory, backend::ResponseGate, eventually, sidecar::policy,
-};
+use crate::support::{ScriptedBackend, Sidecar, TempDirectory, eventually, sidecar::policy};
 
 /// Under these sections, in a cgroup of its own, so that nothing is heard of the machine that the test runs on.
 fn start_protected(backend: &ScriptedBackend, sections: &str) -> (Sidecar, TempDirectory) {
@@ -106,12 +104,7 @@ fn shadow_shedding_is_counted_and_rejects_nothing() {
 
 #[test]
 fn lower_priority_classes_may_use_only_part_of_a_concurrency_limit() {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let backend = ScriptedBackend::responding_with(move |_| {
-        backend_gate.wait_for_release();
-        crate::support::backend::ok_response("hello")
-    });
+    let (backend, gate) = ScriptedBackend::gated_with("hello");
     let limits = "  defaults: {connectionLimits: {maxParallelRequests: 10, maxPendingRequests: 0}}\n  protection: {shed: {}}\n";
     let (sidecar, _cgroup) = start_protected(&backend, limits);
     let in_flight = || {

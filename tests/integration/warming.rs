@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory,
-    backend::{ResponseGate, ok_response, response},
+    backend::{ok_response, response},
     eventually,
     process::SidecarProcess,
     sidecar::{policy, policy_with_backend_fields, quoted_addresses, with_backend},
@@ -102,12 +102,7 @@ fn readiness_depends_on_another_backend_only_if_it_is_a_readiness_gate() {
 
 #[test]
 fn an_instance_is_not_ready_before_its_readiness_gate_was_checked() {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let slow = ScriptedBackend::responding_with(move |_| {
-        backend_gate.wait_for_release();
-        ok_response("well")
-    });
+    let (slow, gate) = ScriptedBackend::gated_with("well");
     let check =
         "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 10s, http: {path: /healthz}}}";
     let sidecar = Sidecar::start(&policy_with_backend_fields(
@@ -304,14 +299,7 @@ fn a_warming_instance_rejects_nothing_without_a_warm_replica() {
 
 #[test]
 fn a_drain_that_requires_capacity_reports_whether_the_replicas_have_it() {
-    let gate = ResponseGate::new();
-    let backend_gate = gate.clone();
-    let app = ScriptedBackend::start(move |mut connection| {
-        while connection.read_request().is_some() {
-            backend_gate.wait_for_release();
-            connection.send(ok_response("done"));
-        }
-    });
+    let (app, gate) = ScriptedBackend::gated_with("done");
     let replicas = [ScriptedBackend::healthy(), ScriptedBackend::healthy()];
     let limited = |limit: u32| {
         format!("  defaults: {{connectionLimits: {{maxParallelRequests: {limit}}}}}\n")

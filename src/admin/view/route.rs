@@ -53,7 +53,7 @@ pub(in crate::admin) fn routes(state: &State) -> Vec<RouteView> {
                 RouteActionSpec::Forward(_) => route.spec.name.to_string(),
                 RouteActionSpec::Redirect(_) => format!("{} (redirect)", route.spec.name),
             },
-            direction: format!("{:?}", route.spec.direction),
+            direction: route.spec.direction.to_string(),
             backends: backends(route),
             rate_limits: rate_limits(route),
         })

@@ -33,6 +33,23 @@ pub(super) enum DemoFault {
     Slow,
 }
 
+impl DemoFault {
+    /// Returns the name of the fault in the URL that sets it, and in the status line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Errors => "errors",
+            Self::Slow => "slow",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [Self::None, Self::Errors, Self::Slow]
+            .into_iter()
+            .find(|fault| fault.name() == name)
+    }
+}
+
 /// Current fault, shared by the app and the scenario of the demo.
 #[derive(Debug, Default)]
 pub(super) struct FaultSwitch {
@@ -98,12 +115,9 @@ async fn flaky(State(faults): State<Arc<FaultSwitch>>) -> Response {
 }
 
 async fn set_fault(State(faults): State<Arc<FaultSwitch>>, Path(fault): Path<String>) -> Response {
-    let fault = match fault.as_str() {
-        "none" => DemoFault::None,
-        "errors" => DemoFault::Errors,
-        "slow" => DemoFault::Slow,
-        _ => return (StatusCode::NOT_FOUND, "a fault is none, errors or slow\n").into_response(),
+    let Some(fault) = DemoFault::parse(&fault) else {
+        return (StatusCode::NOT_FOUND, "a fault is none, errors or slow\n").into_response();
     };
     faults.set(fault);
-    format!("{fault:?}\n").into_response()
+    format!("{}\n", fault.name()).into_response()
 }

@@ -29,10 +29,14 @@ use hickory_resolver::{
 };
 use tokio::task::JoinSet;
 
-use crate::{
-    control::discovery::ResolvedEndpoints,
-    policy::snapshot::{DnsSpec, EndpointAddress, EndpointSpec},
-};
+use crate::policy::snapshot::{DnsSpec, EndpointAddress, EndpointSpec};
+
+/// Endpoints of a name, and the time at which the DNS response expires.
+#[derive(Debug)]
+pub(super) struct ResolvedEndpoints {
+    pub(super) endpoints: Vec<EndpointSpec>,
+    pub(super) valid_until: Instant,
+}
 
 /// Timeout of one DNS query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);

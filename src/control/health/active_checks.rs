@@ -287,7 +287,8 @@ fn update_app_readiness(state: &State, backend: &Arc<str>, now: Instant) -> Opti
             set(
                 false,
                 format!(
-                    "the check of `{backend}` has passed, waiting for the startup delay of {startup_delay:?}"
+                    "the check of `{backend}` has passed, waiting for the startup delay of \
+                     {startup_delay:?}"
                 ),
             );
             return Some(ready_at);

@@ -16,7 +16,6 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use crate::{
-    control::remote_limits::ENGINE_TIMEOUT,
     policy::snapshot::{QuotaSpec, RateLimitServiceSpec},
     state::policies::{
         rate_limit::{RateLimitGrant, RateLimited},
@@ -117,15 +116,18 @@ pub(super) struct RateLimitServiceEngine {
 }
 
 impl RateLimitServiceEngine {
-    pub(super) async fn open(spec: &RateLimitServiceSpec) -> Result<Self, String> {
+    pub(super) async fn open(
+        spec: &RateLimitServiceSpec,
+        timeout: Duration,
+    ) -> Result<Self, String> {
         let endpoint = Endpoint::from_shared(spec.url.to_string())
-            .map_err(|error| format!("it cannot be reached so, mend `url`: {error}"))?;
+            .map_err(|error| format!("it cannot be reached like this, correct `url`: {error}"))?;
         let mut endpoint = endpoint
-            .connect_timeout(ENGINE_TIMEOUT)
-            .http2_keep_alive_interval(ENGINE_TIMEOUT)
-            .keep_alive_timeout(ENGINE_TIMEOUT)
+            .connect_timeout(timeout)
+            .http2_keep_alive_interval(timeout)
+            .keep_alive_timeout(timeout)
             .keep_alive_while_idle(true)
-            .timeout(ENGINE_TIMEOUT);
+            .timeout(timeout);
         if spec.url.starts_with("https:") {
             endpoint = endpoint
                 .tls_config(ClientTlsConfig::new().with_native_roots())

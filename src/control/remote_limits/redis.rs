@@ -11,7 +11,6 @@ use redis::{
 };
 
 use crate::{
-    control::remote_limits::ENGINE_TIMEOUT,
     policy::snapshot::RedisSpec,
     state::policies::{
         rate_limit::{RateLimitGrant, RateLimited},
@@ -31,7 +30,8 @@ local now = redis.call('TIME')
 now = (now[1] - 1700000000) * 1000000 + now[2]
 local answers = {}
 for i, key in ipairs(KEYS) do
-  local interval, burst, tokens, patience = tonumber(ARGV[5*i-4]), tonumber(ARGV[5*i-3]), tonumber(ARGV[5*i-2]), tonumber(ARGV[5*i-1])
+  local interval, burst = tonumber(ARGV[5*i-4]), tonumber(ARGV[5*i-3])
+  local tokens, patience = tonumber(ARGV[5*i-2]), tonumber(ARGV[5*i-1])
   local full = math.max(tonumber(redis.call('GET', key) or 0), now)
   local new = full + tokens * interval
   if patience < 0 then
@@ -62,14 +62,14 @@ pub(super) struct RedisEngine {
 }
 
 impl RedisEngine {
-    pub(super) async fn open(spec: &RedisSpec) -> Result<Self, String> {
+    pub(super) async fn open(spec: &RedisSpec, timeout: Duration) -> Result<Self, String> {
         let client =
             redis::Client::open(spec.url.as_str()).map_err(|error| describe_error(&error))?;
         // Proxied requests apply their own timeout of at most one second. This one limits
         // commands without a waiting request.
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(ENGINE_TIMEOUT))
-            .set_response_timeout(Some(ENGINE_TIMEOUT));
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout));
         let mut connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await
@@ -106,9 +106,11 @@ async fn load_script(connection: &mut MultiplexedConnection) -> Result<String, R
 fn describe_error(error: &RedisError) -> String {
     match error.kind() {
         ErrorKind::AuthenticationFailed => {
-            format!("it refuses the name or the password, mend `url`: {error}")
+            format!("it rejects the name or the password, correct `url`: {error}")
         }
-        ErrorKind::InvalidClientConfig => format!("it cannot be reached so, mend `url`: {error}"),
+        ErrorKind::InvalidClientConfig => {
+            format!("it cannot be reached like this, correct `url`: {error}")
+        }
         _ => error.to_string(),
     }
 }

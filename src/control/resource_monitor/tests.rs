@@ -61,7 +61,8 @@ fn memory_utilization_excludes_reclaimable_memory_and_requires_a_limit() {
 
 #[test]
 fn pressure_share_reads_the_ten_second_average() {
-    let text = "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
+    let text = "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0.00 \
+                avg300=0.00 total=1\n";
     let directory = write_cgroup_files(
         "pressure",
         &[("cpu.pressure", text), ("memory.pressure", "nonsense")],

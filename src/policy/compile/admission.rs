@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::{
     policy::{
         compile::{
-            Compiler,
+            compiler::Compiler,
             sections::{self, ResolvedSection},
         },
         document::{AdmissionControlSection, ModeSetting},

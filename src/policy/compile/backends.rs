@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::policy::{
-    compile::{Compiler, FieldLocation},
+    compile::compiler::{Compiler, FieldLocation},
     document::{BackendEntry, Dns, DnsType, EndpointEntry, EndpointFields},
     endpoints,
     snapshot::{BackendSpec, Discovery, DnsSpec, EndpointSpec},
@@ -100,8 +100,14 @@ impl<'a> Compiler<'a> {
                 Discovery::File(PathBuf::from(path))
             }
             (None, None, None) => {
-                self.error(at, format!("the backend `{}` has no endpoints", backend.name))
-                    .hint("write `endpoints: [\"127.0.0.1:8080\"]`, or find them by `dns` or `endpointsFile`");
+                self.error(
+                    at,
+                    format!("the backend `{}` has no endpoints", backend.name),
+                )
+                .hint(
+                    "write `endpoints: [\"127.0.0.1:8080\"]`, or find them by `dns` or \
+                           `endpointsFile`",
+                );
                 Discovery::Static(Vec::new())
             }
             _ => {
@@ -161,7 +167,8 @@ impl<'a> Compiler<'a> {
 
     fn compile_dns(&mut self, at: &FieldLocation<'a>, dns: &Dns) -> DnsSpec {
         if !endpoints::is_dns_name(&dns.name) {
-            let hint = "write a name like `pay.shop.svc.cluster.local.`; for addresses there is `endpoints`";
+            let hint = "write a name like `pay.shop.svc.cluster.local.`; for addresses there is \
+                        `endpoints`";
             self.error(
                 &at.key("name"),
                 format!("`{}` is not a name that can be resolved", dns.name),

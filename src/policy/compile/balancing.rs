@@ -9,7 +9,7 @@ use http::HeaderName;
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation},
+        compile::compiler::{Compiler, FieldLocation},
         document::{
             ConsistentHash, ConsistentHashType, LoadBalancer, LoadBalancerType, SlowStart, ZoneMode,
         },
@@ -100,7 +100,8 @@ impl<'a> Compiler<'a> {
             }
             (ConsistentHashType::SourceIP, None, None) => Some(HashKey::ClientIp),
             _ => {
-                let hint = "Header goes with `header: {name: ..}`, Cookie with `cookie: {name: ..}`, SourceIP with neither";
+                let hint = "Header goes with `header: {name: ..}`, Cookie with `cookie: {name: \
+                            ..}`, SourceIP with neither";
                 self.error(at, "the type and what is hashed do not fit together")
                     .hint(hint);
                 Some(HashKey::ClientIp)

@@ -11,7 +11,7 @@ use http::HeaderValue;
 use crate::{
     policy::{
         compile::{
-            Compiler, FieldLocation,
+            compiler::{Compiler, FieldLocation},
             sections::{self, ResolvedSection},
         },
         document::{

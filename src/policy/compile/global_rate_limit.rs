@@ -6,7 +6,11 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::policy::{
-    compile::{Compiler, FieldLocation, backends::CompiledBackend, tls::source_location},
+    compile::{
+        backends::CompiledBackend,
+        compiler::{Compiler, FieldLocation},
+        tls::source_location,
+    },
     document::{GlobalRateLimitEngineType, RateLimitService, RedisSection},
     snapshot::{
         GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec,
@@ -68,7 +72,7 @@ impl<'a> Compiler<'a> {
         {
             self.error(
                 &at.key(other),
-                format!("this is for another type than {:?}", engine_section.kind),
+                format!("this is for another type than {}", engine_section.kind),
             )
             .hint(format!("take `{other}` out, or change `type`"));
         }
@@ -104,7 +108,7 @@ impl<'a> Compiler<'a> {
                 self.error(
                     &at,
                     format!(
-                        "an engine of type {:?} needs `{required_key}`",
+                        "an engine of type {} needs `{required_key}`",
                         engine_section.kind
                     ),
                 )
@@ -144,7 +148,8 @@ impl<'a> Compiler<'a> {
         });
         let Some(address) = address else {
             // The message does not repeat the URL, because it may contain a password.
-            let hint = "write `redis://HOST:PORT`, `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or `rediss://` for TLS; what is special in a password is written as %XX";
+            let hint = "write `redis://HOST:PORT`, `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or \
+                        `rediss://` for TLS; what is special in a password is written as %XX";
             self.error(&at.key("url"), "this is not the address of a Redis")
                 .hint(hint);
             return None;
@@ -205,7 +210,8 @@ impl<'a> Compiler<'a> {
                 rule.quota.burst == rule.quota.requests && rule.max_wait.is_zero() && rule.cost > 0;
             if !fits_fixed_window {
                 let message = format!(
-                    "a rate limit service cannot keep the rule `{}`: it counts in whole units, without `burst`, `queue` and a cost of 0",
+                    "a rate limit service cannot keep the rule `{}`: it counts in whole units, \
+                     without `burst`, `queue` and a cost of 0",
                     rule.name
                 );
                 self.error(at, message)

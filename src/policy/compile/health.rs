@@ -7,7 +7,10 @@ use std::{num::NonZeroU32, time::Duration};
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation, sections::compile_mode},
+        compile::{
+            compiler::{Compiler, FieldLocation},
+            sections::compile_mode,
+        },
         document::{ActiveCheck, ActiveCheckType, OutlierDetection},
         snapshot::{ActiveCheckSpec, OutlierDetectionSpec, ProbeSpec},
         units::{Percent, PolicyDuration, StatusRange},
@@ -133,7 +136,10 @@ impl<'a> Compiler<'a> {
                 if service.len() > MAX_GRPC_SERVICE_NAME_BYTES {
                     self.error(
                         &at.key("grpc").key("service"),
-                        format!("no name of a service is longer than {MAX_GRPC_SERVICE_NAME_BYTES} bytes"),
+                        format!(
+                            "no name of a service is longer than {MAX_GRPC_SERVICE_NAME_BYTES} \
+                                 bytes"
+                        ),
                     )
                     .hint("write it as in the app's own definition, like `shop.Payments`");
                     return None;
@@ -173,7 +179,9 @@ impl<'a> Compiler<'a> {
                 InvalidOutlier::MaxBelowBase => "maxEjectionTime",
                 InvalidOutlier::LatencyFactorTooLow => "slowFactor",
             };
-            self.error(&at.key(key), invalid.to_string()).hint("`{interval: 10s, baseEjectionTime: 30s, maxEjectionTime: 5m, slowFactor: 3}` are the defaults");
+            let hint = "`{interval: 10s, baseEjectionTime: 30s, maxEjectionTime: 5m, \
+                        slowFactor: 3}` are the defaults";
+            self.error(&at.key(key), invalid.to_string()).hint(hint);
         });
         if section
             .success_rate_stdev_factor

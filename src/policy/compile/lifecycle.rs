@@ -7,7 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation, backends::CompiledBackend, sections},
+        compile::{
+            backends::CompiledBackend,
+            compiler::{Compiler, FieldLocation},
+            sections,
+        },
         document::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
         snapshot::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
         units::PolicyDuration,

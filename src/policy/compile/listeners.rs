@@ -6,7 +6,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::policy::{
-    compile::{Compiler, FieldLocation},
+    compile::compiler::{Compiler, FieldLocation},
     document::{Listener, ListenerLimits},
     snapshot::{ListenerLimitSpec, ListenerSpec},
 };

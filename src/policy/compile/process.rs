@@ -7,7 +7,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation, backends::CompiledBackend, sections},
+        compile::{
+            backends::CompiledBackend,
+            compiler::{Compiler, FieldLocation},
+            sections,
+        },
         document::{
             AccessLogFormat, ModeSetting, RecoveryActionSection, RecoveryActionType, RecoveryEntry,
             RecoveryRung, RecoveryTriggerType,

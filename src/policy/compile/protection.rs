@@ -5,7 +5,10 @@
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation, sections},
+        compile::{
+            compiler::{Compiler, FieldLocation},
+            sections,
+        },
         document::{ModeSetting, SignalLevels},
         snapshot::ProtectionSpec,
         units::Percent,

@@ -14,7 +14,10 @@ use std::{
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation, SectionScope, sections},
+        compile::{
+            compiler::{Compiler, FieldLocation, SectionScope},
+            sections,
+        },
         document::{
             LimitUnit, ModeSetting, RateLimitCost, RateLimitHeaders, RateLimitRule,
             RateWarmUpSection,
@@ -68,7 +71,9 @@ impl<'a> Compiler<'a> {
                 .iter()
                 .any(|located| located.document.spec.global_rate_limit.is_some())
         {
-            let hint = "add `globalRateLimit: {backend: {type: Redis, redis: {url: \"redis://HOST:6379\"}}}`, or `{type: Replicas, replicas: {backend: NAME}}`";
+            let hint = "add `globalRateLimit: {backend: {type: Redis, redis: {url: \
+                        \"redis://HOST:6379\"}}}`, or `{type: Replicas, replicas: {backend: \
+                        NAME}}`";
             self.error(
                 &found.at.key("global"),
                 "nobody keeps limits for all instances",

@@ -1,28 +1,25 @@
-//! Compiles routes: their matches, actions and effective policies.
+//! Compiles routes: their actions and effective policies.
 //!
 //! It resolves names to indices, inherits the policy of each pair of route and backend, and
 //! sorts the rules of each listener. It rejects routes that could receive or send no request.
 
 mod filters;
+mod route_match;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
 
-use regex::Regex;
-
 use crate::{
     policy::{
         compile::{
-            Compiler, FieldLocation, SectionScope,
             backends::CompiledBackend,
+            compiler::{Compiler, FieldLocation, SectionScope},
             sections::{as_backend_policy, build_scope},
         },
-        document::{
-            Direction, HeaderMatchType, PathMatch, PathMatchType, RouteEntry, RouteMatch, Sections,
-        },
-        matching::{HeaderValueSpec, HostnamePattern, PathMatchSpec, RouteMatchSpec, RouteRule},
+        document::{Direction, RouteEntry, Sections},
+        matching::RouteRule,
         snapshot::{
             Destination, FallbackAction, FilterSpec, ListenerSpec, MirrorSpec, PolicySpec,
             RateLimitSpec, RouteActionSpec, RouteSpec, SectionOrigin,
@@ -359,7 +356,8 @@ impl<'a> Compiler<'a> {
             .flatten()
             .any(|scope| scope.sections.rate_limit.is_some());
         if is_mixed && is_limited && !is_nearer {
-            let hint = "a rate limit is asked before the backend is chosen; write it into the route or its policy";
+            let hint = "a rate limit is asked before the backend is chosen; write it into the \
+                        route or its policy";
             self.error(
                 &at.key("backendRefs"),
                 "the policies of these backends differ, and one has a `rateLimit`",
@@ -394,142 +392,6 @@ impl<'a> Compiler<'a> {
                 ),
             )
             .hint("retry on one side of a hop only: write `retry: {mode: Off}` into the route");
-        }
-    }
-
-    fn compile_rules(
-        &mut self,
-        at: &FieldLocation<'a>,
-        route: &RouteEntry,
-        index: usize,
-    ) -> Vec<RouteRule> {
-        let hostnames: Vec<Option<HostnamePattern>> = if route.hostnames.is_empty() {
-            vec![None]
-        } else {
-            let names = route.hostnames.iter().enumerate();
-            names
-                .filter_map(|(index, name)| {
-                    self.compile_hostname(&at.key("hostnames").index(index), name)
-                })
-                .map(Some)
-                .collect()
-        };
-        let mut specs: Vec<RouteMatchSpec> = Vec::new();
-        for (index, written) in route.matches.iter().enumerate() {
-            specs.extend(self.compile_request_match(&at.key("matches").index(index), written));
-        }
-        if route.matches.is_empty() {
-            specs.push(RouteMatchSpec::default());
-        }
-        let pairs = hostnames.iter().flat_map(|hostname| {
-            specs
-                .iter()
-                .map(move |matches| (hostname.clone(), matches.clone()))
-        });
-        pairs
-            .map(|(hostname, matches)| RouteRule {
-                hostname,
-                request_match: matches,
-                route: index,
-            })
-            .collect()
-    }
-
-    fn compile_hostname(&mut self, at: &FieldLocation<'a>, name: &str) -> Option<HostnamePattern> {
-        let (rest, is_wildcard) = name
-            .strip_prefix("*.")
-            .map_or((name, false), |rest| (rest, true));
-        let is_label = |label: &str| {
-            !label.is_empty()
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-        };
-        let is_address = rest.parse::<std::net::IpAddr>().is_ok();
-        if !rest.split('.').all(is_label) && !is_address {
-            self.error(at, format!("`{name}` is not a host name"))
-                .hint("write it like `pay.shop` or `*.shop`, without a port");
-            return None;
-        }
-        Some(if is_wildcard {
-            HostnamePattern::Wildcard(format!(".{}", rest.to_ascii_lowercase()))
-        } else {
-            HostnamePattern::Exact(rest.to_ascii_lowercase())
-        })
-    }
-
-    fn compile_request_match(
-        &mut self,
-        at: &FieldLocation<'a>,
-        written: &RouteMatch,
-    ) -> Option<RouteMatchSpec> {
-        let path = match &written.path {
-            None => PathMatchSpec::default(),
-            Some(path) => self.compile_path_match(&at.key("path"), path)?,
-        };
-        let mut headers = Vec::new();
-        for (index, header) in written.headers.iter().enumerate() {
-            let at = at.key("headers").index(index);
-            let value = match header.kind {
-                HeaderMatchType::Exact => HeaderValueSpec::Exact(header.value.clone()),
-                HeaderMatchType::RegularExpression => {
-                    HeaderValueSpec::Regex(self.parse_regex(&at.key("value"), &header.value)?)
-                }
-            };
-            self.parse_header_name(&at.key("name"), &header.name);
-            headers.push((header.name.to_ascii_lowercase(), value));
-        }
-        if let Some(method) = &written.method {
-            self.parse_method(&at.key("method"), method);
-        }
-        Some(RouteMatchSpec {
-            path,
-            method: written.method.clone(),
-            headers,
-        })
-    }
-
-    pub(super) fn compile_path_match(
-        &mut self,
-        at: &FieldLocation<'a>,
-        path: &PathMatch,
-    ) -> Option<PathMatchSpec> {
-        let at = at.key("value");
-        if path.kind != PathMatchType::RegularExpression && !path.value.starts_with('/') {
-            self.error(&at, format!("`{}` is not a path", path.value))
-                .hint("a path begins with `/`");
-        }
-        Some(match path.kind {
-            PathMatchType::Exact => PathMatchSpec::Exact(path.value.clone()),
-            PathMatchType::PathPrefix => {
-                PathMatchSpec::Prefix(path.value.trim_end_matches('/').to_owned())
-            }
-            PathMatchType::RegularExpression => {
-                PathMatchSpec::Regex(self.parse_regex(&at, &path.value)?)
-            }
-        })
-    }
-
-    /// Compiles a regular expression that must match the whole text.
-    fn parse_regex(&mut self, at: &FieldLocation<'a>, written: &str) -> Option<Regex> {
-        // The expression is compiled alone first, because an unbalanced parenthesis could close
-        // the group around it.
-        match Regex::new(written).and_then(|_| Regex::new(&format!("^(?:{written})$"))) {
-            Ok(regex) => Some(regex),
-            Err(error) => {
-                let reason = error.to_string();
-                let reason = reason
-                    .lines()
-                    .last()
-                    .unwrap_or_default()
-                    .trim_start_matches("error: ");
-                self.error(
-                    at,
-                    format!("this regular expression does not compile: {reason}"),
-                )
-                .hint("the syntax is that of the Rust crate `regex`: RE2 without look-around");
-                None
-            }
         }
     }
 }

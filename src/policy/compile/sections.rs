@@ -8,7 +8,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation, SectionScope},
+        compile::compiler::{Compiler, FieldLocation, SectionScope},
         document::{
             AdaptiveAlgorithm, CircuitBreaker, ConnectionLimits, ModeSetting, Retry,
             RetryConstraint, RetryTrigger, Sections, Timeouts,

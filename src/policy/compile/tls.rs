@@ -6,7 +6,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use crate::policy::{
-    compile::{Compiler, FieldLocation},
+    compile::compiler::{Compiler, FieldLocation},
     document::{
         AllowedIdentities, BackendProtocol, BackendTls, ClientAuth, ListenerProtocol, ListenerTls,
     },

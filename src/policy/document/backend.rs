@@ -151,6 +151,10 @@ impl JsonSchema for EndpointEntry {
 
     fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let object = generator.subschema_for::<EndpointFields>();
-        schemars::json_schema!({"anyOf": [{"type": "string", "description": "An IP address and a port, or `unix:` and the path of a socket."}, object]})
+        let address = schemars::json_schema!({
+            "type": "string",
+            "description": "An IP address and a port, or `unix:` and the path of a socket.",
+        });
+        schemars::json_schema!({"anyOf": [address, object]})
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! This module does not know which failure occurred.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -45,6 +47,19 @@ pub enum FallbackTrigger {
     NoHealthyEndpoint,
     /// `connectionLimits`, `admissionControl` or `protection` rejects the request.
     Overload,
+}
+
+/// Writes the name that policies use.
+impl fmt::Display for FallbackTrigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CircuitOpen => "CircuitOpen",
+            Self::Timeout => "Timeout",
+            Self::RetriesExhausted => "RetriesExhausted",
+            Self::NoHealthyEndpoint => "NoHealthyEndpoint",
+            Self::Overload => "Overload",
+        })
+    }
 }
 
 /// Fixed response of a fallback.

@@ -2,6 +2,8 @@
 //!
 //! The rules are in `rateLimit.global`. This module names only the engine that counts for them.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -52,6 +54,17 @@ pub enum GlobalRateLimitEngineType {
     RateLimitService,
     /// No engine. Each instance enforces the limit divided by the number of instances.
     Replicas,
+}
+
+/// Writes the name that policies use.
+impl fmt::Display for GlobalRateLimitEngineType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Redis => "Redis",
+            Self::RateLimitService => "RateLimitService",
+            Self::Replicas => "Replicas",
+        })
+    }
 }
 
 /// Connection to Redis or Valkey.

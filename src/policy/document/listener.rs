@@ -2,6 +2,8 @@
 //!
 //! This module does not know the connections of a listener.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -59,6 +61,16 @@ pub enum Direction {
     Inbound,
     /// Requests from the app to other services.
     Outbound,
+}
+
+/// Writes the name that policies use.
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inbound => "Inbound",
+            Self::Outbound => "Outbound",
+        })
+    }
 }
 
 /// Protocol of the clients of a listener.

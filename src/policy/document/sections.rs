@@ -3,6 +3,8 @@
 //! `compile` decides which of these locations applies. Sections with a larger format have their
 //! own modules.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -239,6 +241,17 @@ pub enum BreakerScope {
     /// One endpoint. While its breaker is open, the endpoint is not selected. Requests are
     /// rejected only if no other endpoint is left.
     Endpoint,
+}
+
+/// Writes the name that policies use.
+impl fmt::Display for BreakerScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Backend => "Backend",
+            Self::Route => "Route",
+            Self::Endpoint => "Endpoint",
+        })
+    }
 }
 
 /// Limits on requests in flight, queued requests and connections to a backend.

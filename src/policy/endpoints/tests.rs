@@ -15,7 +15,11 @@ fn an_endpoints_file_is_a_list_or_a_mapping_in_yaml_or_json() {
     ]);
     for text in [
         "- 10.0.0.1:80\n- unix:/run/app.sock\n",
-        "endpoints:\n  - {address: '10.0.0.1:80', weight: 2, zone: a, priority: 1}\n  - unix:/run/app.sock\n",
+        concat!(
+            "endpoints:\n",
+            "  - {address: '10.0.0.1:80', weight: 2, zone: a, priority: 1}\n",
+            "  - unix:/run/app.sock\n",
+        ),
         r#"["10.0.0.1:80", {"address": "unix:/run/app.sock"}]"#,
         r#"{"endpoints": ["10.0.0.1:80", "unix:/run/app.sock"]}"#,
     ] {

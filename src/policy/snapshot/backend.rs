@@ -169,6 +169,20 @@ pub enum LoadBalancerSpec {
     },
 }
 
+impl fmt::Display for LoadBalancerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LeastRequest => f.write_str("LeastRequest"),
+            Self::PeakEwma => f.write_str("PeakEwma"),
+            Self::RoundRobin => f.write_str("RoundRobin"),
+            Self::Random => f.write_str("Random"),
+            Self::ConsistentHash { key, bound } => {
+                write!(f, "ConsistentHash of {key}, bound {bound}")
+            }
+        }
+    }
+}
+
 /// Part of a request that consistent hashing uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HashKey {
@@ -178,6 +192,16 @@ pub enum HashKey {
     Cookie(String),
     /// IP address of the client.
     ClientIp,
+}
+
+impl fmt::Display for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "the header {name}"),
+            Self::Cookie(name) => write!(f, "the cookie {name}"),
+            Self::ClientIp => f.write_str("the client address"),
+        }
+    }
 }
 
 /// Configuration of active health checks.

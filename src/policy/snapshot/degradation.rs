@@ -5,6 +5,7 @@
 //! latencies that are observed.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -100,6 +101,15 @@ pub enum FaultAbortStatus {
     Http(u16),
     /// gRPC status code; 0, which is success, does not occur.
     Grpc(u8),
+}
+
+impl fmt::Display for FaultAbortStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(status) => write!(f, "{status}"),
+            Self::Grpc(status) => write!(f, "gRPC status {status}"),
+        }
+    }
 }
 
 /// Mirroring of requests: a backend receives copies, and its responses are discarded.

@@ -43,7 +43,8 @@ impl fmt::Display for GlobalRateLimitSpec {
                 };
                 write!(
                     f,
-                    "kept by {remote} for {}; without its answer within {} requests are {outcome_without_engine}",
+                    "kept by {remote} for {}; without its answer within {} requests are \
+                     {outcome_without_engine}",
                     remote.namespace(),
                     PolicyDuration(self.timeout)
                 )

@@ -143,7 +143,7 @@ impl fmt::Display for RateLimitRuleSpec {
         if self.is_global {
             write!(f, ", of all instances")?;
         }
-        write!(f, ", {:?}", self.mode)
+        write!(f, ", {}", self.mode.name())
     }
 }
 

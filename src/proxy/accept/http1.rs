@@ -83,8 +83,10 @@ pub(crate) async fn wait_for_request(
 ) -> bool {
     tokio::select! {
         biased;
-        readable = clock::timeout(Some(idle_timeout), handle.readable()) => matches!(readable, Ok(Ok(()))),
-        _ = listener_state.wait_for(|listener_state| *listener_state == ListenerState::Closed) => false,
+        readable = clock::timeout(Some(idle_timeout), handle.readable()) => {
+            matches!(readable, Ok(Ok(())))
+        }
+        _ = listener_state.wait_for(|state| *state == ListenerState::Closed) => false,
     }
 }
 

@@ -106,17 +106,30 @@ pub(crate) async fn serve(
     let mut drain_stages = is_inbound.then(|| worker.state.drain.subscribe_stages());
     loop {
         let idle_timeout = permit.listener_context().spec.load().limits.idle_timeout;
+        let close_timeout = if is_shutting_down {
+            GOAWAY_CLOSE_TIMEOUT
+        } else {
+            idle_timeout
+        };
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, response_sender))) => {
                     last_active = clock::now();
-                    let client = Client { stream: DownstreamStream::Http2(Box::new(ServerStream::new(request, response_sender))), identity: identity.clone(), listener: permit.listener_context().spec.load_full() };
+                    let stream = ServerStream::new(request, response_sender);
+                    let client = Client {
+                        stream: DownstreamStream::Http2(Box::new(stream)),
+                        identity: identity.clone(),
+                        listener: permit.listener_context().spec.load_full(),
+                    };
                     counters.open_count.fetch_add(1, Ordering::Relaxed);
                     counters.opened_count.fetch_add(1, Ordering::Relaxed);
-                    tokio::spawn(serve_stream(client, worker.clone(), OpenStreamGuard(counters.clone())));
+                    let guard = OpenStreamGuard(counters.clone());
+                    tokio::spawn(serve_stream(client, worker.clone(), guard));
                     if is_abusive(&counters, limits.max_concurrent_streams) {
-                        worker.state.telemetry.metrics.record_abused_connection(&permit.listener_context().spec.load().name);
+                        let listener = permit.listener_context().spec.load();
+                        let metrics = &worker.state.telemetry.metrics;
+                        metrics.record_abused_connection(&listener.name);
                         connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
                 }
@@ -124,13 +137,15 @@ pub(crate) async fn serve(
                 // their own tasks.
                 Some(Err(_)) | None => return,
             },
-            () = wait_for_shutdown(&mut listener_state, &mut drain_stages, &counters), if !is_shutting_down => {
+            () = wait_for_shutdown(&mut listener_state, &mut drain_stages, &counters),
+                if !is_shutting_down =>
+            {
                 is_shutting_down = true;
                 // The timeout of the client counts from the GOAWAY frame.
                 last_active = clock::now();
                 connection.graceful_shutdown();
             }
-            () = clock::sleep_until(last_active + if is_shutting_down { GOAWAY_CLOSE_TIMEOUT } else { idle_timeout }) => {
+            () = clock::sleep_until(last_active + close_timeout) => {
                 last_active = clock::now();
                 if counters.open_count.load(Ordering::Relaxed) > 0 {
                     continue;

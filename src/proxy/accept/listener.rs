@@ -210,7 +210,7 @@ async fn run_accept_loop(
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            _ = listener_state.wait_for(|listener_state| *listener_state > ListenerState::Open) => break,
+            _ = listener_state.wait_for(|state| *state > ListenerState::Open) => break,
         };
         match accepted {
             Ok((tcp, client_address)) => {

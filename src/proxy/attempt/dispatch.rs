@@ -168,7 +168,9 @@ async fn await_head(
         let events = async {
             tokio::select! {
                 biased;
-                event = upstream.next_event(UpstreamInterest::Head, accepts_body) => DispatchEvent::Upstream(event),
+                event = upstream.next_event(UpstreamInterest::Head, accepts_body) => {
+                    DispatchEvent::Upstream(event)
+                }
                 event = source.next_event(interest) => DispatchEvent::Client(event),
             }
         };

@@ -28,7 +28,7 @@ use crate::{
     resilience::balance::hash_ring,
     state::{
         policies::breaker::{BreakerDecision, BreakerGuard},
-        topology::{backend::SelectionRequest, outlier::AttemptObservation},
+        topology::{backend::selection::SelectionRequest, outlier::AttemptObservation},
     },
     telemetry::reason::Reason,
 };

@@ -126,8 +126,14 @@ impl Client {
             DownstreamStream::Http1(DownstreamHttp1 { session, handle }) => {
                 tokio::select! {
                     biased;
-                    flushed = handle.flush(), if !handle.is_flushed() => DownstreamEvent::Flushed(flushed.map_err(|_| Reason::ClientClosed)),
-                    read = session.read_body_or_idle(interest == DownstreamInterest::Close), if interest != DownstreamInterest::Nothing => DownstreamEvent::Read(read.map_err(|error| reason_from_error(&error))),
+                    flushed = handle.flush(), if !handle.is_flushed() => {
+                        DownstreamEvent::Flushed(flushed.map_err(|_| Reason::ClientClosed))
+                    }
+                    read = session.read_body_or_idle(interest == DownstreamInterest::Close),
+                        if interest != DownstreamInterest::Nothing =>
+                    {
+                        DownstreamEvent::Read(read.map_err(|error| reason_from_error(&error)))
+                    }
                     else => std::future::pending().await,
                 }
             }

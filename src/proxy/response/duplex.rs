@@ -154,7 +154,9 @@ async fn next_event(
         tokio::select! {
             biased;
             event = task.client.next_event(downstream_interest) => DuplexEvent::Client(event),
-            event = stream.next_event(upstream_interest, accepts_body) => DuplexEvent::Upstream(event),
+            event = stream.next_event(upstream_interest, accepts_body) => {
+                DuplexEvent::Upstream(event)
+            }
             () = observers.wait_until_shutdown(&task.context) => DuplexEvent::ShutdownDue,
         }
     };

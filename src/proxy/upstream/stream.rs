@@ -327,15 +327,21 @@ impl UpstreamHttp1 {
                 UpstreamInterest::Nothing => std::future::pending().await,
             }
         };
+        let should_flush = may_flush && !handle.is_flushed();
+        let awaits_head = interest == UpstreamInterest::Head;
         tokio::select! {
             biased;
             // In a body or tunnel, the flush precedes the read: a backend that floods the proxy
             // must not block output in the other direction. Before the head, the read precedes
             // the flush: a response that was sent before the backend closed counts, even if the
             // backend accepts no more of the request.
-            flushed = handle.flush(), if interest != UpstreamInterest::Head && may_flush && !handle.is_flushed() => UpstreamEvent::Flushed(flushed.is_ok()),
+            flushed = handle.flush(), if should_flush && !awaits_head => {
+                UpstreamEvent::Flushed(flushed.is_ok())
+            }
             event = read => event,
-            flushed = handle.flush(), if interest == UpstreamInterest::Head && may_flush && !handle.is_flushed() => UpstreamEvent::Flushed(flushed.is_ok()),
+            flushed = handle.flush(), if should_flush && awaits_head => {
+                UpstreamEvent::Flushed(flushed.is_ok())
+            }
         }
     }
 }

@@ -32,6 +32,38 @@ pub struct BreakerConfig {
     recovery_ramp: Duration,
 }
 
+impl fmt::Display for BreakerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BreakerThresholds {
+            consecutive_failures,
+            failure_rate,
+            slow_call_rate,
+            minimum_calls,
+        } = &self.thresholds;
+        f.write_str("opens at")?;
+        if let Some(failures) = consecutive_failures {
+            write!(f, " {failures} failures in a row,")?;
+        }
+        if let Some(rate) = failure_rate {
+            write!(f, " {} % failed calls,", rate.percent())?;
+        }
+        if let Some(rate) = slow_call_rate {
+            write!(f, " {} % slow calls,", rate.percent())?;
+        }
+        write!(
+            f,
+            " rates over {:?} with at least {minimum_calls} calls, open for {:?} to {:?}, \
+             half-open for {} calls within {:?}, recovery ramp {:?}",
+            self.window,
+            self.open_duration,
+            self.max_open_duration,
+            self.half_open_max_calls,
+            self.max_half_open_duration,
+            self.recovery_ramp,
+        )
+    }
+}
+
 /// Reason why [`BreakerConfig::try_new`] rejects a configuration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum InvalidBreaker {
@@ -187,3 +219,6 @@ impl BreakerConfig {
             .then_some(TransitionCause::SlowCallRate)
     }
 }
+
+#[cfg(test)]
+mod tests;

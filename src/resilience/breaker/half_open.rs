@@ -99,3 +99,6 @@ impl HalfOpenProbes {
             })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,7 +56,8 @@ impl std::fmt::Display for EjectionCause {
             }
             Self::SuccessRate { rate, limit } => write!(
                 f,
-                "its success rate of {rate:.1} % is below {limit:.1} %, the mean of its peers less the deviation"
+                "its success rate of {rate:.1} % is below {limit:.1} %, the mean of its peers less \
+                 the deviation"
             ),
             Self::FailurePercentage { rate, limit } => write!(
                 f,

@@ -1,13 +1,13 @@
 //! A backend of one policy set, joined with its endpoints.
 //!
-//! This module decides which endpoints can be selected, and which of them a request is sent to.
-//! Each request needs that information, but it changes rarely. The selectable endpoints are
-//! therefore computed after a change, into lists from which a selection draws. The number of
-//! endpoints, or of unavailable ones, does not affect the cost of a selection. A change
-//! increments a version, and the next selection computes the lists again.
-//!
-//! The module does not know circuit breakers or earlier attempts: the caller excludes endpoints
-//! by a predicate. The algorithms are in [`crate::resilience::balance`].
+//! This module decides which endpoints can be selected. Each request needs that information,
+//! but it changes rarely. The selectable endpoints are therefore computed after a change, into
+//! lists from which [`selection`] draws. The number of endpoints, or of unavailable ones, does
+//! not affect the cost of a selection. A change increments a version, and the next selection
+//! computes the lists again.
+
+pub mod selection;
+mod tiers;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,18 +17,17 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    policy::snapshot::{BackendSpec, EndpointSpec, LoadBalancerSpec},
+    policy::snapshot::{BackendSpec, EndpointSpec},
     resilience::{
         Mode,
-        balance::{
-            self,
-            hash_ring::{self, HashRing},
-            priority_levels::{self, PriorityLevel},
-        },
+        balance::priority_levels::{self, PriorityLevel},
         health::Health,
         outlier::EjectionState,
     },
-    state::topology::endpoint::{BackendCounters, EndpointState},
+    state::topology::{
+        backend::tiers::{Tier, group_into_tiers},
+        endpoint::{BackendCounters, EndpointState},
+    },
     telemetry::{Telemetry, backend_metrics::BackendMetrics, event::Event},
 };
 
@@ -48,15 +47,6 @@ pub struct BackendState {
     pub(crate) telemetry: Arc<Telemetry>,
     tiers: Vec<Tier>,
     selectable: ArcSwap<SelectableEndpoints>,
-}
-
-/// Endpoints of one priority; if a zone is preferred, only those in it or outside it.
-#[derive(Debug)]
-struct Tier {
-    /// Indices of the endpoints, in ascending order.
-    members: Vec<usize>,
-    /// Hash ring for consistent hashing; otherwise empty.
-    ring: HashRing,
 }
 
 /// Endpoints that can be selected, computed for one version of availability.
@@ -89,15 +79,6 @@ struct SelectableTier {
     warmest_endpoint: usize,
 }
 
-/// Properties of a request on which the selection of an endpoint depends.
-#[derive(Debug, Clone, Copy)]
-pub struct SelectionRequest {
-    /// Hash of the value that binds the request to an endpoint; `None` if it has no such value.
-    pub hash_key: Option<u64>,
-    /// Time at which the endpoint is selected.
-    pub now: Instant,
-}
-
 impl BackendState {
     /// Joins a backend with its endpoints. `zone` is the availability zone of this instance.
     #[must_use]
@@ -125,181 +106,8 @@ impl BackendState {
         backend
     }
 
-    /// Selects an available endpoint that `is_allowed` accepts, and returns its index.
-    ///
-    /// If too few endpoints are available, availability is ignored. `random` returns numbers
-    /// that are uniform in `0..1`.
-    pub fn pick(
-        &self,
-        request: SelectionRequest,
-        is_allowed: impl Fn(usize) -> bool,
-        mut random: impl FnMut() -> f64,
-    ) -> Option<usize> {
-        let mut selectable = self.selectable.load();
-        if selectable
-            .next_draining_end
-            .is_some_and(|draining_end| request.now >= draining_end)
-        {
-            self.clear_expired_draining(request.now);
-        }
-        if selectable.version != self.counters.availability_version.load(Ordering::Acquire) {
-            drop(selectable);
-            self.refresh_selectable();
-            selectable = self.selectable.load();
-        }
-        let first = match selectable.tiers.as_slice() {
-            [] => return None,
-            [_] => 0,
-            tiers => draw_tier(tiers, random()),
-        };
-        let tier_order =
-            std::iter::once(first).chain((0..selectable.tiers.len()).filter(|tier| *tier != first));
-        let mut picks = tier_order.map(|tier| {
-            self.pick_in_tier(
-                &selectable.tiers[tier],
-                &self.tiers[tier].ring,
-                request,
-                &is_allowed,
-                &mut random,
-            )
-        });
-        picks.find_map(|picked| picked)
-    }
-
-    fn pick_in_tier(
-        &self,
-        selectable_tier: &SelectableTier,
-        ring: &HashRing,
-        request: SelectionRequest,
-        is_allowed: &impl Fn(usize) -> bool,
-        random: &mut impl FnMut() -> f64,
-    ) -> Option<usize> {
-        let members = &selectable_tier.members;
-        // Weights are relative to the warmest member. Otherwise a selection would take many
-        // draws while all members are new.
-        let max_effective_weight =
-            selectable_tier.max_weight * self.max_warm_up_factor(selectable_tier, request.now);
-        let relative_weight = |index: usize| {
-            (self.weight(index) * self.warm_up_factor(index, request.now) / max_effective_weight)
-                .min(1.0)
-        };
-        // A warming endpoint has few requests in flight because it receives few. Its low load
-        // must not attract more.
-        let is_warming_up = |member: usize| self.warm_up_factor(members[member], request.now) < 1.0;
-        let selection_weight = |member: usize| {
-            if is_allowed(members[member]) {
-                relative_weight(members[member])
-            } else {
-                0.0
-            }
-        };
-        let picked = match (&self.spec.load_balancer, request.hash_key) {
-            (LoadBalancerSpec::LeastRequest, _) => {
-                let cost = |member: usize| {
-                    f64::from(self.endpoints[members[member]].in_flight())
-                        / relative_weight(members[member])
-                };
-                balance::pick_power_of_two(
-                    members.len(),
-                    selection_weight,
-                    is_warming_up,
-                    cost,
-                    random,
-                )
-            }
-            (LoadBalancerSpec::PeakEwma, _) => {
-                let cost = |member: usize| {
-                    let endpoint = &self.endpoints[members[member]];
-                    endpoint.peak_ewma().cost(
-                        endpoint.in_flight(),
-                        relative_weight(members[member]),
-                        request.now,
-                    )
-                };
-                balance::pick_power_of_two(
-                    members.len(),
-                    selection_weight,
-                    is_warming_up,
-                    cost,
-                    random,
-                )
-            }
-            (LoadBalancerSpec::RoundRobin, _) => balance::pick_round_robin(
-                members.len(),
-                selection_weight,
-                is_warming_up,
-                &mut || {
-                    self.counters
-                        .round_robin_index
-                        .fetch_add(1, Ordering::Relaxed)
-                },
-                random,
-            ),
-            (LoadBalancerSpec::ConsistentHash { bound, .. }, Some(key)) => {
-                return self.pick_on_ring(selectable_tier, ring, key, *bound, is_allowed);
-            }
-            (LoadBalancerSpec::Random | LoadBalancerSpec::ConsistentHash { .. }, _) => {
-                balance::pick_random(members.len(), selection_weight, random)
-            }
-        };
-        picked.map(|member| members[member])
-    }
-
-    /// Returns the endpoint of a key on the ring, or the next one that is available and within
-    /// its load bound. If no available endpoint is within its bound, the bound is ignored.
-    fn pick_on_ring(
-        &self,
-        selectable_tier: &SelectableTier,
-        ring: &HashRing,
-        key: u64,
-        bound: f64,
-        is_allowed: &impl Fn(usize) -> bool,
-    ) -> Option<usize> {
-        let accepts = |index: usize| {
-            selectable_tier.members.binary_search(&index).is_ok() && is_allowed(index)
-        };
-        let total_in_flight = self.counters.in_flight.load(Ordering::Relaxed);
-        let is_within_bound = |index: usize| {
-            hash_ring::is_within_load_bound(
-                self.endpoints[index].in_flight(),
-                total_in_flight,
-                self.weight(index) / selectable_tier.weight_sum,
-                bound,
-            )
-        };
-        ring.pick(key, |index| accepts(index) && is_within_bound(index))
-            .or_else(|| ring.pick(key, accepts))
-    }
-
-    /// Returns the warm-up factor of the warmest member, in `0.0..=1.0`.
-    ///
-    /// If endpoints announce curves of their own, the one that is warm first may not be the
-    /// warmest now.
-    fn max_warm_up_factor(&self, selectable_tier: &SelectableTier, now: Instant) -> f64 {
-        if selectable_tier.members.is_empty() {
-            return 1.0;
-        }
-        let first = self.warm_up_factor(selectable_tier.warmest_endpoint, now);
-        let has_own_curves = first < 1.0 && self.spec.warm_up.is_none();
-        if has_own_curves {
-            selectable_tier
-                .members
-                .iter()
-                .map(|index| self.warm_up_factor(*index, now))
-                .fold(first, f64::max)
-        } else {
-            first
-        }
-    }
-
     fn weight(&self, index: usize) -> f64 {
         self.endpoint_specs[index].weight.get().into()
-    }
-
-    /// Returns the share of its weight that an endpoint receives while it warms up, in
-    /// `0.0..=1.0`.
-    fn warm_up_factor(&self, index: usize, now: Instant) -> f64 {
-        self.endpoints[index].warm_up_factor(self.spec.warm_up.as_ref(), now)
     }
 
     /// Returns the index of each tier with the indices of its members.
@@ -484,70 +292,4 @@ impl BackendState {
             });
         }
     }
-}
-
-fn draw_tier(tiers: &[SelectableTier], random: f64) -> usize {
-    let mut remaining = random;
-    for (index, tier) in tiers.iter().enumerate() {
-        if remaining < tier.load_share {
-            return index;
-        }
-        remaining -= tier.load_share;
-    }
-    0
-}
-
-/// Groups endpoints into tiers by priority.
-///
-/// Within a priority, the endpoints in the zone of this instance form a tier before the others,
-/// if the zone has at least `min_endpoints_in_zone` of them.
-fn group_into_tiers(spec: &BackendSpec, places: &[EndpointSpec], zone: Option<&str>) -> Vec<Tier> {
-    let is_in_zone = |index: usize| {
-        places[index]
-            .zone
-            .as_deref()
-            .is_some_and(|endpoint_zone| Some(endpoint_zone) == zone)
-    };
-    let mut priorities: Vec<u32> = places.iter().map(|endpoint| endpoint.priority).collect();
-    priorities.sort_unstable();
-    priorities.dedup();
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    for priority in priorities {
-        let members = (0..places.len()).filter(|index| places[*index].priority == priority);
-        let (same_zone, other_zones): (Vec<usize>, Vec<usize>) =
-            members.partition(|index| is_in_zone(*index));
-        let prefers_zone = spec
-            .min_endpoints_in_zone
-            .is_some_and(|minimum| same_zone.len() >= minimum as usize);
-        if prefers_zone {
-            groups.extend([same_zone, other_zones]);
-        } else {
-            let mut all = [same_zone, other_zones].concat();
-            all.sort_unstable();
-            groups.push(all);
-        }
-    }
-    let ring = |members: &[usize]| {
-        let ring_entries = members.iter().map(|index| {
-            (
-                u32::try_from(*index).unwrap_or(u32::MAX),
-                places[*index].address.to_string(),
-                f64::from(places[*index].weight.get()),
-            )
-        });
-        HashRing::new(&ring_entries.collect::<Vec<_>>())
-    };
-    let uses_ring = matches!(spec.load_balancer, LoadBalancerSpec::ConsistentHash { .. });
-    groups.retain(|members| !members.is_empty());
-    groups
-        .into_iter()
-        .map(|members| Tier {
-            ring: if uses_ring {
-                ring(&members)
-            } else {
-                HashRing::default()
-            },
-            members,
-        })
-        .collect()
 }

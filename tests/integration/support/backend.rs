@@ -105,6 +105,17 @@ impl ScriptedBackend {
         })
     }
 
+    /// An app whose responses, all with this body, each wait for the gate.
+    pub(crate) fn gated_with(body: &'static str) -> (Self, Arc<ResponseGate>) {
+        let gate = ResponseGate::new();
+        let backend_gate = gate.clone();
+        let backend = Self::responding_with(move |_| {
+            backend_gate.wait_for_release();
+            ok_response(body)
+        });
+        (backend, gate)
+    }
+
     /// An app that answers at once, except at `/slow`: there each request waits for the gate.
     pub(crate) fn gated() -> (Self, Arc<ResponseGate>) {
         let gate = ResponseGate::new();

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::policy::{
-    compile::{Compiler, FieldLocation},
+    compile::compiler::{Compiler, FieldLocation},
     document::{ClientSelector, IdentitySelector, SelectorType},
     snapshot::SelectorSpec,
 };
@@ -45,7 +45,9 @@ impl<'a> Compiler<'a> {
             && path.is_none()
             && selector.methods.is_empty()
         {
-            self.error(at, "a selector that selects nothing").hint("add `headers`, `path`, `methods`, `sourceCIDR` or `identity`, or take the selector out to mean all requests");
+            let hint = "add `headers`, `path`, `methods`, `sourceCIDR` or `identity`, or take the \
+                        selector out to mean all requests";
+            self.error(at, "a selector that selects nothing").hint(hint);
         }
         Some(SelectorSpec {
             headers,

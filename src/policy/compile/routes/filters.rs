@@ -5,7 +5,7 @@
 
 use crate::{
     policy::{
-        compile::{Compiler, FieldLocation},
+        compile::compiler::{Compiler, FieldLocation},
         document::{
             Filter, FilterType, HeaderModifier, HttpHeader, PathMatchType, PathRewrite,
             PathRewriteType, Redirect, RouteEntry,
@@ -231,7 +231,10 @@ impl<'a> Compiler<'a> {
                 return None;
             }
             _ => {
-                self.error(at, "a rewrite has the one field that its type names").hint("ReplaceFullPath has `replaceFullPath`, ReplacePrefixMatch has `replacePrefixMatch`");
+                let hint = "ReplaceFullPath has `replaceFullPath`, ReplacePrefixMatch has \
+                            `replacePrefixMatch`";
+                self.error(at, "a rewrite has the one field that its type names")
+                    .hint(hint);
                 return None;
             }
         };

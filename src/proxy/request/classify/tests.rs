@@ -2,7 +2,8 @@ use crate::proxy::request::classify::*;
 
 #[test]
 fn retry_after_is_read_as_seconds_and_as_a_date() {
-    let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
+    // Sun, 06 Nov 1994 08:49:37 GMT
+    let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
     let table = [
         (503, "3", Some(3)),
         (429, " 120 ", Some(120)),

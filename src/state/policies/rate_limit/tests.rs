@@ -68,7 +68,8 @@ fn admitted_requests_stay_within_one_percent_of_the_limit_under_overload() {
             }) as f64;
             assert!(
                 (admitted / limit - 1.0).abs() <= 0.01,
-                "{requests} in {unit_seconds} s, bursts of {burst}, waiting {max_wait:?}: {admitted} of {limit}"
+                "{requests} in {unit_seconds} s, bursts of {burst}, waiting {max_wait:?}: \
+                 {admitted} of {limit}"
             );
         }
     }
