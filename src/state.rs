@@ -27,12 +27,8 @@ use crate::{
     state::{
         active_policy::ActivePolicy,
         instance::{
-            capacity::{LoadHistory, inbound_limits, take_sample},
-            command::Command,
-            drain::DrainState,
-            lifecycle::Lifecycle,
-            protection::ProtectionState,
-            replicas::Replicas,
+            capacity::LoadHistory, command::Command, drain::DrainState, lifecycle::Lifecycle,
+            protection::ProtectionState, replicas::Replicas,
         },
         registry::Registry,
         topology::tls::TlsStore,
@@ -126,9 +122,8 @@ impl State {
 
     /// Records a sample of the current load; called once per second.
     pub fn record_load(&self, now: std::time::Instant) {
-        let limits = inbound_limits(&self.active_policy.load()).unwrap_or_default();
-        let sample = take_sample(&self.drain, &limits, now);
-        self.load_history.record(sample);
+        self.load_history
+            .record_load(&self.drain, &self.active_policy.load(), now);
     }
 
     /// Returns the observed load, and the forecast for the other replicas without this
@@ -136,13 +131,7 @@ impl State {
     #[must_use]
     pub fn forecast_capacity(&self, now: std::time::Instant) -> (ObservedLoad, CapacityForecast) {
         let active_policy = self.active_policy.load();
-        let limits = inbound_limits(&active_policy);
-        let max_in_flight = limits.as_ref().map(|limits| {
-            let max = limits.iter().map(|limit| limit.max);
-            max.fold(0, u32::saturating_add)
-        });
-        let sample = take_sample(&self.drain, &limits.unwrap_or_default(), now);
-        let observed = self.load_history.observed_load(sample, max_in_flight);
+        let observed = self.load_history.observe(&self.drain, &active_policy, now);
         let others = self.replicas.count_available_others(&active_policy);
         let forecast = capacity::forecast_without_this_instance(&observed, others);
         (observed, forecast)

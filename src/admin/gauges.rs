@@ -114,17 +114,17 @@ fn record_rate_limits(active_policy: &ActivePolicy, metrics: &Metrics) {
     let routes = active_policy.routes.iter();
     for limit in routes.flat_map(|route| &route.rate_limits) {
         let labels = [("rule", &**limit.name())];
+        let usage = limit.take_unreported_usage();
         metrics
             .gauge(name::RATE_LIMIT_KEYS, &labels)
-            .set(limit.usage().keys as f64);
+            .set(usage.keys as f64);
         metrics
             .gauge(name::RATE_LIMIT_INSTANCES, &labels)
             .set(f64::from(limit.instances()));
-        let unreported = limit.take_unreported_counts();
         for (counter, count) in [
-            (name::RATE_LIMIT_OVERFLOW, unreported.overflowed_requests),
-            (name::RATE_LIMIT_DELAYED, unreported.delayed_requests),
-            (name::RATE_LIMIT_INVALID_COSTS, unreported.invalid_costs),
+            (name::RATE_LIMIT_OVERFLOW, usage.overflowed_requests),
+            (name::RATE_LIMIT_DELAYED, usage.delayed_requests),
+            (name::RATE_LIMIT_INVALID_COSTS, usage.invalid_costs),
         ] {
             metrics.counter(counter, &labels).increment(count);
         }

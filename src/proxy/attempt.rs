@@ -6,6 +6,7 @@
 //!
 //! The modules do not relay the response to the client.
 
+pub(crate) mod discard;
 mod dispatch;
 mod endpoint_selection;
 mod hedging;

@@ -16,3 +16,9 @@ const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
 
 /// Entry in `via` for a message that arrived over HTTP/2.
 const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 outrigger");
+
+/// Value of `connection` in a message that changes the protocol.
+const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+
+/// Value of `transfer-encoding` for a body of unknown length.
+const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");

@@ -231,11 +231,10 @@ impl Breaker {
             }
             return None;
         }
-        let is_slow = speed == Speed::Slow;
         match &mut self.state {
-            StateData::Closed { .. } => self.settle_closed(outcome, is_slow, now, random),
+            StateData::Closed { .. } => self.settle_closed(outcome, speed, now, random),
             StateData::HalfOpen { probes, .. } => {
-                let verdict = probes.settle(&self.config, outcome, is_slow);
+                let verdict = probes.settle(&self.config, outcome, speed);
                 let counts = probes.counts();
                 match verdict {
                     ProbeVerdict::Undecided => None,
@@ -361,44 +360,19 @@ impl Breaker {
     fn settle_closed(
         &mut self,
         outcome: CallOutcome,
-        is_slow: bool,
+        speed: Speed,
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
-        let is_slow = u32::from(is_slow);
+        let call = CallCounts::from_call(outcome, speed)?;
         match outcome {
-            CallOutcome::Cancelled => return None,
-            CallOutcome::Success => {
-                self.consecutive_failures = 0;
-                self.window.add(
-                    CallCounts {
-                        successes: 1,
-                        slow_calls: is_slow,
-                        ..CallCounts::default()
-                    },
-                    now,
-                );
-            }
+            CallOutcome::Success => self.consecutive_failures = 0,
             CallOutcome::Failure => {
                 self.consecutive_failures = self.consecutive_failures.saturating_add(1);
-                self.window.add(
-                    CallCounts {
-                        failures: 1,
-                        slow_calls: is_slow,
-                        ..CallCounts::default()
-                    },
-                    now,
-                );
             }
-            CallOutcome::Throttled => self.window.add(
-                CallCounts {
-                    failures: 1,
-                    slow_calls: is_slow,
-                    ..CallCounts::default()
-                },
-                now,
-            ),
+            CallOutcome::Throttled | CallOutcome::Cancelled => {}
         }
+        self.window.add(call, now);
         let counts = self.window.last_total();
         let cause = self
             .config

@@ -19,7 +19,7 @@ use std::{
 use crate::resilience::latency_histogram::LatencyHistogram;
 
 /// Minimum number of latencies for an estimate of the delay.
-pub const MIN_SAMPLES: u32 = 50;
+const MIN_SAMPLES: u32 = 50;
 
 /// Quantile of the latency after which a second attempt is sent.
 const DELAY_QUANTILE: f64 = 0.95;

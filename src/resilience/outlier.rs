@@ -167,12 +167,6 @@ impl OutlierDetector {
         self.ejection_state
     }
 
-    /// Returns the number of ejections that lengthen the next one.
-    #[must_use]
-    pub fn times_ejected(&self) -> u32 {
-        self.times_ejected
-    }
-
     /// Issues a permit to count one result of an endpoint that is not ejected.
     pub fn issue_permit(&self) -> OutlierPermit {
         OutlierPermit {

@@ -37,14 +37,14 @@ use crate::resilience::backoff::Backoff;
 
 /// Maximum number of class A retries per request. `attempts` does not count them, so they need
 /// their own bound.
-pub const MAX_TRANSPARENT_RETRIES: u32 = 2;
+const MAX_TRANSPARENT_RETRIES: u32 = 2;
 
 /// Minimum time for an attempt. A shorter attempt is not started, because it would only add
 /// load.
-pub const MIN_ATTEMPT_DURATION: Duration = Duration::from_millis(1);
+const MIN_ATTEMPT_DURATION: Duration = Duration::from_millis(1);
 
 /// Maximum `Retry-After` that is respected (linkerd2-proxy uses the same cap).
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// How an attempt failed, which determines the class of the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -53,15 +53,16 @@ impl<T> Default for Table<T> {
 impl<T: Reconfigure> Table<T> {
     /// Returns the state of a name, which is created or reconfigured, and marks it as used.
     pub fn ensure(&mut self, name: &Arc<str>, spec: &T::Spec, context: BuildContext<'_>) -> Arc<T> {
-        let state = match self.0.get(name) {
-            None => Arc::new(T::create(name, spec, context)),
-            Some(entry) => entry
-                .state
-                .reconfigure(spec, context)
-                .map_or_else(|| entry.state.clone(), Arc::new),
+        let Some(entry) = self.0.get_mut(name) else {
+            let state = Arc::new(T::create(name, spec, context));
+            self.insert(name.clone(), state.clone());
+            return state;
         };
-        self.insert(name.clone(), state.clone());
-        state
+        entry.is_used = true;
+        if let Some(replacement) = entry.state.reconfigure(spec, context) {
+            entry.state = Arc::new(replacement);
+        }
+        entry.state.clone()
     }
 }
 

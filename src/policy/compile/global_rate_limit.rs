@@ -89,16 +89,8 @@ impl<'a> Compiler<'a> {
                 self.compile_rate_limit_service(&at.key("rateLimitService"), service, routes)?
             }
             (GlobalRateLimitEngineType::Replicas, .., Some(replicas)) => {
-                let names = || backends.iter().map(|(_, backend)| &*backend.spec.name);
-                let Some(backend) = names().position(|name| *name == *replicas.backend) else {
-                    self.report_unknown_reference(
-                        &at.key("replicas").key("backend"),
-                        "backend",
-                        &replicas.backend,
-                        names(),
-                    );
-                    return None;
-                };
+                let at = at.key("replicas").key("backend");
+                let backend = self.find_backend(&at, &replicas.backend, backends)?;
                 RateLimitEngineSpec::Replicas {
                     backend,
                     name: Arc::from(replicas.backend.as_str()),

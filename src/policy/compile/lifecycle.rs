@@ -10,11 +10,10 @@ use crate::{
         compile::{
             backends::CompiledBackend,
             compiler::{Compiler, FieldLocation},
-            sections,
+            sections::{self, duration_or},
         },
         document::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
         snapshot::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
-        units::PolicyDuration,
     },
     resilience::{Mode, lifecycle::DrainConfig},
 };
@@ -216,8 +215,4 @@ impl<'a> Compiler<'a> {
         }
         drain
     }
-}
-
-fn duration_or(span: Option<PolicyDuration>, default: Duration) -> Duration {
-    span.map_or(default, |span| span.0)
 }

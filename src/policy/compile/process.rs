@@ -51,16 +51,8 @@ impl<'a> Compiler<'a> {
     ) {
         let RecoveryTriggerType::CircuitOpenFor = recovery.trigger.kind;
         let name = recovery.trigger.backend.as_str();
-        let Some(backend) = backends
-            .iter()
-            .position(|(_, backend)| *backend.spec.name == *name)
-        else {
-            return self.report_unknown_reference(
-                &at.key("backend"),
-                "backend",
-                name,
-                backends.iter().map(|(_, backend)| &*backend.spec.name),
-            );
+        let Some(backend) = self.find_backend(&at.key("backend"), name, backends) else {
+            return;
         };
         let has_breaker = routes.iter().any(|route| match &route.action {
             RouteActionSpec::Forward(to) => to.iter().any(|destination| {

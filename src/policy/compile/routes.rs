@@ -16,7 +16,7 @@ use crate::{
         compile::{
             backends::CompiledBackend,
             compiler::{Compiler, FieldLocation, SectionScope},
-            sections::{as_backend_policy, build_scope},
+            sections::as_backend_policy,
         },
         document::{Direction, RouteEntry, Sections},
         matching::RouteRule,
@@ -34,6 +34,15 @@ pub(super) struct RouteReferences<'t, 'a> {
     pub(super) backends: &'t [(FieldLocation<'a>, CompiledBackend<'a>)],
     pub(super) policies: &'t HashMap<&'a str, SectionScope<'a, 'a>>,
     pub(super) defaults: Option<&'t SectionScope<'a, 'a>>,
+}
+
+impl<'a> RouteReferences<'_, 'a> {
+    /// Returns the sections of the policy that a backend refers to, if it refers to one.
+    fn backend_scope(&self, backend: usize) -> Option<SectionScope<'a, 'a>> {
+        let name = self.backends[backend].1.policy_name?;
+        let scope = self.policies.get(name)?;
+        Some(as_backend_policy(name, scope))
+    }
 }
 
 impl<'a> Compiler<'a> {
@@ -157,11 +166,11 @@ impl<'a> Compiler<'a> {
             }
             found
         });
-        let route_scope = build_scope(
-            SectionOrigin::Route(name.clone()),
-            at.clone(),
-            &route_sections,
-        );
+        let route_scope = SectionScope {
+            origin: SectionOrigin::Route(name.clone()),
+            at: at.clone(),
+            sections: &route_sections,
+        };
         self.check_unused_sections(std::iter::once(&route_scope));
         let mut destinations = Vec::new();
         let mut backend_policies = Vec::new();
@@ -174,12 +183,7 @@ impl<'a> Compiler<'a> {
             ) else {
                 continue;
             };
-            let backend_scope = references.backends[backend].1.policy_name.and_then(|name| {
-                references
-                    .policies
-                    .get(name)
-                    .map(|scope| as_backend_policy(name, scope))
-            });
+            let backend_scope = references.backend_scope(backend);
             let scopes: Vec<&SectionScope<'_, 'a>> = [
                 Some(&route_scope),
                 named_policy_scope,
@@ -312,12 +316,7 @@ impl<'a> Compiler<'a> {
             {
                 continue;
             }
-            let backend_scope = references.backends[backend].1.policy_name.and_then(|name| {
-                references
-                    .policies
-                    .get(name)
-                    .map(|scope| as_backend_policy(name, scope))
-            });
+            let backend_scope = references.backend_scope(backend);
             let scopes: Vec<&SectionScope<'_, 'a>> = [backend_scope.as_ref(), references.defaults]
                 .into_iter()
                 .flatten()

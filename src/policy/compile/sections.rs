@@ -297,8 +297,6 @@ impl<'a> Compiler<'a> {
         if section.mode == ModeSetting::Off {
             return None;
         }
-        let duration_or =
-            |span: Option<PolicyDuration>, default: Duration| span.map_or(default, |span| span.0);
         let rate = |percent: Option<Percent>, default: f64| {
             Some(percent.unwrap_or(Percent(default)).ratio()).filter(|rate| *rate > Ratio::ZERO)
         };
@@ -474,17 +472,9 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// Creates the scope of the sections that a route contains itself.
-pub(super) fn build_scope<'s, 'a>(
-    origin: SectionOrigin,
-    at: FieldLocation<'a>,
-    sections: &'s Sections,
-) -> SectionScope<'s, 'a> {
-    SectionScope {
-        origin,
-        at,
-        sections,
-    }
+/// Returns the duration of a field, or its default.
+pub(super) fn duration_or(span: Option<PolicyDuration>, default: Duration) -> Duration {
+    span.map_or(default, |span| span.0)
 }
 
 /// Returns the same sections as a policy of the backend instead of the route.

@@ -150,14 +150,14 @@ async fn begins_with_preface(
     let detection = async {
         loop {
             if peeked_bytes.len() >= PREFACE.len() || !PREFACE.starts_with(&peeked_bytes) {
-                return Some(peeked_bytes.starts_with(PREFACE));
+                return peeked_bytes.starts_with(PREFACE);
             }
             let mut space = [0_u8; PREFACE.len()];
             let mut buffer = ReadBuf::new(&mut space[..PREFACE.len() - peeked_bytes.len()]);
             match connection.read_buf(&mut buffer).await {
                 Ok(1..) => peeked_bytes.extend_from_slice(buffer.filled()),
                 // The HTTP/1 session handles a connection that ends early.
-                Ok(0) | Err(_) => return Some(false),
+                Ok(0) | Err(_) => return false,
             }
         }
     };
@@ -165,7 +165,7 @@ async fn begins_with_preface(
     // then runs as well.
     let is_http2 = clock::timeout(Some(spec.limits.header_timeout), detection)
         .await
-        .unwrap_or(Some(false));
+        .unwrap_or(false);
     connection.replay(peeked_bytes);
-    is_http2
+    Some(is_http2)
 }

@@ -135,15 +135,15 @@ fn selector_matches(
         selector
             .path
             .as_ref()
-            .is_none_or(|path_matches| path_matches.matches(context.request_target.path()))
+            .is_none_or(|path| path.matches(context.request_target.path()))
     };
     let client_identity = request.identity.certificate_identity.as_deref();
     let identity_matches = || {
         selector.identity.as_ref().is_none_or(|expected| {
-            client_identity.is_some_and(|identity_matches| {
+            client_identity.is_some_and(|identity| {
                 expected
                     .as_deref()
-                    .is_none_or(|expected| expected == identity_matches)
+                    .is_none_or(|expected| expected == identity)
             })
         })
     };

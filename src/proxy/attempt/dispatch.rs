@@ -307,8 +307,7 @@ async fn inspect_head(
         }));
     }
     if let RequestSource::Client(client, _) = source {
-        let head = head.clone();
-        relay_interim_response(context, client, &head).await?;
+        relay_interim_response(context, client, head).await?;
     }
     Ok(None)
 }

@@ -137,10 +137,9 @@ enum NonFatalResult {
 struct HedgeRace<'s> {
     series: &'s mut AttemptSeries,
     non_fatal_result: Option<NonFatalResult>,
-    /// Attempts that count against the maximum.
-    started: u32,
-    /// Attempts among those that their endpoint did not process, and that were replaced.
-    replaced: u32,
+    /// Attempts that count against the maximum: those started, without those replaced because
+    /// their endpoint did not process them.
+    counted: u32,
     /// Whether no further attempt can be started.
     is_exhausted: bool,
     /// The number of endpoints that were selected before the last attempt.
@@ -209,8 +208,7 @@ impl<'s> HedgeRace<'s> {
         Self {
             series,
             non_fatal_result: None,
-            started: 0,
-            replaced: 0,
+            counted: 0,
             is_exhausted: false,
             tried_before: 0,
             next_kind: AttemptKind::First,
@@ -218,7 +216,7 @@ impl<'s> HedgeRace<'s> {
     }
 
     fn can_start_next(&self, plan: &HedgePlan<'_>) -> bool {
-        !self.is_exhausted && self.started - self.replaced < plan.spec.config.max_attempts.get()
+        !self.is_exhausted && self.counted < plan.spec.config.max_attempts.get()
     }
 
     /// Starts the next attempt. If that fails, no further attempts are started.
@@ -237,7 +235,7 @@ impl<'s> HedgeRace<'s> {
         }
         match start_attempt(context, plan, self.series, record, kind) {
             Ok(attempt) => {
-                self.started += 1;
+                self.counted += 1;
                 Some(attempt)
             }
             Err(rejection) => {
@@ -287,7 +285,7 @@ impl<'s> HedgeRace<'s> {
                     .get_or_insert(NonFatalResult::Response(endpoint, response));
                 let history = &self.series.history;
                 if reselection::has_untried_endpoint(context, history, self.tried_before) {
-                    self.replaced += 1;
+                    self.counted -= 1;
                     self.next_kind = AttemptKind::Replacement {
                         of_first: attempt.kind.is_first(),
                     };

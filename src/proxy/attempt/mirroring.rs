@@ -16,10 +16,10 @@ use crate::{
     policy::matching::RouteRule,
     proxy::{
         attempt::{
+            discard,
             history::AttemptSeries,
             outcome::UpstreamResponse,
             request_source::{BufferedRequest, RequestSource},
-            retry,
             single::{Attempt, Handover},
         },
         downstream::task::RequestTask,
@@ -206,7 +206,7 @@ impl MirroredRequest {
         };
         destination.backend.metrics.record_mirror(outcome);
         if let Some(response) = response {
-            retry::discard(&context, true, response).await;
+            discard::discard(&context, true, response).await;
         }
     }
 

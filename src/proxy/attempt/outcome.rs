@@ -10,8 +10,11 @@ use bytes::Bytes;
 use crate::{
     proxy::{
         attempt::reporter::AttemptReporter,
-        request::rejection::DEFAULT_RETRY_AFTER,
-        request::{classify::TransportError, context::RequestContext, rejection::Rejection},
+        request::{
+            classify::TransportError,
+            context::RequestContext,
+            rejection::{DEFAULT_RETRY_AFTER, Rejection},
+        },
         upstream::stream::{Upstream, WriteError},
     },
     state::topology::endpoint::{EndpointGuard, EndpointState},

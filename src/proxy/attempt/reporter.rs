@@ -97,7 +97,11 @@ impl AttemptReporter {
         self.is_reported = true;
         let latency = self.latency.unwrap_or_default();
         if let (Some(limit_sampler), Some(latency)) = (self.limit_sampler.take(), self.latency) {
-            verdict.record_sample(&limit_sampler, latency, now);
+            // Failures other than an overload are skipped: their latency says nothing about the
+            // time that the backend needs for its work.
+            if verdict.is_overload || verdict.breaker_outcome == CallOutcome::Success {
+                limit_sampler.record_sample(latency, verdict.is_overload, now);
+            }
         }
         if let Some(breaker) = self.breaker_guard.take() {
             breaker.settle(

@@ -133,12 +133,7 @@ impl RequestSource<'_> {
     /// A rejection if the body violates a limit.
     pub(crate) fn record_chunk(&mut self, chunk: Option<&Bytes>) -> Result<(), Rejection> {
         match self {
-            // The session reports the end with the last chunk or after it.
-            Self::Client(client, body) => body.record_chunk(
-                chunk,
-                chunk.is_none() || client.is_body_done(),
-                client.take_trailers(),
-            ),
+            Self::Client(client, body) => body.record_chunk(client, chunk),
             Self::Replay(_) => Ok(()),
         }
     }

@@ -10,9 +10,9 @@
 use crate::{
     proxy::{
         attempt::{
+            discard,
             history::AttemptHistory,
             outcome::{AttemptError, UpstreamResponse},
-            retry,
         },
         downstream::task::RequestTask,
         request::{classify::TransportError, context::RequestContext, record::RequestRecord},
@@ -34,7 +34,7 @@ pub(crate) async fn reselect_if_unprocessed(
     match result {
         Err(AttemptError::Unprocessed(response)) if can_reselect => {
             record_reselection(task, response.status_text());
-            retry::discard_response(task, *response).await;
+            discard::discard_response(task, *response).await;
             None
         }
         // No other endpoint is left, or the request cannot be sent again: the client receives

@@ -3,7 +3,7 @@
 //! The module collects the facts, and the pure `RetryConfig::decide` decides. The retry budget
 //! can still prevent the retry. The module does not send the next attempt.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     clock,
@@ -22,12 +22,6 @@ use crate::{
     state::policies::retry_budget::RetryRejection,
     telemetry::decision::Decision,
 };
-
-/// Maximum bytes of a discarded response that are read to make its connection reusable.
-const MAX_DISCARDED_BYTES: usize = 64 << 10;
-
-/// Maximum time for which a discarded response is read.
-const DISCARD_TIMEOUT: Duration = Duration::from_millis(25);
 
 /// Returns the failure that a response represents, or `None` if the policy does not retry its
 /// status.
@@ -101,8 +95,8 @@ pub(crate) fn decide_retry(
     if policy.mode == Mode::Off {
         return None;
     }
-    let situation = retry_context(task, series, failure);
     let now = clock::now();
+    let situation = retry_context(task, series, failure, now);
     let decision = policy.config.decide(&situation, fastrand::f64());
     let stopped = match decision {
         RetryDecision::Stop(reason) => Err(reason),
@@ -128,7 +122,7 @@ pub(crate) fn decide_retry(
     };
     match stopped {
         Err(reason) => {
-            record_stop(&context, &situation, reason);
+            record_stop(&context, &situation, reason, now);
             None
         }
         Ok((wait, is_transparent)) => {
@@ -148,6 +142,7 @@ fn retry_context(
     task: &RequestTask<'_>,
     series: &AttemptSeries,
     failure: FailureKind,
+    now: Instant,
 ) -> RetryContext {
     let request = task.request();
     let stream_idle = task.stream_idle_timeout().unwrap_or(Duration::MAX);
@@ -164,11 +159,16 @@ fn retry_context(
         is_retried_by_downstream: request.downstream_attempt() > 1,
         retries: series.history.retries(),
         transparent_retries: series.history.transparent_retries(),
-        time_left: series.deadline.time_left(clock::now()).min(bound),
+        time_left: series.deadline.time_left(now).min(bound),
     }
 }
 
-fn record_stop(context: &RequestContext<'_>, situation: &RetryContext, reason: RetryStopReason) {
+fn record_stop(
+    context: &RequestContext<'_>,
+    situation: &RetryContext,
+    reason: RetryStopReason,
+    now: Instant,
+) {
     let destination = context.destination;
     destination.backend.metrics.record_retry_stop(reason);
     let time_left = if situation.time_left == Duration::MAX {
@@ -181,51 +181,10 @@ fn record_stop(context: &RequestContext<'_>, situation: &RetryContext, reason: R
         situation.retries,
         destination.policy.retry.config.attempts,
         situation.transparent_retries,
-        destination.retry_budget.remaining(clock::now())
+        destination.retry_budget.remaining(now)
     );
     context.decision_trace.record(Decision::NotRetried {
         cause: reason.description(),
         evidence,
     });
-}
-
-/// Discards a response that is not relayed. Its connection is reused if the end of the response
-/// is near.
-pub(crate) async fn discard_response(task: &RequestTask<'_>, response: UpstreamResponse) {
-    discard(&task.context, task.body.is_done(), response).await;
-}
-
-/// Discards a response like [`discard_response`], for a request that has no client.
-///
-/// The response is read for at most 25 ms and about 64 KiB. If it is longer, its connection
-/// closes.
-pub(crate) async fn discard(
-    context: &RequestContext<'_>,
-    is_request_done: bool,
-    response: UpstreamResponse,
-) {
-    let mut stream = response.stream;
-    let read_to_end = async {
-        let mut read_bytes = 0;
-        while !stream.is_body_done() && read_bytes <= MAX_DISCARDED_BYTES {
-            match stream.read().await {
-                Ok(Some(chunk)) => read_bytes += chunk.len(),
-                Ok(None) | Err(_) => break,
-            }
-        }
-    };
-    if clock::timeout(Some(DISCARD_TIMEOUT), read_to_end)
-        .await
-        .is_err()
-    {
-        return;
-    }
-    let now = clock::now();
-    // The trailers contain the verdict of a gRPC call, even if the response is discarded.
-    let status = stream.trailers().and_then(grpc::parse_status);
-    if let (Some(reporter), Some(status)) = (response.pending_report, status) {
-        reporter.report(grpc::verdict_from_status(status), None, now);
-    }
-    let is_complete = is_request_done && response.head.accepts_body;
-    stream.release(context.worker, is_complete, now).await;
 }

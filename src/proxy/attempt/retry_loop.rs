@@ -9,7 +9,7 @@ use crate::{
     clock,
     proxy::{
         attempt::{
-            hedging,
+            discard, hedging,
             history::AttemptSeries,
             outcome::{
                 AttemptError, UpstreamResponse, connection_limit_rejection, transport_rejection,
@@ -111,7 +111,7 @@ async fn run_attempts(
             NextStep::Finish(result) => return result,
             NextStep::Retry { delay, discarded } => {
                 if let Some(response) = discarded {
-                    retry::discard_response(task, response).await;
+                    discard::discard_response(task, response).await;
                 }
                 wait_before_retry(task, delay).await?;
             }

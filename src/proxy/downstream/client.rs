@@ -95,18 +95,7 @@ impl Client {
     /// Returns whether the request is a gRPC call, which needs a gRPC status in its response.
     /// An HTTP/1 request never is.
     pub(crate) fn is_grpc(&self) -> bool {
-        let DownstreamStream::Http2(stream) = &self.stream else {
-            return false;
-        };
-        let content_type = stream
-            .head()
-            .headers
-            .get(http::header::CONTENT_TYPE)
-            .map(http::HeaderValue::as_bytes);
-        content_type.is_some_and(|content_type| {
-            content_type.starts_with(b"application/grpc")
-                && matches!(content_type.get(16), None | Some(b'+' | b';'))
-        })
+        matches!(&self.stream, DownstreamStream::Http2(stream) if stream.is_grpc())
     }
 
     /// Returns whether the client has sent its whole request.

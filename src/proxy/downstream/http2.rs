@@ -26,6 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct ServerStream {
     request_head: RequestHeader,
+    is_grpc: bool,
     request_body: RecvStream,
     is_body_done: bool,
     request_trailers: Option<HeaderMap>,
@@ -44,6 +45,7 @@ impl ServerStream {
         let (parts, body) = request.into_parts();
         let is_body_done = body.is_end_stream();
         Self {
+            is_grpc: is_grpc_content_type(&parts.headers),
             request_head: parts.into(),
             request_body: body,
             is_body_done,
@@ -60,6 +62,11 @@ impl ServerStream {
     /// Returns the head of the request.
     pub(crate) fn head(&self) -> &RequestHeader {
         &self.request_head
+    }
+
+    /// Returns whether the request is a gRPC call, by its content type.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.is_grpc
     }
 
     /// Returns whether the client has sent its whole request.
@@ -224,4 +231,14 @@ fn response_from_head(head: ResponseHeader) -> Response<()> {
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     response
+}
+
+/// Returns whether the content type is that of gRPC: `application/grpc`, alone or with a suffix.
+fn is_grpc_content_type(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(http::header::CONTENT_TYPE);
+    content_type.is_some_and(|content_type| {
+        let content_type = content_type.as_bytes();
+        content_type.starts_with(b"application/grpc")
+            && matches!(content_type.get(16), None | Some(b'+' | b';'))
+    })
 }

@@ -45,27 +45,24 @@ impl RequestBody {
         }
     }
 
-    /// Records a chunk that was read from the client, and whether it was the last.
+    /// Records a chunk that was read from the client; `None` is the end of the body.
     ///
     /// # Errors
     /// A fatal rejection if the body exceeds the limit of the listener.
     pub(crate) fn record_chunk(
         &mut self,
+        client: &mut Client,
         chunk: Option<&Bytes>,
-        is_last: bool,
-        trailers: Option<HeaderMap>,
     ) -> Result<(), Rejection> {
-        self.is_done = is_last;
-        self.trailers = trailers.or_else(|| self.trailers.take());
+        // The session reports the end with the last chunk or after it.
+        self.is_done = chunk.is_none() || client.is_body_done();
+        self.trailers = client.take_trailers().or_else(|| self.trailers.take());
         let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) else {
             return Ok(());
         };
         self.received_bytes += chunk.len() as u64;
         if self.received_bytes > self.max_bytes {
-            return Err(Rejection {
-                is_fatal: true,
-                ..Rejection::from_reason(Reason::BodyTooLarge)
-            });
+            return Err(Rejection::fatal(Reason::BodyTooLarge));
         }
         if self.is_replayable {
             self.buffered_bytes += chunk.len();

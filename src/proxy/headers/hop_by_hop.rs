@@ -50,7 +50,7 @@ pub(crate) fn copy_end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
                 .filter(|name| {
                     !protected_options
                         .iter()
-                        .any(|protected_options| name.eq_ignore_ascii_case(protected_options))
+                        .any(|option| name.eq_ignore_ascii_case(option))
                 })
                 .filter_map(|name| name.parse::<HeaderName>().ok()),
         );

@@ -40,11 +40,9 @@ pub(crate) struct LifecycleHeaders {
 /// The result is empty while the instance neither drains nor advertises its start.
 pub(crate) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> LifecycleHeaders {
     let State {
-        drain: departure,
-        lifecycle,
-        ..
+        drain, lifecycle, ..
     } = &*worker.state;
-    if !lifecycle.instance_age.is_advertising() && !departure.is_draining() {
+    if !lifecycle.instance_age.is_advertising() && !drain.is_draining() {
         return LifecycleHeaders::default();
     }
     let started_at = lifecycle
@@ -53,7 +51,7 @@ pub(crate) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> 
     // Both values are plain ASCII, so the conversion cannot fail.
     let to_header_value = |text: String| HeaderValue::try_from(text).ok();
     LifecycleHeaders {
-        draining: departure
+        draining: drain
             .draining_header(clock::now())
             .and_then(to_header_value),
         started_at: started_at.and_then(to_header_value),

@@ -15,10 +15,10 @@ use http::{
 };
 
 use crate::{
-    policy::{document::Direction, snapshot::LoadBalancerSpec},
+    policy::snapshot::LoadBalancerSpec,
     proxy::{
         headers::{
-            VIA, VIA_HTTP2,
+            CHUNKED, UPGRADE, VIA, VIA_HTTP2,
             hop_by_hop::{
                 apply_modifier, copy_end_to_end_headers, invalid_header_value, parse_header_value,
             },
@@ -28,7 +28,7 @@ use crate::{
             context::RequestContext,
             deadline::{TimeLeft, format_grpc_timeout},
             routing,
-            view::RequestView,
+            view::{RequestView, lists_token},
         },
         upstream::request_head::RequestHead,
         wire::header_names::{
@@ -39,8 +39,6 @@ use crate::{
     state::topology::endpoint::EndpointState,
 };
 
-const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
-const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 /// Values that distinguish one attempt from other attempts of the same request.
@@ -64,7 +62,7 @@ pub(crate) fn build_request_head<'e>(
     let mut headers = copy_end_to_end_headers(&request.head.headers);
     set_hop_headers(context, request, attempt.has_body, &mut headers)?;
     set_host(context, attempt.endpoint, &mut headers)?;
-    if context.route.spec.direction == Direction::Inbound {
+    if context.is_inbound() {
         set_forwarded_headers(&mut headers, request, context.request_target)?;
     }
     headers.append(header::VIA, if request.is_http2 { VIA_HTTP2 } else { VIA });
@@ -103,7 +101,7 @@ fn set_hop_headers(
         headers.remove(header::TRANSFER_ENCODING);
         // `te` is the only connection-specific field that HTTP/2 permits (RFC 9113 section
         // 8.2.2), and gRPC requires it.
-        if accepts_trailers(&request.head.headers) {
+        if lists_token(&request.head.headers, &header::TE, "trailers") {
             headers.insert(header::TE, TRAILERS);
         }
         return Ok(());
@@ -183,17 +181,6 @@ fn is_warm_up_weighted(context: &RequestContext<'_>, endpoint: &EndpointState) -
             LoadBalancerSpec::ConsistentHash { .. }
         );
     endpoint.has_own_warm_up() && uses_endpoint_weights && backend.endpoints.len() > 1
-}
-
-/// Returns whether the sender of a message accepts trailers (`te: trailers`).
-fn accepts_trailers(headers: &HeaderMap) -> bool {
-    headers.get_all(header::TE).iter().any(|value| {
-        value
-            .to_str()
-            .unwrap_or_default()
-            .split(',')
-            .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
-    })
 }
 
 /// Joins several cookie fields into one.

@@ -3,25 +3,19 @@
 //! The module decides framing, added fields and removed fields. It handles final and interim
 //! heads of a backend; rejections have their own writer.
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 
-use crate::{
-    policy::document::Direction,
-    proxy::{
-        downstream::client::Client,
-        headers::{
-            VIA, VIA_HTTP2,
-            hop_by_hop::{apply_modifier, copy_end_to_end_headers, parse_header_value},
-            lifecycle, rate_limit,
-        },
-        request::{context::RequestContext, rate_limit_outcome::RateLimitOutcome},
-        wire::header_names::REASON,
+use crate::proxy::{
+    downstream::client::Client,
+    headers::{
+        CHUNKED, UPGRADE, VIA, VIA_HTTP2,
+        hop_by_hop::{apply_modifier, copy_end_to_end_headers, parse_header_value},
+        lifecycle, rate_limit,
     },
+    request::{context::RequestContext, rate_limit_outcome::RateLimitOutcome},
+    wire::header_names::REASON,
 };
-
-const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
-const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
 /// Builds the response head that the client receives from the head of the backend.
 ///
@@ -60,7 +54,7 @@ pub(crate) fn build_response_head(
     {
         headers.append(name, value);
     }
-    if context.route.spec.direction == Direction::Inbound {
+    if context.is_inbound() {
         // Only a sidecar sets the reason. Behind an inbound route is the app, whose value is
         // not trusted.
         headers.remove(REASON);

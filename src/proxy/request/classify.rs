@@ -5,7 +5,7 @@
 //! defines these meanings for HTTP; `grpc` does so for gRPC. It does not report the outcome,
 //! and does not decide whether a retry follows.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use http::header;
 use pingora::http::ResponseHeader;
@@ -13,7 +13,6 @@ use pingora::http::ResponseHeader;
 use crate::{
     policy::snapshot::PolicySpec,
     resilience::{breaker::CallOutcome, outlier::EndpointResult, retry::FailureKind},
-    state::policies::concurrency_limit::LimitSampler,
     telemetry::{backend_metrics::AttemptOutcome, reason::Reason},
 };
 
@@ -121,23 +120,6 @@ pub(crate) struct AttemptVerdict {
     pub(crate) attempt_outcome: AttemptOutcome,
     /// Whether the backend reports overload, which lowers an adaptive concurrency limit.
     pub(crate) is_overload: bool,
-}
-
-impl AttemptVerdict {
-    /// Records the latency and an overload as a sample of an adaptive concurrency limit.
-    ///
-    /// Failures other than an overload are skipped. The latency of a failure says nothing about
-    /// the time that the backend needs for its work.
-    pub(crate) fn record_sample(
-        &self,
-        limit_sampler: &LimitSampler,
-        duration: Duration,
-        now: Instant,
-    ) {
-        if self.is_overload || self.breaker_outcome == CallOutcome::Success {
-            limit_sampler.record_sample(duration, self.is_overload, now);
-        }
-    }
 }
 
 /// Classifies a response status. The breaker policy defines failures; by default they are 500

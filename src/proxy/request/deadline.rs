@@ -117,13 +117,11 @@ impl Deadline {
         attempt_deadline: Option<Instant>,
         now: Instant,
     ) -> bool {
-        let policy_deadline = self
+        let request_deadline = self
             .started_at
             .zip(self.policy_timeout)
-            .map(|(started_at, limit)| started_at + limit)
-            .into_iter()
-            .chain(attempt_deadline)
-            .min();
+            .map(|(started_at, limit)| started_at + limit);
+        let policy_deadline = earliest([request_deadline, attempt_deadline]);
         self.client_deadline.is_some_and(|client_deadline| {
             let client_time = client_deadline
                 .saturating_duration_since(self.started_at.unwrap_or(client_deadline));

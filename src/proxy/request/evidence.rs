@@ -50,7 +50,7 @@ pub(crate) fn record_rejection(context: &RequestContext<'_>, rejection: &Rejecti
 /// Returns the numbers behind a rejection as text; empty if the reason has none.
 ///
 /// `wait` is the time after which the client may retry.
-pub(crate) fn describe_evidence(
+fn describe_evidence(
     context: &RequestContext<'_>,
     reason: Reason,
     rejected_by: &str,

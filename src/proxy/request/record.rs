@@ -17,7 +17,7 @@ pub(crate) struct RequestRecord {
     /// Time at which the client had sent the whole request; `None` before the first attempt
     /// knows it.
     pub(crate) request_completed_at: Option<Instant>,
-    /// Number of attempts, without those that replace an attempt the endpoint did not process.
+    /// Number of attempts, without those that replace an attempt that found no free connection.
     pub(crate) attempts: u32,
     /// Endpoint of the last attempt; `None` before the first one.
     pub(crate) endpoint: Option<Arc<EndpointState>>,

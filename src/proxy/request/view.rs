@@ -121,7 +121,7 @@ impl<'a> RequestView<'a> {
     /// `h2c` is never forwarded, because the proxy could not parse the response.
     pub(crate) fn requested_upgrade(&self) -> Option<&'a str> {
         if self.head.version != Version::HTTP_11
-            || !has_connection_option(&self.head.headers, "upgrade")
+            || !lists_token(&self.head.headers, &header::CONNECTION, "upgrade")
         {
             return None;
         }
@@ -134,13 +134,14 @@ impl<'a> RequestView<'a> {
     }
 }
 
-/// Returns whether a Connection header lists the option, without regard to case.
-fn has_connection_option(headers: &HeaderMap, option: &str) -> bool {
-    headers.get_all(header::CONNECTION).iter().any(|value| {
+/// Returns whether a header with a comma-separated list contains the token, without regard to
+/// case.
+pub(crate) fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers.get_all(name).iter().any(|value| {
         value
             .to_str()
             .unwrap_or_default()
             .split(',')
-            .any(|name| name.trim().eq_ignore_ascii_case(option))
+            .any(|listed| listed.trim().eq_ignore_ascii_case(token))
     })
 }

@@ -42,9 +42,8 @@ pub(crate) async fn relay_both_directions(
             DuplexEvent::Client(DownstreamEvent::Flushed(flushed)) => flushed?,
             DuplexEvent::Client(DownstreamEvent::Read(read)) => {
                 let chunk = read?;
-                let is_last = chunk.is_none() || task.client.is_body_done();
-                let (client, body) = (&mut *task.client, &mut task.body);
-                body.record_chunk(chunk.as_ref(), is_last, client.take_trailers())
+                let body = &mut task.body;
+                body.record_chunk(task.client, chunk.as_ref())
                     .map_err(|rejection| rejection.reason)?;
                 let (is_done, trailers) = (body.is_done(), body.trailers());
                 let forwarded = relayed

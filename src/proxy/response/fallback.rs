@@ -12,7 +12,7 @@ use crate::{
     policy::snapshot::{FallbackAction, FallbackSpec},
     proxy::{
         admission::{admission_control, concurrency},
-        attempt::{outcome::UpstreamResponse, retry, retry_loop},
+        attempt::{discard, outcome::UpstreamResponse, retry_loop},
         downstream::task::{RequestPermits, RequestTask},
         headers::hop_by_hop::apply_modifier,
         request::{
@@ -167,7 +167,7 @@ async fn send_to_fallback(task: &mut RequestTask<'_>) -> Result<UpstreamResponse
 /// Discards the response of a replaced outcome, if it has one.
 async fn discard_outcome(task: &RequestTask<'_>, outcome: Result<UpstreamResponse, Rejection>) {
     if let Ok(response) = outcome {
-        retry::discard_response(task, response).await;
+        discard::discard_response(task, response).await;
     }
 }
 

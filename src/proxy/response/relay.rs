@@ -73,9 +73,12 @@ pub(crate) async fn relay(
         relayed.observers.capture = None;
         duplex::relay_both_directions(task, &mut relayed).await
     };
-    record_grpc_status(task, &relayed.stream, &summary);
+    let trailer_status = relayed.stream.trailers().and_then(grpc::parse_status);
+    if task.client.is_grpc() {
+        task.record.grpc_status = summary.grpc_status.or(trailer_status);
+    }
     if let Some(report) = pending_report {
-        settle_report(report, &relayed.stream, result.err());
+        settle_report(report, trailer_status, result.err());
     }
     if let Err(reason) = result {
         task.record.reason = Some(reason);
@@ -189,19 +192,10 @@ async fn next_chunk(
     }
 }
 
-/// Records the status of a gRPC call, from its head or its trailers.
-fn record_grpc_status(task: &mut RequestTask<'_>, stream: &Upstream, summary: &ResponseSummary) {
-    if task.client.is_grpc() {
-        let in_trailers = stream.trailers().and_then(grpc::parse_status);
-        task.record.grpc_status = summary.grpc_status.or(in_trailers);
-    }
-}
-
 /// Settles the report of a gRPC call, once its trailers have arrived or can no longer arrive.
-fn settle_report(reporter: AttemptReporter, stream: &Upstream, failure: Option<Reason>) {
-    let in_trailers = stream.trailers().and_then(grpc::parse_status);
+fn settle_report(reporter: AttemptReporter, trailer_status: Option<u8>, failure: Option<Reason>) {
     let now = clock::now();
-    match (in_trailers, failure) {
+    match (trailer_status, failure) {
         (Some(status), _) => reporter.report(grpc::verdict_from_status(status), None, now),
         // A short deadline of the client is no evidence about the backend.
         (None, Some(Reason::ClientClosed | Reason::RequestTimeout | Reason::Draining)) => {

@@ -112,15 +112,11 @@ impl Http2Connection {
         })
     }
 
-    /// Returns whether the connection accepts another stream and is below its maximum of
-    /// concurrent streams.
-    pub(crate) fn has_stream_capacity(&self, certificate_generation: u64) -> bool {
-        self.accepts_streams(certificate_generation)
-            && self.state.open_streams.load(Ordering::Relaxed)
-                < self
-                    .request_sender
-                    .current_max_send_streams()
-                    .min(MAX_CONCURRENT_STREAMS as usize)
+    /// Returns whether the connection is below its maximum of concurrent streams.
+    pub(crate) fn has_stream_capacity(&self) -> bool {
+        let max_streams = self.request_sender.current_max_send_streams();
+        self.state.open_streams.load(Ordering::Relaxed)
+            < max_streams.min(MAX_CONCURRENT_STREAMS as usize)
     }
 
     /// Returns whether the connection accepts new streams at all.
@@ -155,7 +151,7 @@ impl Http2Connection {
 
     /// Marks the connection as closing: it accepts no new streams, and existing streams
     /// continue.
-    pub(crate) fn mark_closing(&self) {
+    fn mark_closing(&self) {
         self.state.is_closing.store(true, Ordering::Relaxed);
     }
 
@@ -369,8 +365,8 @@ impl ClientStream {
     }
 
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        if let Some(fault) = self.send_error {
-            return Poll::Ready(Err(fault));
+        if let Some(error) = self.send_error {
+            return Poll::Ready(Err(error));
         }
         // Before the request head is handed over there is no response to poll. The flush that
         // hands it over leads to another poll.
@@ -382,9 +378,9 @@ impl ClientStream {
             self.response_head = Some(interim.into_parts().0.into());
             return Poll::Ready(Ok(()));
         }
-        let answer = ready!(Pin::new(response).poll(context))
+        let response = ready!(Pin::new(response).poll(context))
             .map_err(|error| self.permit.0.record_error(&error))?;
-        let (parts, body) = answer.into_parts();
+        let (parts, body) = response.into_parts();
         self.is_body_done = body.is_end_stream();
         self.response_head = Some(parts.into());
         self.response_body = Some(body);

@@ -82,7 +82,7 @@ impl EndpointHttp2Connections {
         connections.retain(|connection| connection.accepts_streams(certificate_generation));
         connections
             .iter()
-            .find(|connection| connection.has_stream_capacity(certificate_generation))
+            .find(|connection| connection.has_stream_capacity())
             .map(|connection| connection.open_stream(now))
     }
 
@@ -130,7 +130,7 @@ impl ConnectionPool {
         certificate_generation: u64,
         now: Instant,
     ) -> Option<PooledConnection> {
-        let mut idle = self.lock_idle();
+        let mut idle = lock(&self.idle);
         let connections = &mut idle.get_mut(&endpoint.id)?.connections;
         // The youngest connection is last: if it is too old for this request, all others are as
         // well.
@@ -183,7 +183,7 @@ impl ConnectionPool {
         if endpoint.is_retired() {
             return;
         }
-        let mut idle = self.lock_idle();
+        let mut idle = lock(&self.idle);
         let idle_connection = idle
             .entry(endpoint.id)
             .or_insert_with(|| EndpointIdleConnections {
@@ -213,7 +213,7 @@ impl ConnectionPool {
             ConnectionLimitReached::Endpoint => candidate.id == endpoint.id,
             ConnectionLimitReached::Backend => Arc::ptr_eq(&candidate.counters, &endpoint.counters),
         };
-        let mut idle = self.lock_idle();
+        let mut idle = lock(&self.idle);
         let oldest = idle
             .values_mut()
             .filter(|candidate| makes_room(&candidate.state) && !candidate.connections.is_empty())
@@ -233,7 +233,7 @@ impl ConnectionPool {
     /// Closes idle connections that are too old, were closed by the endpoint, or lead to a
     /// retired endpoint.
     pub(crate) fn sweep(&self, now: Instant) {
-        let mut idle = self.lock_idle();
+        let mut idle = lock(&self.idle);
         idle.retain(|_, endpoint| {
             if endpoint.state.is_retired() {
                 return false;
@@ -261,10 +261,6 @@ impl ConnectionPool {
             });
             !connections.is_empty() || !endpoint.state.is_retired()
         });
-    }
-
-    fn lock_idle(&self) -> MutexGuard<'_, HashMap<u64, EndpointIdleConnections>> {
-        lock(&self.idle)
     }
 }
 

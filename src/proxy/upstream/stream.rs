@@ -278,7 +278,7 @@ impl Upstream {
     pub(crate) async fn release(self, worker: &Worker, is_request_complete: bool, now: Instant) {
         let mut http1 = match self.stream {
             UpstreamStream::Http1(http1) => http1,
-            UpstreamStream::Http2(exchange) => return exchange.release(now),
+            UpstreamStream::Http2(stream) => return stream.release(now),
         };
         if !is_request_complete || !http1.handle.is_flushed() || !http1.session.is_body_done() {
             return;

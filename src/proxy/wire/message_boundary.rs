@@ -76,9 +76,9 @@ pub(crate) struct LengthPrefixedFraming {
 }
 
 impl LengthPrefixedFraming {
-    /// Advances the position. `parse_header` returns the body length, or for an incomplete
-    /// header its minimum length.
-    fn observe(&mut self, mut bytes: &[u8], parse_header: fn(&[u8]) -> Result<u64, usize>) {
+    /// Advances the position. `parse_header` returns the body length, or `None` for an
+    /// incomplete header.
+    fn observe(&mut self, mut bytes: &[u8], parse_header: fn(&[u8]) -> Option<u64>) {
         while !bytes.is_empty() {
             let body = usize::try_from(self.remaining_body_bytes)
                 .unwrap_or(usize::MAX)
@@ -89,7 +89,7 @@ impl LengthPrefixedFraming {
                 self.started_messages += u64::from(self.partial_header.is_empty());
                 self.partial_header.push(bytes[0]);
                 bytes = &bytes[1..];
-                if let Ok(length) = parse_header(&self.partial_header) {
+                if let Some(length) = parse_header(&self.partial_header) {
                     self.remaining_body_bytes = length;
                     self.partial_header.clear();
                 }
@@ -100,23 +100,18 @@ impl LengthPrefixedFraming {
 
 /// Parses the five bytes before a gRPC message (gRPC over HTTP/2, "Length-Prefixed-Message").
 ///
-/// # Errors
-/// The minimum length of the header in bytes, if it is incomplete.
-fn parse_grpc_header(head: &[u8]) -> Result<u64, usize> {
-    let length: [u8; 4] = head
-        .get(1..5)
-        .and_then(|length| length.try_into().ok())
-        .ok_or(5_usize)?;
-    Ok(u32::from_be_bytes(length).into())
+/// Returns the length of the message in bytes, or `None` if the header is incomplete.
+fn parse_grpc_header(head: &[u8]) -> Option<u64> {
+    let length: [u8; 4] = head.get(1..5)?.try_into().ok()?;
+    Some(u32::from_be_bytes(length).into())
 }
 
 /// Parses a frame header (RFC 6455 section 5.2): the length has 7, 16 or 64 bits, and a mask of
 /// four bytes can follow.
 ///
-/// # Errors
-/// The minimum length of the header in bytes, if it is incomplete.
-fn parse_websocket_header(head: &[u8]) -> Result<u64, usize> {
-    let second = *head.get(1).ok_or(2_usize)?;
+/// Returns the length of the payload in bytes, or `None` if the header is incomplete.
+fn parse_websocket_header(head: &[u8]) -> Option<u64> {
+    let second = *head.get(1)?;
     let extended_length_bytes = match second & 0x7f {
         126 => 2,
         127 => 8,
@@ -124,12 +119,12 @@ fn parse_websocket_header(head: &[u8]) -> Result<u64, usize> {
     };
     let mask_bytes = if second & 0x80 == 0 { 0 } else { 4 };
     if head.len() < 2 + extended_length_bytes + mask_bytes {
-        return Err(2 + extended_length_bytes + mask_bytes);
+        return None;
     }
     let length = head[2..2 + extended_length_bytes]
         .iter()
         .fold(0, |length, byte| length << 8 | u64::from(*byte));
-    Ok(if extended_length_bytes == 0 {
+    Some(if extended_length_bytes == 0 {
         (second & 0x7f).into()
     } else {
         length

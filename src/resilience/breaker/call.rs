@@ -55,6 +55,20 @@ pub struct CallCounts {
 }
 
 impl CallCounts {
+    /// Returns the counts of one call, or `None` if it was cancelled.
+    pub(super) fn from_call(outcome: CallOutcome, speed: Speed) -> Option<Self> {
+        let (successes, failures) = match outcome {
+            CallOutcome::Success => (1, 0),
+            CallOutcome::Failure | CallOutcome::Throttled => (0, 1),
+            CallOutcome::Cancelled => return None,
+        };
+        Some(Self {
+            successes,
+            failures,
+            slow_calls: u32::from(speed == Speed::Slow),
+        })
+    }
+
     /// Returns the number of all counted calls.
     #[must_use]
     pub fn total(self) -> u32 {

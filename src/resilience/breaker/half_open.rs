@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 
 use crate::resilience::{
     breaker::{
-        call::{CallCounts, CallOutcome},
+        call::{CallCounts, CallOutcome, Speed},
         config::BreakerConfig,
     },
     ratio::Ratio,
@@ -54,27 +54,13 @@ impl HalfOpenProbes {
         &mut self,
         config: &BreakerConfig,
         outcome: CallOutcome,
-        is_slow: bool,
+        speed: Speed,
     ) -> ProbeVerdict {
         self.outstanding = self.outstanding.saturating_sub(1);
-        let is_slow = u32::from(is_slow);
-        match outcome {
-            CallOutcome::Cancelled => return ProbeVerdict::Undecided,
-            CallOutcome::Success => {
-                self.counts += CallCounts {
-                    successes: 1,
-                    slow_calls: is_slow,
-                    ..CallCounts::default()
-                }
-            }
-            CallOutcome::Failure | CallOutcome::Throttled => {
-                self.counts += CallCounts {
-                    failures: 1,
-                    slow_calls: is_slow,
-                    ..CallCounts::default()
-                }
-            }
-        }
+        let Some(call) = CallCounts::from_call(outcome, speed) else {
+            return ProbeVerdict::Undecided;
+        };
+        self.counts += call;
         if self.has_failed(config) {
             ProbeVerdict::Failed
         } else if self.counts.total() >= self.max_calls {

@@ -67,10 +67,7 @@ pub fn find_outliers_by_results(
 ) -> Vec<(usize, EjectionCause)> {
     let mut outliers = find_low_success_rates(config, results);
     for (index, cause) in find_high_failure_percentages(config, results) {
-        if !outliers
-            .iter()
-            .any(|(latencies_of_tier, _)| *latencies_of_tier == index)
-        {
+        if !outliers.iter().any(|(known, _)| *known == index) {
             outliers.push((index, cause));
         }
     }

@@ -393,7 +393,7 @@ fn only_enough_successes_shorten_the_next_ejection() {
             });
         }
         detector.end_interval();
-        detector.times_ejected()
+        detector.times_ejected
     };
     assert_eq!(
         [
@@ -417,7 +417,7 @@ fn uneject_clears_the_ejection_history() {
     detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
     detector.uneject();
     assert_eq!(
-        (detector.ejection_state(), detector.times_ejected()),
+        (detector.ejection_state(), detector.times_ejected),
         (EjectionState::NotEjected, 0)
     );
 }

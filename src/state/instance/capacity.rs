@@ -30,7 +30,7 @@ pub struct LoadHistory {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::state) struct LoadSample {
+struct LoadSample {
     at: Instant,
     /// Number of inbound requests since the start of the process.
     requests_started: u64,
@@ -41,8 +41,35 @@ pub(in crate::state) struct LoadSample {
 }
 
 impl LoadHistory {
+    /// Adds a sample of the current load; called once per second.
+    pub(in crate::state) fn record_load(
+        &self,
+        drain: &DrainState,
+        active_policy: &ActivePolicy,
+        now: Instant,
+    ) {
+        let limits = inbound_limits(active_policy).unwrap_or_default();
+        self.record(take_sample(drain, &limits, now));
+    }
+
+    /// Returns the load of the last ten seconds, with the current load as its latest sample.
+    pub(in crate::state) fn observe(
+        &self,
+        drain: &DrainState,
+        active_policy: &ActivePolicy,
+        now: Instant,
+    ) -> ObservedLoad {
+        let limits = inbound_limits(active_policy);
+        let max_in_flight = limits.as_ref().map(|limits| {
+            let max = limits.iter().map(|limit| limit.max);
+            max.fold(0, u32::saturating_add)
+        });
+        let current = take_sample(drain, &limits.unwrap_or_default(), now);
+        self.observed_load(current, max_in_flight)
+    }
+
     /// Adds a sample, and removes samples older than [`LOAD_WINDOW`].
-    pub(in crate::state) fn record(&self, now: LoadSample) {
+    fn record(&self, now: LoadSample) {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.retain(|sample| now.at.saturating_duration_since(sample.at) <= LOAD_WINDOW);
         samples.push_back(now);
@@ -50,11 +77,7 @@ impl LoadHistory {
 
     /// Returns the load of the window up to `current`. The sample `current` is not stored, so a
     /// call has no effect on later results.
-    pub(in crate::state) fn observed_load(
-        &self,
-        current: LoadSample,
-        limit: Option<u32>,
-    ) -> ObservedLoad {
+    fn observed_load(&self, current: LoadSample, limit: Option<u32>) -> ObservedLoad {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = || {
             samples
@@ -93,11 +116,7 @@ impl LoadHistory {
 }
 
 /// Measures the load of the moment.
-pub(in crate::state) fn take_sample(
-    drain: &DrainState,
-    limits: &[LimitUsage],
-    at: Instant,
-) -> LoadSample {
+fn take_sample(drain: &DrainState, limits: &[LimitUsage], at: Instant) -> LoadSample {
     let in_flight = u32::try_from(drain.instance_load().inbound.in_flight).unwrap_or(u32::MAX);
     let max_utilization = limits
         .iter()
@@ -112,15 +131,15 @@ pub(in crate::state) fn take_sample(
 }
 
 /// Usage of one inbound concurrency limit, in requests.
-pub(in crate::state) struct LimitUsage {
+struct LimitUsage {
     in_flight: u32,
-    pub(in crate::state) max: u32,
+    max: u32,
 }
 
 /// Returns the usage of all inbound concurrency limits, or `None` if an inbound destination has
 /// no limit.
-pub(in crate::state) fn inbound_limits(live: &ActivePolicy) -> Option<Vec<LimitUsage>> {
-    let inbound = live
+fn inbound_limits(active_policy: &ActivePolicy) -> Option<Vec<LimitUsage>> {
+    let inbound = active_policy
         .routes
         .iter()
         .filter(|route| route.spec.direction == Direction::Inbound)

@@ -54,18 +54,6 @@ impl AdmissionState {
         &self.name
     }
 
-    /// Applies a new configuration and mode.
-    ///
-    /// A changed configuration discards all recorded results; a changed mode alone retains
-    /// them.
-    pub fn reconfigure(&self, config: AdmissionConfig, mode: Mode, now: Instant) {
-        let mut inner = self.lock();
-        inner.1 = mode;
-        if *inner.0.config() != config {
-            inner.0 = AdmissionController::new(config, now);
-        }
-    }
-
     /// Decides on one request. `random` is uniform in `0..1`.
     #[must_use]
     pub fn decide(&self, random: f64, now: Instant) -> AdmissionDecision {
@@ -105,8 +93,16 @@ impl Reconfigure for AdmissionState {
         Self::new(name.clone(), spec.config, spec.mode, context.now)
     }
 
+    /// Applies a new specification and mode.
+    ///
+    /// A changed configuration discards all recorded results; a changed mode alone retains
+    /// them.
     fn reconfigure(&self, spec: &Self::Spec, context: BuildContext<'_>) -> Option<Self> {
-        self.reconfigure(spec.config, spec.mode, context.now);
+        let mut inner = self.lock();
+        inner.1 = spec.mode;
+        if *inner.0.config() != spec.config {
+            inner.0 = AdmissionController::new(spec.config, context.now);
+        }
         None
     }
 }

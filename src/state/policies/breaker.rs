@@ -121,15 +121,6 @@ impl BreakerState {
         self.emit_transition(transition);
     }
 
-    /// Applies a new configuration and mode; the state and the counts are retained.
-    pub fn reconfigure(&self, config: BreakerConfig, mode: Mode, now: Instant) {
-        let mut inner = self.lock();
-        inner.mode = mode;
-        if *inner.machine.config() != config {
-            inner.machine.reconfigure(config, now);
-        }
-    }
-
     /// Applies a state change that an operator requests, such as a reset.
     pub fn change_state(
         &self,
@@ -223,8 +214,13 @@ impl Reconfigure for BreakerState {
         )
     }
 
+    /// Applies a new specification and mode; the state and the counts are retained.
     fn reconfigure(&self, spec: &Self::Spec, context: BuildContext<'_>) -> Option<Self> {
-        self.reconfigure(spec.config, spec.mode, context.now);
+        let mut inner = self.lock();
+        inner.mode = spec.mode;
+        if *inner.machine.config() != spec.config {
+            inner.machine.reconfigure(spec.config, context.now);
+        }
         None
     }
 }

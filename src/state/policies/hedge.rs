@@ -31,11 +31,6 @@ impl HedgeState {
         }
     }
 
-    /// Applies a new configuration; recorded latencies are retained.
-    pub fn reconfigure(&self, config: HedgeConfig) {
-        self.lock().reconfigure(config);
-    }
-
     /// Records the latency of a response. An attempt that lost a race counts with the time that
     /// it was waited for.
     pub fn record_latency(&self, latency: Duration, now: Instant) {
@@ -62,8 +57,9 @@ impl Reconfigure for HedgeState {
         Self::new(spec.config, context.now)
     }
 
+    /// Applies a new specification; recorded latencies are retained.
     fn reconfigure(&self, spec: &Self::Spec, _: BuildContext<'_>) -> Option<Self> {
-        self.reconfigure(spec.config);
+        self.lock().reconfigure(spec.config);
         None
     }
 }

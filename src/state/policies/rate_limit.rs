@@ -79,22 +79,11 @@ pub struct RateLimited {
     pub retry_after: Duration,
 }
 
-/// Counts of a rule since it was added to the policies.
+/// Number of keys of a rule, and counts since a time that the method states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimitUsage {
     /// Number of keys that have a bucket of their own.
     pub keys: usize,
-    /// Number of requests that shared the overflow bucket.
-    pub overflowed_requests: u64,
-    /// Number of requests that had to wait for their tokens.
-    pub delayed_requests: u64,
-    /// Number of responses whose cost header could not be parsed.
-    pub invalid_costs: u64,
-}
-
-/// Counts of a rule that its counter metrics do not contain yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnreportedCounts {
     /// Number of requests that shared the overflow bucket.
     pub overflowed_requests: u64,
     /// Number of requests that had to wait for their tokens.
@@ -338,21 +327,21 @@ impl RateLimitState {
     /// Returns the counts since the rule was added to the policies.
     #[must_use]
     pub fn usage(&self) -> RateLimitUsage {
-        RateLimitUsage {
-            keys: self.store.0.key_count(),
-            overflowed_requests: self.store.0.overflowed_requests().total(),
-            delayed_requests: self.delayed_requests.total(),
-            invalid_costs: self.invalid_costs.total(),
-        }
+        self.read_usage(Tally::total)
     }
 
-    /// Returns the counts that no earlier call returned, for counter metrics.
+    /// Returns the usage with the counts that no earlier call returned, for counter metrics.
     #[must_use]
-    pub fn take_unreported_counts(&self) -> UnreportedCounts {
-        UnreportedCounts {
-            overflowed_requests: self.store.0.overflowed_requests().take_unreported(),
-            delayed_requests: self.delayed_requests.take_unreported(),
-            invalid_costs: self.invalid_costs.take_unreported(),
+    pub fn take_unreported_usage(&self) -> RateLimitUsage {
+        self.read_usage(Tally::take_unreported)
+    }
+
+    fn read_usage(&self, count: fn(&Tally) -> u64) -> RateLimitUsage {
+        RateLimitUsage {
+            keys: self.store.0.key_count(),
+            overflowed_requests: count(self.store.0.overflowed_requests()),
+            delayed_requests: count(&self.delayed_requests),
+            invalid_costs: count(&self.invalid_costs),
         }
     }
 

@@ -5,6 +5,8 @@
 //! [`crate::state::topology::backend`] and [`crate::state::topology::outlier`] do. The start
 //! and the drain that an endpoint announces are in [`peer_lifecycle`].
 
+pub mod peer_lifecycle;
+
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -451,4 +453,3 @@ pub enum ConnectionLimitReached {
     /// The endpoint has its maximum number of connections.
     Endpoint,
 }
-pub mod peer_lifecycle;

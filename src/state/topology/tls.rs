@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -79,54 +80,45 @@ impl TlsStore {
 
     /// Adds the entries of an update, and replaces those with the same key.
     pub fn apply(&self, update: &TlsUpdate) {
-        self.listeners.rcu(|current| {
-            let mut next = HashMap::clone(current);
-            next.extend(
-                update
-                    .listeners
-                    .iter()
-                    .map(|(spec, material)| (spec.clone(), material.clone())),
-            );
-            next
-        });
-        self.backends.rcu(|current| {
-            let mut next = HashMap::clone(current);
-            next.extend(
-                update
-                    .backends
-                    .iter()
-                    .map(|(spec, material)| (spec.clone(), material.clone())),
-            );
-            next
-        });
+        extend(&self.listeners, &update.listeners);
+        extend(&self.backends, &update.backends);
     }
 
     /// Removes the entries that neither policy set names. The sets are the active one and the
     /// previous one, which requests in flight may still use.
     pub fn retain_referenced(&self, sets: [&PolicySnapshot; 2]) {
-        let is_server = |spec: &ListenerTlsSpec| {
-            sets.iter()
-                .flat_map(|set| &set.listeners)
-                .any(|listener| listener.tls.as_ref() == Some(spec))
-        };
-        let is_client = |spec: &BackendTlsSpec| {
-            sets.iter()
-                .flat_map(|set| &set.backends)
-                .any(|backend| backend.tls.as_ref() == Some(spec))
-        };
-        self.listeners.rcu(|known| {
-            known
-                .iter()
-                .filter(|(spec, _)| is_server(spec))
-                .map(|(spec, material)| (spec.clone(), material.clone()))
-                .collect::<HashMap<_, _>>()
+        retain(&self.listeners, |spec| {
+            let mut listeners = sets.iter().flat_map(|set| &set.listeners);
+            listeners.any(|listener| listener.tls.as_ref() == Some(spec))
         });
-        self.backends.rcu(|known| {
-            known
-                .iter()
-                .filter(|(spec, _)| is_client(spec))
-                .map(|(spec, material)| (spec.clone(), material.clone()))
-                .collect::<HashMap<_, _>>()
+        retain(&self.backends, |spec| {
+            let mut backends = sets.iter().flat_map(|set| &set.backends);
+            backends.any(|backend| backend.tls.as_ref() == Some(spec))
         });
     }
+}
+
+type MaterialMap<K, C> = HashMap<K, TlsMaterial<C>>;
+
+fn extend<K: Clone + Eq + Hash, C>(map: &ArcSwap<MaterialMap<K, C>>, update: &MaterialMap<K, C>) {
+    map.rcu(|current| {
+        let mut next = HashMap::clone(current);
+        next.extend(
+            update
+                .iter()
+                .map(|(spec, material)| (spec.clone(), material.clone())),
+        );
+        next
+    });
+}
+
+fn retain<K: Clone + Eq + Hash, C>(
+    map: &ArcSwap<MaterialMap<K, C>>,
+    is_referenced: impl Fn(&K) -> bool,
+) {
+    map.rcu(|current| {
+        let mut next = HashMap::clone(current);
+        next.retain(|spec, _| is_referenced(spec));
+        next
+    });
 }
