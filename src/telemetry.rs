@@ -1,8 +1,10 @@
-//! What happened, told once: to the log, to the metrics, and to whoever listens.
+//! Publishes each event to the log, the metrics and the subscribers.
 //!
-//! A mechanism reports an [`event::Event`], and knows neither a metric's name nor a log line. Here is the one place where
-//! events become those. Requests, which are many, go through handles that were made when the policy was compiled, and
-//! through the access log, which never waits.
+//! This module decides where an event appears. A mechanism reports an [`event::Event`] once, and
+//! knows neither a metric name nor a log line. The module does not know why an event occurred.
+//!
+//! A completed request is not an event, because requests are too frequent. It uses metric handles
+//! that are created with the active policy, and the access log, which never blocks.
 
 pub mod access_log;
 pub mod backend_metrics;
@@ -31,37 +33,38 @@ use crate::telemetry::{
     access_log::AccessLogWriter, decision_log::DecisionLog, event::Event, metrics::Metrics,
 };
 
-/// Events that are remembered for the admin API.
+/// Maximum number of events that are retained for the admin API. A subscriber may lag by the same
+/// number.
 const MAX_RECENT_EVENTS: usize = 256;
 
-/// An event with its number.
+/// Event with its sequence number and its time.
 #[derive(Debug, Clone)]
 pub struct EventRecord {
-    /// Counted from 1.
+    /// Sequence number within the process, from 1.
     pub sequence: u64,
-    /// The time of day.
+    /// Wall-clock time at which the event was emitted.
     pub emitted_at: std::time::SystemTime,
-    /// What happened.
+    /// Event that occurred, shared by all its records.
     pub event: Arc<Event>,
 }
 
-/// The one place that events are told to.
+/// Sink for events, metrics, access log entries and decisions.
 #[derive(Debug)]
 pub struct Telemetry {
-    /// The metrics.
+    /// Registry that creates the metric handles and renders all metrics.
     pub metrics: Metrics,
-    /// The access log.
+    /// Writer of the access log, which may be disabled.
     pub access_log: AccessLogWriter,
-    /// Why the last requests got what they got.
+    /// Decisions about the latest requests.
     pub decision_log: DecisionLog,
     wall_clock: fn() -> std::time::SystemTime,
     subscribers: broadcast::Sender<EventRecord>,
-    /// The last events; a lock for a push, never held across anything else.
+    /// Latest events, the oldest first. The lock covers one append or one copy.
     recent_events: Mutex<VecDeque<EventRecord>>,
 }
 
 impl Telemetry {
-    /// Makes a telemetry without listeners; `wall` tells the time of day.
+    /// Creates telemetry without subscribers. `wall_clock` returns the current wall-clock time.
     #[must_use]
     pub fn new(access_log: AccessLogWriter, wall_clock: fn() -> std::time::SystemTime) -> Self {
         let (subscribers, _) = broadcast::channel(MAX_RECENT_EVENTS);
@@ -75,7 +78,11 @@ impl Telemetry {
         }
     }
 
-    /// Tells what happened.
+    /// Logs an event, updates the metrics that follow from it, and sends it to all subscribers.
+    ///
+    /// The event is also retained for [`Telemetry::recent_events`], where it replaces the oldest
+    /// one if the list is full. Subscribers can receive concurrent events in an order other than
+    /// that of their sequence numbers.
     pub fn emit(&self, event: Event) {
         log::write_event(&event);
         event_metrics::record(&self.metrics, &event);
@@ -94,23 +101,25 @@ impl Telemetry {
         }
         recent.push_back(record.clone());
         drop(recent);
-        // Nobody listening is fine.
+        // An error means that there is no subscriber, which is not a fault.
         _ = self.subscribers.send(record);
     }
 
-    /// The time of day.
+    /// Returns the current wall-clock time.
     #[must_use]
     pub fn wall_time(&self) -> std::time::SystemTime {
         (self.wall_clock)()
     }
 
-    /// The events from now on.
+    /// Returns a receiver of all events that are emitted from now on.
+    ///
+    /// A receiver that lags by more than 256 events misses the oldest ones.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<EventRecord> {
         self.subscribers.subscribe()
     }
 
-    /// The last events, oldest first.
+    /// Returns the latest events, the oldest first, at most 256.
     #[must_use]
     pub fn recent_events(&self) -> Vec<EventRecord> {
         self.recent_events

@@ -1,10 +1,13 @@
-//! Shared state of the resilience policies.
+//! Shares the pure state machines of the resilience policies between requests.
 //!
 //! Each submodule puts a lock around one pure state machine of [`crate::resilience`]. A guard
-//! returns each permit exactly once, even if the call is cancelled. The exceptions are
-//! [`stale`] and [`bucket_store`], which store data, [`tally`], which counts, and [`remote_limits`], which holds a
-//! connection. These modules do not decide which state a request uses;
-//! [`crate::state::registry`] does.
+//! returns each permit exactly once, even if the call is cancelled. The exceptions are:
+//!
+//! - [`stale`] and [`bucket_store`], which store data
+//! - [`tally`], which counts
+//! - [`remote_limits`], which holds a connection
+//!
+//! These modules do not decide which state a request uses; [`crate::state::registry`] does.
 
 pub mod admission_control;
 pub mod breaker;

@@ -1,14 +1,17 @@
-//! State by identity, and the joining of a new set of policies with it.
+//! Joins a policy set with the state that belongs to it, by name.
 //!
-//! What keeps its name keeps its history: breaker state and counts, the fill of buckets, what is in flight, what is known of
-//! endpoints. What a changed field makes meaningless begins anew, and nothing else. What no set names any more is dropped once
-//! its last request is done.
+//! A new set retains the state that it names: breaker states and counts, tokens of buckets,
+//! requests in flight and knowledge about endpoints. If a changed field makes state meaningless,
+//! only that state is reset.
+//!
+//! State that the new set does not name is removed. Requests in flight hold references to it until
+//! they end. Metric handles of routes and backends are never removed.
+//!
+//! The module does not know which changes require a reset; each state decides that itself.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Instant,
-};
+mod endpoint_table;
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use tokio::sync::Semaphore;
 
@@ -16,11 +19,10 @@ use crate::{
     policy::{
         document::{BreakerScope, Direction},
         snapshot::{
-            BackendSpec, Destination, Discovery, EndpointAddress, EndpointSpec, MirrorSpec,
-            PolicySnapshot, RateLimitEngineSpec, RouteActionSpec, RouteSpec,
+            BackendSpec, Destination, Discovery, EndpointSpec, MirrorSpec, PolicySnapshot,
+            RateLimitEngineSpec, RouteActionSpec, RouteSpec,
         },
     },
-    resilience::Mode,
     state::{
         active_policy::{ActivePolicy, DestinationState, MirrorState, RouteState},
         policies::{
@@ -29,19 +31,18 @@ use crate::{
             rate_limit::RateLimitState, remote_limits::RemoteLimits,
             retry_budget::RetryBudgetState, stale::StaleState,
         },
+        registry::endpoint_table::EndpointTable,
         table::{BuildContext, Reconfigure, Table},
-        topology::{
-            backend::BackendState,
-            endpoint::{BackendCounters, EndpointState},
-        },
+        topology::backend::BackendState,
     },
     telemetry::{Telemetry, backend_metrics::BackendMetrics, route_metrics::RouteMetrics},
 };
 
-/// Copies of a route's requests that are out at once to one mirror. It bounds their memory, and they never make the route's own requests wait.
+/// Maximum number of copies in flight per route and mirror. It bounds their memory. Requests of the
+/// route never wait for a copy.
 const MAX_MIRRORED_REQUESTS_IN_FLIGHT: usize = 128;
 
-/// State by identity.
+/// State of all policies, backends and endpoints, by name.
 #[derive(Debug, Default)]
 pub struct Registry {
     breakers: Table<BreakerState>,
@@ -55,18 +56,14 @@ pub struct Registry {
     fault_permits: Table<SizedSemaphore>,
     /// Permits for mirrored requests, by route and mirror (`ROUTE/BACKEND`).
     mirror_permits: Table<SizedSemaphore>,
-    endpoints: HashMap<(Arc<str>, EndpointAddress), Arc<EndpointState>>,
-    /// The endpoints known last, by backend: written, or found where the policy said to look.
-    known_endpoints: HashMap<Arc<str>, KnownEndpoints>,
-    backend_counters: HashMap<Arc<str>, Arc<BackendCounters>>,
+    endpoints: EndpointTable,
     route_metrics: HashMap<Arc<str>, Arc<RouteMetrics>>,
     backend_metrics: HashMap<Arc<str>, Arc<BackendMetrics>>,
     remote_limits: Option<Arc<RemoteLimits>>,
-    next_endpoint_id: u64,
     epoch: Option<Instant>,
 }
 
-/// A semaphore with its number of permits.
+/// Semaphore with its total number of permits.
 #[derive(Debug)]
 struct SizedSemaphore(Arc<Semaphore>, usize);
 
@@ -82,16 +79,8 @@ impl Reconfigure for SizedSemaphore {
     }
 }
 
-#[derive(Debug)]
-struct KnownEndpoints {
-    source: Discovery,
-    endpoints: Vec<EndpointSpec>,
-    /// How outlier detection acted on them.
-    outlier_mode: Option<Mode>,
-}
-
 impl Registry {
-    /// Joins a set with the state that belongs to it, and forgets what it no longer names.
+    /// Joins a policy set with its state, and removes state that the set does not name.
     pub(super) fn build_active_policy(
         &mut self,
         snapshot: Arc<PolicySnapshot>,
@@ -138,60 +127,16 @@ impl Registry {
         }
     }
 
-    /// Takes what discovery found of a backend; whether it is another than before. What was found elsewhere than the policy says by now
-    /// comes too late.
+    /// Stores the endpoints that discovery found for a backend, and returns whether they changed.
+    ///
+    /// Endpoints from a source that the policy no longer names are ignored.
     pub(super) fn record_discovered_endpoints(
         &mut self,
         backend: &Arc<str>,
         source: &Discovery,
         endpoints: Vec<EndpointSpec>,
     ) -> bool {
-        let Some(known) = self
-            .known_endpoints
-            .get_mut(backend)
-            .filter(|known| known.source == *source && known.endpoints != endpoints)
-        else {
-            return false;
-        };
-        known.endpoints = endpoints;
-        true
-    }
-
-    /// The endpoints of a backend: those that are written, or else those known last. Where they are to be looked for may have changed;
-    /// until the first answer from there, those known from before are better than none.
-    fn current_endpoints(&mut self, spec: &BackendSpec) -> Vec<EndpointSpec> {
-        let static_endpoints = match &spec.discovery {
-            Discovery::Static(endpoints) => Some(endpoints.clone()),
-            Discovery::File(_) | Discovery::Dns(_) => None,
-        };
-        let (source, outlier_mode) = (
-            spec.discovery.clone(),
-            spec.outlier_detection.as_ref().map(|outlier| outlier.mode),
-        );
-        let known = self.known_endpoints.remove(&spec.name);
-        if known
-            .as_ref()
-            .is_some_and(|known| known.outlier_mode != outlier_mode)
-        {
-            // Another judge: what was only watched has not been ejected, and what nobody watches is not out.
-            let backend_endpoints = self
-                .endpoints
-                .iter()
-                .filter(|((backend, _), _)| *backend == spec.name);
-            backend_endpoints.for_each(|(_, endpoint)| endpoint.uneject());
-        }
-        let endpoints = static_endpoints
-            .or(known.map(|known| known.endpoints))
-            .unwrap_or_default();
-        self.known_endpoints.insert(
-            spec.name.clone(),
-            KnownEndpoints {
-                source,
-                endpoints: endpoints.clone(),
-                outlier_mode,
-            },
-        );
-        endpoints
+        self.endpoints.record_discovered(backend, source, endpoints)
     }
 
     fn remove_unused(&mut self, backends: &[Arc<BackendState>], telemetry: &Telemetry) {
@@ -206,24 +151,7 @@ impl Registry {
         self.stale_caches.remove_unused();
         self.hedges.remove_unused();
         self.rate_limits.remove_unused();
-        let backend_names: HashSet<&str> =
-            backends.iter().map(|backend| &*backend.spec.name).collect();
-        self.backend_counters
-            .retain(|name, _| backend_names.contains(&**name));
-        self.known_endpoints
-            .retain(|name, _| backend_names.contains(&**name));
-        let active_ids: HashSet<u64> = backends
-            .iter()
-            .flat_map(|backend| &backend.endpoints)
-            .map(|endpoint| endpoint.id)
-            .collect();
-        self.endpoints.retain(|_, endpoint| {
-            let is_active = active_ids.contains(&endpoint.id);
-            if !is_active {
-                endpoint.retire();
-            }
-            is_active
-        });
+        self.endpoints.remove_unused(backends);
     }
 }
 
@@ -235,40 +163,7 @@ struct ActivePolicyBuilder<'r> {
 
 impl ActivePolicyBuilder<'_> {
     fn build_backend(&mut self, spec: &BackendSpec) -> Arc<BackendState> {
-        let counters = self
-            .registry
-            .backend_counters
-            .entry(spec.name.clone())
-            .or_default()
-            .clone();
-        // Those that a backend begins with have run for who knows how long; who comes later is new.
-        let has_known_endpoints = self
-            .registry
-            .endpoints
-            .keys()
-            .any(|(backend, _)| *backend == spec.name);
-        let now = self.context.now;
-        let mut members = Vec::new();
-        for endpoint in self.registry.current_endpoints(spec) {
-            let id = self.registry.next_endpoint_id;
-            self.registry.next_endpoint_id += 1;
-            let make = || {
-                Arc::new(EndpointState::new(
-                    endpoint.address.clone(),
-                    id,
-                    counters.clone(),
-                    has_known_endpoints,
-                    now,
-                ))
-            };
-            let state = self
-                .registry
-                .endpoints
-                .entry((spec.name.clone(), endpoint.address.clone()))
-                .or_insert_with(make)
-                .clone();
-            members.push((endpoint, state));
-        }
+        let (counters, members) = self.registry.endpoints.ensure(spec, self.context.now);
         let metrics = self
             .registry
             .backend_metrics
@@ -373,7 +268,8 @@ impl ActivePolicyBuilder<'_> {
             .clone()
     }
 
-    /// A backend of a route; one that is asked aside has a breaker of its own even where the route has one.
+    /// Builds the state of a backend of a route. An auxiliary backend has its own breaker even if
+    /// the breaker has scope Route.
     fn build_destination(
         &mut self,
         route: &RouteSpec,
@@ -448,7 +344,7 @@ impl ActivePolicyBuilder<'_> {
         }
     }
 
-    /// The same engine stays connected.
+    /// Returns the remote engine, if one is configured. An unchanged engine keeps its connection.
     fn ensure_remote_limits(&mut self, snapshot: &PolicySnapshot) -> Option<Arc<RemoteLimits>> {
         let spec = match snapshot
             .global_rate_limit
@@ -482,7 +378,8 @@ impl ActivePolicyBuilder<'_> {
     }
 }
 
-/// Tells limits of all instances how many there are; without an engine that counts them, buckets here are whole.
+/// Sets the number of instances among which each global rate limit is divided. Without an engine
+/// that counts the instances, local buckets have the full size.
 fn distribute_rate_limits(
     snapshot: &PolicySnapshot,
     routes: &[RouteState],
@@ -503,7 +400,8 @@ fn distribute_rate_limits(
     }
 }
 
-/// A route's breaker watches the route; with several backends it watches each of them by itself, and so it does of those aside.
+/// Returns the name of a breaker of scope Route. The breaker of a single destination covers the
+/// whole route. Each of several destinations and each auxiliary backend has its own breaker.
 fn route_breaker_name(route: &RouteSpec, backend: &BackendState, is_auxiliary: bool) -> Arc<str> {
     match &route.action {
         RouteActionSpec::Forward(destinations) if is_auxiliary || destinations.len() > 1 => {

@@ -1,8 +1,11 @@
-//! One JSON line per request, on standard output, never waited for.
+//! Renders one JSON line per request and writes it to standard output without blocking.
 //!
-//! A line is put together in a buffer of the thread's own and handed to a bounded queue; a thread of its own writes it out. If
-//! the reader of standard output is too slow the queue overflows, lines are dropped, and the drops are counted: a log must not
-//! stop the traffic that it is about.
+//! A line is formatted in a buffer of the current thread and handed to a bounded queue. A separate
+//! thread writes the queued lines. If the reader of standard output is too slow, the queue
+//! overflows. Lines are then dropped and counted, because a log must not stop the traffic that it
+//! describes.
+//!
+//! The module does not know which requests are logged; its caller decides that.
 
 use std::{
     cell::RefCell,
@@ -16,62 +19,66 @@ use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuar
 
 use crate::telemetry::reason::Reason;
 
-/// Lines that may wait to be written; at about 400 bytes each, some 3 MiB.
+/// Maximum number of lines that wait to be written. At about 400 bytes each, they use about 3 MiB.
 const MAX_QUEUED_LINES: usize = 8192;
 
-/// What is written to standard output at once, in bytes: a pipe takes so much whole, or not at all (`PIPE_BUF` of Linux), so that
-/// no line is torn by another writer of the same pipe.
+/// Maximum size of a batch that is written to standard output at once, in bytes. Linux writes up to
+/// `PIPE_BUF` bytes to a pipe atomically. Another writer of the same pipe therefore cannot split a
+/// line, unless the line alone exceeds this size.
 const BATCH_BYTES_MAX: usize = 4096;
 
 thread_local! {
     static LINE_BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// What is known of a request when it has ended.
+/// Facts about a completed request that its log line states.
 #[derive(Debug)]
 pub struct AccessLogEntry<'a> {
-    /// When it ended, written out.
+    /// Time at which the request ended, as text.
     pub timestamp: std::fmt::Arguments<'a>,
-    /// The listener.
+    /// Name of the listener that accepted the request.
     pub listener: &'a str,
-    /// The route, if one took it.
+    /// Name of the matched route; empty if none matched.
     pub route: &'a str,
-    /// The backend, if one was asked.
+    /// Name of the backend that was selected last; empty if none was selected.
     pub backend: &'a str,
-    /// The endpoint of the last attempt.
+    /// Address of the endpoint of the last attempt; empty without an attempt.
     pub endpoint: &'a str,
-    /// The client.
+    /// IP address of the client; `None` leaves the field empty.
     pub client: Option<IpAddr>,
-    /// The method.
+    /// HTTP method of the request.
     pub method: &'a str,
-    /// The host.
+    /// Requested host, as the client sent it.
     pub host: &'a str,
-    /// The path, without its query.
+    /// Path of the request, without its query.
     pub path: &'a str,
-    /// The status that the client saw; 0 if none.
+    /// HTTP status of the response to the client; 0 if no response was sent.
     pub status: u16,
-    /// The status of gRPC, if it was a call of that.
+    /// Status of a gRPC call; `None` omits the field.
     pub grpc_status: Option<u8>,
-    /// Why, if not because the app said so.
+    /// Reason of a rejection or of an incomplete response; `None` leaves the field empty.
     pub reason: Option<Reason>,
-    /// What belongs to the reason: a breaker, a rule.
+    /// Breaker, rule, limit or endpoint that belongs to the reason; may be empty.
     pub detail: &'a str,
-    /// Attempts made.
+    /// Number of attempts. An attempt that replaces an unprocessed one is not counted.
     pub attempts: u32,
-    /// Bytes of the request's body.
+    /// Number of bytes of the request body that the client sent.
     pub bytes_received: u64,
-    /// Bytes of the answer's body.
+    /// Number of bytes of the response body that were sent to the client.
     pub bytes_sent: u64,
-    /// From the head of the request to the end of the answer.
+    /// Duration from the request head to the end of the response.
     pub duration: Duration,
-    /// The request's id.
+    /// Identifier of the request, which the decision log also states.
     pub request_id: &'a str,
-    /// The trace context that came with it.
+    /// Value of the client's `traceparent` header; empty if there is none.
     pub traceparent: &'a str,
 }
 
-/// Lines that leave in one write: the writing thread flushes when no line waits. What cannot be written is let go, unlike in a
-/// `BufWriter`, which would hold it and let every later flush fail.
+/// Collects lines and writes them together. The writing thread flushes the batch when no line is
+/// queued.
+///
+/// A batch that cannot be written is discarded. A `BufWriter` would retain it, and every later
+/// flush would fail.
 #[derive(Debug)]
 struct LineBatch<W> {
     lines: Vec<u8>,
@@ -97,16 +104,16 @@ impl<W: Write> Write for LineBatch<W> {
     }
 }
 
-/// The access log.
+/// Writer of the access log, with a bounded queue and a separate thread.
 #[derive(Debug)]
 pub struct AccessLogWriter {
     writer: Option<NonBlocking>,
-    /// Writes out what waits when it is dropped.
+    /// Writes the queued lines when it is dropped.
     _worker_guard: Option<WorkerGuard>,
 }
 
 impl AccessLogWriter {
-    /// Begins to write to standard output.
+    /// Creates a writer that writes to standard output in batches.
     #[must_use]
     pub fn to_stdout() -> Self {
         Self::to_sink(LineBatch {
@@ -115,7 +122,7 @@ impl AccessLogWriter {
         })
     }
 
-    /// Begins to write to anything.
+    /// Creates a writer that passes each line to `sink` on a separate thread.
     #[must_use]
     pub fn to_sink(sink: impl Write + Send + 'static) -> Self {
         let (writer, guard) = NonBlockingBuilder::default()
@@ -129,7 +136,7 @@ impl AccessLogWriter {
         }
     }
 
-    /// Writes nothing.
+    /// Creates a writer that discards every entry.
     #[must_use]
     pub fn disabled() -> Self {
         Self {
@@ -138,13 +145,13 @@ impl AccessLogWriter {
         }
     }
 
-    /// Whether anything is written at all.
+    /// Returns whether entries are written at all.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
         self.writer.is_some()
     }
 
-    /// Lines dropped since the start.
+    /// Returns the number of lines that were dropped since the writer was created.
     #[must_use]
     pub fn dropped_lines(&self) -> usize {
         self.writer
@@ -152,14 +159,14 @@ impl AccessLogWriter {
             .map_or(0, |writer| writer.error_counter().dropped_lines())
     }
 
-    /// Writes one line.
+    /// Queues the line of one request. If the queue is full, the line is dropped and counted.
     pub fn write(&self, entry: &AccessLogEntry<'_>) {
         let Some(writer) = &self.writer else { return };
         LINE_BUFFER.with_borrow_mut(|line| {
             line.clear();
             // Writing to a String cannot fail.
             _ = format_line(line, entry);
-            // A full queue counts its drops itself.
+            // A full queue counts the dropped line itself.
             _ = writer.clone().write_all(line.as_bytes());
         });
     }
@@ -211,7 +218,7 @@ fn format_line(line: &mut String, entry: &AccessLogEntry<'_>) -> std::fmt::Resul
     Ok(())
 }
 
-/// Writes a text as the inside of a JSON string.
+/// Appends a text as the content of a JSON string.
 fn escape_json(line: &mut String, text: &str) {
     for character in text.chars() {
         match character {

@@ -1,4 +1,7 @@
-//! The metrics of a backend.
+//! Counts the attempts, retries, hedges and mirrored requests of one backend.
+//!
+//! This module maps each outcome to a counter. It does not know how the outcome of an attempt is
+//! classified; the proxy does.
 
 use metrics::{Counter, Histogram};
 
@@ -12,59 +15,61 @@ use crate::{
 };
 
 counted_labels! {
-    /// How an attempt ended.
+    /// Outcome of an attempt at an endpoint.
     AttemptOutcome {
-        /// A response that is no failure.
+        /// A response that does not count as a failure.
         Success = "success",
-        /// A response that is a failure.
+        /// A response that counts as a failure for the breaker policy.
         Failure = "failure",
-        /// A response that states an overload.
+        /// A response with status 429 or the gRPC status RESOURCE_EXHAUSTED.
         Throttled = "throttled",
-        /// No connection.
+        /// No connection was established in time, or its TLS handshake failed.
         ConnectFailure = "connect_failure",
-        /// The connection or stream was cut off.
+        /// The connection or stream was reset, or the response was malformed.
         Reset = "reset",
-        /// No response in time.
+        /// The response did not arrive or did not continue in time.
         Timeout = "timeout",
-        /// The client closed its connection first.
+        /// The attempt ended without an outcome: the client closed, or another attempt won.
         Cancelled = "cancelled",
     }
 }
 
 counted_labels! {
-    /// What became of a further attempt for a late response.
+    /// Outcome of a hedge, which is an additional attempt because of a late response.
     HedgeOutcome {
-        /// It was sent.
+        /// The additional attempt was sent.
         Sent = "sent",
-        /// Its response arrived first.
+        /// The response of an additional attempt was used; its sending is counted as well.
         Won = "won",
-        /// The retry budget had no room for it.
+        /// The retry budget had no room for the additional attempt.
         BudgetExhausted = "no_budget",
-        /// It was not sent: the policy is in shadow mode.
+        /// No additional attempt was sent, because the policy is in shadow mode.
         Shadow = "shadow",
     }
 }
 
 counted_labels! {
-    /// What became of a mirrored request.
+    /// Outcome of a mirrored copy of a request.
     MirrorOutcome {
-        /// The mirror responded.
+        /// The mirror responded to the copy.
         Sent = "sent",
-        /// The mirror did not respond.
+        /// The mirror did not respond to the copy in time.
         Failed = "failed",
-        /// No copy was sent: too many were in flight, or the body was too long or too late.
+        /// No copy was sent. A limit of the mirror was reached, or the request could not be copied
+        /// in time.
         Skipped = "skipped",
     }
 }
 
-/// The handles of the metrics of one backend.
+/// Handles of the metrics of one backend.
 #[derive(Debug)]
 pub struct BackendMetrics {
     attempts: LabelledCounters<AttemptOutcome>,
     attempt_seconds: Histogram,
-    /// Attempts after the first.
+    /// Counts retries of the retry policy, without hedges and reselections.
     pub retries: Counter,
-    /// Attempts that an endpoint did not process, and that another endpoint received.
+    /// Counts attempts that a draining or new endpoint did not process and that were sent to
+    /// another endpoint.
     pub reselected: Counter,
     retry_stops: LabelledCounters<RetryStopReason>,
     hedges: LabelledCounters<HedgeOutcome>,
@@ -72,7 +77,7 @@ pub struct BackendMetrics {
 }
 
 impl BackendMetrics {
-    /// Registers the metrics of a backend.
+    /// Registers the metrics of a backend, whose name is the label `backend`.
     #[must_use]
     pub fn new(metrics: &Metrics, backend: &str) -> Self {
         let labelled = |name: &'static str, label: &'static str| {
@@ -92,23 +97,23 @@ impl BackendMetrics {
         }
     }
 
-    /// Counts an attempt and its latency.
+    /// Counts an attempt by its outcome, and records its latency in seconds.
     pub fn record_attempt(&self, outcome: AttemptOutcome, seconds: f64) {
         self.attempts.increment(outcome);
         self.attempt_seconds.record(seconds);
     }
 
-    /// Counts what became of a hedge.
+    /// Counts a hedge by its outcome.
     pub fn record_hedge(&self, outcome: HedgeOutcome) {
         self.hedges.increment(outcome);
     }
 
-    /// Counts what became of a mirrored request.
+    /// Counts a mirrored copy by its outcome.
     pub fn record_mirror(&self, outcome: MirrorOutcome) {
         self.mirrored.increment(outcome);
     }
 
-    /// Counts a failed attempt that was not retried.
+    /// Counts a failed attempt that was not retried, by reason.
     pub fn record_retry_stop(&self, reason: RetryStopReason) {
         self.retry_stops.increment(reason);
     }

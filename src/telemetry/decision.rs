@@ -1,92 +1,95 @@
-//! One decision about a request, with the numbers behind it.
+//! Renders one decision about a request, with the numbers behind it.
+//!
+//! The module defines the closed list of decisions. It does not know how a policy decides, or which
+//! requests the decision log stores.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::telemetry::reason::Reason;
 
-/// The most decisions that are kept of one request. Later ones are dropped.
+/// Maximum number of decisions that are recorded per request. Later ones are dropped.
 pub const MAX_DECISIONS: usize = 32;
 
-/// One decision.
+/// Decision about one request, as `outrigger explain` shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
-    /// It was refused, or would have been in shadow mode.
+    /// The request was rejected, or would have been rejected without shadow mode.
     Refused {
-        /// Why.
+        /// Reason of the rejection, which is also a metric label.
         reason: Reason,
-        /// Who refuses.
+        /// Name of the breaker, rule, limit or endpoint that rejects; may be empty.
         by: Arc<str>,
-        /// The numbers.
+        /// Numbers behind the rejection, as text; may be empty.
         evidence: String,
-        /// Whether shadow mode let it pass.
+        /// Whether shadow mode let the request pass.
         is_shadow: bool,
     },
-    /// An attempt failed.
+    /// An attempt at an endpoint failed.
     AttemptFailed {
-        /// Counted from 1.
+        /// Attempt number within the request, from 1.
         attempt: u32,
-        /// Where.
+        /// Address of the endpoint of the attempt.
         endpoint: Arc<str>,
-        /// How.
+        /// Status of the response, or description of the failure.
         cause: String,
-        /// After how long.
+        /// Duration from the start of the attempt to its failure.
         duration: Duration,
     },
-    /// It was not looked at, because the endpoint is leaving or new; another is asked.
+    /// A draining or new endpoint did not process the attempt, and another endpoint is selected.
     Reselected {
-        /// Counted from 1.
+        /// Attempt number within the request, from 1. The next endpoint receives the same attempt.
         attempt: u32,
-        /// Where.
+        /// Address of the endpoint that did not process the attempt.
         endpoint: Arc<str>,
-        /// How it said so.
+        /// Status of the response, or token of the connection failure.
         cause: String,
     },
-    /// It is tried again.
+    /// The request is sent again after a failed attempt.
     Retried {
-        /// After this wait.
+        /// Backoff before the retry; zero if there is none.
         wait: Duration,
-        /// Whether nothing had reached the backend.
+        /// Whether the backend provably did not process the failed attempt.
         is_transparent: bool,
-        /// Retries that are left in the budget.
+        /// Number of retries that the budget still allows.
         budget_remaining: u32,
     },
-    /// It is not tried again.
+    /// A failed attempt is not retried, or a late one is not hedged.
     NotRetried {
-        /// Why.
+        /// Description of the reason, such as an exhausted budget.
         cause: &'static str,
-        /// The numbers.
+        /// Numbers behind the decision, as text; may be empty.
         evidence: String,
     },
-    /// Another endpoint is asked as well.
+    /// An additional attempt is sent, because no good response arrived in time.
     Hedged {
-        /// Counted from 1.
+        /// Number of the additional attempt within the request, from 1.
         attempt: u32,
-        /// Where.
+        /// Address of the endpoint of the additional attempt.
         endpoint: Arc<str>,
-        /// How late is late.
+        /// Time since the start after which a response counts as late.
         delay: Duration,
     },
-    /// One that was asked later answered first.
+    /// An additional attempt responded first, and its response is used.
     HedgeWon {
-        /// Which.
+        /// Address of the endpoint whose response is used.
         endpoint: Arc<str>,
     },
-    /// Something else is answered.
+    /// A fallback or a cached response replaces a failure.
     FallbackUsed {
-        /// What.
+        /// Description of the response that replaces the failure.
         fallback: String,
-        /// Whether it only would be.
+        /// Whether shadow mode kept the original response.
         is_shadow: bool,
     },
-    /// It was kept waiting on purpose.
+    /// Fault injection delays the request.
     Delayed {
-        /// For so long.
+        /// Duration of the injected delay.
         by: Duration,
     },
 }
 
 impl Decision {
-    /// The kind, for programs.
+    /// Returns the kind of the decision as a token for programs, such as `attempt_failed`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {

@@ -1,7 +1,8 @@
-//! Why the last requests got what they got: every step that was decided about one, with the numbers behind it.
+//! Stores the decisions about the latest requests, with the numbers behind each one.
 //!
-//! A request that simply passed is not kept: nothing was decided about it. So the ring holds what somebody may ask about, and a request without
-//! trouble costs nothing here.
+//! A bounded ring holds the requests that an operator may ask about, and replaces the oldest one.
+//! The module does not know which requests those are. Its caller omits requests that passed without
+//! a decision, so they cost nothing here.
 
 use std::{
     collections::VecDeque,
@@ -11,51 +12,51 @@ use std::{
 
 use crate::telemetry::decision::Decision;
 
-/// Requests that are remembered.
+/// Maximum number of stored requests.
 const MAX_LOGGED_REQUESTS: usize = 2_048;
 
-/// A request, and what was decided about it.
+/// Completed request with the decisions about it.
 #[derive(Debug)]
 pub struct RequestDecisions {
-    /// When it had ended.
+    /// Wall-clock time at which the request ended.
     pub ended_at: SystemTime,
-    /// Its id.
+    /// Identifier of the request, which the access log also states.
     pub request_id: String,
-    /// Its trace, if it is of one.
+    /// Trace id of the client's `traceparent` header; empty if there is none.
     pub trace_id: String,
-    /// Its method.
+    /// HTTP method of the request.
     pub method: String,
-    /// Whom it was for.
+    /// Requested host, as the client sent it; may be truncated.
     pub host: String,
-    /// Its path, without a query.
+    /// Path of the request, without its query; may be truncated.
     pub path: String,
-    /// The route that took it.
+    /// Name of the matched route; empty if none matched.
     pub route: String,
-    /// The backend that it was for.
+    /// Name of the backend that was selected last; empty if none was selected.
     pub backend: String,
-    /// The endpoint that was asked last.
+    /// Address of the endpoint of the last attempt; empty without an attempt.
     pub endpoint: String,
-    /// What it was answered with.
+    /// HTTP status of the response to the client; 0 if no response was sent.
     pub status: u16,
-    /// Why, if the answer was made here: `TOKEN[:NAME]`.
+    /// Reason of a rejection or of an incomplete response, as `TOKEN[:NAME]`; otherwise empty.
     pub reason: String,
-    /// Attempts that were made.
+    /// Number of attempts. An attempt that replaces an unprocessed one is not counted.
     pub attempts: u32,
-    /// From its head to the end of its answer.
+    /// Duration from the request head to the end of the response.
     pub duration: Duration,
-    /// What was decided, and when after its head.
+    /// Decisions in order, each with the time since the request head.
     pub decisions: Vec<(Duration, Decision)>,
 }
 
-/// The last requests about which something was decided.
+/// Bounded log of the latest requests with decisions.
 #[derive(Debug, Default)]
 pub struct DecisionLog {
-    /// Guards a push or a search.
+    /// Stored requests, the oldest first. The lock covers one append or one search.
     ring: Mutex<VecDeque<Arc<RequestDecisions>>>,
 }
 
 impl DecisionLog {
-    /// Remembers a request, instead of the oldest one if there are as many as may be.
+    /// Stores a request. It replaces the oldest one if the log is full.
     pub fn record(&self, request: RequestDecisions) {
         let request = Arc::new(request);
         let mut ring = self.lock();
@@ -66,11 +67,11 @@ impl DecisionLog {
         };
         ring.push_back(request);
         drop(ring);
-        // Freed without the lock.
+        // The memory of the oldest request is freed without the lock.
         drop(oldest);
     }
 
-    /// Those that `wanted` holds for, the last first, so many at most.
+    /// Returns the requests for which `matches` returns true, the newest first, at most `limit`.
     #[must_use]
     pub fn find(
         &self,

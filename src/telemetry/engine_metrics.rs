@@ -1,4 +1,6 @@
-//! The metrics of the engine that keeps the shared rate limits.
+//! Counts the requests to the remote engine of the global rate limits, and shows its connection.
+//!
+//! This module maps each outcome to a counter. It does not know the engine or its protocol.
 
 use metrics::Gauge;
 
@@ -9,26 +11,26 @@ use crate::telemetry::{
 };
 
 counted_labels! {
-    /// How the engine served one bucket.
+    /// Outcome of a request to the engine for one bucket.
     EngineOutcome {
-        /// It granted the tokens.
+        /// The engine granted the tokens.
         Granted = "granted",
-        /// It did not grant the tokens.
+        /// The engine did not grant the tokens.
         Refused = "refused",
-        /// It charged the cost of a response.
+        /// The engine charged the cost of a response.
         Charged = "charged",
-        /// It did not respond in time.
+        /// The engine did not respond in time.
         Timeout = "timeout",
-        /// It responded with an error.
+        /// The engine responded with an error, or its connection failed.
         Error = "error",
-        /// It has no connection.
+        /// The engine had no connection, or the queue of charges was full.
         Unavailable = "unavailable",
-        /// It was not used, because it has failed too often.
+        /// The engine was not queried, because its circuit breaker rejected the request.
         Suspended = "suspended",
     }
 }
 
-/// The handles of the engine's metrics.
+/// Handles of the metrics of the engine.
 #[derive(Debug)]
 pub struct EngineMetrics {
     requests: LabelledCounters<EngineOutcome>,
@@ -36,7 +38,7 @@ pub struct EngineMetrics {
 }
 
 impl EngineMetrics {
-    /// Registers the metrics.
+    /// Registers the metrics of the engine, with all counters at zero.
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
         Self {
@@ -47,12 +49,13 @@ impl EngineMetrics {
         }
     }
 
-    /// Counts a bucket that the engine was sent.
+    /// Counts the outcome of a request for one bucket.
     pub fn record_request(&self, outcome: EngineOutcome) {
         self.requests.increment(outcome);
     }
 
-    /// Shows whether the engine is connected; `None` withdraws the gauge.
+    /// Sets the connection gauge to 1 if the engine is connected, else to 0. `None` sets it to NaN,
+    /// because no engine is configured.
     pub fn set_connected(&self, is_connected: Option<bool>) {
         self.connected.set(is_connected.map_or(f64::NAN, to_gauge));
     }

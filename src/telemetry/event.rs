@@ -1,4 +1,8 @@
-//! Everything that is worth telling apart from single requests: a closed list.
+//! Defines the closed list of events that the sidecar reports.
+//!
+//! An event describes a change of the instance, its policies, its backends or its dependencies. A
+//! completed request is not an event; the access log states it. The module does not know who
+//! receives an event, or at which level it is logged.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,229 +13,230 @@ use crate::{
     telemetry::tls_subject::TlsSubject,
 };
 
-/// What happened.
+/// Occurrence that is logged, counted and published to subscribers.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// The sidecar is up.
+    /// The process has started, and its admin socket is bound.
     Started {
-        /// Its version.
+        /// Version of the sidecar package.
         version: &'static str,
-        /// The admin address.
+        /// Socket address of the admin server.
         admin: String,
     },
-    /// A new set of policies is in force.
+    /// A new policy set is active.
     PolicyApplied {
-        /// Counted from 1.
+        /// Generation of the policy set, from 1.
         generation: u64,
-        /// The hash of its files.
+        /// Hash of the policy files, as 16 hexadecimal digits.
         hash: String,
-        /// What has changed, in words.
+        /// Descriptions of the changes since the previous set.
         changes: Vec<String>,
-        /// What is suspicious.
+        /// Warnings about the policy set, one line each.
         warnings: Vec<String>,
     },
-    /// A refused set is gone: the newest policies are those in force again.
+    /// A rejected policy set was withdrawn, so the active one is the newest again.
     PolicyRestored {
-        /// The generation in force.
+        /// Generation of the active policy set.
         generation: u64,
     },
-    /// A set of policies was refused; what was in force still is.
+    /// A policy set was rejected, and the active one stays active.
     PolicyRefused {
-        /// All faults, one line each.
+        /// All faults of the rejected policy set, one per element.
         faults: Vec<String>,
     },
-    /// A listener takes requests.
+    /// A listener accepts connections.
     ListenerBound {
-        /// Its name.
+        /// Name of the listener.
         listener: Arc<str>,
-        /// The address, with the real port.
+        /// Bound address, with the actual port.
         address: String,
     },
-    /// A listener no longer takes requests; those in flight run on.
+    /// A listener was removed and accepts no more connections. Requests in flight continue.
     ListenerClosed {
-        /// Its name.
+        /// Name of the listener.
         listener: Arc<str>,
     },
-    /// A breaker changed its state.
+    /// A circuit breaker changed its state.
     BreakerChanged {
-        /// Its name.
+        /// Name of the circuit breaker.
         breaker: Arc<str>,
-        /// From where to where and why.
+        /// States before and after the transition, with its cause and counts.
         transition: Transition,
     },
-    /// An endpoint said that it is leaving.
+    /// An endpoint announced that it is draining.
     EndpointDraining {
-        /// Its backend.
+        /// Name of the backend of the endpoint.
         backend: Arc<str>,
-        /// Its address.
+        /// Address of the endpoint.
         endpoint: Arc<str>,
-        /// For how long it is left alone.
+        /// Maximum time for which the endpoint is not selected.
         ttl: Duration,
     },
-    /// An endpoint that was leaving is asked again.
+    /// A draining endpoint can be selected again.
     EndpointDrainingCleared {
-        /// Its backend.
+        /// Name of the backend of the endpoint.
         backend: Arc<str>,
-        /// Its address.
+        /// Address of the endpoint.
         endpoint: Arc<str>,
-        /// Why.
+        /// Description of the cause, such as an expired announcement.
         reason: &'static str,
     },
-    /// An endpoint's health changed.
+    /// The active checks changed the health of an endpoint.
     HealthChanged {
-        /// Its backend.
+        /// Name of the backend of the endpoint.
         backend: Arc<str>,
-        /// Its address.
+        /// Address of the endpoint.
         endpoint: Arc<str>,
-        /// What it is now.
+        /// Health of the endpoint after the change.
         health: Health,
-        /// The result of the check that decided.
+        /// Result of the check that caused the change.
         reason: String,
     },
-    /// Readiness changed.
+    /// The readiness of the instance changed.
     ReadinessChanged {
-        /// What it is now.
+        /// Whether the instance is ready now.
         is_ready: bool,
-        /// The conditions that are not met.
+        /// Conditions that are not met, each as `NAME: REASON`; empty if ready.
         unmet: Vec<String>,
     },
-    /// The instance is leaving.
+    /// The instance starts to drain.
     DrainStarted {
-        /// Who or what asked for it.
+        /// Signal or caller that requested the drain.
         requested_by: &'static str,
     },
-    /// Another process takes the connections from now on.
+    /// Another process accepts the connections from now on.
     HandedOver {
-        /// Who or what asked for it.
+        /// Signal or successor that caused the handover.
         requested_by: &'static str,
     },
-    /// The instance has nothing left to do, or no time.
+    /// The drain has ended: no inbound request is in flight, or the drain timed out.
     DrainEnded {
-        /// Whether nothing was left in flight.
+        /// Whether no inbound request was in flight at the end of the drain.
         is_clean: bool,
-        /// What was left.
+        /// Number of inbound requests that are still in flight.
         in_flight: usize,
-        /// How long it took.
+        /// Duration since the start of the drain.
         duration: Duration,
     },
-    /// A recovery did something, or would have.
+    /// A recovery executed an action, or would have without shadow mode.
     RecoveryActed {
-        /// Its name.
+        /// Name of the recovery.
         recovery: Arc<str>,
-        /// The rung of its ladder, from 1.
+        /// Rung of the recovery ladder, from 1.
         rung: u32,
-        /// What it did.
+        /// Token of the action: `fail_readiness` or `webhook`.
         action: &'static str,
-        /// Whether it only would have.
+        /// Whether shadow mode prevented the action.
         is_shadow: bool,
-        /// How it went.
+        /// Description of the trigger or result, or the failure of the action.
         result: Result<String, String>,
     },
-    /// A recovery would act, and its hour's actions are used.
+    /// A recovery did not act, because it has reached its hourly cap.
     RecoveryCapped {
-        /// Its name.
+        /// Name of the recovery.
         recovery: Arc<str>,
     },
-    /// The trouble of a recovery is over, and what could be undone is.
+    /// A recovery was removed or its trigger no longer holds, so its readiness condition is
+    /// cleared.
     RecoveryUndone {
-        /// Its name.
+        /// Name of the recovery.
         recovery: Arc<str>,
     },
-    /// Somebody changed something by the admin API.
+    /// A caller changed something through the admin API.
     AdminActed {
-        /// What.
+        /// Description of the change in words.
         action: String,
-        /// Who: the address of the caller.
+        /// IP address of the caller.
         requested_by: String,
     },
-    /// Other endpoints of a backend were found than before.
+    /// Discovery found other endpoints of a backend than before.
     EndpointsChanged {
-        /// The backend.
+        /// Name of the backend.
         backend: Arc<str>,
-        /// How many there are now.
+        /// Number of endpoints after the change.
         count: usize,
-        /// Who came and who left, in words.
+        /// Descriptions of the added, removed and changed endpoints.
         changes: Vec<String>,
     },
-    /// The endpoints of a backend cannot be found; those known last stay in force.
+    /// Discovery of a backend failed, and the last known endpoints stay active.
     DiscoveryFailed {
-        /// The backend.
+        /// Name of the backend.
         backend: Arc<str>,
-        /// Why.
+        /// Description of the fault that discovery met.
         reason: String,
     },
-    /// The endpoints of a backend can be found again.
+    /// Discovery of a backend succeeds again after a failure.
     DiscoveryRestored {
-        /// The backend.
+        /// Name of the backend.
         backend: Arc<str>,
     },
-    /// Whoever keeps the limits of all instances cannot be asked.
+    /// The remote engine of the global rate limits is unavailable.
     GlobalLimitsLost {
-        /// Who, and why.
+        /// Name and location of the engine, with the cause of the failure.
         reason: String,
     },
-    /// Whoever keeps the limits of all instances can be asked again.
+    /// The remote engine of the global rate limits is available again.
     GlobalLimitsRestored {
-        /// Who.
+        /// Kind and address of the engine.
         engine: String,
     },
-    /// Certificate files hold something new, which is in force for new connections.
+    /// New certificates were read from their files and are active for new connections.
     CertificateChanged {
-        /// Whose: a listener or a backend.
+        /// Listener or backend that uses the certificates.
         subject: TlsSubject,
     },
-    /// Certificate files cannot be read or do not fit together; what was read last stays in force.
+    /// Certificate files cannot be read or used, and the certificates read last stay active.
     CertificateRefused {
-        /// Whose: a listener or a backend.
+        /// Listener or backend that uses the certificates.
         subject: TlsSubject,
-        /// Why.
+        /// Description of the fault in the files.
         reason: String,
     },
-    /// A certificate ends soon, or has ended.
+    /// A certificate expires soon, or has expired.
     CertificateExpiring {
-        /// Whose: a listener or a backend.
+        /// Listener or backend that uses the certificates.
         subject: TlsSubject,
-        /// What is left of it.
+        /// Remaining validity of the certificate; zero if it has expired.
         remaining: Duration,
     },
-    /// An endpoint is left out for how it answers, or in shadow mode would be.
+    /// Outlier detection ejected an endpoint, or would have without shadow mode.
     EndpointEjected {
-        /// Its backend.
+        /// Name of the backend of the endpoint.
         backend: Arc<str>,
-        /// Its address.
+        /// Address of the endpoint.
         endpoint: Arc<str>,
-        /// Why, with the numbers.
+        /// Cause of the ejection, with its numbers.
         cause: EjectionCause,
-        /// For how long.
+        /// Duration of the ejection, before the probation of the endpoint.
         ejection_time: Duration,
-        /// Whether it only would be.
+        /// Whether shadow mode leaves the endpoint selectable.
         is_shadow: bool,
     },
-    /// An endpoint passed its probe and is asked again.
+    /// An ejected endpoint passed its probe and is readmitted.
     EndpointReadmitted {
-        /// Its backend.
+        /// Name of the backend of the endpoint.
         backend: Arc<str>,
-        /// Its address.
+        /// Address of the endpoint.
         endpoint: Arc<str>,
-        /// Whether it was never really out.
+        /// Whether shadow mode had left the endpoint selectable.
         is_shadow: bool,
     },
-    /// A resource of the instance has become short, or is no longer.
+    /// A resource signal of the instance changed its overload level.
     ProtectionChanged {
-        /// Which, from which level to which, with what it says.
+        /// Signal with its level before and after the change, and its reading.
         change: OverloadLevelChange,
     },
-    /// So few endpoints of a backend are healthy that health is ignored, or no longer.
+    /// A backend entered or left panic mode, in which availability is ignored.
     PanicChanged {
-        /// The backend.
+        /// Name of the backend.
         backend: Arc<str>,
-        /// Whether health is ignored now.
+        /// Whether panic mode is active now.
         is_panicking: bool,
     },
 }
 
 impl Event {
-    /// The kind, as it stands in the event stream and the log.
+    /// Returns the kind of the event as a token, for the event stream and the log.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -268,7 +273,7 @@ impl Event {
         }
     }
 
-    /// Returns the name of the recovery that the event is about.
+    /// Returns the name of the recovery that acted, was capped or was undone; otherwise `None`.
     #[must_use]
     pub fn recovery(&self) -> Option<&str> {
         match self {

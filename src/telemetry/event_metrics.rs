@@ -1,4 +1,7 @@
-//! Events as metrics: which counters and gauges an event changes.
+//! Decides which counters and gauges an event changes.
+//!
+//! The module does not know why an event occurred. Metrics that no event changes are updated
+//! elsewhere.
 
 use crate::telemetry::{
     event::Event,
@@ -7,7 +10,7 @@ use crate::telemetry::{
     metrics::{Metrics, to_gauge},
 };
 
-/// Changes the metrics that follow from an event. Most events change none.
+/// Updates the metrics that follow from an event. Most events change none.
 pub(super) fn record(metrics: &Metrics, event: &Event) {
     match event {
         Event::PolicyApplied { generation, .. } => {

@@ -1,4 +1,6 @@
-//! Events as a person reads them: one sentence each, for the log and the event stream.
+//! Renders each event as one sentence, for the log and the event stream.
+//!
+//! The module does not know at which level an event is logged.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -11,245 +13,190 @@ use crate::{
 };
 
 impl Display for Event {
+    #[expect(clippy::too_many_lines, reason = "one arm per event")]
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Started { .. }
-            | Self::PolicyApplied { .. }
-            | Self::PolicyRestored { .. }
-            | Self::PolicyRefused { .. }
-            | Self::ListenerBound { .. }
-            | Self::ListenerClosed { .. }
-            | Self::AdminActed { .. } => write_process(f, self),
-            Self::BreakerChanged { .. }
-            | Self::EndpointDraining { .. }
-            | Self::EndpointDrainingCleared { .. }
-            | Self::HealthChanged { .. }
-            | Self::EndpointEjected { .. }
-            | Self::EndpointReadmitted { .. }
-            | Self::PanicChanged { .. } => write_endpoint(f, self),
-            Self::ReadinessChanged { .. }
-            | Self::DrainStarted { .. }
-            | Self::HandedOver { .. }
-            | Self::DrainEnded { .. }
-            | Self::RecoveryActed { .. }
-            | Self::RecoveryCapped { .. }
-            | Self::RecoveryUndone { .. }
-            | Self::ProtectionChanged { .. } => write_instance(f, self),
-            Self::EndpointsChanged { .. }
-            | Self::DiscoveryFailed { .. }
-            | Self::DiscoveryRestored { .. }
-            | Self::GlobalLimitsLost { .. }
-            | Self::GlobalLimitsRestored { .. }
-            | Self::CertificateChanged { .. }
-            | Self::CertificateRefused { .. }
-            | Self::CertificateExpiring { .. } => write_dependency(f, self),
-        }
-    }
-}
-
-/// Events of the process, its policies and its listeners.
-fn write_process(f: &mut Formatter<'_>, event: &Event) -> fmt::Result {
-    match event {
-        Event::Started { version, admin } => {
-            write!(f, "outrigger {version} is up, admin on {admin}")
-        }
-        Event::PolicyApplied {
-            generation,
-            hash,
-            changes,
-            warnings,
-        } => {
-            write!(f, "policy generation {generation} ({hash}) is in force")?;
-            for change in changes {
-                write!(f, "; {change}")?;
+            Self::Started { version, admin } => {
+                write!(f, "outrigger {version} is up, admin on {admin}")
             }
-            for warning in warnings {
-                write!(f, "; warning: {warning}")?;
+            Self::PolicyApplied {
+                generation,
+                hash,
+                changes,
+                warnings,
+            } => {
+                write!(f, "policy generation {generation} ({hash}) is in force")?;
+                for change in changes {
+                    write!(f, "; {change}")?;
+                }
+                for warning in warnings {
+                    write!(f, "; warning: {warning}")?;
+                }
+                Ok(())
             }
-            Ok(())
-        }
-        Event::PolicyRestored { generation } => write!(
-            f,
-            "the refused policies are gone, generation {generation} is the newest again"
-        ),
-        Event::PolicyRefused { faults } => write!(
-            f,
-            "policy refused, the last good one stays in force: {}",
-            faults.join("; ")
-        ),
-        Event::ListenerBound { listener, address } => {
-            write!(f, "listener {listener} accepts connections on {address}")
-        }
-        Event::ListenerClosed { listener } => {
-            write!(f, "listener {listener} accepts no more connections")
-        }
-        Event::AdminActed {
-            action,
-            requested_by,
-        } => write!(f, "{action} by {requested_by}"),
-        _ => Ok(()),
-    }
-}
-
-/// Events of breakers and endpoints.
-fn write_endpoint(f: &mut Formatter<'_>, event: &Event) -> fmt::Result {
-    match event {
-        Event::BreakerChanged {
-            breaker,
-            transition,
-        } => write_transition(f, breaker, transition),
-        Event::EndpointDraining {
-            backend,
-            endpoint,
-            ttl,
-        } => write!(
-            f,
-            "endpoint {endpoint} of {backend} drains and is not selected for {ttl:?}"
-        ),
-        Event::EndpointDrainingCleared {
-            backend,
-            endpoint,
-            reason,
-        } => write!(
-            f,
-            "endpoint {endpoint} of {backend} is selectable again: {reason}"
-        ),
-        Event::HealthChanged {
-            backend,
-            endpoint,
-            health,
-            reason,
-        } => write!(
-            f,
-            "endpoint {endpoint} of {backend} is {}: {reason}",
-            health.label()
-        ),
-        Event::EndpointEjected {
-            backend,
-            endpoint,
-            cause,
-            ejection_time,
-            is_shadow,
-        } => write!(
-            f,
-            "endpoint {endpoint} of {backend} {} ejected for {ejection_time:.1?}: {cause}",
-            is_or_would_be(*is_shadow)
-        ),
-        Event::EndpointReadmitted {
-            backend,
-            endpoint,
-            is_shadow,
-        } => write!(
-            f,
-            "endpoint {endpoint} of {backend} passed its probe and {} readmitted",
-            is_or_would_be(*is_shadow)
-        ),
-        Event::PanicChanged {
-            backend,
-            is_panicking: true,
-        } => write!(
-            f,
-            "too few endpoints of {backend} are healthy, requests go to all of them"
-        ),
-        Event::PanicChanged { backend, .. } => {
-            write!(f, "enough endpoints of {backend} are healthy again")
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Events of this instance: readiness, drain, recovery and protection.
-fn write_instance(f: &mut Formatter<'_>, event: &Event) -> fmt::Result {
-    match event {
-        Event::ReadinessChanged { is_ready: true, .. } => f.write_str("ready"),
-        Event::ReadinessChanged { unmet, .. } => write!(f, "not ready: {}", unmet.join("; ")),
-        Event::DrainStarted { requested_by } => write!(f, "draining, requested by {requested_by}"),
-        Event::HandedOver { requested_by } => write!(
-            f,
-            "handed over to {requested_by}: no more connections are accepted, requests in flight \
-             are finished"
-        ),
-        Event::DrainEnded {
-            is_clean: true,
-            duration,
-            ..
-        } => write!(f, "drained in {duration:.1?}, nothing is in flight"),
-        Event::DrainEnded {
-            in_flight,
-            duration,
-            ..
-        } => write!(
-            f,
-            "drain timed out after {duration:.1?} with {in_flight} requests in flight"
-        ),
-        Event::RecoveryActed {
-            recovery,
-            rung,
-            action,
-            is_shadow,
-            result,
-        } => {
-            let took = if *is_shadow { "would take" } else { "took" };
-            let (Ok(result) | Err(result)) = result;
-            write!(
+            Self::PolicyRestored { generation } => write!(
                 f,
-                "recovery {recovery} {took} rung {rung}, {action}: {result}"
-            )
-        }
-        Event::RecoveryCapped { recovery } => {
-            write!(f, "recovery {recovery} has used its actions of this hour")
-        }
-        Event::RecoveryUndone { recovery } => {
-            write!(f, "recovery {recovery}: the trigger is over")
-        }
-        Event::ProtectionChanged { change } => write_protection(f, change),
-        _ => Ok(()),
-    }
-}
-
-/// Events of what the instance depends on: discovery, the shared rate limits and certificates.
-fn write_dependency(f: &mut Formatter<'_>, event: &Event) -> fmt::Result {
-    match event {
-        Event::EndpointsChanged {
-            backend,
-            count,
-            changes,
-        } => {
-            let changes = changes.join(", ");
-            write!(f, "backend {backend} has {count} endpoints: {changes}")
-        }
-        Event::DiscoveryFailed { backend, reason } => write!(
-            f,
-            "discovery of {backend} failed, the last known endpoints stay in force: {reason}"
-        ),
-        Event::DiscoveryRestored { backend } => {
-            write!(f, "discovery of {backend} works again")
-        }
-        Event::GlobalLimitsLost { reason } => {
-            write!(
+                "the refused policies are gone, generation {generation} is the newest again"
+            ),
+            Self::PolicyRefused { faults } => write!(
                 f,
-                "the engine of the shared rate limits is unreachable: {reason}"
-            )
+                "policy refused, the last good one stays in force: {}",
+                faults.join("; ")
+            ),
+            Self::ListenerBound { listener, address } => {
+                write!(f, "listener {listener} accepts connections on {address}")
+            }
+            Self::ListenerClosed { listener } => {
+                write!(f, "listener {listener} accepts no more connections")
+            }
+            Self::AdminActed {
+                action,
+                requested_by,
+            } => write!(f, "{action} by {requested_by}"),
+            Self::BreakerChanged {
+                breaker,
+                transition,
+            } => write_transition(f, breaker, transition),
+            Self::EndpointDraining {
+                backend,
+                endpoint,
+                ttl,
+            } => write!(
+                f,
+                "endpoint {endpoint} of {backend} drains and is not selected for {ttl:?}"
+            ),
+            Self::EndpointDrainingCleared {
+                backend,
+                endpoint,
+                reason,
+            } => write!(
+                f,
+                "endpoint {endpoint} of {backend} is selectable again: {reason}"
+            ),
+            Self::HealthChanged {
+                backend,
+                endpoint,
+                health,
+                reason,
+            } => write!(
+                f,
+                "endpoint {endpoint} of {backend} is {}: {reason}",
+                health.label()
+            ),
+            Self::EndpointEjected {
+                backend,
+                endpoint,
+                cause,
+                ejection_time,
+                is_shadow,
+            } => write!(
+                f,
+                "endpoint {endpoint} of {backend} {} ejected for {ejection_time:.1?}: {cause}",
+                is_or_would_be(*is_shadow)
+            ),
+            Self::EndpointReadmitted {
+                backend,
+                endpoint,
+                is_shadow,
+            } => write!(
+                f,
+                "endpoint {endpoint} of {backend} passed its probe and {} readmitted",
+                is_or_would_be(*is_shadow)
+            ),
+            Self::PanicChanged {
+                backend,
+                is_panicking: true,
+            } => write!(
+                f,
+                "too few endpoints of {backend} are healthy, requests go to all of them"
+            ),
+            Self::PanicChanged { backend, .. } => {
+                write!(f, "enough endpoints of {backend} are healthy again")
+            }
+            Self::ReadinessChanged { is_ready: true, .. } => f.write_str("ready"),
+            Self::ReadinessChanged { unmet, .. } => write!(f, "not ready: {}", unmet.join("; ")),
+            Self::DrainStarted { requested_by } => {
+                write!(f, "draining, requested by {requested_by}")
+            }
+            Self::HandedOver { requested_by } => write!(
+                f,
+                "handed over to {requested_by}: no more connections are accepted, requests in flight \
+                 are finished"
+            ),
+            Self::DrainEnded {
+                is_clean: true,
+                duration,
+                ..
+            } => write!(f, "drained in {duration:.1?}, nothing is in flight"),
+            Self::DrainEnded {
+                in_flight,
+                duration,
+                ..
+            } => write!(
+                f,
+                "drain timed out after {duration:.1?} with {in_flight} requests in flight"
+            ),
+            Self::RecoveryActed {
+                recovery,
+                rung,
+                action,
+                is_shadow,
+                result,
+            } => {
+                let took = if *is_shadow { "would take" } else { "took" };
+                let (Ok(result) | Err(result)) = result;
+                write!(
+                    f,
+                    "recovery {recovery} {took} rung {rung}, {action}: {result}"
+                )
+            }
+            Self::RecoveryCapped { recovery } => {
+                write!(f, "recovery {recovery} has used its actions of this hour")
+            }
+            Self::RecoveryUndone { recovery } => {
+                write!(f, "recovery {recovery}: the trigger is over")
+            }
+            Self::ProtectionChanged { change } => write_protection(f, change),
+            Self::EndpointsChanged {
+                backend,
+                count,
+                changes,
+            } => {
+                let changes = changes.join(", ");
+                write!(f, "backend {backend} has {count} endpoints: {changes}")
+            }
+            Self::DiscoveryFailed { backend, reason } => write!(
+                f,
+                "discovery of {backend} failed, the last known endpoints stay in force: {reason}"
+            ),
+            Self::DiscoveryRestored { backend } => {
+                write!(f, "discovery of {backend} works again")
+            }
+            Self::GlobalLimitsLost { reason } => {
+                write!(
+                    f,
+                    "the engine of the shared rate limits is unreachable: {reason}"
+                )
+            }
+            Self::GlobalLimitsRestored { engine } => {
+                write!(f, "{engine} serves the shared rate limits again")
+            }
+            Self::CertificateChanged { subject } => {
+                write!(f, "the {subject} uses new certificates")
+            }
+            Self::CertificateRefused { subject, reason } => write!(
+                f,
+                "the certificates of the {subject} are refused, those read last stay in force: {reason}"
+            ),
+            Self::CertificateExpiring { subject, remaining } if remaining.is_zero() => {
+                write!(f, "a certificate of the {subject} has expired")
+            }
+            Self::CertificateExpiring { subject, remaining } => write!(
+                f,
+                "a certificate of the {subject} expires in {} hours",
+                remaining.as_secs() / 3_600
+            ),
         }
-        Event::GlobalLimitsRestored { engine } => {
-            write!(f, "{engine} serves the shared rate limits again")
-        }
-        Event::CertificateChanged { subject } => {
-            write!(f, "the {subject} uses new certificates")
-        }
-        Event::CertificateRefused { subject, reason } => write!(
-            f,
-            "the certificates of the {subject} are refused, those read last stay in force: {reason}"
-        ),
-        Event::CertificateExpiring { subject, remaining } if remaining.is_zero() => {
-            write!(f, "a certificate of the {subject} has expired")
-        }
-        Event::CertificateExpiring { subject, remaining } => write!(
-            f,
-            "a certificate of the {subject} expires in {} hours",
-            remaining.as_secs() / 3_600
-        ),
-        _ => Ok(()),
     }
 }
 

@@ -1,35 +1,33 @@
-//! Metric labels: which closed enums may be one, and the counters that one of them tells apart.
+//! Decides which closed enums are metric labels, and keeps one counter per label value.
 //!
-//! A label value always comes from a closed enum, so that the number of series is known when the code is written. A
-//! counter is found by the position of the value in its enum, never by a hand-numbered index.
+//! A label value always comes from a closed enum, so the number of series is known at compile time.
+//! A counter is found by the position of the value in its enum, not by a hand-numbered index. The
+//! module does not know which metric uses a label.
 
 use std::{marker::PhantomData, sync::OnceLock};
 
 use metrics::Counter;
 
-use crate::{
-    resilience::{
-        breaker::StateKind,
-        health::Health,
-        outlier::EjectionCause,
-        retry::RetryStopReason,
-        shed::{OverloadLevel, OverloadSignal},
-    },
-    telemetry::reason::Reason,
+use crate::resilience::{
+    breaker::StateKind,
+    health::Health,
+    outlier::EjectionCause,
+    retry::RetryStopReason,
+    shed::{OverloadLevel, OverloadSignal},
 };
 
-/// A value with one lower-case word that stands for it in labels, views and the log.
+/// Value of a closed enum with one lower-case token for labels, admin views and the log.
 pub trait Label: Copy {
-    /// The word.
+    /// Returns the token of the value, such as `half_open`.
     fn label(self) -> &'static str;
 }
 
-/// A fieldless enum whose values can be counted separately.
+/// Fieldless enum whose values can be counted separately.
 pub trait CountedLabel: Label + 'static {
     /// Every value, in the order of declaration.
     const ALL: &'static [Self];
 
-    /// The position in [`CountedLabel::ALL`].
+    /// Returns the position of the value in [`CountedLabel::ALL`].
     fn index(self) -> usize;
 }
 
@@ -64,7 +62,8 @@ macro_rules! counted_labels {
 }
 pub(super) use counted_labels;
 
-/// One counter per value of `E`, all registered when the set is made, so that each starts at zero.
+/// One counter per value of `E`. All are registered when the set is created, so each starts at
+/// zero.
 #[derive(Debug)]
 pub struct LabelledCounters<E> {
     counters: Box<[Counter]>,
@@ -86,7 +85,8 @@ impl<E: CountedLabel> LabelledCounters<E> {
     }
 }
 
-/// One counter per value of `E`, each registered at its first occurrence. For enums of which most values never occur.
+/// One counter per value of `E`, each registered at its first occurrence. It suits an enum of which
+/// most values never occur.
 #[derive(Debug)]
 pub struct LazyLabelledCounters<E> {
     counters: Box<[OnceLock<Counter>]>,
@@ -103,7 +103,7 @@ impl<E: CountedLabel> Default for LazyLabelledCounters<E> {
 }
 
 impl<E: CountedLabel> LazyLabelledCounters<E> {
-    /// Counts one occurrence of `value`; `register` receives the label if this is the first.
+    /// Counts one occurrence of `value`. At the first one, `register` receives the label.
     pub fn increment(&self, value: E, register: impl FnOnce(&'static str) -> Counter) {
         self.counters[value.index()]
             .get_or_init(|| register(value.label()))
@@ -166,20 +166,6 @@ impl Label for EjectionCause {
             Self::FailedProbe => "probe",
             Self::SlowProbe { .. } => "slow_probe",
         }
-    }
-}
-
-impl Label for Reason {
-    fn label(self) -> &'static str {
-        self.token()
-    }
-}
-
-impl CountedLabel for Reason {
-    const ALL: &'static [Self] = Self::ALL;
-
-    fn index(self) -> usize {
-        self as usize
     }
 }
 

@@ -1,6 +1,10 @@
-//! Events as log lines, and the log itself.
+//! Decides the level at which each event is logged, and starts the process log.
 //!
-//! Levels: error = a human must act, warn = degraded and recovering, info = lifecycle and transitions.
+//! - error: an operator must act.
+//! - warn: the service is degraded, and the sidecar recovers by itself.
+//! - info: the instance or a mechanism changed its state.
+//!
+//! The module does not know the text of an event.
 
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -13,34 +17,36 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// How log lines look.
+/// Format of the process log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProcessLogFormat {
-    /// For people.
+    /// One line of readable text per entry.
     #[default]
     Text,
     /// One JSON object per line.
     Json,
 }
 
-/// Begins to write log lines to standard error. `filter` is a level, or directives as of `tracing`. A second call changes
-/// nothing, so that tests may call it.
+/// Starts the process log on standard error.
+///
+/// `filter` is a level or a list of `tracing` directives. An invalid filter is replaced by `info`.
+/// A second call changes nothing.
 pub fn init(filter: &str, format: ProcessLogFormat) {
-    // pingora logs each failed request by itself; the access log says more about it.
+    // pingora logs each failed request itself. The access log contains more about it.
     let filter = EnvFilter::try_new(format!("{filter},pingora=error,pingora_core=error"));
     let registry =
         tracing_subscriber::registry().with(filter.unwrap_or_else(|_| EnvFilter::new("info")));
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false);
-    // An error says that a log is there already.
+    // An error means that a log has already been started.
     _ = match format {
         ProcessLogFormat::Text => registry.with(layer.compact()).try_init(),
         ProcessLogFormat::Json => registry.with(layer.json()).try_init(),
     };
 }
 
-/// Writes one event.
+/// Logs one event at the level that its kind requires.
 pub(super) fn write_event(event: &Event) {
     let kind = event.kind();
     match event {

@@ -1,16 +1,17 @@
-//! The metrics: their names, kinds and help texts, in one list.
+//! Defines the name, kind and help text of every metric, in one list.
 //!
-//! Labels come from bounded sets only: routes, backends, breakers and rules of the policy, and closed enums. A path, a client
-//! key or an address is never a label. `docs/metrics.md` lists all metrics, and a test compares it with this list.
+//! Labels come from bounded sets only: routes, backends, breakers and rules of the policy, and
+//! closed enums. A path, client key or client address is never a label. `docs/metrics.md` lists all
+//! metrics, and a test compares it with this list. The module does not know when a metric changes.
 
-/// What a metric is.
+/// Kind of a metric in the Prometheus format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only rises.
+    /// A count of occurrences that only increases.
     Counter,
-    /// Rises and falls.
+    /// A current value that increases and decreases.
     Gauge,
-    /// Counts by size.
+    /// A distribution of observed values over buckets.
     Histogram,
 }
 
@@ -18,7 +19,7 @@ macro_rules! names {
     ($($constant:ident = $name:literal, $kind:ident, $help:literal;)+) => {
         $(#[doc = $help] pub const $constant: &str = $name;)+
 
-        /// Every metric with its kind and help text.
+        /// Every metric, with its name, kind and help text.
         pub const ALL: &[(&str, MetricKind, &str)] = &[$(($name, MetricKind::$kind, $help),)+];
     };
 }

@@ -1,6 +1,7 @@
-//! The metrics registry, and the handles that it gives out.
+//! Creates metric handles and renders all metrics for Prometheus.
 //!
-//! A mechanism reports an event or calls a method with a meaning; the names of the metrics are known in this folder only.
+//! A mechanism reports an event, or calls a method of this folder that names an occurrence. The
+//! module does not know when a metric changes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,14 +19,15 @@ use crate::{
     },
 };
 
-/// Bounds of the duration histograms in seconds: those of OpenTelemetry's HTTP conventions, and two below for a local app.
+/// Upper bounds of the duration histograms, in seconds. They are those of OpenTelemetry's HTTP
+/// conventions, with two lower ones for a local app.
 const DURATION_BUCKETS_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
 const METADATA: Metadata<'static> = Metadata::new("outrigger", metrics::Level::INFO, None);
 
-/// The registry, and the making of handles.
+/// Registry of all metrics, which creates handles for them.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -72,48 +74,52 @@ impl Metrics {
         metrics
     }
 
-    /// A handle on a counter.
+    /// Returns a handle of the counter with these labels, registered at the first call.
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
         self.recorder
             .register_counter(&metric_key(name, labels), &METADATA)
     }
 
-    /// A handle on a gauge.
+    /// Returns a handle of the gauge with these labels, registered at the first call.
     pub fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
         self.recorder
             .register_gauge(&metric_key(name, labels), &METADATA)
     }
 
-    /// A handle on a histogram.
+    /// Returns a handle of the histogram with these labels, registered at the first call.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
         self.recorder
             .register_histogram(&metric_key(name, labels), &METADATA)
     }
 
-    /// The text that Prometheus reads.
+    /// Returns all metrics in the text format of Prometheus.
     #[must_use]
     pub fn render(&self) -> String {
         self.handle.render()
     }
 
-    /// Empties the buffers of the histograms; to be called every few seconds, or they grow until the next scrape.
+    /// Drains the sample buffers of the histograms.
+    ///
+    /// It must be called every few seconds. Otherwise the buffers grow until the next scrape.
     pub fn run_maintenance(&self) {
         self.handle.run_upkeep();
     }
 
-    /// Shows whether the last discovery of a backend's endpoints succeeded.
+    /// Sets the gauge of a backend to 1 if its last discovery succeeded, else to 0.
     pub fn set_discovery_current(&self, backend: &str, is_current: bool) {
         self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)])
             .set(to_gauge(is_current));
     }
 
-    /// Withdraws the gauge of a backend without discovery. It becomes not a number, so that no alert compares it.
+    /// Sets the gauge of a backend without discovery to NaN, which no alert threshold matches.
     pub fn clear_discovery_current(&self, backend: &str) {
         self.gauge(name::DISCOVERY_CURRENT, &[("backend", backend)])
             .set(f64::NAN);
     }
 
-    /// Shows when the first certificate of a subject expires, and whether the files are in use.
+    /// Sets the earliest expiry of a subject's certificates, and whether the files are in use.
+    ///
+    /// If `not_after` is `None`, the expiry gauge keeps its value.
     pub fn set_certificate(
         &self,
         subject: &TlsSubject,
@@ -130,37 +136,38 @@ impl Metrics {
             .set(to_gauge(is_current));
     }
 
-    /// Withdraws the gauges of a subject that has no certificates any more.
+    /// Sets the gauges of a subject to NaN, because it no longer has certificates.
     pub fn clear_certificate(&self, subject: &TlsSubject) {
         for gauge in [name::CERTIFICATE_NOT_AFTER, name::CERTIFICATE_CURRENT] {
             self.gauge(gauge, &subject.labels()).set(f64::NAN);
         }
     }
 
-    /// Counts a connection whose TLS handshake failed.
+    /// Counts a connection that failed during its TLS handshake.
     pub fn record_tls_failure(&self, subject: &TlsSubject) {
         self.counter(name::TLS_FAILURES, &subject.labels())
             .increment(1);
     }
 
-    /// Counts a connection that a listener closed because it had as many as it may have.
+    /// Counts a connection that was closed because its listener had reached its connection limit.
     pub fn record_refused_connection(&self, listener: &str) {
         self.counter(name::CONNECTIONS_REFUSED, &[("listener", listener)])
             .increment(1);
     }
 
-    /// Counts an HTTP/2 connection that was closed because its client cancelled most of its requests.
+    /// Counts an HTTP/2 connection that was closed because its client cancelled most of its
+    /// requests.
     pub fn record_abused_connection(&self, listener: &str) {
         self.counter(name::CONNECTIONS_ABUSED, &[("listener", listener)])
             .increment(1);
     }
 
-    /// Shows the state of a breaker.
+    /// Sets the gauge of the current breaker state to 1, and those of the other states to 0.
     pub fn set_breaker_state(&self, breaker: &str, state: StateKind) {
         self.set_breaker_gauges(breaker, Some(state));
     }
 
-    /// Shows that a breaker exists no more: it is in no state.
+    /// Sets the gauges of all states to 0, because the breaker was removed.
     pub fn clear_breaker_state(&self, breaker: &str) {
         self.set_breaker_gauges(breaker, None);
     }

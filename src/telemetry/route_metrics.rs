@@ -1,4 +1,6 @@
-//! The metrics of a route.
+//! Counts the requests, rejections and degradations of one route.
+//!
+//! This module maps each outcome to a counter. It does not know how an outcome is decided.
 
 use std::sync::OnceLock;
 
@@ -12,20 +14,21 @@ use crate::telemetry::{
 };
 
 counted_labels! {
-    /// What replaced a failure.
+    /// Kind of response that replaced a failure.
     DegradationOutcome {
-        /// A cached response.
+        /// A cached response replaced the failure.
         Stale = "stale",
-        /// The fixed response of the fallback.
+        /// The fixed response of the fallback replaced the failure.
         Response = "response",
-        /// The response of another backend.
+        /// The response of a fallback backend replaced the failure.
         Backend = "backend",
-        /// Nothing: the policy is in shadow mode.
+        /// The failure was not replaced, because the policy is in shadow mode.
         Shadow = "shadow",
     }
 }
 
-/// The handles of the metrics of one route. Counters of reasons are registered at their first occurrence.
+/// Handles of the metrics of one route. A counter by reason, degradation or gRPC status is
+/// registered at its first occurrence.
 #[derive(Debug)]
 pub struct RouteMetrics {
     requests_by_status_class: [Counter; 6],
@@ -33,13 +36,13 @@ pub struct RouteMetrics {
     refusals: LazyLabelledCounters<Reason>,
     shadow_refusals: LazyLabelledCounters<Reason>,
     degradations: LazyLabelledCounters<DegradationOutcome>,
-    /// By gRPC status, 0 to 16.
+    /// Counters by gRPC status, from 0 to 16.
     grpc_calls_by_status: [OnceLock<Counter>; 17],
     route: String,
 }
 
 impl RouteMetrics {
-    /// Registers the metrics of a route.
+    /// Registers the metrics of a route. `direction` is a label, `inbound` or `outbound`.
     #[must_use]
     pub fn new(metrics: &Metrics, route: &str, direction: &str) -> Self {
         let class_counter = |class: &str| {
@@ -63,13 +66,14 @@ impl RouteMetrics {
         }
     }
 
-    /// Counts a request that ended. Status 0 means that no response was sent.
+    /// Counts a request that ended, and records its duration in seconds. Status 0 means that no
+    /// response was sent.
     pub fn record_request(&self, status: u16, seconds: f64) {
         self.requests_by_status_class[usize::from(status / 100).min(5)].increment(1);
         self.duration_seconds.record(seconds);
     }
 
-    /// Counts a gRPC call that ended.
+    /// Counts a gRPC call that ended. A status above 16 is not counted.
     pub fn record_grpc_call(&self, metrics: &Metrics, status: u8) {
         let register = || {
             let labels = [("route", &*self.route), ("code", &*status.to_string())];
@@ -80,7 +84,7 @@ impl RouteMetrics {
         }
     }
 
-    /// Counts a response that the sidecar made, or a response that did not reach the client in full.
+    /// Counts a response that the sidecar created, or one that did not reach the client completely.
     pub fn record_refusal(&self, metrics: &Metrics, reason: Reason) {
         self.refusals.increment(reason, |label| {
             let labels = [("route", &*self.route), ("reason", label)];
@@ -88,7 +92,7 @@ impl RouteMetrics {
         });
     }
 
-    /// Counts a rejection that shadow mode let pass.
+    /// Counts a rejection that shadow mode did not enforce.
     pub fn record_shadow_refusal(&self, metrics: &Metrics, reason: Reason) {
         self.shadow_refusals.increment(reason, |label| {
             let labels = [("route", &*self.route), ("reason", label)];
@@ -96,7 +100,7 @@ impl RouteMetrics {
         });
     }
 
-    /// Counts a failure that was replaced.
+    /// Counts a failure that another response replaced, or would have without shadow mode.
     pub fn record_degradation(&self, metrics: &Metrics, outcome: DegradationOutcome) {
         self.degradations.increment(outcome, |label| {
             let labels = [("route", &*self.route), ("with", label)];

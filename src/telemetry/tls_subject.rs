@@ -1,18 +1,20 @@
-//! What a certificate or a TLS handshake belongs to.
+//! Names the listener or backend that a certificate or a TLS handshake belongs to.
+//!
+//! The module does not know the certificates.
 
 use std::{fmt, sync::Arc};
 
-/// A listener or a backend, by its name.
+/// Listener or backend, identified by its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TlsSubject {
-    /// A listener, towards clients.
+    /// A listener, which presents its certificate to clients.
     Listener(Arc<str>),
-    /// A backend.
+    /// A backend, to which connections use TLS.
     Backend(Arc<str>),
 }
 
 impl TlsSubject {
-    /// Returns the metric labels.
+    /// Returns the metric labels `kind` and `name`.
     #[must_use]
     pub fn labels(&self) -> [(&'static str, &str); 2] {
         let (kind, name) = match self {

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use outrigger::telemetry::reason::Reason;
+use outrigger::telemetry::{label::CountedLabel, reason::Reason};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 

@@ -39,18 +39,18 @@ use crate::{
 
 /// Maximum number of bytes of a response body that are read, to find the expected text or to
 /// relay a probe response.
-pub(crate) const MAX_CHECK_BODY_BYTES: usize = 4 << 10;
+pub(in crate::control) const MAX_CHECK_BODY_BYTES: usize = 4 << 10;
 
 /// Protocol and TLS settings with which an endpoint is checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ProbeTransport {
+pub(in crate::control) struct ProbeTransport {
     protocol: Protocol,
     tls: Option<BackendTlsSpec>,
 }
 
 impl ProbeTransport {
     /// Returns the transport that proxied requests to the backend use.
-    pub(crate) fn from_backend(backend: &BackendSpec) -> Self {
+    pub(in crate::control) fn from_backend(backend: &BackendSpec) -> Self {
         Self {
             protocol: backend.protocol,
             tls: backend.tls.clone(),
@@ -59,10 +59,10 @@ impl ProbeTransport {
 }
 
 /// Response to a health check or app probe over HTTP.
-pub(crate) struct ProbeResponse {
-    pub(crate) status: u16,
+pub(in crate::control) struct ProbeResponse {
+    pub(in crate::control) status: u16,
     headers: HeaderMap,
-    pub(crate) body: Bytes,
+    pub(in crate::control) body: Bytes,
 }
 
 struct RunningCheck {
@@ -87,7 +87,10 @@ const MAX_INITIAL_DELAY: Duration = Duration::from_secs(1);
 /// Runs one check task for each endpoint with an active check, and follows policy changes.
 ///
 /// Returns only if a check task panicked or the policy can no longer change.
-pub(crate) async fn run_active_checks(state: Arc<State>, mut generations: watch::Receiver<u64>) {
+pub(in crate::control) async fn run_active_checks(
+    state: Arc<State>,
+    mut generations: watch::Receiver<u64>,
+) {
     let mut tasks = JoinSet::new();
     let mut running: HashMap<u64, RunningCheck> = HashMap::new();
     loop {
@@ -359,7 +362,7 @@ async fn run_check(
 ///
 /// # Errors
 /// The message of the failed connection attempt.
-pub(crate) async fn check_tcp_connect(
+pub(in crate::control) async fn check_tcp_connect(
     state: &State,
     endpoint: &EndpointState,
     transport: &ProbeTransport,
@@ -374,7 +377,7 @@ pub(crate) async fn check_tcp_connect(
 /// # Errors
 /// A message for a failed connection, an invalid request or an invalid response. Any status is
 /// a success.
-pub(crate) async fn send_get(
+pub(in crate::control) async fn send_get(
     state: &State,
     endpoint: &EndpointState,
     transport: &ProbeTransport,

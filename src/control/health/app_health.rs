@@ -34,7 +34,7 @@ type AppProbeResult = Result<AppProbeResponse, String>;
 /// Pending probes and cached results. The number of entries is bounded by the number of probe
 /// paths in the policy.
 #[derive(Debug)]
-pub(crate) struct AppProbeCache {
+pub(in crate::control) struct AppProbeCache {
     state: Arc<State>,
     cached: HashMap<AppProbePath, (Instant, AppProbeResult)>,
     waiters: HashMap<AppProbePath, Vec<oneshot::Sender<AppProbeResult>>>,
@@ -43,7 +43,7 @@ pub(crate) struct AppProbeCache {
 
 impl AppProbeCache {
     /// Creates an empty cache.
-    pub(crate) fn new(state: Arc<State>) -> Self {
+    pub(in crate::control) fn new(state: Arc<State>) -> Self {
         Self {
             state,
             cached: HashMap::new(),
@@ -54,7 +54,7 @@ impl AppProbeCache {
 
     /// Responds from the cache, joins a pending probe, or sends a new one. If too many clients
     /// wait already, `reply` is dropped.
-    pub(crate) fn send_probe(
+    pub(in crate::control) fn send_probe(
         &mut self,
         backend: Arc<str>,
         probe: AppProbePath,
@@ -85,7 +85,7 @@ impl AppProbeCache {
     /// pending while no probe runs.
     ///
     /// Cancel safe: the caller can drop the future and call again.
-    pub(crate) async fn publish_next_result(&mut self) {
+    pub(in crate::control) async fn publish_next_result(&mut self) {
         // The panic hook has already reported a panic in a probe. The waiting clients get no
         // response before this cache is dropped.
         let Some(Ok((probe, result))) = self.calls.join_next().await else {

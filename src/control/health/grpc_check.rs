@@ -23,7 +23,7 @@ const SERVING: u8 = 1;
 ///
 /// # Errors
 /// A message for an invalid request, a name of more than 125 bytes, or a failed call.
-pub(crate) async fn send_check(
+pub(in crate::control) async fn send_check(
     connection: QueuedStream,
     authority: &str,
     is_secure: bool,
@@ -52,7 +52,9 @@ pub(crate) async fn send_check(
 /// # Errors
 /// A message with the HTTP status, the gRPC status or the serving status that was received
 /// instead.
-pub(crate) fn evaluate_response(response: &http2_call::Http2Response) -> Result<(), String> {
+pub(in crate::control) fn evaluate_response(
+    response: &http2_call::Http2Response,
+) -> Result<(), String> {
     if response.status != 200 {
         return Err(format!("status {}", response.status));
     }

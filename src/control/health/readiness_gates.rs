@@ -18,7 +18,7 @@ use crate::{
 const CONDITION_PREFIX: &str = "backend-available:";
 
 /// Updates the conditions of all readiness gates in the active policy.
-pub(crate) fn update_conditions(state: &State) {
+pub(in crate::control) fn update_conditions(state: &State) {
     let (active_policy, now) = (state.active_policy.load(), clock::now());
     for backend in gated_backends(&active_policy) {
         // An endpoint without a completed check has the health `Unknown` and does not count.
@@ -44,7 +44,7 @@ pub(crate) fn update_conditions(state: &State) {
 
 /// Removes the conditions of gates that the active policy no longer contains, and updates the
 /// others.
-pub(crate) fn reconcile(state: &State) {
+pub(in crate::control) fn reconcile(state: &State) {
     let active_policy = state.active_policy.load();
     let is_gone = |condition: &str| {
         condition.starts_with(CONDITION_PREFIX)

@@ -57,7 +57,7 @@ struct DirectionCounters {
 }
 
 impl DrainState {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(in crate::state) fn new(now: Instant) -> Self {
         Self {
             created_at: now,
             inbound: DirectionCounters::default(),

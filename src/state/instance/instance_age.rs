@@ -49,7 +49,7 @@ pub struct InstanceAge {
 }
 
 impl InstanceAge {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(in crate::state) fn new(now: Instant) -> Self {
         Self {
             created_at: now,
             ready_since_millis: AtomicU64::new(0),
@@ -60,7 +60,7 @@ impl InstanceAge {
     }
 
     /// Records the first readiness, and starts to announce it.
-    pub(crate) fn mark_ready(&self, now: Instant, wall_time: SystemTime) {
+    pub(in crate::state) fn mark_ready(&self, now: Instant, wall_time: SystemTime) {
         let inherited_age =
             Duration::from_millis(self.inherited_age_millis.load(Ordering::Relaxed));
         self.ready_since_millis.store(

@@ -113,7 +113,7 @@ enum Registration {
 }
 
 impl Lifecycle {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(in crate::state) fn new(now: Instant) -> Self {
         let initial = [
             (condition::LISTENERS, false, "not bound yet"),
             (condition::POLICY, false, "not read yet"),

@@ -104,7 +104,11 @@ pub struct RemoteLimits {
 
 impl RemoteLimits {
     /// Creates an engine without a connection.
-    pub(crate) fn new(spec: RemoteEngineSpec, telemetry: &Arc<Telemetry>, now: Instant) -> Self {
+    pub(in crate::state) fn new(
+        spec: RemoteEngineSpec,
+        telemetry: &Arc<Telemetry>,
+        now: Instant,
+    ) -> Self {
         let (pending_charges, charge_receiver) = mpsc::channel(MAX_PENDING_CHARGES);
         let metrics = EngineMetrics::new(&telemetry.metrics);
         metrics.set_connected(Some(false));
@@ -201,7 +205,7 @@ impl RemoteLimits {
     }
 
     /// Clears the connection metric, because no policy configures this engine any more.
-    pub(crate) fn retire(&self) {
+    pub(in crate::state) fn retire(&self) {
         self.metrics.set_connected(None);
     }
 

@@ -44,7 +44,7 @@ pub struct BackendState {
     pub metrics: Arc<BackendMetrics>,
     /// Counts that are retained across reloads.
     pub counters: Arc<BackendCounters>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(in crate::state) telemetry: Arc<Telemetry>,
     tiers: Vec<Tier>,
     selectable: ArcSwap<SelectableEndpoints>,
 }
@@ -111,7 +111,7 @@ impl BackendState {
     }
 
     /// Returns the index of each tier with the indices of its members.
-    pub(crate) fn tiers(&self) -> impl Iterator<Item = (usize, &[usize])> {
+    pub(in crate::state) fn tiers(&self) -> impl Iterator<Item = (usize, &[usize])> {
         self.tiers
             .iter()
             .map(|tier| tier.members.as_slice())
@@ -119,12 +119,12 @@ impl BackendState {
     }
 
     /// Returns the indices of the endpoints on probation.
-    pub(crate) fn probation_endpoints(&self) -> Vec<usize> {
+    pub(in crate::state) fn probation_endpoints(&self) -> Vec<usize> {
         self.selectable.load().probation.clone()
     }
 
     /// Returns whether any endpoint is on probation.
-    pub(crate) fn has_probation(&self) -> bool {
+    pub(in crate::state) fn has_probation(&self) -> bool {
         !self.selectable.load().probation.is_empty()
     }
 
@@ -138,12 +138,12 @@ impl BackendState {
     }
 
     /// Returns whether no active check reports the endpoint as unhealthy.
-    pub(crate) fn is_healthy(&self, index: usize) -> bool {
+    pub(in crate::state) fn is_healthy(&self, index: usize) -> bool {
         self.spec.active_check.is_none() || self.endpoints[index].health() != Health::Unhealthy
     }
 
     /// Returns whether the policy enforces outlier detection.
-    pub(crate) fn enforces_outlier_detection(&self) -> bool {
+    pub(in crate::state) fn enforces_outlier_detection(&self) -> bool {
         self.spec
             .outlier_detection
             .as_ref()
@@ -157,7 +157,9 @@ impl BackendState {
     }
 
     /// Returns the endpoints that are available and not draining.
-    pub(crate) fn available_endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
+    pub(in crate::state) fn available_endpoints(
+        &self,
+    ) -> impl Iterator<Item = &Arc<EndpointState>> {
         (0..self.endpoints.len())
             .filter(|index| self.is_available(*index) && !self.is_draining(*index))
             .map(|index| &self.endpoints[index])

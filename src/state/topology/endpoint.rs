@@ -100,16 +100,16 @@ struct CheckState {
 #[derive(Debug, Default)]
 pub struct BackendCounters {
     connections: AtomicU32,
-    pub(crate) in_flight: AtomicU32,
-    pub(crate) round_robin_index: AtomicUsize,
-    pub(crate) is_panicking: AtomicBool,
+    pub(in crate::state) in_flight: AtomicU32,
+    pub(in crate::state) round_robin_index: AtomicUsize,
+    pub(in crate::state) is_panicking: AtomicBool,
     /// Incremented when an endpoint may have become available or unavailable, and when a
     /// warm-up starts.
-    pub(crate) availability_version: AtomicU64,
+    pub(in crate::state) availability_version: AtomicU64,
     /// Number of endpoints that are ejected or on probation.
-    pub(crate) ejected: AtomicUsize,
+    pub(in crate::state) ejected: AtomicUsize,
     /// Lock for a decision to eject an endpoint, which depends on all endpoints of the backend.
-    pub(crate) ejection_lock: Mutex<()>,
+    pub(in crate::state) ejection_lock: Mutex<()>,
     /// End of the latest half interval of outlier detection, and the number of ended ones; the
     /// lock covers one access.
     half_intervals: Mutex<Option<(Instant, u64)>>,
@@ -259,7 +259,7 @@ impl EndpointState {
     }
 
     /// Locks and returns the latency estimate.
-    pub(crate) fn peak_ewma(&self) -> MutexGuard<'_, PeakEwma> {
+    pub(in crate::state) fn peak_ewma(&self) -> MutexGuard<'_, PeakEwma> {
         self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -276,7 +276,7 @@ impl EndpointState {
     }
 
     /// Locks and returns the state machine of outlier detection.
-    pub(crate) fn outlier_detector(&self) -> MutexGuard<'_, OutlierDetector> {
+    pub(in crate::state) fn outlier_detector(&self) -> MutexGuard<'_, OutlierDetector> {
         self.outlier_detector
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -289,7 +289,7 @@ impl EndpointState {
     }
 
     /// Changes the state of outlier detection, together with the published flag and counts.
-    pub(crate) fn update_outlier_detector<T>(
+    pub(in crate::state) fn update_outlier_detector<T>(
         &self,
         change: impl FnOnce(&mut OutlierDetector) -> T,
     ) -> T {
@@ -316,7 +316,7 @@ impl EndpointState {
     }
 
     /// Ends an ejection and forgets earlier ones.
-    pub(crate) fn uneject(&self) {
+    pub(in crate::state) fn uneject(&self) {
         self.update_outlier_detector(OutlierDetector::uneject);
     }
 
@@ -410,7 +410,7 @@ impl Drop for EndpointGuard {
 
 impl BackendCounters {
     /// Ends the current half interval if it is over, and returns the number of ended ones.
-    pub(crate) fn count_ended_half_interval(
+    pub(in crate::state) fn count_ended_half_interval(
         &self,
         half_interval: Duration,
         now: Instant,

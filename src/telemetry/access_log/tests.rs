@@ -1,6 +1,6 @@
 use crate::telemetry::access_log::*;
 
-/// Notes each write; fails while it is broken.
+/// Records the size of each write. Every write fails while `is_broken` is set.
 #[derive(Default)]
 struct RecordingPipe {
     writes: Vec<usize>,

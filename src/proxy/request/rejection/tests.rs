@@ -1,4 +1,4 @@
-use crate::proxy::request::rejection::*;
+use crate::{proxy::request::rejection::*, telemetry::label::CountedLabel};
 
 #[test]
 fn retry_after_is_never_rounded_down() {

@@ -135,7 +135,7 @@ impl EndpointState {
     }
 
     /// Returns the start of the latest warm-up, even if it is over; `None` if there was none.
-    pub(crate) fn warm_up_started_at(&self) -> Option<Instant> {
+    pub(in crate::state) fn warm_up_started_at(&self) -> Option<Instant> {
         let started_millis = self.warm_up_started_millis.load(Ordering::Relaxed);
         if started_millis == NOT_WARMING_UP {
             return None;
@@ -151,7 +151,10 @@ impl EndpointState {
 
     /// Returns when the endpoint is warm, by the policy of the backend or else by its own
     /// announcement. The time may be in the past; `None` means that there is no warm-up.
-    pub(crate) fn warm_up_ends_at(&self, config: Option<&WarmUpConfig>) -> Option<Instant> {
+    pub(in crate::state) fn warm_up_ends_at(
+        &self,
+        config: Option<&WarmUpConfig>,
+    ) -> Option<Instant> {
         let own_window = || {
             self.has_own_warm_up()
                 .then(|| {
@@ -250,7 +253,7 @@ impl EndpointState {
     ///
     /// Only a local address can be bound, so a UDP socket is bound to it. Nothing is sent, and
     /// the result is cached.
-    pub(crate) fn is_local(&self) -> bool {
+    pub(in crate::state) fn is_local(&self) -> bool {
         *self.is_local.get_or_init(|| match &self.address {
             EndpointAddress::Tcp(address) => UdpSocket::bind((address.ip(), 0)).is_ok(),
             EndpointAddress::Unix(_) => true,
