@@ -249,7 +249,7 @@ impl OverloadProtection {
         }
     }
 
-    /// Applies new thresholds.
+    /// Applies new thresholds of the overload levels.
     ///
     /// A signal keeps its level until its readings are well below the new threshold. A signal
     /// without thresholds returns to the normal level.

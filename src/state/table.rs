@@ -24,7 +24,7 @@ pub trait Reconfigure: Sized {
     /// Part of the policies that configures the state.
     type Spec: ?Sized;
 
-    /// Creates the state.
+    /// Creates the state at the first use of its name.
     fn create(name: &Arc<str>, spec: &Self::Spec, context: BuildContext<'_>) -> Self;
 
     /// Applies a specification that may have changed.

@@ -1,4 +1,4 @@
-//! The circuit breakers.
+//! View of the circuit breakers and their counts.
 
 use std::{sync::Arc, time::Instant};
 

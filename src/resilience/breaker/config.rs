@@ -114,7 +114,7 @@ pub struct BreakerTimes {
 }
 
 impl BreakerConfig {
-    /// Creates a configuration.
+    /// Creates a configuration from consistent thresholds and times.
     ///
     /// # Errors
     /// Returns [`InvalidBreaker`] with the reason if the values contradict each other.

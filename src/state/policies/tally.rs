@@ -10,7 +10,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one occurrence.
+    /// Adds one occurrence to the total.
     pub fn record(&self) {
         self.total.fetch_add(1, Ordering::Relaxed);
     }

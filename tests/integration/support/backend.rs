@@ -13,7 +13,7 @@ use std::{
 
 use super::{TEST_TIMEOUT, client::find_bytes};
 
-/// A running backend.
+/// A backend that runs a script for each connection.
 pub(crate) struct ScriptedBackend {
     pub(crate) address: SocketAddr,
     requests: Arc<Mutex<Vec<ReceivedRequest>>>,
@@ -289,12 +289,12 @@ impl BackendConnection {
     }
 }
 
-/// A plain 200.
+/// Returns a response with status 200 and this body.
 pub(crate) fn ok_response(body: &str) -> String {
     response(200, body)
 }
 
-/// A plain answer.
+/// Returns a response with this status and this body.
 pub(crate) fn response(status: u16, body: &str) -> String {
     format!(
         "HTTP/1.1 {status} Word\r\ncontent-length: {}\r\n\r\n{body}",
@@ -317,7 +317,7 @@ impl ResponseGate {
         })
     }
 
-    /// Lets one through.
+    /// Releases one waiting script, or the next one.
     pub(crate) fn release_one(&self) {
         self.release_sender.lock().unwrap().send(()).unwrap();
     }

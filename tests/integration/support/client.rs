@@ -7,13 +7,13 @@ use std::{
 
 use super::TEST_TIMEOUT;
 
-/// One connection.
+/// A client with one connection.
 pub(crate) struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// An answer.
+/// A response as the client received it.
 #[derive(Debug, Clone)]
 pub(crate) struct ReceivedResponse {
     pub(crate) status: u16,

@@ -370,12 +370,12 @@ fn send_http1_payments(context: &LoadContext, is_through_sidecar: bool) -> Calle
     report
 }
 
-/// Payments over HTTP/2.
+/// Sends payments over HTTP/2 until the load ends.
 fn send_http2_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
     send_payments_over_http2(context, is_through_sidecar, "/pay", |id| id.to_vec())
 }
 
-/// Payments by gRPC.
+/// Sends payments as gRPC calls until the load ends.
 fn send_grpc_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
     send_payments_over_http2(context, is_through_sidecar, "/shop.Pay/Pay", grpc_message)
 }

@@ -32,13 +32,13 @@ pub(crate) enum DnsRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DnsBehaviour {
     Responds,
-    /// SERVFAIL.
+    /// Responds with the code SERVFAIL.
     ServerFailure,
     /// SERVFAIL for AAAA, as some do that know only A.
     ServerFailureForAaaa,
     /// Says for AAAA that there is no such name, as at the end of a search list.
     NxDomainForAaaa,
-    /// Nothing.
+    /// Does not respond at all.
     Silent,
 }
 
@@ -92,7 +92,7 @@ impl NameServer {
         *self.behaviour.lock().unwrap() = behaviour;
     }
 
-    /// Questions so far.
+    /// Returns the number of queries so far.
     pub(crate) fn query_count(&self) -> usize {
         self.query_count.load(Ordering::SeqCst)
     }
