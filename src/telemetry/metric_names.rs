@@ -42,7 +42,7 @@ names! {
         "Measures the time from the start of an attempt to the response head, without the time \
          that the client takes to send its request, by backend.";
     RETRIES = "outrigger_retries_total", Counter,
-        "Counts attempts after the first, by backend.";
+        "Counts retries of failed attempts, without hedges, by backend.";
     RETRIES_STOPPED = "outrigger_retries_stopped_total", Counter,
         "Counts failed attempts that were not retried, by backend and reason.";
     HEDGES = "outrigger_hedges_total", Counter,
