@@ -120,8 +120,8 @@ impl Display for Event {
             }
             Self::HandedOver { requested_by } => write!(
                 f,
-                "handed over to {requested_by}: no more connections are accepted, requests in flight \
-                 are finished"
+                "handed over to {requested_by}: no more connections are accepted, requests in \
+                 flight are finished"
             ),
             Self::DrainEnded {
                 is_clean: true,
@@ -186,7 +186,8 @@ impl Display for Event {
             }
             Self::CertificateRefused { subject, reason } => write!(
                 f,
-                "the certificates of the {subject} are refused, those read last stay in force: {reason}"
+                "the certificates of the {subject} are refused, those read last stay in force: \
+                 {reason}"
             ),
             Self::CertificateExpiring { subject, remaining } if remaining.is_zero() => {
                 write!(f, "a certificate of the {subject} has expired")

@@ -290,6 +290,39 @@ fn the_cost_in_a_response_is_charged_and_may_put_the_bucket_into_debt() {
 }
 
 #[test]
+fn the_counters_of_a_rate_limit_continue_when_its_rule_changes() {
+    let backend = ScriptedBackend::responding_with(|_| {
+        ok_response("x").replace("\r\n\r\n", "\r\nx-cost: none\r\n\r\n")
+    });
+    let with_burst = |burst: u32| {
+        let cost =
+            "cost: {request: {from: Number, number: 0}, response: {from: Header, header: X-Cost}}";
+        let rule =
+            format!("{{name: worth, limit: {{requests: 1, unit: Hour, burst: {burst}}}, {cost}}}");
+        policy(
+            &[backend.address],
+            &local_rate_limit_section(&format!("          - {rule}\n")),
+        )
+    };
+    let sidecar = Sidecar::start(&with_burst(10));
+    let counter = r#"outrigger_rate_limit_unreadable_costs_total{rule="in/worth"}"#;
+    sidecar.get("/");
+    assert_eq!(sidecar.metric(counter), 1.0);
+    sidecar.get("/");
+    // Not scraped before the change: the count must not be lost.
+    sidecar.reload(&with_burst(20));
+    sidecar.get("/");
+    assert_eq!(sidecar.metric(counter), 3.0);
+    assert_eq!(
+        sidecar.metric(counter),
+        3.0,
+        "a scrape counts nothing twice"
+    );
+    let text = sidecar.call_admin("GET", "/metrics").text();
+    assert!(text.contains("# TYPE outrigger_rate_limit_unreadable_costs_total counter"));
+}
+
+#[test]
 fn queued_requests_are_paced_and_those_over_max_wait_are_rejected_at_once() {
     let backend = ScriptedBackend::healthy();
     let rules = "          - {name: pace, limit: {requests: 20, unit: Second, burst: 1}, queue: {maxWait: 120ms}}\n";

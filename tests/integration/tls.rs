@@ -551,6 +551,8 @@ fn a_backend_with_an_invalid_certificate_receives_no_request() {
                 .unwrap()
                 .contains("error=tls_protocol_error")
         );
+        let failures = r#"outrigger_tls_handshake_failures_total{kind="backend",name="app"}"#;
+        assert!(sidecar.metric(failures) >= 1.0, "by the backend's name");
     }
     let plain = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy_with_tls_backend(

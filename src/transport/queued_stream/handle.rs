@@ -184,7 +184,7 @@ impl ConnectionHandle {
         self.socket.readable().await
     }
 
-    /// Returns `true` while bytes passed to [`QueuedStream::replay`] have not been read again.
+    /// Returns `true` while bytes passed to `QueuedStream::replay` have not been read again.
     #[must_use]
     pub fn has_replay_bytes(&self) -> bool {
         self.has_replay_bytes.load(Ordering::Relaxed)
