@@ -14,11 +14,12 @@ mod global_rate_limit;
 mod health;
 mod lifecycle;
 mod listeners;
-mod process;
 mod protection;
 mod rate_limits;
+mod recovery;
 mod routes;
 mod sections;
+mod telemetry;
 mod tls;
 
 use std::collections::HashMap;

@@ -23,11 +23,12 @@ mod lifecycle;
 mod listener;
 mod mode;
 mod path_match;
-mod process;
 mod protection;
 mod rate_limit;
+mod recovery;
 mod route;
 mod sections;
+mod telemetry;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -58,17 +59,16 @@ pub use crate::policy::document::{
     },
     mode::ModeSetting,
     path_match::{PathMatch, PathMatchType},
-    process::{
-        AccessLogFormat, AccessLogSection, RecoveryActionSection, RecoveryActionType,
-        RecoveryEntry, RecoveryRung, RecoveryTrigger, RecoveryTriggerType, TelemetrySection,
-        UndoCondition,
-    },
     protection::{LoadShedding, ProtectionSection, ProtectionSignals, SignalLevels},
     rate_limit::{
         ClientSelector, GlobalRateLimitRules, HeaderSelector, IdentitySelector, LimitUnit,
         LocalRateLimit, MethodSelector, PaceQueue, RateLimitCost, RateLimitHeaders, RateLimitRule,
         RateLimitSection, RateLimitValue, RateWarmUpSection, RequestCost, RequestCostFrom,
         ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
+    },
+    recovery::{
+        RecoveryActionSection, RecoveryActionType, RecoveryEntry, RecoveryRung, RecoveryTrigger,
+        RecoveryTriggerType, UndoCondition,
     },
     route::{
         BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier, HttpHeader,
@@ -78,6 +78,7 @@ pub use crate::policy::document::{
         AdaptiveAlgorithm, AdaptiveConcurrency, BreakerScope, CircuitBreaker, ConnectionLimits,
         Retry, RetryBudgetSection, RetryConstraint, RetryRate, RetryTrigger, Sections, Timeouts,
     },
+    telemetry::{AccessLogFormat, AccessLogSection, TelemetrySection},
     tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls},
 };
 

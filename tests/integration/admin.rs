@@ -11,7 +11,7 @@ use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory,
     backend::{ResponseGate, ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 const ACTIVE_CHECK: &str = "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, unhealthyThreshold: 2, healthyThreshold: 2, http: {path: /healthz}}}";

@@ -27,7 +27,7 @@ use outrigger::{
     telemetry::{Telemetry, access_log::AccessLogWriter},
 };
 
-use crate::support::sidecar::policy;
+use crate::support::policy::policy;
 
 const ALL_POLICY_SECTIONS: &str = "  defaults:
     circuitBreaker: {consecutiveFailures: 5}

@@ -1,7 +1,7 @@
 //! Bodies in both directions, without losing or inventing a byte.
 
 use crate::support::{
-    Client, ScriptedBackend, Sidecar, backend::ResponseGate, eventually, sidecar::policy,
+    Client, ScriptedBackend, Sidecar, backend::ResponseGate, eventually, policy::policy,
 };
 
 /// Bytes that show where they belong.

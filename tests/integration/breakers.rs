@@ -9,7 +9,7 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 const BREAKER_DEFAULTS: &str = "  defaults: {circuitBreaker: {consecutiveFailures: 3, waitDurationInOpenState: 50ms, permittedNumberOfCallsInHalfOpenState: 2, recoveryRamp: 0s}}\n";

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::support::{
-    Client, ScriptedBackend, TempDirectory, eventually, process::SidecarProcess, sidecar::policy,
+    Client, ScriptedBackend, TempDirectory, eventually, policy::policy, process::SidecarProcess,
 };
 
 fn run_outrigger(arguments: &[&str]) -> Output {

@@ -6,7 +6,7 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 fn request_with_deadline(deadline: &str) -> String {

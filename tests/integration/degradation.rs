@@ -10,7 +10,7 @@ use crate::support::{
     backend::{ok_response, response},
     eventually,
     http2::{Http2Backend, Http2Client, grpc_status_trailers},
-    sidecar::{policy, with_backend},
+    policy::{policy, with_backend},
 };
 
 const FALLBACK_RESPONSE: &str = "fallback: {response: {statusCode: 200, contentType: application/json, body: '{\"items\":[]}'}}";

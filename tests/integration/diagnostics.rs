@@ -7,7 +7,7 @@ use outrigger::policy::{
     source::{PolicyFile, PolicySource},
 };
 
-use crate::support::sidecar::policy;
+use crate::support::policy::policy;
 
 fn invalid_policies_directory() -> PathBuf {
     PathBuf::from(concat!(

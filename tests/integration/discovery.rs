@@ -5,7 +5,7 @@ use crate::support::{
     backend::{ResponseGate, ok_response, response},
     eventually,
     name_server::{DnsBehaviour, DnsRecord, NameServer},
-    sidecar::policy,
+    policy::policy,
 };
 
 /// Policies whose backend finds its endpoints.

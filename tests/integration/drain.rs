@@ -9,7 +9,7 @@ use crate::support::{
     backend::ResponseGate,
     eventually, eventually_async,
     http2::{Http2Backend, Http2Client, grpc_message, read_body_and_trailers},
-    sidecar::{policy, policy_with_backend_fields},
+    policy::{policy, policy_with_backend_fields},
 };
 
 const SHORT_DRAIN: &str = "  lifecycle: {drain: {delay: 100ms, quietPeriod: 20ms, timeout: 20s}}\n";

@@ -3,7 +3,7 @@
 use crate::support::{
     Client, ScriptedBackend, Sidecar,
     backend::{ok_response, response},
-    sidecar::policy,
+    policy::policy,
 };
 
 #[test]

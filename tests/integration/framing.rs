@@ -1,6 +1,6 @@
 //! Raw bytes that two readers could understand differently: refused, and never seen by the app as something else.
 
-use crate::support::{ScriptedBackend, Sidecar, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, policy::policy};
 
 /// Requests that two readers could understand differently, with the status of the rejection.
 const AMBIGUOUS_REQUESTS: &[(&str, &str, u16)] = &[

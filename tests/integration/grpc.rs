@@ -19,7 +19,7 @@ use crate::support::{
         Http2Backend, Http2Client, IncomingCall, grpc_message, grpc_status_trailers,
         read_body_and_trailers, read_response,
     },
-    sidecar::{policy, policy_with_backend_fields},
+    policy::{policy, policy_with_backend_fields},
 };
 
 fn start_grpc_sidecar(backend: &Http2Backend, sections: &str) -> Sidecar {

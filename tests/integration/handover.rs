@@ -13,8 +13,8 @@ use std::{
 use outrigger::{app::StartError, state::instance::lifecycle::ExitReason};
 
 use crate::support::{
-    Client, ScriptedBackend, Sidecar, TempDirectory, eventually, process::SocketActivatedProcess,
-    sidecar::policy,
+    Client, ScriptedBackend, Sidecar, TempDirectory, eventually, policy::policy,
+    process::SocketActivatedProcess,
 };
 
 const LIFECYCLE_SECTION: &str =

@@ -12,7 +12,7 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 /// Never hedges but by its delay, and has a budget for all of it.

@@ -13,7 +13,7 @@ use crate::support::{
     backend::{ResponseGate, ok_response, response},
     eventually, eventually_async,
     http2::{Http2Backend, Http2Client, read_body_and_trailers, read_response},
-    sidecar::policy,
+    policy::policy,
 };
 
 fn start_http2_sidecar(backend: &Http2Backend, sections: &str) -> Sidecar {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{ScriptedBackend, Sidecar, backend::ok_response, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, backend::ok_response, policy::policy};
 
 /// An app that closes each connection some time after its answer, at ever other moments.
 fn closing_backend() -> (ScriptedBackend, Arc<Mutex<HashMap<String, usize>>>) {

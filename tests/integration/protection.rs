@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use outrigger::resilience::shed::{OverloadLevel, OverloadSignal};
 
-use crate::support::{ScriptedBackend, Sidecar, TempDirectory, eventually, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, TempDirectory, eventually, policy::policy};
 
 /// Under these sections, in a cgroup of its own, so that nothing is heard of the machine that the test runs on.
 fn start_protected(backend: &ScriptedBackend, sections: &str) -> (Sidecar, TempDirectory) {

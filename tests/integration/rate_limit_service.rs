@@ -12,7 +12,7 @@ use prost::Message;
 use crate::support::{
     ScriptedBackend, Sidecar, eventually,
     http2::{Http2Backend, IncomingCall, read_body_and_trailers},
-    sidecar::policy,
+    policy::policy,
 };
 
 #[derive(Clone, PartialEq, Message)]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::support::{ScriptedBackend, Sidecar, backend::response, eventually, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, backend::response, eventually, policy::policy};
 
 fn recovery_sections(hook: &str, extra: &str) -> String {
     format!(

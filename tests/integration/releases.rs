@@ -16,8 +16,8 @@ use crate::support::{
     backend::ok_response,
     eventually,
     fleet::{Fleet, FleetTimings},
+    policy::{policy, policy_with_backend_fields, quoted_addresses},
     process::SocketActivatedProcess,
-    sidecar::{policy, policy_with_backend_fields, quoted_addresses},
 };
 
 /// Requests that go on at once.

@@ -16,7 +16,7 @@ use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory,
     backend::{ResponseGate, ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 const INVALID_POLICY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: test}\nspec:\n  rowts: []\n";

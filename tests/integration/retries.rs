@@ -6,7 +6,7 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 const RETRY: &str = "  defaults: {retry: {attempts: 2, codes: [502, 503, 504], retryOn: [connect-failure, reset-before-request, reset, timeout], backoff: 1ms}}\n";

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::support::{
-    ScriptedBackend, Sidecar, TEST_TIMEOUT, backend::ok_response, eventually, sidecar::policy,
+    ScriptedBackend, Sidecar, TEST_TIMEOUT, backend::ok_response, eventually, policy::policy,
 };
 
 fn unresponsive_backend() -> ScriptedBackend {

@@ -18,7 +18,7 @@ use crate::support::{
     certificates::{Certificate, CertificateAuthority},
     eventually,
     http2::Http2Client,
-    sidecar::policy,
+    policy::policy,
 };
 use outrigger::transport::{
     backpressured_stream::BackpressuredStream, queued_stream, socket::Socket,

@@ -1,6 +1,6 @@
 //! Upgrades: WebSocket and what else changes the protocol.
 
-use crate::support::{ScriptedBackend, Sidecar, eventually, sidecar::policy};
+use crate::support::{ScriptedBackend, Sidecar, eventually, policy::policy};
 
 const UPGRADE_REQUEST: &str = "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
 const UPGRADE_RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: y\r\n\r\n";

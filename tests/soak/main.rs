@@ -1,7 +1,18 @@
-//! What takes its real time to show: every clock at its default, minutes long. `make soak` runs it; the suite has the same promises with
-//! short clocks.
+//! Promises that take their real time to show, with production time settings.
+//!
+//! `make soak` runs these tests for minutes. The integration tests check the same promises with
+//! short times.
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
-#[allow(dead_code)] // Each test binary uses its own part of it.
+#[expect(dead_code, reason = "each test binary uses its own part of it")]
 #[path = "../integration/support/mod.rs"]
 mod support;
 
@@ -20,9 +31,10 @@ use std::{
 };
 
 use support::{
-    Backend, Sidecar,
-    backend::{answer, ok},
-    sidecar::{addresses, policy, policy_with},
+    ScriptedBackend, Sidecar,
+    backend::{ok_response, response},
+    policy::{policy, policy_with_backend_fields, quoted_addresses},
+    simulate_delay,
 };
 
 const CLIENTS: usize = 16;
@@ -44,12 +56,12 @@ struct RequestSample {
 /// Clients that ask one after the other, until it is dropped.
 struct SoakLoad {
     started_at: Instant,
-    samples: Arc<Mutex<Vec<Seen>>>,
+    samples: Arc<Mutex<Vec<RequestSample>>>,
     is_stopped: Arc<AtomicBool>,
     clients: Vec<thread::JoinHandle<()>>,
 }
 
-impl Load {
+impl SoakLoad {
     fn start(sidecar: &Sidecar) -> Self {
         let (started_at, samples, is_stopped) = (
             Instant::now(),
@@ -63,56 +75,56 @@ impl Load {
                 while !is_stopped.load(Ordering::Relaxed) {
                     let began = Instant::now();
                     let app = client.get("/").text();
-                    samples.lock().unwrap().push(Seen {
-                        at: began - started_at,
-                        took: began.elapsed(),
-                        by: app,
+                    samples.lock().unwrap().push(RequestSample {
+                        sent_after: began - started_at,
+                        latency: began.elapsed(),
+                        app,
                     });
-                    support::take(REST);
+                    simulate_delay(THINK_TIME);
                 }
             })
         };
         let clients = (0..CLIENTS).map(start_client).collect();
         Self {
-            since: started_at,
-            seen: samples,
-            is_over: is_stopped,
+            started_at,
+            samples,
+            is_stopped,
             clients,
         }
     }
 
     /// Goes on until so long after the beginning.
     fn run_until(&self, end: Duration) {
-        support::take(end.saturating_sub(self.since.elapsed()));
+        simulate_delay(end.saturating_sub(self.started_at.elapsed()));
     }
 
     /// The share of an app in what began from one moment to another, in percent.
     fn share_percent(&self, app: &str, from: Duration, to: Duration) -> f64 {
-        let samples = self.seen.lock().unwrap();
+        let samples = self.samples.lock().unwrap();
         let all = || {
             samples
                 .iter()
-                .filter(|sample| (from..to).contains(&sample.at))
+                .filter(|sample| (from..to).contains(&sample.sent_after))
         };
-        100.0 * all().filter(|sample| sample.by == app).count() as f64 / all().count() as f64
+        100.0 * all().filter(|sample| sample.app == app).count() as f64 / all().count() as f64
     }
 
     /// Milliseconds that 99 of 100 requests did not exceed.
     fn p99_millis(&self, from: Duration, to: Duration) -> f64 {
-        let samples = self.seen.lock().unwrap();
+        let samples = self.samples.lock().unwrap();
         let mut latencies: Vec<_> = samples
             .iter()
-            .filter(|sample| (from..to).contains(&sample.at))
-            .map(|sample| sample.took)
+            .filter(|sample| (from..to).contains(&sample.sent_after))
+            .map(|sample| sample.latency)
             .collect();
         latencies.sort_unstable();
         latencies[latencies.len() * 99 / 100].as_secs_f64() * 1e3
     }
 }
 
-impl Drop for Load {
+impl Drop for SoakLoad {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.is_stopped.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
             // One that panicked has said so, and its requests are missing.
             _ = client.join();
@@ -125,24 +137,24 @@ fn seconds(count: u64) -> Duration {
 }
 
 /// Three apps, of which the first can be made to fail, or to take so many milliseconds longer.
-fn start_apps() -> (Vec<Backend>, Arc<AtomicBool>, Arc<AtomicU64>) {
+fn start_apps() -> (Vec<ScriptedBackend>, Arc<AtomicBool>, Arc<AtomicU64>) {
     let (is_broken, delay) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
     );
     let (shared_is_broken, shared_delay) = (is_broken.clone(), delay.clone());
-    let first = Backend::answering(move |_| {
-        support::take(WORK + Duration::from_millis(shared_delay.load(Ordering::Relaxed)));
+    let first = ScriptedBackend::responding_with(move |_| {
+        simulate_delay(SERVICE_TIME + Duration::from_millis(shared_delay.load(Ordering::Relaxed)));
         if shared_is_broken.load(Ordering::Relaxed) {
-            answer(500, "first")
+            response(500, "first")
         } else {
-            ok("first")
+            ok_response("first")
         }
     });
     let others = ["second", "third"].map(|name| {
-        Backend::answering(move |_| {
-            support::take(WORK);
-            ok(name)
+        ScriptedBackend::responding_with(move |_| {
+            simulate_delay(SERVICE_TIME);
+            ok_response(name)
         })
     });
     let mut all = vec![first];
@@ -153,21 +165,21 @@ fn start_apps() -> (Vec<Backend>, Arc<AtomicBool>, Arc<AtomicU64>) {
 #[test]
 fn a_failing_endpoint_receives_at_most_1_percent_after_10_s_and_returns_within_60_s() {
     for balancer in ["LeastRequest", "RoundRobin", "PeakEwma", "Random"] {
-        let (apps, is_broken, _) = apps();
-        let sidecar = Sidecar::start(&policy_with(
-            &addresses(&apps.iter().collect::<Vec<_>>()),
+        let (apps, is_broken, _) = start_apps();
+        let sidecar = Sidecar::start(&policy_with_backend_fields(
+            &quoted_addresses(&apps.iter().collect::<Vec<_>>()),
             &format!("outlierDetection: {{}}, loadBalancer: {{type: {balancer}}}"),
             "",
         ));
-        let load = Load::on(&sidecar);
+        let load = SoakLoad::start(&sidecar);
         load.run_until(seconds(5));
         is_broken.store(true, Ordering::Relaxed);
         load.run_until(seconds(25));
-        let failing_share = load.share("first", seconds(15), seconds(25));
+        let failing_share = load.share_percent("first", seconds(15), seconds(25));
         is_broken.store(false, Ordering::Relaxed);
         load.run_until(seconds(85));
         let shares: Vec<_> = (25..85)
-            .map(|from| load.share("first", seconds(from), seconds(from + 1)))
+            .map(|from| load.share_percent("first", seconds(from), seconds(from + 1)))
             .collect();
         let returned_after = shares.iter().position(|share| *share >= 30.0);
         let share_max = shares.iter().copied().fold(0.0, f64::max);
@@ -184,20 +196,20 @@ fn a_failing_endpoint_receives_at_most_1_percent_after_10_s_and_returns_within_6
 #[test]
 fn an_endpoint_that_is_2_s_slower_does_not_affect_p99_after_15_s() {
     for balancer in ["LeastRequest", "RoundRobin", "PeakEwma", "Random"] {
-        let (apps, _, delay) = apps();
-        let sidecar = Sidecar::start(&policy_with(
-            &addresses(&apps.iter().collect::<Vec<_>>()),
+        let (apps, _, delay) = start_apps();
+        let sidecar = Sidecar::start(&policy_with_backend_fields(
+            &quoted_addresses(&apps.iter().collect::<Vec<_>>()),
             &format!("outlierDetection: {{}}, loadBalancer: {{type: {balancer}}}"),
             "",
         ));
-        let load = Load::on(&sidecar);
+        let load = SoakLoad::start(&sidecar);
         load.run_until(seconds(15));
         delay.store(2_000, Ordering::Relaxed);
         load.run_until(seconds(45));
         let (before, between, after) = (
-            load.p99(seconds(1), seconds(15)),
-            load.p99(seconds(15), seconds(30)),
-            load.p99(seconds(30), seconds(43)),
+            load.p99_millis(seconds(1), seconds(15)),
+            load.p99_millis(seconds(15), seconds(30)),
+            load.p99_millis(seconds(30), seconds(43)),
         );
         println!(
             "{balancer}: p99 {before:.1} ms before, {between:.1} ms in the first 15 s, {after:.1} ms after them"
@@ -217,15 +229,15 @@ fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
     let run_counts = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
     let shared_run_counts = run_counts.clone();
     // Closes what is idle for 5 s, as Node does, and does not announce it.
-    let app = Backend::start(move |mut connection| {
+    let app = ScriptedBackend::start(move |mut connection| {
         connection.close_when_idle_for(seconds(5));
-        while let Some(request) = connection.request() {
+        while let Some(request) = connection.read_request() {
             *shared_run_counts
                 .lock()
                 .unwrap()
                 .entry(String::from_utf8_lossy(&request.body).into_owned())
                 .or_default() += 1;
-            connection.send(ok("done"));
+            connection.send(ok_response("done"));
         }
     });
     let sidecar = Sidecar::start(&policy(&[app.address], ""));
@@ -251,7 +263,7 @@ fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
                         sent * 37 % 10_000,
                         4_990 + client % 20,
                     ][usize::try_from(sent % 4).unwrap()];
-                    support::take(Duration::from_millis(gap));
+                    simulate_delay(Duration::from_millis(gap));
                 }
                 sent
             })

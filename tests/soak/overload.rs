@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Backend, Sidecar, backend::ok, sidecar::policy, take};
+use crate::support::{
+    ScriptedBackend, Sidecar, backend::ok_response, policy::policy, simulate_delay,
+};
 
 /// Requests that the app works on at once; the others queue there.
 const APP_WORKERS: usize = 8;
@@ -19,19 +21,19 @@ const CAPACITY_PER_SECOND: f64 = 400.0;
 
 const CLIENTS: u32 = 200;
 
-fn start_app() -> Backend {
-    let idle_workers = Arc::new((Mutex::new(SERVERS), Condvar::new()));
-    Backend::answering(move |_| {
+fn start_app() -> ScriptedBackend {
+    let idle_workers = Arc::new((Mutex::new(APP_WORKERS), Condvar::new()));
+    ScriptedBackend::responding_with(move |_| {
         let (count, worker_released) = &*idle_workers;
         let mut idle = worker_released
             .wait_while(count.lock().unwrap(), |idle| *idle == 0)
             .unwrap();
         *idle -= 1;
         drop(idle);
-        take(WORK);
+        simulate_delay(SERVICE_TIME);
         *count.lock().unwrap() += 1;
         worker_released.notify_one();
-        ok("done")
+        ok_response("done")
     })
 }
 
@@ -49,7 +51,7 @@ fn offer_load(sidecar: &Sidecar, rate: f64, duration: Duration) -> (f64, f64) {
                 let mut next = begin + period * number / CLIENTS;
                 let mut latencies = Vec::new();
                 while next < begin + duration {
-                    take(next.saturating_duration_since(Instant::now()));
+                    simulate_delay(next.saturating_duration_since(Instant::now()));
                     let began = Instant::now();
                     let is_good = client.get("/").status == 200;
                     if is_good && began > begin + duration / 2 {
@@ -75,25 +77,32 @@ fn offer_load(sidecar: &Sidecar, rate: f64, duration: Duration) -> (f64, f64) {
 
 #[test]
 fn at_twice_the_capacity_goodput_is_at_least_90_percent_and_gradient2_p99_at_most_doubles() {
-    let plain = app();
+    let plain = start_app();
     let unlimited = Sidecar::start(&policy(&[plain.address], ""));
-    let (goodput, p99) = offer(&unlimited, CAPACITY * 2.0, Duration::from_secs(12));
+    let (goodput, p99) = offer_load(
+        &unlimited,
+        CAPACITY_PER_SECOND * 2.0,
+        Duration::from_secs(12),
+    );
     println!("without a limit: {goodput:.0} good answers a second, p99 {p99:.1} ms");
     for algorithm in ["Gradient2", "Vegas", "AIMD"] {
-        let app = app();
+        let app = start_app();
         let limits = format!(
             "  defaults: {{connectionLimits: {{maxParallelRequests: 400, adaptive: {{algorithm: {algorithm}}}}}}}\n"
         );
         let sidecar = Sidecar::start(&policy(&[app.address], &limits));
-        let (_, baseline_p99) = offer(&sidecar, CAPACITY / 2.0, Duration::from_secs(12));
-        let (goodput, p99) = offer(&sidecar, CAPACITY * 2.0, Duration::from_secs(24));
-        let limit = &sidecar.json("/api/v1/limits")["concurrency"][0]["max_in_flight"];
+        let (_, baseline_p99) =
+            offer_load(&sidecar, CAPACITY_PER_SECOND / 2.0, Duration::from_secs(12));
+        let (goodput, p99) =
+            offer_load(&sidecar, CAPACITY_PER_SECOND * 2.0, Duration::from_secs(24));
+        let limit = &sidecar.admin_json("/api/v1/limits")["concurrency"][0]["max_in_flight"];
         println!(
-            "{algorithm}: {goodput:.0} good answers a second of {CAPACITY}, p99 {p99:.1} ms at twice the capacity and {baseline_p99:.1} ms at half of it, limit {limit}"
+            "{algorithm}: {goodput:.0} good answers a second of {CAPACITY_PER_SECOND}, p99 {p99:.1} ms at twice the capacity and {baseline_p99:.1} ms at half of it, limit {limit}"
         );
         // Vegas lets more queue where the limit is small; AIMD looks at failures only, and this app has none.
         assert!(
-            goodput >= 0.9 * CAPACITY && (p99 <= 2.0 * baseline_p99 || algorithm != "Gradient2"),
+            goodput >= 0.9 * CAPACITY_PER_SECOND
+                && (p99 <= 2.0 * baseline_p99 || algorithm != "Gradient2"),
             "{algorithm}: {goodput} a second, {baseline_p99} ms, then {p99} ms"
         );
     }

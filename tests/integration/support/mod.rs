@@ -7,6 +7,7 @@ pub(crate) mod client;
 pub(crate) mod fleet;
 pub(crate) mod http2;
 pub(crate) mod name_server;
+pub(crate) mod policy;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod sidecar;

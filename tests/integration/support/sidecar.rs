@@ -23,50 +23,6 @@ pub(crate) struct Sidecar {
     access_log: Arc<Mutex<Vec<u8>>>,
 }
 
-/// Policies with one inbound listener, one backend `app` and one route, and what a test adds to the three.
-pub(crate) fn policy(endpoints: &[SocketAddr], sections: &str) -> String {
-    let endpoints: Vec<String> = endpoints
-        .iter()
-        .map(|endpoint| format!("\"{endpoint}\""))
-        .collect();
-    format!(
-        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: test}}\nspec:\n  listeners:\n    - {{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}\n  \
-         backends:\n    - {{name: app, endpoints: [{}]}}\n  routes:\n    - {{name: in, listeners: [inbound], backendRefs: [{{name: app}}]}}\n{sections}",
-        endpoints.join(", ")
-    )
-}
-
-/// The same policies, with more said about the backend: `extra` is put behind its endpoints.
-pub(crate) fn policy_with_backend_fields(
-    endpoints: &[String],
-    backend_fields: &str,
-    sections: &str,
-) -> String {
-    policy(&[], sections).replace(
-        "endpoints: []}",
-        &format!("endpoints: [{}], {backend_fields}}}", endpoints.join(", ")),
-    )
-}
-
-/// The same policies with another backend.
-pub(crate) fn with_backend(name: &str, backend: &super::ScriptedBackend, policy: &str) -> String {
-    policy.replace(
-        "  routes:\n",
-        &format!(
-            "    - {{name: {name}, endpoints: [\"{}\"]}}\n  routes:\n",
-            backend.address
-        ),
-    )
-}
-
-/// The addresses of backends, as a policy writes them.
-pub(crate) fn quoted_addresses(backends: &[&super::ScriptedBackend]) -> Vec<String> {
-    backends
-        .iter()
-        .map(|backend| format!("\"{}\"", backend.address))
-        .collect()
-}
-
 impl Sidecar {
     /// Starts under one policy file.
     pub(crate) fn start(policy: &str) -> Self {

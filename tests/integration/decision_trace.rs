@@ -8,7 +8,7 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 /// Asks under an id and a trace.

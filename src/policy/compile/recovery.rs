@@ -1,4 +1,4 @@
-//! Compiles recovery rules and the access log.
+//! Compiles recovery rules.
 //!
 //! It rejects a recovery rule whose backend has no breaker, because the rule would never act.
 //! It does not know the state of breakers.
@@ -13,10 +13,10 @@ use crate::{
             sections,
         },
         document::{
-            AccessLogFormat, ModeSetting, RecoveryActionSection, RecoveryActionType, RecoveryEntry,
-            RecoveryRung, RecoveryTriggerType,
+            ModeSetting, RecoveryActionSection, RecoveryActionType, RecoveryEntry, RecoveryRung,
+            RecoveryTriggerType,
         },
-        snapshot::{AccessLogSpec, RecoveryAction, RecoverySpec, RouteActionSpec, RouteSpec},
+        snapshot::{RecoveryAction, RecoverySpec, RouteActionSpec, RouteSpec},
     },
     resilience::{Mode, recovery::RecoveryConfig},
 };
@@ -160,21 +160,6 @@ impl<'a> Compiler<'a> {
                     timeout: timeout.map_or(Duration::from_secs(3), |span| span.0),
                 })
             }
-        }
-    }
-
-    pub(super) fn compile_access_log(&mut self) -> AccessLogSpec {
-        let section =
-            self.find_single_section("telemetry", |document| document.spec.telemetry.as_ref());
-        let log = section
-            .and_then(|(_, telemetry)| telemetry.access_log.clone())
-            .unwrap_or_default();
-        AccessLogSpec {
-            is_enabled: log.format != Some(AccessLogFormat::Off),
-            sampling_ratio: log
-                .sampling_percentage
-                .map_or(1.0, |percent| percent.0 / 100.0),
-            always_logged_statuses: log.always_log_codes.unwrap_or_default().iter().collect(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::support::{
     ScriptedBackend, Sidecar, backend::ok_response, certificates::CertificateAuthority,
-    sidecar::policy,
+    policy::policy,
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");

@@ -4,7 +4,7 @@ use crate::support::{
     Client, ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    sidecar::policy,
+    policy::policy,
 };
 
 #[test]

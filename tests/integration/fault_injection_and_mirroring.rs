@@ -7,7 +7,7 @@ use crate::support::{
     backend::{ResponseGate, ok_response},
     eventually,
     http2::Http2Client,
-    sidecar::{policy, with_backend},
+    policy::{policy, with_backend},
 };
 
 const FAR_FUTURE: &str = "2999-01-01T00:00:00Z";

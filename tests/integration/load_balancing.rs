@@ -10,7 +10,7 @@ use crate::support::{
     ScriptedBackend, Sidecar, TempDirectory,
     backend::{ok_response, response},
     eventually,
-    sidecar::{policy_with_backend_fields, quoted_addresses},
+    policy::{policy_with_backend_fields, quoted_addresses},
 };
 
 /// How many of so many requests each backend saw.

@@ -6,8 +6,8 @@ use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory,
     backend::{ok_response, response},
     eventually,
+    policy::{policy, policy_with_backend_fields, quoted_addresses, with_backend},
     process::SidecarProcess,
-    sidecar::{policy, policy_with_backend_fields, quoted_addresses, with_backend},
 };
 
 /// A warm-up that stays where it begins for as long as a test lasts.

@@ -15,7 +15,7 @@ use crate::support::{
     http2::{
         Http2Backend, Http2Client, grpc_message, grpc_status_trailers, read_body_and_trailers,
     },
-    sidecar::{policy, policy_with_backend_fields, quoted_addresses},
+    policy::{policy, policy_with_backend_fields, quoted_addresses},
 };
 
 const SERVING: usize = 0;

@@ -6,8 +6,8 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::ok_response,
     eventually,
+    policy::{policy, quoted_addresses},
     redis::RedisServer,
-    sidecar::{policy, quoted_addresses},
 };
 
 const SHARED_RULE: &str = "{name: all, limit: {requests: 1, unit: Hour, burst: 6}}";

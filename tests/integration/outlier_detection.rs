@@ -13,7 +13,7 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::ok_response,
     eventually,
-    sidecar::{policy_with_backend_fields, quoted_addresses},
+    policy::{policy_with_backend_fields, quoted_addresses},
 };
 
 const SHORT_EJECTION: &str = "outlierDetection: {consecutive5xxErrors: 3, interval: 200ms, baseEjectionTime: 300ms, maxEjectionTime: 300ms}";
