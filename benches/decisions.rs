@@ -1,7 +1,11 @@
-//! What does a decision cost? Each against the naive way to take it.
+//! How many nanoseconds does each decision take, compared with a naive method?
 //!
-//! `cargo bench --bench decisions`; the measured table is in `benches/README.md`.
-#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench")]
+//! Run `cargo bench --bench decisions`. `benches/README.md` has the measured table.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a benchmark"
+)]
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,6 +22,7 @@ use outrigger::{
     policy::{
         self,
         matching::RouteMatchInput,
+        snapshot::{PolicySnapshot, RateLimitRuleSpec},
         source::{PolicyFile, PolicySource},
     },
     resilience::{
@@ -76,25 +81,25 @@ fn breaker(criterion: &mut Criterion) {
         Instant::now(),
     ));
     let now = Instant::now();
-    group.bench_function("acquire and settle", |bench| {
+    group.bench_function("acquire a permit and settle it", |bench| {
         bench.iter(|| {
             if let BreakerDecision::Admitted(guard) = state.try_acquire(black_box(now), 0.5) {
                 guard.settle(CallOutcome::Success, Speed::Fast, now, 0.5);
             }
         });
     });
-    // Every result of the window in a list, counted anew.
+    // A list with every result of the window, counted for each decision.
     let results: Mutex<VecDeque<(Instant, bool)>> =
         Mutex::new((0..1_000).map(|_| (now, true)).collect());
-    group.bench_function("naive: a list of 1000 results", |bench| {
+    group.bench_function("naive: a list of the 1000 results in the window", |bench| {
         bench.iter(|| {
             let mut results = results.lock().unwrap();
             results.pop_front();
             results.push_back((black_box(now), true));
             results
                 .iter()
-                .filter(|(at, good)| {
-                    now.saturating_duration_since(*at) < Duration::from_secs(10) && !good
+                .filter(|(at, is_success)| {
+                    now.saturating_duration_since(*at) < Duration::from_secs(10) && !is_success
                 })
                 .count()
                 * 2
@@ -133,7 +138,7 @@ fn rate_limit(criterion: &mut Criterion) {
             .collect(),
     );
     let mut key = 0;
-    group.bench_function("naive: a map of strings, 10000 keys", |bench| {
+    group.bench_function("naive: a map of strings, 10 000 keys", |bench| {
         bench.iter(|| {
             key = (key + 1) % 10_000;
             let mut buckets = naive.lock().unwrap();
@@ -148,31 +153,45 @@ fn rate_limit(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn keyed_rule() -> policy::snapshot::RateLimitRuleSpec {
-    let text = r#"
-apiVersion: outrigger.dev/v1alpha1
-kind: ResiliencePolicy
-metadata: {name: bench}
-spec:
-  listeners: [{name: inbound, direction: Inbound, address: "127.0.0.1:0"}]
-  backends: [{name: app, endpoints: ["127.0.0.1:1"]}]
-  routes:
-    - name: in
+fn keyed_rule() -> RateLimitRuleSpec {
+    let text = policy_text(
+        "endpoints: [\"127.0.0.1:1\"]",
+        "    - name: in
       listeners: [inbound]
       backendRefs: [{name: app}]
-      rateLimit: {maxKeys: 200000, local: {rules: [{name: per-key, clientSelectors: [{headers: [{name: x, type: Distinct}]}], limit: {requests: 1000000000, unit: Second}}]}}
-"#;
-    let source = PolicySource::from_files(vec![PolicyFile {
+      rateLimit:
+        maxKeys: 200000
+        local:
+          rules:
+            - name: per-key
+              clientSelectors: [{headers: [{name: x, type: Distinct}]}]
+              limit: {requests: 1000000000, unit: Second}
+",
+    );
+    let snapshot = compile_policy(&policy_source(text));
+    snapshot.routes[0].rate_limits.rules[0].clone()
+}
+
+/// Returns a policy with the listener `inbound`, the backend `app` and these routes.
+fn policy_text(backend_fields: &str, routes: &str) -> String {
+    format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: bench}}\n\
+         spec:\n  listeners: [{{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}]\n  \
+         backends: [{{name: app, {backend_fields}}}]\n  routes:\n{routes}"
+    )
+}
+
+fn policy_source(text: String) -> PolicySource {
+    PolicySource::from_files(vec![PolicyFile {
         name: "bench.yaml".into(),
-        text: text.into(),
-    }]);
-    policy::load_source(&source, &HashMap::new())
+        text,
+    }])
+}
+
+fn compile_policy(source: &PolicySource) -> PolicySnapshot {
+    policy::load_source(source, &HashMap::new())
         .unwrap()
         .snapshot
-        .routes[0]
-        .rate_limits
-        .rules[0]
-        .clone()
 }
 
 fn concurrency_limit_and_retry_budget(criterion: &mut Criterion) {
@@ -188,7 +207,7 @@ fn concurrency_limit_and_retry_budget(criterion: &mut Criterion) {
         None,
         now,
     ));
-    group.bench_function("enter and leave", |bench| {
+    group.bench_function("acquire a permit and release it", |bench| {
         bench.iter(|| drop(black_box(limit.try_acquire(PriorityClass::Critical))))
     });
     let budget = Arc::new(RetryBudgetState::new(
@@ -202,26 +221,30 @@ fn concurrency_limit_and_retry_budget(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Who gets in under load, and who is asked twice.
-fn admission_hedging_and_adaptive_limit(criterion: &mut Criterion) {
+fn admission_control(criterion: &mut Criterion) {
     let now = Instant::now();
-    let mut group = criterion.benchmark_group("load");
-    let ratio = |percent: f64| Ratio::from_percent(percent).unwrap();
+    let mut group = criterion.benchmark_group("admission control");
     let config = AdmissionConfig {
         window: Duration::from_secs(30),
-        min_success_rate: ratio(95.0),
+        min_success_rate: Ratio::from_percent(95.0).unwrap(),
         aggression: 1.0,
         min_request_rate: 5,
-        max_rejection: ratio(80.0),
+        max_rejection: Ratio::from_percent(80.0).unwrap(),
     };
     let admission = AdmissionState::new("app".into(), config, Mode::Enforce, now);
-    group.bench_function("admission control: ask and tell", |bench| {
+    group.bench_function("decide, and record the result", |bench| {
         bench.iter(|| {
-            let verdict = admission.decide(0.5, black_box(now));
+            let decision = admission.decide(0.5, black_box(now));
             admission.record_result(true, now);
-            verdict
+            decision
         });
     });
+    group.finish();
+}
+
+fn hedging(criterion: &mut Criterion) {
+    let now = Instant::now();
+    let mut group = criterion.benchmark_group("hedging");
     let hedge = HedgeState::new(
         HedgeConfig {
             max_attempts: NonZeroU32::MIN,
@@ -230,7 +253,7 @@ fn admission_hedging_and_adaptive_limit(criterion: &mut Criterion) {
         now,
     );
     (0..1_000).for_each(|call| hedge.record_latency(Duration::from_micros(1_000 + call), now));
-    group.bench_function("hedging: how late is late, and tell", |bench| {
+    group.bench_function("compute the delay, and record the latency", |bench| {
         bench.iter(|| {
             hedge.record_latency(Duration::from_millis(2), black_box(now));
             hedge.delay(now)
@@ -241,7 +264,7 @@ fn admission_hedging_and_adaptive_limit(criterion: &mut Criterion) {
             .map(|call| Duration::from_micros(1_000 + call))
             .collect(),
     );
-    group.bench_function("naive: sort the last 1000", |bench| {
+    group.bench_function("naive: sort the last 1000 latencies", |bench| {
         bench.iter(|| {
             let mut latencies = latencies.lock().unwrap();
             latencies.pop_front();
@@ -251,6 +274,12 @@ fn admission_hedging_and_adaptive_limit(criterion: &mut Criterion) {
             sorted[950]
         });
     });
+    group.finish();
+}
+
+fn adaptive_limit(criterion: &mut Criterion) {
+    let now = Instant::now();
+    let mut group = criterion.benchmark_group("adaptive limit");
     let config = AdaptiveConfig {
         algorithm: LimitAlgorithm::Gradient2,
         min_limit: 4,
@@ -266,35 +295,43 @@ fn admission_hedging_and_adaptive_limit(criterion: &mut Criterion) {
         Some((config, Mode::Enforce)),
         now,
     ));
-    group.bench_function("adaptive limit: enter, tell and leave", |bench| {
-        bench.iter(|| {
-            if let AcquireOutcome::Admitted(permit) = adaptive.try_acquire(PriorityClass::Critical)
-            {
-                permit.sampler().unwrap().record_sample(
-                    Duration::from_millis(2),
-                    false,
-                    black_box(now),
-                );
-            }
-        });
+    group.bench_function(
+        "acquire a permit, record a sample and release it",
+        |bench| {
+            bench.iter(|| {
+                if let AcquireOutcome::Admitted(permit) =
+                    adaptive.try_acquire(PriorityClass::Critical)
+                {
+                    permit.sampler().unwrap().record_sample(
+                        Duration::from_millis(2),
+                        false,
+                        black_box(now),
+                    );
+                }
+            });
+        },
+    );
+    group.finish();
+}
+
+fn protection(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("protection");
+    let state = ProtectionState::default();
+    group.bench_function("decide whether a class is shed", |bench| {
+        bench.iter(|| state.should_shed(black_box(PriorityClass::Normal), || 0.5))
     });
     group.finish();
 }
 
-/// What is shed, what is answered again, and what is tried again.
-fn protection_stale_and_retry(criterion: &mut Criterion) {
+fn cached_responses(criterion: &mut Criterion) {
     let now = Instant::now();
-    let mut group = criterion.benchmark_group("trouble");
-    let protection = ProtectionState::default();
-    group.bench_function("protection: is a class refused", |bench| {
-        bench.iter(|| protection.should_shed(black_box(PriorityClass::Normal), || 0.5))
-    });
-    for addresses in [100_usize, 100_000] {
-        let stale = StaleState::new("app".into(), usize::MAX);
-        let names: Vec<String> = (0..addresses)
-            .map(|address| format!("in shop.local /items/{address}"))
+    let mut group = criterion.benchmark_group("cached responses");
+    for count in [100_usize, 100_000] {
+        let cache = StaleState::new("app".into(), usize::MAX);
+        let keys: Vec<String> = (0..count)
+            .map(|number| format!("in shop.local /items/{number}"))
             .collect();
-        for name in &names {
+        for key in &keys {
             let cached_response = CachedResponse {
                 headers: HeaderMap::new(),
                 body: Bytes::new(),
@@ -305,14 +342,14 @@ fn protection_stale_and_retry(criterion: &mut Criterion) {
                 forwarding_key: "in".into(),
                 vary: Vec::new(),
             };
-            stale.store(name, cached_response);
+            cache.store(key, cached_response);
         }
         let (request, mut next) = (HeaderMap::new(), 0);
-        group.bench_function(format!("stale answers: find one of {addresses}"), |bench| {
+        group.bench_function(format!("find one of {count}"), |bench| {
             bench.iter(|| {
-                next = (next + 7_919) % addresses;
-                stale.find(
-                    black_box(&names[next]),
+                next = (next + 7_919) % count;
+                cache.find(
+                    black_box(&keys[next]),
                     "in",
                     &request,
                     Duration::from_secs(3_600),
@@ -321,7 +358,12 @@ fn protection_stale_and_retry(criterion: &mut Criterion) {
             });
         });
     }
-    let retry_config = RetryConfig {
+    group.finish();
+}
+
+fn retry(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("retry");
+    let config = RetryConfig {
         attempts: 2,
         triggers: RetryTriggers {
             connect_failure: true,
@@ -334,7 +376,7 @@ fn protection_stale_and_retry(criterion: &mut Criterion) {
         retry_non_idempotent: false,
         respect_retry_after: true,
     };
-    let situation = RetryContext {
+    let context = RetryContext {
         failure: FailureKind::Status { retry_after: None },
         is_idempotent: true,
         is_body_replayable: true,
@@ -343,14 +385,13 @@ fn protection_stale_and_retry(criterion: &mut Criterion) {
         transparent_retries: 0,
         time_left: Duration::from_secs(10),
     };
-    group.bench_function("retry: whether and when", |bench| {
-        bench.iter(|| retry_config.decide(black_box(&situation), 0.5))
+    group.bench_function("decide whether and when", |bench| {
+        bench.iter(|| config.decide(black_box(&context), 0.5))
     });
     group.finish();
 }
 
-/// One endpoint of a backend, as a request picks it: of 3, of 100, of 10,000. Half of the endpoints are ejected in the last line,
-/// so that the choice is among those that are left.
+/// Selects an endpoint of 3, of 100 and of 10 000.
 fn endpoint_selection(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick");
     for endpoints in [3_usize, 100, 10_000] {
@@ -391,29 +432,28 @@ fn endpoint_selection(criterion: &mut Criterion) {
         let load: Vec<f64> = (0..endpoints)
             .map(|index| f64::from(u32::try_from(index % 7).unwrap()))
             .collect();
-        group.bench_function(format!("naive: the least of all {endpoints}"), |bench| {
-            bench.iter(|| (0..endpoints).min_by(|a, b| load[*a].total_cmp(&load[*b])));
-        });
+        group.bench_function(
+            format!("naive: the minimum over all {endpoints}"),
+            |bench| {
+                bench.iter(|| (0..endpoints).min_by(|a, b| load[*a].total_cmp(&load[*b])));
+            },
+        );
     }
     group.finish();
 }
 
 fn new_state(balancer: &str, endpoints: usize) -> Arc<State> {
-    let list: Vec<String> = (0..endpoints)
+    let addresses: Vec<String> = (0..endpoints)
         .map(|number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256))
         .collect();
-    let text = format!(
-        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: bench}}\nspec:\n  listeners: [{{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}]\n  \
-         backends: [{{name: app, endpoints: [{}], loadBalancer: {{{balancer}}}}}]\n  routes: [{{name: in, listeners: [inbound], backendRefs: [{{name: app}}]}}]\n",
-        list.join(", ")
+    let text = policy_text(
+        &format!(
+            "endpoints: [{}], loadBalancer: {{{balancer}}}",
+            addresses.join(", ")
+        ),
+        "    - {name: in, listeners: [inbound], backendRefs: [{name: app}]}\n",
     );
-    let source = PolicySource::from_files(vec![PolicyFile {
-        name: "bench.yaml".into(),
-        text,
-    }]);
-    let snapshot = policy::load_source(&source, &HashMap::new())
-        .unwrap()
-        .snapshot;
+    let snapshot = compile_policy(&policy_source(text));
     let (state, _commands) = State::new(
         Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now)),
         None,
@@ -425,35 +465,32 @@ fn new_state(balancer: &str, endpoints: usize) -> Arc<State> {
 
 fn routing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("route");
-    for routes in [2, 20, 200] {
-        let mut text = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: bench}\nspec:\n  listeners: [{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}]\n  backends: [{name: app, endpoints: [\"127.0.0.1:1\"]}]\n  routes:\n".to_owned();
-        for route in 0..routes {
-            text += &format!(
-                "    - {{name: r{route}, listeners: [inbound], hostnames: [h{route}.shop], matches: [{{path: {{value: /v1}}}}], backendRefs: [{{name: app}}]}}\n"
-            );
-        }
-        let source = PolicySource::from_files(vec![PolicyFile {
-            name: "bench.yaml".into(),
-            text: text.clone(),
-        }]);
-        let set = policy::load_source(&source, &HashMap::new())
-            .unwrap()
-            .snapshot;
-        let host = format!("h{}.shop", routes / 2);
+    for count in [2, 20, 200] {
+        let routes: String = (0..count)
+            .map(|number| {
+                format!(
+                    "    - {{name: r{number}, listeners: [inbound], hostnames: [h{number}.shop], \
+                     matches: [{{path: {{value: /v1}}}}], backendRefs: [{{name: app}}]}}\n"
+                )
+            })
+            .collect();
+        let source = policy_source(policy_text("endpoints: [\"127.0.0.1:1\"]", &routes));
+        let snapshot = compile_policy(&source);
+        let host = format!("h{}.shop", count / 2);
         let request = RouteMatchInput {
             host: &host,
             path: "/v1/items",
             method: "GET",
             header: &|_| None,
         };
-        group.bench_function(format!("one of {routes}"), |bench| {
+        group.bench_function(format!("one of {count}"), |bench| {
             bench.iter(|| {
-                set.rules_by_listener[0]
+                snapshot.rules_by_listener[0]
                     .iter()
                     .find(|rule| rule.matches(black_box(&request)))
             })
         });
-        group.bench_function(format!("compile a set of {routes}"), |bench| {
+        group.bench_function(format!("compile a set of {count}"), |bench| {
             bench.iter(|| policy::load_source(black_box(&source), &HashMap::new()).unwrap())
         });
     }
@@ -462,7 +499,21 @@ fn routing(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
-    targets = breaker, rate_limit, concurrency_limit_and_retry_budget, admission_hedging_and_adaptive_limit, protection_stale_and_retry, endpoint_selection, routing
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(30);
+    targets =
+        breaker,
+        rate_limit,
+        concurrency_limit_and_retry_budget,
+        admission_control,
+        hedging,
+        adaptive_limit,
+        protection,
+        cached_responses,
+        retry,
+        endpoint_selection,
+        routing
 }
 criterion_main!(benches);

@@ -1,14 +1,14 @@
-//! What does the whole sidecar cost? A request through it, against the same request through a pump of bytes that knows no HTTP:
-//! CPU per request, latency, memory and start, side by side in one run.
+//! What does the whole sidecar cost, compared with a byte pump that does not parse HTTP?
 //!
-//! `cargo bench --bench overhead`; Linux only. The pump is the least that any process between two sockets can cost. The
-//! comparison with other proxies is `benches/README.md`'s.
+//! Run `cargo bench --bench overhead` on Linux. One run measures CPU per request, latency, memory
+//! and startup time. The pump is the minimum cost of any process between two sockets.
+//! `benches/README.md` compares the sidecar with other proxies.
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a bench"
+    reason = "a benchmark"
 )]
 
 use std::{
@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What this program is when it starts itself again.
+/// Role of this program when it starts itself as a child process.
 const ROLE_VARIABLE: &str = "OVERHEAD_ROLE";
 const BACKEND_VARIABLE: &str = "OVERHEAD_BACKEND";
 
@@ -30,7 +30,7 @@ const ROUNDS: usize = 3;
 const LOAD_DURATION: Duration = Duration::from_secs(4);
 const LATENCY_DURATION: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 64;
-/// Two sockets each in the pump: within the usual bound of 1024 open files.
+/// Each connection has two sockets in the pump, which fits into the usual limit of 1024 open files.
 const IDLE_CONNECTIONS: usize = 400;
 const REQUEST: &[u8] =
     b"GET /bench HTTP/1.1\r\nhost: bench.test\r\nuser-agent: overhead\r\naccept: */*\r\n\r\n";
@@ -44,7 +44,7 @@ fn main() {
     }
 }
 
-/// A server on one thread that answers, or pumps to where the answers are.
+/// Runs a server on one thread, which responds itself or copies bytes to and from a backend.
 fn run_role(pump_to: Option<SocketAddr>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -57,7 +57,7 @@ fn run_role(pump_to: Option<SocketAddr>) {
             let (client, _) = socket.accept().await.unwrap();
             client.set_nodelay(true).unwrap();
             tokio::spawn(async move {
-                // A client that leaves ends its task.
+                // The task ends when the client disconnects.
                 _ = match pump_to {
                     Some(address) => copy_bytes(client, address).await,
                     None => serve_responses(client).await,
@@ -91,7 +91,7 @@ async fn serve_responses(mut client: tokio::net::TcpStream) -> std::io::Result<(
     Ok(())
 }
 
-/// A process between the client and the backend, or the backend itself; ended when it is dropped.
+/// Process between the client and the backend, or the backend itself. It is killed on drop.
 struct BenchProcess {
     child: Child,
     address: SocketAddr,
@@ -123,7 +123,7 @@ impl BenchProcess {
     }
 
     fn start_sidecar(backend: SocketAddr, access_log: &str) -> Self {
-        // The port is free a moment ago; nothing else on this host is asking for ports now.
+        // Another process could bind the port first, which is unlikely on a machine for benchmarks.
         let address = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -141,7 +141,7 @@ impl BenchProcess {
             .env("BENCH_ACCESS_LOG", access_log)
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let began = Instant::now();
+        let started_at = Instant::now();
         let child = command.spawn().unwrap();
         let mut process = Self {
             child,
@@ -158,15 +158,15 @@ impl BenchProcess {
                 "the sidecar did not start"
             );
             assert!(
-                began.elapsed() < Duration::from_secs(10),
-                "the sidecar does not answer"
+                started_at.elapsed() < Duration::from_secs(10),
+                "the sidecar does not respond"
             );
         }
-        process.startup_time = began.elapsed();
+        process.startup_time = started_at.elapsed();
         process
     }
 
-    /// CPU time that was used so far; clock ticks are 10 ms.
+    /// Returns the CPU time of the process, from clock ticks of 10 ms.
     fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = stat
@@ -191,13 +191,13 @@ impl BenchProcess {
 
 impl Drop for BenchProcess {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have exited already.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
-/// One request and its answer; `None` if it was not served, or not as it should be.
+/// Sends one request and reads its response. Returns `None` if the response is not as expected.
 fn send_request(stream: &mut TcpStream) -> Option<()> {
     let mut response = [0; 2048];
     let mut filled = 0;
@@ -223,9 +223,9 @@ fn send_request(stream: &mut TcpStream) -> Option<()> {
     }
 }
 
-/// CPU per request under load, in microseconds.
+/// Measures the CPU time per request under load, in microseconds.
 fn cpu_micros_per_request(process: &BenchProcess) -> f64 {
-    let (done, is_stopped) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (completed, is_stopped) = (AtomicU64::new(0), AtomicBool::new(false));
     let before = process.cpu_time();
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
@@ -233,8 +233,8 @@ fn cpu_micros_per_request(process: &BenchProcess) -> f64 {
                 let mut stream = TcpStream::connect(process.address).unwrap();
                 stream.set_nodelay(true).unwrap();
                 while !is_stopped.load(Ordering::Relaxed) {
-                    send_request(&mut stream).expect("every request is served");
-                    done.fetch_add(1, Ordering::Relaxed);
+                    send_request(&mut stream).expect("every request gets the expected response");
+                    completed.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
@@ -243,32 +243,32 @@ fn cpu_micros_per_request(process: &BenchProcess) -> f64 {
     });
     let used = process.cpu_time().checked_sub(before).unwrap();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let requests = done.load(Ordering::Relaxed) as f64;
+    let requests = completed.load(Ordering::Relaxed) as f64;
     used.as_secs_f64() * 1e6 / requests
 }
 
-/// The median latency of one client, in microseconds.
+/// Measures the median latency of one client, in microseconds.
 fn median_latency_micros(address: SocketAddr) -> f64 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    let began = Instant::now();
-    let mut times = Vec::new();
-    while began.elapsed() < LATENCY_DURATION {
-        let sent = Instant::now();
-        send_request(&mut stream).expect("every request is served");
-        times.push(sent.elapsed());
+    let started_at = Instant::now();
+    let mut latencies = Vec::new();
+    while started_at.elapsed() < LATENCY_DURATION {
+        let sent_at = Instant::now();
+        send_request(&mut stream).expect("every request gets the expected response");
+        latencies.push(sent_at.elapsed());
     }
-    times.sort_unstable();
-    times[times.len() / 2].as_secs_f64() * 1e6
+    latencies.sort_unstable();
+    latencies[latencies.len() / 2].as_secs_f64() * 1e6
 }
 
-/// What an idle connection holds that has carried a request, in KiB.
+/// Measures the memory of an idle connection that has carried one request, in KiB.
 fn idle_connection_kib(process: &BenchProcess) -> f64 {
     let before = process.resident_kib();
     let connections: Vec<TcpStream> = (0..IDLE_CONNECTIONS)
         .map(|_| {
             let mut stream = TcpStream::connect(process.address).unwrap();
-            send_request(&mut stream).expect("every request is served");
+            send_request(&mut stream).expect("every request gets the expected response");
             stream
         })
         .collect();
@@ -282,41 +282,43 @@ fn idle_connection_kib(process: &BenchProcess) -> f64 {
 fn measure() {
     let backend = BenchProcess::start_role("backend", None);
     println!(
-        "{ROUNDS} rounds, {CONNECTIONS} connections, {BODY_BYTES} byte answers; median (least to most)\n"
+        "{ROUNDS} rounds, {CONNECTIONS} connections, responses of {BODY_BYTES} bytes; \
+         median (minimum to maximum)\n"
     );
     println!(
-        "| | CPU us/request | p50 us, one client | RSS idle KiB | KiB per idle connection | start ms |\n|---|---|---|---|---|---|"
+        "| | CPU us/request | p50 us, one client | RSS idle KiB | KiB per idle connection | \
+         start ms |\n|---|---|---|---|---|---|"
     );
     let direct: Vec<f64> = (0..ROUNDS)
         .map(|_| median_latency_micros(backend.address))
         .collect();
     println!("| no proxy | | {} | | | |", summarize(direct));
     let mut rows: [(&str, [Vec<f64>; 5]); 3] = [
-        "pump of bytes",
-        "outrigger, no access log",
-        "outrigger, access log",
+        "byte pump",
+        "outrigger, access log off",
+        "outrigger, access log on",
     ]
     .map(|name| (name, Default::default()));
     for round in 1..=ROUNDS {
         for (name, figures) in &mut rows {
             eprintln!("round {round}/{ROUNDS}: {name}");
             let process = match *name {
-                "pump of bytes" => BenchProcess::start_role("pump", Some(backend.address)),
-                "outrigger, access log" => BenchProcess::start_sidecar(backend.address, "JSON"),
+                "byte pump" => BenchProcess::start_role("pump", Some(backend.address)),
+                "outrigger, access log on" => BenchProcess::start_sidecar(backend.address, "JSON"),
                 _ => BenchProcess::start_sidecar(backend.address, "Off"),
             };
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            let idle = process.resident_kib() as f64;
-            let (connection, cpu, latency) = (
+            let idle_kib = process.resident_kib() as f64;
+            let (connection_kib, cpu_micros, latency_micros) = (
                 idle_connection_kib(&process),
                 cpu_micros_per_request(&process),
                 median_latency_micros(process.address),
             );
             for (figure, value) in figures.iter_mut().zip([
-                cpu,
-                latency,
-                idle,
-                connection,
+                cpu_micros,
+                latency_micros,
+                idle_kib,
+                connection_kib,
                 process.startup_time.as_secs_f64() * 1e3,
             ]) {
                 figure.push(value);

@@ -1,7 +1,8 @@
-//! Any bytes on a connection: the sidecar lives on, and what reaches the app can be understood in one way only.
+//! The sidecar survives any bytes on a connection, and forwards only unambiguous requests.
 //!
-//! The whole sidecar runs in this process, before an app that reads as strictly as it can. What the app may see: requests whose head has one
-//! host and one framing, no bare CR, no folded line and no space before a colon; and no more requests than were sent.
+//! The whole sidecar runs in this process, with an app that parses strictly. Each request that the
+//! app receives has one host and one framing. It has no bare CR, no folded line and no space before
+//! a colon.
 #![no_main]
 
 use std::{
@@ -28,19 +29,40 @@ static SIDECAR: LazyLock<(App, SocketAddr)> = LazyLock::new(|| {
     });
     let directory = std::env::temp_dir().join(format!("outrigger-fuzz-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
-    let policy = format!(
-        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: fuzz}}\nspec:\n  listeners: [{{name: in, direction: Inbound, address: \"127.0.0.1:0\", limits: {{headerTimeout: 50ms, idleTimeout: 100ms}}}}]\n  \
-         backends: [{{name: app, endpoints: [\"{address}\"]}}]\n  routes: [{{name: in, listeners: [in], backendRefs: [{{name: app}}], timeouts: {{request: 200ms, backendRequest: 200ms, streamIdle: 50ms}}}}]\n"
-    );
-    std::fs::write(directory.join("policy.yaml"), policy).expect("a file");
+    std::fs::write(directory.join("policy.yaml"), policy(address)).expect("a file");
     let mut settings = Settings::new(directory, "127.0.0.1:0".parse().expect("an address"));
     settings.worker_threads = NonZeroUsize::MIN;
-    let app = App::start(settings, AccessLogWriter::disabled()).expect("it starts");
-    let address = app.listener_address("in").expect("it listens");
+    let app = App::start(settings, AccessLogWriter::disabled()).expect("the sidecar starts");
+    let address = app
+        .listener_address("in")
+        .expect("the sidecar has a listener `in`");
     (app, address)
 });
 
-/// Reads a head, checks it, reads its body by its one framing, answers, and goes on.
+/// Returns the policy of the sidecar, with short timeouts.
+fn policy(app_address: SocketAddr) -> String {
+    format!(
+        r#"
+apiVersion: outrigger.dev/v1alpha1
+kind: ResiliencePolicy
+metadata: {{name: fuzz}}
+spec:
+  listeners:
+    - name: in
+      direction: Inbound
+      address: "127.0.0.1:0"
+      limits: {{headerTimeout: 50ms, idleTimeout: 100ms}}
+  backends: [{{name: app, endpoints: ["{app_address}"]}}]
+  routes:
+    - name: in
+      listeners: [in]
+      backendRefs: [{{name: app}}]
+      timeouts: {{request: 200ms, backendRequest: 200ms, streamIdle: 50ms}}
+"#
+    )
+}
+
+/// Checks each request of a connection, and responds to it.
 fn serve_strictly(mut stream: TcpStream) {
     _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
     let mut buffer = Vec::new();
@@ -62,7 +84,7 @@ fn serve_strictly(mut stream: TcpStream) {
                 let size = std::str::from_utf8(&line)
                     .ok()
                     .and_then(|size| usize::from_str_radix(size, 16).ok())
-                    .expect("a plain size of a chunk");
+                    .expect("a chunk size is a hexadecimal number");
                 while buffer.len() < size + 2 {
                     if !read_more(&mut stream, &mut buffer) {
                         return;
@@ -71,7 +93,7 @@ fn serve_strictly(mut stream: TcpStream) {
                 assert_eq!(
                     &buffer[size..size + 2],
                     b"\r\n",
-                    "a chunk ends where it says"
+                    "a chunk ends after its size"
                 );
                 buffer.drain(..size + 2);
                 if size == 0 {
@@ -88,7 +110,9 @@ fn serve_strictly(mut stream: TcpStream) {
     }
 }
 
-/// The length of the body, or `None` for chunks; panics at anything that two readers could understand differently.
+/// Returns the length of the body, or `None` if it is chunked.
+///
+/// Panics if two parsers could interpret the head differently.
 fn check_head(head: &[u8]) -> Option<usize> {
     let (mut hosts, mut lengths, mut chunked) = (0, Vec::new(), 0);
     let mut lines = head
@@ -107,28 +131,7 @@ fn check_head(head: &[u8]) -> Option<usize> {
         String::from_utf8_lossy(first)
     );
     for line in lines {
-        assert!(
-            !line.contains(&b'\r') && !line.contains(&0),
-            "a control character in {:?}",
-            String::from_utf8_lossy(line)
-        );
-        assert!(
-            !line.starts_with(b" ") && !line.starts_with(b"\t"),
-            "a folded line"
-        );
-        let colon = line
-            .iter()
-            .position(|byte| *byte == b':')
-            .expect("a field has a colon");
-        let (name, value) = (
-            line[..colon].to_ascii_lowercase(),
-            line[colon + 1..].trim_ascii(),
-        );
-        assert!(
-            !name.is_empty() && name.iter().all(|byte| byte.is_ascii_graphic()),
-            "a name of {:?}",
-            String::from_utf8_lossy(line)
-        );
+        let (name, value) = parse_field(line);
         match name.as_slice() {
             b"host" => hosts += 1,
             b"content-length" => lengths.push(value.to_vec()),
@@ -143,8 +146,11 @@ fn check_head(head: &[u8]) -> Option<usize> {
             _ => {}
         }
     }
-    assert_eq!(hosts, 1, "one host");
-    assert!(chunked + lengths.len() <= 1, "one framing");
+    assert_eq!(hosts, 1, "a request has one host");
+    assert!(
+        chunked + lengths.len() <= 1,
+        "a request has at most one framing header"
+    );
     if chunked == 1 {
         return None;
     }
@@ -154,6 +160,35 @@ fn check_head(head: &[u8]) -> Option<usize> {
             .and_then(|length| length.parse().ok())
             .expect("a length is a number")
     }))
+}
+
+/// Returns the name of a header field in lower case, and its value.
+///
+/// Panics if two parsers could interpret the line differently.
+fn parse_field(line: &[u8]) -> (Vec<u8>, &[u8]) {
+    assert!(
+        !line.contains(&b'\r') && !line.contains(&0),
+        "a control character in {:?}",
+        String::from_utf8_lossy(line)
+    );
+    assert!(
+        !line.starts_with(b" ") && !line.starts_with(b"\t"),
+        "a folded line"
+    );
+    let colon = line
+        .iter()
+        .position(|byte| *byte == b':')
+        .expect("a field has a colon");
+    let (name, value) = (
+        line[..colon].to_ascii_lowercase(),
+        line[colon + 1..].trim_ascii(),
+    );
+    assert!(
+        !name.is_empty() && name.iter().all(|byte| byte.is_ascii_graphic()),
+        "an invalid field name in {:?}",
+        String::from_utf8_lossy(line)
+    );
+    (name, value)
 }
 
 fn read_until(stream: &mut TcpStream, buffer: &mut Vec<u8>, delimiter: &[u8]) -> Option<Vec<u8>> {
@@ -185,12 +220,12 @@ fn read_more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
 
 fuzz_target!(|bytes: &[u8]| {
     let (_, address) = &*SIDECAR;
-    let mut client = TcpStream::connect(address).expect("it takes connections");
+    let mut client = TcpStream::connect(address).expect("the sidecar accepts connections");
     _ = client.set_read_timeout(Some(Duration::from_secs(5)));
     if client.write_all(bytes).is_ok() {
         _ = client.shutdown(Shutdown::Write);
-        let mut answer = Vec::new();
-        // A reset is an answer too.
-        _ = client.read_to_end(&mut answer);
+        let mut response = Vec::new();
+        // The sidecar may reset the connection instead of responding.
+        _ = client.read_to_end(&mut response);
     }
 });

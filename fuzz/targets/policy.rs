@@ -1,4 +1,5 @@
-//! Any text is a policy or is refused with places that exist; any text is a file of endpoints or is refused.
+//! Any text is accepted as a policy, or rejected with errors located inside it. Parsing any text as
+//! a file of endpoints does not panic.
 #![no_main]
 
 use std::{collections::HashMap, sync::Arc};
@@ -17,7 +18,7 @@ fuzz_target!(|text: &str| {
     match policy::load_source(&source, &HashMap::new()) {
         Ok(loaded) => assert!(
             diff::diff(&loaded.snapshot, &loaded.snapshot).is_empty(),
-            "a set differs from itself"
+            "a policy differs from itself"
         ),
         Err(faults) => {
             assert!(!faults.as_slice().is_empty());
@@ -26,7 +27,7 @@ fuzz_target!(|text: &str| {
                 assert!(span.line <= text.split(['\n', '\r']).count(), "{fault:?}");
                 assert!(span.column <= span.text.chars().count() + 1, "{fault:?}");
             }
-            // The rendering must cope with whatever the line holds.
+            // Rendering must not panic on any source line.
             _ = faults.to_human();
         }
     }

@@ -1,4 +1,5 @@
-//! Which rule takes a request: what is found in line is what is best by the written order of precedence, and nothing panics.
+//! The first rule that matches a request has the highest precedence of all that match, and matching
+//! does not panic.
 #![no_main]
 
 use std::{collections::HashMap, sync::LazyLock};
@@ -21,11 +22,27 @@ spec:
   routes:
     - {name: any, listeners: [in], backendRefs: [{name: app}]}
     - {name: host, listeners: [in], hostnames: [pay.shop], backendRefs: [{name: app}]}
-    - {name: wild, listeners: [in], hostnames: ["*.shop"], matches: [{path: {value: /v1}}], backendRefs: [{name: app}]}
-    - {name: exact, listeners: [in], matches: [{path: {type: Exact, value: /v1/charges}}], backendRefs: [{name: app}]}
-    - {name: prefix, listeners: [in], matches: [{path: {value: /v1/charges}, method: POST}], backendRefs: [{name: app}]}
-    - {name: regex, listeners: [in], matches: [{path: {type: RegularExpression, value: "/v[0-9]+/.*"}}], backendRefs: [{name: app}]}
-    - {name: header, listeners: [in], matches: [{headers: [{name: x-a, value: b}]}], backendRefs: [{name: app}]}
+    - name: wild
+      listeners: [in]
+      hostnames: ["*.shop"]
+      matches: [{path: {value: /v1}}]
+      backendRefs: [{name: app}]
+    - name: exact
+      listeners: [in]
+      matches: [{path: {type: Exact, value: /v1/charges}}]
+      backendRefs: [{name: app}]
+    - name: prefix
+      listeners: [in]
+      matches: [{path: {value: /v1/charges}, method: POST}]
+      backendRefs: [{name: app}]
+    - name: regex
+      listeners: [in]
+      matches: [{path: {type: RegularExpression, value: "/v[0-9]+/.*"}}]
+      backendRefs: [{name: app}]
+    - name: header
+      listeners: [in]
+      matches: [{headers: [{name: x-a, value: b}]}]
+      backendRefs: [{name: app}]
 "#;
 
 static SNAPSHOT: LazyLock<PolicySnapshot> = LazyLock::new(|| {
@@ -34,27 +51,27 @@ static SNAPSHOT: LazyLock<PolicySnapshot> = LazyLock::new(|| {
         text: POLICY.to_owned(),
     }]);
     policy::load_source(&source, &HashMap::new())
-        .expect("the policy is fine")
+        .expect("the policy is valid")
         .snapshot
 });
 
 fuzz_target!(|parts: (&str, &str, &str, &str)| {
     let (host, path, method, header) = parts;
-    // A target is in origin form when it comes here.
+    // Routes match request targets in origin form.
     let path = &*format!("/{path}");
-    let of = |name: &str| (name == "x-a").then_some(header);
+    let find_header = |name: &str| (name == "x-a").then_some(header);
     let request = RouteMatchInput {
         host,
         path,
         method,
-        header: &of,
+        header: &find_header,
     };
     let rules = &SNAPSHOT.rules_by_listener[0];
     let first = rules
         .iter()
         .position(|rule| rule.matches(&request))
-        .expect("one takes everything");
-    // Those before it do not match, and none after it is more specific.
+        .expect("the route `any` matches every request");
+    // No rule before it matches, and no rule after it is more specific.
     for (index, rule) in rules
         .iter()
         .enumerate()

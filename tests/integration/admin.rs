@@ -1,8 +1,11 @@
-//! Probes, views and who may change what.
+//! The admin API: probes, views, writes, events and metrics.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use outrigger::telemetry::metric_names;
@@ -11,22 +14,26 @@ use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory,
     backend::{ResponseGate, ok_response, response},
     eventually,
-    policy::policy,
+    policy::{PolicyBuilder, policy},
 };
 
-const ACTIVE_CHECK: &str = "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, unhealthyThreshold: 2, healthyThreshold: 2, http: {path: /healthz}}}";
-
-fn with_active_check(policy: &str) -> String {
-    policy.replace("]}\n  routes", &format!("], {ACTIVE_CHECK}}}\n  routes"))
+fn policy_with_active_check(endpoints: &[SocketAddr], sections: &str) -> String {
+    PolicyBuilder::new(endpoints)
+        .backend_fields(
+            "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, \
+             unhealthyThreshold: 2, healthyThreshold: 2, http: {path: /healthz}}}",
+        )
+        .sections(sections)
+        .build()
 }
 
-/// An app whose health can be switched.
-fn app_with_health_switch() -> (ScriptedBackend, Arc<AtomicBool>) {
+/// Starts a backend whose active check fails until the switch is on.
+fn backend_with_health_switch() -> (ScriptedBackend, Arc<AtomicBool>) {
     let is_healthy = Arc::new(AtomicBool::new(false));
     let shared_is_healthy = is_healthy.clone();
     let backend = ScriptedBackend::responding_with(move |request| {
         match request.request_line().contains("/healthz") {
-            true if !shared_is_healthy.load(Ordering::SeqCst) => response(500, "ill"),
+            true if !shared_is_healthy.load(Ordering::SeqCst) => response(500, "failing"),
             _ => ok_response("hello"),
         }
     });
@@ -34,15 +41,15 @@ fn app_with_health_switch() -> (ScriptedBackend, Arc<AtomicBool>) {
 }
 
 #[test]
-fn readiness_follows_the_active_check_of_the_app() {
-    let (backend, is_healthy) = app_with_health_switch();
-    let sidecar = Sidecar::start(&with_active_check(&policy(
+fn readiness_follows_the_active_check_of_the_backend() {
+    let (backend, is_healthy) = backend_with_health_switch();
+    let sidecar = Sidecar::start(&policy_with_active_check(
         &[backend.address],
         "  lifecycle: {startup: {requireBackend: app}}\n",
-    )));
+    ));
     let unready = sidecar.call_admin("GET", "/readyz");
     assert_eq!(unready.status, 503);
-    eventually("it says why", || {
+    eventually("the probe reports the cause", || {
         sidecar
             .call_admin("GET", "/readyz")
             .text()
@@ -54,10 +61,10 @@ fn readiness_follows_the_active_check_of_the_app() {
             sidecar.call_admin("GET", "/startupz").status
         ),
         (200, 200),
-        "a sick app does not get the sidecar killed"
+        "an unhealthy backend does not affect the liveness of the sidecar"
     );
     is_healthy.store(true, Ordering::SeqCst);
-    eventually("it is ready", || {
+    eventually("the instance is ready", || {
         sidecar.call_admin("GET", "/readyz").status == 200
     });
     let verbose = sidecar.call_admin("GET", "/readyz?verbose").text();
@@ -71,39 +78,42 @@ fn readiness_follows_the_active_check_of_the_app() {
         assert!(verbose.contains(condition), "{condition} in {verbose}");
     }
     is_healthy.store(false, Ordering::SeqCst);
-    eventually("it is unready again", || {
+    eventually("the instance is not ready again", || {
         sidecar.call_admin("GET", "/readyz").status == 503
     });
 }
 
 #[test]
 fn readiness_waits_for_the_startup_delay_and_the_success_threshold() {
-    let (backend, is_healthy) = app_with_health_switch();
+    let (backend, is_healthy) = backend_with_health_switch();
     is_healthy.store(true, Ordering::SeqCst);
-    let sidecar = Sidecar::start(&with_active_check(&policy(
+    let sidecar = Sidecar::start(&policy_with_active_check(
         &[backend.address],
         "  lifecycle: {startup: {requireBackend: app, successThreshold: 3, delay: 200ms}}\n",
-    )));
-    eventually("it waits for the delay", || {
+    ));
+    eventually("only the startup delay is pending", || {
         let response = sidecar.call_admin("GET", "/readyz");
-        assert_eq!(response.status, 503, "not before the delay is over");
+        assert_eq!(
+            response.status, 503,
+            "the instance is not ready during the delay"
+        );
         response.text().contains("waiting for the startup delay")
     });
     assert!(backend.requests().len() >= 3);
-    eventually("it is ready", || {
+    eventually("the instance is ready", || {
         sidecar.call_admin("GET", "/readyz").status == 200
     });
 }
 
 #[test]
 fn an_unhealthy_endpoint_receives_no_requests_until_it_is_healthy_again() {
-    let (unhealthy, is_healthy) = app_with_health_switch();
-    let (healthy, good_health) = app_with_health_switch();
-    good_health.store(true, Ordering::SeqCst);
-    let sidecar = Sidecar::start(&with_active_check(&policy(
+    let (unhealthy, is_healthy) = backend_with_health_switch();
+    let (healthy, other_is_healthy) = backend_with_health_switch();
+    other_is_healthy.store(true, Ordering::SeqCst);
+    let sidecar = Sidecar::start(&policy_with_active_check(
         &[unhealthy.address, healthy.address],
         "",
-    )));
+    ));
     let health = |address: &String| {
         let backends = sidecar.admin_json("/api/v1/backends");
         let endpoints = backends[0]["endpoints"].as_array().unwrap().clone();
@@ -115,26 +125,28 @@ fn an_unhealthy_endpoint_receives_no_requests_until_it_is_healthy_again() {
             .unwrap()
             .to_owned()
     };
-    eventually("one is known to be ill", || {
+    eventually("one endpoint is unhealthy", || {
         health(&unhealthy.address.to_string()) == "unhealthy"
     });
     let requests = |backend: &ScriptedBackend| {
         backend
             .requests()
             .iter()
-            .filter(|seen| seen.request_line().contains("GET / "))
+            .filter(|request| request.request_line().contains("GET / "))
             .count()
     };
     for _ in 0..30 {
         assert_eq!(sidecar.get("/").status, 200);
     }
     assert_eq!((requests(&unhealthy), requests(&healthy)), (0, 30));
-    good_health.store(false, Ordering::SeqCst);
-    eventually("nobody is left", || {
+    other_is_healthy.store(false, Ordering::SeqCst);
+    eventually("no endpoint is healthy", || {
         sidecar.get("/").reason() == "no_healthy_endpoint:app"
     });
     is_healthy.store(true, Ordering::SeqCst);
-    eventually("it is back", || sidecar.get("/").status == 200);
+    eventually("one endpoint is healthy again", || {
+        sidecar.get("/").status == 200
+    });
     assert!(
         sidecar
             .events()
@@ -146,12 +158,15 @@ fn an_unhealthy_endpoint_receives_no_requests_until_it_is_healthy_again() {
 #[test]
 fn a_tcp_check_only_connects_and_reports_the_failure() {
     let backend = ScriptedBackend::healthy();
-    let tcp = "healthCheck: {active: {type: TCP, interval: 20ms, unhealthyThreshold: 1}}";
-    let text = policy(&[backend.address, ScriptedBackend::unused_address()], "")
-        .replace("]}\n  routes", &format!("], {tcp}}}\n  routes"));
-    let sidecar = Sidecar::start(&text);
+    let sidecar = Sidecar::start(
+        &PolicyBuilder::new(&[backend.address, ScriptedBackend::unused_address()])
+            .backend_fields(
+                "healthCheck: {active: {type: TCP, interval: 20ms, unhealthyThreshold: 1}}",
+            )
+            .build(),
+    );
     let endpoints = || sidecar.admin_json("/api/v1/backends")[0]["endpoints"].clone();
-    eventually("both are known", || {
+    eventually("both endpoints are checked", || {
         endpoints()[0]["health"] == "healthy" && endpoints()[1]["health"] == "unhealthy"
     });
     assert!(
@@ -180,7 +195,7 @@ fn probes_respond_while_every_worker_is_busy() {
             client
         })
         .collect();
-    eventually("all are in flight", || sidecar.in_flight() == 64);
+    eventually("all requests are in flight", || sidecar.in_flight() == 64);
     for probe in ["/livez", "/readyz", "/startupz"] {
         assert_eq!(
             (
@@ -208,7 +223,13 @@ fn cross_origin_admin_writes_require_the_admin_token() {
     .unwrap();
     let post = |headers: &str| {
         let mut client = Client::connect(sidecar.app().admin_address());
-        client.send(format!("POST /api/v1/reload HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\nconnection: close\r\n{headers}\r\n")).read_response().status
+        client
+            .send(format!(
+                "POST /api/v1/reload HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\
+                 connection: close\r\n{headers}\r\n"
+            ))
+            .read_response()
+            .status
     };
     assert_eq!(post(""), 200);
     assert_eq!(post("origin: http://evil\r\n"), 403);
@@ -244,7 +265,7 @@ fn events_are_streamed_as_they_happen() {
     });
     assert!(
         text.contains("policy_applied"),
-        "what was before comes first"
+        "past events are sent first"
     );
 }
 
@@ -254,20 +275,21 @@ fn every_metric_is_documented_and_every_exported_metric_is_declared() {
     for (name, _, help) in metric_names::ALL {
         assert!(
             page.contains(&format!("`{name}`")) && page.contains(help),
-            "{name} is not in docs/metrics.md as it is in the code"
+            "docs/metrics.md does not contain {name} with the help text of the code"
         );
     }
     let backend = ScriptedBackend::healthy();
-    let all = "  defaults: {circuitBreaker: {}, connectionLimits: {}, rateLimit: {local: {rules: [{name: all, limit: {requests: 1, unit: Second}}]}}, retry: {}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], all));
+    let defaults = "  defaults: {circuitBreaker: {}, connectionLimits: {}, retry: {}, rateLimit: \
+        {local: {rules: [{name: all, limit: {requests: 1, unit: Second}}]}}}\n";
+    let sidecar = Sidecar::start(&policy(&[backend.address], defaults));
     for _ in 0..3 {
         sidecar.get("/");
     }
     let text = sidecar.call_admin("GET", "/metrics").text();
-    let shown = text
+    let series = text
         .lines()
         .filter(|line| !line.starts_with('#') && !line.is_empty());
-    for line in shown {
+    for line in series {
         let name = line.split(['{', ' ']).next().unwrap();
         let base = ["_bucket", "_sum", "_count"]
             .iter()
@@ -278,7 +300,7 @@ fn every_metric_is_documented_and_every_exported_metric_is_declared() {
             "{line}"
         );
         for label in ["path=", "127.0.0.1"] {
-            assert!(!line.contains(label), "an unbounded label: {line}");
+            assert!(!line.contains(label), "the label is unbounded: {line}");
         }
     }
     assert!(text.contains("# HELP outrigger_requests_total"));

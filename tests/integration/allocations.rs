@@ -1,6 +1,7 @@
-//! A decision that lets a request pass allocates nothing: memory is no reason for one to be late.
+//! The decisions that admit a request allocate no memory.
 //!
-//! Not counted are the metrics: the histograms of `metrics-exporter-prometheus` take a block of 1 KiB for every 64 durations.
+//! Metrics are excluded: the histograms of `metrics-exporter-prometheus` allocate a block of 1 KiB
+//! for every 64 durations.
 
 use std::{
     collections::HashMap,
@@ -27,7 +28,7 @@ use outrigger::{
     telemetry::{Telemetry, access_log::AccessLogWriter},
 };
 
-use crate::support::policy::policy;
+use crate::support::policy::PolicyBuilder;
 
 const ALL_POLICY_SECTIONS: &str = "  defaults:
     circuitBreaker: {consecutiveFailures: 5}
@@ -35,18 +36,24 @@ const ALL_POLICY_SECTIONS: &str = "  defaults:
     admissionControl: {}
     retryConstraint: {}
     hedging: {}
-    rateLimit: {local: {rules: [{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1000000, unit: Second}}]}}
+    rateLimit:
+      local:
+        rules:
+          - name: each
+            clientSelectors: [{headers: [{name: x-key, type: Distinct}]}]
+            limit: {requests: 1000000, unit: Second}
   protection: {}
 ";
 
 fn new_state() -> Arc<State> {
     let endpoints =
         ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(|address| address.parse().unwrap());
-    let text = policy(&endpoints, ALL_POLICY_SECTIONS)
-        .replace("]}\n  routes", "], outlierDetection: {}}\n  routes");
+    let policy = PolicyBuilder::new(&endpoints)
+        .backend_fields("outlierDetection: {}")
+        .sections(ALL_POLICY_SECTIONS);
     let source = PolicySource::from_files(vec![PolicyFile {
         name: "test.yaml".into(),
-        text,
+        text: policy.build(),
     }]);
     let snapshot: PolicySnapshot = policy::load_source(&source, &HashMap::new())
         .unwrap()
@@ -60,7 +67,7 @@ fn new_state() -> Arc<State> {
     state
 }
 
-/// Every decision that a request meets which is let in, asked and answered well, with what is told about it after.
+/// Takes every decision of an admitted request, and records its successful result.
 fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
     let active_policy = state.active_policy.load();
     let route = &active_policy.routes[0];
@@ -81,7 +88,7 @@ fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
         .unwrap()
         .try_acquire(PriorityClass::Normal)
     else {
-        panic!("there is room")
+        panic!("the concurrency limit rejects the request")
     };
     destination.retry_budget.deposit(now);
     let _hedging_delay = destination.hedge.as_ref().unwrap().delay(now);
@@ -100,7 +107,7 @@ fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
     let BreakerDecision::Admitted(permit) =
         destination.breaker.as_ref().unwrap().try_acquire(now, 0.5)
     else {
-        panic!("it is closed")
+        panic!("the breaker rejects the request")
     };
     let observation = destination.backend.observe_attempt(index, now).unwrap();
     let latency = Duration::from_millis(2);
@@ -126,16 +133,16 @@ fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
 #[test]
 fn admitting_and_completing_a_request_allocates_nothing() {
     let (state, start) = (new_state(), Instant::now());
-    // What is made once, at the first request of a kind or of a key, is not part of it.
+    // The first request of a kind or key may allocate.
     (0..2_000).for_each(|call| {
         admit_and_complete_request(&state, call % 1_000, start + Duration::from_millis(call))
     });
-    let counted = allocation_counter::measure(|| {
+    let allocations = allocation_counter::measure(|| {
         (0..1_000).for_each(|call| {
             admit_and_complete_request(&state, call, start + Duration::from_millis(2_000 + call))
         })
     });
-    assert_eq!(counted.count_total, 0, "{counted:?}");
+    assert_eq!(allocations.count_total, 0, "{allocations:?}");
 }
 
 #[test]

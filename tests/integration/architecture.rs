@@ -1,4 +1,4 @@
-//! The rules of ARCHITECTURE.md, kept by a machine.
+//! Checks of the rules in ARCHITECTURE.md, and of documents against the code.
 
 use std::{
     fs,
@@ -26,11 +26,11 @@ fn source_files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn is_test(path: &Path) -> bool {
+fn is_test_file(path: &Path) -> bool {
     path.file_stem().is_some_and(|stem| stem == "tests")
 }
 
-/// Who may import whom; the same table as in ARCHITECTURE.md.
+/// Layers that each layer may import, as in the table of ARCHITECTURE.md.
 const IMPORT_MATRIX: &[(&str, &[&str])] = &[
     ("resilience", &[]),
     ("policy", &["resilience"]),
@@ -98,18 +98,18 @@ fn layer(path: &Path) -> String {
 
 #[test]
 fn imports_follow_the_matrix() {
-    let first = |module: &str| module.split('/').next().unwrap_or_default().to_owned();
+    let layer_of = |module: &str| module.split('/').next().unwrap_or_default().to_owned();
     for (module, imported) in module_graph() {
-        let own = first(&module);
+        let own = layer_of(&module);
         if matches!(own.as_str(), "lib" | "main") {
             continue;
         }
         let (_, allowed) = IMPORT_MATRIX
             .iter()
             .find(|(layer, _)| *layer == own)
-            .unwrap_or_else(|| panic!("{module} is in no layer"));
+            .unwrap_or_else(|| panic!("the import matrix has no layer for {module}"));
         for other in imported {
-            let layer = first(&other);
+            let layer = layer_of(&other);
             assert!(
                 layer == own || allowed.contains(&layer.as_str()),
                 "{module} imports {other}; see ARCHITECTURE.md"
@@ -163,7 +163,7 @@ fn external_crates_are_used_only_in_their_layers() {
     }
 }
 
-/// Without any crate on the path, an import of tokio, http, metrics or serde cannot compile.
+/// `rustc` gets no external crates, so an import of tokio, http, metrics or serde does not compile.
 #[test]
 fn resilience_compiles_with_std_alone() {
     let target =
@@ -191,13 +191,13 @@ fn resilience_compiles_with_std_alone() {
         b"#[path = \"src/resilience/mod.rs\"] pub mod resilience;",
     )
     .unwrap();
-    let done = rustc.wait_with_output().unwrap();
-    // It need not be there if the compiler refused.
+    let output = rustc.wait_with_output().unwrap();
+    // The file does not exist if the compilation failed.
     _ = fs::remove_file(target);
     assert!(
-        done.status.success(),
+        output.status.success(),
         "{}",
-        String::from_utf8_lossy(&done.stderr)
+        String::from_utf8_lossy(&output.stderr)
     );
 }
 
@@ -205,7 +205,7 @@ fn resilience_compiles_with_std_alone() {
 fn resilience_reads_no_clock_takes_no_lock_and_logs_nothing() {
     for path in source_files(&Path::new(ROOT).join("src/resilience"))
         .iter()
-        .filter(|path| !is_test(path))
+        .filter(|path| !is_test_file(path))
     {
         let text = fs::read_to_string(path).unwrap();
         for word in [
@@ -225,7 +225,7 @@ fn resilience_reads_no_clock_takes_no_lock_and_logs_nothing() {
                 .any(|line| line.contains(word));
             assert!(
                 !is_used || path.ends_with("mod.rs"),
-                "{} has {word}",
+                "{} uses {word}",
                 path.display()
             );
         }
@@ -242,37 +242,41 @@ fn files_have_at_most_600_lines_and_module_documentation() {
             path.display()
         );
         assert!(
-            is_test(&path) || text.starts_with("//!"),
-            "{} does not say what it decides",
+            is_test_file(&path) || text.starts_with("//!"),
+            "{} has no module documentation",
             path.display()
         );
         for word in ["todo!", "unimplemented!", "FIXME", "TODO"] {
-            assert!(!text.contains(word), "{} has {word}", path.display());
+            assert!(!text.contains(word), "{} contains {word}", path.display());
         }
     }
 }
 
+fn read_document(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap()
+}
+
 #[test]
-fn documents_match_the_reasons_the_matrix_the_commands_and_the_schema() {
-    let reasons = fs::read_to_string(Path::new(ROOT).join("docs/reasons.md")).unwrap();
+fn reasons_md_lists_exactly_the_reasons() {
+    let document = read_document("docs/reasons.md");
     for reason in Reason::ALL {
         assert!(
-            reasons.contains(&format!("| `{}` |", reason.token())),
-            "{} is not in docs/reasons.md",
+            document.contains(&format!("| `{}` |", reason.token())),
+            "docs/reasons.md does not list `{}`",
             reason.token()
         );
     }
-    let rows = reasons
-        .lines()
-        .filter(|line| line.starts_with("| `"))
-        .count();
+    let rows = document.lines().filter(|line| line.starts_with("| `"));
     assert_eq!(
-        rows,
+        rows.count(),
         Reason::ALL.len(),
-        "docs/reasons.md has a token that is none"
+        "docs/reasons.md lists a token that is not a reason"
     );
+}
 
-    let architecture = fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).unwrap();
+#[test]
+fn architecture_md_has_the_rows_of_the_import_matrix() {
+    let document = read_document("ARCHITECTURE.md");
     for (layer, allowed) in IMPORT_MATRIX {
         let row = format!(
             "| {layer} | {} |",
@@ -283,17 +287,20 @@ fn documents_match_the_reasons_the_matrix_the_commands_and_the_schema() {
             }
         );
         assert!(
-            architecture.contains(&row),
+            document.contains(&row),
             "ARCHITECTURE.md lacks the row {row}"
         );
     }
+}
 
-    let help = Command::new(env!("CARGO_BIN_EXE_outrigger"))
+#[test]
+fn the_readme_lists_every_command() {
+    let document = read_document("README.md");
+    let output = Command::new(env!("CARGO_BIN_EXE_outrigger"))
         .arg("--help")
         .output()
         .unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
-    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
     let commands = help
         .lines()
         .skip_while(|line| !line.starts_with("Commands:"))
@@ -304,12 +311,15 @@ fn documents_match_the_reasons_the_matrix_the_commands_and_the_schema() {
         .filter(|command| *command != "help")
     {
         assert!(
-            readme.contains(&format!("`outrigger {command}")),
-            "README.md does not know `outrigger {command}`"
+            document.contains(&format!("`outrigger {command}")),
+            "README.md does not list `outrigger {command}`"
         );
     }
+}
 
-    let reference = fs::read_to_string(Path::new(ROOT).join("docs/policy-reference.md")).unwrap();
+#[test]
+fn the_policy_reference_describes_every_property_of_the_schema() {
+    let document = read_document("docs/policy-reference.md");
     let schema = outrigger::policy::json_schema();
     for (definition, body) in schema["$defs"].as_object().unwrap() {
         for property in body["properties"]
@@ -319,8 +329,8 @@ fn documents_match_the_reasons_the_matrix_the_commands_and_the_schema() {
             .map(|(name, _)| name)
         {
             assert!(
-                reference.contains(&format!("`{property}`")),
-                "docs/policy-reference.md does not know `{property}` of {definition}"
+                document.contains(&format!("`{property}`")),
+                "docs/policy-reference.md does not describe `{property}` of {definition}"
             );
         }
     }

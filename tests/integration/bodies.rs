@@ -1,14 +1,26 @@
-//! Bodies in both directions, without losing or inventing a byte.
+//! Request and response bodies, which are forwarded byte for byte.
 
 use crate::support::{
-    Client, ScriptedBackend, Sidecar, backend::ResponseGate, eventually, policy::policy,
+    Client, ScriptedBackend, Sidecar,
+    backend::ResponseGate,
+    eventually,
+    policy::{PolicyBuilder, policy},
 };
 
-/// Bytes that show where they belong.
+/// Returns bytes whose values depend on their position.
 fn patterned_bytes(length: usize) -> Vec<u8> {
     (0..length)
         .map(|index| u8::try_from((index * 31 + index / 251) % 251).unwrap())
         .collect()
+}
+
+/// Starts a sidecar whose listener accepts bodies up to this size.
+fn start_with_body_limit(backend: &ScriptedBackend, size: &str) -> Sidecar {
+    Sidecar::start(
+        &PolicyBuilder::to_backend(backend)
+            .listener_fields(format!("limits: {{maxBodyBytes: {size}}}"))
+            .build(),
+    )
 }
 
 fn echo_backend() -> ScriptedBackend {
@@ -68,7 +80,7 @@ fn chunked_bodies_arrive_as_they_were_sent() {
         body.len(),
         response.head
     );
-    assert_eq!(client.get("/").status, 200, "the connection goes on");
+    assert_eq!(client.get("/").status, 200, "the connection is reused");
 }
 
 #[test]
@@ -91,7 +103,7 @@ fn a_streamed_response_is_forwarded_chunk_by_chunk() {
     assert_eq!(
         client.read_head().unwrap().0,
         200,
-        "the head does not wait for the body"
+        "the head is forwarded before the body"
     );
     for expected in ["3\r\none\r\n", "3\r\ntwo\r\n", "5\r\nthree\r\n"] {
         gate.release_one();
@@ -131,26 +143,22 @@ fn request_and_response_bodies_stream_concurrently() {
     assert!(echoed == body, "{head}");
 }
 
-/// The backend answers and reads no more; a proxy that must write before it reads would hang for ever.
+/// The backend responds and stops reading. A proxy that must write before it reads would hang.
 #[test]
 fn a_response_before_the_end_of_the_request_body_is_forwarded() {
     let backend = ScriptedBackend::start(|mut connection| {
         connection.read_head();
         connection.send("HTTP/1.1 413 No\r\ncontent-length: 3\r\n\r\nno!");
-        // Neither reads nor closes.
         connection.stay_open_without_reading();
     });
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
-        "address: \"127.0.0.1:0\"",
-        "address: \"127.0.0.1:0\", limits: {maxBodyBytes: 100Mi}",
-    ));
+    let sidecar = start_with_body_limit(&backend, "100Mi");
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 50000000\r\n\r\n");
     let piece = patterned_bytes(100_000);
-    let mut sent = 0;
-    while sent < 500 && client.try_send(&piece) {
-        sent += 1;
-        if sent == 1 {
+    let mut sent_pieces = 0;
+    while sent_pieces < 500 && client.try_send(&piece) {
+        sent_pieces += 1;
+        if sent_pieces == 1 {
             assert_eq!(client.read_response().text(), "no!");
         }
     }
@@ -176,7 +184,7 @@ fn a_truncated_response_is_forwarded_as_incomplete() {
 }
 
 #[test]
-fn a_client_disconnect_releases_everything() {
+fn a_client_disconnect_releases_the_request_and_its_connection() {
     let backend = ScriptedBackend::start(|mut connection| {
         connection.read_request();
         connection.wait_for_close();
@@ -187,11 +195,11 @@ fn a_client_disconnect_releases_everything() {
         |client: Client| client.reset(),
         |mut client: Client| client.shutdown_write(),
     ] {
-        let before = backend.requests().len();
+        let sent_before = backend.requests().len();
         let mut client = sidecar.client();
         client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         eventually("the request has arrived", || {
-            backend.requests().len() > before
+            backend.requests().len() > sent_before
         });
         assert_eq!(sidecar.in_flight(), 1);
         disconnect(client);
@@ -207,7 +215,7 @@ fn a_client_disconnect_releases_everything() {
 }
 
 #[test]
-fn a_client_disconnect_during_the_request_body_releases_everything() {
+fn a_client_disconnect_during_the_request_body_releases_the_request() {
     let backend = ScriptedBackend::start(|mut connection| {
         connection.read_head();
         connection.wait_for_close();
@@ -215,7 +223,7 @@ fn a_client_disconnect_during_the_request_body_releases_everything() {
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf");
-    eventually("it is in flight", || sidecar.in_flight() == 1);
+    eventually("the request is in flight", || sidecar.in_flight() == 1);
     drop(client);
     eventually("nothing is in flight", || sidecar.in_flight() == 0);
     assert_eq!(sidecar.access_log_lines(1)[0]["reason"], "client_closed");
@@ -224,22 +232,19 @@ fn a_client_disconnect_during_the_request_body_releases_everything() {
 #[test]
 fn a_body_over_max_body_bytes_is_rejected_by_its_length_or_while_it_streams() {
     let backend = echo_backend();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
-        "address: \"127.0.0.1:0\"",
-        "address: \"127.0.0.1:0\", limits: {maxBodyBytes: 1Ki}",
-    ));
+    let sidecar = start_with_body_limit(&backend, "1Ki");
     let exact = sidecar
         .client()
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1024\r\n\r\n")
         .send(patterned_bytes(1024))
         .read_response();
     assert_eq!(exact.status, 200);
-    let announced = sidecar
+    let by_length = sidecar
         .client()
         .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1025\r\n\r\n")
         .read_response();
     assert_eq!(
-        (announced.status, announced.reason()),
+        (by_length.status, by_length.reason()),
         (413, "body_too_large")
     );
     let mut client = sidecar.client();
@@ -247,13 +252,16 @@ fn a_body_over_max_body_bytes_is_rejected_by_its_length_or_while_it_streams() {
         .send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n400\r\n")
         .send(patterned_bytes(1024))
         .send("\r\n1\r\nx\r\n");
-    let counted = client.read_response();
-    assert_eq!((counted.status, counted.reason()), (413, "body_too_large"));
+    let while_streaming = client.read_response();
+    assert_eq!(
+        (while_streaming.status, while_streaming.reason()),
+        (413, "body_too_large")
+    );
     assert!(client.is_closed());
     assert_eq!(
         backend.requests().len(),
         1,
-        "neither reached the app as a whole"
+        "no rejected request reaches the backend completely"
     );
 }
 
@@ -283,7 +291,8 @@ fn a_large_response_is_streamed_completely() {
     );
 }
 
-/// Both are queued at once and more than a socket takes: the rest of the request must go on while the answer comes.
+/// The body exceeds the socket buffers. The sidecar must continue the upload while the response
+/// arrives.
 #[test]
 fn a_response_during_the_upload_does_not_stop_the_upload() {
     let backend = ScriptedBackend::start(|mut connection| {

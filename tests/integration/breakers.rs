@@ -1,4 +1,4 @@
-//! The circuit breaker on the wire.
+//! The circuit breaker: states, scopes, modes and operator commands.
 
 use std::sync::{
     Arc,
@@ -9,33 +9,45 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    policy::policy,
+    policy::{PolicyBuilder, policy},
 };
 
-const BREAKER_DEFAULTS: &str = "  defaults: {circuitBreaker: {consecutiveFailures: 3, waitDurationInOpenState: 50ms, permittedNumberOfCallsInHalfOpenState: 2, recoveryRamp: 0s}}\n";
+const SHORT_OPEN_STATE: &str = "waitDurationInOpenState: 50ms";
+
+/// Returns a breaker that opens after three failures, with these further fields.
+fn breaker(fields: &str) -> String {
+    format!(
+        "circuitBreaker: {{consecutiveFailures: 3, permittedNumberOfCallsInHalfOpenState: 2, \
+         recoveryRamp: 0s, {fields}}}"
+    )
+}
+
+fn breaker_section(fields: &str) -> String {
+    format!("  defaults: {{{}}}\n", breaker(fields))
+}
 
 #[test]
 fn an_open_breaker_rejects_requests_with_retry_after() {
     let (backend, _broken) = ScriptedBackend::switchable();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &BREAKER_DEFAULTS.replace("50ms", "10s"),
+        &breaker_section("waitDurationInOpenState: 10s"),
     ));
     for _ in 0..3 {
         assert_eq!(sidecar.get("/").text(), "broken");
     }
-    let refusal = sidecar.get("/");
+    let rejection = sidecar.get("/");
     assert_eq!(
-        (refusal.status, refusal.reason()),
+        (rejection.status, rejection.reason()),
         (503, "breaker_open:app")
     );
-    let wait: u64 = refusal.header("retry-after").unwrap().parse().unwrap();
+    let retry_after: u64 = rejection.header("retry-after").unwrap().parse().unwrap();
     assert!(
-        (8..=12).contains(&wait),
-        "ten seconds, jittered by a fifth: {wait}"
+        (8..=12).contains(&retry_after),
+        "10 s with a jitter of 20 %: {retry_after}"
     );
     assert!(
-        refusal
+        rejection
             .header("proxy-status")
             .unwrap()
             .contains("error=destination_unavailable")
@@ -43,7 +55,7 @@ fn an_open_breaker_rejects_requests_with_retry_after() {
     assert_eq!(
         backend.requests().len(),
         3,
-        "a refusal does not reach the app"
+        "a rejected request is not sent to the backend"
     );
     assert_eq!(sidecar.breaker("app")["state"], "open");
     assert_eq!(
@@ -55,12 +67,15 @@ fn an_open_breaker_rejects_requests_with_retry_after() {
 #[test]
 fn a_recovered_backend_closes_the_breaker_through_half_open() {
     let (backend, is_broken) = ScriptedBackend::switchable();
-    let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER_DEFAULTS));
-    eventually("it opens", || {
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &breaker_section(SHORT_OPEN_STATE),
+    ));
+    eventually("the breaker opens", || {
         sidecar.get("/").reason() == "breaker_open:app"
     });
     is_broken.store(false, Ordering::SeqCst);
-    eventually("it closes", || {
+    eventually("the breaker closes", || {
         sidecar.get("/");
         sidecar.breaker("app")["state"] == "closed"
     });
@@ -92,22 +107,19 @@ fn a_client_disconnect_in_half_open_returns_its_permit() {
     });
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &BREAKER_DEFAULTS.replace(
-            "waitDurationInOpenState: 50ms",
-            "waitDurationInOpenState: 50ms, maxWaitDurationInHalfOpenState: 1h",
-        ),
+        &breaker_section("waitDurationInOpenState: 50ms, maxWaitDurationInHalfOpenState: 1h"),
     ));
     for _ in 0..3 {
         sidecar.get("/");
     }
     assert_eq!(sidecar.breaker("app")["state"], "open");
     is_stuck.store(true, Ordering::SeqCst);
-    // Far more probes than there are permits, and each leaves.
+    // There are more probes than permits, and the client of each probe disconnects.
     for round in 0..10 {
-        let before = backend.requests().len();
+        let sent_before = backend.requests().len();
         let mut client = sidecar.client();
-        eventually("a probe reaches the app", || {
-            if backend.requests().len() > before {
+        eventually("a probe reaches the backend", || {
+            if backend.requests().len() > sent_before {
                 return true;
             }
             if sidecar.in_flight() == 0 {
@@ -131,11 +143,12 @@ fn slow_calls_trip_the_breaker_without_a_failure() {
     let backend = ScriptedBackend::start(|mut connection| {
         while connection.read_request().is_some() {
             crate::support::simulate_delay(std::time::Duration::from_millis(20));
-            connection.send(ok_response("late"));
+            connection.send(ok_response("slow"));
         }
     });
-    let slow = "  defaults: {circuitBreaker: {slowCallDurationThreshold: 1ms, slowCallRateThreshold: 80, minimumNumberOfCalls: 4, waitDurationInOpenState: 1m}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], slow));
+    let slow_calls = "  defaults: {circuitBreaker: {slowCallDurationThreshold: 1ms, \
+        slowCallRateThreshold: 80, minimumNumberOfCalls: 4, waitDurationInOpenState: 1m}}\n";
+    let sidecar = Sidecar::start(&policy(&[backend.address], slow_calls));
     for _ in 0..4 {
         assert_eq!(sidecar.get("/").status, 200);
     }
@@ -153,7 +166,8 @@ fn a_429_counts_for_the_failure_rate_and_not_for_consecutive_failures() {
     let backend = ScriptedBackend::responding_with(|_| response(429, "later"));
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        "  defaults: {circuitBreaker: {consecutiveFailures: 2, minimumNumberOfCalls: 6, waitDurationInOpenState: 1m}}\n",
+        "  defaults: {circuitBreaker: {consecutiveFailures: 2, minimumNumberOfCalls: 6, \
+         waitDurationInOpenState: 1m}}\n",
     ));
     for _ in 0..6 {
         assert_eq!(sidecar.get("/").status, 429);
@@ -172,9 +186,7 @@ fn a_shadow_breaker_opens_and_counts_but_rejects_nothing() {
     let (backend, _broken) = ScriptedBackend::switchable();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &BREAKER_DEFAULTS
-            .replace("{consecutive", "{mode: Shadow, consecutive")
-            .replace("50ms", "1m"),
+        &breaker_section("mode: Shadow, waitDurationInOpenState: 1m"),
     ));
     for _ in 0..10 {
         assert_eq!(sidecar.get("/").text(), "broken");
@@ -186,37 +198,44 @@ fn a_shadow_breaker_opens_and_counts_but_rejects_nothing() {
     );
 }
 
+const ENDPOINT_SCOPE: &str = "scope: Endpoint, waitDurationInOpenState: 1m";
+
 #[test]
 fn an_endpoint_breaker_excludes_the_failing_endpoint_and_rejects_nothing() {
-    let (bad, good) = (
-        ScriptedBackend::responding_with(|_| response(500, "bad")),
+    let (failing, healthy) = (
+        ScriptedBackend::responding_with(|_| response(500, "failing")),
         ScriptedBackend::healthy(),
     );
-    let scope = BREAKER_DEFAULTS
-        .replace("{consecutive", "{scope: Endpoint, consecutive")
-        .replace("50ms", "1m");
-    let sidecar = Sidecar::start(&policy(&[bad.address, good.address], &scope));
+    let sidecar = Sidecar::start(&policy(
+        &[failing.address, healthy.address],
+        &breaker_section(ENDPOINT_SCOPE),
+    ));
     let mut client = sidecar.client();
-    eventually("the bad one has failed three times", || {
+    eventually("the failing endpoint has failed three times", || {
         client.get("/");
-        bad.requests().len() == 3
+        failing.requests().len() == 3
     });
     for _ in 0..50 {
         assert_eq!(client.get("/").status, 200);
     }
-    assert_eq!(bad.requests().len(), 3);
+    assert_eq!(failing.requests().len(), 3);
     assert_eq!(
-        sidecar.breaker(&format!("app/{}", bad.address))["state"],
+        sidecar.breaker(&format!("app/{}", failing.address))["state"],
         "open"
     );
+}
 
-    drop(good);
-    let (bad, other) = (
-        ScriptedBackend::responding_with(|_| response(500, "bad")),
-        ScriptedBackend::responding_with(|_| response(500, "bad")),
+#[test]
+fn requests_are_rejected_while_all_endpoint_breakers_are_open() {
+    let (one, two) = (
+        ScriptedBackend::responding_with(|_| response(500, "failing")),
+        ScriptedBackend::responding_with(|_| response(500, "failing")),
     );
-    let sidecar = Sidecar::start(&policy(&[bad.address, other.address], &scope));
-    eventually("all are open", || {
+    let sidecar = Sidecar::start(&policy(
+        &[one.address, two.address],
+        &breaker_section(ENDPOINT_SCOPE),
+    ));
+    eventually("the breakers of all endpoints are open", || {
         sidecar.get("/").reason() == "breaker_open:app"
     });
 }
@@ -224,26 +243,31 @@ fn an_endpoint_breaker_excludes_the_failing_endpoint_and_rejects_nothing() {
 #[test]
 fn a_route_breaker_does_not_affect_other_routes() {
     let backend = ScriptedBackend::responding_with(|request| {
-        if request.request_line().contains("/bad") {
-            response(500, "bad")
+        if request.request_line().contains("/failing") {
+            response(500, "failing")
         } else {
-            ok_response("good")
+            ok_response("hello")
         }
     });
-    let routes = "    - {name: bad, listeners: [inbound], matches: [{path: {value: /bad}}], backendRefs: [{name: app}]}\n";
-    let sidecar = Sidecar::start(&policy(
-        &[backend.address],
-        &format!(
-            "{routes}{}",
-            BREAKER_DEFAULTS
-                .replace("{consecutive", "{scope: Route, consecutive")
-                .replace("50ms", "1m")
-        ),
-    ));
+    let sidecar = Sidecar::start(
+        &PolicyBuilder::to_backend(&backend)
+            .route(
+                "failing",
+                "listeners: [inbound], matches: [{path: {value: /failing}}], \
+                 backendRefs: [{name: app}]",
+            )
+            .sections(&breaker_section(
+                "scope: Route, waitDurationInOpenState: 1m",
+            ))
+            .build(),
+    );
     for _ in 0..3 {
-        sidecar.get("/bad");
+        sidecar.get("/failing");
     }
-    assert_eq!(sidecar.get("/bad").reason(), "breaker_open:route:bad");
+    assert_eq!(
+        sidecar.get("/failing").reason(),
+        "breaker_open:route:failing"
+    );
     assert_eq!(sidecar.get("/").status, 200);
 }
 
@@ -251,16 +275,19 @@ fn a_route_breaker_does_not_affect_other_routes() {
 fn the_admin_api_forces_open_disables_and_resets_a_breaker() {
     let (backend, is_broken) = ScriptedBackend::switchable();
     is_broken.store(false, Ordering::SeqCst);
-    let sidecar = Sidecar::start(&policy(&[backend.address], BREAKER_DEFAULTS));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &breaker_section(SHORT_OPEN_STATE),
+    ));
     assert_eq!(
         sidecar
             .call_admin("POST", "/api/v1/breakers/app/force-open")
             .status,
         200
     );
-    let refusal = sidecar.get("/");
+    let rejection = sidecar.get("/");
     assert_eq!(
-        (refusal.reason(), refusal.header("retry-after")),
+        (rejection.reason(), rejection.header("retry-after")),
         ("breaker_open:app", Some("1"))
     );
     assert_eq!(
@@ -294,7 +321,7 @@ fn the_admin_api_forces_open_disables_and_resets_a_breaker() {
             .events()
             .iter()
             .any(|event| event.contains("breaker app/force-open by 127.0.0.1")),
-        "an audit event"
+        "the change is recorded as an audit event"
     );
 }
 
@@ -302,30 +329,32 @@ fn the_admin_api_forces_open_disables_and_resets_a_breaker() {
 fn connect_failures_and_timeouts_count_as_failures() {
     let sidecar = Sidecar::start(&policy(
         &[ScriptedBackend::unused_address()],
-        BREAKER_DEFAULTS,
+        &breaker_section(SHORT_OPEN_STATE),
     ));
-    eventually("it opens", || {
+    eventually("the breaker opens", || {
         sidecar.get("/").reason() == "breaker_open:app"
     });
     let silent = ScriptedBackend::start(|mut connection| {
         connection.read_request();
         connection.wait_for_close();
     });
-    let sidecar = Sidecar::start(&policy(
-        &[silent.address],
-        &BREAKER_DEFAULTS.replace("{circuit", "{timeouts: {backendRequest: 20ms}, circuit"),
-    ));
-    eventually("it opens", || {
+    let defaults = format!(
+        "  defaults: {{timeouts: {{backendRequest: 20ms}}, {}}}\n",
+        breaker(SHORT_OPEN_STATE)
+    );
+    let sidecar = Sidecar::start(&policy(&[silent.address], &defaults));
+    eventually("the breaker opens", || {
         sidecar.get("/").reason() == "breaker_open:app"
     });
 }
 
-/// How long a client takes to send its request is not the app's slowness.
+/// The duration of a call starts when the client has sent the whole request.
 #[test]
 fn a_slow_upload_is_not_a_slow_call() {
     let backend = ScriptedBackend::healthy();
-    let slow = "  defaults: {circuitBreaker: {slowCallDurationThreshold: 150ms, slowCallRateThreshold: 50, minimumNumberOfCalls: 1, waitDurationInOpenState: 1m}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], slow));
+    let slow_calls = "  defaults: {circuitBreaker: {slowCallDurationThreshold: 150ms, \
+        slowCallRateThreshold: 50, minimumNumberOfCalls: 1, waitDurationInOpenState: 1m}}\n";
+    let sidecar = Sidecar::start(&policy(&[backend.address], slow_calls));
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n");
     for _ in 0..4 {

@@ -1,13 +1,15 @@
-//! The binary, as it is called.
+//! The command line: exit codes, output, signals and the demo.
 
 use std::{
     io::Read,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     process::{Command, Output, Stdio},
 };
 
 use crate::support::{
-    Client, ScriptedBackend, TempDirectory, eventually, policy::policy, process::SidecarProcess,
+    Client, ScriptedBackend, TempDirectory, eventually,
+    policy::{PolicyBuilder, policy},
+    process::SidecarProcess,
 };
 
 fn run_outrigger(arguments: &[&str]) -> Output {
@@ -30,8 +32,14 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Runs the sidecar with a policy directory and an admin address.
+fn run_sidecar(directory: &TempDirectory, admin_address: &str) -> Output {
+    let path = directory.path().display().to_string();
+    run_outrigger(&["run", "--policies", &path, "--admin", admin_address])
+}
+
 #[test]
-fn exit_codes_match_the_documented_contract() {
+fn help_and_version_exit_with_0_and_usage_errors_with_64() {
     assert_eq!(exit_code(&run_outrigger(&["--help"])), 0);
     assert_eq!(exit_code(&run_outrigger(&["--version"])), 0);
     assert_eq!(exit_code(&run_outrigger(&["explode"])), 64);
@@ -43,51 +51,41 @@ fn exit_codes_match_the_documented_contract() {
         exit_code(&run_outrigger(&["run", "--poll-interval", "0s"])),
         64
     );
+}
+
+#[test]
+fn a_missing_or_invalid_policy_exits_with_65() {
     let directory = TempDirectory::new();
-    let path = directory.path().display().to_string();
-    let empty = run_outrigger(&["run", "--policies", &path, "--admin", "127.0.0.1:0"]);
+    let empty = run_sidecar(&directory, "127.0.0.1:0");
     assert!(
         exit_code(&empty) == 65 && stderr(&empty).contains("there is no *.yaml in it"),
         "{}",
         stderr(&empty)
     );
     directory.write("policy.yaml", "kind: Nonsense\n");
-    assert_eq!(
-        exit_code(&run_outrigger(&[
-            "run",
-            "--policies",
-            &path,
-            "--admin",
-            "127.0.0.1:0"
-        ])),
-        65
-    );
-    let bound_listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    assert_eq!(exit_code(&run_sidecar(&directory, "127.0.0.1:0")), 65);
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_exits_with_69() {
+    let directory = TempDirectory::new();
+    let bound_listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = bound_listener.local_addr().unwrap();
     directory.write("policy.yaml", &policy(&[address], ""));
-    let bound = run_outrigger(&["run", "--policies", &path, "--admin", &address.to_string()]);
+    let with_bound_admin_address = run_sidecar(&directory, &address.to_string());
     assert!(
-        exit_code(&bound) == 69 && stderr(&bound).contains("cannot be bound"),
+        exit_code(&with_bound_admin_address) == 69
+            && stderr(&with_bound_admin_address).contains("cannot be bound"),
         "{}",
-        stderr(&bound)
+        stderr(&with_bound_admin_address)
     );
-    directory.write(
-        "policy.yaml",
-        &policy(&[address], "").replace(
-            "address: \"127.0.0.1:0\"",
-            &format!("address: \"{address}\""),
-        ),
-    );
-    assert_eq!(
-        exit_code(&run_outrigger(&[
-            "run",
-            "--policies",
-            &path,
-            "--admin",
-            "127.0.0.1:0"
-        ])),
-        69
-    );
+    let policy = PolicyBuilder::new(&[address]).listener_address(address);
+    directory.write("policy.yaml", &policy.build());
+    assert_eq!(exit_code(&run_sidecar(&directory, "127.0.0.1:0")), 69);
+}
+
+#[test]
+fn an_unreachable_admin_api_exits_with_69_and_a_failed_healthcheck_with_1() {
     let unused_address = ScriptedBackend::unused_address().to_string();
     assert_eq!(
         exit_code(&run_outrigger(&["status", "--admin", &unused_address])),
@@ -124,10 +122,19 @@ fn the_shipped_policies_are_valid_and_the_committed_schema_is_current() {
 }
 
 #[test]
-fn check_reports_as_text_json_and_github_annotations() {
+fn check_writes_diagnostics_as_text_json_and_github_annotations() {
     let directory = TempDirectory::new();
-    directory
-        .write("policy.yaml", "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: a}\nspec:\n  rowts: []\n  backends: [{name: b, endpoints: [x]}]\n");
+    directory.write(
+        "policy.yaml",
+        concat!(
+            "apiVersion: outrigger.dev/v1alpha1\n",
+            "kind: ResiliencePolicy\n",
+            "metadata: {name: a}\n",
+            "spec:\n",
+            "  rowts: []\n",
+            "  backends: [{name: b, endpoints: [x]}]\n"
+        ),
+    );
     let path = directory.path().display().to_string();
     let human = run_outrigger(&["check", &path]);
     assert!(
@@ -156,7 +163,7 @@ fn check_reports_as_text_json_and_github_annotations() {
 }
 
 #[test]
-fn explain_shows_the_route_and_where_each_value_comes_from() {
+fn explain_shows_the_route_and_the_source_of_each_value() {
     let shipped = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/policies/examples/read-write-split.yaml"
@@ -168,7 +175,7 @@ fn explain_shows_the_route_and_where_each_value_comes_from() {
         "GET",
         "http://orders.internal/orders/7",
     ]));
-    for words in [
+    for expected in [
         "route read",
         "backend            replicas",
         "10.0.1.11:8080",
@@ -176,7 +183,7 @@ fn explain_shows_the_route_and_where_each_value_comes_from() {
         "(from policy:reads)",
         "scope Endpoint",
     ] {
-        assert!(read.contains(words), "{words} in {read}");
+        assert!(read.contains(expected), "{expected} in {read}");
     }
     let write = stdout(&run_outrigger(&[
         "explain",
@@ -223,11 +230,11 @@ fn diff_describes_what_a_reload_would_change() {
         new.path().display().to_string(),
     ];
     let output = stdout(&run_outrigger(&["diff", &paths[0], &paths[1]]));
-    for words in [
+    for expected in [
         "breaker towards app changed, state is kept, counts begin anew with the new window",
         "timeouts towards app",
     ] {
-        assert!(output.contains(words), "{words} in {output}");
+        assert!(output.contains(expected), "{expected} in {output}");
     }
     assert_eq!(
         stdout(&run_outrigger(&["diff", &paths[0], &paths[0]])),
@@ -239,22 +246,33 @@ fn diff_describes_what_a_reload_would_change() {
 fn the_command_line_inspects_changes_and_drains_a_running_sidecar() {
     let backend = ScriptedBackend::healthy();
     let directory = TempDirectory::new();
-    directory.write("policy.yaml", &policy(&[backend.address], "  defaults: {circuitBreaker: {}}\n  lifecycle: {drain: {delay: 0s, quietPeriod: 0s}}\n"));
+    directory.write(
+        "policy.yaml",
+        &policy(
+            &[backend.address],
+            concat!(
+                "  defaults: {circuitBreaker: {}}\n",
+                "  lifecycle: {drain: {delay: 0s, quietPeriod: 0s}}\n"
+            ),
+        ),
+    );
     let mut sidecar = SidecarProcess::start(&directory);
     let admin = sidecar.admin_address.clone();
     let run = |arguments: &[&str]| run_outrigger(&[arguments, &["--admin", &admin]].concat());
-    eventually("it is ready", || exit_code(&run(&["healthcheck"])) == 0);
+    eventually("the sidecar is ready", || {
+        exit_code(&run(&["healthcheck"])) == 0
+    });
     assert!(stdout(&run(&["status"])).contains("\"lifecycle\": \"serving\""));
     assert!(stdout(&run(&["breaker"])).contains("\"name\": \"app\""));
     assert!(stdout(&run(&["breaker", "app", "force-open"])).contains("forced_open"));
     assert!(stdout(&run(&["breaker", "app"])).contains("forced_open"));
-    assert_eq!(exit_code(&run(&["breaker", "nobody"])), 64);
+    assert_eq!(exit_code(&run(&["breaker", "unknown"])), 64);
     directory.write("policy.yaml", "nonsense: 1\n");
-    let refused = run(&["reload"]);
+    let rejected = run(&["reload"]);
     assert!(
-        exit_code(&refused) == 65 && stderr(&refused).contains("unknown key `nonsense`"),
+        exit_code(&rejected) == 65 && stderr(&rejected).contains("unknown key `nonsense`"),
         "{}",
-        stderr(&refused)
+        stderr(&rejected)
     );
     let drained = run(&["drain"]);
     assert_eq!(
@@ -270,7 +288,7 @@ fn the_command_line_inspects_changes_and_drains_a_running_sidecar() {
     );
     assert!(
         stdout(&run(&["status"])).contains("\"lifecycle\": \"drained\""),
-        "it goes on for the app"
+        "the process keeps running after the drain"
     );
     assert_eq!(exit_code(&run(&["healthcheck"])), 1);
     sidecar.send_signal("-TERM");
@@ -296,7 +314,7 @@ fn sighup_reloads_sigterm_drains_and_a_second_sigterm_terminates() {
             .as_u64()
             .unwrap()
     };
-    eventually("the first set is in force", || generation() == 1);
+    eventually("the first policy is active", || generation() == 1);
     directory.write(
         "policy.yaml",
         &policy(
@@ -305,14 +323,14 @@ fn sighup_reloads_sigterm_drains_and_a_second_sigterm_terminates() {
         ),
     );
     sidecar.send_signal("-HUP");
-    eventually("the new set is in force", || generation() == 2);
+    eventually("the new policy is active", || generation() == 2);
     sidecar.send_signal("-TERM");
-    eventually("it is unready", || {
+    eventually("the sidecar is unready", || {
         Client::connect(address).get("/readyz").status == 503
     });
     assert!(
         sidecar.child.try_wait().unwrap().is_none(),
-        "it drains for an hour"
+        "the drain lasts an hour"
     );
     sidecar.send_signal("-TERM");
     assert_eq!(sidecar.child.wait().unwrap().code(), Some(0));
@@ -327,8 +345,8 @@ fn the_demo_shows_a_breaker_opening_and_closing() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut shown = String::new();
-    let mut out = child.stdout.take().unwrap();
+    let mut output = String::new();
+    let mut stdout = child.stdout.take().unwrap();
     let mut chunk = [0; 4096];
     let milestones = [
         "a fault begins",
@@ -337,12 +355,15 @@ fn the_demo_shows_a_breaker_opening_and_closing() {
         "open -> half_open",
         "half_open -> closed",
     ];
-    while !milestones.iter().all(|words| shown.contains(words)) {
-        let count = out.read(&mut chunk).unwrap();
-        assert!(count > 0, "the demo ended with {shown}");
-        shown += &String::from_utf8_lossy(&chunk[..count]);
+    while !milestones
+        .iter()
+        .all(|milestone| output.contains(milestone))
+    {
+        let count = stdout.read(&mut chunk).unwrap();
+        assert!(count > 0, "the demo ended with {output}");
+        output += &String::from_utf8_lossy(&chunk[..count]);
     }
-    for words in [
+    for expected in [
         "curl -s",
         "x-api-key",
         "/fault/errors",
@@ -350,7 +371,7 @@ fn the_demo_shows_a_breaker_opening_and_closing() {
         "readyz?verbose",
         "refused ",
     ] {
-        assert!(shown.contains(words), "{words} in {shown}");
+        assert!(output.contains(expected), "{expected} in {output}");
     }
     child.kill().unwrap();
     child.wait().unwrap();

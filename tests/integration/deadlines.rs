@@ -1,4 +1,5 @@
-//! Deadlines across hops: what is left is told to the next, and nobody works for one that has given up.
+//! Deadlines across hops: a sidecar forwards the remaining time, and cancels a request when the
+//! deadline passes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -6,7 +7,7 @@ use crate::support::{
     ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
-    policy::policy,
+    policy::{PolicyBuilder, policy},
 };
 
 fn request_with_deadline(deadline: &str) -> String {
@@ -25,7 +26,7 @@ fn forwarded_deadline_ms(backend: &ScriptedBackend) -> u64 {
 }
 
 #[test]
-fn the_forwarded_deadline_is_the_shorter_of_the_clients_and_the_policys() {
+fn the_forwarded_deadline_is_the_earlier_of_client_deadline_and_policy_timeout() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
@@ -66,14 +67,14 @@ fn no_deadline_is_forwarded_without_a_timeout_or_for_an_invalid_header() {
         "  defaults: {timeouts: {request: 0s, backendRequest: 0s}}\n",
     ));
     let mut client = sidecar.client();
-    for absurd in ["soon", "-1", "1e3", "99999999999999999999999999"] {
+    for invalid in ["soon", "-1", "1e3", "99999999999999999999999999"] {
         assert_eq!(
             client
-                .send(request_with_deadline(absurd))
+                .send(request_with_deadline(invalid))
                 .read_response()
                 .status,
             200,
-            "{absurd}"
+            "{invalid}"
         );
         assert_eq!(
             backend
@@ -82,7 +83,7 @@ fn no_deadline_is_forwarded_without_a_timeout_or_for_an_invalid_header() {
                 .unwrap()
                 .header("x-outrigger-deadline-ms"),
             None,
-            "{absurd}"
+            "{invalid}"
         );
     }
 }
@@ -103,7 +104,7 @@ fn a_request_past_its_deadline_is_not_sent() {
 }
 
 #[test]
-fn an_expired_client_deadline_cancels_the_request_and_is_no_failure() {
+fn an_expired_client_deadline_cancels_the_request_and_is_not_a_failure() {
     static CANCELLED: AtomicUsize = AtomicUsize::new(0);
     let backend = ScriptedBackend::start(|mut connection| {
         connection.read_request();
@@ -123,7 +124,7 @@ fn an_expired_client_deadline_cancels_the_request_and_is_no_failure() {
             (response.status, response.reason()),
             (504, format!("request_timeout:{}", backend.address).as_str())
         );
-        eventually("the app is told by the end of its connection", || {
+        eventually("the connection to the backend is closed", || {
             CANCELLED.load(Ordering::SeqCst) == request_count
         });
     }
@@ -144,34 +145,38 @@ fn the_deadline_only_shrinks_across_two_sidecars() {
     assert_eq!(outer.get("/").status, 200);
     assert!(
         (4_000..=5_000).contains(&forwarded_deadline_ms(&backend)),
-        "{}: what an attempt has is less than what the request has",
+        "{}: the time of an attempt is shorter than that of the request",
         forwarded_deadline_ms(&backend)
     );
 }
 
-/// The sidecar before has the same limits, and tells what is left of them: that is no choice of anybody's.
+/// The outer sidecar forwards the rest of its own timeout as the deadline. The client did not
+/// choose that deadline, so its expiry counts as a failure of the backend.
 #[test]
-fn a_hanging_app_trips_the_breaker_behind_a_sidecar_with_the_same_timeouts() {
+fn a_hanging_backend_trips_the_breaker_behind_a_sidecar_with_the_same_timeouts() {
     let silent = ScriptedBackend::start(|mut connection| {
         connection.read_request();
         connection.wait_for_close();
     });
-    let limits = "  defaults: {timeouts: {request: 200ms, backendRequest: 100ms}, circuitBreaker: {consecutiveFailures: 3}}\n";
-    let inner = Sidecar::start(&policy(&[silent.address], limits));
-    let outer = Sidecar::start(&policy(
-        &[inner.address("inbound")],
-        &limits.replace("consecutiveFailures: 3", "consecutiveFailures: 100"),
-    ));
-    eventually("it opens", || {
+    let defaults = |consecutive_failures: u32| {
+        format!(
+            "  defaults: {{timeouts: {{request: 200ms, backendRequest: 100ms}}, \
+             circuitBreaker: {{consecutiveFailures: {consecutive_failures}}}}}\n"
+        )
+    };
+    let inner = Sidecar::start(&policy(&[silent.address], &defaults(3)));
+    let outer = Sidecar::start(&policy(&[inner.address("inbound")], &defaults(100)));
+    eventually("the breaker opens", || {
         outer.get("/");
         inner.breaker("app")["state"] == "open"
     });
 }
 
 #[test]
-fn no_retry_starts_that_cannot_finish_before_the_deadline() {
+fn a_retry_that_cannot_finish_before_the_deadline_is_not_started() {
     let backend = ScriptedBackend::responding_with(|_| response(503, "not yet"));
-    let retry = "  defaults: {timeouts: {request: 10s}, retry: {attempts: 3, codes: [503], backoff: 0ms}}\n";
+    let retry = "  defaults: {timeouts: {request: 10s}, \
+        retry: {attempts: 3, codes: [503], backoff: 0ms}}\n";
     let sidecar = Sidecar::start(&policy(&[backend.address], retry));
     assert_eq!(
         sidecar
@@ -182,10 +187,10 @@ fn no_retry_starts_that_cannot_finish_before_the_deadline() {
         "not yet"
     );
     assert_eq!(backend.requests().len(), 4);
-    let late = ScriptedBackend::responding_with(|_| {
+    let delayed = ScriptedBackend::responding_with(|_| {
         "HTTP/1.1 503 No\r\nretry-after: 2\r\ncontent-length: 0\r\n\r\n".into()
     });
-    let sidecar = Sidecar::start(&policy(&[late.address], retry));
+    let sidecar = Sidecar::start(&policy(&[delayed.address], retry));
     assert_eq!(
         sidecar
             .client()
@@ -193,11 +198,11 @@ fn no_retry_starts_that_cannot_finish_before_the_deadline() {
             .read_response()
             .status,
         503,
-        "in two seconds nobody waits any more"
+        "`retry-after` exceeds the remaining time"
     );
     assert_eq!(
         (
-            late.requests().len(),
+            delayed.requests().len(),
             sidecar.metric(r#"outrigger_retries_stopped_total{backend="app",why="no_time_left"}"#)
         ),
         (1, 1.0)
@@ -207,9 +212,12 @@ fn no_retry_starts_that_cannot_finish_before_the_deadline() {
 #[test]
 fn a_request_delayed_past_its_deadline_is_not_sent() {
     let backend = ScriptedBackend::healthy();
-    let text = policy(&[backend.address], "");
     let fault = "faultInjection: {until: 2999-01-01T00:00:00Z, delay: {fixedDelay: 80ms}}";
-    let sidecar = Sidecar::start(&text.replace("- {name: in,", &format!("- {{name: in, {fault},")));
+    let sidecar = Sidecar::start(
+        &PolicyBuilder::to_backend(&backend)
+            .route_fields(fault)
+            .build(),
+    );
     let mut client = sidecar.client();
     assert_eq!(client.get("/").status, 200);
     assert_eq!(
@@ -219,10 +227,14 @@ fn a_request_delayed_past_its_deadline_is_not_sent() {
             .reason(),
         "request_timeout"
     );
-    assert_eq!(backend.requests().len(), 1, "its connection was at hand");
+    assert_eq!(
+        backend.requests().len(),
+        1,
+        "the request is not sent on the pooled connection"
+    );
 }
 
-/// How long a client takes to send is not the backend's time, whoever has set a deadline.
+/// The time that a client takes to send a request does not count against any timeout.
 #[test]
 fn a_slow_upload_is_not_cut_off_by_the_response_deadline() {
     let backend = ScriptedBackend::responding_with(|_| ok_response("thanks"));

@@ -1,6 +1,9 @@
-//! Why a request got what it got.
+//! The decision trace of a request, in the admin API and in `outrigger explain`.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use serde_json::Value;
 
@@ -11,7 +14,7 @@ use crate::support::{
     policy::policy,
 };
 
-/// Asks under an id and a trace.
+/// Sends a request with this request id and a trace id.
 fn send_traced_request(sidecar: &Sidecar, id: &str) -> u16 {
     let trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     sidecar
@@ -23,9 +26,9 @@ fn send_traced_request(sidecar: &Sidecar, id: &str) -> u16 {
         .status
 }
 
-/// What is known of it.
+/// Waits until the request is recorded, and returns its record.
 fn wait_for_trace(sidecar: &Sidecar, id: &str) -> Value {
-    eventually("it is remembered", || {
+    eventually("the request is recorded", || {
         sidecar.admin_json(&format!("/api/v1/decisions?request={id}"))[0].is_object()
     });
     sidecar.admin_json(&format!("/api/v1/decisions?request={id}"))[0].clone()
@@ -58,10 +61,10 @@ fn a_rejection_is_recorded_with_its_values_by_request_id_and_trace_id() {
         "  defaults: {circuitBreaker: {consecutiveFailures: 3}}\n",
     ));
     for _ in 0..3 {
-        send_traced_request(&sidecar, "before");
+        send_traced_request(&sidecar, "failed");
     }
-    assert_eq!(send_traced_request(&sidecar, "refused"), 503);
-    let decision = wait_for_trace(&sidecar, "refused");
+    assert_eq!(send_traced_request(&sidecar, "rejected"), 503);
+    let decision = wait_for_trace(&sidecar, "rejected");
     assert_eq!(
         (
             &decision["status"],
@@ -79,7 +82,7 @@ fn a_rejection_is_recorded_with_its_values_by_request_id_and_trace_id() {
     assert_eq!(
         (&decision["host"], &decision["path"]),
         (&"shop".into(), &"/pay".into()),
-        "never the query"
+        "the query is not recorded"
     );
     let [(kind, text)] = &trace_steps(&decision)[..] else {
         panic!("{decision}")
@@ -90,26 +93,27 @@ fn a_rejection_is_recorded_with_its_values_by_request_id_and_trace_id() {
             && text.contains(", 3 of 3 calls failed, 0 slow, next change in "),
         "{text}"
     );
-    let of_trace = sidecar.admin_json("/api/v1/decisions?trace=0af7651916cd43dd8448eb211c80319c");
+    let with_trace_id =
+        sidecar.admin_json("/api/v1/decisions?trace=0af7651916cd43dd8448eb211c80319c");
     assert_eq!(
-        of_trace.as_array().unwrap().len(),
+        with_trace_id.as_array().unwrap().len(),
         1,
-        "what passed is not of it"
+        "admitted requests are not recorded"
     );
     assert_eq!(
-        sidecar.admin_json("/api/v1/decisions?trace=nobody"),
+        sidecar.admin_json("/api/v1/decisions?trace=unknown"),
         serde_json::json!([])
     );
 }
 
 #[test]
 fn each_failed_attempt_and_its_retry_decision_is_recorded() {
-    let count = std::sync::atomic::AtomicUsize::new(0);
+    let count = AtomicUsize::new(0);
     let backend = ScriptedBackend::responding_with(move |_| {
-        if count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 1 {
-            response(503, "not yet")
+        if count.fetch_add(1, Ordering::SeqCst) < 1 {
+            response(503, "failing")
         } else {
-            ok_response("there")
+            ok_response("hello")
         }
     });
     let sidecar = Sidecar::start(&policy(
@@ -137,9 +141,9 @@ fn each_failed_attempt_and_its_retry_decision_is_recorded() {
         "{decision}"
     );
 
-    let nowhere = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], ""));
-    assert_eq!(send_traced_request(&nowhere, "lost"), 502);
-    let decision = wait_for_trace(&nowhere, "lost");
+    let unreachable = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], ""));
+    assert_eq!(send_traced_request(&unreachable, "failed"), 502);
+    let decision = wait_for_trace(&unreachable, "failed");
     assert_eq!(
         step_kinds(&decision),
         [
@@ -169,7 +173,7 @@ fn every_kind_of_rejection_records_its_values() {
             connection.wait_for_close();
         }),
     );
-    let short = "timeouts: {request: 30ms, backendRequest: 30ms}";
+    let timeouts = "timeouts: {request: 30ms, backendRequest: 30ms}";
     let table = [
         (
             backend.address,
@@ -177,7 +181,11 @@ fn every_kind_of_rejection_records_its_values() {
                 .to_owned(),
             "rate_limited by few: the limit is 1 ",
         ),
-        (silent.address, short.to_owned(), "timeouts.request is 30ms"),
+        (
+            silent.address,
+            timeouts.to_owned(),
+            "timeouts.request is 30ms",
+        ),
         (
             silent.address,
             "timeouts: {backendRequest: 30ms}".to_owned(),
@@ -185,7 +193,7 @@ fn every_kind_of_rejection_records_its_values() {
         ),
         (
             silent.address,
-            format!("fallback: {{triggers: [Timeout], response: {{}}}}, {short}"),
+            format!("fallback: {{triggers: [Timeout], response: {{}}}}, {timeouts}"),
             "response replaced by the fixed response of the fallback",
         ),
     ];
@@ -207,12 +215,12 @@ fn every_kind_of_rejection_records_its_values() {
     ));
     let mut waiting = sidecar.client();
     waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("one is in", || {
+    eventually("the first request is in flight", || {
         sidecar.admin_json("/api/v1/limits")["concurrency"][0]["in_flight"] == 1
     });
-    send_traced_request(&sidecar, "refused");
+    send_traced_request(&sidecar, "rejected");
     assert_eq!(
-        trace_steps(&wait_for_trace(&sidecar, "refused"))[0].1,
+        trace_steps(&wait_for_trace(&sidecar, "rejected"))[0].1,
         "rejected: concurrency_limit by app: 1 of 1 are worked on, 1 are in flight, 0 of 0 wait"
     );
 }
@@ -221,7 +229,14 @@ fn every_kind_of_rejection_records_its_values() {
 fn client_input_is_recorded_up_to_a_bounded_length() {
     let sidecar = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], ""));
     let path = format!("/{}", "x".repeat(20_000));
-    sidecar.client().send(format!("GET {path} HTTP/1.1\r\nhost: shop\r\nx-request-id: long\r\ntraceparent: 00-{}-1-01\r\n\r\n", "y".repeat(5_000))).read_response();
+    let trace_id = "y".repeat(5_000);
+    sidecar
+        .client()
+        .send(format!(
+            "GET {path} HTTP/1.1\r\nhost: shop\r\nx-request-id: long\r\n\
+             traceparent: 00-{trace_id}-1-01\r\n\r\n"
+        ))
+        .read_response();
     let decision = wait_for_trace(&sidecar, "long");
     assert_eq!(
         (
@@ -237,7 +252,8 @@ fn shadow_rejections_are_recorded_and_ordinary_requests_are_not() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        "  defaults: {rateLimit: {local: {rules: [{name: few, mode: Shadow, limit: {requests: 1, unit: Hour}}]}}}\n",
+        "  defaults: {rateLimit: {local: {rules: \
+         [{name: few, mode: Shadow, limit: {requests: 1, unit: Hour}}]}}}\n",
     ));
     assert_eq!(
         (
@@ -272,8 +288,8 @@ fn shadow_rejections_are_recorded_and_ordinary_requests_are_not() {
 #[test]
 fn explain_describes_the_decisions_for_one_request() {
     let sidecar = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], ""));
-    send_traced_request(&sidecar, "lost-1");
-    wait_for_trace(&sidecar, "lost-1");
+    send_traced_request(&sidecar, "failed-1");
+    wait_for_trace(&sidecar, "failed-1");
     let admin = sidecar.app().admin_address().to_string();
     let explain = |id: &str| {
         Command::new(env!("CARGO_BIN_EXE_outrigger"))
@@ -281,7 +297,7 @@ fn explain_describes_the_decisions_for_one_request() {
             .output()
             .unwrap()
     };
-    let output = explain("lost-1");
+    let output = explain("failed-1");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
         output.status.success()
@@ -293,18 +309,18 @@ fn explain_describes_the_decisions_for_one_request() {
             && text.contains("answered with 502 because of connect_failed:"),
         "{text}"
     );
-    let unknown = explain("nobody");
+    let unknown = explain("unknown");
     assert!(
         unknown.status.code() == Some(1)
             && String::from_utf8(unknown.stderr)
                 .unwrap()
-                .contains("nothing is known of the request nobody")
+                .contains("nothing is known of the request unknown")
     );
     send_traced_request(&sidecar, "Root=1-67/a+b=");
     wait_for_trace(&sidecar, "Root%3D1-67%2Fa%2Bb%3D");
     assert!(
         explain("Root=1-67/a+b=").status.success(),
-        "whatever a client calls its request"
+        "the request id may contain reserved characters of a URL"
     );
     assert_eq!(explain("").status.code(), Some(64));
 }

@@ -1,8 +1,11 @@
-//! What is answered when the backend cannot.
+//! Degraded responses: fallbacks and stale responses of a failing backend.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::support::{
@@ -10,25 +13,41 @@ use crate::support::{
     backend::{ok_response, response},
     eventually,
     http2::{Http2Backend, Http2Client, grpc_status_trailers},
-    policy::{policy, with_backend},
+    policy::{PolicyBuilder, policy},
 };
 
-const FALLBACK_RESPONSE: &str = "fallback: {response: {statusCode: 200, contentType: application/json, body: '{\"items\":[]}'}}";
-
-fn defaults_section(sections: &str) -> String {
-    format!("  defaults: {{{sections}}}\n")
+/// Returns a fallback with a fixed response. The fields end with a comma.
+fn fallback_response(fields: &str) -> String {
+    format!(
+        "fallback: {{{fields}response: {{statusCode: 200, contentType: application/json, \
+         body: '{{\"items\":[]}}'}}}}"
+    )
 }
 
-/// Answers as told until the switch is off, and then 503.
-fn backend_with_health_switch(good: &'static str) -> (ScriptedBackend, Arc<AtomicBool>) {
+fn defaults_section(fields: &str) -> String {
+    format!("  defaults: {{{fields}}}\n")
+}
+
+/// Starts a sidecar with the backend `app` at this address and another backend `spare`.
+fn start_with_spare(app: SocketAddr, spare: &ScriptedBackend, defaults: &str) -> Sidecar {
+    Sidecar::start(
+        &PolicyBuilder::new(&[app])
+            .scripted_backend("spare", spare)
+            .sections(&defaults_section(defaults))
+            .build(),
+    )
+}
+
+/// Sends this response until the switch is off, and then 503.
+fn backend_with_health_switch(healthy: &'static str) -> (ScriptedBackend, Arc<AtomicBool>) {
     let is_healthy = Arc::new(AtomicBool::new(true));
     let shared_is_healthy = is_healthy.clone();
     (
         ScriptedBackend::responding_with(move |_| {
             if shared_is_healthy.load(Ordering::SeqCst) {
-                good.to_owned()
+                healthy.to_owned()
             } else {
-                response(503, "ill")
+                response(503, "failing")
             }
         }),
         is_healthy,
@@ -37,10 +56,10 @@ fn backend_with_health_switch(good: &'static str) -> (ScriptedBackend, Arc<Atomi
 
 #[test]
 fn a_fallback_response_is_sent_as_configured_and_marked() {
-    let backend = ScriptedBackend::responding_with(|_| response(503, "ill"));
+    let backend = ScriptedBackend::responding_with(|_| response(503, "failing"));
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &defaults_section(FALLBACK_RESPONSE),
+        &defaults_section(&fallback_response("")),
     ));
     let response = sidecar.get("/");
     assert_eq!(
@@ -70,16 +89,16 @@ fn a_fallback_response_is_sent_as_configured_and_marked() {
 
 #[test]
 fn each_fallback_trigger_matches_only_its_own_failures() {
-    let nowhere = ScriptedBackend::unused_address();
+    let unreachable = ScriptedBackend::unused_address();
     let silent = ScriptedBackend::start(|mut connection| {
         connection.read_request();
         connection.wait_for_close();
     });
-    let failing = ScriptedBackend::responding_with(|_| response(503, "ill"));
+    let failing = ScriptedBackend::responding_with(|_| response(503, "failing"));
     let broken = ScriptedBackend::responding_with(|_| response(500, "a bug"));
     let table = [
-        (nowhere, "RetriesExhausted", "", 200),
-        (nowhere, "Timeout", "", 502),
+        (unreachable, "RetriesExhausted", "", 200),
+        (unreachable, "Timeout", "", 502),
         (
             silent.address,
             "Timeout",
@@ -105,20 +124,20 @@ fn each_fallback_trigger_matches_only_its_own_failures() {
     for (address, trigger, others, status) in table {
         let sections = format!(
             "{others}{}",
-            FALLBACK_RESPONSE.replace("{response", &format!("{{triggers: [{trigger}], response"))
+            fallback_response(&format!("triggers: [{trigger}], "))
         );
         let sidecar = Sidecar::start(&policy(&[address], &defaults_section(&sections)));
         assert_eq!(sidecar.get("/").status, status, "{trigger} of {address}");
     }
     let sections = format!(
         "circuitBreaker: {{consecutiveFailures: 1}}, {}",
-        FALLBACK_RESPONSE.replace("{response", "{triggers: [CircuitOpen], response")
+        fallback_response("triggers: [CircuitOpen], ")
     );
     let sidecar = Sidecar::start(&policy(&[failing.address], &defaults_section(&sections)));
-    assert_eq!(sidecar.get("/").status, 503, "the first one is the app's");
-    let refused = sidecar.get("/");
+    assert_eq!(sidecar.get("/").status, 503, "the breaker is still closed");
+    let rejected = sidecar.get("/");
     assert_eq!(
-        (refused.status, refused.reason()),
+        (rejected.status, rejected.reason()),
         (200, "breaker_open:app")
     );
 }
@@ -126,24 +145,25 @@ fn each_fallback_trigger_matches_only_its_own_failures() {
 #[test]
 fn a_fallback_backend_receives_the_same_request_under_its_own_policy() {
     let (failing, healthy) = (
-        ScriptedBackend::responding_with(|_| response(503, "ill")),
-        ScriptedBackend::responding_with(|seen| {
-            ok_response(&format!("{} {}", seen.request_line(), seen.body.len()))
+        ScriptedBackend::responding_with(|_| response(503, "failing")),
+        ScriptedBackend::responding_with(|request| {
+            ok_response(&format!(
+                "{} {}",
+                request.request_line(),
+                request.body.len()
+            ))
         }),
     );
-    let sections = defaults_section(
+    let sidecar = start_with_spare(
+        failing.address,
+        &healthy,
         "retry: {attempts: 0, codes: [503]}, fallback: {backendRef: {name: spare}}",
     );
-    let sidecar = Sidecar::start(&with_backend(
-        "spare",
-        &healthy,
-        &policy(&[failing.address], &sections),
-    ));
     let put = |path: &str| {
         sidecar
             .client()
             .send(format!(
-                "PUT {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nmoney"
+                "PUT {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\norder"
             ))
             .read_response()
     };
@@ -160,13 +180,12 @@ fn a_fallback_backend_receives_the_same_request_under_its_own_policy() {
     assert_eq!(
         healthy.requests()[0].header("x-outrigger-attempt"),
         Some("1"),
-        "it is the first that this backend sees"
+        "attempts are counted per backend"
     );
     drop(healthy);
-    eventually(
-        "the fixed response of the fallback is what there is",
-        || sidecar.get("/").status == 502,
-    );
+    eventually("the fallback backend is unreachable too", || {
+        sidecar.get("/").status == 502
+    });
 }
 
 #[test]
@@ -176,62 +195,51 @@ fn a_post_that_may_have_been_processed_is_not_sent_to_the_fallback_backend() {
         connection.read_request();
         connection.reset();
     });
-    let failing = ScriptedBackend::responding_with(|_| response(503, "ill"));
+    let failing = ScriptedBackend::responding_with(|_| response(503, "failing"));
     for (address, status) in [(resetting.address, 502), (failing.address, 503)] {
-        let sidecar = Sidecar::start(&with_backend(
-            "spare",
-            &healthy,
-            &policy(
-                &[address],
-                &defaults_section("fallback: {backendRef: {name: spare}}"),
-            ),
-        ));
-        assert_eq!(sidecar.client().post("/pay", "money").status, status);
+        let sidecar = start_with_spare(address, &healthy, "fallback: {backendRef: {name: spare}}");
+        assert_eq!(sidecar.client().post("/pay", "order").status, status);
         assert_eq!(healthy.requests().len(), 0);
     }
-    let nowhere = Sidecar::start(&with_backend(
-        "spare",
+    let unreachable = start_with_spare(
+        ScriptedBackend::unused_address(),
         &healthy,
-        &policy(
-            &[ScriptedBackend::unused_address()],
-            &defaults_section("fallback: {backendRef: {name: spare}}"),
-        ),
-    ));
-    assert_eq!(
-        nowhere.client().post("/pay", "money").text(),
-        "hello",
-        "it has not run anywhere"
+        "fallback: {backendRef: {name: spare}}",
     );
-    let allowed = defaults_section(
+    assert_eq!(
+        unreachable.client().post("/pay", "order").text(),
+        "hello",
+        "no endpoint has received the request"
+    );
+    let sidecar = start_with_spare(
+        failing.address,
+        &healthy,
         "retry: {attempts: 0, retryNonIdempotent: true}, fallback: {backendRef: {name: spare}}",
     );
-    let sidecar = Sidecar::start(&with_backend(
-        "spare",
-        &healthy,
-        &policy(&[failing.address], &allowed),
-    ));
     assert_eq!(
-        sidecar.client().post("/pay", "money").text(),
+        sidecar.client().post("/pay", "order").text(),
         "hello",
-        "by the route's leave"
+        "the retry policy allows it"
     );
 }
 
 #[test]
 fn a_fallback_backend_has_its_own_breaker_hedging_and_limits() {
     let (failing, healthy) = (
-        ScriptedBackend::responding_with(|_| response(503, "ill")),
+        ScriptedBackend::responding_with(|_| response(503, "failing")),
         ScriptedBackend::healthy(),
     );
-    let sections = "circuitBreaker: {scope: Route, consecutiveFailures: 2}, hedging: {hedgingDelay: 10s}, fallback: {backendRef: {name: spare}}, connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}";
-    let sidecar = Sidecar::start(&with_backend(
-        "spare",
+    let sidecar = start_with_spare(
+        failing.address,
         &healthy,
-        &policy(&[failing.address], &defaults_section(sections)),
-    ));
+        "circuitBreaker: {scope: Route, consecutiveFailures: 2}, \
+         hedging: {hedgingDelay: 10s}, \
+         fallback: {backendRef: {name: spare}}, \
+         connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}",
+    );
     for _ in 0..6 {
         assert_eq!(sidecar.get("/").text(), "hello");
-        // A place is given back after its answer is through.
+        // The permit is released after the end of the response.
         eventually("nothing is in flight", || sidecar.in_flight() == 0);
     }
     assert_eq!(
@@ -259,30 +267,32 @@ fn a_fallback_backend_has_its_own_breaker_hedging_and_limits() {
 
 #[test]
 fn a_request_to_the_fallback_backend_retains_no_permit_of_the_first_backend() {
-    let (slow, gate) = ScriptedBackend::gated_with("late");
-    let failing = ScriptedBackend::responding_with(|_| response(503, "ill"));
-    let sections = "fallback: {backendRef: {name: spare}}, connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}";
-    let sidecar = Sidecar::start(&with_backend(
-        "spare",
+    let (slow, gate) = ScriptedBackend::gated_with("slow");
+    let failing = ScriptedBackend::responding_with(|_| response(503, "failing"));
+    let sidecar = start_with_spare(
+        failing.address,
         &slow,
-        &policy(&[failing.address], &defaults_section(sections)),
-    ));
+        "fallback: {backendRef: {name: spare}}, \
+         connectionLimits: {maxParallelRequests: 1, maxPendingRequests: 0}",
+    );
     let mut waiting = sidecar.client();
     waiting.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n");
-    eventually("the spare is asked", || slow.requests().len() == 1);
-    let refused = sidecar.get("/");
+    eventually("the fallback backend receives the request", || {
+        slow.requests().len() == 1
+    });
+    let rejected = sidecar.get("/");
     assert_eq!(
-        (refused.status, refused.reason()),
+        (rejected.status, rejected.reason()),
         (503, "concurrency_limit:spare"),
-        "the spare's own limit holds"
+        "the limit of the fallback backend applies"
     );
     assert_eq!(
         failing.requests().len(),
         2,
-        "and the first is asked all the same"
+        "the first backend still receives each request"
     );
     gate.release_one();
-    assert_eq!(waiting.read_response().text(), "late");
+    assert_eq!(waiting.read_response().text(), "slow");
 }
 
 #[test]
@@ -292,16 +302,11 @@ fn a_fallback_is_bounded_by_the_remaining_client_deadline() {
         connection.wait_for_close();
     });
     let healthy = ScriptedBackend::healthy();
-    let sidecar = Sidecar::start(&with_backend(
-        "spare",
+    let sidecar = start_with_spare(
+        silent.address,
         &healthy,
-        &policy(
-            &[silent.address],
-            &defaults_section(
-                "timeouts: {backendRequest: 60ms}, fallback: {backendRef: {name: spare}}",
-            ),
-        ),
-    ));
+        "timeouts: {backendRequest: 60ms}, fallback: {backendRef: {name: spare}}",
+    );
     let send_with_deadline = |deadline: &str| {
         sidecar
             .client()
@@ -313,7 +318,7 @@ fn a_fallback_is_bounded_by_the_remaining_client_deadline() {
     assert_eq!(
         send_with_deadline("30").reason().split(':').next(),
         Some("request_timeout"),
-        "nothing is left of it"
+        "the deadline of the client has passed"
     );
     assert_eq!(healthy.requests().len(), 0);
     assert_eq!(send_with_deadline("9000").text(), "hello");
@@ -329,7 +334,7 @@ fn a_fallback_is_bounded_by_the_remaining_client_deadline() {
 
 #[test]
 fn a_grpc_call_with_a_listed_status_is_sent_to_the_fallback_backend() {
-    let declining = Http2Backend::start(|mut call| async move {
+    let failing = Http2Backend::start(|mut call| async move {
         let mut head = http::Response::builder()
             .header("content-type", "application/grpc")
             .body(())
@@ -348,48 +353,47 @@ fn a_grpc_call_with_a_listed_status_is_sent_to_the_fallback_backend() {
             .send_trailers(grpc_status_trailers("0"))
             .unwrap();
     });
-    let spare = format!(
-        "    - {{name: spare, protocol: GRPC, endpoints: [\"{}\"]}}\n  routes:\n",
-        healthy.address
-    );
+    let spare = format!("protocol: GRPC, endpoints: [\"{}\"]", healthy.address);
     for (retry, expected) in [
         ("retry: {attempts: 0, grpcCodes: [unavailable]}, ", "0"),
         ("", "14"),
     ] {
-        let text = policy(
-            &[declining.address],
-            &defaults_section(&format!("{retry}fallback: {{backendRef: {{name: spare}}}}")),
+        let defaults = format!("{retry}fallback: {{backendRef: {{name: spare}}}}");
+        let sidecar = Sidecar::start(
+            &PolicyBuilder::new(&[failing.address])
+                .backend_fields("protocol: GRPC")
+                .backend("spare", &spare)
+                .sections(&defaults_section(&defaults))
+                .build(),
         );
-        let text = text
-            .replace("]}\n  routes", "], protocol: GRPC}\n  routes")
-            .replace("  routes:\n", &spare);
-        let sidecar = Sidecar::start(&text);
         let client = Http2Client::connect(sidecar.address("inbound"));
         assert_eq!(
             client
                 .call_grpc("/shop.Payments/Charge", None)
                 .grpc_status(),
             Some(expected),
-            "only what the policy names has not run"
+            "only a listed status counts as not processed"
         );
     }
 }
 
 #[test]
 fn a_shadow_fallback_forwards_the_failure_and_counts_it() {
-    let backend = ScriptedBackend::responding_with(|_| response(503, "ill"));
+    let backend = ScriptedBackend::responding_with(|_| response(503, "failing"));
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &defaults_section(&FALLBACK_RESPONSE.replace("{response", "{mode: Shadow, response")),
+        &defaults_section(&fallback_response("mode: Shadow, ")),
     ));
-    assert_eq!(sidecar.get("/").text(), "ill");
+    assert_eq!(sidecar.get("/").text(), "failing");
     assert_eq!(
         sidecar.metric(r#"outrigger_degraded_requests_total{route="in",with="shadow"}"#),
         1.0
     );
 }
 
-const CACHEABLE_RESPONSE: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncache-control: max-age=1\r\nconnection: x-hop\r\nx-hop: 1\r\netag: \"7\"\r\ncontent-length: 4\r\n\r\npage";
+const CACHEABLE_RESPONSE: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\
+    cache-control: max-age=1\r\nconnection: x-hop\r\nx-hop: 1\r\netag: \"7\"\r\n\
+    content-length: 4\r\n\r\npage";
 
 #[test]
 fn a_stale_response_is_served_and_marked_while_the_backend_fails() {
@@ -427,14 +431,44 @@ fn a_stale_response_is_served_and_marked_while_the_backend_fails() {
         status == 200 && head.contains("content-length: 4"),
         "{head}"
     );
-    assert_eq!(client.get("/a").text(), "page", "no body came before it");
+    assert_eq!(
+        client.get("/a").text(),
+        "page",
+        "the response to HEAD has no body"
+    );
+}
+
+#[test]
+fn a_stale_response_is_served_only_for_the_same_path_query_and_host() {
+    let (backend, is_healthy) = backend_with_health_switch(CACHEABLE_RESPONSE);
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &defaults_section("staleIfError: {}"),
+    ));
+    sidecar.get("/a");
+    is_healthy.store(false, Ordering::SeqCst);
+    assert_eq!(sidecar.get("/a").text(), "page");
     for (path, host) in [("/b", "test"), ("/a?x", "test"), ("/a", "other")] {
         let other = sidecar
             .client()
             .send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n"))
             .read_response();
-        assert_eq!(other.text(), "ill", "{path} of {host}: another address");
+        assert_eq!(
+            other.text(),
+            "failing",
+            "{path} of {host} is cached separately"
+        );
     }
+}
+
+#[test]
+fn a_reload_retains_the_stale_responses() {
+    let (backend, _) = backend_with_health_switch(CACHEABLE_RESPONSE);
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &defaults_section("staleIfError: {}"),
+    ));
+    sidecar.get("/a");
     assert_eq!(
         sidecar
             .reload(&policy(
@@ -472,38 +506,49 @@ fn private_or_invalidated_responses_are_not_served_stale() {
     send_with_header("authorization: Bearer 7");
     send_with_header("cookie: user=7");
     is_healthy.store(false, Ordering::SeqCst);
-    assert_eq!(sidecar.get("/a").text(), "ill", "neither was kept");
+    assert_eq!(
+        sidecar.get("/a").text(),
+        "failing",
+        "private responses are not cached"
+    );
     is_healthy.store(true, Ordering::SeqCst);
     sidecar.get("/a");
     is_healthy.store(false, Ordering::SeqCst);
     assert_eq!(sidecar.get("/a").text(), "page");
     assert_eq!(
         send_with_header("authorization: Bearer 7").text(),
-        "ill",
-        "what was given to nobody in particular is not given to somebody"
+        "failing",
+        "a request with credentials does not get a cached response"
     );
-    assert_eq!(send_with_header("cache-control: no-cache").text(), "ill");
-    assert_eq!(sidecar.client().post("/a", "x").text(), "ill");
+    assert_eq!(
+        send_with_header("cache-control: no-cache").text(),
+        "failing"
+    );
+    assert_eq!(sidecar.client().post("/a", "x").text(), "failing");
     assert_eq!(
         sidecar.get("/a").text(),
         "page",
-        "a change that failed changed nothing"
+        "a failed POST does not invalidate the cached response"
     );
     is_healthy.store(true, Ordering::SeqCst);
     assert_eq!(sidecar.client().post("/a", "x").status, 200);
     is_healthy.store(false, Ordering::SeqCst);
-    assert_eq!(sidecar.get("/a").text(), "ill", "it has been changed");
+    assert_eq!(
+        sidecar.get("/a").text(),
+        "failing",
+        "a successful POST invalidates the cached response"
+    );
 }
 
-#[test]
-fn stale_responses_are_keyed_by_vary_and_forwarded_host() {
+/// Sends a response that names the user and the host until the switch is off, and then 503.
+fn backend_that_varies_by_user() -> (ScriptedBackend, Arc<AtomicBool>) {
     let is_healthy = Arc::new(AtomicBool::new(true));
     let shared_is_healthy = is_healthy.clone();
-    let backend = ScriptedBackend::responding_with(move |seen| {
+    let backend = ScriptedBackend::responding_with(move |request| {
         if !shared_is_healthy.load(Ordering::SeqCst) {
-            return response(503, "ill");
+            return response(503, "failing");
         }
-        let user: Vec<&str> = seen
+        let user: Vec<&str> = request
             .head
             .lines()
             .filter_map(|line| {
@@ -514,34 +559,44 @@ fn stale_responses_are_keyed_by_vary_and_forwarded_host() {
         let body = format!(
             "for {} by {}",
             user.join("+"),
-            seen.header("x-forwarded-host").unwrap_or_default()
+            request.header("x-forwarded-host").unwrap_or_default()
         );
         format!(
             "HTTP/1.1 200 OK\r\nvary: x-user\r\nx-secret: 1\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         )
     });
-    let filter = "filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [x-secret], set: [{name: x-kind, value: page}]}}]";
-    let text = policy(&[backend.address], &defaults_section("staleIfError: {}"))
-        .replace("- {name: in,", &format!("- {{name: in, {filter},"));
-    let sidecar = Sidecar::start(&text);
+    (backend, is_healthy)
+}
+
+#[test]
+fn stale_responses_are_keyed_by_vary_and_forwarded_host() {
+    let (backend, is_healthy) = backend_that_varies_by_user();
+    let filter = "filters: [{type: ResponseHeaderModifier, responseHeaderModifier: \
+        {remove: [x-secret], set: [{name: x-kind, value: page}]}}]";
+    let sidecar = Sidecar::start(
+        &PolicyBuilder::to_backend(&backend)
+            .route_fields(filter)
+            .sections(&defaults_section("staleIfError: {}"))
+            .build(),
+    );
     let send_with_headers = |fields: &str| {
         sidecar
             .client()
             .send(format!("GET /a HTTP/1.1\r\nhost: test\r\n{fields}\r\n"))
             .read_response()
     };
-    let (one, two) = (
+    let (user_1, user_2) = (
         "x-user: lang\r\nx-user: 1\r\n",
         "x-user: lang\r\nx-user: 2\r\n",
     );
-    assert_eq!(send_with_headers(one).text(), "for lang+1 by test");
+    assert_eq!(send_with_headers(user_1).text(), "for lang+1 by test");
     assert_eq!(
         send_with_headers("x-forwarded-host: evil\r\n").text(),
         "for  by evil"
     );
     is_healthy.store(false, Ordering::SeqCst);
-    let stale = send_with_headers(one);
+    let stale = send_with_headers(user_1);
     assert_eq!(
         (
             stale.text().as_str(),
@@ -549,17 +604,17 @@ fn stale_responses_are_keyed_by_vary_and_forwarded_host() {
             stale.header("x-kind")
         ),
         ("for lang+1 by test", None, Some("page")),
-        "the route's filters hold"
+        "the filters of the route apply"
     );
     assert_eq!(
-        send_with_headers(two).text(),
-        "ill",
-        "the same first value, and another user"
+        send_with_headers(user_2).text(),
+        "failing",
+        "the key contains each value of the header"
     );
     assert_eq!(
         send_with_headers("").text(),
-        "ill",
-        "what was answered to another host name is not given"
+        "failing",
+        "the key contains the forwarded host"
     );
     assert_eq!(
         send_with_headers("x-forwarded-host: evil\r\n").text(),
@@ -593,18 +648,21 @@ fn a_response_degraded_by_another_sidecar_is_not_cached() {
         "HTTP/1.1 200 OK\r\nx-outrigger-reason: breaker_open:app\r\ncontent-length: 2\r\n\r\n[]",
     );
     let sidecar = Sidecar::start(
-        &policy(&[backend.address], &defaults_section("staleIfError: {}"))
-            .replace("direction: Inbound", "direction: Outbound"),
+        &PolicyBuilder::to_backend(&backend)
+            .outbound()
+            .sections(&defaults_section("staleIfError: {}"))
+            .build(),
     );
     assert_eq!(sidecar.get("/a").text(), "[]");
     is_healthy.store(false, Ordering::SeqCst);
-    assert_eq!(sidecar.get("/a").text(), "ill");
+    assert_eq!(sidecar.get("/a").text(), "failing");
 }
 
 #[test]
 fn an_oversized_or_truncated_response_is_not_cached() {
     let (long, is_healthy) = backend_with_health_switch(
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n6\r\n678901\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+         5\r\n12345\r\n6\r\n678901\r\n0\r\n\r\n",
     );
     let sidecar = Sidecar::start(&policy(
         &[long.address],
@@ -612,10 +670,11 @@ fn an_oversized_or_truncated_response_is_not_cached() {
     ));
     assert_eq!(sidecar.get("/").text(), "12345678901");
     is_healthy.store(false, Ordering::SeqCst);
-    assert_eq!(sidecar.get("/").text(), "ill");
+    assert_eq!(sidecar.get("/").text(), "failing");
 
     let (short, is_healthy) = backend_with_health_switch(
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n5\r\n67890\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+         5\r\n12345\r\n5\r\n67890\r\n0\r\n\r\n",
     );
     let sidecar = Sidecar::start(&policy(
         &[short.address],
@@ -649,7 +708,7 @@ fn a_stale_response_takes_precedence_over_the_fallback() {
     let (backend, is_healthy) = backend_with_health_switch(CACHEABLE_RESPONSE);
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &defaults_section(&format!("staleIfError: {{}}, {FALLBACK_RESPONSE}")),
+        &defaults_section(&format!("staleIfError: {{}}, {}", fallback_response(""))),
     ));
     sidecar.get("/known");
     is_healthy.store(false, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Every fault of a policy file, with its location and its fix; and the schema.
+//! Diagnostics of policy files, with their location and fix, and the JSON schema.
 
 use std::{collections::HashMap, path::PathBuf};
 
@@ -30,7 +30,7 @@ fn diagnose(files: &[(&str, &str)]) -> String {
     }
 }
 
-/// The expected texts stand beside the files, as `outrigger check` shows them.
+/// The expected texts are beside the files, in the format of `outrigger check`.
 #[test]
 fn each_invalid_policy_matches_its_golden_diagnostics() {
     let mut files: Vec<PathBuf> = std::fs::read_dir(invalid_policies_directory())
@@ -49,43 +49,43 @@ fn each_invalid_policy_matches_its_golden_diagnostics() {
 }
 
 #[test]
-fn all_faults_of_all_files_are_reported_at_once() {
-    let good = policy(&["127.0.0.1:1".parse().unwrap()], "");
+fn the_errors_of_all_files_are_reported_together() {
+    let valid = policy(&["127.0.0.1:1".parse().unwrap()], "");
     let report = diagnose(&[
         ("a.yaml", "nonsense: 1\n"),
-        ("b.yaml", &good),
+        ("b.yaml", &valid),
         ("c.yaml", "more: [\n"),
         ("d.yaml", "kind: Other\n"),
     ]);
-    for words in [
+    for expected in [
         "a.yaml:1:1",
         "unknown key `nonsense`",
         "c.yaml:",
         "not YAML",
         "d.yaml:1:7",
     ] {
-        assert!(report.contains(words), "{words} in {report}");
+        assert!(report.contains(expected), "{expected} in {report}");
     }
     assert!(!report.contains("b.yaml"), "{report}");
 }
 
-/// YAML ends a line with a carriage return, a line feed or both; editors of three systems write them.
+/// In YAML, a line ends with a carriage return, a line feed or both.
 #[test]
 fn a_location_is_shown_with_its_source_line_for_every_line_ending() {
-    for end in ["\n", "\r\n", "\r"] {
+    for line_ending in ["\n", "\r\n", "\r"] {
         let report = diagnose(&[(
             "a.yaml",
             &[
-                "# of this system",
+                "# comment",
                 "apiVersion: outrigger.dev/v1alpha1",
                 "kind: Other",
                 "",
             ]
-            .join(end),
+            .join(line_ending),
         )]);
         assert!(
             report.contains("a.yaml:3:7") && report.contains("3 | kind: Other\n"),
-            "{end:?}: {report}"
+            "{line_ending:?}: {report}"
         );
     }
 }
@@ -113,10 +113,18 @@ fn an_empty_policy_set_is_rejected() {
 }
 
 #[test]
-fn environment_values_are_substituted_and_never_shown() {
+fn environment_values_are_substituted_and_never_reported() {
     let text = policy(
         &["127.0.0.1:1".parse().unwrap()],
-        "  recovery:\n    - name: r\n      trigger: {type: CircuitOpenFor, backend: app, duration: 1m}\n      ladder:\n        - action:\n            type: Webhook\n            url: ${HOOK}\n",
+        concat!(
+            "  recovery:\n",
+            "    - name: r\n",
+            "      trigger: {type: CircuitOpenFor, backend: app, duration: 1m}\n",
+            "      ladder:\n",
+            "        - action:\n",
+            "            type: Webhook\n",
+            "            url: ${HOOK}\n"
+        ),
     );
     let source = PolicySource::from_files(vec![PolicyFile {
         name: "a.yaml".into(),
@@ -134,7 +142,7 @@ fn environment_values_are_substituted_and_never_shown() {
 }
 
 #[test]
-fn the_schema_accepts_what_the_loader_accepts() {
+fn the_schema_accepts_the_example_policies_and_rejects_an_unknown_key() {
     let validator = jsonschema::validator_for(&policy::json_schema()).unwrap();
     for entry in
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/policies/examples")).unwrap()
@@ -151,6 +159,11 @@ fn the_schema_accepts_what_the_loader_accepts() {
             .collect();
         assert!(faults.is_empty(), "{}: {faults:?}", path.display());
     }
-    let wrong: serde_json::Value = serde_json::json!({"apiVersion": "outrigger.dev/v1alpha1", "kind": "ResiliencePolicy", "metadata": {"name": "a"}, "spec": {"rowts": []}});
-    assert!(!validator.is_valid(&wrong));
+    let with_unknown_key = serde_json::json!({
+        "apiVersion": "outrigger.dev/v1alpha1",
+        "kind": "ResiliencePolicy",
+        "metadata": {"name": "a"},
+        "spec": {"rowts": []}
+    });
+    assert!(!validator.is_valid(&with_unknown_key));
 }

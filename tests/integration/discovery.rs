@@ -1,16 +1,22 @@
-//! Endpoints that are found: by name, and in files.
+//! Discovery of endpoints through DNS and in files.
 
 use crate::support::{
     ScriptedBackend, Sidecar, TempDirectory,
-    backend::{ResponseGate, ok_response, response},
+    backend::{ResponseGate, ok_response},
     eventually,
     name_server::{DnsBehaviour, DnsRecord, NameServer},
-    policy::policy,
+    policy::{PolicyBuilder, policy},
 };
 
-/// Policies whose backend finds its endpoints.
-fn policy_with_discovery(discovery: &str) -> String {
-    policy(&[], "").replace("endpoints: []", discovery)
+/// Returns a policy whose backend discovers its endpoints. `fields` are those of the backend.
+fn policy_with_discovery(fields: &str) -> String {
+    PolicyBuilder::new(&[]).backend_fields(fields).build()
+}
+
+const DISCOVERY_CURRENT: &str = r#"outrigger_discovery_current{backend="app"}"#;
+
+fn readiness_report(sidecar: &Sidecar) -> String {
+    sidecar.call_admin("GET", "/readyz?verbose").text()
 }
 
 fn start_with_name_server(server: &NameServer, discovery: &str) -> Sidecar {
@@ -22,16 +28,16 @@ fn start_with_name_server(server: &NameServer, discovery: &str) -> Sidecar {
     .unwrap()
 }
 
-fn known_endpoints(sidecar: &Sidecar) -> Vec<String> {
+fn endpoint_addresses(sidecar: &Sidecar) -> Vec<String> {
     let backends = sidecar.admin_json("/api/v1/backends");
-    let mut known: Vec<String> = backends[0]["endpoints"]
+    let mut addresses: Vec<String> = backends[0]["endpoints"]
         .as_array()
         .unwrap()
         .iter()
         .map(|endpoint| endpoint["address"].as_str().unwrap().to_owned())
         .collect();
-    known.sort();
-    known
+    addresses.sort();
+    addresses
 }
 
 fn localhost_record(ttl: u32) -> DnsRecord {
@@ -47,8 +53,8 @@ fn a_dns_name_is_resolved_and_its_changes_are_applied() {
         &server,
         &format!("dns: {{name: pay.shop., port: {port}, minTtl: 20ms}}"),
     );
-    eventually("it is resolved", || {
-        known_endpoints(&sidecar) == [format!("127.0.0.1:{port}")]
+    eventually("the name is resolved", || {
+        endpoint_addresses(&sidecar) == [format!("127.0.0.1:{port}")]
     });
     assert_eq!(sidecar.get("/").text(), "hello");
     server.set_records(
@@ -59,8 +65,8 @@ fn a_dns_name_is_resolved_and_its_changes_are_applied() {
             DnsRecord::Address(0, std::net::Ipv6Addr::LOCALHOST.into()),
         ],
     );
-    eventually("all families are taken", || {
-        known_endpoints(&sidecar)
+    eventually("the addresses of both families are endpoints", || {
+        endpoint_addresses(&sidecar)
             == [
                 format!("127.0.0.1:{port}"),
                 format!("127.0.0.2:{port}"),
@@ -75,12 +81,7 @@ fn a_dns_name_is_resolved_and_its_changes_are_applied() {
                 && event.contains("127.0.0.2")),
         "{events:?}"
     );
-    assert!(
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("[+] endpoints-of-app: 3 known")
-    );
+    assert!(readiness_report(&sidecar).contains("[+] endpoints-of-app: 3 known"));
 }
 
 #[test]
@@ -94,13 +95,17 @@ fn a_dns_response_is_cached_for_its_ttl() {
             "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 1h}",
         )
     });
-    eventually("both are resolved", || {
-        known_endpoints(&long).len() == 1 && known_endpoints(&short).len() == 1
+    eventually("both names are resolved", || {
+        endpoint_addresses(&long).len() == 1 && endpoint_addresses(&short).len() == 1
     });
-    eventually("the short one is asked for again and again", || {
+    eventually("the name with a short TTL is queried repeatedly", || {
         short_server.query_count() > 60
     });
-    assert_eq!(long_server.query_count(), 2, "once for each family");
+    assert_eq!(
+        long_server.query_count(),
+        2,
+        "the name is queried once for each address family"
+    );
 }
 
 #[test]
@@ -118,10 +123,15 @@ fn the_ttl_of_a_dns_response_is_clamped_to_min_and_max_ttl() {
             "dns: {name: pay.shop., port: 80, minTtl: 1h, maxTtl: 1h}",
         ),
     ];
-    eventually("one is asked for again and again", || {
-        max_ttl_server.query_count() > 60 && min_ttl_server.query_count() > 0
-    });
-    assert_eq!(min_ttl_server.query_count(), 2, "once for each family");
+    eventually(
+        "the name with a short maximum TTL is queried repeatedly",
+        || max_ttl_server.query_count() > 60 && min_ttl_server.query_count() > 0,
+    );
+    assert_eq!(
+        min_ttl_server.query_count(),
+        2,
+        "the name is queried once for each address family"
+    );
 }
 
 #[test]
@@ -135,8 +145,8 @@ fn a_failing_address_family_without_records_is_ignored() {
         server.set_records("pay.shop", &[localhost_record(0)]);
         let sidecar =
             start_with_name_server(&server, "dns: {name: pay.shop., port: 80, minTtl: 10ms}");
-        eventually("it is resolved", || {
-            known_endpoints(&sidecar) == ["127.0.0.1:80"]
+        eventually("the name is resolved", || {
+            endpoint_addresses(&sidecar) == ["127.0.0.1:80"]
         });
         server.set_records(
             "pay.shop",
@@ -145,7 +155,9 @@ fn a_failing_address_family_without_records_is_ignored() {
                 DnsRecord::Address(0, [127, 0, 0, 2].into()),
             ],
         );
-        eventually("it is followed", || known_endpoints(&sidecar).len() == 2);
+        eventually("the change is applied", || {
+            endpoint_addresses(&sidecar).len() == 2
+        });
     }
 }
 
@@ -163,34 +175,36 @@ fn a_failing_address_family_removes_no_endpoints() {
         &server,
         "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 50ms}",
     );
-    eventually("both are there", || known_endpoints(&sidecar).len() == 2);
-    server.set_behaviour(DnsBehaviour::ServerFailureForAaaa);
-    eventually("the failure is noticed", || {
-        sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#) == 0.0
+    eventually("both addresses are endpoints", || {
+        endpoint_addresses(&sidecar).len() == 2
     });
-    assert_eq!(known_endpoints(&sidecar).len(), 2);
+    server.set_behaviour(DnsBehaviour::ServerFailureForAaaa);
+    eventually("discovery is not current", || {
+        sidecar.metric(DISCOVERY_CURRENT) == 0.0
+    });
+    assert_eq!(endpoint_addresses(&sidecar).len(), 2);
 }
 
 #[test]
-fn readiness_waits_for_the_first_dns_response_even_if_it_is_a_failure() {
+fn readiness_waits_for_the_first_dns_response_and_accepts_a_failure() {
     let server = NameServer::start();
     server.set_behaviour(DnsBehaviour::Silent);
     let sidecar = start_with_name_server(
         &server,
         "dns: {name: pay.shop., port: 80, minTtl: 10ms, maxTtl: 50ms}",
     );
-    eventually("it is asked for", || server.query_count() > 0);
-    let unready = sidecar.call_admin("GET", "/readyz?verbose");
+    eventually("the name is queried", || server.query_count() > 0);
+    let not_ready = sidecar.call_admin("GET", "/readyz?verbose");
     assert!(
-        unready.status == 503
-            && unready
+        not_ready.status == 503
+            && not_ready
                 .text()
                 .contains("the first answer is awaited about app"),
         "{}",
-        unready.text()
+        not_ready.text()
     );
     server.set_behaviour(DnsBehaviour::ServerFailure);
-    eventually("a failure is an answer", || {
+    eventually("the instance is ready after a failed resolution", || {
         sidecar.call_admin("GET", "/readyz").status == 200
     });
 }
@@ -213,11 +227,8 @@ fn endpoints_are_retained_until_a_changed_discovery_source_resolves() {
             .status,
         200
     );
-    eventually("it is said", || {
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("nowhere.shop. does not exist")
+    eventually("readiness reports that the name does not exist", || {
+        readiness_report(&sidecar).contains("nowhere.shop. does not exist")
     });
     assert_eq!(sidecar.get("/").text(), "hello");
     server.set_records(
@@ -227,14 +238,12 @@ fn endpoints_are_retained_until_a_changed_discovery_source_resolves() {
     sidecar.reload(&policy_with_discovery(
         "dns: {name: elsewhere.shop., port: 80, minTtl: 10ms}",
     ));
-    eventually("the new ones are taken", || {
-        known_endpoints(&sidecar) == ["127.0.0.2:80"]
+    eventually("the new address is the endpoint", || {
+        endpoint_addresses(&sidecar) == ["127.0.0.2:80"]
     });
     sidecar.reload(&policy(&[backend.address], ""));
-    eventually("nothing is looked for any more", || {
-        sidecar
-            .metric(r#"outrigger_discovery_current{backend="app"}"#)
-            .is_nan()
+    eventually("the metric of discovery has no value", || {
+        sidecar.metric(DISCOVERY_CURRENT).is_nan()
     });
 }
 
@@ -249,32 +258,28 @@ fn the_last_good_endpoints_are_retained_when_resolution_fails() {
             backend.address.port()
         ),
     );
-    eventually("it is resolved", || known_endpoints(&sidecar).len() == 1);
-    assert_eq!(
-        sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#),
-        1.0
-    );
+    eventually("the name is resolved", || {
+        endpoint_addresses(&sidecar).len() == 1
+    });
+    assert_eq!(sidecar.metric(DISCOVERY_CURRENT), 1.0);
     server.set_behaviour(DnsBehaviour::ServerFailure);
-    eventually("the failure is noticed", || {
-        sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#) == 0.0
+    eventually("discovery is not current", || {
+        sidecar.metric(DISCOVERY_CURRENT) == 0.0
     });
     assert_eq!(sidecar.get("/").text(), "hello");
     server.set_behaviour(DnsBehaviour::Responds);
-    eventually("it is current again", || {
-        sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#) == 1.0
+    eventually("discovery is current again", || {
+        sidecar.metric(DISCOVERY_CURRENT) == 1.0
     });
     server.set_records("pay.shop", &[]);
-    eventually("the name is gone", || {
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("pay.shop. does not exist")
+    eventually("readiness reports that the name does not exist", || {
+        readiness_report(&sidecar).contains("pay.shop. does not exist")
     });
     assert_eq!(sidecar.get("/").text(), "hello");
     assert_eq!(
         sidecar.call_admin("GET", "/readyz").status,
         200,
-        "a dependency does not gate"
+        "a backend is not a readiness gate by default"
     );
     let events = sidecar.events();
     assert!(
@@ -284,14 +289,11 @@ fn the_last_good_endpoints_are_retained_when_resolution_fails() {
                 && event.contains("does not exist")),
         "{events:?}"
     );
-    assert!(
-        events
-            .iter()
-            .filter(|event| event.contains("does not exist"))
-            .count()
-            == 1,
-        "told once"
-    );
+    let failure_count = events
+        .iter()
+        .filter(|event| event.contains("does not exist"))
+        .count();
+    assert_eq!(failure_count, 1, "the failure is logged once");
 }
 
 #[test]
@@ -312,9 +314,12 @@ fn srv_records_set_ports_weights_and_priorities() {
     server.set_records("_http._tcp.pay.shop", &services);
     let sidecar = start_with_name_server(
         &server,
-        "dns: {name: _http._tcp.pay.shop., type: SRV, minTtl: 20ms}, loadBalancer: {type: RoundRobin}",
+        "dns: {name: _http._tcp.pay.shop., type: SRV, minTtl: 20ms}, \
+         loadBalancer: {type: RoundRobin}",
     );
-    eventually("it is resolved", || known_endpoints(&sidecar).len() == 3);
+    eventually("the name is resolved", || {
+        endpoint_addresses(&sidecar).len() == 3
+    });
     let mut client = sidecar.client();
     for _ in 0..100 {
         assert_eq!(client.get("/").text(), "hello");
@@ -327,15 +332,17 @@ fn srv_records_set_ports_weights_and_priorities() {
         ),
         (90, 10, 0)
     );
-    // One that has just gone is passed over.
+    // A target without an address record is ignored.
     server.set_records(
         "_http._tcp.pay.shop",
         &[
             services[2].clone(),
-            DnsRecord::Srv(0, 10, 1, 80, "gone.shop."),
+            DnsRecord::Srv(0, 10, 1, 80, "removed.shop."),
         ],
     );
-    eventually("the spare is alone", || sidecar.get("/").text() == "spare");
+    eventually("the endpoint of the other priority is used", || {
+        sidecar.get("/").text() == "spare"
+    });
 }
 
 #[test]
@@ -345,59 +352,54 @@ fn a_name_that_does_not_exist_is_reported_and_leaves_its_backend_empty() {
         &server,
         "dns: {name: nowhere.shop., port: 80, minTtl: 20ms}",
     );
-    eventually("it is said", || {
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("nowhere.shop. does not exist")
+    eventually("readiness reports that the name does not exist", || {
+        readiness_report(&sidecar).contains("nowhere.shop. does not exist")
     });
-    let refusal = sidecar.get("/");
+    let rejection = sidecar.get("/");
     assert_eq!(
-        (refusal.status, refusal.reason()),
+        (rejection.status, rejection.reason()),
         (503, "no_healthy_endpoint:app")
     );
 }
 
 #[test]
 fn an_endpoints_file_is_watched_and_never_applied_partially() {
-    let (one, other) = (
+    let (backend, other) = (
         ScriptedBackend::healthy(),
         ScriptedBackend::responding_with(|_| ok_response("other")),
     );
     let files = TempDirectory::new();
     let path = files.path().join("endpoints.yaml");
-    files.write("endpoints.yaml", &format!("- {}\n", one.address));
+    files.write("endpoints.yaml", &format!("- {}\n", backend.address));
     let sidecar = Sidecar::start(&policy_with_discovery(&format!(
         "endpointsFile: \"{}\"",
         path.display()
     )));
-    eventually("it is read", || {
-        known_endpoints(&sidecar) == [one.address.to_string()]
+    eventually("the file is read", || {
+        endpoint_addresses(&sidecar) == [backend.address.to_string()]
     });
     assert_eq!(sidecar.get("/").text(), "hello");
-    for (half, why) in [
+    for (content, error) in [
         ("[\"127.0.0.1:1\", ", "neither YAML nor JSON"),
         ("", "one document"),
         ("- nonsense\n", "endpoints.yaml:1:3"),
     ] {
-        files.write("endpoints.yaml", half);
-        eventually("the fault is told with its place", || {
-            sidecar
-                .call_admin("GET", "/readyz?verbose")
-                .text()
-                .contains(why)
+        files.write("endpoints.yaml", content);
+        eventually("readiness reports the error and its location", || {
+            readiness_report(&sidecar).contains(error)
         });
+        assert_eq!(sidecar.metric(DISCOVERY_CURRENT), 0.0);
         assert_eq!(
-            sidecar.metric(r#"outrigger_discovery_current{backend="app"}"#),
-            0.0
+            sidecar.get("/").text(),
+            "hello",
+            "the last valid endpoints are retained"
         );
-        assert_eq!(sidecar.get("/").text(), "hello", "the last good one stays");
     }
     files.write(
         "endpoints.yaml",
         &format!("{{\"endpoints\": [\"{}\"]}}", other.address),
     );
-    eventually("the new one is taken", || {
+    eventually("the new endpoint is used", || {
         sidecar.get("/").text() == "other"
     });
     assert!(
@@ -407,11 +409,8 @@ fn an_endpoints_file_is_watched_and_never_applied_partially() {
             .any(|event| event.contains("discovery of app works again"))
     );
     std::fs::remove_file(&path).unwrap();
-    eventually("that it is gone is told", || {
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("cannot be read")
+    eventually("readiness reports the removed file", || {
+        readiness_report(&sidecar).contains("cannot be read")
     });
     assert_eq!(sidecar.get("/").text(), "other");
 }
@@ -426,22 +425,24 @@ fn requests_in_flight_to_a_removed_endpoint_complete() {
         connection.send(ok_response("late"));
         connection.wait_for_close();
     });
-    let added = ScriptedBackend::responding_with(|_| response(200, "staying"));
+    let added = ScriptedBackend::responding_with(|_| ok_response("new"));
     let files = TempDirectory::new();
     files.write("endpoints.json", &format!("[\"{}\"]", removed.address));
     let sidecar = Sidecar::start(&policy_with_discovery(&format!(
         "endpointsFile: \"{}\"",
         files.path().join("endpoints.json").display()
     )));
-    eventually("it is read", || known_endpoints(&sidecar).len() == 1);
+    eventually("the file is read", || {
+        endpoint_addresses(&sidecar).len() == 1
+    });
     let mut client = sidecar.client();
     client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it is in flight", || removed.requests().len() == 1);
+    eventually("the request is in flight", || removed.requests().len() == 1);
     files.write("endpoints.json", &format!("[\"{}\"]", added.address));
-    eventually("the other takes over", || {
-        known_endpoints(&sidecar) == [added.address.to_string()]
+    eventually("the new endpoint replaces the removed one", || {
+        endpoint_addresses(&sidecar) == [added.address.to_string()]
     });
-    assert_eq!(sidecar.get("/").text(), "staying");
+    assert_eq!(sidecar.get("/").text(), "new");
     gate.release_one();
     assert_eq!(client.read_response().text(), "late");
     assert_eq!(removed.requests().len(), 1);

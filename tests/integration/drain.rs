@@ -1,42 +1,68 @@
-//! Leaving without losing a request.
+//! A drain loses no request: requests in flight complete, and late requests are rejected
+//! unprocessed.
 
 use std::time::{Duration, Instant};
 
 use outrigger::{resilience::lifecycle::Stage, state::instance::lifecycle::ExitReason};
 
 use crate::support::{
-    Client, ScriptedBackend, Sidecar,
+    Client, ReceivedResponse, ScriptedBackend, Sidecar,
     backend::ResponseGate,
     eventually, eventually_async,
     http2::{Http2Backend, Http2Client, grpc_message, read_body_and_trailers},
-    policy::{policy, policy_with_backend_fields},
+    policy::{PolicyBuilder, policy},
 };
 
-const SHORT_DRAIN: &str = "  lifecycle: {drain: {delay: 100ms, quietPeriod: 20ms, timeout: 20s}}\n";
+const SHORT_DELAY: &str = "100ms";
+const LONG_TIMEOUT: &str = "20s";
 
-/// With a way out for the app, to the same backend.
-fn policy_with_outbound_listener(backend: &ScriptedBackend, sections: &str) -> String {
-    let outbound = "    - {name: outbound, direction: Outbound, address: \"127.0.0.1:0\"}\n    - {name: inbound,";
-    policy(&[backend.address], sections)
-        .replace("    - {name: inbound,", outbound)
-        .replace(
-            "  routes:\n",
-            "  routes:\n    - {name: out, listeners: [outbound], backendRefs: [{name: app}]}\n",
+/// Returns the section `lifecycle` with a drain of this delay and timeout.
+fn drain_section(delay: &str, timeout: &str) -> String {
+    format!("  lifecycle: {{drain: {{delay: {delay}, quietPeriod: 20ms, timeout: {timeout}}}}}\n")
+}
+
+/// Returns a policy with a drain without delay, and with an outbound listener to the same backend.
+fn policy_with_outbound_listener(backend: &ScriptedBackend) -> String {
+    PolicyBuilder::to_backend(backend)
+        .listener(
+            "outbound",
+            "direction: Outbound, address: \"127.0.0.1:0\"",
+            false,
         )
+        .route("out", "listeners: [outbound], backendRefs: [{name: app}]")
+        .sections(&drain_section("0s", LONG_TIMEOUT))
+        .build()
+}
+
+#[track_caller]
+fn assert_announces_drain(response: &ReceivedResponse) {
+    assert_eq!(
+        (
+            response.status,
+            response.header("connection"),
+            response.header("x-outrigger-draining")
+        ),
+        (200, Some("close"), Some("1; ttl=25"))
+    );
 }
 
 #[test]
 fn a_draining_instance_is_unready_serves_new_requests_and_waits_for_those_in_flight() {
     let (backend, gate) = ScriptedBackend::gated();
-    let mut sidecar = Sidecar::start(&policy(&[backend.address], SHORT_DRAIN));
+    let mut sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &drain_section(SHORT_DELAY, LONG_TIMEOUT),
+    ));
     let mut slow = sidecar.client();
     slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.requests().len() == 1);
+    eventually("the backend receives the request", || {
+        backend.requests().len() == 1
+    });
     let mut idle = sidecar.client();
     assert_eq!(idle.get("/").header("connection"), Some("keep-alive"));
 
     sidecar.app().drain();
-    eventually("it is unready", || {
+    eventually("the instance is unready", || {
         sidecar.call_admin("GET", "/readyz").status == 503
     });
     assert_eq!(sidecar.call_admin("GET", "/livez").status, 200);
@@ -44,29 +70,20 @@ fn a_draining_instance_is_unready_serves_new_requests_and_waits_for_those_in_fli
         sidecar.admin_json("/api/v1/status")["lifecycle"],
         "draining"
     );
-    let during = idle.get("/");
-    assert_eq!(
-        (
-            during.status,
-            during.header("connection"),
-            during.header("x-outrigger-draining")
-        ),
-        (200, Some("close"), Some("1; ttl=25")),
-        "callers are told"
-    );
+    assert_announces_drain(&idle.get("/"));
     assert!(idle.is_closed());
-    eventually("the delay is over", || {
+    eventually("the drain delay has ended", || {
         sidecar.app().state().drain.stage() > Stage::Announcing
     });
     assert_eq!(
         sidecar.get("/").text(),
         "done",
-        "who has not heard of it yet is served"
+        "a client that has not seen the drain yet is served"
     );
     assert_eq!(
         sidecar.call_admin("POST", "/api/v1/drain").status,
         202,
-        "asking again changes nothing"
+        "a second drain request has no effect"
     );
 
     let app = sidecar.app.take().unwrap();
@@ -85,7 +102,7 @@ fn a_draining_instance_is_unready_serves_new_requests_and_waits_for_those_in_fli
     );
     assert!(
         ended.elapsed() < Duration::from_millis(200),
-        "gone {:?} after the last answer",
+        "ended {:?} after the last response",
         ended.elapsed()
     );
 }
@@ -93,34 +110,36 @@ fn a_draining_instance_is_unready_serves_new_requests_and_waits_for_those_in_fli
 #[test]
 fn a_drained_instance_serves_outbound_requests_and_rejects_late_inbound_ones_unprocessed() {
     let backend = ScriptedBackend::healthy();
-    let mut sidecar = Sidecar::start(&policy_with_outbound_listener(
-        &backend,
-        &SHORT_DRAIN.replace("delay: 100ms", "delay: 0s"),
-    ));
+    let mut sidecar = Sidecar::start(&policy_with_outbound_listener(&backend));
     let (mut idle, admin) = (sidecar.client(), sidecar.app().admin_address());
     idle.get("/");
     let waiting = std::thread::spawn(move || Client::connect(admin).get("/drained").text());
     assert_eq!(sidecar.call_admin("POST", "/api/v1/drain").status, 202);
     assert_eq!(waiting.join().unwrap(), "drained\n");
     assert_eq!(sidecar.admin_json("/api/v1/status")["lifecycle"], "drained");
-    let seen = backend.requests().len();
-    for late in [idle.post("/", "pay"), sidecar.client().get("/")] {
+    let requests_before = backend.requests().len();
+    for rejected in [idle.post("/", "pay"), sidecar.client().get("/")] {
         assert_eq!(
             (
-                late.status,
-                late.reason(),
-                late.header("connection"),
-                late.header("retry-after")
+                rejected.status,
+                rejected.reason(),
+                rejected.header("connection"),
+                rejected.header("retry-after")
             ),
             (503, "draining", Some("close"), Some("1"))
         );
         assert!(
-            late.header("x-outrigger-draining")
+            rejected
+                .header("x-outrigger-draining")
                 .unwrap()
                 .starts_with("1; ttl=")
         );
     }
-    assert_eq!(backend.requests().len(), seen, "nobody looked at them");
+    assert_eq!(
+        backend.requests().len(),
+        requests_before,
+        "the backend receives no rejected request"
+    );
     let outbound = Client::connect(sidecar.address("outbound")).get("/");
     assert_eq!(
         (
@@ -143,15 +162,14 @@ fn a_drained_instance_serves_outbound_requests_and_rejects_late_inbound_ones_unp
 #[test]
 fn an_instance_ends_when_no_outbound_request_is_in_flight_after_the_drain() {
     let (backend, gate) = ScriptedBackend::gated();
-    let mut sidecar = Sidecar::start(&policy_with_outbound_listener(
-        &backend,
-        &SHORT_DRAIN.replace("delay: 100ms", "delay: 0s"),
-    ));
+    let mut sidecar = Sidecar::start(&policy_with_outbound_listener(&backend));
     let mut outbound = Client::connect(sidecar.address("outbound"));
     outbound.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.requests().len() == 1);
+    eventually("the backend receives the request", || {
+        backend.requests().len() == 1
+    });
     sidecar.app().drain();
-    eventually("its callers are gone", || {
+    eventually("no inbound request is in flight", || {
         sidecar.admin_json("/api/v1/status")["lifecycle"] == "drained"
     });
     let app = sidecar.app.take().unwrap();
@@ -170,22 +188,25 @@ fn quitquitquit_skips_the_drain_delay() {
     let backend = ScriptedBackend::healthy();
     let mut sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &SHORT_DRAIN.replace("delay: 100ms", "delay: 15s"),
+        &drain_section("15s", LONG_TIMEOUT),
     ));
     assert_eq!(sidecar.call_admin("GET", "/quitquitquit").status, 405);
-    let began = Instant::now();
+    let started_at = Instant::now();
     assert_eq!(sidecar.call_admin("POST", "/quitquitquit").status, 200);
     assert_eq!(
         sidecar.app.take().unwrap().wait(),
         ExitReason::Drained { is_clean: true }
     );
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(started_at.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
 fn http2_connections_receive_goaway_at_once_and_their_streams_complete() {
     let (backend, gate) = ScriptedBackend::gated();
-    let mut sidecar = Sidecar::start(&policy(&[backend.address], SHORT_DRAIN));
+    let mut sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &drain_section(SHORT_DELAY, LONG_TIMEOUT),
+    ));
     let (runtime, address) = (
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -202,9 +223,12 @@ fn http2_connections_receive_goaway_at_once_and_their_streams_complete() {
         let (response, _) = sender
             .send_request(http::Request::get("http://a/slow").body(()).unwrap(), true)
             .unwrap();
-        eventually_async("it has arrived", || async { backend.requests().len() == 1 }).await;
+        eventually_async("the backend receives the request", || async {
+            backend.requests().len() == 1
+        })
+        .await;
         sidecar.app().drain();
-        eventually_async("no more streams are taken", || {
+        eventually_async("the connection accepts no more streams", || {
             let sender = sender.clone();
             async { sender.ready().await.is_err() }
         })
@@ -214,7 +238,11 @@ fn http2_connections_receive_goaway_at_once_and_their_streams_complete() {
         drop(sender);
         (response.status(), connection.await.unwrap().is_ok())
     });
-    assert_eq!(outcome, (http::StatusCode::OK, true), "nothing is cut off");
+    assert_eq!(
+        outcome,
+        (http::StatusCode::OK, true),
+        "the stream and the connection end without an error"
+    );
     assert_eq!(
         sidecar.app.take().unwrap().wait(),
         ExitReason::Drained { is_clean: true }
@@ -226,11 +254,13 @@ fn a_drain_ends_at_its_timeout() {
     let (backend, _gate) = ScriptedBackend::gated();
     let mut sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &SHORT_DRAIN.replace("timeout: 20s", "timeout: 150ms"),
+        &drain_section(SHORT_DELAY, "150ms"),
     ));
     let mut slow = sidecar.client();
     slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.requests().len() == 1);
+    eventually("the backend receives the request", || {
+        backend.requests().len() == 1
+    });
     sidecar.app().drain();
     assert_eq!(
         sidecar.app.take().unwrap().wait(),
@@ -243,7 +273,7 @@ fn an_idle_instance_ends_right_after_the_drain_delay() {
     let backend = ScriptedBackend::healthy();
     let mut sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &SHORT_DRAIN.replace("delay: 100ms", "delay: 0s"),
+        &drain_section("0s", LONG_TIMEOUT),
     ));
     let mut idle = sidecar.client();
     idle.get("/");
@@ -255,7 +285,7 @@ fn an_idle_instance_ends_right_after_the_drain_delay() {
     assert!(idle.is_closed(), "idle connections are closed");
 }
 
-/// Streams are ended as soon as the drain begins.
+/// Drain that closes streams as soon as it begins.
 const IMMEDIATE_STREAM_SHUTDOWN: &str =
     "  lifecycle: {drain: {delay: 0s, quietPeriod: 20ms, softTimeout: 0s, timeout: 20s}}\n";
 
@@ -266,14 +296,14 @@ fn a_drain_closes_a_websocket_with_1001_between_two_frames() {
         connection.send(
             "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
         );
-        // Half a frame, and the rest when the client has said something.
+        // Half a frame; the rest follows when the client has sent bytes.
         connection.send(b"\x81\x04ab");
-        assert_eq!(connection.read_exact(3).unwrap(), b"ask");
+        assert_eq!(connection.read_exact(3).unwrap(), b"msg");
         connection.send(b"cd");
         assert_eq!(
             connection.read_exact(8).unwrap(),
             b"\x88\x82\x00\x00\x00\x00\x03\xe9",
-            "the client's good-bye"
+            "the close frame of the client"
         );
         connection.send(b"\x88\x02\x03\xe9");
     });
@@ -284,17 +314,17 @@ fn a_drain_closes_a_websocket_with_1001_between_two_frames() {
     assert_eq!(client.read_head().unwrap().0, 101);
     assert_eq!(client.read_raw(4), b"\x81\x04ab");
     sidecar.app().drain();
-    eventually("streams are ended", || {
+    eventually("the drain closes streams", || {
         sidecar.app().state().drain.stage() == Stage::ClosingStreams
     });
-    client.send("ask");
+    client.send("msg");
     assert_eq!(
         client.read_raw(6),
         b"cd\x88\x02\x03\xe9",
-        "1001, and not in the middle of a frame"
+        "close code 1001, after the complete frame"
     );
     client.send(b"\x88\x82\x00\x00\x00\x00\x03\xe9");
-    assert!(client.is_closed(), "nothing comes after it");
+    assert!(client.is_closed(), "nothing follows the close frame");
     assert_eq!(
         sidecar.app.take().unwrap().wait(),
         ExitReason::Drained { is_clean: true }
@@ -308,10 +338,16 @@ fn a_drain_ends_server_sent_events_between_events_and_lets_downloads_complete() 
     let backend = ScriptedBackend::start(move |mut connection| {
         let request = connection.read_request().unwrap();
         if request.request_line().contains("/events") {
-            connection.send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n9\r\ndata: a\n\n\r\n");
+            connection.send(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                 transfer-encoding: chunked\r\n\r\n9\r\ndata: a\n\n\r\n",
+            );
             connection.wait_for_close();
         } else {
-            connection.send("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 18\r\n\r\ndata: a\n\n");
+            connection.send(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\
+                 content-length: 18\r\n\r\ndata: a\n\n",
+            );
             backend_gate.wait_for_release();
             connection.send("data: b\n\n");
         }
@@ -325,7 +361,7 @@ fn a_drain_ends_server_sent_events_between_events_and_lets_downloads_complete() 
     assert_eq!(
         events.read_body(200, events_head.1, true).text(),
         "data: a\n\n",
-        "complete, as if the app had ended it"
+        "the stream ends as if the backend had ended it"
     );
     gate.release_one();
     assert_eq!(
@@ -360,16 +396,17 @@ fn a_drain_ends_a_grpc_stream_between_two_messages_with_unavailable() {
                 false,
             )
             .unwrap();
-        // It goes on for ever.
+        // The stream does not end by itself.
         std::future::poll_fn(|context| stream.poll_reset(context))
             .await
             .unwrap();
     });
-    let mut sidecar = Sidecar::start(&policy_with_backend_fields(
-        &[format!("\"{}\"", backend.address)],
-        "protocol: GRPC",
-        IMMEDIATE_STREAM_SHUTDOWN,
-    ));
+    let mut sidecar = Sidecar::start(
+        &PolicyBuilder::new(&[backend.address])
+            .backend_fields("protocol: GRPC")
+            .sections(IMMEDIATE_STREAM_SHUTDOWN)
+            .build(),
+    );
     let client = Http2Client::connect(sidecar.address("inbound"));
     let (body, trailers) = client.runtime.block_on(async {
         let mut sender = client.sender.clone().ready().await.unwrap();
@@ -380,7 +417,7 @@ fn a_drain_ends_a_grpc_stream_between_two_messages_with_unavailable() {
             .unwrap();
         let (response, _) = sender.send_request(request, true).unwrap();
         let mut body = response.await.unwrap().into_body();
-        // It was open before the drain began.
+        // The stream is open before the drain begins.
         sidecar.app().drain();
         read_body_and_trailers(&mut body).await
     });

@@ -1,4 +1,4 @@
-//! Faults on purpose, and copies for others.
+//! Fault injection and request mirroring.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +7,19 @@ use crate::support::{
     backend::{ResponseGate, ok_response},
     eventually,
     http2::Http2Client,
-    policy::{policy, with_backend},
+    policy::PolicyBuilder,
 };
 
 const FAR_FUTURE: &str = "2999-01-01T00:00:00Z";
 
-/// The usual policy with this in its route.
-fn policy_with_route_fields(backend: &ScriptedBackend, section: &str) -> String {
-    let text = policy(&[backend.address], "");
-    assert!(text.contains("- {name: in,"), "{text}");
-    text.replace("- {name: in,", &format!("- {{name: in, {section},"))
+fn policy_with_route_fields(backend: &ScriptedBackend, fields: &str) -> String {
+    PolicyBuilder::to_backend(backend)
+        .route_fields(fields)
+        .build()
 }
 
 #[test]
-fn an_abort_responds_in_http_or_grpc_and_never_reaches_the_app() {
+fn an_abort_responds_in_http_or_grpc_and_never_reaches_the_backend() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
@@ -53,15 +52,20 @@ fn an_abort_responds_in_http_or_grpc_and_never_reaches_the_app() {
 }
 
 #[test]
-fn a_delay_precedes_the_request_and_an_abort_affects_its_percentage() {
+fn a_delay_precedes_the_request() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
         &format!("faultInjection: {{until: {FAR_FUTURE}, delay: {{fixedDelay: 80ms}}}}"),
     ));
-    let began = Instant::now();
+    let started_at = Instant::now();
     assert_eq!(sidecar.get("/").text(), "hello");
-    assert!(began.elapsed() >= Duration::from_millis(80));
+    assert!(started_at.elapsed() >= Duration::from_millis(80));
+}
+
+#[test]
+fn an_abort_affects_its_percentage_of_the_requests() {
+    let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy_with_route_fields(
         &backend,
         &format!(
@@ -70,7 +74,7 @@ fn a_delay_precedes_the_request_and_an_abort_affects_its_percentage() {
     ));
     let mut client = sidecar.client();
     let aborted = (0..1_000).filter(|_| client.get("/").status == 503).count();
-    // Six standard deviations of a binomial around 300.
+    // The bounds are six standard deviations of a binomial distribution around 300.
     assert!((213..=387).contains(&aborted), "{aborted}");
 }
 
@@ -95,13 +99,17 @@ fn active_faults_are_bounded_by_max_active_faults() {
     ));
     let mut waiting = sidecar.client();
     waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("one is kept waiting", || sidecar.in_flight() == 1);
-    assert_eq!(sidecar.get("/").status, 200, "the others pass");
+    eventually("the first request is delayed", || sidecar.in_flight() == 1);
+    assert_eq!(
+        sidecar.get("/").status,
+        200,
+        "other requests are not delayed"
+    );
     drop(waiting);
-    eventually("nobody waits", || sidecar.in_flight() == 0);
+    eventually("nothing is in flight", || sidecar.in_flight() == 0);
     let mut next = sidecar.client();
     next.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("the place that was given back is taken", || {
+    eventually("the released fault delays the next request", || {
         sidecar.in_flight() == 1
     });
     assert_eq!(sidecar.get("/").status, 200);
@@ -119,17 +127,15 @@ fn a_reload_retains_the_count_of_active_faults() {
     let sidecar = Sidecar::start(&text);
     let mut waiting = sidecar.client();
     waiting.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("one is kept waiting", || sidecar.in_flight() == 1);
+    eventually("the first request is delayed", || sidecar.in_flight() == 1);
     assert_eq!(
-        sidecar
-            .reload(&text.replace("metadata", "# again\nmetadata"))
-            .status,
+        sidecar.reload(&format!("# another version\n{text}")).status,
         200
     );
     assert_eq!(
         sidecar.get("/").status,
         200,
-        "there is still one place, and it is taken"
+        "the delayed request still counts after the reload"
     );
 }
 
@@ -152,20 +158,22 @@ fn a_shadow_fault_is_counted_and_not_injected() {
 fn policy_with_mirror(
     app: &ScriptedBackend,
     mirror: &ScriptedBackend,
-    mirrors: &str,
+    mirror_fields: &str,
     sections: &str,
 ) -> String {
-    with_backend("other", mirror, &policy(&[app.address], sections)).replace(
-        "- {name: in,",
-        &format!("- {{name: in, filters: [{mirrors}],"),
-    )
+    let filter = format!(
+        "{{type: RequestMirror, requestMirror: {{backendRef: {{name: other}}{mirror_fields}}}}}"
+    );
+    PolicyBuilder::to_backend(app)
+        .scripted_backend("other", mirror)
+        .route_fields(format!("filters: [{filter}]"))
+        .sections(sections)
+        .build()
 }
 
-fn start_with_mirror(app: &ScriptedBackend, mirror: &ScriptedBackend, mirrors: &str) -> Sidecar {
-    Sidecar::start(&policy_with_mirror(app, mirror, mirrors, ""))
+fn start_with_mirror(app: &ScriptedBackend, mirror: &ScriptedBackend) -> Sidecar {
+    Sidecar::start(&policy_with_mirror(app, mirror, "", ""))
 }
-
-const MIRROR_FILTER: &str = "{type: RequestMirror, requestMirror: {backendRef: {name: other}}}";
 
 #[test]
 fn a_mirrored_request_is_identical_and_its_response_is_discarded() {
@@ -173,25 +181,27 @@ fn a_mirrored_request_is_identical_and_its_response_is_discarded() {
         ScriptedBackend::healthy(),
         ScriptedBackend::responding_with(|_| ok_response("from the mirror")),
     );
-    let sidecar = start_with_mirror(&app, &mirror, MIRROR_FILTER);
+    let sidecar = start_with_mirror(&app, &mirror);
     let mut client = sidecar.client();
     assert_eq!(client.get("/a?x=1").text(), "hello");
-    assert_eq!(client.post("/pay", "money").text(), "hello");
-    eventually("both came", || mirror.requests().len() == 2);
-    let mut seen: Vec<(String, Vec<u8>)> = mirror
+    assert_eq!(client.post("/pay", "order").text(), "hello");
+    eventually("both mirrored requests have arrived", || {
+        mirror.requests().len() == 2
+    });
+    let mut mirrored: Vec<(String, Vec<u8>)> = mirror
         .requests()
         .iter()
-        .map(|seen| (seen.request_line().to_owned(), seen.body.clone()))
+        .map(|request| (request.request_line().to_owned(), request.body.clone()))
         .collect();
-    seen.sort();
+    mirrored.sort();
     assert_eq!(
-        seen,
+        mirrored,
         [
             ("GET /a?x=1 HTTP/1.1".to_owned(), Vec::new()),
-            ("POST /pay HTTP/1.1".to_owned(), b"money".to_vec())
+            ("POST /pay HTTP/1.1".to_owned(), b"order".to_vec())
         ]
     );
-    eventually("it is counted", || {
+    eventually("both mirrored requests are counted", || {
         sidecar.metric(r#"outrigger_mirrored_requests_total{backend="other",result="sent"}"#) == 2.0
     });
 }
@@ -204,13 +214,13 @@ fn a_slow_or_unreachable_mirror_affects_no_request_and_mirroring_is_bounded() {
         ScriptedBackend::healthy(),
         ScriptedBackend::responding_with(move |_| {
             backend_gate.wait_for_release();
-            ok_response("late")
+            ok_response("slow")
         }),
     );
     let sidecar = Sidecar::start(&policy_with_mirror(
         &app,
         &stuck,
-        MIRROR_FILTER,
+        "",
         "  defaults: {timeouts: {request: 0s, backendRequest: 0s}}\n",
     ));
     let mut client = sidecar.client();
@@ -220,30 +230,26 @@ fn a_slow_or_unreachable_mirror_affects_no_request_and_mirroring_is_bounded() {
     assert!(
         sidecar.metric(r#"outrigger_mirrored_requests_total{backend="other",result="skipped"}"#)
             >= 72.0,
-        "128 are out, and no more"
+        "at most 128 mirrored requests are in flight"
     );
     (0..200).for_each(|_| gate.release_one());
-    let gone = ScriptedBackend::healthy();
-    let sidecar = start_with_mirror(&app, &gone, MIRROR_FILTER);
-    drop(gone);
+    let unreachable = ScriptedBackend::healthy();
+    let sidecar = start_with_mirror(&app, &unreachable);
+    drop(unreachable);
     assert_eq!(sidecar.get("/").status, 200);
 }
 
 #[test]
 fn a_request_with_an_unbuffered_body_or_at_zero_percent_is_not_mirrored() {
     let (app, mirror) = (ScriptedBackend::healthy(), ScriptedBackend::healthy());
-    let sidecar = start_with_mirror(&app, &mirror, MIRROR_FILTER);
+    let sidecar = start_with_mirror(&app, &mirror);
     let body = "x".repeat((64 << 10) + 1);
     assert_eq!(sidecar.client().post("/", &body).status, 200);
-    eventually("it is counted", || {
+    eventually("the skipped request is counted", || {
         sidecar.metric(r#"outrigger_mirrored_requests_total{backend="other",result="skipped"}"#)
             == 1.0
     });
-    let sidecar = start_with_mirror(
-        &app,
-        &mirror,
-        &MIRROR_FILTER.replace("other}}", "other}, percent: 0}"),
-    );
+    let sidecar = Sidecar::start(&policy_with_mirror(&app, &mirror, ", percent: 0", ""));
     assert_eq!(sidecar.get("/").status, 200);
     assert_eq!(mirror.requests().len(), 0);
 }

@@ -1,9 +1,10 @@
-//! What goes through, and how it looks on the other side.
+//! How requests and responses are forwarded: headers, framing, routes, filters and endpoints.
 
 use crate::support::{
     Client, ScriptedBackend, Sidecar,
-    backend::{ok_response, response},
-    policy::policy,
+    backend::ok_response,
+    eventually,
+    policy::{PolicyBuilder, policy},
 };
 
 #[test]
@@ -12,13 +13,16 @@ fn a_forwarded_request_keeps_end_to_end_headers_and_drops_hop_by_hop_headers() {
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     client.send(
-        "GET /a?b=c HTTP/1.1\r\nHost: shop\r\nConnection: keep-alive, x-private, content-length\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\nTE: gzip\r\nProxy-Connection: x\r\n\
-         Trailer: x\r\nUpgrade: h2c\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 9.9.9.9\r\nX-Kept: yes\r\n\r\n",
+        "GET /a?b=c HTTP/1.1\r\nHost: shop\r\n\
+         Connection: keep-alive, x-private, content-length\r\nX-Private: 1\r\n\
+         Keep-Alive: timeout=5\r\nTE: gzip\r\nProxy-Connection: x\r\nTrailer: x\r\nUpgrade: h2c\r\n\
+         traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\
+         X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 9.9.9.9\r\nX-Retained: yes\r\n\r\n",
     );
     assert_eq!(client.read_response().text(), "hello");
     let forwarded = &backend.requests()[0];
     assert_eq!(forwarded.request_line(), "GET /a?b=c HTTP/1.1");
-    for gone in [
+    for removed in [
         "connection",
         "x-private",
         "keep-alive",
@@ -27,7 +31,7 @@ fn a_forwarded_request_keeps_end_to_end_headers_and_drops_hop_by_hop_headers() {
         "trailer",
         "upgrade",
     ] {
-        assert_eq!(forwarded.header(gone), None, "{gone}");
+        assert_eq!(forwarded.header(removed), None, "{removed}");
     }
     let id = forwarded.header("x-request-id").unwrap();
     assert!(
@@ -36,7 +40,7 @@ fn a_forwarded_request_keeps_end_to_end_headers_and_drops_hop_by_hop_headers() {
     );
     for (name, value) in [
         ("host", "shop"),
-        ("x-kept", "yes"),
+        ("x-retained", "yes"),
         ("via", "1.1 outrigger"),
         ("x-forwarded-for", "1.1.1.1, 9.9.9.9, 127.0.0.1"),
         ("x-forwarded-proto", "http"),
@@ -66,7 +70,9 @@ fn the_request_id_of_the_client_is_forwarded() {
 #[test]
 fn a_response_of_the_app_cannot_claim_to_be_from_the_sidecar() {
     let backend = ScriptedBackend::responding_with(|_| {
-        "HTTP/1.1 503 No\r\nx-outrigger-reason: spoofed\r\nconnection: x-secret\r\nx-secret: 1\r\nkeep-alive: timeout=9\r\ncontent-length: 2\r\n\r\nno".into()
+        "HTTP/1.1 503 No\r\nx-outrigger-reason: spoofed\r\nconnection: x-secret\r\n\
+         x-secret: 1\r\nkeep-alive: timeout=9\r\ncontent-length: 2\r\n\r\nno"
+            .into()
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let response = sidecar.get("/");
@@ -88,7 +94,9 @@ fn a_response_of_the_app_cannot_claim_to_be_from_the_sidecar() {
 #[test]
 fn repeated_headers_keep_their_order_and_the_reason_phrase_is_forwarded() {
     let backend = ScriptedBackend::responding_with(|_| {
-        "HTTP/1.1 418 Short And Stout\r\nSet-Cookie: a=1\r\nX-Other: x\r\nSet-Cookie: b=2\r\ncontent-length: 0\r\n\r\n".into()
+        "HTTP/1.1 418 Short And Stout\r\nSet-Cookie: a=1\r\nX-Other: x\r\nSet-Cookie: b=2\r\n\
+         content-length: 0\r\n\r\n"
+            .into()
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
@@ -133,7 +141,11 @@ fn pipelined_requests_receive_responses_in_order() {
     let backend = ScriptedBackend::responding_with(|request| ok_response(request.request_line()));
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
-    client.send("GET /1 HTTP/1.1\r\nhost: a\r\n\r\nPOST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabcGET /3 HTTP/1.1\r\nhost: a\r\n\r\n");
+    client.send(
+        "GET /1 HTTP/1.1\r\nhost: a\r\n\r\n\
+         POST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc\
+         GET /3 HTTP/1.1\r\nhost: a\r\n\r\n",
+    );
     let lines: Vec<String> = (0..3).map(|_| client.read_response().text()).collect();
     assert_eq!(
         lines,
@@ -244,56 +256,57 @@ fn interim_responses_are_forwarded_and_a_100_releases_the_request_body() {
     assert_eq!(client.send("body").read_response().text(), "done");
 }
 
+/// The names of routes and backends, and the fields that state what the routes match.
+const ROUTE_MATCHES: [(&str, &str); 5] = [
+    (
+        "exact",
+        "hostnames: [pay.shop], matches: [{path: {type: Exact, value: /v1/a}}]",
+    ),
+    (
+        "prefix",
+        "hostnames: [pay.shop], matches: [{path: {value: /v1}}]",
+    ),
+    (
+        "regex",
+        "hostnames: [\"*.shop\"], \
+         matches: [{path: {type: RegularExpression, value: \"/items/[0-9]+\"}}]",
+    ),
+    (
+        "method",
+        "hostnames: [pay.shop], matches: [{path: {value: /v1}, method: DELETE}]",
+    ),
+    (
+        "header",
+        "hostnames: [pay.shop], \
+         matches: [{path: {value: /v1}, headers: [{name: X-Team, value: red}]}]",
+    ),
+];
+
+/// Returns a policy with a route to `default` that matches all requests, and `ROUTE_MATCHES`.
+fn policy_with_routes(default: &ScriptedBackend, backends: [&ScriptedBackend; 5]) -> String {
+    ROUTE_MATCHES
+        .iter()
+        .zip(backends)
+        .fold(
+            PolicyBuilder::to_backend(default),
+            |policy, ((name, matches), backend)| {
+                let fields =
+                    format!("listeners: [inbound], {matches}, backendRefs: [{{name: {name}}}]");
+                policy.scripted_backend(name, backend).route(name, &fields)
+            },
+        )
+        .build()
+}
+
 #[test]
 fn routes_match_by_host_path_method_and_header() {
     let [plain, exact, prefix, regex, method, header] =
         ["plain", "exact", "prefix", "regex", "method", "header"]
             .map(|name| ScriptedBackend::responding_with(move |_| ok_response(name)));
-    let backends = [
-        ("plain", &plain),
-        ("exact", &exact),
-        ("prefix", &prefix),
-        ("regex", &regex),
-        ("method", &method),
-        ("header", &header),
-    ];
-    let matches = [
-        ("plain", ""),
-        (
-            "exact",
-            "hostnames: [pay.shop], matches: [{path: {type: Exact, value: /v1/a}}], ",
-        ),
-        (
-            "prefix",
-            "hostnames: [pay.shop], matches: [{path: {value: /v1}}], ",
-        ),
-        (
-            "regex",
-            "hostnames: [\"*.shop\"], matches: [{path: {type: RegularExpression, value: \"/items/[0-9]+\"}}], ",
-        ),
-        (
-            "method",
-            "hostnames: [pay.shop], matches: [{path: {value: /v1}, method: DELETE}], ",
-        ),
-        (
-            "header",
-            "hostnames: [pay.shop], matches: [{path: {value: /v1}, headers: [{name: X-Team, value: red}]}], ",
-        ),
-    ];
-    let mut text = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: test}\nspec:\n  listeners:\n    - {name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}\n  backends:\n".to_owned();
-    for (name, backend) in backends {
-        text += &format!(
-            "    - {{name: {name}, endpoints: [\"{}\"]}}\n",
-            backend.address
-        );
-    }
-    text += "  routes:\n";
-    for (name, matches) in matches {
-        text += &format!(
-            "    - {{name: {name}, listeners: [inbound], {matches}backendRefs: [{{name: {name}}}]}}\n"
-        );
-    }
-    let sidecar = Sidecar::start(&text);
+    let sidecar = Sidecar::start(&policy_with_routes(
+        &plain,
+        [&exact, &prefix, &regex, &method, &header],
+    ));
     let send = |request: &str| {
         sidecar
             .client()
@@ -324,16 +337,17 @@ fn routes_match_by_host_path_method_and_header() {
     assert_eq!(
         exact.requests()[1].request_line(),
         "GET /v1/a HTTP/1.1",
-        "absolute form becomes origin form"
+        "the absolute form is forwarded in origin form"
     );
 }
 
 #[test]
 fn a_request_without_a_matching_route_receives_404_no_route() {
     let backend = ScriptedBackend::healthy();
-    let text =
-        policy(&[backend.address], "").replace("backendRefs", "hostnames: [shop], backendRefs");
-    let sidecar = Sidecar::start(&text);
+    let policy = PolicyBuilder::to_backend(&backend)
+        .route_fields("hostnames: [shop]")
+        .build();
+    let sidecar = Sidecar::start(&policy);
     let response = sidecar.get("/");
     assert_eq!(
         (
@@ -355,30 +369,42 @@ fn a_request_without_a_matching_route_receives_404_no_route() {
     assert_eq!(sidecar.access_log_lines(1)[0]["reason"], "no_route");
 }
 
+/// Returns a policy that modifies requests under `/api` and redirects requests under `/old`.
+fn policy_with_filters(backend: &ScriptedBackend) -> String {
+    PolicyBuilder::to_backend(backend)
+        .route_fields("matches: [{path: {value: /api}}]")
+        .route_fields(
+            "filters: [\
+             {type: RequestHeaderModifier, requestHeaderModifier: {remove: [cookie], \
+             set: [{name: x-env, value: prod}], add: [{name: accept, value: text/html}]}}, \
+             {type: ResponseHeaderModifier, responseHeaderModifier: {remove: [server], \
+             set: [{name: x-old, value: \"2\"}]}}, \
+             {type: URLRewrite, urlRewrite: {hostname: app.internal, \
+             path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}]",
+        )
+        .route(
+            "moved",
+            "listeners: [inbound], matches: [{path: {value: /old}}], \
+             filters: [{type: RequestRedirect, requestRedirect: {scheme: https, \
+             hostname: new.shop, statusCode: 308, \
+             path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]",
+        )
+        .build()
+}
+
 #[test]
 fn filters_change_headers_host_and_path_or_redirect() {
     let backend = ScriptedBackend::responding_with(|_| {
         "HTTP/1.1 200 OK\r\nserver: app\r\nx-old: 1\r\ncontent-length: 0\r\n\r\n".into()
     });
-    let text = policy(&[backend.address], "").replace(
-        "    - {name: in, listeners: [inbound], backendRefs: [{name: app}]}\n",
-        "    - name: in
-      listeners: [inbound]
-      matches: [{path: {value: /api}}]
-      backendRefs: [{name: app}]
-      filters:
-        - {type: RequestHeaderModifier, requestHeaderModifier: {remove: [cookie], set: [{name: x-env, value: prod}], add: [{name: accept, value: text/html}]}}
-        - {type: ResponseHeaderModifier, responseHeaderModifier: {remove: [server], set: [{name: x-old, value: \"2\"}]}}
-        - {type: URLRewrite, urlRewrite: {hostname: app.internal, path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}
-    - name: moved
-      listeners: [inbound]
-      matches: [{path: {value: /old}}]
-      filters:
-        - {type: RequestRedirect, requestRedirect: {scheme: https, hostname: new.shop, statusCode: 308, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}
-",
-    );
-    let sidecar = Sidecar::start(&text);
-    let response = sidecar.client().send("GET /api/items?x=1 HTTP/1.1\r\nhost: shop\r\ncookie: secret\r\nx-env: test\r\naccept: a/b\r\n\r\n").read_response();
+    let sidecar = Sidecar::start(&policy_with_filters(&backend));
+    let response = sidecar
+        .client()
+        .send(
+            "GET /api/items?x=1 HTTP/1.1\r\nhost: shop\r\ncookie: secret\r\nx-env: test\r\n\
+             accept: a/b\r\n\r\n",
+        )
+        .read_response();
     assert_eq!(
         (response.header("server"), response.header("x-old")),
         (None, Some("2"))
@@ -414,18 +440,20 @@ fn weights_split_requests_over_backends() {
         ScriptedBackend::healthy(),
         ScriptedBackend::healthy(),
     );
-    let text = format!(
-        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: test}}\nspec:\n  listeners: [{{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}]\n  backends:\n    \
-         - {{name: heavy, endpoints: [\"{}\"]}}\n    - {{name: light, endpoints: [\"{}\"]}}\n    - {{name: none, endpoints: [\"{}\"]}}\n  routes:\n    \
-         - {{name: in, listeners: [inbound], backendRefs: [{{name: heavy, weight: 90}}, {{name: light, weight: 10}}, {{name: none, weight: 0}}]}}\n",
-        heavy.address, light.address, none.address
-    );
-    let sidecar = Sidecar::start(&text);
+    let policy = PolicyBuilder::to_backend(&heavy)
+        .scripted_backend("light", &light)
+        .scripted_backend("none", &none)
+        .route_fields(
+            "backendRefs: [{name: app, weight: 90}, {name: light, weight: 10}, \
+             {name: none, weight: 0}]",
+        )
+        .build();
+    let sidecar = Sidecar::start(&policy);
     let mut client = sidecar.client();
     for _ in 0..1_000 {
         client.get("/");
     }
-    // 100 expected with a deviation of 9.5: six of those either side.
+    // The expected count is 100 with a standard deviation of 9.5. Six deviations are tolerated.
     assert!(
         (43..=157).contains(&light.requests().len()),
         "{}",
@@ -441,13 +469,12 @@ fn weights_split_requests_over_backends() {
 }
 
 #[test]
-fn round_robin_alternates_and_least_request_avoids_busy_endpoints() {
+fn round_robin_alternates_between_endpoints() {
     let backends = [ScriptedBackend::healthy(), ScriptedBackend::healthy()];
-    let text = policy(&[backends[0].address, backends[1].address], "").replace(
-        "]}\n  routes",
-        "], loadBalancer: {type: RoundRobin}}\n  routes",
-    );
-    let sidecar = Sidecar::start(&text);
+    let policy = PolicyBuilder::new(&[backends[0].address, backends[1].address])
+        .backend_fields("loadBalancer: {type: RoundRobin}")
+        .build();
+    let sidecar = Sidecar::start(&policy);
     for _ in 0..10 {
         sidecar.get("/");
     }
@@ -455,53 +482,52 @@ fn round_robin_alternates_and_least_request_avoids_busy_endpoints() {
         [backends[0].requests().len(), backends[1].requests().len()],
         [5, 5]
     );
+}
 
-    let stuck = ScriptedBackend::start(|mut connection| {
+#[test]
+fn least_request_avoids_busy_endpoints() {
+    let busy = ScriptedBackend::start(|mut connection| {
         connection.read_request();
         connection.wait_for_close();
     });
-    let free = ScriptedBackend::healthy();
-    let sidecar = Sidecar::start(&policy(&[stuck.address, free.address], ""));
+    let idle = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(&[busy.address, idle.address], ""));
     let mut waiting_clients: Vec<Client> = Vec::new();
-    while stuck.requests().is_empty() {
+    while busy.requests().is_empty() {
         let mut client = sidecar.client();
         client.send("GET /hold HTTP/1.1\r\nhost: a\r\n\r\n");
         waiting_clients.push(client);
-        crate::support::eventually("the request has arrived somewhere", || {
-            stuck.requests().len() + free.requests().len() == waiting_clients.len()
+        eventually("an endpoint receives the request", || {
+            busy.requests().len() + idle.requests().len() == waiting_clients.len()
         });
     }
-    let before = stuck.requests().len();
+    let held = busy.requests().len();
     for _ in 0..50 {
-        crate::support::eventually("only the held requests are in flight", || {
-            sidecar.in_flight() == before
+        eventually("only the held requests are in flight", || {
+            sidecar.in_flight() == held
         });
         assert_eq!(sidecar.get("/").status, 200);
     }
     assert_eq!(
-        stuck.requests().len(),
-        before,
-        "of two, the one with less to do wins"
+        busy.requests().len(),
+        held,
+        "the endpoint with fewer requests in flight is selected"
     );
 }
 
 #[test]
 fn an_outbound_request_carries_no_x_forwarded_for() {
     let backend = ScriptedBackend::responding_with(|_| {
-        response(200, "x").replace(
-            "\r\n\r\n",
-            "\r\nx-outrigger-reason: rate_limited:theirs\r\n\r\n",
-        )
+        "HTTP/1.1 200 OK\r\nx-outrigger-reason: rate_limited:peer\r\ncontent-length: 1\r\n\r\nx"
+            .into()
     });
-    let sidecar = Sidecar::start(
-        &policy(&[backend.address], "").replace("direction: Inbound", "direction: Outbound"),
-    );
+    let sidecar = Sidecar::start(&PolicyBuilder::to_backend(&backend).outbound().build());
     let response = sidecar.get("/");
     assert_eq!(backend.requests()[0].header("x-forwarded-for"), None);
     assert_eq!(
         response.reason(),
-        "rate_limited:theirs",
-        "the other side's sidecar may say so"
+        "rate_limited:peer",
+        "an outbound listener forwards the reason of the sidecar at the endpoint"
     );
 }
 

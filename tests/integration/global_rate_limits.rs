@@ -1,34 +1,59 @@
-//! Limits of the whole service: in a real Redis, or divided by the number of instances.
+//! Rate limits of all instances: in a real Redis, or divided by the number of instances.
 
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    ScriptedBackend, Sidecar,
-    backend::ok_response,
-    eventually,
-    policy::{policy, quoted_addresses},
+    ScriptedBackend, Sidecar, eventually,
+    policy::{PolicyBuilder, policy},
     redis::RedisServer,
 };
 
 const SHARED_RULE: &str = "{name: all, limit: {requests: 1, unit: Hour, burst: 6}}";
 
-/// A policy with rules of all instances, and with more below `globalRateLimit`.
-fn policy_with_global_rules(
-    backend: &ScriptedBackend,
-    rules: &str,
-    backend_fields: &str,
-) -> String {
-    let sections = format!(
-        "  globalRateLimit: {{{backend_fields}}}\n  defaults:\n    rateLimit: {{global: {{rules: [{rules}]}}}}\n"
-    );
-    policy(&[backend.address], &sections)
+/// A rule with one bucket for each value of the header `x-key`. `limit` is its limit.
+fn rule_per_key(limit: &str) -> String {
+    format!(
+        "{{name: each, clientSelectors: [{{headers: [{{name: x-key, type: Distinct}}]}}], \
+         limit: {{{limit}}}}}"
+    )
+}
+
+/// Returns sections whose `rateLimit` has these fields. `global_fields` are those of
+/// `globalRateLimit`.
+fn rate_limit_sections(rate_limit_fields: &str, global_fields: &str) -> String {
+    format!(
+        "  globalRateLimit: {{{global_fields}}}\n  defaults:\n    \
+         rateLimit: {{{rate_limit_fields}}}\n"
+    )
+}
+
+/// Returns a policy with these global rules. `global_fields` are those of `globalRateLimit`.
+fn policy_with_global_rules(backend: &ScriptedBackend, rules: &str, global_fields: &str) -> String {
+    let rules = format!("global: {{rules: [{rules}]}}");
+    policy(
+        &[backend.address],
+        &rate_limit_sections(&rules, global_fields),
+    )
 }
 
 fn redis_fields(redis: &RedisServer) -> String {
+    redis_fields_with_timeout(redis, "1s")
+}
+
+fn redis_fields_with_timeout(redis: &RedisServer, timeout: &str) -> String {
     format!(
-        "backend: {{type: Redis, redis: {{url: \"redis://{}\"}}}}, timeout: 1s",
+        "backend: {{type: Redis, redis: {{url: \"redis://{}\"}}}}, timeout: {timeout}",
         redis.address
     )
+}
+
+/// Returns the status and the reason for a request with this value of the header `x-key`.
+fn send_with_key(sidecar: &Sidecar, key: &str) -> (u16, String) {
+    let response = sidecar
+        .client()
+        .send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n"))
+        .read_response();
+    (response.status, response.reason().to_owned())
 }
 
 #[test]
@@ -45,7 +70,7 @@ fn two_instances_share_one_bucket() {
     assert_eq!(
         responses
             .iter()
-            .map(|answer| answer.status)
+            .map(|response| response.status)
             .collect::<Vec<_>>(),
         [200, 200, 200, 200, 200, 200, 429, 429]
     );
@@ -60,8 +85,8 @@ fn two_instances_share_one_bucket() {
         ),
         ("rate_limited:all", Some(r#""all";q=1;w=3600"#))
     );
-    let wait: u64 = responses[7].header("retry-after").unwrap().parse().unwrap();
-    assert!((3_590..=3_600).contains(&wait), "{wait}");
+    let retry_after: u64 = responses[7].header("retry-after").unwrap().parse().unwrap();
+    assert!((3_590..=3_600).contains(&retry_after), "{retry_after}");
     assert_eq!(
         instances[0].global_rate_limit_requests("granted")
             + instances[1].global_rate_limit_requests("granted"),
@@ -78,34 +103,33 @@ fn shared_buckets_are_separated_by_key_and_prefix_and_contain_no_secrets() {
     ) else {
         return;
     };
-    let rule = "{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1, unit: Hour}}";
+    let rule = rule_per_key("requests: 1, unit: Hour");
     let url = format!("redis://:pa%3Ass%40word@{}/3", redis.address);
-    let text = |prefix: &str| {
-        policy_with_global_rules(
-            &backend,
-            rule,
-            &format!(
-                "backend: {{type: Redis, redis: {{url: \"{url}\", prefix: {prefix}}}}}, timeout: 1s"
-            ),
-        )
+    let policy_with_prefix = |prefix: &str| {
+        let fields = format!(
+            "backend: {{type: Redis, redis: {{url: \"{url}\", prefix: {prefix}}}}}, timeout: 1s"
+        );
+        policy_with_global_rules(&backend, &rule, &fields)
     };
-    let (first, second) = (Sidecar::start(&text("shop")), Sidecar::start(&text("bank")));
+    let [first, second] =
+        ["shop", "bank"].map(|prefix| Sidecar::start(&policy_with_prefix(prefix)));
     [&first, &second]
         .into_iter()
         .for_each(Sidecar::wait_for_global_rate_limit_connection);
-    let status_for_key = |sidecar: &Sidecar, key: &str| {
-        sidecar
-            .client()
-            .send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n"))
-            .read_response()
-            .status
-    };
     assert_eq!(
-        ["my-secret", "b", "my-secret"].map(|key| status_for_key(&first, key)),
+        ["my-secret", "b", "my-secret"].map(|key| send_with_key(&first, key).0),
         [200, 200, 429]
     );
-    assert_eq!(status_for_key(&second, "my-secret"), 200, "another service");
-    assert_eq!(first.get("/").status, 200, "not meant");
+    assert_eq!(
+        send_with_key(&second, "my-secret").0,
+        200,
+        "another prefix has its own bucket"
+    );
+    assert_eq!(
+        first.get("/").status,
+        200,
+        "a request without a key is not limited"
+    );
     let keys = redis.all_keys(3);
     assert!(
         keys.len() == 3
@@ -115,8 +139,8 @@ fn shared_buckets_are_separated_by_key_and_prefix_and_contain_no_secrets() {
         "{keys:?}"
     );
     assert!(!format!("{keys:?}").contains("secret"), "{keys:?}");
-    // What a reload compares and tells shows no password.
-    first.reload(&text("other"));
+    // The change that a reload logs contains no password.
+    first.reload(&policy_with_prefix("other"));
     let events = first.events().join("\n");
     assert!(
         events.contains("globalRateLimit") && !events.contains("word@"),
@@ -130,7 +154,8 @@ fn a_noisy_key_does_not_exhaust_the_bucket_of_all_keys() {
         return;
     };
     let rules = format!(
-        "{SHARED_RULE}, {{name: each, clientSelectors: [{{headers: [{{name: x-key, type: Distinct}}]}}], limit: {{requests: 1, unit: Hour, burst: 3}}}}"
+        "{SHARED_RULE}, {}",
+        rule_per_key("requests: 1, unit: Hour, burst: 3")
     );
     let sidecar = Sidecar::start(&policy_with_global_rules(
         &backend,
@@ -138,14 +163,9 @@ fn a_noisy_key_does_not_exhaust_the_bucket_of_all_keys() {
         &redis_fields(&redis),
     ));
     sidecar.wait_for_global_rate_limit_connection();
-    let send_with_key = |key: &str| {
-        let answer = sidecar
-            .client()
-            .send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n"))
-            .read_response();
-        (answer.status, answer.reason().to_owned())
-    };
-    let noisy: Vec<_> = (0..30).map(|_| send_with_key("noisy").1).collect();
+    let noisy: Vec<_> = (0..30)
+        .map(|_| send_with_key(&sidecar, "noisy").1)
+        .collect();
     assert_eq!(
         noisy
             .iter()
@@ -154,9 +174,9 @@ fn a_noisy_key_does_not_exhaust_the_bucket_of_all_keys() {
         27
     );
     assert_eq!(
-        ["a", "b", "c", "d"].map(|key| send_with_key(key).1),
+        ["a", "b", "c", "d"].map(|key| send_with_key(&sidecar, key).1),
         ["", "", "", "rate_limited:all"],
-        "three of six were left"
+        "the noisy key consumes three of six tokens"
     );
 }
 
@@ -165,25 +185,20 @@ fn the_keys_of_a_global_rule_are_bounded() {
     let (Some(redis), backend) = (RedisServer::start(None), ScriptedBackend::healthy()) else {
         return;
     };
-    let rule = "{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1, unit: Hour, burst: 2}}";
-    let sidecar = Sidecar::start(
-        &policy_with_global_rules(&backend, rule, &redis_fields(&redis))
-            .replace("rateLimit: {global", "rateLimit: {maxKeys: 5, global"),
+    let rule = rule_per_key("requests: 1, unit: Hour, burst: 2");
+    let sections = rate_limit_sections(
+        &format!("maxKeys: 5, global: {{rules: [{rule}]}}"),
+        &redis_fields(&redis),
     );
+    let sidecar = Sidecar::start(&policy(&[backend.address], &sections));
     sidecar.wait_for_global_rate_limit_connection();
-    let status_for_key = |key: usize| {
-        sidecar
-            .client()
-            .send(format!(
-                "GET / HTTP/1.1\r\nhost: a\r\nx-key: k{key}\r\n\r\n"
-            ))
-            .read_response()
-            .status
-    };
+    let admitted = (0..50)
+        .filter(|key| send_with_key(&sidecar, &format!("k{key}")).0 == 200)
+        .count();
     assert_eq!(
-        (0..50).filter(|key| status_for_key(*key) == 200).count(),
+        admitted,
         5 + 2,
-        "all others share two tokens"
+        "the keys over the maximum share two tokens"
     );
     assert_eq!(redis.all_keys(0).len(), 5 + 1);
 }
@@ -201,13 +216,13 @@ fn an_error_of_redis_is_reported_in_readiness() {
     sidecar.wait_for_global_rate_limit_connection();
     assert_eq!(redis.run_command::<String>("CONFIG SET maxmemory 1"), "OK");
     let report = || sidecar.call_admin("GET", "/readyz?verbose").text();
-    eventually("it is said", || {
+    eventually("readiness reports the error", || {
         sidecar.get("/").status == 200
             && report().contains("[!] global-rate-limit")
             && report().contains("OOM")
     });
     assert_eq!(redis.run_command::<String>("CONFIG SET maxmemory 0"), "OK");
-    eventually("the limit holds again", || {
+    eventually("the limit is enforced again", || {
         sidecar.get("/").header("ratelimit").is_some()
     });
 }
@@ -224,15 +239,15 @@ fn a_shared_bucket_admits_its_rate_when_overloaded() {
     ));
     sidecar.wait_for_global_rate_limit_connection();
     let mut client = sidecar.client();
-    let began = Instant::now();
-    let mut passed = 0;
-    while began.elapsed() < Duration::from_secs(3) {
-        passed += u32::from(client.get("/").status == 200);
+    let start = Instant::now();
+    let mut admitted = 0;
+    while start.elapsed() < Duration::from_secs(3) {
+        admitted += u32::from(client.get("/").status == 200);
     }
-    let admitted_max = 100.0 * began.elapsed().as_secs_f64() + 10.0 + 1.0;
+    let admitted_max = 100.0 * start.elapsed().as_secs_f64() + 10.0 + 1.0;
     assert!(
-        f64::from(passed) <= admitted_max && f64::from(passed) >= 0.97 * (admitted_max - 12.0),
-        "{passed} of {admitted_max}"
+        f64::from(admitted) <= admitted_max && f64::from(admitted) >= 0.97 * (admitted_max - 12.0),
+        "{admitted} of {admitted_max}"
     );
 }
 
@@ -241,12 +256,14 @@ fn a_shared_bucket_is_charged_the_cost_of_the_response() {
     let (Some(redis), backend) = (
         RedisServer::start(None),
         ScriptedBackend::responding_with(|_| {
-            ok_response("x").replace("\r\n\r\n", "\r\nx-cost: 4\r\n\r\n")
+            "HTTP/1.1 200 OK\r\nx-cost: 4\r\ncontent-length: 1\r\n\r\nx".to_owned()
         }),
     ) else {
         return;
     };
-    let rule = "{name: worth, limit: {requests: 1, unit: Hour, burst: 6}, cost: {request: {from: Number, number: 0}, response: {from: Header, header: x-cost}}}";
+    let rule = "{name: cost, limit: {requests: 1, unit: Hour, burst: 6}, \
+                cost: {request: {from: Number, number: 0}, \
+                response: {from: Header, header: x-cost}}}";
     let sidecar = Sidecar::start(&policy_with_global_rules(
         &backend,
         rule,
@@ -255,32 +272,29 @@ fn a_shared_bucket_is_charged_the_cost_of_the_response() {
     sidecar.wait_for_global_rate_limit_connection();
     let mut client = sidecar.client();
     assert_eq!(client.get("/").status, 200);
-    eventually("the first answer is paid for", || {
-        redis.run_command("EXISTS test:in/worth")
+    eventually("the cost of the first response is charged", || {
+        redis.run_command("EXISTS test:in/cost")
     });
     assert_eq!(
         client.get("/").header("ratelimit"),
-        Some(r#""worth";r=2;t=3600"#)
+        Some(r#""cost";r=2;t=3600"#)
     );
-    eventually("it is in debt", || client.get("/").status == 429);
+    eventually("the bucket is in debt", || client.get("/").status == 429);
 }
 
 #[test]
 fn an_unreachable_redis_fails_open_unless_fail_closed_is_set() {
     let backend = ScriptedBackend::healthy();
-    let nowhere = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let engine = format!("backend: {{type: Redis, redis: {{url: \"redis://{nowhere}\"}}}}");
+    let unreachable = ScriptedBackend::unused_address();
+    let engine = format!("backend: {{type: Redis, redis: {{url: \"redis://{unreachable}\"}}}}");
     let fail_open = Sidecar::start(&policy_with_global_rules(&backend, SHARED_RULE, &engine));
     assert!((0..10).all(|_| fail_open.get("/").status == 200));
     assert_eq!(
         fail_open.global_rate_limit_requests("unavailable"),
         10.0,
-        "each is counted"
+        "each unavailable limit is counted"
     );
-    eventually("it is said", || {
+    eventually("readiness reports the error", || {
         fail_open
             .call_admin("GET", "/readyz?verbose")
             .text()
@@ -289,7 +303,7 @@ fn an_unreachable_redis_fails_open_unless_fail_closed_is_set() {
     let report = fail_open.call_admin("GET", "/readyz?verbose");
     assert!(
         report.status == 200
-            && report.text().contains(&format!("redis at {nowhere} ("))
+            && report.text().contains(&format!("redis at {unreachable} ("))
             && report.text().contains("policy.yaml:"),
         "{}",
         report.text()
@@ -300,25 +314,25 @@ fn an_unreachable_redis_fails_open_unless_fail_closed_is_set() {
         SHARED_RULE,
         &format!("{engine}, failClosed: true"),
     ));
-    let refusal = fail_closed.get("/");
+    let rejection = fail_closed.get("/");
     assert_eq!(
         (
-            refusal.status,
-            refusal.reason(),
-            refusal.header("retry-after")
+            rejection.status,
+            rejection.reason(),
+            rejection.header("retry-after")
         ),
         (503, "rate_limit_unavailable:all", Some("1"))
     );
     let shadow = Sidecar::start(&policy_with_global_rules(
         &backend,
-        &SHARED_RULE.replace("name: all,", "name: all, mode: Shadow,"),
+        "{name: all, mode: Shadow, limit: {requests: 1, unit: Hour, burst: 6}}",
         &format!("{engine}, failClosed: true"),
     ));
     assert_eq!(shadow.get("/").status, 200);
 }
 
 #[test]
-fn a_wrong_password_is_reported_with_its_location_and_never_shown() {
+fn a_wrong_password_is_reported_with_its_location_but_not_its_value() {
     let (Some(redis), backend) = (
         RedisServer::start(Some("right")),
         ScriptedBackend::healthy(),
@@ -331,7 +345,9 @@ fn a_wrong_password_is_reported_with_its_location_and_never_shown() {
     );
     let sidecar = Sidecar::start(&policy_with_global_rules(&backend, SHARED_RULE, &engine));
     let report = || sidecar.call_admin("GET", "/readyz?verbose").text();
-    eventually("it is said", || report().contains("correct `url`"));
+    eventually("readiness reports the error", || {
+        report().contains("correct `url`")
+    });
     assert!(
         report().contains("policy.yaml:") && !report().contains("wrong-one"),
         "{}",
@@ -341,37 +357,39 @@ fn a_wrong_password_is_reported_with_its_location_and_never_shown() {
 }
 
 #[test]
-fn a_stalled_redis_delays_only_the_first_requests() {
+fn requests_do_not_wait_for_a_stalled_redis_after_the_first_timeouts() {
     let (Some(redis), backend) = (RedisServer::start(None), ScriptedBackend::healthy()) else {
         return;
     };
     let sidecar = Sidecar::start(&policy_with_global_rules(
         &backend,
         SHARED_RULE,
-        &redis_fields(&redis).replace("1s", "20ms"),
+        &redis_fields_with_timeout(&redis, "20ms"),
     ));
     sidecar.wait_for_global_rate_limit_connection();
     redis.stall();
     let mut client = sidecar.client();
-    let began = Instant::now();
+    let start = Instant::now();
     assert!(
         (0..500).all(|_| client.get("/").status == 200),
-        "nobody is refused"
+        "no request is rejected"
     );
-    let (took, timeouts) = (
-        began.elapsed(),
+    let (elapsed, timeouts) = (
+        start.elapsed(),
         sidecar.global_rate_limit_requests("timeout"),
     );
     assert!(
         (5.0..=10.0).contains(&timeouts),
-        "five in a row, and a probe each second: {timeouts}"
+        "five requests in a row time out, and then one probe each second: {timeouts}"
     );
     assert!(
-        took < Duration::from_secs(5),
-        "500 requests wait for five answers, not for 500: {took:?}"
+        elapsed < Duration::from_secs(5),
+        "only the requests that time out are delayed: {elapsed:?}"
     );
     redis.resume();
-    eventually("the limit holds again", || client.get("/").status == 429);
+    eventually("the limit is enforced again", || {
+        client.get("/").status == 429
+    });
 }
 
 #[test]
@@ -382,18 +400,21 @@ fn a_restarted_or_flushed_redis_is_used_again() {
     let sidecar = Sidecar::start(&policy_with_global_rules(
         &backend,
         SHARED_RULE,
-        &redis_fields(&redis).replace("redis://", "redis://:@"),
+        &format!(
+            "backend: {{type: Redis, redis: {{url: \"redis://:@{}\"}}}}, timeout: 1s",
+            redis.address
+        ),
     ));
     sidecar.wait_for_global_rate_limit_connection();
     let mut client = sidecar.client();
     assert!((0..6).all(|_| client.get("/").status == 200));
     assert_eq!(client.get("/").status, 429);
     let redis = redis.restart();
-    eventually("what was forgotten is counted anew", || {
+    eventually("the bucket is full after the restart", || {
         client.get("/").header("ratelimit") == Some(r#""all";r=5;t=3600"#)
     });
     assert_eq!(redis.run_command::<String>("SCRIPT FLUSH"), "OK");
-    eventually("the script is brought there again", || {
+    eventually("the script is loaded again", || {
         client.get("/").status == 429
     });
 }
@@ -403,11 +424,12 @@ fn local_limits_are_checked_before_global_limits() {
     let (Some(redis), backend) = (RedisServer::start(None), ScriptedBackend::healthy()) else {
         return;
     };
-    let text = policy_with_global_rules(&backend, SHARED_RULE, &redis_fields(&redis)).replace(
-        "global: {rules",
-        "local: {rules: [{name: own, limit: {requests: 1, unit: Hour, burst: 2}}]}, global: {rules",
+    let rules = format!(
+        "local: {{rules: [{{name: own, limit: {{requests: 1, unit: Hour, burst: 2}}}}]}}, \
+         global: {{rules: [{SHARED_RULE}]}}"
     );
-    let sidecar = Sidecar::start(&text);
+    let sections = rate_limit_sections(&rules, &redis_fields(&redis));
+    let sidecar = Sidecar::start(&policy(&[backend.address], &sections));
     sidecar.wait_for_global_rate_limit_connection();
     assert_eq!(
         (0..20).filter(|_| sidecar.get("/").status == 200).count(),
@@ -416,40 +438,38 @@ fn local_limits_are_checked_before_global_limits() {
     assert_eq!(
         sidecar.global_rate_limit_requests("granted"),
         2.0,
-        "the flood does not reach the engine"
+        "requests over the local limit do not reach Redis"
     );
 }
 
 #[test]
 fn without_a_shared_store_each_instance_enforces_its_share() {
     let backend = ScriptedBackend::healthy();
-    let peers = |count: usize| {
-        let peers: Vec<ScriptedBackend> = (0..count).map(|_| ScriptedBackend::healthy()).collect();
-        let list = quoted_addresses(&peers.iter().collect::<Vec<_>>()).join(", ");
-        let text = policy_with_global_rules(
-            &backend,
-            "{name: all, limit: {requests: 1, unit: Hour, burst: 12}}",
-            "backend: {type: Replicas, replicas: {backend: peers}}",
-        );
-        (
-            text.replace(
-                "  backends:\n",
-                &format!("  backends:\n    - {{name: peers, endpoints: [{list}]}}\n"),
-            ),
-            peers,
-        )
+    let start_peers =
+        |count: usize| -> Vec<_> { (0..count).map(|_| ScriptedBackend::healthy()).collect() };
+    let (four_peers, six_peers) = (start_peers(4), start_peers(6));
+    let policy_with_peers = |peers: &[ScriptedBackend]| {
+        let peers: Vec<_> = peers
+            .iter()
+            .map(|peer| format!("\"{}\"", peer.address))
+            .collect();
+        PolicyBuilder::to_backend(&backend)
+            .backend("peers", &format!("endpoints: [{}]", peers.join(", ")))
+            .sections(&rate_limit_sections(
+                "global: {rules: [{name: all, limit: {requests: 1, unit: Hour, burst: 12}}]}",
+                "backend: {type: Replicas, replicas: {backend: peers}}",
+            ))
+            .build()
     };
-    let (text, _four) = peers(4);
-    let sidecar = Sidecar::start(&text);
-    let passed = || (0..20).filter(|_| sidecar.get("/").status == 200).count();
-    assert_eq!(passed(), 3, "a fourth of 12");
+    let sidecar = Sidecar::start(&policy_with_peers(&four_peers));
+    let count_admitted = || (0..20).filter(|_| sidecar.get("/").status == 200).count();
+    assert_eq!(count_admitted(), 3, "the share is a quarter of 12");
     assert_eq!(
         sidecar.metric(r#"outrigger_rate_limit_instances{rule="in/all"}"#),
         4.0
     );
-    let (text, _six) = peers(6);
-    sidecar.reload(&text);
-    assert_eq!(passed(), 0, "an empty share stays empty");
+    sidecar.reload(&policy_with_peers(&six_peers));
+    assert_eq!(count_admitted(), 0, "an empty bucket stays empty");
     assert_eq!(
         sidecar.metric(r#"outrigger_rate_limit_instances{rule="in/all"}"#),
         6.0

@@ -1,7 +1,8 @@
-//! gRPC: the outcome is in the trailers, or instead of an answer.
+//! gRPC calls, whose status is in the trailers or in the head of a trailers-only response.
 
 use std::{
     cell::RefCell,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,22 +20,20 @@ use crate::support::{
         Http2Backend, Http2Client, IncomingCall, grpc_message, grpc_status_trailers,
         read_body_and_trailers, read_response,
     },
-    policy::{policy, policy_with_backend_fields},
+    policy::PolicyBuilder,
 };
 
-fn start_grpc_sidecar(backend: &Http2Backend, sections: &str) -> Sidecar {
-    start_grpc_sidecar_with_backend_fields(backend, "", sections)
+fn grpc_policy(endpoints: &[SocketAddr]) -> PolicyBuilder {
+    PolicyBuilder::new(endpoints).backend_fields("protocol: GRPC")
 }
 
-fn start_grpc_sidecar_with_backend_fields(
-    backend: &Http2Backend,
-    extra: &str,
-    sections: &str,
-) -> Sidecar {
-    Sidecar::start(&policy(&[backend.address], sections).replace(
-        "]}\n  routes",
-        &format!("], protocol: GRPC{extra}}}\n  routes"),
-    ))
+fn start_grpc_sidecar(backend: &Http2Backend, sections: &str) -> Sidecar {
+    Sidecar::start(&grpc_policy(&[backend.address]).sections(sections).build())
+}
+
+/// Returns a policy with one retry after 1 ms and further fields of `retry`.
+fn retry_section(fields: &str) -> String {
+    format!("  defaults: {{retry: {{attempts: 1, backoff: 1ms{fields}}}}}\n")
 }
 
 fn connect_client(sidecar: &Sidecar) -> Http2Client {
@@ -56,18 +55,18 @@ fn grpc_response_head() -> Response<()> {
         .unwrap()
 }
 
-/// Answers with one message and this status in the trailers.
+/// Responds with one message and this status in the trailers.
 async fn respond(mut call: IncomingCall, status: &str) {
     read_body_and_trailers(&mut call.body).await;
     let head = grpc_response_head();
     let mut stream = call.responder.send_response(head, false).unwrap();
     stream
-        .send_data(grpc_message(b"answer").into(), false)
+        .send_data(grpc_message(b"response").into(), false)
         .unwrap();
     stream.send_trailers(grpc_status_trailers(status)).unwrap();
 }
 
-/// Answers with nothing but this status.
+/// Responds with this status and no message, trailers-only.
 async fn respond_trailers_only(mut call: IncomingCall, status: &str) {
     read_body_and_trailers(&mut call.body).await;
     let mut head = grpc_response_head();
@@ -79,12 +78,15 @@ async fn respond_trailers_only(mut call: IncomingCall, status: &str) {
 fn a_call_is_forwarded_with_its_trailers() {
     let backend = Http2Backend::start(|call| respond(call, "0"));
     let sidecar = start_grpc_sidecar(&backend, "");
-    let done = connect_client(&sidecar).call_grpc("/shop.Payments/Charge", None);
+    let response = connect_client(&sidecar).call_grpc("/shop.Payments/Charge", None);
     assert_eq!(
-        (done.status, done.grpc_status(), &done.body[..]),
-        (200, Some("0"), &grpc_message(b"answer")[..])
+        (response.status, response.grpc_status(), &response.body[..]),
+        (200, Some("0"), &grpc_message(b"response")[..])
     );
-    assert!(done.trailers.is_some(), "the status stays where it was");
+    assert!(
+        response.trailers.is_some(),
+        "the status stays in the trailers"
+    );
     let head = &backend.request_heads()[0];
     assert_eq!(
         (
@@ -104,12 +106,12 @@ fn a_call_is_forwarded_with_its_trailers() {
 fn a_trailers_only_response_stays_trailers_only() {
     let backend = Http2Backend::start(|call| async { respond_trailers_only(call, "5").await });
     let sidecar = start_grpc_sidecar(&backend, "");
-    let done = connect_client(&sidecar).call_grpc("/shop.Payments/Charge", None);
+    let response = connect_client(&sidecar).call_grpc("/shop.Payments/Charge", None);
     assert_eq!(
         (
-            done.head.get("grpc-status").unwrap().to_str().unwrap(),
-            done.body.len(),
-            done.trailers
+            response.head.get("grpc-status").unwrap().to_str().unwrap(),
+            response.body.len(),
+            response.trailers
         ),
         ("5", 0, None)
     );
@@ -127,7 +129,8 @@ fn the_breaker_counts_grpc_statuses_and_rejects_with_a_grpc_status() {
         });
         let sidecar = start_grpc_sidecar(
             &backend,
-            "  defaults: {retry: {mode: Off}, circuitBreaker: {consecutiveFailures: 3, waitDurationInOpenState: 10s}}\n",
+            "  defaults: {retry: {mode: Off}, \
+             circuitBreaker: {consecutiveFailures: 3, waitDurationInOpenState: 10s}}\n",
         );
         let client = connect_client(&sidecar);
         for _ in 0..3 {
@@ -138,27 +141,27 @@ fn the_breaker_counts_grpc_statuses_and_rejects_with_a_grpc_status() {
                 Some("14")
             );
         }
-        let refusal = client.call_grpc("/shop.Payments/Charge", None);
+        let rejection = client.call_grpc("/shop.Payments/Charge", None);
         assert_eq!(
             (
-                refusal.status,
-                refusal.grpc_status(),
-                refusal.header("x-outrigger-reason")
+                rejection.status,
+                rejection.grpc_status(),
+                rejection.header("x-outrigger-reason")
             ),
             (200, Some("14"), "breaker_open:app")
         );
         assert_eq!(
-            refusal.header("grpc-message"),
+            rejection.header("grpc-message"),
             "the circuit breaker is open"
         );
-        let wait: u64 = refusal.header("grpc-retry-pushback-ms").parse().unwrap();
-        assert!((7_000..=12_000).contains(&wait), "{wait} ms");
+        let pushback_ms: u64 = rejection.header("grpc-retry-pushback-ms").parse().unwrap();
+        assert!((7_000..=12_000).contains(&pushback_ms), "{pushback_ms} ms");
         assert_eq!(backend.request_heads().len(), 3);
     }
 }
 
 #[test]
-fn client_error_statuses_are_no_failures_of_the_backend() {
+fn client_error_statuses_are_not_failures_of_the_backend() {
     let backend = Http2Backend::start(|call| respond(call, "3"));
     let sidecar = start_grpc_sidecar(
         &backend,
@@ -189,21 +192,15 @@ fn a_trailers_only_failure_is_retried_if_the_policy_lists_its_status() {
             respond(call, "0").await
         }
     });
-    let cautious = start_grpc_sidecar(
-        &backend,
-        "  defaults: {retry: {attempts: 1, backoff: 1ms}}\n",
-    );
+    let sidecar = start_grpc_sidecar(&backend, &retry_section(""));
     assert_eq!(
-        connect_client(&cautious)
+        connect_client(&sidecar)
             .call_grpc("/shop.Payments/Charge", None)
             .grpc_status(),
         Some("14"),
-        "it may have run, unless the policy says otherwise"
+        "the call may have been processed if the policy does not list its status"
     );
-    let sidecar = start_grpc_sidecar(
-        &backend,
-        "  defaults: {retry: {attempts: 1, backoff: 1ms, grpcCodes: [unavailable]}}\n",
-    );
+    let sidecar = start_grpc_sidecar(&backend, &retry_section(", grpcCodes: [unavailable]"));
     assert_eq!(
         connect_client(&sidecar)
             .call_grpc("/shop.Payments/Charge", None)
@@ -214,7 +211,7 @@ fn a_trailers_only_failure_is_retried_if_the_policy_lists_its_status() {
     let other = Http2Backend::start(|call| async { respond_trailers_only(call, "8").await });
     let sidecar = start_grpc_sidecar(
         &other,
-        "  defaults: {retry: {attempts: 1, backoff: 1ms, grpcCodes: [unavailable, aborted]}}\n",
+        &retry_section(", grpcCodes: [unavailable, aborted]"),
     );
     assert_eq!(
         connect_client(&sidecar)
@@ -222,7 +219,7 @@ fn a_trailers_only_failure_is_retried_if_the_policy_lists_its_status() {
             .grpc_status(),
         Some("8")
     );
-    assert_eq!(other.request_heads().len(), 1, "not one of the codes");
+    assert_eq!(other.request_heads().len(), 1, "the status is not listed");
 }
 
 #[test]
@@ -241,7 +238,7 @@ fn a_call_that_failed_after_a_message_is_not_retried() {
     assert_eq!(backend.request_heads().len(), 1);
 }
 
-/// Begins an answer, and ends it with this status and no message.
+/// Sends the response head, and then this status in the trailers without a message.
 async fn respond_without_a_message(mut call: IncomingCall, status: &str) {
     read_body_and_trailers(&mut call.body).await;
     let head = grpc_response_head();
@@ -261,22 +258,22 @@ fn a_call_that_failed_before_any_message_is_retried_with_retry_non_idempotent() 
             respond(call, "0").await
         }
     });
-    let retry = "  defaults: {retry: {attempts: 1, backoff: 1ms, grpcCodes: [unavailable]}}\n";
+    let sidecar = start_grpc_sidecar(&backend, &retry_section(", grpcCodes: [unavailable]"));
     assert_eq!(
-        connect_client(&start_grpc_sidecar(&backend, retry))
+        connect_client(&sidecar)
             .call_grpc("/shop.Payments/Charge", None)
             .grpc_status(),
         Some("14"),
-        "it may have run"
+        "the call may have been processed"
     );
     let sidecar = start_grpc_sidecar(
         &backend,
-        &retry.replace("attempts", "retryNonIdempotent: true, attempts"),
+        &retry_section(", grpcCodes: [unavailable], retryNonIdempotent: true"),
     );
-    let done = connect_client(&sidecar).call_grpc("/shop.Payments/Charge", None);
+    let response = connect_client(&sidecar).call_grpc("/shop.Payments/Charge", None);
     assert_eq!(
-        (done.grpc_status(), &done.body[..]),
-        (Some("0"), &grpc_message(b"answer")[..])
+        (response.grpc_status(), &response.body[..]),
+        (Some("0"), &grpc_message(b"response")[..])
     );
     assert_eq!(backend.request_heads().len(), 3);
 }
@@ -293,7 +290,8 @@ fn grpc_retry_pushback_decides_whether_and_when_a_call_is_retried() {
         });
         let sidecar = start_grpc_sidecar(
             &backend,
-            "  defaults: {retry: {attempts: 1, backoff: 10s, maxBackoff: 10s, grpcCodes: [unavailable]}}\n",
+            "  defaults: {retry: {attempts: 1, backoff: 10s, maxBackoff: 10s, \
+             grpcCodes: [unavailable]}}\n",
         );
         assert_eq!(
             connect_client(&sidecar)
@@ -305,50 +303,72 @@ fn grpc_retry_pushback_decides_whether_and_when_a_call_is_retried() {
     }
 }
 
-#[test]
-fn the_grpc_timeout_is_forwarded_and_enforced() {
-    let backend = Http2Backend::start(|mut call| async move {
+/// Receives calls and never responds.
+fn unresponsive_backend() -> Http2Backend {
+    Http2Backend::start(|mut call| async move {
         _ = std::future::poll_fn(|context| call.responder.poll_reset(context)).await;
-    });
-    let sidecar = start_grpc_sidecar(&backend, "");
-    let client = connect_client(&sidecar);
-    let done = client.call_grpc("/shop.Payments/Charge", Some("150m"));
-    assert_eq!(
-        (
-            done.status,
-            done.grpc_status(),
-            done.header("x-outrigger-reason").split(':').next().unwrap()
-        ),
-        (200, Some("4"), "request_timeout")
-    );
-    let passed_on = backend.request_heads()[0].headers["grpc-timeout"]
-        .to_str()
-        .unwrap()
-        .to_owned();
-    let millis: u64 = passed_on.strip_suffix('m').unwrap().parse().unwrap();
-    assert!(millis <= 150, "{passed_on}");
-    client.call_grpc("/shop.Payments/Charge", Some("1u"));
-    // The policy's own limit is until the head, and must not be taken for that of a stream.
-    let sidecar = start_grpc_sidecar(
-        &backend,
-        "  defaults: {timeouts: {request: 300ms, backendRequest: 300ms}}\n",
-    );
-    let before = backend.request_heads().len();
-    assert_eq!(
-        Http2Client::connect(sidecar.address("inbound"))
-            .call_grpc("/shop.Payments/Charge", Some("1H"))
-            .grpc_status(),
-        Some("4")
-    );
-    let head = &backend.request_heads()[before].headers;
-    let of_call = head["grpc-timeout"]
+    })
+}
+
+/// Returns the value of `grpc-timeout`, which the sidecar forwards in milliseconds.
+fn grpc_timeout_ms(head: &HeaderMap) -> u64 {
+    head["grpc-timeout"]
         .to_str()
         .unwrap()
         .strip_suffix('m')
         .unwrap()
-        .parse::<u64>()
-        .unwrap();
-    assert!((3_590_000..=3_600_000).contains(&of_call), "{of_call}");
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn the_grpc_timeout_is_forwarded_and_enforced() {
+    let backend = unresponsive_backend();
+    let sidecar = start_grpc_sidecar(&backend, "");
+    let client = connect_client(&sidecar);
+    let response = client.call_grpc("/shop.Payments/Charge", Some("150m"));
+    let reason = response.header("x-outrigger-reason");
+    assert_eq!(
+        (
+            response.status,
+            response.grpc_status(),
+            reason.split(':').next().unwrap()
+        ),
+        (200, Some("4"), "request_timeout")
+    );
+    let forwarded_ms = grpc_timeout_ms(&backend.request_heads()[0].headers);
+    assert!(forwarded_ms <= 150, "{forwarded_ms}");
+    let sent_before = backend.request_heads().len();
+    client.call_grpc("/shop.Payments/Charge", None);
+    assert!(
+        !backend.request_heads()[sent_before]
+            .headers
+            .contains_key("grpc-timeout"),
+        "a call without a timeout is forwarded without one"
+    );
+    client.call_grpc("/shop.Payments/Charge", Some("1u"));
+}
+
+/// The timeouts of a policy end at the response head. They do not bound the stream.
+#[test]
+fn the_timeouts_of_the_policy_do_not_shorten_the_forwarded_grpc_timeout() {
+    let backend = unresponsive_backend();
+    let sidecar = start_grpc_sidecar(
+        &backend,
+        "  defaults: {timeouts: {request: 300ms, backendRequest: 300ms}}\n",
+    );
+    assert_eq!(
+        connect_client(&sidecar)
+            .call_grpc("/shop.Payments/Charge", Some("1H"))
+            .grpc_status(),
+        Some("4")
+    );
+    let head = &backend.request_heads()[0].headers;
+    let forwarded_ms = grpc_timeout_ms(head);
+    assert!(
+        (3_590_000..=3_600_000).contains(&forwarded_ms),
+        "{forwarded_ms}"
+    );
     assert!(
         head["x-outrigger-deadline-ms"]
             .to_str()
@@ -356,14 +376,6 @@ fn the_grpc_timeout_is_forwarded_and_enforced() {
             .parse::<u64>()
             .unwrap()
             <= 300
-    );
-    let before = backend.request_heads().len();
-    client.call_grpc("/shop.Payments/Charge", None);
-    assert!(
-        !backend.request_heads()[before]
-            .headers
-            .contains_key("grpc-timeout"),
-        "who gave no end gets none"
     );
 }
 
@@ -380,11 +392,11 @@ fn a_stream_past_its_deadline_ends_with_deadline_exceeded_in_trailers() {
         _ = std::future::poll_fn(|context| stream.poll_reset(context)).await;
     });
     let sidecar = start_grpc_sidecar(&backend, "");
-    let done = connect_client(&sidecar).call_grpc("/shop.Feed/Watch", Some("200m"));
+    let response = connect_client(&sidecar).call_grpc("/shop.Feed/Watch", Some("200m"));
     assert_eq!(
         (
-            &done.body[..],
-            done.trailers.as_ref().unwrap()["grpc-status"]
+            &response.body[..],
+            response.trailers.as_ref().unwrap()["grpc-status"]
                 .to_str()
                 .unwrap()
         ),
@@ -416,7 +428,7 @@ fn a_reset_stream_ends_with_unavailable_in_trailers_and_counts_as_a_failure() {
     let sidecar = start_grpc_sidecar(&backend, "");
     let client = connect_client(&sidecar);
     let sender = client.sender.clone();
-    let done = client.runtime.block_on(async {
+    let response = client.runtime.block_on(async {
         let request = grpc_request_head("http://test/shop.Feed/Watch");
         let (response, _) = sender
             .ready()
@@ -425,17 +437,17 @@ fn a_reset_stream_ends_with_unavailable_in_trailers_and_counts_as_a_failure() {
             .send_request(request, true)
             .unwrap();
         let response = response.await.unwrap();
-        // The answer has begun.
+        // The client has the response head.
         gate.release_one();
         read_response(response).await.unwrap()
     });
     assert_eq!(
-        done.trailers.as_ref().unwrap()["grpc-status"]
+        response.trailers.as_ref().unwrap()["grpc-status"]
             .to_str()
             .unwrap(),
         "14"
     );
-    eventually("it is counted", || {
+    eventually("the attempt is counted", || {
         sidecar.metric(r#"outrigger_attempts_total{backend="app",outcome="reset"}"#) == 1.0
     });
 }
@@ -475,44 +487,51 @@ fn a_bidirectional_stream_is_forwarded_message_by_message() {
         assert!(body.data().await.is_none());
         assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
     });
-    eventually("it is judged by its trailers", || {
+    eventually("the attempt is counted as a success", || {
         sidecar.metric(r#"outrigger_attempts_total{backend="app",outcome="success"}"#) == 1.0
     });
 }
 
-#[test]
-fn a_stream_that_starts_successfully_unejects_its_endpoint() {
-    let is_ill = Arc::new(AtomicBool::new(true));
-    let shared_is_ill = is_ill.clone();
-    let failing = Http2Backend::start(move |mut call| {
-        let is_ill = shared_is_ill.load(Ordering::SeqCst);
+/// Sends one message and leaves the stream open. The head marks the stream with `x-stays-open`.
+async fn respond_with_an_open_stream(mut call: IncomingCall) {
+    let mut head = grpc_response_head();
+    head.headers_mut()
+        .insert("x-stays-open", "true".parse().unwrap());
+    let mut stream = call.responder.send_response(head, false).unwrap();
+    stream
+        .send_data(grpc_message(b"first").into(), false)
+        .unwrap();
+    _ = std::future::poll_fn(|context| stream.poll_reset(context)).await;
+}
+
+/// Fails each call until the switch is off, and then responds with open streams.
+fn backend_with_open_streams() -> (Http2Backend, Arc<AtomicBool>) {
+    let is_failing = Arc::new(AtomicBool::new(true));
+    let shared_is_failing = is_failing.clone();
+    let backend = Http2Backend::start(move |call| {
+        let is_failing = shared_is_failing.load(Ordering::SeqCst);
         async move {
-            if is_ill {
-                return respond_trailers_only(call, "14").await;
+            if is_failing {
+                respond_trailers_only(call, "14").await
+            } else {
+                respond_with_an_open_stream(call).await
             }
-            let head = Response::builder()
-                .header("content-type", "application/grpc")
-                .header("x-stays", "open")
-                .body(())
-                .unwrap();
-            let mut stream = call.responder.send_response(head, false).unwrap();
-            stream
-                .send_data(grpc_message(b"first").into(), false)
-                .unwrap();
-            // It does not end.
-            _ = std::future::poll_fn(|context| stream.poll_reset(context)).await;
         }
     });
-    let good = Http2Backend::start(|call| respond(call, "0"));
-    let backend_fields = "protocol: GRPC, outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 10ms, maxEjectionTime: 10ms}";
-    let sidecar = Sidecar::start(&policy_with_backend_fields(
-        &[
-            format!("\"{}\"", failing.address),
-            format!("\"{}\"", good.address),
-        ],
-        backend_fields,
-        "",
-    ));
+    (backend, is_failing)
+}
+
+#[test]
+fn a_stream_that_starts_successfully_unejects_its_endpoint() {
+    let (failing, is_failing) = backend_with_open_streams();
+    let healthy = Http2Backend::start(|call| respond(call, "0"));
+    let outlier_detection = "outlierDetection: {consecutive5xxErrors: 2, \
+        baseEjectionTime: 10ms, maxEjectionTime: 10ms}";
+    let sidecar = Sidecar::start(
+        &grpc_policy(&[failing.address, healthy.address])
+            .backend_fields(outlier_detection)
+            .build(),
+    );
     let client = connect_client(&sidecar);
     let ejection_state = || {
         sidecar.admin_json("/api/v1/backends")[0]["endpoints"][0]["outlier"]
@@ -520,16 +539,16 @@ fn a_stream_that_starts_successfully_unejects_its_endpoint() {
             .unwrap()
             .to_owned()
     };
-    eventually("it is out", || {
+    eventually("the endpoint is ejected", || {
         client.call_grpc("/shop.Feed/Watch", None);
         ejection_state() != "in"
     });
-    is_ill.store(false, Ordering::SeqCst);
+    is_failing.store(false, Ordering::SeqCst);
     let sender = client.sender.clone();
     client.runtime.block_on(async {
-        // They are kept open, so that nothing but their beginning is known.
+        // The streams stay open, so that only their start can uneject the endpoint.
         let streams = RefCell::new(Vec::new());
-        eventually_async("it is back", || async {
+        eventually_async("the endpoint is unejected", || async {
             let request = grpc_request_head("http://test/shop.Feed/Watch");
             let (response, _) = sender
                 .clone()
@@ -542,7 +561,7 @@ fn a_stream_that_starts_successfully_unejects_its_endpoint() {
                 .await
                 .unwrap()
                 .unwrap();
-            if response.headers().contains_key("x-stays") {
+            if response.headers().contains_key("x-stays-open") {
                 streams.borrow_mut().push(response);
             } else {
                 read_response(response).await.unwrap();
@@ -557,8 +576,9 @@ fn a_stream_that_starts_successfully_unejects_its_endpoint() {
 #[test]
 fn rate_limits_missing_routes_and_connect_failures_respond_with_grpc_statuses() {
     let backend = Http2Backend::start(|call| respond(call, "0"));
-    let limited = "  defaults: {rateLimit: {local: {rules: [{name: few, limit: {requests: 1, unit: Hour}}]}}}\n";
-    let sidecar = start_grpc_sidecar(&backend, limited);
+    let rate_limit = "  defaults: {rateLimit: {local: {rules: \
+        [{name: few, limit: {requests: 1, unit: Hour}}]}}}\n";
+    let sidecar = start_grpc_sidecar(&backend, rate_limit);
     let client = connect_client(&sidecar);
     assert_eq!(client.call_grpc("/a/B", None).grpc_status(), Some("0"));
     assert_eq!(
@@ -568,22 +588,20 @@ fn rate_limits_missing_routes_and_connect_failures_respond_with_grpc_statuses() 
         ),
         (Some("8"), "rate_limited:few")
     );
-    let nowhere = Sidecar::start(&policy(&[ScriptedBackend::unused_address()], "").replace(
-        "backendRefs",
-        "matches: [{path: {value: /here}}], backendRefs",
-    ));
+    let without_route = Sidecar::start(
+        &PolicyBuilder::new(&[ScriptedBackend::unused_address()])
+            .route_fields("matches: [{path: {value: /here}}]")
+            .build(),
+    );
     assert_eq!(
-        Http2Client::connect(nowhere.address("inbound"))
+        connect_client(&without_route)
             .call_grpc("/elsewhere/B", None)
             .grpc_status(),
         Some("12")
     );
-    let refused = Sidecar::start(
-        &policy(&[ScriptedBackend::unused_address()], "")
-            .replace("]}\n  routes", "], protocol: GRPC}\n  routes"),
-    );
+    let unreachable = Sidecar::start(&grpc_policy(&[ScriptedBackend::unused_address()]).build());
     assert_eq!(
-        Http2Client::connect(refused.address("inbound"))
+        connect_client(&unreachable)
             .call_grpc("/a/B", None)
             .grpc_status(),
         Some("14")
@@ -592,10 +610,10 @@ fn rate_limits_missing_routes_and_connect_failures_respond_with_grpc_statuses() 
 
 #[test]
 fn an_active_check_calls_the_grpc_health_service() {
-    let served = Arc::new(std::sync::Mutex::new(1_u8));
-    let status = served.clone();
+    let serving_status = Arc::new(std::sync::Mutex::new(1_u8));
+    let shared_serving_status = serving_status.clone();
     let backend = Http2Backend::start(move |mut call| {
-        let status = *status.lock().unwrap();
+        let status = *shared_serving_status.lock().unwrap();
         async move {
             assert_eq!(call.head.uri.path(), "/grpc.health.v1.Health/Check");
             let (request, _) = read_body_and_trailers(&mut call.body).await;
@@ -617,28 +635,36 @@ fn an_active_check_calls_the_grpc_health_service() {
             stream.send_trailers(grpc_status_trailers("0")).unwrap();
         }
     });
-    let check = ", healthCheck: {active: {type: GRPC, interval: 20ms, timeout: 2s, unhealthyThreshold: 1, healthyThreshold: 1, grpc: {service: shop.Pay}}}";
-    let sidecar = start_grpc_sidecar_with_backend_fields(&backend, check, "");
+    let check = "healthCheck: {active: {type: GRPC, interval: 20ms, timeout: 2s, \
+        unhealthyThreshold: 1, healthyThreshold: 1, grpc: {service: shop.Pay}}}";
+    let sidecar = Sidecar::start(
+        &grpc_policy(&[backend.address])
+            .backend_fields(check)
+            .build(),
+    );
     let endpoint = || sidecar.admin_json("/api/v1/backends")[0]["endpoints"][0].clone();
-    eventually("it serves", || endpoint()["health"] == "healthy");
-    for (status, words) in [
+    eventually("the endpoint is healthy", || {
+        endpoint()["health"] == "healthy"
+    });
+    for (status, cause) in [
         (2, "NOT_SERVING"),
         (3, "SERVICE_UNKNOWN"),
         (0, "grpc status 5"),
     ] {
-        *served.lock().unwrap() = status;
-        eventually("what is wrong is said", || {
-            endpoint()["last_check"] == words
+        *serving_status.lock().unwrap() = status;
+        eventually("the cause of the failed check is reported", || {
+            endpoint()["last_check"] == cause
         });
         assert_eq!(endpoint()["health"], "unhealthy");
     }
-    *served.lock().unwrap() = 1;
-    eventually("it serves again", || endpoint()["health"] == "healthy");
+    *serving_status.lock().unwrap() = 1;
+    eventually("the endpoint is healthy again", || {
+        endpoint()["health"] == "healthy"
+    });
 }
 
 #[test]
-fn responses_out_of_order_on_one_connection_reach_their_own_calls() {
-    // Two calls on one connection, whose answers come in the other order.
+fn responses_out_of_order_on_one_connection_match_their_calls() {
     let gate = ResponseGate::new();
     let backend_gate = gate.clone();
     let backend = Http2Backend::start(move |call| {
@@ -670,7 +696,7 @@ fn responses_out_of_order_on_one_connection_reach_their_own_calls() {
             .unwrap();
         read_response(response.await.unwrap()).await.unwrap()
     });
-    eventually("the slow one is there", || {
+    eventually("the slow call has arrived", || {
         backend.request_heads().len() == 1
     });
     assert_eq!(client.call_grpc("/fast/B", None).grpc_status(), Some("0"));
@@ -682,10 +708,8 @@ fn responses_out_of_order_on_one_connection_reach_their_own_calls() {
 }
 
 #[test]
-fn a_short_client_timeout_is_no_failure_of_the_backend() {
-    let backend = Http2Backend::start(|mut call| async move {
-        _ = std::future::poll_fn(|context| call.responder.poll_reset(context)).await;
-    });
+fn a_short_client_timeout_is_not_a_failure_of_the_backend() {
+    let backend = unresponsive_backend();
     let sidecar = start_grpc_sidecar(
         &backend,
         "  defaults: {circuitBreaker: {consecutiveFailures: 2}}\n",

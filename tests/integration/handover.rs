@@ -1,8 +1,8 @@
-//! Replacing the running program without refusing a connection.
+//! Handover of the sockets to a new process, without a refused connection.
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,7 +13,8 @@ use std::{
 use outrigger::{app::StartError, state::instance::lifecycle::ExitReason};
 
 use crate::support::{
-    Client, ScriptedBackend, Sidecar, TempDirectory, eventually, policy::policy,
+    Client, ScriptedBackend, Sidecar, TempDirectory, eventually,
+    policy::{PolicyBuilder, policy},
     process::SocketActivatedProcess,
 };
 
@@ -28,7 +29,17 @@ fn start_with_handover(policy: &str, path: &Path) -> Result<Sidecar, StartError>
     })
 }
 
-/// Clients that ask all the time until they are told to stop: each request on a connection of its own, and others on one as long as it lasts.
+fn wait_for_exit(sidecar: &mut Sidecar) -> ExitReason {
+    sidecar.app.take().unwrap().wait()
+}
+
+/// Waits until the running process accepts a successor.
+fn wait_for_handover_socket(path: &Path) {
+    eventually("the handover socket exists", || path.exists());
+}
+
+/// Clients that send requests until they are stopped. Half of them use a new connection for each
+/// request, and the others keep their connection.
 struct ContinuousLoad {
     is_stopped: Arc<AtomicBool>,
     response_count: Arc<AtomicUsize>,
@@ -56,7 +67,7 @@ impl ContinuousLoad {
                     assert_eq!(
                         response.header("x-outrigger-draining"),
                         None,
-                        "the address does not go away"
+                        "the address stays in service"
                     );
                     response_count.fetch_add(1, Ordering::Relaxed);
                     if number % 2 == 0 || response.header("connection") == Some("close") {
@@ -75,7 +86,7 @@ impl ContinuousLoad {
 
     fn wait_for_progress(&self) {
         let before = self.response_count.load(Ordering::Relaxed);
-        eventually("the load goes on", || {
+        eventually("the load continues", || {
             self.response_count.load(Ordering::Relaxed) > before + 50
         });
     }
@@ -89,14 +100,14 @@ impl ContinuousLoad {
 }
 
 #[test]
-fn a_new_process_takes_the_sockets_over_and_no_request_fails() {
+fn a_handover_to_a_new_process_fails_no_request() {
     let backend = ScriptedBackend::healthy();
     let socket_directory = TempDirectory::new();
     let path = socket_directory.path().join("handover.sock");
     let policy = policy(&[backend.address], LIFECYCLE_SECTION);
     let mut running = start_with_handover(&policy, &path).unwrap();
     let (address, admin) = (running.address("inbound"), running.app().admin_address());
-    eventually("it waits for a successor", || path.exists());
+    wait_for_handover_socket(&path);
     let load = ContinuousLoad::start(address);
     for _ in 0..3 {
         load.wait_for_progress();
@@ -107,101 +118,114 @@ fn a_new_process_takes_the_sockets_over_and_no_request_fails() {
         );
         let mut old = std::mem::replace(&mut running, next);
         assert_eq!(
-            old.app.take().unwrap().wait(),
-            ExitReason::Drained { is_clean: true },
-            "well before the delay of a drain"
+            wait_for_exit(&mut old),
+            ExitReason::Drained { is_clean: true }
         );
         load.wait_for_progress();
-        eventually("the successor waits for the next", || path.exists());
+        wait_for_handover_socket(&path);
     }
     load.stop();
     assert_eq!(running.call_admin("GET", "/readyz").status, 200);
 }
 
+/// A directory with the handover socket and the endpoints file of an app.
+struct HandoverFiles {
+    directory: TempDirectory,
+    socket: PathBuf,
+}
+
+impl HandoverFiles {
+    fn new(app: &ScriptedBackend) -> Self {
+        let directory = TempDirectory::new();
+        directory.write("endpoints.json", &format!("[\"{}\"]", app.address));
+        let socket = directory.path().join("handover.sock");
+        Self { directory, socket }
+    }
+
+    /// Returns a policy that requires the app at startup. `startup_fields` starts with a comma if
+    /// it is not empty.
+    fn policy(&self, startup_fields: &str) -> String {
+        PolicyBuilder::new(&[])
+            .backend_fields(format!(
+                "endpointsFile: \"{}\"",
+                self.directory.path().join("endpoints.json").display()
+            ))
+            .backend_fields(
+                "healthCheck: {active: {type: HTTP, interval: 20ms, unhealthyThreshold: 1, \
+                 http: {path: /healthz}}}",
+            )
+            .sections(&format!(
+                "  lifecycle: {{startup: {{requireBackend: app{startup_fields}}}, \
+                 warmUp: {{window: 10h}}, \
+                 drain: {{delay: 10s, quietPeriod: 50ms, timeout: 20s}}}}\n"
+            ))
+            .build()
+    }
+
+    /// Starts a process, and waits until it is ready and accepts a successor.
+    fn start_first_process(&self) -> Sidecar {
+        let sidecar = start_with_handover(&self.policy(""), &self.socket).unwrap();
+        eventually("the process is ready and accepts a successor", || {
+            sidecar.call_admin("GET", "/readyz").status == 200 && self.socket.exists()
+        });
+        sidecar
+    }
+}
+
+/// Returns the start time of the instance in seconds, as its responses state it.
+fn start_time(sidecar: &Sidecar) -> f64 {
+    let response = sidecar.get("/");
+    let header = response.header("x-outrigger-started-at").unwrap();
+    header.split(';').next().unwrap().parse().unwrap()
+}
+
 #[test]
-fn a_successor_takes_over_only_when_ready_and_inherits_the_start_time() {
-    let (backend, is_broken) = ScriptedBackend::switchable();
+fn a_successor_inherits_the_start_time_and_the_startup_of_the_app() {
+    let (app, is_broken) = ScriptedBackend::switchable();
     is_broken.store(false, Ordering::SeqCst);
-    let socket_directory = TempDirectory::new();
-    let (path, file) = (
-        socket_directory.path().join("handover.sock"),
-        socket_directory.path().join("endpoints.json"),
+    let files = HandoverFiles::new(&app);
+    let mut first = files.start_first_process();
+    let first_start_time = start_time(&first);
+    let load = ContinuousLoad::start(first.address("inbound"));
+    load.wait_for_progress();
+    let mut second = start_with_handover(&files.policy(""), &files.socket).unwrap();
+    assert_eq!(
+        wait_for_exit(&mut first),
+        ExitReason::Drained { is_clean: true }
     );
-    socket_directory.write("endpoints.json", &format!("[\"{}\"]", backend.address));
-    let check = "healthCheck: {active: {type: HTTP, interval: 20ms, unhealthyThreshold: 1, http: {path: /healthz}}}";
-    let text = policy(
-        &[],
-        &LIFECYCLE_SECTION.replace(
-            "{drain",
-            "{startup: {requireBackend: app}, warmUp: {window: 10h}, drain",
-        ),
-    )
-    .replace(
-        "endpoints: []",
-        &format!("endpointsFile: \"{}\", {check}", file.display()),
+    load.wait_for_progress();
+    let second_start_time = start_time(&second);
+    assert!(
+        (second_start_time - first_start_time).abs() < 1.0,
+        "{first_start_time}, then {second_start_time}"
     );
-    let mut running = start_with_handover(&text, &path).unwrap();
-    eventually("it is ready and waits for a successor", || {
-        running.call_admin("GET", "/readyz").status == 200 && path.exists()
+    let slow_startup = files.policy(", delay: 1h, successThreshold: 1000");
+    let third = start_with_handover(&slow_startup, &files.socket).unwrap();
+    eventually("the startup of a running app is not awaited again", || {
+        third.app().state().lifecycle.is_ready()
     });
-    let started_at_header = running
-        .get("/")
-        .header("x-outrigger-started-at")
-        .unwrap()
-        .to_owned();
-    let load = ContinuousLoad::start(running.address("inbound"));
-    load.wait_for_progress();
-    let next = start_with_handover(&text, &path).unwrap();
     assert_eq!(
-        running.app.take().unwrap().wait(),
+        wait_for_exit(&mut second),
         ExitReason::Drained { is_clean: true }
     );
-    load.wait_for_progress();
-    let started = |started_at_header: &str| {
-        started_at_header
-            .split(';')
-            .next()
-            .unwrap()
-            .parse::<f64>()
-            .unwrap()
-    };
-    let after = next
-        .get("/")
-        .header("x-outrigger-started-at")
-        .unwrap()
-        .to_owned();
-    assert!(
-        (started(&after) - started(&started_at_header)).abs() < 1.0,
-        "{started_at_header}, then {after}"
-    );
-    let slow_to_start = text.replace(
-        "requireBackend: app",
-        "requireBackend: app, delay: 1h, successThreshold: 1000",
-    );
-    let third = start_with_handover(&slow_to_start, &path).unwrap();
-    eventually(
-        "an app that was called already is not waited for as for a new one",
-        || third.app().state().lifecycle.is_ready(),
-    );
-    let mut next = next;
-    assert_eq!(
-        next.app.take().unwrap().wait(),
-        ExitReason::Drained { is_clean: true }
-    );
-    let next = third;
     load.stop();
-    eventually("the successor waits for the next", || path.exists());
+    wait_for_handover_socket(&files.socket);
+}
+
+#[test]
+fn a_successor_that_is_not_ready_takes_nothing_over() {
+    let (app, is_broken) = ScriptedBackend::switchable();
+    is_broken.store(false, Ordering::SeqCst);
+    let files = HandoverFiles::new(&app);
+    let running = files.start_first_process();
     is_broken.store(true, Ordering::SeqCst);
-    let unready = start_with_handover(&text, &path).unwrap();
+    let successor = start_with_handover(&files.policy(""), &files.socket).unwrap();
     assert!(
-        next.get("/").status >= 500,
-        "it is still the one who answers"
+        running.get("/").status >= 500,
+        "the running process serves requests"
     );
-    assert!(
-        !unready.app().state().lifecycle.is_ready(),
-        "who is not ready takes nothing over"
-    );
-    assert!(!next.app().state().drain.is_draining());
+    assert!(!successor.app().state().lifecycle.is_ready());
+    assert!(!running.app().state().drain.is_draining());
 }
 
 #[test]
@@ -211,13 +235,13 @@ fn a_successor_with_other_listeners_takes_nothing_over() {
     let path = socket_directory.path().join("handover.sock");
     let text = policy(&[backend.address], LIFECYCLE_SECTION);
     let running = start_with_handover(&text, &path).unwrap();
-    eventually("it waits for a successor", || path.exists());
-    let Err(StartError::Bind(why)) =
+    wait_for_handover_socket(&path);
+    let Err(StartError::Bind(error)) =
         start_with_handover(&text.replace("inbound", "another"), &path)
     else {
-        panic!("it started")
+        panic!("the successor started")
     };
-    assert!(why.contains("none of the policies' listeners"), "{why}");
+    assert!(error.contains("none of the policies' listeners"), "{error}");
     assert_eq!(running.get("/").status, 200);
 }
 
@@ -228,19 +252,19 @@ fn a_successor_that_cannot_start_changes_nothing() {
     let path = socket_directory.path().join("handover.sock");
     let running =
         start_with_handover(&policy(&[backend.address], LIFECYCLE_SECTION), &path).unwrap();
-    eventually("it waits for a successor", || path.exists());
+    wait_for_handover_socket(&path);
     let load = ContinuousLoad::start(running.address("inbound"));
     let Err(StartError::Policy(_)) = start_with_handover("nonsense: 1\n", &path) else {
-        panic!("it started")
+        panic!("the successor started")
     };
     load.wait_for_progress();
     let next = start_with_handover(&policy(&[backend.address], LIFECYCLE_SECTION), &path).unwrap();
     assert_eq!(
         next.address("inbound"),
         running.address("inbound"),
-        "the path is still served"
+        "a valid successor takes the sockets over"
     );
-    eventually("the old one is relieved", || {
+    eventually("the old process is handed over", || {
         running.app().state().drain.is_handed_over()
     });
     load.wait_for_progress();
@@ -256,20 +280,22 @@ fn requests_in_flight_complete_in_the_old_process() {
     let mut running = start_with_handover(&policy, &path).unwrap();
     let mut slow = running.client();
     slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.requests().len() == 1);
-    eventually("it waits for a successor", || path.exists());
+    eventually("the backend receives the request", || {
+        backend.requests().len() == 1
+    });
+    wait_for_handover_socket(&path);
     let next = start_with_handover(&policy, &path).unwrap();
-    eventually("the old one is relieved", || {
+    eventually("the old process is handed over", || {
         running.app().state().drain.is_handed_over()
     });
     gate.release_one();
-    let last = slow.read_response();
+    let response = slow.read_response();
     assert_eq!(
-        (last.text().as_str(), last.header("connection")),
+        (response.text().as_str(), response.header("connection")),
         ("done", Some("close"))
     );
     assert_eq!(
-        running.app.take().unwrap().wait(),
+        wait_for_exit(&mut running),
         ExitReason::Drained { is_clean: true }
     );
     assert_eq!(next.get("/").status, 200);
@@ -281,14 +307,15 @@ fn sockets_passed_by_a_supervisor_survive_a_restart() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let directory = TempDirectory::new();
-    directory.write(
-        "policy.yaml",
-        &policy(&[backend.address], LIFECYCLE_SECTION).replace("127.0.0.1:0", &address.to_string()),
-    );
+    let policy = PolicyBuilder::to_backend(&backend)
+        .listener_address(address)
+        .sections(LIFECYCLE_SECTION)
+        .build();
+    directory.write("policy.yaml", &policy);
     let running = SocketActivatedProcess::start(&directory, &listener);
     let load = ContinuousLoad::start(address);
     load.wait_for_progress();
-    // As a restart does: the old one ends, then the new one starts. What comes in between waits.
+    // A restart ends the old process first. New connections wait in the socket for the next one.
     running.terminate();
     let running = SocketActivatedProcess::start(&directory, &listener);
     load.wait_for_progress();

@@ -1,4 +1,4 @@
-//! HTTP/2 towards clients and backends, in every combination with HTTP/1.
+//! HTTP/2 with clients and backends, in every combination with HTTP/1.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -13,13 +13,24 @@ use crate::support::{
     backend::{ResponseGate, ok_response, response},
     eventually, eventually_async,
     http2::{Http2Backend, Http2Client, read_body_and_trailers, read_response},
-    policy::policy,
+    policy::{PolicyBuilder, policy},
 };
 
 fn start_http2_sidecar(backend: &Http2Backend, sections: &str) -> Sidecar {
     Sidecar::start(
-        &policy(&[backend.address], sections)
-            .replace("]}\n  routes", "], protocol: HTTP2}\n  routes"),
+        &PolicyBuilder::new(&[backend.address])
+            .backend_fields("protocol: HTTP2")
+            .sections(sections)
+            .build(),
+    )
+}
+
+/// Starts a sidecar with these fields of the listener.
+fn start_with_listener_fields(backend: &ScriptedBackend, fields: &str) -> Sidecar {
+    Sidecar::start(
+        &PolicyBuilder::to_backend(backend)
+            .listener_fields(fields)
+            .build(),
     )
 }
 
@@ -77,7 +88,10 @@ fn an_http1_client_reaches_an_http2_app() {
     let sidecar = start_http2_sidecar(&backend, "");
     let mut client = sidecar.client();
     assert_eq!(client.post("/v1?a=1", "body").text(), "body");
-    client.send("POST / HTTP/1.1\r\nhost: pay.shop\r\ntransfer-encoding: chunked\r\nconnection: x-private\r\nx-private: 1\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    client.send(
+        "POST / HTTP/1.1\r\nhost: pay.shop\r\ntransfer-encoding: chunked\r\n\
+         connection: x-private\r\nx-private: 1\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+    );
     let response = client.read_response();
     assert_eq!(
         (response.text().as_str(), response.header("via")),
@@ -90,8 +104,8 @@ fn an_http1_client_reaches_an_http2_app() {
     );
     let forwarded = &heads[1];
     assert_eq!(forwarded.uri.authority().unwrap().as_str(), "pay.shop");
-    for gone in ["host", "connection", "transfer-encoding", "x-private"] {
-        assert!(!forwarded.headers.contains_key(gone), "{gone}");
+    for removed in ["host", "connection", "transfer-encoding", "x-private"] {
+        assert!(!forwarded.headers.contains_key(removed), "{removed}");
     }
     assert_eq!(backend.connections(), 1);
 }
@@ -132,7 +146,7 @@ fn many_requests_share_few_connections() {
     let client = connect_client(&sidecar);
     let sender = client.sender.clone();
     client.runtime.block_on(async {
-        let all = (0..200).map(|number| {
+        let requests = (0..200).map(|number| {
             let sender = sender.clone();
             tokio::spawn(async move {
                 let mut sender = sender.ready().await.unwrap();
@@ -148,8 +162,8 @@ fn many_requests_share_few_connections() {
                 );
             })
         });
-        for one in all.collect::<Vec<_>>() {
-            one.await.unwrap();
+        for request in requests.collect::<Vec<_>>() {
+            request.await.unwrap();
         }
     });
     assert_eq!(backend.request_heads().len(), 200);
@@ -167,10 +181,10 @@ fn bodies_over_the_flow_control_window_stream_in_both_directions() {
             .responder
             .send_response(Response::new(()), false)
             .unwrap();
-        // Sends while it reads, as much as it reads.
-        while let Some(Ok(piece)) = call.body.data().await {
-            _ = call.body.flow_control().release_capacity(piece.len());
-            stream.send_data(piece, false).unwrap();
+        // The backend echoes each chunk before it reads the next one.
+        while let Some(Ok(chunk)) = call.body.data().await {
+            _ = call.body.flow_control().release_capacity(chunk.len());
+            stream.send_data(chunk, false).unwrap();
         }
         stream.send_data(Bytes::new(), true).unwrap();
     });
@@ -185,7 +199,7 @@ fn bodies_over_the_flow_control_window_stream_in_both_directions() {
         echoed.body.len(),
         body.len()
     );
-    // And from a client of HTTP/1, to one of HTTP/1.
+    // The same holds for an HTTP/1 client.
     let mut plain = sidecar.client();
     plain
         .send(format!(
@@ -228,7 +242,7 @@ fn a_body_chunk_is_forwarded_as_it_arrives() {
         assert_eq!(
             body.data().await.unwrap().unwrap(),
             "first",
-            "before the second is there"
+            "the first chunk arrives before the backend sends the second"
         );
         gate.release_one();
         assert_eq!(body.data().await.unwrap().unwrap(), "second");
@@ -238,7 +252,7 @@ fn a_body_chunk_is_forwarded_as_it_arrives() {
 #[test]
 fn a_client_reset_cancels_the_request_and_keeps_the_backend_connection() {
     let backend = Http2Backend::start(|mut call| async move {
-        // Waits until the caller is gone.
+        // Waits until the stream is reset.
         _ = std::future::poll_fn(|context| call.responder.poll_reset(context)).await;
     });
     let sidecar = start_http2_sidecar(&backend, "");
@@ -251,10 +265,12 @@ fn a_client_reset_cancels_the_request_and_keeps_the_backend_connection() {
             .unwrap()
             .send_request(Request::get("http://test/").body(()).unwrap(), true)
             .unwrap();
-        tokio::task::block_in_place(|| eventually("it is in flight", || sidecar.in_flight() == 1));
+        tokio::task::block_in_place(|| {
+            eventually("the request is in flight", || sidecar.in_flight() == 1)
+        });
         drop((response, stream));
     });
-    eventually("it is given up", || sidecar.in_flight() == 0);
+    eventually("the request is cancelled", || sidecar.in_flight() == 0);
     assert_eq!(sidecar.access_log_lines(1)[0]["reason"], "client_closed");
     assert_eq!(backend.connections(), 1);
 }
@@ -284,7 +300,7 @@ fn a_refused_stream_is_retried_for_every_method() {
     assert_eq!(
         backend.request_heads()[1].headers["x-outrigger-attempt"],
         "1",
-        "what was refused was not seen"
+        "a refused stream does not count as an attempt"
     );
 }
 
@@ -300,7 +316,11 @@ fn a_reset_stream_that_may_have_been_processed_is_not_retried() {
         (502, format!("upstream_reset:{}", backend.address).as_str())
     );
     assert_eq!(backend.request_heads().len(), 1);
-    assert_eq!(backend.connections(), 1, "the connection is good");
+    assert_eq!(
+        backend.connections(),
+        1,
+        "the reset does not close the connection"
+    );
 }
 
 #[test]
@@ -311,10 +331,10 @@ fn a_truncated_response_resets_the_stream() {
     });
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let client = connect_client(&sidecar);
-    let broken = client
+    let error = client
         .send_request(Request::get("http://test/").body(()).unwrap(), b"", None)
         .unwrap_err();
-    assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR));
+    assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
     assert_eq!(sidecar.access_log_lines(1)[0]["reason"], "upstream_reset");
 }
 
@@ -322,18 +342,18 @@ fn a_truncated_response_resets_the_stream() {
 fn rejections_and_bodiless_responses_end_their_stream_at_once() {
     let backend =
         ScriptedBackend::responding_with(|_| "HTTP/1.1 204 No Content\r\n\r\n".to_owned());
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
-        "backendRefs",
-        "matches: [{path: {value: /here}}], backendRefs",
-    ));
+    let policy = PolicyBuilder::to_backend(&backend)
+        .route_fields("matches: [{path: {value: /here}}]")
+        .build();
+    let sidecar = Sidecar::start(&policy);
     let client = connect_client(&sidecar);
     assert_eq!(client.get("/here").status, 204);
-    let refusal = client.get("/elsewhere");
+    let rejection = client.get("/elsewhere");
     assert_eq!(
-        (refusal.status, refusal.header("x-outrigger-reason")),
+        (rejection.status, rejection.header("x-outrigger-reason")),
         (404, "no_route")
     );
-    assert!(refusal.body.starts_with(b"{"));
+    assert!(rejection.body.starts_with(b"{"));
     let head = client
         .send_request(
             Request::head("http://test/elsewhere").body(()).unwrap(),
@@ -347,13 +367,8 @@ fn rejections_and_bodiless_responses_end_their_stream_at_once() {
 #[test]
 fn a_listener_accepts_only_its_configured_protocol() {
     let backend = ScriptedBackend::healthy();
-    let text = policy(&[backend.address], "");
-    let start_with_protocol = |protocol: &str| {
-        Sidecar::start(&text.replace(
-            "\"127.0.0.1:0\"",
-            &format!("\"127.0.0.1:0\", protocol: {protocol}"),
-        ))
-    };
+    let start_with_protocol =
+        |protocol: &str| start_with_listener_fields(&backend, &format!("protocol: {protocol}"));
     let auto_sidecar = start_with_protocol("Auto");
     assert_eq!(
         (
@@ -375,37 +390,37 @@ fn a_listener_accepts_only_its_configured_protocol() {
         plain
             .try_read_response()
             .is_none_or(|response| response.status == 0),
-        "it is not answered in HTTP/1"
+        "an HTTP/2 listener sends no HTTP/1 response"
     );
 }
 
 #[test]
 fn an_auto_listener_survives_short_silent_and_partial_prefaces() {
     let backend = ScriptedBackend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
-        "\"127.0.0.1:0\"",
-        "\"127.0.0.1:0\", limits: {headerTimeout: 300ms}",
-    ));
+    let sidecar = start_with_listener_fields(&backend, "limits: {headerTimeout: 300ms}");
     let silent: Vec<Client> = (0..20).map(|_| sidecar.client()).collect();
-    // Shorter than the preface.
+    // This request is shorter than the preface.
     let mut short = sidecar.client();
     assert_eq!(
         short.send("GET / HTTP/1.0\r\n\r\n").read_response().status,
         200
     );
-    // Byte by byte, and like the preface for a while.
+    // This request arrives byte by byte and shares its first bytes with the preface.
     let mut slow = sidecar.client();
     for byte in "PROPFIND / HTTP/1.1\r\nhost: a\r\n\r\n".bytes() {
         slow.send([byte]);
     }
     assert_eq!(slow.read_response().status, 200);
-    let mut half = sidecar.client();
-    half.send("PRI * HT");
-    assert!(half.is_closed(), "half of the preface and no more");
-    let mut left = sidecar.client();
-    left.send("PRI");
-    left.shutdown_write();
-    assert!(left.is_closed());
+    let mut stalled = sidecar.client();
+    stalled.send("PRI * HT");
+    assert!(
+        stalled.is_closed(),
+        "a partial preface times out with the header timeout"
+    );
+    let mut half_closed = sidecar.client();
+    half_closed.send("PRI");
+    half_closed.shutdown_write();
+    assert!(half_closed.is_closed());
     assert_eq!(sidecar.get("/").status, 200);
     drop(silent);
 }
@@ -418,7 +433,7 @@ fn a_rapid_reset_client_is_disconnected() {
     let sidecar = start_http2_sidecar(&backend, "");
     let client = connect_client(&sidecar);
     let sender = client.sender.clone();
-    let ended = client.runtime.block_on(async {
+    let is_disconnected = client.runtime.block_on(async {
         for _ in 0..5_000 {
             let Ok(mut ready) = sender.clone().ready().await else {
                 return true;
@@ -434,27 +449,32 @@ fn a_rapid_reset_client_is_disconnected() {
         }
         false
     });
-    assert!(ended, "5000 resets went unpunished");
-    eventually("nothing is left in flight", || sidecar.in_flight() == 0);
-    assert_eq!(status_for_a_new_client(&sidecar), 404, "others are served");
+    assert!(
+        is_disconnected,
+        "the client is still connected after 5000 resets"
+    );
+    eventually("no request is in flight", || sidecar.in_flight() == 0);
+    assert_eq!(
+        status_for_a_new_client(&sidecar),
+        404,
+        "other clients are served"
+    );
 }
 
-/// Another client is answered; its route is elsewhere, so that the backend is not asked.
+/// Returns the status for a new client. Its request matches no route, so no backend receives it.
 fn status_for_a_new_client(sidecar: &Sidecar) -> u16 {
-    sidecar.reload(&policy(&[ScriptedBackend::unused_address()], "").replace(
-        "backendRefs",
-        "matches: [{path: {value: /here}}], backendRefs",
-    ));
+    let policy = PolicyBuilder::new(&[ScriptedBackend::unused_address()])
+        .route_fields("matches: [{path: {value: /here}}]")
+        .build();
+    sidecar.reload(&policy);
     connect_client(sidecar).get("/elsewhere").status
 }
 
 #[test]
 fn concurrent_streams_and_header_bytes_are_bounded() {
     let backend = ScriptedBackend::responding_with(|_| response(200, "x"));
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
-        "\"127.0.0.1:0\"",
-        "\"127.0.0.1:0\", limits: {maxConcurrentStreams: 3, maxHeaderBytes: 4Ki}",
-    ));
+    let limits = "limits: {maxConcurrentStreams: 3, maxHeaderBytes: 4Ki}";
+    let sidecar = start_with_listener_fields(&backend, limits);
     let client = connect_client(&sidecar);
     assert_eq!(client.get("/").status, 200);
     assert_eq!(client.sender.current_max_send_streams(), 3);
@@ -462,17 +482,17 @@ fn concurrent_streams_and_header_bytes_are_bounded() {
         .header("x-long", "y".repeat(8_000))
         .body(())
         .unwrap();
-    let refused = client.send_request(long, b"", None);
+    let rejection = client.send_request(long, b"", None);
     assert!(
-        refused
+        rejection
             .as_ref()
             .map_or(true, |response| response.status == 431),
-        "{refused:?}"
+        "{rejection:?}"
     );
 }
 
 #[test]
-fn a_draining_instance_sends_goaway_and_completes_running_streams() {
+fn a_draining_instance_sends_goaway_and_completes_streams_in_flight() {
     let (backend, gate) = ScriptedBackend::gated_with("late");
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
@@ -480,7 +500,7 @@ fn a_draining_instance_sends_goaway_and_completes_running_streams() {
     ));
     let client = connect_client(&sidecar);
     let sender = client.sender.clone();
-    let answer = client.runtime.block_on(async {
+    let response = client.runtime.block_on(async {
         let (response, _) = sender
             .clone()
             .ready()
@@ -489,27 +509,26 @@ fn a_draining_instance_sends_goaway_and_completes_running_streams() {
             .send_request(Request::get("http://test/").body(()).unwrap(), true)
             .unwrap();
         tokio::task::block_in_place(|| {
-            eventually("it is in flight", || sidecar.in_flight() == 1);
+            eventually("the request is in flight", || sidecar.in_flight() == 1);
             sidecar.call_admin("POST", "/api/v1/drain");
         });
-        // The connection takes no more requests.
-        eventually_async("it says so", || async {
+        eventually_async("the connection accepts no more requests", || async {
             let Ok(mut ready) = sender.clone().ready().await else {
                 return true;
             };
-            let is_over = ready
+            let is_rejected = ready
                 .send_request(Request::get("http://test/").body(()).unwrap(), true)
                 .is_err();
-            if !is_over {
+            if !is_rejected {
                 gate.release_one();
             }
-            is_over
+            is_rejected
         })
         .await;
         gate.release_one();
         read_response(response.await.unwrap()).await.unwrap()
     });
-    assert_eq!((answer.status, &answer.body[..]), (200, &b"late"[..]));
+    assert_eq!((response.status, &response.body[..]), (200, &b"late"[..]));
 }
 
 #[test]
@@ -525,7 +544,7 @@ fn clients_that_do_not_read_do_not_block_others_on_a_shared_connection() {
             .unwrap()
             .send_data(vec![b'x'; size].into(), true)
             .unwrap();
-        // Held until all of it was taken, or the caller is gone.
+        // The call stays open until the client closes the stream.
         _ = call.body.data().await;
     });
     let sidecar = start_http2_sidecar(&backend, "");
@@ -554,22 +573,19 @@ fn clients_that_do_not_read_do_not_block_others_on_a_shared_connection() {
 #[test]
 fn an_idle_client_is_disconnected_even_if_it_does_not_respond() {
     let backend = ScriptedBackend::healthy();
-    let sidecar = Sidecar::start(&policy(&[backend.address], "").replace(
-        "\"127.0.0.1:0\"",
-        "\"127.0.0.1:0\", limits: {idleTimeout: 50ms}",
-    ));
+    let sidecar = start_with_listener_fields(&backend, "limits: {idleTimeout: 50ms}");
     let mut unresponsive = sidecar.client();
-    // The preface and empty settings, and never a word again: no acknowledgement, no answer to a ping.
+    // The client sends the preface and empty settings, and then neither acknowledges nor responds.
     unresponsive.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
     assert!(unresponsive.is_closed());
-    eventually("its place is free", || {
+    eventually("its connection is no longer counted", || {
         sidecar.metric(r#"outrigger_connections{listener="inbound"}"#) == 0.0
     });
 }
 
 #[test]
 fn an_unresponsive_connection_is_not_reused() {
-    // It takes the first request and says nothing any more, as when a network drops packets.
+    // The backend accepts the request but sends nothing, like a network that drops packets.
     let backend = Http2Backend::start(|call| async move {
         if call.head.uri.path() == "/silence" {
             crate::support::simulate_delay(Duration::from_secs(2));
@@ -584,24 +600,24 @@ fn an_unresponsive_connection_is_not_reused() {
     let client = connect_client(&sidecar);
     assert_eq!(client.get("/").status, 200);
     assert_eq!(client.get("/silence").status, 504);
-    eventually("a new connection is made", || {
+    eventually("a request is sent on a new connection", || {
         client.get("/");
         backend.connections() >= 2
     });
 }
 
 #[test]
-fn an_idle_connection_releases_its_permit_to_a_needed_one() {
+fn an_idle_connection_gives_its_permit_to_a_connection_that_waits() {
     let (first, second) = (Http2Backend::echoing(), Http2Backend::echoing());
-    let bound = "  defaults: {connectionLimits: {maxConnections: 1}}\n";
-    let text = policy(&[first.address, second.address], bound).replace(
-        "]}\n  routes",
-        "], protocol: HTTP2, loadBalancer: {type: RoundRobin}}\n  routes",
-    );
-    let sidecar = Sidecar::start(&text);
+    let policy = PolicyBuilder::new(&[first.address, second.address])
+        .backend_fields("protocol: HTTP2, loadBalancer: {type: RoundRobin}")
+        .sections("  defaults: {connectionLimits: {maxConnections: 1}}\n")
+        .build();
+    let sidecar = Sidecar::start(&policy);
     for _ in 0..20 {
-        // Clients of both workers; each finds the other's connection in the way, which is idle a moment after its answer.
-        eventually("there is room", || {
+        // The connections of both workers compete for the permit. A connection becomes idle shortly
+        // after its response.
+        eventually("a connection permit is free", || {
             sidecar.client().post("/", "body").status == 200
         });
     }

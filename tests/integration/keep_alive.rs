@@ -1,4 +1,4 @@
-//! The keep-alive race: an app that closes idle connections while requests are on their way.
+//! The keep-alive race: an app closes an idle connection while a request is in flight.
 
 use std::{
     collections::HashMap,
@@ -9,41 +9,51 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{ScriptedBackend, Sidecar, backend::ok_response, policy::policy};
+use crate::support::{
+    ScriptedBackend, Sidecar, backend::ok_response, policy::policy, simulate_delay,
+};
 
-/// An app that closes each connection some time after its answer, at ever other moments.
-fn closing_backend() -> (ScriptedBackend, Arc<Mutex<HashMap<String, usize>>>) {
-    let run_counts = Arc::new(Mutex::new(HashMap::new()));
-    let shared_run_counts = run_counts.clone();
-    let moment = AtomicUsize::new(0);
+/// Number of executions of each request, by its body.
+type ExecutionCounts = Arc<Mutex<HashMap<String, usize>>>;
+
+fn record_execution(execution_counts: &ExecutionCounts, body: &[u8]) {
+    *execution_counts
+        .lock()
+        .unwrap()
+        .entry(String::from_utf8_lossy(body).into_owned())
+        .or_default() += 1;
+}
+
+/// Starts an app that closes each connection after one to three responses, each time after another
+/// delay.
+fn closing_backend() -> (ScriptedBackend, ExecutionCounts) {
+    let execution_counts = ExecutionCounts::default();
+    let shared_counts = execution_counts.clone();
+    let closed_connections = AtomicUsize::new(0);
     let backend = ScriptedBackend::start(move |mut connection| {
         let responses = 1 + connection.number % 3;
         for _ in 0..responses {
             let Some(request) = connection.read_request() else {
                 return;
             };
-            *shared_run_counts
-                .lock()
-                .unwrap()
-                .entry(String::from_utf8_lossy(&request.body).into_owned())
-                .or_default() += 1;
+            record_execution(&shared_counts, &request.body);
             connection.send(ok_response("done"));
         }
-        // Not waiting for anything, only for a moment that no one can foresee.
-        let micros = moment.fetch_add(1, Ordering::SeqCst) as u64 * 137 % 3_000;
-        crate::support::simulate_delay(Duration::from_micros(micros));
+        // The delays vary, so that closes coincide with requests in flight.
+        let micros = closed_connections.fetch_add(1, Ordering::SeqCst) as u64 * 137 % 3_000;
+        simulate_delay(Duration::from_micros(micros));
     });
-    (backend, run_counts)
+    (backend, execution_counts)
 }
 
 #[test]
-fn every_post_reaches_the_app_exactly_once_while_it_closes_idle_connections() {
-    let (backend, run_counts) = closing_backend();
+fn each_post_is_executed_exactly_once_while_the_app_closes_idle_connections() {
+    let (backend, execution_counts) = closing_backend();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         "  defaults: {retryConstraint: {minRetryRate: {count: 10000}}}\n",
     ));
-    // The sidecar learns from a few requests that may be lost without harm that this app closes early.
+    // Idempotent requests let the sidecar learn that this app closes idle connections early.
     let mut client = sidecar.client();
     for _ in 0..50 {
         client.get("/warm");
@@ -56,12 +66,12 @@ fn every_post_reaches_the_app_exactly_once_while_it_closes_idle_connections() {
             "payment {number}: {}",
             response.reason()
         );
-        crate::support::simulate_delay(Duration::from_micros(number * 61 % 4_000));
+        simulate_delay(Duration::from_micros(number * 61 % 4_000));
     }
-    let run_counts = run_counts.lock().unwrap();
+    let execution_counts = execution_counts.lock().unwrap();
     for number in 0..500 {
         assert_eq!(
-            run_counts.get(&format!("payment {number}")),
+            execution_counts.get(&format!("payment {number}")),
             Some(&1),
             "payment {number}"
         );
@@ -69,30 +79,33 @@ fn every_post_reaches_the_app_exactly_once_while_it_closes_idle_connections() {
 }
 
 #[test]
-fn every_get_succeeds_while_the_app_closes_idle_connections() {
+fn each_get_succeeds_while_the_app_closes_idle_connections() {
     let (backend, _) = closing_backend();
-    let retry = "  defaults: {retry: {attempts: 2, retryOn: [connect-failure, reset-before-request, reset], codes: []}, retryConstraint: {minRetryRate: {count: 10000}}}\n";
+    let retry = concat!(
+        "  defaults:\n",
+        "    retry:\n",
+        "      attempts: 2\n",
+        "      retryOn: [connect-failure, reset-before-request, reset]\n",
+        "      codes: []\n",
+        "    retryConstraint: {minRetryRate: {count: 10000}}\n"
+    );
     let sidecar = Sidecar::start(&policy(&[backend.address], retry));
     let mut client = sidecar.client();
     for number in 0..500 {
         assert_eq!(client.get("/").status, 200, "request {number}");
-        crate::support::simulate_delay(Duration::from_micros(number * 61 % 4_000));
+        simulate_delay(Duration::from_micros(number * 61 % 4_000));
     }
 }
 
-/// Half an hour of this, at an app's usual idle time: `make soak`.
+/// `make soak` runs this test for half an hour, with the idle timeout of Node.
 #[test]
-fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
-    let run_counts = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
-    let shared_run_counts = run_counts.clone();
+fn posts_around_the_idle_timeout_of_the_app_are_executed_exactly_once() {
+    let execution_counts = ExecutionCounts::default();
+    let shared_counts = execution_counts.clone();
     let backend = ScriptedBackend::start(move |mut connection| {
         connection.close_when_idle_for(Duration::from_millis(50));
         while let Some(request) = connection.read_request() {
-            *shared_run_counts
-                .lock()
-                .unwrap()
-                .entry(String::from_utf8_lossy(&request.body).into_owned())
-                .or_default() += 1;
+            record_execution(&shared_counts, &request.body);
             connection.send(ok_response("done"));
         }
     });
@@ -106,13 +119,13 @@ fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
                     200,
                     "post {number} of client {client}"
                 );
-                // Around the moment of the close, and far from it.
+                // Around the idle timeout, and far from it.
                 let micros = [
                     48_000 + number * 97 % 4_000,
                     50_000,
                     number * 1_370 % 60_000,
                 ][usize::try_from(number % 3).unwrap()];
-                crate::support::simulate_delay(Duration::from_micros(micros));
+                simulate_delay(Duration::from_micros(micros));
             }
         })
     });
@@ -120,15 +133,15 @@ fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
         .collect::<Vec<_>>()
         .into_iter()
         .for_each(|client| client.join().unwrap());
-    let run_counts = run_counts.lock().unwrap();
-    assert_eq!(run_counts.len(), 600);
+    let execution_counts = execution_counts.lock().unwrap();
+    assert_eq!(execution_counts.len(), 600);
     assert!(
-        run_counts.values().all(|times| *times == 1),
-        "each ran once"
+        execution_counts.values().all(|count| *count == 1),
+        "each request is executed once"
     );
 }
 
-/// What an app announces is believed before it has to be learned.
+/// The announced timeout applies before the sidecar has observed one.
 #[test]
 fn a_connection_is_not_reused_near_its_announced_keep_alive_timeout() {
     let backend = ScriptedBackend::responding_with(|_| {
@@ -138,7 +151,7 @@ fn a_connection_is_not_reused_near_its_announced_keep_alive_timeout() {
     let mut client = sidecar.client();
     for _ in 0..5 {
         client.post("/", "x");
-        crate::support::simulate_delay(Duration::from_millis(2));
+        simulate_delay(Duration::from_millis(2));
     }
     assert_eq!(backend.connections(), 5);
 }

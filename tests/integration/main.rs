@@ -1,6 +1,6 @@
-//! The promises of Outrigger, black box: the real sidecar on port 0, and backends that do exactly what a test says.
+//! Black-box tests of Outrigger: the real sidecar on port 0, with scripted backends.
 //!
-//! One binary, one module per promise. `support` is the only place that may wait.
+//! One binary, with one module per area. Only `support` waits or sleeps.
 #![expect(
     clippy::disallowed_methods,
     clippy::panic,

@@ -1,4 +1,4 @@
-//! The graph of imports between the modules of `src/`; see ARCHITECTURE.md.
+//! The graph of imports between the modules of `src/`, and its rules in ARCHITECTURE.md.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ pub(super) fn module_graph() -> ModuleGraph {
         let code = without_comments(text);
         let paths = imported_paths(&code);
         let absolute = paths.iter().filter_map(|path| {
-            // The longest prefix that is a module; the rest names an item.
+            // The longest prefix that is a module. The rest of the path names an item.
             let prefixes = (1..=path.len())
                 .rev()
                 .map(|length| path[..length].join("/"));
@@ -111,12 +111,12 @@ fn is_identifier(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// Expands `a::{b::C, d}` to its paths, and returns what follows the tree.
+/// Expands `a::{b::C, d}` to its paths, and returns the text after the tree.
 fn expand_use_tree<'t>(text: &'t str, prefix: &[String], paths: &mut Vec<Vec<String>>) -> &'t str {
     if let Some(mut rest) = text.strip_prefix('{') {
         while !rest.is_empty() && !rest.starts_with('}') {
             rest = expand_use_tree(rest, prefix, paths);
-            // What ends an item is a comma; anything else ends a malformed tree.
+            // A comma follows an item. Anything else ends the tree.
             match rest.strip_prefix(',') {
                 Some(next) => rest = next,
                 None => break,
@@ -162,14 +162,17 @@ fn use_trees_expand_to_the_paths_of_their_items() {
 }
 
 #[test]
-fn no_modules_import_each_other() {
+fn the_imports_of_modules_have_no_cycle() {
     let graph = module_graph();
     let in_cycles: Vec<&str> = graph
         .keys()
         .map(String::as_str)
         .filter(|module| is_in_cycle(module, &graph))
         .collect();
-    assert!(in_cycles.is_empty(), "{in_cycles:?} import each other");
+    assert!(
+        in_cycles.is_empty(),
+        "the imports of {in_cycles:?} have a cycle"
+    );
 }
 
 #[test]
@@ -177,7 +180,7 @@ fn a_proxy_folder_imports_only_folders_that_follow_it() {
     let position = |module: &str| {
         let folder = module.strip_prefix("proxy/")?.split('/').next()?;
         let position = PROXY_FOLDERS.iter().position(|known| *known == folder);
-        Some(position.unwrap_or_else(|| panic!("{module} is in no known folder")))
+        Some(position.unwrap_or_else(|| panic!("the folder of {module} is unknown")))
     };
     for (module, imported) in module_graph() {
         let Some(own) = position(&module) else {
@@ -186,7 +189,7 @@ fn a_proxy_folder_imports_only_folders_that_follow_it() {
         for imported in &imported {
             assert!(
                 position(imported).is_none_or(|other| other >= own),
-                "{module} imports {imported}, whose folder comes before its own"
+                "{module} imports {imported}, whose folder precedes its own"
             );
         }
     }
@@ -200,7 +203,7 @@ fn a_relative_path_to_a_child_module_is_an_import() {
     assert!(!names_child("grandchild::f()", "child"));
 }
 
-/// The words of each table row of ARCHITECTURE.md that lists modules, by folder.
+/// Returns the words of each table row of ARCHITECTURE.md that lists modules, by folder.
 fn documented_folders(page: &str) -> BTreeMap<String, BTreeSet<&str>> {
     let rows = page.lines().filter_map(|line| {
         let (folder, modules) = line.strip_prefix("| `")?.split_once("/` | ")?;

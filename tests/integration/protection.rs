@@ -1,4 +1,4 @@
-//! Who is refused while the instance is short of something.
+//! Overload protection: requests of lower priority are shed first.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use outrigger::resilience::shed::{OverloadLevel, OverloadSignal};
 
 use crate::support::{ScriptedBackend, Sidecar, TempDirectory, eventually, policy::policy};
 
-/// Under these sections, in a cgroup of its own, so that nothing is heard of the machine that the test runs on.
+/// Starts a sidecar with its own cgroup files, so that the load of the machine has no effect.
 fn start_protected(backend: &ScriptedBackend, sections: &str) -> (Sidecar, TempDirectory) {
     let (directory, cgroup) = (TempDirectory::new(), TempDirectory::new());
     directory.write("policy.yaml", &policy(&[backend.address], sections));
@@ -25,19 +25,23 @@ fn start_protected(backend: &ScriptedBackend, sections: &str) -> (Sidecar, TempD
     )
 }
 
-const PROTECTION: &str =
-    "  protection: {signals: {cpu: {}, memory: {warning: 75, critical: 90}}}\n";
+/// Returns protection by the CPU and the memory. The fields end with a comma.
+fn protection_section(fields: &str) -> String {
+    format!(
+        "  protection: {{{fields}signals: {{cpu: {{}}, memory: {{warning: 75, critical: 90}}}}}}\n"
+    )
+}
 
-/// Makes the instance believe that its memory has been at this level for long enough.
+/// Reports this use of the memory until the instance has this overload level.
 fn force_level((sidecar, cgroup): (&Sidecar, &TempDirectory), value: f64, level: OverloadLevel) {
-    // The watcher, who looks each second, is told the same.
+    // The background task reads this file each second. It must report the same value.
     cgroup.write("memory.current", &format!("{:.0}", value * 1_000.0));
     let protection = &sidecar.app().state().protection;
     let mut now = Instant::now();
-    eventually("the policy is followed", || {
+    eventually("the overload level is reached", || {
         _ = protection.record_signal(OverloadSignal::Memory, Some(value), now);
         now += Duration::from_secs(31);
-        // At its critical level for as long as it takes until all of the class normal are refused.
+        // At the critical level, ten seconds suffice to shed all requests of the class normal.
         (0..10).for_each(|_| protection.advance_one_second());
         protection.level() == level
     });
@@ -54,9 +58,9 @@ fn send_with_priority(sidecar: &Sidecar, class: &str) -> (u16, String) {
 }
 
 #[test]
-fn the_lowest_priority_classes_are_shed_first_and_probes_never() {
+fn the_lowest_priority_classes_are_shed_first_and_probes_are_never_shed() {
     let backend = ScriptedBackend::healthy();
-    let (sidecar, cgroup) = start_protected(&backend, PROTECTION);
+    let (sidecar, cgroup) = start_protected(&backend, &protection_section(""));
     let statuses = || {
         ["critical", "high", "normal", "low", "", "nonsense"]
             .map(|class| send_with_priority(&sidecar, class).0)
@@ -90,10 +94,7 @@ fn the_lowest_priority_classes_are_shed_first_and_probes_never() {
 #[test]
 fn shadow_shedding_is_counted_and_rejects_nothing() {
     let backend = ScriptedBackend::healthy();
-    let (sidecar, cgroup) = start_protected(
-        &backend,
-        &PROTECTION.replace("{signals", "{mode: Shadow, signals"),
-    );
+    let (sidecar, cgroup) = start_protected(&backend, &protection_section("mode: Shadow, "));
     force_level((&sidecar, &cgroup), 0.95, OverloadLevel::Critical);
     assert_eq!(send_with_priority(&sidecar, "low").0, 200);
     assert_eq!(
@@ -105,7 +106,10 @@ fn shadow_shedding_is_counted_and_rejects_nothing() {
 #[test]
 fn lower_priority_classes_may_use_only_part_of_a_concurrency_limit() {
     let (backend, gate) = ScriptedBackend::gated_with("hello");
-    let limits = "  defaults: {connectionLimits: {maxParallelRequests: 10, maxPendingRequests: 0}}\n  protection: {shed: {}}\n";
+    let limits = concat!(
+        "  defaults: {connectionLimits: {maxParallelRequests: 10, maxPendingRequests: 0}}\n",
+        "  protection: {shed: {}}\n",
+    );
     let (sidecar, _cgroup) = start_protected(&backend, limits);
     let in_flight = || {
         sidecar.admin_json("/api/v1/limits")["concurrency"][0]["in_flight"]
@@ -119,7 +123,9 @@ fn lower_priority_classes_may_use_only_part_of_a_concurrency_limit() {
             client.send(format!(
                 "GET / HTTP/1.1\r\nhost: a\r\nx-outrigger-priority: {class}\r\n\r\n"
             ));
-            eventually("it is in", || in_flight() == expected_in_flight);
+            eventually("the request is in flight", || {
+                in_flight() == expected_in_flight
+            });
             open_clients.push(client);
         }
     };
@@ -144,8 +150,9 @@ fn lower_priority_classes_may_use_only_part_of_a_concurrency_limit() {
 #[test]
 fn priority_classes_and_their_header_are_configurable() {
     let backend = ScriptedBackend::healthy();
-    let shed = "  protection: {signals: {memory: {critical: 50}}, shed: {header: x-tier, classes: [gold, silver, bronze, free]}}\n";
-    let (sidecar, cgroup) = start_protected(&backend, shed);
+    let protection = "  protection: {signals: {memory: {critical: 50}}, \
+        shed: {header: x-tier, classes: [gold, silver, bronze, free]}}\n";
+    let (sidecar, cgroup) = start_protected(&backend, protection);
     force_level((&sidecar, &cgroup), 0.6, OverloadLevel::Critical);
     let status_for_tier = |tier: &str| {
         sidecar

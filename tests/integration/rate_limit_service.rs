@@ -1,4 +1,5 @@
-//! Limits of the whole service, kept by a server of Envoy's rate limit protocol: a small one, after the published messages.
+//! Global rate limits in a server of Envoy's rate limit protocol. The tests implement such a server
+//! from the published messages.
 
 use std::{
     collections::HashMap,
@@ -6,12 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::Response;
 use prost::Message;
 
 use crate::support::{
     ScriptedBackend, Sidecar, eventually,
-    http2::{Http2Backend, IncomingCall, read_body_and_trailers},
+    http2::{
+        Http2Backend, IncomingCall, grpc_message, grpc_status_trailers, read_body_and_trailers,
+    },
     policy::policy,
 };
 
@@ -41,7 +44,7 @@ struct ReceivedDescriptorEntry {
     value: String,
 }
 
-/// A limit (requests, unit), or a duration (seconds, nanoseconds).
+/// Limit (requests, unit), or duration (seconds, nanoseconds).
 #[derive(Clone, PartialEq, Message)]
 struct LimitOrDuration {
     #[prost(int64, tag = "1")]
@@ -68,7 +71,7 @@ struct SentDescriptorStatus {
     duration_until_reset: Option<LimitOrDuration>,
 }
 
-/// Counts, for ever, what it is asked for each descriptor.
+/// Starts a service that counts the hits of each descriptor and never resets the counts.
 fn start_rate_limit_service() -> (Http2Backend, Arc<Mutex<Vec<ShouldRateLimitRequest>>>) {
     let requests: Arc<Mutex<Vec<ShouldRateLimitRequest>>> = Arc::default();
     let counts: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
@@ -111,39 +114,38 @@ fn start_rate_limit_service() -> (Http2Backend, Arc<Mutex<Vec<ShouldRateLimitReq
                 statuses: vec![status],
             }
             .encode_to_vec();
-            let mut framed = vec![0];
-            framed.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
-            framed.extend_from_slice(&message);
             let head = Response::builder()
                 .header("content-type", "application/grpc")
                 .body(())
                 .unwrap();
             let mut stream = call.responder.send_response(head, false).unwrap();
-            stream.send_data(Bytes::from(framed), false).unwrap();
-            let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", "0".parse().unwrap());
-            stream.send_trailers(trailers).unwrap();
+            stream
+                .send_data(grpc_message(&message).into(), false)
+                .unwrap();
+            stream.send_trailers(grpc_status_trailers("0")).unwrap();
         }
     });
     (server, requests)
 }
 
 fn policy_with_rate_limit_service(backend: &ScriptedBackend, rule: &str, url: &str) -> String {
-    let engine = format!(
-        "backend: {{type: RateLimitService, rateLimitService: {{url: \"{url}\", domain: shop}}}}, timeout: 1s"
-    );
+    let service = format!("rateLimitService: {{url: \"{url}\", domain: shop}}");
+    let engine = format!("backend: {{type: RateLimitService, {service}}}, timeout: 1s");
     policy(
         &[backend.address],
         &format!(
-            "  globalRateLimit: {{{engine}}}\n  defaults:\n    rateLimit: {{global: {{rules: [{rule}]}}}}\n"
+            "  globalRateLimit: {{{engine}}}\n  \
+             defaults:\n    rateLimit: {{global: {{rules: [{rule}]}}}}\n"
         ),
     )
 }
 
 #[test]
-fn a_rate_limit_service_receives_the_envoy_rate_limit_protocol() {
+fn a_rate_limit_service_receives_requests_of_the_envoy_protocol() {
     let ((server, requests), backend) = (start_rate_limit_service(), ScriptedBackend::healthy());
-    let rule = "{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 4, unit: Minute}, cost: {request: {from: Number, number: 2}}}";
+    let rule = "{name: each, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], \
+                limit: {requests: 4, unit: Minute}, \
+                cost: {request: {from: Number, number: 2}}}";
     let text =
         policy_with_rate_limit_service(&backend, rule, &format!("http://{}", server.address));
     let instances = [Sidecar::start(&text), Sidecar::start(&text)];
@@ -151,7 +153,7 @@ fn a_rate_limit_service_receives_the_envoy_rate_limit_protocol() {
         .iter()
         .for_each(Sidecar::wait_for_global_rate_limit_connection);
     let send_with_key = |turn: usize, key: &str| {
-        instances[turn % 2]
+        instances[turn % instances.len()]
             .client()
             .send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-key: {key}\r\n\r\n"))
             .read_response()
@@ -160,7 +162,7 @@ fn a_rate_limit_service_receives_the_envoy_rate_limit_protocol() {
     assert_eq!(
         responses
             .iter()
-            .map(|answer| answer.status)
+            .map(|response| response.status)
             .collect::<Vec<_>>(),
         [200, 200, 429]
     );
@@ -168,7 +170,7 @@ fn a_rate_limit_service_receives_the_envoy_rate_limit_protocol() {
     assert_eq!(
         (responses[2].header("retry-after"), responses[2].reason()),
         (Some("42"), "rate_limited:each"),
-        "never early"
+        "the wait is rounded up"
     );
     assert_eq!(send_with_key(0, "other").status, 200);
     let requests = requests.lock().unwrap();
@@ -213,7 +215,7 @@ fn an_unreachable_rate_limit_service_fails_open_and_is_reported_with_its_locatio
     ));
     assert!((0..5).all(|_| sidecar.get("/").status == 200));
     let report = || sidecar.call_admin("GET", "/readyz?verbose").text();
-    eventually("it is said", || {
+    eventually("readiness reports the service", || {
         report().contains(&format!(
             "global-rate-limit (does not gate): the rate limit service at http://{address} ("
         ))
@@ -223,7 +225,7 @@ fn an_unreachable_rate_limit_service_fails_open_and_is_reported_with_its_locatio
 }
 
 #[test]
-fn one_failed_response_does_not_close_the_connection() {
+fn an_error_response_does_not_close_the_connection() {
     let backend = ScriptedBackend::healthy();
     let calls = std::sync::atomic::AtomicU32::new(0);
     let server = Http2Backend::start(move |mut call: IncomingCall| {
@@ -243,9 +245,7 @@ fn one_failed_response_does_not_close_the_connection() {
             stream
                 .send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false)
                 .unwrap();
-            let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", "0".parse().unwrap());
-            stream.send_trailers(trailers).unwrap();
+            stream.send_trailers(grpc_status_trailers("0")).unwrap();
         }
     });
     let text = policy_with_rate_limit_service(
@@ -264,8 +264,8 @@ fn one_failed_response_does_not_close_the_connection() {
         !sidecar
             .events()
             .iter()
-            .any(|event| event.contains("nobody can be asked")),
-        "one of eleven is no outage"
+            .any(|event| event.contains("rate limits is unreachable")),
+        "one error of eleven responses is not an outage"
     );
 }
 
@@ -298,7 +298,7 @@ fn a_failing_rate_limit_service_is_counted_and_suspended() {
     );
     assert!(
         sidecar.global_rate_limit_requests("error") <= 10.0,
-        "{} of 50 requests asked in vain",
+        "{} of 50 requests reached the failing service",
         sidecar.global_rate_limit_requests("error")
     );
 }

@@ -1,19 +1,30 @@
-//! Rate limits of one instance on the wire.
+//! Rate limits of one instance.
 
 use crate::support::{
-    Client, ScriptedBackend, Sidecar,
-    backend::{ok_response, response},
-    eventually,
-    policy::policy,
+    Client, ScriptedBackend, Sidecar, eventually,
+    policy::{PolicyBuilder, policy},
 };
 
+/// Returns defaults with these local rules, which are separated by commas.
 fn local_rate_limit_section(rules: &str) -> String {
-    format!("  defaults:\n    rateLimit:\n      local:\n        rules:\n{rules}")
+    rate_limit_section_with_fields("", rules)
 }
 
-const RULE_PER_KEY: &str = "          - {name: per-key, clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], limit: {requests: 1, unit: Minute, burst: 3}}\n";
-const RULE_FOR_ALL: &str =
-    "          - {name: all, limit: {requests: 1, unit: Minute, burst: 5}}\n";
+/// Returns the same defaults with more fields of `rateLimit`. They end with a comma if they are not
+/// empty.
+fn rate_limit_section_with_fields(fields: &str, rules: &str) -> String {
+    format!("  defaults: {{rateLimit: {{{fields}local: {{rules: [{rules}]}}}}}}\n")
+}
+
+const RULE_PER_KEY: &str = "{name: per-key, \
+                            clientSelectors: [{headers: [{name: x-key, type: Distinct}]}], \
+                            limit: {requests: 1, unit: Minute, burst: 3}}";
+const RULE_FOR_ALL: &str = "{name: all, limit: {requests: 1, unit: Minute, burst: 5}}";
+
+/// Returns a response with status 200 and this header.
+fn response_with_header(name: &str, value: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\n{name}: {value}\r\ncontent-length: 1\r\n\r\nx")
+}
 
 fn send_with_key(client: &mut Client, key: &str) -> (u16, String) {
     let response = client
@@ -33,24 +44,27 @@ fn a_bucket_admits_its_burst_and_then_rejects_with_retry_after() {
     for _ in 0..5 {
         assert_eq!(client.get("/").status, 200);
     }
-    let refusal = client.get("/");
+    let rejection = client.get("/");
     assert_eq!(
-        (refusal.status, refusal.reason()),
+        (rejection.status, rejection.reason()),
         (429, "rate_limited:all")
     );
-    let wait: u64 = refusal.header("retry-after").unwrap().parse().unwrap();
+    let retry_after: u64 = rejection.header("retry-after").unwrap().parse().unwrap();
     assert!(
-        (58..=60).contains(&wait),
-        "a token comes back each minute: {wait}"
+        (58..=60).contains(&retry_after),
+        "one token is added each minute: {retry_after}"
     );
-    assert_eq!(refusal.header("ratelimit-policy"), Some("\"all\";q=1;w=60"));
     assert_eq!(
-        refusal.header("ratelimit"),
-        Some(format!("\"all\";r=0;t={wait}").as_str())
+        rejection.header("ratelimit-policy"),
+        Some("\"all\";q=1;w=60")
     );
-    assert_eq!(client.get("/").status, 429, "the connection goes on");
+    assert_eq!(
+        rejection.header("ratelimit"),
+        Some(format!("\"all\";r=0;t={retry_after}").as_str())
+    );
+    assert_eq!(client.get("/").status, 429, "the connection stays open");
     assert_eq!(backend.requests().len(), 5);
-    eventually("both are counted", || {
+    eventually("both rejections are counted", || {
         sidecar.metric(r#"outrigger_refusals_total{route="in",reason="rate_limited"}"#) == 2.0
     });
 }
@@ -83,7 +97,7 @@ fn a_noisy_client_does_not_exhaust_the_bucket_of_all_clients() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &local_rate_limit_section(&format!("{RULE_FOR_ALL}{RULE_PER_KEY}")),
+        &local_rate_limit_section(&format!("{RULE_FOR_ALL}, {RULE_PER_KEY}")),
     ));
     let mut client = sidecar.client();
     for _ in 0..100 {
@@ -95,7 +109,7 @@ fn a_noisy_client_does_not_exhaust_the_bucket_of_all_clients() {
             send_with_key(&mut client, "quiet").0
         ],
         [200, 200],
-        "its own bucket is asked first, although it is written last"
+        "the bucket of a key is checked first, although its rule is written last"
     );
     assert_eq!(
         send_with_key(&mut client, "quiet"),
@@ -106,11 +120,10 @@ fn a_noisy_client_does_not_exhaust_the_bucket_of_all_clients() {
 #[test]
 fn keys_are_bounded_and_overflowing_keys_share_one_bucket() {
     let backend = ScriptedBackend::healthy();
-    let text = local_rate_limit_section(RULE_PER_KEY)
-        .replace("rateLimit:\n", "rateLimit:\n      maxKeys: 16\n");
-    let sidecar = Sidecar::start(&policy(&[backend.address], &text));
+    let sections = rate_limit_section_with_fields("maxKeys: 16, ", RULE_PER_KEY);
+    let sidecar = Sidecar::start(&policy(&[backend.address], &sections));
     let mut client = sidecar.client();
-    let passed = (0..500)
+    let admitted = (0..500)
         .filter(|key| send_with_key(&mut client, &format!("k{key}")).0 == 200)
         .count();
     let usage = &sidecar.admin_json("/api/v1/limits")["rate"][0];
@@ -120,19 +133,24 @@ fn keys_are_bounded_and_overflowing_keys_share_one_bucket() {
     );
     assert!(keys <= 16, "{keys}");
     assert_eq!(overflowed, 500 - keys);
-    // The overflow bucket has three tokens for all of them together.
+    // All overflowing keys share a bucket with three tokens.
     assert_eq!(
-        passed as u64,
+        admitted as u64,
         keys + 3,
-        "{passed} of {keys} keys passed: a new key is no way to a new bucket"
+        "a key over the maximum has no bucket of its own: {admitted} are admitted with {keys} keys"
     );
 }
 
 #[test]
 fn a_rule_selects_by_address_and_header_value_and_charges_its_cost() {
     let backend = ScriptedBackend::healthy();
-    let rules = "          - {name: loopback, clientSelectors: [{sourceCIDR: {value: 127.0.0.0/8, type: Distinct}, headers: [{name: x-plan, value: free}]}], limit: {requests: 1, unit: Hour, burst: 4}, cost: {request: {from: Number, number: 2}}}\n          \
-                 - {name: elsewhere, clientSelectors: [{sourceCIDR: {value: 10.0.0.0/8}}], limit: {requests: 1, unit: Hour}}\n";
+    let rules = "{name: loopback, \
+                 clientSelectors: [{sourceCIDR: {value: 127.0.0.0/8, type: Distinct}, \
+                 headers: [{name: x-plan, value: free}]}], \
+                 limit: {requests: 1, unit: Hour, burst: 4}, \
+                 cost: {request: {from: Number, number: 2}}}, \
+                 {name: elsewhere, clientSelectors: [{sourceCIDR: {value: 10.0.0.0/8}}], \
+                 limit: {requests: 1, unit: Hour}}";
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         &local_rate_limit_section(rules),
@@ -153,12 +171,10 @@ fn a_rule_selects_by_address_and_header_value_and_charges_its_cost() {
 }
 
 #[test]
-fn a_shadow_limit_counts_and_rejects_nothing() {
+fn a_rate_limit_in_shadow_mode_counts_but_does_not_reject() {
     let backend = ScriptedBackend::healthy();
-    let sidecar = Sidecar::start(&policy(
-        &[backend.address],
-        &local_rate_limit_section(&RULE_FOR_ALL.replace("name: all,", "name: all, mode: Shadow,")),
-    ));
+    let rule = "{name: all, mode: Shadow, limit: {requests: 1, unit: Minute, burst: 5}}";
+    let sidecar = Sidecar::start(&policy(&[backend.address], &local_rate_limit_section(rule)));
     let mut client = sidecar.client();
     for _ in 0..8 {
         assert_eq!(client.get("/").status, 200);
@@ -172,7 +188,10 @@ fn a_shadow_limit_counts_and_rejects_nothing() {
 #[test]
 fn a_rule_selects_by_path_and_method() {
     let backend = ScriptedBackend::healthy();
-    let rules = "          - {name: writes, clientSelectors: [{path: {type: PathPrefix, value: /orders}, methods: [{value: POST}, {value: PUT}]}], limit: {requests: 1, unit: Hour}}\n";
+    let rules = "{name: writes, \
+                 clientSelectors: [{path: {type: PathPrefix, value: /orders}, \
+                 methods: [{value: POST}, {value: PUT}]}], \
+                 limit: {requests: 1, unit: Hour}}";
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         &local_rate_limit_section(rules),
@@ -200,58 +219,66 @@ fn a_rule_selects_by_path_and_method() {
 #[test]
 fn the_client_ip_comes_from_x_forwarded_for_only_behind_trusted_proxies() {
     let backend = ScriptedBackend::healthy();
-    let rules = "          - {name: each, clientSelectors: [{sourceCIDR: {value: 0.0.0.0/0, type: Distinct}}], limit: {requests: 1, unit: Hour}}\n";
-    let text = policy(&[backend.address], &local_rate_limit_section(rules));
-    let status_from = |sidecar: &Sidecar, from: &str| {
+    let rules = "{name: each, \
+                 clientSelectors: [{sourceCIDR: {value: 0.0.0.0/0, type: Distinct}}], \
+                 limit: {requests: 1, unit: Hour}}";
+    let policy = PolicyBuilder::to_backend(&backend).sections(&local_rate_limit_section(rules));
+    let status_for_address = |sidecar: &Sidecar, address: &str| {
         sidecar
             .client()
             .send(format!(
-                "GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {from}\r\n\r\n"
+                "GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {address}\r\n\r\n"
             ))
             .read_response()
             .status
     };
-    let unaware = Sidecar::start(&text);
+    let direct = Sidecar::start(&policy.build());
     assert_eq!(
         [
-            status_from(&unaware, "1.1.1.1"),
-            status_from(&unaware, "2.2.2.2")
+            status_for_address(&direct, "1.1.1.1"),
+            status_for_address(&direct, "2.2.2.2")
         ],
         [200, 429],
-        "a header is no way to a new bucket"
+        "the header of an untrusted client does not select a bucket"
     );
-    let aware = Sidecar::start(&text.replace("direction: Inbound,", "direction: Inbound, clientIPDetection: {xForwardedFor: {trustedCIDRs: [127.0.0.0/8, 10.0.0.0/8]}},"));
+    let policy = policy.listener_fields(
+        "clientIPDetection: {xForwardedFor: {trustedCIDRs: [127.0.0.0/8, 10.0.0.0/8]}}",
+    );
+    let behind_proxy = Sidecar::start(&policy.build());
     let statuses = [
         "1.1.1.1",
         "2.2.2.2",
         "1.1.1.1",
         "6.6.6.6, 2.2.2.2, 10.0.0.3",
     ]
-    .map(|from| status_from(&aware, from));
+    .map(|address| status_for_address(&behind_proxy, address));
     assert_eq!(statuses, [200, 200, 429, 429]);
+}
+
+fn rule_with_response_cost(burst: u32) -> String {
+    format!(
+        "{{name: cost, limit: {{requests: 1, unit: Hour, burst: {burst}}}, \
+         cost: {{request: {{from: Number, number: 0}}, \
+         response: {{from: Header, header: X-Cost}}}}}}"
+    )
 }
 
 #[test]
 fn the_cost_in_a_response_is_charged_and_may_put_the_bucket_into_debt() {
-    let backend = ScriptedBackend::responding_with(|seen| {
-        ok_response("x").replace(
-            "\r\n\r\n",
-            &format!(
-                "\r\nx-cost: {}\r\n\r\n",
-                seen.header("x-ask").unwrap_or_default()
-            ),
-        )
+    let backend = ScriptedBackend::responding_with(|request| {
+        let cost = request.header("x-requested-cost").unwrap_or_default();
+        response_with_header("x-cost", cost)
     });
-    let rules = "          - {name: worth, limit: {requests: 1, unit: Hour, burst: 10}, cost: {request: {from: Number, number: 0}, response: {from: Header, header: X-Cost}}}\n";
+    let rules = rule_with_response_cost(10);
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &local_rate_limit_section(rules),
+        &local_rate_limit_section(&rules),
     ));
     let mut client = sidecar.client();
     let mut send_with_response_cost = |cost: &str| {
         let response = client
             .send(format!(
-                "GET / HTTP/1.1\r\nhost: a\r\nx-ask: {cost}\r\n\r\n"
+                "GET / HTTP/1.1\r\nhost: a\r\nx-requested-cost: {cost}\r\n\r\n"
             ))
             .read_response();
         (
@@ -261,27 +288,27 @@ fn the_cost_in_a_response_is_charged_and_may_put_the_bucket_into_debt() {
     };
     assert_eq!(
         send_with_response_cost("4"),
-        (200, r#""worth";r=10;t=3600"#.to_owned())
+        (200, r#""cost";r=10;t=3600"#.to_owned())
     );
     assert_eq!(
         send_with_response_cost("no number"),
-        (200, r#""worth";r=6;t=3600"#.to_owned())
+        (200, r#""cost";r=6;t=3600"#.to_owned())
     );
     assert_eq!(
         send_with_response_cost("18446744073709551616").1,
-        r#""worth";r=6;t=3600"#,
-        "absurd costs are worth nothing, and counted"
+        r#""cost";r=6;t=3600"#,
+        "an invalid cost is not charged but counted"
     );
     assert_eq!(
         send_with_response_cost("8").0,
         200,
-        "more than there is, because nobody knew before"
+        "a cost over the remaining tokens is known only after the response"
     );
     let (status, rate_limit_header) = send_with_response_cost("0");
     assert_eq!(status, 429);
     assert!(
-        rate_limit_header.starts_with(r#""worth";r=0;t=7"#),
-        "two hours of debt: {rate_limit_header}"
+        rate_limit_header.starts_with(r#""cost";r=0;t=7"#),
+        "the bucket is two hours in debt: {rate_limit_header}"
     );
     assert_eq!(
         sidecar.admin_json("/api/v1/limits")["rate"][0]["unreadable_costs"],
@@ -291,32 +318,24 @@ fn the_cost_in_a_response_is_charged_and_may_put_the_bucket_into_debt() {
 
 #[test]
 fn the_counters_of_a_rate_limit_continue_when_its_rule_changes() {
-    let backend = ScriptedBackend::responding_with(|_| {
-        ok_response("x").replace("\r\n\r\n", "\r\nx-cost: none\r\n\r\n")
-    });
-    let with_burst = |burst: u32| {
-        let cost =
-            "cost: {request: {from: Number, number: 0}, response: {from: Header, header: X-Cost}}";
-        let rule =
-            format!("{{name: worth, limit: {{requests: 1, unit: Hour, burst: {burst}}}, {cost}}}");
-        policy(
-            &[backend.address],
-            &local_rate_limit_section(&format!("          - {rule}\n")),
-        )
+    let backend = ScriptedBackend::responding_with(|_| response_with_header("x-cost", "none"));
+    let policy_with_burst = |burst: u32| {
+        let rule = rule_with_response_cost(burst);
+        policy(&[backend.address], &local_rate_limit_section(&rule))
     };
-    let sidecar = Sidecar::start(&with_burst(10));
-    let counter = r#"outrigger_rate_limit_unreadable_costs_total{rule="in/worth"}"#;
+    let sidecar = Sidecar::start(&policy_with_burst(10));
+    let counter = r#"outrigger_rate_limit_unreadable_costs_total{rule="in/cost"}"#;
     sidecar.get("/");
     assert_eq!(sidecar.metric(counter), 1.0);
     sidecar.get("/");
-    // Not scraped before the change: the count must not be lost.
-    sidecar.reload(&with_burst(20));
+    // The count that was not scraped before the change is retained.
+    sidecar.reload(&policy_with_burst(20));
     sidecar.get("/");
     assert_eq!(sidecar.metric(counter), 3.0);
     assert_eq!(
         sidecar.metric(counter),
         3.0,
-        "a scrape counts nothing twice"
+        "a scrape does not change the counter"
     );
     let text = sidecar.call_admin("GET", "/metrics").text();
     assert!(text.contains("# TYPE outrigger_rate_limit_unreadable_costs_total counter"));
@@ -325,12 +344,13 @@ fn the_counters_of_a_rate_limit_continue_when_its_rule_changes() {
 #[test]
 fn queued_requests_are_paced_and_those_over_max_wait_are_rejected_at_once() {
     let backend = ScriptedBackend::healthy();
-    let rules = "          - {name: pace, limit: {requests: 20, unit: Second, burst: 1}, queue: {maxWait: 120ms}}\n";
+    let rules = "{name: pace, limit: {requests: 20, unit: Second, burst: 1}, \
+                 queue: {maxWait: 120ms}}";
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         &local_rate_limit_section(rules),
     ));
-    let began = std::time::Instant::now();
+    let start = std::time::Instant::now();
     let request_threads: Vec<_> = (0..6)
         .map(|_| sidecar.client())
         .map(|mut client| std::thread::spawn(move || client.get("/").status))
@@ -339,20 +359,21 @@ fn queued_requests_are_paced_and_those_over_max_wait_are_rejected_at_once() {
         .into_iter()
         .map(|thread| thread.join().unwrap())
         .collect();
-    let elapsed = began.elapsed();
+    let elapsed = start.elapsed();
     statuses.sort_unstable();
-    let passed = statuses.iter().filter(|status| **status == 200).count();
-    // One at once, and one each 50 ms while that is no more than 120 ms away; later ones if starting six threads took long.
+    let admitted = statuses.iter().filter(|status| **status == 200).count();
+    // One request is admitted at once, and one each 50 ms until the wait exceeds 120 ms. More are
+    // admitted if the threads start slowly.
     assert!(
-        passed >= 3 && statuses.iter().all(|status| matches!(status, 200 | 429)),
+        admitted >= 3 && statuses.iter().all(|status| matches!(status, 200 | 429)),
         "{statuses:?}"
     );
     assert!(
-        elapsed >= std::time::Duration::from_millis(50 * (passed as u64 - 1)),
-        "{passed} in {elapsed:?}"
+        elapsed >= std::time::Duration::from_millis(50 * (admitted as u64 - 1)),
+        "{admitted} in {elapsed:?}"
     );
     let mut client = sidecar.client();
-    eventually("one waits", || {
+    eventually("a request is queued", || {
         client.get("/").status == 200
             && sidecar.admin_json("/api/v1/limits")["rate"][0]["delayed"]
                 .as_u64()
@@ -364,7 +385,8 @@ fn queued_requests_are_paced_and_those_over_max_wait_are_rejected_at_once() {
 #[test]
 fn a_warming_rate_limit_starts_at_its_cold_rate() {
     let backend = ScriptedBackend::healthy();
-    let rules = "          - {name: cold, limit: {requests: 1, unit: Hour, burst: 9}, warmUp: {window: 1h, coldFactor: 3}}\n";
+    let rules = "{name: cold, limit: {requests: 1, unit: Hour, burst: 9}, \
+                 warmUp: {window: 1h, coldFactor: 3}}";
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
         &local_rate_limit_section(rules),
@@ -373,14 +395,18 @@ fn a_warming_rate_limit_starts_at_its_cold_rate() {
     assert_eq!((0..9).filter(|_| client.get("/").status == 200).count(), 3);
 }
 
+const RULES_IN_HEADERS: &str = "{name: wide, limit: {requests: 100, unit: Second}}, \
+                                {name: narrow, limit: {requests: 2, unit: Minute}}, \
+                                {name: silent, mode: Shadow, limit: {requests: 1, unit: Hour}}";
+
 #[test]
 fn every_response_reports_the_nearest_rate_limit() {
-    let backend = ScriptedBackend::responding_with(|_| {
-        response(200, "x").replace("\r\n\r\n", "\r\nratelimit: \"app\";r=7\r\n\r\n")
-    });
-    let rules = "          - {name: wide, limit: {requests: 100, unit: Second}}\n          - {name: narrow, limit: {requests: 2, unit: Minute}}\n          - {name: silent, mode: Shadow, limit: {requests: 1, unit: Hour}}\n";
-    let text = policy(&[backend.address], &local_rate_limit_section(rules));
-    let sidecar = Sidecar::start(&text);
+    let backend =
+        ScriptedBackend::responding_with(|_| response_with_header("ratelimit", r#""app";r=7"#));
+    let sidecar = Sidecar::start(&policy(
+        &[backend.address],
+        &local_rate_limit_section(RULES_IN_HEADERS),
+    ));
     let (first, second) = (sidecar.client().get("/"), sidecar.client().get("/"));
     assert_eq!(
         first.header("ratelimit-policy"),
@@ -389,18 +415,23 @@ fn every_response_reports_the_nearest_rate_limit() {
     assert_eq!(
         first.headers("ratelimit"),
         [r#""app";r=7"#, r#""narrow";r=1;t=30"#],
-        "both lists are kept"
+        "the header of the app is retained"
     );
     assert_eq!(
         second.headers("ratelimit"),
         [r#""app";r=7"#, r#""narrow";r=0;t=30"#]
     );
+}
 
-    let old = Sidecar::start(&text.replace(
-        "rateLimit:\n",
-        "rateLimit:\n      rateLimitHeaders: DraftVersion03\n",
-    ));
-    let response = old.client().get("/");
+#[test]
+fn rate_limit_headers_have_the_configured_format_or_are_off() {
+    let backend = ScriptedBackend::healthy();
+    let response_with_format = |format: &str| {
+        let fields = format!("rateLimitHeaders: {format}, ");
+        let sections = rate_limit_section_with_fields(&fields, RULES_IN_HEADERS);
+        Sidecar::start(&policy(&[backend.address], &sections)).get("/")
+    };
+    let response = response_with_format("DraftVersion03");
     let header_values = [
         "x-ratelimit-limit",
         "x-ratelimit-remaining",
@@ -417,10 +448,7 @@ fn every_response_reports_the_nearest_rate_limit() {
             None
         ]
     );
-
-    let none =
-        Sidecar::start(&text.replace("rateLimit:\n", "rateLimit:\n      rateLimitHeaders: Off\n"));
-    let response = none.client().get("/");
+    let response = response_with_format("Off");
     assert_eq!(
         (
             response.header("ratelimit-policy"),

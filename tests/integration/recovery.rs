@@ -1,29 +1,38 @@
-//! The first recovery: a breaker that stays open.
+//! Recovery actions for a breaker that stays open.
 
 use std::sync::atomic::Ordering;
 
 use crate::support::{ScriptedBackend, Sidecar, backend::response, eventually, policy::policy};
 
-fn recovery_sections(hook: &str, extra: &str) -> String {
+/// Returns a recovery whose two rungs call the webhook and fail readiness, with further fields.
+fn recovery_sections(webhook: &str, fields: &str) -> String {
     format!(
-        "  defaults: {{circuitBreaker: {{consecutiveFailures: 1, waitDurationInOpenState: 20ms, maxWaitDurationInOpenState: 20ms, recoveryRamp: 0s, permittedNumberOfCallsInHalfOpenState: 1}}}}\n  \
-         recovery:\n    - name: stuck\n      trigger: {{type: CircuitOpenFor, backend: app, duration: 50ms}}\n      ladder:\n        - {{action: {{type: Webhook, url: \"{hook}\"}}}}\n        \
-         - {{action: {{type: FailReadiness}}, undo: OnRecovery}}\n      cooldown: 1s\n{extra}"
+        "  defaults: {{circuitBreaker: {{consecutiveFailures: 1, recoveryRamp: 0s, \
+         waitDurationInOpenState: 20ms, maxWaitDurationInOpenState: 20ms, \
+         permittedNumberOfCallsInHalfOpenState: 1}}}}\n  \
+         recovery: [{{name: stuck, cooldown: 1s, \
+         trigger: {{type: CircuitOpenFor, backend: app, duration: 50ms}}, \
+         ladder: [{{action: {{type: Webhook, url: \"{webhook}\"}}}}, \
+         {{action: {{type: FailReadiness}}, undo: OnRecovery}}]{fields}}}]\n"
     )
+}
+
+fn has_event(sidecar: &Sidecar, text: &str) -> bool {
+    sidecar.events().iter().any(|event| event.contains(text))
 }
 
 #[test]
 fn a_breaker_that_stays_open_calls_the_webhook_and_fails_readiness_until_it_closes() {
     let (backend, is_broken) = ScriptedBackend::switchable();
-    let hook = ScriptedBackend::healthy();
+    let webhook = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &recovery_sections(&format!("http://{}/restart?a=b", hook.address), ""),
+        &recovery_sections(&format!("http://{}/restart?a=b", webhook.address), ""),
     ));
     assert_eq!(sidecar.call_admin("GET", "/readyz").status, 200);
     sidecar.get("/");
-    eventually("the webhook is called", || hook.requests().len() == 1);
-    let call = &hook.requests()[0];
+    eventually("the webhook is called", || webhook.requests().len() == 1);
+    let call = &webhook.requests()[0];
     assert_eq!(
         (call.request_line(), call.header("content-type")),
         ("POST /restart?a=b HTTP/1.1", Some("application/json"))
@@ -40,25 +49,23 @@ fn a_breaker_that_stays_open_calls_the_webhook_and_fails_readiness_until_it_clos
     eventually("the second rung fails readiness", || {
         sidecar.call_admin("GET", "/readyz").status == 503
     });
-    let why = sidecar.call_admin("GET", "/readyz").text();
+    let readiness = sidecar.call_admin("GET", "/readyz").text();
     assert!(
-        why.contains("recovery-stuck") && why.contains("has not been closed for"),
-        "{why}"
+        readiness.contains("recovery-stuck") && readiness.contains("has not been closed for"),
+        "{readiness}"
     );
 
     is_broken.store(false, Ordering::SeqCst);
-    eventually("it is ready again", || {
+    eventually("the instance is ready again", || {
         sidecar.get("/");
         sidecar.call_admin("GET", "/readyz").status == 200
     });
-    for words in [
+    for event_text in [
         "took rung 1, webhook",
         "took rung 2, fail_readiness",
         "recovery stuck: the trigger is over",
     ] {
-        eventually(words, || {
-            sidecar.events().iter().any(|event| event.contains(words))
-        });
+        eventually(event_text, || has_event(&sidecar, event_text));
     }
     assert_eq!(
         sidecar.metric(
@@ -78,13 +85,13 @@ fn a_breaker_that_stays_open_calls_the_webhook_and_fails_readiness_until_it_clos
 #[test]
 fn shadow_recovery_only_reports_and_a_failed_webhook_is_reported() {
     let backend = ScriptedBackend::responding_with(|_| response(500, "broken"));
-    let nowhere = format!("http://{}/", ScriptedBackend::unused_address());
+    let unreachable = format!("http://{}/", ScriptedBackend::unused_address());
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &recovery_sections(&nowhere, "      mode: Shadow\n"),
+        &recovery_sections(&unreachable, ", mode: Shadow"),
     ));
     sidecar.get("/");
-    eventually("both rungs are told", || {
+    eventually("both rungs are reported", || {
         sidecar
             .events()
             .iter()
@@ -96,14 +103,11 @@ fn shadow_recovery_only_reports_and_a_failed_webhook_is_reported() {
 
     let sidecar = Sidecar::start(&policy(
         &[backend.address],
-        &recovery_sections(&nowhere, ""),
+        &recovery_sections(&unreachable, ""),
     ));
     sidecar.get("/");
-    eventually("the failure is told", || {
-        sidecar
-            .events()
-            .iter()
-            .any(|event| event.contains("webhook: connect:"))
+    eventually("the failed webhook is reported", || {
+        has_event(&sidecar, "webhook: connect:")
     });
     assert_eq!(
         sidecar.metric(

@@ -1,8 +1,8 @@
-//! Releasing at full load: instances come and go, and nobody notices.
+//! Rolling releases under load: no request fails while instances start, drain and end.
 
 use std::{
     collections::HashMap,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,20 +16,20 @@ use crate::support::{
     backend::ok_response,
     eventually,
     fleet::{Fleet, FleetTimings},
-    policy::{policy, policy_with_backend_fields, quoted_addresses},
+    policy::{PolicyBuilder, policy},
     process::SocketActivatedProcess,
 };
 
-/// Requests that go on at once.
+/// Number of clients, each with one request in flight.
 const CLIENTS: usize = 8;
 
 #[test]
-fn rolling_releases_at_full_load_fail_no_request_and_repeat_no_payment() {
-    let clocks = FleetTimings {
+fn rolling_releases_at_full_load_fail_no_request_and_execute_no_payment_twice() {
+    let timings = FleetTimings {
         drain_section: "{delay: 600ms, quietPeriod: 50ms, softTimeout: 700ms, timeout: 10s}",
         endpoint_update_delay: Duration::from_millis(300),
     };
-    let mut fleet = Fleet::start(clocks);
+    let mut fleet = Fleet::start(timings);
     let load = fleet.start_load(1);
     for _ in 0..2 {
         fleet.replace_all_instances();
@@ -37,29 +37,38 @@ fn rolling_releases_at_full_load_fail_no_request_and_repeat_no_payment() {
     load.stop_and_verify();
 }
 
+/// Requests that a draining endpoint received.
+#[derive(Default)]
+struct DrainObservations {
+    requests: usize,
+    first_announced_at: Option<Instant>,
+    last_announced_after: Duration,
+}
+
 #[test]
 fn no_request_is_sent_to_an_endpoint_after_its_drain_header() {
-    let drain_observations = Arc::new(Mutex::new((None::<Instant>, Duration::ZERO, 0)));
-    let (is_draining, shared_observations) =
-        (Arc::new(AtomicBool::new(false)), drain_observations.clone());
-    let shared_is_draining = is_draining.clone();
+    let observations = Arc::new(Mutex::new(DrainObservations::default()));
+    let is_draining = Arc::new(AtomicBool::new(false));
+    let (shared_observations, shared_is_draining) = (observations.clone(), is_draining.clone());
     let draining = ScriptedBackend::responding_with(move |_| {
-        let mut drain_observations = shared_observations.lock().unwrap();
-        drain_observations.2 += 1;
+        let mut observations = shared_observations.lock().unwrap();
+        observations.requests += 1;
         if !shared_is_draining.load(Ordering::SeqCst) {
             return ok_response("done");
         }
-        let first = *drain_observations.0.get_or_insert_with(Instant::now);
-        drain_observations.1 = first.elapsed();
+        let first = *observations
+            .first_announced_at
+            .get_or_insert_with(Instant::now);
+        observations.last_announced_after = first.elapsed();
         "HTTP/1.1 200 OK\r\nx-outrigger-draining: 1; ttl=60\r\ncontent-length: 4\r\n\r\ndone"
             .to_owned()
     });
     let serving = ScriptedBackend::healthy();
-    let sidecar = Sidecar::start(&policy_with_backend_fields(
-        &quoted_addresses(&[&draining, &serving]),
-        "loadBalancer: {type: RoundRobin}",
-        "",
-    ));
+    let sidecar = Sidecar::start(
+        &PolicyBuilder::new(&[draining.address, serving.address])
+            .backend_fields("loadBalancer: {type: RoundRobin}")
+            .build(),
+    );
     let count = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
@@ -70,80 +79,97 @@ fn no_request_is_sent_to_an_endpoint_after_its_drain_header() {
                 }
             });
         }
-        eventually("both are asked", || {
-            drain_observations.lock().unwrap().2 > 100
+        eventually("the endpoint receives over 100 requests", || {
+            observations.lock().unwrap().requests > 100
         });
         is_draining.store(true, Ordering::SeqCst);
     });
-    let (first, last, _) = *drain_observations.lock().unwrap();
+    let observations = observations.lock().unwrap();
+    let last = observations.last_announced_after;
     assert!(
-        first.is_some() && last < Duration::from_millis(100),
-        "still asked {last:?} after it said that it leaves"
+        observations.first_announced_at.is_some() && last < Duration::from_millis(100),
+        "a request was sent {last:?} after the first drain header"
     );
+}
+
+type PaymentCounts = Arc<Mutex<HashMap<String, u32>>>;
+
+/// Starts a backend that counts the executions of each payment.
+fn start_payment_app(payment_counts: &PaymentCounts) -> ScriptedBackend {
+    let payment_counts = payment_counts.clone();
+    ScriptedBackend::responding_with(move |request| {
+        *payment_counts
+            .lock()
+            .unwrap()
+            .entry(String::from_utf8_lossy(&request.body).into_owned())
+            .or_default() += 1;
+        ok_response("done")
+    })
+}
+
+/// Starts a sidecar process that alone holds its socket, and returns the process and its address.
+fn start_instance_process(
+    directory: &TempDirectory,
+    app: &ScriptedBackend,
+) -> (SocketActivatedProcess, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let policy = PolicyBuilder::to_backend(app).listener_address(address);
+    directory.write("policy.yaml", &policy.build());
+    (SocketActivatedProcess::start(directory, &listener), address)
+}
+
+/// Sends payments until `is_stopped`, and returns the number of failed ones.
+fn send_payments(
+    sidecar: &Sidecar,
+    client_number: usize,
+    response_count: &AtomicUsize,
+    is_stopped: &AtomicBool,
+) -> usize {
+    let (mut client, mut failures) = (sidecar.client(), 0);
+    for payment in 0.. {
+        if is_stopped.load(Ordering::SeqCst) {
+            break;
+        }
+        let response = client.post("/", &format!("{client_number} {payment}"));
+        failures += usize::from(response.status != 200);
+        if response.header("connection") == Some("close") {
+            client = sidecar.client();
+        }
+        response_count.fetch_add(1, Ordering::SeqCst);
+    }
+    failures
 }
 
 #[test]
 fn killing_an_instance_fails_at_most_its_requests_in_flight() {
-    let payment_counts = Arc::new(Mutex::new(HashMap::<String, u32>::new()));
-    let app = || {
-        let payment_counts = payment_counts.clone();
-        ScriptedBackend::responding_with(move |seen| {
-            *payment_counts
-                .lock()
-                .unwrap()
-                .entry(String::from_utf8_lossy(&seen.body).into_owned())
-                .or_default() += 1;
-            ok_response("done")
-        })
-    };
-    let (killed_app, surviving_app) = (app(), app());
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+    let payment_counts = PaymentCounts::default();
+    let killed_app = start_payment_app(&payment_counts);
+    let surviving_app = start_payment_app(&payment_counts);
     let directory = TempDirectory::new();
-    directory.write(
-        "policy.yaml",
-        &policy(&[killed_app.address], "").replace("127.0.0.1:0", &address.to_string()),
-    );
-    let killed = SocketActivatedProcess::start(&directory, &listener);
-    // From now on nobody but the process holds it.
-    drop(listener);
+    let (killed, killed_address) = start_instance_process(&directory, &killed_app);
     let surviving = Sidecar::start(&policy(&[surviving_app.address], ""));
-    let endpoints = [
-        format!("\"{address}\""),
-        format!("\"{}\"", surviving.address("inbound")),
-    ];
-    let caller = Sidecar::start(&policy_with_backend_fields(
-        &endpoints,
-        "loadBalancer: {type: RoundRobin}, outlierDetection: {}",
-        "",
-    ));
+    let client_sidecar = Sidecar::start(
+        &PolicyBuilder::new(&[killed_address, surviving.address("inbound")])
+            .backend_fields("loadBalancer: {type: RoundRobin}, outlierDetection: {}")
+            .build(),
+    );
     let (response_count, is_stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
     let failures: Vec<usize> = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
-                let (response_count, is_stopped, caller) = (&response_count, &is_stopped, &caller);
-                scope.spawn(move || {
-                    let (mut client, mut failures) = (caller.client(), 0);
-                    for payment in 0.. {
-                        if is_stopped.load(Ordering::SeqCst) {
-                            break;
-                        }
-                        let response = client.post("/", &format!("{number} {payment}"));
-                        failures += usize::from(response.status != 200);
-                        if response.header("connection") == Some("close") {
-                            client = caller.client();
-                        }
-                        response_count.fetch_add(1, Ordering::SeqCst);
-                    }
-                    failures
-                })
+                let (response_count, is_stopped) = (&response_count, &is_stopped);
+                let sidecar = &client_sidecar;
+                scope.spawn(move || send_payments(sidecar, number, response_count, is_stopped))
             })
             .collect();
-        eventually("both are asked", || killed_app.requests().len() > 100);
+        eventually("the killed app has received 100 requests", || {
+            killed_app.requests().len() > 100
+        });
         killed.kill();
-        let so_far = response_count.load(Ordering::SeqCst);
-        eventually("the load goes on", || {
-            response_count.load(Ordering::SeqCst) > so_far + 500
+        let responses_before = response_count.load(Ordering::SeqCst);
+        eventually("the load continues", || {
+            response_count.load(Ordering::SeqCst) > responses_before + 500
         });
         is_stopped.store(true, Ordering::SeqCst);
         clients
@@ -161,6 +187,6 @@ fn killing_an_instance_fails_at_most_its_requests_in_flight() {
             .unwrap()
             .values()
             .all(|count| *count == 1),
-        "paid twice"
+        "a payment was executed twice"
     );
 }

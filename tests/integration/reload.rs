@@ -1,13 +1,14 @@
-//! Policies that change while the sidecar runs.
+//! Policy changes while the sidecar runs.
 
 use std::{
+    net::SocketAddr,
     os::unix::fs::symlink,
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use outrigger::app::StartError;
@@ -16,91 +17,155 @@ use crate::support::{
     Client, ScriptedBackend, Sidecar, TempDirectory,
     backend::{ResponseGate, ok_response, response},
     eventually,
-    policy::policy,
+    policy::{PolicyBuilder, policy},
 };
 
-const INVALID_POLICY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {name: test}\nspec:\n  rowts: []\n";
+const INVALID_POLICY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\n\
+                              metadata: {name: test}\nspec:\n  rowts: []\n";
 
-/// 200 reloads under load, 50 of them invalid: no request fails, and the state is kept.
+/// Returns a policy whose names differ from those of `PolicyBuilder`. A listener is a name and its
+/// other fields, and the only route serves all of them.
+fn policy_with_names(
+    listeners: &[(&str, &str)],
+    backend_name: &str,
+    backend: &ScriptedBackend,
+    sections: &str,
+) -> String {
+    let items: Vec<String> = listeners
+        .iter()
+        .map(|(name, fields)| format!("    - {{name: {name}, direction: Inbound, {fields}}}\n"))
+        .collect();
+    let names: Vec<&str> = listeners.iter().map(|(name, _)| *name).collect();
+    format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\n\
+         metadata: {{name: test}}\nspec:\n  listeners:\n{}  backends:\n    \
+         - {{name: {backend_name}, endpoints: [\"{}\"]}}\n  routes:\n    \
+         - {{name: in, listeners: [{}], \
+         backendRefs: [{{name: {backend_name}}}]}}\n{sections}",
+        items.concat(),
+        backend.address,
+        names.join(", ")
+    )
+}
+
+const ANY_PORT: &str = "address: \"127.0.0.1:0\"";
+
+/// Returns defaults with a circuit breaker, a rate limit and a connection limit.
+fn limit_sections(limit: u32) -> String {
+    format!(
+        "  defaults:\n    circuitBreaker: {{consecutiveFailures: {limit}}}\n    \
+         rateLimit: {{local: {{rules: [{{name: spent, \
+         clientSelectors: [{{headers: [{{name: x-key, type: Distinct}}]}}], \
+         limit: {{requests: 1, unit: Hour, burst: 3}}}}]}}}}\n    \
+         connectionLimits: {{maxParallelRequests: {limit}}}\n"
+    )
+}
+
+/// Clients that send requests until they are stopped. Every response must have status 200.
+struct Load {
+    is_stopped: Arc<AtomicBool>,
+    responses: Arc<AtomicUsize>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(address: SocketAddr) -> Self {
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let responses = Arc::new(AtomicUsize::new(0));
+        let clients = (0..4)
+            .map(|_| {
+                let (is_stopped, responses) = (is_stopped.clone(), responses.clone());
+                thread::spawn(move || {
+                    let mut client = Client::connect(address);
+                    while !is_stopped.load(Ordering::SeqCst) {
+                        let response = client.get("/");
+                        assert_eq!(
+                            (response.status, response.text().as_str()),
+                            (200, "hello"),
+                            "{}",
+                            response.reason()
+                        );
+                        responses.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        Self {
+            is_stopped,
+            responses,
+            clients,
+        }
+    }
+
+    fn wait_for_next_response(&self) {
+        let before = self.responses.load(Ordering::SeqCst);
+        eventually("the load continues", || {
+            self.responses.load(Ordering::SeqCst) > before
+        });
+    }
+
+    fn stop(self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        for client in self.clients {
+            client.join().unwrap();
+        }
+    }
+}
+
+/// Sends a request that the rate limit `spent` counts.
+fn send_with_key(client: &mut Client) -> u16 {
+    client
+        .send("GET / HTTP/1.1\r\nhost: a\r\nx-key: spender\r\n\r\n")
+        .read_response()
+        .status
+}
+
+/// Of 200 reloads, 50 have an invalid policy.
 #[test]
 fn reloads_under_load_fail_no_request_and_retain_the_state() {
     let backend = ScriptedBackend::healthy();
-    let sections = |requests: u32| {
-        format!(
-            "  defaults:\n    circuitBreaker: {{consecutiveFailures: {requests}}}\n    rateLimit: {{local: {{rules: [{{name: spent, clientSelectors: [{{headers: [{{name: x-key, type: Distinct}}]}}], limit: {{requests: 1, unit: Hour, burst: 3}}}}]}}}}\n    \
-             connectionLimits: {{maxParallelRequests: {requests}}}\n"
-        )
-    };
-    let sidecar = Sidecar::start(&policy(&[backend.address], &sections(100)));
+    let policy_with_limits = |limit| policy(&[backend.address], &limit_sections(limit));
+    let sidecar = Sidecar::start(&policy_with_limits(100));
     let mut client = sidecar.client();
-    let send_with_key = |client: &mut Client| {
-        client
-            .send("GET / HTTP/1.1\r\nhost: a\r\nx-key: spender\r\n\r\n")
-            .read_response()
-            .status
-    };
     assert_eq!(
         [(); 4].map(|()| send_with_key(&mut client)),
         [200, 200, 200, 429]
     );
     sidecar.call_admin("POST", "/api/v1/breakers/app/force-open");
     assert_eq!(client.get("/").reason(), "breaker_open:app");
-    sidecar.reload(&policy(&[backend.address], &sections(101)));
+    sidecar.reload(&policy_with_limits(101));
     assert_eq!(
         client.get("/").reason(),
         "breaker_open:app",
-        "a reload does not forget what was forced"
+        "a reload retains the forced state"
     );
     sidecar.call_admin("POST", "/api/v1/breakers/app/auto");
 
-    let is_stopped = Arc::new(AtomicBool::new(false));
-    let done = Arc::new(AtomicUsize::new(0));
     let address = sidecar.address("inbound");
-    let callers: Vec<_> = (0..4)
-        .map(|_| {
-            let (is_stopped, done) = (is_stopped.clone(), done.clone());
-            thread::spawn(move || {
-                let mut client = Client::connect(address);
-                while !is_stopped.load(Ordering::SeqCst) {
-                    let response = client.get("/");
-                    assert_eq!(
-                        (response.status, response.text().as_str()),
-                        (200, "hello"),
-                        "{}",
-                        response.reason()
-                    );
-                    done.fetch_add(1, Ordering::SeqCst);
-                }
-            })
-        })
-        .collect();
-    let mut refused = 0;
+    let load = Load::start(address);
+    let mut rejected_reloads = 0;
     for round in 0..200_u32 {
         let result = if round % 4 == 3 {
             sidecar.reload(INVALID_POLICY)
         } else {
-            sidecar.reload(&policy(&[backend.address], &sections(200 + round)))
+            sidecar.reload(&policy_with_limits(200 + round))
         };
-        refused += u32::from(result.status == 422);
-        let before = done.load(Ordering::SeqCst);
-        eventually("the load goes on", || done.load(Ordering::SeqCst) > before);
+        rejected_reloads += u32::from(result.status == 422);
+        load.wait_for_next_response();
     }
-    is_stopped.store(true, Ordering::SeqCst);
-    callers
-        .into_iter()
-        .for_each(|caller| caller.join().unwrap());
-    assert_eq!(refused, 50);
+    load.stop();
+    assert_eq!(rejected_reloads, 50);
     assert_eq!(
         send_with_key(&mut client),
         429,
-        "the bucket is as empty as before"
+        "reloads do not refill the bucket"
     );
-    // The watch may have met a file that was half written, and refused that too.
+    // The file watch may also read and reject an invalid file.
     assert!(sidecar.metric(r#"outrigger_policy_reloads_total{result="refused"}"#) >= 50.0);
     assert_eq!(
         sidecar.address("inbound"),
         address,
-        "the listener kept its socket"
+        "the listener keeps its socket"
     );
 }
 
@@ -109,14 +174,14 @@ fn an_invalid_policy_set_changes_nothing_and_is_reported_everywhere() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let before = sidecar.admin_json("/api/v1/status");
-    let refused = sidecar.reload(INVALID_POLICY);
-    assert_eq!(refused.status, 422);
+    let rejection = sidecar.reload(INVALID_POLICY);
+    assert_eq!(rejection.status, 422);
     assert!(
-        refused
+        rejection
             .text()
             .contains("policy.yaml:5:3: unknown key `rowts`"),
         "{}",
-        refused.text()
+        rejection.text()
     );
     let after = sidecar.admin_json("/api/v1/status");
     assert_eq!(
@@ -167,25 +232,25 @@ fn a_changed_file_is_applied_and_its_changes_are_logged() {
     sidecar
         .directory
         .write("policy.yaml", &policy(&[other.address], ""));
-    eventually("the new endpoint answers", || {
+    eventually("requests are sent to the new endpoint", || {
         sidecar.get("/").text() == "other"
     });
-    let words = [
+    let changes = [
         format!(
             "backend app: endpoint {} removed, its requests run on",
             backend.address
         ),
         format!("backend app: endpoint {} added", other.address),
     ];
-    // A set is in force a moment before it is told of.
-    eventually("it is told in words", || {
-        words
+    // A policy set is in force shortly before its changes are logged.
+    eventually("the changes are logged", || {
+        changes
             .iter()
-            .all(|words| sidecar.events().iter().any(|event| event.contains(words)))
+            .all(|change| sidecar.events().iter().any(|event| event.contains(change)))
     });
 }
 
-/// A ConfigMap is mounted as a link to a directory that is swapped as a whole.
+/// Updates a directory as Kubernetes updates a mounted ConfigMap: it replaces a link.
 fn swap_config_map(directory: &Path, version: &str, text: &str) {
     std::fs::create_dir(directory.join(version)).unwrap();
     std::fs::write(directory.join(version).join("policy.yaml"), text).unwrap();
@@ -207,7 +272,7 @@ fn a_swapped_config_map_is_applied() {
             &policy(&[backend.address], ""),
         );
         symlink("..data/policy.yaml", directory.path().join("policy.yaml")).unwrap();
-        // Once by the system's notices with a poll that never comes, once by the poll alone.
+        // The first case depends on file events, because it polls once an hour.
         let sidecar = Sidecar::start_with_settings(directory, |settings| {
             settings.poll_interval =
                 std::time::Duration::from_millis(if uses_file_events { 3_600_000 } else { 20 });
@@ -238,46 +303,46 @@ fn a_request_sees_one_policy_to_its_end() {
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     let mut client = sidecar.client();
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it has arrived", || backend.requests().len() == 1);
+    eventually("the backend receives the request", || {
+        backend.requests().len() == 1
+    });
     sidecar.reload(&policy(&[other.address], ""));
     assert_eq!(sidecar.get("/").text(), "hello");
     gate.release_one();
     assert_eq!(
         client.read_response().text(),
         "old",
-        "its endpoint is gone from the policy, and it runs on"
+        "a request in flight is completed although its endpoint was removed"
     );
 }
 
 #[test]
 fn listeners_are_added_removed_and_changed_without_a_restart() {
     let backend = ScriptedBackend::healthy();
-    let text = policy(&[backend.address], "");
-    let sidecar = Sidecar::start(&text);
+    let policy_with_listeners =
+        |listeners: &[(&str, &str)]| policy_with_names(listeners, "app", &backend, "");
+    let sidecar = Sidecar::start(&policy_with_listeners(&[("inbound", ANY_PORT)]));
     let first = sidecar.address("inbound");
-    let mut old = sidecar.client();
-    assert_eq!(old.get("/").status, 200);
-    let two = text
-        .replace("    - {name: inbound,", "    - {name: second, direction: Inbound, address: \"127.0.0.1:0\"}\n    - {name: inbound,")
-        .replace("[inbound]", "[inbound, second]");
-    assert_eq!(sidecar.reload(&two).status, 200);
+    let mut open_connection = sidecar.client();
+    assert_eq!(open_connection.get("/").status, 200);
+    let added = policy_with_listeners(&[("second", ANY_PORT), ("inbound", ANY_PORT)]);
+    assert_eq!(sidecar.reload(&added).status, 200);
     let second = sidecar.address("second");
     assert_eq!(Client::connect(second).get("/").status, 200);
-    let limited = two.replace(
-        "{name: inbound, direction: Inbound,",
-        "{name: inbound, direction: Inbound, limits: {maxBodyBytes: 1}, ",
-    );
-    sidecar.reload(&limited);
+    let limited = format!("limits: {{maxBodyBytes: 1}}, {ANY_PORT}");
+    sidecar.reload(&policy_with_listeners(&[
+        ("second", ANY_PORT),
+        ("inbound", limited.as_str()),
+    ]));
     assert_eq!(sidecar.address("inbound"), first);
     assert_eq!(
-        old.post("/", "xx").status,
+        open_connection.post("/", "xx").status,
         413,
-        "a connection that is open follows too"
+        "the change applies to an open connection"
     );
-    let only_second =
-        limited.replace("    - {name: inbound, direction: Inbound, limits: {maxBodyBytes: 1},  address: \"127.0.0.1:0\"}\n", "").replace("[inbound, second]", "[second]");
-    assert_eq!(sidecar.reload(&only_second).status, 200);
-    eventually("the first is closed", || {
+    let removed = policy_with_listeners(&[("second", ANY_PORT)]);
+    assert_eq!(sidecar.reload(&removed).status, 200);
+    eventually("the removed listener is closed", || {
         std::net::TcpStream::connect(first).is_err()
     });
     assert_eq!(Client::connect(second).get("/").status, 200);
@@ -287,22 +352,23 @@ fn listeners_are_added_removed_and_changed_without_a_restart() {
 fn a_listener_that_cannot_be_bound_rejects_the_whole_policy_set() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let text = policy(&[backend.address], "").replace(
-        "    - {name: inbound,",
-        &format!(
-            "    - {{name: taken, direction: Inbound, address: \"{}\"}}\n    - {{name: inbound,",
-            taken.local_addr().unwrap()
-        ),
-    );
-    let refused = sidecar.reload(&text);
+    let occupied = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = occupied.local_addr().unwrap();
+    let policy = PolicyBuilder::to_backend(&backend)
+        .listener(
+            "occupied",
+            &format!("direction: Inbound, address: \"{address}\""),
+            false,
+        )
+        .build();
+    let rejection = sidecar.reload(&policy);
     assert!(
-        refused.status == 422
-            && refused
+        rejection.status == 422
+            && rejection
                 .text()
-                .contains("the listener `taken` cannot be bound"),
+                .contains("the listener `occupied` cannot be bound"),
         "{}",
-        refused.text()
+        rejection.text()
     );
     assert_eq!(sidecar.get("/").status, 200);
 }
@@ -312,7 +378,8 @@ fn breaker_state_and_counts_survive_a_reload_and_a_renamed_backend_is_reset() {
     let backend = ScriptedBackend::responding_with(|_| response(500, "no"));
     let breaker = |failures: u32| {
         format!(
-            "  defaults: {{circuitBreaker: {{consecutiveFailures: {failures}, waitDurationInOpenState: 1h, maxWaitDurationInOpenState: 1h}}}}\n"
+            "  defaults: {{circuitBreaker: {{consecutiveFailures: {failures}, \
+             waitDurationInOpenState: 1h, maxWaitDurationInOpenState: 1h}}}}\n"
         )
     };
     let sidecar = Sidecar::start(&policy(&[backend.address], &breaker(4)));
@@ -323,7 +390,7 @@ fn breaker_state_and_counts_survive_a_reload_and_a_renamed_backend_is_reset() {
     assert_eq!(
         sidecar.breaker("app")["consecutive_failures"],
         3,
-        "the run goes on"
+        "the count of consecutive failures is retained"
     );
     for _ in 0..2 {
         sidecar.get("/");
@@ -337,11 +404,17 @@ fn breaker_state_and_counts_survive_a_reload_and_a_renamed_backend_is_reset() {
         "{reload_report}"
     );
     assert_eq!(sidecar.get("/").reason(), "breaker_open:app");
-    sidecar.reload(&policy(&[backend.address], &breaker(6)).replace("name: app", "name: renamed"));
+    let listeners = [("inbound", ANY_PORT)];
+    sidecar.reload(&policy_with_names(
+        &listeners,
+        "renamed",
+        &backend,
+        &breaker(6),
+    ));
     assert_eq!(
         sidecar.get("/").status,
         500,
-        "another backend, another breaker"
+        "a renamed backend has a new breaker"
     );
 }
 
@@ -350,7 +423,8 @@ fn a_bucket_with_a_changed_quota_retains_its_fill_ratio() {
     let backend = ScriptedBackend::healthy();
     let rule = |burst: u32| {
         format!(
-            "  defaults: {{rateLimit: {{local: {{rules: [{{name: all, limit: {{requests: 1, unit: Hour, burst: {burst}}}}}]}}}}}}\n"
+            "  defaults: {{rateLimit: {{local: {{rules: [{{name: all, \
+             limit: {{requests: 1, unit: Hour, burst: {burst}}}}}]}}}}}}\n"
         )
     };
     let sidecar = Sidecar::start(&policy(&[backend.address], &rule(10)));
@@ -359,10 +433,10 @@ fn a_bucket_with_a_changed_quota_retains_its_fill_ratio() {
         client.get("/");
     }
     sidecar.reload(&policy(&[backend.address], &rule(100)));
-    let passed = (0..100).filter(|_| client.get("/").status == 200).count();
+    let admitted = (0..100).filter(|_| client.get("/").status == 200).count();
     assert!(
-        (49..=51).contains(&passed),
-        "half of a hundred, as it was half of ten: {passed}"
+        (49..=51).contains(&admitted),
+        "a half-full bucket stays half full: {admitted} of 100 are admitted"
     );
 }
 
@@ -371,10 +445,10 @@ fn an_invalid_policy_at_startup_is_rejected_unless_a_last_good_set_is_stored() {
     let backend = ScriptedBackend::healthy();
     let directory = TempDirectory::new();
     directory.write("policy.yaml", INVALID_POLICY);
-    let Err(StartError::Policy(faults)) = Sidecar::start_with_settings(directory, |_| {}) else {
-        panic!("started")
+    let Err(StartError::Policy(report)) = Sidecar::start_with_settings(directory, |_| {}) else {
+        panic!("the sidecar started with an invalid policy")
     };
-    assert!(faults.to_human().contains("unknown key `rowts`"));
+    assert!(report.to_human().contains("unknown key `rowts`"));
 
     let state_directory = TempDirectory::new();
     let state_dir = state_directory.path().join("state");
@@ -403,7 +477,7 @@ fn an_invalid_policy_at_startup_is_rejected_unless_a_last_good_set_is_stored() {
             .events()
             .iter()
             .any(|event| event.contains("policy refused")),
-        "it says so loudly"
+        "the rejected policy is logged"
     );
 }
 
@@ -411,29 +485,33 @@ fn an_invalid_policy_at_startup_is_rejected_unless_a_last_good_set_is_stored() {
 fn removing_an_active_check_clears_its_results() {
     let backend = ScriptedBackend::responding_with(|request| {
         if request.request_line().contains("/healthz") {
-            response(500, "ill")
+            response(500, "unhealthy")
         } else {
-            ok_response("fine")
+            ok_response("healthy")
         }
     });
-    let plain = policy(&[backend.address], "");
-    let checked = plain.replace("]}\n  routes", "], healthCheck: {active: {type: HTTP, interval: 10ms, unhealthyThreshold: 1, http: {path: /healthz}}}}\n  routes");
+    let checked = PolicyBuilder::to_backend(&backend)
+        .backend_fields(
+            "healthCheck: {active: {type: HTTP, interval: 10ms, unhealthyThreshold: 1, \
+             http: {path: /healthz}}}",
+        )
+        .build();
     let sidecar = Sidecar::start(&checked);
-    eventually("it is known to be ill", || {
+    eventually("the endpoint is unhealthy", || {
         sidecar.get("/").reason() == "no_healthy_endpoint:app"
     });
-    sidecar.reload(&plain);
-    assert_eq!(sidecar.get("/").text(), "fine");
+    sidecar.reload(&policy(&[backend.address], ""));
+    assert_eq!(sidecar.get("/").text(), "healthy");
 }
 
 #[test]
 fn returning_to_the_active_policy_set_is_logged() {
     let backend = ScriptedBackend::healthy();
-    let good = policy(&[backend.address], "");
-    let sidecar = Sidecar::start(&good);
+    let valid_policy = policy(&[backend.address], "");
+    let sidecar = Sidecar::start(&valid_policy);
     sidecar.reload(INVALID_POLICY);
     assert_eq!(sidecar.metric("outrigger_policy_current"), 0.0);
-    sidecar.reload(&good);
+    sidecar.reload(&valid_policy);
     assert_eq!(sidecar.metric("outrigger_policy_current"), 1.0);
     assert!(
         sidecar
@@ -444,7 +522,7 @@ fn returning_to_the_active_policy_set_is_logged() {
 }
 
 #[test]
-fn an_emptied_file_is_rejected_and_closes_nothing() {
+fn an_empty_file_is_rejected_and_closes_no_listener() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
     assert_eq!(sidecar.reload("").status, 422);
@@ -454,21 +532,14 @@ fn an_emptied_file_is_rejected_and_closes_nothing() {
 #[test]
 fn a_renamed_listener_keeps_its_socket_and_its_connections() {
     let backend = ScriptedBackend::healthy();
-    let port = ScriptedBackend::unused_address();
-    let text = policy(&[backend.address], "").replace("127.0.0.1:0", &port.to_string());
-    let sidecar = Sidecar::start(&text);
+    let address = format!("address: \"{}\"", ScriptedBackend::unused_address());
+    let policy_with_listener =
+        |name: &str| policy_with_names(&[(name, address.as_str())], "app", &backend, "");
+    let sidecar = Sidecar::start(&policy_with_listener("inbound"));
     let mut client = sidecar.client();
     assert_eq!(client.get("/").status, 200);
-    assert_eq!(
-        sidecar
-            .reload(
-                &text
-                    .replace("name: inbound", "name: front")
-                    .replace("[inbound]", "[front]")
-            )
-            .status,
-        200
-    );
+    let renamed = policy_with_listener("front");
+    assert_eq!(sidecar.reload(&renamed).status, 200);
     assert_eq!(client.get("/").status, 200);
     assert_eq!(sidecar.access_log_lines(2)[1]["listener"], "front");
 }

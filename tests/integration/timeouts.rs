@@ -1,9 +1,13 @@
-//! Nothing may take for ever.
+//! Timeouts of requests, attempts, bodies, request heads and idle connections.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::support::{
-    ScriptedBackend, Sidecar, TEST_TIMEOUT, backend::ok_response, eventually, policy::policy,
+    ScriptedBackend, Sidecar, TEST_TIMEOUT,
+    backend::ok_response,
+    eventually,
+    policy::{PolicyBuilder, policy},
+    simulate_delay,
 };
 
 fn unresponsive_backend() -> ScriptedBackend {
@@ -42,8 +46,12 @@ fn an_app_that_does_not_respond_times_out() {
 #[test]
 fn the_request_timeout_bounds_all_attempts() {
     let backend = unresponsive_backend();
-    let timeouts = "  defaults: {timeouts: {request: 60ms, backendRequest: 40ms}, retry: {attempts: 10, retryOn: [timeout], backoff: 0ms}}\n";
-    let sidecar = Sidecar::start(&policy(&[backend.address], timeouts));
+    let defaults = concat!(
+        "  defaults:\n",
+        "    timeouts: {request: 60ms, backendRequest: 40ms}\n",
+        "    retry: {attempts: 10, retryOn: [timeout], backoff: 0ms}\n"
+    );
+    let sidecar = Sidecar::start(&policy(&[backend.address], defaults));
     let response = sidecar.get("/");
     assert_eq!(
         (response.status, response.reason()),
@@ -52,15 +60,15 @@ fn the_request_timeout_bounds_all_attempts() {
     assert_eq!(
         backend.requests().len(),
         2,
-        "the second attempt was cut short"
+        "the request timeout ends the second attempt"
     );
 }
 
 #[test]
-fn a_zero_timeout_is_disabled() {
+fn a_timeout_of_zero_is_disabled() {
     let backend = ScriptedBackend::start(|mut connection| {
         connection.read_request();
-        crate::support::simulate_delay(std::time::Duration::from_millis(50));
+        simulate_delay(Duration::from_millis(50));
         connection.send(ok_response("late"));
     });
     let sidecar = Sidecar::start(&policy(
@@ -97,7 +105,7 @@ fn an_idle_body_times_out_in_either_direction() {
     );
 }
 
-/// The clock of a request begins when its client has sent all of it.
+/// The request timeout starts when the client has sent the whole request.
 #[test]
 fn the_upload_does_not_count_towards_the_request_timeout() {
     let backend = ScriptedBackend::healthy();
@@ -108,7 +116,7 @@ fn the_upload_does_not_count_towards_the_request_timeout() {
     let mut client = sidecar.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8\r\n\r\n");
     for _ in 0..8 {
-        crate::support::simulate_delay(std::time::Duration::from_millis(50));
+        simulate_delay(Duration::from_millis(50));
         client.send("x");
     }
     assert_eq!(client.read_response().status, 200);
@@ -117,17 +125,17 @@ fn the_upload_does_not_count_towards_the_request_timeout() {
 #[test]
 fn a_trickled_request_head_times_out() {
     let backend = ScriptedBackend::healthy();
-    let text = policy(&[backend.address], "").replace(
-        "address: \"127.0.0.1:0\"",
-        "address: \"127.0.0.1:0\", limits: {headerTimeout: 100ms}",
+    let sidecar = Sidecar::start(
+        &PolicyBuilder::to_backend(&backend)
+            .listener_fields("limits: {headerTimeout: 100ms}")
+            .build(),
     );
-    let sidecar = Sidecar::start(&text);
     let mut client = sidecar.client();
     let deadline = Instant::now() + TEST_TIMEOUT;
     client.send("GET / HTTP/1.1\r\nx-slow: ");
     while client.try_send("x") {
-        assert!(Instant::now() < deadline, "it was never given up");
-        crate::support::simulate_delay(std::time::Duration::from_millis(10));
+        assert!(Instant::now() < deadline, "the connection is still open");
+        simulate_delay(Duration::from_millis(10));
     }
     let response = sidecar.client().send("GET / HTT").read_response();
     assert_eq!(
@@ -139,13 +147,16 @@ fn a_trickled_request_head_times_out() {
 #[test]
 fn an_idle_downstream_connection_is_closed() {
     let backend = ScriptedBackend::healthy();
-    let text = policy(&[backend.address], "").replace(
-        "address: \"127.0.0.1:0\"",
-        "address: \"127.0.0.1:0\", limits: {idleTimeout: 30ms}",
+    let sidecar = Sidecar::start(
+        &PolicyBuilder::to_backend(&backend)
+            .listener_fields("limits: {idleTimeout: 30ms}")
+            .build(),
     );
-    let sidecar = Sidecar::start(&text);
-    assert!(sidecar.client().is_closed(), "one that never said anything");
+    assert!(
+        sidecar.client().is_closed(),
+        "a connection without a request"
+    );
     let mut client = sidecar.client();
     assert_eq!(client.get("/").status, 200);
-    assert!(client.is_closed(), "one between two requests");
+    assert!(client.is_closed(), "a connection after a response");
 }

@@ -1,4 +1,4 @@
-//! TLS towards clients and backends: certificates, identities, rotation.
+//! TLS with clients and backends: certificates, identities, rotation.
 
 use std::{
     io::{Read, Write},
@@ -18,13 +18,14 @@ use crate::support::{
     certificates::{Certificate, CertificateAuthority},
     eventually,
     http2::Http2Client,
-    policy::policy,
+    policy::{PolicyBuilder, policy},
 };
 use outrigger::transport::{
     backpressured_stream::BackpressuredStream, queued_stream, socket::Socket,
 };
 
-/// Asks over TLS in HTTP/1, on a connection of its own; the answer as text, or why there is none.
+/// Sends an HTTP/1 request on a new TLS connection. Returns the response as text, or the error if
+/// no byte of it arrived.
 fn send_over_tls(
     address: SocketAddr,
     config: &Arc<ClientConfig>,
@@ -41,12 +42,13 @@ fn send_over_tls(
         .write_all(request.as_bytes())
         .map_err(|error| error.to_string())?;
     let mut response = Vec::new();
-    // An end without a goodbye is no reason to doubt what came.
+    // A connection that ends without a close_notify alert still carries a complete response.
     let end = stream.read_to_end(&mut response);
     if response.is_empty() {
-        Err(end
-            .err()
-            .map_or("nothing came".to_owned(), |error| error.to_string()))
+        Err(end.err().map_or(
+            "the connection ended without a response".to_owned(),
+            |error| error.to_string(),
+        ))
     } else {
         Ok(String::from_utf8_lossy(&response).into_owned())
     }
@@ -54,20 +56,18 @@ fn send_over_tls(
 
 const GET_REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 
+/// Returns a policy whose listener presents `server.crt` of the authority. `tls_fields` starts with
+/// a comma if it is not empty.
 fn policy_with_tls_listener(
     authority: &CertificateAuthority,
     backend: &ScriptedBackend,
-    extra: &str,
-    sections: &str,
-) -> String {
-    let file = |name: &str| authority.path(name).display().to_string();
-    let tls = format!(
-        "tls: {{certFile: \"{}\", keyFile: \"{}\"{extra}}}",
-        file("server.crt"),
-        file("server.key")
-    );
-    policy(&[backend.address], sections)
-        .replace("\"127.0.0.1:0\"", &format!("\"127.0.0.1:0\", {tls}"))
+    tls_fields: &str,
+) -> PolicyBuilder {
+    PolicyBuilder::to_backend(backend).listener_fields(format!(
+        "tls: {{certFile: \"{}\", keyFile: \"{}\"{tls_fields}}}",
+        authority.path("server.crt").display(),
+        authority.path("server.key").display()
+    ))
 }
 
 fn client_ca_field(authority: &CertificateAuthority) -> String {
@@ -78,10 +78,10 @@ fn client_ca_field(authority: &CertificateAuthority) -> String {
 fn a_listener_serves_http1_and_http2_over_tls() {
     let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     authority.write("server", &authority.issue(&["shop.test"]));
-    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "", ""));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "").build());
     let address = sidecar.address("inbound");
-    let plain = authority.client_config(None, &[b"http/1.1"]);
-    let response = send_over_tls(address, &plain, "shop.test", GET_REQUEST).unwrap();
+    let http1_config = authority.client_config(None, &[b"http/1.1"]);
+    let response = send_over_tls(address, &http1_config, "shop.test", GET_REQUEST).unwrap();
     assert!(
         response.starts_with("HTTP/1.1 200") && response.ends_with("hello"),
         "{response}"
@@ -90,10 +90,10 @@ fn a_listener_serves_http1_and_http2_over_tls() {
         backend.requests()[0].header("x-forwarded-proto"),
         Some("https")
     );
-    // Keep-alive, with several requests on one connection.
-    let two = format!("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n{GET_REQUEST}");
+    // Both requests are sent on one connection.
+    let two_requests = format!("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n{GET_REQUEST}");
     assert_eq!(
-        send_over_tls(address, &plain, "shop.test", &two)
+        send_over_tls(address, &http1_config, "shop.test", &two_requests)
             .unwrap()
             .matches("hello")
             .count(),
@@ -106,10 +106,10 @@ fn a_listener_serves_http1_and_http2_over_tls() {
     );
     assert_eq!(http2.get("/").status, 200);
     assert_eq!(&http2.post("/", &vec![b'x'; 300_000]).body[..], b"hello");
-    let wrong = send_over_tls(address, &plain, "other.test", GET_REQUEST).unwrap_err();
-    assert!(wrong.contains("not valid for name"), "{wrong}");
+    let error = send_over_tls(address, &http1_config, "other.test", GET_REQUEST).unwrap_err();
+    assert!(error.contains("not valid for name"), "{error}");
     sidecar.client().send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("who is not understood is counted", || {
+    eventually("the failed handshakes are counted", || {
         sidecar.metric(r#"outrigger_tls_handshake_failures_total{kind="listener",name="inbound"}"#)
             >= 2.0
     });
@@ -140,18 +140,14 @@ fn connect_http2_over_tls(
 
 #[test]
 fn a_client_without_a_valid_certificate_is_rejected() {
-    let (authority, stranger, backend) = (
+    let (authority, untrusted_authority, backend) = (
         CertificateAuthority::new(),
         CertificateAuthority::new(),
         ScriptedBackend::healthy(),
     );
     authority.write("server", &authority.issue(&["shop.test"]));
-    let sidecar = Sidecar::start(&policy_with_tls_listener(
-        &authority,
-        &backend,
-        &client_ca_field(&authority),
-        "",
-    ));
+    let policy = policy_with_tls_listener(&authority, &backend, &client_ca_field(&authority));
+    let sidecar = Sidecar::start(&policy.build());
     let address = sidecar.address("inbound");
     let front = authority.issue(&["front.test"]);
     assert!(
@@ -174,21 +170,21 @@ fn a_client_without_a_valid_certificate_is_rejected() {
         .unwrap_err()
         .contains("CertificateRequired")
     );
-    let unknown = stranger.issue(&["front.test"]);
+    let untrusted = untrusted_authority.issue(&["front.test"]);
     assert!(
         send_over_tls(
             address,
-            &authority.client_config(Some(&unknown), &[]),
+            &authority.client_config(Some(&untrusted), &[]),
             "shop.test",
             GET_REQUEST
         )
         .is_err()
     );
-    let ended = authority.issue_expiring_in_year(&["front.test"], 2020);
+    let expired = authority.issue_expiring_in_year(&["front.test"], 2020);
     assert!(
         send_over_tls(
             address,
-            &authority.client_config(Some(&ended), &[]),
+            &authority.client_config(Some(&expired), &[]),
             "shop.test",
             GET_REQUEST
         )
@@ -202,18 +198,14 @@ fn a_client_without_a_valid_certificate_is_rejected() {
 fn routes_and_rate_limits_apply_to_client_identities() {
     let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     authority.write("server", &authority.issue(&["shop.test"]));
-    let limits = "  defaults: {rateLimit: {local: {rules: [{name: each, clientSelectors: [{identity: {type: Distinct}}], limit: {requests: 2, unit: Hour}}]}}}\n";
-    let text = policy_with_tls_listener(
-        &authority,
-        &backend,
-        &format!("{}, clientAuth: Optional", client_ca_field(&authority)),
-        limits,
-    );
-    let text = text.replace(
-        "backendRefs",
-        "allow: {identities: [\"spiffe://shop/ns/web/*\", back.test]}, backendRefs",
-    );
-    let sidecar = Sidecar::start(&text);
+    let limits = "  defaults: {rateLimit: {local: {rules: [{name: each, \
+                  clientSelectors: [{identity: {type: Distinct}}], \
+                  limit: {requests: 2, unit: Hour}}]}}}\n";
+    let tls_fields = format!("{}, clientAuth: Optional", client_ca_field(&authority));
+    let policy = policy_with_tls_listener(&authority, &backend, &tls_fields)
+        .route_fields("allow: {identities: [\"spiffe://shop/ns/web/*\", back.test]}")
+        .sections(limits);
+    let sidecar = Sidecar::start(&policy.build());
     let send_with_certificate = |certificate: Option<&Certificate>| {
         send_over_tls(
             sidecar.address("inbound"),
@@ -231,97 +223,95 @@ fn routes_and_rate_limits_apply_to_client_identities() {
         assert!(send_with_certificate(Some(certificate)).contains("hello"));
         assert!(
             send_with_certificate(Some(certificate)).contains("rate_limited:each"),
-            "its own bucket is empty"
+            "each identity has its own quota"
         );
     }
-    for stranger in [Some(&other), None] {
-        let refusal = send_with_certificate(stranger);
+    for certificate in [Some(&other), None] {
+        let rejection = send_with_certificate(certificate);
         assert!(
-            refusal.starts_with("HTTP/1.1 403")
-                && refusal.contains("x-outrigger-reason: not_allowed:in"),
-            "{refusal}"
+            rejection.starts_with("HTTP/1.1 403")
+                && rejection.contains("x-outrigger-reason: not_allowed:in"),
+            "{rejection}"
         );
     }
 }
 
+const CERTIFICATE_CURRENT: &str =
+    r#"outrigger_certificate_current{kind="listener",name="inbound"}"#;
+
+const CERTIFICATE_NOT_AFTER: &str =
+    r#"outrigger_certificate_not_after_timestamp_seconds{kind="listener",name="inbound"}"#;
+
+fn readiness_report(sidecar: &Sidecar) -> String {
+    sidecar.call_admin("GET", "/readyz?verbose").text()
+}
+
 #[test]
-fn renewed_certificates_are_loaded_without_a_restart_and_invalid_ones_are_not() {
+fn unreadable_certificate_files_leave_the_loaded_certificate_in_force() {
     let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     authority.write("server", &authority.issue(&["old.test"]));
-    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "", ""));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "").build());
     let address = sidecar.address("inbound");
-    let trusting = authority.client_config(None, &[]);
-    assert!(send_over_tls(address, &trusting, "old.test", GET_REQUEST).is_ok());
-    for (name, content, why) in [
+    let client_config = authority.client_config(None, &[]);
+    assert!(send_over_tls(address, &client_config, "old.test", GET_REQUEST).is_ok());
+    for (name, content, error) in [
         ("server.crt", "not a certificate", "no certificate in"),
         ("server.key", "", "no key in"),
     ] {
-        let before = std::fs::read_to_string(authority.path(name)).unwrap();
+        let valid_content = std::fs::read_to_string(authority.path(name)).unwrap();
         authority.directory.write(name, content);
-        eventually("it is said", || {
-            sidecar
-                .call_admin("GET", "/readyz?verbose")
-                .text()
-                .contains(why)
+        eventually("the readiness report states the error", || {
+            readiness_report(&sidecar).contains(error)
         });
-        assert_eq!(
-            sidecar.metric(r#"outrigger_certificate_current{kind="listener",name="inbound"}"#),
-            0.0
-        );
+        assert_eq!(sidecar.metric(CERTIFICATE_CURRENT), 0.0);
         assert!(
-            send_over_tls(address, &trusting, "old.test", GET_REQUEST).is_ok(),
-            "what was read last is in force"
+            send_over_tls(address, &client_config, "old.test", GET_REQUEST).is_ok(),
+            "the certificate that was loaded last is in force"
         );
         assert_eq!(sidecar.call_admin("GET", "/readyz").status, 200);
-        authority.directory.write(name, &before);
-        eventually("it is well again", || {
-            sidecar.metric(r#"outrigger_certificate_current{kind="listener",name="inbound"}"#)
-                == 1.0
+        authority.directory.write(name, &valid_content);
+        eventually("the certificate is current again", || {
+            sidecar.metric(CERTIFICATE_CURRENT) == 1.0
         });
     }
-    // One that has ended already.
-    let before = authority.issue(&["old.test"]);
-    authority.write("server", &before);
-    eventually("it is taken", || {
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("as they are in the files")
+}
+
+#[test]
+fn a_valid_and_complete_certificate_renewal_is_loaded_without_a_restart() {
+    let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
+    authority.write("server", &authority.issue(&["old.test"]));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "").build());
+    let address = sidecar.address("inbound");
+    let client_config = authority.client_config(None, &[]);
+    authority.write("server", &authority.issue(&["old.test"]));
+    eventually("the certificate is loaded", || {
+        readiness_report(&sidecar).contains("as they are in the files")
     });
-    authority.write(
-        "server",
-        &authority.issue_expiring_in_year(&["old.test"], 2021),
-    );
-    eventually("it is said", || {
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("a certificate in the files has ended")
-    });
-    assert!(
-        send_over_tls(address, &trusting, "old.test", GET_REQUEST).is_ok(),
-        "what was read last is in force"
-    );
-    // Half of a rotation: the key does not fit.
-    let new = authority.issue(&["new.test"]);
-    authority.directory.write("server.crt", &new.pem);
-    eventually("it is said", || {
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("do not fit together")
-    });
-    authority.directory.write("server.key", &new.key);
-    eventually("the new one is in force", || {
-        send_over_tls(address, &trusting, "new.test", GET_REQUEST).is_ok()
+    let expired = authority.issue_expiring_in_year(&["old.test"], 2021);
+    authority.write("server", &expired);
+    eventually("the readiness report states that it has expired", || {
+        readiness_report(&sidecar).contains("a certificate in the files has ended")
     });
     assert!(
-        sidecar
-            .events()
+        send_over_tls(address, &client_config, "old.test", GET_REQUEST).is_ok(),
+        "the certificate that was loaded last is in force"
+    );
+    // During a rotation, the key does not match the certificate for a short time.
+    let renewed = authority.issue(&["new.test"]);
+    authority.directory.write("server.crt", &renewed.pem);
+    eventually("the readiness report states the mismatch", || {
+        readiness_report(&sidecar).contains("do not fit together")
+    });
+    authority.directory.write("server.key", &renewed.key);
+    eventually("the renewed certificate is in force", || {
+        send_over_tls(address, &client_config, "new.test", GET_REQUEST).is_ok()
+    });
+    let events = sidecar.events();
+    assert!(
+        events
             .iter()
             .any(|event| event == "the listener inbound uses new certificates"),
-        "{:?}",
-        sidecar.events()
+        "{events:?}"
     );
 }
 
@@ -330,7 +320,7 @@ fn certificate_expiry_is_logged_before_and_when_it_happens() {
     let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     let end = SystemTime::now() + Duration::from_secs(3);
     authority.write("server", &authority.issue_expiring_at(&["shop.test"], end));
-    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "", ""));
+    let sidecar = Sidecar::start(&policy_with_tls_listener(&authority, &backend, "").build());
     let count_events = |what: &str| {
         sidecar
             .events()
@@ -338,49 +328,42 @@ fn certificate_expiry_is_logged_before_and_when_it_happens() {
             .filter(|event| event.contains(what))
             .count()
     };
-    eventually("its end is near", || {
+    eventually("the approaching expiry is logged", || {
         count_events("a certificate of the listener inbound expires in 0 hours") == 1
     });
-    let shown = sidecar.metric(
-        r#"outrigger_certificate_not_after_timestamp_seconds{kind="listener",name="inbound"}"#,
-    );
+    let not_after = sidecar.metric(CERTIFICATE_NOT_AFTER);
     assert!(
-        (shown - end.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()).abs() <= 1.0,
-        "{shown}"
+        (not_after - end.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()).abs() <= 1.0,
+        "{not_after}"
     );
-    eventually("it has come", || {
+    eventually("the expiry is logged", || {
         count_events("a certificate of the listener inbound has expired") == 1
     });
-    assert!(
-        sidecar
-            .call_admin("GET", "/readyz?verbose")
-            .text()
-            .contains("a certificate has ended")
+    assert!(readiness_report(&sidecar).contains("a certificate has ended"));
+    assert_eq!(
+        count_events("expires in"),
+        1,
+        "the approaching expiry is logged once"
     );
-    assert_eq!(count_events("expires in"), 1, "each is told once");
     sidecar.reload(&policy(&[backend.address], ""));
-    eventually("it is forgotten", || {
-        sidecar
-            .metric(
-                r#"outrigger_certificate_not_after_timestamp_seconds{kind="listener",name="inbound"}"#,
-            )
-            .is_nan()
+    eventually("the metric of the removed certificate has no value", || {
+        sidecar.metric(CERTIFICATE_NOT_AFTER).is_nan()
     });
 }
 
 #[test]
 fn unreadable_or_expired_certificates_are_rejected_with_their_location() {
     let (authority, backend) = (CertificateAuthority::new(), ScriptedBackend::healthy());
-    let text = policy_with_tls_listener(&authority, &backend, "", "");
+    let text = policy_with_tls_listener(&authority, &backend, "").build();
     let directory = TempDirectory::new();
     directory.write("policy.yaml", &text);
-    let refused = Sidecar::start_with_settings(directory, |_| {})
+    let error = Sidecar::start_with_settings(directory, |_| {})
         .err()
         .unwrap()
         .to_string();
     assert!(
-        refused.contains("policy.yaml:6:") && refused.contains("server.crt cannot be read"),
-        "{refused}"
+        error.contains("policy.yaml:6:") && error.contains("server.crt cannot be read"),
+        "{error}"
     );
     authority.write(
         "server",
@@ -388,13 +371,13 @@ fn unreadable_or_expired_certificates_are_rejected_with_their_location() {
     );
     let directory = TempDirectory::new();
     directory.write("policy.yaml", &text);
-    let refused = Sidecar::start_with_settings(directory, |_| {})
+    let error = Sidecar::start_with_settings(directory, |_| {})
         .err()
         .unwrap()
         .to_string();
     assert!(
-        refused.contains("policy.yaml:6:") && refused.contains("has ended"),
-        "{refused}"
+        error.contains("policy.yaml:6:") && error.contains("has ended"),
+        "{error}"
     );
     std::fs::remove_file(authority.path("server.crt")).unwrap();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));
@@ -404,10 +387,14 @@ fn unreadable_or_expired_certificates_are_rejected_with_their_location() {
         "{}",
         response.text()
     );
-    assert_eq!(sidecar.get("/").status, 200, "nothing has changed");
+    assert_eq!(
+        sidecar.get("/").status,
+        200,
+        "the previous policy stays active"
+    );
 }
 
-/// A backend that speaks TLS, and answers with what the client's certificate is for.
+/// A TLS backend. Its response states the SNI and the identity of the client certificate.
 struct TlsBackend {
     address: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
@@ -476,17 +463,17 @@ fn serve_tls_connection(mut stream: StreamOwned<ServerConnection, TcpStream>) {
     }
 }
 
+/// Returns a policy with a TLS backend. `tls_fields` starts with a comma if it is not empty.
 fn policy_with_tls_backend(
     authority: &CertificateAuthority,
     address: SocketAddr,
     sni: &str,
-    extra: &str,
-) -> String {
-    let tls = format!(
-        "tls: {{sni: {sni}, caFile: \"{}\"{extra}}}",
+    tls_fields: &str,
+) -> PolicyBuilder {
+    PolicyBuilder::new(&[address]).backend_fields(format!(
+        "tls: {{sni: {sni}, caFile: \"{}\"{tls_fields}}}",
         authority.path("ca.crt").display()
-    );
-    policy(&[address], "").replace("]}\n  routes", &format!("], {tls}}}\n  routes"))
+    ))
 }
 
 #[test]
@@ -497,12 +484,8 @@ fn requests_to_a_tls_backend_reuse_connections() {
         false,
         &[b"http/1.1"],
     ));
-    let sidecar = Sidecar::start(&policy_with_tls_backend(
-        &authority,
-        backend.address,
-        "pay.test",
-        "",
-    ));
+    let policy = policy_with_tls_backend(&authority, backend.address, "pay.test", "");
+    let sidecar = Sidecar::start(&policy.build());
     let mut client = sidecar.client();
     for _ in 0..20 {
         assert_eq!(client.get("/").text(), "pay.test ");
@@ -516,12 +499,20 @@ fn requests_to_a_tls_backend_reuse_connections() {
 
 #[test]
 fn a_backend_with_an_invalid_certificate_receives_no_request() {
-    let (authority, stranger) = (CertificateAuthority::new(), CertificateAuthority::new());
-    let good = authority.issue(&["pay.test"]);
+    let (authority, untrusted_authority) =
+        (CertificateAuthority::new(), CertificateAuthority::new());
+    let certificate = authority.issue(&["pay.test"]);
     for (server, sni) in [
-        (authority.server_config(&good, false, &[]), "other.test"),
         (
-            stranger.server_config(&stranger.issue(&["pay.test"]), false, &[]),
+            authority.server_config(&certificate, false, &[]),
+            "other.test",
+        ),
+        (
+            untrusted_authority.server_config(
+                &untrusted_authority.issue(&["pay.test"]),
+                false,
+                &[],
+            ),
             "pay.test",
         ),
         (
@@ -534,12 +525,8 @@ fn a_backend_with_an_invalid_certificate_receives_no_request() {
         ),
     ] {
         let backend = TlsBackend::start(server);
-        let sidecar = Sidecar::start(&policy_with_tls_backend(
-            &authority,
-            backend.address,
-            sni,
-            "",
-        ));
+        let policy = policy_with_tls_backend(&authority, backend.address, sni, "");
+        let sidecar = Sidecar::start(&policy.build());
         let response = sidecar.client().post("/pay", "1");
         assert_eq!(
             (response.status, response.reason()),
@@ -552,21 +539,20 @@ fn a_backend_with_an_invalid_certificate_receives_no_request() {
                 .contains("error=tls_protocol_error")
         );
         let failures = r#"outrigger_tls_handshake_failures_total{kind="backend",name="app"}"#;
-        assert!(sidecar.metric(failures) >= 1.0, "by the backend's name");
+        assert!(
+            sidecar.metric(failures) >= 1.0,
+            "the label is the name of the backend"
+        );
     }
-    let plain = ScriptedBackend::healthy();
-    let sidecar = Sidecar::start(&policy_with_tls_backend(
-        &authority,
-        plain.address,
-        "pay.test",
-        "",
-    ));
-    // It waits for more of what it cannot read.
+    let plaintext_backend = ScriptedBackend::healthy();
+    let policy = policy_with_tls_backend(&authority, plaintext_backend.address, "pay.test", "");
+    let sidecar = Sidecar::start(&policy.build());
+    // A backend without TLS waits for the end of an HTTP request head, so the handshake times out.
     assert_eq!(
         sidecar.get("/").reason(),
-        format!("connect_timeout:{}", plain.address)
+        format!("connect_timeout:{}", plaintext_backend.address)
     );
-    assert_eq!(plain.requests().len(), 0);
+    assert_eq!(plaintext_backend.requests().len(), 0);
 }
 
 #[test]
@@ -575,54 +561,63 @@ fn the_client_certificate_is_presented_and_its_rotation_leaves_no_old_connection
     let backend =
         TlsBackend::start(authority.server_config(&authority.issue(&["pay.test"]), true, &[]));
     authority.write("own", &authority.issue(&["spiffe://shop/ns/web/sa/one"]));
-    let own = format!(
+    let client_certificate = format!(
         ", certFile: \"{}\", keyFile: \"{}\"",
         authority.path("own.crt").display(),
         authority.path("own.key").display()
     );
-    let sidecar = Sidecar::start(&policy_with_tls_backend(
-        &authority,
-        backend.address,
-        "pay.test",
-        &own,
-    ));
+    let policy =
+        policy_with_tls_backend(&authority, backend.address, "pay.test", &client_certificate);
+    let sidecar = Sidecar::start(&policy.build());
     assert_eq!(
         sidecar.get("/").text(),
         "pay.test spiffe://shop/ns/web/sa/one"
     );
     let renewed = authority.issue(&["spiffe://shop/ns/web/sa/two"]);
     authority.write("own", &renewed);
-    eventually("the new one is shown", || {
+    eventually("the renewed certificate is presented", || {
         sidecar.get("/").text() == "pay.test spiffe://shop/ns/web/sa/two"
     });
     for _ in 0..10 {
         assert_eq!(
             sidecar.get("/").text(),
             "pay.test spiffe://shop/ns/web/sa/two",
-            "no old connection is left"
+            "no connection with the old certificate is reused"
         );
     }
 }
 
 #[test]
 fn active_checks_verify_tls_as_requests_do() {
-    let (authority, stranger) = (CertificateAuthority::new(), CertificateAuthority::new());
+    let (authority, untrusted_authority) =
+        (CertificateAuthority::new(), CertificateAuthority::new());
     let backend = TlsBackend::start(authority.server_config(
         &authority.issue(&["pay.test"]),
         false,
         &[b"http/1.1"],
     ));
-    let check = "healthCheck: {active: {type: HTTP, interval: 20ms, timeout: 2s, unhealthyThreshold: 1, healthyThreshold: 1, http: {path: /}}}";
-    let text = policy_with_tls_backend(&authority, backend.address, "pay.test", "")
-        .replace("}}\n  routes", &format!("}}, {check}}}\n  routes"));
-    let sidecar = Sidecar::start(&text);
+    let policy_with_check = |address: SocketAddr, check_type: &str| {
+        policy_with_tls_backend(&authority, address, "pay.test", "")
+            .backend_fields(format!(
+                "healthCheck: {{active: {{type: {check_type}, interval: 20ms, timeout: 2s, \
+                 unhealthyThreshold: 1, healthyThreshold: 1}}}}"
+            ))
+            .build()
+    };
+    let sidecar = Sidecar::start(&policy_with_check(backend.address, "HTTP, http: {path: /}"));
     let endpoint = || sidecar.admin_json("/api/v1/backends")[0]["endpoints"][0].clone();
-    eventually("it is healthy", || endpoint()["health"] == "healthy");
-    *backend.config.lock().unwrap() =
-        stranger.server_config(&stranger.issue(&["pay.test"]), false, &[b"http/1.1"]);
-    eventually("it is not trusted any more", || {
-        endpoint()["health"] == "unhealthy"
+    eventually("the endpoint is healthy", || {
+        endpoint()["health"] == "healthy"
     });
+    *backend.config.lock().unwrap() = untrusted_authority.server_config(
+        &untrusted_authority.issue(&["pay.test"]),
+        false,
+        &[b"http/1.1"],
+    );
+    eventually(
+        "the endpoint with an untrusted certificate is unhealthy",
+        || endpoint()["health"] == "unhealthy",
+    );
     assert!(
         endpoint()["last_check"]
             .as_str()
@@ -631,13 +626,14 @@ fn active_checks_verify_tls_as_requests_do() {
         "{}",
         endpoint()
     );
-    let tcp = TlsBackend::start(stranger.server_config(&stranger.issue(&["pay.test"]), false, &[]));
-    let text = text
-        .replace(&backend.address.to_string(), &tcp.address.to_string())
-        .replace("type: HTTP", "type: TCP")
-        .replace(", http: {path: /}", "");
-    assert_eq!(sidecar.reload(&text).status, 200);
-    eventually("a connection alone is not enough", || {
+    let tcp_checked = TlsBackend::start(untrusted_authority.server_config(
+        &untrusted_authority.issue(&["pay.test"]),
+        false,
+        &[],
+    ));
+    let reloaded = sidecar.reload(&policy_with_check(tcp_checked.address, "TCP"));
+    assert_eq!(reloaded.status, 200);
+    eventually("a TCP check fails if the TLS handshake fails", || {
         endpoint()["health"] == "unhealthy"
     });
 }
@@ -650,26 +646,25 @@ fn http2_over_tls_requires_h2_in_alpn() {
         false,
         &[b"http/1.1"],
     ));
-    let sidecar = Sidecar::start(
-        &policy_with_tls_backend(&authority, backend.address, "pay.test", "")
-            .replace("}}\n  routes", "}, protocol: HTTP2}\n  routes"),
-    );
+    let http2_policy = |address: SocketAddr| {
+        policy_with_tls_backend(&authority, address, "pay.test", "")
+            .backend_fields("protocol: HTTP2")
+            .build()
+    };
+    let sidecar = Sidecar::start(&http2_policy(backend.address));
     assert_eq!(
         sidecar.get("/").reason(),
         format!("tls_failed:{}", backend.address)
     );
-    // A sidecar is a backend that does.
+    // Another sidecar serves as a TLS backend that offers h2.
     let app = ScriptedBackend::healthy();
     authority.write("server", &authority.issue(&["pay.test"]));
-    let inner = Sidecar::start(&policy_with_tls_listener(&authority, &app, "", ""));
-    let outer = Sidecar::start(
-        &policy_with_tls_backend(&authority, inner.address("inbound"), "pay.test", "")
-            .replace("}}\n  routes", "}, protocol: HTTP2}\n  routes"),
-    );
+    let inner = Sidecar::start(&policy_with_tls_listener(&authority, &app, "").build());
+    let outer = Sidecar::start(&http2_policy(inner.address("inbound")));
     assert_eq!(outer.get("/").text(), "hello");
     assert!(
         app.requests()[0].head.contains("via: 2 outrigger"),
-        "the two sidecars speak HTTP/2: {}",
+        "the request between the sidecars uses HTTP/2: {}",
         app.requests()[0].head
     );
 }

@@ -1,9 +1,15 @@
-//! Upgrades: WebSocket and what else changes the protocol.
+//! Upgrades to WebSocket and other protocols.
 
 use crate::support::{ScriptedBackend, Sidecar, eventually, policy::policy};
 
-const UPGRADE_REQUEST: &str = "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
-const UPGRADE_RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: y\r\n\r\n";
+const UPGRADE_REQUEST: &str = concat!(
+    "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, Upgrade\r\n",
+    "upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n"
+);
+const UPGRADE_RESPONSE: &str = concat!(
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n",
+    "upgrade: websocket\r\nsec-websocket-accept: y\r\n\r\n"
+);
 
 #[test]
 fn a_tunnel_forwards_every_byte_in_both_directions() {
@@ -13,7 +19,7 @@ fn a_tunnel_forwards_every_byte_in_both_directions() {
             head.contains("upgrade: websocket") && head.contains("connection: upgrade"),
             "{head}"
         );
-        // The first bytes of the tunnel come with the head.
+        // The first bytes of the tunnel follow the head directly.
         connection.send(format!("{UPGRADE_RESPONSE}welcome"));
         while let Some(bytes) = connection.read_exact(5) {
             connection.send(bytes.to_ascii_uppercase());
@@ -41,10 +47,10 @@ fn a_tunnel_forwards_every_byte_in_both_directions() {
     assert_eq!(
         client.read_raw(5),
         b"CLOSE",
-        "what came before the end arrives"
+        "bytes sent before the close are forwarded"
     );
     assert!(client.is_closed());
-    eventually("nothing is in flight", || sidecar.in_flight() == 0);
+    eventually("no request is in flight", || sidecar.in_flight() == 0);
     assert_eq!(sidecar.access_log_lines(1)[0]["status"], 101);
 }
 
@@ -60,7 +66,7 @@ fn a_tunnel_ends_when_the_client_disconnects() {
     client.send(UPGRADE_REQUEST);
     assert_eq!(client.read_head().unwrap().0, 101);
     drop(client);
-    eventually("nothing is in flight", || sidecar.in_flight() == 0);
+    eventually("no request is in flight", || sidecar.in_flight() == 0);
     assert_eq!(sidecar.admin_json("/api/v1/backends")[0]["connections"], 0);
 }
 

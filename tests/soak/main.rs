@@ -1,7 +1,7 @@
-//! Promises that take their real time to show, with production time settings.
+//! Tests that need production time settings.
 //!
-//! `make soak` runs these tests for minutes. The integration tests check the same promises with
-//! short times.
+//! `make soak` runs these tests, for about an hour. The integration tests check the same promises
+//! with short times.
 #![expect(
     clippy::cast_precision_loss,
     clippy::disallowed_methods,
@@ -22,6 +22,7 @@ mod releases;
 use std::{
     collections::HashMap,
     env,
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,29 +32,29 @@ use std::{
 };
 
 use support::{
-    ScriptedBackend, Sidecar,
+    Client, ScriptedBackend, Sidecar,
     backend::{ok_response, response},
-    policy::{policy, policy_with_backend_fields, quoted_addresses},
+    policy::{PolicyBuilder, policy},
     simulate_delay,
 };
 
 const CLIENTS: usize = 16;
 
-/// How long each client rests after an answer.
+/// Pause of each client after a response.
 const THINK_TIME: Duration = Duration::from_millis(10);
 
-/// How long the apps work on a request.
+/// Service time of the apps.
 const SERVICE_TIME: Duration = Duration::from_millis(20);
 
-/// One request, as its client saw it.
+/// One request, as its client observed it.
 struct RequestSample {
-    /// Since the load began.
+    /// Time from the start of the load to the request.
     sent_after: Duration,
     latency: Duration,
     app: String,
 }
 
-/// Clients that ask one after the other, until it is dropped.
+/// Load of clients that send one request at a time, until drop.
 struct SoakLoad {
     started_at: Instant,
     samples: Arc<Mutex<Vec<RequestSample>>>,
@@ -73,11 +74,11 @@ impl SoakLoad {
                 (sidecar.client(), samples.clone(), is_stopped.clone());
             thread::spawn(move || {
                 while !is_stopped.load(Ordering::Relaxed) {
-                    let began = Instant::now();
+                    let sent_at = Instant::now();
                     let app = client.get("/").text();
                     samples.lock().unwrap().push(RequestSample {
-                        sent_after: began - started_at,
-                        latency: began.elapsed(),
+                        sent_after: sent_at - started_at,
+                        latency: sent_at.elapsed(),
                         app,
                     });
                     simulate_delay(THINK_TIME);
@@ -93,12 +94,12 @@ impl SoakLoad {
         }
     }
 
-    /// Goes on until so long after the beginning.
-    fn run_until(&self, end: Duration) {
-        simulate_delay(end.saturating_sub(self.started_at.elapsed()));
+    /// Waits until the load has run for `duration`.
+    fn run_until(&self, duration: Duration) {
+        simulate_delay(duration.saturating_sub(self.started_at.elapsed()));
     }
 
-    /// The share of an app in what began from one moment to another, in percent.
+    /// Returns the share of an app in the requests sent in a period of the load, in percent.
     fn share_percent(&self, app: &str, from: Duration, to: Duration) -> f64 {
         let samples = self.samples.lock().unwrap();
         let all = || {
@@ -109,7 +110,7 @@ impl SoakLoad {
         100.0 * all().filter(|sample| sample.app == app).count() as f64 / all().count() as f64
     }
 
-    /// Milliseconds that 99 of 100 requests did not exceed.
+    /// Returns the 99th percentile of the latencies in a period of the load, in milliseconds.
     fn p99_millis(&self, from: Duration, to: Duration) -> f64 {
         let samples = self.samples.lock().unwrap();
         let mut latencies: Vec<_> = samples
@@ -126,7 +127,7 @@ impl Drop for SoakLoad {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
-            // One that panicked has said so, and its requests are missing.
+            // A client that panicked has printed the reason.
             _ = client.join();
         }
     }
@@ -136,7 +137,8 @@ fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-/// Three apps, of which the first can be made to fail, or to take so many milliseconds longer.
+/// Starts three apps. The switch makes the first one fail, and the number delays it, in
+/// milliseconds.
 fn start_apps() -> (Vec<ScriptedBackend>, Arc<AtomicBool>, Arc<AtomicU64>) {
     let (is_broken, delay) = (
         Arc::new(AtomicBool::new(false)),
@@ -162,15 +164,20 @@ fn start_apps() -> (Vec<ScriptedBackend>, Arc<AtomicBool>, Arc<AtomicU64>) {
     (all, is_broken, delay)
 }
 
+/// Returns a policy with outlier detection and a balancer.
+fn policy_with_balancer(apps: &[ScriptedBackend], balancer: &str) -> String {
+    let endpoints: Vec<SocketAddr> = apps.iter().map(|app| app.address).collect();
+    PolicyBuilder::new(&endpoints)
+        .backend_fields("outlierDetection: {}")
+        .backend_fields(format!("loadBalancer: {{type: {balancer}}}"))
+        .build()
+}
+
 #[test]
 fn a_failing_endpoint_receives_at_most_1_percent_after_10_s_and_returns_within_60_s() {
     for balancer in ["LeastRequest", "RoundRobin", "PeakEwma", "Random"] {
         let (apps, is_broken, _) = start_apps();
-        let sidecar = Sidecar::start(&policy_with_backend_fields(
-            &quoted_addresses(&apps.iter().collect::<Vec<_>>()),
-            &format!("outlierDetection: {{}}, loadBalancer: {{type: {balancer}}}"),
-            "",
-        ));
+        let sidecar = Sidecar::start(&policy_with_balancer(&apps, balancer));
         let load = SoakLoad::start(&sidecar);
         load.run_until(seconds(5));
         is_broken.store(true, Ordering::Relaxed);
@@ -184,7 +191,9 @@ fn a_failing_endpoint_receives_at_most_1_percent_after_10_s_and_returns_within_6
         let returned_after = shares.iter().position(|share| *share >= 30.0);
         let share_max = shares.iter().copied().fold(0.0, f64::max);
         println!(
-            "{balancer}: {failing_share:.2} % while ill, 30 % again {returned_after:?} s after healing, at most {share_max:.0} % in a second"
+            "{balancer}: {failing_share:.2} % while it fails, \
+             30 % again {returned_after:?} s after it recovers, \
+             at most {share_max:.0} % in one second"
         );
         assert!(
             failing_share <= 1.0 && returned_after.is_some() && share_max <= 45.0,
@@ -197,22 +206,19 @@ fn a_failing_endpoint_receives_at_most_1_percent_after_10_s_and_returns_within_6
 fn an_endpoint_that_is_2_s_slower_does_not_affect_p99_after_15_s() {
     for balancer in ["LeastRequest", "RoundRobin", "PeakEwma", "Random"] {
         let (apps, _, delay) = start_apps();
-        let sidecar = Sidecar::start(&policy_with_backend_fields(
-            &quoted_addresses(&apps.iter().collect::<Vec<_>>()),
-            &format!("outlierDetection: {{}}, loadBalancer: {{type: {balancer}}}"),
-            "",
-        ));
+        let sidecar = Sidecar::start(&policy_with_balancer(&apps, balancer));
         let load = SoakLoad::start(&sidecar);
         load.run_until(seconds(15));
         delay.store(2_000, Ordering::Relaxed);
         load.run_until(seconds(45));
-        let (before, between, after) = (
+        let (before, during, after) = (
             load.p99_millis(seconds(1), seconds(15)),
             load.p99_millis(seconds(15), seconds(30)),
             load.p99_millis(seconds(30), seconds(43)),
         );
         println!(
-            "{balancer}: p99 {before:.1} ms before, {between:.1} ms in the first 15 s, {after:.1} ms after them"
+            "{balancer}: p99 {before:.1} ms before, {during:.1} ms in the first 15 s, \
+             {after:.1} ms afterwards"
         );
         assert!(
             after <= 1.5 * before,
@@ -221,59 +227,70 @@ fn an_endpoint_that_is_2_s_slower_does_not_affect_p99_after_15_s() {
     }
 }
 
-#[test]
-fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
-    let minutes: f64 = env::var("SOAK_MINUTES").map_or(30.0, |text| {
-        text.parse().expect("SOAK_MINUTES is a number of minutes")
-    });
-    let run_counts = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
-    let shared_run_counts = run_counts.clone();
-    // Closes what is idle for 5 s, as Node does, and does not announce it.
-    let app = ScriptedBackend::start(move |mut connection| {
+/// Number of executions of each request, by its body.
+type ExecutionCounts = Arc<Mutex<HashMap<String, usize>>>;
+
+/// Starts an app that closes connections after 5 s without a request, as Node does, and does not
+/// announce it.
+fn start_closing_app(execution_counts: &ExecutionCounts) -> ScriptedBackend {
+    let execution_counts = execution_counts.clone();
+    ScriptedBackend::start(move |mut connection| {
         connection.close_when_idle_for(seconds(5));
         while let Some(request) = connection.read_request() {
-            *shared_run_counts
+            *execution_counts
                 .lock()
                 .unwrap()
                 .entry(String::from_utf8_lossy(&request.body).into_owned())
                 .or_default() += 1;
             connection.send(ok_response("done"));
         }
+    })
+}
+
+/// Sends requests until `end`, with pauses around the idle timeout, and returns their number.
+fn send_posts(mut client: Client, client_number: u64, end: Instant) -> u64 {
+    let mut sent = 0;
+    while Instant::now() < end {
+        let response = client.post("/", &format!("{client_number} {sent}"));
+        assert_eq!(
+            response.status,
+            200,
+            "post {sent} of client {client_number}: {}",
+            response.reason()
+        );
+        sent += 1;
+        // Pauses around the idle timeout and far from it. They vary between requests.
+        let pause_millis = [
+            4_995 + sent * 7 % 11,
+            5_000,
+            sent * 37 % 10_000,
+            4_990 + client_number % 20,
+        ][usize::try_from(sent % 4).unwrap()];
+        simulate_delay(Duration::from_millis(pause_millis));
+    }
+    sent
+}
+
+#[test]
+fn posts_around_the_idle_timeout_of_the_app_are_executed_exactly_once() {
+    let minutes: f64 = env::var("SOAK_MINUTES").map_or(30.0, |text| {
+        text.parse().expect("SOAK_MINUTES is a number of minutes")
     });
+    let execution_counts = ExecutionCounts::default();
+    let app = start_closing_app(&execution_counts);
     let sidecar = Sidecar::start(&policy(&[app.address], ""));
     let end = Instant::now() + Duration::from_secs_f64(60.0 * minutes);
     let clients: Vec<_> = (0..50_u64)
-        .map(|client| {
-            let mut connection = sidecar.client();
-            thread::spawn(move || {
-                let mut sent = 0;
-                while Instant::now() < end {
-                    let post = connection.post("/", &format!("{client} {sent}"));
-                    assert_eq!(
-                        post.status,
-                        200,
-                        "post {sent} of client {client}: {}",
-                        post.reason()
-                    );
-                    sent += 1;
-                    // Around the moment of the close, and far from it; never the same twice.
-                    let gap = [
-                        4_995 + sent * 7 % 11,
-                        5_000,
-                        sent * 37 % 10_000,
-                        4_990 + client % 20,
-                    ][usize::try_from(sent % 4).unwrap()];
-                    simulate_delay(Duration::from_millis(gap));
-                }
-                sent
-            })
+        .map(|number| {
+            let client = sidecar.client();
+            thread::spawn(move || send_posts(client, number, end))
         })
         .collect();
     let sent: Vec<u64> = clients
         .into_iter()
         .map(|client| client.join().unwrap())
         .collect();
-    let run_counts = run_counts.lock().unwrap();
+    let execution_counts = execution_counts.lock().unwrap();
     println!(
         "{} posts in {minutes} minutes on {} connections",
         sent.iter().sum::<u64>(),
@@ -282,7 +299,7 @@ fn posts_around_the_idle_timeout_of_the_app_run_exactly_once() {
     for (client, sent) in sent.into_iter().enumerate() {
         for number in 0..sent {
             assert_eq!(
-                run_counts.get(&format!("{client} {number}")),
+                execution_counts.get(&format!("{client} {number}")),
                 Some(&1),
                 "post {number} of client {client}"
             );

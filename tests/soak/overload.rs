@@ -1,4 +1,4 @@
-//! An app at twice its capacity: what it does then, and how long who is let in waits.
+//! An app at twice its capacity: its goodput, and the latency of the admitted requests.
 
 use std::{
     sync::{Arc, Condvar, Mutex},
@@ -10,13 +10,13 @@ use crate::support::{
     ScriptedBackend, Sidecar, backend::ok_response, policy::policy, simulate_delay,
 };
 
-/// Requests that the app works on at once; the others queue there.
+/// Requests that the app processes at the same time. The others wait in its queue.
 const APP_WORKERS: usize = 8;
 
-/// How long it works on each.
+/// Service time of the app.
 const SERVICE_TIME: Duration = Duration::from_millis(20);
 
-/// What it can do, in requests a second.
+/// Capacity of the app, in requests per second.
 const CAPACITY_PER_SECOND: f64 = 400.0;
 
 const CLIENTS: u32 = 200;
@@ -37,27 +37,32 @@ fn start_app() -> ScriptedBackend {
     })
 }
 
-/// Offers so many requests a second for so long; how many a second were answered well in the last half of it, and milliseconds that 99 of 100 of these
-/// did not exceed.
-fn offer_load(sidecar: &Sidecar, rate: f64, duration: Duration) -> (f64, f64) {
-    let (begin, period) = (
-        Instant::now(),
-        Duration::from_secs_f64(f64::from(CLIENTS) / rate),
-    );
+/// Result of the second half of a load.
+struct LoadResult {
+    /// Successful responses per second.
+    goodput: f64,
+    /// 99th percentile of their latencies, in milliseconds.
+    p99_millis: f64,
+}
+
+/// Offers `rate` requests per second for `duration`.
+fn offer_load(sidecar: &Sidecar, rate: f64, duration: Duration) -> LoadResult {
+    let started_at = Instant::now();
+    let period = Duration::from_secs_f64(f64::from(CLIENTS) / rate);
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
             let mut client = sidecar.client();
             thread::spawn(move || {
-                let mut next = begin + period * number / CLIENTS;
+                let mut next = started_at + period * number / CLIENTS;
                 let mut latencies = Vec::new();
-                while next < begin + duration {
+                while next < started_at + duration {
                     simulate_delay(next.saturating_duration_since(Instant::now()));
-                    let began = Instant::now();
-                    let is_good = client.get("/").status == 200;
-                    if is_good && began > begin + duration / 2 {
-                        latencies.push(began.elapsed());
+                    let sent_at = Instant::now();
+                    let is_success = client.get("/").status == 200;
+                    if is_success && sent_at > started_at + duration / 2 {
+                        latencies.push(sent_at.elapsed());
                     }
-                    // Who is late does not hurry: a client asks one thing at a time.
+                    // A late client skips requests, because it sends one at a time.
                     next = (next + period).max(Instant::now());
                 }
                 latencies
@@ -69,41 +74,48 @@ fn offer_load(sidecar: &Sidecar, rate: f64, duration: Duration) -> (f64, f64) {
         .flat_map(|client| client.join().unwrap())
         .collect();
     latencies.sort_unstable();
-    (
-        latencies.len() as f64 / (duration / 2).as_secs_f64(),
-        latencies[latencies.len() * 99 / 100].as_secs_f64() * 1e3,
-    )
+    LoadResult {
+        goodput: latencies.len() as f64 / (duration / 2).as_secs_f64(),
+        p99_millis: latencies[latencies.len() * 99 / 100].as_secs_f64() * 1e3,
+    }
 }
 
 #[test]
 fn at_twice_the_capacity_goodput_is_at_least_90_percent_and_gradient2_p99_at_most_doubles() {
-    let plain = start_app();
-    let unlimited = Sidecar::start(&policy(&[plain.address], ""));
-    let (goodput, p99) = offer_load(
-        &unlimited,
+    let plain_app = start_app();
+    let without_limit = Sidecar::start(&policy(&[plain_app.address], ""));
+    let overload = offer_load(
+        &without_limit,
         CAPACITY_PER_SECOND * 2.0,
         Duration::from_secs(12),
     );
-    println!("without a limit: {goodput:.0} good answers a second, p99 {p99:.1} ms");
+    println!(
+        "without a limit: {:.0} good responses per second, p99 {:.1} ms",
+        overload.goodput, overload.p99_millis
+    );
     for algorithm in ["Gradient2", "Vegas", "AIMD"] {
         let app = start_app();
         let limits = format!(
-            "  defaults: {{connectionLimits: {{maxParallelRequests: 400, adaptive: {{algorithm: {algorithm}}}}}}}\n"
+            "  defaults:\n    connectionLimits: \
+             {{maxParallelRequests: 400, adaptive: {{algorithm: {algorithm}}}}}\n"
         );
         let sidecar = Sidecar::start(&policy(&[app.address], &limits));
-        let (_, baseline_p99) =
-            offer_load(&sidecar, CAPACITY_PER_SECOND / 2.0, Duration::from_secs(12));
-        let (goodput, p99) =
-            offer_load(&sidecar, CAPACITY_PER_SECOND * 2.0, Duration::from_secs(24));
+        let half_load = offer_load(&sidecar, CAPACITY_PER_SECOND / 2.0, Duration::from_secs(12));
+        let overload = offer_load(&sidecar, CAPACITY_PER_SECOND * 2.0, Duration::from_secs(24));
+        let (goodput, p99, half_load_p99) =
+            (overload.goodput, overload.p99_millis, half_load.p99_millis);
         let limit = &sidecar.admin_json("/api/v1/limits")["concurrency"][0]["max_in_flight"];
         println!(
-            "{algorithm}: {goodput:.0} good answers a second of {CAPACITY_PER_SECOND}, p99 {p99:.1} ms at twice the capacity and {baseline_p99:.1} ms at half of it, limit {limit}"
+            "{algorithm}: {goodput:.0} good responses per second of {CAPACITY_PER_SECOND}, \
+             p99 {p99:.1} ms at twice the capacity and {half_load_p99:.1} ms at half of it, \
+             limit {limit}"
         );
-        // Vegas lets more queue where the limit is small; AIMD looks at failures only, and this app has none.
+        // Vegas admits a longer queue at a small limit. AIMD reacts to failures only, and this app
+        // never fails.
         assert!(
             goodput >= 0.9 * CAPACITY_PER_SECOND
-                && (p99 <= 2.0 * baseline_p99 || algorithm != "Gradient2"),
-            "{algorithm}: {goodput} a second, {baseline_p99} ms, then {p99} ms"
+                && (p99 <= 2.0 * half_load_p99 || algorithm != "Gradient2"),
+            "{algorithm}: {goodput} per second, p99 {half_load_p99} ms, then {p99} ms"
         );
     }
 }

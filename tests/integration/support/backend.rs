@@ -1,4 +1,5 @@
-//! A backend that does exactly what its script says: answer, stall, trickle, half-answer, reset, close.
+//! A backend that runs a script for each connection. A script responds, stalls, trickles bytes,
+//! sends part of a response, resets or closes.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +14,7 @@ use std::{
 
 use super::{TEST_TIMEOUT, client::find_bytes};
 
-/// A backend that runs a script for each connection.
+/// Backend that runs a script for each connection.
 pub(crate) struct ScriptedBackend {
     pub(crate) address: SocketAddr,
     requests: Arc<Mutex<Vec<ReceivedRequest>>>,
@@ -21,7 +22,7 @@ pub(crate) struct ScriptedBackend {
     is_stopped: Arc<AtomicBool>,
 }
 
-/// A request that arrived whole.
+/// Request that was received completely.
 #[derive(Debug, Clone)]
 pub(crate) struct ReceivedRequest {
     pub(crate) head: String,
@@ -43,17 +44,17 @@ impl ReceivedRequest {
     }
 }
 
-/// One connection to the backend.
+/// Connection to the backend.
 pub(crate) struct BackendConnection {
     stream: TcpStream,
     buffer: Vec<u8>,
-    /// Its number, from 1.
+    /// Number of the connection at this backend, from 1.
     pub(crate) number: usize,
     requests: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl ScriptedBackend {
-    /// Runs a script for each connection, in a thread of its own.
+    /// Starts a backend that runs the script for each connection, in a separate thread.
     pub(crate) fn start(script: impl Fn(BackendConnection) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -92,7 +93,8 @@ impl ScriptedBackend {
         }
     }
 
-    /// Answers every request with the bytes that `answer` makes of it, and keeps connections.
+    /// Starts a backend that sends what `respond` returns for each request, and keeps connections
+    /// open.
     pub(crate) fn responding_with(
         respond: impl Fn(&ReceivedRequest) -> String + Send + Sync + 'static,
     ) -> Self {
@@ -105,7 +107,7 @@ impl ScriptedBackend {
         })
     }
 
-    /// An app whose responses, all with this body, each wait for the gate.
+    /// Starts a backend whose responses have this body, and each wait for the gate.
     pub(crate) fn gated_with(body: &'static str) -> (Self, Arc<ResponseGate>) {
         let gate = ResponseGate::new();
         let backend_gate = gate.clone();
@@ -116,7 +118,7 @@ impl ScriptedBackend {
         (backend, gate)
     }
 
-    /// An app that answers at once, except at `/slow`: there each request waits for the gate.
+    /// Starts a backend that responds at once, except that requests for `/slow` wait for the gate.
     pub(crate) fn gated() -> (Self, Arc<ResponseGate>) {
         let gate = ResponseGate::new();
         let backend_gate = gate.clone();
@@ -131,7 +133,7 @@ impl ScriptedBackend {
         (backend, gate)
     }
 
-    /// An app that is broken until the switch is turned off.
+    /// Starts a backend that responds 500 until the returned switch is set to `false`.
     pub(crate) fn switchable() -> (Self, Arc<AtomicBool>) {
         let is_broken = Arc::new(AtomicBool::new(true));
         let shared_is_broken = is_broken.clone();
@@ -147,12 +149,12 @@ impl ScriptedBackend {
         )
     }
 
-    /// Answers every request with 200 and a few bytes.
+    /// Starts a backend that responds 200 to every request.
     pub(crate) fn healthy() -> Self {
         Self::responding_with(|_| ok_response("hello"))
     }
 
-    /// An address at which nobody listens.
+    /// Returns an address without a listener.
     pub(crate) fn unused_address() -> SocketAddr {
         TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -160,12 +162,12 @@ impl ScriptedBackend {
             .unwrap()
     }
 
-    /// The requests that arrived so far.
+    /// Returns the requests received so far.
     pub(crate) fn requests(&self) -> Vec<ReceivedRequest> {
         self.requests.lock().unwrap().clone()
     }
 
-    /// The connections that were made so far.
+    /// Returns the number of connections accepted so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -174,13 +176,13 @@ impl ScriptedBackend {
 impl Drop for ScriptedBackend {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread, so that it sees the word.
+        // Wakes the accepting thread, which then reads the flag.
         _ = TcpStream::connect(self.address);
     }
 }
 
 impl BackendConnection {
-    /// Reads one request with its body; `None` at the end of the connection.
+    /// Reads one request with its body. Returns `None` at the end of the connection.
     pub(crate) fn read_request(&mut self) -> Option<ReceivedRequest> {
         let head = self.read_head()?;
         let mut request = ReceivedRequest {
@@ -208,7 +210,7 @@ impl BackendConnection {
         Some(request)
     }
 
-    /// Reads one head and leaves the body where it is.
+    /// Reads one head, and leaves the body in the buffer.
     pub(crate) fn read_head(&mut self) -> Option<String> {
         self.read_until(b"\r\n\r\n")
             .map(|head| String::from_utf8_lossy(&head).into_owned())
@@ -218,7 +220,7 @@ impl BackendConnection {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads exactly `count` bytes. Returns `None` at the end of the connection.
     pub(crate) fn read_exact(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < count {
             if !self.read_more() {
@@ -228,25 +230,26 @@ impl BackendConnection {
         Some(self.buffer.drain(..count).collect())
     }
 
-    /// Gives up on the next request after so long.
+    /// Sets the time after which a read for the next request fails.
     pub(crate) fn close_when_idle_for(&self, timeout: std::time::Duration) {
         self.stream.set_read_timeout(Some(timeout)).unwrap();
     }
 
-    /// Whether the other side has closed; reads and throws away what comes before that.
+    /// Reads and discards bytes until the peer closes the connection.
     pub(crate) fn wait_for_close(&mut self) {
         while self.read_more() {
             self.buffer.clear();
         }
     }
 
-    /// Keeps the connection open without reading, until the sidecar is gone or a test's patience is over.
+    /// Keeps the connection open without reading, until the peer closes it or [`TEST_TIMEOUT`]
+    /// ends.
     pub(crate) fn stay_open_without_reading(&self) {
         let mut probe = [0_u8; 1];
         let deadline = std::time::Instant::now() + TEST_TIMEOUT;
         _ = self.stream.set_nonblocking(true);
         while std::time::Instant::now() < deadline {
-            // Looks without taking, so that the other side's window stays shut.
+            // `peek` consumes nothing, so the receive window stays closed.
             match self.stream.peek(&mut probe) {
                 Ok(0) => return,
                 Ok(_) => {}
@@ -257,7 +260,7 @@ impl BackendConnection {
         }
     }
 
-    /// Ends the connection with a reset.
+    /// Resets the connection.
     pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.stream)
             .set_linger(Some(std::time::Duration::ZERO))
@@ -302,7 +305,7 @@ pub(crate) fn response(status: u16, body: &str) -> String {
     )
 }
 
-/// A gate that lets scripts wait for the test.
+/// Gate at which scripts wait until the test releases them.
 pub(crate) struct ResponseGate {
     release_sender: Mutex<std::sync::mpsc::Sender<()>>,
     release_receiver: Mutex<Receiver<()>>,
@@ -310,24 +313,24 @@ pub(crate) struct ResponseGate {
 
 impl ResponseGate {
     pub(crate) fn new() -> Arc<Self> {
-        let (open, wait) = channel();
+        let (release_sender, release_receiver) = channel();
         Arc::new(Self {
-            release_sender: Mutex::new(open),
-            release_receiver: Mutex::new(wait),
+            release_sender: Mutex::new(release_sender),
+            release_receiver: Mutex::new(release_receiver),
         })
     }
 
-    /// Releases one waiting script, or the next one.
+    /// Releases one script that waits, or the next one that arrives.
     pub(crate) fn release_one(&self) {
         self.release_sender.lock().unwrap().send(()).unwrap();
     }
 
-    /// Waits to be let through.
+    /// Waits until the test releases this script.
     pub(crate) fn wait_for_release(&self) {
         self.release_receiver
             .lock()
             .unwrap()
             .recv_timeout(TEST_TIMEOUT)
-            .expect("the gate was opened");
+            .expect("the test releases the gate");
     }
 }

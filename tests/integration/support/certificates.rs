@@ -1,4 +1,4 @@
-//! An authority and certificates of its own, made for a test.
+//! A certificate authority for tests, and the certificates that it issues.
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -15,13 +15,13 @@ use rustls::{
 
 use super::TempDirectory;
 
-/// An authority, and the directory in which its certificates are.
+/// Certificate authority, and the directory with its certificates.
 pub(crate) struct CertificateAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     pub(crate) directory: TempDirectory,
 }
 
-/// A certificate and its key.
+/// Certificate and its private key.
 pub(crate) struct Certificate {
     pub(crate) pem: String,
     pub(crate) key: String,
@@ -43,17 +43,17 @@ impl CertificateAuthority {
         Self { issuer, directory }
     }
 
-    /// A certificate for these names; `spiffe://` ones are URIs.
+    /// Issues a certificate for these names. Names with the prefix `spiffe://` become URIs.
     pub(crate) fn issue(&self, names: &[&str]) -> Certificate {
         self.issue_expiring_in_year(names, 2100)
     }
 
-    /// A certificate that ends with the beginning of a year.
+    /// Issues a certificate that expires at the start of a year.
     pub(crate) fn issue_expiring_in_year(&self, names: &[&str], year: i32) -> Certificate {
         self.issue_expiring_at(names, date_time_ymd(year, 1, 1).into())
     }
 
-    /// A certificate that ends at this time.
+    /// Issues a certificate that expires at this time.
     pub(crate) fn issue_expiring_at(&self, names: &[&str], end: SystemTime) -> Certificate {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = names
@@ -92,7 +92,8 @@ impl CertificateAuthority {
         roots
     }
 
-    /// For a client that trusts this authority, shows a certificate if it has one, and offers these protocols.
+    /// Returns the configuration of a client that trusts this authority and offers these protocols.
+    /// The client presents `client_certificate`, if there is one.
     pub(crate) fn client_config(
         &self,
         client_certificate: Option<&Certificate>,
@@ -115,7 +116,7 @@ impl CertificateAuthority {
         Arc::new(config)
     }
 
-    /// For a server with this certificate, which may ask clients for theirs.
+    /// Returns the configuration of a server with this certificate and these protocols.
     pub(crate) fn server_config(
         &self,
         server_certificate: &Certificate,

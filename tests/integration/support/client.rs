@@ -1,4 +1,4 @@
-//! A client that sends exactly the bytes it is told, and reads answers by their framing.
+//! A client that sends raw bytes, and reads responses by their framing.
 
 use std::{
     io::{Read, Write},
@@ -7,24 +7,24 @@ use std::{
 
 use super::TEST_TIMEOUT;
 
-/// A client with one connection.
+/// Client with one connection.
 pub(crate) struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// A response as the client received it.
+/// Response as the client received it.
 #[derive(Debug, Clone)]
 pub(crate) struct ReceivedResponse {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
-    /// Whether the body came to its proper end.
+    /// Whether the body ended as its framing requires.
     pub(crate) is_complete: bool,
 }
 
 impl ReceivedResponse {
-    /// The first value of a header.
+    /// Returns the first value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers(name).first().copied()
     }
@@ -66,7 +66,7 @@ impl Client {
         self
     }
 
-    /// Sends without minding whether the other side still reads.
+    /// Sends bytes, and returns `false` if the peer has closed the connection.
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
@@ -84,10 +84,10 @@ impl Client {
         .read_response()
     }
 
-    /// Reads one answer to a request that is not HEAD, interim answers skipped.
+    /// Reads the final response to a request other than HEAD, and skips interim responses.
     #[track_caller]
     pub(crate) fn read_response(&mut self) -> ReceivedResponse {
-        self.try_read_response().expect("an answer")
+        self.try_read_response().expect("the peer sends a response")
     }
 
     pub(crate) fn try_read_response(&mut self) -> Option<ReceivedResponse> {
@@ -99,7 +99,7 @@ impl Client {
         }
     }
 
-    /// Reads one head and nothing more.
+    /// Reads one head, and leaves the body in the buffer.
     pub(crate) fn read_head(&mut self) -> Option<(u16, String)> {
         let end = loop {
             if let Some(end) = find_bytes(&self.buffer, b"\r\n\r\n") {
@@ -174,13 +174,13 @@ impl Client {
         }
     }
 
-    /// Reads at least so many bytes of whatever comes.
+    /// Reads `count` bytes, or fewer if the connection ends.
     pub(crate) fn read_raw(&mut self, count: usize) -> Vec<u8> {
         while self.buffer.len() < count && self.read_more() {}
         self.buffer.drain(..count.min(self.buffer.len())).collect()
     }
 
-    /// Whether the other side has closed, after all that it sent was read.
+    /// Reads until the peer closes the connection, and then returns `true`.
     pub(crate) fn is_closed(&mut self) -> bool {
         while self.read_more() {}
         true
@@ -190,7 +190,7 @@ impl Client {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Leaves with a reset.
+    /// Resets the connection.
     pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.stream)
             .set_linger(Some(std::time::Duration::ZERO))
@@ -211,7 +211,7 @@ impl Client {
                     std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
                 ) =>
             {
-                panic!("nothing came within {TEST_TIMEOUT:?}")
+                panic!("no bytes were received within {TEST_TIMEOUT:?}")
             }
             Err(_) => false,
         }

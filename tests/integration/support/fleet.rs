@@ -1,5 +1,6 @@
-//! Three instances of a service that are replaced one after the other, and callers of every kind that ask all the time: through a
-//! sidecar of their own, or by themselves with what the platform tells them, a while late.
+//! Three instances of a service that are replaced one after the other, under load from clients of
+//! every protocol. Half of the clients send through a sidecar. The others connect to the endpoints
+//! that the platform publishes, with a delay.
 
 use std::{
     collections::HashMap,
@@ -21,30 +22,36 @@ use super::{
     http2::{
         Http2Backend, Http2Client, grpc_message, grpc_status_trailers, read_body_and_trailers,
     },
+    policy::PolicyBuilder,
     simulate_delay,
 };
 
-/// How long things take.
+/// Fields of the route of the gRPC payments.
+const GRPC_ROUTE_FIELDS: &str = "listeners: [inbound], \
+                                 matches: [{path: {type: PathPrefix, value: /shop.Pay}}], \
+                                 backendRefs: [{name: grpc}]";
+
+/// Durations of a rollout.
 #[derive(Clone, Copy)]
 pub(crate) struct FleetTimings {
-    /// The section `drain` of the instances.
+    /// Field `drain` in the policy of the instances.
     pub(crate) drain_section: &'static str,
-    /// After which time the platform stops sending to an instance that is leaving.
+    /// Time after which the platform removes a draining instance from the endpoints.
     pub(crate) endpoint_update_delay: Duration,
 }
 
-/// How often each payment was made.
+/// Number of executions of each payment, by its id.
 type PaymentCounts = Arc<Mutex<HashMap<String, u32>>>;
 
-/// The instances, and the sidecar of who calls them.
+/// Instances of a service, and a sidecar of their clients.
 pub(crate) struct Fleet {
     timings: FleetTimings,
     payment_counts: PaymentCounts,
     instances: Vec<Instance>,
-    /// Where the platform says that the instances are.
+    /// Endpoints that the platform publishes.
     published_endpoints: Arc<Mutex<Vec<SocketAddr>>>,
     endpoints_directory: TempDirectory,
-    pub(crate) caller_sidecar: Sidecar,
+    pub(crate) client_sidecar: Sidecar,
 }
 
 struct Instance {
@@ -68,7 +75,7 @@ impl Instance {
                     .header("content-type", "application/grpc")
                     .body(())
                     .unwrap();
-                // Who has left needs no answer.
+                // A client that disconnected receives no response.
                 let Ok(mut stream) = call.responder.send_response(head, false) else {
                     return;
                 };
@@ -76,14 +83,13 @@ impl Instance {
                 _ = stream.send_trailers(grpc_status_trailers("0"));
             }
         });
-        let sidecar = Sidecar::start(&format!(
-            "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: instance}}\nspec:\n  listeners:\n    - {{name: inbound, direction: Inbound, address: \"127.0.0.1:0\"}}\n  \
-             backends:\n    - {{name: web, endpoints: [\"{}\"]}}\n    - {{name: calls, protocol: GRPC, endpoints: [\"{}\"]}}\n{}  lifecycle: {{drain: {}}}\n",
-            http_backend.address,
-            grpc_backend.address,
-            routes_section("inbound"),
-            timings.drain_section,
-        ));
+        let grpc_fields = format!("protocol: GRPC, endpoints: [\"{}\"]", grpc_backend.address);
+        let lifecycle = format!("  lifecycle: {{drain: {}}}\n", timings.drain_section);
+        let policy = PolicyBuilder::to_backend(&http_backend)
+            .backend("grpc", &grpc_fields)
+            .route("grpc", GRPC_ROUTE_FIELDS)
+            .sections(&lifecycle);
+        let sidecar = Sidecar::start(&policy.build());
         eventually("the instance is ready", || {
             sidecar.call_admin("GET", "/readyz").status == 200
         });
@@ -99,13 +105,6 @@ impl Instance {
     }
 }
 
-fn routes_section(listener: &str) -> String {
-    format!(
-        "  routes:\n    - {{name: calls, listeners: [{listener}], matches: [{{path: {{type: PathPrefix, value: /shop.Pay}}}}], backendRefs: [{{name: calls}}]}}\n    \
-         - {{name: web, listeners: [{listener}], backendRefs: [{{name: web}}]}}\n"
-    )
-}
-
 fn record_payment(payment_counts: &PaymentCounts, id: &[u8]) {
     *payment_counts
         .lock()
@@ -114,11 +113,14 @@ fn record_payment(payment_counts: &PaymentCounts, id: &[u8]) {
         .or_default() += 1;
 }
 
-/// The app: payments, and a chat that says everything back.
+/// Serves payments, and a WebSocket chat that echoes its frames.
 fn serve_app_connection(mut connection: BackendConnection, payment_counts: &PaymentCounts) {
     while let Some(request) = connection.read_request() {
         if request.header("upgrade").is_some() {
-            connection.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+            connection.send(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                 upgrade: websocket\r\n\r\n",
+            );
             return echo_websocket_frames(&mut connection);
         }
         record_payment(payment_counts, &request.body);
@@ -139,7 +141,7 @@ fn echo_websocket_frames(connection: &mut BackendConnection) {
 }
 
 impl Fleet {
-    /// Three instances, and a caller that knows them.
+    /// Starts three instances, and a sidecar that discovers them.
     pub(crate) fn start(timings: FleetTimings) -> Self {
         let payment_counts = PaymentCounts::default();
         let instances: Vec<Instance> = (0..3)
@@ -154,13 +156,14 @@ impl Fleet {
             "endpointsFile: \"{}\"",
             endpoints_directory.path().join("endpoints.json").display()
         );
-        let caller_sidecar = Sidecar::start(&format!(
-            "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: caller}}\nspec:\n  listeners:\n    - {{name: outbound, direction: Outbound, address: \"127.0.0.1:0\"}}\n  \
-             backends:\n    - {{name: web, {endpoints_field}}}\n    - {{name: calls, protocol: GRPC, {endpoints_field}}}\n{}",
-            routes_section("outbound"),
-        ));
-        eventually("the caller is ready", || {
-            caller_sidecar.call_admin("GET", "/readyz").status == 200
+        let policy = PolicyBuilder::new(&[])
+            .outbound()
+            .backend_fields(&endpoints_field)
+            .backend("grpc", &format!("protocol: GRPC, {endpoints_field}"))
+            .route("grpc", GRPC_ROUTE_FIELDS);
+        let client_sidecar = Sidecar::start(&policy.build());
+        eventually("the sidecar of the clients is ready", || {
+            client_sidecar.call_admin("GET", "/readyz").status == 200
         });
         Self {
             timings,
@@ -168,11 +171,11 @@ impl Fleet {
             instances,
             published_endpoints,
             endpoints_directory,
-            caller_sidecar,
+            client_sidecar,
         }
     }
 
-    /// Replaces each instance by a new one.
+    /// Replaces each instance by a new one, as a rollout does.
     pub(crate) fn replace_all_instances(&mut self) {
         for index in 0..self.instances.len() {
             let new = Instance::start(self.timings, &self.payment_counts);
@@ -180,7 +183,7 @@ impl Fleet {
             publish_endpoints(&self.endpoints_directory, &self.published_endpoints);
             let mut old = std::mem::replace(&mut self.instances[index], new);
             let address = old.address();
-            // As a pod does, with a hook before the signal; or by the signal alone.
+            // A pod drains in its preStop hook, or on the signal alone.
             let has_hook = index % 2 == 0;
             let mut stages = old.sidecar.app().state().drain.subscribe_stages();
             if has_hook {
@@ -211,30 +214,30 @@ impl Fleet {
             assert_eq!(
                 app.wait(),
                 ExitReason::Drained { is_clean: true },
-                "an instance was cut off"
+                "an instance interrupted a request"
             );
         }
     }
 
-    /// Callers of every kind, so many of each.
-    pub(crate) fn start_load(&self, callers_per_kind: usize) -> FleetLoad {
+    /// Starts clients of every kind, `clients_per_kind` of each with and without a sidecar.
+    pub(crate) fn start_load(&self, clients_per_kind: usize) -> FleetLoad {
         let load = Arc::new(LoadContext {
             payment_counts: self.payment_counts.clone(),
             published_endpoints: self.published_endpoints.clone(),
-            caller_address: self.caller_sidecar.address("outbound"),
+            client_sidecar_address: self.client_sidecar.address("inbound"),
             is_stopped: AtomicBool::new(false),
             next_payment_number: AtomicUsize::new(0),
         });
-        let kinds: [fn(&LoadContext, bool) -> CallerReport; 4] = [
+        let kinds: [fn(&LoadContext, bool) -> ClientReport; 4] = [
             send_http1_payments,
             send_http2_payments,
             send_grpc_payments,
             run_websocket_chats,
         ];
-        let callers = (0..callers_per_kind)
+        let clients = (0..clients_per_kind)
             .flat_map(|_| kinds)
             .flat_map(|kind| [(kind, true), (kind, false)]);
-        let threads = callers.map(|(kind, is_through_sidecar)| {
+        let threads = clients.map(|(kind, is_through_sidecar)| {
             let load = load.clone();
             thread::spawn(move || kind(&load, is_through_sidecar))
         });
@@ -260,34 +263,35 @@ fn publish_endpoints(
     endpoints_directory.write("endpoints.json", &format!("[{}]", addresses.join(", ")));
 }
 
-/// What the callers share.
+/// State that the clients share.
 struct LoadContext {
     payment_counts: PaymentCounts,
     published_endpoints: Arc<Mutex<Vec<SocketAddr>>>,
-    caller_address: SocketAddr,
+    client_sidecar_address: SocketAddr,
     is_stopped: AtomicBool,
     next_payment_number: AtomicUsize,
 }
 
-/// What a caller has to tell: how often it was served, and every way in which it was not.
+/// Result of a client: the number of successful requests, and a description of each failure.
 #[derive(Debug, Default)]
-pub(crate) struct CallerReport {
+pub(crate) struct ClientReport {
     pub(crate) served: usize,
     pub(crate) failures: Vec<String>,
 }
 
-/// Callers, until they are told to stop.
+/// Running clients.
 pub(crate) struct FleetLoad {
     context: Arc<LoadContext>,
-    threads: Vec<JoinHandle<CallerReport>>,
+    threads: Vec<JoinHandle<ClientReport>>,
     started_at: Instant,
 }
 
 impl FleetLoad {
-    /// Stops them, and sees to it that nothing failed and nothing was paid twice; how much was asked, and in a second.
+    /// Stops the clients, and asserts that no request failed and no payment was executed twice.
+    /// Returns the number of requests, and the rate per second.
     pub(crate) fn stop_and_verify(self) -> (usize, f64) {
         self.context.is_stopped.store(true, Ordering::Relaxed);
-        let report: Vec<CallerReport> = self
+        let report: Vec<ClientReport> = self
             .threads
             .into_iter()
             .map(|thread| thread.join().unwrap())
@@ -305,10 +309,13 @@ impl FleetLoad {
             .iter()
             .filter(|(_, count)| **count != 1)
             .collect();
-        assert!(miscounted.is_empty(), "paid twice: {miscounted:?}");
+        assert!(
+            miscounted.is_empty(),
+            "not executed exactly once: {miscounted:?}"
+        );
         assert!(
             report.iter().all(|report| report.served > 0),
-            "a caller was never served: {report:?}"
+            "a client received no response: {report:?}"
         );
         let served = report.iter().map(|report| report.served).sum();
         (served, served as f64 / elapsed.as_secs_f64())
@@ -320,11 +327,11 @@ impl LoadContext {
         !self.is_stopped.load(Ordering::Relaxed)
     }
 
-    /// Where to connect: to the caller's sidecar, or to any instance that the platform knows of.
+    /// Returns the address of the clients' sidecar, or of a random published instance.
     fn connect_address(&self, is_through_sidecar: bool) -> SocketAddr {
         let published_endpoints = self.published_endpoints.lock().unwrap();
         if is_through_sidecar {
-            self.caller_address
+            self.client_sidecar_address
         } else {
             published_endpoints[fastrand::usize(..published_endpoints.len())]
         }
@@ -338,9 +345,9 @@ impl LoadContext {
     }
 }
 
-/// Payments over HTTP/1, on one connection as long as it lasts.
-fn send_http1_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
-    let mut report = CallerReport::default();
+/// Sends payments over HTTP/1 until the load ends, on one connection as long as it stays open.
+fn send_http1_payments(context: &LoadContext, is_through_sidecar: bool) -> ClientReport {
+    let mut report = ClientReport::default();
     let mut reusable_client: Option<Client> = None;
     while context.is_running() {
         let mut client = reusable_client
@@ -363,7 +370,7 @@ fn send_http1_payments(context: &LoadContext, is_through_sidecar: bool) -> Calle
                 response.reason()
             )),
             None => report.failures.push(format!(
-                "http1, sidecar {is_through_sidecar}: no answer to {id}"
+                "http1, sidecar {is_through_sidecar}: no response to {id}"
             )),
         }
     }
@@ -371,12 +378,12 @@ fn send_http1_payments(context: &LoadContext, is_through_sidecar: bool) -> Calle
 }
 
 /// Sends payments over HTTP/2 until the load ends.
-fn send_http2_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
+fn send_http2_payments(context: &LoadContext, is_through_sidecar: bool) -> ClientReport {
     send_payments_over_http2(context, is_through_sidecar, "/pay", |id| id.to_vec())
 }
 
 /// Sends payments as gRPC calls until the load ends.
-fn send_grpc_payments(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
+fn send_grpc_payments(context: &LoadContext, is_through_sidecar: bool) -> ClientReport {
     send_payments_over_http2(context, is_through_sidecar, "/shop.Pay/Pay", grpc_message)
 }
 
@@ -385,9 +392,9 @@ fn send_payments_over_http2(
     is_through_sidecar: bool,
     path: &str,
     body: fn(&[u8]) -> Vec<u8>,
-) -> CallerReport {
-    let is_call = path != "/pay";
-    let mut report = CallerReport::default();
+) -> ClientReport {
+    let is_grpc = path != "/pay";
+    let mut report = ClientReport::default();
     let mut reusable_client: Option<Http2Client> = None;
     let mut id = context.next_payment_id();
     while context.is_running() {
@@ -395,14 +402,14 @@ fn send_payments_over_http2(
             Http2Client::connect(context.connect_address(is_through_sidecar))
         });
         let mut request = http::Request::post(format!("http://shop{path}"));
-        if is_call {
+        if is_grpc {
             request = request
                 .header("content-type", "application/grpc")
                 .header("te", "trailers");
         }
         match client.send_request(request.body(()).unwrap(), &body(id.as_bytes()), None) {
             Ok(response)
-                if response.status == 200 && (!is_call || response.grpc_status() == Some("0")) =>
+                if response.status == 200 && (!is_grpc || response.grpc_status() == Some("0")) =>
             {
                 report.served += 1
             }
@@ -412,7 +419,8 @@ fn send_payments_over_http2(
                 response.grpc_status(),
                 response.header("x-outrigger-reason")
             )),
-            // The connection takes no more, and has not taken this one: every client asks again on another (RFC 9113 section 6.8).
+            // The backend did not process this request. Every client sends it again on another
+            // connection (RFC 9113 section 6.8).
             Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
                 reusable_client = None;
                 continue;
@@ -429,12 +437,15 @@ fn send_payments_over_http2(
     report
 }
 
-/// Chats, each until it is told that its instance goes away.
-fn run_websocket_chats(context: &LoadContext, is_through_sidecar: bool) -> CallerReport {
-    let mut report = CallerReport::default();
+/// Runs WebSocket chats until the load ends, each until its instance closes it with 1001.
+fn run_websocket_chats(context: &LoadContext, is_through_sidecar: bool) -> ClientReport {
+    let mut report = ClientReport::default();
     while context.is_running() {
         let mut client = Client::connect(context.connect_address(is_through_sidecar));
-        client.try_send("GET /chat HTTP/1.1\r\nhost: shop\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n");
+        client.try_send(
+            "GET /chat HTTP/1.1\r\nhost: shop\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n",
+        );
         match client.read_head() {
             Some((101, _)) => {}
             other => {
@@ -447,7 +458,7 @@ fn run_websocket_chats(context: &LoadContext, is_through_sidecar: bool) -> Calle
         while context.is_running() {
             client.try_send(b"\x81\x84\0\0\0\0ping");
             match &client.read_raw(4)[..] {
-                // One more word of ours may be on its way; it is not answered any more.
+                // A ping that is still in flight receives no response after the close frame.
                 b"\x88\x02\x03\xe9" => {
                     client.try_send(b"\x88\x82\0\0\0\0\x03\xe9");
                     client.is_closed();

@@ -1,4 +1,4 @@
-//! HTTP/2 on both sides of the sidecar, by the h2 crate: a backend that does what its script says, and a client.
+//! HTTP/2 on both sides of the sidecar, with the `h2` crate: a scripted backend and a client.
 
 use std::{
     future::Future,
@@ -22,14 +22,14 @@ use tokio::{
 
 use super::TEST_TIMEOUT;
 
-/// A call that arrived at a backend.
+/// Request received by a backend.
 pub(crate) struct IncomingCall {
     pub(crate) head: http::request::Parts,
     pub(crate) body: RecvStream,
     pub(crate) responder: SendResponse<Bytes>,
 }
 
-/// A running backend of HTTP/2 without TLS.
+/// Running HTTP/2 backend without TLS, stopped on drop.
 pub(crate) struct Http2Backend {
     pub(crate) address: SocketAddr,
     request_heads: Arc<Mutex<Vec<http::request::Parts>>>,
@@ -38,7 +38,7 @@ pub(crate) struct Http2Backend {
 }
 
 impl Http2Backend {
-    /// Runs a script for each call.
+    /// Starts a backend that runs the script for each request.
     pub(crate) fn start<F: Future<Output = ()> + Send + 'static>(
         script: impl Fn(IncomingCall) -> F + Send + Sync + 'static,
     ) -> Self {
@@ -90,7 +90,7 @@ impl Http2Backend {
         }
     }
 
-    /// Answers every call with 200 and what it was sent.
+    /// Starts a backend that responds 200, with the body and the trailers of the request.
     pub(crate) fn echoing() -> Self {
         Self::start(|mut call| async move {
             let (body, trailers) = read_body_and_trailers(&mut call.body).await;
@@ -105,12 +105,12 @@ impl Http2Backend {
         })
     }
 
-    /// The heads of the calls so far.
+    /// Returns the heads of the requests received so far.
     pub(crate) fn request_heads(&self) -> Vec<http::request::Parts> {
         self.request_heads.lock().unwrap().clone()
     }
 
-    /// The connections that were made so far.
+    /// Returns the number of connections accepted so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -118,12 +118,12 @@ impl Http2Backend {
 
 impl Drop for Http2Backend {
     fn drop(&mut self) {
-        // If the thread is gone, it has stopped.
+        // The send fails only if the thread has ended.
         self.stop.take().map(|stop| stop.send(()));
     }
 }
 
-/// Reads a body to its end.
+/// Reads a body to its end, with its trailers.
 pub(crate) async fn read_body_and_trailers(body: &mut RecvStream) -> (Bytes, Option<HeaderMap>) {
     let mut all = Vec::new();
     while let Some(piece) = body.data().await {
@@ -136,13 +136,13 @@ pub(crate) async fn read_body_and_trailers(body: &mut RecvStream) -> (Bytes, Opt
     (all.into(), body.trailers().await.ok().flatten())
 }
 
-/// One connection of a client.
+/// Client with one HTTP/2 connection.
 pub(crate) struct Http2Client {
     pub(crate) runtime: Runtime,
     pub(crate) sender: h2::client::SendRequest<Bytes>,
 }
 
-/// An answer, read to its end.
+/// Response that was read to its end.
 #[derive(Debug)]
 pub(crate) struct ReceivedHttp2Response {
     pub(crate) status: u16,
@@ -159,7 +159,7 @@ impl ReceivedHttp2Response {
             .unwrap_or_default()
     }
 
-    /// The status of gRPC, wherever it stands.
+    /// Returns the gRPC status from the head or the trailers.
     pub(crate) fn grpc_status(&self) -> Option<&str> {
         let grpc_status_in = |fields: &'_ HeaderMap| {
             fields
@@ -189,13 +189,13 @@ impl Http2Client {
     ) -> Self {
         let (sender, connection) = runtime.block_on(h2::client::handshake(stream)).unwrap();
         runtime.spawn(async move {
-            // Whoever waits for an answer is told by it.
+            // The requests in flight receive the error too.
             _ = connection.await;
         });
         Self { runtime, sender }
     }
 
-    /// One request with its body.
+    /// Sends one request with its body and trailers, and reads the response.
     pub(crate) fn send_request(
         &self,
         request: Request<()>,
@@ -208,7 +208,7 @@ impl Http2Client {
             let mut sender = sender.ready().await?;
             let (response, mut stream) =
                 sender.send_request(request, body.is_empty() && trailers.is_none())?;
-            // Who is refused at once need not send the rest; the answer tells.
+            // A peer that responds early may reset the stream. The response is the result.
             if !body.is_empty() {
                 _ = stream.send_data(body, trailers.is_none());
             }
@@ -220,7 +220,7 @@ impl Http2Client {
         self.runtime.block_on(async {
             tokio::time::timeout(TEST_TIMEOUT, round_trip)
                 .await
-                .expect("an answer in time")
+                .expect("the peer responds within the test timeout")
         })
     }
 
@@ -244,7 +244,7 @@ impl Http2Client {
         .unwrap()
     }
 
-    /// A call of gRPC with one message.
+    /// Sends a gRPC request with one message.
     pub(crate) fn call_grpc(&self, path: &str, timeout: Option<&str>) -> ReceivedHttp2Response {
         let mut request = Request::post(format!("http://test{path}"))
             .header("content-type", "application/grpc")
@@ -261,7 +261,7 @@ impl Http2Client {
     }
 }
 
-/// Reads an answer to its end.
+/// Reads a response to its end.
 pub(crate) async fn read_response(
     response: Response<RecvStream>,
 ) -> Result<ReceivedHttp2Response, h2::Error> {
@@ -280,13 +280,13 @@ pub(crate) async fn read_response(
     })
 }
 
-/// A message of gRPC in its frame.
+/// Encodes a gRPC message with its length prefix.
 pub(crate) fn grpc_message(bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
     [&[0], &length[..], bytes].concat()
 }
 
-/// Trailers that say how a call ended.
+/// Returns trailers with a gRPC status.
 pub(crate) fn grpc_status_trailers(status: &str) -> HeaderMap {
     HeaderMap::from_iter([("grpc-status".parse().unwrap(), status.parse().unwrap())])
 }

@@ -1,5 +1,5 @@
-//! What the tests stand on: a scripted backend, a client that says exactly what it is told, the sidecar on port 0, and the one
-//! way to wait; nothing else may.
+//! Test support: scripted backends, a client that sends raw bytes, the sidecar on port 0, and the
+//! functions that wait for a condition. Tests wait only through these functions.
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
@@ -23,10 +23,10 @@ pub(crate) use backend::ScriptedBackend;
 pub(crate) use client::{Client, ReceivedResponse};
 pub(crate) use sidecar::Sidecar;
 
-/// How long anything that should happen may take on a slow machine.
+/// Longest time that an expected event may take on a slow machine.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Waits until a condition holds; the one way to wait.
+/// Waits until a condition holds, and panics after [`TEST_TIMEOUT`].
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
@@ -39,7 +39,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The same for a condition that has to be asked in a runtime.
+/// Waits until an asynchronous condition holds, and panics after [`TEST_TIMEOUT`].
 pub(crate) async fn eventually_async<F: Future<Output = bool>>(
     what: &str,
     mut condition: impl FnMut() -> F,
@@ -54,12 +54,13 @@ pub(crate) async fn eventually_async<F: Future<Output = bool>>(
     }
 }
 
-/// Takes as long as something takes that a test is about: the work of an app, the pace of a client. Never to wait for something to happen.
+/// Simulates the service time of a backend or the pace of a client. It does not replace waiting for
+/// a condition.
 pub(crate) fn simulate_delay(duration: Duration) {
     std::thread::sleep(duration);
 }
 
-/// A directory of its own, gone with the value.
+/// Temporary directory, removed on drop.
 pub(crate) struct TempDirectory(PathBuf);
 
 impl TempDirectory {
@@ -76,7 +77,7 @@ impl TempDirectory {
         &self.0
     }
 
-    /// Writes a file, or another one in its place; nobody ever reads half of it.
+    /// Writes or replaces a file atomically: a reader never sees part of it.
     pub(crate) fn write(&self, name: &str, text: &str) {
         let temporary_path = self.0.join(format!(".{name}.new"));
         std::fs::write(&temporary_path, text).unwrap();
@@ -86,7 +87,7 @@ impl TempDirectory {
 
 impl Drop for TempDirectory {
     fn drop(&mut self) {
-        // What cannot be removed is the system's to clean up.
+        // The system removes the temporary files that remain.
         _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! A name server that says what it is told, over UDP.
+//! A name server over UDP, whose records the test sets.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// A running name server.
+/// Running name server, stopped on drop.
 pub(crate) struct NameServer {
     pub(crate) address: SocketAddr,
     zone: Arc<Mutex<HashMap<String, Vec<DnsRecord>>>>,
@@ -20,7 +20,7 @@ pub(crate) struct NameServer {
     is_stopped: Arc<AtomicBool>,
 }
 
-/// A record, with its TTL in seconds.
+/// DNS record, with its TTL in seconds.
 #[derive(Debug, Clone)]
 pub(crate) enum DnsRecord {
     Address(u32, IpAddr),
@@ -28,17 +28,17 @@ pub(crate) enum DnsRecord {
     Srv(u32, u16, u16, u16, &'static str),
 }
 
-/// What the server does with a question.
+/// Reaction of the server to a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DnsBehaviour {
     Responds,
-    /// Responds with the code SERVFAIL.
+    /// Responds SERVFAIL.
     ServerFailure,
-    /// SERVFAIL for AAAA, as some do that know only A.
+    /// Responds SERVFAIL to AAAA, as some servers that support only A do.
     ServerFailureForAaaa,
-    /// Says for AAAA that there is no such name, as at the end of a search list.
+    /// Responds NXDOMAIN to AAAA, as at the end of a search list.
     NxDomainForAaaa,
-    /// Does not respond at all.
+    /// Does not respond.
     Silent,
 }
 
@@ -80,7 +80,7 @@ impl NameServer {
         server
     }
 
-    /// Says from now on that a name has these records; none is a name that does not exist.
+    /// Sets the records of a name. A name without records does not exist.
     pub(crate) fn set_records(&self, name: &str, records: &[DnsRecord]) {
         self.zone
             .lock()

@@ -4,7 +4,7 @@ use std::{fmt::Display, net::SocketAddr};
 
 use super::ScriptedBackend;
 
-/// Policy file with an inbound listener `inbound`, a backend `app` and a route `in` from one to the other.
+/// Policy file with a listener `inbound`, a backend `app`, and a route `in` from one to the other.
 ///
 /// A test states what differs. Fields and items are YAML in flow style, without outer braces.
 #[derive(Clone)]
@@ -179,39 +179,4 @@ fn quote(endpoint: &String) -> String {
 /// Returns a policy with one backend `app`, and further sections of `spec`.
 pub(crate) fn policy(endpoints: &[SocketAddr], sections: &str) -> String {
     PolicyBuilder::new(endpoints).sections(sections).build()
-}
-
-/// The same policies, with more said about the backend: `extra` is put behind its endpoints.
-pub(crate) fn policy_with_backend_fields(
-    endpoints: &[String],
-    backend_fields: &str,
-    sections: &str,
-) -> String {
-    endpoints
-        .iter()
-        .fold(PolicyBuilder::new(&[]), |policy, endpoint| {
-            policy.endpoint(endpoint)
-        })
-        .backend_fields(backend_fields)
-        .sections(sections)
-        .build()
-}
-
-/// The same policies with another backend.
-pub(crate) fn with_backend(name: &str, backend: &ScriptedBackend, policy: &str) -> String {
-    policy.replace(
-        "  routes:\n",
-        &format!(
-            "    - {{name: {name}, endpoints: [\"{}\"]}}\n  routes:\n",
-            backend.address
-        ),
-    )
-}
-
-/// The addresses of backends, as a policy writes them.
-pub(crate) fn quoted_addresses(backends: &[&ScriptedBackend]) -> Vec<String> {
-    backends
-        .iter()
-        .map(|backend| format!("\"{}\"", backend.address))
-        .collect()
 }

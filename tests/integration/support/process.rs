@@ -1,4 +1,4 @@
-//! The real sidecar, as a process of its own.
+//! The real sidecar, in a separate process.
 
 use std::{
     io::{BufRead, BufReader},
@@ -9,19 +9,19 @@ use std::{
 
 use super::TempDirectory;
 
-/// The binary, running; killed if a test gives up.
+/// Running binary, killed on drop.
 pub(crate) struct SidecarProcess {
     pub(crate) child: Child,
     pub(crate) admin_address: String,
 }
 
 impl SidecarProcess {
-    /// Starts under a directory.
+    /// Starts with a policy directory.
     pub(crate) fn start(directory: &TempDirectory) -> Self {
         Self::start_with_arguments(directory, &[])
     }
 
-    /// Starts under a directory, with more arguments.
+    /// Starts with a policy directory and further arguments.
     pub(crate) fn start_with_arguments(directory: &TempDirectory, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
             .args([
@@ -44,7 +44,7 @@ impl SidecarProcess {
                     .map(|(_, rest)| rest.split_whitespace().next().unwrap().to_owned())
             })
             .unwrap();
-        // Somebody has to read what else is written.
+        // The process blocks if nothing reads its standard error.
         std::thread::spawn(move || lines.for_each(drop));
         Self {
             child,
@@ -52,7 +52,7 @@ impl SidecarProcess {
         }
     }
 
-    /// Sends it a signal.
+    /// Sends a signal, for example `-TERM`.
     pub(crate) fn send_signal(&self, signal: &str) {
         assert!(
             Command::new("kill")
@@ -66,19 +66,20 @@ impl SidecarProcess {
 
 impl Drop for SidecarProcess {
     fn drop(&mut self) {
-        // It may have ended, as it should.
+        // The process may have exited already.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
-/// The binary with a socket that somebody else holds, after the protocol of systemd; killed if a test gives up.
+/// Running binary that received its socket by systemd's socket activation, killed on drop.
 pub(crate) struct SocketActivatedProcess(Child);
 
 impl SocketActivatedProcess {
-    /// Starts with a handle on a socket.
+    /// Starts with a policy directory and a copy of the socket.
     pub(crate) fn start(directory: &TempDirectory, listener: &TcpListener) -> Self {
-        let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run --admin 127.0.0.1:0 --policies \"$1\"";
+        let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 \
+                      exec \"$0\" run --admin 127.0.0.1:0 --policies \"$1\"";
         let socket = OwnedFd::from(listener.try_clone().unwrap());
         let mut command = Command::new("sh");
         command.args([
@@ -97,13 +98,13 @@ impl SocketActivatedProcess {
         )
     }
 
-    /// Ends it with SIGKILL: it can do nothing about it.
+    /// Kills the process with SIGKILL, without a drain.
     pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM, and waits until the process has exited successfully.
     pub(crate) fn terminate(mut self) {
         assert!(
             Command::new("kill")
@@ -118,7 +119,7 @@ impl SocketActivatedProcess {
 
 impl Drop for SocketActivatedProcess {
     fn drop(&mut self) {
-        // It may have ended, as it should.
+        // The process may have exited already.
         _ = self.0.kill();
         _ = self.0.wait();
     }

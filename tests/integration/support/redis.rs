@@ -1,4 +1,5 @@
-//! A real redis-server on a free port, stopped by its id. Without one on the machine, tests that need it are skipped, loudly.
+//! A real `redis-server` or `valkey-server` on a free port. If neither is installed, the tests that
+//! need it are skipped, with a message on the terminal.
 
 use std::{
     io::Write,
@@ -10,6 +11,7 @@ use redis::{Client, FromRedisValue, RedisResult};
 
 use super::{TEST_TIMEOUT, eventually};
 
+/// Running server, killed on drop.
 pub(crate) struct RedisServer {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -17,9 +19,9 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one, if there is one.
+    /// Starts a server, if one is installed.
     pub(crate) fn start(password: Option<&'static str>) -> Option<Self> {
-        // Somebody may take the port between asking for it and using it; then another is tried.
+        // Another process may bind the port first; the next attempt uses another port.
         (0..5).find_map(|_| {
             let address = TcpListener::bind("127.0.0.1:0")
                 .unwrap()
@@ -50,10 +52,11 @@ impl RedisServer {
             command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
         };
         let Ok(child) = run("redis-server").or_else(|_| run("valkey-server")) else {
-            // Written past the capture of the test runner.
+            // The test runner does not capture a direct write to standard error.
             _ = writeln!(
                 std::io::stderr(),
-                "SKIPPED: there is neither redis-server nor valkey-server; run scripts/clients first"
+                "SKIPPED: neither redis-server nor valkey-server is installed; \
+                 run scripts/clients first"
             );
             return None;
         };
@@ -63,19 +66,19 @@ impl RedisServer {
             password,
         };
         let mut has_exited = false;
-        eventually("redis-server answers", || {
+        eventually("redis-server responds to PING or exits", || {
             has_exited = redis.child.try_wait().unwrap().is_some();
             has_exited || redis.try_run_command::<String>(0, "PING").is_ok()
         });
         (!has_exited).then_some(redis)
     }
 
-    /// One command, with its arguments behind spaces.
+    /// Runs one command. Spaces separate its arguments.
     pub(crate) fn run_command<T: FromRedisValue>(&self, command: &str) -> T {
         self.try_run_command(0, command).unwrap()
     }
 
-    /// The keys of a database.
+    /// Returns the keys of a database.
     pub(crate) fn all_keys(&self, database: u32) -> Vec<String> {
         self.try_run_command(database, "KEYS *").unwrap()
     }
@@ -93,7 +96,7 @@ impl RedisServer {
             .query(&mut connection)
     }
 
-    /// It keeps its connections and says nothing more, until it is resumed.
+    /// Stops the process: connections stay open, and no command gets a response until `resume`.
     pub(crate) fn stall(&self) {
         self.send_signal("-STOP");
     }
@@ -102,12 +105,12 @@ impl RedisServer {
         self.send_signal("-CONT");
     }
 
-    /// It is killed, and another takes its place, empty.
+    /// Kills the server, and starts an empty one on the same address.
     pub(crate) fn restart(mut self) -> Self {
         let (address, password) = (self.address, self.password);
         self.stop();
         let mut started = None;
-        eventually("redis-server starts at the same place", || {
+        eventually("redis-server starts on the same address", || {
             started = Self::start_at(address, password);
             started.is_some()
         });
@@ -132,7 +135,7 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The process may have exited already.
         _ = self.child.kill();
         _ = self.child.wait();
     }

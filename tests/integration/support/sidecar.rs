@@ -1,4 +1,4 @@
-//! The real sidecar, in this process, on port 0.
+//! The real sidecar, in the test process, on port 0.
 
 use std::{
     io::Write,
@@ -16,7 +16,7 @@ use outrigger::{
 
 use super::{Client, ReceivedResponse, TempDirectory, eventually};
 
-/// A running sidecar with its policy directory.
+/// Running sidecar with its policy directory.
 pub(crate) struct Sidecar {
     pub(crate) app: Option<App>,
     pub(crate) directory: TempDirectory,
@@ -24,14 +24,14 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts under one policy file.
+    /// Starts with one policy file.
     pub(crate) fn start(policy: &str) -> Self {
         let directory = TempDirectory::new();
         directory.write("policy.yaml", policy);
         Self::start_with_settings(directory, |_| {}).unwrap_or_else(|error| panic!("{error:?}"))
     }
 
-    /// Starts under a directory, with other settings.
+    /// Starts with a policy directory and changed settings.
     pub(crate) fn start_with_settings(
         directory: TempDirectory,
         configure: impl FnOnce(&mut Settings),
@@ -61,27 +61,33 @@ impl Sidecar {
         self.app().listener_address(listener).unwrap()
     }
 
-    /// A new connection to the inbound listener.
+    /// Opens a connection to the listener `inbound`.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.address("inbound"))
     }
 
-    /// One GET on a connection of its own.
+    /// Sends one GET request on a new connection.
     pub(crate) fn get(&self, path: &str) -> ReceivedResponse {
         self.client().get(path)
     }
 
-    /// One call of the admin API.
+    /// Sends one request to the admin API.
     pub(crate) fn call_admin(&self, method: &str, path: &str) -> ReceivedResponse {
         let mut client = Client::connect(self.app().admin_address());
-        client.send(format!("{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")).read_response()
+        client
+            .send(format!(
+                "{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\
+                 connection: close\r\n\r\n"
+            ))
+            .read_response()
     }
 
     pub(crate) fn admin_json(&self, path: &str) -> serde_json::Value {
         serde_json::from_str(&self.call_admin("GET", path).text()).unwrap()
     }
 
-    /// The value of one line of the metrics, by its name and labels as they are written; 0 if it is not there.
+    /// Returns the value of a time series, or 0 if it does not exist. `series` is its name with its
+    /// labels, in the form of the metrics page.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let text = self.call_admin("GET", "/metrics").text();
         text.lines()
@@ -89,22 +95,22 @@ impl Sidecar {
             .unwrap_or(0.0)
     }
 
-    /// Waits until whoever keeps the limits of all instances can be asked.
+    /// Waits until the sidecar is connected to the engine of the global rate limits.
     #[track_caller]
     pub(crate) fn wait_for_global_rate_limit_connection(&self) {
-        eventually("the engine is connected", || {
+        eventually("the rate limit engine is connected", || {
             self.metric("outrigger_global_rate_limit_connected") == 1.0
         });
     }
 
-    /// How often whoever keeps the limits of all instances was asked with this outcome.
+    /// Returns the number of requests to the engine of the global rate limits with this outcome.
     pub(crate) fn global_rate_limit_requests(&self, outcome: &str) -> f64 {
         self.metric(&format!(
             "outrigger_global_rate_limit_requests_total{{outcome=\"{outcome}\"}}"
         ))
     }
 
-    /// The state of the breaker of this name.
+    /// Returns the state of the breaker with this name.
     pub(crate) fn breaker(&self, name: &str) -> serde_json::Value {
         let all = self.admin_json("/api/v1/breakers");
         all.as_array()
@@ -119,7 +125,7 @@ impl Sidecar {
         self.app().state().drain.in_flight()
     }
 
-    /// Waits until the access log has so many lines, and returns them.
+    /// Waits until the access log has at least `minimum_lines` lines, and returns all of them.
     pub(crate) fn access_log_lines(&self, minimum_lines: usize) -> Vec<serde_json::Value> {
         let read = || {
             String::from_utf8(self.access_log.lock().unwrap().clone())
@@ -128,19 +134,19 @@ impl Sidecar {
                 .map(|line| serde_json::from_str(line).unwrap())
                 .collect::<Vec<_>>()
         };
-        eventually("the access log is written", || {
+        eventually("the access log has enough lines", || {
             read().len() >= minimum_lines
         });
         read()
     }
 
-    /// Writes another policy file and makes the sidecar read it; the answer of the API.
+    /// Replaces the policy file, reloads it, and returns the response of the admin API.
     pub(crate) fn reload(&self, policy: &str) -> ReceivedResponse {
         self.directory.write("policy.yaml", policy);
         self.call_admin("POST", "/api/v1/reload")
     }
 
-    /// The texts of the events so far.
+    /// Returns the texts of the recent events.
     pub(crate) fn events(&self) -> Vec<String> {
         self.app()
             .state()
