@@ -6,6 +6,7 @@
 //! - `tree` finds the position of each value in the text.
 //! - `schema_check` compares the shape of the text with the JSON Schema.
 //! - `document` holds the types that mirror the text.
+//! - `sections` holds each protective section: its format, its compiled form and its compile step.
 //! - `compile` resolves names, applies defaults and checks values.
 //! - `snapshot` is the result.
 //! - `diff` describes the difference between two snapshots in words.
@@ -18,9 +19,14 @@ pub mod diagnostic;
 pub mod diff;
 pub mod document;
 pub mod endpoints;
+mod grpc_code;
 mod loaded_policy;
 pub mod matching;
+mod mode;
+mod path_match;
+mod report;
 mod schema_check;
+pub mod sections;
 pub mod snapshot;
 pub mod source;
 mod tree;

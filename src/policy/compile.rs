@@ -5,20 +5,16 @@
 //! still checked. A snapshot results only if there is no error. The compiler opens no
 //! certificate or endpoint file, and knows no runtime state.
 
-mod admission;
 mod backends;
 mod balancing;
 mod compiler;
-mod degradation;
 mod global_rate_limit;
 mod health;
 mod lifecycle;
 mod listeners;
 mod protection;
-mod rate_limits;
 mod recovery;
 mod routes;
-mod sections;
 mod telemetry;
 mod tls;
 
@@ -26,14 +22,16 @@ use std::collections::HashMap;
 
 use crate::policy::{
     compile::{
-        compiler::{Compiler, LocatedDocument, SectionScope, source_span},
-        routes::RouteReferences,
+        compiler::{Compiler, LocatedDocument},
+        routes::references::RouteReferences,
     },
     diagnostic::{Diagnostic, Diagnostics, Severity, SourceSpan},
     document::{self, Document},
     loaded_policy::LoadedPolicy,
+    report::{DocumentSource, source_span},
     schema_check,
-    snapshot::{PolicySnapshot, SectionOrigin},
+    sections::{SectionScope, compile_policy, compile_rate_limits, origin::SectionOrigin},
+    snapshot::PolicySnapshot,
     source::{PolicyFile, PolicySource},
     tree,
 };
@@ -48,14 +46,9 @@ pub fn compile(
 ) -> Result<LoadedPolicy, Diagnostics> {
     let (documents, mut faults) = read_documents(source, environment);
     let is_partial = !faults.is_empty();
-    let mut compiler = Compiler {
-        documents: &documents,
-        diagnostics: Vec::new(),
-        is_partial,
-        suppresses_warnings: false,
-    };
+    let mut compiler = Compiler::new(&documents, is_partial);
     let snapshot = compiler.compile(source.hash());
-    faults.append(&mut compiler.diagnostics);
+    faults.append(&mut compiler.report.diagnostics);
     if faults.is_empty() && snapshot.listeners.is_empty() {
         let message = if documents.is_empty() {
             "there is no policy in it"
@@ -132,6 +125,16 @@ impl<'a> Compiler<'a> {
             access_log,
         }
     }
+
+    /// Compiles sections that no route may use, so that their errors are reported too.
+    fn check_unused_sections<'s>(&mut self, scopes: impl Iterator<Item = &'s SectionScope<'s>>) {
+        self.report.suppresses_warnings = true;
+        for scope in scopes {
+            compile_policy("unused", &[scope], &self.facts, &mut self.report);
+            compile_rate_limits(&[scope], &self.facts, &mut self.report);
+        }
+        self.report.suppresses_warnings = false;
+    }
 }
 
 fn read_documents<'a>(
@@ -170,8 +173,11 @@ fn read_documents<'a>(
         match serde_saphyr::from_multiple_with_options::<Document>(&file.text, options) {
             Ok(read) => documents.extend(read.into_iter().zip(roots).map(|(document, root)| {
                 LocatedDocument {
-                    file,
-                    root,
+                    source: DocumentSource {
+                        name: document.metadata.name.clone(),
+                        file,
+                        root,
+                    },
                     document,
                 }
             })),

@@ -10,24 +10,15 @@
 //! Unknown keys are rejected. The types use no `flatten`, no untagged enums and no internally
 //! tagged enums, because errors inside of those would have no position.
 
-mod admission;
 mod backend;
 mod balancer;
-mod degradation;
-mod fault_injection;
 mod global_rate_limit;
-mod grpc_code;
 mod health;
-mod hedging;
 mod lifecycle;
 mod listener;
-mod mode;
-mod path_match;
 mod protection;
-mod rate_limit;
 mod recovery;
 mod route;
-mod sections;
 mod telemetry;
 mod tls;
 
@@ -36,50 +27,44 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use crate::policy::document::{
-    admission::AdmissionControlSection,
-    backend::{BackendEntry, BackendProtocol, Dns, DnsType, EndpointEntry, EndpointFields},
-    balancer::{
-        ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer, LoadBalancerType,
-        SlowStart, ZoneAware, ZoneMode,
-    },
-    degradation::{AuxiliaryBackendRef, Fallback, FallbackResponse, FallbackTrigger, StaleIfError},
-    fault_injection::{FaultAbort, FaultDelay, FaultInjection},
-    global_rate_limit::{
-        GlobalRateLimit, GlobalRateLimitEngine, GlobalRateLimitEngineType, RateLimitService,
-        RedisSection, ReplicasSection,
-    },
-    grpc_code::GrpcCode,
-    health::{ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection},
-    hedging::Hedging,
-    lifecycle::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
-    listener::{
-        ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol,
-        TrustedForwardedFor,
+pub use crate::policy::{
+    document::{
+        backend::{BackendEntry, BackendProtocol, Dns, DnsType, EndpointEntry, EndpointFields},
+        balancer::{
+            ConsistentHash, ConsistentHashType, HashCookie, HashHeader, LoadBalancer,
+            LoadBalancerType, SlowStart, ZoneAware, ZoneMode,
+        },
+        global_rate_limit::{
+            GlobalRateLimit, GlobalRateLimitEngine, GlobalRateLimitEngineType, RateLimitService,
+            RedisSection, ReplicasSection,
+        },
+        health::{
+            ActiveCheck, ActiveCheckType, GrpcCheck, HealthCheck, HttpCheck, OutlierDetection,
+        },
+        lifecycle::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
+        listener::{
+            ClientIpDetection, Direction, Listener, ListenerLimits, ListenerProtocol,
+            TrustedForwardedFor,
+        },
+        protection::{LoadShedding, ProtectionSection, ProtectionSignals, SignalLevels},
+        recovery::{
+            RecoveryActionSection, RecoveryActionType, RecoveryEntry, RecoveryRung,
+            RecoveryTrigger, RecoveryTriggerType, UndoCondition,
+        },
+        route::{
+            BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier,
+            HttpHeader, PathRewrite, PathRewriteType, Redirect, RequestMirror, RouteEntry,
+            RouteMatch, UrlRewrite,
+        },
+        telemetry::{AccessLogFormat, AccessLogSection, TelemetrySection},
+        tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls},
     },
     mode::ModeSetting,
     path_match::{PathMatch, PathMatchType},
-    protection::{LoadShedding, ProtectionSection, ProtectionSignals, SignalLevels},
-    rate_limit::{
-        ClientSelector, GlobalRateLimitRules, HeaderSelector, IdentitySelector, LimitUnit,
-        LocalRateLimit, MethodSelector, PaceQueue, RateLimitCost, RateLimitHeaders, RateLimitRule,
-        RateLimitSection, RateLimitValue, RateWarmUpSection, RequestCost, RequestCostFrom,
-        ResponseCost, ResponseCostFrom, SelectorType, SourceSelector,
-    },
-    recovery::{
-        RecoveryActionSection, RecoveryActionType, RecoveryEntry, RecoveryRung, RecoveryTrigger,
-        RecoveryTriggerType, UndoCondition,
-    },
-    route::{
-        BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier, HttpHeader,
-        PathRewrite, PathRewriteType, Redirect, RequestMirror, RouteEntry, RouteMatch, UrlRewrite,
-    },
     sections::{
-        AdaptiveAlgorithm, AdaptiveConcurrency, BreakerScope, CircuitBreaker, ConnectionLimits,
-        Retry, RetryBudgetSection, RetryConstraint, RetryRate, RetryTrigger, Sections, Timeouts,
+        Sections, circuit_breaker::BreakerScope, fallback::FallbackTrigger,
+        rate_limit::document::RateLimitHeaders,
     },
-    telemetry::{AccessLogFormat, AccessLogSection, TelemetrySection},
-    tls::{AllowedIdentities, BackendTls, ClientAuth, ListenerTls},
 };
 
 /// One document of a policy directory.

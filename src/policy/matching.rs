@@ -27,7 +27,7 @@ pub enum HostnamePattern {
 }
 
 /// Conditions of a rule on the request; all must match.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteMatchSpec {
     /// Condition on the path.
     pub path: PathMatchSpec,
@@ -73,6 +73,16 @@ pub enum HeaderValueSpec {
     Exact(String),
     /// The regular expression matches the whole value.
     Regex(Regex),
+}
+
+impl PartialEq for HeaderValueSpec {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            (Self::Exact(_), Self::Regex(_)) | (Self::Regex(_), Self::Exact(_)) => false,
+        }
+    }
 }
 
 /// Parts of a request that rules are matched against.

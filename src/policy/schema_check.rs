@@ -37,6 +37,15 @@ struct SchemaChecker<'a> {
     violations: Vec<SchemaViolation>,
 }
 
+/// Value that is neither a mapping nor a list.
+struct Scalar<'n> {
+    position: Position,
+    text: &'n str,
+    /// Whether the value is written without quotes.
+    is_plain: bool,
+    is_null: bool,
+}
+
 impl<'a> SchemaChecker<'a> {
     fn check_node(&mut self, node: &Node, schema: &'a Value, name: &str) {
         let schema = self.resolve(schema, node);
@@ -50,7 +59,13 @@ impl<'a> SchemaChecker<'a> {
                 None => self.report_wrong_kind(node, schema, name, "a list"),
             },
             NodeKind::Scalar { text, is_plain } => {
-                self.check_scalar(node, text, *is_plain, schema, name)
+                let scalar = Scalar {
+                    position: node.position,
+                    text,
+                    is_plain: *is_plain,
+                    is_null: node.is_null(),
+                };
+                self.check_scalar(&scalar, schema, name);
             }
         }
     }
@@ -117,7 +132,7 @@ impl<'a> SchemaChecker<'a> {
             .collect();
         let suggestion = did_you_mean(&key.text, known.iter().copied());
         if UNSUPPORTED_KEYS.contains(&key.text.as_str()) {
-            let hint = "take it out; a later version will read it";
+            let hint = "remove it; a later version will support it";
             return self.report_violation(
                 key.position,
                 format!("`{}` is not supported by this version", key.text),
@@ -135,22 +150,16 @@ impl<'a> SchemaChecker<'a> {
         );
     }
 
-    fn check_scalar(
-        &mut self,
-        node: &Node,
-        text: &str,
-        is_plain: bool,
-        schema: &Value,
-        name: &str,
-    ) {
+    fn check_scalar(&mut self, scalar: &Scalar<'_>, schema: &Value, name: &str) {
+        let text = scalar.text;
         if text.contains("${") {
             // The environment substitutes plain scalars only later, so the types check the result.
-            if !is_plain {
-                let hint = "take the quotes away; in a list or mapping in braces, write it on a \
-                            line of its own";
+            if !scalar.is_plain {
+                let hint = "remove the quotes; in a list or mapping in braces, write it on a line of \
+                            its own";
                 self.report_violation(
-                    node.position,
-                    format!("{name}: the environment is not looked up in quotes"),
+                    scalar.position,
+                    format!("{name}: environment variables are not substituted in quotes"),
                     Some(hint.into()),
                 );
             }
@@ -175,7 +184,7 @@ impl<'a> SchemaChecker<'a> {
                     "is not one of its values"
                 };
                 self.report_violation(
-                    node.position,
+                    scalar.position,
                     format!("{name}: `{text}` {what}"),
                     Some(hint),
                 );
@@ -187,26 +196,20 @@ impl<'a> SchemaChecker<'a> {
             Some("outrigger-size") => text.parse::<ByteSize>().map(drop),
             Some("outrigger-timestamp") => text.parse::<Timestamp>().map(drop),
             Some("outrigger-status") => text.parse::<StatusRange>().map(drop),
-            _ => return self.check_scalar_type(node, text, is_plain, schema, name),
+            _ => return self.check_scalar_type(scalar, schema, name),
         };
         if let Err(invalid) = unit {
-            self.report_violation(node.position, format!("{name}: {invalid}"), None);
+            self.report_violation(scalar.position, format!("{name}: {invalid}"), None);
         }
     }
 
-    fn check_scalar_type(
-        &mut self,
-        node: &Node,
-        text: &str,
-        is_plain: bool,
-        schema: &Value,
-        name: &str,
-    ) {
+    fn check_scalar_type(&mut self, scalar: &Scalar<'_>, schema: &Value, name: &str) {
+        let text = scalar.text;
         let types = schema_types(schema);
-        if types.contains(&"string") || (node.is_null() && types.contains(&"null")) {
+        if types.contains(&"string") || (scalar.is_null && types.contains(&"null")) {
             return;
         }
-        let number = if is_plain {
+        let number = if scalar.is_plain {
             text.parse::<f64>().ok().filter(|number| number.is_finite())
         } else {
             None
@@ -230,7 +233,7 @@ impl<'a> SchemaChecker<'a> {
         };
         if !fits {
             return self.report_violation(
-                node.position,
+                scalar.position,
                 format!("{name}: `{text}` is not {wanted}"),
                 None,
             );
@@ -245,7 +248,7 @@ impl<'a> SchemaChecker<'a> {
                 |high| format!("from {} to {high}", low.unwrap_or_default()),
             );
             self.report_violation(
-                node.position,
+                scalar.position,
                 format!("{name}: {text} is out of range"),
                 Some(format!("write a number {range}")),
             );

@@ -9,45 +9,48 @@
 //! or the resolved endpoints.
 
 mod backend;
-mod degradation;
 mod global_rate_limit;
 mod lifecycle;
-mod origin;
 mod protection;
-mod rate_limit;
 mod tls;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-pub use crate::policy::snapshot::{
-    backend::{
-        ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec, HashKey,
-        InvalidEndpointAddress, LoadBalancerSpec, OutlierDetectionSpec, ProbeSpec,
+pub use crate::policy::{
+    sections::{
+        PolicySpec,
+        admission_control::AdmissionControlSpec,
+        circuit_breaker::BreakerSpec,
+        connection_limits::ConnectionLimitsSpec,
+        fallback::{FallbackAction, FallbackSpec},
+        fault_injection::{FaultAbortStatus, FaultInjectionSpec},
+        hedging::HedgingSpec,
+        origin::SectionOrigin,
+        rate_limit::spec::{
+            QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec,
+        },
+        retry::RetrySpec,
+        retry_constraint::RetryBudgetSpec,
+        stale_if_error::StaleIfErrorSpec,
+        timeouts::TimeoutSpec,
     },
-    degradation::{
-        FallbackAction, FallbackSpec, FaultAbortStatus, FaultInjectionSpec, HedgingSpec,
-        MirrorSpec, StaleIfErrorSpec,
+    snapshot::{
+        backend::{
+            ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec,
+            HashKey, InvalidEndpointAddress, LoadBalancerSpec, OutlierDetectionSpec, ProbeSpec,
+        },
+        global_rate_limit::{
+            GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec,
+            RemoteEngineSpec,
+        },
+        lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
+        protection::ProtectionSpec,
+        tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
     },
-    global_rate_limit::{
-        GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec, RemoteEngineSpec,
-    },
-    lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
-    origin::SectionOrigin,
-    protection::ProtectionSpec,
-    rate_limit::{QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec},
-    tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
 };
 use crate::{
-    policy::{
-        document::{BreakerScope, Direction},
-        matching::RouteRule,
-        units::StatusSet,
-    },
-    resilience::{
-        Mode, adaptive::AdaptiveConfig, admission::AdmissionConfig, breaker::BreakerConfig,
-        concurrency::ConcurrencyConfig, recovery::RecoveryConfig, retry::RetryConfig,
-        retry_budget::RetryBudgetConfig,
-    },
+    policy::{document::Direction, matching::RouteRule, units::StatusSet},
+    resilience::{Mode, ratio::Ratio, recovery::RecoveryConfig},
 };
 
 /// A compiled policy set.
@@ -187,6 +190,21 @@ pub enum PathRewriteSpec {
     Prefix(String),
 }
 
+/// Mirroring of requests: a backend receives copies, and its responses are discarded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MirrorSpec {
+    /// Name of the backend that receives the copies.
+    pub backend: Arc<str>,
+    /// Share of the requests that are copied.
+    pub share: Ratio,
+}
+
+impl fmt::Display for MirrorSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} % to {}", self.share.percent(), self.backend)
+    }
+}
+
 /// Redirect that the sidecar responds with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedirectSpec {
@@ -200,129 +218,6 @@ pub struct RedirectSpec {
     pub port: Option<u16>,
     /// Path of the new location; `None` retains that of the request.
     pub path: Option<PathRewriteSpec>,
-}
-
-/// Effective policy for requests from a route to a backend.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PolicySpec {
-    /// Time limits of requests, attempts and connections.
-    pub timeouts: TimeoutSpec,
-    /// Conditions and limits of retries.
-    pub retry: RetrySpec,
-    /// Maximum share of retries in the requests to the backend.
-    pub retry_budget: RetryBudgetSpec,
-    /// Circuit breaker, if one is configured.
-    pub breaker: Option<BreakerSpec>,
-    /// Admission control that rejects a share of the requests while the backend fails, if
-    /// configured.
-    pub admission_control: Option<AdmissionControlSpec>,
-    /// Limits on requests in flight and on connections, if configured.
-    pub connection_limits: Option<ConnectionLimitsSpec>,
-    /// Additional attempts while a response is late, if configured.
-    pub hedging: Option<HedgingSpec>,
-    /// Response that replaces a failure, if configured.
-    pub fallback: Option<FallbackSpec>,
-    /// Cached responses that replace a failure, if configured.
-    pub stale_if_error: Option<StaleIfErrorSpec>,
-}
-
-/// Time limits of requests, attempts and connections; `None` means no limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TimeoutSpec {
-    /// Maximum time of the whole request, with all attempts.
-    pub request: Option<Duration>,
-    /// Maximum time of one attempt.
-    pub backend_request: Option<Duration>,
-    /// Maximum time to establish a connection.
-    pub connect: Option<Duration>,
-    /// Maximum time without data in a body or a tunnel.
-    pub stream_idle: Option<Duration>,
-    /// Source of the section.
-    pub origin: SectionOrigin,
-}
-
-/// Conditions and limits of retries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetrySpec {
-    /// Whether retries are enforced, only logged, or off.
-    pub mode: Mode,
-    /// Number of retries, triggers and backoff.
-    pub config: RetryConfig,
-    /// HTTP statuses that are retried.
-    pub codes: StatusSet,
-    /// gRPC statuses that are retried, as a bit mask: bit `n` is status `n`.
-    pub grpc_codes: u32,
-    /// Maximum size of a request body that is buffered for a retry, in bytes.
-    pub max_buffered_body_bytes: usize,
-    /// Source of the section.
-    pub origin: SectionOrigin,
-}
-
-/// Retry budget, which limits retries relative to the requests to a backend.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RetryBudgetSpec {
-    /// Share of retries, and the minimum number that is always permitted.
-    pub config: RetryBudgetConfig,
-    /// Name of the state; sections with the same name share one budget.
-    pub name: Arc<str>,
-    /// Source of the section.
-    pub origin: SectionOrigin,
-}
-
-/// Configuration of a circuit breaker.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BreakerSpec {
-    /// Whether the breaker is enforced, only logged, or off.
-    pub mode: Mode,
-    /// Calls that one breaker observes: those of a backend, a route or an endpoint.
-    pub scope: BreakerScope,
-    /// Thresholds, window and open duration.
-    pub config: BreakerConfig,
-    /// Duration above which a call counts as slow. It belongs to the route, because several
-    /// routes may share the breaker.
-    pub slow_call_duration_threshold: Duration,
-    /// HTTP statuses that count as failures.
-    pub failure_codes: StatusSet,
-    /// Name of the state. With the scope `Endpoint`, it is the prefix of the names.
-    pub name: Arc<str>,
-    /// Source of the section.
-    pub origin: SectionOrigin,
-}
-
-/// Admission control, which rejects a share of the requests while a backend fails.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdmissionControlSpec {
-    /// Whether admission control is enforced, only logged, or off.
-    pub mode: Mode,
-    /// Window, success rate threshold and maximum share of rejections.
-    pub config: AdmissionConfig,
-    /// Name of the state; sections with the same name share the window.
-    pub name: Arc<str>,
-    /// Source of the section.
-    pub origin: SectionOrigin,
-}
-
-/// Limits on the requests in flight to a backend, and on its connections.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConnectionLimitsSpec {
-    /// Whether the limits are enforced, only logged, or off.
-    pub mode: Mode,
-    /// Maximum number of requests in flight and of pending requests.
-    pub concurrency: ConcurrencyConfig,
-    /// Adaptive limit below `max_in_flight`, with its own mode, if configured.
-    pub adaptive: Option<(AdaptiveConfig, Mode)>,
-    /// Maximum time that a request stays pending before it is rejected.
-    pub pending_timeout: Duration,
-    /// Maximum number of connections to the backend.
-    pub max_connections: u32,
-    /// Maximum number of connections to one endpoint.
-    pub max_connections_per_endpoint: u32,
-    /// Maximum number of concurrent retries.
-    pub max_parallel_retries: u32,
-    /// Name of the state; sections with the same name share the limits.
-    pub name: Arc<str>,
-    /// Source of the section.
-    pub origin: SectionOrigin,
 }
 
 /// Actions that are taken when a breaker of a backend stays tripped.

@@ -242,6 +242,32 @@ impl StatusSet {
     }
 }
 
+/// Writes the statuses as policies do: `5xx` for a whole class, otherwise ranges and codes.
+impl fmt::Display for StatusSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        let mut next = 100;
+        while let Some(first) = (next..600).find(|status| self.contains(*status)) {
+            let is_whole_class =
+                first % 100 == 0 && (first..first + 100).all(|status| self.contains(status));
+            next = if is_whole_class {
+                first + 100
+            } else {
+                (first..600)
+                    .find(|status| !self.contains(*status))
+                    .unwrap_or(600)
+            };
+            match next - first {
+                100 if is_whole_class => write!(f, "{separator}{}xx", first / 100)?,
+                1 => write!(f, "{separator}{first}")?,
+                _ => write!(f, "{separator}{first}-{}", next - 1)?,
+            }
+            separator = " ";
+        }
+        Ok(())
+    }
+}
+
 impl<'a> FromIterator<&'a StatusRange> for StatusSet {
     fn from_iter<I: IntoIterator<Item = &'a StatusRange>>(ranges: I) -> Self {
         let mut set = Self::default();
@@ -252,6 +278,29 @@ impl<'a> FromIterator<&'a StatusRange> for StatusSet {
         }
         set
     }
+}
+
+impl ByteSize {
+    /// Returns the size as a length in memory; a larger size is the maximum length.
+    pub(in crate::policy) fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+/// Writes the point in time as RFC 3339 in UTC, like `2026-12-01T00:00:00Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = OffsetDateTime::from(self.0).format(&Rfc3339);
+        f.write_str(&text.map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Returns the duration of a field, or its default.
+pub(in crate::policy) fn duration_or(
+    duration: Option<PolicyDuration>,
+    default: Duration,
+) -> Duration {
+    duration.map_or(default, |duration| duration.0)
 }
 
 /// Visitor that reads a text or an integer and parses it as text. The first field describes the

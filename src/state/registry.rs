@@ -279,7 +279,7 @@ impl ActivePolicyBuilder<'_> {
     ) -> DestinationState {
         let policy = &destination.policy;
         let (mut breaker, mut endpoint_breakers) = (None, Vec::new());
-        match &policy.breaker {
+        match &policy.circuit_breaker {
             None => {}
             Some(spec) => match spec.scope {
                 BreakerScope::Backend => {
@@ -329,8 +329,8 @@ impl ActivePolicyBuilder<'_> {
                     .ensure(&spec.name, spec, context)
             }),
             retry_budget: registry.retry_budgets.ensure(
-                &policy.retry_budget.name,
-                &policy.retry_budget,
+                &policy.retry_constraint.name,
+                &policy.retry_constraint,
                 context,
             ),
             hedge: policy

@@ -197,7 +197,7 @@ fn explain_shows_the_route_and_the_source_of_each_value() {
     assert!(
         write.contains("route write")
             && write
-                .contains("retry budget     primary: 20 % of 10s, and 10 per 1s   (from built-in)"),
+                .contains("retryConstraint  primary: 20 % of the requests in 10s, and 10 per 1s   (from built-in)"),
         "{write}"
     );
     let none = stdout(&run_outrigger(&[
@@ -231,8 +231,10 @@ fn diff_describes_what_a_reload_would_change() {
     ];
     let output = stdout(&run_outrigger(&["diff", &paths[0], &paths[1]]));
     for expected in [
-        "breaker towards app changed, state is kept, counts begin anew with the new window",
-        "timeouts towards app",
+        "route in: circuitBreaker of backend app: rates over 10s with at least 20 calls -> \
+         rates over 20s with at least 20 calls; its state is retained, its counts are reset\n",
+        "route in: timeouts of backend app: request 15s -> request 9s, \
+         (from built-in) -> (from defaults)\n",
     ] {
         assert!(output.contains(expected), "{expected} in {output}");
     }

@@ -237,7 +237,7 @@ fn a_changed_file_is_applied_and_its_changes_are_logged() {
     });
     let changes = [
         format!(
-            "backend app: endpoint {} removed, its requests run on",
+            "backend app: endpoint {} removed; its requests in flight finish",
             backend.address
         ),
         format!("backend app: endpoint {} added", other.address),
@@ -400,7 +400,7 @@ fn breaker_state_and_counts_survive_a_reload_and_a_renamed_backend_is_reset() {
         .reload(&policy(&[backend.address], &breaker(6)))
         .text();
     assert!(
-        reload_report.contains("breaker towards app changed, state and counts are kept"),
+        reload_report.contains("its state and counts are retained"),
         "{reload_report}"
     );
     assert_eq!(sidecar.get("/").reason(), "breaker_open:app");

@@ -12,9 +12,10 @@ use std::{
 };
 
 use crate::policy::{
-    compile::compiler::{Compiler, FieldLocation},
+    compile::compiler::Compiler,
     document::{BackendEntry, Dns, DnsType, EndpointEntry, EndpointFields},
     endpoints,
+    report::FieldLocation,
     snapshot::{BackendSpec, Discovery, DnsSpec, EndpointSpec},
     units::PolicyDuration,
 };
@@ -32,7 +33,8 @@ impl<'a> Compiler<'a> {
         for (at, backend) in
             self.collect_items("backends", |document| document.spec.backends.as_slice())
         {
-            self.check_name(&at.key("name"), "backend", &backend.name, &mut seen);
+            self.report
+                .check_name(&at.key("name"), "backend", &backend.name, &mut seen);
             let spec = self.compile_backend(&at, backend);
             backends.push((
                 at,
@@ -45,17 +47,18 @@ impl<'a> Compiler<'a> {
         backends
     }
 
-    fn compile_backend(&mut self, at: &FieldLocation<'a>, backend: &BackendEntry) -> BackendSpec {
+    fn compile_backend(&mut self, at: &FieldLocation<'_>, backend: &BackendEntry) -> BackendSpec {
         let health = backend.health_check.as_ref();
         let panic_threshold = health
             .and_then(|health| health.panic_threshold)
             .unwrap_or(50);
         if panic_threshold > 100 {
-            self.error(
-                &at.key("healthCheck").key("panicThreshold"),
-                "a percentage is at most 100",
-            )
-            .hint("0 switches it off, 50 is the default");
+            self.report
+                .error(
+                    &at.key("healthCheck").key("panicThreshold"),
+                    "a percentage is at most 100",
+                )
+                .hint("0 switches it off, 50 is the default");
         }
         let check = health.and_then(|health| health.active.as_ref());
         let balancing =
@@ -84,7 +87,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn compile_discovery(&mut self, at: &FieldLocation<'a>, backend: &BackendEntry) -> Discovery {
+    fn compile_discovery(&mut self, at: &FieldLocation<'_>, backend: &BackendEntry) -> Discovery {
         match (&backend.endpoints, &backend.dns, &backend.endpoints_file) {
             (Some(entries), None, None) => Discovery::Static(self.compile_static_endpoints(
                 &at.key("endpoints"),
@@ -94,31 +97,34 @@ impl<'a> Compiler<'a> {
             (None, Some(dns), None) => Discovery::Dns(self.compile_dns(&at.key("dns"), dns)),
             (None, None, Some(path)) => {
                 if path.is_empty() {
-                    self.error(&at.key("endpointsFile"), "this is not the path of a file")
+                    self.report
+                        .error(&at.key("endpointsFile"), "this is not the path of a file")
                         .hint("write the path of a file with a list of endpoints");
                 }
                 Discovery::File(PathBuf::from(path))
             }
             (None, None, None) => {
-                self.error(
-                    at,
-                    format!("the backend `{}` has no endpoints", backend.name),
-                )
-                .hint(
-                    "write `endpoints: [\"127.0.0.1:8080\"]`, or find them by `dns` or \
+                self.report
+                    .error(
+                        at,
+                        format!("the backend `{}` has no endpoints", backend.name),
+                    )
+                    .hint(
+                        "write `endpoints: [\"127.0.0.1:8080\"]`, or find them by `dns` or \
                            `endpointsFile`",
-                );
+                    );
                 Discovery::Static(Vec::new())
             }
             _ => {
-                self.error(
-                    at,
-                    format!(
-                        "the endpoints of the backend `{}` come from several places",
-                        backend.name
-                    ),
-                )
-                .hint("keep one of `endpoints`, `dns` and `endpointsFile`");
+                self.report
+                    .error(
+                        at,
+                        format!(
+                            "the endpoints of the backend `{}` come from several places",
+                            backend.name
+                        ),
+                    )
+                    .hint("keep one of `endpoints`, `dns` and `endpointsFile`");
                 Discovery::Static(Vec::new())
             }
         }
@@ -126,16 +132,17 @@ impl<'a> Compiler<'a> {
 
     fn compile_static_endpoints(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         backend: &BackendEntry,
         entries: &[EndpointEntry],
     ) -> Vec<EndpointSpec> {
         if entries.is_empty() {
-            self.error(
-                at,
-                format!("the backend `{}` has no endpoints", backend.name),
-            )
-            .hint("write at least one address, like `[\"127.0.0.1:8080\"]`");
+            self.report
+                .error(
+                    at,
+                    format!("the backend `{}` has no endpoints", backend.name),
+                )
+                .hint("write at least one address, like `[\"127.0.0.1:8080\"]`");
         }
         let mut seen = HashSet::new();
         let mut compiled = Vec::new();
@@ -143,7 +150,8 @@ impl<'a> Compiler<'a> {
             let at = at.index(index);
             if let Some(spec) = self.compile_endpoint(&at, endpoint) {
                 if !seen.insert(spec.address.clone()) {
-                    self.error(&at, format!("the endpoint {} is given twice", spec.address))
+                    self.report
+                        .error(&at, format!("the endpoint {} is given twice", spec.address))
                         .hint("use `weight` to give it a larger share");
                 }
                 compiled.push(spec);
@@ -154,34 +162,37 @@ impl<'a> Compiler<'a> {
 
     fn compile_endpoint(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         endpoint: &EndpointFields,
     ) -> Option<EndpointSpec> {
         let compiled = endpoints::compile_endpoint(endpoint);
         let report = |fault: endpoints::InvalidEndpoint| {
             let at = fault.key.map_or_else(|| at.clone(), |key| at.key(key));
-            self.error(&at, fault.message).hint(fault.hint);
+            self.report.error(&at, fault.message).hint(fault.hint);
         };
         compiled.map_err(report).ok()
     }
 
-    fn compile_dns(&mut self, at: &FieldLocation<'a>, dns: &Dns) -> DnsSpec {
+    fn compile_dns(&mut self, at: &FieldLocation<'_>, dns: &Dns) -> DnsSpec {
         if !endpoints::is_dns_name(&dns.name) {
             let hint = "write a name like `pay.shop.svc.cluster.local.`; for addresses there is \
                         `endpoints`";
-            self.error(
-                &at.key("name"),
-                format!("`{}` is not a name that can be resolved", dns.name),
-            )
-            .hint(hint);
+            self.report
+                .error(
+                    &at.key("name"),
+                    format!("`{}` is not a name that can be resolved", dns.name),
+                )
+                .hint(hint);
         }
         match (dns.kind.unwrap_or(DnsType::A), dns.port) {
             (DnsType::A, None | Some(0)) => self
+                .report
                 .error(at, "addresses alone have no port")
                 .hint("add `port:`, or use `type: SRV`, which brings it"),
             (DnsType::SRV, Some(_)) => self
+                .report
                 .error(&at.key("port"), "SRV brings its own ports")
-                .hint("take `port` out, or use `type: A`"),
+                .hint("remove `port`, or use `type: A`"),
             (DnsType::A, Some(_)) | (DnsType::SRV, None) => {}
         }
         let ttl = |span: Option<PolicyDuration>, default: u64| {
@@ -189,11 +200,13 @@ impl<'a> Compiler<'a> {
         };
         let (min_ttl, max_ttl) = (ttl(dns.min_ttl, 1), ttl(dns.max_ttl, 30));
         if min_ttl < Duration::from_millis(10) {
-            self.error(&at.key("minTtl"), "a name is resolved at most every 10ms")
+            self.report
+                .error(&at.key("minTtl"), "a name is resolved at most every 10ms")
                 .hint("1s is the default");
         }
         if max_ttl < min_ttl {
-            self.error(&at.key("maxTtl"), "`maxTtl` is below `minTtl`")
+            self.report
+                .error(&at.key("maxTtl"), "`maxTtl` is below `minTtl`")
                 .hint(format!("write at least {}", PolicyDuration(min_ttl)));
         }
         DnsSpec {

@@ -9,10 +9,11 @@ use http::HeaderName;
 
 use crate::{
     policy::{
-        compile::compiler::{Compiler, FieldLocation},
+        compile::compiler::Compiler,
         document::{
             ConsistentHash, ConsistentHashType, LoadBalancer, LoadBalancerType, SlowStart, ZoneMode,
         },
+        report::FieldLocation,
         snapshot::{HashKey, LoadBalancerSpec},
         units::{Percent, PolicyDuration},
     },
@@ -29,7 +30,7 @@ pub(super) struct CompiledLoadBalancing {
 impl<'a> Compiler<'a> {
     pub(super) fn compile_load_balancing(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         section: Option<&LoadBalancer>,
     ) -> CompiledLoadBalancing {
         let Some(section) = section else {
@@ -45,19 +46,21 @@ impl<'a> Compiler<'a> {
                 self.compile_consistent_hash(&at.key("consistentHash"), hash)
             }
             (LoadBalancerType::ConsistentHash, None) => {
-                self.error(
-                    at,
-                    "ConsistentHash needs `consistentHash`, which says what to hash",
-                )
-                .hint("add `consistentHash: {type: SourceIP}`");
+                self.report
+                    .error(
+                        at,
+                        "ConsistentHash needs `consistentHash`, which says what to hash",
+                    )
+                    .hint("add `consistentHash: {type: SourceIP}`");
                 LoadBalancerSpec::Random
             }
             (_, Some(_)) => {
-                self.error(
-                    &at.key("consistentHash"),
-                    "only the type ConsistentHash hashes",
-                )
-                .hint("write `type: ConsistentHash`, or take it out");
+                self.report
+                    .error(
+                        &at.key("consistentHash"),
+                        "only the type ConsistentHash hashes",
+                    )
+                    .hint("write `type: ConsistentHash`, or remove it");
                 LoadBalancerSpec::Random
             }
             (LoadBalancerType::LeastRequest, None) => LoadBalancerSpec::LeastRequest,
@@ -66,11 +69,12 @@ impl<'a> Compiler<'a> {
             (LoadBalancerType::Random, None) => LoadBalancerSpec::Random,
         };
         if kind == LoadBalancerType::ConsistentHash && section.slow_start.is_some() {
-            self.error(
-                &at.key("slowStart"),
-                "with ConsistentHash a key's endpoint is fixed, new or not",
-            )
-            .hint("take `slowStart` out, or use another type");
+            self.report
+                .error(
+                    &at.key("slowStart"),
+                    "with ConsistentHash a key's endpoint is fixed, new or not",
+                )
+                .hint("remove `slowStart`, or use another type");
         }
         let zones = section.zone_aware.clone().unwrap_or_default();
         CompiledLoadBalancing {
@@ -86,7 +90,7 @@ impl<'a> Compiler<'a> {
 
     fn compile_consistent_hash(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         hash: &ConsistentHash,
     ) -> LoadBalancerSpec {
         let key = match (hash.kind, &hash.header, &hash.cookie) {
@@ -102,23 +106,26 @@ impl<'a> Compiler<'a> {
             _ => {
                 let hint = "Header goes with `header: {name: ..}`, Cookie with `cookie: {name: \
                             ..}`, SourceIP with neither";
-                self.error(at, "the type and what is hashed do not fit together")
+                self.report
+                    .error(at, "the type and what is hashed do not fit together")
                     .hint(hint);
                 Some(HashKey::ClientIp)
             }
         };
         let key = key.unwrap_or_else(|| {
-            self.error(at, "this cannot be the name of a header or cookie")
+            self.report
+                .error(at, "this cannot be the name of a header or cookie")
                 .hint("use letters, digits and `-`");
             HashKey::ClientIp
         });
         let percent = hash.load_bound_percent.unwrap_or(125);
         if percent <= 100 {
-            self.error(
-                &at.key("loadBoundPercent"),
-                "an endpoint must be allowed more than its share",
-            )
-            .hint("125 is the default");
+            self.report
+                .error(
+                    &at.key("loadBoundPercent"),
+                    "an endpoint must be allowed more than its share",
+                )
+                .hint("125 is the default");
         }
         LoadBalancerSpec::ConsistentHash {
             key,
@@ -128,7 +135,7 @@ impl<'a> Compiler<'a> {
 
     fn compile_slow_start(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         section: &SlowStart,
     ) -> Option<WarmUpConfig> {
         self.compile_warm_up_config(
@@ -143,7 +150,7 @@ impl<'a> Compiler<'a> {
     /// in messages.
     pub(super) fn compile_warm_up_config(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         window: Option<PolicyDuration>,
         aggression: Option<f64>,
         (min_share, key): (Option<Percent>, &str),
@@ -156,7 +163,7 @@ impl<'a> Compiler<'a> {
         );
         config
             .map_err(|invalid| {
-                self.error(at, invalid.to_string()).hint(format!(
+                self.report.error(at, invalid.to_string()).hint(format!(
                     "`{{window: 30s, aggression: 1, {key}: 10}}` are the defaults"
                 ))
             })

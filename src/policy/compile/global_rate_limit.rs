@@ -6,12 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::policy::{
-    compile::{
-        backends::CompiledBackend,
-        compiler::{Compiler, FieldLocation},
-        tls::source_location,
-    },
-    document::{GlobalRateLimitEngineType, RateLimitService, RedisSection},
+    compile::{backends::CompiledBackend, compiler::Compiler, tls::source_location},
+    document::{GlobalRateLimitEngine, GlobalRateLimitEngineType, RateLimitService, RedisSection},
+    report::FieldLocation,
     snapshot::{
         GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec,
         RemoteEngineSpec, RouteSpec,
@@ -39,25 +36,34 @@ impl<'a> Compiler<'a> {
                 "a request waits for the engine for at least 1ms and at most {}",
                 PolicyDuration(MAX_ENGINE_TIMEOUT)
             );
-            self.error(&at.key("timeout"), message)
+            self.report
+                .error(&at.key("timeout"), message)
                 .hint("20ms is the default");
         }
         let is_used = routes
             .iter()
             .any(|route| route.rate_limits.rules.iter().any(|rule| rule.is_global));
-        if !is_used && !self.is_partial {
-            self.warning(&at, "no rule uses this")
+        if !is_used && !self.report.is_partial {
+            self.report
+                .warning(&at, "no rule uses this")
                 .hint("write the rules of all instances under `rateLimit.global.rules`");
         }
-        let (engine_section, at) = (&section.backend, at.key("backend"));
-        let given = [
-            ("redis", engine_section.redis.is_some()),
-            (
-                "rateLimitService",
-                engine_section.rate_limit_service.is_some(),
-            ),
-            ("replicas", engine_section.replicas.is_some()),
-        ];
+        let engine = self.compile_engine(&at.key("backend"), &section.backend, backends, routes)?;
+        Some(GlobalRateLimitSpec {
+            engine,
+            timeout,
+            fails_closed: section.fail_closed,
+        })
+    }
+
+    /// Compiles the engine that `type` names, and reports the fields of other types.
+    fn compile_engine(
+        &mut self,
+        at: &FieldLocation<'_>,
+        engine_section: &GlobalRateLimitEngine,
+        backends: &[(FieldLocation<'a>, CompiledBackend<'a>)],
+        routes: &[RouteSpec],
+    ) -> Option<RateLimitEngineSpec> {
         let (required_key, example) = match engine_section.kind {
             GlobalRateLimitEngineType::Redis => ("redis", "{url: \"redis://HOST:6379\"}"),
             GlobalRateLimitEngineType::RateLimitService => (
@@ -66,16 +72,7 @@ impl<'a> Compiler<'a> {
             ),
             GlobalRateLimitEngineType::Replicas => ("replicas", "{backend: NAME}"),
         };
-        for (other, _) in given
-            .iter()
-            .filter(|(name, is_given)| *is_given && *name != required_key)
-        {
-            self.error(
-                &at.key(other),
-                format!("this is for another type than {}", engine_section.kind),
-            )
-            .hint(format!("take `{other}` out, or change `type`"));
-        }
+        self.check_engine_fields(at, engine_section, required_key);
         let engine = match (
             engine_section.kind,
             &engine_section.redis,
@@ -97,31 +94,53 @@ impl<'a> Compiler<'a> {
                 }
             }
             _ => {
-                self.error(
-                    &at,
-                    format!(
-                        "an engine of type {} needs `{required_key}`",
-                        engine_section.kind
-                    ),
-                )
-                .hint(format!("add `{required_key}: {example}`"));
+                self.report
+                    .error(
+                        at,
+                        format!(
+                            "an engine of type {} needs `{required_key}`",
+                            engine_section.kind
+                        ),
+                    )
+                    .hint(format!("add `{required_key}: {example}`"));
                 return None;
             }
         };
-        Some(GlobalRateLimitSpec {
-            engine,
-            timeout,
-            fails_closed: section.fail_closed,
-        })
+        Some(engine)
+    }
+
+    /// Reports the fields that belong to an engine of another type.
+    fn check_engine_fields(
+        &mut self,
+        at: &FieldLocation<'_>,
+        section: &GlobalRateLimitEngine,
+        required_key: &str,
+    ) {
+        let fields = [
+            ("redis", section.redis.is_some()),
+            ("rateLimitService", section.rate_limit_service.is_some()),
+            ("replicas", section.replicas.is_some()),
+        ];
+        for (other, _) in fields
+            .iter()
+            .filter(|(key, is_set)| *is_set && *key != required_key)
+        {
+            self.report
+                .error(
+                    &at.key(other),
+                    format!("this is for another type than {}", section.kind),
+                )
+                .hint(format!("remove `{other}`, or change `type`"));
+        }
     }
 
     fn compile_redis_engine(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         redis: &RedisSection,
     ) -> Option<RateLimitEngineSpec> {
         if !cfg!(feature = "redis") {
-            self.error(at, "this build knows no Redis").hint(
+            self.report.error(at, "this build knows no Redis").hint(
                 "build with the feature `redis`, which the default has, or write `type: Replicas`",
             );
         }
@@ -142,19 +161,21 @@ impl<'a> Compiler<'a> {
             // The message does not repeat the URL, because it may contain a password.
             let hint = "write `redis://HOST:PORT`, `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or \
                         `rediss://` for TLS; what is special in a password is written as %XX";
-            self.error(&at.key("url"), "this is not the address of a Redis")
+            self.report
+                .error(&at.key("url"), "this is not the address of a Redis")
                 .hint(hint);
             return None;
         };
         let prefix = redis
             .prefix
             .clone()
-            .unwrap_or_else(|| at.located.document.metadata.name.clone());
+            .unwrap_or_else(|| at.source.name.clone());
         if prefix.is_empty()
             || prefix
                 .contains(|character: char| character.is_whitespace() || character.is_control())
         {
-            self.error(&at.key("prefix"), "this cannot begin a key")
+            self.report
+                .error(&at.key("prefix"), "this cannot begin a key")
                 .hint("write the name of the service");
         }
         Some(RateLimitEngineSpec::Remote(RemoteEngineSpec::Redis(
@@ -169,12 +190,13 @@ impl<'a> Compiler<'a> {
 
     fn compile_rate_limit_service(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         service: &RateLimitService,
         routes: &[RouteSpec],
     ) -> Option<RateLimitEngineSpec> {
         if !cfg!(feature = "rls") {
-            self.error(at, "this build speaks to no rate limit service")
+            self.report
+                .error(at, "this build speaks to no rate limit service")
                 .hint("build with `--features rls`, or write `type: Redis`");
         }
         let is_url = service.url.parse::<http::Uri>().is_ok_and(|uri| {
@@ -183,14 +205,15 @@ impl<'a> Compiler<'a> {
                 && uri.path() == "/"
         });
         if !is_url {
-            self.error(
-                &at.key("url"),
-                format!(
-                    "`{}` is not the address of a rate limit service",
-                    service.url
-                ),
-            )
-            .hint("write `http://HOST:PORT`, or `https://HOST:PORT` for TLS");
+            self.report
+                .error(
+                    &at.key("url"),
+                    format!(
+                        "`{}` is not the address of a rate limit service",
+                        service.url
+                    ),
+                )
+                .hint("write `http://HOST:PORT`, or `https://HOST:PORT` for TLS");
             return None;
         }
         for rule in routes
@@ -206,14 +229,15 @@ impl<'a> Compiler<'a> {
                      without `burst`, `queue` and a cost of 0",
                     rule.name
                 );
-                self.error(at, message)
-                    .hint("take those out of the rule, or write `type: Redis`");
+                self.report
+                    .error(at, message)
+                    .hint("remove them from the rule, or write `type: Redis`");
             }
         }
         let domain = service
             .domain
             .clone()
-            .unwrap_or_else(|| at.located.document.metadata.name.clone());
+            .unwrap_or_else(|| at.source.name.clone());
         Some(RateLimitEngineSpec::Remote(RemoteEngineSpec::Service(
             RateLimitServiceSpec {
                 url: Arc::from(service.url.as_str()),

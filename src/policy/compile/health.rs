@@ -3,15 +3,13 @@
 //! It decides the defaults, and checks that the type of a check fits its settings. It sends no
 //! check.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::time::Duration;
 
 use crate::{
     policy::{
-        compile::{
-            compiler::{Compiler, FieldLocation},
-            sections::compile_mode,
-        },
-        document::{ActiveCheck, ActiveCheckType, OutlierDetection},
+        compile::compiler::Compiler,
+        document::{ActiveCheck, ActiveCheckType, HttpCheck, OutlierDetection},
+        report::FieldLocation,
         snapshot::{ActiveCheckSpec, OutlierDetectionSpec, ProbeSpec},
         units::{Percent, PolicyDuration, StatusRange},
     },
@@ -30,52 +28,55 @@ use crate::{
 /// message fits into one byte.
 const MAX_GRPC_SERVICE_NAME_BYTES: usize = 125;
 
-impl<'a> Compiler<'a> {
+/// Minimum time between two checks of an endpoint.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+impl Compiler<'_> {
     pub(super) fn compile_active_check(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         check: &ActiveCheck,
     ) -> Option<ActiveCheckSpec> {
         let interval = check.interval.map_or(Duration::from_secs(5), |span| span.0);
         let timeout = check.timeout.map_or(Duration::from_secs(1), |span| span.0);
-        if interval < Duration::from_millis(10) {
-            self.error(
-                &at.key("interval"),
-                "the time between two checks is at least 10ms",
-            )
-            .hint("5s is the default");
-        }
-        for (key, span) in [
-            ("unhealthyInterval", check.unhealthy_interval),
-            ("edgeInterval", check.edge_interval),
+        for (key, span, hint) in [
+            ("interval", check.interval, "5s is the default"),
+            (
+                "unhealthyInterval",
+                check.unhealthy_interval,
+                "`interval` is the default",
+            ),
+            (
+                "edgeInterval",
+                check.edge_interval,
+                "`interval` is the default",
+            ),
         ] {
-            if span.is_some_and(|span| span.0 < Duration::from_millis(10)) {
-                self.error(&at.key(key), "the time between two checks is at least 10ms")
-                    .hint("without it, `interval` holds");
+            if span.is_some_and(|span| span.0 < MIN_INTERVAL) {
+                self.report
+                    .error(&at.key(key), "the time between two checks is at least 10ms")
+                    .hint(hint);
             }
         }
         if timeout.is_zero() {
-            self.error(&at.key("timeout"), "a check needs time")
+            self.report
+                .error(&at.key("timeout"), "a check needs time")
                 .hint("1s is the default");
         }
-        let mut threshold = |key: &str, value: Option<u32>, default: u32| {
-            NonZeroU32::new(value.unwrap_or(default)).unwrap_or_else(|| {
-                self.error(&at.key(key), format!("`{key}` is at least 1"))
-                    .hint(format!("{default} is the default"));
-                NonZeroU32::MIN
-            })
-        };
+        let mut threshold =
+            |key, value, default| self.report.require_at_least_one(at, key, value, default);
         let thresholds = HealthConfig {
             unhealthy_threshold: threshold("unhealthyThreshold", check.unhealthy_threshold, 3),
             healthy_threshold: threshold("healthyThreshold", check.healthy_threshold, 2),
         };
         let probe = self.compile_probe(at, check)?;
         if check.kind != ActiveCheckType::GRPC && check.grpc.is_some() {
-            self.error(
-                &at.key("grpc"),
-                "only a check of type GRPC asks the health service",
-            )
-            .hint("write `type: GRPC`, or take `grpc` out");
+            self.report
+                .error(
+                    &at.key("grpc"),
+                    "only a check of type GRPC calls the health service",
+                )
+                .hint("write `type: GRPC`, or remove `grpc`");
         }
         let or_interval = |span: Option<PolicyDuration>| span.map_or(interval, |span| span.0);
         let jitter = check
@@ -98,81 +99,86 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn compile_probe(&mut self, at: &FieldLocation<'a>, check: &ActiveCheck) -> Option<ProbeSpec> {
+    fn compile_probe(&mut self, at: &FieldLocation<'_>, check: &ActiveCheck) -> Option<ProbeSpec> {
         Some(match (check.kind, &check.http) {
-            (ActiveCheckType::HTTP, Some(http)) => {
-                if !http.path.starts_with('/')
-                    || !http.path.bytes().all(|byte| byte.is_ascii_graphic())
-                {
-                    self.error(
-                        &at.key("http").key("path"),
-                        format!("`{}` is not a path", http.path),
-                    )
-                    .hint("a path begins with `/` and has no spaces");
-                }
-                if http.host.as_ref().is_some_and(|host| {
-                    host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())
-                }) {
-                    self.error(&at.key("http").key("host"), "this is not a host")
-                        .hint("write a name, and a port where it is needed");
-                }
-                let default_statuses = [StatusRange::from_bounds(200, 399)];
-                let expected = http
-                    .expected_statuses
-                    .as_deref()
-                    .unwrap_or(&default_statuses)
-                    .iter()
-                    .collect();
-                ProbeSpec::Http {
-                    path: http.path.clone(),
-                    host: http.host.clone(),
-                    expected,
-                    body: http.expected_body.clone(),
-                }
-            }
+            (ActiveCheckType::HTTP, Some(http)) => self.compile_http_probe(&at.key("http"), http),
             (ActiveCheckType::TCP, None) => ProbeSpec::Tcp,
             (ActiveCheckType::GRPC, None) => {
                 let service = check.grpc.clone().unwrap_or_default().service;
                 if service.len() > MAX_GRPC_SERVICE_NAME_BYTES {
-                    self.error(
-                        &at.key("grpc").key("service"),
-                        format!(
-                            "no name of a service is longer than {MAX_GRPC_SERVICE_NAME_BYTES} \
+                    self.report
+                        .error(
+                            &at.key("grpc").key("service"),
+                            format!(
+                                "no name of a service is longer than {MAX_GRPC_SERVICE_NAME_BYTES} \
                                  bytes"
-                        ),
-                    )
-                    .hint("write it as in the app's own definition, like `shop.Payments`");
+                            ),
+                        )
+                        .hint("write it as in the app's own definition, like `shop.Payments`");
                     return None;
                 }
                 ProbeSpec::Grpc { service }
             }
             (ActiveCheckType::HTTP, None) => {
-                self.error(at, "a check of type HTTP needs `http`")
+                self.report
+                    .error(at, "a check of type HTTP needs `http`")
                     .hint("add `http: {path: /healthz}`");
                 return None;
             }
             (ActiveCheckType::TCP, Some(_)) => {
-                self.error(&at.key("http"), "a check of type TCP only connects")
-                    .hint("write `type: HTTP`, or take `http` out");
+                self.report
+                    .error(&at.key("http"), "a check of type TCP only connects")
+                    .hint("write `type: HTTP`, or remove `http`");
                 return None;
             }
             (ActiveCheckType::GRPC, Some(_)) => {
-                self.error(
-                    &at.key("http"),
-                    "a check of type GRPC asks the health service",
-                )
-                .hint("write `type: HTTP`, or take `http` out");
+                self.report
+                    .error(
+                        &at.key("http"),
+                        "a check of type GRPC calls the health service",
+                    )
+                    .hint("write `type: HTTP`, or remove `http`");
                 return None;
             }
         })
     }
 
+    fn compile_http_probe(&mut self, at: &FieldLocation<'_>, http: &HttpCheck) -> ProbeSpec {
+        let is_graphic = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !http.path.starts_with('/') || !is_graphic(&http.path) {
+            self.report
+                .error(&at.key("path"), format!("`{}` is not a path", http.path))
+                .hint("a path begins with `/` and has no spaces");
+        }
+        if http
+            .host
+            .as_ref()
+            .is_some_and(|host| host.is_empty() || !is_graphic(host))
+        {
+            self.report
+                .error(&at.key("host"), "this is not a host")
+                .hint("write a name, and a port where it is needed");
+        }
+        let default_statuses = [StatusRange::from_bounds(200, 399)];
+        ProbeSpec::Http {
+            path: http.path.clone(),
+            host: http.host.clone(),
+            expected: http
+                .expected_statuses
+                .as_deref()
+                .unwrap_or(&default_statuses)
+                .iter()
+                .collect(),
+            body: http.expected_body.clone(),
+        }
+    }
+
     pub(super) fn compile_outlier_detection(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         section: &OutlierDetection,
     ) -> Option<OutlierDetectionSpec> {
-        let mode = compile_mode(section.mode);
+        let mode = section.mode.mode();
         let config = build_outlier_config(section).map_err(|invalid| {
             let key = match invalid {
                 InvalidOutlier::ZeroDuration => "interval",
@@ -181,17 +187,20 @@ impl<'a> Compiler<'a> {
             };
             let hint = "`{interval: 10s, baseEjectionTime: 30s, maxEjectionTime: 5m, \
                         slowFactor: 3}` are the defaults";
-            self.error(&at.key(key), invalid.to_string()).hint(hint);
+            self.report
+                .error(&at.key(key), invalid.to_string())
+                .hint(hint);
         });
         if section
             .success_rate_stdev_factor
             .is_some_and(|factor| !(factor.is_finite() && factor >= 0.0))
         {
-            self.error(
-                &at.key("successRateStdevFactor"),
-                "standard deviations are a number from 0 on",
-            )
-            .hint("1.9 is the default, 0 is off");
+            self.report
+                .error(
+                    &at.key("successRateStdevFactor"),
+                    "the number of standard deviations is at least 0",
+                )
+                .hint("1.9 is the default, 0 is off");
         }
         config
             .ok()

@@ -7,13 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     policy::{
-        compile::{
-            backends::CompiledBackend,
-            compiler::{Compiler, FieldLocation},
-            sections::{self, duration_or},
-        },
+        compile::{backends::CompiledBackend, compiler::Compiler},
         document::{AppProbesSection, DrainSection, InstanceWarmUp, LifecycleSection, Startup},
+        report::FieldLocation,
         snapshot::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
+        units::duration_or,
     },
     resilience::{Mode, lifecycle::DrainConfig},
 };
@@ -82,14 +80,15 @@ impl<'a> Compiler<'a> {
 
     pub(super) fn find_backend(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         name: &str,
         backends: CompiledBackends<'_, 'a>,
     ) -> Option<usize> {
         let names = || backends.iter().map(|(_, backend)| &*backend.spec.name);
         let position = names().position(|known| known == name);
         if position.is_none() {
-            self.report_unknown_reference(at, "backend", name, names());
+            self.report
+                .report_unknown_reference(at, "backend", name, names());
         }
         position
     }
@@ -97,36 +96,37 @@ impl<'a> Compiler<'a> {
     /// Returns the index of a backend that readiness depends on; it must have an active check.
     fn find_checked_backend(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         name: &str,
         backends: CompiledBackends<'_, 'a>,
     ) -> Option<usize> {
         let position = self.find_backend(at, name, backends)?;
         if backends[position].1.spec.active_check.is_none() {
             let hint = "give it a `healthCheck.active`, so that there is something to wait for";
-            self.error(at, format!("the backend `{name}` has no active check"))
+            self.report
+                .error(at, format!("the backend `{name}` has no active check"))
                 .hint(hint);
         }
         Some(position)
     }
 
-    fn compile_success_threshold(&mut self, at: &FieldLocation<'a>, startup: &Startup) -> u32 {
+    fn compile_success_threshold(&mut self, at: &FieldLocation<'_>, startup: &Startup) -> u32 {
         if startup.require_backend.is_none() {
             let given = [
                 ("delay", startup.delay.is_some()),
                 ("successThreshold", startup.success_threshold.is_some()),
             ];
             for (key, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
-                self.error(
-                    &at.key(key),
-                    format!(
-                        "`{key}` counts from the check of a required backend, and none is given"
-                    ),
-                )
-                .hint("add `requireBackend`");
+                self.report
+                    .error(
+                        &at.key(key),
+                        format!("`{key}` needs a check of a required backend, and there is none"),
+                    )
+                    .hint("add `requireBackend`");
             }
         }
-        self.require_at_least_one(at, "successThreshold", startup.success_threshold, 1)
+        self.report
+            .require_at_least_one(at, "successThreshold", startup.success_threshold, 1)
             .get()
     }
 
@@ -135,14 +135,15 @@ impl<'a> Compiler<'a> {
     /// Without a path and without an HTTP check, the probe is not available.
     fn compile_app_probes(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         section: Option<&AppProbesSection>,
         backend: Option<usize>,
         backends: CompiledBackends<'_, 'a>,
     ) -> Option<AppProbesSpec> {
         let Some(backend) = backend else {
             if section.is_some() {
-                self.error(at, "nobody knows which backend is the app")
+                self.report
+                    .error(at, "it is unknown which backend is the app")
                     .hint("add `startup: {requireBackend: NAME}`");
             }
             return None;
@@ -161,7 +162,8 @@ impl<'a> Compiler<'a> {
                     .bytes()
                     .any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control())
             {
-                self.error(&at.key(key), format!("`{path}` is not a path"))
+                self.report
+                    .error(&at.key(key), format!("`{path}` is not a path"))
                     .hint("write `/healthz`");
             }
             Some(Arc::from(path))
@@ -176,10 +178,10 @@ impl<'a> Compiler<'a> {
 
     fn compile_instance_warm_up(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         section: &InstanceWarmUp,
     ) -> Option<InstanceWarmUpSpec> {
-        let mode = sections::compile_mode(section.mode);
+        let mode = section.mode.mode();
         let made = self.compile_warm_up_config(
             at,
             section.window,
@@ -190,7 +192,7 @@ impl<'a> Compiler<'a> {
             .map(|config| InstanceWarmUpSpec { mode, config })
     }
 
-    fn compile_drain(&mut self, at: &FieldLocation<'a>, section: &DrainSection) -> DrainConfig {
+    fn compile_drain(&mut self, at: &FieldLocation<'_>, section: &DrainSection) -> DrainConfig {
         let defaults = DrainConfig::default();
         let timeout = duration_or(section.timeout, defaults.timeout);
         let drain = DrainConfig {
@@ -200,18 +202,20 @@ impl<'a> Compiler<'a> {
             timeout,
         };
         if drain.timeout < drain.delay {
-            self.error(
-                &at.key("timeout"),
-                "the drain would be over before its delay is",
-            )
-            .hint("write a `timeout` of at least `delay`");
+            self.report
+                .error(
+                    &at.key("timeout"),
+                    "the drain would be over before its delay is",
+                )
+                .hint("write a `timeout` of at least `delay`");
         }
         if drain.timeout < drain.soft_timeout {
-            self.error(
-                &at.key("softTimeout"),
-                "streams would be ended after the drain is over",
-            )
-            .hint("write a `softTimeout` of at most `timeout`");
+            self.report
+                .error(
+                    &at.key("softTimeout"),
+                    "streams would be ended after the drain is over",
+                )
+                .hint("write a `softTimeout` of at most `timeout`");
         }
         drain
     }

@@ -6,8 +6,9 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::policy::{
-    compile::compiler::{Compiler, FieldLocation},
+    compile::compiler::Compiler,
     document::{Listener, ListenerLimits},
+    report::FieldLocation,
     snapshot::{ListenerLimitSpec, ListenerSpec},
 };
 
@@ -19,7 +20,8 @@ impl<'a> Compiler<'a> {
         for (at, listener) in
             self.collect_items("listeners", |document| document.spec.listeners.as_slice())
         {
-            self.check_name(&at.key("name"), "listener", &listener.name, &mut seen);
+            self.report
+                .check_name(&at.key("name"), "listener", &listener.name, &mut seen);
             let spec = self.compile_listener(&at, listener);
             let other = if spec.address.port() == 0 {
                 None
@@ -27,32 +29,34 @@ impl<'a> Compiler<'a> {
                 by_address.insert(spec.address, &listener.name)
             };
             if let Some(other) = other {
-                self.error(
-                    &at.key("address"),
-                    format!(
-                        "the listener `{other}` is bound to {} already",
-                        spec.address
-                    ),
-                )
-                .hint("give one of them another port");
+                self.report
+                    .error(
+                        &at.key("address"),
+                        format!(
+                            "the listener `{other}` is bound to {} already",
+                            spec.address
+                        ),
+                    )
+                    .hint("give one of them another port");
             }
             listeners.push((at, spec));
         }
         listeners
     }
 
-    fn compile_listener(&mut self, at: &FieldLocation<'a>, listener: &Listener) -> ListenerSpec {
+    fn compile_listener(&mut self, at: &FieldLocation<'_>, listener: &Listener) -> ListenerSpec {
         let limits = self.compile_listener_limits(
             &at.key("limits"),
             &listener.limits.clone().unwrap_or_default(),
         );
         let protocol = Self::compile_listener_protocol(listener.protocol);
         let address = listener.address.parse().unwrap_or_else(|_| {
-            self.error(
-                &at.key("address"),
-                format!("`{}` is not an address to listen on", listener.address),
-            )
-            .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
+            self.report
+                .error(
+                    &at.key("address"),
+                    format!("`{}` is not an address to listen on", listener.address),
+                )
+                .hint("write an IP address and a port, like `0.0.0.0:16001` or `[::]:16001`");
             // The set is refused anyway. The placeholder avoids further errors for routes with
             // this listener.
             SocketAddr::from(([0, 0, 0, 0], 0))
@@ -74,7 +78,7 @@ impl<'a> Compiler<'a> {
     /// Compiles the address ranges of proxies whose `x-forwarded-for` header is trusted.
     fn compile_trusted_proxies(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         listener: &Listener,
     ) -> Vec<ipnet::IpNet> {
         let Some(detection) = &listener.client_ip_detection else {
@@ -83,62 +87,53 @@ impl<'a> Compiler<'a> {
         let at = at.key("xForwardedFor").key("trustedCIDRs");
         let ranges = &detection.x_forwarded_for.trusted_cidrs;
         if ranges.is_empty() {
-            self.error(&at, "nobody is trusted, so nothing would be detected")
+            self.report
+                .error(&at, "without trusted ranges, no client address is detected")
                 .hint("name the ranges of your proxies, like `10.0.0.0/8`");
         }
         ranges
             .iter()
             .enumerate()
-            .filter_map(|(index, range)| self.parse_cidr(&at.index(index), range))
+            .filter_map(|(index, range)| self.report.parse_cidr(&at.index(index), range))
             .collect()
-    }
-
-    /// Parses a range of IP addresses in CIDR notation, and reports an invalid one.
-    pub(super) fn parse_cidr(
-        &mut self,
-        at: &FieldLocation<'a>,
-        text: &str,
-    ) -> Option<ipnet::IpNet> {
-        let range = text.parse().ok();
-        if range.is_none() {
-            self.error(at, format!("`{text}` is not a range of addresses"))
-                .hint("write it like `10.0.0.0/8` or `0.0.0.0/0`");
-        }
-        range
     }
 
     fn compile_listener_limits(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         limits: &ListenerLimits,
     ) -> ListenerLimitSpec {
         let max_header_bytes = limits.max_header_bytes.map_or(64 << 10, |size| size.0);
         if !(1 << 10..=1 << 20).contains(&max_header_bytes) {
-            self.error(
-                &at.key("maxHeaderBytes"),
-                "a request head may be from 1Ki to 1Mi",
-            )
-            .hint("64Ki is the default");
+            self.report
+                .error(
+                    &at.key("maxHeaderBytes"),
+                    "a request head may be from 1Ki to 1Mi",
+                )
+                .hint("64Ki is the default");
         }
         if limits.max_connections == Some(0) {
-            self.error(
-                &at.key("maxConnections"),
-                "with no connections nothing could come in",
-            )
-            .hint("write at least 1");
+            self.report
+                .error(
+                    &at.key("maxConnections"),
+                    "with 0, no connection is accepted",
+                )
+                .hint("write at least 1");
         }
         if limits.max_concurrent_streams == Some(0) {
-            self.error(
-                &at.key("maxConcurrentStreams"),
-                "with no streams nothing could be asked",
-            )
-            .hint("write at least 1; 100 is the default");
+            self.report
+                .error(
+                    &at.key("maxConcurrentStreams"),
+                    "with 0, no request is accepted",
+                )
+                .hint("write at least 1; 100 is the default");
         }
         let mut timeout =
             |key: &str, span: Option<crate::policy::units::PolicyDuration>, default: u64| {
                 let duration = span.map_or(Duration::from_secs(default), |span| span.0);
                 if duration.is_zero() {
-                    self.error(&at.key(key), format!("`{key}` cannot be switched off"))
+                    self.report
+                        .error(&at.key(key), format!("`{key}` cannot be switched off"))
                         .hint("without it a silent client could hold a connection for ever");
                 }
                 duration

@@ -5,11 +5,9 @@
 
 use crate::{
     policy::{
-        compile::{
-            compiler::{Compiler, FieldLocation},
-            sections,
-        },
+        compile::compiler::Compiler,
         document::{ModeSetting, SignalLevels},
+        report::FieldLocation,
         snapshot::ProtectionSpec,
         units::Percent,
     },
@@ -47,7 +45,7 @@ impl<'a> Compiler<'a> {
         };
         let shed_at = at.key("shed");
         let shed = section.shed.clone().unwrap_or_default();
-        let header = self.parse_header_name(
+        let header = self.report.parse_header_name(
             &shed_at.key("header"),
             shed.header.as_deref().unwrap_or("x-outrigger-priority"),
         )?;
@@ -69,12 +67,13 @@ impl<'a> Compiler<'a> {
                 Ok(classes)
             }
         }) else {
-            self.error(&shed_at.key("classes"), "there are four classes, each once")
+            self.report
+                .error(&shed_at.key("classes"), "there are four classes, each once")
                 .hint("write them highest first, like `[critical, high, normal, low]`");
             return None;
         };
         (section.mode != ModeSetting::Off).then(|| ProtectionSpec {
-            mode: sections::compile_mode(section.mode),
+            mode: section.mode.mode(),
             config,
             priority_header: header,
             priority_classes: classes,
@@ -85,7 +84,7 @@ impl<'a> Compiler<'a> {
     /// Compiles the thresholds of a signal; a signal without thresholds is not monitored.
     fn compile_signal_levels(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         section: &SignalLevels,
     ) -> Option<SignalThresholds> {
         let (warning, critical) = (
@@ -95,12 +94,14 @@ impl<'a> Compiler<'a> {
         if let (Some(warning), Some(critical)) = (warning, critical)
             && critical < warning
         {
-            self.error(&at.key("critical"), "`critical` comes before `warning`")
+            self.report
+                .error(&at.key("critical"), "`critical` comes before `warning`")
                 .hint("write a `critical` of at least `warning`");
         }
         if [warning, critical].contains(&Some(Ratio::ZERO)) {
-            self.error(at, "a level of 0 is always reached")
-                .hint("write a percentage above 0, or take it out");
+            self.report
+                .error(at, "a level of 0 is always reached")
+                .hint("write a percentage above 0, or remove the field");
         }
         (warning.is_some() || critical.is_some()).then_some(SignalThresholds { warning, critical })
     }

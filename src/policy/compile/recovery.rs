@@ -7,15 +7,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
     policy::{
-        compile::{
-            backends::CompiledBackend,
-            compiler::{Compiler, FieldLocation},
-            sections,
-        },
+        compile::{backends::CompiledBackend, compiler::Compiler},
         document::{
             ModeSetting, RecoveryActionSection, RecoveryActionType, RecoveryEntry, RecoveryRung,
             RecoveryTriggerType,
         },
+        report::FieldLocation,
         snapshot::{RecoveryAction, RecoverySpec, RouteActionSpec, RouteSpec},
     },
     resilience::{Mode, recovery::RecoveryConfig},
@@ -32,7 +29,8 @@ impl<'a> Compiler<'a> {
         for (at, recovery) in
             self.collect_items("recovery", |document| document.spec.recovery.as_slice())
         {
-            self.check_name(&at.key("name"), "recovery", &recovery.name, &mut seen);
+            self.report
+                .check_name(&at.key("name"), "recovery", &recovery.name, &mut seen);
             self.check_recovery_trigger(&at.key("trigger"), recovery, backends, routes);
             let compiled = self.compile_recovery(&at, recovery);
             if recovery.mode != ModeSetting::Off {
@@ -44,7 +42,7 @@ impl<'a> Compiler<'a> {
 
     fn check_recovery_trigger(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         recovery: &RecoveryEntry,
         backends: &[(FieldLocation<'a>, CompiledBackend<'a>)],
         routes: &[RouteSpec],
@@ -56,24 +54,25 @@ impl<'a> Compiler<'a> {
         };
         let has_breaker = routes.iter().any(|route| match &route.action {
             RouteActionSpec::Forward(to) => to.iter().any(|destination| {
-                destination.backend == backend && destination.policy.breaker.is_some()
+                destination.backend == backend && destination.policy.circuit_breaker.is_some()
             }),
             RouteActionSpec::Redirect(_) => false,
         });
         if !has_breaker {
             let hint =
-                "add a `circuitBreaker` to the backend's policy or to a route that leads to it";
-            self.error(
-                &at.key("backend"),
-                format!("no breaker watches the backend `{name}`, so this would never happen"),
-            )
-            .hint(hint);
+                "add a `circuitBreaker` to the backend's policy or to a route to the backend";
+            self.report
+                .error(
+                    &at.key("backend"),
+                    format!("no breaker watches the backend `{name}`, so this would never happen"),
+                )
+                .hint(hint);
         }
     }
 
     fn compile_recovery(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         section: &RecoveryEntry,
     ) -> Option<RecoverySpec> {
         let mut ladder = Vec::new();
@@ -84,22 +83,23 @@ impl<'a> Compiler<'a> {
             .ok()
             .and_then(std::num::NonZeroU32::new)
         else {
-            self.error(
-                &at.key("ladder"),
-                "a recovery without an action does nothing",
-            )
-            .hint("add `- {action: {type: FailReadiness}}`");
+            self.report
+                .error(&at.key("ladder"), "a recovery has at least one action")
+                .hint("add `- {action: {type: FailReadiness}}`");
             return None;
         };
-        let max_per_hour = self.require_at_least_one(at, "maxPerHour", section.max_per_hour, 3);
+        let max_per_hour =
+            self.report
+                .require_at_least_one(at, "maxPerHour", section.max_per_hour, 3);
         let cooldown = section
             .cooldown
             .map_or(Duration::from_mins(10), |span| span.0);
         if cooldown < Duration::from_secs(1) {
-            self.error(&at.key("cooldown"), "a remedy needs time to help")
+            self.report
+                .error(&at.key("cooldown"), "a remedy needs time to help")
                 .hint("10m is the default, 1s is the least");
         }
-        let mode: Mode = sections::compile_mode(section.mode);
+        let mode: Mode = section.mode.mode();
         Some(RecoverySpec {
             name: Arc::from(section.name.as_str()),
             mode,
@@ -116,7 +116,7 @@ impl<'a> Compiler<'a> {
 
     fn compile_recovery_action(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         rung: &RecoveryRung,
     ) -> Option<RecoveryAction> {
         let RecoveryActionSection { kind, url, timeout } = &rung.action;
@@ -124,18 +124,21 @@ impl<'a> Compiler<'a> {
         match kind {
             RecoveryActionType::FailReadiness => {
                 if url.is_some() || timeout.is_some() {
-                    self.error(&at, "FailReadiness has neither `url` nor `timeout`")
-                        .hint("take them out, or write `type: Webhook`");
+                    self.report
+                        .error(&at, "FailReadiness has neither `url` nor `timeout`")
+                        .hint("remove them, or write `type: Webhook`");
                 }
                 Some(RecoveryAction::FailReadiness)
             }
             RecoveryActionType::Webhook => {
                 if rung.undo.is_some() {
-                    self.error(&at, "a webhook cannot be undone")
-                        .hint("take `undo` out");
+                    self.report
+                        .error(&at, "a webhook cannot be undone")
+                        .hint("remove `undo`");
                 }
                 let Some(url) = url else {
-                    self.error(&at, "a webhook needs an address")
+                    self.report
+                        .error(&at, "a webhook needs an address")
                         .hint("add `url: \"http://127.0.0.1:9009/hook\"`");
                     return None;
                 };
@@ -144,15 +147,19 @@ impl<'a> Compiler<'a> {
                     .ok()
                     .filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
                 let Some(uri) = parsed else {
-                    self.error(
-                        &at.key("url"),
-                        format!("`{url}` is not an address that can be called"),
-                    )
-                    .hint("write `http://HOST:PORT/PATH`; https is not supported by this version");
+                    self.report
+                        .error(
+                            &at.key("url"),
+                            format!("`{url}` is not an address that can be called"),
+                        )
+                        .hint(
+                            "write `http://HOST:PORT/PATH`; https is not supported by this version",
+                        );
                     return None;
                 };
                 if timeout.is_some_and(|timeout| timeout.0.is_zero()) {
-                    self.error(&at.key("timeout"), "a call needs time")
+                    self.report
+                        .error(&at.key("timeout"), "a call needs time")
                         .hint("3s is the default");
                 }
                 Some(RecoveryAction::Webhook {

@@ -3,7 +3,9 @@
 //! It resolves names to indices, inherits the policy of each pair of route and backend, and
 //! sorts the rules of each listener. It rejects routes that could receive or send no request.
 
+mod destinations;
 mod filters;
+pub(super) mod references;
 mod route_match;
 
 use std::{
@@ -11,39 +13,21 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
-    policy::{
-        compile::{
-            backends::CompiledBackend,
-            compiler::{Compiler, FieldLocation, SectionScope},
-            sections::as_backend_policy,
-        },
-        document::{Direction, RouteEntry, Sections},
-        matching::RouteRule,
-        snapshot::{
-            Destination, FallbackAction, FilterSpec, ListenerSpec, MirrorSpec, PolicySpec,
-            RateLimitSpec, RouteActionSpec, RouteSpec, SectionOrigin,
-        },
+use crate::policy::{
+    compile::{
+        compiler::Compiler,
+        routes::{destinations::RouteScopes, references::RouteReferences},
     },
-    resilience::Mode,
+    document::{Direction, RouteEntry, Sections},
+    matching::RouteRule,
+    report::FieldLocation,
+    sections::{
+        SectionScope, compile_route_section,
+        fault_injection::FaultInjection,
+        section::{FoundSection, Section},
+    },
+    snapshot::{FilterSpec, RouteActionSpec, RouteSpec, SectionOrigin},
 };
-
-/// Compiled items that routes refer to by name.
-pub(super) struct RouteReferences<'t, 'a> {
-    pub(super) listeners: &'t [(FieldLocation<'a>, ListenerSpec)],
-    pub(super) backends: &'t [(FieldLocation<'a>, CompiledBackend<'a>)],
-    pub(super) policies: &'t HashMap<&'a str, SectionScope<'a, 'a>>,
-    pub(super) defaults: Option<&'t SectionScope<'a, 'a>>,
-}
-
-impl<'a> RouteReferences<'_, 'a> {
-    /// Returns the sections of the policy that a backend refers to, if it refers to one.
-    fn backend_scope(&self, backend: usize) -> Option<SectionScope<'a, 'a>> {
-        let name = self.backends[backend].1.policy_name?;
-        let scope = self.policies.get(name)?;
-        Some(as_backend_policy(name, scope))
-    }
-}
 
 impl<'a> Compiler<'a> {
     pub(super) fn compile_routes(
@@ -56,7 +40,8 @@ impl<'a> Compiler<'a> {
         let mut rules: Vec<Vec<RouteRule>> = vec![Vec::new(); references.listeners.len()];
         for (at, route) in self.collect_items("routes", |document| document.spec.routes.as_slice())
         {
-            self.check_name(&at.key("name"), "route", &route.name, &mut seen);
+            self.report
+                .check_name(&at.key("name"), "route", &route.name, &mut seen);
             let listeners = self.resolve_route_listeners(&at.key("listeners"), route, references);
             let route_rules = self.compile_rules(&at, route, routes.len());
             for listener in &listeners {
@@ -69,14 +54,15 @@ impl<'a> Compiler<'a> {
         }
         for (index, (at, listener)) in references.listeners.iter().enumerate() {
             if rules[index].is_empty() {
-                self.warning(
-                    at,
-                    format!(
-                        "no route takes the requests of the listener `{}`",
-                        listener.name
-                    ),
-                )
-                .hint("every request there is answered with 404");
+                self.report
+                    .warning(
+                        at,
+                        format!(
+                            "no route matches the requests of the listener `{}`",
+                            listener.name
+                        ),
+                    )
+                    .hint("every request there receives 404");
             }
             rules[index].sort_by_key(|rule| {
                 (
@@ -94,7 +80,7 @@ impl<'a> Compiler<'a> {
                 .policy_name
                 .filter(|name| !references.policies.contains_key(*name))
             {
-                self.report_unknown_reference(
+                self.report.report_unknown_reference(
                     &at.key("policy"),
                     "policy",
                     name,
@@ -106,13 +92,14 @@ impl<'a> Compiler<'a> {
 
     fn resolve_route_listeners(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         route: &RouteEntry,
         references: &RouteReferences<'_, 'a>,
     ) -> Vec<usize> {
         let mut found: Vec<usize> = Vec::new();
         if route.listeners.is_empty() {
-            self.error(at, "a route without listeners gets no requests")
+            self.report
+                .error(at, "a route without listeners receives no requests")
                 .hint("name at least one, like `listeners: [inbound]`");
         }
         for (index, name) in route.listeners.iter().enumerate() {
@@ -122,7 +109,7 @@ impl<'a> Compiler<'a> {
                 .position(|(_, listener)| *listener.name == **name)
             {
                 Some(position) => found.push(position),
-                None => self.report_unknown_reference(
+                None => self.report.report_unknown_reference(
                     &at.index(index),
                     "listener",
                     name,
@@ -138,7 +125,8 @@ impl<'a> Compiler<'a> {
             .map(|index| references.listeners[*index].1.direction)
             .collect();
         if directions.len() > 1 {
-            self.error(at, "a route is inbound or outbound, not both")
+            self.report
+                .error(at, "a route is inbound or outbound, not both")
                 .hint("write one route for each direction");
         }
         found
@@ -146,7 +134,7 @@ impl<'a> Compiler<'a> {
 
     fn compile_route(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         route: &'a RouteEntry,
         direction: Direction,
         references: &RouteReferences<'_, 'a>,
@@ -154,66 +142,28 @@ impl<'a> Compiler<'a> {
         let route_sections: Sections = route.sections();
         let filters = self.compile_filters(at, route);
         let name: Arc<str> = Arc::from(route.name.as_str());
-        let named_policy_scope = route.policy.as_deref().and_then(|policy| {
-            let found = references.policies.get(policy);
-            if found.is_none() {
-                self.report_unknown_reference(
-                    &at.key("policy"),
-                    "policy",
-                    policy,
-                    references.policies.keys().copied(),
-                );
-            }
-            found
-        });
         let route_scope = SectionScope {
             origin: SectionOrigin::Route(name.clone()),
             at: at.clone(),
             sections: &route_sections,
         };
         self.check_unused_sections(std::iter::once(&route_scope));
-        let mut destinations = Vec::new();
-        let mut backend_policies = Vec::new();
-        for (index, reference) in route.backend_refs.iter().enumerate() {
-            let reference_at = at.key("backendRefs").index(index);
-            let Some(backend) = self.find_backend(
-                &reference_at.key("name"),
-                &reference.name,
-                references.backends,
-            ) else {
-                continue;
-            };
-            let backend_scope = references.backend_scope(backend);
-            let scopes: Vec<&SectionScope<'_, 'a>> = [
-                Some(&route_scope),
-                named_policy_scope,
-                backend_scope.as_ref(),
-                references.defaults,
-            ]
-            .into_iter()
-            .flatten()
-            .collect();
-            let policy = self.compile_policy(&reference.name, &scopes);
-            self.check_inbound_retries(&reference_at, direction, &policy);
-            backend_policies.push((references.backends[backend].1.policy_name, backend_scope));
-            destinations.push(Destination {
-                backend,
-                weight: reference.weight.unwrap_or(1),
-                policy: Arc::new(policy),
-            });
-        }
-        let fault = route
-            .fault_injection
-            .as_ref()
-            .and_then(|written| self.compile_fault_injection(&at.key("faultInjection"), written));
+        let fault_injection = route.fault_injection.as_ref().map(|section| FoundSection {
+            origin: route_scope.origin.clone(),
+            at: at.key(FaultInjection::KEY),
+            section,
+        });
+        let scopes = RouteScopes {
+            route: route_scope,
+            named_policy: self.resolve_named_policy(&at.key("policy"), route, references),
+            defaults: references.defaults,
+        };
+        let (destinations, backend_policies) =
+            self.compile_destinations(route, direction, &scopes, references);
+        let fault_injection = compile_route_section(fault_injection, &self.facts, &mut self.report);
         let auxiliary_backends =
             self.compile_auxiliary_backends(&destinations, &filters.mirrors, references);
-        let rate_limits = self.compile_route_rate_limits(
-            at,
-            &[Some(&route_scope), named_policy_scope],
-            &backend_policies,
-            references.defaults,
-        );
+        let rate_limits = self.compile_route_rate_limits(&scopes, &backend_policies);
         let has_other_parts = !route_sections.is_empty()
             || route.fault_injection.is_some()
             || route.policy.is_some()
@@ -230,167 +180,60 @@ impl<'a> Compiler<'a> {
             }
         };
         let can_identify = can_identify_clients(route, references);
-        let allowed =
+        let allowed_identities =
             self.compile_allowed_identities(&at.key("allow"), route.allow.as_ref(), can_identify);
         RouteSpec {
             name,
             direction,
             filters: filters.spec,
-            allowed_identities: allowed,
+            allowed_identities,
             action,
             rate_limits,
-            fault_injection: fault,
+            fault_injection,
             mirrors: filters.mirrors,
             auxiliary_backends,
         }
     }
 
+    /// Returns the sections of the policy that the route refers to, if it refers to one.
+    fn resolve_named_policy<'r>(
+        &mut self,
+        at: &FieldLocation<'_>,
+        route: &RouteEntry,
+        references: &RouteReferences<'r, 'a>,
+    ) -> Option<&'r SectionScope<'a>> {
+        let name = route.policy.as_deref()?;
+        let scope = references.policies.get(name);
+        if scope.is_none() {
+            let known = references.policies.keys().copied();
+            self.report
+                .report_unknown_reference(at, "policy", name, known);
+        }
+        scope
+    }
+
     /// Reports the parts of a redirecting route that have no effect.
     fn check_redirect(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         route: &RouteEntry,
         has_other_parts: bool,
     ) {
         if !route.backend_refs.is_empty() {
-            self.error(&at.key("backendRefs"), "a redirect goes to no backend")
-                .hint("take `backendRefs` or the redirect out");
+            self.report
+                .error(
+                    &at.key("backendRefs"),
+                    "a redirect sends no request to a backend",
+                )
+                .hint("remove `backendRefs` or the redirect");
         }
         if has_other_parts {
-            self.error(
-                at,
-                "a redirect is answered at once, so nothing else of a route would act",
-            )
-            .hint("take the other sections, the policy and the other filters out");
-        }
-    }
-
-    /// Reports a route without a backend that could receive requests.
-    fn check_destinations(
-        &mut self,
-        at: &FieldLocation<'a>,
-        route: &RouteEntry,
-        destinations: &[Destination],
-    ) {
-        if route.backend_refs.is_empty() {
-            self.error(at, "a route leads somewhere")
-                .hint("add `backendRefs: [{name: app}]`, or a RequestRedirect filter");
-        }
-        let mut weights = destinations.iter().map(|destination| destination.weight);
-        if !destinations.is_empty() && weights.all(|weight| weight == 0) {
-            self.error(
-                &at.key("backendRefs"),
-                "all weights are zero, so nothing could be chosen",
-            )
-            .hint("give at least one backend a weight");
-        }
-    }
-
-    /// Compiles the backends of fallbacks and mirrors, under their own policies, each once.
-    ///
-    /// Unknown names are skipped here, because they were already reported.
-    fn compile_auxiliary_backends(
-        &mut self,
-        destinations: &[Destination],
-        mirrors: &[MirrorSpec],
-        references: &RouteReferences<'_, 'a>,
-    ) -> Vec<Destination> {
-        let fallback_backends = destinations.iter().filter_map(|destination| {
-            match &destination.policy.fallback.as_ref()?.action {
-                FallbackAction::Backend(name) => Some(name.clone()),
-                FallbackAction::Response { .. } => None,
-            }
-        });
-        let mut auxiliary_backends: Vec<Destination> = Vec::new();
-        for name in fallback_backends.chain(mirrors.iter().map(|mirror| mirror.backend.clone())) {
-            let Some(backend) = references
-                .backends
-                .iter()
-                .position(|(_, backend)| backend.spec.name == name)
-            else {
-                continue;
-            };
-            if auxiliary_backends
-                .iter()
-                .any(|known| known.backend == backend)
-            {
-                continue;
-            }
-            let backend_scope = references.backend_scope(backend);
-            let scopes: Vec<&SectionScope<'_, 'a>> = [backend_scope.as_ref(), references.defaults]
-                .into_iter()
-                .flatten()
-                .collect();
-            let is_quiet = std::mem::replace(&mut self.suppresses_warnings, true);
-            auxiliary_backends.push(Destination {
-                backend,
-                weight: 1,
-                policy: Arc::new(self.compile_policy(&name, &scopes)),
-            });
-            self.suppresses_warnings = is_quiet;
-        }
-        auxiliary_backends
-    }
-
-    /// Compiles the rate limits of a route.
-    ///
-    /// They apply before a backend is selected. Backends may therefore provide them only if all
-    /// backends of the route refer to the same policy.
-    fn compile_route_rate_limits(
-        &mut self,
-        at: &FieldLocation<'a>,
-        route_scopes: &[Option<&SectionScope<'_, 'a>>],
-        backend_scopes: &[(Option<&'a str>, Option<SectionScope<'a, 'a>>)],
-        defaults: Option<&SectionScope<'_, 'a>>,
-    ) -> RateLimitSpec {
-        let first = backend_scopes.first().and_then(|(_, scope)| scope.as_ref());
-        let is_mixed = backend_scopes.windows(2).any(|pair| pair[0].0 != pair[1].0);
-        let is_limited = backend_scopes.iter().any(|(_, scope)| {
-            scope
-                .as_ref()
-                .is_some_and(|scope| scope.sections.rate_limit.is_some())
-        });
-        let is_nearer = route_scopes
-            .iter()
-            .flatten()
-            .any(|scope| scope.sections.rate_limit.is_some());
-        if is_mixed && is_limited && !is_nearer {
-            let hint = "a rate limit is asked before the backend is chosen; write it into the \
-                        route or its policy";
-            self.error(
-                &at.key("backendRefs"),
-                "the policies of these backends differ, and one has a `rateLimit`",
-            )
-            .hint(hint);
-        }
-        let scopes: Vec<&SectionScope<'_, 'a>> = route_scopes
-            .iter()
-            .copied()
-            .chain([first, defaults])
-            .flatten()
-            .collect();
-        self.compile_rate_limits(&scopes)
-    }
-
-    fn check_inbound_retries(
-        &mut self,
-        at: &FieldLocation<'a>,
-        direction: Direction,
-        policy: &PolicySpec,
-    ) {
-        let retry = &policy.retry;
-        if direction == Direction::Inbound
-            && retry.mode == Mode::Enforce
-            && retry.config.attempts > 0
-        {
-            self.warning(
-                at,
-                format!(
-                    "retries towards the app (from {}) multiply with those of its callers",
-                    retry.origin
-                ),
-            )
-            .hint("retry on one side of a hop only: write `retry: {mode: Off}` into the route");
+            self.report
+                .error(
+                    at,
+                    "a redirect is sent at once, so the other parts of the route have no effect",
+                )
+                .hint("remove the other sections, the policy and the other filters");
         }
     }
 }

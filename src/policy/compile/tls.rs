@@ -6,11 +6,12 @@
 use std::{path::PathBuf, sync::Arc};
 
 use crate::policy::{
-    compile::compiler::{Compiler, FieldLocation},
+    compile::compiler::Compiler,
     document::{
         AllowedIdentities, BackendProtocol, BackendTls, ClientAuth, ListenerProtocol, ListenerTls,
     },
     endpoints,
+    report::FieldLocation,
     snapshot::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
 };
 
@@ -33,7 +34,7 @@ impl<'a> Compiler<'a> {
 
     pub(super) fn compile_listener_tls(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         tls: &ListenerTls,
         protocol: Protocol,
     ) -> Option<ListenerTlsSpec> {
@@ -50,18 +51,20 @@ impl<'a> Compiler<'a> {
         });
         match (auth, &client_ca) {
             (ClientAuth::Required | ClientAuth::Optional, None) => {
-                self.error(
-                    &at.key("clientAuth"),
-                    "nobody says which certificates of clients are good",
-                )
-                .hint("add `clientCaFile`, or write `clientAuth: None`");
+                self.report
+                    .error(
+                        &at.key("clientAuth"),
+                        "without `clientCaFile`, no client certificate can be verified",
+                    )
+                    .hint("add `clientCaFile`, or write `clientAuth: None`");
             }
             (ClientAuth::None, Some(_)) => {
-                self.error(
-                    &at.key("clientCaFile"),
-                    "clients are not asked for certificates",
-                )
-                .hint("take `clientCaFile` out, or write `clientAuth: Required`");
+                self.report
+                    .error(
+                        &at.key("clientCaFile"),
+                        "client certificates are not requested",
+                    )
+                    .hint("remove `clientCaFile`, or write `clientAuth: Required`");
             }
             _ => {}
         }
@@ -79,16 +82,17 @@ impl<'a> Compiler<'a> {
 
     pub(super) fn compile_backend_tls(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         tls: &BackendTls,
         protocol: Protocol,
     ) -> Option<BackendTlsSpec> {
         if !endpoints::is_dns_name(&tls.sni) && tls.sni.parse::<std::net::IpAddr>().is_err() {
-            self.error(
-                &at.key("sni"),
-                format!("`{}` is no name that a certificate could have", tls.sni),
-            )
-            .hint("write the name of the backend, like `pay.shop.svc`");
+            self.report
+                .error(
+                    &at.key("sni"),
+                    format!("`{}` is no name that a certificate could have", tls.sni),
+                )
+                .hint("write the name of the backend, like `pay.shop.svc`");
         }
         let ca = tls
             .ca_file
@@ -101,7 +105,8 @@ impl<'a> Compiler<'a> {
                 key: self.parse_file_path(&at.key("keyFile"), key)?,
             }),
             _ => {
-                self.error(at, "a certificate and its key belong together")
+                self.report
+                    .error(at, "a certificate and its key belong together")
                     .hint("give both `certFile` and `keyFile`, or neither");
                 None
             }
@@ -118,20 +123,21 @@ impl<'a> Compiler<'a> {
     /// Compiles the client identities that may use a route; `None` admits every client.
     pub(super) fn compile_allowed_identities(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         allow: Option<&AllowedIdentities>,
         can_identify: bool,
     ) -> Option<Vec<Arc<str>>> {
         let allow = allow?;
         if allow.identities.is_empty() {
-            self.error(at, "with no identity nobody could use this route")
-                .hint("name at least one, or take `allow` out");
+            self.report
+                .error(at, "without an identity, no client may use this route")
+                .hint("name at least one, or remove `allow`");
         }
         if !can_identify {
             let hint = "give the listener `tls` with a `clientCaFile`";
-            self.error(
+            self.report.error(
                 at,
-                "no listener of this route asks clients for certificates, so nobody could use it",
+                "no listener of this route verifies client certificates, so no client may use it",
             )
             .hint(hint);
         }
@@ -139,11 +145,12 @@ impl<'a> Compiler<'a> {
             let wildcard_index = identity.find('*');
             if identity.is_empty() || wildcard_index.is_some_and(|span| span + 1 != identity.len())
             {
-                self.error(
-                    &at.key("identities").index(index),
-                    format!("`{identity}` is not an identity"),
-                )
-                .hint("write it as it is in the certificate; a `*` may stand at the end");
+                self.report
+                    .error(
+                        &at.key("identities").index(index),
+                        format!("`{identity}` is not an identity"),
+                    )
+                    .hint("write it as in the certificate; it may end with `*`");
             }
         }
         Some(
@@ -155,9 +162,10 @@ impl<'a> Compiler<'a> {
         )
     }
 
-    fn parse_file_path(&mut self, at: &FieldLocation<'a>, path: &str) -> Option<PathBuf> {
+    fn parse_file_path(&mut self, at: &FieldLocation<'_>, path: &str) -> Option<PathBuf> {
         if path.is_empty() {
-            self.error(at, "this is not the path of a file")
+            self.report
+                .error(at, "this is not the path of a file")
                 .hint("write the path of a PEM file, like `/tls/tls.crt`");
             return None;
         }

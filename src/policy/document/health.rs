@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::mode::ModeSetting,
+    mode::ModeSetting,
     units::{Percent, PolicyDuration, StatusRange},
 };
 

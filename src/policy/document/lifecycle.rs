@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::{global_rate_limit::ReplicasSection, mode::ModeSetting},
+    document::global_rate_limit::ReplicasSection,
+    mode::ModeSetting,
     units::{Percent, PolicyDuration},
 };
 

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::policy::{document::mode::ModeSetting, units::Percent};
+use crate::policy::{mode::ModeSetting, units::Percent};
 
 /// Rejects inbound requests by priority while the container is overloaded. A rejected client
 /// receives 503 with the reason `shed`.

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::policy::{document::mode::ModeSetting, units::PolicyDuration};
+use crate::policy::{mode::ModeSetting, units::PolicyDuration};
 
 /// Actions that the sidecar takes, one after another, while a problem persists.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -2,92 +2,85 @@
 //!
 //! The keys follow the Gateway API's HTTPRoute. `matching` applies the precedence of routes.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::policy::{
-    document::{
-        admission::AdmissionControlSection,
-        degradation::{AuxiliaryBackendRef, Fallback, StaleIfError},
+    document::tls::AllowedIdentities,
+    path_match::PathMatch,
+    sections::{
+        Sections,
+        admission_control::AdmissionControlSection,
+        circuit_breaker::CircuitBreaker,
+        connection_limits::ConnectionLimits,
+        fallback::{AuxiliaryBackendRef, Fallback},
         fault_injection::FaultInjection,
         hedging::Hedging,
-        path_match::PathMatch,
         rate_limit::RateLimitSection,
-        sections::{CircuitBreaker, ConnectionLimits, Retry, RetryConstraint, Sections, Timeouts},
-        tls::AllowedIdentities,
+        retry::Retry,
+        retry_constraint::RetryConstraint,
+        stale_if_error::StaleIfError,
+        timeouts::Timeouts,
+        with_sections,
     },
     units::Percent,
 };
 
-/// Requests that match, the backends that receive them, and the sections that protect them.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RouteEntry {
-    /// Name of the route, unique among routes.
-    pub name: String,
-    /// Listeners whose requests the route applies to, at least one. All have the same
-    /// direction.
-    pub listeners: Vec<String>,
-    /// Host names, exact or with a wildcard like `*.shop`, without a port. Default any host.
-    #[serde(default)]
-    pub hostnames: Vec<String>,
-    /// Conditions on the request, of which one must match. Default any request.
-    #[serde(default)]
-    pub matches: Vec<RouteMatch>,
-    /// Changes to the request and the response. Only RequestMirror may occur more than once.
-    #[serde(default)]
-    pub filters: Vec<Filter>,
-    /// Backends that receive the requests, by weight. Only a route with a RequestRedirect
-    /// filter has none.
-    #[serde(default)]
-    pub backend_refs: Vec<BackendRef>,
-    /// Clients that may use the route, by the identity in their certificate. Default all
-    /// clients.
-    pub allow: Option<AllowedIdentities>,
-    /// Name of the policy whose sections apply, unless the route itself sets them.
-    pub policy: Option<String>,
-    /// Timeouts of requests, attempts and connections.
-    pub timeouts: Option<Timeouts>,
-    /// Failures and statuses that are retried.
-    pub retry: Option<Retry>,
-    /// Budget that limits the retries to a backend.
-    pub retry_constraint: Option<RetryConstraint>,
-    /// Rejection of all requests to a backend that fails or is slow.
-    pub circuit_breaker: Option<CircuitBreaker>,
-    /// Rejection of a share of the requests while a backend fails.
-    pub admission_control: Option<AdmissionControlSection>,
-    /// Limits on requests in flight, queued requests and connections.
-    pub connection_limits: Option<ConnectionLimits>,
-    /// Limits on the rate of requests.
-    pub rate_limit: Option<RateLimitSection>,
-    /// Further attempts while a response is late.
-    pub hedging: Option<Hedging>,
-    /// Response that replaces a failure.
-    pub fallback: Option<Fallback>,
-    /// Cached responses that are sent while the backend fails.
-    pub stale_if_error: Option<StaleIfError>,
-    /// Deliberate delays and errors for tests.
-    pub fault_injection: Option<FaultInjection>,
-}
-
-impl RouteEntry {
-    /// Returns the protective sections that the route itself sets.
-    #[must_use]
-    pub fn sections(&self) -> Sections {
-        Sections {
-            timeouts: self.timeouts.clone(),
-            retry: self.retry.clone(),
-            retry_constraint: self.retry_constraint.clone(),
-            circuit_breaker: self.circuit_breaker.clone(),
-            admission_control: self.admission_control.clone(),
-            connection_limits: self.connection_limits.clone(),
-            rate_limit: self.rate_limit.clone(),
-            hedging: self.hedging.clone(),
-            fallback: self.fallback.clone(),
-            stale_if_error: self.stale_if_error.clone(),
+/// Adds a field for each section to the fields of a route, because an error in a flattened
+/// struct would have no position.
+macro_rules! define_route_entry {
+    (
+        destination { $($(#[$doc:meta])* $name:ident: $section:ty,)* }
+        route { $($(#[$route_doc:meta])* $route_name:ident: $route_section:ty,)* }
+    ) => {
+        /// Requests that match, the backends that receive them, and the sections that protect them.
+        #[derive(Debug, Clone, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        pub struct RouteEntry {
+            /// Name of the route, unique among routes.
+            pub name: String,
+            /// Listeners whose requests the route applies to, at least one. All have the same
+            /// direction.
+            pub listeners: Vec<String>,
+            /// Host names, exact or with a wildcard like `*.shop`, without a port. Default any host.
+            #[serde(default)]
+            pub hostnames: Vec<String>,
+            /// Conditions on the request, of which one must match. Default any request.
+            #[serde(default)]
+            pub matches: Vec<RouteMatch>,
+            /// Changes to the request and the response. Only RequestMirror may occur more than once.
+            #[serde(default)]
+            pub filters: Vec<Filter>,
+            /// Backends that receive the requests, by weight. Only a route with a RequestRedirect
+            /// filter has none.
+            #[serde(default)]
+            pub backend_refs: Vec<BackendRef>,
+            /// Clients that may use the route, by the identity in their certificate. Default all
+            /// clients.
+            pub allow: Option<AllowedIdentities>,
+            /// Name of the policy whose sections apply, unless the route itself sets them.
+            pub policy: Option<String>,
+            $($(#[$doc])* pub $name: Option<$section>,)*
+            $($(#[$route_doc])* pub $route_name: Option<$route_section>,)*
+            /// Deliberate delays and errors for tests.
+            pub fault_injection: Option<FaultInjection>,
         }
-    }
+
+        impl RouteEntry {
+            /// Returns the protective sections that the route itself sets.
+            #[must_use]
+            pub fn sections(&self) -> Sections {
+                Sections {
+                    $($name: self.$name.clone(),)*
+                    $($route_name: self.$route_name.clone(),)*
+                }
+            }
+        }
+    };
 }
+with_sections!(define_route_entry);
 
 /// Conditions on a request. All conditions that are set must match.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -168,6 +161,19 @@ pub enum FilterType {
     RequestRedirect,
     /// Sends a copy of the request to another backend.
     RequestMirror,
+}
+
+/// Writes the name that policies use.
+impl fmt::Display for FilterType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RequestHeaderModifier => "RequestHeaderModifier",
+            Self::ResponseHeaderModifier => "ResponseHeaderModifier",
+            Self::URLRewrite => "URLRewrite",
+            Self::RequestRedirect => "RequestRedirect",
+            Self::RequestMirror => "RequestMirror",
+        })
+    }
 }
 
 /// Sends copies of some requests to another backend. The copies do not delay the request, and

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     policy::{
         snapshot::tls::{BackendTlsSpec, Protocol},
-        units::StatusSet,
+        units::{PolicyDuration, StatusSet},
     },
     resilience::{Mode, health::HealthConfig, outlier::OutlierConfig, warm_up::WarmUpConfig},
 };
@@ -50,6 +50,28 @@ pub enum Discovery {
     File(PathBuf),
     /// A DNS name resolves to the endpoints.
     Dns(DnsSpec),
+}
+
+impl fmt::Display for Discovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Static(endpoints) => {
+                for (index, endpoint) in endpoints.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { ", " };
+                    write!(f, "{separator}{}", endpoint.address)?;
+                }
+                Ok(())
+            }
+            Self::File(path) => write!(f, "listed in {}", path.display()),
+            Self::Dns(dns) => write!(
+                f,
+                "of {} in DNS, cached for {} to {}",
+                dns.name,
+                PolicyDuration(dns.min_ttl),
+                PolicyDuration(dns.max_ttl)
+            ),
+        }
+    }
 }
 
 /// DNS name that resolves to the endpoints of a backend.

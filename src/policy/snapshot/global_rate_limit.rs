@@ -37,13 +37,13 @@ impl fmt::Display for GlobalRateLimitSpec {
         match &self.engine {
             RateLimitEngineSpec::Remote(remote) => {
                 let outcome_without_engine = if self.fails_closed {
-                    "refused"
+                    "rejected"
                 } else {
-                    "let pass"
+                    "admitted"
                 };
                 write!(
                     f,
-                    "kept by {remote} for {}; without its answer within {} requests are \
+                    "{remote}, namespace {}; requests without a decision within {} are \
                      {outcome_without_engine}",
                     remote.namespace(),
                     PolicyDuration(self.timeout)

@@ -16,6 +16,18 @@ pub enum Protocol {
     Auto,
 }
 
+/// Writes the name that policies use.
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http1 => "HTTP1",
+            Self::Http2 => "HTTP2",
+            Self::Grpc => "GRPC",
+            Self::Auto => "Auto",
+        })
+    }
+}
+
 /// TLS towards the clients of a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ListenerTlsSpec {

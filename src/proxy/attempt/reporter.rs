@@ -63,7 +63,7 @@ impl AttemptReporter {
         let destination = context.destination;
         let slow_call_duration_threshold = destination
             .policy
-            .breaker
+            .circuit_breaker
             .as_ref()
             .map_or(Duration::MAX, |breaker| {
                 breaker.slow_call_duration_threshold

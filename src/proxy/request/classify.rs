@@ -125,9 +125,12 @@ pub(crate) struct AttemptVerdict {
 /// Classifies a response status. The breaker policy defines failures; by default they are 500
 /// and above. A status of 429 is throttling.
 pub(crate) fn verdict_from_status(policy: &PolicySpec, status: u16) -> AttemptVerdict {
-    let is_failure = policy.breaker.as_ref().map_or(status >= 500, |breaker| {
-        breaker.failure_codes.contains(status)
-    });
+    let is_failure = policy
+        .circuit_breaker
+        .as_ref()
+        .map_or(status >= 500, |breaker| {
+            breaker.failure_codes.contains(status)
+        });
     let (breaker_outcome, attempt_outcome) = match status {
         429 => (CallOutcome::Throttled, AttemptOutcome::Throttled),
         _ if is_failure => (CallOutcome::Failure, AttemptOutcome::Failure),

@@ -5,11 +5,12 @@
 
 use crate::{
     policy::{
-        compile::compiler::{Compiler, FieldLocation},
+        compile::compiler::Compiler,
         document::{
             Filter, FilterType, HeaderModifier, HttpHeader, PathMatchType, PathRewrite,
-            PathRewriteType, Redirect, RouteEntry,
+            PathRewriteType, Redirect, RouteEntry, UrlRewrite,
         },
+        report::FieldLocation,
         snapshot::{FilterSpec, HeaderModifierSpec, MirrorSpec, PathRewriteSpec, RedirectSpec},
         units::Percent,
     },
@@ -41,7 +42,7 @@ pub(super) struct CompiledFilters {
 impl<'a> Compiler<'a> {
     pub(super) fn compile_filters(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         route: &RouteEntry,
     ) -> CompiledFilters {
         let mut filters = CompiledFilters::default();
@@ -61,11 +62,12 @@ impl<'a> Compiler<'a> {
                     .iter()
                     .any(|earlier| earlier.kind == filter.kind)
             {
-                self.error(
-                    &at,
-                    format!("a filter of type {:?} is given twice", filter.kind),
-                )
-                .hint("put all its changes into one");
+                self.report
+                    .error(
+                        &at,
+                        format!("a filter of type {} is given twice", filter.kind),
+                    )
+                    .hint("put all its changes into one");
             }
             if let Some(edits) = &filter.request_header_modifier {
                 filters.spec.request_headers =
@@ -77,23 +79,15 @@ impl<'a> Compiler<'a> {
             }
             if let Some(rewrite) = &filter.url_rewrite {
                 let at = at.key("urlRewrite");
-                if rewrite.hostname.as_ref().is_some_and(|host| {
-                    host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())
-                }) {
-                    self.error(&at.key("hostname"), "this is not a host")
-                        .hint("write a name, and a port where it is needed");
-                }
-                filters.spec.host_rewrite.clone_from(&rewrite.hostname);
-                filters.spec.path_rewrite = rewrite
-                    .path
-                    .as_ref()
-                    .and_then(|path| self.compile_path_rewrite(&at.key("path"), path, has_prefix));
+                self.compile_url_rewrite(&at, rewrite, has_prefix, &mut filters.spec);
             }
             if let Some(mirror) = &filter.request_mirror {
                 let at = at.key("requestMirror").key("backendRef");
                 let share = mirror.percent.map_or(Ratio::ONE, Percent::ratio);
                 filters.mirrors.extend(
-                    self.resolve_auxiliary_backend(&at, &mirror.backend_ref)
+                    mirror
+                        .backend_ref
+                        .resolve(&at, &self.facts, &mut self.report)
                         .map(|backend| MirrorSpec { backend, share }),
                 );
             }
@@ -105,7 +99,28 @@ impl<'a> Compiler<'a> {
         filters
     }
 
-    fn check_filter_fields(&mut self, at: &FieldLocation<'a>, filter: &Filter) {
+    fn compile_url_rewrite(
+        &mut self,
+        at: &FieldLocation<'_>,
+        rewrite: &UrlRewrite,
+        has_prefix: bool,
+        filters: &mut FilterSpec,
+    ) {
+        if rewrite.hostname.as_ref().is_some_and(|host| {
+            host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())
+        }) {
+            self.report
+                .error(&at.key("hostname"), "this is not a host")
+                .hint("write a name, and a port where it is needed");
+        }
+        filters.host_rewrite.clone_from(&rewrite.hostname);
+        filters.path_rewrite = rewrite
+            .path
+            .as_ref()
+            .and_then(|path| self.compile_path_rewrite(&at.key("path"), path, has_prefix));
+    }
+
+    fn check_filter_fields(&mut self, at: &FieldLocation<'_>, filter: &Filter) {
         let fields = [
             (
                 FilterType::RequestHeaderModifier,
@@ -135,35 +150,39 @@ impl<'a> Compiler<'a> {
         ];
         for (kind, name, is_given) in fields {
             if kind == filter.kind && !is_given {
-                self.error(at, format!("a filter of type {kind:?} needs `{name}`"))
+                self.report
+                    .error(at, format!("a filter of type {kind:?} needs `{name}`"))
                     .hint(format!("add `{name}:`"));
             }
             if kind != filter.kind && is_given {
-                self.error(
-                    &at.key(name),
-                    format!("a filter of type {:?} has no `{name}`", filter.kind),
-                )
-                .hint("write one filter for each change");
+                self.report
+                    .error(
+                        &at.key(name),
+                        format!("a filter of type {} has no `{name}`", filter.kind),
+                    )
+                    .hint("write one filter for each change");
             }
         }
     }
 
     fn compile_header_modifier(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         written: &HeaderModifier,
     ) -> HeaderModifierSpec {
         let mut check = |key: &str, names: Vec<&str>| {
             for (index, name) in names.into_iter().enumerate() {
                 let lower = name.to_ascii_lowercase();
                 if PROTECTED_HEADERS.contains(&lower.as_str()) {
-                    self.error(
-                        &at.key(key).index(index),
-                        format!("the header `{name}` cannot be changed by a filter"),
-                    )
-                    .hint("the proxy writes it itself; `urlRewrite.hostname` changes the host");
+                    self.report
+                        .error(
+                            &at.key(key).index(index),
+                            format!("the header `{name}` cannot be changed by a filter"),
+                        )
+                        .hint("the proxy writes it itself; `urlRewrite.hostname` changes the host");
                 } else {
-                    self.parse_header_name(&at.key(key).index(index), name);
+                    self.report
+                        .parse_header_name(&at.key(key).index(index), name);
                 }
             }
         };
@@ -182,11 +201,12 @@ impl<'a> Compiler<'a> {
         for (key, edits) in [("set", &written.set), ("add", &written.add)] {
             for (index, edit) in edits.iter().enumerate() {
                 if http::HeaderValue::from_str(&edit.value).is_err() {
-                    self.error(
-                        &at.key(key).index(index).key("value"),
-                        "this cannot be the value of a header",
-                    )
-                    .hint("a value is one line of visible characters");
+                    self.report
+                        .error(
+                            &at.key(key).index(index).key("value"),
+                            "this cannot be the value of a header",
+                        )
+                        .hint("a value is one line of visible characters");
                 }
             }
         }
@@ -210,7 +230,7 @@ impl<'a> Compiler<'a> {
 
     fn compile_path_rewrite(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         written: &PathRewrite,
         has_prefix: bool,
     ) -> Option<PathRewriteSpec> {
@@ -226,14 +246,16 @@ impl<'a> Compiler<'a> {
                 PathRewriteSpec::Prefix(prefix.trim_end_matches('/').to_owned())
             }
             (PathRewriteType::ReplacePrefixMatch, None, Some(_)) => {
-                self.error(at, "there is no prefix to replace")
+                self.report
+                    .error(at, "there is no prefix to replace")
                     .hint("every match of this route needs a path of type PathPrefix");
                 return None;
             }
             _ => {
                 let hint = "ReplaceFullPath has `replaceFullPath`, ReplacePrefixMatch has \
                             `replacePrefixMatch`";
-                self.error(at, "a rewrite has the one field that its type names")
+                self.report
+                    .error(at, "a rewrite has the one field that its type names")
                     .hint(hint);
                 return None;
             }
@@ -242,7 +264,8 @@ impl<'a> Compiler<'a> {
         if !(text.is_empty() || text.starts_with('/'))
             || !text.bytes().all(|byte| byte.is_ascii_graphic())
         {
-            self.error(at, format!("`{text}` is not a path"))
+            self.report
+                .error(at, format!("`{text}` is not a path"))
                 .hint("a path begins with `/` and has no spaces");
         }
         Some(path)
@@ -250,19 +273,21 @@ impl<'a> Compiler<'a> {
 
     fn compile_redirect(
         &mut self,
-        at: &FieldLocation<'a>,
+        at: &FieldLocation<'_>,
         written: &Redirect,
         has_prefix: bool,
     ) -> Option<RedirectSpec> {
         let status = written.status_code.unwrap_or(302);
         if ![301, 302, 303, 307, 308].contains(&status) {
-            self.error(&at.key("statusCode"), format!("{status} is not a redirect"))
+            self.report
+                .error(&at.key("statusCode"), format!("{status} is not a redirect"))
                 .hint("write 301, 302, 303, 307 or 308");
         }
         if written.hostname.as_ref().is_some_and(|host| {
             host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic())
         }) {
-            self.error(&at.key("hostname"), "this is not a host")
+            self.report
+                .error(&at.key("hostname"), "this is not a host")
                 .hint("write a name, without scheme and path");
         }
         if written
@@ -270,7 +295,11 @@ impl<'a> Compiler<'a> {
             .as_ref()
             .is_some_and(|scheme| scheme != "http" && scheme != "https")
         {
-            self.error(&at.key("scheme"), "a redirect leads to `http` or `https`")
+            self.report
+                .error(
+                    &at.key("scheme"),
+                    "the scheme of a redirect is `http` or `https`",
+                )
                 .hint("write one of the two");
         }
         let path = match &written.path {

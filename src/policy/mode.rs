@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::resilience::Mode;
+
 /// Whether a section acts on requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum ModeSetting {
@@ -13,4 +15,15 @@ pub enum ModeSetting {
     Shadow,
     /// Disables the section, and does not inherit another one.
     Off,
+}
+
+impl ModeSetting {
+    /// Returns the mode of the compiled section.
+    pub(in crate::policy) fn mode(self) -> Mode {
+        match self {
+            Self::Enforce => Mode::Enforce,
+            Self::Shadow => Mode::Shadow,
+            Self::Off => Mode::Off,
+        }
+    }
 }

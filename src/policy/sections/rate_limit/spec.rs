@@ -11,7 +11,8 @@ use std::{
 
 use crate::{
     policy::{
-        document::RateLimitHeaders, matching::PathMatchSpec, snapshot::origin::SectionOrigin,
+        matching::PathMatchSpec,
+        sections::{origin::SectionOrigin, rate_limit::document::RateLimitHeaders},
         units::PolicyDuration,
     },
     resilience::Mode,
@@ -121,10 +122,10 @@ impl fmt::Display for RateLimitRuleSpec {
             self.cost
         )?;
         if let Some(header) = &self.response_cost_header {
-            write!(f, " and what {header} of the answer says")?;
+            write!(f, " and the number in the response header {header}")?;
         }
         if !self.max_wait.is_zero() {
-            write!(f, ", waits up to {}", PolicyDuration(self.max_wait))?;
+            write!(f, ", delays up to {}", PolicyDuration(self.max_wait))?;
         }
         if let Some(RateWarmUpSpec {
             window,
@@ -133,7 +134,7 @@ impl fmt::Display for RateLimitRuleSpec {
         {
             write!(
                 f,
-                ", from 1/{cold_factor} of it in {}",
+                ", warms up from 1/{cold_factor} of the rate in {}",
                 PolicyDuration(window)
             )?;
         }
@@ -141,7 +142,7 @@ impl fmt::Display for RateLimitRuleSpec {
             write!(f, ", one bucket per key, {} keys", self.max_keys)?;
         }
         if self.is_global {
-            write!(f, ", of all instances")?;
+            write!(f, ", shared by all instances")?;
         }
         write!(f, ", {}", self.mode.name())
     }

@@ -1,15 +1,14 @@
-//! Rate limits: token buckets, the requests that they select, and what a request costs.
+//! The format of rate limits: token buckets, selectors, and the cost of a request.
 //!
 //! The keys follow Envoy Gateway's rate limits. This module does not know the fill of any
 //! bucket.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::policy::{
-    document::{mode::ModeSetting, path_match::PathMatch},
-    units::PolicyDuration,
-};
+use crate::policy::{mode::ModeSetting, path_match::PathMatch, units::PolicyDuration};
 
 /// Rate limits of requests. A request over a limit receives 429.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -41,6 +40,17 @@ pub enum RateLimitHeaders {
     /// `ratelimit-policy` and `ratelimit` (draft-ietf-httpapi-ratelimit-headers-10).
     #[default]
     Draft10,
+}
+
+/// Writes the name that policies use.
+impl fmt::Display for RateLimitHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "Off",
+            Self::DraftVersion03 => "DraftVersion03",
+            Self::Draft10 => "Draft10",
+        })
+    }
 }
 
 /// Limits that this sidecar enforces by itself.
