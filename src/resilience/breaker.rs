@@ -52,7 +52,7 @@ mod transition;
 use std::time::{Duration, Instant};
 
 pub use crate::resilience::breaker::{
-    call::{CallCounts, CallOutcome, Speed},
+    call::{CallCounts, CallOutcome, CallResult, Speed},
     config::{BreakerConfig, BreakerThresholds, BreakerTimes, InvalidBreaker},
     transition::{StateKind, Transition, TransitionCause},
 };
@@ -220,21 +220,20 @@ impl Breaker {
     pub fn settle(
         &mut self,
         permit: &Permit,
-        outcome: CallOutcome,
-        speed: Speed,
+        call: CallResult,
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
         if permit.generation != self.generation {
-            if outcome != CallOutcome::Cancelled {
+            if call.outcome != CallOutcome::Cancelled {
                 self.late_results = self.late_results.saturating_add(1);
             }
             return None;
         }
         match &mut self.state {
-            StateData::Closed { .. } => self.settle_closed(outcome, speed, now, random),
+            StateData::Closed { .. } => self.settle_closed(call, now, random),
             StateData::HalfOpen { probes, .. } => {
-                let verdict = probes.settle(&self.config, outcome, speed);
+                let verdict = probes.settle(&self.config, call);
                 let counts = probes.counts();
                 match verdict {
                     ProbeVerdict::Undecided => None,
@@ -357,22 +356,16 @@ impl Breaker {
         }
     }
 
-    fn settle_closed(
-        &mut self,
-        outcome: CallOutcome,
-        speed: Speed,
-        now: Instant,
-        random: f64,
-    ) -> Option<Transition> {
-        let call = CallCounts::from_call(outcome, speed)?;
-        match outcome {
+    fn settle_closed(&mut self, call: CallResult, now: Instant, random: f64) -> Option<Transition> {
+        let call_counts = CallCounts::from_call(call)?;
+        match call.outcome {
             CallOutcome::Success => self.consecutive_failures = 0,
             CallOutcome::Failure => {
                 self.consecutive_failures = self.consecutive_failures.saturating_add(1);
             }
             CallOutcome::Throttled | CallOutcome::Cancelled => {}
         }
-        self.window.add(call, now);
+        self.window.add(call_counts, now);
         let counts = self.window.last_total();
         let cause = self
             .config

@@ -43,6 +43,15 @@ impl Speed {
     }
 }
 
+/// Result of one call: how it ended, and at which speed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallResult {
+    /// How the call ended.
+    pub outcome: CallOutcome,
+    /// Speed of the call. It has no meaning if the call was cancelled.
+    pub speed: Speed,
+}
+
 /// Number of calls by result and by speed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CallCounts {
@@ -56,8 +65,8 @@ pub struct CallCounts {
 
 impl CallCounts {
     /// Returns the counts of one call, or `None` if it was cancelled.
-    pub(super) fn from_call(outcome: CallOutcome, speed: Speed) -> Option<Self> {
-        let (successes, failures) = match outcome {
+    pub(super) fn from_call(call: CallResult) -> Option<Self> {
+        let (successes, failures) = match call.outcome {
             CallOutcome::Success => (1, 0),
             CallOutcome::Failure | CallOutcome::Throttled => (0, 1),
             CallOutcome::Cancelled => return None,
@@ -65,7 +74,7 @@ impl CallCounts {
         Some(Self {
             successes,
             failures,
-            slow_calls: u32::from(speed == Speed::Slow),
+            slow_calls: u32::from(call.speed == Speed::Slow),
         })
     }
 

@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 
 use crate::resilience::{
     breaker::{
-        call::{CallCounts, CallOutcome, Speed},
+        call::{CallCounts, CallResult},
         config::BreakerConfig,
     },
     ratio::Ratio,
@@ -50,17 +50,12 @@ impl HalfOpenProbes {
         has_room
     }
 
-    pub(super) fn settle(
-        &mut self,
-        config: &BreakerConfig,
-        outcome: CallOutcome,
-        speed: Speed,
-    ) -> ProbeVerdict {
+    pub(super) fn settle(&mut self, config: &BreakerConfig, call: CallResult) -> ProbeVerdict {
         self.outstanding = self.outstanding.saturating_sub(1);
-        let Some(call) = CallCounts::from_call(outcome, speed) else {
+        let Some(counts) = CallCounts::from_call(call) else {
             return ProbeVerdict::Undecided;
         };
-        self.counts += call;
+        self.counts += counts;
         if self.has_failed(config) {
             ProbeVerdict::Failed
         } else if self.counts.total() >= self.max_calls {

@@ -35,6 +35,13 @@ pub(super) fn config() -> BreakerConfig {
     BreakerConfig::try_new(thresholds(), times(), non_zero(4)).expect("sound")
 }
 
+fn fast_call(outcome: CallOutcome) -> CallResult {
+    CallResult {
+        outcome,
+        speed: Speed::Fast,
+    }
+}
+
 /// A breaker with a clock that the test advances.
 pub(super) struct BreakerFixture {
     pub(super) breaker: Breaker,
@@ -81,7 +88,7 @@ impl BreakerFixture {
 
     pub(super) fn settle(&mut self, permit: &Permit, outcome: CallOutcome) -> Option<Transition> {
         self.breaker
-            .settle(permit, outcome, Speed::Fast, self.now, NO_JITTER)
+            .settle(permit, fast_call(outcome), self.now, NO_JITTER)
     }
 
     pub(super) fn call(&mut self, outcome: CallOutcome) -> StateKind {
@@ -95,8 +102,10 @@ impl BreakerFixture {
         let permit = self.acquire().expect("closed");
         self.breaker.settle(
             &permit,
-            Success,
-            Speed::from_duration(duration, Duration::from_secs(1)),
+            CallResult {
+                outcome: Success,
+                speed: Speed::from_duration(duration, Duration::from_secs(1)),
+            },
             self.now,
             NO_JITTER,
         );
@@ -357,7 +366,7 @@ fn the_open_time_is_jittered_by_a_fifth() {
             let permit = fixture.acquire().expect("closed");
             fixture
                 .breaker
-                .settle(&permit, Failure, Speed::Fast, fixture.now, random);
+                .settle(&permit, fast_call(Failure), fixture.now, random);
         }
         assert_eq!(
             fixture.breaker.next_deadline(),

@@ -14,8 +14,8 @@ use crate::{
     resilience::{
         Mode,
         breaker::{
-            Breaker, BreakerConfig, BreakerSnapshot, CallOutcome, Permit, Rejected, Speed,
-            StateKind, Transition,
+            Breaker, BreakerConfig, BreakerSnapshot, CallOutcome, CallResult, Permit, Rejected,
+            Speed, StateKind, Transition,
         },
     },
     state::table::{BuildContext, Reconfigure},
@@ -146,10 +146,10 @@ impl BreakerState {
         now: Instant,
         random: f64,
     ) {
-        let transition = self
-            .lock()
-            .machine
-            .settle(permit, outcome, speed, now, random);
+        let transition =
+            self.lock()
+                .machine
+                .settle(permit, CallResult { outcome, speed }, now, random);
         self.emit_transition(transition);
     }
 
