@@ -47,7 +47,7 @@ pub use crate::resilience::outlier::{
         ConsecutiveThresholds, FailurePercentageRule, InvalidOutlier, OutlierConfig,
         SuccessRateRule,
     },
-    endpoint_result::EndpointResult,
+    endpoint_result::{EndpointResult, TimedResult},
     sweep::{IntervalResults, find_outliers_by_latency, find_outliers_by_results, may_eject},
 };
 
@@ -215,23 +215,21 @@ impl OutlierDetector {
         &mut self,
         config: &OutlierConfig,
         permit: &OutlierPermit,
-        result: EndpointResult,
-        took: Duration,
-        now: Instant,
+        timed: TimedResult,
         random: f64,
     ) -> OutlierVerdict {
         if permit.generation != self.generation {
             return OutlierVerdict::Unchanged;
         }
         if permit.is_probe {
-            return self.settle_probe(config, result, took, now, random);
+            return self.settle_probe(config, timed, random);
         }
         if self.ejection_state != EjectionState::NotEjected {
             return OutlierVerdict::Unchanged;
         }
-        self.interval_results.record(result);
-        self.latencies.record_result(result, took);
-        let result = match result {
+        self.interval_results.record(timed.result);
+        self.latencies.record_result(timed.result, timed.took);
+        let result = match timed.result {
             EndpointResult::Cancelled => return OutlierVerdict::Unchanged,
             EndpointResult::Throttled => EndpointResult::Success,
             other => other,
@@ -345,12 +343,11 @@ impl OutlierDetector {
     fn settle_probe(
         &mut self,
         config: &OutlierConfig,
-        result: EndpointResult,
-        took: Duration,
-        now: Instant,
+        timed: TimedResult,
         random: f64,
     ) -> OutlierVerdict {
-        let cause = match (result, self.probe_latency_limit) {
+        let took = timed.took;
+        let cause = match (timed.result, self.probe_latency_limit) {
             (EndpointResult::Cancelled, _) => {
                 if let EjectionState::Probation { since, .. } = self.ejection_state {
                     self.ejection_state = EjectionState::Probation {
@@ -377,7 +374,7 @@ impl OutlierDetector {
         };
         OutlierVerdict::EjectedAgain(
             cause,
-            self.enter_ejected(config.ejection_time(1), now, random),
+            self.enter_ejected(config.ejection_time(1), timed.at, random),
         )
     }
 

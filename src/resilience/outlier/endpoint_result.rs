@@ -1,5 +1,7 @@
 //! Result of an attempt, as outlier detection counts it.
 
+use std::time::{Duration, Instant};
+
 /// How an attempt ended, as far as the endpoint is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointResult {
@@ -15,4 +17,15 @@ pub enum EndpointResult {
     Throttled,
     /// The client or the proxy cancelled the attempt. The latency is at least the elapsed time.
     Cancelled,
+}
+
+/// An [`EndpointResult`] with its timing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimedResult {
+    /// How the attempt ended.
+    pub result: EndpointResult,
+    /// Time from the start of the attempt to its result.
+    pub took: Duration,
+    /// Time at which the result became known.
+    pub at: Instant,
 }

@@ -23,7 +23,22 @@ fn settle_result(
     now: Instant,
 ) -> OutlierVerdict {
     let permit = detector.issue_permit();
-    detector.settle(&config(), &permit, result, SECOND, now, 0.0)
+    settle_permit(detector, &permit, result, now)
+}
+
+/// Settles a permit with the result of an attempt that took one second.
+fn settle_permit(
+    detector: &mut OutlierDetector,
+    permit: &OutlierPermit,
+    result: EndpointResult,
+    now: Instant,
+) -> OutlierVerdict {
+    let timed = TimedResult {
+        result,
+        took: SECOND,
+        at: now,
+    };
+    detector.settle(&config(), permit, timed, 0.0)
 }
 
 #[test]
@@ -79,15 +94,13 @@ fn a_threshold_of_zero_never_ejects() {
     let (mut detector, now) = (OutlierDetector::default(), some_instant());
     for _ in 0..100 {
         let permit = detector.issue_permit();
+        let timed = TimedResult {
+            result: EndpointResult::LocalOriginFailure,
+            took: SECOND,
+            at: now,
+        };
         assert_eq!(
-            detector.settle(
-                &config,
-                &permit,
-                EndpointResult::LocalOriginFailure,
-                SECOND,
-                now,
-                0.0
-            ),
+            detector.settle(&config, &permit, timed, 0.0),
             OutlierVerdict::Unchanged
         );
     }
@@ -118,13 +131,11 @@ fn an_ejected_endpoint_is_readmitted_by_one_successful_probe() {
         "one at a time"
     );
     assert_eq!(
-        detector.settle(
-            &config(),
+        settle_permit(
+            &mut detector,
             &probe,
             EndpointResult::Success,
-            SECOND,
-            probation_start,
-            0.0
+            probation_start
         ),
         OutlierVerdict::Readmitted
     );
@@ -140,7 +151,12 @@ fn settle_probe_result(
 ) -> OutlierVerdict {
     assert!(detector.end_expired_ejection(now));
     let probe = detector.try_acquire_probe(true, now).expect("on probation");
-    detector.settle(&config(), &probe, result, took, now, 0.0)
+    let timed = TimedResult {
+        result,
+        took,
+        at: now,
+    };
+    detector.settle(&config(), &probe, timed, 0.0)
 }
 
 #[test]
@@ -229,25 +245,21 @@ fn a_probe_without_a_result_times_out_and_another_is_allowed() {
         .try_acquire_probe(true, probation_start + PROBE_TIMEOUT)
         .expect("it has waited long enough");
     assert_eq!(
-        detector.settle(
-            &config(),
+        settle_permit(
+            &mut detector,
             &first,
             EndpointResult::LocalOriginFailure,
-            SECOND,
-            probation_start,
-            0.0
+            probation_start
         ),
         OutlierVerdict::Unchanged,
         "too late"
     );
     assert_eq!(
-        detector.settle(
-            &config(),
+        settle_permit(
+            &mut detector,
             &second,
             EndpointResult::Success,
-            SECOND,
-            probation_start,
-            0.0
+            probation_start
         ),
         OutlierVerdict::Readmitted
     );
@@ -284,14 +296,7 @@ fn a_cancelled_probe_releases_its_permit() {
     detector.end_expired_ejection(now + 30 * SECOND);
     let probe = detector.try_acquire_probe(true, now).expect("on probation");
     assert_eq!(
-        detector.settle(
-            &config(),
-            &probe,
-            EndpointResult::Cancelled,
-            SECOND,
-            now,
-            0.0
-        ),
+        settle_permit(&mut detector, &probe, EndpointResult::Cancelled, now),
         OutlierVerdict::Unchanged
     );
     assert!(detector.try_acquire_probe(true, now).is_some());
@@ -324,25 +329,16 @@ fn late_results_neither_eject_nor_readmit() {
     let early_permit = detector.issue_permit();
     detector.eject(&config(), EjectionCause::Consecutive5xx(5), now, 0.0);
     assert_eq!(
-        detector.settle(
-            &config(),
-            &early_permit,
-            EndpointResult::Success,
-            SECOND,
-            now,
-            0.0
-        ),
+        settle_permit(&mut detector, &early_permit, EndpointResult::Success, now),
         OutlierVerdict::Unchanged
     );
     detector.end_expired_ejection(now + 30 * SECOND);
     assert_eq!(
-        detector.settle(
-            &config(),
+        settle_permit(
+            &mut detector,
             &early_permit,
             EndpointResult::ServerError,
-            SECOND,
-            now,
-            0.0
+            now
         ),
         OutlierVerdict::Unchanged
     );
@@ -356,14 +352,7 @@ fn late_results_neither_eject_nor_readmit() {
     let probe = detector.try_acquire_probe(true, now).expect("on probation");
     detector.uneject();
     assert_eq!(
-        detector.settle(
-            &config(),
-            &probe,
-            EndpointResult::ServerError,
-            SECOND,
-            now,
-            0.0
-        ),
+        settle_permit(&mut detector, &probe, EndpointResult::ServerError, now),
         OutlierVerdict::Unchanged,
         "of an earlier generation"
     );
@@ -377,7 +366,7 @@ fn only_enough_successes_shorten_the_next_ejection() {
     detector.end_expired_ejection(now + 30 * SECOND);
     let probe = detector.try_acquire_probe(true, now).expect("on probation");
     assert_eq!(
-        detector.settle(&config(), &probe, EndpointResult::Success, SECOND, now, 0.0),
+        settle_permit(&mut detector, &probe, EndpointResult::Success, now),
         OutlierVerdict::Readmitted
     );
     let mut interval = |successes: u32, failures: u32| {

@@ -19,7 +19,7 @@ use crate::{
         Mode,
         outlier::{
             self, EjectionCause, EjectionState, EndpointResult, OutlierDetector, OutlierPermit,
-            OutlierVerdict,
+            OutlierVerdict, TimedResult,
         },
     },
     state::topology::{backend::BackendState, endpoint::EndpointState},
@@ -268,15 +268,13 @@ impl AttemptObservation {
             return;
         };
         let endpoint = &self.backend.endpoints[self.endpoint_index];
+        let timed = TimedResult {
+            result,
+            took: latency,
+            at: now,
+        };
         let verdict = endpoint.update_outlier_detector(|detector| {
-            detector.settle(
-                &outlier.config,
-                &permit,
-                result,
-                latency,
-                now,
-                fastrand::f64(),
-            )
+            detector.settle(&outlier.config, &permit, timed, fastrand::f64())
         });
         match verdict {
             OutlierVerdict::Unchanged => {}
