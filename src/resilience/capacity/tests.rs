@@ -13,56 +13,17 @@ fn observed_load(peak: u32, limit: Option<u32>) -> ObservedLoad {
 
 #[test]
 fn the_load_is_spread_evenly_over_the_remaining_replicas() {
+    use CapacityVerdict::{
+        Insufficient, NoOtherReplica, Sufficient, UnknownLimit, UnknownReplicas,
+    };
     let table = [
-        (
-            10,
-            Some(64),
-            None,
-            CapacityVerdict::UnknownReplicas,
-            0.0,
-            f64::INFINITY,
-        ),
-        (
-            10,
-            Some(64),
-            Some(0),
-            CapacityVerdict::NoOtherReplica,
-            0.0,
-            f64::INFINITY,
-        ),
-        (
-            10,
-            None,
-            Some(2),
-            CapacityVerdict::UnknownLimit,
-            2.0 / 3.0,
-            15.0,
-        ),
-        (
-            10,
-            Some(15),
-            Some(2),
-            CapacityVerdict::Sufficient,
-            2.0 / 3.0,
-            15.0,
-        ),
-        (
-            10,
-            Some(14),
-            Some(2),
-            CapacityVerdict::Insufficient,
-            2.0 / 3.0,
-            15.0,
-        ),
-        (
-            10,
-            Some(20),
-            Some(1),
-            CapacityVerdict::Sufficient,
-            0.5,
-            20.0,
-        ),
-        (0, Some(1), Some(1), CapacityVerdict::Sufficient, 0.5, 0.0),
+        (10, Some(64), None, UnknownReplicas, 0.0, f64::INFINITY),
+        (10, Some(64), Some(0), NoOtherReplica, 0.0, f64::INFINITY),
+        (10, None, Some(2), UnknownLimit, 2.0 / 3.0, 15.0),
+        (10, Some(15), Some(2), Sufficient, 2.0 / 3.0, 15.0),
+        (10, Some(14), Some(2), Insufficient, 2.0 / 3.0, 15.0),
+        (10, Some(20), Some(1), Sufficient, 0.5, 20.0),
+        (0, Some(1), Some(1), Sufficient, 0.5, 0.0),
     ];
     for (peak, limit, remaining_replicas, verdict, share, per_replica) in table {
         let forecast =
