@@ -32,7 +32,7 @@ use crate::{
     transport::{
         backpressured_stream::BackpressuredStream,
         certificate,
-        queued_stream::{self, ConnectionHandle, HandshakeOutcome, QueuedStream},
+        queued_stream::{self, HandshakeOutcome, QueuedStream},
         socket::Socket,
     },
 };
@@ -49,8 +49,7 @@ pub(crate) async fn serve(
     mut listener_state: watch::Receiver<ListenerState>,
 ) {
     let spec = permit.listener_context().spec.load_full();
-    let Some((mut connection, handle, handshake_outcome)) = accept_tls(tcp, &spec, &worker).await
-    else {
+    let Some((mut connection, handshake_outcome)) = accept_tls(tcp, &spec, &worker).await else {
         return;
     };
     let identity = ClientIdentity {
@@ -66,7 +65,7 @@ pub(crate) async fn serve(
         (_, Some(b"h2")) | (Protocol::Http2 | Protocol::Grpc, _) => true,
         (Protocol::Http1, _) | (Protocol::Auto, Some(_)) => false,
         (Protocol::Auto, None) => {
-            match begins_with_preface(&mut connection, &handle, &spec, &mut listener_state).await {
+            match begins_with_preface(&mut connection, &spec, &mut listener_state).await {
                 Some(is_http2) => is_http2,
                 None => return,
             }
@@ -83,7 +82,7 @@ pub(crate) async fn serve(
         ))
         .await;
     } else {
-        http1::serve(connection, handle, identity, permit, worker, listener_state).await;
+        http1::serve(connection, identity, permit, worker, listener_state).await;
     }
 }
 
@@ -95,10 +94,10 @@ async fn accept_tls(
     tcp: TcpStream,
     spec: &ListenerSpec,
     worker: &Worker,
-) -> Option<(QueuedStream, Arc<ConnectionHandle>, HandshakeOutcome)> {
+) -> Option<(QueuedStream, HandshakeOutcome)> {
     let Some(tls) = &spec.tls else {
-        let (connection, handle) = queued_stream::open(Socket::Tcp(tcp), None);
-        return Some((connection, handle, HandshakeOutcome::default()));
+        let (connection, _) = queued_stream::open(Socket::Tcp(tcp), None);
+        return Some((connection, HandshakeOutcome::default()));
     };
     let record_tls_failure = |why: &dyn std::fmt::Display| {
         tracing::debug!("no TLS with a client of the listener {}: {why}", spec.name);
@@ -118,7 +117,7 @@ async fn accept_tls(
     let (connection, handle) = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
     let handshake = clock::timeout(Some(spec.limits.header_timeout), handle.handshake());
     match handshake.await {
-        Ok(Ok(handshake_outcome)) => Some((connection, handle, handshake_outcome)),
+        Ok(Ok(handshake_outcome)) => Some((connection, handshake_outcome)),
         Ok(Err(error)) => {
             record_tls_failure(&error);
             None
@@ -138,12 +137,17 @@ async fn accept_tls(
 /// the end of the input.
 async fn begins_with_preface(
     connection: &mut QueuedStream,
-    handle: &ConnectionHandle,
     spec: &ListenerSpec,
     listener_state: &mut watch::Receiver<ListenerState>,
 ) -> Option<bool> {
     // A connection without bytes is idle, as it is between two requests.
-    if !http1::wait_for_request(handle, spec.limits.idle_timeout, listener_state).await {
+    if !http1::wait_for_request(
+        connection.handle(),
+        spec.limits.idle_timeout,
+        listener_state,
+    )
+    .await
+    {
         return None;
     }
     let mut peeked_bytes = BytesMut::with_capacity(PREFACE.len());

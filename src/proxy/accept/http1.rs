@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::{
     clock,
     proxy::{
-        accept::listener_context::{ConnectionPermit, ListenerContext, ListenerState},
+        accept::listener_context::{ConnectionPermit, ListenerState},
         downstream::client::{Client, ConnectionDisposition, DownstreamHttp1, DownstreamStream},
         headers::lifecycle::LifecycleHeaders,
         request::{rejection::Rejection, view::ClientIdentity},
@@ -33,41 +33,67 @@ use crate::{
 /// time bounds the close of the proxy's side and the discarding separately.
 const LINGER_LIMITS: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
 
+/// HTTP/1 connection of a client, with everything that its requests share.
+struct DownstreamConnection {
+    /// Dropped first: a client that observes the close may connect again at once.
+    permit: ConnectionPermit,
+    handle: Arc<ConnectionHandle>,
+    identity: ClientIdentity,
+    worker: Arc<Worker>,
+    listener_state: watch::Receiver<ListenerState>,
+}
+
+/// Stream of a connection between two requests.
+struct ReusableStream {
+    stream: Stream,
+    /// Bytes that were read beyond the last request.
+    pipelined_bytes: Option<BytesMut>,
+}
+
+/// How the wait for a request head ended.
+enum HeadOutcome {
+    /// The head is complete and well-formed.
+    Complete,
+    /// The connection is idle or closed by its client, so it closes without a response.
+    Closed,
+    /// The head is malformed, too large or too slow.
+    Rejected(Reason),
+}
+
 /// Serves the requests of a connection until it closes. The permit is released at that moment.
 pub(crate) async fn serve(
-    connection: QueuedStream,
-    handle: Arc<ConnectionHandle>,
+    stream: QueuedStream,
     identity: ClientIdentity,
     permit: ConnectionPermit,
     worker: Arc<Worker>,
-    mut listener_state: watch::Receiver<ListenerState>,
+    listener_state: watch::Receiver<ListenerState>,
 ) {
-    let mut stream: Stream = Box::new(connection);
-    let mut pipelined_bytes: Option<BytesMut> = None;
+    let mut connection = DownstreamConnection {
+        permit,
+        handle: stream.handle().clone(),
+        identity,
+        worker,
+        listener_state,
+    };
+    let mut next = ReusableStream {
+        stream: Box::new(stream),
+        pipelined_bytes: None,
+    };
     let mut is_first = true;
     loop {
-        let idle_timeout = permit.listener_context().spec.load().limits.idle_timeout;
-        let bytes_received_at_start = handle.bytes_received();
-        let has_more = pipelined_bytes.is_some() || (is_first && handle.has_replay_bytes());
-        if !has_more && !wait_for_request(&handle, idle_timeout, &mut listener_state).await {
+        let bytes_received_at_start = connection.handle.bytes_received();
+        let has_more =
+            next.pipelined_bytes.is_some() || (is_first && connection.handle.has_replay_bytes());
+        if !has_more && !connection.wait_for_next_request().await {
             return;
         }
         is_first = false;
         // Boxing keeps the future of an idle connection small.
-        let next = Box::pin(serve_request(
-            stream,
-            pipelined_bytes.take(),
-            (&handle, bytes_received_at_start),
-            &identity,
-            permit.listener_context(),
-            &worker,
-            &listener_state,
-        ))
-        .await;
-        let Some((reused, next_pipelined_bytes)) = next else {
+        let served = Box::pin(connection.serve_request(next, bytes_received_at_start)).await;
+        let Some(reusable) = served else {
             return;
         };
-        (stream, pipelined_bytes) = (reused, next_pipelined_bytes);
+        next = reusable;
     }
 }
 
@@ -90,98 +116,139 @@ pub(crate) async fn wait_for_request(
     }
 }
 
-/// Reads, serves and finishes one request.
-///
-/// Returns the stream and the bytes read beyond this request, if another request can follow.
-/// Returns `None` if the connection closes.
-async fn serve_request(
-    stream: Stream,
-    pipelined_bytes: Option<BytesMut>,
-    (handle, bytes_received_at_start): (&Arc<ConnectionHandle>, u64),
-    identity: &ClientIdentity,
-    listener_context: &Arc<ListenerContext>,
-    worker: &Arc<Worker>,
-    listener_state: &watch::Receiver<ListenerState>,
-) -> Option<(Stream, Option<BytesMut>)> {
-    let limits = listener_context.spec.load().limits;
-    let mut session = Box::new(ServerSession::new_http1(stream));
-    // The timeout below covers the whole head; a session timeout would cover each read.
-    session.set_read_timeout(None);
-    session.set_pipelining_enabled(true);
-    // pingora would close the connection after an interim response to an incomplete request.
-    // The relay decides when the connection closes.
-    session.set_close_on_response_before_downstream_finish(false);
-    if let Some(pipelined_bytes) = pipelined_bytes {
-        session.set_pipelined_prefix(pipelined_bytes);
+impl DownstreamConnection {
+    /// Waits for the first byte of the next request, as [`wait_for_request`] does.
+    async fn wait_for_next_request(&mut self) -> bool {
+        let idle_timeout = self
+            .permit
+            .listener_context()
+            .spec
+            .load()
+            .limits
+            .idle_timeout;
+        wait_for_request(&self.handle, idle_timeout, &mut self.listener_state).await
     }
-    let has_replay_bytes = handle.has_replay_bytes();
-    handle.set_read_limit(Some(limits.max_header_bytes));
-    let read = clock::timeout(Some(limits.header_timeout), session.read_request()).await;
-    let is_header_too_large = handle.is_read_limit_reached();
-    handle.set_read_limit(None);
-    // The specification is loaded after the read, so that a request that waited during a reload
-    // uses the current listener name.
-    let stream = DownstreamStream::Http1(DownstreamHttp1 {
-        session,
-        handle: handle.clone(),
-    });
-    let mut client = Client {
-        stream,
-        identity: identity.clone(),
-        listener: listener_context.spec.load_full(),
-    };
-    let reason = match read {
-        Ok(Ok(true)) => {
-            let is_closing = *listener_state.borrow() > ListenerState::Open;
-            let disposition = serve::serve(worker, &mut client, is_closing).await;
-            return finish_request(client, disposition).await;
+
+    /// Reads, serves and finishes one request.
+    ///
+    /// `bytes_received_at_start` is the number of received bytes before the wait for this
+    /// request. Returns `None` if no other request can follow.
+    async fn serve_request(
+        &self,
+        stream: ReusableStream,
+        bytes_received_at_start: u64,
+    ) -> Option<ReusableStream> {
+        let mut session = stream.into_session();
+        let outcome = self.read_head(&mut session, bytes_received_at_start).await;
+        // The specification is loaded after the read, so that a request that waited during a
+        // reload uses the current listener name.
+        let mut client = Client {
+            stream: DownstreamStream::Http1(DownstreamHttp1 {
+                session,
+                handle: self.handle.clone(),
+            }),
+            identity: self.identity.clone(),
+            listener: self.permit.listener_context().spec.load_full(),
+        };
+        match outcome {
+            HeadOutcome::Complete => {
+                let is_closing = *self.listener_state.borrow() > ListenerState::Open;
+                let disposition = serve::serve(&self.worker, &mut client, is_closing).await;
+                finish_request(client, disposition).await
+            }
+            HeadOutcome::Closed => None,
+            HeadOutcome::Rejected(reason) => {
+                self.reject_head(client, reason).await;
+                None
+            }
         }
-        // The client closed the connection before its next request.
-        Ok(Ok(false)) => return None,
-        // A connection that sent no byte is idle, so it closes without a response.
-        Err(clock::Elapsed)
-            if handle.bytes_received() == bytes_received_at_start && !has_replay_bytes =>
-        {
-            return None;
-        }
-        Err(clock::Elapsed) => Reason::HeaderTimeout,
-        Ok(Err(_)) if is_header_too_large => Reason::HeaderTooLarge,
-        // The client closed the connection within a head, so it cannot receive a response.
-        Ok(Err(error))
-            if matches!(
-                error.etype,
-                pingora::ErrorType::ConnectionClosed | pingora::ErrorType::ReadError
-            ) =>
-        {
-            return None;
-        }
-        Ok(Err(_)) => Reason::BadRequest,
-    };
-    let active_policy = worker.state.active_policy.load();
-    active_policy
-        .unrouted_metrics
-        .record_refusal(&worker.state.telemetry.metrics, reason);
-    client.close_after_response();
-    if write_rejection::send_rejection(
-        &mut client,
-        &Rejection::from_reason(reason),
-        None,
-        LifecycleHeaders::default(),
-    )
-    .await
-    .is_ok()
-    {
-        linger(&mut client).await;
     }
-    None
+
+    /// Reads a request head within the time and the size that the listener permits.
+    async fn read_head(
+        &self,
+        session: &mut ServerSession,
+        bytes_received_at_start: u64,
+    ) -> HeadOutcome {
+        let limits = self.permit.listener_context().spec.load().limits;
+        let has_replay_bytes = self.handle.has_replay_bytes();
+        self.handle.set_read_limit(Some(limits.max_header_bytes));
+        let read = clock::timeout(Some(limits.header_timeout), session.read_request()).await;
+        let is_header_too_large = self.handle.is_read_limit_reached();
+        self.handle.set_read_limit(None);
+        match read {
+            Ok(Ok(true)) => HeadOutcome::Complete,
+            // The client closed the connection before its next request.
+            Ok(Ok(false)) => HeadOutcome::Closed,
+            // A connection that sent no byte is idle, so it closes without a response.
+            Err(clock::Elapsed)
+                if self.handle.bytes_received() == bytes_received_at_start && !has_replay_bytes =>
+            {
+                HeadOutcome::Closed
+            }
+            Err(clock::Elapsed) => HeadOutcome::Rejected(Reason::HeaderTimeout),
+            Ok(Err(_)) if is_header_too_large => HeadOutcome::Rejected(Reason::HeaderTooLarge),
+            // The client closed the connection within a head, so it cannot receive a response.
+            Ok(Err(error))
+                if matches!(
+                    error.etype,
+                    pingora::ErrorType::ConnectionClosed | pingora::ErrorType::ReadError
+                ) =>
+            {
+                HeadOutcome::Closed
+            }
+            Ok(Err(_)) => HeadOutcome::Rejected(Reason::BadRequest),
+        }
+    }
+
+    /// Counts and sends the rejection of a head, which belongs to no route. The connection then
+    /// closes.
+    async fn reject_head(&self, mut client: Client, reason: Reason) {
+        let state = &self.worker.state;
+        state
+            .active_policy
+            .load()
+            .unrouted_metrics
+            .record_refusal(&state.telemetry.metrics, reason);
+        client.close_after_response();
+        if write_rejection::send_rejection(
+            &mut client,
+            &Rejection::from_reason(reason),
+            None,
+            LifecycleHeaders::default(),
+        )
+        .await
+        .is_ok()
+        {
+            linger(&mut client).await;
+        }
+    }
 }
 
-/// Returns the stream and the bytes read beyond this request, if the connection is reused.
-/// Otherwise it closes the connection as the disposition requires.
+impl ReusableStream {
+    /// Creates the session of the next request.
+    fn into_session(self) -> Box<ServerSession> {
+        let mut session = Box::new(ServerSession::new_http1(self.stream));
+        // The timeout of the connection covers the whole head; a session timeout would cover
+        // each read.
+        session.set_read_timeout(None);
+        session.set_pipelining_enabled(true);
+        // pingora would close the connection after an interim response to an incomplete
+        // request. The relay decides when the connection closes.
+        session.set_close_on_response_before_downstream_finish(false);
+        if let Some(pipelined_bytes) = self.pipelined_bytes {
+            session.set_pipelined_prefix(pipelined_bytes);
+        }
+        session
+    }
+}
+
+/// Returns the stream for the next request, if the connection is reused. Otherwise it closes the
+/// connection as the disposition requires.
 async fn finish_request(
     mut client: Client,
     disposition: ConnectionDisposition,
-) -> Option<(Stream, Option<BytesMut>)> {
+) -> Option<ReusableStream> {
     let DownstreamStream::Http1(http1) = &mut client.stream else {
         return None;
     };
@@ -191,13 +258,12 @@ async fn finish_request(
             let DownstreamStream::Http1(http1) = client.stream else {
                 return None;
             };
-            http1
-                .session
-                .finish()
-                .await
-                .ok()
-                .flatten()
-                .map(pingora::protocols::http::ReusableHttpStream::into_parts)
+            let finished = http1.session.finish().await.ok().flatten()?;
+            let (stream, pipelined_bytes) = finished.into_parts();
+            Some(ReusableStream {
+                stream,
+                pipelined_bytes,
+            })
         }
         // The client may still be sending. An immediate close could lose the end of the
         // response.
