@@ -13,12 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::Guard;
 use h2::{Reason, server::Builder};
 use tokio::sync::watch;
 
 use crate::{
     clock,
-    policy::document::Direction,
+    policy::{
+        document::Direction,
+        snapshot::{ListenerLimitSpec, ListenerSpec},
+    },
     proxy::{
         accept::listener_context::{ConnectionPermit, ListenerState},
         downstream::{
@@ -64,6 +68,23 @@ struct StreamCounters {
     premature_resets: AtomicUsize,
 }
 
+impl StreamCounters {
+    /// Returns whether the client resets most of its streams, or has more than twice
+    /// `max_streams` open streams plus [`PREMATURE_RESET_ALLOWANCE`].
+    ///
+    /// A reset stream remains open here until its task ends. The number of open tasks can
+    /// therefore exceed `max_streams`, the number of concurrent streams that the client may
+    /// open.
+    fn is_abusive(&self, max_streams: u32) -> bool {
+        let premature_resets = self.premature_resets.load(Ordering::Relaxed);
+        let has_too_many_open_streams = self.open_count.load(Ordering::Relaxed)
+            > 2 * max_streams as usize + PREMATURE_RESET_ALLOWANCE;
+        has_too_many_open_streams
+            || (premature_resets > PREMATURE_RESET_ALLOWANCE
+                && premature_resets * 2 > self.opened_count.load(Ordering::Relaxed))
+    }
+}
+
 /// Counts one stream as open until it is dropped.
 struct OpenStreamGuard(Arc<StreamCounters>);
 
@@ -71,6 +92,14 @@ impl Drop for OpenStreamGuard {
     fn drop(&mut self) {
         self.0.open_count.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Streams of one connection, with everything that their requests share.
+struct ConnectionStreams {
+    identity: ClientIdentity,
+    permit: ConnectionPermit,
+    worker: Arc<Worker>,
+    counters: Arc<StreamCounters>,
 }
 
 /// Serves the streams of a connection until it closes. The permit is released at that moment.
@@ -82,6 +111,100 @@ pub(crate) async fn serve(
     mut listener_state: watch::Receiver<ListenerState>,
 ) {
     let limits = permit.listener_context().spec.load().limits;
+    let streams = ConnectionStreams {
+        identity,
+        permit,
+        worker,
+        counters: Arc::default(),
+    };
+    let handshake = connection_builder(&limits).handshake(stream);
+    let Ok(Ok(mut connection)) = clock::timeout(Some(limits.header_timeout), handshake).await
+    else {
+        return;
+    };
+    let mut last_active: Instant = clock::now();
+    let mut is_shutting_down = false;
+    let mut drain_stages = streams.subscribe_drain_stages();
+    loop {
+        let idle_timeout = streams.listener_spec().limits.idle_timeout;
+        let close_timeout = if is_shutting_down {
+            GOAWAY_CLOSE_TIMEOUT
+        } else {
+            idle_timeout
+        };
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, response_sender))) => {
+                    last_active = clock::now();
+                    streams.spawn(ServerStream::new(request, response_sender));
+                    if streams.counters.is_abusive(limits.max_concurrent_streams) {
+                        streams.record_abuse();
+                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    }
+                }
+                // The connection has ended or is broken. Its remaining streams then fail in
+                // their own tasks.
+                Some(Err(_)) | None => return,
+            },
+            () = wait_for_shutdown(&mut listener_state, &mut drain_stages, &streams.counters),
+                if !is_shutting_down =>
+            {
+                is_shutting_down = true;
+                // The timeout of the client counts from the GOAWAY frame.
+                last_active = clock::now();
+                connection.graceful_shutdown();
+            }
+            () = clock::sleep_until(last_active + close_timeout) => {
+                last_active = clock::now();
+                if streams.counters.open_count.load(Ordering::Relaxed) > 0 {
+                    continue;
+                }
+                if is_shutting_down {
+                    // The client has not closed the connection in time.
+                    return;
+                }
+                is_shutting_down = true;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+impl ConnectionStreams {
+    /// Returns the specification of the listener that is in force now.
+    fn listener_spec(&self) -> Guard<Arc<ListenerSpec>> {
+        self.permit.listener_context().spec.load()
+    }
+
+    /// Returns the stages of a drain of the instance, if a drain closes this connection.
+    fn subscribe_drain_stages(&self) -> Option<watch::Receiver<Stage>> {
+        let is_inbound = self.listener_spec().direction == Direction::Inbound;
+        is_inbound.then(|| self.worker.state.drain.subscribe_stages())
+    }
+
+    /// Starts the task that serves a stream.
+    fn spawn(&self, stream: ServerStream) {
+        let client = Client {
+            stream: DownstreamStream::Http2(Box::new(stream)),
+            identity: self.identity.clone(),
+            listener: self.permit.listener_context().spec.load_full(),
+        };
+        self.counters.open_count.fetch_add(1, Ordering::Relaxed);
+        self.counters.opened_count.fetch_add(1, Ordering::Relaxed);
+        let guard = OpenStreamGuard(self.counters.clone());
+        tokio::spawn(serve_stream(client, self.worker.clone(), guard));
+    }
+
+    /// Counts the connection as one that an abusive client lost.
+    fn record_abuse(&self) {
+        let metrics = &self.worker.state.telemetry.metrics;
+        metrics.record_abused_connection(&self.listener_spec().name);
+    }
+}
+
+/// Returns the settings of a connection.
+fn connection_builder(limits: &ListenerLimitSpec) -> Builder {
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(limits.max_concurrent_streams)
@@ -94,71 +217,7 @@ pub(crate) async fn serve(
         .max_concurrent_reset_streams(MAX_TRACKED_RESETS)
         .max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
         .max_send_buffer_size(SEND_BUFFER_BYTES);
-    let Ok(Ok(mut connection)) =
-        clock::timeout(Some(limits.header_timeout), builder.handshake(stream)).await
-    else {
-        return;
-    };
-    let counters = Arc::new(StreamCounters::default());
-    let mut last_active: Instant = clock::now();
-    let mut is_shutting_down = false;
-    let is_inbound = permit.listener_context().spec.load().direction == Direction::Inbound;
-    let mut drain_stages = is_inbound.then(|| worker.state.drain.subscribe_stages());
-    loop {
-        let idle_timeout = permit.listener_context().spec.load().limits.idle_timeout;
-        let close_timeout = if is_shutting_down {
-            GOAWAY_CLOSE_TIMEOUT
-        } else {
-            idle_timeout
-        };
-        tokio::select! {
-            biased;
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, response_sender))) => {
-                    last_active = clock::now();
-                    let stream = ServerStream::new(request, response_sender);
-                    let client = Client {
-                        stream: DownstreamStream::Http2(Box::new(stream)),
-                        identity: identity.clone(),
-                        listener: permit.listener_context().spec.load_full(),
-                    };
-                    counters.open_count.fetch_add(1, Ordering::Relaxed);
-                    counters.opened_count.fetch_add(1, Ordering::Relaxed);
-                    let guard = OpenStreamGuard(counters.clone());
-                    tokio::spawn(serve_stream(client, worker.clone(), guard));
-                    if is_abusive(&counters, limits.max_concurrent_streams) {
-                        let listener = permit.listener_context().spec.load();
-                        let metrics = &worker.state.telemetry.metrics;
-                        metrics.record_abused_connection(&listener.name);
-                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                    }
-                }
-                // The connection has ended or is broken. Its remaining streams then fail in
-                // their own tasks.
-                Some(Err(_)) | None => return,
-            },
-            () = wait_for_shutdown(&mut listener_state, &mut drain_stages, &counters),
-                if !is_shutting_down =>
-            {
-                is_shutting_down = true;
-                // The timeout of the client counts from the GOAWAY frame.
-                last_active = clock::now();
-                connection.graceful_shutdown();
-            }
-            () = clock::sleep_until(last_active + close_timeout) => {
-                last_active = clock::now();
-                if counters.open_count.load(Ordering::Relaxed) > 0 {
-                    continue;
-                }
-                if is_shutting_down {
-                    // The client has not closed the connection in time.
-                    return;
-                }
-                is_shutting_down = true;
-                connection.graceful_shutdown();
-            }
-        }
-    }
+    builder
 }
 
 /// Waits until the connection must start a graceful shutdown.
@@ -186,20 +245,6 @@ async fn wait_for_shutdown(
         _ = listener_state.wait_for(|listener_state| *listener_state > ListenerState::Open) => {}
         () = drain_started => {}
     }
-}
-
-/// Returns whether the client resets most of its streams, or has more than twice `max_streams`
-/// open streams plus [`PREMATURE_RESET_ALLOWANCE`].
-///
-/// A reset stream remains open here until its task ends. The number of open tasks can therefore
-/// exceed `max_streams`, the number of concurrent streams that the client may open.
-fn is_abusive(counters: &StreamCounters, max_streams: u32) -> bool {
-    let premature_resets = counters.premature_resets.load(Ordering::Relaxed);
-    let has_too_many_open_streams = counters.open_count.load(Ordering::Relaxed)
-        > 2 * max_streams as usize + PREMATURE_RESET_ALLOWANCE;
-    has_too_many_open_streams
-        || (premature_resets > PREMATURE_RESET_ALLOWANCE
-            && premature_resets * 2 > counters.opened_count.load(Ordering::Relaxed))
 }
 
 /// Serves one stream, and counts it if the client reset it before its response ended.
