@@ -27,6 +27,7 @@ use crate::{
     },
     resilience::balance::hash_ring,
     state::{
+        active_policy::DestinationState,
         policies::breaker::{BreakerDecision, BreakerGuard},
         topology::{backend::selection::SelectionRequest, outlier::AttemptObservation},
     },
@@ -57,17 +58,17 @@ pub(crate) fn select_endpoint(
     now: Instant,
 ) -> Result<SelectedEndpoint, Rejection> {
     let destination = context.destination;
-    let backend = &destination.backend;
-    let breakers = &destination.endpoint_breakers;
-    let mut rejecting: Vec<usize> = Vec::new();
-    let is_open = |rejecting: &[usize], index: usize| {
-        rejecting.contains(&index)
-            || breakers
-                .get(index)
-                .is_some_and(|breaker| breaker.retry_after(now).is_some())
+    let (backend, breakers) = (&destination.backend, &destination.endpoint_breakers);
+    let mut candidates = Candidates {
+        destination,
+        history,
+        selection_request: SelectionRequest {
+            hash_key: consistent_hash_key(context, request),
+            now,
+        },
+        in_flight_limit: in_flight_limit(context),
+        rejecting: Vec::new(),
     };
-    let in_flight_limit = in_flight_limit(context);
-    let is_busy = |index: usize| backend.endpoints[index].in_flight() >= in_flight_limit;
     // The first attempt may be the probe of an endpoint on probation. If it fails, a retry
     // selects another endpoint.
     let mut probe = if history.is_first_attempt() {
@@ -75,49 +76,15 @@ pub(crate) fn select_endpoint(
     } else {
         None
     };
-    let selection_request = SelectionRequest {
-        hash_key: consistent_hash_key(context, request),
-        now,
-    };
     loop {
         let selected = match probe.take() {
-            Some((index, observation)) if !is_open(&rejecting, index) => {
+            Some((index, observation)) if !candidates.is_rejecting(index) => {
                 Some((index, Some(observation)))
             }
-            _ => {
-                let untried = backend.pick(
-                    selection_request,
-                    |index| {
-                        !history.has_tried(index) && !is_open(&rejecting, index) && !is_busy(index)
-                    },
-                    fastrand::f64,
-                );
-                untried
-                    .or_else(|| {
-                        backend.pick(
-                            selection_request,
-                            |index| !is_open(&rejecting, index),
-                            fastrand::f64,
-                        )
-                    })
-                    .map(|index| (index, None))
-            }
+            _ => candidates.pick().map(|index| (index, None)),
         };
         let Some((index, observation)) = selected else {
-            let is_any_breaker_open = (0..breakers.len()).any(|index| is_open(&rejecting, index));
-            let reason = if is_any_breaker_open {
-                Reason::BreakerOpen
-            } else {
-                Reason::NoHealthyEndpoint
-            };
-            let retry_after = breakers
-                .iter()
-                .filter_map(|breaker| breaker.retry_after(now))
-                .min()
-                .unwrap_or(DEFAULT_RETRY_AFTER);
-            return Err(
-                Rejection::new(reason, backend.spec.name.clone()).with_retry_after(retry_after)
-            );
+            return Err(candidates.rejection());
         };
         let selected = |breaker| SelectedEndpoint {
             index,
@@ -135,13 +102,70 @@ pub(crate) fn select_endpoint(
             }
             // The breaker is half-open and all its permits are taken. Another endpoint may
             // admit the request.
-            BreakerDecision::Rejected(_) if !breakers.is_empty() => rejecting.push(index),
+            BreakerDecision::Rejected(_) if !breakers.is_empty() => {
+                candidates.rejecting.push(index);
+            }
             BreakerDecision::Rejected(rejected) => {
                 let retry_after = rejected.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
                 return Err(Rejection::new(Reason::BreakerOpen, breaker.name().clone())
                     .with_retry_after(retry_after));
             }
         }
+    }
+}
+
+/// Endpoints of a destination that one attempt may be sent to.
+struct Candidates<'s> {
+    destination: &'s DestinationState,
+    history: &'s AttemptHistory,
+    selection_request: SelectionRequest,
+    /// Number of requests in flight at which an endpoint is busy.
+    in_flight_limit: u32,
+    /// Endpoints whose half-open breaker had no permit left for this attempt.
+    rejecting: Vec<usize>,
+}
+
+impl Candidates<'_> {
+    /// Selects an endpoint whose breaker admits requests, preferably one that is untried and
+    /// has a free connection.
+    fn pick(&self) -> Option<usize> {
+        let backend = &self.destination.backend;
+        let is_preferred = |index: usize| {
+            !self.history.has_tried(index) && !self.is_rejecting(index) && !self.is_busy(index)
+        };
+        let is_allowed = |index: usize| !self.is_rejecting(index);
+        backend
+            .pick(self.selection_request, is_preferred, fastrand::f64)
+            .or_else(|| backend.pick(self.selection_request, is_allowed, fastrand::f64))
+    }
+
+    /// Returns whether the breaker of an endpoint is open, or has rejected this attempt.
+    fn is_rejecting(&self, index: usize) -> bool {
+        let breaker = self.destination.endpoint_breakers.get(index);
+        self.rejecting.contains(&index)
+            || breaker
+                .is_some_and(|breaker| breaker.retry_after(self.selection_request.now).is_some())
+    }
+
+    fn is_busy(&self, index: usize) -> bool {
+        self.destination.backend.endpoints[index].in_flight() >= self.in_flight_limit
+    }
+
+    /// Returns the rejection of an attempt for which there is no endpoint.
+    fn rejection(&self) -> Rejection {
+        let breakers = &self.destination.endpoint_breakers;
+        let reason = if (0..breakers.len()).any(|index| self.is_rejecting(index)) {
+            Reason::BreakerOpen
+        } else {
+            Reason::NoHealthyEndpoint
+        };
+        let retry_after = breakers
+            .iter()
+            .filter_map(|breaker| breaker.retry_after(self.selection_request.now))
+            .min()
+            .unwrap_or(DEFAULT_RETRY_AFTER);
+        Rejection::new(reason, self.destination.backend.spec.name.clone())
+            .with_retry_after(retry_after)
     }
 }
 
