@@ -18,11 +18,16 @@ pub(crate) fn record_shadow_rejection(
     reason: Reason,
     rejected_by: &Arc<str>,
 ) {
-    let evidence = describe_evidence(context, reason, rejected_by, None);
+    let evidence = Evidence {
+        context,
+        reason,
+        rejected_by,
+        wait: None,
+    };
     context.decision_trace.record(Decision::Refused {
         reason,
         by: rejected_by.clone(),
-        evidence,
+        evidence: evidence.describe(),
         is_shadow: true,
     });
     context
@@ -33,188 +38,177 @@ pub(crate) fn record_shadow_rejection(
 
 /// Records a rejection in the decision trace, with the numbers of this moment.
 pub(crate) fn record_rejection(context: &RequestContext<'_>, rejection: &Rejection) {
-    let evidence = describe_evidence(
+    let evidence = Evidence {
         context,
-        rejection.reason,
-        &rejection.rejected_by,
-        rejection.retry_after,
-    );
+        reason: rejection.reason,
+        rejected_by: &rejection.rejected_by,
+        wait: rejection.retry_after,
+    };
     context.decision_trace.record(Decision::Refused {
         reason: rejection.reason,
         by: rejection.rejected_by.clone(),
-        evidence,
+        evidence: evidence.describe(),
         is_shadow: false,
     });
 }
 
-/// Returns the numbers behind a rejection as text; empty if the reason has none.
-///
-/// `wait` is the time after which the client may retry.
-fn describe_evidence(
-    context: &RequestContext<'_>,
+/// Rejection whose numbers are described.
+struct Evidence<'e> {
+    context: &'e RequestContext<'e>,
     reason: Reason,
-    rejected_by: &str,
+    rejected_by: &'e str,
+    /// Time after which the client may retry; `None` if it is unknown.
     wait: Option<Duration>,
-) -> String {
-    let mut text = String::new();
-    // Writing to a string cannot fail.
-    _ = write_evidence(&mut text, context, reason, rejected_by, wait);
-    text
 }
 
-fn write_evidence(
-    out: &mut String,
-    context: &RequestContext<'_>,
-    reason: Reason,
-    rejected_by: &str,
-    wait: Option<Duration>,
-) -> std::fmt::Result {
-    let destination = context.destination;
-    let timeouts = &destination.policy.timeouts;
-    let format_timeout = |limit: Option<Duration>| {
-        limit.map_or_else(
-            || "off".to_owned(),
-            |limit| PolicyDuration(limit).to_string(),
-        )
-    };
-    match reason {
-        Reason::BreakerOpen => write_breaker_evidence(out, context, rejected_by),
-        Reason::RateLimited | Reason::RateLimitUnavailable => {
-            if let Some(rule) = context
-                .route
-                .spec
-                .rate_limits
-                .rules
+impl Evidence<'_> {
+    /// Returns the numbers behind the rejection as text; empty if its reason has none.
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let backend = &self.context.destination.backend;
+        let timeouts = &self.context.destination.policy.timeouts;
+        match self.reason {
+            Reason::BreakerOpen => self.write_breaker(out),
+            Reason::RateLimited | Reason::RateLimitUnavailable => self.write_rate_limit(out),
+            Reason::ConcurrencyLimit | Reason::QueueTimeout => self.write_concurrency_limit(out),
+            Reason::AdmissionControl => self.write_admission_control(out),
+            Reason::ConnectionLimit => write!(
+                out,
+                "{} connections are made",
+                backend.counters.connections()
+            ),
+            Reason::NoHealthyEndpoint => write!(
+                out,
+                "{} of {} endpoints may be picked",
+                backend.available_count(),
+                backend.endpoints.len()
+            ),
+            Reason::Shed => self.write_overload(out),
+            Reason::ConnectTimeout => write_timeout(out, "connect", timeouts.connect),
+            Reason::UpstreamTimeout => {
+                write_timeout(out, "backendRequest", timeouts.backend_request)
+            }
+            Reason::RequestTimeout => {
+                write_timeout(out, "request", timeouts.request)?;
+                out.write_str(", or the client's own deadline is over")
+            }
+            Reason::StreamIdleTimeout => write_timeout(out, "streamIdle", timeouts.stream_idle),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the state of the breaker that rejects. If only breakers of endpoints reject, it
+    /// writes how many do.
+    fn write_breaker(&self, out: &mut String) -> std::fmt::Result {
+        let destination = self.context.destination;
+        let now = clock::now();
+        let mut breakers = destination
+            .breaker
+            .iter()
+            .chain(&destination.endpoint_breakers);
+        let Some(breaker) = breakers.find(|breaker| **breaker.name() == *self.rejected_by) else {
+            let rejecting_count = destination
+                .endpoint_breakers
                 .iter()
-                .find(|rule| *rule.name == *rejected_by)
-            {
-                write!(out, "the limit is {rule}")?;
-            }
-            wait.map_or(Ok(()), |wait| write!(out, ", there is more in {wait:.1?}"))
-        }
-        Reason::ConcurrencyLimit | Reason::QueueTimeout => write_limit_evidence(out, context),
-        Reason::AdmissionControl => match &destination.admission_control {
-            Some(admission) => {
-                let (calls, share, _) = admission.snapshot(clock::now());
-                write!(
-                    out,
-                    "{} of {} attempts were answered well, {:.0} % are refused",
-                    calls.successes,
-                    calls.total,
-                    share.percent()
-                )
-            }
-            None => Ok(()),
-        },
-        Reason::ConnectionLimit => write!(
+                .filter(|breaker| breaker.retry_after(now).is_some())
+                .count();
+            return write!(
+                out,
+                "{rejecting_count} of the breakers of {} endpoints refuse",
+                destination.endpoint_breakers.len()
+            );
+        };
+        let snapshot = breaker.snapshot(now).0;
+        let (counts, since) = (
+            snapshot.counts,
+            now.saturating_duration_since(snapshot.since),
+        );
+        write!(
             out,
-            "{} connections are made",
-            destination.backend.counters.connections()
-        ),
-        Reason::NoHealthyEndpoint => write!(
-            out,
-            "{} of {} endpoints may be picked",
-            destination.backend.available_count(),
-            destination.backend.endpoints.len()
-        ),
-        Reason::Shed => {
-            for (signal, value, level) in context.worker.state.protection.signal_readings() {
-                write!(
-                    out,
-                    "{} is at {:.0} % ({}), ",
-                    signal.label(),
-                    value * 100.0,
-                    level.label()
-                )?;
-            }
-            write_limit_evidence(out, context)
-        }
-        Reason::ConnectTimeout => write!(
-            out,
-            "timeouts.connect is {}",
-            format_timeout(timeouts.connect)
-        ),
-        Reason::UpstreamTimeout => write!(
-            out,
-            "timeouts.backendRequest is {}",
-            format_timeout(timeouts.backend_request)
-        ),
-        Reason::RequestTimeout => write!(
-            out,
-            "timeouts.request is {}, or the client's own deadline is over",
-            format_timeout(timeouts.request)
-        ),
-        Reason::StreamIdleTimeout => {
+            "it is {} for {since:.1?}, {} of {} calls failed, {} slow",
+            snapshot.state.label(),
+            counts.failures,
+            counts.total(),
+            counts.slow_calls
+        )?;
+        snapshot.deadline.map_or(Ok(()), |deadline| {
             write!(
                 out,
-                "timeouts.streamIdle is {}",
-                format_timeout(timeouts.stream_idle)
+                ", next change in {:.1?}",
+                deadline.saturating_duration_since(now)
             )
+        })
+    }
+
+    /// Writes the rule that rejects, and the time until it has more tokens.
+    fn write_rate_limit(&self, out: &mut String) -> std::fmt::Result {
+        let rules = &self.context.route.spec.rate_limits.rules;
+        if let Some(rule) = rules.iter().find(|rule| *rule.name == *self.rejected_by) {
+            write!(out, "the limit is {rule}")?;
         }
-        _ => Ok(()),
+        self.wait
+            .map_or(Ok(()), |wait| write!(out, ", there is more in {wait:.1?}"))
+    }
+
+    /// Writes the load of the concurrency limit, if the destination has one.
+    fn write_concurrency_limit(&self, out: &mut String) -> std::fmt::Result {
+        let Some(limit) = &self.context.destination.concurrency_limit else {
+            return Ok(());
+        };
+        let snapshot = limit.snapshot();
+        write!(
+            out,
+            "{} of {} are worked on, {} are in flight, {} of {} wait",
+            snapshot.awaiting_response,
+            snapshot.config.max_in_flight,
+            snapshot.in_flight,
+            snapshot.pending,
+            snapshot.config.max_pending
+        )
+    }
+
+    /// Writes the results on which admission control bases its share, if the destination has
+    /// it.
+    fn write_admission_control(&self, out: &mut String) -> std::fmt::Result {
+        let Some(admission) = &self.context.destination.admission_control else {
+            return Ok(());
+        };
+        let (calls, share, _) = admission.snapshot(clock::now());
+        write!(
+            out,
+            "{} of {} attempts were answered well, {:.0} % are refused",
+            calls.successes,
+            calls.total,
+            share.percent()
+        )
+    }
+
+    /// Writes the overload signals of this instance, and the load of the concurrency limit.
+    fn write_overload(&self, out: &mut String) -> std::fmt::Result {
+        let protection = &self.context.worker.state.protection;
+        for (signal, value, level) in protection.signal_readings() {
+            write!(
+                out,
+                "{} is at {:.0} % ({}), ",
+                signal.label(),
+                value * 100.0,
+                level.label()
+            )?;
+        }
+        self.write_concurrency_limit(out)
     }
 }
 
-/// Writes the state of the breaker that rejects. If only breakers of endpoints reject, it
-/// writes how many do.
-fn write_breaker_evidence(
-    out: &mut String,
-    context: &RequestContext<'_>,
-    rejected_by: &str,
-) -> std::fmt::Result {
-    let destination = context.destination;
-    let now = clock::now();
-    let mut breakers = destination
-        .breaker
-        .iter()
-        .chain(&destination.endpoint_breakers);
-    let Some(breaker) = breakers.find(|breaker| **breaker.name() == *rejected_by) else {
-        let rejecting_count = destination
-            .endpoint_breakers
-            .iter()
-            .filter(|breaker| breaker.retry_after(now).is_some())
-            .count();
-        return write!(
-            out,
-            "{rejecting_count} of the breakers of {} endpoints refuse",
-            destination.endpoint_breakers.len()
-        );
-    };
-    let snapshot = breaker.snapshot(now).0;
-    let (counts, since) = (
-        snapshot.counts,
-        now.saturating_duration_since(snapshot.since),
-    );
-    write!(
-        out,
-        "it is {} for {since:.1?}, {} of {} calls failed, {} slow",
-        snapshot.state.label(),
-        counts.failures,
-        counts.total(),
-        counts.slow_calls
-    )?;
-    snapshot.deadline.map_or(Ok(()), |deadline| {
-        write!(
-            out,
-            ", next change in {:.1?}",
-            deadline.saturating_duration_since(now)
-        )
-    })
-}
-
-/// Writes the load of the concurrency limit, if the destination has one.
-fn write_limit_evidence(out: &mut String, context: &RequestContext<'_>) -> std::fmt::Result {
-    let Some(limit) = &context.destination.concurrency_limit else {
-        return Ok(());
-    };
-    let snapshot = limit.snapshot();
-    write!(
-        out,
-        "{} of {} are worked on, {} are in flight, {} of {} wait",
-        snapshot.awaiting_response,
-        snapshot.config.max_in_flight,
-        snapshot.in_flight,
-        snapshot.pending,
-        snapshot.config.max_pending
-    )
+/// Writes the value of a timeout by its policy key; `None` is unlimited.
+fn write_timeout(out: &mut String, key: &str, limit: Option<Duration>) -> std::fmt::Result {
+    match limit {
+        Some(limit) => write!(out, "timeouts.{key} is {}", PolicyDuration(limit)),
+        None => write!(out, "timeouts.{key} is off"),
+    }
 }
