@@ -9,7 +9,7 @@ use crate::{
     clock,
     proxy::{
         attempt::{
-            dispatch::{self, ReceivedHead},
+            dispatch,
             endpoint_selection::{SelectedEndpoint, select_endpoint},
             history::AttemptSeries,
             outcome::{AttemptError, ResponseSummary, UpstreamResponse},
@@ -130,16 +130,12 @@ impl<'e> Attempt<'e> {
                 let request = source.request_view();
                 let (grpc_status, verdict) = classify_head(&context, &request, &stream);
                 let pending_report = report_head(reporter, &stream, verdict, is_unprocessed, now);
-                let ReceivedHead {
-                    is_upgrade,
-                    accepts_body,
-                } = received;
                 let response = UpstreamResponse {
                     stream,
                     head: ResponseSummary {
-                        is_upgrade,
+                        is_upgrade: received.is_upgrade,
                         is_unprocessed,
-                        accepts_body,
+                        accepts_body: received.accepts_body,
                         first_chunk,
                         grpc_status,
                         call_deadline: deadline.call_deadline(),
@@ -154,10 +150,8 @@ impl<'e> Attempt<'e> {
                 }
             }
             Err(error) => {
-                let timeout = context.destination.policy.timeouts.backend_request;
-                let expires_at = timeout
-                    .map(|timeout| deadline.started_at().unwrap_or(now).max(started_at) + timeout);
-                let is_client_imposed = deadline.is_client_imposed(expires_at, now);
+                let is_client_imposed =
+                    has_client_deadline_expired(&context, deadline, started_at, now);
                 report_failure(reporter, &error, &endpoint, is_client_imposed, now);
                 Err(error)
             }
@@ -225,6 +219,23 @@ fn report_head(
         .and_then(|head| classify::parse_retry_after(head, clock::wall_time));
     reporter.report(verdict, retry_after, now);
     None
+}
+
+/// Returns whether a deadline that the client set has expired, and the timeouts of the policy
+/// would have allowed clearly more time.
+///
+/// The attempt started at `started_at`. Its timeout counts from the end of the request if that
+/// is later.
+fn has_client_deadline_expired(
+    context: &RequestContext<'_>,
+    deadline: &Deadline,
+    started_at: Instant,
+    now: Instant,
+) -> bool {
+    let timeout = context.destination.policy.timeouts.backend_request;
+    let expires_at =
+        timeout.map(|timeout| deadline.started_at().unwrap_or(now).max(started_at) + timeout);
+    deadline.is_client_imposed(expires_at, now)
 }
 
 fn report_failure(
