@@ -58,24 +58,11 @@ pub(crate) async fn acquire(
     let context = &task.context;
     let outcome = &mut task.record.rate_limits;
     let request = task.client.request_view();
-    let rules = &context.route.spec.rate_limits.rules;
-    let (mut indices, mut requests, mut pending_charges) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.is_global) {
-        let Some(key) = limit_key(index, context, &request, now) else {
-            continue;
-        };
-        if rule.response_cost_header.is_some() {
-            pending_charges.push((indices.len(), index, key.clone()));
-        }
-        indices.push(index);
-        requests.push(build_request(
-            context,
-            index,
-            key,
-            rule.cost.into(),
-            Some(rule.max_wait),
-        ));
-    }
+    let SelectedBuckets {
+        rule_indices,
+        requests,
+        response_charges,
+    } = SelectedBuckets::from_request(context, &request, now);
     if requests.is_empty() {
         return Ok(Duration::ZERO);
     }
@@ -87,31 +74,16 @@ pub(crate) async fn acquire(
             .as_ref()
             .is_none_or(|verdicts| verdicts.get(position).is_some_and(Result::is_ok))
     };
-    for (_, index, key) in pending_charges
-        .into_iter()
-        .filter(|(position, ..)| is_charged(*position))
-    {
-        outcome.add_global_charge(index, key);
+    for (position, key) in response_charges {
+        if is_charged(position) {
+            outcome.add_global_charge(rule_indices[position], key);
+        }
     }
     let Some(verdicts) = verdicts else {
-        let fails_closed = context
-            .active_policy
-            .snapshot
-            .global_rate_limit
-            .as_ref()
-            .is_some_and(|global| global.fails_closed);
-        let failing_rule = indices
-            .iter()
-            .map(|index| &rules[*index])
-            .find(|rule| fails_closed && rule.mode == Mode::Enforce);
-        let rejection = failing_rule.map(|rule| {
-            Rejection::new(Reason::RateLimitUnavailable, rule.name.clone())
-                .with_retry_after(DEFAULT_RETRY_AFTER)
-        });
-        return rejection.map_or(Ok(Duration::ZERO), Err);
+        return unavailable_rejection(context, &rule_indices).map_or(Ok(Duration::ZERO), Err);
     };
     let mut longest_wait = Duration::ZERO;
-    for (index, verdict) in indices.into_iter().zip(verdicts) {
+    for (index, verdict) in rule_indices.into_iter().zip(verdicts) {
         remote.record_outcome(if verdict.is_ok() {
             EngineOutcome::Granted
         } else {
@@ -135,6 +107,63 @@ pub(crate) fn charge_response(
     if tokens > 0 {
         remote.enqueue_charge(build_request(context, index, key, tokens, None));
     }
+}
+
+/// Global buckets that select one request.
+#[derive(Default)]
+struct SelectedBuckets {
+    /// Index in the route of the rule of each bucket.
+    rule_indices: Vec<usize>,
+    /// Request to the engine for each bucket.
+    requests: Vec<BucketRequest>,
+    /// Position and key of each bucket that is charged again for the response.
+    response_charges: Vec<(usize, Option<String>)>,
+}
+
+impl SelectedBuckets {
+    fn from_request(context: &RequestContext<'_>, request: &RequestView<'_>, now: Instant) -> Self {
+        let mut buckets = Self::default();
+        let rules = context.route.spec.rate_limits.rules.iter().enumerate();
+        for (index, rule) in rules.filter(|(_, rule)| rule.is_global) {
+            let Some(key) = limit_key(index, context, request, now) else {
+                continue;
+            };
+            if rule.response_cost_header.is_some() {
+                let position = buckets.requests.len();
+                buckets.response_charges.push((position, key.clone()));
+            }
+            buckets.rule_indices.push(index);
+            buckets.requests.push(build_request(
+                context,
+                index,
+                key,
+                rule.cost.into(),
+                Some(rule.max_wait),
+            ));
+        }
+        buckets
+    }
+}
+
+/// Returns the rejection of a request for which the engine has no result; `None` if the policy
+/// fails open, or enforces none of the rules.
+fn unavailable_rejection(
+    context: &RequestContext<'_>,
+    rule_indices: &[usize],
+) -> Option<Rejection> {
+    let global = context.active_policy.snapshot.global_rate_limit.as_ref();
+    if global.is_none_or(|global| !global.fails_closed) {
+        return None;
+    }
+    let rules = &context.route.spec.rate_limits.rules;
+    let enforced_rule = rule_indices
+        .iter()
+        .map(|index| &rules[*index])
+        .find(|rule| rule.mode == Mode::Enforce)?;
+    Some(
+        Rejection::new(Reason::RateLimitUnavailable, enforced_rule.name.clone())
+            .with_retry_after(DEFAULT_RETRY_AFTER),
+    )
 }
 
 /// Queries the engine for all buckets of a request.
