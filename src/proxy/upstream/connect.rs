@@ -57,6 +57,12 @@ pub(crate) enum ConnectError {
     LimitReached(ConnectionLimitReached),
 }
 
+/// TLS settings of a backend, with the material that is loaded for them.
+struct EndpointTls<'s> {
+    spec: &'s BackendTlsSpec,
+    material: TlsMaterial<rustls::ClientConfig>,
+}
+
 /// Reuses a connection to an endpoint, or opens one.
 ///
 /// # Errors
@@ -67,31 +73,21 @@ pub(crate) async fn connect(
     requirements: &ConnectionRequirements<'_>,
     now: Instant,
 ) -> Result<Upstream, ConnectError> {
-    let material = match requirements.tls {
+    let tls = match requirements.tls {
         None => None,
-        Some(spec) => Some((
+        Some(spec) => Some(EndpointTls {
             spec,
-            worker
+            material: worker
                 .state
                 .tls
                 .backend_material(spec)
                 .ok_or(ConnectError::TlsFailed)?,
-        )),
+        }),
     };
-    let certificate_generation = material
-        .as_ref()
-        .map_or(0, |(_, material)| material.generation);
     if requirements.is_http2 {
-        return connect_http2(
-            worker,
-            endpoint,
-            requirements,
-            material,
-            certificate_generation,
-            now,
-        )
-        .await;
+        return connect_http2(worker, endpoint, requirements, tls, now).await;
     }
+    let certificate_generation = tls_generation(tls.as_ref());
     if let Some(pooled) = worker.pool().take(
         endpoint,
         requirements.is_retryable,
@@ -101,7 +97,7 @@ pub(crate) async fn connect(
         return Ok(Upstream::from_http1(pooled, endpoint.clone()));
     }
     let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
-    let (connection, handle) = open_connection(worker, endpoint, requirements, material).await?;
+    let (connection, handle) = open_connection(worker, endpoint, requirements, tls).await?;
     Ok(Upstream::from_http1(
         PooledConnection {
             stream: Box::new(connection),
@@ -121,10 +117,10 @@ async fn connect_http2(
     worker: &Worker,
     endpoint: &Arc<EndpointState>,
     requirements: &ConnectionRequirements<'_>,
-    material: Option<(&BackendTlsSpec, TlsMaterial<rustls::ClientConfig>)>,
-    certificate_generation: u64,
+    tls: Option<EndpointTls<'_>>,
     now: Instant,
 ) -> Result<Upstream, ConnectError> {
+    let certificate_generation = tls_generation(tls.as_ref());
     let connections = worker.pool().http2_connections(endpoint);
     if let Some(stream) = connections.try_open_stream(certificate_generation, now) {
         return Ok(Upstream::from_http2(stream, endpoint.clone()));
@@ -137,7 +133,7 @@ async fn connect_http2(
         return Ok(Upstream::from_http2(stream, endpoint.clone()));
     }
     let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
-    let (connection, _) = open_connection(worker, endpoint, requirements, material).await?;
+    let (connection, _) = open_connection(worker, endpoint, requirements, tls).await?;
     let made = clock::timeout_at(
         requirements.deadline,
         Http2Connection::handshake(
@@ -156,6 +152,12 @@ async fn connect_http2(
         made.open_stream(now),
         endpoint.clone(),
     ))
+}
+
+/// Returns the generation of the material by which a pooled connection is recognized; 0 without
+/// TLS.
+fn tls_generation(tls: Option<&EndpointTls<'_>>) -> u64 {
+    tls.map_or(0, |tls| tls.material.generation)
 }
 
 /// Acquires a guard that counts a new connection.
@@ -188,7 +190,7 @@ async fn open_connection(
     worker: &Worker,
     endpoint: &EndpointState,
     requirements: &ConnectionRequirements<'_>,
-    material: Option<(&BackendTlsSpec, TlsMaterial<rustls::ClientConfig>)>,
+    tls: Option<EndpointTls<'_>>,
 ) -> Result<(QueuedStream, Arc<queued_stream::ConnectionHandle>), ConnectError> {
     let socket =
         match clock::timeout_at(requirements.deadline, Socket::connect(&endpoint.address)).await {
@@ -199,7 +201,7 @@ async fn open_connection(
             }
             Err(clock::Elapsed) => return Err(ConnectError::TimedOut),
         };
-    let Some((spec, material)) = material else {
+    let Some(EndpointTls { spec, material }) = tls else {
         return Ok(queued_stream::open(socket, None));
     };
     let record_tls_failure = |why: &dyn std::fmt::Display| {
