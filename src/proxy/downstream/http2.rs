@@ -6,7 +6,7 @@
 
 use std::{
     future::poll_fn,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use crate::{
     proxy::wire::{
         events::{DownstreamEvent, DownstreamInterest},
+        received_body::ReceivedBody,
         send_queue::{SendQueue, StreamClosed},
     },
     telemetry::reason,
@@ -27,9 +28,7 @@ use crate::{
 pub(crate) struct ServerStream {
     request_head: RequestHeader,
     is_grpc: bool,
-    request_body: RecvStream,
-    is_body_done: bool,
-    request_trailers: Option<HeaderMap>,
+    request_body: ReceivedBody,
     response_sender: SendResponse<Bytes>,
     /// Head of the final response, until it is passed to h2.
     queued_response: Option<Response<()>>,
@@ -43,13 +42,10 @@ pub(crate) struct ServerStream {
 impl ServerStream {
     pub(crate) fn new(request: Request<RecvStream>, response_sender: SendResponse<Bytes>) -> Self {
         let (parts, body) = request.into_parts();
-        let is_body_done = body.is_end_stream();
         Self {
             is_grpc: is_grpc_content_type(&parts.headers),
             request_head: parts.into(),
-            request_body: body,
-            is_body_done,
-            request_trailers: None,
+            request_body: ReceivedBody::new(body),
             response_sender,
             queued_response: None,
             send_stream: None,
@@ -71,12 +67,12 @@ impl ServerStream {
 
     /// Returns whether the client has sent its whole request.
     pub(crate) fn is_body_done(&self) -> bool {
-        self.is_body_done
+        self.request_body.is_done()
     }
 
     /// Takes the trailers of the request out; `None` if it has none.
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
-        self.request_trailers.take()
+        self.request_body.take_trailers()
     }
 
     /// Returns whether [`Self::next_event`] has seen the stream fail before its response ended.
@@ -95,17 +91,20 @@ impl ServerStream {
     /// Cancel safe: a dropped call loses no bytes, and the next call continues.
     pub(crate) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
         let event = poll_fn(|context| {
-            let to_reason = |_| reason::Reason::ClientClosed;
             if !self.is_flushed()
                 && let Poll::Ready(flushed) = self.poll_flush(context)
             {
-                return Poll::Ready(DownstreamEvent::Flushed(flushed.map_err(to_reason)));
+                let flushed = flushed.map_err(|_| reason::Reason::ClientClosed);
+                return Poll::Ready(DownstreamEvent::Flushed(flushed));
             }
             match interest {
                 DownstreamInterest::Nothing => Poll::Pending,
-                DownstreamInterest::Body => self
-                    .poll_read(context)
-                    .map(|read| DownstreamEvent::Read(read.map_err(to_reason))),
+                DownstreamInterest::Body => {
+                    let read = self.request_body.poll_read(context);
+                    read.map(|read| {
+                        DownstreamEvent::Read(read.map_err(|_| reason::Reason::ClientClosed))
+                    })
+                }
                 DownstreamInterest::Close => self
                     .poll_reset(context)
                     .map(|()| DownstreamEvent::Read(Err(reason::Reason::ClientClosed))),
@@ -176,34 +175,6 @@ impl ServerStream {
             None => self.response_sender.poll_reset(context),
         };
         reset.map(drop)
-    }
-
-    fn poll_read(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, StreamClosed>> {
-        if self.is_body_done {
-            return Poll::Ready(Ok(None));
-        }
-        match ready!(self.request_body.poll_data(context)) {
-            Some(Ok(piece)) => {
-                // The owner of the request now holds this chunk, and reads one chunk at a time.
-                // The window can therefore be opened for the next chunk.
-                _ = self
-                    .request_body
-                    .flow_control()
-                    .release_capacity(piece.len());
-                self.is_body_done = self.request_body.is_end_stream();
-                Poll::Ready(Ok(Some(piece)))
-            }
-            Some(Err(_)) => Poll::Ready(Err(StreamClosed)),
-            None => {
-                self.request_trailers =
-                    ready!(self.request_body.poll_trailers(context)).map_err(|_| StreamClosed)?;
-                self.is_body_done = true;
-                Poll::Ready(Ok(None))
-            }
-        }
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamClosed>> {

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    Reason, RecvStream, SendStream,
+    Reason, SendStream,
     client::{Builder, ResponseFuture, SendRequest},
 };
 use http::{HeaderMap, Request};
@@ -30,6 +30,7 @@ use crate::{
             SEND_BUFFER_BYTES, SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES,
             connection_window_bytes,
         },
+        received_body::ReceivedBody,
         send_queue::{SendQueue, StreamClosed},
     },
     state::topology::endpoint::ConnectionGuard,
@@ -181,8 +182,6 @@ impl Http2Connection {
             send_queue: SendQueue::default(),
             response_head: None,
             response_body: None,
-            is_body_done: false,
-            response_trailers: None,
             send_error: None,
         }
     }
@@ -220,9 +219,7 @@ pub(crate) struct ClientStream {
     stream: Option<SendStream<Bytes>>,
     send_queue: SendQueue,
     response_head: Option<ResponseHeader>,
-    response_body: Option<RecvStream>,
-    is_body_done: bool,
-    response_trailers: Option<HeaderMap>,
+    response_body: Option<ReceivedBody>,
     /// Why the h2 crate did not accept the request head, if it did not.
     send_error: Option<StreamError>,
 }
@@ -298,12 +295,14 @@ impl ClientStream {
 
     /// Returns whether the response has been read to its end.
     pub(crate) fn is_body_done(&self) -> bool {
-        self.is_body_done
+        self.response_body
+            .as_ref()
+            .is_some_and(ReceivedBody::is_done)
     }
 
     /// Returns the trailers of the response, once its end has been read.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
-        self.response_trailers.as_ref()
+        self.response_body.as_ref()?.trailers()
     }
 
     /// Records that the response timed out.
@@ -381,31 +380,17 @@ impl ClientStream {
         let response = ready!(Pin::new(response).poll(context))
             .map_err(|error| self.permit.0.record_error(&error))?;
         let (parts, body) = response.into_parts();
-        self.is_body_done = body.is_end_stream();
         self.response_head = Some(parts.into());
-        self.response_body = Some(body);
+        self.response_body = Some(ReceivedBody::new(body));
         Poll::Ready(Ok(()))
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
-        let Some(body) = self.response_body.as_mut().filter(|_| !self.is_body_done) else {
-            return Poll::Ready(Ok(None));
-        };
-        match ready!(body.poll_data(context)) {
-            Some(Ok(piece)) => {
-                // The proxy retains at most one chunk, so the window is released as soon as the
-                // chunk is read.
-                _ = body.flow_control().release_capacity(piece.len());
-                self.is_body_done = body.is_end_stream();
-                Poll::Ready(Ok(Some(piece)))
-            }
-            Some(Err(error)) => Poll::Ready(Err(self.permit.0.record_error(&error))),
-            None => {
-                self.response_trailers = ready!(body.poll_trailers(context))
-                    .map_err(|error| self.permit.0.record_error(&error))?;
-                self.is_body_done = true;
-                Poll::Ready(Ok(None))
-            }
+        match &mut self.response_body {
+            Some(body) => body
+                .poll_read(context)
+                .map_err(|error| self.permit.0.record_error(&error)),
+            None => Poll::Ready(Ok(None)),
         }
     }
 }
