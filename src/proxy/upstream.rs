@@ -4,6 +4,7 @@
 
 pub(crate) mod connect;
 pub(crate) mod http2;
+pub(crate) mod http2_stream;
 pub(crate) mod pool;
 pub(crate) mod request_head;
 pub(crate) mod stream;

@@ -9,7 +9,8 @@ use crate::{
     clock,
     policy::snapshot::BackendTlsSpec,
     proxy::upstream::{
-        http2::Http2Connection, pool::PooledConnection, stream::Upstream, worker::Worker,
+        http2::Http2Connection, http2_stream::ClientStream, pool::PooledConnection,
+        stream::Upstream, worker::Worker,
     },
     state::topology::{
         endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
@@ -148,10 +149,8 @@ async fn connect_http2(
     let made = made.map_err(|_| ConnectError::Failed)?;
     connections.add(made.clone());
     drop(connect_permit);
-    Ok(Upstream::from_http2(
-        made.open_stream(now),
-        endpoint.clone(),
-    ))
+    let stream = ClientStream::new(made.acquire_stream(now));
+    Ok(Upstream::from_http2(stream, endpoint.clone()))
 }
 
 /// Returns the generation of the material by which a pooled connection is recognized; 0 without

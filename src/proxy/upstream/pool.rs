@@ -18,7 +18,7 @@ use pingora::protocols::Stream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
-    proxy::upstream::http2::{ClientStream, Http2Connection},
+    proxy::upstream::{http2::Http2Connection, http2_stream::ClientStream},
     state::topology::endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
     transport::queued_stream::ConnectionHandle,
 };
@@ -83,7 +83,7 @@ impl EndpointHttp2Connections {
         connections
             .iter()
             .find(|connection| connection.has_stream_capacity())
-            .map(|connection| connection.open_stream(now))
+            .map(|connection| ClientStream::new(connection.acquire_stream(now)))
     }
 
     /// Closes one connection without streams and returns whether there was one.

@@ -19,7 +19,8 @@ use pingora::{ErrorType, http::ResponseHeader, protocols::http::v1::client::Http
 use crate::{
     proxy::{
         upstream::{
-            http2::ClientStream, pool::PooledConnection, request_head::RequestHead, worker::Worker,
+            http2_stream::ClientStream, pool::PooledConnection, request_head::RequestHead,
+            worker::Worker,
         },
         wire::events::{StreamError, UpstreamEvent, UpstreamInterest},
     },
