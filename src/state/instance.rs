@@ -7,6 +7,7 @@
 pub mod capacity;
 pub mod command;
 pub mod drain;
+mod header_parameters;
 pub mod instance_age;
 pub mod lifecycle;
 pub mod listener_sockets;

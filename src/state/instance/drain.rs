@@ -18,6 +18,7 @@ use tokio::sync::{Notify, futures::Notified, watch};
 use crate::{
     policy::document::Direction,
     resilience::lifecycle::{DirectionLoad, DrainSequence, InstanceLoad, Stage},
+    state::instance::header_parameters::split_parameters,
 };
 
 /// Response header in which an instance announces that it is draining.
@@ -201,17 +202,13 @@ impl DrainState {
 /// 30 seconds, and the maximum is 10 minutes.
 #[must_use]
 pub fn parse_draining_ttl(header_value: &str) -> Option<Duration> {
-    let mut parameters = header_value.split(';').map(str::trim);
-    if parameters.next() != Some("1") {
+    let (value, parameters) = split_parameters(header_value);
+    if value != "1" {
         return None;
     }
-    let requested_ttl = parameters.find_map(|parameter| {
-        parameter
-            .strip_prefix("ttl=")?
-            .parse()
-            .ok()
-            .map(Duration::from_secs)
-    });
+    let requested_ttl = parameters
+        .filter(|(name, _)| *name == "ttl")
+        .find_map(|(_, seconds)| seconds.parse().ok().map(Duration::from_secs));
     Some(
         requested_ttl
             .unwrap_or(DEFAULT_DRAINING_TTL)

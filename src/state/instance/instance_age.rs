@@ -21,6 +21,7 @@ use crate::{
         ratio::Ratio,
         warm_up::{DeterministicSampler, WarmUpConfig},
     },
+    state::instance::header_parameters::split_parameters,
 };
 
 /// Response header in which an instance announces when it became ready.
@@ -186,10 +187,10 @@ pub fn age_from_start(started_millis: u64, wall_time: SystemTime) -> Duration {
 /// percent.
 #[must_use]
 pub fn parse_started_at(header: &str) -> Option<AdvertisedStart> {
-    let mut parameters = header.split(';').map(str::trim);
-    let started = Duration::try_from_secs_f64(parameters.next()?.parse().ok()?).ok()?;
+    let (started, parameters) = split_parameters(header);
+    let started = Duration::try_from_secs_f64(started.parse().ok()?).ok()?;
     let (mut window, mut aggression, mut minimum) = (None, 1.0, 10.0);
-    for (name, value) in parameters.filter_map(|parameter| parameter.split_once('=')) {
+    for (name, value) in parameters {
         let Ok(value) = value.parse::<f64>() else {
             continue;
         };
