@@ -10,6 +10,7 @@
 //! `.await`. The module opens no connections and runs no tasks.
 
 pub mod active_policy;
+mod atomic_instant;
 pub mod instance;
 pub mod policies;
 pub mod registry;

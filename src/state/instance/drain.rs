@@ -18,7 +18,7 @@ use tokio::sync::{Notify, futures::Notified, watch};
 use crate::{
     policy::document::Direction,
     resilience::lifecycle::{DirectionLoad, DrainSequence, InstanceLoad, Stage},
-    state::instance::header_parameters::split_parameters,
+    state::{atomic_instant::AtomicInstant, instance::header_parameters::split_parameters},
 };
 
 /// Response header in which an instance announces that it is draining.
@@ -36,37 +36,45 @@ const MAX_DRAINING_TTL: Duration = Duration::from_mins(10);
 /// Drain stage of this instance, and its requests in flight.
 #[derive(Debug)]
 pub struct DrainState {
-    created_at: Instant,
     inbound: DirectionCounters,
     outbound: DirectionCounters,
     /// [`Stage`] as a number, so that each request reads it without a lock.
     stage: AtomicU8,
     stage_sender: watch::Sender<Stage>,
     is_handed_over: AtomicBool,
-    /// Time at which the drain ends in any case, in milliseconds after `created_at`.
-    deadline_millis: AtomicU64,
+    /// Time at which the drain ends in any case; none before a drain.
+    deadline: AtomicInstant,
     end_notify: Notify,
 }
 
 /// Request counts of one direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct DirectionCounters {
     in_flight: AtomicUsize,
     started_total: AtomicU64,
-    /// Start of the latest request in milliseconds after `created_at`, plus one; 0 means none.
-    last_started_millis: AtomicU64,
+    /// Start of the latest request; none before the first one.
+    last_started_at: AtomicInstant,
+}
+
+impl DirectionCounters {
+    fn new(now: Instant) -> Self {
+        Self {
+            in_flight: AtomicUsize::new(0),
+            started_total: AtomicU64::new(0),
+            last_started_at: AtomicInstant::new(now, None),
+        }
+    }
 }
 
 impl DrainState {
     pub(in crate::state) fn new(now: Instant) -> Self {
         Self {
-            created_at: now,
-            inbound: DirectionCounters::default(),
-            outbound: DirectionCounters::default(),
+            inbound: DirectionCounters::new(now),
+            outbound: DirectionCounters::new(now),
             stage: AtomicU8::new(0),
             stage_sender: watch::Sender::new(Stage::Serving),
             is_handed_over: AtomicBool::new(false),
-            deadline_millis: AtomicU64::new(0),
+            deadline: AtomicInstant::new(now, None),
             end_notify: Notify::new(),
         }
     }
@@ -107,10 +115,7 @@ impl DrainState {
     /// Publishes the stage of a drain, and notifies tasks that wait for a stage.
     pub fn publish(&self, drain: &DrainSequence) {
         let stage = drain.stage();
-        self.deadline_millis.store(
-            self.millis_since_creation(drain.deadline()),
-            Ordering::Relaxed,
-        );
+        self.deadline.store(drain.deadline());
         self.is_handed_over
             .store(drain.is_handed_over(), Ordering::Relaxed);
         self.stage.store(stage as u8, Ordering::Relaxed);
@@ -127,13 +132,12 @@ impl DrainState {
         if !self.is_draining() || self.is_handed_over() {
             return None;
         }
-        let remaining_millis = self
-            .deadline_millis
-            .load(Ordering::Relaxed)
-            .saturating_sub(self.millis_since_creation(now));
+        let remaining = self.deadline.load().map_or(Duration::ZERO, |deadline| {
+            deadline.saturating_duration_since(now)
+        });
         Some(format!(
             "1; ttl={}",
-            Duration::from_millis(remaining_millis)
+            remaining
                 .saturating_add(DRAIN_TTL_MARGIN)
                 .as_secs_f64()
                 .ceil()
@@ -152,11 +156,7 @@ impl DrainState {
     pub fn instance_load(&self) -> InstanceLoad {
         let direction_load = |counters: &DirectionCounters| DirectionLoad {
             in_flight: counters.in_flight.load(Ordering::Acquire),
-            last_started_at: counters
-                .last_started_millis
-                .load(Ordering::Acquire)
-                .checked_sub(1)
-                .map(|millis| self.created_at + Duration::from_millis(millis)),
+            last_started_at: counters.last_started_at.load(),
         };
         InstanceLoad {
             inbound: direction_load(&self.inbound),
@@ -188,11 +188,6 @@ impl DrainState {
             Direction::Inbound => &self.inbound,
             Direction::Outbound => &self.outbound,
         }
-    }
-
-    fn millis_since_creation(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.created_at).as_millis())
-            .unwrap_or(u64::MAX - 1)
     }
 }
 
@@ -232,9 +227,7 @@ impl InFlightGuard {
         counters.started_total.fetch_add(1, Ordering::Relaxed);
         // If two requests start at once, either store may be the last. Their times differ by
         // less than a millisecond.
-        counters
-            .last_started_millis
-            .store(drain.millis_since_creation(now) + 1, Ordering::Release);
+        counters.last_started_at.store(now);
         Self {
             drain: drain.clone(),
             direction,

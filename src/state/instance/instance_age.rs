@@ -21,7 +21,7 @@ use crate::{
         ratio::Ratio,
         warm_up::{DeterministicSampler, WarmUpConfig},
     },
-    state::instance::header_parameters::split_parameters,
+    state::{atomic_instant::AtomicInstant, instance::header_parameters::split_parameters},
 };
 
 /// Response header in which an instance announces when it became ready.
@@ -38,9 +38,8 @@ const MAX_PEER_WARM_UP_WINDOW: Duration = Duration::from_hours(24);
 /// Time since this instance first became ready, and its announcement.
 #[derive(Debug)]
 pub struct InstanceAge {
-    created_at: Instant,
-    /// Time of the first readiness in milliseconds after `created_at`, plus one; 0 means never.
-    ready_since_millis: AtomicU64,
+    /// Time of the first readiness; none before it.
+    ready_since: AtomicInstant,
     /// Time for which a predecessor process was ready, in milliseconds.
     inherited_age_millis: AtomicU64,
     /// Announced start in milliseconds since 1970; 0 while it is not announced.
@@ -52,8 +51,7 @@ pub struct InstanceAge {
 impl InstanceAge {
     pub(in crate::state) fn new(now: Instant) -> Self {
         Self {
-            created_at: now,
-            ready_since_millis: AtomicU64::new(0),
+            ready_since: AtomicInstant::new(now, None),
             inherited_age_millis: AtomicU64::new(0),
             advertised_start_millis: AtomicU64::new(0),
             sampler: Mutex::default(),
@@ -64,10 +62,7 @@ impl InstanceAge {
     pub(in crate::state) fn mark_ready(&self, now: Instant, wall_time: SystemTime) {
         let inherited_age =
             Duration::from_millis(self.inherited_age_millis.load(Ordering::Relaxed));
-        self.ready_since_millis.store(
-            to_millis(now.saturating_duration_since(self.created_at)) + 1,
-            Ordering::Relaxed,
-        );
+        self.ready_since.store(now);
         self.advertised_start_millis.store(
             to_millis(
                 wall_time
@@ -91,15 +86,10 @@ impl InstanceAge {
     /// Returns `None` before the first readiness. A later loss of readiness has no effect.
     #[must_use]
     pub fn age(&self, now: Instant) -> Option<Duration> {
-        let ready_since_millis = self
-            .ready_since_millis
-            .load(Ordering::Relaxed)
-            .checked_sub(1)?;
-        Some(
-            now.saturating_duration_since(
-                self.created_at + Duration::from_millis(ready_since_millis),
-            ) + Duration::from_millis(self.inherited_age_millis.load(Ordering::Relaxed)),
-        )
+        let own_age = now.saturating_duration_since(self.ready_since.load()?);
+        let inherited_age =
+            Duration::from_millis(self.inherited_age_millis.load(Ordering::Relaxed));
+        Some(own_age + inherited_age)
     }
 
     /// Returns whether the start is announced to clients.

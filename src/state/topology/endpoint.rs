@@ -10,7 +10,7 @@ pub mod peer_lifecycle;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,6 +23,7 @@ use crate::{
         peak_ewma::PeakEwma,
         warm_up::WarmUpConfig,
     },
+    state::atomic_instant::AtomicInstant,
 };
 
 /// Maximum idle time of a pooled connection to an endpoint whose idle timeout is unknown. It is
@@ -59,9 +60,8 @@ pub struct EndpointState {
     outlier_detector: Mutex<OutlierDetector>,
     /// Latency estimate of the load balancer; the lock covers one call.
     latency: Mutex<PeakEwma>,
-    created_at: Instant,
-    /// Start of the warm-up in milliseconds after `created_at`, or [`NOT_WARMING_UP`].
-    warm_up_started_millis: AtomicI64,
+    /// Start of the latest warm-up; none if there was no warm-up.
+    warm_up_started_at: AtomicInstant,
     /// Whether the backend had endpoints before, so that this one is new among its peers.
     is_newcomer: bool,
     /// Start that the endpoint last announced, in milliseconds since 1970; 0 means none.
@@ -70,17 +70,13 @@ pub struct EndpointState {
     has_own_warm_up: AtomicBool,
     /// Warm-up that the endpoint announced; the lock covers one access.
     own_warm_up: Mutex<Option<WarmUpConfig>>,
-    /// End of the draining mark in milliseconds after `created_at`, plus one; 0 means not
-    /// draining.
-    draining_until_millis: AtomicU64,
-    /// Time of the latest draining announcement, in the same unit.
-    draining_since_millis: AtomicU64,
+    /// End of the draining mark; none if the endpoint is not draining.
+    draining_until: AtomicInstant,
+    /// Time of the latest draining announcement; none if there was no announcement.
+    draining_since: AtomicInstant,
     /// Whether the address belongs to this host, once that has been determined.
     is_local: OnceLock<bool>,
 }
-
-/// Value of `warm_up_started_millis` for an endpoint that is not warming up.
-const NOT_WARMING_UP: i64 = i64::MIN;
 
 /// Idle time after which the endpoint closed a connection, or announced to close it, and the
 /// time of that observation.
@@ -141,14 +137,13 @@ impl EndpointState {
             is_ejected: AtomicBool::new(false),
             outlier_detector: Mutex::default(),
             latency: Mutex::new(PeakEwma::new(now)),
-            created_at: now,
-            warm_up_started_millis: AtomicI64::new(if is_newcomer { 0 } else { NOT_WARMING_UP }),
+            warm_up_started_at: AtomicInstant::new(now, is_newcomer.then_some(now)),
             is_newcomer,
             advertised_start_millis: AtomicU64::new(0),
             has_own_warm_up: AtomicBool::new(false),
             own_warm_up: Mutex::default(),
-            draining_until_millis: AtomicU64::new(0),
-            draining_since_millis: AtomicU64::new(0),
+            draining_until: AtomicInstant::new(now, None),
+            draining_since: AtomicInstant::new(now, None),
             is_local: OnceLock::new(),
         }
     }

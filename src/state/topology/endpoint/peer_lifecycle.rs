@@ -21,7 +21,7 @@ use crate::{
             drain,
             instance_age::{self, AdvertisedStart},
         },
-        topology::endpoint::{EndpointState, NOT_WARMING_UP},
+        topology::endpoint::EndpointState,
     },
 };
 
@@ -82,12 +82,7 @@ impl EndpointState {
 
     /// Starts the warm-up of the endpoint at `start`, which may be in the past.
     pub fn warm_up_from(&self, start: Instant) {
-        let millis = match start.checked_duration_since(self.created_at) {
-            Some(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
-            None => -i64::try_from(self.created_at.saturating_duration_since(start).as_millis())
-                .unwrap_or(i64::MAX),
-        };
-        self.warm_up_started_millis.store(millis, Ordering::Relaxed);
+        self.warm_up_started_at.store(start);
         // The warmest endpoint is computed together with the selectable endpoints.
         self.counters
             .availability_version
@@ -136,17 +131,7 @@ impl EndpointState {
 
     /// Returns the start of the latest warm-up, even if it is over; `None` if there was none.
     pub(in crate::state) fn warm_up_started_at(&self) -> Option<Instant> {
-        let started_millis = self.warm_up_started_millis.load(Ordering::Relaxed);
-        if started_millis == NOT_WARMING_UP {
-            return None;
-        }
-        let offset = Duration::from_millis(started_millis.unsigned_abs());
-        let start = if started_millis < 0 {
-            self.created_at.checked_sub(offset)
-        } else {
-            self.created_at.checked_add(offset)
-        };
-        Some(start.unwrap_or(self.created_at))
+        self.warm_up_started_at.load()
     }
 
     /// Returns when the endpoint is warm, by the policy of the backend or else by its own
@@ -203,13 +188,8 @@ impl EndpointState {
     /// Marks the endpoint as draining until `now + ttl`, and returns whether it was not marked
     /// before.
     pub fn mark_draining(&self, ttl: Duration, now: Instant) -> bool {
-        let since_millis = self.millis_since_creation(now);
-        self.draining_since_millis
-            .store(since_millis.saturating_add(1), Ordering::Relaxed);
-        let is_news = self.draining_until_millis.swap(
-            self.millis_since_creation(now + ttl).saturating_add(1),
-            Ordering::Relaxed,
-        ) == 0;
+        self.draining_since.store(now);
+        let is_news = self.draining_until.replace(now + ttl).is_none();
         if is_news {
             self.counters
                 .availability_version
@@ -221,11 +201,7 @@ impl EndpointState {
     /// Returns the time until which the endpoint is draining; `None` if it is not.
     #[must_use]
     pub fn draining_until(&self) -> Option<Instant> {
-        let after = self
-            .draining_until_millis
-            .load(Ordering::Relaxed)
-            .checked_sub(1)?;
-        Some(self.created_at + Duration::from_millis(after))
+        self.draining_until.load()
     }
 
     /// Clears the draining mark, and returns whether the endpoint was marked.
@@ -233,14 +209,14 @@ impl EndpointState {
     /// `requested_at` is the time at which the request was sent whose response clears the mark.
     /// A request that was sent before the latest announcement has no effect.
     pub fn clear_draining(&self, requested_at: Instant) -> bool {
-        let is_draining = self.draining_until_millis.load(Ordering::Relaxed) != 0;
-        if !is_draining
-            || self.millis_since_creation(requested_at).saturating_add(1)
-                < self.draining_since_millis.load(Ordering::Relaxed)
-        {
+        let is_outdated = self
+            .draining_since
+            .load()
+            .is_some_and(|announced_at| requested_at < announced_at);
+        if self.draining_until.load().is_none() || is_outdated {
             return false;
         }
-        let is_news = self.draining_until_millis.swap(0, Ordering::Relaxed) != 0;
+        let is_news = self.draining_until.take().is_some();
         if is_news {
             self.counters
                 .availability_version
@@ -258,10 +234,5 @@ impl EndpointState {
             EndpointAddress::Tcp(address) => UdpSocket::bind((address.ip(), 0)).is_ok(),
             EndpointAddress::Unix(_) => true,
         })
-    }
-
-    fn millis_since_creation(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.created_at).as_millis())
-            .unwrap_or(u64::MAX - 1)
     }
 }
