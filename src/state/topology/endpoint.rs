@@ -47,8 +47,8 @@ pub struct EndpointState {
     pub counters: Arc<BackendCounters>,
     in_flight: AtomicU32,
     connections: AtomicU32,
-    /// [`Health`] as a number, readable without a lock.
-    health: AtomicU8,
+    /// Health according to `checks`, readable without a lock.
+    health: AtomicHealth,
     /// Results of active checks; the lock covers one access.
     checks: Mutex<CheckState>,
     is_retired: AtomicBool,
@@ -130,7 +130,7 @@ impl EndpointState {
             counters,
             in_flight: AtomicU32::new(0),
             connections: AtomicU32::new(0),
-            health: AtomicU8::new(0),
+            health: AtomicHealth::default(),
             checks: Mutex::default(),
             is_retired: AtomicBool::new(false),
             idle_close: Mutex::new(None),
@@ -207,11 +207,7 @@ impl EndpointState {
     /// Returns the health of the endpoint according to its active checks.
     #[must_use]
     pub fn health(&self) -> Health {
-        match self.health.load(Ordering::Relaxed) {
-            1 => Health::Healthy,
-            2 => Health::Unhealthy,
-            _ => Health::Unknown,
-        }
+        self.health.load()
     }
 
     /// Records the result of an active check, and returns the new health if it changed.
@@ -239,14 +235,7 @@ impl EndpointState {
         if changed == Health::Healthy && (before == Health::Unhealthy || is_new) {
             self.warm_up_from(now);
         }
-        self.health.store(
-            match changed {
-                Health::Unknown => 0,
-                Health::Healthy => 1,
-                Health::Unhealthy => 2,
-            },
-            Ordering::Relaxed,
-        );
+        self.health.store(changed);
         self.counters
             .availability_version
             .fetch_add(1, Ordering::Release);
@@ -384,6 +373,29 @@ impl EndpointState {
 
     fn lock(&self) -> MutexGuard<'_, CheckState> {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// [`Health`] that is read and written without a lock; at first [`Health::Unknown`].
+#[derive(Debug, Default)]
+struct AtomicHealth(AtomicU8);
+
+impl AtomicHealth {
+    fn load(&self) -> Health {
+        match self.0.load(Ordering::Relaxed) {
+            1 => Health::Healthy,
+            2 => Health::Unhealthy,
+            _ => Health::Unknown,
+        }
+    }
+
+    fn store(&self, health: Health) {
+        let number = match health {
+            Health::Unknown => 0,
+            Health::Healthy => 1,
+            Health::Unhealthy => 2,
+        };
+        self.0.store(number, Ordering::Relaxed);
     }
 }
 
