@@ -6,7 +6,16 @@ use serde::Serialize;
 
 use crate::{
     admin::view::rate_limit::{RateLimitView, rate_limits},
-    state::State,
+    resilience::Mode,
+    state::{
+        State,
+        active_policy::ActivePolicy,
+        instance::protection::ProtectionState,
+        policies::{
+            admission_control::AdmissionState, concurrency_limit::ConcurrencyLimitState,
+            retry_budget::RetryBudgetState,
+        },
+    },
     telemetry::label::Label,
 };
 
@@ -86,80 +95,96 @@ struct RetryBudgetView {
 
 pub(in crate::admin) fn limits(state: &State, now: Instant) -> LimitsView {
     let active_policy = state.active_policy.load();
-    let concurrency = active_policy.concurrency_limits.iter().map(|limit| {
-        let snapshot = limit.snapshot();
-        ConcurrencyView {
-            name: limit.name().to_string(),
-            mode: snapshot.mode.name(),
-            in_flight: snapshot.in_flight,
-            working: snapshot.awaiting_response,
-            max_in_flight: snapshot.config.max_in_flight.get(),
-            pending: snapshot.pending,
-            max_pending: snapshot.config.max_pending,
-            refused: snapshot.rejected,
-            adaptive: snapshot
-                .adaptive
-                .map(|(limit, component_mode)| AdaptiveView {
-                    mode: component_mode.name(),
-                    limit,
-                }),
-        }
-    });
-    let budgets = active_policy.retry_budgets.iter();
     LimitsView {
-        concurrency: concurrency.collect(),
-        retry_budgets: budgets
-            .map(|budget| RetryBudgetView {
-                name: budget.name().to_string(),
-                remaining: budget.remaining(now),
-                percent: budget.config().share.percent(),
-            })
+        concurrency: active_policy
+            .concurrency_limits
+            .iter()
+            .map(|limit| render_concurrency_limit(limit))
+            .collect(),
+        retry_budgets: active_policy
+            .retry_budgets
+            .iter()
+            .map(|budget| render_retry_budget(budget, now))
             .collect(),
         rate: active_policy.routes.iter().flat_map(rate_limits).collect(),
         admission: active_policy
             .admission_controls
             .iter()
-            .map(|admission| {
-                let (calls, rejection, component_mode) = admission.snapshot(now);
-                AdmissionView {
-                    name: admission.name().to_string(),
-                    mode: component_mode.name(),
-                    attempts: calls.total,
-                    good: calls.successes,
-                    rejection_percent: rejection.percent(),
-                }
-            })
+            .map(|admission| render_admission_control(admission, now))
             .collect(),
-        global: active_policy
-            .snapshot
-            .global_rate_limit
-            .as_ref()
-            .map(|global| GlobalRateLimitView {
-                engine: global.to_string(),
-                is_connected: active_policy
-                    .remote_limits
-                    .as_ref()
-                    .map(|remote| remote.engine().is_some()),
-                fails_closed: global.fails_closed,
-            }),
+        global: render_global_rate_limit(&active_policy),
         protection: active_policy
             .snapshot
             .protection
             .as_ref()
-            .map(|spec| ProtectionView {
-                mode: spec.mode.name(),
-                level: state.protection.level().label(),
-                normal_refused_percent: state.protection.shed_ratio() * 100.0,
-                signals: state
-                    .protection
-                    .signal_readings()
-                    .into_iter()
-                    .map(|(signal, value, level)| SignalView {
-                        name: signal.label(),
-                        percent: value * 100.0,
-                        level: level.label(),
-                    })
-                    .collect(),
+            .map(|spec| render_protection(&state.protection, spec.mode)),
+    }
+}
+
+fn render_concurrency_limit(limit: &ConcurrencyLimitState) -> ConcurrencyView {
+    let snapshot = limit.snapshot();
+    ConcurrencyView {
+        name: limit.name().to_string(),
+        mode: snapshot.mode.name(),
+        in_flight: snapshot.in_flight,
+        working: snapshot.awaiting_response,
+        max_in_flight: snapshot.config.max_in_flight.get(),
+        pending: snapshot.pending,
+        max_pending: snapshot.config.max_pending,
+        refused: snapshot.rejected,
+        adaptive: snapshot
+            .adaptive
+            .map(|(limit, component_mode)| AdaptiveView {
+                mode: component_mode.name(),
+                limit,
             }),
+    }
+}
+
+fn render_retry_budget(budget: &RetryBudgetState, now: Instant) -> RetryBudgetView {
+    RetryBudgetView {
+        name: budget.name().to_string(),
+        remaining: budget.remaining(now),
+        percent: budget.config().share.percent(),
+    }
+}
+
+fn render_admission_control(admission: &AdmissionState, now: Instant) -> AdmissionView {
+    let (calls, rejection, component_mode) = admission.snapshot(now);
+    AdmissionView {
+        name: admission.name().to_string(),
+        mode: component_mode.name(),
+        attempts: calls.total,
+        good: calls.successes,
+        rejection_percent: rejection.percent(),
+    }
+}
+
+fn render_global_rate_limit(active_policy: &ActivePolicy) -> Option<GlobalRateLimitView> {
+    let spec = active_policy.snapshot.global_rate_limit.as_ref()?;
+    Some(GlobalRateLimitView {
+        engine: spec.to_string(),
+        is_connected: active_policy
+            .remote_limits
+            .as_ref()
+            .map(|remote| remote.engine().is_some()),
+        fails_closed: spec.fails_closed,
+    })
+}
+
+fn render_protection(protection: &ProtectionState, mode: Mode) -> ProtectionView {
+    ProtectionView {
+        mode: mode.name(),
+        level: protection.level().label(),
+        normal_refused_percent: protection.shed_ratio() * 100.0,
+        signals: protection
+            .signal_readings()
+            .into_iter()
+            .map(|(signal, value, level)| SignalView {
+                name: signal.label(),
+                percent: value * 100.0,
+                level: level.label(),
+            })
+            .collect(),
     }
 }
