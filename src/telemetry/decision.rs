@@ -143,18 +143,7 @@ impl fmt::Display for Decision {
                 wait,
                 is_transparent,
                 budget_remaining,
-            } => {
-                let why = if *is_transparent {
-                    "nothing had reached the backend"
-                } else {
-                    "the policy retries this failure"
-                };
-                write!(
-                    f,
-                    "retried after {wait:.1?}: {why}, {budget_remaining} retries are left in the \
-                     budget"
-                )
-            }
+            } => write_retry(f, *wait, *is_transparent, *budget_remaining),
             Self::NotRetried { cause, evidence } if evidence.is_empty() => {
                 write!(f, "not retried: {cause}")
             }
@@ -201,6 +190,23 @@ fn write_refusal(
     } else {
         write!(f, ": {evidence}")
     }
+}
+
+fn write_retry(
+    f: &mut fmt::Formatter<'_>,
+    wait: Duration,
+    is_transparent: bool,
+    budget_remaining: u32,
+) -> fmt::Result {
+    let why = if is_transparent {
+        "nothing had reached the backend"
+    } else {
+        "the policy retries this failure"
+    };
+    write!(
+        f,
+        "retried after {wait:.1?}: {why}, {budget_remaining} retries are left in the budget"
+    )
 }
 
 #[cfg(test)]

@@ -15,16 +15,13 @@ pub(super) fn record(metrics: &Metrics, event: &Event) {
     match event {
         Event::PolicyApplied { generation, .. } => {
             increment(metrics, name::POLICY_RELOADS, &[("result", "applied")]);
-            #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 reloads")]
-            metrics
-                .gauge(name::POLICY_GENERATION, &[])
-                .set(*generation as f64);
-            metrics.gauge(name::POLICY_CURRENT, &[]).set(1.0);
+            set_policy_generation(metrics, *generation);
+            set_flag(metrics, name::POLICY_CURRENT, true);
         }
-        Event::PolicyRestored { .. } => metrics.gauge(name::POLICY_CURRENT, &[]).set(1.0),
+        Event::PolicyRestored { .. } => set_flag(metrics, name::POLICY_CURRENT, true),
         Event::PolicyRefused { .. } => {
             increment(metrics, name::POLICY_RELOADS, &[("result", "refused")]);
-            metrics.gauge(name::POLICY_CURRENT, &[]).set(0.0);
+            set_flag(metrics, name::POLICY_CURRENT, false);
         }
         Event::BreakerChanged {
             breaker,
@@ -47,24 +44,20 @@ pub(super) fn record(metrics: &Metrics, event: &Event) {
             let labels = [("backend", &**backend), ("to", health.label())];
             increment(metrics, name::HEALTH_CHANGES, &labels);
         }
-        Event::ReadinessChanged { is_ready, .. } => {
-            metrics.gauge(name::READY, &[]).set(to_gauge(*is_ready));
-        }
-        Event::DrainStarted { .. } => metrics.gauge(name::DRAINING, &[]).set(1.0),
+        Event::ReadinessChanged { is_ready, .. } => set_flag(metrics, name::READY, *is_ready),
+        Event::DrainStarted { .. } => set_flag(metrics, name::DRAINING, true),
         Event::RecoveryActed {
             recovery,
             action,
             is_shadow,
             result,
             ..
-        } => {
-            let result = match result {
-                _ if *is_shadow => "shadow",
-                Ok(_) => "done",
-                Err(_) => "failed",
-            };
-            record_recovery(metrics, recovery, action, result);
-        }
+        } => record_recovery(
+            metrics,
+            recovery,
+            action,
+            recovery_result(result, *is_shadow),
+        ),
         Event::RecoveryCapped { recovery } => record_recovery(metrics, recovery, "none", "capped"),
         Event::EndpointEjected {
             backend,
@@ -81,6 +74,27 @@ pub(super) fn record(metrics: &Metrics, event: &Event) {
 
 fn increment(metrics: &Metrics, name: &'static str, labels: &[(&'static str, &str)]) {
     metrics.counter(name, labels).increment(1);
+}
+
+/// Sets a gauge without labels to 1 or 0.
+fn set_flag(metrics: &Metrics, name: &'static str, is_set: bool) {
+    metrics.gauge(name, &[]).set(to_gauge(is_set));
+}
+
+fn set_policy_generation(metrics: &Metrics, generation: u64) {
+    #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 reloads")]
+    metrics
+        .gauge(name::POLICY_GENERATION, &[])
+        .set(generation as f64);
+}
+
+/// Returns the label of what became of a recovery action. In shadow mode it is never executed.
+fn recovery_result(result: &Result<String, String>, is_shadow: bool) -> &'static str {
+    match result {
+        _ if is_shadow => "shadow",
+        Ok(_) => "done",
+        Err(_) => "failed",
+    }
 }
 
 fn record_recovery(metrics: &Metrics, recovery: &str, action: &str, result: &str) {
