@@ -153,9 +153,7 @@ impl Resolver {
                 services.len()
             ));
         }
-        let mut priorities: Vec<u16> = services.iter().map(|service| service.priority).collect();
-        priorities.sort_unstable();
-        priorities.dedup();
+        let priorities = SrvPriorities::from_services(&services);
         let (mut endpoints, mut missing): (HashMap<EndpointAddress, EndpointSpec>, Option<String>) =
             (HashMap::new(), None);
         for (service, address_lookups) in self.lookup_srv_targets(&services).await {
@@ -170,11 +168,8 @@ impl Resolver {
                     Err(DnsError::Failed(message)) => return Err(message),
                 };
             valid_until = valid_until.min(addresses.valid_until);
-            // SRV priorities are mapped to 0, 1, 2 and so on, like the priorities in a policy.
+            let priority = priorities.rank(service.priority);
             // An SRV weight of 0 becomes 1, the smallest weight.
-            let priority =
-                u32::try_from(priorities.partition_point(|earlier| *earlier < service.priority))
-                    .unwrap_or(u32::MAX);
             let weight = NonZeroU32::new(service.weight.into()).unwrap_or(NonZeroU32::MIN);
             for address in addresses.ip_addresses {
                 let address = EndpointAddress::Tcp(SocketAddr::new(address, service.port));
@@ -217,6 +212,24 @@ impl Resolver {
             );
         }
         all
+    }
+}
+
+/// Distinct priorities of SRV records, in ascending order.
+struct SrvPriorities(Vec<u16>);
+
+impl SrvPriorities {
+    fn from_services(services: &[&SRV]) -> Self {
+        let mut priorities: Vec<u16> = services.iter().map(|service| service.priority).collect();
+        priorities.sort_unstable();
+        priorities.dedup();
+        Self(priorities)
+    }
+
+    /// Maps an SRV priority to 0, 1, 2 and so on, like the priorities in a policy.
+    fn rank(&self, priority: u16) -> u32 {
+        let rank = self.0.partition_point(|earlier| *earlier < priority);
+        u32::try_from(rank).unwrap_or(u32::MAX)
     }
 }
 
