@@ -36,8 +36,10 @@ use tokio::{
 
 use crate::control::{
     discovery::DiscoveryContext,
+    drain::DrainController,
     handover::{Handover, Predecessor},
     health::app_health::AppProbeCache,
+    signals::ProcessSignal,
 };
 pub use crate::control::{
     reload::{InitialLoadError, Reloader},
@@ -93,73 +95,50 @@ impl ControlLoop {
     pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> ExitReason {
         let Self {
             state,
-            mut reloader,
+            reloader,
             mut signals,
             tasks: background,
         } = self;
-        let (generation_sender, generations) =
-            channel::channel(state.active_policy.load().generation);
-        let generation_sender = Arc::new(generation_sender);
-        let (changed, mut changes) = mpsc::channel(1);
-        let (successor_sender, mut successors) = mpsc::channel(1);
+        let generation = state.active_policy.load().generation;
+        let generation_sender = Arc::new(channel::Sender::new(generation));
+        let (policy_changed, mut policy_changes) = mpsc::channel(1);
+        let (successor_ready, mut successors) = mpsc::channel(1);
         let is_supervised = background.is_supervised;
         let mut tasks = background.start(
             &state,
             &reloader,
-            (generation_sender.clone(), generations),
-            changed,
-            successor_sender,
+            &generation_sender,
+            LoopNotifications {
+                policy_changed,
+                successor_ready,
+            },
         );
-        let mut app_probes = AppProbeCache::new(state.clone());
-        let mut drain_controller =
-            drain::DrainController::new(state.clone(), reloader.listeners().clone());
-        let mut has_end_signal = false;
+        let mut controls = InstanceControls {
+            app_probes: AppProbeCache::new(state.clone()),
+            drain_controller: DrainController::new(state.clone(), reloader.listeners().clone()),
+            reloader,
+            state: state.clone(),
+            is_supervised,
+            has_end_signal: false,
+        };
         loop {
-            // A draining instance ignores policy changes: its sockets may already belong to a
-            // successor.
-            let may_reload = !state.drain.is_draining();
             tokio::select! {
-                Some(command) = commands.recv() => match command {
-                    Command::Reload(reply) if may_reload => {
-                        // The requester may have disconnected; its receiver is then closed.
-                        _ = reply.send(reloader.reload());
-                    }
-                    // Dropping the reply channel notifies the requester that no reload took
-                    // place.
-                    Command::Reload(_) => {}
-                    Command::Drain { requested_by, after_drain, started } => {
-                        drain_controller.begin(requested_by, after_drain);
-                        // The requester may have disconnected; its receiver is then closed.
-                        _ = started.send(());
-                    }
-                    Command::ProbeApp { backend, path, reply } => {
-                        app_probes.send_probe(backend, path, reply);
-                    }
-                },
-                () = app_probes.publish_next_result() => {}
+                Some(command) = commands.recv() => controls.execute(command),
+                () = controls.app_probes.publish_next_result() => {}
                 Some(ended) = tasks.join_next() => return report_ended_task(&ended),
-                Some(()) = changes.recv(), if may_reload => reloader.reload_if_changed(),
-                signal = signals.next() => match signal {
-                    // The reloader has already reported a failure as an event.
-                    signals::ProcessSignal::Reload if may_reload => drop(reloader.reload()),
-                    signals::ProcessSignal::Reload => {}
-                    signals::ProcessSignal::Terminate(_) if has_end_signal => {
-                        return ExitReason::Immediate;
+                Some(()) = policy_changes.recv(), if controls.may_reload() => {
+                    controls.reloader.reload_if_changed();
+                }
+                signal = signals.next() => {
+                    if let Some(end) = controls.apply_signal(signal) {
+                        return end;
                     }
-                    signals::ProcessSignal::Terminate(name) => {
-                        has_end_signal = true;
-                        if is_supervised && !drain_controller.has_begun() {
-                            drain_controller.hand_over(name);
-                        } else {
-                            drain_controller.begin(name, AfterDrain::Terminate);
-                        }
-                    }
-                },
+                }
                 Some(successor) = successors.recv() => {
-                    drain_controller.hand_over("its successor");
+                    controls.drain_controller.hand_over("its successor");
                     successor.release().await;
                 }
-                end = drain_controller.run_to_completion() => return end,
+                end = controls.drain_controller.run_to_completion() => return end,
             }
             let generation = state.active_policy.load().generation;
             generation_sender
@@ -168,15 +147,90 @@ impl ControlLoop {
     }
 }
 
+/// Parts of the instance on which commands and signals act.
+#[derive(Debug)]
+struct InstanceControls {
+    state: Arc<State>,
+    reloader: Reloader,
+    app_probes: AppProbeCache,
+    drain_controller: DrainController,
+    /// Whether a supervisor holds all listening sockets open across restarts.
+    is_supervised: bool,
+    /// Whether a termination signal has arrived. A second one ends the process at once.
+    has_end_signal: bool,
+}
+
+impl InstanceControls {
+    /// Returns whether policies may be replaced. A draining instance ignores policy changes: its
+    /// sockets may already belong to a successor.
+    fn may_reload(&self) -> bool {
+        !self.state.drain.is_draining()
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Reload(reply) if self.may_reload() => {
+                // The requester may have disconnected; its receiver is then closed.
+                _ = reply.send(self.reloader.reload());
+            }
+            // Dropping the reply channel notifies the requester that no reload took place.
+            Command::Reload(_) => {}
+            Command::Drain {
+                requested_by,
+                after_drain,
+                started,
+            } => {
+                self.drain_controller.begin(requested_by, after_drain);
+                // The requester may have disconnected; its receiver is then closed.
+                _ = started.send(());
+            }
+            Command::ProbeApp {
+                backend,
+                path,
+                reply,
+            } => self.app_probes.send_probe(backend, path, reply),
+        }
+    }
+
+    /// Acts on a process signal. Returns an exit reason if the process must end at once.
+    fn apply_signal(&mut self, signal: ProcessSignal) -> Option<ExitReason> {
+        match signal {
+            // The reloader has already reported a failure as an event.
+            ProcessSignal::Reload if self.may_reload() => drop(self.reloader.reload()),
+            ProcessSignal::Reload => {}
+            ProcessSignal::Terminate(_) if self.has_end_signal => {
+                return Some(ExitReason::Immediate);
+            }
+            ProcessSignal::Terminate(name) => {
+                self.has_end_signal = true;
+                if self.is_supervised && !self.drain_controller.has_begun() {
+                    self.drain_controller.hand_over(name);
+                } else {
+                    self.drain_controller.begin(name, AfterDrain::Terminate);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Channels on which background tasks notify the main loop.
+#[derive(Debug)]
+struct LoopNotifications {
+    /// The files of the policy directory may have changed.
+    policy_changed: mpsc::Sender<()>,
+    /// A successor process is ready, and waits until this process stops accepting.
+    successor_ready: mpsc::Sender<handover::Successor>,
+}
+
 impl BackgroundTasks {
     /// Spawns all background tasks. The returned set yields a task as soon as it ends.
     fn start(
         self,
         state: &Arc<State>,
         reloader: &Reloader,
-        (generation_sender, generations): (Arc<channel::Sender<u64>>, channel::Receiver<u64>),
-        changed: mpsc::Sender<()>,
-        successors: mpsc::Sender<handover::Successor>,
+        generation_sender: &Arc<channel::Sender<u64>>,
+        notifications: LoopNotifications,
     ) -> JoinSet<()> {
         let Self {
             poll_interval,
@@ -187,11 +241,16 @@ impl BackgroundTasks {
             predecessor,
             ..
         } = self;
+        let LoopNotifications {
+            policy_changed,
+            successor_ready,
+        } = notifications;
+        let generations = generation_sender.subscribe();
         let mut tasks = JoinSet::new();
         tasks.spawn(file_watch::watch_path(
             reloader.path().to_owned(),
             poll_interval,
-            changed,
+            policy_changed,
         ));
         tasks.spawn(health::active_checks::run_active_checks(
             state.clone(),
@@ -208,7 +267,7 @@ impl BackgroundTasks {
                 pending_backends: Arc::default(),
                 name_server,
                 poll_interval,
-                generation_sender,
+                generation_sender: generation_sender.clone(),
             },
             generations,
         ));
@@ -224,7 +283,7 @@ impl BackgroundTasks {
         tasks.spawn(async move {
             match handover::take_over(&state, listeners.as_ref(), &inherited, predecessor).await {
                 Ok(()) => {
-                    handover::wait_for_successor(handover, state, listeners, successors).await
+                    handover::wait_for_successor(handover, state, listeners, successor_ready).await
                 }
                 Err(reason) => tracing::error!("{reason}"),
             }
