@@ -58,6 +58,16 @@ impl ProbeTransport {
     }
 }
 
+/// `GET` request of a health check or app probe over HTTP.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::control) struct ProbeRequest<'r> {
+    pub(in crate::control) path: &'r str,
+    /// Value of the host header.
+    pub(in crate::control) host: &'r str,
+    /// Maximum number of bytes of the response body that are read.
+    pub(in crate::control) max_body_bytes: usize,
+}
+
 /// Response to a health check or app probe over HTTP.
 pub(in crate::control) struct ProbeResponse {
     pub(in crate::control) status: u16,
@@ -111,14 +121,16 @@ pub(in crate::control) async fn run_active_checks(
                 let task = unchanged.unwrap_or_else(|| RunningCheck {
                     spec: spec.clone(),
                     transport: transport.clone(),
-                    task: tasks.spawn(run_check_loop(
-                        state.clone(),
-                        backend.spec.name.clone(),
-                        endpoint.clone(),
-                        spec.clone(),
-                        transport.clone(),
-                        max_initial_delay,
-                    )),
+                    task: tasks.spawn(
+                        EndpointCheck {
+                            state: state.clone(),
+                            backend: backend.spec.name.clone(),
+                            endpoint: endpoint.clone(),
+                            spec: spec.clone(),
+                            transport: transport.clone(),
+                        }
+                        .run_loop(max_initial_delay),
+                    ),
                 });
                 next.insert(endpoint.id, task);
             }
@@ -130,87 +142,151 @@ pub(in crate::control) async fn run_active_checks(
     }
 }
 
-async fn run_check_loop(
+/// Active check of one endpoint.
+struct EndpointCheck {
     state: Arc<State>,
+    /// Name of the backend of the endpoint.
     backend: Arc<str>,
     endpoint: Arc<EndpointState>,
     spec: ActiveCheckSpec,
     transport: ProbeTransport,
-    max_initial_delay: Duration,
-) {
-    clock::sleep(max_initial_delay.mul_f64(fastrand::f64())).await;
-    loop {
-        let began = clock::now();
-        let mut head = None;
-        let checked = clock::timeout(
-            Some(spec.timeout),
-            run_check(&state, &endpoint, &spec, &transport, &mut head),
-        )
-        .await;
-        let result =
-            checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
-        let is_draining = head
-            .is_some_and(|head| observe_peer_lifecycle(&state, &backend, &endpoint, &head, began));
-        // A draining endpoint may fail its checks. That failure says nothing about its health
-        // and is not recorded.
-        if (result.is_ok() || !is_draining)
-            && let Some(health) = endpoint.record_check(&spec.thresholds, &result, clock::now())
-        {
-            let reason = result
-                .clone()
-                .err()
-                .unwrap_or_else(|| "the check passed".to_owned());
-            state.telemetry.emit(Event::HealthChanged {
-                backend: backend.clone(),
-                endpoint: endpoint.label.clone(),
-                health,
-                reason,
-            });
-            refresh_selectable_endpoints(&state, &backend);
-            readiness_gates::update_conditions(&state);
-        }
-        let now = clock::now();
-        // Jitter keeps many sidecars from checking in step.
-        let interval = interval(&spec, endpoint.health(), result.is_ok());
-        let next =
-            now.max(began + interval.mul_f64(1.0 + spec.jitter * (2.0 * fastrand::f64() - 1.0)));
-        let ready_at = update_app_readiness(&state, &backend, now);
-        if let Some(ready_at) = ready_at.filter(|ready_at| *ready_at < next) {
-            clock::sleep_until(ready_at).await;
-            update_app_readiness(&state, &backend, clock::now());
-        }
-        clock::sleep_until(next).await;
-    }
 }
 
-/// Applies the lifecycle headers of a check response: marks the endpoint as draining, or clears
-/// that mark. Returns whether the endpoint reports that it is draining.
-fn observe_peer_lifecycle(
-    state: &State,
-    backend: &Arc<str>,
-    endpoint: &EndpointState,
-    response: &HeaderMap,
-    requested_at: Instant,
-) -> bool {
-    let (backend, label) = (backend.clone(), endpoint.label.clone());
-    let peer_lifecycle = PeerLifecycle::from_headers(response);
-    let is_draining = peer_lifecycle.is_some_and(|peer_lifecycle| peer_lifecycle.is_draining());
-    if let Some(ttl) = peer_lifecycle.and_then(|peer_lifecycle| {
-        endpoint.observe(&peer_lifecycle, clock::wall_time, clock::now())
-    }) {
-        state.telemetry.emit(Event::EndpointDraining {
+impl EndpointCheck {
+    /// Checks the endpoint repeatedly, for the first time after a random part of
+    /// `max_initial_delay`. Never returns.
+    async fn run_loop(self, max_initial_delay: Duration) {
+        let Self {
+            state,
             backend,
-            endpoint: label,
-            ttl,
-        });
-    } else if !is_draining && endpoint.clear_draining(requested_at) {
-        state.telemetry.emit(Event::EndpointDrainingCleared {
-            backend,
-            endpoint: label,
-            reason: "a check says that it stays",
-        });
+            endpoint,
+            spec,
+            ..
+        } = &self;
+        clock::sleep(max_initial_delay.mul_f64(fastrand::f64())).await;
+        loop {
+            let began = clock::now();
+            let mut head = None;
+            let checked = clock::timeout(Some(spec.timeout), self.run_once(&mut head)).await;
+            let result =
+                checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
+            let is_draining = head.is_some_and(|head| self.observe_peer_lifecycle(&head, began));
+            // A draining endpoint may fail its checks. That failure says nothing about its
+            // health and is not recorded.
+            if (result.is_ok() || !is_draining)
+                && let Some(health) = endpoint.record_check(&spec.thresholds, &result, clock::now())
+            {
+                let reason = result
+                    .clone()
+                    .err()
+                    .unwrap_or_else(|| "the check passed".to_owned());
+                state.telemetry.emit(Event::HealthChanged {
+                    backend: backend.clone(),
+                    endpoint: endpoint.label.clone(),
+                    health,
+                    reason,
+                });
+                refresh_selectable_endpoints(state, backend);
+                readiness_gates::update_conditions(state);
+            }
+            let now = clock::now();
+            // Jitter keeps many sidecars from checking in step.
+            let interval = interval(spec, endpoint.health(), result.is_ok());
+            let next = now
+                .max(began + interval.mul_f64(1.0 + spec.jitter * (2.0 * fastrand::f64() - 1.0)));
+            let ready_at = update_app_readiness(state, backend, now);
+            if let Some(ready_at) = ready_at.filter(|ready_at| *ready_at < next) {
+                clock::sleep_until(ready_at).await;
+                update_app_readiness(state, backend, clock::now());
+            }
+            clock::sleep_until(next).await;
+        }
     }
-    is_draining
+
+    /// Applies the lifecycle headers of a check response: marks the endpoint as draining, or
+    /// clears that mark. Returns whether the endpoint reports that it is draining.
+    fn observe_peer_lifecycle(&self, response: &HeaderMap, requested_at: Instant) -> bool {
+        let (backend, label) = (self.backend.clone(), self.endpoint.label.clone());
+        let peer_lifecycle = PeerLifecycle::from_headers(response);
+        let is_draining = peer_lifecycle.is_some_and(|peer_lifecycle| peer_lifecycle.is_draining());
+        if let Some(ttl) = peer_lifecycle.and_then(|peer_lifecycle| {
+            self.endpoint
+                .observe(&peer_lifecycle, clock::wall_time, clock::now())
+        }) {
+            self.state.telemetry.emit(Event::EndpointDraining {
+                backend,
+                endpoint: label,
+                ttl,
+            });
+        } else if !is_draining && self.endpoint.clear_draining(requested_at) {
+            self.state.telemetry.emit(Event::EndpointDrainingCleared {
+                backend,
+                endpoint: label,
+                reason: "a check says that it stays",
+            });
+        }
+        is_draining
+    }
+
+    /// Runs one check. Stores the headers of a response in `head`, also of a failed check.
+    async fn run_once(&self, head: &mut Option<HeaderMap>) -> Result<(), String> {
+        let (state, endpoint, transport) = (&self.state, &self.endpoint, &self.transport);
+        let tls = transport.tls.as_ref();
+        match &self.spec.probe {
+            ProbeSpec::Tcp => check_tcp_connect(state, endpoint, transport).await,
+            ProbeSpec::Grpc { service } => {
+                let (connection, _) = connect(state, endpoint, tls, Some(b"h2")).await?;
+                let response = grpc_check::send_check(
+                    connection,
+                    endpoint.authority(),
+                    tls.is_some(),
+                    service,
+                )
+                .await?;
+                let verdict = grpc_check::evaluate_response(&response);
+                *head = Some(response.headers);
+                verdict
+            }
+            ProbeSpec::Http {
+                path,
+                host,
+                expected,
+                body,
+            } => {
+                let expected_body = body.as_deref().unwrap_or_default().as_bytes();
+                let max_body_bytes = if expected_body.is_empty() {
+                    0
+                } else {
+                    MAX_CHECK_BODY_BYTES
+                };
+                let ProbeResponse {
+                    status,
+                    headers,
+                    body,
+                } = send_get(
+                    state,
+                    endpoint,
+                    transport,
+                    ProbeRequest {
+                        path,
+                        host: host.as_deref().unwrap_or(endpoint.authority()),
+                        max_body_bytes,
+                    },
+                )
+                .await?;
+                *head = Some(headers);
+                let has_expected_body = expected_body.is_empty()
+                    || body
+                        .windows(expected_body.len())
+                        .any(|part| part == expected_body);
+                match (expected.contains(status), has_expected_body) {
+                    (true, true) => Ok(()),
+                    (true, false) => Err("the expected words are not in the body".to_owned()),
+                    (false, _) => Err(format!("status {status}")),
+                }
+            }
+        }
+    }
 }
 
 /// Returns the time until the next check. A result that contradicts the known health, or a
@@ -300,64 +376,6 @@ fn update_app_readiness(state: &State, backend: &Arc<str>, now: Instant) -> Opti
     None
 }
 
-async fn run_check(
-    state: &State,
-    endpoint: &EndpointState,
-    spec: &ActiveCheckSpec,
-    transport: &ProbeTransport,
-    head: &mut Option<HeaderMap>,
-) -> Result<(), String> {
-    let tls = transport.tls.as_ref();
-    match &spec.probe {
-        ProbeSpec::Tcp => check_tcp_connect(state, endpoint, transport).await,
-        ProbeSpec::Grpc { service } => {
-            let (connection, _) = connect(state, endpoint, tls, Some(b"h2")).await?;
-            let response =
-                grpc_check::send_check(connection, endpoint.authority(), tls.is_some(), service)
-                    .await?;
-            let verdict = grpc_check::evaluate_response(&response);
-            *head = Some(response.headers);
-            verdict
-        }
-        ProbeSpec::Http {
-            path,
-            host,
-            expected,
-            body,
-        } => {
-            let expected_body = body.as_deref().unwrap_or_default().as_bytes();
-            let max_body = if expected_body.is_empty() {
-                0
-            } else {
-                MAX_CHECK_BODY_BYTES
-            };
-            let ProbeResponse {
-                status,
-                headers,
-                body,
-            } = send_get(
-                state,
-                endpoint,
-                transport,
-                path,
-                host.as_deref().unwrap_or(endpoint.authority()),
-                max_body,
-            )
-            .await?;
-            *head = Some(headers);
-            let has_expected_body = expected_body.is_empty()
-                || body
-                    .windows(expected_body.len())
-                    .any(|part| part == expected_body);
-            match (expected.contains(status), has_expected_body) {
-                (true, true) => Ok(()),
-                (true, false) => Err("the expected words are not in the body".to_owned()),
-                (false, _) => Err(format!("status {status}")),
-            }
-        }
-    }
-}
-
 /// Passes if a connection, including TLS if configured, can be established.
 ///
 /// # Errors
@@ -381,10 +399,13 @@ pub(in crate::control) async fn send_get(
     state: &State,
     endpoint: &EndpointState,
     transport: &ProbeTransport,
-    path: &str,
-    host: &str,
-    max_body: usize,
+    request: ProbeRequest<'_>,
 ) -> Result<ProbeResponse, String> {
+    let ProbeRequest {
+        path,
+        host,
+        max_body_bytes,
+    } = request;
     if transport.protocol == Protocol::Http1 {
         let connection =
             connect(state, endpoint, transport.tls.as_ref(), Some(b"http/1.1")).await?;
@@ -392,7 +413,7 @@ pub(in crate::control) async fn send_get(
             connection,
             http1_call::build_request_head("GET", path, host, &Bytes::new())?,
             Bytes::new(),
-            max_body,
+            max_body_bytes,
         )
         .await?;
         return Ok(ProbeResponse {
@@ -414,7 +435,7 @@ pub(in crate::control) async fn send_get(
         connection,
         request.map_err(|error| error.to_string())?,
         Bytes::new(),
-        max_body,
+        max_body_bytes,
     )
     .await?;
     Ok(ProbeResponse {

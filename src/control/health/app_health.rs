@@ -127,9 +127,11 @@ async fn probe_app(state: &State, backend: &str, path: Option<&str>) -> AppProbe
             state,
             endpoint,
             &transport,
-            path,
-            host,
-            active_checks::MAX_CHECK_BODY_BYTES,
+            active_checks::ProbeRequest {
+                path,
+                host,
+                max_body_bytes: active_checks::MAX_CHECK_BODY_BYTES,
+            },
         )
         .await?;
         Ok(AppProbeResponse {
