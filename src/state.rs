@@ -84,7 +84,7 @@ impl State {
         let (commands, command_receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let state = Arc::new(Self {
             active_policy: ArcSwap::from_pointee(ActivePolicy::empty()),
-            lifecycle: Lifecycle::new(now),
+            lifecycle: Lifecycle::new(telemetry.clone(), now),
             drain: Arc::new(DrainState::new(now)),
             load_history: LoadHistory::default(),
             replicas: Replicas::default(),

@@ -294,7 +294,6 @@ impl DiscoveryContext {
             names.is_empty(),
             reason,
             clock::now(),
-            &self.state.telemetry,
         );
     }
 }

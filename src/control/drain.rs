@@ -73,7 +73,6 @@ impl DrainController {
             false,
             "draining",
             drain.started_at(),
-            &self.state.telemetry,
         );
     }
 

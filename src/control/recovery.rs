@@ -66,11 +66,9 @@ pub(super) async fn run_recoveries(state: Arc<State>) {
                 .take(machine.rungs_taken() as usize)
                 .any(|action| *action == RecoveryAction::FailReadiness);
             if spec.mode != Mode::Enforce || !has_failed_readiness {
-                state.lifecycle.remove_condition(
-                    &condition_name(&spec.name),
-                    clock::now(),
-                    &state.telemetry,
-                );
+                state
+                    .lifecycle
+                    .remove_condition(&condition_name(&spec.name), clock::now());
             }
             let now = clock::now();
             let trigger_reason = find_trigger_reason(&active_policy, spec, now);
@@ -155,7 +153,6 @@ async fn execute_action(state: Arc<State>, spec: RecoverySpec, rung: u32, troubl
                     false,
                     trouble.clone(),
                     clock::now(),
-                    &state.telemetry,
                 );
             }
             ("fail_readiness", Ok(trouble))
@@ -187,7 +184,7 @@ async fn execute_action(state: Arc<State>, spec: RecoverySpec, rung: u32, troubl
 fn undo_recovery(state: &State, recovery: &Arc<str>) {
     state
         .lifecycle
-        .remove_condition(&condition_name(recovery), clock::now(), &state.telemetry);
+        .remove_condition(&condition_name(recovery), clock::now());
     state.telemetry.emit(Event::RecoveryUndone {
         recovery: recovery.clone(),
     });

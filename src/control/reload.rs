@@ -224,23 +224,15 @@ impl Reloader {
     }
 
     fn set_readiness_conditions(&self, snapshot: &PolicySnapshot) {
-        let (lifecycle, telemetry, now) =
-            (&self.state.lifecycle, &self.state.telemetry, clock::now());
+        let (lifecycle, now) = (&self.state.lifecycle, clock::now());
         lifecycle.set_condition(
             condition::POLICY,
             true,
             format!("hash {}", snapshot.hash),
             now,
-            telemetry,
         );
         match snapshot.lifecycle.required_backend {
-            None => lifecycle.set_condition(
-                condition::APP,
-                true,
-                "no backend is required",
-                now,
-                telemetry,
-            ),
+            None => lifecycle.set_condition(condition::APP, true, "no backend is required", now),
             // Active checks set this condition. Before startup it is unmet until the first
             // check passes; later reloads leave it unchanged.
             Some(index) if !lifecycle.has_started() => {
@@ -252,7 +244,6 @@ impl Reloader {
                         snapshot.backends[index].name
                     ),
                     now,
-                    telemetry,
                 );
             }
             Some(_) => {}
@@ -264,13 +255,7 @@ impl Reloader {
                 .iter()
                 .any(|backend| !matches!(backend.discovery, Discovery::Static(_)))
         {
-            lifecycle.set_condition(
-                condition::ENDPOINTS,
-                false,
-                "not looked for yet",
-                now,
-                telemetry,
-            );
+            lifecycle.set_condition(condition::ENDPOINTS, false, "not looked for yet", now);
         }
         readiness_gates::reconcile(&self.state);
         lifecycle.set_condition(
@@ -278,7 +263,6 @@ impl Reloader {
             true,
             format!("{} bound", snapshot.listeners.len()),
             now,
-            telemetry,
         );
     }
 

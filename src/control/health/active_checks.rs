@@ -334,7 +334,7 @@ fn update_app_readiness(state: &State, backend: &Arc<str>, now: Instant) -> Opti
     let set = |is_met, reason: String| {
         state
             .lifecycle
-            .set_condition(condition::APP, is_met, reason, now, &state.telemetry)
+            .set_condition(condition::APP, is_met, reason, now)
     };
     let healthy = required
         .endpoints

@@ -37,7 +37,6 @@ pub(in crate::control) fn update_conditions(state: &State) {
             healthy_count > 0,
             reason,
             now,
-            &state.telemetry,
         );
     }
 }
@@ -59,7 +58,7 @@ pub(in crate::control) fn reconcile(state: &State) {
     {
         state
             .lifecycle
-            .remove_condition(&condition.name, clock::now(), &state.telemetry);
+            .remove_condition(&condition.name, clock::now());
     }
     update_conditions(state);
 }

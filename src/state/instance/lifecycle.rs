@@ -79,6 +79,8 @@ pub struct Lifecycle {
     pub instance_age: InstanceAge,
     /// Notified of each update of a condition, even if nothing changed.
     change_sender: watch::Sender<()>,
+    /// Receiver of the event about a change of readiness.
+    telemetry: Arc<Telemetry>,
     /// Conditions, reports and counters; the lock covers one access.
     inner: Mutex<LifecycleInner>,
 }
@@ -113,7 +115,7 @@ enum Registration {
 }
 
 impl Lifecycle {
-    pub(in crate::state) fn new(now: Instant) -> Self {
+    pub(in crate::state) fn new(telemetry: Arc<Telemetry>, now: Instant) -> Self {
         let initial = [
             (condition::LISTENERS, false, "not bound yet"),
             (condition::POLICY, false, "not read yet"),
@@ -136,6 +138,7 @@ impl Lifecycle {
             created_at: now,
             instance_age: InstanceAge::new(now),
             change_sender: watch::Sender::new(()),
+            telemetry,
             inner: Mutex::new(LifecycleInner {
                 conditions: conditions.into(),
                 was_ready: false,
@@ -259,14 +262,7 @@ impl Lifecycle {
     }
 
     /// Sets a condition, and emits an event if the readiness of the instance changed.
-    pub fn set_condition(
-        &self,
-        name: &str,
-        is_met: bool,
-        reason: impl Into<String>,
-        now: Instant,
-        telemetry: &Telemetry,
-    ) {
+    pub fn set_condition(&self, name: &str, is_met: bool, reason: impl Into<String>, now: Instant) {
         let mut inner = self.lock();
         let reason = reason.into();
         match inner.conditions.get_mut(name) {
@@ -283,14 +279,14 @@ impl Lifecycle {
                 );
             }
         }
-        self.publish_change(inner, now, telemetry);
+        self.publish_change(inner, now);
     }
 
     /// Removes a condition, and emits an event if the readiness of the instance changed.
-    pub fn remove_condition(&self, name: &str, now: Instant, telemetry: &Telemetry) {
+    pub fn remove_condition(&self, name: &str, now: Instant) {
         let mut inner = self.lock();
         inner.conditions.remove(name);
-        self.publish_change(inner, now, telemetry);
+        self.publish_change(inner, now);
     }
 
     /// Records whether the newest policies are in force, or why they were rejected. This does
@@ -346,12 +342,7 @@ impl Lifecycle {
         self.lock().has_started
     }
 
-    fn publish_change(
-        &self,
-        mut inner: MutexGuard<'_, LifecycleInner>,
-        now: Instant,
-        telemetry: &Telemetry,
-    ) {
+    fn publish_change(&self, mut inner: MutexGuard<'_, LifecycleInner>, now: Instant) {
         let is_ready = inner.is_ready();
         inner.has_started |= inner.is_met(condition::LISTENERS) && inner.is_met(condition::POLICY);
         self.change_sender.send_replace(());
@@ -359,7 +350,8 @@ impl Lifecycle {
             return;
         }
         if is_ready && self.instance_age.age(now).is_none() {
-            self.instance_age.mark_ready(now, telemetry.wall_time());
+            self.instance_age
+                .mark_ready(now, self.telemetry.wall_time());
         }
         let unmet = inner
             .conditions
@@ -368,7 +360,8 @@ impl Lifecycle {
             .map(|condition| format!("{}: {}", condition.name, condition.reason))
             .collect();
         drop(inner);
-        telemetry.emit(Event::ReadinessChanged { is_ready, unmet });
+        self.telemetry
+            .emit(Event::ReadinessChanged { is_ready, unmet });
     }
 
     fn lock(&self) -> MutexGuard<'_, LifecycleInner> {
