@@ -117,8 +117,7 @@ impl BreakerState {
 
     /// Ends a half-open round that exceeds its maximum duration.
     pub fn end_expired_half_open(&self, now: Instant, random: f64) {
-        let transition = self.lock().machine.end_expired_half_open(now, random);
-        self.emit_transition(transition);
+        self.apply(|machine| machine.end_expired_half_open(now, random));
     }
 
     /// Applies a state change that an operator requests, such as a reset.
@@ -127,8 +126,7 @@ impl BreakerState {
         change: fn(&mut Breaker, Instant) -> Option<Transition>,
         now: Instant,
     ) {
-        let transition = change(&mut self.lock().machine, now);
-        self.emit_transition(transition);
+        self.apply(|machine| change(machine, now));
     }
 
     /// Returns the state and the counts for the admin API, and the mode.
@@ -138,18 +136,9 @@ impl BreakerState {
         (inner.machine.snapshot(now), inner.mode)
     }
 
-    fn settle(
-        &self,
-        permit: &Permit,
-        outcome: CallOutcome,
-        speed: Speed,
-        now: Instant,
-        random: f64,
-    ) {
-        let transition =
-            self.lock()
-                .machine
-                .settle(permit, CallResult { outcome, speed }, now, random);
+    /// Passes an input to the state machine, and emits the transition that it causes.
+    fn apply(&self, input: impl FnOnce(&mut Breaker) -> Option<Transition>) {
+        let transition = input(&mut self.lock().machine);
         self.emit_transition(transition);
     }
 
@@ -181,7 +170,9 @@ impl BreakerGuard {
     /// Records the result of the call. `random` is uniform in `0..1`.
     pub fn settle(mut self, outcome: CallOutcome, speed: Speed, now: Instant, random: f64) {
         if let Some(permit) = self.permit.take() {
-            self.breaker.settle(&permit, outcome, speed, now, random);
+            let result = CallResult { outcome, speed };
+            self.breaker
+                .apply(|machine| machine.settle(&permit, result, now, random));
         }
     }
 }
@@ -190,13 +181,13 @@ impl Drop for BreakerGuard {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             // A cancelled call is not counted, so its speed and its time have no effect.
-            self.breaker.settle(
-                &permit,
-                CallOutcome::Cancelled,
-                Speed::Fast,
-                self.started_at,
-                0.5,
-            );
+            let (now, random) = (self.started_at, 0.5);
+            let result = CallResult {
+                outcome: CallOutcome::Cancelled,
+                speed: Speed::Fast,
+            };
+            self.breaker
+                .apply(|machine| machine.settle(&permit, result, now, random));
         }
     }
 }
