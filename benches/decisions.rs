@@ -47,7 +47,7 @@ use outrigger::{
         policies::hedge::HedgeState,
         policies::rate_limit::RateLimitState,
         policies::retry_budget::RetryBudgetState,
-        policies::stale::{CachedResponse, StaleState},
+        policies::stale::{CachedResponse, StaleLookup, StaleState},
         topology::backend::selection::SelectionRequest,
     },
     telemetry::{Telemetry, access_log::AccessLogWriter},
@@ -349,9 +349,11 @@ fn cached_responses(criterion: &mut Criterion) {
             bench.iter(|| {
                 next = (next + 7_919) % count;
                 cache.find(
-                    black_box(&keys[next]),
-                    "in",
-                    &request,
+                    StaleLookup {
+                        cache_key: black_box(&keys[next]),
+                        forwarding_key: "in",
+                        headers: &request,
+                    },
                     Duration::from_secs(3_600),
                     now,
                 )

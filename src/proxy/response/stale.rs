@@ -26,7 +26,7 @@ use crate::{
         wire::header_names::{FORWARDED_HOST, FORWARDED_PROTO, REASON},
     },
     resilience::Mode,
-    state::policies::stale::{CachedResponse, StaleState},
+    state::policies::stale::{CachedResponse, StaleLookup, StaleState},
 };
 
 /// Request fields that identify the person or program behind a request.
@@ -190,13 +190,12 @@ pub(crate) fn find_stale(
         return None;
     }
     let now = clock::now();
-    let entry = state.find(
-        &cache_key(context),
-        &forwarding_key(context, request),
-        &head.headers,
-        spec.max_age,
-        now,
-    );
+    let lookup = StaleLookup {
+        cache_key: &cache_key(context),
+        forwarding_key: &forwarding_key(context, request),
+        headers: &head.headers,
+    };
+    let entry = state.find(lookup, spec.max_age, now);
     let entry = entry.filter(|entry| entry.is_public || !has_credentials(&head.headers))?;
     let age = now
         .saturating_duration_since(entry.received_at)

@@ -99,12 +99,12 @@ impl CachedResponse {
             + ENTRY_OVERHEAD_BYTES
     }
 
-    fn matches(&self, forwarding_key: &str, request: &HeaderMap) -> bool {
-        *self.forwarding_key == *forwarding_key
+    fn matches(&self, lookup: StaleLookup<'_>) -> bool {
+        *self.forwarding_key == *lookup.forwarding_key
             && self
                 .vary
                 .iter()
-                .all(|(name, values)| request.get_all(name).iter().eq(values))
+                .all(|(name, values)| lookup.headers.get_all(name).iter().eq(values))
     }
 }
 
@@ -113,6 +113,17 @@ fn copy_value(value: &HeaderValue) -> HeaderValue {
     let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
     copy.set_sensitive(value.is_sensitive());
     copy
+}
+
+/// Properties of a request by which a cached response is found.
+#[derive(Debug, Clone, Copy)]
+pub struct StaleLookup<'r> {
+    /// Address under which responses are stored.
+    pub cache_key: &'r str,
+    /// Route, rewrites and forwarded headers of the request.
+    pub forwarding_key: &'r str,
+    /// Headers of the request, which the `vary` headers of a response are compared with.
+    pub headers: &'r HeaderMap,
 }
 
 /// Stale responses, shared by all requests under one name.
@@ -184,9 +195,7 @@ impl StaleState {
     #[must_use]
     pub fn find(
         &self,
-        cache_key: &str,
-        forwarding_key: &str,
-        request: &HeaderMap,
+        lookup: StaleLookup<'_>,
         max_age: Duration,
         now: Instant,
     ) -> Option<Arc<CachedResponse>> {
@@ -196,10 +205,10 @@ impl StaleState {
         };
         self.lock()
             .responses
-            .get(cache_key)?
+            .get(lookup.cache_key)?
             .iter()
             .rev()
-            .find(|response| response.matches(forwarding_key, request) && is_usable(response))
+            .find(|response| response.matches(lookup) && is_usable(response))
             .cloned()
     }
 

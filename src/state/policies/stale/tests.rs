@@ -38,6 +38,14 @@ fn request_headers(languages: &[&'static str]) -> HeaderMap {
         .collect()
 }
 
+fn lookup<'r>(cache_key: &'r str, headers: &'r HeaderMap) -> StaleLookup<'r> {
+    StaleLookup {
+        cache_key,
+        forwarding_key: "in",
+        headers,
+    }
+}
+
 #[test]
 fn a_response_is_found_for_matching_requests_until_it_expires() {
     let (state, now) = (new_state(1 << 20), some_instant());
@@ -45,7 +53,7 @@ fn a_response_is_found_for_matching_requests_until_it_expires() {
     state.store("shop/a", cached_response("hallo", Some("de")));
     let body = |language, now| {
         state
-            .find("shop/a", "in", &request_headers(&[language]), DAY, now)
+            .find(lookup("shop/a", &request_headers(&[language])), DAY, now)
             .map(|cached| cached.body.clone())
     };
     assert_eq!(body("en", now), Some(Bytes::from_static(b"hello")));
@@ -54,7 +62,14 @@ fn a_response_is_found_for_matching_requests_until_it_expires() {
     assert_eq!(body("en", now + Duration::from_secs(62)), None);
     assert_eq!(
         state
-            .find("shop/a", "other", &request_headers(&["en"]), DAY, now)
+            .find(
+                StaleLookup {
+                    forwarding_key: "other",
+                    ..lookup("shop/a", &request_headers(&["en"]))
+                },
+                DAY,
+                now
+            )
             .map(|_| ()),
         None,
         "another way"
@@ -62,9 +77,7 @@ fn a_response_is_found_for_matching_requests_until_it_expires() {
     assert_eq!(
         state
             .find(
-                "shop/a",
-                "in",
-                &request_headers(&["en"]),
+                lookup("shop/a", &request_headers(&["en"])),
                 Duration::ZERO,
                 now + Duration::from_secs(1)
             )
@@ -99,9 +112,7 @@ fn vary_matches_all_values_of_a_header_in_order() {
     let is_found = |languages: &[&'static str]| {
         state
             .find(
-                "shop/a",
-                "in",
-                &request_headers(languages),
+                lookup("shop/a", &request_headers(languages)),
                 DAY,
                 some_instant(),
             )
@@ -118,9 +129,7 @@ fn the_latest_matching_response_is_found() {
     state.store("shop/a", cached_response("in english", Some("en")));
     let found = state
         .find(
-            "shop/a",
-            "in",
-            &request_headers(&["en"]),
+            lookup("shop/a", &request_headers(&["en"])),
             DAY,
             some_instant(),
         )
@@ -138,7 +147,7 @@ fn the_least_recently_used_entry_is_evicted_and_bytes_are_bounded() {
     assert_eq!(state.size(), (3, entry_bytes * 3), "exactly full");
     let is_cached = |cache_key| {
         state
-            .find(cache_key, "in", &HeaderMap::new(), DAY, some_instant())
+            .find(lookup(cache_key, &HeaderMap::new()), DAY, some_instant())
             .is_some()
     };
     assert!(is_cached("shop/0"), "and is now the one used last");
@@ -174,9 +183,7 @@ fn variants_per_cache_key_are_bounded() {
         .filter(|language| {
             state
                 .find(
-                    "shop/a",
-                    "in",
-                    &request_headers(&[language]),
+                    lookup("shop/a", &request_headers(&[language])),
                     DAY,
                     some_instant(),
                 )
@@ -199,9 +206,7 @@ fn the_byte_count_is_the_sum_of_the_cached_entries() {
             1 => state.reconfigure(random.usize(0..40_000)),
             2 => {
                 _ = state.find(
-                    &cache_key,
-                    "in",
-                    &request_headers(&["a"]),
+                    lookup(&cache_key, &request_headers(&["a"])),
                     DAY,
                     some_instant(),
                 )
