@@ -29,7 +29,7 @@ use crate::{
         demo::{
             app::{DemoFault, FaultSwitch},
             load::DemoLoad,
-            screen::Screen,
+            screen::{DemoAddresses, Screen},
         },
         output::{CommandOutcome, print_error},
         run,
@@ -122,13 +122,13 @@ impl DemoCommand {
         let inbound = sidecar.listener_address("inbound").unwrap_or(app_address);
         let outbound = sidecar.listener_address("outbound").unwrap_or(inbound);
         let mut screen = Screen::new(sidecar.state().clone());
-        screen.print_introduction(
-            &app_address,
-            &inbound,
-            &outbound,
-            &sidecar.admin_address(),
-            &policies,
-        );
+        let addresses = DemoAddresses {
+            app: app_address,
+            inbound,
+            outbound,
+            admin: sidecar.admin_address(),
+        };
+        screen.print_introduction(&addresses, &policies);
         let load = (!self.no_load).then(|| DemoLoad::start(inbound));
         self.run_scenario(&mut screen, load.as_ref(), &faults).await;
         screen.finish();

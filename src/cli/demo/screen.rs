@@ -39,14 +39,13 @@ impl Screen {
         }
     }
 
-    pub(super) fn print_introduction(
-        &self,
-        app: &SocketAddr,
-        inbound: &SocketAddr,
-        outbound: &SocketAddr,
-        admin: &SocketAddr,
-        policies: &Path,
-    ) {
+    pub(super) fn print_introduction(&self, addresses: &DemoAddresses, policies: &Path) {
+        let DemoAddresses {
+            app,
+            inbound,
+            outbound,
+            admin,
+        } = addresses;
         let policies = policies.display();
         print(&format!(
             "Outrigger demo: callers -> sidecar {inbound} -> app {app}, under {policies}\n\n\
@@ -121,6 +120,15 @@ impl Screen {
         let clear = if self.is_terminal { "\r\x1b[2K" } else { "" };
         print(&format!("{clear}[{seconds:>3} s] {text}"));
     }
+}
+
+/// Addresses of the demo: the app, the listeners of the sidecar, and its admin server.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DemoAddresses {
+    pub(super) app: SocketAddr,
+    pub(super) inbound: SocketAddr,
+    pub(super) outbound: SocketAddr,
+    pub(super) admin: SocketAddr,
 }
 
 fn print(text: &str) {
