@@ -18,6 +18,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use tokio::{
@@ -39,7 +40,7 @@ use crate::{
         instance::{
             command::{AfterDrain, Command},
             lifecycle::ExitReason,
-            listener_sockets::{BoundSocket, InheritedShare, InheritedSockets, ListenerSet as _},
+            listener_sockets::{InheritedShare, InheritedSockets, ListenerSet as _},
         },
     },
     telemetry::{Telemetry, access_log::AccessLogWriter, event::Event},
@@ -86,6 +87,15 @@ impl From<io::Error> for StartError {
     }
 }
 
+impl From<InitialLoadError> for StartError {
+    fn from(error: InitialLoadError) -> Self {
+        match error {
+            InitialLoadError::Policy(faults) => Self::Policy(faults),
+            InitialLoadError::Bind(reason) => Self::Bind(reason),
+        }
+    }
+}
+
 impl App {
     /// Starts an instance, and returns when its listeners are bound and its first policies are
     /// active.
@@ -93,15 +103,8 @@ impl App {
     /// # Errors
     /// If the policies are invalid, an address cannot be bound, or the system lacks resources.
     pub fn start(settings: Settings, access_log: AccessLogWriter) -> Result<Self, StartError> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let signals = if settings.handles_signals {
-            let _inside = runtime.enter();
-            ProcessSignals::register()?
-        } else {
-            ProcessSignals::default()
-        };
+        let runtime = build_runtime()?;
+        let signals = register_signals(&settings, &runtime)?;
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall_time));
         let (state, commands) = State::new(
             telemetry.clone(),
@@ -109,15 +112,10 @@ impl App {
             clock::now(),
         );
         let workers = WorkerHandle::start_all(settings.worker_threads.get(), &state)?;
-        let ExistingSockets {
-            inherited,
-            predecessor,
-            is_supervised,
-        } = collect_existing_sockets(&settings)?;
-        let listeners = Arc::new(Listeners::new(workers, state.clone(), inherited.clone()));
-
-        let (admin_socket, admin) =
-            start_admin(&settings, &inherited, predecessor.is_some(), &state)?;
+        let sockets = ExistingSockets::collect(&settings)?;
+        let inherited = sockets.inherited.clone();
+        let listeners = Arc::new(Listeners::new(workers, state.clone(), inherited));
+        let (admin_socket, admin) = start_admin(&settings, &sockets, &state)?;
         let admin_address = admin_socket.local_addr()?;
         telemetry.emit(Event::Started {
             version: env!("CARGO_PKG_VERSION"),
@@ -130,43 +128,22 @@ impl App {
             settings.state_dir,
             settings.environment,
         );
-        reloader.load_initial().map_err(|fault| match fault {
-            InitialLoadError::Policy(faults) => StartError::Policy(faults),
-            InitialLoadError::Bind(reason) => StartError::Bind(reason),
-        })?;
-        for address in inherited.close_unclaimed() {
-            tracing::warn!(
-                "the socket at {address} was handed to this process, and no listener wants it"
-            );
-        }
-        let inheritance = listeners.inherited_share();
-        if predecessor.is_some() && inheritance == InheritedShare::None {
-            let reason = "the running process has none of the policies' listeners; name another \
-                          path with --handover, or stop it";
-            return Err(StartError::Bind(reason.to_owned()));
-        }
-        if let Some(age) = predecessor
-            .as_ref()
-            .and_then(|predecessor| predecessor.ready_duration)
-        {
+        reloader.load_initial()?;
+        let inheritance = sockets.close_unclaimed(&listeners)?;
+        if let Some(age) = sockets.predecessor_age() {
             state.lifecycle.inherit_age(age);
         }
-        let handover = settings.handover_path.map(|path| Handover {
-            path,
-            admin: BoundSocket {
-                owner: handover::ADMIN_OWNER.to_owned(),
-                requested_address: settings.admin_address,
-                socket: admin_socket,
-            },
-        });
+        let handover = settings
+            .handover_path
+            .map(|path| Handover::new(path, settings.admin_address, admin_socket));
         let tasks = BackgroundTasks {
             poll_interval: settings.poll_interval,
             name_server: settings.name_server,
             cgroup: settings.cgroup_path,
             handover,
-            is_supervised: is_supervised && inheritance == InheritedShare::All,
-            inherited,
-            predecessor,
+            is_supervised: sockets.is_supervised && inheritance == InheritedShare::All,
+            inherited: sockets.inherited,
+            predecessor: sockets.predecessor,
         };
         let control = ControlLoop {
             state: state.clone(),
@@ -252,6 +229,71 @@ struct ExistingSockets {
     is_supervised: bool,
 }
 
+impl ExistingSockets {
+    /// Requests the sockets of the running process, and takes those of a supervisor.
+    fn collect(settings: &Settings) -> Result<Self, StartError> {
+        let to_start_error = |error: io::Error| {
+            StartError::Bind(format!(
+                "the sockets of the running process cannot be taken over: {error}"
+            ))
+        };
+        let handed_over = settings
+            .handover_path
+            .as_deref()
+            .map(handover::request_sockets)
+            .transpose()
+            .map_err(to_start_error)?;
+        let (predecessor, mut sockets) = handed_over
+            .flatten()
+            .map_or_else(Default::default, |(predecessor, sockets)| {
+                (Some(predecessor), sockets)
+            });
+        let supervised = if settings.uses_supervised_sockets {
+            handover::take_supervised_sockets()?
+        } else {
+            Vec::new()
+        };
+        let is_supervised = !supervised.is_empty();
+        sockets.extend(supervised);
+        Ok(Self {
+            inherited: Arc::new(InheritedSockets::new(sockets)),
+            predecessor,
+            is_supervised,
+        })
+    }
+
+    /// Closes the sockets that no listener uses, once the first policies are active. Returns
+    /// how many of the listeners use one of the sockets.
+    fn close_unclaimed(&self, listeners: &Listeners) -> Result<InheritedShare, StartError> {
+        for address in self.inherited.close_unclaimed() {
+            tracing::warn!(
+                "the socket at {address} was handed to this process, and no listener wants it"
+            );
+        }
+        let inheritance = listeners.inherited_share();
+        if self.predecessor.is_some() && inheritance == InheritedShare::None {
+            let reason = "the running process has none of the policies' listeners; name another \
+                          path with --handover, or stop it";
+            return Err(StartError::Bind(reason.to_owned()));
+        }
+        Ok(inheritance)
+    }
+
+    /// Returns the time for which a predecessor process has been ready.
+    fn predecessor_age(&self) -> Option<Duration> {
+        self.predecessor.as_ref()?.ready_duration
+    }
+}
+
+/// Registers the process signals, unless the embedding program handles them.
+fn register_signals(settings: &Settings, runtime: &runtime::Runtime) -> io::Result<ProcessSignals> {
+    if !settings.handles_signals {
+        return Ok(ProcessSignals::default());
+    }
+    let _inside = runtime.enter();
+    ProcessSignals::register()
+}
+
 /// Runs the control loop on a thread of its own, until it ends or the returned sender is used.
 fn spawn_control(
     runtime: runtime::Runtime,
@@ -272,41 +314,9 @@ fn spawn_control(
     Ok((thread, stop))
 }
 
-fn collect_existing_sockets(settings: &Settings) -> Result<ExistingSockets, StartError> {
-    let to_start_error = |error: io::Error| {
-        StartError::Bind(format!(
-            "the sockets of the running process cannot be taken over: {error}"
-        ))
-    };
-    let handed_over = settings
-        .handover_path
-        .as_deref()
-        .map(handover::request_sockets)
-        .transpose()
-        .map_err(to_start_error)?;
-    let (predecessor, mut sockets) = handed_over
-        .flatten()
-        .map_or_else(Default::default, |(predecessor, sockets)| {
-            (Some(predecessor), sockets)
-        });
-    let supervised = if settings.uses_supervised_sockets {
-        handover::take_supervised_sockets()?
-    } else {
-        Vec::new()
-    };
-    let is_supervised = !supervised.is_empty();
-    sockets.extend(supervised);
-    Ok(ExistingSockets {
-        inherited: Arc::new(InheritedSockets::new(sockets)),
-        predecessor,
-        is_supervised,
-    })
-}
-
 fn start_admin(
     settings: &Settings,
-    inherited: &InheritedSockets,
-    has_predecessor: bool,
+    sockets: &ExistingSockets,
     state: &Arc<State>,
 ) -> Result<(TcpListener, AdminServer), StartError> {
     let to_start_error = |error: io::Error| {
@@ -316,12 +326,12 @@ fn start_admin(
         ))
     };
     let (socket, is_inherited) =
-        handover::bind_admin_socket(inherited, settings.admin_address).map_err(to_start_error)?;
-    let gate = (is_inherited && has_predecessor).then(|| inherited.subscribe_accept_scope());
+        handover::bind_admin_socket(&sockets.inherited, settings.admin_address)
+            .map_err(to_start_error)?;
+    let gate = (is_inherited && sockets.predecessor.is_some())
+        .then(|| sockets.inherited.subscribe_accept_scope());
     let retained_socket = socket.try_clone()?;
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = build_runtime()?;
     let (stop, stopped) = oneshot::channel();
     let server = admin::serve(socket, state.clone(), settings.admin_token.clone(), gate);
     let thread = thread::Builder::new().name("admin".into()).spawn(move || {
@@ -337,4 +347,8 @@ fn start_admin(
         });
     })?;
     Ok((retained_socket, (stop, thread)))
+}
+
+fn build_runtime() -> io::Result<runtime::Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -259,9 +259,25 @@ pub(super) async fn take_over(
 #[derive(Debug)]
 pub struct Handover {
     /// Path of the Unix socket on which this process accepts a successor.
-    pub path: PathBuf,
+    path: PathBuf,
     /// Listening socket of the admin server.
-    pub admin: BoundSocket,
+    admin: BoundSocket,
+}
+
+impl Handover {
+    /// Creates a handover over the Unix socket `path`. It includes the admin server's socket,
+    /// which was bound for `admin_address`.
+    #[must_use]
+    pub fn new(path: PathBuf, admin_address: SocketAddr, admin_socket: TcpListener) -> Self {
+        Self {
+            path,
+            admin: BoundSocket {
+                owner: ADMIN_OWNER.to_owned(),
+                requested_address: admin_address,
+                socket: admin_socket,
+            },
+        }
+    }
 }
 
 /// A ready successor that waits until this process stops accepting.
@@ -403,4 +419,4 @@ pub fn bind_admin_socket(
 }
 
 /// Owner name that marks the admin socket among the handed-over sockets.
-pub const ADMIN_OWNER: &str = "admin";
+const ADMIN_OWNER: &str = "admin";
