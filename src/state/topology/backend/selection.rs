@@ -54,37 +54,42 @@ impl BackendState {
         let tier_order =
             std::iter::once(first).chain((0..selectable.tiers.len()).filter(|tier| *tier != first));
         let mut picks = tier_order.map(|tier| {
-            self.pick_in_tier(
-                &selectable.tiers[tier],
-                &self.tiers[tier].ring,
+            let selection = TierSelection {
+                backend: self,
+                tier: &selectable.tiers[tier],
+                ring: &self.tiers[tier].ring,
                 request,
-                &is_allowed,
-                &mut random,
-            )
+            };
+            selection.pick(&is_allowed, &mut random)
         });
         picks.find_map(|picked| picked)
     }
+}
 
-    fn pick_in_tier(
+/// Selection of an endpoint among the members of one tier.
+struct TierSelection<'b> {
+    backend: &'b BackendState,
+    tier: &'b SelectableTier,
+    ring: &'b HashRing,
+    request: SelectionRequest,
+}
+
+impl TierSelection<'_> {
+    fn pick(
         &self,
-        selectable_tier: &SelectableTier,
-        ring: &HashRing,
-        request: SelectionRequest,
         is_allowed: &impl Fn(usize) -> bool,
         random: &mut impl FnMut() -> f64,
     ) -> Option<usize> {
-        let members = &selectable_tier.members;
+        let (backend, members) = (self.backend, &self.tier.members);
         // Weights are relative to the warmest member. Otherwise a selection would take many
         // draws while all members are new.
-        let max_effective_weight =
-            selectable_tier.max_weight * self.max_warm_up_factor(selectable_tier, request.now);
+        let max_effective_weight = self.tier.max_weight * self.max_warm_up_factor();
         let relative_weight = |index: usize| {
-            (self.weight(index) * self.warm_up_factor(index, request.now) / max_effective_weight)
-                .min(1.0)
+            (backend.weight(index) * self.warm_up_factor(index) / max_effective_weight).min(1.0)
         };
         // A warming endpoint has few requests in flight because it receives few. Its low load
         // must not attract more.
-        let is_warming_up = |member: usize| self.warm_up_factor(members[member], request.now) < 1.0;
+        let is_warming_up = |member: usize| self.warm_up_factor(members[member]) < 1.0;
         let selection_weight = |member: usize| {
             if is_allowed(members[member]) {
                 relative_weight(members[member])
@@ -92,15 +97,17 @@ impl BackendState {
                 0.0
             }
         };
-        let uses_latency = matches!(self.spec.load_balancer, LoadBalancerSpec::PeakEwma);
-        let picked = match (&self.spec.load_balancer, request.hash_key) {
+        let uses_latency = matches!(backend.spec.load_balancer, LoadBalancerSpec::PeakEwma);
+        let picked = match (&backend.spec.load_balancer, self.request.hash_key) {
             (LoadBalancerSpec::LeastRequest | LoadBalancerSpec::PeakEwma, _) => {
                 let cost = |member: usize| {
-                    let endpoint = &self.endpoints[members[member]];
+                    let endpoint = &backend.endpoints[members[member]];
                     let (in_flight, weight) =
                         (endpoint.in_flight(), relative_weight(members[member]));
                     if uses_latency {
-                        endpoint.peak_ewma().cost(in_flight, weight, request.now)
+                        endpoint
+                            .peak_ewma()
+                            .cost(in_flight, weight, self.request.now)
                     } else {
                         f64::from(in_flight) / weight
                     }
@@ -118,14 +125,15 @@ impl BackendState {
                 selection_weight,
                 is_warming_up,
                 &mut || {
-                    self.counters
+                    backend
+                        .counters
                         .round_robin_index
                         .fetch_add(1, Ordering::Relaxed)
                 },
                 random,
             ),
             (LoadBalancerSpec::ConsistentHash { bound, .. }, Some(key)) => {
-                return self.pick_on_ring(selectable_tier, ring, key, *bound, is_allowed);
+                return self.pick_on_ring(key, *bound, is_allowed);
             }
             (LoadBalancerSpec::Random | LoadBalancerSpec::ConsistentHash { .. }, _) => {
                 balance::pick_random(members.len(), selection_weight, random)
@@ -138,43 +146,41 @@ impl BackendState {
     /// its load bound. If no available endpoint is within its bound, the bound is ignored.
     fn pick_on_ring(
         &self,
-        selectable_tier: &SelectableTier,
-        ring: &HashRing,
         key: u64,
         bound: f64,
         is_allowed: &impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let accepts = |index: usize| {
-            selectable_tier.members.binary_search(&index).is_ok() && is_allowed(index)
-        };
-        let total_in_flight = self.counters.in_flight.load(Ordering::Relaxed);
+        let accepts =
+            |index: usize| self.tier.members.binary_search(&index).is_ok() && is_allowed(index);
+        let total_in_flight = self.backend.counters.in_flight.load(Ordering::Relaxed);
         let is_within_bound = |index: usize| {
             hash_ring::is_within_load_bound(
-                self.endpoints[index].in_flight(),
+                self.backend.endpoints[index].in_flight(),
                 total_in_flight,
-                self.weight(index) / selectable_tier.weight_sum,
+                self.backend.weight(index) / self.tier.weight_sum,
                 bound,
             )
         };
-        ring.pick(key, |index| accepts(index) && is_within_bound(index))
-            .or_else(|| ring.pick(key, accepts))
+        self.ring
+            .pick(key, |index| accepts(index) && is_within_bound(index))
+            .or_else(|| self.ring.pick(key, accepts))
     }
 
     /// Returns the warm-up factor of the warmest member, in `0.0..=1.0`.
     ///
     /// If endpoints announce curves of their own, the one that is warm first may not be the
     /// warmest now.
-    fn max_warm_up_factor(&self, selectable_tier: &SelectableTier, now: Instant) -> f64 {
-        if selectable_tier.members.is_empty() {
+    fn max_warm_up_factor(&self) -> f64 {
+        let members = &self.tier.members;
+        if members.is_empty() {
             return 1.0;
         }
-        let first = self.warm_up_factor(selectable_tier.warmest_endpoint, now);
-        let has_own_curves = first < 1.0 && self.spec.warm_up.is_none();
+        let first = self.warm_up_factor(self.tier.warmest_endpoint);
+        let has_own_curves = first < 1.0 && self.backend.spec.warm_up.is_none();
         if has_own_curves {
-            selectable_tier
-                .members
+            members
                 .iter()
-                .map(|index| self.warm_up_factor(*index, now))
+                .map(|index| self.warm_up_factor(*index))
                 .fold(first, f64::max)
         } else {
             first
@@ -183,8 +189,9 @@ impl BackendState {
 
     /// Returns the share of its weight that an endpoint receives while it warms up, in
     /// `0.0..=1.0`.
-    fn warm_up_factor(&self, index: usize, now: Instant) -> f64 {
-        self.endpoints[index].warm_up_factor(self.spec.warm_up.as_ref(), now)
+    fn warm_up_factor(&self, index: usize) -> f64 {
+        let warm_up = self.backend.spec.warm_up.as_ref();
+        self.backend.endpoints[index].warm_up_factor(warm_up, self.request.now)
     }
 }
 
