@@ -20,7 +20,7 @@ use crate::{
     policy::snapshot::{BackendSpec, EndpointSpec},
     resilience::{
         Mode,
-        balance::priority_levels::{self, PriorityLevel},
+        balance::priority_levels::{self, LevelLoad, PriorityLevel},
         health::Health,
         outlier::EjectionState,
     },
@@ -193,95 +193,11 @@ impl BackendState {
     }
 
     /// Computes which endpoints can be selected, and emits an event if panic mode changes.
-    ///
-    /// If all healthy endpoints are ejected, ejections are ignored. When each of them was
-    /// ejected, another endpoint was available, which has since been removed or failed its
-    /// checks.
-    ///
-    /// A draining endpoint is excluded as if it were removed already. If no other endpoint is
-    /// available, it is still used, because it continues to serve.
     pub fn refresh_selectable(&self) {
         let version = self.counters.availability_version.load(Ordering::Acquire);
-        let has_alternative = self.available_count() > 0;
-        let is_counted = |index: usize| !(has_alternative && self.is_draining(index));
-        let candidates = || (0..self.endpoints.len()).filter(|index| is_counted(*index));
-        let are_all_ejected = !candidates().any(|index| self.is_available(index))
-            && candidates().any(|index| self.is_healthy(index));
-        let is_available = |index: usize| {
-            if are_all_ejected {
-                self.is_healthy(index)
-            } else {
-                self.is_available(index)
-            }
-        };
-        let count = |tier: &Tier, predicate: &dyn Fn(usize) -> bool| {
-            tier.members
-                .iter()
-                .filter(|index| is_counted(**index) && predicate(**index))
-                .count()
-        };
-        let levels = self.tiers.iter().map(|tier| PriorityLevel {
-            total: count(tier, &|_| true),
-            available: count(tier, &is_available),
-        });
-        let shares = priority_levels::distribute_load(
-            &levels.collect::<Vec<_>>(),
-            self.spec.panic_threshold_percent,
-        );
-        let tiers = self.tiers.iter().zip(&shares).map(|(tier, share)| {
-            // A tier without a share receives only retries, which should reach available
-            // endpoints.
-            let ignores_availability = share.is_in_panic && share.load > 0.0;
-            let members: Vec<usize> = tier
-                .members
-                .iter()
-                .copied()
-                .filter(|index| {
-                    is_counted(*index) && (ignores_availability || is_available(*index))
-                })
-                .collect();
-            let weights = members.iter().map(|index| self.weight(*index));
-            let warmest = members
-                .iter()
-                .copied()
-                .min_by_key(|index| {
-                    self.endpoints[*index].warm_up_ends_at(self.spec.warm_up.as_ref())
-                })
-                .unwrap_or_default();
-            SelectableTier {
-                load_share: share.load,
-                max_weight: weights.clone().fold(0.0, f64::max),
-                weight_sum: weights.sum(),
-                warmest_endpoint: warmest,
-                members,
-            }
-        });
-        let is_on_probation = |index: &usize| {
-            is_counted(*index)
-                && self.enforces_outlier_detection()
-                && self.endpoints[*index].is_ejected()
-                && matches!(
-                    self.endpoints[*index].outlier_detector().ejection_state(),
-                    EjectionState::Probation { .. }
-                )
-        };
-        let probation = (0..self.endpoints.len()).filter(is_on_probation).collect();
-        let is_panicking = are_all_ejected
-            || shares
-                .iter()
-                .any(|share| share.is_in_panic && share.load > 0.0);
-        let next_draining_end = self
-            .endpoints
-            .iter()
-            .filter_map(|endpoint| endpoint.draining_until())
-            .min();
-        self.selectable.store(Arc::new(SelectableEndpoints {
-            version,
-            tiers: tiers.collect(),
-            probation,
-            is_panicking,
-            next_draining_end,
-        }));
+        let selectable = Eligibility::new(self).compute_selectable(version);
+        let is_panicking = selectable.is_panicking;
+        self.selectable.store(Arc::new(selectable));
         if self
             .counters
             .is_panicking
@@ -294,4 +210,133 @@ impl BackendState {
             });
         }
     }
+
+    /// Returns whether the endpoint may receive one probe at a time after its ejection.
+    fn is_on_probation(&self, index: usize) -> bool {
+        let endpoint = &self.endpoints[index];
+        self.enforces_outlier_detection()
+            && endpoint.is_ejected()
+            && matches!(endpoint.ejection_state(), EjectionState::Probation { .. })
+    }
+}
+
+/// Rules that decide which endpoints of a backend can be selected at this moment.
+struct Eligibility<'b> {
+    backend: &'b BackendState,
+    /// Whether a draining endpoint is excluded as if it were removed already. If no other
+    /// endpoint is available, it is still used, because it continues to serve.
+    excludes_draining: bool,
+    /// Whether ejections are ignored, because all healthy endpoints are ejected. When each of
+    /// them was ejected, another endpoint was available, which has since been removed or failed
+    /// its checks.
+    ignores_ejections: bool,
+}
+
+impl<'b> Eligibility<'b> {
+    fn new(backend: &'b BackendState) -> Self {
+        let with_ejections = Self {
+            backend,
+            excludes_draining: backend.available_count() > 0,
+            ignores_ejections: false,
+        };
+        let has_candidate = |is_suitable: &dyn Fn(usize) -> bool| {
+            (0..backend.endpoints.len())
+                .any(|index| with_ejections.is_candidate(index) && is_suitable(index))
+        };
+        let ignores_ejections = !has_candidate(&|index| backend.is_available(index))
+            && has_candidate(&|index| backend.is_healthy(index));
+        Self {
+            ignores_ejections,
+            ..with_ejections
+        }
+    }
+
+    fn compute_selectable(&self, version: u64) -> SelectableEndpoints {
+        let backend = self.backend;
+        let levels: Vec<PriorityLevel> = backend
+            .tiers
+            .iter()
+            .map(|tier| self.compute_level(tier))
+            .collect();
+        let loads = priority_levels::distribute_load(&levels, backend.spec.panic_threshold_percent);
+        SelectableEndpoints {
+            version,
+            tiers: backend
+                .tiers
+                .iter()
+                .zip(&loads)
+                .map(|(tier, load)| self.compute_tier(tier, *load))
+                .collect(),
+            probation: (0..backend.endpoints.len())
+                .filter(|index| self.is_candidate(*index) && backend.is_on_probation(*index))
+                .collect(),
+            is_panicking: self.ignores_ejections
+                || loads.iter().any(|load| ignores_availability(*load)),
+            next_draining_end: backend
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| endpoint.draining_until())
+                .min(),
+        }
+    }
+
+    fn compute_level(&self, tier: &Tier) -> PriorityLevel {
+        let candidates = tier
+            .members
+            .iter()
+            .copied()
+            .filter(|index| self.is_candidate(*index));
+        PriorityLevel {
+            total: candidates.clone().count(),
+            available: candidates.filter(|index| self.is_available(*index)).count(),
+        }
+    }
+
+    fn compute_tier(&self, tier: &Tier, load: LevelLoad) -> SelectableTier {
+        let backend = self.backend;
+        let ignores_availability = ignores_availability(load);
+        let members: Vec<usize> = tier
+            .members
+            .iter()
+            .copied()
+            .filter(|index| {
+                self.is_candidate(*index) && (ignores_availability || self.is_available(*index))
+            })
+            .collect();
+        let weights = members.iter().map(|index| backend.weight(*index));
+        let warm_up = backend.spec.warm_up.as_ref();
+        let warmest = members
+            .iter()
+            .copied()
+            .min_by_key(|index| backend.endpoints[*index].warm_up_ends_at(warm_up))
+            .unwrap_or_default();
+        SelectableTier {
+            load_share: load.load,
+            max_weight: weights.clone().fold(0.0, f64::max),
+            weight_sum: weights.sum(),
+            warmest_endpoint: warmest,
+            members,
+        }
+    }
+
+    /// Returns whether an endpoint counts as a member of its tier.
+    fn is_candidate(&self, index: usize) -> bool {
+        !(self.excludes_draining && self.backend.is_draining(index))
+    }
+
+    /// Returns whether an endpoint is healthy and, unless ejections are ignored, not ejected.
+    fn is_available(&self, index: usize) -> bool {
+        if self.ignores_ejections {
+            self.backend.is_healthy(index)
+        } else {
+            self.backend.is_available(index)
+        }
+    }
+}
+
+/// Returns whether any endpoint of a tier in panic receives its traffic.
+///
+/// A tier without a share receives only retries, which should reach available endpoints.
+fn ignores_availability(load: LevelLoad) -> bool {
+    load.is_in_panic && load.load > 0.0
 }
