@@ -33,7 +33,7 @@ use crate::{
         },
         registry::endpoint_table::EndpointTable,
         table::{BuildContext, Reconfigure, Table},
-        topology::backend::BackendState,
+        topology::backend::{BackendState, RetainedBackendState},
     },
     telemetry::{Telemetry, backend_metrics::BackendMetrics, route_metrics::RouteMetrics},
 };
@@ -178,8 +178,10 @@ impl ActivePolicyBuilder<'_> {
         Arc::new(BackendState::new(
             spec.clone(),
             members,
-            metrics.clone(),
-            counters,
+            RetainedBackendState {
+                metrics: metrics.clone(),
+                counters,
+            },
             telemetry,
             self.zone,
         ))

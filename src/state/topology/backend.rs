@@ -79,14 +79,22 @@ struct SelectableTier {
     warmest_endpoint: usize,
 }
 
+/// Parts of a backend that are retained across reloads, as long as its name stays the same.
+#[derive(Debug)]
+pub struct RetainedBackendState {
+    /// Handles of the metrics of the backend.
+    pub metrics: Arc<BackendMetrics>,
+    /// Counts of the backend.
+    pub counters: Arc<BackendCounters>,
+}
+
 impl BackendState {
     /// Joins a backend with its endpoints. `zone` is the availability zone of this instance.
     #[must_use]
     pub fn new(
         spec: BackendSpec,
         members: Vec<(EndpointSpec, Arc<EndpointState>)>,
-        metrics: Arc<BackendMetrics>,
-        counters: Arc<BackendCounters>,
+        retained: RetainedBackendState,
         telemetry: Arc<Telemetry>,
         zone: Option<&str>,
     ) -> Self {
@@ -96,8 +104,8 @@ impl BackendState {
             spec,
             endpoints,
             endpoint_specs,
-            metrics,
-            counters,
+            metrics: retained.metrics,
+            counters: retained.counters,
             telemetry,
             tiers,
             selectable: ArcSwap::default(),
