@@ -236,9 +236,7 @@ impl EndpointState {
             self.warm_up_from(now);
         }
         self.health.store(changed);
-        self.counters
-            .availability_version
-            .fetch_add(1, Ordering::Release);
+        self.counters.record_availability_change();
         Some(changed)
     }
 
@@ -292,9 +290,7 @@ impl EndpointState {
             self.counters.ejected.fetch_add(delta, Ordering::Relaxed);
         }
         if std::mem::discriminant(&ejection_state) != std::mem::discriminant(&before) {
-            self.counters
-                .availability_version
-                .fetch_add(1, Ordering::Release);
+            self.counters.record_availability_change();
         }
         result
     }
@@ -432,6 +428,11 @@ impl BackendCounters {
         }
         (*last_ended_at, *count) = (now, *count + 1);
         Some(*count)
+    }
+
+    /// Causes the next selection to compute again which endpoints can be selected.
+    fn record_availability_change(&self) {
+        self.availability_version.fetch_add(1, Ordering::Release);
     }
 
     /// Returns the number of connections of the backend, busy and idle.

@@ -84,9 +84,7 @@ impl EndpointState {
     pub fn warm_up_from(&self, start: Instant) {
         self.warm_up_started_at.store(start);
         // The warmest endpoint is computed together with the selectable endpoints.
-        self.counters
-            .availability_version
-            .fetch_add(1, Ordering::Release);
+        self.counters.record_availability_change();
     }
 
     /// Records the announced start in milliseconds since 1970, with the age and the warm-up.
@@ -191,9 +189,7 @@ impl EndpointState {
         self.draining_since.store(now);
         let is_news = self.draining_until.replace(now + ttl).is_none();
         if is_news {
-            self.counters
-                .availability_version
-                .fetch_add(1, Ordering::Release);
+            self.counters.record_availability_change();
         }
         is_news
     }
@@ -218,9 +214,7 @@ impl EndpointState {
         }
         let is_news = self.draining_until.take().is_some();
         if is_news {
-            self.counters
-                .availability_version
-                .fetch_add(1, Ordering::Release);
+            self.counters.record_availability_change();
         }
         is_news
     }
