@@ -22,7 +22,8 @@ use outrigger::{
     policy::{
         self,
         matching::RouteMatchInput,
-        snapshot::{PolicySnapshot, RateLimitRuleSpec},
+        sections::rate_limit::spec::RateLimitRuleSpec,
+        snapshot::PolicySnapshot,
         source::{PolicyFile, PolicySource},
     },
     resilience::{

@@ -64,8 +64,6 @@ pub struct State {
     pub telemetry: Arc<Telemetry>,
     /// TLS configurations, built from the latest valid content of the certificate files.
     pub tls: TlsStore,
-    /// Availability zone of this instance; `None` if it is not configured.
-    pub zone: Option<Arc<str>>,
     /// Sender of commands to the control loop, with a queue of 16 commands.
     pub commands: mpsc::Sender<Command>,
     /// State by identity. The lock serializes the updates of `active_policy` by reloads and by
@@ -75,6 +73,8 @@ pub struct State {
 
 impl State {
     /// Creates a state with an empty policy set, and the receiver of its commands.
+    ///
+    /// `zone` is the availability zone of this instance; `None` if it is not configured.
     #[must_use]
     pub fn new(
         telemetry: Arc<Telemetry>,
@@ -90,11 +90,10 @@ impl State {
             replicas: Replicas::default(),
             protection: ProtectionState::default(),
             rate_limit_hasher: ahash::RandomState::new(),
+            registry: Mutex::new(Registry::new(telemetry.clone(), zone, now)),
             telemetry,
             tls: TlsStore::default(),
-            zone,
             commands,
-            registry: Mutex::new(Registry::default()),
         });
         (state, command_receiver)
     }
@@ -110,13 +109,7 @@ impl State {
     ) -> u64 {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = self.active_policy.load().generation + 1;
-        let active_policy = registry.build_active_policy(
-            snapshot,
-            generation,
-            &self.telemetry,
-            self.zone.as_deref(),
-            now,
-        );
+        let active_policy = registry.build_active_policy(snapshot, generation, now);
         self.active_policy.store(Arc::new(active_policy));
         generation
     }
@@ -155,13 +148,8 @@ impl State {
         if !registry.record_discovered_endpoints(backend, source, endpoints) {
             return false;
         }
-        let updated = registry.build_active_policy(
-            current.snapshot.clone(),
-            current.generation,
-            &self.telemetry,
-            self.zone.as_deref(),
-            now,
-        );
+        let updated =
+            registry.build_active_policy(current.snapshot.clone(), current.generation, now);
         drop(current);
         self.active_policy.store(Arc::new(updated));
         true

@@ -24,7 +24,7 @@ pub(super) fn record(state: &State, now: Instant) {
     }
     record_limits(&active_policy, metrics, now);
     record_rate_limits(&active_policy, metrics);
-    for cache in &active_policy.stale_caches {
+    for cache in &active_policy.policy_states.stale_cache {
         let (responses, bytes) = cache.size();
         let labels = [("store", &**cache.name())];
         metrics
@@ -84,7 +84,7 @@ fn record_backend(backend: &BackendState, metrics: &Metrics) {
 }
 
 fn record_limits(active_policy: &ActivePolicy, metrics: &Metrics, now: Instant) {
-    for limit in &active_policy.concurrency_limits {
+    for limit in &active_policy.policy_states.concurrency_limit {
         let snapshot = limit.snapshot();
         let labels = [("limit", &**limit.name())];
         let set = |gauge, value: u32| metrics.gauge(gauge, &labels).set(f64::from(value));
@@ -95,7 +95,7 @@ fn record_limits(active_policy: &ActivePolicy, metrics: &Metrics, now: Instant) 
             set(name::LIMIT_ADAPTIVE, adaptive);
         }
     }
-    for admission in &active_policy.admission_controls {
+    for admission in &active_policy.policy_states.admission_control {
         metrics
             .gauge(
                 name::ADMISSION_REJECTION,

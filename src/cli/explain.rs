@@ -18,10 +18,11 @@ use crate::{
         self,
         document::Direction,
         matching::RouteMatchInput,
+        sections::PolicySpec,
         sections::{
             fault_injection::FaultInjection, rate_limit::RateLimitSection, section::Section,
         },
-        snapshot::{ListenerSpec, PolicySnapshot, PolicySpec, RouteActionSpec, RouteSpec},
+        snapshot::{ListenerSpec, PolicySnapshot, RouteActionSpec, RouteSpec},
     },
 };
 

@@ -30,18 +30,9 @@ use serde::Deserialize;
 use crate::policy::{
     report::{DiagnosticReport, FieldLocation},
     sections::{
-        admission_control::AdmissionControlSection,
-        circuit_breaker::CircuitBreaker,
-        connection_limits::ConnectionLimits,
-        fallback::Fallback,
-        hedging::Hedging,
         origin::SectionOrigin,
         rate_limit::{RateLimitSection, RateLimitSpec},
-        retry::Retry,
-        retry_constraint::RetryConstraint,
         section::{FoundSection, PolicySetFacts, Section, SectionContext},
-        stale_if_error::StaleIfError,
-        timeouts::Timeouts,
     },
 };
 
@@ -54,27 +45,27 @@ macro_rules! with_sections {
         $callback! {
             destination {
                 /// Timeouts of requests, attempts and connections.
-                timeouts: Timeouts,
+                timeouts: crate::policy::sections::timeouts::Timeouts,
                 /// Failures and statuses that are retried.
-                retry: Retry,
+                retry: crate::policy::sections::retry::Retry,
                 /// Budget that limits the retries to a backend.
-                retry_constraint: RetryConstraint,
+                retry_constraint: crate::policy::sections::retry_constraint::RetryConstraint,
                 /// Rejection of all requests to a backend that fails or is slow.
-                circuit_breaker: CircuitBreaker,
+                circuit_breaker: crate::policy::sections::circuit_breaker::CircuitBreaker,
                 /// Limits on requests in flight, queued requests and connections.
-                connection_limits: ConnectionLimits,
+                connection_limits: crate::policy::sections::connection_limits::ConnectionLimits,
                 /// Rejection of a share of the requests while a backend fails.
-                admission_control: AdmissionControlSection,
+                admission_control: crate::policy::sections::admission_control::AdmissionControlSection,
                 /// Further attempts while a response is late.
-                hedging: Hedging,
+                hedging: crate::policy::sections::hedging::Hedging,
                 /// Response that replaces a failure.
-                fallback: Fallback,
+                fallback: crate::policy::sections::fallback::Fallback,
                 /// Cached responses that are sent while the backend fails.
-                stale_if_error: StaleIfError,
+                stale_if_error: crate::policy::sections::stale_if_error::StaleIfError,
             }
             route {
                 /// Limits on the rate of requests.
-                rate_limit: RateLimitSection,
+                rate_limit: crate::policy::sections::rate_limit::RateLimitSection,
             }
         }
     };

@@ -16,40 +16,27 @@ mod tls;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-pub use crate::policy::{
-    sections::{
-        PolicySpec,
-        admission_control::AdmissionControlSpec,
-        circuit_breaker::BreakerSpec,
-        connection_limits::ConnectionLimitsSpec,
-        fallback::{FallbackAction, FallbackSpec},
-        fault_injection::{FaultAbortStatus, FaultInjectionSpec},
-        hedging::HedgingSpec,
-        origin::SectionOrigin,
-        rate_limit::spec::{
-            QuotaSpec, RateLimitRuleSpec, RateLimitSpec, RateWarmUpSpec, SelectorSpec,
-        },
-        retry::RetrySpec,
-        retry_constraint::RetryBudgetSpec,
-        stale_if_error::StaleIfErrorSpec,
-        timeouts::TimeoutSpec,
+pub use crate::policy::snapshot::{
+    backend::{
+        ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec, HashKey,
+        InvalidEndpointAddress, LoadBalancerSpec, OutlierDetectionSpec, ProbeSpec,
     },
-    snapshot::{
-        backend::{
-            ActiveCheckSpec, BackendSpec, Discovery, DnsSpec, EndpointAddress, EndpointSpec,
-            HashKey, InvalidEndpointAddress, LoadBalancerSpec, OutlierDetectionSpec, ProbeSpec,
-        },
-        global_rate_limit::{
-            GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec,
-            RemoteEngineSpec,
-        },
-        lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
-        protection::ProtectionSpec,
-        tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
+    global_rate_limit::{
+        GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec, RemoteEngineSpec,
     },
+    lifecycle::{AppProbesSpec, InstanceWarmUpSpec, LifecycleSpec},
+    protection::ProtectionSpec,
+    tls::{BackendTlsSpec, IdentityFiles, ListenerTlsSpec, Protocol, SourceLocation},
 };
 use crate::{
-    policy::{document::Direction, matching::RouteRule, units::StatusSet},
+    policy::{
+        document::Direction,
+        matching::RouteRule,
+        sections::{
+            PolicySpec, fault_injection::FaultInjectionSpec, rate_limit::spec::RateLimitSpec,
+        },
+        units::StatusSet,
+    },
     resilience::{Mode, ratio::Ratio, recovery::RecoveryConfig},
 };
 

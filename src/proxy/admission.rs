@@ -8,7 +8,7 @@
 //!
 //! The modules here do not know how a limit works. Its state is in `state::policies`.
 
-pub(crate) mod admission_control;
+mod admission_control;
 pub(crate) mod allow_list;
 pub(crate) mod concurrency;
 pub(crate) mod fault_injection;
@@ -19,7 +19,13 @@ mod rate_limit_rules;
 pub(crate) mod rate_limits;
 mod warm_up;
 
-use crate::proxy::{downstream::task::RequestTask, request::rejection::Rejection};
+use std::time::Instant;
+
+use crate::{
+    clock,
+    proxy::{downstream::task::RequestTask, request::rejection::Rejection},
+    state::active_policy::DestinationState,
+};
 
 /// Runs all checks of a routed request and stores the permits that they grant in the task.
 ///
@@ -36,4 +42,19 @@ pub(crate) async fn admit(task: &mut RequestTask<'_>) -> Result<(), Rejection> {
         task.permits.fault = Box::pin(fault_injection::inject(task, fault)).await?;
     }
     Ok(())
+}
+
+/// Runs the checks that depend on the backend, for a request that is sent to a fallback backend.
+///
+/// # Errors
+/// The rejection of the first check that does not admit the request.
+pub(crate) async fn admit_to_backend(task: &mut RequestTask<'_>) -> Result<(), Rejection> {
+    admission_control::check(&task.context, clock::now())?;
+    task.permits.concurrency = concurrency::acquire_permit(task).await?;
+    Ok(())
+}
+
+/// Returns whether a copy of a request may be sent to a destination.
+pub(crate) fn admits_copy(destination: &DestinationState, now: Instant) -> bool {
+    admission_control::admits_copy(destination, now)
 }

@@ -13,6 +13,7 @@ pub(crate) mod decision_trace;
 pub(crate) mod evidence;
 pub(crate) mod grpc;
 pub(crate) mod rate_limit_outcome;
+pub(crate) mod reason_table;
 pub(crate) mod record;
 pub(crate) mod rejection;
 pub(crate) mod routing;

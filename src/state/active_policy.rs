@@ -10,20 +10,18 @@ use std::{sync::Arc, time::Instant};
 use tokio::sync::Semaphore;
 
 use crate::{
-    policy::snapshot::{
-        AccessLogSpec, ConnectionLimitsSpec, PolicySnapshot, PolicySpec, RouteSpec,
+    policy::{
+        sections::{PolicySpec, connection_limits::ConnectionLimitsSpec},
+        snapshot::{AccessLogSpec, PolicySnapshot, RouteSpec},
     },
     resilience::{Mode, ratio::Ratio},
     state::{
         policies::{
-            admission_control::AdmissionState,
+            DestinationPolicies, PolicyStates,
             breaker::BreakerState,
-            concurrency_limit::ConcurrencyLimitState,
-            hedge::HedgeState,
             rate_limit::RateLimitState,
             remote_limits::RemoteLimits,
             retry_budget::{RetryBudgetState, RetryGuard, RetryRejection},
-            stale::StaleState,
         },
         topology::backend::BackendState,
     },
@@ -47,12 +45,8 @@ pub struct ActivePolicy {
     pub backends: Vec<Arc<BackendState>>,
     /// All circuit breakers, sorted by name, including the one of a remote rate limit engine.
     pub breakers: Vec<Arc<BreakerState>>,
-    /// All concurrency limits, sorted by name.
-    pub concurrency_limits: Vec<Arc<ConcurrencyLimitState>>,
-    /// All admission controls, sorted by name.
-    pub admission_controls: Vec<Arc<AdmissionState>>,
-    /// All caches of stale responses, sorted by name.
-    pub stale_caches: Vec<Arc<StaleState>>,
+    /// States of all other policies between routes and backends.
+    pub policy_states: PolicyStates,
     /// All retry budgets, sorted by name.
     pub retry_budgets: Vec<Arc<RetryBudgetState>>,
     /// Remote engine of the global rate limits; `None` if the policies configure none.
@@ -104,16 +98,10 @@ pub struct DestinationState {
     pub breaker: Option<Arc<BreakerState>>,
     /// Circuit breakers of scope `Endpoint`, in the order of the endpoints; otherwise empty.
     pub endpoint_breakers: Vec<Arc<BreakerState>>,
-    /// Admission control; `None` if the policy has none.
-    pub admission_control: Option<Arc<AdmissionState>>,
-    /// Concurrency limit; `None` if the policy has none.
-    pub concurrency_limit: Option<Arc<ConcurrencyLimitState>>,
     /// Retry budget, which every destination has.
     pub retry_budget: Arc<RetryBudgetState>,
-    /// Estimate of the hedging delay; `None` if the policy has no hedging.
-    pub hedge: Option<Arc<HedgeState>>,
-    /// Cache of stale responses; `None` if the policy has none.
-    pub stale_cache: Option<Arc<StaleState>>,
+    /// States of the optional policies.
+    pub policies: DestinationPolicies,
 }
 
 impl DestinationState {
@@ -178,9 +166,7 @@ impl ActivePolicy {
             routes: Vec::new(),
             backends: Vec::new(),
             breakers: Vec::new(),
-            concurrency_limits: Vec::new(),
-            admission_controls: Vec::new(),
-            stale_caches: Vec::new(),
+            policy_states: PolicyStates::default(),
             retry_budgets: Vec::new(),
             remote_limits: None,
             unrouted_metrics: Arc::new(RouteMetrics::new(&telemetry.metrics, "", "")),

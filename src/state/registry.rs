@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::{
     policy::{
         document::{BreakerScope, Direction},
+        sections::circuit_breaker::BreakerSpec,
         snapshot::{
             BackendSpec, Destination, Discovery, EndpointSpec, MirrorSpec, PolicySnapshot,
             RateLimitEngineSpec, RouteActionSpec, RouteSpec,
@@ -26,10 +27,8 @@ use crate::{
     state::{
         active_policy::{ActivePolicy, DestinationState, MirrorState, RouteState},
         policies::{
-            admission_control::AdmissionState, breaker::BreakerState,
-            concurrency_limit::ConcurrencyLimitState, hedge::HedgeState,
-            rate_limit::RateLimitState, remote_limits::RemoteLimits,
-            retry_budget::RetryBudgetState, stale::StaleState,
+            PolicyTables, breaker::BreakerState, rate_limit::RateLimitState,
+            remote_limits::RemoteLimits, retry_budget::RetryBudgetState,
         },
         registry::endpoint_table::EndpointTable,
         table::{BuildContext, Reconfigure, Table},
@@ -43,15 +42,17 @@ use crate::{
 const MAX_MIRRORED_REQUESTS_IN_FLIGHT: usize = 128;
 
 /// State of all policies, backends and endpoints, by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    telemetry: Arc<Telemetry>,
+    /// Availability zone of this instance; `None` if it is not configured.
+    zone: Option<Arc<str>>,
+    /// Time from which stored times of rate limits count.
+    epoch: Instant,
     breakers: Table<BreakerState>,
-    concurrency_limits: Table<ConcurrencyLimitState>,
     retry_budgets: Table<RetryBudgetState>,
-    admission_controls: Table<AdmissionState>,
+    policies: PolicyTables,
     rate_limits: Table<RateLimitState>,
-    hedges: Table<HedgeState>,
-    stale_caches: Table<StaleState>,
     /// Permits for requests with an injected fault, by route.
     fault_permits: Table<SizedSemaphore>,
     /// Permits for mirrored requests, by route and mirror (`ROUTE/BACKEND`).
@@ -60,7 +61,6 @@ pub struct Registry {
     route_metrics: HashMap<Arc<str>, Arc<RouteMetrics>>,
     backend_metrics: HashMap<Arc<str>, Arc<BackendMetrics>>,
     remote_limits: Option<Arc<RemoteLimits>>,
-    epoch: Option<Instant>,
 }
 
 /// Semaphore with its total number of permits.
@@ -80,23 +80,41 @@ impl Reconfigure for SizedSemaphore {
 }
 
 impl Registry {
+    /// Creates a registry without state.
+    pub(super) fn new(telemetry: Arc<Telemetry>, zone: Option<Arc<str>>, now: Instant) -> Self {
+        Self {
+            telemetry,
+            zone,
+            epoch: now,
+            breakers: Table::default(),
+            retry_budgets: Table::default(),
+            policies: PolicyTables::default(),
+            rate_limits: Table::default(),
+            fault_permits: Table::default(),
+            mirror_permits: Table::default(),
+            endpoints: EndpointTable::default(),
+            route_metrics: HashMap::new(),
+            backend_metrics: HashMap::new(),
+            remote_limits: None,
+        }
+    }
+
     /// Joins a policy set with its state, and removes state that the set does not name.
     pub(super) fn build_active_policy(
         &mut self,
         snapshot: Arc<PolicySnapshot>,
         generation: u64,
-        telemetry: &Arc<Telemetry>,
-        zone: Option<&str>,
         now: Instant,
     ) -> ActivePolicy {
+        let (telemetry, zone) = (self.telemetry.clone(), self.zone.clone());
         let mut builder = ActivePolicyBuilder {
             context: BuildContext {
-                telemetry,
+                telemetry: &telemetry,
                 now,
-                epoch: *self.epoch.get_or_insert(now),
+                epoch: self.epoch,
             },
             registry: self,
-            zone,
+            zone: zone.as_deref(),
         };
         let backends: Vec<Arc<BackendState>> = snapshot
             .backends
@@ -111,16 +129,14 @@ impl Registry {
         let remote_limits = builder.ensure_remote_limits(&snapshot);
         distribute_rate_limits(&snapshot, &routes, &backends);
         let unrouted = builder.ensure_route_metrics("none", Direction::Inbound);
-        self.remove_unused(&backends, telemetry);
+        self.remove_unused(&backends);
         ActivePolicy {
             generation,
             snapshot,
             routes,
             backends,
             breakers: self.breakers.sorted(),
-            concurrency_limits: self.concurrency_limits.sorted(),
-            admission_controls: self.admission_controls.sorted(),
-            stale_caches: self.stale_caches.sorted(),
+            policy_states: self.policies.sorted(),
             retry_budgets: self.retry_budgets.sorted(),
             remote_limits,
             unrouted_metrics: unrouted,
@@ -139,17 +155,14 @@ impl Registry {
         self.endpoints.record_discovered(backend, source, endpoints)
     }
 
-    fn remove_unused(&mut self, backends: &[Arc<BackendState>], telemetry: &Telemetry) {
+    fn remove_unused(&mut self, backends: &[Arc<BackendState>]) {
         for breaker in self.breakers.remove_unused() {
-            telemetry.metrics.clear_breaker_state(&breaker);
+            self.telemetry.metrics.clear_breaker_state(&breaker);
         }
-        self.concurrency_limits.remove_unused();
-        self.admission_controls.remove_unused();
+        self.policies.remove_unused();
         self.retry_budgets.remove_unused();
         self.fault_permits.remove_unused();
         self.mirror_permits.remove_unused();
-        self.stale_caches.remove_unused();
-        self.hedges.remove_unused();
         self.rate_limits.remove_unused();
         self.endpoints.remove_unused(backends);
     }
@@ -204,24 +217,10 @@ impl ActivePolicyBuilder<'_> {
                 self.build_destination(spec, destination, &backends[destination.backend], true)
             })
             .collect();
-        let auxiliary_index = |mirror: &MirrorSpec| {
-            auxiliary_backends.iter().position(|auxiliary_backends| {
-                auxiliary_backends.backend.spec.name == mirror.backend
-            })
-        };
-        let mirrors = spec.mirrors.iter().filter_map(|mirror| {
-            let name = format!("{}/{}", spec.name, mirror.backend).into();
-            let permits = self.registry.mirror_permits.ensure(
-                &name,
-                &MAX_MIRRORED_REQUESTS_IN_FLIGHT,
-                self.context,
-            );
-            Some(MirrorState {
-                auxiliary_index: auxiliary_index(mirror)?,
-                share: mirror.share,
-                permits: permits.0.clone(),
-            })
-        });
+        let mirrors = spec
+            .mirrors
+            .iter()
+            .filter_map(|mirror| self.build_mirror(spec, mirror, &auxiliary_backends));
         let mirrors = mirrors.collect();
         let max_active_faults = spec
             .fault_injection
@@ -249,6 +248,29 @@ impl ActivePolicyBuilder<'_> {
             metrics: self.ensure_route_metrics(&spec.name, spec.direction),
             spec: spec.clone(),
         }
+    }
+
+    /// Builds the state of a mirror; `None` if its backend does not exist.
+    fn build_mirror(
+        &mut self,
+        route: &RouteSpec,
+        mirror: &MirrorSpec,
+        auxiliary_backends: &[DestinationState],
+    ) -> Option<MirrorState> {
+        let name = format!("{}/{}", route.name, mirror.backend).into();
+        let permits = self.registry.mirror_permits.ensure(
+            &name,
+            &MAX_MIRRORED_REQUESTS_IN_FLIGHT,
+            self.context,
+        );
+        let auxiliary_index = auxiliary_backends
+            .iter()
+            .position(|auxiliary| auxiliary.backend.spec.name == mirror.backend)?;
+        Some(MirrorState {
+            auxiliary_index,
+            share: mirror.share,
+            permits: permits.0.clone(),
+        })
     }
 
     fn ensure_route_metrics(&mut self, name: &str, direction: Direction) -> Arc<RouteMetrics> {
@@ -280,69 +302,47 @@ impl ActivePolicyBuilder<'_> {
         is_auxiliary: bool,
     ) -> DestinationState {
         let policy = &destination.policy;
-        let (mut breaker, mut endpoint_breakers) = (None, Vec::new());
-        match &policy.circuit_breaker {
-            None => {}
-            Some(spec) => match spec.scope {
-                BreakerScope::Backend => {
-                    breaker = Some(
-                        self.registry
-                            .breakers
-                            .ensure(&spec.name, spec, self.context),
-                    )
-                }
-                BreakerScope::Route => {
-                    breaker = Some(self.registry.breakers.ensure(
-                        &route_breaker_name(route, backend, is_auxiliary),
-                        spec,
-                        self.context,
-                    ))
-                }
-                BreakerScope::Endpoint => {
-                    endpoint_breakers = backend
-                        .endpoints
-                        .iter()
-                        .map(|endpoint| {
-                            self.registry.breakers.ensure(
-                                &format!("{}/{}", spec.name, endpoint.label).into(),
-                                spec,
-                                self.context,
-                            )
-                        })
-                        .collect();
-                }
-            },
-        }
-        let (registry, context) = (&mut *self.registry, self.context);
+        let (breaker, endpoint_breakers) = policy.circuit_breaker.as_ref().map_or_else(
+            || (None, Vec::new()),
+            |spec| self.ensure_breakers(spec, route, backend, is_auxiliary),
+        );
         DestinationState {
             weight: destination.weight,
             policy: policy.clone(),
             backend: backend.clone(),
             breaker,
             endpoint_breakers,
-            admission_control: policy.admission_control.as_ref().map(|spec| {
-                registry
-                    .admission_controls
-                    .ensure(&spec.name, spec, context)
-            }),
-            concurrency_limit: policy.connection_limits.as_ref().map(|spec| {
-                registry
-                    .concurrency_limits
-                    .ensure(&spec.name, spec, context)
-            }),
-            retry_budget: registry.retry_budgets.ensure(
+            retry_budget: self.registry.retry_budgets.ensure(
                 &policy.retry_constraint.name,
                 &policy.retry_constraint,
-                context,
+                self.context,
             ),
-            hedge: policy
-                .hedging
-                .as_ref()
-                .map(|spec| registry.hedges.ensure(&spec.name, spec, context)),
-            stale_cache: policy
-                .stale_if_error
-                .as_ref()
-                .map(|spec| registry.stale_caches.ensure(&spec.name, spec, context)),
+            policies: self.registry.policies.ensure(policy, self.context),
+        }
+    }
+
+    /// Returns the breaker of scope `Backend` or `Route`, or those of the endpoints.
+    fn ensure_breakers(
+        &mut self,
+        spec: &BreakerSpec,
+        route: &RouteSpec,
+        backend: &BackendState,
+        is_auxiliary: bool,
+    ) -> (Option<Arc<BreakerState>>, Vec<Arc<BreakerState>>) {
+        let context = self.context;
+        let mut ensure = |name: &Arc<str>| self.registry.breakers.ensure(name, spec, context);
+        match spec.scope {
+            BreakerScope::Backend => (Some(ensure(&spec.name)), Vec::new()),
+            BreakerScope::Route => {
+                let name = route_breaker_name(route, backend, is_auxiliary);
+                (Some(ensure(&name)), Vec::new())
+            }
+            BreakerScope::Endpoint => {
+                let endpoints = backend.endpoints.iter();
+                let breakers = endpoints
+                    .map(|endpoint| ensure(&format!("{}/{}", spec.name, endpoint.label).into()));
+                (None, breakers.collect())
+            }
         }
     }
 

@@ -72,17 +72,16 @@ fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
     let active_policy = state.active_policy.load();
     let route = &active_policy.routes[0];
     let destination = &route.destinations[0];
+    let policies = &destination.policies;
+    let admission_control = policies.admission_control.as_ref().unwrap();
+    let hedge = policies.hedge.as_ref().unwrap();
     assert!(!state.protection.should_shed(PriorityClass::Normal, || 0.5));
     assert_eq!(
-        destination
-            .admission_control
-            .as_ref()
-            .unwrap()
-            .decide(0.5, now),
+        admission_control.decide(0.5, now),
         AdmissionDecision::Admitted
     );
     assert!(route.rate_limits[0].try_acquire(Some(key), now).is_ok());
-    let AcquireOutcome::Admitted(limit_permit) = destination
+    let AcquireOutcome::Admitted(limit_permit) = policies
         .concurrency_limit
         .as_ref()
         .unwrap()
@@ -91,7 +90,7 @@ fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
         panic!("the concurrency limit rejects the request")
     };
     destination.retry_budget.deposit(now);
-    let _hedging_delay = destination.hedge.as_ref().unwrap().delay(now);
+    let _hedging_delay = hedge.delay(now);
     let index = destination
         .backend
         .pick(
@@ -112,17 +111,9 @@ fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
     let observation = destination.backend.observe_attempt(index, now).unwrap();
     let latency = Duration::from_millis(2);
     permit.settle(CallOutcome::Success, Speed::Fast, now, 0.5);
-    destination
-        .admission_control
-        .as_ref()
-        .unwrap()
-        .record_result(true, now);
+    admission_control.record_result(true, now);
     observation.settle(EndpointResult::Success, latency, None, now);
-    destination
-        .hedge
-        .as_ref()
-        .unwrap()
-        .record_latency(latency, now);
+    hedge.record_latency(latency, now);
     limit_permit
         .sampler()
         .unwrap()

@@ -39,6 +39,7 @@ mod keep_alive;
 mod load_balancing;
 mod module_graph;
 mod outlier_detection;
+mod policy_sections;
 mod properties;
 mod protection;
 #[cfg(feature = "rls")]

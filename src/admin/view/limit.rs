@@ -97,7 +97,8 @@ pub(in crate::admin) fn limits(state: &State, now: Instant) -> LimitsView {
     let active_policy = state.active_policy.load();
     LimitsView {
         concurrency: active_policy
-            .concurrency_limits
+            .policy_states
+            .concurrency_limit
             .iter()
             .map(|limit| render_concurrency_limit(limit))
             .collect(),
@@ -108,7 +109,8 @@ pub(in crate::admin) fn limits(state: &State, now: Instant) -> LimitsView {
             .collect(),
         rate: active_policy.routes.iter().flat_map(rate_limits).collect(),
         admission: active_policy
-            .admission_controls
+            .policy_states
+            .admission_control
             .iter()
             .map(|admission| render_admission_control(admission, now))
             .collect(),

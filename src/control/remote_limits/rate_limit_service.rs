@@ -16,7 +16,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use crate::{
-    policy::snapshot::{QuotaSpec, RateLimitServiceSpec},
+    policy::{sections::rate_limit::spec::QuotaSpec, snapshot::RateLimitServiceSpec},
     state::policies::{
         rate_limit::{RateLimitGrant, RateLimited},
         remote_limits::{

@@ -21,12 +21,13 @@ use crate::policy::{
     document::{Direction, RouteEntry, Sections},
     matching::RouteRule,
     report::FieldLocation,
+    sections::origin::SectionOrigin,
     sections::{
         SectionScope, compile_route_section,
         fault_injection::FaultInjection,
         section::{FoundSection, Section},
     },
-    snapshot::{FilterSpec, RouteActionSpec, RouteSpec, SectionOrigin},
+    snapshot::{FilterSpec, RouteActionSpec, RouteSpec},
 };
 
 impl<'a> Compiler<'a> {

@@ -11,31 +11,45 @@ use crate::{
         evidence,
         rejection::{DEFAULT_RETRY_AFTER, Rejection},
     },
-    state::policies::admission_control::AdmissionDecision,
+    state::{active_policy::DestinationState, policies::admission_control::AdmissionDecision},
     telemetry::reason::Reason,
 };
 
 /// Rejects a share of the requests to a failing backend.
 ///
 /// In shadow mode a rejection is recorded, and the request is admitted.
-pub(crate) fn check(context: &RequestContext<'_>, now: Instant) -> Result<(), Rejection> {
-    let Some(admission_control) = &context.destination.admission_control else {
+///
+/// # Errors
+/// The rejection, with the success rate that caused it.
+pub(super) fn check(context: &RequestContext<'_>, now: Instant) -> Result<(), Rejection> {
+    let Some(admission_control) = &context.destination.policies.admission_control else {
         return Ok(());
     };
-    match admission_control.decide(fastrand::f64(), now) {
-        AdmissionDecision::Admitted => Ok(()),
-        AdmissionDecision::WouldReject => {
-            evidence::record_shadow_rejection(
-                context,
-                Reason::AdmissionControl,
-                admission_control.name(),
-            );
-            Ok(())
-        }
-        AdmissionDecision::Rejected => Err(Rejection::new(
-            Reason::AdmissionControl,
-            admission_control.name().clone(),
-        )
-        .with_retry_after(DEFAULT_RETRY_AFTER)),
+    let decision = admission_control.decide(fastrand::f64(), now);
+    if decision == AdmissionDecision::Admitted {
+        return Ok(());
     }
+    let (calls, share, _) = admission_control.snapshot(now);
+    let evidence = format!(
+        "{} of {} attempts succeeded, {:.0} % of the requests are rejected",
+        calls.successes,
+        calls.total,
+        share.percent()
+    );
+    let rejection = Rejection::new(Reason::AdmissionControl, admission_control.name().clone())
+        .with_retry_after(DEFAULT_RETRY_AFTER)
+        .with_evidence(evidence);
+    if decision == AdmissionDecision::Rejected {
+        return Err(rejection);
+    }
+    evidence::record_unenforced(context, &rejection);
+    Ok(())
+}
+
+/// Returns whether a copy of a request may be sent to a destination. A rejected copy is skipped.
+pub(super) fn admits_copy(destination: &DestinationState, now: Instant) -> bool {
+    let admission_control = destination.policies.admission_control.as_ref();
+    admission_control.is_none_or(|admission_control| {
+        admission_control.decide(fastrand::f64(), now) != AdmissionDecision::Rejected
+    })
 }

@@ -38,7 +38,7 @@ pub(crate) async fn acquire_permit(
 ) -> Result<Option<ConcurrencyPermit>, Rejection> {
     let context = &task.context;
     let (Some(limit), Some(spec)) = (
-        &context.destination.concurrency_limit,
+        &context.destination.policies.concurrency_limit,
         &context.destination.policy.connection_limits,
     ) else {
         return Ok(None);

@@ -7,7 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     clock,
-    policy::snapshot::FaultInjectionSpec,
+    policy::sections::fault_injection::FaultInjectionSpec,
     proxy::{
         downstream::task::RequestTask,
         request::{

@@ -6,7 +6,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use crate::{
-    policy::snapshot::{RateLimitRuleSpec, SelectorSpec},
+    policy::sections::rate_limit::spec::{RateLimitRuleSpec, SelectorSpec},
     proxy::request::{
         context::RequestContext,
         evidence,

@@ -14,7 +14,7 @@ use http::HeaderMap;
 
 use crate::{
     clock,
-    policy::snapshot::RateLimitRuleSpec,
+    policy::sections::rate_limit::spec::RateLimitRuleSpec,
     proxy::{
         admission::{
             global_rate_limits,

@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     clock,
-    policy::snapshot::HedgingSpec,
+    policy::sections::hedging::HedgingSpec,
     proxy::{
         attempt::{
             history::AttemptSeries,
@@ -57,7 +57,7 @@ pub(crate) fn plan<'r>(task: &RequestTask<'r>, now: Instant) -> Option<HedgePlan
     let destination = task.context.destination;
     let spec = destination.policy.hedging.as_ref();
     let spec = spec.filter(|spec| spec.mode == Mode::Enforce)?;
-    let state = destination.hedge.as_deref()?;
+    let state = destination.policies.hedge.as_deref()?;
     if !is_hedgeable(task) {
         return None;
     }
@@ -82,7 +82,8 @@ fn is_hedgeable(task: &RequestTask<'_>) -> bool {
 /// Counts a request that shadow mode would have hedged. Its first attempt began at `started_at`.
 pub(crate) fn record_shadow_hedge(task: &RequestTask<'_>, started_at: Instant) {
     let destination = task.context.destination;
-    let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.hedge) else {
+    let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.policies.hedge)
+    else {
         return;
     };
     if spec.mode != Mode::Shadow || !is_hedgeable(task) {

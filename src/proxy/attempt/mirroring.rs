@@ -15,6 +15,7 @@ use crate::{
     clock,
     policy::matching::RouteRule,
     proxy::{
+        admission,
         attempt::{
             discard,
             history::AttemptSeries,
@@ -32,10 +33,7 @@ use crate::{
     resilience::shed::PriorityClass,
     state::{
         active_policy::{ActivePolicy, DestinationState, MirrorState},
-        policies::{
-            admission_control::AdmissionDecision,
-            concurrency_limit::{AcquireOutcome, ConcurrencyPermit},
-        },
+        policies::concurrency_limit::{AcquireOutcome, ConcurrencyPermit},
     },
     telemetry::backend_metrics::MirrorOutcome,
 };
@@ -124,16 +122,10 @@ impl MirrorPermits {
     ) -> Option<Self> {
         let destination = &context.route.auxiliary_backends[mirror.auxiliary_index];
         let copy = mirror.permits.clone().try_acquire_owned().ok()?;
-        let is_rejected = destination
-            .admission_control
-            .as_ref()
-            .is_some_and(|control| {
-                control.decide(fastrand::f64(), now) == AdmissionDecision::Rejected
-            });
-        if is_rejected {
+        if !admission::admits_copy(destination, now) {
             return None;
         }
-        let limit = destination.concurrency_limit.as_ref();
+        let limit = destination.policies.concurrency_limit.as_ref();
         let concurrency = match limit.map(|limit| limit.try_acquire(PriorityClass::Critical)) {
             None => None,
             Some(AcquireOutcome::Admitted(permit) | AcquireOutcome::WouldReject(permit)) => {

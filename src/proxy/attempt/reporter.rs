@@ -1,7 +1,8 @@
 //! Reports the outcome of an attempt to every observer, exactly once.
 //!
-//! The observers are the breaker, admission control, outlier detection, the load balancer,
-//! hedging, the adaptive concurrency limit and the metrics.
+//! The breaker, outlier detection with the load balancer, and the adaptive concurrency limit
+//! each receive the outcome through a guard of the attempt. All other observers are a list of
+//! the destination. The metrics are last.
 //!
 //! - An HTTP attempt is classified by its response head.
 //! - A gRPC attempt may carry its status only in the trailers. The report then waits for them,
@@ -27,8 +28,8 @@ use crate::{
     },
     state::{
         policies::{
-            admission_control::AdmissionState, breaker::BreakerGuard,
-            concurrency_limit::LimitSampler, hedge::HedgeState,
+            breaker::BreakerGuard, concurrency_limit::LimitSampler,
+            destination_policy::AttemptObserver,
         },
         topology::{backend::BackendState, outlier::AttemptObservation},
     },
@@ -39,9 +40,9 @@ use crate::{
 pub(crate) struct AttemptReporter {
     backend: Arc<BackendState>,
     breaker_guard: Option<BreakerGuard>,
-    admission: Option<Arc<AdmissionState>>,
     observation: Option<AttemptObservation>,
-    hedge: Option<Arc<HedgeState>>,
+    /// Observers that need no permit; `None` if there are none.
+    observers: Option<Arc<[Arc<dyn AttemptObserver>]>>,
     limit_sampler: Option<LimitSampler>,
     started_at: Instant,
     slow_call_duration_threshold: Duration,
@@ -71,9 +72,8 @@ impl AttemptReporter {
         Self {
             backend: destination.backend.clone(),
             breaker_guard: selected.breaker_guard,
-            admission: destination.admission_control.clone(),
             observation: selected.observation,
-            hedge: destination.hedge.clone(),
+            observers: destination.policies.observers.clone(),
             limit_sampler,
             started_at,
             slow_call_duration_threshold,
@@ -111,22 +111,11 @@ impl AttemptReporter {
                 fastrand::f64(),
             );
         }
-        if let Some(admission) = self
-            .admission
-            .take()
-            .filter(|_| verdict.breaker_outcome != CallOutcome::Cancelled)
-        {
-            admission.record_result(verdict.breaker_outcome != CallOutcome::Failure, now);
-        }
         if let Some(observation) = self.observation.take() {
             observation.settle(verdict.outlier_outcome, latency, retry_after, now);
         }
-        if let Some(hedge) = self
-            .hedge
-            .take()
-            .filter(|_| verdict.breaker_outcome == CallOutcome::Success && self.latency.is_some())
-        {
-            hedge.record_latency(latency, now);
+        for observer in self.observers.iter().flat_map(|observers| &**observers) {
+            observer.observe_attempt(verdict.breaker_outcome, self.latency, now);
         }
         self.backend
             .metrics

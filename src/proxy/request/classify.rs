@@ -11,7 +11,7 @@ use http::header;
 use pingora::http::ResponseHeader;
 
 use crate::{
-    policy::snapshot::PolicySpec,
+    policy::sections::PolicySpec,
     resilience::{breaker::CallOutcome, outlier::EndpointResult, retry::FailureKind},
     telemetry::{backend_metrics::AttemptOutcome, reason::Reason},
 };

@@ -1,7 +1,8 @@
 //! Describes the numbers behind a rejection, as `outrigger explain` shows them.
 //!
-//! The numbers are read after the decision, so they can differ slightly from those that led to
-//! it. The module does not reject requests.
+//! A check can state the numbers itself ([`Rejection::with_evidence`]). Otherwise they are read
+//! after the decision, so they can differ slightly from those that led to it. The module does not
+//! reject requests.
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -18,37 +19,41 @@ pub(crate) fn record_shadow_rejection(
     reason: Reason,
     rejected_by: &Arc<str>,
 ) {
-    let evidence = Evidence {
-        context,
-        reason,
-        rejected_by,
-        wait: None,
-    };
-    context.decision_trace.record(Decision::Refused {
-        reason,
-        by: rejected_by.clone(),
-        evidence: evidence.describe(),
-        is_shadow: true,
-    });
+    let rejection = Rejection::new(reason, rejected_by.clone());
+    record_unenforced(context, &rejection);
+}
+
+/// Records and counts a rejection that shadow mode does not enforce.
+pub(crate) fn record_unenforced(context: &RequestContext<'_>, rejection: &Rejection) {
+    record(context, rejection, true);
+    let metrics = &context.worker.state.telemetry.metrics;
     context
         .route
         .metrics
-        .record_shadow_refusal(&context.worker.state.telemetry.metrics, reason);
+        .record_shadow_refusal(metrics, rejection.reason);
 }
 
 /// Records a rejection in the decision trace, with the numbers of this moment.
 pub(crate) fn record_rejection(context: &RequestContext<'_>, rejection: &Rejection) {
-    let evidence = Evidence {
-        context,
-        reason: rejection.reason,
-        rejected_by: &rejection.rejected_by,
-        wait: rejection.retry_after,
+    record(context, rejection, false);
+}
+
+fn record(context: &RequestContext<'_>, rejection: &Rejection, is_shadow: bool) {
+    let evidence = match &rejection.evidence {
+        Some(evidence) => evidence.to_string(),
+        None => Evidence {
+            context,
+            reason: rejection.reason,
+            rejected_by: &rejection.rejected_by,
+            wait: rejection.retry_after.filter(|_| !is_shadow),
+        }
+        .describe(),
     };
     context.decision_trace.record(Decision::Refused {
         reason: rejection.reason,
         by: rejection.rejected_by.clone(),
-        evidence: evidence.describe(),
-        is_shadow: false,
+        evidence,
+        is_shadow,
     });
 }
 
@@ -77,7 +82,6 @@ impl Evidence<'_> {
             Reason::BreakerOpen => self.write_breaker(out),
             Reason::RateLimited | Reason::RateLimitUnavailable => self.write_rate_limit(out),
             Reason::ConcurrencyLimit | Reason::QueueTimeout => self.write_concurrency_limit(out),
-            Reason::AdmissionControl => self.write_admission_control(out),
             Reason::ConnectionLimit => write!(
                 out,
                 "{} connections are made",
@@ -158,7 +162,7 @@ impl Evidence<'_> {
 
     /// Writes the load of the concurrency limit, if the destination has one.
     fn write_concurrency_limit(&self, out: &mut String) -> std::fmt::Result {
-        let Some(limit) = &self.context.destination.concurrency_limit else {
+        let Some(limit) = &self.context.destination.policies.concurrency_limit else {
             return Ok(());
         };
         let snapshot = limit.snapshot();
@@ -170,22 +174,6 @@ impl Evidence<'_> {
             snapshot.in_flight,
             snapshot.pending,
             snapshot.config.max_pending
-        )
-    }
-
-    /// Writes the results on which admission control bases its share, if the destination has
-    /// it.
-    fn write_admission_control(&self, out: &mut String) -> std::fmt::Result {
-        let Some(admission) = &self.context.destination.admission_control else {
-            return Ok(());
-        };
-        let (calls, share, _) = admission.snapshot(clock::now());
-        write!(
-            out,
-            "{} of {} attempts were answered well, {:.0} % are refused",
-            calls.successes,
-            calls.total,
-            share.percent()
         )
     }
 

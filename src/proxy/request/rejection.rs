@@ -1,9 +1,7 @@
 //! Rejections: responses that the sidecar generates itself, and why.
 //!
-//! A rejection is a value that the stages of a request return as an error. The functions at the
-//! end are the only place that maps a reason to an HTTP status, a gRPC status, a proxy error
-//! type and a text. `docs/reasons.md` explains each reason. The module does not write the
-//! response.
+//! A rejection is a value that the stages of a request return as an error. `reason_table` maps its
+//! reason to a status and a text. The module does not write the response.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,8 +9,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 
 use crate::{
-    policy::snapshot::FaultAbortStatus,
-    proxy::{request::grpc, upstream::stream::WriteError},
+    policy::sections::fault_injection::FaultAbortStatus,
+    proxy::{
+        request::{grpc, reason_table::properties},
+        upstream::stream::WriteError,
+    },
     telemetry::reason::Reason,
 };
 
@@ -53,6 +54,8 @@ pub(crate) struct Rejection {
     pub(crate) rejected_by: Arc<str>,
     /// Wait that the client is advised in `retry-after`; `None` if it is unknown.
     pub(crate) retry_after: Option<Duration>,
+    /// Numbers behind the rejection, for the decision trace; `None` if they are read later.
+    pub(crate) evidence: Option<Box<str>>,
     /// Response that replaces the one that the reason implies.
     pub(crate) response_override: Option<Box<ResponseOverride>>,
     /// Whether the client's connection cannot be reused.
@@ -71,6 +74,7 @@ impl Rejection {
             reason,
             rejected_by,
             retry_after: None,
+            evidence: None,
             response_override: None,
             is_fatal: false,
         }
@@ -89,6 +93,14 @@ impl Rejection {
     pub(crate) fn with_retry_after(self, wait: Duration) -> Self {
         Self {
             retry_after: Some(wait),
+            ..self
+        }
+    }
+
+    /// Sets the numbers behind the rejection.
+    pub(crate) fn with_evidence(self, evidence: String) -> Self {
+        Self {
+            evidence: Some(evidence.into_boxed_str()),
             ..self
         }
     }
@@ -112,7 +124,7 @@ impl Rejection {
             Some(
                 ResponseOverride::Fault(FaultAbortStatus::Grpc(_)) | ResponseOverride::Stale { .. },
             ) => 200,
-            None => http_status(self.reason),
+            None => properties(self.reason).status,
         }
     }
 
@@ -133,7 +145,7 @@ impl Rejection {
             Some(ResponseOverride::Fault(FaultAbortStatus::Http(status))) => {
                 grpc::status_from_http(*status)
             }
-            _ => grpc_status(self.reason),
+            _ => properties(self.reason).grpc_status,
         }
     }
 
@@ -164,157 +176,6 @@ pub(crate) fn qualified_token(reason: Reason, rejected_by: &str) -> String {
 /// Rounds a wait up to whole seconds, at least one, so that no client retries too early.
 pub(crate) fn round_up_to_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
-}
-
-/// Returns the HTTP status of a reason.
-///
-/// 499 is the status that nginx logs for a client that closed its connection. No response with
-/// it is written, because the client is gone.
-fn http_status(reason: Reason) -> u16 {
-    match reason {
-        Reason::Stale => 200,
-        Reason::Redirect => 302,
-        Reason::BadRequest => 400,
-        Reason::NotAllowed => 403,
-        Reason::NoRoute => 404,
-        Reason::MethodNotSupported => 405,
-        Reason::StreamIdleTimeout | Reason::HeaderTimeout => 408,
-        Reason::BodyTooLarge => 413,
-        Reason::RateLimited => 429,
-        Reason::HeaderTooLarge => 431,
-        Reason::ClientClosed => 499,
-        Reason::InternalError => 500,
-        Reason::ConnectFailed
-        | Reason::TlsFailed
-        | Reason::UpstreamReset
-        | Reason::UpstreamProtocolError => 502,
-        Reason::RetriesExhausted
-        | Reason::FaultInjected
-        | Reason::Shed
-        | Reason::Draining
-        | Reason::WarmingUp
-        | Reason::BreakerOpen
-        | Reason::RateLimitUnavailable
-        | Reason::AdmissionControl
-        | Reason::ConcurrencyLimit
-        | Reason::QueueTimeout
-        | Reason::ConnectionLimit
-        | Reason::NoHealthyEndpoint => 503,
-        Reason::ConnectTimeout | Reason::UpstreamTimeout | Reason::RequestTimeout => 504,
-        Reason::LoopDetected => 508,
-    }
-}
-
-/// Returns the proxy error type of a reason (RFC 9209 section 2.3); `None` for a redirect and a
-/// stale response, which are no errors.
-pub(crate) fn proxy_error(reason: Reason) -> Option<&'static str> {
-    Some(match reason {
-        Reason::Redirect | Reason::Stale => return None,
-        Reason::NoRoute => "destination_not_found",
-        Reason::RetriesExhausted => "http_response_incomplete",
-        Reason::FaultInjected | Reason::NotAllowed | Reason::RateLimited => "http_request_denied",
-        Reason::Shed
-        | Reason::ConcurrencyLimit
-        | Reason::QueueTimeout
-        | Reason::ConnectionLimit => "connection_limit_reached",
-        Reason::Draining
-        | Reason::WarmingUp
-        | Reason::BreakerOpen
-        | Reason::RateLimitUnavailable
-        | Reason::AdmissionControl
-        | Reason::NoHealthyEndpoint => "destination_unavailable",
-        Reason::ConnectFailed => "connection_refused",
-        Reason::TlsFailed => "tls_protocol_error",
-        Reason::ConnectTimeout => "connection_timeout",
-        Reason::UpstreamReset => "connection_terminated",
-        Reason::UpstreamTimeout | Reason::RequestTimeout => "http_response_timeout",
-        Reason::UpstreamProtocolError => "http_protocol_error",
-        Reason::StreamIdleTimeout
-        | Reason::BadRequest
-        | Reason::MethodNotSupported
-        | Reason::HeaderTimeout
-        | Reason::HeaderTooLarge
-        | Reason::BodyTooLarge
-        | Reason::ClientClosed => "http_request_error",
-        Reason::LoopDetected => "proxy_loop_detected",
-        Reason::InternalError => "proxy_internal_error",
-    })
-}
-
-/// Returns the reason in words, for the problem body and the gRPC message.
-pub(crate) fn reason_title(reason: Reason) -> &'static str {
-    match reason {
-        Reason::NoRoute => "no route matches this request",
-        Reason::Redirect => "the resource has another location",
-        Reason::Stale => "a cached response, because the backend fails",
-        Reason::RetriesExhausted => "the backend fails",
-        Reason::FaultInjected => "an injected fault",
-        Reason::Shed => "the instance is short of resources",
-        Reason::Draining => "the instance drains; send the request to another one",
-        Reason::WarmingUp => "the instance warms up; send the request to another one",
-        Reason::NotAllowed => "this client may not use the route",
-        Reason::BreakerOpen => "the circuit breaker is open",
-        Reason::RateLimited => "too many requests",
-        Reason::RateLimitUnavailable => "the shared rate limit cannot be reached",
-        Reason::AdmissionControl => "too many requests to the backend fail",
-        Reason::ConcurrencyLimit => "too many concurrent requests",
-        Reason::QueueTimeout => "the request waited too long for a permit",
-        Reason::ConnectionLimit => "too many connections to the backend",
-        Reason::NoHealthyEndpoint => "no endpoint is healthy",
-        Reason::ConnectFailed => "the connection to the backend failed",
-        Reason::TlsFailed => "the TLS handshake with the backend failed",
-        Reason::ConnectTimeout => "the connection to the backend timed out",
-        Reason::UpstreamReset => "the backend closed the connection",
-        Reason::UpstreamTimeout => "the backend did not respond in time",
-        Reason::UpstreamProtocolError => "the response of the backend is malformed",
-        Reason::RequestTimeout => "the request took too long",
-        Reason::StreamIdleTimeout => "the request body did not arrive in time",
-        Reason::BadRequest => "the request is malformed",
-        Reason::MethodNotSupported => "the method is not proxied",
-        Reason::HeaderTimeout => "the request head did not arrive in time",
-        Reason::HeaderTooLarge => "the request head is too large",
-        Reason::BodyTooLarge => "the request body is too large",
-        Reason::ClientClosed => "the client closed the connection",
-        Reason::LoopDetected => "the request has passed this proxy before",
-        Reason::InternalError => "an internal error of the proxy",
-    }
-}
-
-/// Returns the gRPC status of a reason.
-fn grpc_status(reason: Reason) -> u8 {
-    match reason {
-        Reason::ClientClosed => grpc::CANCELLED,
-        Reason::RequestTimeout | Reason::UpstreamTimeout | Reason::StreamIdleTimeout => {
-            grpc::DEADLINE_EXCEEDED
-        }
-        Reason::NotAllowed => grpc::PERMISSION_DENIED,
-        Reason::RateLimited => grpc::RESOURCE_EXHAUSTED,
-        Reason::NoRoute | Reason::Redirect | Reason::MethodNotSupported => grpc::UNIMPLEMENTED,
-        Reason::UpstreamProtocolError
-        | Reason::BadRequest
-        | Reason::HeaderTimeout
-        | Reason::HeaderTooLarge
-        | Reason::BodyTooLarge
-        | Reason::LoopDetected
-        | Reason::Stale
-        | Reason::InternalError => grpc::INTERNAL,
-        Reason::BreakerOpen
-        | Reason::RetriesExhausted
-        | Reason::FaultInjected
-        | Reason::Shed
-        | Reason::Draining
-        | Reason::WarmingUp
-        | Reason::RateLimitUnavailable
-        | Reason::AdmissionControl
-        | Reason::ConcurrencyLimit
-        | Reason::QueueTimeout
-        | Reason::ConnectionLimit
-        | Reason::NoHealthyEndpoint
-        | Reason::ConnectFailed
-        | Reason::TlsFailed
-        | Reason::ConnectTimeout
-        | Reason::UpstreamReset => grpc::UNAVAILABLE,
-    }
 }
 
 #[cfg(test)]

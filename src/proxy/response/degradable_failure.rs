@@ -5,13 +5,14 @@
 use crate::{
     policy::{
         document::FallbackTrigger,
-        snapshot::{FaultAbortStatus, PolicySpec},
+        sections::{PolicySpec, fault_injection::FaultAbortStatus},
         units::StatusSet,
     },
     proxy::{
         attempt::outcome::UpstreamResponse,
         request::{
             grpc,
+            reason_table::properties,
             rejection::{Rejection, ResponseOverride},
         },
     },
@@ -98,43 +99,33 @@ pub(crate) fn failure_from_rejection(
     policy: &PolicySpec,
     rejection: &Rejection,
 ) -> Option<DegradableFailure> {
-    let (trigger, may_have_run) = match rejection.reason {
-        Reason::BreakerOpen => (FallbackTrigger::CircuitOpen, false),
-        Reason::ConnectTimeout => (FallbackTrigger::Timeout, false),
-        Reason::UpstreamTimeout | Reason::RequestTimeout => (FallbackTrigger::Timeout, true),
-        Reason::ConnectFailed | Reason::TlsFailed => (FallbackTrigger::RetriesExhausted, false),
-        Reason::UpstreamReset | Reason::UpstreamProtocolError => {
-            (FallbackTrigger::RetriesExhausted, true)
-        }
-        Reason::NoHealthyEndpoint => (FallbackTrigger::NoHealthyEndpoint, false),
-        Reason::AdmissionControl
-        | Reason::ConcurrencyLimit
-        | Reason::QueueTimeout
-        | Reason::ConnectionLimit
-        | Reason::Shed => (FallbackTrigger::Overload, false),
-        // An injected fault is treated like the same response of the backend.
-        Reason::FaultInjected => {
-            let failure = match rejection.response_override.as_deref() {
-                Some(ResponseOverride::Fault(FaultAbortStatus::Http(status))) => {
-                    failure_from_status(policy, *status)
-                }
-                Some(ResponseOverride::Fault(FaultAbortStatus::Grpc(status))) => {
-                    failure_from_grpc_status(policy, *status, false)
-                }
-                _ => None,
-            };
-            return failure.map(|failure| DegradableFailure {
-                may_have_run: false,
-                status: None,
-                ..failure
-            });
-        }
-        _ => return None,
-    };
+    if rejection.reason == Reason::FaultInjected {
+        return failure_from_fault(policy, rejection);
+    }
+    let degradable = properties(rejection.reason).degradable?;
     Some(DegradableFailure {
-        trigger: Some(trigger),
+        trigger: Some(degradable.trigger),
         allows_stale: true,
-        may_have_run,
+        may_have_run: degradable.may_have_run,
         status: None,
+    })
+}
+
+/// Returns the failure that an injected fault represents. The fault is treated like the same
+/// response of the backend.
+fn failure_from_fault(policy: &PolicySpec, rejection: &Rejection) -> Option<DegradableFailure> {
+    let failure = match rejection.response_override.as_deref() {
+        Some(ResponseOverride::Fault(FaultAbortStatus::Http(status))) => {
+            failure_from_status(policy, *status)
+        }
+        Some(ResponseOverride::Fault(FaultAbortStatus::Grpc(status))) => {
+            failure_from_grpc_status(policy, *status, false)
+        }
+        _ => None,
+    };
+    failure.map(|failure| DegradableFailure {
+        may_have_run: false,
+        status: None,
+        ..failure
     })
 }

@@ -9,9 +9,9 @@
 
 use crate::{
     clock,
-    policy::snapshot::{FallbackAction, FallbackSpec},
+    policy::sections::fallback::{FallbackAction, FallbackSpec},
     proxy::{
-        admission::{admission_control, concurrency},
+        admission,
         attempt::{discard, outcome::UpstreamResponse, retry_loop},
         downstream::task::{RequestPermits, RequestTask},
         headers::hop_by_hop::apply_modifier,
@@ -159,8 +159,7 @@ fn choose_plan(
 ///
 /// The deadline of the client continues; the request timeout starts anew.
 async fn send_to_fallback(task: &mut RequestTask<'_>) -> Result<UpstreamResponse, Rejection> {
-    admission_control::check(&task.context, clock::now())?;
-    task.permits.concurrency = concurrency::acquire_permit(task).await?;
+    admission::admit_to_backend(task).await?;
     retry_loop::send(task, clock::now()).await
 }
 

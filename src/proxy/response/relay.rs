@@ -28,10 +28,7 @@ use crate::{
             task::RequestTask,
         },
         headers::response::build_response_head,
-        request::{
-            grpc,
-            rejection::{Rejection, reason_title},
-        },
+        request::{grpc, reason_table::properties, rejection::Rejection},
         response::{
             duplex,
             relayed::{RelayedResponse, ResponseObservers},
@@ -228,7 +225,7 @@ async fn abort_response(task: &mut RequestTask<'_>, reason: Reason) {
     if task.client.is_grpc() {
         let status = Rejection::from_reason(reason).grpc_status();
         task.record.grpc_status = Some(status);
-        let trailers = grpc::status_trailers(status, reason_title(reason));
+        let trailers = grpc::status_trailers(status, properties(reason).title);
         // A client that has closed cannot receive the status.
         _ = task.client.finish(Some(trailers)).await;
         _ = task.flush_client().await;

@@ -19,7 +19,7 @@ use pingora::http::ResponseHeader;
 
 use crate::{
     clock,
-    policy::snapshot::StaleIfErrorSpec,
+    policy::sections::stale_if_error::StaleIfErrorSpec,
     proxy::{
         headers::hop_by_hop::copy_end_to_end_headers,
         request::{context::RequestContext, view::RequestView},
@@ -81,7 +81,7 @@ fn stale_if_error<'e>(
         .policy
         .stale_if_error
         .as_ref()
-        .zip(context.destination.stale_cache.as_ref())
+        .zip(context.destination.policies.stale_cache.as_ref())
 }
 
 /// Returns the cache key of a request: its authority, path and query.
@@ -128,7 +128,7 @@ pub(crate) fn begin_capture(
     request: &RequestView<'_>,
     response_head: &ResponseHeader,
 ) -> Option<Box<ResponseCapture>> {
-    let stale_states = &context.active_policy.stale_caches;
+    let stale_states = &context.active_policy.policy_states.stale_cache;
     // A rejection of another sidecar is no response of the app.
     if stale_states.is_empty() || response_head.headers.contains_key(REASON) {
         return None;

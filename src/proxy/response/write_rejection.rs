@@ -20,9 +20,9 @@ use crate::{
         request::{
             grpc,
             rate_limit_outcome::RateLimitOutcome,
+            reason_table::properties,
             rejection::{
-                DEFAULT_RETRY_AFTER, PSEUDONYM, Rejection, ResponseOverride, proxy_error,
-                reason_title, round_up_to_seconds,
+                DEFAULT_RETRY_AFTER, PSEUDONYM, Rejection, ResponseOverride, round_up_to_seconds,
             },
         },
     },
@@ -77,7 +77,7 @@ fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
     let mut head = ResponseHeader::build(200, Some(8))?;
     head.insert_header("content-type", "application/grpc")?;
     for (name, value) in
-        &grpc::status_trailers(rejection.grpc_status(), reason_title(rejection.reason))
+        &grpc::status_trailers(rejection.grpc_status(), properties(rejection.reason).title)
     {
         head.insert_header(name.clone(), value)?;
     }
@@ -106,7 +106,7 @@ fn response_body(rejection: &Rejection) -> Bytes {
 
 fn problem_body(rejection: &Rejection) -> Bytes {
     let (title, status, token) = (
-        reason_title(rejection.reason),
+        properties(rejection.reason).title,
         rejection.status(),
         rejection.qualified_token(),
     );
@@ -185,7 +185,7 @@ fn add_proxy_status(
     rejection: &Rejection,
 ) -> pingora::Result<ResponseHeader> {
     let token = rejection.qualified_token();
-    match proxy_error(rejection.reason) {
+    match properties(rejection.reason).proxy_error {
         Some(error) => head.insert_header(
             "proxy-status",
             format!(r#"{PSEUDONYM}; error={error}; details="{token}""#),

@@ -6,17 +6,21 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
-    policy::snapshot::AdmissionControlSpec,
+    policy::sections::{PolicySpec, admission_control::AdmissionControlSpec},
     resilience::{
         Mode,
         admission::{AdmissionConfig, AdmissionController, AdmissionCounts},
+        breaker::CallOutcome,
         ratio::Ratio,
     },
-    state::table::{BuildContext, Reconfigure},
+    state::{
+        policies::destination_policy::{AttemptObserver, DestinationPolicy},
+        table::{BuildContext, Reconfigure},
+    },
 };
 
 /// Admission control that is shared by all requests under one name.
@@ -83,6 +87,28 @@ impl AdmissionState {
 
     fn lock(&self) -> MutexGuard<'_, (AdmissionController, Mode)> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DestinationPolicy for AdmissionState {
+    fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &AdmissionControlSpec)> {
+        policy
+            .admission_control
+            .as_ref()
+            .map(|spec| (&spec.name, spec))
+    }
+
+    fn into_observer(self: Arc<Self>) -> Option<Arc<dyn AttemptObserver>> {
+        Some(self)
+    }
+}
+
+impl AttemptObserver for AdmissionState {
+    /// Records whether the attempt succeeded. A cancelled attempt is no evidence.
+    fn observe_attempt(&self, outcome: CallOutcome, _: Option<Duration>, now: Instant) {
+        if outcome != CallOutcome::Cancelled {
+            self.record_result(outcome != CallOutcome::Failure, now);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    policy::snapshot::BreakerSpec,
+    policy::sections::circuit_breaker::BreakerSpec,
     resilience::{
         Mode,
         breaker::{

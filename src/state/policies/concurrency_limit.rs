@@ -18,14 +18,17 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    policy::snapshot::ConnectionLimitsSpec,
+    policy::sections::{PolicySpec, connection_limits::ConnectionLimitsSpec},
     resilience::{
         Mode,
         adaptive::{AdaptiveConfig, AdaptiveLimit, CallStart},
         concurrency::{ConcurrencyConfig, ConcurrencyDecision, ConcurrencyLimit, QueueTicket},
         shed::PriorityClass,
     },
-    state::table::{BuildContext, Reconfigure},
+    state::{
+        policies::destination_policy::DestinationPolicy,
+        table::{BuildContext, Reconfigure},
+    },
 };
 
 /// Concurrency limit that is shared by all requests under one name.
@@ -407,6 +410,15 @@ impl Drop for PendingAcquire {
         if let Some(ticket) = self.ticket.take() {
             self.limit.abandon(ticket);
         }
+    }
+}
+
+impl DestinationPolicy for ConcurrencyLimitState {
+    fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &ConnectionLimitsSpec)> {
+        policy
+            .connection_limits
+            .as_ref()
+            .map(|spec| (&spec.name, spec))
     }
 }
 

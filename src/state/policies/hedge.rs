@@ -10,9 +10,15 @@ use std::{
 };
 
 use crate::{
-    policy::snapshot::HedgingSpec,
-    resilience::hedge::{HedgeConfig, HedgeDelayEstimator},
-    state::table::{BuildContext, Reconfigure},
+    policy::sections::{PolicySpec, hedging::HedgingSpec},
+    resilience::{
+        breaker::CallOutcome,
+        hedge::{HedgeConfig, HedgeDelayEstimator},
+    },
+    state::{
+        policies::destination_policy::{AttemptObserver, DestinationPolicy},
+        table::{BuildContext, Reconfigure},
+    },
 };
 
 /// Hedging delay towards a backend, shared by all requests under one name.
@@ -47,6 +53,25 @@ impl HedgeState {
 
     fn lock(&self) -> MutexGuard<'_, HedgeDelayEstimator> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DestinationPolicy for HedgeState {
+    fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &HedgingSpec)> {
+        policy.hedging.as_ref().map(|spec| (&spec.name, spec))
+    }
+
+    fn into_observer(self: Arc<Self>) -> Option<Arc<dyn AttemptObserver>> {
+        Some(self)
+    }
+}
+
+impl AttemptObserver for HedgeState {
+    /// Records the latency of a success. The latency of a failure does not predict a response.
+    fn observe_attempt(&self, outcome: CallOutcome, latency: Option<Duration>, now: Instant) {
+        if let (CallOutcome::Success, Some(latency)) = (outcome, latency) {
+            self.record_latency(latency, now);
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use governor::{
 };
 
 use crate::{
-    policy::snapshot::RateLimitRuleSpec,
+    policy::sections::rate_limit::spec::RateLimitRuleSpec,
     resilience::{
         gcra::GcraBucket,
         rate_ramp::{RateRamp, RateRampConfig},

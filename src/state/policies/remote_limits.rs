@@ -20,7 +20,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    policy::snapshot::{QuotaSpec, RemoteEngineSpec},
+    policy::{sections::rate_limit::spec::QuotaSpec, snapshot::RemoteEngineSpec},
     resilience::{
         Mode,
         breaker::{BreakerConfig, BreakerThresholds, BreakerTimes},

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    policy::snapshot::RetryBudgetSpec,
+    policy::sections::retry_constraint::RetryBudgetSpec,
     resilience::retry_budget::{BackendRetryBudget, RetryBudgetConfig},
     state::table::{BuildContext, Reconfigure},
 };

@@ -20,8 +20,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use lru::LruCache;
 
 use crate::{
-    policy::snapshot::StaleIfErrorSpec,
-    state::table::{BuildContext, Reconfigure},
+    policy::sections::{PolicySpec, stale_if_error::StaleIfErrorSpec},
+    state::{
+        policies::destination_policy::DestinationPolicy,
+        table::{BuildContext, Reconfigure},
+    },
 };
 
 /// Maximum number of variants of one address. A further variant replaces the oldest one.
@@ -254,6 +257,15 @@ fn variants_bytes(cache_key: &str, variants: &[Arc<CachedResponse>]) -> usize {
             .iter()
             .map(|response| response.size_bytes())
             .sum::<usize>()
+}
+
+impl DestinationPolicy for StaleState {
+    fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &StaleIfErrorSpec)> {
+        policy
+            .stale_if_error
+            .as_ref()
+            .map(|spec| (&spec.name, spec))
+    }
 }
 
 impl Reconfigure for StaleState {

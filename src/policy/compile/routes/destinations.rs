@@ -7,8 +7,9 @@ use crate::{
         compile::{compiler::Compiler, routes::references::RouteReferences},
         document::{Direction, RouteEntry},
         report::FieldLocation,
+        sections::{PolicySpec, fallback::FallbackAction, rate_limit::spec::RateLimitSpec},
         sections::{SectionScope, compile_policy, compile_rate_limits},
-        snapshot::{Destination, FallbackAction, MirrorSpec, PolicySpec, RateLimitSpec},
+        snapshot::{Destination, MirrorSpec},
     },
     resilience::Mode,
 };

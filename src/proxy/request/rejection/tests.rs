@@ -18,7 +18,7 @@ fn every_reason_has_a_valid_status_and_only_non_errors_lack_a_proxy_error() {
         let status = Rejection::from_reason(*reason).status();
         assert!((200..600).contains(&status), "{reason:?} {status}");
         assert_eq!(
-            proxy_error(*reason).is_none(),
+            properties(*reason).proxy_error.is_none(),
             matches!(reason, Reason::Redirect | Reason::Stale)
         );
     }

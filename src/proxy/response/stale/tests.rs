@@ -1,4 +1,4 @@
-use crate::{policy::snapshot::SectionOrigin, proxy::response::stale::*};
+use crate::{policy::sections::origin::SectionOrigin, proxy::response::stale::*};
 
 fn parse_headers(text: &str) -> HeaderMap {
     let pairs = text.split('\n').filter_map(|line| line.split_once(": "));

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use crate::{
-    policy::snapshot::{QuotaSpec, RateWarmUpSpec, SelectorSpec},
+    policy::sections::rate_limit::spec::{QuotaSpec, RateWarmUpSpec, SelectorSpec},
     resilience::{Mode, some_instant},
     state::policies::rate_limit::*,
 };
