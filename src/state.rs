@@ -17,9 +17,10 @@ pub mod registry;
 pub mod table;
 pub mod topology;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -107,7 +108,7 @@ impl State {
         snapshot: Arc<crate::policy::snapshot::PolicySnapshot>,
         now: std::time::Instant,
     ) -> u64 {
-        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registry = self.registry.lock();
         let generation = self.active_policy.load().generation + 1;
         let active_policy = registry.build_active_policy(snapshot, generation, now);
         self.active_policy.store(Arc::new(active_policy));
@@ -143,7 +144,7 @@ impl State {
         endpoints: Vec<EndpointSpec>,
         now: std::time::Instant,
     ) -> bool {
-        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registry = self.registry.lock();
         let current = self.active_policy.load();
         if !registry.record_discovered_endpoints(backend, source, endpoints) {
             return false;

@@ -22,11 +22,9 @@ pub mod reason;
 pub mod route_metrics;
 pub mod tls_subject;
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::VecDeque, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::telemetry::{
@@ -86,10 +84,7 @@ impl Telemetry {
     pub fn emit(&self, event: Event) {
         log::write_event(&event);
         event_metrics::record(&self.metrics, &event);
-        let mut recent = self
-            .recent_events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self.recent_events.lock();
         let sequence = recent.back().map_or(1, |last| last.sequence + 1);
         let record = EventRecord {
             sequence,
@@ -122,11 +117,6 @@ impl Telemetry {
     /// Returns the latest events, the oldest first, at most 256.
     #[must_use]
     pub fn recent_events(&self) -> Vec<EventRecord> {
-        self.recent_events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
+        self.recent_events.lock().iter().cloned().collect()
     }
 }

@@ -13,10 +13,11 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch as channel},
     task::{AbortHandle, JoinSet},
@@ -268,20 +269,14 @@ impl DiscoveryContext {
 
     /// Sets the backends whose first result readiness waits for.
     fn set_pending(&self, backends: BTreeSet<Arc<str>>) {
-        *self
-            .pending_backends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = backends;
+        *self.pending_backends.lock() = backends;
         self.mark_resolved("");
     }
 
     /// Removes a backend from the pending set after its first result, success or failure, and
     /// updates the readiness condition.
     fn mark_resolved(&self, backend: &str) {
-        let mut pending_backends = self
-            .pending_backends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut pending_backends = self.pending_backends.lock();
         pending_backends.remove(backend);
         let names: Vec<&str> = pending_backends.iter().map(|name| &**name).collect();
         let reason = if names.is_empty() {

@@ -6,9 +6,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::telemetry::decision::Decision;
 
@@ -88,7 +90,7 @@ impl DecisionLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<RequestDecisions>>> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ring.lock()
     }
 }
 

@@ -127,6 +127,10 @@ fn external_crates_are_used_only_in_their_layers() {
         ("x509_parser", &["transport"]),
         ("hickory_resolver", &["control"]),
         ("governor::", &["state"]),
+        (
+            "parking_lot::",
+            &["control", "proxy", "state", "telemetry", "transport"],
+        ),
         ("serde::", &["policy", "admin"]),
         ("serde_saphyr", &["policy"]),
         ("schemars", &["policy"]),

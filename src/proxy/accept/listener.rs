@@ -9,11 +9,12 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::{net::TcpStream, sync::watch};
 
 use crate::{
@@ -169,7 +170,6 @@ impl ActiveListener {
     pub(crate) fn try_clone_socket(&self) -> io::Result<Option<TcpListener>> {
         self.socket
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .as_ref()
             .map(TcpListener::try_clone)
             .transpose()
@@ -185,10 +185,7 @@ impl ActiveListener {
     ///
     /// Requests in flight continue. A listener never returns to [`ListenerState::Open`].
     pub(crate) fn advance_to(&self, listener_state: ListenerState) {
-        self.socket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.socket.lock().take();
         self.state_sender.send_if_modified(|current| {
             *current < listener_state
                 && std::mem::replace(current, listener_state) != listener_state

@@ -8,12 +8,9 @@
 //! The control tasks call this module through [`ListenerSet`], for a reload, a drain and a
 //! handover. It does not decide when these happen.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::{
@@ -123,7 +120,7 @@ impl Listeners {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, ActiveListener>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+        self.active.lock()
     }
 }
 

@@ -3,10 +3,9 @@
 //! A request without a decision, such as one that passes every policy, causes no allocation.
 //! The module does not decide whether the trace is stored.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     clock,
@@ -44,14 +43,10 @@ impl DecisionTrace {
 
     /// Returns all decisions in order, each with the time since the arrival of the request.
     pub(crate) fn into_decisions(self) -> Vec<(Duration, Decision)> {
-        self.decisions
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.decisions.into_inner()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Duration, Decision)>> {
-        self.decisions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.decisions.lock()
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -19,6 +19,7 @@ use h2::{
     client::{Builder, ResponseFuture, SendRequest},
 };
 use http::Request;
+use parking_lot::Mutex;
 
 use crate::{
     proxy::wire::{
@@ -136,13 +137,7 @@ impl Http2Connection {
 
     /// Returns the time since which the connection has no stream, or `None` if it has one.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
-        (self.state.open_streams.load(Ordering::Relaxed) == 0).then(|| {
-            *self
-                .state
-                .last_used
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        })
+        (self.state.open_streams.load(Ordering::Relaxed) == 0).then(|| *self.state.last_used.lock())
     }
 
     /// Marks the connection as closing and stops counting it, so that another connection can
@@ -163,18 +158,12 @@ impl Http2Connection {
 
 impl Http2ConnectionState {
     fn record_use(&self, now: Instant) {
-        *self
-            .last_used
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = now;
+        *self.last_used.lock() = now;
     }
 
     fn close(&self) {
         self.is_closing.store(true, Ordering::Relaxed);
-        self.connection_guard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.connection_guard.lock().take();
     }
 }
 

@@ -10,10 +10,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use pingora::protocols::Stream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -265,5 +266,5 @@ impl ConnectionPool {
 }
 
 fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    guarded.lock().unwrap_or_else(PoisonError::into_inner)
+    guarded.lock()
 }

@@ -6,9 +6,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     policy::document::Direction,
@@ -70,7 +71,7 @@ impl LoadHistory {
 
     /// Adds a sample, and removes samples older than [`LOAD_WINDOW`].
     fn record(&self, now: LoadSample) {
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.samples.lock();
         samples.retain(|sample| now.at.saturating_duration_since(sample.at) <= LOAD_WINDOW);
         samples.push_back(now);
     }
@@ -78,7 +79,7 @@ impl LoadHistory {
     /// Returns the load of the window up to `current`. The sample `current` is not stored, so a
     /// call has no effect on later results.
     fn observed_load(&self, current: LoadSample, limit: Option<u32>) -> ObservedLoad {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = self.samples.lock();
         let recent = || {
             samples
                 .iter()

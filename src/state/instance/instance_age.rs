@@ -7,12 +7,11 @@
 
 use std::{
     fmt::Write as _,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     policy::snapshot::InstanceWarmUpSpec,
@@ -146,10 +145,7 @@ impl InstanceAge {
     /// Returns whether the next request is within the admitted share `ratio`, in `0.0..=1.0`.
     #[must_use]
     pub fn admits(&self, ratio: f64) -> bool {
-        self.sampler
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .admits(ratio)
+        self.sampler.lock().admits(ratio)
     }
 }
 

@@ -8,9 +8,10 @@
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::policy::snapshot::PolicySnapshot;
@@ -121,7 +122,7 @@ impl InheritedSockets {
     /// For port 0 the owner must match as well, because several listeners can request that
     /// port.
     pub fn take(&self, owner: &str, requested_address: SocketAddr) -> Option<TcpListener> {
-        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sockets = self.sockets.lock();
         let index = sockets.iter().position(|bound| {
             bound.requested_address == requested_address
                 && (requested_address.port() != 0 || bound.owner == owner)
@@ -133,7 +134,6 @@ impl InheritedSockets {
     pub fn close_unclaimed(&self) -> Vec<SocketAddr> {
         self.sockets
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .drain(..)
             .map(|bound| bound.requested_address)
             .collect()

@@ -5,12 +5,11 @@
 //! resources and does not reject requests.
 
 use std::{
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU8, AtomicU32, Ordering},
     time::Instant,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::resilience::shed::{
     OverloadLevel, OverloadLevelChange, OverloadProtection, OverloadSignal, PriorityClass,
@@ -150,6 +149,6 @@ impl ProtectionState {
     }
 
     fn lock(&self) -> MutexGuard<'_, OverloadProtection> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.lock()
     }
 }

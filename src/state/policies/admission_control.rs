@@ -5,9 +5,11 @@
 //! its endpoint.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::sections::{PolicySpec, admission_control::AdmissionControlSpec},
@@ -86,7 +88,7 @@ impl AdmissionState {
     }
 
     fn lock(&self) -> MutexGuard<'_, (AdmissionController, Mode)> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -5,9 +5,11 @@
 //! cancelled. The module does not decide which response counts as a failure.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::sections::circuit_breaker::BreakerSpec,
@@ -152,7 +154,7 @@ impl BreakerState {
     }
 
     fn lock(&self) -> MutexGuard<'_, BreakerInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

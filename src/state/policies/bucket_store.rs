@@ -19,13 +19,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use ahash::RandomState;
 use governor::{nanos::Nanos, state::StateStore};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::state::policies::tally::Tally;
 
@@ -229,5 +230,5 @@ impl Shard {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }

@@ -10,11 +10,12 @@ use std::{
     future::Future,
     num::NonZeroU32,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -262,7 +263,7 @@ impl ConcurrencyLimitState {
     }
 
     fn lock(&self) -> MutexGuard<'_, LimitInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -5,9 +5,10 @@
 
 use std::{
     sync::Arc,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::sections::{PolicySpec, hedging::HedgingSpec},
@@ -52,7 +53,7 @@ impl HedgeState {
     }
 
     fn lock(&self) -> MutexGuard<'_, HedgeDelayEstimator> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.lock()
     }
 }
 

@@ -12,7 +12,7 @@
 use std::{
     num::NonZeroU32,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use governor::{
     nanos::Nanos,
     state::StateStore,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::sections::rate_limit::spec::RateLimitRuleSpec,
@@ -364,7 +365,7 @@ fn scale_nanos(interval: u64, cost_factor: f64) -> u64 {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// Store that `governor` and this state share.

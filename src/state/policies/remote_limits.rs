@@ -12,11 +12,12 @@ use std::{
     future::Future,
     num::NonZeroU32,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
@@ -163,19 +164,13 @@ impl RemoteLimits {
 
     /// Stores a fault, and notifies the task that maintains the connection.
     pub fn report_fault(&self, fault: EngineFault) {
-        *self
-            .last_fault
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        *self.last_fault.lock() = Some(fault);
         self.fault_notify.notify_one();
     }
 
     /// Takes the latest fault that was reported since the previous call.
     pub fn take_fault(&self) -> Option<EngineFault> {
-        self.last_fault
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.last_fault.lock().take()
     }
 
     /// Queues a charge for the engine. If the queue is full, the charge is dropped and counted

@@ -5,11 +5,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::Instant,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::sections::retry_constraint::RetryBudgetSpec,
@@ -110,7 +112,7 @@ impl RetryBudgetState {
     }
 
     fn lock(&self) -> MutexGuard<'_, BackendRetryBudget> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.lock()
     }
 }
 

@@ -11,13 +11,14 @@
 //! decide whether a response may be cached or served.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::sections::{PolicySpec, stale_if_error::StaleIfErrorSpec},
@@ -228,7 +229,7 @@ impl StaleState {
     }
 
     fn lock(&self) -> MutexGuard<'_, StaleInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

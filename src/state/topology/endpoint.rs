@@ -9,11 +9,13 @@ pub mod peer_lifecycle;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     policy::snapshot::EndpointAddress,
@@ -242,7 +244,7 @@ impl EndpointState {
 
     /// Locks and returns the latency estimate.
     pub(in crate::state) fn peak_ewma(&self) -> MutexGuard<'_, PeakEwma> {
-        self.latency.lock().unwrap_or_else(PoisonError::into_inner)
+        self.latency.lock()
     }
 
     /// Returns the latency that the load balancer estimates.
@@ -259,9 +261,7 @@ impl EndpointState {
 
     /// Locks and returns the state machine of outlier detection.
     pub(in crate::state) fn outlier_detector(&self) -> MutexGuard<'_, OutlierDetector> {
-        self.outlier_detector
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.outlier_detector.lock()
     }
 
     /// Returns whether the endpoint is ejected or on probation.
@@ -329,10 +329,7 @@ impl EndpointState {
     /// The shortest value counts until it has not been observed for one minute. A restart of an
     /// app closes all connections, which says nothing about its idle timeout.
     pub fn record_idle_close(&self, idle_time: Duration, now: Instant) {
-        let mut known = self
-            .idle_close
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.idle_close.lock();
         if known.is_none_or(|known| idle_time <= known.idle_time || is_expired(known, now)) {
             *known = Some(IdleClose {
                 idle_time,
@@ -349,10 +346,7 @@ impl EndpointState {
     /// [`DEFAULT_POOL_IDLE_TIMEOUT`].
     #[must_use]
     pub fn max_reusable_idle(&self, is_repeatable: bool, now: Instant) -> Duration {
-        let known = *self
-            .idle_close
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let known = *self.idle_close.lock();
         let Some(IdleClose { idle_time, .. }) = known.filter(|known| !is_expired(*known, now))
         else {
             return DEFAULT_POOL_IDLE_TIMEOUT;
@@ -368,7 +362,7 @@ impl EndpointState {
     }
 
     fn lock(&self) -> MutexGuard<'_, CheckState> {
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.checks.lock()
     }
 }
 
@@ -418,10 +412,7 @@ impl BackendCounters {
         half_interval: Duration,
         now: Instant,
     ) -> Option<u64> {
-        let mut half_intervals = self
-            .half_intervals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut half_intervals = self.half_intervals.lock();
         let (last_ended_at, count) = half_intervals.get_or_insert((now, 0));
         if now.saturating_duration_since(*last_ended_at) < half_interval {
             return None;

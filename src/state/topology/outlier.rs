@@ -9,7 +9,7 @@
 //! It does not decide which response counts as a failure.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -184,11 +184,7 @@ impl BackendState {
         if !outlier::may_eject(&outlier.config, total, ejected_count(), total) {
             return false;
         }
-        let _ejection_lock = self
-            .counters
-            .ejection_lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _ejection_lock = self.counters.ejection_lock.lock();
         let is_eligible = |index: usize| {
             !self.endpoints[index].is_ejected() && !self.endpoints[index].is_retired()
         };

@@ -7,7 +7,7 @@
 
 use std::{
     net::UdpSocket,
-    sync::{PoisonError, atomic::Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -105,10 +105,7 @@ impl EndpointState {
         {
             // The lock is held for both values, so that `warm_up_factor` never combines a new
             // curve with an old start.
-            let mut own_warm_up = self
-                .own_warm_up
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut own_warm_up = self.own_warm_up.lock();
             let is_warming = warm_up
                 .as_ref()
                 .is_some_and(|warm_up| age < warm_up.window());
@@ -140,13 +137,7 @@ impl EndpointState {
     ) -> Option<Instant> {
         let own_window = || {
             self.has_own_warm_up()
-                .then(|| {
-                    self.own_warm_up
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .as_ref()
-                        .map(WarmUpConfig::window)
-                })
+                .then(|| self.own_warm_up.lock().as_ref().map(WarmUpConfig::window))
                 .flatten()
         };
         let window = config.map(WarmUpConfig::window).or_else(own_window)?;
@@ -170,10 +161,7 @@ impl EndpointState {
         if let Some(config) = config {
             return age().map_or(1.0, |age| config.factor(age));
         }
-        let own_warm_up = self
-            .own_warm_up
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let own_warm_up = self.own_warm_up.lock();
         match (own_warm_up.as_ref(), age()) {
             (Some(own_warm_up), Some(age)) if age < own_warm_up.window() => own_warm_up.factor(age),
             _ => {
