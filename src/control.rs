@@ -10,7 +10,6 @@
 //! All tasks end with the runtime of the control thread.
 
 mod certificates;
-mod dial;
 mod discovery;
 mod drain;
 mod file_watch;

@@ -4,6 +4,7 @@
 //! health checks use it, so that a check takes the same path as a request. It knows no HTTP, no
 //! policy decisions and no timeouts.
 //!
+//! - [`connect`]: a new connection to an endpoint.
 //! - [`socket`]: a connected TCP or Unix socket.
 //! - [`tls`]: a rustls session between the socket and its user. It performs no I/O itself.
 //! - [`queued_stream`]: a connection whose writes are queued: the stream that an HTTP/1 session
@@ -14,6 +15,7 @@
 
 pub mod backpressured_stream;
 pub mod certificate;
+pub mod connect;
 pub mod queued_stream;
 pub mod socket;
 pub mod tls;

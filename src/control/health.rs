@@ -8,4 +8,5 @@
 pub(super) mod active_checks;
 pub(super) mod app_health;
 pub(super) mod grpc_check;
+mod probe_transport;
 pub(super) mod readiness_gates;

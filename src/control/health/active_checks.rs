@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::HeaderMap;
 use tokio::{
     sync::watch,
@@ -21,13 +20,14 @@ use tokio::{
 use crate::{
     clock,
     control::{
-        dial::connect,
-        health::{grpc_check, readiness_gates},
-        http1_call, http2_call, policy_change,
+        health::{
+            grpc_check,
+            probe_transport::{MAX_CHECK_BODY_BYTES, ProbeRequest, ProbeResponse, ProbeTransport},
+            readiness_gates,
+        },
+        policy_change,
     },
-    policy::snapshot::{
-        ActiveCheckSpec, BackendSpec, BackendTlsSpec, LifecycleSpec, ProbeSpec, Protocol,
-    },
+    policy::snapshot::{ActiveCheckSpec, LifecycleSpec, ProbeSpec},
     resilience::health::Health,
     state::{
         State,
@@ -36,44 +36,6 @@ use crate::{
     },
     telemetry::event::Event,
 };
-
-/// Maximum number of bytes of a response body that are read, to find the expected text or to
-/// relay a probe response.
-pub(in crate::control) const MAX_CHECK_BODY_BYTES: usize = 4 << 10;
-
-/// Protocol and TLS settings with which an endpoint is checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::control) struct ProbeTransport {
-    protocol: Protocol,
-    tls: Option<BackendTlsSpec>,
-}
-
-impl ProbeTransport {
-    /// Returns the transport that proxied requests to the backend use.
-    pub(in crate::control) fn from_backend(backend: &BackendSpec) -> Self {
-        Self {
-            protocol: backend.protocol,
-            tls: backend.tls.clone(),
-        }
-    }
-}
-
-/// `GET` request of a health check or app probe over HTTP.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::control) struct ProbeRequest<'r> {
-    pub(in crate::control) path: &'r str,
-    /// Value of the host header.
-    pub(in crate::control) host: &'r str,
-    /// Maximum number of bytes of the response body that are read.
-    pub(in crate::control) max_body_bytes: usize,
-}
-
-/// Response to a health check or app probe over HTTP.
-pub(in crate::control) struct ProbeResponse {
-    pub(in crate::control) status: u16,
-    headers: HeaderMap,
-    pub(in crate::control) body: Bytes,
-}
 
 struct RunningCheck {
     spec: ActiveCheckSpec,
@@ -231,15 +193,14 @@ impl EndpointCheck {
     /// Runs one check. Stores the headers of a response in `head`, also of a failed check.
     async fn run_once(&self, head: &mut Option<HeaderMap>) -> Result<(), String> {
         let (state, endpoint, transport) = (&self.state, &self.endpoint, &self.transport);
-        let tls = transport.tls.as_ref();
         match &self.spec.probe {
-            ProbeSpec::Tcp => check_tcp_connect(state, endpoint, transport).await,
+            ProbeSpec::Tcp => transport.check_connect(state, endpoint).await,
             ProbeSpec::Grpc { service } => {
-                let (connection, _) = connect(state, endpoint, tls, Some(b"h2")).await?;
+                let (connection, _) = transport.connect(state, endpoint, Some(b"h2")).await?;
                 let response = grpc_check::send_check(
                     connection,
                     endpoint.authority(),
-                    tls.is_some(),
+                    transport.uses_tls(),
                     service,
                 )
                 .await?;
@@ -263,17 +224,17 @@ impl EndpointCheck {
                     status,
                     headers,
                     body,
-                } = send_get(
-                    state,
-                    endpoint,
-                    transport,
-                    ProbeRequest {
-                        path,
-                        host: host.as_deref().unwrap_or(endpoint.authority()),
-                        max_body_bytes,
-                    },
-                )
-                .await?;
+                } = transport
+                    .send_get(
+                        state,
+                        endpoint,
+                        ProbeRequest {
+                            path,
+                            host: host.as_deref().unwrap_or(endpoint.authority()),
+                            max_body_bytes,
+                        },
+                    )
+                    .await?;
                 *head = Some(headers);
                 let has_expected_body = expected_body.is_empty()
                     || body
@@ -374,73 +335,4 @@ fn update_app_readiness(state: &State, backend: &Arc<str>, now: Instant) -> Opti
         }
     }
     None
-}
-
-/// Passes if a connection, including TLS if configured, can be established.
-///
-/// # Errors
-/// The message of the failed connection attempt.
-pub(in crate::control) async fn check_tcp_connect(
-    state: &State,
-    endpoint: &EndpointState,
-    transport: &ProbeTransport,
-) -> Result<(), String> {
-    connect(state, endpoint, transport.tls.as_ref(), None)
-        .await
-        .map(drop)
-}
-
-/// Sends a `GET` request over HTTP/1 or HTTP/2, depending on the protocol of the backend.
-///
-/// # Errors
-/// A message for a failed connection, an invalid request or an invalid response. Any status is
-/// a success.
-pub(in crate::control) async fn send_get(
-    state: &State,
-    endpoint: &EndpointState,
-    transport: &ProbeTransport,
-    request: ProbeRequest<'_>,
-) -> Result<ProbeResponse, String> {
-    let ProbeRequest {
-        path,
-        host,
-        max_body_bytes,
-    } = request;
-    if transport.protocol == Protocol::Http1 {
-        let connection =
-            connect(state, endpoint, transport.tls.as_ref(), Some(b"http/1.1")).await?;
-        let response = http1_call::send_request(
-            connection,
-            http1_call::build_request_head("GET", path, host, &Bytes::new())?,
-            Bytes::new(),
-            max_body_bytes,
-        )
-        .await?;
-        return Ok(ProbeResponse {
-            status: response.status,
-            headers: response.headers,
-            body: response.body.into(),
-        });
-    }
-    let (connection, _) = connect(state, endpoint, transport.tls.as_ref(), Some(b"h2")).await?;
-    let scheme = if transport.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    let request = http::Request::get(format!("{scheme}://{host}{path}"))
-        .header(http::header::USER_AGENT, http1_call::USER_AGENT)
-        .body(());
-    let response = http2_call::send_request(
-        connection,
-        request.map_err(|error| error.to_string())?,
-        Bytes::new(),
-        max_body_bytes,
-    )
-    .await?;
-    Ok(ProbeResponse {
-        status: response.status,
-        headers: response.headers,
-        body: response.body,
-    })
 }

@@ -16,7 +16,7 @@ use tokio::{sync::oneshot, task::JoinSet};
 
 use crate::{
     clock,
-    control::health::active_checks,
+    control::health::probe_transport::{MAX_CHECK_BODY_BYTES, ProbeRequest, ProbeTransport},
     state::{State, instance::command::AppProbeResponse},
 };
 
@@ -112,28 +112,29 @@ async fn probe_app(state: &State, backend: &str, path: Option<&str>) -> AppProbe
         .active_check
         .as_ref()
         .ok_or("it has no active check")?;
-    let transport = active_checks::ProbeTransport::from_backend(&app.spec);
+    let transport = ProbeTransport::from_backend(&app.spec);
     let host = check.host().unwrap_or(endpoint.authority());
     let call = async {
         let Some(path) = path else {
-            return active_checks::check_tcp_connect(state, endpoint, &transport)
+            return transport
+                .check_connect(state, endpoint)
                 .await
                 .map(|()| AppProbeResponse {
                     status: 200,
                     body: Bytes::from_static(b"connected\n"),
                 });
         };
-        let response = active_checks::send_get(
-            state,
-            endpoint,
-            &transport,
-            active_checks::ProbeRequest {
-                path,
-                host,
-                max_body_bytes: active_checks::MAX_CHECK_BODY_BYTES,
-            },
-        )
-        .await?;
+        let response = transport
+            .send_get(
+                state,
+                endpoint,
+                ProbeRequest {
+                    path,
+                    host,
+                    max_body_bytes: MAX_CHECK_BODY_BYTES,
+                },
+            )
+            .await?;
         Ok(AppProbeResponse {
             status: response.status,
             body: response.body,

@@ -18,9 +18,10 @@ use crate::{
     },
     telemetry::tls_subject::TlsSubject,
     transport::{
+        self,
         backpressured_stream::BackpressuredStream,
-        queued_stream::{self, QueuedStream},
-        socket::Socket,
+        connect::{ClientTls, ConnectFailure},
+        queued_stream::{ConnectionHandle, QueuedStream},
     },
 };
 
@@ -190,45 +191,25 @@ async fn open_connection(
     endpoint: &EndpointState,
     requirements: &ConnectionRequirements<'_>,
     tls: Option<EndpointTls<'_>>,
-) -> Result<(QueuedStream, Arc<queued_stream::ConnectionHandle>), ConnectError> {
-    let socket =
-        match clock::timeout_at(requirements.deadline, Socket::connect(&endpoint.address)).await {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(error)) => {
-                tracing::debug!("no connection to {}: {error}", endpoint.label);
-                return Err(ConnectError::Failed);
-            }
-            Err(clock::Elapsed) => return Err(ConnectError::TimedOut),
-        };
-    let Some(EndpointTls { spec, material }) = tls else {
-        return Ok(queued_stream::open(socket, None));
+) -> Result<(QueuedStream, Arc<ConnectionHandle>), ConnectError> {
+    let tls = tls.map(|EndpointTls { spec, material }| ClientTls {
+        config: material.config,
+        server_name: &spec.sni,
+        requires_http2: requirements.is_http2,
+    });
+    let connecting = transport::connect::connect(&endpoint.address, tls);
+    let error = match clock::timeout_at(requirements.deadline, connecting).await {
+        Ok(Ok(connection)) => return Ok(connection),
+        Ok(Err(error)) => error,
+        Err(clock::Elapsed) => return Err(ConnectError::TimedOut),
     };
-    let record_tls_failure = |why: &dyn std::fmt::Display| {
-        tracing::debug!("no TLS with {}: {why}", endpoint.label);
-        worker
-            .state
-            .telemetry
-            .metrics
-            .record_tls_failure(&TlsSubject::Backend(requirements.backend.clone()));
-        ConnectError::TlsFailed
-    };
-    let server_name = spec
-        .sni
-        .clone()
-        .try_into()
-        .map_err(|error: rustls::pki_types::InvalidDnsNameError| record_tls_failure(&error))?;
-    let session = rustls::ClientConnection::new(material.config, server_name)
-        .map_err(|error| record_tls_failure(&error))?;
-    let (connection, handle) = queued_stream::open(socket, Some(session.into()));
-    match clock::timeout_at(requirements.deadline, handle.handshake()).await {
-        Ok(Ok(handshake_outcome))
-            if requirements.is_http2
-                && handshake_outcome.alpn_protocol.as_deref() != Some(b"h2") =>
-        {
-            Err(record_tls_failure(&"it does not speak HTTP/2"))
+    tracing::debug!("no connection to {}: {error}", endpoint.label);
+    Err(match error {
+        ConnectFailure::Socket(_) => ConnectError::Failed,
+        ConnectFailure::Tls(_) => {
+            let subject = TlsSubject::Backend(requirements.backend.clone());
+            worker.state.telemetry.metrics.record_tls_failure(&subject);
+            ConnectError::TlsFailed
         }
-        Ok(Ok(_)) => Ok((connection, handle)),
-        Ok(Err(error)) => Err(record_tls_failure(&error)),
-        Err(clock::Elapsed) => Err(ConnectError::TimedOut),
-    }
+    })
 }
