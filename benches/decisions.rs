@@ -20,11 +20,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use http::HeaderMap;
 use outrigger::{
     policy::{
-        self,
-        matching::RouteMatchInput,
-        sections::rate_limit::spec::RateLimitRuleSpec,
-        snapshot::PolicySnapshot,
-        source::{PolicyFile, PolicySource},
+        self, matching::RouteMatchInput, sections::rate_limit::spec::RateLimitRuleSpec,
+        snapshot::PolicySnapshot, source::PolicySource,
     },
     resilience::{
         Mode,
@@ -183,10 +180,7 @@ fn policy_text(backend_fields: &str, routes: &str) -> String {
 }
 
 fn policy_source(text: String) -> PolicySource {
-    PolicySource::from_files(vec![PolicyFile {
-        name: "bench.yaml".into(),
-        text,
-    }])
+    PolicySource::from_text("bench.yaml", text)
 }
 
 fn compile_policy(source: &PolicySource) -> PolicySnapshot {

@@ -72,9 +72,9 @@ pub enum StartError {
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Policy(faults) => write!(f, "the policies are refused: {}", faults.headline()),
+            Self::Policy(faults) => write!(f, "the policies are invalid: {}", faults.headline()),
             Self::Bind(reason) => f.write_str(reason),
-            Self::System(error) => write!(f, "the system refuses: {error}"),
+            Self::System(error) => write!(f, "the system reports an error: {error}"),
         }
     }
 }

@@ -5,16 +5,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use libfuzzer_sys::fuzz_target;
-use outrigger::policy::{
-    self, diff, endpoints,
-    source::{PolicyFile, PolicySource},
-};
+use outrigger::policy::{self, diff, endpoints, source::PolicySource};
 
 fuzz_target!(|text: &str| {
-    let source = PolicySource::from_files(vec![PolicyFile {
-        name: "f.yaml".into(),
-        text: text.to_owned(),
-    }]);
+    let source = PolicySource::from_text("f.yaml", text.to_owned());
     match policy::load_source(&source, &HashMap::new()) {
         Ok(loaded) => assert!(
             diff::diff(&loaded.snapshot, &loaded.snapshot).is_empty(),

@@ -6,10 +6,7 @@ use std::{collections::HashMap, sync::LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use outrigger::policy::{
-    self,
-    matching::RouteMatchInput,
-    snapshot::PolicySnapshot,
-    source::{PolicyFile, PolicySource},
+    self, matching::RouteMatchInput, snapshot::PolicySnapshot, source::PolicySource,
 };
 
 const POLICY: &str = r#"
@@ -46,10 +43,7 @@ spec:
 "#;
 
 static SNAPSHOT: LazyLock<PolicySnapshot> = LazyLock::new(|| {
-    let source = PolicySource::from_files(vec![PolicyFile {
-        name: "f.yaml".into(),
-        text: POLICY.to_owned(),
-    }]);
+    let source = PolicySource::from_text("f.yaml", POLICY.to_owned());
     policy::load_source(&source, &HashMap::new())
         .expect("the policy is valid")
         .snapshot

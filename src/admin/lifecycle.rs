@@ -106,7 +106,7 @@ pub(super) async fn probe_app(
     let Some(probes) = &active_policy.snapshot.lifecycle.app_probes else {
         return (
             StatusCode::NOT_FOUND,
-            "nobody knows which backend is the app: `lifecycle.startup.requireBackend` names it\n",
+            "the backend of the app is unknown: set `lifecycle.startup.requireBackend`\n",
         )
             .into_response();
     };
@@ -155,7 +155,7 @@ pub(super) async fn probe_app(
             .into_response(),
         Ok(Err(reason)) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("the app does not answer: {reason}\n"),
+            format!("the app does not respond: {reason}\n"),
         )
             .into_response(),
         Err(_) => busy_response(),

@@ -172,7 +172,7 @@ pub(super) fn pause(long: Duration) -> Result<(), CommandOutcome> {
 pub(super) fn explain_request(admin: &AdminOptions, request: &str) -> CommandOutcome {
     if request.is_empty() || request.bytes().any(|byte| byte.is_ascii_control()) {
         print_error(&format!(
-            "`{request}` is not the id of a request: write what stands in `x-request-id`"
+            "`{request}` is not the ID of a request: write the value of `x-request-id`"
         ));
         return CommandOutcome::UsageError;
     }
@@ -238,8 +238,8 @@ fn describe_trace(trace: &Value) -> String {
     }
     let took = trace["duration_ms"].as_f64().unwrap_or_default();
     lines.push(match trace["status"].as_u64() {
-        None | Some(0) => format!("  {took:>9.1} ms  not answered: {}", text("reason")),
-        Some(status) => format!("  {took:>9.1} ms  answered with {status} {outcome_detail}"),
+        None | Some(0) => format!("  {took:>9.1} ms  no response: {}", text("reason")),
+        Some(status) => format!("  {took:>9.1} ms  response {status} {outcome_detail}"),
     });
     lines.join("\n")
 }
@@ -283,7 +283,7 @@ pub(super) fn send_request(
     try_send_request(admin, method, path, Some(RESPONSE_TIMEOUT))
         .map_err(|error| {
             print_error(&format!(
-                "no sidecar answers at {}: {error}; name another address with --admin",
+                "no sidecar responds at {}: {error}; name another address with --admin",
                 admin.admin
             ))
         })

@@ -50,7 +50,7 @@ impl CheckCommand {
                     );
                     (
                         loaded.warnings,
-                        format!("{}: fine, {counts}", path.display()),
+                        format!("{}: valid, {counts}", path.display()),
                     )
                 }
                 Err(faults) => {
@@ -59,9 +59,9 @@ impl CheckCommand {
                     (
                         faults,
                         format!(
-                            "{}: refused, {count} {}",
+                            "{}: invalid, {count} {}",
                             path.display(),
-                            if count == 1 { "fault" } else { "faults" }
+                            if count == 1 { "error" } else { "errors" }
                         ),
                     )
                 }

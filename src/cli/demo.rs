@@ -151,12 +151,16 @@ impl DemoCommand {
             if !has_begun && !has_ended && elapsed >= FAULT_WINDOW.0 {
                 has_begun = true;
                 faults.set(DemoFault::Errors);
-                screen.print_announcement("a fault begins: the app answers every request with 503");
+                screen.print_announcement(
+                    "a fault starts: the app responds to every request with 503",
+                );
             }
             if has_begun && !has_ended && elapsed >= FAULT_WINDOW.1 {
                 has_ended = true;
                 faults.set(DemoFault::None);
-                screen.print_announcement("the fault ends; the breaker will find out by itself");
+                screen.print_announcement(
+                    "the fault ends; the breaker detects the recovery by itself",
+                );
             }
             screen.draw(load, faults.current());
             if self

@@ -133,7 +133,7 @@ impl DrainCommand {
                 Some(admin_client::RESPONSE_TIMEOUT),
             ) {
                 Ok((200, _)) => consecutive_failures = 0,
-                Ok((503, reason)) if reason.starts_with("the app does not answer") => {
+                Ok((503, reason)) if reason.starts_with("the app does not respond") => {
                     consecutive_failures += 1
                 }
                 Ok((_, reason)) => {
@@ -196,21 +196,21 @@ fn describe_capacity(capacity: &Value) -> String {
         number("staying_percent")
     );
     let each = format!(
-        "each of them gets {:.0} in flight ({limit}), and {:.0} a second{rate_limit}",
+        "each of them receives {:.0} in flight ({limit}), and {:.0} a second{rate_limit}",
         number("in_flight_each"),
         number("requests_per_second_each")
     );
     match capacity["verdict"].as_str().unwrap_or_default() {
-        "enough" => format!("the others can carry it: {stays}; {here}; {each}"),
-        "too_little" => format!("the others cannot carry it: {stays}; {here}; {each}"),
+        "enough" => format!("the others have enough capacity: {stays}; {here}; {each}"),
+        "too_little" => format!("the others do not have enough capacity: {stays}; {here}; {each}"),
         "unknown_limit" => format!(
-            "nobody knows whether the others can carry it: {stays}; {here}; {each}; add \
+            "it is unknown whether the others have enough capacity: {stays}; {here}; {each}; add \
              `connectionLimits` to the inbound routes"
         ),
-        "alone" => format!("no other replica can be asked; {here}"),
+        "alone" => format!("no other replica is available; {here}"),
         _ => format!(
-            "nobody knows of other replicas: `lifecycle.replicas` names the backend that lists \
-             them; {here}"
+            "the other replicas are unknown: set `lifecycle.replicas` to the backend that \
+             lists them; {here}"
         ),
     }
 }

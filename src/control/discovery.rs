@@ -249,7 +249,7 @@ impl DiscoveryContext {
             Err(fault) => {
                 state.lifecycle.set_report(
                     &report,
-                    Err(format!("the last ones known stay in force: {fault}")),
+                    Err(format!("the last valid endpoints stay active: {fault}")),
                 );
                 state
                     .telemetry
@@ -282,7 +282,7 @@ impl DiscoveryContext {
         let reason = if names.is_empty() {
             "all backends were looked for".to_owned()
         } else {
-            format!("the first answer is awaited about {}", names.join(", "))
+            format!("the first DNS response is awaited for {}", names.join(", "))
         };
         self.state.lifecycle.set_condition(
             condition::ENDPOINTS,

@@ -232,7 +232,7 @@ pub(super) async fn take_over(
                     unmet.join(", ")
                 ));
             }
-            None => tracing::warn!("the process that ran before is gone before this one is ready"),
+            None => tracing::warn!("the previous process ended before this one is ready"),
         }
     }
     if listeners.inherited_share() != InheritedShare::None {

@@ -218,11 +218,13 @@ async fn call_webhook(url: &http::Uri, body: Bytes, timeout: Duration) -> Result
     };
     match clock::timeout(Some(timeout), call)
         .await
-        .map_err(|_| format!("no answer within {timeout:?}"))??
+        .map_err(|_| format!("no response within {timeout:?}"))??
         .status
     {
         // The message contains only host and port, because path and query may contain a secret.
-        status if (200..300).contains(&status) => Ok(format!("{authority} answered {status}")),
-        status => Err(format!("{authority} answered {status}")),
+        status if (200..300).contains(&status) => {
+            Ok(format!("{authority} responded with {status}"))
+        }
+        status => Err(format!("{authority} responded with {status}")),
     }
 }

@@ -215,7 +215,7 @@ impl EngineConnector {
     }
 }
 
-const NO_RESPONSE: &str = "it does not answer";
+const NO_RESPONSE: &str = "it does not respond";
 
 /// A connection to one of the engines.
 enum EngineConnection {

@@ -51,6 +51,15 @@ impl PolicySource {
         Err(unreadable_diagnostic(path, "it changes all the time").into())
     }
 
+    /// Creates a source from the text of one file.
+    #[must_use]
+    pub fn from_text(name: impl Into<Arc<str>>, text: impl Into<String>) -> Self {
+        Self::from_files(vec![PolicyFile {
+            name: name.into(),
+            text: text.into(),
+        }])
+    }
+
     /// Creates a source from texts, sorted by name.
     #[must_use]
     pub fn from_files(mut files: Vec<PolicyFile>) -> Self {

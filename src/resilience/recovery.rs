@@ -34,7 +34,7 @@ pub struct RecoveryConfig {
 
 /// Step that the caller takes for a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "a step that is not taken helps nobody"]
+#[must_use = "a step has an effect only if it is taken"]
 pub enum RecoveryStep {
     /// The caller takes this rung, counted from 0.
     TakeRung(u32),

@@ -168,7 +168,7 @@ impl PriorityClass {
 
 /// A change of the overload level of one signal.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[must_use = "a change is told"]
+#[must_use = "a change must be reported"]
 pub struct OverloadLevelChange {
     /// Signal whose level changed.
     pub signal: OverloadSignal,

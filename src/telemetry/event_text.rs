@@ -36,11 +36,11 @@ impl Display for Event {
             }
             Self::PolicyRestored { generation } => write!(
                 f,
-                "the refused policies are gone, generation {generation} is the newest again"
+                "the invalid policies are replaced, and generation {generation} is the newest again"
             ),
             Self::PolicyRefused { faults } => write!(
                 f,
-                "policy refused, the last good one stays in force: {}",
+                "invalid policies, the last valid set stays active: {}",
                 faults.join("; ")
             ),
             Self::ListenerBound { listener, address } => {

@@ -10,11 +10,7 @@ use std::{
 };
 
 use outrigger::{
-    policy::{
-        self,
-        snapshot::PolicySnapshot,
-        source::{PolicyFile, PolicySource},
-    },
+    policy::{self, snapshot::PolicySnapshot, source::PolicySource},
     resilience::{
         breaker::{CallOutcome, Speed},
         outlier::EndpointResult,
@@ -51,10 +47,7 @@ fn new_state() -> Arc<State> {
     let policy = PolicyBuilder::new(&endpoints)
         .backend_fields("outlierDetection: {}")
         .sections(ALL_POLICY_SECTIONS);
-    let source = PolicySource::from_files(vec![PolicyFile {
-        name: "test.yaml".into(),
-        text: policy.build(),
-    }]);
+    let source = PolicySource::from_text("test.yaml", policy.build());
     let snapshot: PolicySnapshot = policy::load_source(&source, &HashMap::new())
         .unwrap()
         .snapshot;

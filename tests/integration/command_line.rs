@@ -284,7 +284,7 @@ fn the_command_line_inspects_changes_and_drains_a_running_sidecar() {
         stderr(&drained)
     );
     assert!(
-        stdout(&drained).contains("nobody knows of other replicas"),
+        stdout(&drained).contains("the other replicas are unknown"),
         "{}",
         stdout(&drained)
     );
@@ -351,7 +351,7 @@ fn the_demo_shows_a_breaker_opening_and_closing() {
     let mut stdout = child.stdout.take().unwrap();
     let mut chunk = [0; 4096];
     let milestones = [
-        "a fault begins",
+        "a fault starts",
         "closed -> open",
         "the fault ends",
         "open -> half_open",

@@ -158,7 +158,7 @@ fn each_failed_attempt_and_its_retry_decision_is_recorded() {
     );
     assert!(
         trace_steps(&decision)[5].1.starts_with(
-            "not retried: all attempts are used: 0 of 0 retries made and 2 that never reached it, "
+            "not retried: all attempts are used: 0 of 0 retries, 2 unprocessed attempts, "
         ),
         "{decision}"
     );
@@ -221,7 +221,7 @@ fn every_kind_of_rejection_records_its_values() {
     send_traced_request(&sidecar, "rejected");
     assert_eq!(
         trace_steps(&wait_for_trace(&sidecar, "rejected"))[0].1,
-        "rejected: concurrency_limit by app: 1 of 1 are worked on, 1 are in flight, 0 of 0 wait"
+        "rejected: concurrency_limit by app: 1 of 1 await a response, 1 are in flight, 0 of 0 are pending"
     );
 }
 
@@ -306,7 +306,7 @@ fn explain_describes_the_decisions_for_one_request() {
     );
     assert!(
         text.contains("not retried: all attempts are used")
-            && text.contains("answered with 502 because of connect_failed:"),
+            && text.contains("response 502 because of connect_failed:"),
         "{text}"
     );
     let unknown = explain("unknown");

@@ -126,10 +126,7 @@ fn environment_values_are_substituted_and_never_reported() {
             "            url: ${HOOK}\n"
         ),
     );
-    let source = PolicySource::from_files(vec![PolicyFile {
-        name: "a.yaml".into(),
-        text,
-    }]);
+    let source = PolicySource::from_text("a.yaml", text);
     let environment = HashMap::from([("HOOK".to_owned(), "https://hooks/secret".to_owned())]);
     let faults = policy::load_source(&source, &environment)
         .unwrap_err()

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use outrigger::policy::{
     self,
     matching::PathMatchSpec,
-    source::{PolicyFile, PolicySource},
+    source::PolicySource,
     units::{ByteSize, PolicyDuration, StatusRange},
 };
 use proptest::prelude::*;
@@ -104,10 +104,7 @@ proptest! {
     ) {
         let text = damage_policy(position, cut, &inserted);
         let lines = text.lines().count();
-        let source = PolicySource::from_files(vec![PolicyFile {
-            name: "damaged.yaml".into(),
-            text: text.clone(),
-        }]);
+        let source = PolicySource::from_text("damaged.yaml", text.clone());
         if let Err(faults) = policy::load_source(&source, &HashMap::new()) {
             prop_assert!(!faults.as_slice().is_empty());
             for fault in faults.as_slice() {

@@ -206,7 +206,7 @@ fn an_invalid_policy_set_changes_nothing_and_is_reported_everywhere() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("policy refused") && event.contains("rowts"))
+            .any(|event| event.contains("invalid policies") && event.contains("rowts"))
     );
     let ready = sidecar.call_admin("GET", "/readyz?verbose");
     assert!(
@@ -476,7 +476,7 @@ fn an_invalid_policy_at_startup_is_rejected_unless_a_last_good_set_is_stored() {
         sidecar
             .events()
             .iter()
-            .any(|event| event.contains("policy refused")),
+            .any(|event| event.contains("invalid policies")),
         "the rejected policy is logged"
     );
 }

@@ -171,7 +171,7 @@ fn app_probes_are_forwarded_even_while_the_instance_drains() {
         // The last response of the app is cached for a short time.
         eventually("the probe states the error", || {
             let (status, error) = probe(name);
-            status == 503 && error.starts_with("the app does not answer: ")
+            status == 503 && error.starts_with("the app does not respond: ")
         });
     }
 }
@@ -386,7 +386,7 @@ fn the_drain_command_can_require_capacity_in_the_replicas() {
     let error = String::from_utf8_lossy(&rejected_drain.stderr).into_owned();
     assert!(
         rejected_drain.status.code() == Some(1)
-            && error.contains("nobody knows of other replicas")
+            && error.contains("the other replicas are unknown")
             && error.contains("--force"),
         "{error}"
     );

@@ -116,7 +116,11 @@ async fn flaky(State(faults): State<Arc<FaultSwitch>>) -> Response {
 
 async fn set_fault(State(faults): State<Arc<FaultSwitch>>, Path(fault): Path<String>) -> Response {
     let Some(fault) = DemoFault::parse(&fault) else {
-        return (StatusCode::NOT_FOUND, "a fault is none, errors or slow\n").into_response();
+        return (
+            StatusCode::NOT_FOUND,
+            "unknown fault: write none, errors or slow\n",
+        )
+            .into_response();
     };
     faults.set(fault);
     format!("{}\n", fault.name()).into_response()

@@ -93,7 +93,7 @@ impl CertificateReports {
             });
         }
         let report = match (&read, expiry_status) {
-            (Err(fault), _) => Err(format!("those read last stay in force: {fault}")),
+            (Err(fault), _) => Err(format!("the last valid certificates stay active: {fault}")),
             (Ok(_), ExpiryStatus::Expired) => Err("a certificate has ended".to_owned()),
             (Ok(_), ExpiryStatus::ExpiresSoon) => Err(format!(
                 "a certificate ends in {} hours",

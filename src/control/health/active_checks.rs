@@ -131,7 +131,7 @@ impl EndpointCheck {
             let mut head = None;
             let checked = clock::timeout(Some(spec.timeout), self.run_once(&mut head)).await;
             let result =
-                checked.unwrap_or_else(|_| Err(format!("no answer within {:?}", spec.timeout)));
+                checked.unwrap_or_else(|_| Err(format!("no response within {:?}", spec.timeout)));
             let is_draining = head.is_some_and(|head| self.observe_peer_lifecycle(&head, began));
             // A draining endpoint may fail its checks. That failure says nothing about its
             // health and is not recorded.
@@ -184,7 +184,7 @@ impl EndpointCheck {
             self.state.telemetry.emit(Event::EndpointDrainingCleared {
                 backend,
                 endpoint: label,
-                reason: "a check says that it stays",
+                reason: "a check reports that it does not drain",
             });
         }
         is_draining

@@ -142,5 +142,5 @@ async fn probe_app(state: &State, backend: &str, path: Option<&str>) -> AppProbe
     };
     clock::timeout(Some(check.timeout), call)
         .await
-        .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)))
+        .unwrap_or_else(|_| Err(format!("no response within {:?}", check.timeout)))
 }

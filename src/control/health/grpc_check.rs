@@ -65,7 +65,7 @@ pub(in crate::control) fn evaluate_response(
         Some(2) => Err("NOT_SERVING".to_owned()),
         Some(3) => Err("SERVICE_UNKNOWN".to_owned()),
         Some(_) => Err("UNKNOWN".to_owned()),
-        None => Err("the answer is not one of the health service".to_owned()),
+        None => Err("the response is not one of the health service".to_owned()),
     }
 }
 

@@ -1,11 +1,7 @@
 use std::collections::HashMap;
 
 use super::diff;
-use crate::policy::{
-    load_source,
-    snapshot::PolicySnapshot,
-    source::{PolicyFile, PolicySource},
-};
+use crate::policy::{load_source, snapshot::PolicySnapshot, source::PolicySource};
 
 const HEAD: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\n\
                     metadata: {name: test}\nspec:\n";
@@ -20,11 +16,7 @@ fn snapshot(listener: &str, route: &str, sections: &str) -> PolicySnapshot {
          {BACKENDS}  routes: [{{name: all, listeners: [in], backendRefs: [{{name: app}}]{route}}}]\n\
          {sections}"
     );
-    let file = PolicyFile {
-        name: "test.yaml".into(),
-        text,
-    };
-    let source = PolicySource::from_files(vec![file]);
+    let source = PolicySource::from_text("test.yaml", text);
     match load_source(&source, &HashMap::new()) {
         Ok(loaded) => loaded.snapshot,
         Err(diagnostics) => panic!("{}", diagnostics.to_human()),

@@ -123,7 +123,7 @@ async fn accept_tls(
             None
         }
         Err(clock::Elapsed) => {
-            record_tls_failure(&"it took too long");
+            record_tls_failure(&"the handshake timed out");
             None
         }
     }

@@ -211,7 +211,7 @@ async fn query_engine(
         }
         Err(clock::Elapsed) => {
             remote.report_fault(EngineFault {
-                reason: format!("no answer within {}", PolicyDuration(timeout)),
+                reason: format!("no response within {}", PolicyDuration(timeout)),
                 is_connection_lost: false,
             });
             count_failure(EngineOutcome::Timeout)

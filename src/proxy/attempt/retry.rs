@@ -177,7 +177,7 @@ fn record_stop(
         format!("{:.1?} are left", situation.time_left)
     };
     let evidence = format!(
-        "{} of {} retries made and {} that never reached it, {time_left}, {} in the budget",
+        "{} of {} retries, {} unprocessed attempts, {time_left}, {} retries left in the budget",
         situation.retries,
         destination.policy.retry.config.attempts,
         situation.transparent_retries,

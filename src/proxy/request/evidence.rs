@@ -82,14 +82,12 @@ impl Evidence<'_> {
             Reason::BreakerOpen => self.write_breaker(out),
             Reason::RateLimited | Reason::RateLimitUnavailable => self.write_rate_limit(out),
             Reason::ConcurrencyLimit | Reason::QueueTimeout => self.write_concurrency_limit(out),
-            Reason::ConnectionLimit => write!(
-                out,
-                "{} connections are made",
-                backend.counters.connections()
-            ),
+            Reason::ConnectionLimit => {
+                write!(out, "{} connections exist", backend.counters.connections())
+            }
             Reason::NoHealthyEndpoint => write!(
                 out,
-                "{} of {} endpoints may be picked",
+                "{} of {} endpoints are available",
                 backend.available_count(),
                 backend.endpoints.len()
             ),
@@ -124,7 +122,7 @@ impl Evidence<'_> {
                 .count();
             return write!(
                 out,
-                "{rejecting_count} of the breakers of {} endpoints refuse",
+                "{rejecting_count} of the breakers of {} endpoints reject",
                 destination.endpoint_breakers.len()
             );
         };
@@ -168,7 +166,7 @@ impl Evidence<'_> {
         let snapshot = limit.snapshot();
         write!(
             out,
-            "{} of {} are worked on, {} are in flight, {} of {} wait",
+            "{} of {} await a response, {} are in flight, {} of {} are pending",
             snapshot.awaiting_response,
             snapshot.config.max_in_flight,
             snapshot.in_flight,

@@ -88,7 +88,7 @@ impl fmt::Display for InvalidBreaker {
             Self::ZeroRateThreshold => "a rate threshold of 0 would trip on the first good call",
             Self::ZeroWindow => "the sampling window is zero",
             Self::MaxOpenBelowOpen => "the longest open time is below the first open time",
-            Self::ZeroOpenDuration => "the open time is zero, so it would never refuse",
+            Self::ZeroOpenDuration => "the open time is zero, so it would never reject",
             Self::ZeroHalfOpenDuration => {
                 "the longest half-open time is zero, so no probe could be judged"
             }

@@ -52,7 +52,7 @@ impl std::fmt::Display for EjectionCause {
             Self::Consecutive5xx(run) => write!(f, "{run} failures in a row"),
             Self::ConsecutiveGatewayErrors(run) => write!(f, "{run} gateway errors in a row"),
             Self::ConsecutiveLocalOriginFailures(run) => {
-                write!(f, "{run} attempts in a row without an answer")
+                write!(f, "{run} attempts in a row without a response")
             }
             Self::SuccessRate { rate, limit } => write!(
                 f,
@@ -61,7 +61,7 @@ impl std::fmt::Display for EjectionCause {
             ),
             Self::FailurePercentage { rate, limit } => write!(
                 f,
-                "{rate:.1} % of its answers are failures, {limit:.1} % is the limit"
+                "{rate:.1} % of its responses are failures, {limit:.1} % is the limit"
             ),
             Self::HighLatency {
                 p90,
