@@ -155,8 +155,8 @@ impl<'a> SchemaChecker<'a> {
         if text.contains("${") {
             // The environment substitutes plain scalars only later, so the types check the result.
             if !scalar.is_plain {
-                let hint = "remove the quotes; in a list or mapping in braces, write it on a line of \
-                            its own";
+                let hint = "remove the quotes; in a list or mapping in braces, write it on a line \
+                            of its own";
                 self.report_violation(
                     scalar.position,
                     format!("{name}: environment variables are not substituted in quotes"),

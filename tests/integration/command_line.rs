@@ -196,8 +196,10 @@ fn explain_shows_the_route_and_the_source_of_each_value() {
     ]));
     assert!(
         write.contains("route write")
-            && write
-                .contains("retryConstraint  primary: 20 % of the requests in 10s, and 10 per 1s   (from built-in)"),
+            && write.contains(
+                "retryConstraint  primary: 20 % of the requests in 10s, and 10 per 1s   \
+                 (from built-in)"
+            ),
         "{write}"
     );
     let none = stdout(&run_outrigger(&[

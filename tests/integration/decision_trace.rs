@@ -221,7 +221,8 @@ fn every_kind_of_rejection_records_its_values() {
     send_traced_request(&sidecar, "rejected");
     assert_eq!(
         trace_steps(&wait_for_trace(&sidecar, "rejected"))[0].1,
-        "rejected: concurrency_limit by app: 1 of 1 await a response, 1 are in flight, 0 of 0 are pending"
+        "rejected: concurrency_limit by app: 1 of 1 await a response, 1 are in flight, \
+         0 of 0 are pending"
     );
 }
 

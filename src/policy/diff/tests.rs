@@ -12,9 +12,9 @@ const BACKENDS: &str = "  backends: [{name: app, endpoints: [\"10.0.0.1:80\"]}, 
 /// Compiles a policy set with fields of the listener, fields of the route and further sections.
 fn snapshot(listener: &str, route: &str, sections: &str) -> PolicySnapshot {
     let text = format!(
-        "{HEAD}  listeners: [{{name: in, direction: Inbound, address: \"127.0.0.1:80\"{listener}}}]\n\
-         {BACKENDS}  routes: [{{name: all, listeners: [in], backendRefs: [{{name: app}}]{route}}}]\n\
-         {sections}"
+        "{HEAD}  listeners: [{{name: in, direction: Inbound, \
+         address: \"127.0.0.1:80\"{listener}}}]\n{BACKENDS}  \
+         routes: [{{name: all, listeners: [in], backendRefs: [{{name: app}}]{route}}}]\n{sections}"
     );
     let source = PolicySource::from_text("test.yaml", text);
     match load_source(&source, &HashMap::new()) {

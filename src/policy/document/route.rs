@@ -32,13 +32,15 @@ macro_rules! define_route_entry {
             /// Listeners whose requests the route applies to, at least one. All have the same
             /// direction.
             pub listeners: Vec<String>,
-            /// Host names, exact or with a wildcard like `*.shop`, without a port. Default any host.
+            /// Host names, exact or with a wildcard like `*.shop`, without a port. Default any
+            /// host.
             #[serde(default)]
             pub hostnames: Vec<String>,
             /// Conditions on the request, of which one must match. Default any request.
             #[serde(default)]
             pub matches: Vec<RouteMatch>,
-            /// Changes to the request and the response. Only RequestMirror may occur more than once.
+            /// Changes to the request and the response. Only RequestMirror may occur more than
+            /// once.
             #[serde(default)]
             pub filters: Vec<Filter>,
             /// Backends that receive the requests, by weight. Only a route with a RequestRedirect

@@ -29,7 +29,7 @@ const MIN_WINDOW: Duration = Duration::from_secs(1);
 /// none. A rejected client receives 503 with the reason `admission_control`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct AdmissionControlSection {
+pub struct AdmissionControl {
     /// Whether the sidecar rejects requests. Shadow only counts the requests that would be
     /// rejected. Default Enforce.
     pub mode: ModeSetting,
@@ -60,7 +60,7 @@ pub struct AdmissionControlSpec {
     pub origin: SectionOrigin,
 }
 
-impl Section for AdmissionControlSection {
+impl Section for AdmissionControl {
     const KEY: &'static str = "admissionControl";
     type Spec = Option<AdmissionControlSpec>;
 

@@ -27,7 +27,7 @@ use crate::{
             },
             request_source::{BufferedRequest, RequestSource},
             reselection,
-            single::{Attempt, Handover},
+            single::{Attempt, ResponseHandover},
         },
         downstream::task::RequestTask,
         request::{context::RequestContext, record::RequestRecord, rejection::Rejection},
@@ -333,7 +333,7 @@ fn start_attempt<'p>(
     let future = Box::pin(async move {
         let mut source = RequestSource::Replay(&plan.buffered_request);
         attempt
-            .run(&mut source, &mut deadline, Handover::AtHead)
+            .run(&mut source, &mut deadline, ResponseHandover::AtHead)
             .await
     });
     Ok(HedgedAttempt {

@@ -21,7 +21,7 @@ use crate::{
             history::AttemptSeries,
             outcome::UpstreamResponse,
             request_source::{BufferedRequest, RequestSource},
-            single::{Attempt, Handover},
+            single::{Attempt, ResponseHandover},
         },
         downstream::task::RequestTask,
         request::{
@@ -218,7 +218,7 @@ impl MirroredRequest {
         let mut record = RequestRecord::new(self.started_at);
         let attempt = Attempt::begin(context, &view, &mut series, &mut record).ok()?;
         let mut source = RequestSource::Replay(&self.request);
-        let result = attempt.run(&mut source, &mut series.deadline, Handover::AtHead);
+        let result = attempt.run(&mut source, &mut series.deadline, ResponseHandover::AtHead);
         result.await.ok()
     }
 }

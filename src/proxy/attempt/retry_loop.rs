@@ -16,7 +16,7 @@ use crate::{
             },
             request_source::RequestSource,
             reselection, retry,
-            single::{Attempt, Handover},
+            single::{Attempt, ResponseHandover},
         },
         downstream::task::RequestTask,
         request::{classify::TransportError, deadline::Deadline, rejection::Rejection},
@@ -77,9 +77,9 @@ async fn run_attempts(
         let tried_before = series.history.endpoint_count();
         let attempt = Attempt::begin(context, &task.client.request_view(), series, task.record)?;
         let handover = if retry::may_retry_on_trailers(&context, &task.request(), &series.history) {
-            Handover::AtFirstChunk
+            ResponseHandover::AtFirstChunk
         } else {
-            Handover::AtHead
+            ResponseHandover::AtHead
         };
         let started_at = attempt.started_at;
         let mut source = RequestSource::Client(task.client, &mut task.body);

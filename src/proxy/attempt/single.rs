@@ -45,7 +45,7 @@ pub(crate) struct Attempt<'e> {
 
 /// Point at which an attempt hands over its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Handover {
+pub(crate) enum ResponseHandover {
     /// When the response head has arrived.
     AtHead,
     /// When the first chunk of the body, or its end, has arrived. A gRPC call that ends before
@@ -95,7 +95,7 @@ impl<'e> Attempt<'e> {
         self,
         source: &mut RequestSource<'_>,
         deadline: &mut Deadline,
-        handover: Handover,
+        handover: ResponseHandover,
     ) -> Result<UpstreamResponse, AttemptError> {
         let Self {
             context,
@@ -110,7 +110,7 @@ impl<'e> Attempt<'e> {
         let sent = dispatch::send_request(&context, source, deadline, number, &endpoint).await;
         let result = match sent {
             Ok((mut stream, head))
-                if handover == Handover::AtFirstChunk && source.is_fully_buffered() =>
+                if handover == ResponseHandover::AtFirstChunk && source.is_fully_buffered() =>
             {
                 let first = dispatch::read_first_chunk(&context, source, deadline, &mut stream);
                 // Boxing keeps the future of every other request small.

@@ -147,8 +147,8 @@ impl PolicyBuilder {
         }
         route.extend_from_slice(&self.route);
         format!(
-            "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\nmetadata: {{name: test}}\nspec:\n\
-             {}{}{}{}",
+            "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\n\
+             metadata: {{name: test}}\nspec:\n{}{}{}{}",
             list("listeners", &listener, &self.listeners),
             list("backends", &backend, &self.backends),
             list("routes", &route, &self.routes),
