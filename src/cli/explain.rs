@@ -206,5 +206,5 @@ fn describe_policy(out: &mut String, policy: &PolicySpec) -> std::fmt::Result {
     if absent.is_empty() {
         return Ok(());
     }
-    writeln!(out, "    {:<17}{}", "not configured", absent.join(", "))
+    writeln!(out, "    {:<17}{}", "off or absent", absent.join(", "))
 }

@@ -282,7 +282,10 @@ impl DiscoveryContext {
         let reason = if names.is_empty() {
             "all backends were looked for".to_owned()
         } else {
-            format!("the first DNS response is awaited for {}", names.join(", "))
+            format!(
+                "the first endpoints of {} are not known yet",
+                names.join(", ")
+            )
         };
         self.state.lifecycle.set_condition(
             condition::ENDPOINTS,

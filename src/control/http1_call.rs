@@ -4,13 +4,11 @@
 //! This module does not know why the request is sent, it applies no timeout, and it never
 //! reuses a connection.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::HeaderMap;
 use pingora::{http::RequestHeader, protocols::http::v1::client::HttpSession};
 
-use crate::transport::queued_stream::{ConnectionHandle, QueuedStream};
+use crate::transport::queued_stream::QueuedStream;
 
 /// Value of the `user-agent` header of requests that originate in the sidecar.
 pub(super) const USER_AGENT: &str = concat!("outrigger/", env!("CARGO_PKG_VERSION"));
@@ -32,11 +30,12 @@ pub(super) struct Http1Response {
 /// # Errors
 /// A message such as a failed read, a failed write or a response that is not HTTP.
 pub(super) async fn send_request(
-    (connection, wire): (QueuedStream, Arc<ConnectionHandle>),
+    connection: QueuedStream,
     request: Box<RequestHeader>,
     body: Bytes,
     max_body: usize,
 ) -> Result<Http1Response, String> {
+    let handle = connection.handle().clone();
     let mut session = HttpSession::new(Box::new(connection));
     let failed = |error: Box<pingora::Error>| {
         format!(
@@ -56,7 +55,8 @@ pub(super) async fn send_request(
         session.write_body(&body).await.map_err(failed)?;
     }
     session.finish_body().await.map_err(failed)?;
-    wire.flush()
+    handle
+        .flush()
         .await
         .map_err(|error| format!("write: {error}"))?;
     let status = loop {

@@ -1,5 +1,7 @@
 //! The status codes of gRPC.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -42,9 +44,53 @@ pub enum GrpcCode {
 }
 
 impl GrpcCode {
+    /// All statuses, in the order of their numbers.
+    pub(in crate::policy) const ALL: [Self; 16] = [
+        Self::Cancelled,
+        Self::Unknown,
+        Self::InvalidArgument,
+        Self::DeadlineExceeded,
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::PermissionDenied,
+        Self::ResourceExhausted,
+        Self::FailedPrecondition,
+        Self::Aborted,
+        Self::OutOfRange,
+        Self::Unimplemented,
+        Self::Internal,
+        Self::Unavailable,
+        Self::DataLoss,
+        Self::Unauthenticated,
+    ];
+
     /// Returns the number of the status on the wire, 1 to 16.
     #[must_use]
     pub fn number(self) -> u8 {
         self as u8 + 1
+    }
+}
+
+/// Writes the name that policies use.
+impl fmt::Display for GrpcCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
+            Self::InvalidArgument => "invalid-argument",
+            Self::DeadlineExceeded => "deadline-exceeded",
+            Self::NotFound => "not-found",
+            Self::AlreadyExists => "already-exists",
+            Self::PermissionDenied => "permission-denied",
+            Self::ResourceExhausted => "resource-exhausted",
+            Self::FailedPrecondition => "failed-precondition",
+            Self::Aborted => "aborted",
+            Self::OutOfRange => "out-of-range",
+            Self::Unimplemented => "unimplemented",
+            Self::Internal => "internal",
+            Self::Unavailable => "unavailable",
+            Self::DataLoss => "data-loss",
+            Self::Unauthenticated => "unauthenticated",
+        })
     }
 }

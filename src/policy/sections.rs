@@ -1,8 +1,8 @@
 //! The protective sections that may occur in `defaults`, in a named policy, or in a route.
 //!
 //! Each section has one module, with its format, its compiled form, its compile step and its
-//! description. `with_sections` is the only list of them. docs/adding-a-policy.md walks through
-//! one section.
+//! description. `with_sections` lists those that are inherited; fault injection is not.
+//! docs/adding-a-policy.md walks through one section.
 //!
 //! The nearest source that contains a section provides all of it. The order is: route, policy
 //! of the route, policy of the backend, defaults. The fields of two sources are never merged,
@@ -11,6 +11,7 @@
 pub mod admission_control;
 pub mod circuit_breaker;
 pub mod connection_limits;
+pub mod description;
 pub mod fallback;
 pub mod fault_injection;
 pub mod hedging;
@@ -30,6 +31,7 @@ use serde::Deserialize;
 use crate::policy::{
     report::{DiagnosticReport, FieldLocation},
     sections::{
+        description::Description,
         origin::SectionOrigin,
         rate_limit::{RateLimitSection, RateLimitSpec},
         section::{FoundSection, PolicySetFacts, Section, SectionContext},
@@ -112,10 +114,10 @@ macro_rules! define_sections {
                 }
             }
 
-            /// Returns the effective values of each section in words, with its key. A section
-            /// without effect has no line.
+            /// Returns the effective values of each section, with its key. A section that is off
+            /// or absent has none.
             #[must_use]
-            pub fn describe(&self) -> Vec<(&'static str, Vec<String>)> {
+            pub fn describe(&self) -> Vec<(&'static str, Vec<Description>)> {
                 vec![$((<$section>::KEY, <$section>::describe(&self.$name)),)*]
             }
 

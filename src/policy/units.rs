@@ -13,7 +13,7 @@ use std::{
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::resilience::ratio::Ratio;
 
@@ -163,9 +163,14 @@ impl FromStr for Timestamp {
     type Err = InvalidQuantity;
 
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
-        let timestamp = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+        let timestamp = OffsetDateTime::parse(text, &Rfc3339).ok();
+        // RFC 3339 has years from 0 to 9999, also after the conversion to UTC.
+        let timestamp = timestamp
+            .and_then(|timestamp| timestamp.checked_to_offset(UtcOffset::UTC))
+            .filter(|timestamp| (0..=9_999).contains(&timestamp.year()));
+        let timestamp = timestamp.ok_or_else(|| {
             InvalidQuantity(format!(
-                "`{text}` is not a moment: write it like `2026-12-01T00:00:00Z`"
+                "`{text}` is not a point in time: write it like `2026-12-01T00:00:00Z`"
             ))
         })?;
         Ok(Self(timestamp.into()))
@@ -234,11 +239,6 @@ impl StatusSet {
         status
             .checked_sub(100)
             .is_some_and(|bit| bit < 500 && self.0[usize::from(bit / 64)] >> (bit % 64) & 1 == 1)
-    }
-
-    /// Returns the statuses of the set in ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
-        (100..600).filter(|status| self.contains(*status))
     }
 }
 
@@ -339,7 +339,9 @@ impl<'de> Deserialize<'de> for PolicyDuration {
 
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(scalar_visitor("a moment like `2026-12-01T00:00:00Z`"))
+        deserializer.deserialize_str(scalar_visitor(
+            "a point in time like `2026-12-01T00:00:00Z`",
+        ))
     }
 }
 

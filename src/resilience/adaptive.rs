@@ -75,7 +75,7 @@ impl fmt::Display for LimitAlgorithm {
         f.write_str(match self {
             Self::Gradient2 => "Gradient2",
             Self::Vegas => "Vegas",
-            Self::Aimd => "Aimd",
+            Self::Aimd => "AIMD",
         })
     }
 }

@@ -55,10 +55,12 @@ impl Ratio {
         self.0
     }
 
-    /// Returns the ratio as a percentage in `0.0..=100.0`.
+    /// Returns the ratio as a percentage in `0.0..=100.0`, rounded to six decimals.
+    ///
+    /// Without the rounding, 7 % would be 7.000000000000001.
     #[must_use]
     pub fn percent(self) -> f64 {
-        self.0 * 100.0
+        (self.0 * 1e8).round() / 1e6
     }
 }
 

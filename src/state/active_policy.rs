@@ -17,7 +17,7 @@ use crate::{
     resilience::{Mode, ratio::Ratio},
     state::{
         policies::{
-            DestinationPolicies, PolicyStates,
+            DestinationPolicyStates, PolicyStates,
             breaker::BreakerState,
             rate_limit::RateLimitState,
             remote_limits::RemoteLimits,
@@ -101,7 +101,7 @@ pub struct DestinationState {
     /// Retry budget, which every destination has.
     pub retry_budget: Arc<RetryBudgetState>,
     /// States of the optional policies.
-    pub policies: DestinationPolicies,
+    pub policy_states: DestinationPolicyStates,
 }
 
 impl DestinationState {

@@ -30,7 +30,7 @@ use crate::{
         policies::{
             admission_control::AdmissionState,
             concurrency_limit::ConcurrencyLimitState,
-            destination_policy::{AttemptObserver, DestinationPolicy},
+            destination_policy::{AttemptObserver, DestinationPolicyState},
             hedge::HedgeState,
             stale::StaleState,
         },
@@ -43,7 +43,7 @@ macro_rules! define_policy_states {
         /// State of the optional policies between a route and a backend; `None` without the
         /// policy.
         #[derive(Debug, Default)]
-        pub struct DestinationPolicies {
+        pub struct DestinationPolicyStates {
             $($(#[$doc])* pub $name: Option<Arc<$state>>,)*
             /// Those of the states that observe the results of attempts; `None` if there are
             /// none.
@@ -68,7 +68,7 @@ macro_rules! define_policy_states {
                 &mut self,
                 policy: &PolicySpec,
                 context: BuildContext<'_>,
-            ) -> DestinationPolicies {
+            ) -> DestinationPolicyStates {
                 let mut observers = Vec::new();
                 $(
                     let $name = <$state>::select_spec(policy).map(|(name, spec)| {
@@ -77,7 +77,7 @@ macro_rules! define_policy_states {
                         state
                     });
                 )*
-                DestinationPolicies {
+                DestinationPolicyStates {
                     $($name,)*
                     observers: (!observers.is_empty()).then(|| observers.into()),
                 }

@@ -205,7 +205,7 @@ impl ActivePolicyBuilder<'_> {
             RouteActionSpec::Forward(destinations) => destinations
                 .iter()
                 .map(|destination| {
-                    self.build_destination(spec, destination, &backends[destination.backend], false)
+                    self.build_destination(destination, &backends[destination.backend])
                 })
                 .collect(),
             RouteActionSpec::Redirect(_) => Vec::new(),
@@ -213,9 +213,7 @@ impl ActivePolicyBuilder<'_> {
         let auxiliary_backends: Vec<DestinationState> = spec
             .auxiliary_backends
             .iter()
-            .map(|destination| {
-                self.build_destination(spec, destination, &backends[destination.backend], true)
-            })
+            .map(|destination| self.build_destination(destination, &backends[destination.backend]))
             .collect();
         let mirrors = spec
             .mirrors
@@ -292,19 +290,16 @@ impl ActivePolicyBuilder<'_> {
             .clone()
     }
 
-    /// Builds the state of a backend of a route. An auxiliary backend has its own breaker even if
-    /// the breaker has scope Route.
+    /// Builds the state of a backend of a route.
     fn build_destination(
         &mut self,
-        route: &RouteSpec,
         destination: &Destination,
         backend: &Arc<BackendState>,
-        is_auxiliary: bool,
     ) -> DestinationState {
         let policy = &destination.policy;
         let (breaker, endpoint_breakers) = policy.circuit_breaker.as_ref().map_or_else(
             || (None, Vec::new()),
-            |spec| self.ensure_breakers(spec, route, backend, is_auxiliary),
+            |spec| self.ensure_breakers(spec, backend),
         );
         DestinationState {
             weight: destination.weight,
@@ -317,7 +312,7 @@ impl ActivePolicyBuilder<'_> {
                 &policy.retry_constraint,
                 self.context,
             ),
-            policies: self.registry.policies.ensure(policy, self.context),
+            policy_states: self.registry.policies.ensure(policy, self.context),
         }
     }
 
@@ -325,18 +320,12 @@ impl ActivePolicyBuilder<'_> {
     fn ensure_breakers(
         &mut self,
         spec: &BreakerSpec,
-        route: &RouteSpec,
         backend: &BackendState,
-        is_auxiliary: bool,
     ) -> (Option<Arc<BreakerState>>, Vec<Arc<BreakerState>>) {
         let context = self.context;
         let mut ensure = |name: &Arc<str>| self.registry.breakers.ensure(name, spec, context);
         match spec.scope {
-            BreakerScope::Backend => (Some(ensure(&spec.name)), Vec::new()),
-            BreakerScope::Route => {
-                let name = route_breaker_name(route, backend, is_auxiliary);
-                (Some(ensure(&name)), Vec::new())
-            }
+            BreakerScope::Backend | BreakerScope::Route => (Some(ensure(&spec.name)), Vec::new()),
             BreakerScope::Endpoint => {
                 let endpoints = backend.endpoints.iter();
                 let breakers = endpoints
@@ -399,18 +388,5 @@ fn distribute_rate_limits(
     };
     for limit in routes.iter().flat_map(|route| &route.rate_limits) {
         limit.set_instances(if limit.rule().is_global { instances } else { 1 });
-    }
-}
-
-/// Returns the name of a breaker of scope Route. The breaker of a single destination covers the
-/// whole route. Each of several destinations and each auxiliary backend has its own breaker.
-fn route_breaker_name(route: &RouteSpec, backend: &BackendState, is_auxiliary: bool) -> Arc<str> {
-    match &route.action {
-        RouteActionSpec::Forward(destinations) if is_auxiliary || destinations.len() > 1 => {
-            format!("route:{}/{}", route.name, backend.spec.name).into()
-        }
-        RouteActionSpec::Forward(_) | RouteActionSpec::Redirect(_) => {
-            format!("route:{}", route.name).into()
-        }
     }
 }

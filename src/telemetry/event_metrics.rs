@@ -88,7 +88,8 @@ fn set_policy_generation(metrics: &Metrics, generation: u64) {
         .set(generation as f64);
 }
 
-/// Returns the label of what became of a recovery action. In shadow mode it is never executed.
+/// Returns the metric label for the result of a recovery action. In shadow mode it is never
+/// executed.
 fn recovery_result(result: &Result<String, String>, is_shadow: bool) -> &'static str {
     match result {
         _ if is_shadow => "shadow",

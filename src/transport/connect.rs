@@ -8,7 +8,7 @@ use std::{fmt, io, sync::Arc};
 use crate::{
     policy::snapshot::EndpointAddress,
     transport::{
-        queued_stream::{self, ConnectionHandle, QueuedStream},
+        queued_stream::{self, QueuedStream},
         socket::Socket,
     },
 };
@@ -52,7 +52,7 @@ impl std::error::Error for ConnectFailure {}
 pub async fn connect(
     address: &EndpointAddress,
     tls: Option<ClientTls<'_>>,
-) -> Result<(QueuedStream, Arc<ConnectionHandle>), ConnectFailure> {
+) -> Result<QueuedStream, ConnectFailure> {
     let socket = Socket::connect(address)
         .await
         .map_err(ConnectFailure::Socket)?;
@@ -66,15 +66,16 @@ pub async fn connect(
         .map_err(|error: rustls::pki_types::InvalidDnsNameError| tls_error(&error))?;
     let session = rustls::ClientConnection::new(tls.config, server_name)
         .map_err(|error| tls_error(&error))?;
-    let (connection, handle) = queued_stream::open(socket, Some(session.into()));
-    let handshake = handle
+    let connection = queued_stream::open(socket, Some(session.into()));
+    let handshake = connection
+        .handle()
         .handshake()
         .await
         .map_err(|error| tls_error(&error))?;
     if tls.requires_http2 && handshake.alpn_protocol.as_deref() != Some(b"h2") {
         return Err(tls_error(&"the endpoint does not support HTTP/2"));
     }
-    Ok((connection, handle))
+    Ok(connection)
 }
 
 fn tls_error(cause: &dyn fmt::Display) -> ConnectFailure {

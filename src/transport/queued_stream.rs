@@ -32,7 +32,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub use crate::transport::queued_stream::handle::{ConnectionHandle, HandshakeOutcome};
 use crate::transport::{
-    queued_stream::handle::{NO_READ_LIMIT, TLS_RECORD_BYTES, lock},
+    queued_stream::handle::{NO_READ_LIMIT, TLS_RECORD_BYTES},
     socket::{Socket, SocketReadHalf},
     tls::{TlsReadOutcome, TlsSession},
 };
@@ -46,25 +46,18 @@ pub struct QueuedStream {
     replay_bytes: BytesMut,
 }
 
-/// Splits a connected socket into a stream for an HTTP session and a handle for its owner.
+/// Creates the stream of a connected socket. Its owner flushes it through the handle.
 ///
 /// With `tls`, the owner must call [`ConnectionHandle::handshake`] to learn the peer's
 /// certificate and protocol.
 #[must_use]
-pub fn open(
-    socket: Socket,
-    tls: Option<rustls::Connection>,
-) -> (QueuedStream, Arc<ConnectionHandle>) {
+pub fn open(socket: Socket, tls: Option<rustls::Connection>) -> QueuedStream {
     let (reader, writer) = socket.split();
-    let handle = Arc::new(ConnectionHandle::new(writer, tls));
-    (
-        QueuedStream {
-            reader,
-            handle: handle.clone(),
-            replay_bytes: BytesMut::new(),
-        },
-        handle,
-    )
+    QueuedStream {
+        reader,
+        handle: Arc::new(ConnectionHandle::new(writer, tls)),
+        replay_bytes: BytesMut::new(),
+    }
 }
 
 impl QueuedStream {
@@ -168,7 +161,7 @@ impl AsyncWrite for QueuedStream {
                 .handle
                 .with_tls(tls, |session, queue| session.write_plaintext(bytes, queue))?,
             None => {
-                let mut queue = lock(&self.handle.queue);
+                let mut queue = self.handle.queue.lock();
                 queue.extend_from_slice(bytes);
                 self.handle.update_queue_state(&mut queue);
             }

@@ -65,7 +65,7 @@ fn admit_and_complete_request(state: &State, key: u64, now: Instant) {
     let active_policy = state.active_policy.load();
     let route = &active_policy.routes[0];
     let destination = &route.destinations[0];
-    let policies = &destination.policies;
+    let policies = &destination.policy_states;
     let admission_control = policies.admission_control.as_ref().unwrap();
     let hedge = policies.hedge.as_ref().unwrap();
     assert!(!state.protection.should_shed(PriorityClass::Normal, || 0.5));

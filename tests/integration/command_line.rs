@@ -180,7 +180,7 @@ fn explain_shows_the_route_and_the_source_of_each_value() {
         "backend            replicas",
         "10.0.1.11:8080",
         "timeouts         request 2s",
-        "(from policy:reads)",
+        "(from backend-policy:reads)",
         "scope Endpoint",
     ] {
         assert!(read.contains(expected), "{expected} in {read}");
@@ -197,8 +197,8 @@ fn explain_shows_the_route_and_the_source_of_each_value() {
     assert!(
         write.contains("route write")
             && write.contains(
-                "retryConstraint  primary: 20 % of the requests in 10s, and 10 per 1s   \
-                 (from built-in)"
+                "retryConstraint  budget.percent 20, budget.interval 10s, \
+                 minRetryRate.count 10, minRetryRate.interval 1s, state primary   (from built-in)"
             ),
         "{write}"
     );
@@ -233,10 +233,9 @@ fn diff_describes_what_a_reload_would_change() {
     ];
     let output = stdout(&run_outrigger(&["diff", &paths[0], &paths[1]]));
     for expected in [
-        "route in: circuitBreaker of backend app: rates over 10s with at least 20 calls -> \
-         rates over 20s with at least 20 calls; its state is retained, its counts are reset\n",
-        "route in: timeouts of backend app: request 15s -> request 9s, \
-         (from built-in) -> (from defaults)\n",
+        "route in: circuitBreaker of backend app: samplingWindow 10s -> 20s; its state is \
+         retained, its counts are reset\n",
+        "route in: timeouts of backend app: request 15s -> 9s, origin built-in -> defaults\n",
     ] {
         assert!(output.contains(expected), "{expected} in {output}");
     }

@@ -199,7 +199,7 @@ fn readiness_waits_for_the_first_dns_response_and_accepts_a_failure() {
         not_ready.status == 503
             && not_ready
                 .text()
-                .contains("the first DNS response is awaited for app"),
+                .contains("the first endpoints of app are not known yet"),
         "{}",
         not_ready.text()
     );

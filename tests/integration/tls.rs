@@ -128,7 +128,8 @@ fn connect_http2_over_tls(
     let session = ClientConnection::new(config, name.to_owned().try_into().unwrap()).unwrap();
     let connection = runtime.block_on(async {
         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-        let (connection, wire) = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
+        let connection = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
+        let wire = connection.handle().clone();
         assert_eq!(
             wire.handshake().await.unwrap().alpn_protocol.as_deref(),
             Some(&b"h2"[..])

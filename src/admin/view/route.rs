@@ -38,7 +38,7 @@ pub(in crate::admin) fn routes(state: &State) -> Vec<RouteView> {
                     .as_ref()
                     .map(|breaker| breaker.name().to_string()),
                 limit: destination
-                    .policies
+                    .policy_states
                     .concurrency_limit
                     .as_ref()
                     .map(|limit| limit.name().to_string()),

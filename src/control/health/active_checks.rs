@@ -196,7 +196,7 @@ impl EndpointCheck {
         match &self.spec.probe {
             ProbeSpec::Tcp => transport.check_connect(state, endpoint).await,
             ProbeSpec::Grpc { service } => {
-                let (connection, _) = transport.connect(state, endpoint, Some(b"h2")).await?;
+                let connection = transport.connect(state, endpoint, Some(b"h2")).await?;
                 let response = grpc_check::send_check(
                     connection,
                     endpoint.authority(),

@@ -12,11 +12,7 @@ use crate::{
     control::{http1_call, http2_call},
     policy::snapshot::{BackendSpec, BackendTlsSpec, Protocol},
     state::{State, topology::endpoint::EndpointState},
-    transport::{
-        self,
-        connect::ClientTls,
-        queued_stream::{ConnectionHandle, QueuedStream},
-    },
+    transport::{self, connect::ClientTls, queued_stream::QueuedStream},
 };
 
 /// Maximum number of bytes of a response body that are read, to find the expected text or to
@@ -71,7 +67,7 @@ impl ProbeTransport {
         state: &State,
         endpoint: &EndpointState,
         protocol: Option<&[u8]>,
-    ) -> Result<(QueuedStream, Arc<ConnectionHandle>), String> {
+    ) -> Result<QueuedStream, String> {
         let tls = match &self.tls {
             None => None,
             Some(spec) => {
@@ -136,7 +132,7 @@ impl ProbeTransport {
                 body: response.body.into(),
             });
         }
-        let (connection, _) = self.connect(state, endpoint, Some(b"h2")).await?;
+        let connection = self.connect(state, endpoint, Some(b"h2")).await?;
         let scheme = if self.uses_tls() { "https" } else { "http" };
         let request = http::Request::get(format!("{scheme}://{host}{path}"))
             .header(http::header::USER_AGENT, http1_call::USER_AGENT)

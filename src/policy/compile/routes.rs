@@ -163,7 +163,7 @@ impl<'a> Compiler<'a> {
             self.compile_destinations(route, direction, &scopes, references);
         let fault_injection = compile_route_section(fault_injection, &self.facts, &mut self.report);
         let auxiliary_backends =
-            self.compile_auxiliary_backends(&destinations, &filters.mirrors, references);
+            self.compile_auxiliary_backends(route, &destinations, &filters.mirrors, references);
         let rate_limits = self.compile_route_rate_limits(&scopes, &backend_policies);
         let has_other_parts = !route_sections.is_empty()
             || route.fault_injection.is_some()

@@ -36,17 +36,26 @@ pub(super) fn diff(old: &BackendSpec, new: &BackendSpec, changes: &mut Changes) 
         &old.panic_threshold_percent,
         &new.panic_threshold_percent,
     );
+    let mode = |backend: &BackendSpec| backend.outlier_detection.map(|outlier| outlier.mode);
     changes.hidden(
         "outlierDetection",
         &old.outlier_detection,
         &new.outlier_detection,
-        "ejected endpoints stay ejected",
+        if mode(old) == mode(new) {
+            "ejected endpoints stay ejected"
+        } else {
+            "all ejections end"
+        },
     );
     changes.hidden(
         "healthCheck",
         &old.active_check,
         &new.active_check,
-        "the health of the endpoints is retained",
+        match (&old.active_check, &new.active_check) {
+            (_, None) => "all endpoints count as healthy",
+            (None, Some(_)) => "",
+            (Some(_), Some(_)) => "the health of the endpoints is retained",
+        },
     );
 }
 
@@ -59,9 +68,9 @@ pub fn describe_endpoint_changes(before: &[EndpointSpec], after: &[EndpointSpec]
 }
 
 fn diff_endpoints(before: &[EndpointSpec], after: &[EndpointSpec], changes: &mut Changes) {
-    let (known, wanted) = (index_by_address(before), index_by_address(after));
+    let (old, new) = (index_by_address(before), index_by_address(after));
     for endpoint in before {
-        if !wanted.contains_key(&endpoint.address) {
+        if !new.contains_key(&endpoint.address) {
             changes.push(format!(
                 "endpoint {} removed; its requests in flight finish",
                 endpoint.address
@@ -70,7 +79,7 @@ fn diff_endpoints(before: &[EndpointSpec], after: &[EndpointSpec], changes: &mut
     }
     for endpoint in after {
         let address = &endpoint.address;
-        let Some(earlier) = known.get(address) else {
+        let Some(earlier) = old.get(address) else {
             changes.push(format!("endpoint {address} added"));
             continue;
         };

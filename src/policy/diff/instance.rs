@@ -5,7 +5,7 @@ use crate::{
         diff::changes::Changes,
         snapshot::{
             AccessLogSpec, GlobalRateLimitSpec, LifecycleSpec, PolicySnapshot, ProtectionSpec,
-            RecoverySpec,
+            RateLimitEngineSpec, RecoverySpec,
         },
     },
     resilience::lifecycle::DrainConfig,
@@ -13,18 +13,13 @@ use crate::{
 
 /// Appends a line for each difference in the sections of the whole instance.
 pub(super) fn diff(old: &PolicySnapshot, new: &PolicySnapshot, lines: &mut Vec<String>) {
-    if old.global_rate_limit != new.global_rate_limit {
-        let in_words = |global: &Option<GlobalRateLimitSpec>| {
-            global
-                .as_ref()
-                .map_or_else(|| "none".to_owned(), GlobalRateLimitSpec::to_string)
-        };
-        lines.push(format!(
-            "globalRateLimit: {} -> {}",
-            in_words(&old.global_rate_limit),
-            in_words(&new.global_rate_limit)
-        ));
-    }
+    let mut changes = Changes::default();
+    diff_global_rate_limit(
+        old.global_rate_limit.as_ref(),
+        new.global_rate_limit.as_ref(),
+        &mut changes,
+    );
+    lines.extend(changes.into_lines("globalRateLimit: "));
     let mut changes = Changes::default();
     diff_lifecycle((old, &old.lifecycle), (new, &new.lifecycle), &mut changes);
     lines.extend(changes.into_lines("lifecycle: "));
@@ -38,6 +33,40 @@ pub(super) fn diff(old: &PolicySnapshot, new: &PolicySnapshot, lines: &mut Vec<S
     let mut changes = Changes::default();
     diff_access_log(&old.access_log, &new.access_log, &mut changes);
     lines.extend(changes.into_lines("telemetry.accessLog: "));
+}
+
+fn diff_global_rate_limit(
+    old: Option<&GlobalRateLimitSpec>,
+    new: Option<&GlobalRateLimitSpec>,
+    changes: &mut Changes,
+) {
+    let (Some(before), Some(after)) = (old, new) else {
+        let in_words = |global: Option<&GlobalRateLimitSpec>| {
+            global.map_or_else(|| "none".to_owned(), GlobalRateLimitSpec::to_string)
+        };
+        changes.value("engine", &in_words(old), &in_words(new));
+        return;
+    };
+    let is_same_engine = match (&before.engine, &after.engine) {
+        // The index of a backend differs between snapshots.
+        (
+            RateLimitEngineSpec::Replicas { name: before, .. },
+            RateLimitEngineSpec::Replicas { name: after, .. },
+        ) => before == after,
+        (before, after) => before == after,
+    };
+    if before.engine.to_string() == after.engine.to_string() {
+        // A password in the URL is not shown.
+        changes.hidden("engine", &true, &is_same_engine, "");
+    } else {
+        changes.value(
+            "engine",
+            &before.engine.to_string(),
+            &after.engine.to_string(),
+        );
+    }
+    changes.duration("timeout", before.timeout, after.timeout);
+    changes.value("failClosed", &before.fails_closed, &after.fails_closed);
 }
 
 fn diff_lifecycle(
@@ -68,7 +97,24 @@ fn diff_lifecycle(
         &names(old_snapshot, &old.readiness_gates),
         &names(new_snapshot, &new.readiness_gates),
     );
-    changes.hidden("appProbes", &old.app_probes, &new.app_probes, "");
+    let app_probes = |snapshot: &PolicySnapshot, lifecycle: &LifecycleSpec| {
+        let probes = lifecycle.app_probes.clone();
+        probes.map(|probes| {
+            let backend = name(snapshot, Some(probes.backend));
+            (
+                backend,
+                probes.livez_path,
+                probes.readyz_path,
+                probes.startupz_path,
+            )
+        })
+    };
+    changes.hidden(
+        "appProbes",
+        &app_probes(old_snapshot, old),
+        &app_probes(new_snapshot, new),
+        "",
+    );
     changes.hidden("warmUp", &old.warm_up, &new.warm_up, "");
     changes.optional(
         "replicas",
@@ -105,7 +151,7 @@ fn diff_protection(
     changes.value("shed.header", &old.priority_header, &new.priority_header);
     changes.list("shed.classes", &old.priority_classes, &new.priority_classes);
     changes.value(
-        "priority shares of the concurrency limit",
+        "shed",
         &old.limits_concurrency_by_class,
         &new.limits_concurrency_by_class,
     );
@@ -113,7 +159,7 @@ fn diff_protection(
 
 pub(super) fn diff_recovery(old: &RecoverySpec, new: &RecoverySpec, changes: &mut Changes) {
     changes.value("mode", &old.mode.name(), &new.mode.name());
-    changes.value("backend", &old.backend, &new.backend);
+    changes.value("trigger.backend", &old.backend, &new.backend);
     changes.duration("trigger.duration", old.open_for, new.open_for);
     // The URL of a webhook may contain a secret.
     changes.hidden("ladder", &old.ladder, &new.ladder, "");
@@ -126,7 +172,7 @@ pub(super) fn diff_recovery(old: &RecoverySpec, new: &RecoverySpec, changes: &mu
 }
 
 fn diff_access_log(old: &AccessLogSpec, new: &AccessLogSpec, changes: &mut Changes) {
-    let state = |log: &AccessLogSpec| if log.is_enabled { "on" } else { "off" };
+    let state = |log: &AccessLogSpec| if log.is_enabled { "JSON" } else { "Off" };
     changes.value("format", &state(old), &state(new));
     changes.value(
         "samplingPercentage",
@@ -135,7 +181,7 @@ fn diff_access_log(old: &AccessLogSpec, new: &AccessLogSpec, changes: &mut Chang
     );
     changes.value(
         "alwaysLogCodes",
-        &old.always_logged_statuses,
-        &new.always_logged_statuses,
+        &format!("[{}]", old.always_logged_statuses),
+        &format!("[{}]", new.always_logged_statuses),
     );
 }

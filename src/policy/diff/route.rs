@@ -16,24 +16,18 @@ pub(super) fn diff(
     changes.value("direction", &old.direction, &new.direction);
     // The values are not shown, because a header that a filter sets may be a secret.
     changes.hidden("filters", &old.filters, &new.filters, "");
-    match (&old.allowed_identities, &new.allowed_identities) {
-        (None, None) => {}
-        (before, after) => changes.list(
-            "allow",
-            before.as_deref().unwrap_or_default(),
-            after.as_deref().unwrap_or_default(),
-        ),
-    }
+    changes.value("allow", &allowed_clients(old), &allowed_clients(new));
     changes.hidden(
         "matches",
-        &rules_of(old_snapshot, &old.name),
-        &rules_of(new_snapshot, &new.name),
+        &list_rules(old_snapshot, &old.name),
+        &list_rules(new_snapshot, &new.name),
         "",
     );
-    section_changes::<FaultInjection>(&old.fault_injection, &new.fault_injection, changes);
+    diff_section::<FaultInjection>(&old.fault_injection, &new.fault_injection, changes);
     changes.list("mirrors", &old.mirrors, &new.mirrors);
-    section_changes::<RateLimitSection>(&old.rate_limits, &new.rate_limits, changes);
+    diff_section::<RateLimitSection>(&old.rate_limits, &new.rate_limits, changes);
     diff_policies(
+        "fallback or mirror backend",
         (old_snapshot, &old.auxiliary_backends),
         (new_snapshot, &new.auxiliary_backends),
         changes,
@@ -45,16 +39,21 @@ pub(super) fn diff(
         (RouteActionSpec::Forward(before), RouteActionSpec::Forward(after)) => {
             changes.list(
                 "backendRefs",
-                &weights(old_snapshot, before),
-                &weights(new_snapshot, after),
+                &list_weights(old_snapshot, before),
+                &list_weights(new_snapshot, after),
             );
-            diff_policies((old_snapshot, before), (new_snapshot, after), changes);
+            diff_policies(
+                "backend",
+                (old_snapshot, before),
+                (new_snapshot, after),
+                changes,
+            );
         }
         (RouteActionSpec::Forward(_), RouteActionSpec::Redirect(_)) => {
             changes.push("redirects now, and sends requests to no backend");
         }
         (RouteActionSpec::Redirect(_), RouteActionSpec::Forward(to)) => {
-            let backends = weights(new_snapshot, to).join(", ");
+            let backends = list_weights(new_snapshot, to).join(", ");
             changes.push(format!(
                 "sends requests to [{backends}] now, and does not redirect"
             ));
@@ -62,7 +61,16 @@ pub(super) fn diff(
     }
 }
 
-fn section_changes<S: Section>(old: &S::Spec, new: &S::Spec, changes: &mut Changes) {
+/// Returns the clients that may use a route, in words.
+fn allowed_clients(route: &RouteSpec) -> String {
+    let identities = route.allowed_identities.as_ref();
+    identities.map_or_else(
+        || "all clients".to_owned(),
+        |identities| format!("[{}]", identities.join(", ")),
+    )
+}
+
+fn diff_section<S: Section>(old: &S::Spec, new: &S::Spec, changes: &mut Changes) {
     for change in S::describe_changes(old, new) {
         changes.push(format!("{} {change}", S::KEY));
     }
@@ -70,6 +78,7 @@ fn section_changes<S: Section>(old: &S::Spec, new: &S::Spec, changes: &mut Chang
 
 /// Compares the policies of the backends that both versions use.
 fn diff_policies(
+    role: &str,
     (old_snapshot, before): (&PolicySnapshot, &[Destination]),
     (new_snapshot, after): (&PolicySnapshot, &[Destination]),
     changes: &mut Changes,
@@ -83,12 +92,12 @@ fn diff_policies(
             continue;
         };
         for (key, change) in destination.policy.describe_changes(&earlier.policy) {
-            changes.push(format!("{key} of backend {name}: {change}"));
+            changes.push(format!("{key} of {role} {name}: {change}"));
         }
     }
 }
 
-fn weights(snapshot: &PolicySnapshot, destinations: &[Destination]) -> Vec<String> {
+fn list_weights(snapshot: &PolicySnapshot, destinations: &[Destination]) -> Vec<String> {
     destinations
         .iter()
         .map(|to| {
@@ -101,7 +110,7 @@ fn weights(snapshot: &PolicySnapshot, destinations: &[Destination]) -> Vec<Strin
 }
 
 /// Returns the rules that lead to a route, with the names of their listeners.
-fn rules_of<'s>(snapshot: &'s PolicySnapshot, route: &str) -> Vec<(&'s str, RuleConditions<'s>)> {
+fn list_rules<'s>(snapshot: &'s PolicySnapshot, route: &str) -> Vec<(&'s str, RuleConditions<'s>)> {
     let rules = snapshot.rules_by_listener.iter().zip(&snapshot.listeners);
     rules
         .flat_map(|(rules, listener)| rules.iter().map(|rule| (&*listener.name, rule)))

@@ -12,6 +12,7 @@ use crate::{
     policy::{
         mode::ModeSetting,
         sections::{
+            description::{Description, describe_state},
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
@@ -94,7 +95,10 @@ impl Section for AdmissionControl {
         if !(aggression.is_finite() && aggression > 0.0) {
             context
                 .report
-                .error(&at.key("rejectionAggression"), "this is a number above 0")
+                .error(
+                    &at.key("rejectionAggression"),
+                    "`rejectionAggression` is a number above 0",
+                )
                 .hint("1 is the default");
         }
         let spec = AdmissionControlSpec {
@@ -115,21 +119,18 @@ impl Section for AdmissionControl {
         (section.mode != ModeSetting::Off).then_some(spec)
     }
 
-    fn describe(spec: &Option<AdmissionControlSpec>) -> Vec<String> {
+    fn describe(spec: &Option<AdmissionControlSpec>) -> Vec<Description> {
         let describe = |admission: &AdmissionControlSpec| {
             let config = &admission.config;
-            format!(
-                "{}: {}, below {} % success in {}, rejects up to {} %, aggression {}, from {} \
-                 requests per second   (from {})",
-                admission.name,
-                admission.mode.name(),
-                config.min_success_rate.percent(),
-                PolicyDuration(config.window),
-                config.max_rejection.percent(),
-                config.aggression,
-                config.min_request_rate,
-                admission.origin
-            )
+            Description::default()
+                .with("mode", admission.mode.name())
+                .with("samplingWindow", PolicyDuration(config.window))
+                .with("minSuccessRate", config.min_success_rate.percent())
+                .with("rejectionAggression", config.aggression)
+                .with("minRequestRate", config.min_request_rate)
+                .with("maxRejectionPercent", config.max_rejection.percent())
+                .with("state", &admission.name)
+                .with_origin(&admission.origin)
         };
         spec.iter().map(describe).collect()
     }
@@ -137,13 +138,16 @@ impl Section for AdmissionControl {
     fn describe_state_change(
         old: &Option<AdmissionControlSpec>,
         new: &Option<AdmissionControlSpec>,
-    ) -> &'static str {
-        match (old, new) {
-            (Some(old), Some(new)) if old.name == new.name && old.config == new.config => {
-                "its counts are retained"
-            }
-            (Some(_), Some(_)) => "its counts are reset",
-            _ => "",
-        }
+    ) -> String {
+        let (Some(old), Some(new)) = (old, new) else {
+            return String::new();
+        };
+        let is_retained = old.config == new.config;
+        describe_state(
+            &old.name,
+            &new.name,
+            is_retained,
+            ["its counts are retained", "its counts are reset"],
+        )
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     policy::{
         mode::ModeSetting,
         sections::{
+            description::{Description, describe_state},
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
@@ -105,10 +106,26 @@ pub struct BreakerSpec {
     pub slow_call_duration_threshold: Duration,
     /// HTTP statuses that count as failures.
     pub failure_codes: StatusSet,
-    /// Name of the state. With the scope `Endpoint`, it is the prefix of the names.
+    /// Name of the state. With the scope `Endpoint`, it is the prefix of the names. With the
+    /// scope `Route`, it is that of the route.
     pub name: Arc<str>,
     /// Source of the section.
     pub origin: SectionOrigin,
+}
+
+impl BreakerSpec {
+    /// Names a breaker of scope `Route` after its route.
+    ///
+    /// The breaker of a single destination covers the whole route. Each of several destinations
+    /// and each auxiliary backend has its own breaker, which also has the name of the `backend`.
+    pub(in crate::policy) fn set_route_scope_name(&mut self, route: &str, backend: Option<&str>) {
+        if self.scope == BreakerScope::Route {
+            self.name = match backend {
+                None => format!("route:{route}").into(),
+                Some(backend) => format!("route:{route}/{backend}").into(),
+            };
+        }
+    }
 }
 
 impl Section for CircuitBreaker {
@@ -176,34 +193,65 @@ impl Section for CircuitBreaker {
         })
     }
 
-    fn describe(spec: &Option<BreakerSpec>) -> Vec<String> {
+    fn describe(spec: &Option<BreakerSpec>) -> Vec<Description> {
         let describe = |breaker: &BreakerSpec| {
-            format!(
-                "{}: {}, scope {}, {}, slow above {}, failure codes [{}]   (from {})",
-                breaker.name,
-                breaker.mode.name(),
-                breaker.scope,
-                breaker.config,
-                PolicyDuration(breaker.slow_call_duration_threshold),
-                breaker.failure_codes,
-                breaker.origin
-            )
+            let config = &breaker.config;
+            let thresholds = config.thresholds();
+            let failures = thresholds.consecutive_failures.map_or(0, NonZeroU32::get);
+            let percent = |rate: Option<Ratio>| rate.map_or(0.0, Ratio::percent);
+            Description::default()
+                .with("mode", breaker.mode.name())
+                .with("scope", breaker.scope)
+                .with("consecutiveFailures", failures)
+                .with("failureRateThreshold", percent(thresholds.failure_rate))
+                .with("slowCallRateThreshold", percent(thresholds.slow_call_rate))
+                .with(
+                    "slowCallDurationThreshold",
+                    PolicyDuration(breaker.slow_call_duration_threshold),
+                )
+                .with("minimumNumberOfCalls", thresholds.minimum_calls)
+                .with("samplingWindow", PolicyDuration(config.window()))
+                .with("failureCodes", format_args!("[{}]", breaker.failure_codes))
+                .with(
+                    "waitDurationInOpenState",
+                    PolicyDuration(config.open_duration()),
+                )
+                .with(
+                    "maxWaitDurationInOpenState",
+                    PolicyDuration(config.max_open_duration()),
+                )
+                .with(
+                    "permittedNumberOfCallsInHalfOpenState",
+                    config.half_open_max_calls(),
+                )
+                .with(
+                    "maxWaitDurationInHalfOpenState",
+                    PolicyDuration(config.max_half_open_duration()),
+                )
+                .with("recoveryRamp", PolicyDuration(config.recovery_ramp()))
+                .with("state", &breaker.name)
+                .with_origin(&breaker.origin)
         };
         spec.iter().map(describe).collect()
     }
 
-    fn describe_state_change(old: &Option<BreakerSpec>, new: &Option<BreakerSpec>) -> &'static str {
-        match (old, new) {
-            (_, None) => "",
-            (None, Some(_)) => "it starts closed",
-            (Some(old), Some(new)) if old.name != new.name || old.scope != new.scope => {
-                "it is reset to closed"
-            }
-            (Some(old), Some(new)) if old.config.window() == new.config.window() => {
-                "its state and counts are retained"
-            }
-            (Some(_), Some(_)) => "its state is retained, its counts are reset",
+    fn describe_state_change(old: &Option<BreakerSpec>, new: &Option<BreakerSpec>) -> String {
+        let (Some(old), Some(new)) = (old, new) else {
+            return String::new();
+        };
+        if old.scope != new.scope {
+            return format!("the state `{}` applies", new.name);
         }
+        let is_retained = old.config.window() == new.config.window();
+        describe_state(
+            &old.name,
+            &new.name,
+            is_retained,
+            [
+                "its state and counts are retained",
+                "its state is retained, its counts are reset",
+            ],
+        )
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
         mode::ModeSetting,
         report::{DiagnosticReport, FieldLocation},
         sections::{
+            description::{Description, describe_state},
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
@@ -171,30 +172,30 @@ impl Section for ConnectionLimits {
         })
     }
 
-    fn describe(spec: &Option<ConnectionLimitsSpec>) -> Vec<String> {
+    fn describe(spec: &Option<ConnectionLimitsSpec>) -> Vec<Description> {
         let describe = |limits: &ConnectionLimitsSpec| {
-            format!(
-                "{}: {}, {} in flight{}, {} pending for {}, {} connections ({} to one endpoint), \
-                 {} retries at once   (from {})",
-                limits.name,
-                limits.mode.name(),
-                limits.concurrency.max_in_flight,
-                limits
-                    .adaptive
-                    .map_or_else(String::new, |(config, mode)| format!(
-                        " (between {} and {} by {}, {})",
-                        config.min_limit,
-                        config.max_limit,
-                        config.algorithm,
-                        mode.name()
-                    )),
-                limits.concurrency.max_pending,
-                PolicyDuration(limits.pending_timeout),
-                limits.max_connections,
-                limits.max_connections_per_endpoint,
-                limits.max_parallel_retries,
-                limits.origin
-            )
+            let description = Description::default()
+                .with("mode", limits.mode.name())
+                .with("maxParallelRequests", limits.concurrency.max_in_flight)
+                .with("maxPendingRequests", limits.concurrency.max_pending)
+                .with("pendingTimeout", PolicyDuration(limits.pending_timeout))
+                .with("maxConnections", limits.max_connections)
+                .with(
+                    "maxConnectionsPerEndpoint",
+                    limits.max_connections_per_endpoint,
+                )
+                .with("maxParallelRetries", limits.max_parallel_retries);
+            let description = match limits.adaptive {
+                None => description,
+                Some((config, mode)) => description
+                    .with("adaptive.mode", mode.name())
+                    .with("adaptive.algorithm", config.algorithm)
+                    .with("adaptive.minLimit", config.min_limit)
+                    .with("adaptive.maxLimit", config.max_limit),
+            };
+            description
+                .with("state", &limits.name)
+                .with_origin(&limits.origin)
         };
         spec.iter().map(describe).collect()
     }
@@ -202,12 +203,24 @@ impl Section for ConnectionLimits {
     fn describe_state_change(
         old: &Option<ConnectionLimitsSpec>,
         new: &Option<ConnectionLimitsSpec>,
-    ) -> &'static str {
-        if old.is_some() && new.is_some() {
-            "requests in flight are retained"
-        } else {
-            ""
-        }
+    ) -> String {
+        let (Some(old), Some(new)) = (old, new) else {
+            return String::new();
+        };
+        let adaptive_state = |limits: &ConnectionLimitsSpec| {
+            let adaptive = limits.adaptive;
+            adaptive.map(|(config, mode)| (config.algorithm, mode))
+        };
+        let is_retained = adaptive_state(old) == adaptive_state(new);
+        describe_state(
+            &old.name,
+            &new.name,
+            is_retained,
+            [
+                "requests in flight still count",
+                "requests in flight still count, the adaptive limit is reset",
+            ],
+        )
     }
 }
 

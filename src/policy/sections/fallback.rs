@@ -14,6 +14,7 @@ use crate::{
         mode::ModeSetting,
         report::{DiagnosticReport, FieldLocation},
         sections::{
+            description::Description,
             origin::SectionOrigin,
             section::{FoundSection, PolicySetFacts, Section, SectionContext},
         },
@@ -180,27 +181,26 @@ impl Section for Fallback {
         })
     }
 
-    fn describe(spec: &Option<FallbackSpec>) -> Vec<String> {
+    fn describe(spec: &Option<FallbackSpec>) -> Vec<Description> {
         let describe = |fallback: &FallbackSpec| {
-            let triggers: Vec<String> = fallback.triggers.iter().map(ToString::to_string).collect();
-            let action = match &fallback.action {
+            let description = Description::default()
+                .with("mode", fallback.mode.name())
+                .with_list("triggers", &fallback.triggers);
+            let description = match &fallback.action {
                 FallbackAction::Response {
                     status,
                     content_type,
                     body,
-                } => format!(
-                    "responds with {status} and {} bytes of {}",
-                    body.len(),
-                    String::from_utf8_lossy(content_type.as_bytes())
-                ),
-                FallbackAction::Backend(name) => format!("sends the request to {name}"),
+                } => description
+                    .with("response.statusCode", status)
+                    .with(
+                        "response.contentType",
+                        String::from_utf8_lossy(content_type.as_bytes()),
+                    )
+                    .with("response.body", format_args!("{} bytes", body.len())),
+                FallbackAction::Backend(name) => description.with("backendRef", name),
             };
-            format!(
-                "{}, {action} on {}   (from {})",
-                fallback.mode.name(),
-                triggers.join(", "),
-                fallback.origin
-            )
+            description.with_origin(&fallback.origin)
         };
         spec.iter().map(describe).collect()
     }

@@ -16,7 +16,10 @@ use crate::{
         grpc_code::GrpcCode,
         mode::ModeSetting,
         report::{DiagnosticReport, FieldLocation},
-        sections::section::{FoundSection, Section, SectionContext},
+        sections::{
+            description::Description,
+            section::{FoundSection, Section, SectionContext},
+        },
         units::{Percent, PolicyDuration, Timestamp},
     },
     resilience::{Mode, ratio::Ratio},
@@ -142,24 +145,23 @@ impl Section for FaultInjection {
         (section.mode != ModeSetting::Off).then_some(spec)
     }
 
-    fn describe(spec: &Option<FaultInjectionSpec>) -> Vec<String> {
+    fn describe(spec: &Option<FaultInjectionSpec>) -> Vec<Description> {
         let describe = |fault: &FaultInjectionSpec| {
-            let delay = fault.delay.map_or_else(String::new, |(delay, share)| {
-                format!(
-                    ", delays {} % by {}",
-                    share.percent(),
-                    PolicyDuration(delay)
-                )
-            });
-            let abort = fault.abort.map_or_else(String::new, |(status, share)| {
-                format!(", aborts {} % with {status}", share.percent())
-            });
-            format!(
-                "{}{delay}{abort}, at most {} at once, until {}",
-                fault.mode.name(),
-                fault.max_active_faults,
-                Timestamp(fault.until)
-            )
+            let mut description = Description::default()
+                .with("mode", fault.mode.name())
+                .with("until", Timestamp(fault.until))
+                .with("maxActiveFaults", fault.max_active_faults);
+            if let Some((delay, share)) = fault.delay {
+                description = description
+                    .with("delay.fixedDelay", PolicyDuration(delay))
+                    .with("delay.percentage", share.percent());
+            }
+            if let Some((status, share)) = fault.abort {
+                description = description
+                    .with("abort", status)
+                    .with("abort.percentage", share.percent());
+            }
+            description
         };
         spec.iter().map(describe).collect()
     }

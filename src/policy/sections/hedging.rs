@@ -12,6 +12,7 @@ use crate::{
     policy::{
         mode::ModeSetting,
         sections::{
+            description::{Description, describe_state},
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
@@ -109,21 +110,31 @@ impl Section for Hedging {
         (section.mode != ModeSetting::Off).then_some(spec)
     }
 
-    fn describe(spec: &Option<HedgingSpec>) -> Vec<String> {
+    fn describe(spec: &Option<HedgingSpec>) -> Vec<Description> {
         let describe = |hedging: &HedgingSpec| {
             let delay = hedging.config.delay.map_or_else(
                 || "the 95th percentile of the latency".to_owned(),
                 |delay| PolicyDuration(delay).to_string(),
             );
-            format!(
-                "{}: {}, up to {} attempts, each after {delay}, non-fatal codes [{}]   (from {})",
-                hedging.name,
-                hedging.mode.name(),
-                hedging.config.max_attempts,
-                hedging.non_fatal_codes,
-                hedging.origin
-            )
+            Description::default()
+                .with("mode", hedging.mode.name())
+                .with("maxAttempts", hedging.config.max_attempts)
+                .with("hedgingDelay", delay)
+                .with(
+                    "nonFatalCodes",
+                    format_args!("[{}]", hedging.non_fatal_codes),
+                )
+                .with("state", &hedging.name)
+                .with_origin(&hedging.origin)
         };
         spec.iter().map(describe).collect()
+    }
+
+    fn describe_state_change(old: &Option<HedgingSpec>, new: &Option<HedgingSpec>) -> String {
+        let (Some(old), Some(new)) = (old, new) else {
+            return String::new();
+        };
+        let retained = "its latencies are retained";
+        describe_state(&old.name, &new.name, true, [retained, retained])
     }
 }

@@ -22,7 +22,8 @@ impl fmt::Display for SectionOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Route(name) => write!(f, "route:{name}"),
-            Self::RoutePolicy(name) | Self::BackendPolicy(name) => write!(f, "policy:{name}"),
+            Self::RoutePolicy(name) => write!(f, "policy:{name}"),
+            Self::BackendPolicy(name) => write!(f, "backend-policy:{name}"),
             Self::Defaults => f.write_str("defaults"),
             Self::BuiltIn => f.write_str("built-in"),
         }

@@ -7,6 +7,7 @@ pub mod spec;
 
 pub use crate::policy::sections::rate_limit::{document::RateLimitSection, spec::RateLimitSpec};
 use crate::policy::sections::{
+    description::Description,
     rate_limit::spec::RateLimitRuleSpec,
     section::{FoundSection, Section, SectionContext},
 };
@@ -24,29 +25,40 @@ impl Section for RateLimitSection {
         })
     }
 
-    fn describe(spec: &RateLimitSpec) -> Vec<String> {
-        spec.rules
-            .iter()
-            .map(|rule| format!("{}: {rule}   (from {})", rule.name, spec.origin))
-            .collect()
+    fn describe(spec: &RateLimitSpec) -> Vec<Description> {
+        let describe = |rule: &RateLimitRuleSpec| {
+            Description::default()
+                .with("rule", format_args!("{}: {rule}", rule.name))
+                .with_origin(&spec.origin)
+        };
+        spec.rules.iter().map(describe).collect()
     }
 
     /// Compares rule by rule, because each rule has buckets of its own.
     fn describe_changes(old: &RateLimitSpec, new: &RateLimitSpec) -> Vec<String> {
         let mut changes = Vec::new();
         if old.headers != new.headers {
-            changes.push(format!("headers {} -> {}", old.headers, new.headers));
+            changes.push(format!(
+                "rateLimitHeaders {} -> {}",
+                old.headers, new.headers
+            ));
         }
-        let find = |spec: &'_ RateLimitSpec, name: &str| {
-            spec.rules.iter().find(|rule| *rule.name == *name).cloned()
-        };
-        for rule in &old.rules {
-            if find(new, &rule.name).is_none() {
-                changes.push(format!("{} removed", rule.name));
-            }
-        }
+        let removed = old
+            .rules
+            .iter()
+            .filter(|rule| new.find_rule(&rule.name).is_none());
+        changes.extend(removed.map(|rule| format!("rule {} removed", rule.name)));
         for rule in &new.rules {
-            changes.extend(describe_rule_change(find(old, &rule.name).as_ref(), rule));
+            changes.extend(describe_rule_change(old.find_rule(&rule.name), rule));
+        }
+        let order = |from: &RateLimitSpec, other: &RateLimitSpec| -> Vec<_> {
+            let rules = from.rules.iter().map(|rule| rule.name.clone());
+            rules
+                .filter(|name| other.find_rule(name).is_some())
+                .collect()
+        };
+        if order(old, new) != order(new, old) {
+            changes.push("order of the rules changed".to_owned());
         }
         changes
     }
@@ -57,14 +69,23 @@ fn describe_rule_change(
     new: &RateLimitRuleSpec,
 ) -> Option<String> {
     let name = &new.name;
-    match old {
-        None => Some(format!("{name} added: {new}; its buckets start full")),
-        Some(old) if old.selectors != new.selectors => {
-            Some(format!("{name}: selectors changed; its buckets start full"))
-        }
-        Some(old) if old.to_string() == new.to_string() => None,
-        Some(old) => Some(format!(
-            "{name}: {old} -> {new}; its buckets retain their share"
-        )),
-    }
+    let Some(old) = old else {
+        return Some(format!("rule {name} added: {new}"));
+    };
+    let has_other_selectors = old.selectors != new.selectors;
+    let values = if old.to_string() == new.to_string() {
+        has_other_selectors.then(|| "selectors changed".to_owned())?
+    } else if has_other_selectors {
+        format!("{old} -> {new}, selectors changed")
+    } else {
+        format!("{old} -> {new}")
+    };
+    let effect = if new.is_global {
+        ""
+    } else if has_other_selectors {
+        "; its buckets start full"
+    } else {
+        "; its buckets retain their share"
+    };
+    Some(format!("rule {name}: {values}{effect}"))
 }

@@ -10,6 +10,7 @@ use crate::{
         grpc_code::GrpcCode,
         mode::ModeSetting,
         sections::{
+            description::Description,
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
@@ -140,7 +141,7 @@ impl Section for Retry {
         section.to_spec(backoff, found.origin)
     }
 
-    fn describe(spec: &RetrySpec) -> Vec<String> {
+    fn describe(spec: &RetrySpec) -> Vec<Description> {
         let RetryConfig {
             attempts,
             triggers,
@@ -148,31 +149,22 @@ impl Section for Retry {
             retry_non_idempotent,
             respect_retry_after,
         } = spec.config;
-        let grpc_codes: Vec<String> = (0..u32::BITS)
-            .filter(|code| spec.grpc_codes >> code & 1 == 1)
-            .map(|code| code.to_string())
-            .collect();
-        vec![format!(
-            "{}, {attempts} attempts after the first, codes [{}], gRPC codes [{}], triggers \
-             [{triggers}], backoff {} to {}, {}{}bodies up to {} bytes   (from {})",
-            spec.mode.name(),
-            spec.codes,
-            grpc_codes.join(" "),
-            PolicyDuration(backoff.max_wait(1)),
-            PolicyDuration(backoff.max_wait(u32::MAX)),
-            if retry_non_idempotent {
-                "also non-idempotent requests, "
-            } else {
-                ""
-            },
-            if respect_retry_after {
-                ""
-            } else {
-                "ignores retry-after, "
-            },
-            spec.max_buffered_body_bytes,
-            spec.origin
-        )]
+        let grpc_codes = GrpcCode::ALL
+            .iter()
+            .filter(|code| spec.grpc_codes >> code.number() & 1 == 1);
+        let description = Description::default()
+            .with("mode", spec.mode.name())
+            .with("attempts", attempts)
+            .with("retryOn", format_args!("[{triggers}]"))
+            .with("codes", format_args!("[{}]", spec.codes))
+            .with_list("grpcCodes", grpc_codes)
+            .with("backoff", PolicyDuration(backoff.max_wait(1)))
+            .with("maxBackoff", PolicyDuration(backoff.max_wait(u32::MAX)))
+            .with("retryNonIdempotent", retry_non_idempotent)
+            .with("respectRetryAfter", respect_retry_after)
+            .with("maxBufferedBody", spec.max_buffered_body_bytes)
+            .with_origin(&spec.origin);
+        vec![description]
     }
 }
 

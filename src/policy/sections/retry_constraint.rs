@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::{
     policy::{
         sections::{
+            description::{Description, describe_state},
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
@@ -106,19 +107,28 @@ impl Section for RetryConstraint {
         }
     }
 
-    fn describe(spec: &RetryBudgetSpec) -> Vec<String> {
-        vec![format!(
-            "{}: {} % of the requests in {}, and {} per {}   (from {})",
-            spec.name,
-            spec.config.share.percent(),
-            PolicyDuration(spec.config.interval),
-            spec.config.floor,
-            PolicyDuration(spec.config.floor_interval),
-            spec.origin
-        )]
+    fn describe(spec: &RetryBudgetSpec) -> Vec<Description> {
+        let config = &spec.config;
+        let description = Description::default()
+            .with("budget.percent", config.share.percent())
+            .with("budget.interval", PolicyDuration(config.interval))
+            .with("minRetryRate.count", config.floor)
+            .with(
+                "minRetryRate.interval",
+                PolicyDuration(config.floor_interval),
+            )
+            .with("state", &spec.name)
+            .with_origin(&spec.origin);
+        vec![description]
     }
 
-    fn describe_state_change(_: &RetryBudgetSpec, _: &RetryBudgetSpec) -> &'static str {
-        "its counts are reset"
+    fn describe_state_change(old: &RetryBudgetSpec, new: &RetryBudgetSpec) -> String {
+        let is_retained = old.config == new.config;
+        describe_state(
+            &old.name,
+            &new.name,
+            is_retained,
+            ["its counts are retained", "its counts are reset"],
+        )
     }
 }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::policy::{
     report::{DiagnosticReport, FieldLocation},
-    sections::origin::SectionOrigin,
+    sections::{description::Description, origin::SectionOrigin},
 };
 
 /// A protective section as it is written in a policy file.
@@ -28,55 +28,34 @@ pub trait Section: DeserializeOwned {
         context: &mut SectionContext<'_>,
     ) -> Self::Spec;
 
-    /// Returns the effective values in words, with their origin; one line for each rule of a
-    /// section with several rules. A section without effect has no line.
-    fn describe(spec: &Self::Spec) -> Vec<String>;
+    /// Returns the effective values; one description for each rule of a section with rules. A
+    /// section that is off or absent has none.
+    fn describe(spec: &Self::Spec) -> Vec<Description>;
 
     /// Returns what happens to the state of the section when a reload replaces `old` by `new`.
     /// It is empty for a section without state.
-    fn describe_state_change(old: &Self::Spec, new: &Self::Spec) -> &'static str {
+    fn describe_state_change(old: &Self::Spec, new: &Self::Spec) -> String {
         _ = (old, new);
-        ""
+        String::new()
     }
 
-    /// Returns one line for each difference, and none if both have the same effect.
+    /// Returns one line for each difference, and none if both are equal.
     fn describe_changes(old: &Self::Spec, new: &Self::Spec) -> Vec<String> {
         if old == new {
             return Vec::new();
         }
-        let in_words = |spec| Self::describe(spec).join("; ");
-        let values = describe_difference(&in_words(old), &in_words(new));
-        match Self::describe_state_change(old, new) {
-            "" => vec![values],
-            effect => vec![format!("{values}; {effect}")],
+        let values = match (Self::describe(old).pop(), Self::describe(new).pop()) {
+            (None, None) => return Vec::new(),
+            (Some(_), None) => return vec!["removed".to_owned()],
+            (None, Some(after)) => return vec![format!("added: {after}")],
+            (Some(before), Some(after)) => after.describe_difference(&before),
+        };
+        let effect = Self::describe_state_change(old, new);
+        if effect.is_empty() {
+            return vec![values];
         }
+        vec![format!("{values}; {effect}")]
     }
-}
-
-/// Returns the parts that differ of two descriptions, whose parts are separated by commas.
-fn describe_difference(old: &str, new: &str) -> String {
-    if old == new {
-        // A value that is not shown, such as the body of a response, is different.
-        return format!("changed: {new}");
-    }
-    // The origin is a part of its own.
-    let parts = |text: &str| -> Vec<String> {
-        let text = text.replace("   (from ", ", (from ");
-        text.split(", ").map(str::to_owned).collect()
-    };
-    let (before, after) = (parts(old), parts(new));
-    if before.len() != after.len() || old.is_empty() || new.is_empty() {
-        let or_none = |text: &str| if text.is_empty() { "none" } else { text }.to_owned();
-        return format!("{} -> {}", or_none(old), or_none(new));
-    }
-    let changed = before
-        .iter()
-        .zip(&after)
-        .filter(|(before, after)| before != after);
-    let changed: Vec<String> = changed
-        .map(|(before, after)| format!("{before} -> {after}"))
-        .collect();
-    changed.join(", ")
 }
 
 /// Section that was found, with its origin and location.

@@ -9,6 +9,7 @@ use crate::{
     policy::{
         mode::ModeSetting,
         sections::{
+            description::{Description, describe_state},
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
@@ -115,17 +116,15 @@ impl Section for StaleIfError {
         (section.mode != ModeSetting::Off).then_some(spec)
     }
 
-    fn describe(spec: &Option<StaleIfErrorSpec>) -> Vec<String> {
+    fn describe(spec: &Option<StaleIfErrorSpec>) -> Vec<Description> {
         let describe = |stale: &StaleIfErrorSpec| {
-            format!(
-                "{}: {}, up to {} old, {} bytes each and {} bytes in all   (from {})",
-                stale.name,
-                stale.mode.name(),
-                PolicyDuration(stale.max_age),
-                stale.max_entry_bytes,
-                stale.max_bytes,
-                stale.origin
-            )
+            Description::default()
+                .with("mode", stale.mode.name())
+                .with("maxAge", PolicyDuration(stale.max_age))
+                .with("maxEntryBytes", stale.max_entry_bytes)
+                .with("maxBytes", stale.max_bytes)
+                .with("state", &stale.name)
+                .with_origin(&stale.origin)
         };
         spec.iter().map(describe).collect()
     }
@@ -133,11 +132,11 @@ impl Section for StaleIfError {
     fn describe_state_change(
         old: &Option<StaleIfErrorSpec>,
         new: &Option<StaleIfErrorSpec>,
-    ) -> &'static str {
-        match (old, new) {
-            (Some(old), Some(new)) if old.name == new.name => "cached responses are retained",
-            (Some(_), _) => "cached responses are discarded",
-            (None, _) => "",
-        }
+    ) -> String {
+        let (Some(old), Some(new)) = (old, new) else {
+            return String::new();
+        };
+        let retained = "cached responses are retained";
+        describe_state(&old.name, &new.name, true, [retained, retained])
     }
 }

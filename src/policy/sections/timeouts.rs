@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::policy::{
     sections::{
+        description::Description,
         origin::SectionOrigin,
         section::{FoundSection, Section, SectionContext},
     },
@@ -74,21 +75,20 @@ impl Section for Timeouts {
         effective
     }
 
-    fn describe(spec: &TimeoutSpec) -> Vec<String> {
+    fn describe(spec: &TimeoutSpec) -> Vec<Description> {
         let duration = |duration: Option<Duration>| {
             duration.map_or_else(
                 || "off".to_owned(),
                 |duration| PolicyDuration(duration).to_string(),
             )
         };
-        vec![format!(
-            "request {}, backendRequest {}, connect {}, streamIdle {}   (from {})",
-            duration(spec.request),
-            duration(spec.backend_request),
-            duration(spec.connect),
-            duration(spec.stream_idle),
-            spec.origin
-        )]
+        let description = Description::default()
+            .with("request", duration(spec.request))
+            .with("backendRequest", duration(spec.backend_request))
+            .with("connect", duration(spec.connect))
+            .with("streamIdle", duration(spec.stream_idle))
+            .with_origin(&spec.origin);
+        vec![description]
     }
 }
 

@@ -34,22 +34,28 @@ pub enum RateLimitEngineSpec {
 
 impl fmt::Display for GlobalRateLimitSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.engine {
-            RateLimitEngineSpec::Remote(remote) => {
-                let outcome_without_engine = if self.fails_closed {
-                    "rejected"
-                } else {
-                    "admitted"
-                };
-                write!(
-                    f,
-                    "{remote}, namespace {}; requests without a decision within {} are \
-                     {outcome_without_engine}",
-                    remote.namespace(),
-                    PolicyDuration(self.timeout)
-                )
-            }
-            RateLimitEngineSpec::Replicas { name, .. } => {
+        self.engine.fmt(f)?;
+        if let RateLimitEngineSpec::Remote(_) = &self.engine {
+            let outcome = if self.fails_closed {
+                "rejected"
+            } else {
+                "admitted"
+            };
+            let timeout = PolicyDuration(self.timeout);
+            write!(
+                f,
+                "; requests without a decision within {timeout} are {outcome}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for RateLimitEngineSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remote(remote) => write!(f, "{remote}, namespace {}", remote.namespace()),
+            Self::Replicas { name, .. } => {
                 write!(f, "divided by the number of endpoints of {name}")
             }
         }

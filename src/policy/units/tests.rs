@@ -96,6 +96,38 @@ fn a_status_set_contains_exactly_its_ranges() {
     let ranges = ["100", "429", "5xx"].map(|text| text.parse::<StatusRange>().expect("good"));
     let set: StatusSet = ranges.iter().collect();
     let expected: Vec<u16> = [100, 429].into_iter().chain(500..600).collect();
-    assert_eq!(set.iter().collect::<Vec<_>>(), expected);
-    assert!(!set.contains(0) && !set.contains(600) && !set.contains(u16::MAX));
+    let contained: Vec<u16> = (0..=u16::MAX)
+        .filter(|status| set.contains(*status))
+        .collect();
+    assert_eq!(contained, expected);
+}
+
+#[test]
+fn a_status_set_is_written_as_policies_write_it() {
+    let table = [
+        (&["5xx"][..], "5xx"),
+        (&["502-504", "429"], "429 502-504"),
+        (&["450-599"], "450-599"),
+        (&["1xx", "2xx", "599"], "1xx 2xx 599"),
+        (&[], ""),
+    ];
+    for (ranges, expected) in table {
+        let ranges = ranges.iter().map(|text| text.parse::<StatusRange>());
+        let ranges: Vec<StatusRange> = ranges.collect::<Result<_, _>>().expect("valid ranges");
+        let set: StatusSet = ranges.iter().collect();
+        assert_eq!(set.to_string(), expected);
+    }
+}
+
+#[test]
+fn a_point_in_time_has_a_year_that_rfc_3339_can_write() {
+    let time: Timestamp = "2026-12-01T01:00:00+01:00".parse().expect("valid");
+    assert_eq!(time.to_string(), "2026-12-01T00:00:00Z");
+    for text in [
+        "9999-12-31T23:59:59-01:00",
+        "0000-01-01T00:00:00+01:00",
+        "2026-12-01",
+    ] {
+        assert!(text.parse::<Timestamp>().is_err(), "{text}");
+    }
 }

@@ -96,7 +96,7 @@ async fn accept_tls(
     worker: &Worker,
 ) -> Option<(QueuedStream, HandshakeOutcome)> {
     let Some(tls) = &spec.tls else {
-        let (connection, _) = queued_stream::open(Socket::Tcp(tcp), None);
+        let connection = queued_stream::open(Socket::Tcp(tcp), None);
         return Some((connection, HandshakeOutcome::default()));
     };
     let record_tls_failure = |why: &dyn std::fmt::Display| {
@@ -114,8 +114,11 @@ async fn accept_tls(
     let session = rustls::ServerConnection::new(material.config)
         .map_err(|error| record_tls_failure(&error))
         .ok()?;
-    let (connection, handle) = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
-    let handshake = clock::timeout(Some(spec.limits.header_timeout), handle.handshake());
+    let connection = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
+    let handshake = clock::timeout(
+        Some(spec.limits.header_timeout),
+        connection.handle().handshake(),
+    );
     match handshake.await {
         Ok(Ok(handshake_outcome)) => Some((connection, handshake_outcome)),
         Ok(Err(error)) => {

@@ -38,7 +38,7 @@ use crate::{
         },
     },
     resilience::lifecycle::Stage,
-    transport::backpressured_stream::BackpressuredStream,
+    transport::{backpressured_stream::BackpressuredStream, queued_stream::ConnectionHandle},
 };
 
 /// Number of requests per connection that a client may cancel before their response ends,
@@ -96,8 +96,11 @@ impl Drop for OpenStreamGuard {
 
 /// Streams of one connection, with everything that their requests share.
 struct ConnectionStreams {
-    identity: ClientIdentity,
+    /// Dropped first: a client that observes the close may connect again at once.
     permit: ConnectionPermit,
+    /// Keeps the socket open until the permit is released.
+    _handle: Arc<ConnectionHandle>,
+    identity: ClientIdentity,
     worker: Arc<Worker>,
     counters: Arc<StreamCounters>,
 }
@@ -112,8 +115,9 @@ pub(crate) async fn serve(
 ) {
     let limits = permit.listener_context().spec.load().limits;
     let streams = ConnectionStreams {
-        identity,
         permit,
+        _handle: stream.0.handle().clone(),
+        identity,
         worker,
         counters: Arc::default(),
     };
@@ -196,7 +200,7 @@ impl ConnectionStreams {
         tokio::spawn(serve_stream(client, self.worker.clone(), guard));
     }
 
-    /// Counts the connection as one that an abusive client lost.
+    /// Counts a connection that is closed because its client is abusive.
     fn record_abuse(&self) {
         let metrics = &self.worker.state.telemetry.metrics;
         metrics.record_abused_connection(&self.listener_spec().name);

@@ -22,34 +22,35 @@ use crate::{
 /// # Errors
 /// The rejection, with the success rate that caused it.
 pub(super) fn check(context: &RequestContext<'_>, now: Instant) -> Result<(), Rejection> {
-    let Some(admission_control) = &context.destination.policies.admission_control else {
+    let Some(admission_control) = &context.destination.policy_states.admission_control else {
         return Ok(());
     };
-    let decision = admission_control.decide(fastrand::f64(), now);
-    if decision == AdmissionDecision::Admitted {
-        return Ok(());
-    }
-    let (calls, share, _) = admission_control.snapshot(now);
+    let (numbers, is_shadow) = match admission_control.decide(fastrand::f64(), now) {
+        AdmissionDecision::Admitted => return Ok(()),
+        AdmissionDecision::WouldReject(numbers) => (numbers, true),
+        AdmissionDecision::Rejected(numbers) => (numbers, false),
+    };
     let evidence = format!(
         "{} of {} attempts succeeded, {:.0} % of the requests are rejected",
-        calls.successes,
-        calls.total,
-        share.percent()
+        numbers.counts.successes,
+        numbers.counts.total,
+        numbers.rejection_probability.percent()
     );
     let rejection = Rejection::new(Reason::AdmissionControl, admission_control.name().clone())
         .with_retry_after(DEFAULT_RETRY_AFTER)
         .with_evidence(evidence);
-    if decision == AdmissionDecision::Rejected {
+    if !is_shadow {
         return Err(rejection);
     }
-    evidence::record_unenforced(context, &rejection);
+    evidence::record_shadow_rejection(context, &rejection);
     Ok(())
 }
 
 /// Returns whether a copy of a request may be sent to a destination. A rejected copy is skipped.
-pub(super) fn admits_copy(destination: &DestinationState, now: Instant) -> bool {
-    let admission_control = destination.policies.admission_control.as_ref();
+pub(crate) fn admits_copy(destination: &DestinationState, now: Instant) -> bool {
+    let admission_control = destination.policy_states.admission_control.as_ref();
     admission_control.is_none_or(|admission_control| {
-        admission_control.decide(fastrand::f64(), now) != AdmissionDecision::Rejected
+        let decision = admission_control.decide(fastrand::f64(), now);
+        !matches!(decision, AdmissionDecision::Rejected(_))
     })
 }

@@ -38,7 +38,7 @@ pub(crate) async fn acquire_permit(
 ) -> Result<Option<ConcurrencyPermit>, Rejection> {
     let context = &task.context;
     let (Some(limit), Some(spec)) = (
-        &context.destination.policies.concurrency_limit,
+        &context.destination.policy_states.concurrency_limit,
         &context.destination.policy.connection_limits,
     ) else {
         return Ok(None);
@@ -52,7 +52,10 @@ pub(crate) async fn acquire_permit(
     if priority_class
         .is_some_and(|priority_class| !is_enforced && !limit.has_room_for(priority_class))
     {
-        evidence::record_shadow_rejection(context, Reason::Shed, limit.name());
+        evidence::record_shadow_rejection(
+            context,
+            &Rejection::new(Reason::Shed, limit.name().clone()),
+        );
     }
     let rejection = |reason| {
         Rejection::new(reason, Arc::clone(limit.name())).with_retry_after(DEFAULT_RETRY_AFTER)
@@ -64,7 +67,10 @@ pub(crate) async fn acquire_permit(
     ) {
         AcquireOutcome::Admitted(guard) => Ok(Some(guard)),
         AcquireOutcome::WouldReject(guard) => {
-            evidence::record_shadow_rejection(context, Reason::ConcurrencyLimit, limit.name());
+            evidence::record_shadow_rejection(
+                context,
+                &Rejection::new(Reason::ConcurrencyLimit, limit.name().clone()),
+            );
             Ok(Some(guard))
         }
         AcquireOutcome::Rejected => Err(rejection(Reason::ConcurrencyLimit)),

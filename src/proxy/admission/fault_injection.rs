@@ -47,8 +47,7 @@ pub(crate) async fn inject(
     if fault.mode == Mode::Shadow {
         evidence::record_shadow_rejection(
             &context,
-            Reason::FaultInjected,
-            &context.route.spec.name,
+            &Rejection::new(Reason::FaultInjected, context.route.spec.name.clone()),
         );
         return Ok(None);
     }

@@ -109,7 +109,7 @@ pub(crate) fn charge_response(
     }
 }
 
-/// Global buckets that select one request.
+/// Global buckets that one request is charged to.
 #[derive(Default)]
 struct SelectedBuckets {
     /// Index in the route of the rule of each bucket.

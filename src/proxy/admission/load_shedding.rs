@@ -4,8 +4,6 @@
 //! The module decides the priority class of a request. It does not measure resources; the
 //! protection state decides which classes are shed.
 
-use std::sync::Arc;
-
 use crate::{
     policy::snapshot::ProtectionSpec,
     proxy::{
@@ -42,7 +40,7 @@ pub(crate) fn check(
                 priority_class,
             ));
         }
-        evidence::record_shadow_rejection(context, Reason::Shed, &Arc::default());
+        evidence::record_shadow_rejection(context, &Rejection::from_reason(Reason::Shed));
     }
     Ok(())
 }

@@ -51,7 +51,10 @@ pub(crate) fn apply_acquisition(
             Ok(granted.wait)
         }
         Err(_) if rule.mode == Mode::Shadow => {
-            evidence::record_shadow_rejection(context, Reason::RateLimited, &rule.name);
+            evidence::record_shadow_rejection(
+                context,
+                &Rejection::new(Reason::RateLimited, rule.name.clone()),
+            );
             Ok(Duration::ZERO)
         }
         Err(limited) => {

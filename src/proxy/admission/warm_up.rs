@@ -3,7 +3,7 @@
 //!
 //! The module does not know the warm-up curve. `InstanceAge` returns the share.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use crate::{
     proxy::{
@@ -65,6 +65,6 @@ pub(crate) fn check(
     if warm_up.mode == Mode::Enforce {
         return Err(Rejection::from_reason(Reason::WarmingUp).with_retry_after(DEFAULT_RETRY_AFTER));
     }
-    evidence::record_shadow_rejection(context, Reason::WarmingUp, &Arc::default());
+    evidence::record_shadow_rejection(context, &Rejection::from_reason(Reason::WarmingUp));
     Ok(())
 }

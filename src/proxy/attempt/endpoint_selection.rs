@@ -97,7 +97,10 @@ pub(crate) fn select_endpoint(
         match breaker.try_acquire(now, fastrand::f64()) {
             BreakerDecision::Admitted(guard) => return Ok(selected(Some(guard))),
             BreakerDecision::WouldReject => {
-                evidence::record_shadow_rejection(context, Reason::BreakerOpen, breaker.name());
+                evidence::record_shadow_rejection(
+                    context,
+                    &Rejection::new(Reason::BreakerOpen, breaker.name().clone()),
+                );
                 return Ok(selected(None));
             }
             // The breaker is half-open and all its permits are taken. Another endpoint may

@@ -57,7 +57,7 @@ pub(crate) fn plan<'r>(task: &RequestTask<'r>, now: Instant) -> Option<HedgePlan
     let destination = task.context.destination;
     let spec = destination.policy.hedging.as_ref();
     let spec = spec.filter(|spec| spec.mode == Mode::Enforce)?;
-    let state = destination.policies.hedge.as_deref()?;
+    let state = destination.policy_states.hedge.as_deref()?;
     if !is_hedgeable(task) {
         return None;
     }
@@ -82,8 +82,10 @@ fn is_hedgeable(task: &RequestTask<'_>) -> bool {
 /// Counts a request that shadow mode would have hedged. Its first attempt began at `started_at`.
 pub(crate) fn record_shadow_hedge(task: &RequestTask<'_>, started_at: Instant) {
     let destination = task.context.destination;
-    let (Some(spec), Some(state)) = (&destination.policy.hedging, &destination.policies.hedge)
-    else {
+    let (Some(spec), Some(state)) = (
+        &destination.policy.hedging,
+        &destination.policy_states.hedge,
+    ) else {
         return;
     };
     if spec.mode != Mode::Shadow || !is_hedgeable(task) {

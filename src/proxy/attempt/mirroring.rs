@@ -125,7 +125,7 @@ impl MirrorPermits {
         if !admission::admits_copy(destination, now) {
             return None;
         }
-        let limit = destination.policies.concurrency_limit.as_ref();
+        let limit = destination.policy_states.concurrency_limit.as_ref();
         let concurrency = match limit.map(|limit| limit.try_acquire(PriorityClass::Critical)) {
             None => None,
             Some(AcquireOutcome::Admitted(permit) | AcquireOutcome::WouldReject(permit)) => {

@@ -73,7 +73,7 @@ impl AttemptReporter {
             backend: destination.backend.clone(),
             breaker_guard: selected.breaker_guard,
             observation: selected.observation,
-            observers: destination.policies.observers.clone(),
+            observers: destination.policy_states.observers.clone(),
             limit_sampler,
             started_at,
             slow_call_duration_threshold,
@@ -115,7 +115,7 @@ impl AttemptReporter {
             observation.settle(verdict.outlier_outcome, latency, retry_after, now);
         }
         for observer in self.observers.iter().flat_map(|observers| &**observers) {
-            observer.observe_attempt(verdict.breaker_outcome, self.latency, now);
+            observer.record_attempt_result(verdict.breaker_outcome, self.latency, now);
         }
         self.backend
             .metrics

@@ -4,7 +4,7 @@
 //! after the decision, so they can differ slightly from those that led to it. The module does not
 //! reject requests.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use crate::{
     clock,
@@ -14,17 +14,7 @@ use crate::{
 };
 
 /// Records and counts a rejection that shadow mode does not enforce.
-pub(crate) fn record_shadow_rejection(
-    context: &RequestContext<'_>,
-    reason: Reason,
-    rejected_by: &Arc<str>,
-) {
-    let rejection = Rejection::new(reason, rejected_by.clone());
-    record_unenforced(context, &rejection);
-}
-
-/// Records and counts a rejection that shadow mode does not enforce.
-pub(crate) fn record_unenforced(context: &RequestContext<'_>, rejection: &Rejection) {
+pub(crate) fn record_shadow_rejection(context: &RequestContext<'_>, rejection: &Rejection) {
     record(context, rejection, true);
     let metrics = &context.worker.state.telemetry.metrics;
     context
@@ -40,7 +30,7 @@ pub(crate) fn record_rejection(context: &RequestContext<'_>, rejection: &Rejecti
 
 fn record(context: &RequestContext<'_>, rejection: &Rejection, is_shadow: bool) {
     let evidence = match &rejection.evidence {
-        Some(evidence) => evidence.to_string(),
+        Some(evidence) => evidence.clone(),
         None => Evidence {
             context,
             reason: rejection.reason,
@@ -98,7 +88,7 @@ impl Evidence<'_> {
             }
             Reason::RequestTimeout => {
                 write_timeout(out, "request", timeouts.request)?;
-                out.write_str(", or the client's own deadline is over")
+                out.write_str(", or the deadline of the client has expired")
             }
             Reason::StreamIdleTimeout => write_timeout(out, "streamIdle", timeouts.stream_idle),
             _ => Ok(()),
@@ -154,13 +144,14 @@ impl Evidence<'_> {
         if let Some(rule) = rules.iter().find(|rule| *rule.name == *self.rejected_by) {
             write!(out, "the limit is {rule}")?;
         }
-        self.wait
-            .map_or(Ok(()), |wait| write!(out, ", there is more in {wait:.1?}"))
+        self.wait.map_or(Ok(()), |wait| {
+            write!(out, "; the next tokens are available in {wait:.1?}")
+        })
     }
 
     /// Writes the load of the concurrency limit, if the destination has one.
     fn write_concurrency_limit(&self, out: &mut String) -> std::fmt::Result {
-        let Some(limit) = &self.context.destination.policies.concurrency_limit else {
+        let Some(limit) = &self.context.destination.policy_states.concurrency_limit else {
             return Ok(());
         };
         let snapshot = limit.snapshot();

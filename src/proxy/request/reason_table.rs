@@ -17,7 +17,8 @@ pub(crate) struct ReasonProperties {
     pub(crate) proxy_error: Option<&'static str>,
     /// Reason in words, for the problem body and the gRPC message.
     pub(crate) title: &'static str,
-    /// Failure that a fallback may replace; `None` if the response must stand.
+    /// Failure that a fallback may replace. `None` if the response must not be replaced; for an
+    /// injected fault, its status decides.
     pub(crate) degradable: Option<Degradable>,
 }
 

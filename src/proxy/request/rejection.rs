@@ -55,7 +55,7 @@ pub(crate) struct Rejection {
     /// Wait that the client is advised in `retry-after`; `None` if it is unknown.
     pub(crate) retry_after: Option<Duration>,
     /// Numbers behind the rejection, for the decision trace; `None` if they are read later.
-    pub(crate) evidence: Option<Box<str>>,
+    pub(crate) evidence: Option<String>,
     /// Response that replaces the one that the reason implies.
     pub(crate) response_override: Option<Box<ResponseOverride>>,
     /// Whether the client's connection cannot be reused.
@@ -100,7 +100,7 @@ impl Rejection {
     /// Sets the numbers behind the rejection.
     pub(crate) fn with_evidence(self, evidence: String) -> Self {
         Self {
-            evidence: Some(evidence.into_boxed_str()),
+            evidence: Some(evidence),
             ..self
         }
     }

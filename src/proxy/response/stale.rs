@@ -81,7 +81,7 @@ fn stale_if_error<'e>(
         .policy
         .stale_if_error
         .as_ref()
-        .zip(context.destination.policies.stale_cache.as_ref())
+        .zip(context.destination.policy_states.stale_cache.as_ref())
 }
 
 /// Returns the cache key of a request: its authority, path and query.

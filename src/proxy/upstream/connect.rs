@@ -21,7 +21,7 @@ use crate::{
         self,
         backpressured_stream::BackpressuredStream,
         connect::{ClientTls, ConnectFailure},
-        queued_stream::{ConnectionHandle, QueuedStream},
+        queued_stream::QueuedStream,
     },
 };
 
@@ -99,11 +99,11 @@ pub(crate) async fn connect(
         return Ok(Upstream::from_http1(pooled, endpoint.clone()));
     }
     let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
-    let (connection, handle) = open_connection(worker, endpoint, requirements, tls).await?;
+    let connection = open_connection(worker, endpoint, requirements, tls).await?;
     Ok(Upstream::from_http1(
         PooledConnection {
+            handle: connection.handle().clone(),
             stream: Box::new(connection),
-            handle,
             connection_guard,
             certificate_generation,
         },
@@ -135,7 +135,7 @@ async fn connect_http2(
         return Ok(Upstream::from_http2(stream, endpoint.clone()));
     }
     let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
-    let (connection, _) = open_connection(worker, endpoint, requirements, tls).await?;
+    let connection = open_connection(worker, endpoint, requirements, tls).await?;
     let made = clock::timeout_at(
         requirements.deadline,
         Http2Connection::handshake(
@@ -191,7 +191,7 @@ async fn open_connection(
     endpoint: &EndpointState,
     requirements: &ConnectionRequirements<'_>,
     tls: Option<EndpointTls<'_>>,
-) -> Result<(QueuedStream, Arc<ConnectionHandle>), ConnectError> {
+) -> Result<QueuedStream, ConnectError> {
     let tls = tls.map(|EndpointTls { spec, material }| ClientTls {
         config: material.config,
         server_name: &spec.sni,

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use pingora::protocols::Stream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -79,7 +79,7 @@ impl EndpointHttp2Connections {
         certificate_generation: u64,
         now: Instant,
     ) -> Option<ClientStream> {
-        let mut connections = lock(&self.connections);
+        let mut connections = self.connections.lock();
         connections.retain(|connection| connection.accepts_streams(certificate_generation));
         connections
             .iter()
@@ -89,7 +89,7 @@ impl EndpointHttp2Connections {
 
     /// Closes one connection without streams and returns whether there was one.
     fn evict_idle_connection(&self) -> bool {
-        let mut connections = lock(&self.connections);
+        let mut connections = self.connections.lock();
         let idle = connections
             .iter()
             .position(|connection| connection.idle_since().is_some());
@@ -101,7 +101,7 @@ impl EndpointHttp2Connections {
     /// only its first stream.
     pub(crate) fn add(&self, connection: Http2Connection) {
         if !self.state.is_retired() {
-            lock(&self.connections).push(connection);
+            self.connections.lock().push(connection);
         }
     }
 
@@ -131,7 +131,7 @@ impl ConnectionPool {
         certificate_generation: u64,
         now: Instant,
     ) -> Option<PooledConnection> {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle.lock();
         let connections = &mut idle.get_mut(&endpoint.id)?.connections;
         // The youngest connection is last: if it is too old for this request, all others are as
         // well.
@@ -158,7 +158,7 @@ impl ConnectionPool {
         &self,
         endpoint: &Arc<EndpointState>,
     ) -> Arc<EndpointHttp2Connections> {
-        let mut connections_by_endpoint = lock(&self.http2_connections);
+        let mut connections_by_endpoint = self.http2_connections.lock();
         let make = || {
             Arc::new(EndpointHttp2Connections {
                 state: endpoint.clone(),
@@ -184,7 +184,7 @@ impl ConnectionPool {
         if endpoint.is_retired() {
             return;
         }
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle.lock();
         let idle_connection = idle
             .entry(endpoint.id)
             .or_insert_with(|| EndpointIdleConnections {
@@ -214,7 +214,7 @@ impl ConnectionPool {
             ConnectionLimitReached::Endpoint => candidate.id == endpoint.id,
             ConnectionLimitReached::Backend => Arc::ptr_eq(&candidate.counters, &endpoint.counters),
         };
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle.lock();
         let oldest = idle
             .values_mut()
             .filter(|candidate| makes_room(&candidate.state) && !candidate.connections.is_empty())
@@ -226,7 +226,8 @@ impl ConnectionPool {
             return true;
         }
         drop(idle);
-        lock(&self.http2_connections)
+        self.http2_connections
+            .lock()
             .values()
             .any(|candidate| makes_room(&candidate.state) && candidate.evict_idle_connection())
     }
@@ -234,7 +235,7 @@ impl ConnectionPool {
     /// Closes idle connections that are too old, were closed by the endpoint, or lead to a
     /// retired endpoint.
     pub(crate) fn sweep(&self, now: Instant) {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle.lock();
         idle.retain(|_, endpoint| {
             if endpoint.state.is_retired() {
                 return false;
@@ -252,8 +253,8 @@ impl ConnectionPool {
         });
         drop(idle);
         // A dropped HTTP/2 connection closes once its last stream has ended.
-        lock(&self.http2_connections).retain(|_, endpoint| {
-            let mut connections = lock(&endpoint.connections);
+        self.http2_connections.lock().retain(|_, endpoint| {
+            let mut connections = endpoint.connections.lock();
             connections.retain(|connection| {
                 !endpoint.state.is_retired()
                     && connection.idle_since().is_none_or(|since| {
@@ -263,8 +264,4 @@ impl ConnectionPool {
             !connections.is_empty() || !endpoint.state.is_retired()
         });
     }
-}
-
-fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    guarded.lock()
 }

@@ -1,8 +1,8 @@
 //! Body and trailers of one HTTP/2 message, as the peer sends them.
 //!
-//! The window of the stream opens again as soon as a chunk is read, because the owner of a
-//! request reads one chunk at a time. The module does not know message heads, and does not
-//! classify errors.
+//! The windows of the stream and of its connection open again as soon as a chunk is read,
+//! because the owner of a request reads one chunk at a time. The module does not know message
+//! heads, and does not classify errors.
 
 use std::task::{Context, Poll, ready};
 

@@ -32,38 +32,6 @@ pub struct BreakerConfig {
     recovery_ramp: Duration,
 }
 
-impl fmt::Display for BreakerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BreakerThresholds {
-            consecutive_failures,
-            failure_rate,
-            slow_call_rate,
-            minimum_calls,
-        } = &self.thresholds;
-        f.write_str("opens at")?;
-        if let Some(failures) = consecutive_failures {
-            write!(f, " {failures} failures in a row,")?;
-        }
-        if let Some(rate) = failure_rate {
-            write!(f, " {} % failed calls,", rate.percent())?;
-        }
-        if let Some(rate) = slow_call_rate {
-            write!(f, " {} % slow calls,", rate.percent())?;
-        }
-        write!(
-            f,
-            " rates over {:?} with at least {minimum_calls} calls, open for {:?} to {:?}, \
-             half-open for {} calls within {:?}, recovery ramp {:?}",
-            self.window,
-            self.open_duration,
-            self.max_open_duration,
-            self.half_open_max_calls,
-            self.max_half_open_duration,
-            self.recovery_ramp,
-        )
-    }
-}
-
 /// Reason why [`BreakerConfig::try_new`] rejects a configuration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum InvalidBreaker {
@@ -163,6 +131,18 @@ impl BreakerConfig {
     #[must_use]
     pub fn window(&self) -> Duration {
         self.window
+    }
+
+    /// Returns the open time after the first trip, before jitter.
+    #[must_use]
+    pub fn open_duration(&self) -> Duration {
+        self.open_duration
+    }
+
+    /// Returns the maximum open time, before jitter.
+    #[must_use]
+    pub fn max_open_duration(&self) -> Duration {
+        self.max_open_duration
     }
 
     /// Returns the number of calls that probe the backend in one half-open round.

@@ -24,7 +24,8 @@ pub enum EndpointResult {
 pub struct TimedResult {
     /// How the attempt ended.
     pub result: EndpointResult,
-    /// Time from the start of the attempt to its result.
+    /// Time to the response head, without the time that the client took to send; zero if there
+    /// was no response. For a cancelled attempt, the time until it was cancelled.
     pub took: Duration,
     /// Time at which the result became known.
     pub at: Instant,

@@ -146,7 +146,7 @@ fn inbound_limits(active_policy: &ActivePolicy) -> Option<Vec<LimitUsage>> {
         .filter(|route| route.spec.direction == Direction::Inbound)
         .flat_map(|route| &route.destinations);
     let limits: Option<Vec<_>> = inbound
-        .map(|destination| destination.policies.concurrency_limit.as_ref())
+        .map(|destination| destination.policy_states.concurrency_limit.as_ref())
         .collect();
     let mut limits = limits?;
     // Several destinations may share a limit, which counts once.

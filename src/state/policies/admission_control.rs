@@ -20,7 +20,7 @@ use crate::{
         ratio::Ratio,
     },
     state::{
-        policies::destination_policy::{AttemptObserver, DestinationPolicy},
+        policies::destination_policy::{AttemptObserver, DestinationPolicyState},
         table::{BuildContext, Reconfigure},
     },
 };
@@ -34,14 +34,23 @@ pub struct AdmissionState {
 }
 
 /// Decision of admission control on one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum AdmissionDecision {
     /// The request may be sent to the backend.
     Admitted,
     /// The request may be sent to the backend only because of shadow mode.
-    WouldReject,
+    WouldReject(AdmissionEvidence),
     /// The request must not be sent to the backend.
-    Rejected,
+    Rejected(AdmissionEvidence),
+}
+
+/// Numbers with which admission control rejects a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdmissionEvidence {
+    /// Attempts in the window, and how many of them succeeded.
+    pub counts: AdmissionCounts,
+    /// Share of the requests that are rejected.
+    pub rejection_probability: Ratio,
 }
 
 impl AdmissionState {
@@ -64,10 +73,16 @@ impl AdmissionState {
     #[must_use]
     pub fn decide(&self, random: f64, now: Instant) -> AdmissionDecision {
         let mut inner = self.lock();
-        match (inner.0.should_admit(random, now), inner.1) {
-            (true, _) => AdmissionDecision::Admitted,
-            (false, Mode::Shadow) => AdmissionDecision::WouldReject,
-            (false, Mode::Enforce | Mode::Off) => AdmissionDecision::Rejected,
+        if inner.0.should_admit(random, now) {
+            return AdmissionDecision::Admitted;
+        }
+        let evidence = AdmissionEvidence {
+            counts: inner.0.counts(now),
+            rejection_probability: inner.0.rejection_probability(now),
+        };
+        match inner.1 {
+            Mode::Shadow => AdmissionDecision::WouldReject(evidence),
+            Mode::Enforce | Mode::Off => AdmissionDecision::Rejected(evidence),
         }
     }
 
@@ -92,7 +107,7 @@ impl AdmissionState {
     }
 }
 
-impl DestinationPolicy for AdmissionState {
+impl DestinationPolicyState for AdmissionState {
     fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &AdmissionControlSpec)> {
         policy
             .admission_control
@@ -107,7 +122,7 @@ impl DestinationPolicy for AdmissionState {
 
 impl AttemptObserver for AdmissionState {
     /// Records whether the attempt succeeded. A cancelled attempt is no evidence.
-    fn observe_attempt(&self, outcome: CallOutcome, _: Option<Duration>, now: Instant) {
+    fn record_attempt_result(&self, outcome: CallOutcome, _: Option<Duration>, now: Instant) {
         if outcome != CallOutcome::Cancelled {
             self.record_result(outcome != CallOutcome::Failure, now);
         }

@@ -26,7 +26,7 @@ use std::{
 
 use ahash::RandomState;
 use governor::{nanos::Nanos, state::StateStore};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::state::policies::tally::Tally;
 
@@ -87,7 +87,7 @@ impl BoundedStore {
     pub fn key_count(&self) -> usize {
         self.shards
             .iter()
-            .map(|shard| lock(shard).buckets.len())
+            .map(|shard| shard.lock().buckets.len())
             .sum()
     }
 
@@ -110,7 +110,7 @@ impl BoundedStore {
     /// effect on limits.
     pub fn sweep(&self, now: u64) {
         for shard in &self.shards {
-            let mut shard = lock(shard);
+            let mut shard = shard.lock();
             shard.sweep(now);
             let remaining = shard.buckets.len();
             shard.buckets.shrink_to(remaining * 2);
@@ -134,18 +134,19 @@ impl BoundedStore {
             )
         };
         for old in &self.shards {
-            for (key, arrival) in lock(old)
+            for (key, arrival) in old
+                .lock()
                 .buckets
                 .iter()
                 .filter(|(_, arrival)| **arrival > now)
             {
-                let mut shard = lock(new.shard_of(*key));
+                let mut shard = new.shard_of(*key).lock();
                 if shard.buckets.len() < new.shard_capacity {
                     shard.buckets.insert(*key, rescale(*arrival));
                 }
             }
         }
-        *lock(&new.overflow_bucket) = lock(&self.overflow_bucket).map(rescale);
+        *new.overflow_bucket.lock() = self.overflow_bucket.lock().map(rescale);
         new
     }
 }
@@ -157,7 +158,7 @@ impl BoundedStore {
 
     /// Stores a key until `expires_nanos`, and returns whether there was room for it.
     pub fn try_insert(&self, key: u64, expires_nanos: u64) -> bool {
-        let mut shard = lock(self.shard_of(key));
+        let mut shard = self.shard_of(key).lock();
         if shard.buckets.len() >= self.shard_capacity && !shard.buckets.contains_key(&key) {
             shard.sweep_if_due(self.now_nanos.load(Ordering::Relaxed));
             if shard.buckets.len() >= self.shard_capacity {
@@ -175,7 +176,7 @@ impl BoundedStore {
     /// result and the new arrival time; `None` leaves the bucket unchanged. If there is no room
     /// for a new key, the overflow bucket is changed instead.
     pub fn update<T>(&self, key: u64, change: impl FnOnce(Option<u64>) -> (T, Option<u64>)) -> T {
-        let mut shard = lock(self.shard_of(key));
+        let mut shard = self.shard_of(key).lock();
         if let Some(arrival) = shard.buckets.get_mut(&key) {
             let (result, next) = change(Some(*arrival));
             *arrival = next.unwrap_or(*arrival);
@@ -187,7 +188,7 @@ impl BoundedStore {
         if shard.buckets.len() >= self.shard_capacity {
             self.overflowed_requests.record();
             drop(shard);
-            let mut overflow = lock(&self.overflow_bucket);
+            let mut overflow = self.overflow_bucket.lock();
             let (result, next) = change(*overflow);
             *overflow = next.or(*overflow);
             return result;
@@ -227,8 +228,4 @@ impl Shard {
             self.sweep(now);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }

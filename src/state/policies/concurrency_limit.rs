@@ -27,7 +27,7 @@ use crate::{
         shed::PriorityClass,
     },
     state::{
-        policies::destination_policy::DestinationPolicy,
+        policies::destination_policy::DestinationPolicyState,
         table::{BuildContext, Reconfigure},
     },
 };
@@ -414,7 +414,7 @@ impl Drop for PendingAcquire {
     }
 }
 
-impl DestinationPolicy for ConcurrencyLimitState {
+impl DestinationPolicyState for ConcurrencyLimitState {
     fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &ConnectionLimitsSpec)> {
         policy
             .connection_limits

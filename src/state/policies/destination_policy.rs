@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// State of a policy between a route and a backend.
-pub trait DestinationPolicy: Reconfigure {
+pub trait DestinationPolicyState: Reconfigure {
     /// Returns the name and the specification of the state; `None` if the policy has none.
     fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &Self::Spec)>;
 
@@ -25,5 +25,5 @@ pub trait DestinationPolicy: Reconfigure {
 pub trait AttemptObserver: Debug + Send + Sync {
     /// Records the result of one attempt. `latency` is the time to the response head, without
     /// the time that the client took to send; `None` if there was no response.
-    fn observe_attempt(&self, outcome: CallOutcome, latency: Option<Duration>, now: Instant);
+    fn record_attempt_result(&self, outcome: CallOutcome, latency: Option<Duration>, now: Instant);
 }

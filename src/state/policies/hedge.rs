@@ -17,7 +17,7 @@ use crate::{
         hedge::{HedgeConfig, HedgeDelayEstimator},
     },
     state::{
-        policies::destination_policy::{AttemptObserver, DestinationPolicy},
+        policies::destination_policy::{AttemptObserver, DestinationPolicyState},
         table::{BuildContext, Reconfigure},
     },
 };
@@ -57,7 +57,7 @@ impl HedgeState {
     }
 }
 
-impl DestinationPolicy for HedgeState {
+impl DestinationPolicyState for HedgeState {
     fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &HedgingSpec)> {
         policy.hedging.as_ref().map(|spec| (&spec.name, spec))
     }
@@ -69,7 +69,7 @@ impl DestinationPolicy for HedgeState {
 
 impl AttemptObserver for HedgeState {
     /// Records the latency of a success. The latency of a failure does not predict a response.
-    fn observe_attempt(&self, outcome: CallOutcome, latency: Option<Duration>, now: Instant) {
+    fn record_attempt_result(&self, outcome: CallOutcome, latency: Option<Duration>, now: Instant) {
         if let (CallOutcome::Success, Some(latency)) = (outcome, latency) {
             self.record_latency(latency, now);
         }

@@ -25,7 +25,7 @@ use governor::{
     nanos::Nanos,
     state::StateStore,
 };
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::{
     policy::sections::rate_limit::spec::RateLimitRuleSpec,
@@ -127,7 +127,7 @@ impl RateLimitState {
             new.warm_up = self
                 .warm_up
                 .as_ref()
-                .map(|warm_up| Mutex::new(lock(warm_up).clone()));
+                .map(|warm_up| Mutex::new(warm_up.lock().clone()));
         }
         new
     }
@@ -240,7 +240,7 @@ impl RateLimitState {
         now_nanos: u64,
         now: Instant,
     ) -> Result<RateLimitGrant, RateLimited> {
-        let mut warm_up = self.warm_up.as_ref().map(lock);
+        let mut warm_up = self.warm_up.as_ref().map(Mutex::lock);
         let cost_factor = warm_up
             .as_mut()
             .zip(self.warm_up_config.as_ref())
@@ -362,10 +362,6 @@ fn to_nanos(time: Duration) -> u64 {
 
 fn scale_nanos(interval: u64, cost_factor: f64) -> u64 {
     to_nanos(Duration::from_nanos(interval).mul_f64(cost_factor))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 /// Store that `governor` and this state share.

@@ -23,7 +23,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::{
     policy::sections::{PolicySpec, stale_if_error::StaleIfErrorSpec},
     state::{
-        policies::destination_policy::DestinationPolicy,
+        policies::destination_policy::DestinationPolicyState,
         table::{BuildContext, Reconfigure},
     },
 };
@@ -260,7 +260,7 @@ fn variants_bytes(cache_key: &str, variants: &[Arc<CachedResponse>]) -> usize {
             .sum::<usize>()
 }
 
-impl DestinationPolicy for StaleState {
+impl DestinationPolicyState for StaleState {
     fn select_spec(policy: &PolicySpec) -> Option<(&Arc<str>, &StaleIfErrorSpec)> {
         policy
             .stale_if_error

@@ -342,7 +342,7 @@ impl<'b> Eligibility<'b> {
     }
 }
 
-/// Returns whether any endpoint of a tier in panic receives its traffic.
+/// Returns whether all endpoints of a tier share its traffic, because the tier is in panic.
 ///
 /// A tier without a share receives only retries, which should reach available endpoints.
 fn ignores_availability(load: LevelLoad) -> bool {

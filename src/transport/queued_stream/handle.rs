@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 
 use crate::transport::{
@@ -80,7 +80,7 @@ impl ConnectionHandle {
         if self.is_flushed() {
             0
         } else {
-            lock(&self.queue).len()
+            self.queue.lock().len()
         }
     }
 
@@ -102,7 +102,7 @@ impl ConnectionHandle {
             if self.is_flushed() {
                 return Poll::Ready(Ok(()));
             }
-            let mut queue = lock(&self.queue);
+            let mut queue = self.queue.lock();
             match self.socket.try_write(&queue) {
                 Ok(count) => {
                     self.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
@@ -153,7 +153,7 @@ impl ConnectionHandle {
             let flushed = self.flush().await;
             if !is_handshaking {
                 flushed?;
-                let session = lock(tls);
+                let session = tls.lock();
                 return Ok(HandshakeOutcome {
                     alpn_protocol: session.alpn_protocol(),
                     peer_certificate: session.peer_certificate(),
@@ -326,13 +326,9 @@ impl ConnectionHandle {
         tls: &Mutex<TlsSession>,
         operation: impl FnOnce(&mut TlsSession, &mut BytesMut) -> io::Result<T>,
     ) -> io::Result<T> {
-        let (mut session, mut queue) = (lock(tls), lock(&self.queue));
+        let (mut session, mut queue) = (tls.lock(), self.queue.lock());
         let result = operation(&mut session, &mut queue);
         self.update_queue_state(&mut queue);
         result
     }
-}
-
-pub(super) fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    guarded.lock()
 }

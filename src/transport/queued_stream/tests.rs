@@ -13,7 +13,8 @@ async fn connection_after_one_exchange() -> (QueuedStream, Arc<ConnectionHandle>
         .await
         .expect("a connection");
     let (mut remote_socket, _) = listener.accept().await.expect("a connection");
-    let (mut connection, handle) = open(Socket::Tcp(local_socket), None);
+    let mut connection = open(Socket::Tcp(local_socket), None);
+    let handle = connection.handle().clone();
     connection.write_all(b"one").await.expect("it queues");
     handle.flush().await.expect("it is taken");
     let mut reply = [0; 3];

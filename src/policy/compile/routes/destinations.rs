@@ -67,13 +67,18 @@ impl<'a> Compiler<'a> {
                 name: references.backends[backend].1.policy_name,
                 scope: references.backend_scope(backend),
             };
-            let policy = compile_policy(
+            let mut policy = compile_policy(
                 &reference.name,
                 &scopes.nearest_first(backend_policy.scope.as_ref()),
                 &self.facts,
                 &mut self.report,
             );
             self.check_inbound_retries(&at, direction, &policy);
+            if let Some(breaker) = &mut policy.circuit_breaker {
+                let has_one_destination = route.backend_refs.len() == 1;
+                let backend = (!has_one_destination).then_some(reference.name.as_str());
+                breaker.set_route_scope_name(&route.name, backend);
+            }
             backend_policies.push(backend_policy);
             destinations.push(Destination {
                 backend,
@@ -112,6 +117,7 @@ impl<'a> Compiler<'a> {
     /// Unknown names are skipped here, because they were already reported.
     pub(super) fn compile_auxiliary_backends(
         &mut self,
+        route: &RouteEntry,
         destinations: &[Destination],
         mirrors: &[MirrorSpec],
         references: &RouteReferences<'_, 'a>,
@@ -143,15 +149,14 @@ impl<'a> Compiler<'a> {
                 .flatten()
                 .collect();
             let is_quiet = std::mem::replace(&mut self.report.suppresses_warnings, true);
+            let mut policy = compile_policy(&name, &scopes, &self.facts, &mut self.report);
+            if let Some(breaker) = &mut policy.circuit_breaker {
+                breaker.set_route_scope_name(&route.name, Some(&name));
+            }
             auxiliary_backends.push(Destination {
                 backend,
                 weight: 1,
-                policy: Arc::new(compile_policy(
-                    &name,
-                    &scopes,
-                    &self.facts,
-                    &mut self.report,
-                )),
+                policy: Arc::new(policy),
             });
             self.report.suppresses_warnings = is_quiet;
         }

@@ -71,7 +71,7 @@ pub(super) fn compile(
             .report
             .error(
                 &found.at.key("global"),
-                "no engine shares the limits of all instances",
+                "`global` rules need `globalRateLimit`",
             )
             .hint(hint);
     }
@@ -110,6 +110,11 @@ impl RateLimitRule {
         defaults: &RuleDefaults,
         report: &mut DiagnosticReport,
     ) -> Option<RateLimitRuleSpec> {
+        if self.warm_up.is_some() && defaults.is_global {
+            report
+                .error(&at.key("warmUp"), "a limit of all instances cannot warm up")
+                .hint("warm up a `local` rule in addition");
+        }
         let quota = self.compile_quota(&at.key("limit"), report)?;
         let (cost, response_cost_header) = self.compile_cost(&at.key("cost"), quota.burst, report);
         let selectors: Vec<_> = self
@@ -143,11 +148,6 @@ impl RateLimitRule {
                     "a rule with a bucket for each value cannot warm up",
                 )
                 .hint("warm up a rule with a single bucket; the bucket of a client needs none");
-        }
-        if compiled.warm_up.is_some() && compiled.is_global {
-            report
-                .error(&at.key("warmUp"), "a limit of all instances cannot warm up")
-                .hint("warm up a `local` rule in addition");
         }
         Some(compiled)
     }

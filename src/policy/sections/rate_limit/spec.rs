@@ -30,6 +30,13 @@ pub struct RateLimitSpec {
     pub origin: SectionOrigin,
 }
 
+impl RateLimitSpec {
+    /// Returns the rule with a name.
+    pub(in crate::policy) fn find_rule(&self, name: &str) -> Option<&RateLimitRuleSpec> {
+        self.rules.iter().find(|rule| *rule.name == *name)
+    }
+}
+
 /// Configuration of one rate limit rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RateLimitRuleSpec {

@@ -193,11 +193,13 @@ impl EndpointState {
     /// `requested_at` is the time at which the request was sent whose response clears the mark.
     /// A request that was sent before the latest announcement has no effect.
     pub fn clear_draining(&self, requested_at: Instant) -> bool {
-        let is_outdated = self
-            .draining_since
-            .load()
-            .is_some_and(|announced_at| requested_at < announced_at);
-        if self.draining_until.load().is_none() || is_outdated {
+        // `mark_draining` stores the announcement before the mark. Whoever sees the mark here
+        // therefore sees its announcement.
+        if self.draining_until.load().is_none() {
+            return false;
+        }
+        let announced_at = self.draining_since.load();
+        if announced_at.is_some_and(|announced_at| requested_at < announced_at) {
             return false;
         }
         let is_news = self.draining_until.take().is_some();
