@@ -4,6 +4,7 @@
 //! bodies. They know neither routes nor policies.
 
 pub(crate) mod events;
+pub(crate) mod framing_fields;
 pub(crate) mod header_names;
 pub(crate) mod http2;
 pub(crate) mod message_boundary;

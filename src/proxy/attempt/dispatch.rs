@@ -26,8 +26,11 @@ use crate::{
             connect::{self, ConnectError, ConnectionRequirements},
             stream::Upstream,
         },
-        wire::events::{
-            DownstreamEvent, DownstreamInterest, StreamError, UpstreamEvent, UpstreamInterest,
+        wire::{
+            events::{
+                DownstreamEvent, DownstreamInterest, StreamError, UpstreamEvent, UpstreamInterest,
+            },
+            framing_fields,
         },
     },
     resilience::instants::earliest,
@@ -274,7 +277,8 @@ fn head_deadline(
 /// client.
 ///
 /// # Errors
-/// A protocol error if the backend switches protocols without a matching request.
+/// A protocol error if the backend switches protocols without a matching request, or if its
+/// framing fields are invalid.
 async fn inspect_head(
     context: &RequestContext<'_>,
     source: &mut RequestSource<'_>,
@@ -284,6 +288,13 @@ async fn inspect_head(
     let Some(head) = upstream.head() else {
         return Err(TransportError::Protocol.into());
     };
+    // Only `chunked` can be removed here and added again for the client. Another coding would be
+    // lost, and its body would be corrupt.
+    if framing_fields::is_chunked(&head.headers).is_err()
+        || framing_fields::content_length(&head.headers).is_err()
+    {
+        return Err(TransportError::Protocol.into());
+    }
     if head.status == 101 {
         let is_upgrade_valid = accepts_body
             && upstream.was_upgraded()

@@ -12,6 +12,7 @@ use crate::{
     proxy::{
         downstream::client::{Client, DownstreamStream},
         request::rejection::Rejection,
+        wire::framing_fields,
     },
     telemetry::reason::Reason,
 };
@@ -19,26 +20,26 @@ use crate::{
 /// Checks the framing and the declared body size of a request.
 ///
 /// # Errors
-/// A rejection of ambiguous framing, of CONNECT, of HTTP/0.9, of HTTP/1.1 without a Host
+/// A rejection of ambiguous framing, of a field name that is not a token, of CONNECT, of HTTP/0.9, of HTTP/1.1 without a Host
 /// header, or of a body that exceeds the listener's limit.
 pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     let head = client.head();
     if head.method == Method::CONNECT {
         return Err(Rejection::from_reason(Reason::MethodNotSupported));
     }
-    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        // pingora checks only the last coding and forwards the field unchanged. Another
-        // implementation may use the first coding.
-        let is_chunked_only = codings.next().is_none()
-            && coding
-                .as_bytes()
-                .trim_ascii()
-                .eq_ignore_ascii_case(b"chunked");
-        if !is_chunked_only || has_raw_content_length(client) {
-            return Err(Rejection::from_reason(Reason::BadRequest));
-        }
+    // The `http` crate accepts `"` in names, which no HTTP/1 field name contains.
+    let has_invalid_name = head.headers.keys().any(|name| name.as_str().contains('"'));
+    if has_invalid_name {
+        return Err(Rejection::from_reason(Reason::BadRequest));
     }
+    let bad_request = |_| Rejection::from_reason(Reason::BadRequest);
+    let is_chunked = framing_fields::is_chunked(&head.headers).map_err(bad_request)?;
+    let content_length = framing_fields::content_length(&head.headers).map_err(bad_request)?;
+    // pingora removes the length of a chunked request from the parsed head.
+    if is_chunked && (content_length.is_some() || has_raw_content_length(client)) {
+        return Err(Rejection::from_reason(Reason::BadRequest));
+    }
+    // A list is valid, but another implementation may use its first value only.
     let lengths = head.headers.get_all(header::CONTENT_LENGTH);
     if lengths.iter().count() > 1
         || lengths
@@ -53,9 +54,6 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     if head.version == Version::HTTP_09 {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
-    let content_length = client
-        .header_str(&header::CONTENT_LENGTH)
-        .and_then(|length| length.trim().parse::<u64>().ok());
     if content_length.is_some_and(|length| length > client.listener.limits.max_body_bytes) {
         return Err(Rejection::from_reason(Reason::BodyTooLarge));
     }

@@ -107,6 +107,11 @@ impl RequestBody {
         self.received_bytes
     }
 
+    /// Counts bytes of the client's side of a tunnel.
+    pub(crate) fn record_tunnel_bytes(&mut self, bytes: &Bytes) {
+        self.received_bytes += bytes.len() as u64;
+    }
+
     /// Continues as the client's side of a tunnel, which ends when one side closes. Nothing is
     /// retained, and there is no size limit.
     pub(crate) fn switch_to_tunnel(&mut self) {

@@ -10,11 +10,11 @@ use crate::proxy::{
     downstream::client::Client,
     headers::{
         CHUNKED, UPGRADE, VIA, VIA_HTTP2,
-        hop_by_hop::{apply_modifier, copy_end_to_end_headers, parse_header_value},
+        hop_by_hop::{apply_modifier, copy_end_to_end_headers},
         lifecycle, rate_limit,
     },
     request::{context::RequestContext, rate_limit_outcome::RateLimitOutcome},
-    wire::header_names::REASON,
+    wire::{framing_fields, header_names::REASON},
 };
 
 /// Builds the response head that the client receives from the head of the backend.
@@ -39,7 +39,7 @@ pub(crate) fn build_response_head(
     } else if !response_head.status.is_informational() {
         set_body_framing(&mut headers, response_head.status, client);
     }
-    merge_content_lengths(&mut headers)?;
+    normalize_content_length(&mut headers, response_head.status);
     headers.append(
         header::VIA,
         if context.is_backend_http2() {
@@ -73,23 +73,23 @@ pub(crate) fn build_response_head(
     Ok(head)
 }
 
-/// Reduces a repeated `content-length` to its first value (RFC 9110 section 8.6).
-fn merge_content_lengths(headers: &mut HeaderMap) -> pingora::Result<()> {
-    let lengths = headers.get_all(header::CONTENT_LENGTH);
-    let is_repeated = lengths.iter().count() > 1
-        || lengths
-            .iter()
-            .any(|length| length.as_bytes().contains(&b','));
-    if is_repeated {
-        let first = lengths
-            .iter()
-            .next()
-            .and_then(|length| length.to_str().ok())
-            .and_then(|length| length.split(',').next());
-        let length = parse_header_value(first.unwrap_or_default().trim())?;
-        headers.insert(header::CONTENT_LENGTH, length);
+/// Reduces `content-length` to one value without leading zeros (RFC 9110 section 8.6).
+///
+/// The field is removed where the body has no length: from chunked responses, and from those
+/// that never have a body.
+fn normalize_content_length(headers: &mut HeaderMap, status: StatusCode) {
+    let has_length = headers.contains_key(header::CONTENT_LENGTH);
+    let length = framing_fields::content_length(headers).ok().flatten();
+    let is_without_body = status.is_informational() || status == 204;
+    match length {
+        Some(length) if !is_without_body && !headers.contains_key(header::TRANSFER_ENCODING) => {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        _ if has_length => {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        _ => {}
     }
-    Ok(())
 }
 
 /// Sets the framing fields so that the client can detect the end of the body.
@@ -99,6 +99,9 @@ fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client
         return;
     }
     let has_no_body = status == 204 || status == 304 || client.head().method == Method::HEAD;
+    if status == 204 {
+        headers.remove(header::TRANSFER_ENCODING);
+    }
     if client.head().version == Version::HTTP_10 {
         // HTTP/1.0 has no chunked encoding. The close of the connection ends the body.
         headers.remove(header::TRANSFER_ENCODING);

@@ -8,7 +8,7 @@
 use http::header;
 
 use crate::{
-    proxy::request::{rejection::Rejection, view::RequestView},
+    proxy::request::{host_port, rejection::Rejection, view::RequestView},
     telemetry::reason::Reason,
 };
 
@@ -66,6 +66,11 @@ pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejectio
         let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
         (&rest[..authority_end], &rest[authority_end..])
     };
+    // Only an HTTP/1.0 request may have no host at all.
+    let has_no_host = authority.is_empty() && !request.head.headers.contains_key(header::HOST);
+    if !has_no_host && !host_port::is_valid(authority) {
+        return Err(bad_request());
+    }
     let leading_slash = if path_and_query.is_empty() || path_and_query.starts_with('?') {
         "/"
     } else {
@@ -98,7 +103,7 @@ fn parse_http2(request: &RequestView<'_>) -> Result<RequestTarget, Rejection> {
         (None, Some(host)) => host,
         (None, None) => return Err(bad_request()),
     };
-    if hosts.next().is_some() || authority.is_empty() || authority.contains('@') {
+    if hosts.next().is_some() || !host_port::is_valid(authority) {
         return Err(bad_request());
     }
     let path = head

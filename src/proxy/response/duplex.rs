@@ -93,7 +93,10 @@ pub(crate) async fn relay_tunnel(
         match next_event(task, relayed, is_open).await? {
             DuplexEvent::Client(DownstreamEvent::Flushed(flushed)) => flushed?,
             DuplexEvent::Client(DownstreamEvent::Read(read)) => match read? {
-                Some(chunk) => relayed.stream.write_tunnel_bytes(&chunk).await?,
+                Some(chunk) => {
+                    task.body.record_tunnel_bytes(&chunk);
+                    relayed.stream.write_tunnel_bytes(&chunk).await?;
+                }
                 None => is_open = false,
             },
             DuplexEvent::Upstream(UpstreamEvent::Flushed(true)) => {}

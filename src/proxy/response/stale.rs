@@ -184,9 +184,7 @@ pub(crate) fn find_stale(
 ) -> Option<(Arc<CachedResponse>, Duration, Mode)> {
     let (spec, state) = stale_if_error(context)?;
     let head = request.head;
-    let forbids_cached = cache_control_directives(&head.headers)
-        .any(|(name, _)| name == "no-cache" || name == "no-store");
-    if ![Method::GET, Method::HEAD].contains(&head.method) || forbids_cached {
+    if ![Method::GET, Method::HEAD].contains(&head.method) || forbids_cached(&head.headers) {
         return None;
     }
     let now = clock::now();
@@ -235,37 +233,29 @@ fn stale_allowance(
     if response_head.status != 200 || is_too_long {
         return None;
     }
-    let (mut is_public, mut fresh_seconds, mut stale_if_error_seconds, mut has_shared_age) =
-        (false, 0, None, false);
+    let mut directives = CacheDirectives::default();
     for (name, value) in cache_control_directives(headers) {
-        let parse_seconds = || value.and_then(|value| value.trim_matches('"').parse::<u64>().ok());
-        match name.as_str() {
-            "private" | "no-store" | "no-cache" | "must-revalidate" | "proxy-revalidate" => {
-                return None;
-            }
-            "public" => is_public = true,
-            "max-age" if !has_shared_age => fresh_seconds = parse_seconds().unwrap_or(0),
-            "s-maxage" => {
-                (is_public, has_shared_age, fresh_seconds) =
-                    (true, true, parse_seconds().unwrap_or(0))
-            }
-            "stale-if-error" => stale_if_error_seconds = parse_seconds(),
-            _ => {}
-        }
+        directives.record(&name, value)?;
     }
+    let has_shared_age = directives.shared_max_age.is_some();
+    let is_public = directives.is_public || has_shared_age;
+    let fresh_seconds = directives
+        .shared_max_age
+        .or(directives.max_age)
+        .unwrap_or(0);
     let age = parse_number(header::AGE).unwrap_or(0).min(MAX_AGE_SECONDS);
     // `s-maxage` requires revalidation after it ends (RFC 9111 section 5.2.2.10), unless
     // `stale-if-error` permits more.
-    let stated_lifetime =
-        stale_if_error_seconds
-            .or(has_shared_age.then_some(0))
-            .map(|stale_seconds| {
-                Duration::from_secs(
-                    fresh_seconds
-                        .saturating_add(stale_seconds)
-                        .saturating_sub(age),
-                )
-            });
+    let stated_lifetime = directives
+        .stale_if_error
+        .or(has_shared_age.then_some(0))
+        .map(|stale_seconds| {
+            Duration::from_secs(
+                fresh_seconds
+                    .saturating_add(stale_seconds)
+                    .saturating_sub(age),
+            )
+        });
     let lifetime = stated_lifetime.map_or(spec.max_age, |stated_lifetime| {
         stated_lifetime.min(spec.max_age)
     });
@@ -273,6 +263,60 @@ fn stale_allowance(
         lifetime,
         age: Duration::from_secs(age),
         is_public,
+    })
+}
+
+/// Directives of a response that limit how long it may be served, in seconds.
+#[derive(Debug, Default)]
+struct CacheDirectives {
+    is_public: bool,
+    max_age: Option<u64>,
+    shared_max_age: Option<u64>,
+    stale_if_error: Option<u64>,
+}
+
+impl CacheDirectives {
+    /// Records one directive; `None` if it forbids storage.
+    ///
+    /// A directive that is repeated, or that has an invalid value, is read the stricter way: the
+    /// smallest value, and 0 for an invalid one (RFC 9111 section 4.2.1).
+    fn record(&mut self, name: &str, value: Option<&str>) -> Option<()> {
+        let limit = match name {
+            "private" | "no-store" | "no-cache" | "must-revalidate" | "proxy-revalidate" => {
+                return None;
+            }
+            "public" => {
+                self.is_public = true;
+                return Some(());
+            }
+            "max-age" => &mut self.max_age,
+            "s-maxage" => &mut self.shared_max_age,
+            "stale-if-error" => &mut self.stale_if_error,
+            _ => return Some(()),
+        };
+        let seconds = parse_seconds(value);
+        *limit = Some(limit.map_or(seconds, |earlier| earlier.min(seconds)));
+        Some(())
+    }
+}
+
+/// Parses the seconds of a directive; an invalid value is 0.
+fn parse_seconds(value: Option<&str>) -> u64 {
+    let value = value.unwrap_or_default();
+    let digits = value
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .unwrap_or(value);
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| is_number).unwrap_or(0)
+}
+
+/// Returns whether a request accepts no cached response that is older than its origin states.
+fn forbids_cached(request: &HeaderMap) -> bool {
+    cache_control_directives(request).any(|(name, value)| match name.as_str() {
+        "no-cache" | "no-store" => true,
+        "max-age" | "max-stale" | "stale-if-error" => value.is_some() && parse_seconds(value) == 0,
+        _ => false,
     })
 }
 

@@ -74,6 +74,16 @@ fn cache_control_and_age_bound_the_time_for_which_a_response_is_stored() {
         ("stale-if-error=0", None),
         ("s-maxage=60", Some(60)),
         ("S-MaxAge=60, max-age=1, stale-if-error=\"10\"", Some(70)),
+        // A directive that is repeated or invalid is read the stricter way.
+        ("max-age=60, max-age=10, stale-if-error=100", Some(110)),
+        ("max-age=10, max-age=60, stale-if-error=100", Some(110)),
+        ("max-age=60, stale-if-error=100, stale-if-error=1", Some(61)),
+        ("max-age=60, stale-if-error=1h", Some(60)),
+        ("max-age=60, stale-if-error=+9", Some(60)),
+        ("max-age=60, stale-if-error=\"9", Some(60)),
+        ("max-age=x, stale-if-error=100", Some(100)),
+        ("max-age=60, stale-if-error", Some(60)),
+        ("max-age=60, s-maxage=0", None),
     ];
     for (directives, expected) in table {
         let response_headers = format!("cache-control: {directives}");
@@ -102,5 +112,27 @@ fn the_request_decides_whether_its_response_may_be_stored() {
             expected,
             "{request} / {response_headers}"
         );
+    }
+}
+
+#[test]
+fn a_request_that_limits_the_age_to_0_receives_no_cached_response() {
+    let table = [
+        ("max-age=60", false),
+        ("max-stale", false),
+        ("max-stale=10", false),
+        ("only-if-cached", false),
+        ("no-cache", true),
+        ("No-Store", true),
+        ("max-age=0", true),
+        ("max-stale=0", true),
+        ("stale-if-error=0", true),
+        ("stale-if-error=x", true),
+    ];
+    for (directives, expected) in table {
+        let mut request = HeaderMap::new();
+        let value = directives.parse().expect("a valid value");
+        request.insert(header::CACHE_CONTROL, value);
+        assert_eq!(forbids_cached(&request), expected, "{directives}");
     }
 }

@@ -1,0 +1,66 @@
+//! Reads the fields that define the body of a message (RFC 9112 section 6).
+//!
+//! Two implementations that read these fields differently disagree about where a message ends.
+//! Every value that is not exactly as the grammar defines it is therefore invalid. The module
+//! does not decide what follows.
+
+use http::{HeaderMap, header};
+
+/// Error for fields that are malformed, contradictory, or use an unsupported transfer coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InvalidFraming;
+
+/// Returns the length that `content-length` states; `None` without the field.
+///
+/// A list, or repeated lines, are valid if all values are equal.
+///
+/// # Errors
+/// If a value is not a decimal number below 2^63, or two values differ.
+pub(crate) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, InvalidFraming> {
+    let mut length = None;
+    for line in headers.get_all(header::CONTENT_LENGTH) {
+        for value in line.as_bytes().split(|byte| *byte == b',') {
+            let value = parse_decimal(value.trim_ascii())?;
+            if length.is_some_and(|length| length != value) {
+                return Err(InvalidFraming);
+            }
+            length = Some(value);
+        }
+    }
+    Ok(length)
+}
+
+/// Returns whether the body is in chunks.
+///
+/// # Errors
+/// If `transfer-encoding` is anything else than `chunked` once, in any case.
+pub(crate) fn is_chunked(headers: &HeaderMap) -> Result<bool, InvalidFraming> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else {
+        return Ok(false);
+    };
+    let is_chunked = coding
+        .as_bytes()
+        .trim_ascii()
+        .eq_ignore_ascii_case(b"chunked");
+    if is_chunked && codings.next().is_none() {
+        Ok(true)
+    } else {
+        Err(InvalidFraming)
+    }
+}
+
+fn parse_decimal(text: &[u8]) -> Result<u64, InvalidFraming> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return Err(InvalidFraming);
+    }
+    let number = text.iter().try_fold(0_u64, |number, digit| {
+        number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+    });
+    number
+        .filter(|number| i64::try_from(*number).is_ok())
+        .ok_or(InvalidFraming)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Hosts and framing fields that are checked strictly, with both protocols.
+
+use http::Request;
+
+use crate::support::{
+    ScriptedBackend, Sidecar,
+    http2::Http2Client,
+    policy::{PolicyBuilder, policy},
+};
+
+const INVALID_HOSTS: &[&str] = &[
+    "",
+    ":80",
+    "a:",
+    "a:65536",
+    "a:-1",
+    "a:80:80",
+    "a b",
+    "a/b",
+    "a?b",
+    "a#b",
+    "a\\b",
+    "user@a",
+    "a%2",
+    "a\"b",
+    "a{b}",
+    "::1",
+    "[::1",
+    "[::1]80",
+    "[::1%25eth0]",
+    "[]",
+];
+
+const VALID_HOSTS: &[&str] = &["a", "A.Test.:8080", "10.0.0.1", "[::1]:81", "a:0"];
+
+#[test]
+fn an_http1_request_with_an_invalid_host_is_rejected() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    for host in INVALID_HOSTS {
+        let mut client = sidecar.client();
+        client.send(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"));
+        assert_eq!(client.read_response().status, 400, "{host}");
+    }
+    assert_eq!(backend.requests().len(), 0, "the app receives none of them");
+    for host in VALID_HOSTS {
+        let mut client = sidecar.client();
+        client.send(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"));
+        assert_eq!(client.read_response().status, 200, "{host}");
+    }
+    let mut client = sidecar.client();
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(client.read_response().status, 200, "HTTP/1.0 has no host");
+    let mut client = sidecar.client();
+    client.send("GET http://a:99999/ HTTP/1.1\r\nhost: a:99999\r\n\r\n");
+    assert_eq!(client.read_response().status, 400, "the absolute form");
+}
+
+#[test]
+fn an_http2_request_with_an_invalid_host_is_rejected() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let client = Http2Client::connect(sidecar.address("inbound"));
+    for host in INVALID_HOSTS {
+        let mut request = Request::get("/").body(()).unwrap();
+        request.headers_mut().insert("host", host.parse().unwrap());
+        let status = client.send_request(request, b"", None).unwrap().status;
+        assert_eq!(status, 400, "{host}");
+    }
+    assert_eq!(backend.requests().len(), 0, "the app receives none of them");
+}
+
+#[test]
+fn an_http2_request_with_invalid_fields_is_rejected_before_the_app_sees_it() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let client = Http2Client::connect(sidecar.address("inbound"));
+    for (name, value) in [
+        ("content-length", ""),
+        ("content-length", "+0"),
+        ("content-length", "0, 0"),
+        ("a\"b", "x"),
+    ] {
+        let mut request = Request::get("http://a/").body(()).unwrap();
+        let name = http::HeaderName::from_lowercase(name.as_bytes()).unwrap();
+        request
+            .headers_mut()
+            .insert(name.clone(), value.parse().unwrap());
+        let outcome = client.send_request(request, b"", None);
+        // h2 resets a stream whose length it cannot parse.
+        let is_rejected = outcome
+            .as_ref()
+            .map_or(true, |response| response.status == 400);
+        assert!(is_rejected, "{name}: {value}: {outcome:?}");
+    }
+    assert_eq!(backend.requests().len(), 0, "the app receives none of them");
+}
+
+#[test]
+fn a_response_with_an_unsupported_transfer_coding_or_length_becomes_a_502() {
+    for fields in [
+        "transfer-encoding: gzip",
+        "transfer-encoding: gzip, chunked",
+        "content-length: 5, 6",
+        "content-length: 0x1",
+    ] {
+        let bytes = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+        let backend = ScriptedBackend::start(move |mut connection| {
+            connection.read_request();
+            connection.send(&bytes);
+            connection.wait_for_close();
+        });
+        let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+        let response = sidecar.get("/");
+        assert_eq!(response.status, 502, "{fields}");
+        assert!(
+            response.reason().starts_with("upstream_protocol_error"),
+            "{fields}: {}",
+            response.reason()
+        );
+        let client = Http2Client::connect(sidecar.address("inbound"));
+        assert_eq!(client.get("/").status, 502, "{fields} to an HTTP/2 client");
+    }
+}
+
+#[test]
+fn a_content_length_is_forwarded_once_and_without_leading_zeros() {
+    for field in [
+        "content-length: 005",
+        "content-length: 5, 5",
+        "content-length: 5\r\ncontent-length: 05",
+    ] {
+        let backend = ScriptedBackend::responding_with(move |_| {
+            format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\nhello")
+        });
+        let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+        let response = sidecar.get("/");
+        assert_eq!(response.headers("content-length"), ["5"], "{field}");
+        assert_eq!(response.text(), "hello", "{field}");
+    }
+}
+
+#[test]
+fn a_204_has_no_framing_fields() {
+    let backend = ScriptedBackend::responding_with(|_| {
+        "HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n".to_owned()
+    });
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let response = sidecar.get("/");
+    assert_eq!(response.status, 204);
+    assert_eq!(response.header("content-length"), None);
+    assert_eq!(response.header("transfer-encoding"), None);
+}
+
+#[test]
+fn the_bytes_of_a_tunnel_are_counted_in_both_directions() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        connection.read_head();
+        connection
+            .send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");
+        let bytes = connection.read_exact(5).unwrap();
+        connection.send(bytes);
+    });
+    let sidecar = Sidecar::start(&PolicyBuilder::to_backend(&backend).build());
+    let mut client = sidecar.client();
+    client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");
+    assert_eq!(client.read_head().unwrap().0, 101);
+    client.send("hello");
+    assert_eq!(client.read_raw(5), b"hello");
+    drop(client);
+    let line = &sidecar.access_log_lines(1)[0];
+    assert_eq!(line["bytes_received"], 5, "{line}");
+    assert_eq!(line["bytes_sent"], 5, "{line}");
+}
