@@ -725,3 +725,59 @@ fn a_short_client_timeout_is_not_a_failure_of_the_backend() {
     }
     assert_eq!(sidecar.breaker("app")["state"], "closed");
 }
+
+/// Sends a request with `body_bytes` and leaves its stream open. Returns the gRPC status in the
+/// response head, and whether the head ended the response.
+fn status_of_an_open_call(client: &Http2Client, body_bytes: usize) -> (String, bool) {
+    let sender = client.sender.clone();
+    let call = async move {
+        let request = Request::post("http://test/shop.Payments/Upload")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .unwrap();
+        let mut sender = sender.ready().await.unwrap();
+        let (response, mut stream) = sender.send_request(request, false).unwrap();
+        // The peer may reset the stream before it has read the body.
+        _ = stream.send_data(vec![0; body_bytes].into(), false);
+        let response = response.await.unwrap();
+        let status = response.headers()["grpc-status"].to_str().unwrap();
+        let result = (status.to_owned(), response.body().is_end_stream());
+        drop(stream);
+        result
+    };
+    client.runtime.block_on(async {
+        tokio::time::timeout(TEST_TIMEOUT, call)
+            .await
+            .expect("the response arrives")
+    })
+}
+
+#[test]
+fn a_trailers_only_response_is_one_frame_even_before_the_end_of_the_request() {
+    let http2 = Http2Backend::start(|mut call| async move {
+        let mut head = grpc_response_head();
+        head.headers_mut().extend(grpc_status_trailers("7"));
+        call.responder.send_response(head, true).unwrap();
+    });
+    let http1 = ScriptedBackend::start(|mut connection| {
+        connection.read_head();
+        connection.send(concat!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n",
+            "grpc-status: 7\r\ncontent-length: 0\r\n\r\n"
+        ));
+        connection.wait_for_close();
+    });
+    let to_http2 = start_grpc_sidecar(&http2, "");
+    let to_http1 = Sidecar::start(&PolicyBuilder::new(&[http1.address]).build());
+    for (sidecar, backend) in [(&to_http2, "HTTP/2"), (&to_http1, "HTTP/1")] {
+        for body_bytes in [0, 1, 1 << 20] {
+            let client = connect_client(sidecar);
+            assert_eq!(
+                status_of_an_open_call(&client, body_bytes),
+                ("7".to_owned(), true),
+                "{body_bytes} bytes to {backend}"
+            );
+        }
+    }
+}

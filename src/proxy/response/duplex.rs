@@ -37,7 +37,20 @@ pub(crate) async fn relay_both_directions(
     task: &mut RequestTask<'_>,
     relayed: &mut RelayedResponse,
 ) -> Result<(), Reason> {
-    while !relayed.stream.is_body_done() || !task.client.is_flushed() {
+    let mut is_response_read = false;
+    let mut is_finished = false;
+    loop {
+        is_response_read |= relayed.stream.is_body_done();
+        if is_response_read && !is_finished {
+            // The end is queued before the next flush, so that a response without a body leaves
+            // as one HEADERS frame. gRPC clients need that for Trailers-Only.
+            let trailers = relayed.stream.trailers().cloned();
+            task.client.finish(trailers).await?;
+            is_finished = true;
+        }
+        if is_finished && task.client.is_flushed() {
+            return Ok(());
+        }
         match next_event(task, relayed, true).await? {
             DuplexEvent::Client(DownstreamEvent::Flushed(flushed)) => flushed?,
             DuplexEvent::Client(DownstreamEvent::Read(read)) => {
@@ -61,7 +74,7 @@ pub(crate) async fn relay_both_directions(
                     relayed.observers.observe_chunk(&chunk);
                     task.client.write(chunk).await?;
                 }
-                None => break,
+                None => is_response_read = true,
             },
             DuplexEvent::Upstream(UpstreamEvent::Head(_)) => {
                 return Err(Reason::UpstreamProtocolError);
@@ -69,9 +82,6 @@ pub(crate) async fn relay_both_directions(
             DuplexEvent::ShutdownDue => return Err(Reason::Draining),
         }
     }
-    let trailers = relayed.stream.trailers().cloned();
-    task.client.finish(trailers).await?;
-    task.flush_client().await
 }
 
 /// Relays bytes in both directions until one side closes and its earlier output has been
