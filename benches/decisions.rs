@@ -191,7 +191,7 @@ fn compile_policy(source: &PolicySource) -> PolicySnapshot {
 
 fn concurrency_limit_and_retry_budget(criterion: &mut Criterion) {
     let now = Instant::now();
-    let mut group = criterion.benchmark_group("limits");
+    let mut group = criterion.benchmark_group("concurrency limit and retry budget");
     let limit = Arc::new(ConcurrencyLimitState::new(
         "app".into(),
         ConcurrencyConfig {
@@ -390,7 +390,7 @@ fn retry(criterion: &mut Criterion) {
 
 /// Selects an endpoint of 3, of 100 and of 10 000.
 fn endpoint_selection(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("pick");
+    let mut group = criterion.benchmark_group("endpoint selection");
     for endpoints in [3_usize, 100, 10_000] {
         for balancer in [
             "LeastRequest",
@@ -461,7 +461,7 @@ fn new_state(balancer: &str, endpoints: usize) -> Arc<State> {
 }
 
 fn routing(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("route");
+    let mut group = criterion.benchmark_group("routing");
     for count in [2, 20, 200] {
         let routes: String = (0..count)
             .map(|number| {

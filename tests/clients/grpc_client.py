@@ -1,4 +1,4 @@
-"""A client of gRPC by grpcio, against the server beside it, through the sidecar at the address that is given."""
+"""A grpcio client that calls the grpcio server through the sidecar at the given address."""
 
 import sys
 from concurrent import futures
@@ -11,8 +11,8 @@ channel = grpc.insecure_channel(address, options=options)
 call = lambda kind, name: kind(f"/shop.Test/{name}", request_serializer=None, response_deserializer=None)
 echo = call(channel.unary_unary, "Echo")
 
-answer, details = echo.with_call(b"hello", metadata=(("x-who", "me"),), timeout=10)
-assert answer == b"hello", answer
+response, details = echo.with_call(b"hello", metadata=(("x-who", "me"),), timeout=10)
+assert response == b"hello", response
 assert ("x-seen", "me") in [tuple(pair) for pair in details.trailing_metadata()], details.trailing_metadata()
 
 large = bytes(range(256)) * 12_000  # 3 MB
@@ -20,20 +20,20 @@ assert echo(large, timeout=30) == large
 
 try:
     call(channel.unary_unary, "Fail")(b"", timeout=10)
-    raise SystemExit("it did not fail")
+    raise SystemExit("Fail succeeded")
 except grpc.RpcError as error:
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error.code()
     assert error.details() == "not now, é", error.details()
 
 try:
     call(channel.unary_unary, "Slow")(b"", timeout=0.2)
-    raise SystemExit("it was not too slow")
+    raise SystemExit("Slow responded before its deadline")
 except grpc.RpcError as error:
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error.code()
 
 try:
     call(channel.unary_unary, "Nothing")(b"", timeout=10)
-    raise SystemExit("there is such a method")
+    raise SystemExit("Nothing is not an unknown method")
 except grpc.RpcError as error:
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED, error.code()
 

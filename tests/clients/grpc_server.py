@@ -1,4 +1,4 @@
-"""A server of gRPC by grpcio: prints its port, and serves until its standard input ends."""
+"""A grpcio server that prints its port and serves until its standard input ends."""
 
 import sys
 import time

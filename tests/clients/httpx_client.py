@@ -1,6 +1,6 @@
-"""httpx in HTTP/1.1, in HTTP/2 by prior knowledge, and in both over TLS.
+"""Sends requests with httpx in HTTP/1.1, in HTTP/2 with prior knowledge, and in both over TLS.
 
-Arguments: the plain address, the TLS address, the file of the authority, the name in the certificate's stead of the address.
+Arguments: plain address, TLS address, CA file, host name for TLS.
 """
 
 import ssl
@@ -8,25 +8,25 @@ import sys
 
 import httpx
 
-plain, secure, authority, name = sys.argv[1:]
-context = ssl.create_default_context(cafile=authority)
+plain, secure, ca_file, name = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca_file)
 port = secure.rsplit(":", 1)[1]
 
 
 def use(client, base, version):
-    answer = client.get(base + "/hello")
-    assert (answer.status_code, answer.http_version, answer.text) == (200, version, "GET /hello "), (answer, answer.http_version, answer.text)
+    response = client.get(base + "/hello")
+    assert (response.status_code, response.http_version, response.text) == (200, version, "GET /hello "), (response, response.http_version, response.text)
     body = b"x" * 300_000
-    answer = client.post(base + "/echo", content=body)
-    assert answer.text == "POST /echo " + body.decode(), len(answer.text)
+    response = client.post(base + "/echo", content=body)
+    assert response.text == "POST /echo " + body.decode(), len(response.text)
     pieces = (b"piece %d;" % number for number in range(50))
-    answer = client.post(base + "/echo", content=pieces)
-    assert answer.text.endswith("piece 49;"), answer.text[-40:]
+    response = client.post(base + "/echo", content=pieces)
+    assert response.text.endswith("piece 49;"), response.text[-40:]
     assert client.head(base + "/hello").status_code == 200
     for number in range(50):
         assert client.get(f"{base}/{number}").text == f"GET /{number} "
-    answer = client.get(base + "/nowhere/else")
-    assert answer.status_code == 200
+    response = client.get(base + "/nowhere/else")
+    assert response.status_code == 200
 
 
 with httpx.Client() as client:

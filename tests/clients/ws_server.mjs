@@ -1,4 +1,4 @@
-// A server of WebSockets by ws: prints its port, and serves until its standard input ends.
+// A WebSocket server with ws that prints its port, echoes each message, and serves until its standard input ends.
 import { WebSocketServer } from 'ws';
 
 const server = new WebSocketServer({ port: 0, host: '127.0.0.1' }, () => console.log(server.address().port));
