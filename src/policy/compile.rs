@@ -61,10 +61,9 @@ pub fn compile(
             .map(|file| file.name.clone())
             .unwrap_or_default();
         let place = SourceSpan::whole_file(file);
-        faults.push(
-            Diagnostic::error(place, message)
-                .with_hint("a set has at least one listener; an empty one would close every port"),
-        );
+        faults.push(Diagnostic::error(place, message).with_hint(
+            "a set must have at least one listener; an empty set would close every port",
+        ));
     }
     redact_environment(&mut faults, source, environment);
     let diagnostics = Diagnostics::new(faults);

@@ -118,8 +118,8 @@ pub struct DocumentSpec {
     pub listeners: Vec<Listener>,
     /// Named groups of endpoints to which requests are sent.
     pub backends: Vec<BackendEntry>,
-    /// Sections that apply where no nearer location sets the same section. A directory has at
-    /// most one `defaults`.
+    /// Sections that apply if the route, its policy and the backend's policy do not set them. A
+    /// directory has at most one `defaults`.
     pub defaults: Option<Sections>,
     /// Named groups of sections. Routes and backends refer to them with `policy`.
     pub policies: BTreeMap<String, Sections>,

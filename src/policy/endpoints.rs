@@ -50,7 +50,7 @@ pub(super) fn compile_endpoint(endpoint: &EndpointFields) -> Result<EndpointSpec
     })?;
     let weight = NonZeroU32::new(endpoint.weight).ok_or_else(|| InvalidEndpoint {
         key: Some("weight"),
-        message: "an endpoint without weight would never be picked".to_owned(),
+        message: "an endpoint with weight 0 would never be selected".to_owned(),
         hint: "remove it, or write a weight of at least 1",
     })?;
     Ok(EndpointSpec {

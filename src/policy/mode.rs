@@ -11,7 +11,7 @@ pub enum ModeSetting {
     /// Decides and acts on the decision.
     #[default]
     Enforce,
-    /// Decides, counts and explains like Enforce, but lets the request pass.
+    /// Decides, counts and explains like Enforce, but admits the request.
     Shadow,
     /// Disables the section, and does not inherit another one.
     Off,

@@ -188,7 +188,7 @@ impl DiagnosticReport {
         default: u32,
     ) -> NonZeroU32 {
         NonZeroU32::new(value.unwrap_or(default)).unwrap_or_else(|| {
-            self.error(&at.key(key), format!("`{key}` is at least 1"))
+            self.error(&at.key(key), format!("`{key}` must be at least 1"))
                 .hint(format!("{default} is the default"));
             NonZeroU32::MIN
         })

@@ -58,7 +58,7 @@ macro_rules! with_sections {
                 connection_limits: crate::policy::sections::connection_limits::ConnectionLimits,
                 /// Rejection of a share of the requests while a backend fails.
                 admission_control: crate::policy::sections::admission_control::AdmissionControl,
-                /// Further attempts while a response is late.
+                /// Additional attempts that are sent when a response is late.
                 hedging: crate::policy::sections::hedging::Hedging,
                 /// Response that replaces a failure.
                 fallback: crate::policy::sections::fallback::Fallback,

@@ -30,7 +30,7 @@ impl fmt::Display for InvalidBackoff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the longest backoff ({:?}) is below the base ({:?})",
+            "the maximum backoff ({:?}) must be at least the base ({:?})",
             self.max, self.base
         )
     }

@@ -36,8 +36,8 @@ pub enum InvalidWarmUp {
 impl std::fmt::Display for InvalidWarmUp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::ZeroWindow => "a warm-up takes time",
-            Self::NonPositiveAggression => "the aggression of a warm-up is a number above 0",
+            Self::ZeroWindow => "the window of a warm-up must be longer than 0s",
+            Self::NonPositiveAggression => "the aggression of a warm-up must be a number above 0",
         })
     }
 }

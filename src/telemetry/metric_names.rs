@@ -32,8 +32,8 @@ names! {
     GRPC_REQUESTS = "outrigger_grpc_requests_total", Counter,
         "Counts gRPC calls that ended, by route and status.";
     REFUSALS = "outrigger_refusals_total", Counter,
-        "Counts responses that the sidecar created and responses that did not reach the client \
-         completely, by route and reason.";
+        "Counts responses that the sidecar generated, and responses that the client did not \
+         receive completely, by route and reason.";
     SHADOW_REFUSALS = "outrigger_shadow_refusals_total", Counter,
         "Counts rejections that were not enforced because of shadow mode, by route and reason.";
     ATTEMPTS = "outrigger_attempts_total", Counter,
@@ -57,8 +57,7 @@ names! {
     STALE_BYTES = "outrigger_stale_bytes", Gauge,
         "Reports the number of bytes that cached responses use, by store.";
     PROTECTION_LEVEL = "outrigger_protection_level", Gauge,
-        "Reports how short of resources the instance is: 0 for calm, 1 for warning and 2 for \
-         critical.";
+        "Reports the overload level: 0 for normal, 1 for warning, 2 for critical.";
     PROTECTION_SIGNAL = "outrigger_protection_signal_ratio", Gauge,
         "Reports the last reading of a watched resource, by signal.";
     RETRY_BUDGET = "outrigger_retry_budget_remaining", Gauge,
@@ -124,8 +123,7 @@ names! {
     ENGINE_REQUESTS = "outrigger_global_rate_limit_requests_total", Counter,
         "Counts buckets that were requested from the engine of `globalRateLimit`, by outcome.";
     ENGINE_CONNECTED = "outrigger_global_rate_limit_connected", Gauge,
-        "Reports 1 if the engine of `globalRateLimit` is connected; otherwise requests pass, or \
-         are rejected with `failClosed`.";
+        "Reports 1 if the engine of `globalRateLimit` is connected, and 0 otherwise.";
     HEALTH_CHANGES = "outrigger_health_changes_total", Counter,
         "Counts changes of an endpoint's health, by backend and new health.";
     POLICY_GENERATION = "outrigger_policy_generation", Gauge,
@@ -141,7 +139,7 @@ names! {
     ENDPOINTS_MARKED_DRAINING = "outrigger_endpoint_departures_total", Counter,
         "Counts endpoints that announced a drain, by backend.";
     RESELECTED_REQUESTS = "outrigger_requests_repicked_total", Counter,
-        "Counts attempts that a draining or new endpoint did not process and that went to \
+        "Counts attempts that a draining or new endpoint did not process and that were sent to \
          another endpoint, by backend.";
     RECOVERY_ACTIONS = "outrigger_recovery_actions_total", Counter,
         "Counts recovery actions, by recovery, action and result.";

@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http::Response;
+use outrigger::policy::{load_source, source::PolicySource};
 use prost::Message;
 
 use crate::support::{
@@ -300,5 +301,21 @@ fn a_failing_rate_limit_service_is_counted_and_suspended() {
         sidecar.global_rate_limit_requests("error") <= 10.0,
         "{} of 50 requests reached the failing service",
         sidecar.global_rate_limit_requests("error")
+    );
+}
+
+#[test]
+fn user_information_in_the_url_is_rejected_and_not_reported() {
+    let text = policy_with_rate_limit_service(
+        &ScriptedBackend::healthy(),
+        "{name: all, limit: {requests: 1, unit: Hour}}",
+        "http://shop:secret@ratelimit:8081",
+    );
+    let faults = load_source(&PolicySource::from_text("a.yaml", text), &HashMap::new())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        faults.contains("must not contain user information") && !faults.contains("secret"),
+        "{faults}"
     );
 }

@@ -56,7 +56,7 @@ impl<'a> Compiler<'a> {
             self.report
                 .error(
                     &at.key("healthCheck").key("panicThreshold"),
-                    "a percentage is at most 100",
+                    "a percentage must be at most 100",
                 )
                 .hint("0 switches it off, 50 is the default");
         }
@@ -120,7 +120,7 @@ impl<'a> Compiler<'a> {
                     .error(
                         at,
                         format!(
-                            "the endpoints of the backend `{}` come from several places",
+                            "the endpoints of the backend `{}` come from several sources",
                             backend.name
                         ),
                     )
@@ -187,11 +187,11 @@ impl<'a> Compiler<'a> {
         match (dns.kind.unwrap_or(DnsType::A), dns.port) {
             (DnsType::A, None | Some(0)) => self
                 .report
-                .error(at, "addresses alone have no port")
-                .hint("add `port:`, or use `type: SRV`, which brings it"),
+                .error(at, "A records contain no port")
+                .hint("add `port:`, or use `type: SRV`, whose records contain it"),
             (DnsType::SRV, Some(_)) => self
                 .report
-                .error(&at.key("port"), "SRV brings its own ports")
+                .error(&at.key("port"), "SRV records contain the port")
                 .hint("remove `port`, or use `type: A`"),
             (DnsType::A, Some(_)) | (DnsType::SRV, None) => {}
         }
@@ -201,7 +201,7 @@ impl<'a> Compiler<'a> {
         let (min_ttl, max_ttl) = (ttl(dns.min_ttl, 1), ttl(dns.max_ttl, 30));
         if min_ttl < Duration::from_millis(10) {
             self.report
-                .error(&at.key("minTtl"), "a name is resolved at most every 10ms")
+                .error(&at.key("minTtl"), "`minTtl` must be at least 10ms")
                 .hint("1s is the default");
         }
         if max_ttl < min_ttl {

@@ -106,9 +106,12 @@ impl<'a> Compiler<'a> {
             _ => {
                 let hint = "Header goes with `header: {name: ..}`, Cookie with `cookie: {name: \
                             ..}`, SourceIP with neither";
-                self.report
-                    .error(at, "the type and what is hashed do not fit together")
-                    .hint(hint);
+                let message = if hash.header.is_some() || hash.cookie.is_some() {
+                    "`consistentHash` has a field of another type"
+                } else {
+                    "`consistentHash` needs the field that its type names"
+                };
+                self.report.error(at, message).hint(hint);
                 Some(HashKey::ClientIp)
             }
         };
@@ -123,7 +126,7 @@ impl<'a> Compiler<'a> {
             self.report
                 .error(
                     &at.key("loadBoundPercent"),
-                    "an endpoint must be allowed more than its share",
+                    "`loadBoundPercent` must be above 100",
                 )
                 .hint("125 is the default");
         }

@@ -33,7 +33,7 @@ impl<'a> Compiler<'a> {
             .map_or(Duration::from_millis(20), |span| span.0);
         if timeout.is_zero() || timeout > MAX_ENGINE_TIMEOUT {
             let message = format!(
-                "a request waits for the engine for at least 1ms and at most {}",
+                "`timeout` must be from 1ms to {}",
                 PolicyDuration(MAX_ENGINE_TIMEOUT)
             );
             self.report
@@ -128,7 +128,7 @@ impl<'a> Compiler<'a> {
             self.report
                 .error(
                     &at.key(other),
-                    format!("this is for another type than {}", section.kind),
+                    format!("`{other}` does not apply to type {}", section.kind),
                 )
                 .hint(format!("remove `{other}`, or change `type`"));
         }
@@ -160,7 +160,7 @@ impl<'a> Compiler<'a> {
         let Some(address) = address else {
             // The message does not repeat the URL, because it may contain a password.
             let hint = "write `redis://HOST:PORT`, `redis://USER:PASSWORD@HOST:PORT/DATABASE`, or \
-                        `rediss://` for TLS; what is special in a password is written as %XX";
+                        `rediss://` for TLS; percent-encode special characters of the password";
             self.report
                 .error(&at.key("url"), "this is not the address of a Redis")
                 .hint(hint);
@@ -199,21 +199,7 @@ impl<'a> Compiler<'a> {
                 .error(at, "this build speaks to no rate limit service")
                 .hint("build with `--features rls`, or write `type: Redis`");
         }
-        let is_url = service.url.parse::<http::Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https"))
-                && uri.host().is_some()
-                && uri.path() == "/"
-        });
-        if !is_url {
-            self.report
-                .error(
-                    &at.key("url"),
-                    format!(
-                        "`{}` is not the address of a rate limit service",
-                        service.url
-                    ),
-                )
-                .hint("write `http://HOST:PORT`, or `https://HOST:PORT` for TLS");
+        if !self.check_rate_limit_service_url(&at.key("url"), &service.url) {
             return None;
         }
         for rule in routes
@@ -245,5 +231,36 @@ impl<'a> Compiler<'a> {
                 location: source_location(&at.key("url")),
             },
         )))
+    }
+
+    /// Returns whether the URL is the address of a service without user information, and reports
+    /// any other.
+    ///
+    /// User information would be shown, because the URL is part of differences and logs.
+    fn check_rate_limit_service_url(&mut self, at: &FieldLocation<'_>, url: &str) -> bool {
+        if url.contains('@') {
+            // The message does not repeat the URL, because it may contain a password.
+            self.report
+                .error(
+                    at,
+                    "the URL of a rate limit service must not contain user information",
+                )
+                .hint("remove `USER:PASSWORD@`; differences and logs show the URL");
+            return false;
+        }
+        let is_url = url.parse::<http::Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.host().is_some()
+                && uri.path() == "/"
+        });
+        if !is_url {
+            self.report
+                .error(
+                    at,
+                    format!("`{url}` is not the address of a rate limit service"),
+                )
+                .hint("write `http://HOST:PORT`, or `https://HOST:PORT` for TLS");
+        }
+        is_url
     }
 }

@@ -54,13 +54,13 @@ impl Compiler<'_> {
         ] {
             if span.is_some_and(|span| span.0 < MIN_INTERVAL) {
                 self.report
-                    .error(&at.key(key), "the time between two checks is at least 10ms")
+                    .error(&at.key(key), format!("`{key}` must be at least 10ms"))
                     .hint(hint);
             }
         }
         if timeout.is_zero() {
             self.report
-                .error(&at.key("timeout"), "a check needs time")
+                .error(&at.key("timeout"), "`timeout` must be longer than 0s")
                 .hint("1s is the default");
         }
         let mut threshold =
@@ -110,8 +110,8 @@ impl Compiler<'_> {
                         .error(
                             &at.key("grpc").key("service"),
                             format!(
-                                "no name of a service is longer than {MAX_GRPC_SERVICE_NAME_BYTES} \
-                                 bytes"
+                                "the name of a service must have at most \
+                                 {MAX_GRPC_SERVICE_NAME_BYTES} bytes"
                             ),
                         )
                         .hint("write it as in the app's own definition, like `shop.Payments`");
@@ -198,7 +198,7 @@ impl Compiler<'_> {
             self.report
                 .error(
                     &at.key("successRateStdevFactor"),
-                    "the number of standard deviations is at least 0",
+                    "`successRateStdevFactor` must be a number of at least 0",
                 )
                 .hint("1.9 is the default, 0 is off");
         }

@@ -102,7 +102,7 @@ impl<'a> Compiler<'a> {
     ) -> Option<usize> {
         let position = self.find_backend(at, name, backends)?;
         if backends[position].1.spec.active_check.is_none() {
-            let hint = "give it a `healthCheck.active`, so that there is something to wait for";
+            let hint = "add `healthCheck.active` to the backend";
             self.report
                 .error(at, format!("the backend `{name}` has no active check"))
                 .hint(hint);
@@ -203,17 +203,14 @@ impl<'a> Compiler<'a> {
         };
         if drain.timeout < drain.delay {
             self.report
-                .error(
-                    &at.key("timeout"),
-                    "the drain would be over before its delay is",
-                )
+                .error(&at.key("timeout"), "`timeout` is before the end of `delay`")
                 .hint("write a `timeout` of at least `delay`");
         }
         if drain.timeout < drain.soft_timeout {
             self.report
                 .error(
                     &at.key("softTimeout"),
-                    "streams would be ended after the drain is over",
+                    "`softTimeout` is after the end of the drain",
                 )
                 .hint("write a `softTimeout` of at most `timeout`");
         }

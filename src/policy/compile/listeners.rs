@@ -108,7 +108,7 @@ impl<'a> Compiler<'a> {
             self.report
                 .error(
                     &at.key("maxHeaderBytes"),
-                    "a request head may be from 1Ki to 1Mi",
+                    "`maxHeaderBytes` must be from 1Ki to 1Mi",
                 )
                 .hint("64Ki is the default");
         }
@@ -134,7 +134,7 @@ impl<'a> Compiler<'a> {
                 if duration.is_zero() {
                     self.report
                         .error(&at.key(key), format!("`{key}` cannot be switched off"))
-                        .hint("without it a silent client could hold a connection for ever");
+                        .hint("without it a silent client could hold a connection indefinitely");
                 }
                 duration
             };

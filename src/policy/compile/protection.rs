@@ -60,15 +60,12 @@ impl<'a> Compiler<'a> {
             .enumerate()
             .any(|(index, class)| classes[..index].contains(class));
         let classes: Result<[String; 4], _> = classes.try_into();
-        let Ok(classes) = classes.map_err(drop).and_then(|classes| {
-            if has_duplicate_class {
-                Err(())
-            } else {
-                Ok(classes)
-            }
-        }) else {
+        let Some(classes) = classes.ok().filter(|_| !has_duplicate_class) else {
             self.report
-                .error(&shed_at.key("classes"), "there are four classes, each once")
+                .error(
+                    &shed_at.key("classes"),
+                    "`classes` must name four different classes",
+                )
                 .hint("write them highest first, like `[critical, high, normal, low]`");
             return None;
         };

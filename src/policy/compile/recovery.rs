@@ -64,7 +64,10 @@ impl<'a> Compiler<'a> {
             self.report
                 .error(
                     &at.key("backend"),
-                    format!("no breaker watches the backend `{name}`, so this would never happen"),
+                    format!(
+                        "no circuit breaker protects the backend `{name}`, so the trigger would \
+                         never fire"
+                    ),
                 )
                 .hint(hint);
         }
@@ -84,7 +87,10 @@ impl<'a> Compiler<'a> {
             .and_then(std::num::NonZeroU32::new)
         else {
             self.report
-                .error(&at.key("ladder"), "a recovery has at least one action")
+                .error(
+                    &at.key("ladder"),
+                    "a recovery must have at least one action",
+                )
                 .hint("add `- {action: {type: FailReadiness}}`");
             return None;
         };
@@ -96,8 +102,8 @@ impl<'a> Compiler<'a> {
             .map_or(Duration::from_mins(10), |span| span.0);
         if cooldown < Duration::from_secs(1) {
             self.report
-                .error(&at.key("cooldown"), "a remedy needs time to help")
-                .hint("10m is the default, 1s is the least");
+                .error(&at.key("cooldown"), "`cooldown` must be at least 1s")
+                .hint("10m is the default");
         }
         let mode: Mode = section.mode.mode();
         Some(RecoverySpec {
@@ -125,7 +131,7 @@ impl<'a> Compiler<'a> {
             RecoveryActionType::FailReadiness => {
                 if url.is_some() || timeout.is_some() {
                     self.report
-                        .error(&at, "FailReadiness has neither `url` nor `timeout`")
+                        .error(&at, "FailReadiness must have neither `url` nor `timeout`")
                         .hint("remove them, or write `type: Webhook`");
                 }
                 Some(RecoveryAction::FailReadiness)
@@ -159,7 +165,7 @@ impl<'a> Compiler<'a> {
                 };
                 if timeout.is_some_and(|timeout| timeout.0.is_zero()) {
                     self.report
-                        .error(&at.key("timeout"), "a call needs time")
+                        .error(&at.key("timeout"), "`timeout` must be longer than 0s")
                         .hint("3s is the default");
                 }
                 Some(RecoveryAction::Webhook {

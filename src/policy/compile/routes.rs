@@ -127,7 +127,7 @@ impl<'a> Compiler<'a> {
             .collect();
         if directions.len() > 1 {
             self.report
-                .error(at, "a route is inbound or outbound, not both")
+                .error(at, "a route must be inbound or outbound, not both")
                 .hint("write one route for each direction");
         }
         found

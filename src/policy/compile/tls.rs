@@ -106,7 +106,7 @@ impl<'a> Compiler<'a> {
             }),
             _ => {
                 self.report
-                    .error(at, "a certificate and its key belong together")
+                    .error(at, "`certFile` and `keyFile` must be set together")
                     .hint("give both `certFile` and `keyFile`, or neither");
                 None
             }

@@ -76,8 +76,9 @@ pub struct EndpointFields {
     /// Availability zone of the endpoint. Endpoints in the zone of this instance (`--zone`) are
     /// preferred. Default none.
     pub zone: Option<String>,
-    /// Priority; endpoints with the lowest number receive requests first. The next number
-    /// receives the rest when fewer than about 71 % of the lower ones are available. Default 0.
+    /// Priority; endpoints with the lowest number receive requests first. Endpoints with the
+    /// next number receive the rest if fewer than about 71 % of the endpoints with lower numbers
+    /// are available. Default 0.
     #[serde(default)]
     pub priority: u32,
 }

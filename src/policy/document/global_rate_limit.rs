@@ -87,9 +87,10 @@ pub struct RedisSection {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitService {
-    /// Address of the server, like `http://ratelimit:8081`. `https://` uses TLS.
+    /// Address of the server, like `http://ratelimit:8081`. `https://` uses TLS. User
+    /// information like `USER:PASSWORD@` is not allowed.
     pub url: String,
-    /// Domain that the server knows. Default the name of the document.
+    /// Domain that is configured in the server. Default the name of the document.
     pub domain: Option<String>,
 }
 

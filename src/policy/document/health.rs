@@ -46,8 +46,8 @@ pub struct ActiveCheck {
     pub timeout: Option<PolicyDuration>,
     /// Consecutive failures after which an endpoint becomes unhealthy, at least 1. Default 3.
     pub unhealthy_threshold: Option<u32>,
-    /// Consecutive passes after which an unhealthy endpoint becomes healthy, at least 1. The
-    /// very first pass of an endpoint suffices alone. Default 2.
+    /// Consecutive passes after which an unhealthy endpoint becomes healthy, at least 1. An
+    /// endpoint without a result becomes healthy after one pass. Default 2.
     pub healthy_threshold: Option<u32>,
     /// Request of the check. Required with HTTP, and not allowed with other types.
     pub http: Option<HttpCheck>,
@@ -117,9 +117,9 @@ pub struct OutlierDetection {
     /// Maximum duration of an ejection, at least `baseEjectionTime`. Default 5m, or
     /// `baseEjectionTime` if that is longer.
     pub max_ejection_time: Option<PolicyDuration>,
-    /// Maximum share of the endpoints that are ejected at the same time, in percent. One
-    /// endpoint may always be ejected, unless this is 0, but never the last available one.
-    /// Default 50; Envoy's default is 10.
+    /// Maximum share of the endpoints that are ejected at the same time, in percent. At least
+    /// one endpoint may be ejected, unless the value is 0. The last available endpoint is never
+    /// ejected. Default 50; Envoy's default is 10.
     pub max_ejection_percent: Option<Percent>,
     /// Number of standard deviations below the mean success rate at which an endpoint is
     /// ejected. 0 disables it. Default 1.9.
@@ -140,9 +140,9 @@ pub struct OutlierDetection {
     /// Default 50.
     pub failure_percentage_request_volume: Option<u32>,
     /// Multiple of the median latency of the peers, above 1, at which an endpoint is ejected.
-    /// Its 90th percentile is compared with peers of the same priority and zone, and must
-    /// exceed the median by 25 ms. With 3 to 9 responses, its own median is compared. The probe
-    /// request must be faster than the limit. 0 disables it. Default 3. Envoy has no
-    /// equivalent.
+    /// The 90th percentile of the endpoint is compared with the median of its peers in the same
+    /// priority and zone. It must also exceed that median by 25 ms. With 3 to 9 responses, the
+    /// median of the endpoint is compared instead. The probe request must be faster than that
+    /// threshold. 0 disables it. Default 3. Envoy has no equivalent.
     pub slow_factor: Option<f64>,
 }

@@ -53,9 +53,9 @@ pub struct AppProbesSection {
 /// Share of the traffic that a new instance accepts: `(age / window) ^ (1 / aggression)` of its
 /// normal share, at least `minPercent`.
 ///
-/// The instance announces its start to calling sidecars, which then send only this share. Of
-/// the requests from other clients, the excess is rejected unprocessed with 503. That happens
-/// only while a check of `replicas` finds another instance that is healthy and not new.
+/// The instance announces its start to the sidecars of clients, which then send only this share.
+/// Requests of other clients above the share are rejected unprocessed with 503, if the checks of
+/// `replicas` find another instance that is healthy and warm.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct InstanceWarmUp {
@@ -91,8 +91,8 @@ pub struct Startup {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DrainSection {
-    /// Time for which the instance is unready but serves as before, until all clients have
-    /// learned of it. Default 5s.
+    /// Time for which the instance is not ready but still serves requests. It should exceed the
+    /// time until clients stop selecting the instance. Default 5s.
     pub delay: Option<PolicyDuration>,
     /// Time without a new inbound request, and with none in flight, after which the instance
     /// counts as drained. Default 1s.

@@ -19,8 +19,8 @@ pub struct RecoveryEntry {
     pub mode: ModeSetting,
     /// Problem that starts the recovery.
     pub trigger: RecoveryTrigger,
-    /// Actions from mild to strong, at least one. Each rung is taken once, after the previous
-    /// one and its cooldown.
+    /// Actions in order of severity, at least one. Each action is taken once, after the previous
+    /// action and its cooldown.
     pub ladder: Vec<RecoveryRung>,
     /// Minimum time between two actions, at least 1s. Default 10m.
     pub cooldown: Option<PolicyDuration>,

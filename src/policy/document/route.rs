@@ -36,7 +36,7 @@ macro_rules! define_route_entry {
             /// host.
             #[serde(default)]
             pub hostnames: Vec<String>,
-            /// Conditions on the request, of which one must match. Default any request.
+            /// Sets of conditions. A request matches if one set matches. Default any request.
             #[serde(default)]
             pub matches: Vec<RouteMatch>,
             /// Changes to the request and the response. Only RequestMirror may occur more than

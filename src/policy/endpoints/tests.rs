@@ -38,7 +38,10 @@ fn an_invalid_endpoints_file_is_rejected_with_positions() {
             "e.yaml:2:3: `nonsense` is not an endpoint",
         ),
         ("- 10.0.0.1:80\n- 10.0.0.1:80\n", "given twice"),
-        ("- {address: '10.0.0.1:80', weight: 0}\n", "without weight"),
+        (
+            "- {address: '10.0.0.1:80', weight: 0}\n",
+            "with weight 0 would never be selected",
+        ),
         ("- {adress: '10.0.0.1:80'}\n", "unknown key `adress`"),
         ("endpoint: []\n", "unknown key `endpoint`"),
         ("just text", "is not a list"),

@@ -80,7 +80,7 @@ impl Section for AdmissionControl {
         if window < MIN_WINDOW {
             context
                 .report
-                .error(&at.key("samplingWindow"), "the window is at least 1s")
+                .error(&at.key("samplingWindow"), "the window must be at least 1s")
                 .hint("30s is the default");
         }
         if min_success_rate <= Ratio::ZERO {
@@ -97,7 +97,7 @@ impl Section for AdmissionControl {
                 .report
                 .error(
                     &at.key("rejectionAggression"),
-                    "`rejectionAggression` is a number above 0",
+                    "`rejectionAggression` must be a number above 0",
                 )
                 .hint("1 is the default");
         }

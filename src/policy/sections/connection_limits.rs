@@ -56,12 +56,12 @@ pub struct ConnectionLimits {
     pub adaptive: Option<AdaptiveConcurrency>,
 }
 
-/// Concurrency limit that adapts to the latency of the backend. Requests over it wait or are
-/// rejected as with `maxParallelRequests`.
+/// Concurrency limit that adapts to the latency of the backend. Requests above the limit are
+/// queued or rejected as with `maxParallelRequests`.
 ///
 /// A request counts towards this limit until its response starts, and towards
 /// `maxParallelRequests` until its response ends. The limit starts at `minLimit` (AIMD: at 20)
-/// and grows fast while that does not raise the latency.
+/// and grows quickly while the latency does not rise.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AdaptiveConcurrency {
@@ -79,14 +79,14 @@ pub struct AdaptiveConcurrency {
 }
 
 /// Algorithm that adjusts a concurrency limit. The algorithms are those of Netflix's
-/// concurrency-limits, but an overload does not become the baseline.
+/// concurrency-limits, but the latency during an overload does not become the baseline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum AdaptiveAlgorithm {
     /// Lowers the limit while the latency is above 1.5 times the long-term baseline.
     #[default]
     Gradient2,
-    /// Adjusts the limit by the queue length that the latency above the minimum latency
-    /// implies.
+    /// Estimates the queue length from the latency above the minimum, and adjusts the limit to
+    /// it.
     Vegas,
     /// Raises the limit by one without drops, and lowers it by a tenth on timeouts, 429 and
     /// 503. It ignores latency.
@@ -241,7 +241,7 @@ impl AdaptiveConcurrency {
             report
                 .error(
                     &at.key("maxLimit"),
-                    "`maxLimit` is between `minLimit` and `maxParallelRequests`",
+                    "`maxLimit` must be between `minLimit` and `maxParallelRequests`",
                 )
                 .hint(hint);
         }

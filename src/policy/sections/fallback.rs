@@ -38,10 +38,10 @@ pub struct Fallback {
     /// Fixed response that the client receives. A gRPC call receives the original failure
     /// instead.
     pub response: Option<FallbackResponse>,
-    /// Backend that receives the request instead, under its own policy. The request must not
-    /// have run, or be idempotent, or `retry.retryNonIdempotent` must allow a repetition. Its
-    /// body must still be buffered (`retry.maxBufferedBody`). If the failed request was sent to
-    /// this same backend, its failure is returned.
+    /// Backend that receives the request instead, under its own policy. The failed request must
+    /// be unprocessed or idempotent, or `retry.retryNonIdempotent` must be set. Its body must
+    /// still be buffered (`retry.maxBufferedBody`). If the failed request was sent to this
+    /// backend, the client receives its failure.
     pub backend_ref: Option<AuxiliaryBackendRef>,
 }
 
@@ -168,7 +168,10 @@ impl Section for Fallback {
             _ => {
                 context
                     .report
-                    .error(&at, "a fallback has a `response` or a `backendRef`")
+                    .error(
+                        &at,
+                        "a fallback must have either a `response` or a `backendRef`",
+                    )
                     .hint("write one of the two, like `response: {statusCode: 503}`");
                 return None;
             }
@@ -218,7 +221,7 @@ impl FallbackResponse {
             report
                 .error(
                     &at.key("body"),
-                    format!("a response with status {status} has no body"),
+                    format!("a response with status {status} must not have a body"),
                 )
                 .hint("remove the body, or write another `statusCode`");
         }

@@ -38,7 +38,7 @@ pub struct FaultInjection {
     pub until: Timestamp,
     /// Delay before a share of the requests is forwarded.
     pub delay: Option<FaultDelay>,
-    /// Error that a share of the requests receives instead of being forwarded.
+    /// Error response for a share of the requests, which are not forwarded.
     pub abort: Option<FaultAbort>,
     /// Maximum number of requests of the route that are affected at the same time, at least 1.
     /// Further requests are forwarded normally. Default 100.
@@ -122,7 +122,7 @@ impl Section for FaultInjection {
                     .report
                     .error(
                         &at.key("delay").key("fixedDelay"),
-                        "a delay is longer than 0s",
+                        "a delay must be longer than 0s",
                     )
                     .hint("write a delay like `200ms`");
             }
@@ -181,7 +181,10 @@ impl FaultAbort {
             (None, Some(code)) => Some(FaultAbortStatus::Grpc(code.number())),
             _ => {
                 report
-                    .error(at, "an abort has an `httpStatus` or a `grpcStatus`")
+                    .error(
+                        at,
+                        "an abort must have either an `httpStatus` or a `grpcStatus`",
+                    )
                     .hint("write one of the two, like `httpStatus: 503`");
                 None
             }

@@ -24,8 +24,8 @@ use crate::{
 /// Sends a further attempt to another endpoint if a response is late. The first response wins,
 /// and the other attempts are cancelled.
 ///
-/// Only idempotent requests without a body are hedged. Each further attempt is withdrawn from
-/// the retry budget, and a hedged request is not retried.
+/// Only idempotent requests without a body are hedged. Each further attempt consumes the retry
+/// budget, and a hedged request is not retried.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hedging {
@@ -37,8 +37,8 @@ pub struct Hedging {
     /// Time before each further attempt, above 0s. Default the 95th percentile of the backend's
     /// latency in the last minute. Until 50 latencies are known, no request is hedged.
     pub hedging_delay: Option<PolicyDuration>,
-    /// Statuses that do not end the request while another attempt is in flight or possible. The
-    /// next attempt then starts at once. Default 502, 503, 504.
+    /// Statuses that do not end the request while another attempt is in flight or still
+    /// permitted. The next attempt then starts at once. Default 502, 503, 504.
     pub non_fatal_codes: Option<Vec<StatusRange>>,
 }
 
@@ -74,10 +74,7 @@ impl Section for Hedging {
         if !(2..=5).contains(&max_attempts) {
             context
                 .report
-                .error(
-                    &at.key("maxAttempts"),
-                    format!("{max_attempts} attempts in all are not possible"),
-                )
+                .error(&at.key("maxAttempts"), "`maxAttempts` must be from 2 to 5")
                 .hint("write 2 to 5, including the first attempt");
         }
         if section.hedging_delay.is_some_and(|delay| delay.0.is_zero()) {

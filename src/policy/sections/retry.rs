@@ -42,26 +42,26 @@ pub struct Retry {
     /// `retryNonIdempotent` is set. Default 502, 503, 504.
     pub codes: Option<Vec<StatusRange>>,
     /// gRPC statuses that are retried, if the response consists of the status alone
-    /// (Trailers-Only). Default none. A call that failed immediately looks the same as one that
-    /// never ran. Name only statuses that your services send before they start a call. With
-    /// `retryNonIdempotent` or an `idempotency-key` header, a call that fails after its head
-    /// and before its first message is also retried. The sidecar holds the head back until the
-    /// message or the status arrives.
+    /// (Trailers-Only). Default none. The sidecar cannot distinguish a call that failed at once
+    /// from a call that was never executed. List only statuses that your services send before
+    /// they execute a call. With `retryNonIdempotent` or an `idempotency-key` header, a call
+    /// that fails after its head and before its first message is also retried. The sidecar
+    /// delays the response head until the first message or the status arrives.
     pub grpc_codes: Option<Vec<GrpcCode>>,
     /// Base of the wait before a retry. The wait before retry n is random between 0 and
     /// `backoff * 2^(n-1)` (full jitter). Default 25ms.
     pub backoff: Option<PolicyDuration>,
     /// Maximum wait before a retry, at least `backoff`. Default ten times `backoff`.
     pub max_backoff: Option<PolicyDuration>,
-    /// Whether requests that are not idempotent are retried although they may have run. GET,
-    /// HEAD, OPTIONS, TRACE, PUT, DELETE, and requests with an `idempotency-key` header are
-    /// idempotent. Default false.
+    /// Whether requests that are not idempotent are retried although they may have been
+    /// executed. GET, HEAD, OPTIONS, TRACE, PUT, DELETE, and requests with an `idempotency-key`
+    /// header are idempotent. Default false.
     pub retry_non_idempotent: Option<bool>,
     /// Whether `retry-after` of a 429 or 503 response, or `grpc-retry-pushback-ms`, replaces
     /// the backoff, up to 5m. Default true.
     pub respect_retry_after: Option<bool>,
-    /// Maximum size of a request body that is buffered for a repetition. A larger body is
-    /// forwarded, but the request cannot be retried. Default 64Ki.
+    /// Maximum size of a request body that is buffered for a retry. A larger body is forwarded,
+    /// but the request cannot be retried. Default 64Ki.
     pub max_buffered_body: Option<ByteSize>,
 }
 

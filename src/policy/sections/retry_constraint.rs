@@ -83,7 +83,7 @@ impl Section for RetryConstraint {
                     .report
                     .error(
                         &found.at.key(keys[0]).key(keys[1]),
-                        "an interval is longer than 0s",
+                        "an interval must be longer than 0s",
                     )
                     .hint(format!("{} is the default", PolicyDuration(default)));
             }

@@ -35,9 +35,10 @@ use crate::{
 /// other headers, it must list them in `vary`.
 ///
 /// A GET or HEAD request receives the cached response instead of 500, 502, 503 or 504. The same
-/// applies if there is no response, for a reason that `fallback.triggers` can name. A request
-/// with credentials receives only public responses. A request with `no-cache` or `no-store` in
-/// its `cache-control` receives none. The response carries `age` and `cache-status`.
+/// applies if the request fails without a response, with a failure that FallbackTrigger lists. A
+/// request with credentials receives only public responses. A request with `no-cache` or
+/// `no-store` in its `cache-control` receives none. The response carries `age` and
+/// `cache-status`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StaleIfError {
@@ -101,7 +102,7 @@ impl Section for StaleIfError {
                 .report
                 .error(
                     &at.key("maxEntryBytes"),
-                    "one cached response may not be larger than all together",
+                    "one cached response must not be larger than all of them together",
                 )
                 .hint("write a `maxEntryBytes` of at most `maxBytes`");
         }

@@ -68,7 +68,7 @@ impl Section for Timeouts {
                 .report
                 .error(
                     &found.at.key("backendRequest"),
-                    "one attempt may not take longer than the whole request",
+                    "one attempt must not take longer than the whole request",
                 )
                 .hint(hint);
         }

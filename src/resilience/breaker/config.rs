@@ -52,14 +52,12 @@ pub enum InvalidBreaker {
 impl fmt::Display for InvalidBreaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoThreshold => "no threshold is set, so nothing would ever trip it",
-            Self::ZeroRateThreshold => "a rate threshold of 0 would trip on the first good call",
-            Self::ZeroWindow => "the sampling window is zero",
-            Self::MaxOpenBelowOpen => "the longest open time is below the first open time",
-            Self::ZeroOpenDuration => "the open time is zero, so it would never reject",
-            Self::ZeroHalfOpenDuration => {
-                "the longest half-open time is zero, so no probe could be judged"
-            }
+            Self::NoThreshold => "no threshold is set, so the breaker would never trip",
+            Self::ZeroRateThreshold => "a rate threshold must be above 0",
+            Self::ZeroWindow => "the sampling window must be longer than 0s",
+            Self::MaxOpenBelowOpen => "the maximum open time must be at least the first open time",
+            Self::ZeroOpenDuration => "the open time must be longer than 0s",
+            Self::ZeroHalfOpenDuration => "the maximum half-open time must be longer than 0s",
         })
     }
 }

@@ -78,11 +78,9 @@ pub enum InvalidOutlier {
 impl std::fmt::Display for InvalidOutlier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::ZeroDuration => "the interval and the ejection take time",
-            Self::MaxBelowBase => "the longest ejection is at least as long as the first",
-            Self::LatencyFactorTooLow => {
-                "an endpoint is slow when it takes more than 1 time what its peers take"
-            }
+            Self::ZeroDuration => "`interval` and `baseEjectionTime` must be longer than 0s",
+            Self::MaxBelowBase => "`maxEjectionTime` must be at least `baseEjectionTime`",
+            Self::LatencyFactorTooLow => "`slowFactor` must be above 1",
         })
     }
 }

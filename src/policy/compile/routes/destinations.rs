@@ -98,7 +98,7 @@ impl<'a> Compiler<'a> {
     ) {
         if route.backend_refs.is_empty() {
             self.report
-                .error(at, "a route has a backend or a redirect")
+                .error(at, "a route must have a backend or a redirect")
                 .hint("add `backendRefs: [{name: app}]`, or a RequestRedirect filter");
         }
         let mut weights = destinations.iter().map(|destination| destination.weight);
@@ -216,7 +216,7 @@ impl<'a> Compiler<'a> {
                 .warning(
                     at,
                     format!(
-                        "retries towards the app (from {}) multiply with those of its callers",
+                        "retries towards the app (from {}) multiply with those of its clients",
                         retry.origin
                     ),
                 )

@@ -158,7 +158,7 @@ impl<'a> Compiler<'a> {
                 self.report
                     .error(
                         &at.key(name),
-                        format!("a filter of type {} has no `{name}`", filter.kind),
+                        format!("a filter of type {} must not have `{name}`", filter.kind),
                     )
                     .hint("write one filter for each change");
             }
@@ -255,7 +255,7 @@ impl<'a> Compiler<'a> {
                 let hint = "ReplaceFullPath has `replaceFullPath`, ReplacePrefixMatch has \
                             `replacePrefixMatch`";
                 self.report
-                    .error(at, "a rewrite has the one field that its type names")
+                    .error(at, "a rewrite must have only the field that its type names")
                     .hint(hint);
                 return None;
             }
@@ -298,7 +298,7 @@ impl<'a> Compiler<'a> {
             self.report
                 .error(
                     &at.key("scheme"),
-                    "the scheme of a redirect is `http` or `https`",
+                    "the scheme of a redirect must be `http` or `https`",
                 )
                 .hint("write one of the two");
         }

@@ -165,7 +165,7 @@ impl RateLimitRule {
         }
         if max_wait > MAX_TOKEN_WAIT {
             let message = format!(
-                "a request waits at most {} for its tokens",
+                "`maxWait` must be at most {}",
                 PolicyDuration(MAX_TOKEN_WAIT)
             );
             report
@@ -252,15 +252,12 @@ impl RateWarmUpSection {
         let cold_factor = self.cold_factor.unwrap_or(3);
         if window < Duration::from_secs(1) {
             report
-                .error(&at.key("window"), "a rate warms up for at least 1s")
+                .error(&at.key("window"), "the window must be at least 1s")
                 .hint("10s is the default");
         }
         if cold_factor < 2 {
             report
-                .error(
-                    &at.key("coldFactor"),
-                    "a cold rate is at most half of the warm one",
-                )
+                .error(&at.key("coldFactor"), "`coldFactor` must be at least 2")
                 .hint("3 is the default");
         }
         RateWarmUpSpec {

@@ -57,8 +57,8 @@ impl fmt::Display for RateLimitHeaders {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LocalRateLimit {
-    /// Rules of this sidecar. Rules with keys are checked before rules without keys, otherwise
-    /// in this order.
+    /// Rules of this sidecar. Rules with one bucket per key are checked first. Otherwise, the
+    /// order in the file applies.
     pub rules: Vec<RateLimitRule>,
 }
 
@@ -84,7 +84,7 @@ pub struct RateLimitRule {
     pub client_selectors: Vec<ClientSelector>,
     /// Rate and capacity of the bucket.
     pub limit: RateLimitValue,
-    /// Tokens that one request takes. Default 1.
+    /// Tokens that one request costs. Default 1.
     pub cost: Option<RateLimitCost>,
     /// Paces requests: a request waits for its tokens instead of being rejected at once.
     /// Default no wait.
@@ -215,18 +215,18 @@ pub enum LimitUnit {
     Day,
 }
 
-/// Tokens that one request takes.
+/// Tokens that one request costs.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RateLimitCost {
-    /// Tokens that are taken when the request arrives. Default 1.
+    /// Tokens that are charged when the request arrives. Default 1.
     pub request: Option<RequestCost>,
-    /// Tokens that are taken when the response states its cost. They are always taken: a bucket
-    /// may go into debt by as much as its capacity. Default none.
+    /// Tokens that are charged when the response states its cost. They are charged even if the
+    /// bucket is empty. The debt is at most the capacity. Default none.
     pub response: Option<ResponseCost>,
 }
 
-/// Tokens that one request takes when it arrives.
+/// Tokens that one request costs when it arrives.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestCost {
@@ -244,7 +244,7 @@ pub enum RequestCostFrom {
     Number,
 }
 
-/// Tokens that one request takes when its response arrives.
+/// Tokens that one request costs when its response arrives.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResponseCost {

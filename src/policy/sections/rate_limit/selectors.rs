@@ -52,7 +52,7 @@ impl ClientSelector {
             let hint = "add `headers`, `path`, `methods`, `sourceCIDR` or `identity`, or remove \
                         the selector to select all requests";
             report
-                .error(at, "a selector has at least one condition")
+                .error(at, "a selector must have at least one condition")
                 .hint(hint);
         }
         Some(SelectorSpec {
