@@ -7,7 +7,7 @@
 //! | 0 | success |
 //! | 1 | negative result, for example a failed probe |
 //! | 64 | invalid arguments or settings |
-//! | 65 | policies refused |
+//! | 65 | policies rejected |
 //! | 69 | an address cannot be bound or reached |
 //! | 70 | internal error |
 
@@ -41,12 +41,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Runs the sidecar until a signal, or the end of the app, stops it.
+    /// Runs the sidecar until SIGTERM, SIGINT or a request to `/quitquitquit`.
     Run(run::RunCommand),
     /// Runs an embedded app with switchable faults, the real sidecar in front of it, and a
     /// small load.
     Demo(demo::DemoCommand),
-    /// Loads policies as the sidecar would, and shows every fault with its location and the fix.
+    /// Loads policies as the sidecar would, and shows every error with its location and the fix.
     Check(check::CheckCommand),
     /// Prints the JSON Schema of the policy file.
     Schema,
@@ -63,7 +63,7 @@ enum CliCommand {
     Reload(AdminOptions),
     /// Shows or changes the circuit breakers of a running sidecar.
     Breaker(admin_client::BreakerCommand),
-    /// Checks a probe of a running sidecar: exit code 0 if it passes, 1 if it fails. Suits exec
+    /// Exits with 0 if a probe of a running sidecar passes, and with 1 if it fails. For exec
     /// probes.
     Healthcheck(admin_client::HealthcheckCommand),
 }

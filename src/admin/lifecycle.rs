@@ -21,7 +21,7 @@ use crate::{
     },
     clock,
     resilience::lifecycle::Stage,
-    state::instance::command::{AfterDrain, AppProbeResponse, Command},
+    state::instance::command::{AfterDrain, AppProbeResponse, Command, NO_APP_RESPONSE},
 };
 
 /// Starts the drain and reports the load that the other replicas have to expect.
@@ -155,7 +155,7 @@ pub(super) async fn probe_app(
             .into_response(),
         Ok(Err(reason)) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("the app does not respond: {reason}\n"),
+            format!("{NO_APP_RESPONSE}: {reason}\n"),
         )
             .into_response(),
         Err(_) => busy_response(),

@@ -46,9 +46,9 @@ enum BreakerChange {
     ForceOpen,
     /// Admits all calls without counting them, until `reset` or `auto`.
     Disable,
-    /// Closes the breaker and clears its counts.
+    /// Closes the breaker in any state, and clears its counts.
     Reset,
-    /// Ends `force-open` or `disable` and closes the breaker.
+    /// Ends `force-open` or `disable`: closes the breaker. Otherwise it has no effect.
     Auto,
 }
 
@@ -57,7 +57,7 @@ enum BreakerChange {
 pub(super) struct HealthcheckCommand {
     #[command(flatten)]
     admin: AdminOptions,
-    /// Probe to check: liveness, readiness or startup.
+    /// Probe to check.
     #[arg(long, value_enum, default_value = "readyz")]
     probe: ProbeKind,
     /// Maximum time to wait for the probe to pass. By default, it is checked once.
@@ -197,8 +197,8 @@ pub(super) fn explain_request(admin: &AdminOptions, request: &str) -> CommandOut
     let found = found.as_array().map(Vec::as_slice).unwrap_or_default();
     if found.is_empty() {
         print_error(&format!(
-            "nothing is known of the request {request}: nothing had to be decided about it, or too \
-             many came after it; the access log has a line of each"
+            "no decision of the request {request} is recorded: it was admitted without one, or \
+             newer requests replaced it; see the access log"
         ));
         return CommandOutcome::Negative;
     }

@@ -1,7 +1,7 @@
 //! `outrigger check`: loads policies as the sidecar would, without opening a socket.
 //!
-//! It prints every fault of every set. The exit code is 65 if any set is refused. It does not
-//! know which policies a running sidecar uses.
+//! It prints every error and warning of every set. The exit code is 65 if any set is rejected.
+//! It does not know which policies a running sidecar uses.
 
 use std::path::PathBuf;
 
@@ -18,10 +18,10 @@ use crate::{
 /// Policy sets to check, and the output format.
 #[derive(Debug, Args)]
 pub(super) struct CheckCommand {
-    /// Policy directories or files. Each is a policy set of its own.
+    /// Policy directories or files. Each argument is a separate policy set.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Output format of the faults.
+    /// Output format of errors and warnings.
     #[arg(long, default_value = "human", value_enum)]
     format: DiagnosticFormat,
 }
@@ -39,7 +39,7 @@ impl CheckCommand {
         let mut outcome = CommandOutcome::Success;
         let mut json = Vec::new();
         for path in &self.paths {
-            let (faults, summary) = match policy::load(path, &environment) {
+            let (diagnostics, summary) = match policy::load(path, &environment) {
                 Ok(loaded) => {
                     let snapshot = &loaded.snapshot;
                     let counts = format!(
@@ -53,11 +53,11 @@ impl CheckCommand {
                         format!("{}: valid, {counts}", path.display()),
                     )
                 }
-                Err(faults) => {
+                Err(errors) => {
                     outcome = CommandOutcome::PolicyRefused;
-                    let count = faults.as_slice().len();
+                    let count = errors.as_slice().len();
                     (
-                        faults,
+                        errors,
                         format!(
                             "{}: invalid, {count} {}",
                             path.display(),
@@ -67,11 +67,15 @@ impl CheckCommand {
                 }
             };
             match self.format {
-                DiagnosticFormat::Human => print_human(&faults, &summary, outcome),
-                DiagnosticFormat::Json => {
-                    json.extend(faults.to_json().as_array().cloned().unwrap_or_default())
-                }
-                DiagnosticFormat::Github => print_line(&faults.to_github()),
+                DiagnosticFormat::Human => print_human(&diagnostics, &summary, outcome),
+                DiagnosticFormat::Json => json.extend(
+                    diagnostics
+                        .to_json()
+                        .as_array()
+                        .cloned()
+                        .unwrap_or_default(),
+                ),
+                DiagnosticFormat::Github => print_line(&diagnostics.to_github()),
             }
         }
         if matches!(self.format, DiagnosticFormat::Json) {
@@ -81,9 +85,9 @@ impl CheckCommand {
     }
 }
 
-fn print_human(faults: &Diagnostics, summary: &str, outcome: CommandOutcome) {
-    if !faults.as_slice().is_empty() {
-        print_error(&format!("{}\n", faults.to_human()));
+fn print_human(diagnostics: &Diagnostics, summary: &str, outcome: CommandOutcome) {
+    if !diagnostics.as_slice().is_empty() {
+        print_error(&format!("{}\n", diagnostics.to_human()));
     }
     if outcome == CommandOutcome::Success {
         print_line(summary)

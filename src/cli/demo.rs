@@ -63,7 +63,7 @@ pub(super) struct DemoCommand {
         long,
         env = "OUTRIGGER_POLICIES",
         default_value = "policies",
-        value_name = "DIR"
+        value_name = "PATH"
     )]
     policies: PathBuf,
 }
@@ -98,7 +98,7 @@ impl DemoCommand {
             Ok(policies) => policies,
             Err(error) => {
                 print_error(&format!(
-                    "outrigger: no place for the demo's policies: {error}"
+                    "outrigger: the policies of the demo cannot be written: {error}"
                 ));
                 return CommandOutcome::Unavailable;
             }

@@ -17,9 +17,9 @@ use crate::{
 /// Two policy sets to compare.
 #[derive(Debug, Args)]
 pub(super) struct DiffCommand {
-    /// Policy directory or file that is in force.
+    /// Current policy directory or file.
     old: PathBuf,
-    /// Policy directory or file that would replace it.
+    /// New policy directory or file.
     new: PathBuf,
 }
 

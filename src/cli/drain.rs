@@ -1,5 +1,5 @@
-//! `outrigger drain`: drains a running sidecar and reports whether the other replicas can carry
-//! its load.
+//! `outrigger drain`: drains a running sidecar and reports whether the other replicas can take
+//! over its load.
 //!
 //! The sidecar decides when it has drained and whether the capacity suffices; this command
 //! waits and prints. It does not end the process of the sidecar.
@@ -9,10 +9,13 @@ use std::{thread, time::Duration};
 use clap::Args;
 use serde_json::Value;
 
-use crate::cli::{
-    admin_client,
-    arguments::AdminOptions,
-    output::{CommandOutcome, print_error, print_line},
+use crate::{
+    cli::{
+        admin_client,
+        arguments::AdminOptions,
+        output::{CommandOutcome, print_error, print_line},
+    },
+    state::instance::command::NO_APP_RESPONSE,
 };
 
 /// Interval between two checks of the app; longer than the 500 ms for which the sidecar caches
@@ -39,12 +42,13 @@ pub(super) struct DrainCommand {
     #[arg(long)]
     no_wait: bool,
     /// After the drain, also waits until the app accepts no more connections. This is for
-    /// clusters without native sidecars, where the sidecar must get its SIGTERM after the app
+    /// clusters without native sidecars, where the sidecar must receive SIGTERM after the app
     /// has ended. Needs `lifecycle.startup.requireBackend`.
     #[arg(long, conflicts_with = "no_wait")]
     until_app_ends: bool,
-    /// Does not drain, with exit code 1, unless the other replicas are known to have enough
-    /// capacity. Needs `lifecycle.replicas`, and `connectionLimits` on the inbound routes.
+    /// Drains only if the other replicas have enough capacity. Otherwise, or if that is
+    /// unknown, exits with code 1. Needs `lifecycle.replicas`, and `connectionLimits` on the
+    /// inbound routes.
     #[arg(long)]
     require_capacity: bool,
     /// Drains even if `--require-capacity` would prevent it.
@@ -68,8 +72,8 @@ impl DrainCommand {
             200..=299 => print_line(&describe_capacity(&response["capacity"])),
             409 => {
                 print_error(&format!(
-                    "{}\nnot drained, because of --require-capacity; add --force to drain all the \
-                     same",
+                    "{}\nnot drained, because of --require-capacity; add --force to drain in any \
+                     case",
                     describe_capacity(&response["capacity"])
                 ));
                 return CommandOutcome::Negative;
@@ -110,7 +114,7 @@ impl DrainCommand {
             }
             Ok(Err(error)) => {
                 print_error(&format!(
-                    "the sidecar ended before it said that it had drained: {error}"
+                    "the sidecar ended before it reported the end of the drain: {error}"
                 ));
                 CommandOutcome::Unavailable
             }
@@ -133,7 +137,7 @@ impl DrainCommand {
                 Some(admin_client::RESPONSE_TIMEOUT),
             ) {
                 Ok((200, _)) => consecutive_failures = 0,
-                Ok((503, reason)) if reason.starts_with("the app does not respond") => {
+                Ok((503, reason)) if reason.starts_with(NO_APP_RESPONSE) => {
                     consecutive_failures += 1
                 }
                 Ok((_, reason)) => {
@@ -169,7 +173,7 @@ impl DrainCommand {
             status["in_flight_inbound"].as_u64(),
         ) {
             print_error(&format!(
-                "{stage}, {in_flight} requests of callers are in flight"
+                "{stage}, {in_flight} inbound requests are in flight"
             ));
         }
     }
@@ -179,33 +183,38 @@ impl DrainCommand {
 fn describe_capacity(capacity: &Value) -> String {
     let number = |key: &str| capacity[key].as_f64().unwrap_or_default();
     let here = format!(
-        "here {:.0} requests are in flight at most, and {:.0} come in a second",
+        "this instance has at most {:.0} requests in flight and {:.0} requests per second",
         number("peak_in_flight"),
         number("requests_per_second")
     );
     let limit = capacity["limit"].as_u64().map_or_else(
-        || "no limit says how many it can carry".to_owned(),
-        |limit| format!("{limit} is what it can carry"),
+        || "no limit is known".to_owned(),
+        |limit| format!("limit {limit}"),
     );
     let rate_limit = capacity["requests_per_second_limit_each"]
         .as_f64()
-        .map_or_else(String::new, |rate| format!(" of about {rate:.0}"));
-    let stays = format!(
-        "{} other replicas stay, {:.0} % of the capacity",
+        .map_or_else(String::new, |rate| format!(" (limit about {rate:.0})"));
+    let remaining = format!(
+        "{} replicas remain, with {:.0} % of the capacity",
         capacity["replicas_staying"],
         number("staying_percent")
     );
     let each = format!(
-        "each of them receives {:.0} in flight ({limit}), and {:.0} a second{rate_limit}",
+        "each replica would have {:.0} in flight ({limit}) and {:.0} requests per \
+         second{rate_limit}",
         number("in_flight_each"),
         number("requests_per_second_each")
     );
     match capacity["verdict"].as_str().unwrap_or_default() {
-        "enough" => format!("the others have enough capacity: {stays}; {here}; {each}"),
-        "too_little" => format!("the others do not have enough capacity: {stays}; {here}; {each}"),
+        "enough" => {
+            format!("the other replicas have enough capacity: {remaining}; {here}; {each}")
+        }
+        "too_little" => {
+            format!("the other replicas do not have enough capacity: {remaining}; {here}; {each}")
+        }
         "unknown_limit" => format!(
-            "it is unknown whether the others have enough capacity: {stays}; {here}; {each}; add \
-             `connectionLimits` to the inbound routes"
+            "it is unknown whether the other replicas have enough capacity: {remaining}; {here}; \
+             {each}; add `connectionLimits` to the inbound routes"
         ),
         "alone" => format!("no other replica is available; {here}"),
         _ => format!(

@@ -34,7 +34,7 @@ pub(super) struct ExplainCommand {
         long,
         env = "OUTRIGGER_POLICIES",
         default_value = "policies",
-        value_name = "DIR"
+        value_name = "PATH"
     )]
     policies: PathBuf,
     /// Listener that receives the request. Without it, all listeners are shown.
@@ -46,8 +46,8 @@ pub(super) struct ExplainCommand {
     /// URL like `http://pay.shop/v1/charges`, or only a path.
     #[arg(required_unless_present = "request")]
     url: Option<String>,
-    /// Explains the decisions of a running sidecar for the request with this `x-request-id`
-    /// instead.
+    /// Shows the decisions that a running sidecar made for the request with this `x-request-id`,
+    /// instead of the policies.
     #[arg(long, value_name = "ID", conflicts_with_all = ["method", "url", "headers", "listener"])]
     request: Option<String>,
     #[command(flatten)]

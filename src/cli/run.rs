@@ -29,7 +29,7 @@ pub(super) struct RunCommand {
         long,
         env = "OUTRIGGER_POLICIES",
         default_value = "policies",
-        value_name = "DIR"
+        value_name = "PATH"
     )]
     policies: PathBuf,
     /// Address that the admin server listens on.
@@ -40,14 +40,15 @@ pub(super) struct RunCommand {
         value_name = "ADDR"
     )]
     admin: SocketAddr,
-    /// Directory for the last good policies. A restart with invalid policies starts from them.
+    /// Directory for the last valid policies. If the policies are invalid at a restart, the
+    /// sidecar uses the stored ones.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// File with the bearer token that clients on other hosts need for changes.
     #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
-    /// Number of data plane threads. The default is the number of CPUs, or the CPU limit of the
-    /// cgroup.
+    /// Number of data plane threads. The default is the number of CPUs, or the CPU quota of the
+    /// cgroup if that is lower.
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
     /// Interval at which the policy directory is checked, in addition to file system notifications.
@@ -67,15 +68,14 @@ pub(super) struct RunCommand {
     #[arg(long, env = "OUTRIGGER_NAME_SERVER", value_name = "ADDR")]
     name_server: Option<SocketAddr>,
     /// Cgroup whose resources `protection` monitors. The default is the cgroup of this process.
-    /// To monitor the whole pod, mount its cgroup and name it here.
+    /// To monitor the whole pod, mount its cgroup and pass its path.
     #[arg(long, env = "OUTRIGGER_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
-    /// Path of a Unix socket through which a new process takes over the listening sockets
-    /// without refusing a connection. If a process already waits there, this one takes over
-    /// from it.
+    /// Path of the Unix socket for a handover. If a process listens there, the new process takes
+    /// over its listening sockets. Otherwise it listens there for its successor.
     #[arg(long, env = "OUTRIGGER_HANDOVER", value_name = "PATH")]
     handover: Option<PathBuf>,
-    /// Log level, or directives like `info,outrigger::proxy=debug`.
+    /// Log level, or filter directives like `info,outrigger::proxy=debug`.
     #[arg(
         long,
         env = "OUTRIGGER_LOG_LEVEL",
@@ -105,7 +105,7 @@ fn parse_nonzero_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// Accepts a level or directives. `tracing` takes any other single word as the name of a
+/// Accepts a level or filter directives. `tracing` takes any other single word as the name of a
 /// target, and would then log nothing.
 fn parse_log_level(text: &str) -> Result<String, String> {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
@@ -170,8 +170,8 @@ pub(super) fn report_start_error(error: &StartError) -> CommandOutcome {
         StartError::Policy(faults) => {
             print_error(&faults.to_human());
             print_error(
-                "outrigger: the policies are refused, and there are no last good ones \
-                 (--state-dir); `outrigger check` looks without starting",
+                "outrigger: the policies are invalid, and no last valid policies are stored \
+                 (--state-dir); `outrigger check` shows the errors without a start",
             );
             CommandOutcome::PolicyRefused
         }

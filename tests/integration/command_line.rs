@@ -372,7 +372,8 @@ fn the_demo_shows_a_breaker_opening_and_closing() {
         "/fault/errors",
         "/flaky",
         "readyz?verbose",
-        "refused ",
+        "rejected ",
+        "last response in ",
     ] {
         assert!(output.contains(expected), "{expected} in {output}");
     }

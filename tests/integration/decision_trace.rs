@@ -315,7 +315,7 @@ fn explain_describes_the_decisions_for_one_request() {
         unknown.status.code() == Some(1)
             && String::from_utf8(unknown.stderr)
                 .unwrap()
-                .contains("nothing is known of the request unknown")
+                .contains("no decision of the request unknown is recorded")
     );
     send_traced_request(&sidecar, "Root=1-67/a+b=");
     wait_for_trace(&sidecar, "Root%3D1-67%2Fa%2Bb%3D");

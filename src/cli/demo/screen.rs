@@ -48,18 +48,19 @@ impl Screen {
         } = addresses;
         let policies = policies.display();
         print(&format!(
-            "Outrigger demo: callers -> sidecar {inbound} -> app {app}, under {policies}\n\n\
+            "Outrigger demo: clients -> sidecar {inbound} -> app {app}, with the policies of \
+             {policies}\n\n\
              Try, in another terminal:\n\
              \x20 rate limit  for i in $(seq 30); do curl -s -o /dev/null -w '%{{http_code}} ' \
              -H 'x-api-key: me' http://{inbound}/; done; echo\n\
              \x20 breaker     curl -X POST http://{app}/fault/errors   # then watch; \
              end it with /fault/none\n\
-             \x20             curl -i http://{inbound}/                # the refusal says why, \
-             and when to come back\n\
+             \x20             curl -i http://{inbound}/                # the rejection states \
+             the reason and `retry-after`\n\
              \x20 retry       curl -i http://{outbound}/flaky          # the app fails every other \
-             time; the caller does not see it\n\
-             \x20 reload      edit {policies}, and see it here; a mistake changes nothing, \
-             and says where it is\n\
+             time; the client does not see it\n\
+             \x20 reload      edit {policies}, and see it here; an invalid file changes \
+             nothing, and the errors state their location\n\
              \x20 probes      curl 'http://{admin}/readyz?verbose'; curl http://{admin}/metrics; \
              curl http://{admin}/api/v1/breakers\n\n\
              Ctrl-C ends it.\n"
@@ -95,8 +96,8 @@ impl Screen {
         .map(|count| count.load(Ordering::Relaxed));
         let millis = load.counters.last_micros.load(Ordering::Relaxed) / 1_000;
         let line = format!(
-            "app {:<6}  breaker {state:<9}  good {succeeded}  failed {failed}  \
-             refused {rejected}  last answer in {millis} ms",
+            "app {:<6}  breaker {state:<9}  succeeded {succeeded}  failed {failed}  \
+             rejected {rejected}  last response in {millis} ms",
             fault.name()
         );
         let second = clock::now().saturating_duration_since(self.began).as_secs();

@@ -47,6 +47,10 @@ pub enum AfterDrain {
     TerminateWithoutDelay,
 }
 
+/// Start of the text with which the admin server reports that the app did not respond to a
+/// probe. `outrigger drain` detects the end of the app by it.
+pub const NO_APP_RESPONSE: &str = "the app does not respond";
+
 /// Response of the app to one of its own probes.
 #[derive(Debug, Clone)]
 pub struct AppProbeResponse {
