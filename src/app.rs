@@ -60,7 +60,7 @@ pub struct App {
 /// Reason why an instance cannot start.
 #[derive(Debug)]
 pub enum StartError {
-    /// The policies are invalid, and there is no valid last good set.
+    /// The policies are invalid, and no stored set can be used.
     Policy(Diagnostics),
     /// A socket cannot be bound or taken over, or a certificate file cannot be used.
     Bind(String),
@@ -267,7 +267,7 @@ impl ExistingSockets {
     fn close_unclaimed(&self, listeners: &Listeners) -> Result<InheritedShare, StartError> {
         for address in self.inherited.close_unclaimed() {
             tracing::warn!(
-                "the socket at {address} was handed to this process, and no listener wants it"
+                "the socket at {address} was handed to this process, and no listener uses it"
             );
         }
         let inheritance = listeners.inherited_share();

@@ -24,10 +24,12 @@ pub(super) async fn livez(
     let now = clock::now();
     let stuck = admin.state.lifecycle.stuck_workers(now);
     let lines = match stuck.as_slice() {
-        [] => vec!["[+] workers turn".to_owned()],
+        [] => vec!["[+] all workers make progress".to_owned()],
         stuck => stuck
             .iter()
-            .map(|(worker, since)| format!("[-] worker {worker} has not turned for {since:.0?}"))
+            .map(|(worker, since)| {
+                format!("[-] worker {worker} has made no progress for {since:.0?}")
+            })
             .collect(),
     };
     probe_response(stuck.is_empty(), is_verbose(query.as_deref()), &lines)
@@ -45,11 +47,10 @@ pub(super) async fn readyz(
         .map(format_condition)
         .collect();
     match lifecycle.policy_current() {
-        Ok(()) => lines.push("[+] policy-current: the newest policies are in force".to_owned()),
+        Ok(()) => lines.push("[+] policy-current: the newest policies are active".to_owned()),
         Err(reason) => lines.push(format!(
-            "[!] policy-current: the last good policies are in \
-                                           force, a newer set is refused (does not gate): \
-                                           {}",
+            "[!] policy-current: the last valid policies are active, a newer set is invalid \
+             (does not affect readiness): {}",
             reason.replace('\n', "; ")
         )),
     }
@@ -60,7 +61,8 @@ pub(super) async fn readyz(
             .map(|(name, state)| match state {
                 Ok(detail) => format!("[+] {name}: {detail}"),
                 Err(reason) => {
-                    format!("[!] {name} (does not gate): {}", reason.replace('\n', "; "))
+                    let reason = reason.replace('\n', "; ");
+                    format!("[!] {name} (does not affect readiness): {reason}")
                 }
             }),
     );

@@ -1,7 +1,7 @@
 //! Endpoint discovery: one task for each backend whose endpoints come from DNS or from a file.
 //!
 //! This module decides when endpoints are looked up again and when a result is activated. The
-//! last good result stays active until another one replaces it. A failing name server, a
+//! last valid result stays active until another one replaces it. A failing name server, a
 //! missing name or an incomplete file causes only an event, a metric and a readiness report.
 //! Requests never wait for discovery. Readiness of the instance waits for the first result for
 //! each backend of the first policy set, success or failure. The module does not know whether
@@ -280,7 +280,7 @@ impl DiscoveryContext {
         pending_backends.remove(backend);
         let names: Vec<&str> = pending_backends.iter().map(|name| &**name).collect();
         let reason = if names.is_empty() {
-            "all backends were looked for".to_owned()
+            "no backend waits for its first discovery result".to_owned()
         } else {
             format!(
                 "the first endpoints of {} are not known yet",

@@ -2,7 +2,7 @@
 //!
 //! This module decides whether a policy set becomes active. An invalid set changes nothing. It
 //! is reported with all its errors as an event, in a metric and in the status. If a state
-//! directory is configured, the last good set is stored in it, so that a restart with an
+//! directory is configured, the last valid set is stored in it, so that a restart with an
 //! invalid file starts from that set and reports it. The module does not know why a reload was
 //! requested.
 
@@ -30,7 +30,7 @@ use crate::{
     telemetry::event::Event,
 };
 
-/// File name of the last good policy set in the state directory.
+/// File name of the last valid policy set in the state directory.
 const LAST_GOOD_FILE: &str = "last-good-policies.json";
 
 /// Loads policies from disk and activates them.
@@ -49,7 +49,7 @@ pub struct Reloader {
 /// Reason why no initial policy set could be activated.
 #[derive(Debug)]
 pub enum InitialLoadError {
-    /// The policies are invalid, and there is no valid last good set.
+    /// The policies are invalid, and no stored set can be used.
     Policy(Diagnostics),
     /// A listener cannot be bound, or a certificate file cannot be used.
     Bind(String),
@@ -88,7 +88,7 @@ impl Reloader {
         &self.listeners
     }
 
-    /// Activates the first policy set: the one at the policy path, or the last good set if that
+    /// Activates the first policy set: the one at the policy path, or the last valid set if that
     /// is invalid.
     ///
     /// # Errors
@@ -215,7 +215,7 @@ impl Reloader {
         });
         self.set_readiness_conditions(&snapshot);
         if let Err(error) = self.save_last_good(source) {
-            tracing::warn!("the last good policies cannot be kept: {error}");
+            tracing::warn!("the last valid policies cannot be stored: {error}");
         }
         Ok(ReloadReport {
             generation,
@@ -255,7 +255,12 @@ impl Reloader {
                 .iter()
                 .any(|backend| !matches!(backend.discovery, Discovery::Static(_)))
         {
-            lifecycle.set_condition(condition::ENDPOINTS, false, "not looked for yet", now);
+            lifecycle.set_condition(
+                condition::ENDPOINTS,
+                false,
+                "discovery has no result yet",
+                now,
+            );
         }
         readiness_gates::reconcile(&self.state);
         lifecycle.set_condition(
@@ -313,7 +318,7 @@ impl Reloader {
         read()
             .inspect_err(|error| {
                 tracing::error!(
-                    "the last good policies in {} cannot be used: {error}",
+                    "the last valid policies in {} cannot be used: {error}",
                     path.display()
                 )
             })

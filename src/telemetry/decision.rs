@@ -199,7 +199,7 @@ fn write_retry(
     budget_remaining: u32,
 ) -> fmt::Result {
     let why = if is_transparent {
-        "nothing had reached the backend"
+        "the backend did not process the request"
     } else {
         "the policy retries this failure"
     };

@@ -25,7 +25,7 @@ impl Display for Event {
                 changes,
                 warnings,
             } => {
-                write!(f, "policy generation {generation} ({hash}) is in force")?;
+                write!(f, "policy generation {generation} ({hash}) is active")?;
                 for change in changes {
                     write!(f, "; {change}")?;
                 }
@@ -154,7 +154,7 @@ impl Display for Event {
                 write!(f, "recovery {recovery} has used its actions of this hour")
             }
             Self::RecoveryUndone { recovery } => {
-                write!(f, "recovery {recovery}: the trigger is over")
+                write!(f, "recovery {recovery}: the trigger no longer holds")
             }
             Self::ProtectionChanged { change } => write_protection(f, change),
             Self::EndpointsChanged {
@@ -167,7 +167,7 @@ impl Display for Event {
             }
             Self::DiscoveryFailed { backend, reason } => write!(
                 f,
-                "discovery of {backend} failed, the last known endpoints stay in force: {reason}"
+                "discovery of {backend} failed, the last valid endpoints stay active: {reason}"
             ),
             Self::DiscoveryRestored { backend } => {
                 write!(f, "discovery of {backend} works again")
@@ -186,8 +186,8 @@ impl Display for Event {
             }
             Self::CertificateRefused { subject, reason } => write!(
                 f,
-                "the certificates of the {subject} are refused, those read last stay in force: \
-                 {reason}"
+                "the certificates of the {subject} are invalid, the last valid certificates stay \
+                 active: {reason}"
             ),
             Self::CertificateExpiring { subject, remaining } if remaining.is_zero() => {
                 write!(f, "a certificate of the {subject} has expired")

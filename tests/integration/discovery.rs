@@ -248,7 +248,7 @@ fn endpoints_are_retained_until_a_changed_discovery_source_resolves() {
 }
 
 #[test]
-fn the_last_good_endpoints_are_retained_when_resolution_fails() {
+fn the_last_valid_endpoints_are_retained_when_resolution_fails() {
     let (server, backend) = (NameServer::start(), ScriptedBackend::healthy());
     server.set_records("pay.shop", &[localhost_record(0)]);
     let sidecar = start_with_name_server(

@@ -322,7 +322,7 @@ fn an_http_check_matches_the_body_and_uses_the_edge_and_unhealthy_intervals() {
     });
     assert_eq!(
         endpoint()["last_check"],
-        "the expected words are not in the body"
+        "the body does not contain `expectedBody`"
     );
     let before = backend.requests().len();
     eventually("checks use the unhealthy interval", || {

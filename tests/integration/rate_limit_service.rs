@@ -218,7 +218,8 @@ fn an_unreachable_rate_limit_service_fails_open_and_is_reported_with_its_locatio
     let report = || sidecar.call_admin("GET", "/readyz?verbose").text();
     eventually("readiness reports the service", || {
         report().contains(&format!(
-            "global-rate-limit (does not gate): the rate limit service at http://{address} ("
+            "global-rate-limit (does not affect readiness): the rate limit service at \
+             http://{address} ("
         ))
     });
     assert!(report().contains("policy.yaml:"), "{}", report());

@@ -63,7 +63,7 @@ fn a_breaker_that_stays_open_calls_the_webhook_and_fails_readiness_until_it_clos
     for event_text in [
         "took rung 1, webhook",
         "took rung 2, fail_readiness",
-        "recovery stuck: the trigger is over",
+        "recovery stuck: the trigger no longer holds",
     ] {
         eventually(event_text, || has_event(&sidecar, event_text));
     }

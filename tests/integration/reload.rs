@@ -441,7 +441,7 @@ fn a_bucket_with_a_changed_quota_retains_its_fill_ratio() {
 }
 
 #[test]
-fn an_invalid_policy_at_startup_is_rejected_unless_a_last_good_set_is_stored() {
+fn an_invalid_policy_at_startup_is_rejected_unless_a_last_valid_set_is_stored() {
     let backend = ScriptedBackend::healthy();
     let directory = TempDirectory::new();
     directory.write("policy.yaml", INVALID_POLICY);

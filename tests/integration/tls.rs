@@ -291,7 +291,7 @@ fn a_valid_and_complete_certificate_renewal_is_loaded_without_a_restart() {
     let expired = authority.issue_expiring_in_year(&["old.test"], 2021);
     authority.write("server", &expired);
     eventually("the readiness report states that it has expired", || {
-        readiness_report(&sidecar).contains("a certificate in the files has ended")
+        readiness_report(&sidecar).contains("a certificate in the files has expired")
     });
     assert!(
         send_over_tls(address, &client_config, "old.test", GET_REQUEST).is_ok(),
@@ -301,7 +301,7 @@ fn a_valid_and_complete_certificate_renewal_is_loaded_without_a_restart() {
     let renewed = authority.issue(&["new.test"]);
     authority.directory.write("server.crt", &renewed.pem);
     eventually("the readiness report states the mismatch", || {
-        readiness_report(&sidecar).contains("do not fit together")
+        readiness_report(&sidecar).contains("do not match")
     });
     authority.directory.write("server.key", &renewed.key);
     eventually("the renewed certificate is in force", || {
@@ -340,7 +340,7 @@ fn certificate_expiry_is_logged_before_and_when_it_happens() {
     eventually("the expiry is logged", || {
         count_events("a certificate of the listener inbound has expired") == 1
     });
-    assert!(readiness_report(&sidecar).contains("a certificate has ended"));
+    assert!(readiness_report(&sidecar).contains("a certificate has expired"));
     assert_eq!(
         count_events("expires in"),
         1,
@@ -377,7 +377,7 @@ fn unreadable_or_expired_certificates_are_rejected_with_their_location() {
         .unwrap()
         .to_string();
     assert!(
-        error.contains("policy.yaml:6:") && error.contains("has ended"),
+        error.contains("policy.yaml:6:") && error.contains("has expired"),
         "{error}"
     );
     std::fs::remove_file(authority.path("server.crt")).unwrap();

@@ -164,7 +164,7 @@ impl CertificateFiles {
 
     fn describe_mismatch(&self, error: &rustls::Error) -> String {
         let [chain, key, _] = &self.paths;
-        format!("{chain} and {key} do not fit together: {error}")
+        format!("{chain} and {key} do not match: {error}")
     }
 
     fn parse_chain(&self) -> Result<Vec<CertificateDer<'static>>, String> {

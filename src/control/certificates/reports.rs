@@ -94,9 +94,9 @@ impl CertificateReports {
         }
         let report = match (&read, expiry_status) {
             (Err(fault), _) => Err(format!("the last valid certificates stay active: {fault}")),
-            (Ok(_), ExpiryStatus::Expired) => Err("a certificate has ended".to_owned()),
+            (Ok(_), ExpiryStatus::Expired) => Err("a certificate has expired".to_owned()),
             (Ok(_), ExpiryStatus::ExpiresSoon) => Err(format!(
-                "a certificate ends in {} hours",
+                "a certificate expires in {} hours",
                 remaining.unwrap_or_default().as_secs() / 3_600
             )),
             (Ok(_), ExpiryStatus::Valid) => Ok("as they are in the files".to_owned()),
@@ -140,7 +140,7 @@ fn remaining_validity<C>(material: &TlsMaterial<C>) -> Option<Duration> {
 /// Rejects expired certificates, because every handshake would fail.
 pub(super) fn reject_expired<C>(material: TlsMaterial<C>) -> Result<TlsMaterial<C>, String> {
     match ExpiryStatus::from_remaining(remaining_validity(&material)) {
-        ExpiryStatus::Expired => Err("a certificate in the files has ended; renew it".to_owned()),
+        ExpiryStatus::Expired => Err("a certificate in the files has expired; renew it".to_owned()),
         ExpiryStatus::ExpiresSoon | ExpiryStatus::Valid => Ok(material),
     }
 }

@@ -242,7 +242,7 @@ impl EndpointCheck {
                         .any(|part| part == expected_body);
                 match (expected.contains(status), has_expected_body) {
                     (true, true) => Ok(()),
-                    (true, false) => Err("the expected words are not in the body".to_owned()),
+                    (true, false) => Err("the body does not contain `expectedBody`".to_owned()),
                     (false, _) => Err(format!("status {status}")),
                 }
             }

@@ -207,7 +207,7 @@ pub(crate) fn properties(reason: Reason) -> ReasonProperties {
         Reason::LoopDetected => ReasonProperties::new(
             508,
             grpc::INTERNAL,
-            "the request has passed this proxy before",
+            "the request has passed too many sidecars",
         )
         .with_proxy_error("proxy_loop_detected"),
         Reason::InternalError => {

@@ -121,7 +121,7 @@ impl Lifecycle {
             (condition::LISTENERS, false, "not bound yet"),
             (condition::POLICY, false, "not read yet"),
             (condition::APP, true, "no backend is required"),
-            (condition::ENDPOINTS, true, "none has to be looked for"),
+            (condition::ENDPOINTS, true, "no backend uses discovery"),
             (condition::NOT_DRAINING, true, "serving"),
         ];
         let conditions = initial.map(|(name, is_met, reason)| {

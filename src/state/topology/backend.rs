@@ -188,7 +188,7 @@ impl BackendState {
                 self.telemetry.emit(Event::EndpointDrainingCleared {
                     backend: self.spec.name.clone(),
                     endpoint: endpoint.label.clone(),
-                    reason: "its time is over",
+                    reason: "its ttl has expired",
                 });
             }
         }
