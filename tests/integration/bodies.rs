@@ -162,7 +162,7 @@ fn a_response_before_the_end_of_the_request_body_is_forwarded() {
             assert_eq!(client.read_response().text(), "no!");
         }
     }
-    assert!(client.is_closed());
+    client.wait_for_close();
     eventually("nothing is in flight", || sidecar.in_flight() == 0);
 }
 
@@ -257,7 +257,7 @@ fn a_body_over_max_body_bytes_is_rejected_by_its_length_or_while_it_streams() {
         (while_streaming.status, while_streaming.reason()),
         (413, "body_too_large")
     );
-    assert!(client.is_closed());
+    client.wait_for_close();
     assert_eq!(
         backend.requests().len(),
         1,

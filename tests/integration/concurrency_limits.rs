@@ -193,7 +193,7 @@ fn downstream_connections_are_bounded() {
             .iter_mut()
             .all(|client| client.get("/").status == 200)
     );
-    assert!(sidecar.client().is_closed());
+    sidecar.client().wait_for_close();
     assert_eq!(
         sidecar.metric(r#"outrigger_connections_refused_total{listener="inbound"}"#),
         1.0

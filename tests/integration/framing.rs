@@ -136,7 +136,7 @@ fn an_invalid_chunk_size_ends_the_request_and_the_connection() {
     );
     let response = client.read_response();
     assert_eq!((response.status, response.reason()), (400, "bad_request"));
-    assert!(client.is_closed());
+    client.wait_for_close();
     assert_eq!(
         backend.requests().len(),
         0,

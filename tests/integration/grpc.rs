@@ -346,7 +346,13 @@ fn the_grpc_timeout_is_forwarded_and_enforced() {
             .contains_key("grpc-timeout"),
         "a call without a timeout is forwarded without one"
     );
-    client.call_grpc("/shop.Payments/Charge", Some("1u"));
+    assert_eq!(
+        client
+            .call_grpc("/shop.Payments/Charge", Some("1u"))
+            .grpc_status(),
+        Some("4"),
+        "a timeout below one millisecond"
+    );
 }
 
 /// The timeouts of a policy end at the response head. They do not bound the stream.

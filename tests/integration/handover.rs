@@ -220,12 +220,21 @@ fn a_successor_that_is_not_ready_takes_nothing_over() {
     let running = files.start_first_process();
     is_broken.store(true, Ordering::SeqCst);
     let successor = start_with_handover(&files.policy(""), &files.socket).unwrap();
-    assert!(
-        running.get("/").status >= 500,
+    eventually("the successor has checked the app", || {
+        successor
+            .events()
+            .iter()
+            .any(|event| event.contains("of app is unhealthy"))
+    });
+    assert!(!successor.app().state().lifecycle.is_ready());
+    let drain = &running.app().state().drain;
+    assert!(!drain.is_handed_over() && !drain.is_draining());
+    assert!(running.get("/").status >= 500);
+    assert_eq!(
+        running.access_log_lines(1).len(),
+        1,
         "the running process serves requests"
     );
-    assert!(!successor.app().state().lifecycle.is_ready());
-    assert!(!running.app().state().drain.is_draining());
 }
 
 #[test]

@@ -436,6 +436,7 @@ fn rate_limit_headers_have_the_configured_format_or_are_off() {
         "x-ratelimit-limit",
         "x-ratelimit-remaining",
         "x-ratelimit-reset",
+        "ratelimit",
         "ratelimit-policy",
     ]
     .map(|name| response.header(name));
@@ -445,15 +446,17 @@ fn rate_limit_headers_have_the_configured_format_or_are_off() {
             Some(r#"2, 2;w=60;name="narrow""#),
             Some("1"),
             Some("30"),
+            None,
             None
         ]
     );
     let response = response_with_format("Off");
     assert_eq!(
-        (
+        [
+            response.header("ratelimit"),
             response.header("ratelimit-policy"),
             response.header("x-ratelimit-limit")
-        ),
-        (None, None)
+        ],
+        [None, None, None]
     );
 }

@@ -49,7 +49,7 @@ fn a_tunnel_forwards_every_byte_in_both_directions() {
         b"CLOSE",
         "bytes sent before the close are forwarded"
     );
-    assert!(client.is_closed());
+    client.wait_for_close();
     eventually("no request is in flight", || sidecar.in_flight() == 0);
     assert_eq!(sidecar.access_log_lines(1)[0]["status"], 101);
 }
@@ -84,7 +84,7 @@ fn an_idle_tunnel_is_closed() {
     let mut client = sidecar.client();
     client.send(UPGRADE_REQUEST);
     assert_eq!(client.read_head().unwrap().0, 101);
-    assert!(client.is_closed());
+    client.wait_for_close();
 }
 
 #[test]

@@ -63,6 +63,10 @@ fn assert_share_within_ramp(samples: &[(Duration, bool)], second: u64, balancer:
         in_second.clone().count() as f64,
         in_second.filter(|(_, is_cold)| *is_cold).count() as f64,
     );
+    assert!(
+        total > 0.0,
+        "{balancer}, second {second}: no request is sent"
+    );
     // The factor at the end of the second, beside two warm instances.
     let factor = ((second + 1) as f64 / WARM_UP_WINDOW.as_secs_f64()).max(0.1);
     let share = factor / (factor + 2.0);

@@ -180,10 +180,9 @@ impl Client {
         self.buffer.drain(..count.min(self.buffer.len())).collect()
     }
 
-    /// Reads until the peer closes the connection, and then returns `true`.
-    pub(crate) fn is_closed(&mut self) -> bool {
+    /// Reads until the peer closes the connection.
+    pub(crate) fn wait_for_close(&mut self) {
         while self.read_more() {}
-        true
     }
 
     pub(crate) fn shutdown_write(&mut self) {

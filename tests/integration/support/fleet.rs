@@ -461,7 +461,7 @@ fn run_websocket_chats(context: &LoadContext, is_through_sidecar: bool) -> Clien
                 // A ping that is still in flight receives no response after the close frame.
                 b"\x88\x02\x03\xe9" => {
                     client.try_send(b"\x88\x82\0\0\0\0\x03\xe9");
-                    client.is_closed();
+                    client.wait_for_close();
                     break;
                 }
                 b"\x81\x04pi" if client.read_raw(2) == b"ng" => report.served += 1,
