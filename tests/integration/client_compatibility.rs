@@ -152,7 +152,7 @@ fn start_echo_sidecar() -> EchoSidecar {
         cert.display(),
         key.display()
     );
-    let policy = PolicyBuilder::to_backend(&backend).listener("secure", &tls_listener, true);
+    let policy = PolicyBuilder::to_backend(&backend).routed_listener("secure", &tls_listener);
     let sidecar = Sidecar::start(&policy.build());
     EchoSidecar {
         plain_address: sidecar.address("inbound").to_string(),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::support::{
-    ReceivedResponse, ScriptedBackend, Sidecar,
+    Client, ReceivedResponse, ScriptedBackend, Sidecar,
     backend::{ok_response, response},
     eventually,
     http2::{Http2Backend, Http2Client, grpc_status_trailers},
@@ -653,9 +653,10 @@ fn a_response_degraded_by_another_sidecar_is_not_cached() {
             .sections(&defaults_section("staleIfError: {}"))
             .build(),
     );
-    assert_eq!(sidecar.get("/a").text(), "[]");
+    let get = || Client::connect(sidecar.address("outbound")).get("/a");
+    assert_eq!(get().text(), "[]");
     is_healthy.store(false, Ordering::SeqCst);
-    assert_eq!(sidecar.get("/a").text(), "failing");
+    assert_eq!(get().text(), "failing");
 }
 
 #[test]

@@ -24,11 +24,7 @@ fn drain_section(delay: &str, timeout: &str) -> String {
 /// Returns a policy with a drain without delay, and with an outbound listener to the same backend.
 fn policy_with_outbound_listener(backend: &ScriptedBackend) -> String {
     PolicyBuilder::to_backend(backend)
-        .listener(
-            "outbound",
-            "direction: Outbound, address: \"127.0.0.1:0\"",
-            false,
-        )
+        .listener("outbound", "direction: Outbound, address: \"127.0.0.1:0\"")
         .route("out", "listeners: [outbound], backendRefs: [{name: app}]")
         .sections(&drain_section("0s", LONG_TIMEOUT))
         .build()

@@ -443,9 +443,8 @@ fn weights_split_requests_over_backends() {
     let policy = PolicyBuilder::to_backend(&heavy)
         .scripted_backend("light", &light)
         .scripted_backend("none", &none)
-        .route_fields(
-            "backendRefs: [{name: app, weight: 90}, {name: light, weight: 10}, \
-             {name: none, weight: 0}]",
+        .route_backends(
+            "{name: app, weight: 90}, {name: light, weight: 10}, {name: none, weight: 0}",
         )
         .build();
     let sidecar = Sidecar::start(&policy);
@@ -522,7 +521,7 @@ fn an_outbound_request_carries_no_x_forwarded_for() {
             .into()
     });
     let sidecar = Sidecar::start(&PolicyBuilder::to_backend(&backend).outbound().build());
-    let response = sidecar.get("/");
+    let response = Client::connect(sidecar.address("outbound")).get("/");
     assert_eq!(backend.requests()[0].header("x-forwarded-for"), None);
     assert_eq!(
         response.reason(),

@@ -242,12 +242,11 @@ fn a_successor_with_other_listeners_takes_nothing_over() {
     let backend = ScriptedBackend::healthy();
     let socket_directory = TempDirectory::new();
     let path = socket_directory.path().join("handover.sock");
-    let text = policy(&[backend.address], LIFECYCLE_SECTION);
-    let running = start_with_handover(&text, &path).unwrap();
+    let policy = PolicyBuilder::to_backend(&backend).sections(LIFECYCLE_SECTION);
+    let running = start_with_handover(&policy.build(), &path).unwrap();
     wait_for_handover_socket(&path);
-    let Err(StartError::Bind(error)) =
-        start_with_handover(&text.replace("inbound", "another"), &path)
-    else {
+    let renamed = policy.listener_name("another").build();
+    let Err(StartError::Bind(error)) = start_with_handover(&renamed, &path) else {
         panic!("the successor started")
     };
     assert!(error.contains("none of the policies' listeners"), "{error}");

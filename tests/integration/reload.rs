@@ -23,32 +23,8 @@ use crate::support::{
 const INVALID_POLICY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\n\
                               metadata: {name: test}\nspec:\n  rowts: []\n";
 
-/// Returns a policy whose names differ from those of `PolicyBuilder`. A listener is a name and its
-/// other fields, and the only route serves all of them.
-fn policy_with_names(
-    listeners: &[(&str, &str)],
-    backend_name: &str,
-    backend: &ScriptedBackend,
-    sections: &str,
-) -> String {
-    let items: Vec<String> = listeners
-        .iter()
-        .map(|(name, fields)| format!("    - {{name: {name}, direction: Inbound, {fields}}}\n"))
-        .collect();
-    let names: Vec<&str> = listeners.iter().map(|(name, _)| *name).collect();
-    format!(
-        "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\n\
-         metadata: {{name: test}}\nspec:\n  listeners:\n{}  backends:\n    \
-         - {{name: {backend_name}, endpoints: [\"{}\"]}}\n  routes:\n    \
-         - {{name: in, listeners: [{}], \
-         backendRefs: [{{name: {backend_name}}}]}}\n{sections}",
-        items.concat(),
-        backend.address,
-        names.join(", ")
-    )
-}
-
-const ANY_PORT: &str = "address: \"127.0.0.1:0\"";
+/// Fields of an inbound listener on a port that the system chooses.
+const ANY_PORT: &str = "direction: Inbound, address: \"127.0.0.1:0\"";
 
 /// Returns defaults with a circuit breaker, a rate limit and a connection limit.
 fn limit_sections(limit: u32) -> String {
@@ -319,29 +295,26 @@ fn a_request_sees_one_policy_to_its_end() {
 #[test]
 fn listeners_are_added_removed_and_changed_without_a_restart() {
     let backend = ScriptedBackend::healthy();
-    let policy_with_listeners =
-        |listeners: &[(&str, &str)]| policy_with_names(listeners, "app", &backend, "");
-    let sidecar = Sidecar::start(&policy_with_listeners(&[("inbound", ANY_PORT)]));
+    let policy_with_listener = |name: &str| PolicyBuilder::to_backend(&backend).listener_name(name);
+    let sidecar = Sidecar::start(&policy_with_listener("inbound").build());
     let first = sidecar.address("inbound");
     let mut open_connection = sidecar.client();
     assert_eq!(open_connection.get("/").status, 200);
-    let added = policy_with_listeners(&[("second", ANY_PORT), ("inbound", ANY_PORT)]);
-    assert_eq!(sidecar.reload(&added).status, 200);
+    let added = policy_with_listener("second").routed_listener("inbound", ANY_PORT);
+    assert_eq!(sidecar.reload(&added.build()).status, 200);
     let second = sidecar.address("second");
     assert_eq!(Client::connect(second).get("/").status, 200);
     let limited = format!("limits: {{maxBodyBytes: 1}}, {ANY_PORT}");
-    sidecar.reload(&policy_with_listeners(&[
-        ("second", ANY_PORT),
-        ("inbound", limited.as_str()),
-    ]));
+    let changed = policy_with_listener("second").routed_listener("inbound", &limited);
+    sidecar.reload(&changed.build());
     assert_eq!(sidecar.address("inbound"), first);
     assert_eq!(
         open_connection.post("/", "xx").status,
         413,
         "the change applies to an open connection"
     );
-    let removed = policy_with_listeners(&[("second", ANY_PORT)]);
-    assert_eq!(sidecar.reload(&removed).status, 200);
+    let removed = policy_with_listener("second");
+    assert_eq!(sidecar.reload(&removed.build()).status, 200);
     eventually("the removed listener is closed", || {
         std::net::TcpStream::connect(first).is_err()
     });
@@ -358,7 +331,6 @@ fn a_listener_that_cannot_be_bound_rejects_the_whole_policy_set() {
         .listener(
             "occupied",
             &format!("direction: Inbound, address: \"{address}\""),
-            false,
         )
         .build();
     let rejection = sidecar.reload(&policy);
@@ -404,13 +376,10 @@ fn breaker_state_and_counts_survive_a_reload_and_a_renamed_backend_is_reset() {
         "{reload_report}"
     );
     assert_eq!(sidecar.get("/").reason(), "breaker_open:app");
-    let listeners = [("inbound", ANY_PORT)];
-    sidecar.reload(&policy_with_names(
-        &listeners,
-        "renamed",
-        &backend,
-        &breaker(6),
-    ));
+    let renamed = PolicyBuilder::to_backend(&backend)
+        .backend_name("renamed")
+        .sections(&breaker(6));
+    sidecar.reload(&renamed.build());
     assert_eq!(
         sidecar.get("/").status,
         500,
@@ -532,9 +501,13 @@ fn an_empty_file_is_rejected_and_closes_no_listener() {
 #[test]
 fn a_renamed_listener_keeps_its_socket_and_its_connections() {
     let backend = ScriptedBackend::healthy();
-    let address = format!("address: \"{}\"", ScriptedBackend::unused_address());
-    let policy_with_listener =
-        |name: &str| policy_with_names(&[(name, address.as_str())], "app", &backend, "");
+    let address = ScriptedBackend::unused_address();
+    let policy_with_listener = |name: &str| {
+        PolicyBuilder::to_backend(&backend)
+            .listener_name(name)
+            .listener_address(address)
+            .build()
+    };
     let sidecar = Sidecar::start(&policy_with_listener("inbound"));
     let mut client = sidecar.client();
     assert_eq!(client.get("/").status, 200);

@@ -26,10 +26,13 @@ use super::{
     simulate_delay,
 };
 
-/// Fields of the route of the gRPC payments.
-const GRPC_ROUTE_FIELDS: &str = "listeners: [inbound], \
-                                 matches: [{path: {type: PathPrefix, value: /shop.Pay}}], \
-                                 backendRefs: [{name: grpc}]";
+/// Returns the fields of the route of the gRPC payments from a listener.
+fn grpc_route_fields(listener: &str) -> String {
+    format!(
+        "listeners: [{listener}], matches: [{{path: {{type: PathPrefix, value: /shop.Pay}}}}], \
+         backendRefs: [{{name: grpc}}]"
+    )
+}
 
 /// Durations of a rollout.
 #[derive(Clone, Copy)]
@@ -87,7 +90,7 @@ impl Instance {
         let lifecycle = format!("  lifecycle: {{drain: {}}}\n", timings.drain_section);
         let policy = PolicyBuilder::to_backend(&http_backend)
             .backend("grpc", &grpc_fields)
-            .route("grpc", GRPC_ROUTE_FIELDS)
+            .route("grpc", &grpc_route_fields("inbound"))
             .sections(&lifecycle);
         let sidecar = Sidecar::start(&policy.build());
         eventually("the instance is ready", || {
@@ -160,7 +163,7 @@ impl Fleet {
             .outbound()
             .backend_fields(&endpoints_field)
             .backend("grpc", &format!("protocol: GRPC, {endpoints_field}"))
-            .route("grpc", GRPC_ROUTE_FIELDS);
+            .route("grpc", &grpc_route_fields("outbound"));
         let client_sidecar = Sidecar::start(&policy.build());
         eventually("the sidecar of the clients is ready", || {
             client_sidecar.call_admin("GET", "/readyz").status == 200
@@ -224,7 +227,7 @@ impl Fleet {
         let load = Arc::new(LoadContext {
             payment_counts: self.payment_counts.clone(),
             published_endpoints: self.published_endpoints.clone(),
-            client_sidecar_address: self.client_sidecar.address("inbound"),
+            client_sidecar_address: self.client_sidecar.address("outbound"),
             is_stopped: AtomicBool::new(false),
             next_payment_number: AtomicUsize::new(0),
         });

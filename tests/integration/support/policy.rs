@@ -4,21 +4,27 @@ use std::{fmt::Display, net::SocketAddr};
 
 use super::ScriptedBackend;
 
-/// Policy file with a listener `inbound`, a backend `app`, and a route `in` from one to the other.
+/// Policy file with a listener `inbound` or `outbound`, a backend `app`, and a route `in` from one
+/// to the other.
 ///
 /// A test states what differs. Fields and items are YAML in flow style, without outer braces.
 #[derive(Clone)]
 pub(crate) struct PolicyBuilder {
+    listener_name: String,
     listener: Vec<String>,
     listener_address: String,
     direction: &'static str,
+    backend_name: String,
     endpoints: Vec<String>,
     backend: Vec<String>,
     route: Vec<String>,
+    /// Items of `backendRefs` of the route `in`; `None` for the backend `app` alone.
+    route_backends: Option<String>,
     listeners: Vec<String>,
     backends: Vec<String>,
     routes: Vec<String>,
-    route_listeners: Vec<String>,
+    /// Names of the other listeners whose requests the route `in` takes.
+    routed_listeners: Vec<String>,
     sections: String,
 }
 
@@ -27,16 +33,19 @@ impl PolicyBuilder {
     /// has no `endpoints` field, so that the test can add another kind of discovery.
     pub(crate) fn new(endpoints: &[SocketAddr]) -> Self {
         Self {
+            listener_name: "inbound".to_owned(),
             listener: Vec::new(),
             listener_address: "127.0.0.1:0".to_owned(),
             direction: "Inbound",
+            backend_name: "app".to_owned(),
             endpoints: endpoints.iter().map(ToString::to_string).collect(),
             backend: Vec::new(),
             route: Vec::new(),
+            route_backends: None,
             listeners: Vec::new(),
             backends: Vec::new(),
             routes: Vec::new(),
-            route_listeners: vec!["inbound".to_owned()],
+            routed_listeners: Vec::new(),
             sections: String::new(),
         }
     }
@@ -46,9 +55,21 @@ impl PolicyBuilder {
         Self::new(&[backend.address])
     }
 
-    /// Makes the listener an outbound one; its name stays `inbound`.
+    /// Makes the listener an outbound one with the name `outbound`.
     pub(crate) fn outbound(mut self) -> Self {
         self.direction = "Outbound";
+        self.listener_name("outbound")
+    }
+
+    /// Renames the listener `inbound`.
+    pub(crate) fn listener_name(mut self, name: &str) -> Self {
+        self.listener_name = name.to_owned();
+        self
+    }
+
+    /// Renames the backend `app`.
+    pub(crate) fn backend_name(mut self, name: &str) -> Self {
+        self.backend_name = name.to_owned();
         self
     }
 
@@ -82,13 +103,23 @@ impl PolicyBuilder {
         self
     }
 
-    /// Adds another listener. The route `in` takes the requests of both if `is_routed`.
-    pub(crate) fn listener(mut self, name: &str, fields: &str, is_routed: bool) -> Self {
-        self.listeners.push(format!("name: {name}, {fields}"));
-        if is_routed {
-            self.route_listeners.push(name.to_owned());
-        }
+    /// Replaces the backends of the route `in`. Items are separated by commas, for example
+    /// `{name: app, weight: 2}`.
+    pub(crate) fn route_backends(mut self, items: &str) -> Self {
+        self.route_backends = Some(items.to_owned());
         self
+    }
+
+    /// Adds another listener with its fields. The route `in` does not take its requests.
+    pub(crate) fn listener(mut self, name: &str, fields: &str) -> Self {
+        self.listeners.push(format!("name: {name}, {fields}"));
+        self
+    }
+
+    /// Adds another listener with its fields. The route `in` takes its requests too.
+    pub(crate) fn routed_listener(mut self, name: &str, fields: &str) -> Self {
+        self.routed_listeners.push(name.to_owned());
+        self.listener(name, fields)
     }
 
     /// Adds another backend with its fields.
@@ -118,11 +149,11 @@ impl PolicyBuilder {
     /// Returns the text of the policy file.
     pub(crate) fn build(&self) -> String {
         let mut listener = vec![format!(
-            "name: inbound, direction: {}, address: \"{}\"",
-            self.direction, self.listener_address
+            "name: {}, direction: {}, address: \"{}\"",
+            self.listener_name, self.direction, self.listener_address
         )];
         listener.extend_from_slice(&self.listener);
-        let mut backend = vec!["name: app".to_owned()];
+        let mut backend = vec![format!("name: {}", self.backend_name)];
         if !self.endpoints.is_empty() {
             backend.push(format!(
                 "endpoints: [{}]",
@@ -134,17 +165,16 @@ impl PolicyBuilder {
             ));
         }
         backend.extend_from_slice(&self.backend);
+        let mut route_listeners = vec![self.listener_name.clone()];
+        route_listeners.extend_from_slice(&self.routed_listeners);
+        let route_backends = self
+            .route_backends
+            .clone()
+            .unwrap_or_else(|| format!("{{name: {}}}", self.backend_name));
         let mut route = vec![format!(
-            "name: in, listeners: [{}]",
-            self.route_listeners.join(", ")
+            "name: in, listeners: [{}], backendRefs: [{route_backends}]",
+            route_listeners.join(", ")
         )];
-        if !self
-            .route
-            .iter()
-            .any(|fields| fields.contains("backendRefs:") || fields.contains("RequestRedirect"))
-        {
-            route.push("backendRefs: [{name: app}]".to_owned());
-        }
         route.extend_from_slice(&self.route);
         format!(
             "apiVersion: outrigger.dev/v1alpha1\nkind: ResiliencePolicy\n\
