@@ -20,8 +20,9 @@ use crate::{
 /// Checks the framing and the declared body size of a request.
 ///
 /// # Errors
-/// A rejection of ambiguous framing, of a field name that is not a token, of CONNECT, of HTTP/0.9, of HTTP/1.1 without a Host
-/// header, or of a body that exceeds the listener's limit.
+/// A rejection of ambiguous framing, of a field name that is not a token, of CONNECT, of
+/// HTTP/0.9, of HTTP/1.1 without a Host header, or of a body that exceeds the limit of the
+/// listener.
 pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     let head = client.head();
     if head.method == Method::CONNECT {
