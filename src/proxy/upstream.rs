@@ -3,6 +3,7 @@
 //! The modules know endpoints and connections. They do not know routes, retries or clients.
 
 pub(crate) mod connect;
+mod http1_stream;
 pub(crate) mod http2;
 pub(crate) mod http2_stream;
 pub(crate) mod pool;

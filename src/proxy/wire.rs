@@ -1,11 +1,12 @@
 //! Mechanisms below a message that both sides of the proxy share.
 //!
-//! They are events, header names, HTTP/2 limits, message framing, send queues and received
-//! bodies. They know neither routes nor policies.
+//! They are events, header names, HTTP/1 messages, HTTP/2 limits, message framing, send queues and
+//! received bodies. They know neither routes nor policies.
 
 pub(crate) mod events;
 pub(crate) mod framing_fields;
 pub(crate) mod header_names;
+pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod message_boundary;
 pub(crate) mod received_body;

@@ -122,6 +122,7 @@ fn imports_follow_the_matrix() {
 fn external_crates_are_used_only_in_their_layers() {
     let table: &[(&str, &[&str])] = &[
         ("pingora::", &["proxy", "control", "transport"]),
+        ("httparse::", &["proxy"]),
         ("h2::", &["proxy", "control"]),
         ("rustls::", &["proxy", "control", "state", "transport"]),
         ("x509_parser", &["transport"]),

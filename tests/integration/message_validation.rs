@@ -172,3 +172,69 @@ fn the_bytes_of_a_tunnel_are_counted_in_both_directions() {
     assert_eq!(line["bytes_received"], 5, "{line}");
     assert_eq!(line["bytes_sent"], 5, "{line}");
 }
+
+#[test]
+fn a_response_with_malformed_chunks_never_looks_complete() {
+    for body in [
+        "5 \r\nhello\r\n0\r\n\r\n",
+        "5;\n\r\nhello\r\n0\r\n\r\n",
+        "5\nhello\r\n0\r\n\r\n",
+        "\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhello0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nno field\r\n\r\n",
+        "5\r\nhello\r\n0\r\n",
+        "5\r\nhel",
+    ] {
+        let response = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{body}");
+        let backend = ScriptedBackend::start(move |mut connection| {
+            connection.read_request();
+            connection.send(&response);
+        });
+        let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+        let mut client = sidecar.client();
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let is_complete = client
+            .try_read_response()
+            .is_some_and(|response| response.status == 200 && response.is_complete);
+        assert!(!is_complete, "{}", body.escape_debug());
+        let client = Http2Client::connect(sidecar.address("inbound"));
+        let request = Request::get("http://a/").body(()).unwrap();
+        let is_complete = client
+            .send_request(request, b"", None)
+            .is_ok_and(|response| response.status == 200);
+        assert!(!is_complete, "{} to HTTP/2", body.escape_debug());
+    }
+}
+
+#[test]
+fn a_response_with_too_many_fields_becomes_a_502_with_a_reason() {
+    for (count, status) in [(250, 200), (257, 502)] {
+        let backend = ScriptedBackend::responding_with(move |_| {
+            let fields: String = (0..count).map(|n| format!("x-{n}: y\r\n")).collect();
+            format!("HTTP/1.1 200 OK\r\n{fields}content-length: 0\r\n\r\n")
+        });
+        let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+        let response = sidecar.get("/");
+        assert_eq!(response.status, status, "{count} fields");
+        if status == 502 {
+            assert!(response.reason().starts_with("upstream_protocol_error"));
+        }
+    }
+}
+
+#[test]
+fn a_connection_is_not_reused_if_bytes_follow_the_response() {
+    let backend = ScriptedBackend::start(|mut connection| {
+        while connection.read_request().is_some() {
+            connection.send(concat!(
+                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nother"
+            ));
+        }
+    });
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    for _ in 0..3 {
+        assert_eq!(sidecar.get("/").text(), "ok");
+    }
+    assert_eq!(backend.connections(), 3);
+}

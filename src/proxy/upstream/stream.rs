@@ -14,15 +14,15 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
-use pingora::{ErrorType, http::ResponseHeader, protocols::http::v1::client::HttpSession};
+use pingora::http::ResponseHeader;
 
 use crate::{
     proxy::{
         upstream::{
-            http2_stream::ClientStream, pool::PooledConnection, request_head::RequestHead,
-            worker::Worker,
+            http1_stream::Http1Stream, http2_stream::ClientStream, pool::PooledConnection,
+            request_head::RequestHead, worker::Worker,
         },
-        wire::events::{StreamError, UpstreamEvent, UpstreamInterest},
+        wire::events::{UpstreamEvent, UpstreamInterest},
     },
     state::topology::endpoint::{ConnectionGuard, EndpointState},
     telemetry::reason::Reason,
@@ -40,7 +40,7 @@ pub(crate) struct Upstream {
 pub(crate) enum WriteError {
     /// The request target of the client cannot be expressed in HTTP/2.
     InvalidTarget,
-    /// The session rejected a head or a chunk that the proxy itself built.
+    /// A head or a chunk that the proxy itself built is invalid.
     Internal,
 }
 
@@ -49,10 +49,10 @@ enum UpstreamStream {
     Http2(Box<ClientStream>),
 }
 
-/// An HTTP/1 session on a connection of its own.
+/// An HTTP/1 exchange on a connection of its own.
 struct UpstreamHttp1 {
-    /// Boxed, because the session is large and is moved several times.
-    session: Box<HttpSession>,
+    /// Boxed, because it is large and is moved several times.
+    stream: Box<Http1Stream>,
     handle: Arc<ConnectionHandle>,
     connection_guard: ConnectionGuard,
     certificate_generation: u64,
@@ -69,7 +69,7 @@ impl Upstream {
             certificate_generation,
         } = connection;
         let http1 = UpstreamHttp1 {
-            session: Box::new(HttpSession::new(stream)),
+            stream: Box::new(Http1Stream::new(stream)),
             bytes_sent_at_start: handle.bytes_sent(),
             handle,
             connection_guard,
@@ -96,12 +96,8 @@ impl Upstream {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
                 let head = head.into_http1().map_err(|_| WriteError::Internal)?;
-                http1
-                    .session
-                    .write_request_header(head)
-                    .await
-                    .map(drop)
-                    .map_err(|_| WriteError::Internal)
+                let written = http1.stream.write_head(&head).await;
+                written.map_err(|_| WriteError::Internal)
             }
             UpstreamStream::Http2(stream) => {
                 // Only the client's request target can be valid in HTTP/1 and invalid in
@@ -115,15 +111,10 @@ impl Upstream {
     /// Queues a chunk of the request body.
     pub(crate) async fn write(&mut self, piece: &Bytes) -> Result<(), WriteError> {
         match &mut self.stream {
-            // A client session can read an empty chunk, for example when a chunk size arrived
-            // without data. In chunked encoding an empty chunk would end the body.
-            UpstreamStream::Http1(_) if piece.is_empty() => Ok(()),
-            UpstreamStream::Http1(http1) => http1
-                .session
-                .write_body(piece)
-                .await
-                .map(drop)
-                .map_err(|_| WriteError::Internal),
+            UpstreamStream::Http1(http1) => {
+                let written = http1.stream.write(piece).await;
+                written.map_err(|_| WriteError::Internal)
+            }
             UpstreamStream::Http2(stream) => {
                 stream.write(piece.clone());
                 Ok(())
@@ -134,12 +125,10 @@ impl Upstream {
     /// Queues the end of the request. HTTP/1 connections drop the trailers.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), WriteError> {
         match &mut self.stream {
-            UpstreamStream::Http1(http1) => http1
-                .session
-                .finish_body()
-                .await
-                .map(drop)
-                .map_err(|_| WriteError::Internal),
+            UpstreamStream::Http1(http1) => {
+                let finished = http1.stream.finish().await;
+                finished.map_err(|_| WriteError::Internal)
+            }
             UpstreamStream::Http2(stream) => {
                 stream.finish(trailers);
                 Ok(())
@@ -168,12 +157,10 @@ impl Upstream {
     /// Queues bytes of a tunnel. Only HTTP/1 connections can become tunnels.
     pub(crate) async fn write_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<(), Reason> {
         match &mut self.stream {
-            UpstreamStream::Http1(http1) => http1
-                .session
-                .write_body(bytes)
-                .await
-                .map(drop)
-                .map_err(|_| Reason::UpstreamReset),
+            UpstreamStream::Http1(http1) => {
+                let written = http1.stream.write(bytes).await;
+                written.map_err(|_| Reason::UpstreamReset)
+            }
             UpstreamStream::Http2(_) => Err(Reason::UpstreamProtocolError),
         }
     }
@@ -203,7 +190,7 @@ impl Upstream {
     /// Returns the response head that was read last, which can be interim.
     pub(crate) fn head(&self) -> Option<&ResponseHeader> {
         match &self.stream {
-            UpstreamStream::Http1(http1) => http1.session.resp_header(),
+            UpstreamStream::Http1(http1) => http1.stream.head(),
             UpstreamStream::Http2(stream) => stream.head(),
         }
     }
@@ -229,20 +216,20 @@ impl Upstream {
 
     /// Returns whether the backend has switched to another protocol than HTTP.
     pub(crate) fn was_upgraded(&self) -> bool {
-        matches!(&self.stream, UpstreamStream::Http1(http1) if http1.session.was_upgraded())
+        matches!(&self.stream, UpstreamStream::Http1(http1) if http1.stream.was_upgraded())
     }
 
-    /// Makes an HTTP/1 session write bytes without HTTP framing from now on.
+    /// Makes an HTTP/1 stream write bytes without HTTP framing from now on.
     pub(crate) fn switch_to_tunnel(&mut self) {
         if let UpstreamStream::Http1(http1) = &mut self.stream {
-            http1.session.maybe_upgrade_body_writer();
+            http1.stream.switch_to_tunnel();
         }
     }
 
     /// Returns whether the response has been read to its end.
     pub(crate) fn is_body_done(&mut self) -> bool {
         match &mut self.stream {
-            UpstreamStream::Http1(http1) => http1.session.is_body_done(),
+            UpstreamStream::Http1(http1) => http1.stream.is_body_done(),
             UpstreamStream::Http2(stream) => stream.is_body_done(),
         }
     }
@@ -277,22 +264,17 @@ impl Upstream {
     ///
     /// Otherwise the HTTP/1 connection closes, or the HTTP/2 stream is reset.
     pub(crate) async fn release(self, worker: &Worker, is_request_complete: bool, now: Instant) {
-        let mut http1 = match self.stream {
+        let http1 = match self.stream {
             UpstreamStream::Http1(http1) => http1,
             UpstreamStream::Http2(stream) => return stream.release(now),
         };
-        if !is_request_complete || !http1.handle.is_flushed() || !http1.session.is_body_done() {
+        if !is_request_complete || !http1.handle.is_flushed() || !http1.stream.is_body_done() {
             return;
         }
-        if let Some(hint) = http1
-            .session
-            .resp_header()
-            .and_then(parse_keep_alive_timeout)
-        {
+        if let Some(hint) = http1.stream.head().and_then(parse_keep_alive_timeout) {
             self.endpoint.record_idle_close(hint, now);
         }
-        http1.session.respect_keepalive();
-        if let Some(stream) = http1.session.reuse().await {
+        if let Some(stream) = http1.stream.into_reusable() {
             let pooled = PooledConnection {
                 stream,
                 handle: http1.handle,
@@ -306,25 +288,14 @@ impl Upstream {
 
 impl UpstreamHttp1 {
     async fn next_event(&mut self, interest: UpstreamInterest, may_flush: bool) -> UpstreamEvent {
-        let Self {
-            session, handle, ..
-        } = self;
+        let Self { stream, handle, .. } = self;
         let read = async {
             match interest {
-                UpstreamInterest::Head => {
-                    UpstreamEvent::Head(session.read_response().await.map(drop).map_err(|error| {
-                        match error.etype {
-                            ErrorType::InvalidHTTPHeader => StreamError::Protocol,
-                            _ => StreamError::Reset,
-                        }
-                    }))
+                UpstreamInterest::Head => UpstreamEvent::Head(stream.read_head().await),
+                UpstreamInterest::Body => {
+                    let read = stream.read_body().await;
+                    UpstreamEvent::Body(read.map_err(|_| Reason::UpstreamReset))
                 }
-                UpstreamInterest::Body => UpstreamEvent::Body(
-                    session
-                        .read_body_bytes()
-                        .await
-                        .map_err(|_| Reason::UpstreamReset),
-                ),
                 UpstreamInterest::Nothing => std::future::pending().await,
             }
         };

@@ -1,0 +1,214 @@
+//! Request and response on an HTTP/1 connection of its own.
+//!
+//! Writes only append to the queue of the connection; its owner flushes it. The module does not
+//! know the endpoint, and does not decide whether the connection is reused.
+
+use bytes::BytesMut;
+use http::{Method, StatusCode, Version, header};
+use pingora::{
+    http::{RequestHeader, ResponseHeader},
+    protocols::Stream,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::proxy::wire::{
+    events::StreamError,
+    http1::{
+        InvalidMessage,
+        body_reader::{BodyProgress, BodyReader},
+        body_writer::BodyWriter,
+        head,
+    },
+};
+
+/// Free space that a read offers to the socket, in bytes.
+const READ_BYTES: usize = 16 << 10;
+
+/// One exchange on an HTTP/1 connection.
+pub(crate) struct Http1Stream {
+    stream: Stream,
+    /// Bytes that were read and not yet used.
+    input: BytesMut,
+    /// Whether the peer has closed its sending side.
+    is_input_ended: bool,
+    request_method: Method,
+    requests_upgrade: bool,
+    writer: BodyWriter,
+    /// Response head that was read last, which can be interim.
+    head: Option<Box<ResponseHeader>>,
+    /// Reader of the response body; `None` before the final head.
+    body: Option<BodyReader>,
+    was_upgraded: bool,
+}
+
+impl Http1Stream {
+    /// Creates an exchange on a connection without unread input.
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            is_input_ended: false,
+            request_method: Method::GET,
+            requests_upgrade: false,
+            writer: BodyWriter::Length(0),
+            head: None,
+            body: None,
+            was_upgraded: false,
+        }
+    }
+
+    /// Returns the response head that was read last, which can be interim.
+    pub(crate) fn head(&self) -> Option<&ResponseHeader> {
+        self.head.as_deref()
+    }
+
+    /// Returns whether the peer has switched to another protocol.
+    pub(crate) fn was_upgraded(&self) -> bool {
+        self.was_upgraded
+    }
+
+    /// Returns whether the response has been read to its end.
+    pub(crate) fn is_body_done(&self) -> bool {
+        self.body.as_ref().is_some_and(BodyReader::is_done)
+    }
+
+    /// Queues the request head.
+    ///
+    /// # Errors
+    /// If its framing fields are invalid, or the connection is broken.
+    pub(crate) async fn write_head(&mut self, head: &RequestHeader) -> Result<(), InvalidMessage> {
+        self.writer = BodyWriter::from_fields(&head.headers)?;
+        self.request_method = head.method.clone();
+        self.requests_upgrade = head.headers.contains_key(header::UPGRADE);
+        let mut out = Vec::with_capacity(1 << 10);
+        out.extend_from_slice(head.method.as_str().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(head.raw_path());
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        head.header_to_h1_wire(&mut out);
+        out.extend_from_slice(b"\r\n");
+        self.queue(&out).await
+    }
+
+    /// Queues a part of the request body.
+    ///
+    /// # Errors
+    /// If the body is longer than the head announces, or the connection is broken.
+    pub(crate) async fn write(&mut self, part: &[u8]) -> Result<(), InvalidMessage> {
+        let mut out = Vec::with_capacity(part.len() + 32);
+        self.writer.write(part, &mut out)?;
+        self.queue(&out).await
+    }
+
+    /// Queues the end of the request.
+    ///
+    /// # Errors
+    /// If the body is shorter than the head announces, or the connection is broken.
+    pub(crate) async fn finish(&mut self) -> Result<(), InvalidMessage> {
+        let mut out = Vec::new();
+        self.writer.finish(&mut out)?;
+        self.queue(&out).await
+    }
+
+    /// Appends bytes to the queue of the connection, which never waits.
+    async fn queue(&mut self, bytes: &[u8]) -> Result<(), InvalidMessage> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.stream
+            .write_all(bytes)
+            .await
+            .map_err(|_| InvalidMessage)
+    }
+
+    /// Makes the stream write bytes without framing from now on.
+    pub(crate) fn switch_to_tunnel(&mut self) {
+        self.writer = BodyWriter::Tunnel;
+    }
+
+    /// Reads the next response head.
+    ///
+    /// Cancel safe: a dropped call loses no bytes.
+    pub(crate) async fn read_head(&mut self) -> Result<(), StreamError> {
+        loop {
+            if !self.input.is_empty()
+                && let Some(head) =
+                    head::take_response(&mut self.input).map_err(|_| StreamError::Protocol)?
+            {
+                return self.accept_head(head);
+            }
+            if self.is_input_ended {
+                return Err(StreamError::Reset);
+            }
+            self.fill().await.map_err(|_| StreamError::Reset)?;
+        }
+    }
+
+    fn accept_head(&mut self, head: ResponseHeader) -> Result<(), StreamError> {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS && self.requests_upgrade {
+            self.was_upgraded = true;
+            self.body = Some(BodyReader::until_close());
+        } else if !head.status.is_informational() {
+            let body = BodyReader::from_response(&self.request_method, &head);
+            self.body = Some(body.map_err(|_| StreamError::Protocol)?);
+        }
+        self.head = Some(Box::new(head));
+        Ok(())
+    }
+
+    /// Reads the next part of the response body; `None` at its end.
+    ///
+    /// Cancel safe: a dropped call loses no bytes.
+    ///
+    /// # Errors
+    /// If the body is malformed or incomplete, or the connection is broken.
+    pub(crate) async fn read_body(&mut self) -> Result<Option<bytes::Bytes>, InvalidMessage> {
+        loop {
+            let body = self.body.as_mut().ok_or(InvalidMessage)?;
+            match body.read(&mut self.input, self.is_input_ended)? {
+                BodyProgress::Data(part) => return Ok(Some(part)),
+                BodyProgress::Done => return Ok(None),
+                BodyProgress::NeedsInput => self.fill().await?,
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> Result<(), InvalidMessage> {
+        self.input.reserve(READ_BYTES);
+        let count = self.stream.read_buf(&mut self.input).await;
+        self.is_input_ended = count.map_err(|_| InvalidMessage)? == 0;
+        Ok(())
+    }
+
+    /// Returns the connection if it can carry another request: the response is complete, no
+    /// byte follows it, and both versions and the `connection` field permit it.
+    pub(crate) fn into_reusable(self) -> Option<Stream> {
+        let is_complete = self
+            .body
+            .as_ref()
+            .is_some_and(BodyReader::ends_before_close);
+        let head = self.head?;
+        // A chunked response with a length is an attempt to split responses.
+        let is_ambiguous = head.headers.contains_key(header::TRANSFER_ENCODING)
+            && head.headers.contains_key(header::CONTENT_LENGTH);
+        let can_reuse = is_complete
+            && !is_ambiguous
+            && !self.is_input_ended
+            && self.input.is_empty()
+            && self.writer == BodyWriter::Length(0)
+            && is_persistent(&head);
+        can_reuse.then_some(self.stream)
+    }
+}
+
+/// Returns whether the connection persists after the response (RFC 9112 section 9.3).
+fn is_persistent(head: &ResponseHeader) -> bool {
+    let has_option = |option: &str| {
+        let values = head.headers.get_all(header::CONNECTION).iter();
+        let mut options = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','));
+        options.any(|text| text.trim().eq_ignore_ascii_case(option))
+    };
+    !has_option("close") && (head.version == Version::HTTP_11 || has_option("keep-alive"))
+}
