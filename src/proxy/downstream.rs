@@ -5,6 +5,7 @@
 
 pub(crate) mod client;
 pub(crate) mod framing;
+pub(crate) mod http1_stream;
 pub(crate) mod http2;
 pub(crate) mod request_body;
 pub(crate) mod task;

@@ -32,7 +32,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub use crate::transport::queued_stream::handle::{ConnectionHandle, HandshakeOutcome};
 use crate::transport::{
-    queued_stream::handle::{NO_READ_LIMIT, TLS_RECORD_BYTES},
+    queued_stream::handle::TLS_RECORD_BYTES,
     socket::{Socket, SocketReadHalf},
     tls::{TlsReadOutcome, TlsSession},
 };
@@ -120,14 +120,6 @@ impl AsyncRead for QueuedStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read_limit = self.handle.read_limit.load(Ordering::Relaxed);
-        if read_limit == 0 {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the head is too long",
-            )));
-        }
-        let before = buffer.filled().len();
         if !self.replay_bytes.is_empty() {
             let count = self.replay_bytes.len().min(buffer.remaining());
             buffer.put_slice(&self.replay_bytes.split_to(count));
@@ -138,12 +130,6 @@ impl AsyncRead for QueuedStream {
             ready!(self.poll_read_tls(context, buffer))?;
         } else {
             ready!(self.poll_read_plain(context, buffer))?;
-        }
-        if read_limit != NO_READ_LIMIT {
-            self.handle.read_limit.store(
-                read_limit.saturating_sub(buffer.filled().len() - before),
-                Ordering::Relaxed,
-            );
         }
         Poll::Ready(Ok(()))
     }

@@ -238,3 +238,95 @@ fn a_connection_is_not_reused_if_bytes_follow_the_response() {
     }
     assert_eq!(backend.connections(), 3);
 }
+
+#[test]
+fn a_malformed_request_is_rejected_and_never_repaired() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let many_fields: String = (0..257).map(|n| format!("x-{n}: y\r\n")).collect();
+    let table = [
+        ("GET /a b HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+        ("GET /a\tb HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+        ("GET /a\0b HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+        ("GET /a\x7f HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+        ("GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+        ("GET / HTTP/1.1\nhost: a\n\n".to_owned(), 400),
+        ("GET * HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+        ("GET ftp://a/ HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+        (
+            "GET http://a:81/ HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
+            400,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\n{many_fields}\r\n"),
+            431,
+        ),
+    ];
+    for (request, status) in table {
+        let mut client = sidecar.client();
+        client.send(&request);
+        let name = request.lines().next().unwrap();
+        assert_eq!(client.read_response().status, status, "{name}");
+    }
+    assert_eq!(backend.requests().len(), 0, "the app receives none of them");
+    for request in [
+        "GET http://Shop:80/ HTTP/1.1\r\nhost: shop\r\n\r\n",
+        "GET https://shop/ HTTP/1.1\r\nhost: SHOP:443\r\n\r\n",
+        "\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /\"{}|^ HTTP/1.1\r\nhost: a\r\n\r\n",
+    ] {
+        let mut client = sidecar.client();
+        client.send(request);
+        assert_eq!(client.read_response().status, 200, "{request}");
+    }
+}
+
+#[test]
+fn a_request_body_with_malformed_chunks_ends_the_request_and_the_connection() {
+    let backend = ScriptedBackend::healthy();
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    for body in [
+        "5 \r\nhello\r\n0\r\n\r\n",
+        "5;\n\r\nhello\r\n0\r\n\r\n",
+        "5;a\0\r\nhello\r\n0\r\n\r\n",
+        "\r\nhello\r\n0\r\n\r\n",
+        "5\nhello\n0\n\n",
+        "5\r\nhello0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nno field\r\n\r\n",
+    ] {
+        let mut client = sidecar.client();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{body}"
+        ));
+        assert_eq!(
+            client.read_response().status,
+            400,
+            "{}",
+            body.escape_debug()
+        );
+        client.wait_for_close();
+    }
+    assert_eq!(
+        backend.requests().len(),
+        0,
+        "the app receives no complete request"
+    );
+}
+
+#[test]
+fn the_date_of_the_app_is_forwarded_and_added_only_where_it_is_missing() {
+    const DATE: &str = "Tue, 15 Nov 1994 08:12:31 GMT";
+    let backend = ScriptedBackend::responding_with(|request| {
+        let date = if request.request_line().contains("dated") {
+            format!("date: {DATE}\r\n")
+        } else {
+            String::new()
+        };
+        format!("HTTP/1.1 200 OK\r\n{date}content-length: 0\r\n\r\n")
+    });
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    assert_eq!(sidecar.get("/dated").headers("date"), [DATE]);
+    let added = sidecar.get("/");
+    assert_eq!(added.headers("date").len(), 1);
+    assert_ne!(added.headers("date"), [DATE]);
+}

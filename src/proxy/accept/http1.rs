@@ -9,19 +9,22 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use pingora::protocols::{Stream, http::ServerSession};
 use tokio::sync::watch;
 
 use crate::{
     clock,
     proxy::{
         accept::listener_context::{ConnectionPermit, ListenerState},
-        downstream::client::{Client, ConnectionDisposition, DownstreamHttp1, DownstreamStream},
+        downstream::{
+            client::{Client, ConnectionDisposition, DownstreamStream},
+            http1_stream::{DownstreamHttp1, HeadError},
+        },
         headers::lifecycle::LifecycleHeaders,
         request::{rejection::Rejection, view::ClientIdentity},
         response::write_rejection,
         serve,
         upstream::worker::Worker,
+        wire::http1::head::InvalidRequestHead,
     },
     telemetry::reason::Reason,
     transport::queued_stream::{ConnectionHandle, QueuedStream},
@@ -45,9 +48,9 @@ struct DownstreamConnection {
 
 /// Stream of a connection between two requests.
 struct ReusableStream {
-    stream: Stream,
+    stream: QueuedStream,
     /// Bytes that were read beyond the last request.
-    pipelined_bytes: Option<BytesMut>,
+    pipelined_bytes: BytesMut,
 }
 
 /// How the wait for a request head ended.
@@ -76,14 +79,14 @@ pub(crate) async fn serve(
         listener_state,
     };
     let mut next = ReusableStream {
-        stream: Box::new(stream),
-        pipelined_bytes: None,
+        stream,
+        pipelined_bytes: BytesMut::new(),
     };
     let mut is_first = true;
     loop {
         let bytes_received_at_start = connection.handle.bytes_received();
         let has_more =
-            next.pipelined_bytes.is_some() || (is_first && connection.handle.has_replay_bytes());
+            !next.pipelined_bytes.is_empty() || (is_first && connection.handle.has_replay_bytes());
         if !has_more && !connection.wait_for_next_request().await {
             return;
         }
@@ -138,15 +141,12 @@ impl DownstreamConnection {
         stream: ReusableStream,
         bytes_received_at_start: u64,
     ) -> Option<ReusableStream> {
-        let mut session = stream.into_session();
-        let outcome = self.read_head(&mut session, bytes_received_at_start).await;
+        let mut http1 = Box::new(DownstreamHttp1::new(stream.stream, stream.pipelined_bytes));
+        let outcome = self.read_head(&mut http1, bytes_received_at_start).await;
         // The specification is loaded after the read, so that a request that waited during a
         // reload uses the current listener name.
         let mut client = Client {
-            stream: DownstreamStream::Http1(DownstreamHttp1 {
-                session,
-                handle: self.handle.clone(),
-            }),
+            stream: DownstreamStream::Http1(http1),
             identity: self.identity.clone(),
             listener: self.permit.listener_context().spec.load_full(),
         };
@@ -167,37 +167,29 @@ impl DownstreamConnection {
     /// Reads a request head within the time and the size that the listener permits.
     async fn read_head(
         &self,
-        session: &mut ServerSession,
+        http1: &mut DownstreamHttp1,
         bytes_received_at_start: u64,
     ) -> HeadOutcome {
         let limits = self.permit.listener_context().spec.load().limits;
-        let has_replay_bytes = self.handle.has_replay_bytes();
-        self.handle.set_read_limit(Some(limits.max_header_bytes));
-        let read = clock::timeout(Some(limits.header_timeout), session.read_request()).await;
-        let is_header_too_large = self.handle.is_read_limit_reached();
-        self.handle.set_read_limit(None);
-        match read {
-            Ok(Ok(true)) => HeadOutcome::Complete,
-            // The client closed the connection before its next request.
-            Ok(Ok(false)) => HeadOutcome::Closed,
+        let has_bytes = self.handle.has_replay_bytes() || http1.has_unread_input();
+        let read = http1.read_head(limits.max_header_bytes);
+        match clock::timeout(Some(limits.header_timeout), read).await {
+            Ok(Ok(())) => HeadOutcome::Complete,
+            // The client cannot receive a response.
+            Ok(Err(HeadError::Closed)) => HeadOutcome::Closed,
+            Ok(Err(HeadError::Invalid(InvalidRequestHead::TooLarge))) => {
+                HeadOutcome::Rejected(Reason::HeaderTooLarge)
+            }
+            Ok(Err(HeadError::Invalid(InvalidRequestHead::Malformed))) => {
+                HeadOutcome::Rejected(Reason::BadRequest)
+            }
             // A connection that sent no byte is idle, so it closes without a response.
             Err(clock::Elapsed)
-                if self.handle.bytes_received() == bytes_received_at_start && !has_replay_bytes =>
+                if self.handle.bytes_received() == bytes_received_at_start && !has_bytes =>
             {
                 HeadOutcome::Closed
             }
             Err(clock::Elapsed) => HeadOutcome::Rejected(Reason::HeaderTimeout),
-            Ok(Err(_)) if is_header_too_large => HeadOutcome::Rejected(Reason::HeaderTooLarge),
-            // The client closed the connection within a head, so it cannot receive a response.
-            Ok(Err(error))
-                if matches!(
-                    error.etype,
-                    pingora::ErrorType::ConnectionClosed | pingora::ErrorType::ReadError
-                ) =>
-            {
-                HeadOutcome::Closed
-            }
-            Ok(Err(_)) => HeadOutcome::Rejected(Reason::BadRequest),
         }
     }
 
@@ -225,24 +217,6 @@ impl DownstreamConnection {
     }
 }
 
-impl ReusableStream {
-    /// Creates the session of the next request.
-    fn into_session(self) -> Box<ServerSession> {
-        let mut session = Box::new(ServerSession::new_http1(self.stream));
-        // The timeout of the connection covers the whole head; a session timeout would cover
-        // each read.
-        session.set_read_timeout(None);
-        session.set_pipelining_enabled(true);
-        // pingora would close the connection after an interim response to an incomplete
-        // request. The relay decides when the connection closes.
-        session.set_close_on_response_before_downstream_finish(false);
-        if let Some(pipelined_bytes) = self.pipelined_bytes {
-            session.set_pipelined_prefix(pipelined_bytes);
-        }
-        session
-    }
-}
-
 /// Returns the stream for the next request, if the connection is reused. Otherwise it closes the
 /// connection as the disposition requires.
 async fn finish_request(
@@ -254,12 +228,11 @@ async fn finish_request(
     };
     match disposition {
         ConnectionDisposition::Close => None,
-        ConnectionDisposition::Reuse if http1.session.get_keepalive().is_some() => {
+        ConnectionDisposition::Reuse if http1.keeps_alive() => {
             let DownstreamStream::Http1(http1) = client.stream else {
                 return None;
             };
-            let finished = http1.session.finish().await.ok().flatten()?;
-            let (stream, pipelined_bytes) = finished.into_parts();
+            let (stream, pipelined_bytes) = http1.into_parts();
             Some(ReusableStream {
                 stream,
                 pipelined_bytes,
@@ -284,8 +257,8 @@ async fn linger(client: &mut Client) {
         return;
     };
     // A client that no longer reads cannot receive the close, so the wait is bounded.
-    _ = clock::timeout(Some(LINGER_LIMITS.0), http1.session.shutdown()).await;
-    let handle = http1.handle.clone();
+    _ = clock::timeout(Some(LINGER_LIMITS.0), http1.shutdown()).await;
+    let handle = http1.handle().clone();
     let (time, bytes) = LINGER_LIMITS;
     let bytes_received_max = handle.bytes_received() + bytes;
     let discard_input = async {

@@ -8,21 +8,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use pingora::{
-    ErrorType,
-    http::{RequestHeader, ResponseHeader},
-    protocols::http::ServerSession,
-};
+use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::{
     policy::snapshot::ListenerSpec,
     proxy::{
-        downstream::http2::ServerStream,
+        downstream::{http1_stream::DownstreamHttp1, http2::ServerStream},
         request::view::{ClientIdentity, RequestView},
         wire::events::{DownstreamEvent, DownstreamInterest},
     },
     telemetry::reason::Reason,
-    transport::queued_stream::ConnectionHandle,
 };
 
 /// What happens to a client's connection after a response.
@@ -46,24 +41,18 @@ pub(crate) struct Client {
     pub(crate) listener: Arc<ListenerSpec>,
 }
 
-/// Stream of one request and its response. Sessions and streams are boxed, because the value
-/// moves from stage to stage.
+/// Stream of one request and its response. Both are boxed, because the value moves from stage to
+/// stage.
 pub(crate) enum DownstreamStream {
-    Http1(DownstreamHttp1),
+    Http1(Box<DownstreamHttp1>),
     Http2(Box<ServerStream>),
-}
-
-/// HTTP/1 session, and the handle that flushes and observes its connection.
-pub(crate) struct DownstreamHttp1 {
-    pub(crate) session: Box<ServerSession>,
-    pub(crate) handle: Arc<ConnectionHandle>,
 }
 
 impl Client {
     /// Returns the head of the request.
     pub(crate) fn head(&self) -> &RequestHeader {
         match &self.stream {
-            DownstreamStream::Http1(http1) => http1.session.req_header(),
+            DownstreamStream::Http1(http1) => http1.head(),
             DownstreamStream::Http2(stream) => stream.head(),
         }
     }
@@ -101,7 +90,7 @@ impl Client {
     /// Returns whether the client has sent its whole request.
     pub(crate) fn is_body_done(&mut self) -> bool {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.session.is_body_done(),
+            DownstreamStream::Http1(http1) => http1.is_body_done(),
             DownstreamStream::Http2(stream) => stream.is_body_done(),
         }
     }
@@ -112,16 +101,15 @@ impl Client {
     /// Cancel safe: a dropped call loses no bytes, and the next call continues.
     pub(crate) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
         match &mut self.stream {
-            DownstreamStream::Http1(DownstreamHttp1 { session, handle }) => {
+            DownstreamStream::Http1(http1) => {
+                let handle = http1.handle().clone();
                 tokio::select! {
                     biased;
                     flushed = handle.flush(), if !handle.is_flushed() => {
                         DownstreamEvent::Flushed(flushed.map_err(|_| Reason::ClientClosed))
                     }
-                    read = session.read_body_or_idle(interest == DownstreamInterest::Close),
-                        if interest != DownstreamInterest::Nothing =>
-                    {
-                        DownstreamEvent::Read(read.map_err(|error| reason_from_error(&error)))
+                    read = http1.read(interest), if interest != DownstreamInterest::Nothing => {
+                        DownstreamEvent::Read(read)
                     }
                     else => std::future::pending().await,
                 }
@@ -156,11 +144,7 @@ impl Client {
     /// If the client has closed the stream.
     pub(crate) async fn write_interim(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1
-                .session
-                .write_response_header(head)
-                .await
-                .map_err(|error| reason_from_error(&error)),
+            DownstreamStream::Http1(http1) => http1.write_interim(&head).await,
             DownstreamStream::Http2(stream) => stream
                 .write_interim(*head)
                 .map_err(|_| Reason::ClientClosed),
@@ -173,11 +157,7 @@ impl Client {
     /// If the client has closed the stream.
     pub(crate) async fn write_head(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1
-                .session
-                .write_response_header(head)
-                .await
-                .map_err(|error| reason_from_error(&error)),
+            DownstreamStream::Http1(http1) => http1.write_head(&head).await,
             DownstreamStream::Http2(stream) => {
                 stream.write_head(*head);
                 Ok(())
@@ -191,11 +171,7 @@ impl Client {
     /// If the client has closed the stream.
     pub(crate) async fn write(&mut self, piece: Bytes) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1
-                .session
-                .write_response_body(piece, false)
-                .await
-                .map_err(|_| Reason::ClientClosed),
+            DownstreamStream::Http1(http1) => http1.write(&piece).await,
             DownstreamStream::Http2(stream) => {
                 stream.write(piece);
                 Ok(())
@@ -209,12 +185,7 @@ impl Client {
     /// If the client has closed the stream, or the body is shorter than the head declares.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1
-                .session
-                .finish_body()
-                .await
-                .map(drop)
-                .map_err(|_| Reason::ClientClosed),
+            DownstreamStream::Http1(http1) => http1.finish().await,
             DownstreamStream::Http2(stream) => {
                 stream.finish(trailers);
                 Ok(())
@@ -226,7 +197,7 @@ impl Client {
     /// output to h2 within the stream's window.
     pub(crate) fn is_flushed(&self) -> bool {
         match &self.stream {
-            DownstreamStream::Http1(http1) => http1.handle.is_flushed(),
+            DownstreamStream::Http1(http1) => http1.handle().is_flushed(),
             DownstreamStream::Http2(stream) => stream.is_flushed(),
         }
     }
@@ -238,7 +209,8 @@ impl Client {
     pub(crate) async fn flush(&mut self) -> Result<(), Reason> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => {
-                http1.handle.flush().await.map_err(|_| Reason::ClientClosed)
+                let flushed = http1.handle().flush().await;
+                flushed.map_err(|_| Reason::ClientClosed)
             }
             DownstreamStream::Http2(stream) => {
                 stream.flush().await.map_err(|_| Reason::ClientClosed)
@@ -250,33 +222,22 @@ impl Client {
     /// carries other streams.
     pub(crate) fn close_after_response(&mut self) {
         if let DownstreamStream::Http1(http1) = &mut self.stream {
-            http1.session.set_keepalive(None);
+            http1.close_after_response();
         }
     }
 
     /// Closes the sending side of an HTTP/1 connection, at the end of a tunnel.
     pub(crate) async fn shutdown(&mut self) {
         if let DownstreamStream::Http1(http1) = &mut self.stream {
-            http1.session.shutdown().await;
+            http1.shutdown().await;
         }
     }
 
     /// Returns the number of bytes of the response body that were written to this stream.
     pub(crate) fn body_bytes_sent(&self) -> u64 {
         match &self.stream {
-            DownstreamStream::Http1(http1) => http1.session.body_bytes_sent() as u64,
+            DownstreamStream::Http1(http1) => http1.body_bytes_sent(),
             DownstreamStream::Http2(stream) => stream.body_bytes_sent(),
         }
-    }
-}
-
-/// Returns the reason for a failed read or write: the client closed the connection, or its
-/// request is malformed.
-fn reason_from_error(error: &pingora::Error) -> Reason {
-    match error.etype {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
-            Reason::ClientClosed
-        }
-        _ => Reason::BadRequest,
     }
 }

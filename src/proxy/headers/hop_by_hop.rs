@@ -1,9 +1,8 @@
 //! Decides which header fields are forwarded and which belong to one hop only.
 //!
 //! Hop-by-hop fields are not forwarded (RFC 9110 section 7.6.1): a fixed list, and the fields
-//! that `connection` nominates. `transfer-encoding` is retained, because pingora frames the
-//! next hop by it. HTTP/1 sessions of pingora drop trailers, so the `trailer` field is dropped
-//! as well.
+//! that `connection` nominates. `transfer-encoding` is retained, because the next hop is framed
+//! by it. HTTP/1 trailers are not forwarded, so the `trailer` field is dropped as well.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 

@@ -1,11 +1,11 @@
 //! Parses the target of a request: one host and one path, whatever form the target has.
 //!
-//! A target in absolute form (`GET http://pay.shop/v1 HTTP/1.1`) names the host itself. pingora
-//! has already checked that it does not contradict the Host header. Targets sent to a backend
+//! A target in absolute form (`GET http://pay.shop/v1 HTTP/1.1`) names the host itself. The Host
+//! header must not contradict it. Targets sent to a backend
 //! are always in origin form, and a request without a path has the path `/`. The module does
 //! not know whether a route matches the target.
 
-use http::header;
+use http::{Method, header};
 
 use crate::{
     proxy::request::{host_port, rejection::Rejection, view::RequestView},
@@ -56,7 +56,8 @@ pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejectio
         Some(host) => host.to_str().map_err(|_| bad_request())?,
         None => "",
     };
-    let (authority, path_and_query) = if raw_target.starts_with('/') || raw_target == "*" {
+    let is_asterisk = raw_target == "*" && request.head.method == Method::OPTIONS;
+    let (authority, path_and_query) = if raw_target.starts_with('/') || is_asterisk {
         (host, raw_target)
     } else {
         let (scheme, rest) = raw_target.split_once("://").ok_or_else(bad_request)?;
@@ -64,7 +65,11 @@ pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejectio
             return Err(bad_request());
         }
         let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
-        (&rest[..authority_end], &rest[authority_end..])
+        let authority = &rest[..authority_end];
+        if !host.is_empty() && !host_port::are_equal(authority, host, scheme) {
+            return Err(bad_request());
+        }
+        (authority, &rest[authority_end..])
     };
     // Only an HTTP/1.0 request may have no host at all.
     let has_no_host = authority.is_empty() && !request.head.headers.contains_key(header::HOST);

@@ -26,6 +26,21 @@ pub(crate) fn is_valid(text: &str) -> bool {
     is_valid_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
+/// Returns whether two hosts are the same, without regard to case and to the default port of the
+/// scheme.
+pub(crate) fn are_equal(first: &str, second: &str, scheme: &str) -> bool {
+    let default_port = if scheme.eq_ignore_ascii_case("https") {
+        ":443"
+    } else {
+        ":80"
+    };
+    let without_default_port = |text| -> &str {
+        let text: &str = text;
+        text.strip_suffix(default_port).unwrap_or(text)
+    };
+    without_default_port(first).eq_ignore_ascii_case(without_default_port(second))
+}
+
 /// Returns whether the text is a registered name; an IPv4 address is one too.
 fn is_registered_name(text: &str) -> bool {
     let mut bytes = text.bytes();

@@ -245,7 +245,7 @@ async fn abort_response(task: &mut RequestTask<'_>, reason: Reason) {
         DownstreamStream::Http2(stream) => stream.reset(),
         // A normal close would make a body look complete if the close of the connection ends
         // the body.
-        DownstreamStream::Http1(http1) => http1.handle.reset_on_close(),
+        DownstreamStream::Http1(http1) => http1.handle().reset_on_close(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -18,9 +18,6 @@ use crate::transport::{
 
 /// Capacity in bytes above which an empty queue is released instead of retained.
 const RETAINED_QUEUE_BYTES: usize = 16 << 10;
-
-/// Value of `read_limit` that means "unlimited".
-pub(super) const NO_READ_LIMIT: usize = usize::MAX;
 
 /// Buffer size in bytes for one read of ciphertext: the plaintext size of a full TLS record.
 pub(super) const TLS_RECORD_BYTES: usize = 16 << 10;
@@ -37,9 +34,6 @@ pub struct ConnectionHandle {
     pub(super) has_replay_bytes: AtomicBool,
     pub(super) bytes_received: AtomicU64,
     bytes_sent: AtomicU64,
-    /// Number of bytes that may still be read before reads fail. It bounds the size of a
-    /// request head.
-    pub(super) read_limit: AtomicUsize,
     /// TLS session; `None` for plaintext connections. The lock guards single reads and writes
     /// and is taken before that of the queue.
     pub(super) tls: Option<Mutex<TlsSession>>,
@@ -63,7 +57,6 @@ impl ConnectionHandle {
             has_replay_bytes: AtomicBool::new(false),
             bytes_received: AtomicU64::new(0),
             bytes_sent: AtomicU64::new(0),
-            read_limit: AtomicUsize::new(NO_READ_LIMIT),
             tls: tls.map(|connection| Mutex::new(TlsSession::new(connection))),
         }
     }
@@ -226,18 +219,6 @@ impl ConnectionHandle {
     /// message.
     pub fn reset_on_close(&self) {
         self.socket.reset_on_close();
-    }
-
-    /// Sets the number of plaintext bytes after which reads fail; `None` removes the limit.
-    pub fn set_read_limit(&self, bytes: Option<usize>) {
-        self.read_limit
-            .store(bytes.unwrap_or(NO_READ_LIMIT), Ordering::Relaxed);
-    }
-
-    /// Returns `true` if the read limit is exhausted, so that further reads fail.
-    #[must_use]
-    pub fn is_read_limit_reached(&self) -> bool {
-        self.read_limit.load(Ordering::Relaxed) == 0
     }
 
     /// Returns `true` if an idle connection is open and no plaintext waits to be read.

@@ -67,3 +67,24 @@ fn anything_else_is_no_host() {
         assert!(!is_valid(text), "{text}");
     }
 }
+
+#[test]
+fn hosts_are_equal_without_regard_to_case_and_default_port() {
+    let table = [
+        ("a", "a", "http", true),
+        ("Shop:80", "shop", "http", true),
+        ("shop", "SHOP:80", "http", true),
+        ("shop:443", "shop", "https", true),
+        ("shop:443", "shop", "http", false),
+        ("shop:8080", "shop", "http", false),
+        ("a", "b", "http", false),
+        ("[::1]:80", "[::1]", "http", true),
+    ];
+    for (first, second, scheme, expected) in table {
+        assert_eq!(
+            are_equal(first, second, scheme),
+            expected,
+            "{first} {second} {scheme}"
+        );
+    }
+}

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use http::{Method, StatusCode, Version};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 
 pub(crate) use crate::proxy::wire::http1::chunk_decoder::BodyProgress;
 use crate::proxy::wire::{
@@ -28,6 +28,21 @@ impl BodyReader {
     /// Creates the reader of a body that ends with the connection, or of a tunnel.
     pub(crate) fn until_close() -> Self {
         Self::UntilClose { has_ended: false }
+    }
+
+    /// Creates the reader of the body of a request (RFC 9112 section 6.3).
+    ///
+    /// # Errors
+    /// If the framing fields are invalid or contradictory, or an HTTP/1.0 request is chunked.
+    pub(crate) fn from_request(head: &RequestHeader) -> Result<Self, InvalidMessage> {
+        let is_chunked = framing_fields::is_chunked(&head.headers).map_err(|_| InvalidMessage)?;
+        let length = framing_fields::content_length(&head.headers).map_err(|_| InvalidMessage)?;
+        match (is_chunked, length) {
+            (true, Some(_)) => Err(InvalidMessage),
+            (true, None) if head.version == Version::HTTP_10 => Err(InvalidMessage),
+            (true, None) => Ok(Self::Chunked(ChunkDecoder::default())),
+            (false, length) => Ok(Self::Length(length.unwrap_or(0))),
+        }
     }
 
     /// Creates the reader of the body of a final response (RFC 9112 section 6.3).

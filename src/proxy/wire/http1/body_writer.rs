@@ -2,7 +2,8 @@
 
 use std::io::Write as _;
 
-use http::HeaderMap;
+use http::{HeaderMap, Method, StatusCode, header};
+use pingora::http::ResponseHeader;
 
 use crate::proxy::wire::{framing_fields, http1::InvalidMessage};
 
@@ -12,8 +13,10 @@ pub(crate) enum BodyWriter {
     /// So many bytes are still to be written; a message without a body has none.
     Length(u64),
     Chunked,
-    /// The bytes of a tunnel, without framing.
+    /// The bytes of a tunnel, or of a body that ends with the connection.
     Tunnel,
+    /// The message has no body, whatever its fields say. Bytes are discarded.
+    None,
 }
 
 impl BodyWriter {
@@ -29,6 +32,28 @@ impl BodyWriter {
         } else {
             Self::Length(length.unwrap_or(0))
         })
+    }
+
+    /// Creates the writer of the body of a response. Without a length or chunks, the body ends
+    /// with the connection.
+    ///
+    /// # Errors
+    /// If the framing fields are invalid.
+    pub(crate) fn from_response(
+        request_method: &Method,
+        head: &ResponseHeader,
+    ) -> Result<Self, InvalidMessage> {
+        let has_no_body = request_method == Method::HEAD
+            || head.status == StatusCode::NO_CONTENT
+            || head.status == StatusCode::NOT_MODIFIED;
+        if has_no_body {
+            return Ok(Self::None);
+        }
+        let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+        match Self::from_fields(&head.headers)? {
+            Self::Length(0) if !has_length => Ok(Self::Tunnel),
+            writer => Ok(writer),
+        }
     }
 
     /// Appends a part of the body to the output.
@@ -52,6 +77,7 @@ impl BodyWriter {
                 out.extend_from_slice(b"\r\n");
             }
             Self::Tunnel => out.extend_from_slice(part),
+            Self::None => {}
         }
         Ok(())
     }
@@ -62,7 +88,7 @@ impl BodyWriter {
     /// If the body is shorter than its head announces.
     pub(crate) fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), InvalidMessage> {
         match self {
-            Self::Length(0) | Self::Tunnel => Ok(()),
+            Self::Length(0) | Self::Tunnel | Self::None => Ok(()),
             Self::Length(_) => Err(InvalidMessage),
             Self::Chunked => {
                 *self = Self::Length(0);

@@ -1,20 +1,85 @@
 //! Parses the head of a message and the trailers of a body, with `httparse` as the tokenizer.
 //!
 //! `httparse` accepts a bare LF as the end of a line and skips empty lines before the start
-//! line. Both are errors here.
+//! line. Both are errors here, except one empty line before a request.
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use httparse::{EMPTY_HEADER, Status};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::proxy::wire::http1::InvalidMessage;
 
 /// Maximum number of fields in a head, and in trailers.
 const MAX_FIELDS: usize = 256;
 
+/// Maximum length of a method, in bytes.
+const MAX_METHOD_BYTES: usize = 64;
+
 /// Maximum size of the head of a response, in bytes.
 const MAX_RESPONSE_HEAD_BYTES: usize = 256 << 10;
+
+/// Why a request head is rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InvalidRequestHead {
+    Malformed,
+    /// The head has too many bytes or too many fields.
+    TooLarge,
+}
+
+/// Takes the head of a request from the input; `None` if it is not complete yet.
+///
+/// # Errors
+/// If the input is no valid head, or the head has more than `max_bytes` or [`MAX_FIELDS`].
+pub(crate) fn take_request(
+    input: &mut BytesMut,
+    max_bytes: usize,
+) -> Result<Option<RequestHeader>, InvalidRequestHead> {
+    // RFC 9112 section 2.2: a client may send an empty line after the body of a POST.
+    let start = if input.starts_with(b"\r\n") { 2 } else { 0 };
+    match &input[start..] {
+        b"" | b"\r" if start == 0 => return Ok(None),
+        b"" => return Ok(None),
+        [b'\r' | b'\n', ..] => return Err(InvalidRequestHead::Malformed),
+        _ => {}
+    }
+    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let length = match request.parse(&input[start..]) {
+        Ok(Status::Complete(length)) if length <= max_bytes => length,
+        Ok(Status::Partial) if input.len() - start <= max_bytes => return Ok(None),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(InvalidRequestHead::TooLarge),
+        Err(_) => return Err(InvalidRequestHead::Malformed),
+    };
+    let malformed = |_: InvalidMessage| InvalidRequestHead::Malformed;
+    let target = request.path.unwrap_or_default();
+    let method = request.method.unwrap_or_default();
+    // A fragment is never sent (RFC 3986 section 3.5).
+    if !has_strict_line_ends(&input[start..start + length])
+        || target.contains('#')
+        || method.len() > MAX_METHOD_BYTES
+    {
+        return Err(InvalidRequestHead::Malformed);
+    }
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method =
+        Method::from_bytes(method.as_bytes()).map_err(|_| InvalidRequestHead::Malformed)?;
+    parts.version = match request.version {
+        Some(1) => Version::HTTP_11,
+        _ => Version::HTTP_10,
+    };
+    let target = target.to_owned();
+    let ranges = FieldRanges::of(input, request.headers);
+    let head = input.split_to(start + length).freeze();
+    parts.headers = ranges.collect(&head).map_err(malformed)?;
+    let mut request = RequestHeader::from(parts);
+    if target != "/" {
+        request
+            .set_raw_path(target.as_bytes())
+            .map_err(|_| InvalidRequestHead::Malformed)?;
+    }
+    Ok(Some(request))
+}
 
 /// Takes the head of a response from the input; `None` if it is not complete yet.
 ///
@@ -47,25 +112,12 @@ pub(crate) fn take_response(
         _ => Version::HTTP_10,
     };
     let reason = response.reason.map(str::to_owned);
-    // Offsets survive the split of the input, and the values share its memory.
-    let base = input.as_ptr() as usize;
-    let mut ranges = [(0, 0, 0, 0); MAX_FIELDS];
-    let count = response.headers.len();
-    for (range, field) in ranges.iter_mut().zip(response.headers.iter()) {
-        let name = field.name.as_ptr() as usize - base;
-        let value = field.value.as_ptr() as usize - base;
-        *range = (
-            name,
-            name + field.name.len(),
-            value,
-            value + field.value.len(),
-        );
-    }
+    let ranges = FieldRanges::of(input, response.headers);
     let head = input.split_to(length).freeze();
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = status;
     parts.version = version;
-    parts.headers = collect_fields(&head, &ranges[..count])?;
+    parts.headers = ranges.collect(&head)?;
     let mut response = ResponseHeader::from(parts);
     response
         .set_reason_phrase(reason.as_deref())
@@ -73,20 +125,47 @@ pub(crate) fn take_response(
     Ok(Some(response))
 }
 
-/// Start and end of a name, and of its value, in a head.
-type FieldRange = (usize, usize, usize, usize);
+/// Positions of the fields of a head. They survive the split of the head from the input, so that
+/// the values can share its memory.
+struct FieldRanges {
+    /// Start and end of a name, and of its value.
+    ranges: [(usize, usize, usize, usize); MAX_FIELDS],
+    count: usize,
+}
 
-fn collect_fields(head: &Bytes, ranges: &[FieldRange]) -> Result<HeaderMap, InvalidMessage> {
-    let mut headers = HeaderMap::with_capacity(ranges.len());
-    for &(name_start, name_end, value_start, value_end) in ranges {
-        let name = HeaderName::from_bytes(&head[name_start..name_end]);
-        let value = HeaderValue::from_maybe_shared(head.slice(value_start..value_end));
-        headers.append(
-            name.map_err(|_| InvalidMessage)?,
-            value.map_err(|_| InvalidMessage)?,
-        );
+impl FieldRanges {
+    fn of(input: &[u8], fields: &[httparse::Header<'_>]) -> Self {
+        let base = input.as_ptr() as usize;
+        let mut ranges = [(0, 0, 0, 0); MAX_FIELDS];
+        for (range, field) in ranges.iter_mut().zip(fields) {
+            let name = field.name.as_ptr() as usize - base;
+            // An empty value points anywhere.
+            let value = if field.value.is_empty() {
+                name
+            } else {
+                field.value.as_ptr() as usize - base
+            };
+            let (name_end, value_end) = (name + field.name.len(), value + field.value.len());
+            *range = (name, name_end, value, value_end);
+        }
+        Self {
+            ranges,
+            count: fields.len(),
+        }
     }
-    Ok(headers)
+
+    fn collect(&self, head: &Bytes) -> Result<HeaderMap, InvalidMessage> {
+        let mut headers = HeaderMap::with_capacity(self.count);
+        for &(name_start, name_end, value_start, value_end) in &self.ranges[..self.count] {
+            let name = HeaderName::from_bytes(&head[name_start..name_end]);
+            let value = HeaderValue::from_maybe_shared(head.slice(value_start..value_end));
+            headers.append(
+                name.map_err(|_| InvalidMessage)?,
+                value.map_err(|_| InvalidMessage)?,
+            );
+        }
+        Ok(headers)
+    }
 }
 
 /// Returns the length of trailers with the empty line after them; `None` if they are not

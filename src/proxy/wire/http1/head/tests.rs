@@ -98,3 +98,125 @@ fn the_number_of_fields_and_the_size_of_a_head_are_bounded() {
     let endless = [&b"HTTP/1.1 200 OK\r\na: "[..], &vec![b'b'; 300_000]].concat();
     assert_eq!(parse(&endless, 65_536).err(), Some(InvalidMessage));
 }
+
+/// Parses a request head that arrives in pieces of this size.
+fn parse_request(
+    text: &[u8],
+    piece_length: usize,
+) -> Result<Option<(RequestHeader, BytesMut)>, InvalidRequestHead> {
+    let mut input = BytesMut::new();
+    let mut pieces = text.chunks(piece_length);
+    while let Some(piece) = pieces.next() {
+        input.extend_from_slice(piece);
+        if let Some(head) = take_request(&mut input, 1_000)? {
+            pieces.for_each(|piece| input.extend_from_slice(piece));
+            return Ok(Some((head, input)));
+        }
+    }
+    Ok(None)
+}
+
+#[test]
+fn a_request_head_is_the_same_however_its_bytes_arrive() {
+    let targets: [&[u8]; 7] = [
+        b"/",
+        b"/a/b?c=d&e",
+        b"*",
+        b"http://a:80/b",
+        b"/%00%zz",
+        b"/\"\\^{|}",
+        "/b\u{fc}cher".as_bytes(),
+    ];
+    for target in targets {
+        let text = [
+            b"\r\nPATCH ",
+            target,
+            b" HTTP/1.1\r\nHost: a\r\nX:  y \r\n\r\nGET",
+        ]
+        .concat();
+        for piece_length in 1..=text.len() {
+            let (head, rest) = parse_request(&text, piece_length)
+                .unwrap_or_else(|error| panic!("{}: {error:?}", text.escape_ascii()))
+                .expect("the head is complete");
+            assert_eq!(head.method, "PATCH");
+            assert_eq!(head.raw_path(), target);
+            assert_eq!(head.version, Version::HTTP_11);
+            assert_eq!(
+                (&head.headers["host"], &head.headers["x"]),
+                (&"a".parse().expect("valid"), &"y".parse().expect("valid"))
+            );
+            assert_eq!(&rest[..], b"GET");
+        }
+    }
+}
+
+#[test]
+fn malformed_request_heads_are_rejected_and_never_repaired() {
+    let invalid: [&[u8]; 30] = [
+        b"\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        b"\nGET / HTTP/1.1\r\n\r\n",
+        b" GET / HTTP/1.1\r\n\r\n",
+        b"GET  / HTTP/1.1\r\n\r\n",
+        b"GET /  HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1 \r\n\r\n",
+        b"GET\t/ HTTP/1.1\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\n\r\n",
+        b"GET /a\tb HTTP/1.1\r\n\r\n",
+        b"GET /a\0b HTTP/1.1\r\n\r\n",
+        b"GET /a\x7fb HTTP/1.1\r\n\r\n",
+        b"GET /a\x01b HTTP/1.1\r\n\r\n",
+        b"GET /a#b HTTP/1.1\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/2.0\r\n\r\n",
+        b"GET / HTTP/1\r\n\r\n",
+        b"GET / http/1.1\r\n\r\n",
+        b"GE T / HTTP/1.1\r\n\r\n",
+        b"G@T / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\n\n",
+        b"GET / HTTP/1.1\r\na: b\n\r\n",
+        b"GET / HTTP/1.1\r\na : b\r\n\r\n",
+        b"GET / HTTP/1.1\r\n a: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\na: b\r\n c\r\n\r\n",
+        b"GET / HTTP/1.1\r\n: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nab\r\n\r\n",
+        b"GET / HTTP/1.1\r\na: b\0\r\n\r\n",
+        b"GET / HTTP/1.1\r\na: b\rc\r\n\r\n",
+        b"GET / HTTP/1.1\r\na\"b: c\r\n\r\n",
+    ];
+    for text in invalid {
+        for piece_length in [1, text.len()] {
+            assert_eq!(
+                parse_request(text, piece_length).err(),
+                Some(InvalidRequestHead::Malformed),
+                "{} in pieces of {piece_length}",
+                text.escape_ascii()
+            );
+        }
+    }
+    let long_method = [&b"G".repeat(65)[..], b" / HTTP/1.1\r\n\r\n"].concat();
+    assert!(parse_request(&long_method, 1).is_err());
+}
+
+#[test]
+fn a_request_head_has_a_maximum_size_and_number_of_fields() {
+    let with_field = |length: usize| {
+        [
+            b"GET / HTTP/1.1\r\na: ",
+            &b"b".repeat(length)[..],
+            b"\r\n\r\n",
+        ]
+        .concat()
+    };
+    let overhead = with_field(0).len();
+    assert!(parse_request(&with_field(1_000 - overhead), 1).is_ok_and(|head| head.is_some()));
+    for piece_length in [1, 4_096] {
+        assert_eq!(
+            parse_request(&with_field(1_001 - overhead), piece_length).err(),
+            Some(InvalidRequestHead::TooLarge)
+        );
+    }
+    let many = [b"GET / HTTP/1.1\r\n", &b"a:\r\n".repeat(257)[..], b"\r\n"].concat();
+    let result = take_request(&mut BytesMut::from(&many[..]), 65_536);
+    assert_eq!(result.err(), Some(InvalidRequestHead::TooLarge));
+}

@@ -1,0 +1,302 @@
+//! One request of a client on an HTTP/1 connection, and its response.
+//!
+//! Writes only append to the queue of the connection; the owner of the request flushes it. The
+//! module does not know idle timeouts and the limits of a listener; `accept::http1` does.
+
+use std::{future::pending, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, Version, header};
+use pingora::{
+    http::{RequestHeader, ResponseHeader},
+    protocols::http::date::get_cached_date,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    proxy::wire::{
+        events::DownstreamInterest,
+        http1::{
+            body_reader::{BodyProgress, BodyReader},
+            body_writer::BodyWriter,
+            head::{self, InvalidRequestHead},
+        },
+    },
+    telemetry::reason::Reason,
+    transport::queued_stream::{ConnectionHandle, QueuedStream},
+};
+
+/// Free space that a read offers to the socket, in bytes.
+const READ_BYTES: usize = 8 << 10;
+
+/// One request on an HTTP/1 connection, and its response.
+pub(crate) struct DownstreamHttp1 {
+    stream: QueuedStream,
+    /// Bytes that were read and not yet used. They can contain the next requests.
+    input: BytesMut,
+    /// Whether the client has closed its sending side.
+    is_input_ended: bool,
+    head: RequestHeader,
+    body: BodyReader,
+    writer: BodyWriter,
+    keeps_alive: bool,
+    body_bytes_sent: u64,
+}
+
+/// Why there is no request head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeadError {
+    /// The client closed the connection.
+    Closed,
+    Invalid(InvalidRequestHead),
+}
+
+impl DownstreamHttp1 {
+    /// Creates the exchange for the next request of a connection. `input` contains bytes that
+    /// were read beyond the last request.
+    pub(crate) fn new(stream: QueuedStream, input: BytesMut) -> Self {
+        let (parts, ()) = http::Request::new(()).into_parts();
+        Self {
+            stream,
+            input,
+            is_input_ended: false,
+            head: RequestHeader::from(parts),
+            body: BodyReader::Length(0),
+            writer: BodyWriter::None,
+            keeps_alive: false,
+            body_bytes_sent: 0,
+        }
+    }
+
+    /// Returns the handle that flushes and observes the connection.
+    pub(crate) fn handle(&self) -> &Arc<ConnectionHandle> {
+        self.stream.handle()
+    }
+
+    /// Returns whether bytes were read that are not used yet.
+    pub(crate) fn has_unread_input(&self) -> bool {
+        !self.input.is_empty()
+    }
+
+    /// Returns the head of the request; an empty one before it was read.
+    pub(crate) fn head(&self) -> &RequestHeader {
+        &self.head
+    }
+
+    /// Reads the head of the request.
+    ///
+    /// # Errors
+    /// If the client closes the connection, or the head is malformed or too large.
+    pub(crate) async fn read_head(&mut self, max_bytes: usize) -> Result<(), HeadError> {
+        loop {
+            let taken = head::take_request(&mut self.input, max_bytes);
+            if let Some(head) = taken.map_err(HeadError::Invalid)? {
+                self.accept_head(head);
+                return Ok(());
+            }
+            if self.is_input_ended {
+                return Err(HeadError::Closed);
+            }
+            self.fill().await.map_err(|_| HeadError::Closed)?;
+        }
+    }
+
+    fn accept_head(&mut self, head: RequestHeader) {
+        match BodyReader::from_request(&head) {
+            Ok(body) => {
+                self.body = body;
+                self.keeps_alive = is_persistent(&head);
+            }
+            // The request is rejected (`downstream::framing`). Nobody can say where it ends.
+            Err(_) => self.keeps_alive = false,
+        }
+        self.head = head;
+    }
+
+    /// Returns whether the client has sent its whole request.
+    pub(crate) fn is_body_done(&self) -> bool {
+        self.body.is_done()
+    }
+
+    /// Waits for the next part of the request body, for its end, or for the close of the client.
+    /// Pipelined requests stay in the input.
+    ///
+    /// Cancel safe: a dropped call loses no bytes.
+    ///
+    /// # Errors
+    /// [`Reason::ClientClosed`], or [`Reason::BadRequest`] for a malformed body.
+    pub(crate) async fn read(
+        &mut self,
+        interest: DownstreamInterest,
+    ) -> Result<Option<Bytes>, Reason> {
+        if interest == DownstreamInterest::Close || self.is_body_done() {
+            return Err(self.closed().await);
+        }
+        loop {
+            match self.body.read(&mut self.input, self.is_input_ended) {
+                Ok(BodyProgress::Data(part)) => return Ok(Some(part)),
+                Ok(BodyProgress::Done) => return Ok(None),
+                Ok(BodyProgress::NeedsInput) => self.fill().await?,
+                Err(_) if self.is_input_ended => return Err(Reason::ClientClosed),
+                Err(_) => return Err(Reason::BadRequest),
+            }
+        }
+    }
+
+    /// Waits until the client closes its sending side.
+    async fn closed(&mut self) -> Reason {
+        if !self.is_input_ended {
+            // The bytes of further requests are not read now, so a close behind them stays
+            // unseen.
+            if !self.input.is_empty() {
+                return pending().await;
+            }
+            match self.fill().await {
+                Ok(()) if self.is_input_ended => {}
+                Ok(()) => return pending().await,
+                Err(reason) => return reason,
+            }
+        }
+        self.keeps_alive = false;
+        Reason::ClientClosed
+    }
+
+    async fn fill(&mut self) -> Result<(), Reason> {
+        self.input.reserve(READ_BYTES);
+        let count = self.stream.read_buf(&mut self.input).await;
+        self.is_input_ended = count.map_err(|_| Reason::ClientClosed)? == 0;
+        Ok(())
+    }
+
+    /// Queues the head of an interim response.
+    ///
+    /// # Errors
+    /// If the connection is broken.
+    pub(crate) async fn write_interim(&mut self, head: &ResponseHeader) -> Result<(), Reason> {
+        self.queue(&serialize_head(head, &HeaderMap::new())).await
+    }
+
+    /// Queues the head of the final response, with `date` if it has none, and `connection`.
+    ///
+    /// # Errors
+    /// If its framing fields are invalid, or the connection is broken.
+    pub(crate) async fn write_head(&mut self, head: &ResponseHeader) -> Result<(), Reason> {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            self.body = BodyReader::until_close();
+            self.writer = BodyWriter::Tunnel;
+            self.keeps_alive = false;
+            return self.queue(&serialize_head(head, &HeaderMap::new())).await;
+        }
+        let writer = BodyWriter::from_response(&self.head.method, head);
+        self.writer = writer.map_err(|_| Reason::InternalError)?;
+        self.keeps_alive &= self.writer != BodyWriter::Tunnel;
+        let mut added = HeaderMap::with_capacity(2);
+        if !head.headers.contains_key(header::DATE) {
+            added.insert(header::DATE, get_cached_date());
+        }
+        let connection = if self.keeps_alive {
+            "keep-alive"
+        } else {
+            "close"
+        };
+        added.insert(
+            header::CONNECTION,
+            http::HeaderValue::from_static(connection),
+        );
+        self.queue(&serialize_head(head, &added)).await
+    }
+
+    /// Queues a part of the response body.
+    ///
+    /// # Errors
+    /// If the body is longer than the head announces, or the connection is broken.
+    pub(crate) async fn write(&mut self, part: &[u8]) -> Result<(), Reason> {
+        let mut out = Vec::with_capacity(part.len() + 32);
+        let written = self.writer.write(part, &mut out);
+        written.map_err(|_| Reason::ClientClosed)?;
+        if self.writer != BodyWriter::None {
+            self.body_bytes_sent += part.len() as u64;
+        }
+        self.queue(&out).await
+    }
+
+    /// Queues the end of the response.
+    ///
+    /// # Errors
+    /// If the body is shorter than the head announces, or the connection is broken.
+    pub(crate) async fn finish(&mut self) -> Result<(), Reason> {
+        let mut out = Vec::new();
+        let finished = self.writer.finish(&mut out);
+        finished.map_err(|_| Reason::ClientClosed)?;
+        self.queue(&out).await
+    }
+
+    /// Appends bytes to the queue of the connection, which never waits.
+    async fn queue(&mut self, bytes: &[u8]) -> Result<(), Reason> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let written = self.stream.write_all(bytes).await;
+        written.map_err(|_| Reason::ClientClosed)
+    }
+
+    /// Returns the number of bytes of the response body that were queued.
+    pub(crate) fn body_bytes_sent(&self) -> u64 {
+        self.body_bytes_sent
+    }
+
+    /// Returns whether the connection can carry another request.
+    pub(crate) fn keeps_alive(&self) -> bool {
+        self.keeps_alive
+    }
+
+    /// Closes the connection after this response.
+    pub(crate) fn close_after_response(&mut self) {
+        self.keeps_alive = false;
+    }
+
+    /// Closes the sending side, after all queued output.
+    pub(crate) async fn shutdown(&mut self) {
+        // A broken connection is closed already.
+        _ = self.stream.shutdown().await;
+    }
+
+    /// Returns the connection with the bytes that were read beyond this request.
+    pub(crate) fn into_parts(self) -> (QueuedStream, BytesMut) {
+        (self.stream, self.input)
+    }
+}
+
+fn serialize_head(head: &ResponseHeader, added: &HeaderMap) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 << 10);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(head.status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(head.get_reason_phrase().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    head.header_to_h1_wire(&mut out);
+    for (name, value) in added {
+        let name = match *name {
+            header::DATE => "Date",
+            _ => "Connection",
+        };
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// Returns whether the client permits another request on the connection (RFC 9112 section 9.3).
+fn is_persistent(head: &RequestHeader) -> bool {
+    let has_option = |option: &str| {
+        let values = head.headers.get_all(header::CONNECTION).iter();
+        let mut options = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','));
+        options.any(|text| text.trim().eq_ignore_ascii_case(option))
+    };
+    !has_option("close") && (head.version == Version::HTTP_11 || has_option("keep-alive"))
+}
