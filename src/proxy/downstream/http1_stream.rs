@@ -6,7 +6,7 @@
 use std::{future::pending, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode, Version, header};
+use http::{StatusCode, header};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
     protocols::http::date::get_cached_date,
@@ -20,6 +20,7 @@ use crate::{
             body_reader::{BodyProgress, BodyReader},
             body_writer::BodyWriter,
             head::{self, InvalidRequestHead},
+            is_persistent,
         },
     },
     telemetry::reason::Reason,
@@ -105,7 +106,7 @@ impl DownstreamHttp1 {
         match BodyReader::from_request(&head) {
             Ok(body) => {
                 self.body = body;
-                self.keeps_alive = is_persistent(&head);
+                self.keeps_alive = is_persistent(head.version, &head.headers);
             }
             // The request is rejected (`downstream::framing`). Nobody can say where it ends.
             Err(_) => self.keeps_alive = false,
@@ -173,7 +174,9 @@ impl DownstreamHttp1 {
     /// # Errors
     /// If the connection is broken.
     pub(crate) async fn write_interim(&mut self, head: &ResponseHeader) -> Result<(), Reason> {
-        self.queue(&serialize_head(head, &HeaderMap::new())).await
+        let mut out = serialize_fields(head);
+        out.extend_from_slice(b"\r\n");
+        self.queue(&out).await
     }
 
     /// Queues the head of the final response, with `date` if it has none, and `connection`.
@@ -185,25 +188,23 @@ impl DownstreamHttp1 {
             self.body = BodyReader::until_close();
             self.writer = BodyWriter::Tunnel;
             self.keeps_alive = false;
-            return self.queue(&serialize_head(head, &HeaderMap::new())).await;
+            return self.write_interim(head).await;
         }
         let writer = BodyWriter::from_response(&self.head.method, head);
         self.writer = writer.map_err(|_| Reason::InternalError)?;
         self.keeps_alive &= self.writer != BodyWriter::Tunnel;
-        let mut added = HeaderMap::with_capacity(2);
+        let mut out = serialize_fields(head);
         if !head.headers.contains_key(header::DATE) {
-            added.insert(header::DATE, get_cached_date());
+            out.extend_from_slice(b"Date: ");
+            out.extend_from_slice(get_cached_date().as_bytes());
+            out.extend_from_slice(b"\r\n");
         }
-        let connection = if self.keeps_alive {
-            "keep-alive"
+        out.extend_from_slice(if self.keeps_alive {
+            b"Connection: keep-alive\r\n\r\n"
         } else {
-            "close"
-        };
-        added.insert(
-            header::CONNECTION,
-            http::HeaderValue::from_static(connection),
-        );
-        self.queue(&serialize_head(head, &added)).await
+            b"Connection: close\r\n\r\n"
+        });
+        self.queue(&out).await
     }
 
     /// Queues a part of the response body.
@@ -211,9 +212,8 @@ impl DownstreamHttp1 {
     /// # Errors
     /// If the body is longer than the head announces, or the connection is broken.
     pub(crate) async fn write(&mut self, part: &[u8]) -> Result<(), Reason> {
-        let mut out = Vec::with_capacity(part.len() + 32);
-        let written = self.writer.write(part, &mut out);
-        written.map_err(|_| Reason::ClientClosed)?;
+        let written = self.writer.write(part);
+        let out = written.map_err(|_| Reason::ClientClosed)?;
         if self.writer != BodyWriter::None {
             self.body_bytes_sent += part.len() as u64;
         }
@@ -225,10 +225,8 @@ impl DownstreamHttp1 {
     /// # Errors
     /// If the body is shorter than the head announces, or the connection is broken.
     pub(crate) async fn finish(&mut self) -> Result<(), Reason> {
-        let mut out = Vec::new();
-        let finished = self.writer.finish(&mut out);
-        finished.map_err(|_| Reason::ClientClosed)?;
-        self.queue(&out).await
+        let end = self.writer.finish().map_err(|_| Reason::ClientClosed)?;
+        self.queue(end).await
     }
 
     /// Appends bytes to the queue of the connection, which never waits.
@@ -267,7 +265,8 @@ impl DownstreamHttp1 {
     }
 }
 
-fn serialize_head(head: &ResponseHeader, added: &HeaderMap) -> Vec<u8> {
+/// Serializes the status line and the fields of a head, without the empty line that ends it.
+fn serialize_fields(head: &ResponseHeader) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 << 10);
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(head.status.as_str().as_bytes());
@@ -275,28 +274,5 @@ fn serialize_head(head: &ResponseHeader, added: &HeaderMap) -> Vec<u8> {
     out.extend_from_slice(head.get_reason_phrase().unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
     head.header_to_h1_wire(&mut out);
-    for (name, value) in added {
-        let name = match *name {
-            header::DATE => "Date",
-            _ => "Connection",
-        };
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
     out
-}
-
-/// Returns whether the client permits another request on the connection (RFC 9112 section 9.3).
-fn is_persistent(head: &RequestHeader) -> bool {
-    let has_option = |option: &str| {
-        let values = head.headers.get_all(header::CONNECTION).iter();
-        let mut options = values
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','));
-        options.any(|text| text.trim().eq_ignore_ascii_case(option))
-    };
-    !has_option("close") && (head.version == Version::HTTP_11 || has_option("keep-alive"))
 }

@@ -4,7 +4,7 @@
 //! know the endpoint, and does not decide whether the connection is reused.
 
 use bytes::BytesMut;
-use http::{Method, StatusCode, Version, header};
+use http::{Method, StatusCode, header};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
     protocols::Stream,
@@ -17,7 +17,7 @@ use crate::proxy::wire::{
         InvalidMessage,
         body_reader::{BodyProgress, BodyReader},
         body_writer::BodyWriter,
-        head,
+        head, is_persistent,
     },
 };
 
@@ -95,8 +95,7 @@ impl Http1Stream {
     /// # Errors
     /// If the body is longer than the head announces, or the connection is broken.
     pub(crate) async fn write(&mut self, part: &[u8]) -> Result<(), InvalidMessage> {
-        let mut out = Vec::with_capacity(part.len() + 32);
-        self.writer.write(part, &mut out)?;
+        let out = self.writer.write(part)?;
         self.queue(&out).await
     }
 
@@ -105,9 +104,8 @@ impl Http1Stream {
     /// # Errors
     /// If the body is shorter than the head announces, or the connection is broken.
     pub(crate) async fn finish(&mut self) -> Result<(), InvalidMessage> {
-        let mut out = Vec::new();
-        self.writer.finish(&mut out)?;
-        self.queue(&out).await
+        let end = self.writer.finish()?;
+        self.queue(end).await
     }
 
     /// Appends bytes to the queue of the connection, which never waits.
@@ -196,19 +194,7 @@ impl Http1Stream {
             && !self.is_input_ended
             && self.input.is_empty()
             && self.writer == BodyWriter::Length(0)
-            && is_persistent(&head);
+            && is_persistent(head.version, &head.headers);
         can_reuse.then_some(self.stream)
     }
-}
-
-/// Returns whether the connection persists after the response (RFC 9112 section 9.3).
-fn is_persistent(head: &ResponseHeader) -> bool {
-    let has_option = |option: &str| {
-        let values = head.headers.get_all(header::CONNECTION).iter();
-        let mut options = values
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','));
-        options.any(|text| text.trim().eq_ignore_ascii_case(option))
-    };
-    !has_option("close") && (head.version == Version::HTTP_11 || has_option("keep-alive"))
 }

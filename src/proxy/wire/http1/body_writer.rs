@@ -1,6 +1,6 @@
 //! Writes the body of a message in the framing that its head states.
 
-use std::io::Write as _;
+use std::{borrow::Cow, io::Write as _};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use pingora::http::ResponseHeader;
@@ -56,44 +56,43 @@ impl BodyWriter {
         }
     }
 
-    /// Appends a part of the body to the output.
+    /// Returns a part of the body with its framing. Without framing, the part is not copied.
     ///
     /// # Errors
     /// If the body would be longer than its head announces.
-    pub(crate) fn write(&mut self, part: &[u8], out: &mut Vec<u8>) -> Result<(), InvalidMessage> {
+    pub(crate) fn write<'a>(&mut self, part: &'a [u8]) -> Result<Cow<'a, [u8]>, InvalidMessage> {
         match self {
             Self::Length(remaining) => {
-                *remaining = remaining
-                    .checked_sub(part.len() as u64)
-                    .ok_or(InvalidMessage)?;
-                out.extend_from_slice(part);
+                let left = remaining.checked_sub(part.len() as u64);
+                *remaining = left.ok_or(InvalidMessage)?;
+                Ok(Cow::Borrowed(part))
             }
+            Self::Tunnel => Ok(Cow::Borrowed(part)),
             // An empty chunk would end the body.
-            Self::Chunked if part.is_empty() => {}
+            Self::Chunked if part.is_empty() => Ok(Cow::Borrowed(b"")),
             Self::Chunked => {
+                let mut chunk = Vec::with_capacity(part.len() + 32);
                 // Writing to a Vec cannot fail.
-                _ = write!(out, "{:x}\r\n", part.len());
-                out.extend_from_slice(part);
-                out.extend_from_slice(b"\r\n");
+                _ = write!(chunk, "{:x}\r\n", part.len());
+                chunk.extend_from_slice(part);
+                chunk.extend_from_slice(b"\r\n");
+                Ok(Cow::Owned(chunk))
             }
-            Self::Tunnel => out.extend_from_slice(part),
-            Self::None => {}
+            Self::None => Ok(Cow::Borrowed(b"")),
         }
-        Ok(())
     }
 
-    /// Appends the end of the body.
+    /// Returns the bytes that end the body.
     ///
     /// # Errors
     /// If the body is shorter than its head announces.
-    pub(crate) fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), InvalidMessage> {
+    pub(crate) fn finish(&mut self) -> Result<&'static [u8], InvalidMessage> {
         match self {
-            Self::Length(0) | Self::Tunnel | Self::None => Ok(()),
+            Self::Length(0) | Self::Tunnel | Self::None => Ok(b""),
             Self::Length(_) => Err(InvalidMessage),
             Self::Chunked => {
                 *self = Self::Length(0);
-                out.extend_from_slice(b"0\r\n\r\n");
-                Ok(())
+                Ok(b"0\r\n\r\n")
             }
         }
     }

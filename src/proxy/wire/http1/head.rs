@@ -3,9 +3,11 @@
 //! `httparse` accepts a bare LF as the end of a line and skips empty lines before the start
 //! line. Both are errors here, except one empty line before a request.
 
+use std::{mem::MaybeUninit, ops::Range};
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use httparse::{EMPTY_HEADER, Status};
+use httparse::{EMPTY_HEADER, ParserConfig, Status};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::proxy::wire::http1::InvalidMessage;
@@ -43,9 +45,10 @@ pub(crate) fn take_request(
         [b'\r' | b'\n', ..] => return Err(InvalidRequestHead::Malformed),
         _ => {}
     }
-    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut fields);
-    let length = match request.parse(&input[start..]) {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = request.parse_with_uninit_headers(&input[start..], &mut fields);
+    let length = match parsed {
         Ok(Status::Complete(length)) if length <= max_bytes => length,
         Ok(Status::Partial) if input.len() - start <= max_bytes => return Ok(None),
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(InvalidRequestHead::TooLarge),
@@ -69,9 +72,9 @@ pub(crate) fn take_request(
         _ => Version::HTTP_10,
     };
     let target = target.to_owned();
-    let ranges = FieldRanges::of(input, request.headers);
+    let ranges = field_ranges(input, request.headers);
     let head = input.split_to(start + length).freeze();
-    parts.headers = ranges.collect(&head).map_err(malformed)?;
+    parts.headers = collect_fields(&head, &ranges).map_err(malformed)?;
     let mut request = RequestHeader::from(parts);
     if target != "/" {
         request
@@ -91,9 +94,14 @@ pub(crate) fn take_response(
     if !b"HTTP/".starts_with(&input[..input.len().min(5)]) {
         return Err(InvalidMessage);
     }
-    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
-    let mut response = httparse::Response::new(&mut fields);
-    let Status::Complete(length) = response.parse(input).map_err(|_| InvalidMessage)? else {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        input,
+        &mut fields,
+    );
+    let Status::Complete(length) = parsed.map_err(|_| InvalidMessage)? else {
         return if input.len() > MAX_RESPONSE_HEAD_BYTES {
             Err(InvalidMessage)
         } else {
@@ -112,12 +120,12 @@ pub(crate) fn take_response(
         _ => Version::HTTP_10,
     };
     let reason = response.reason.map(str::to_owned);
-    let ranges = FieldRanges::of(input, response.headers);
+    let ranges = field_ranges(input, response.headers);
     let head = input.split_to(length).freeze();
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = status;
     parts.version = version;
-    parts.headers = ranges.collect(&head)?;
+    parts.headers = collect_fields(&head, &ranges)?;
     let mut response = ResponseHeader::from(parts);
     response
         .set_reason_phrase(reason.as_deref())
@@ -125,47 +133,37 @@ pub(crate) fn take_response(
     Ok(Some(response))
 }
 
-/// Positions of the fields of a head. They survive the split of the head from the input, so that
-/// the values can share its memory.
-struct FieldRanges {
-    /// Start and end of a name, and of its value.
-    ranges: [(usize, usize, usize, usize); MAX_FIELDS],
-    count: usize,
+/// Position of a field in the input: of its name, and of its value. Positions survive the split
+/// of the head from the input, so that the values can share its memory.
+type FieldRange = (Range<usize>, Range<usize>);
+
+fn field_ranges(input: &[u8], fields: &[httparse::Header<'_>]) -> Vec<FieldRange> {
+    let range_of = |text: &[u8]| {
+        // An empty value may point anywhere.
+        let start = (text.as_ptr() as usize).wrapping_sub(input.as_ptr() as usize);
+        if text.is_empty() {
+            0..0
+        } else {
+            start..start + text.len()
+        }
+    };
+    let ranges = fields
+        .iter()
+        .map(|field| (range_of(field.name.as_bytes()), range_of(field.value)));
+    ranges.collect()
 }
 
-impl FieldRanges {
-    fn of(input: &[u8], fields: &[httparse::Header<'_>]) -> Self {
-        let base = input.as_ptr() as usize;
-        let mut ranges = [(0, 0, 0, 0); MAX_FIELDS];
-        for (range, field) in ranges.iter_mut().zip(fields) {
-            let name = field.name.as_ptr() as usize - base;
-            // An empty value points anywhere.
-            let value = if field.value.is_empty() {
-                name
-            } else {
-                field.value.as_ptr() as usize - base
-            };
-            let (name_end, value_end) = (name + field.name.len(), value + field.value.len());
-            *range = (name, name_end, value, value_end);
-        }
-        Self {
-            ranges,
-            count: fields.len(),
-        }
+fn collect_fields(head: &Bytes, ranges: &[FieldRange]) -> Result<HeaderMap, InvalidMessage> {
+    let mut headers = HeaderMap::with_capacity(ranges.len());
+    for (name, value) in ranges {
+        let name = HeaderName::from_bytes(&head[name.clone()]);
+        let value = HeaderValue::from_maybe_shared(head.slice(value.clone()));
+        headers.append(
+            name.map_err(|_| InvalidMessage)?,
+            value.map_err(|_| InvalidMessage)?,
+        );
     }
-
-    fn collect(&self, head: &Bytes) -> Result<HeaderMap, InvalidMessage> {
-        let mut headers = HeaderMap::with_capacity(self.count);
-        for &(name_start, name_end, value_start, value_end) in &self.ranges[..self.count] {
-            let name = HeaderName::from_bytes(&head[name_start..name_end]);
-            let value = HeaderValue::from_maybe_shared(head.slice(value_start..value_end));
-            headers.append(
-                name.map_err(|_| InvalidMessage)?,
-                value.map_err(|_| InvalidMessage)?,
-            );
-        }
-        Ok(headers)
-    }
+    Ok(headers)
 }
 
 /// Returns the length of trailers with the empty line after them; `None` if they are not
@@ -182,14 +180,14 @@ pub(super) fn parse_trailers(input: &[u8]) -> Result<Option<usize>, InvalidMessa
     }
 }
 
-/// Returns whether each line ends with CRLF, and not with LF alone.
+/// Returns whether each line ends with CRLF, and not with LF alone. It has no early exit, so that
+/// the compiler can vectorize it.
 fn has_strict_line_ends(text: &[u8]) -> bool {
-    let mut previous = 0;
-    text.iter().all(|byte| {
-        let is_strict = *byte != b'\n' || previous == b'\r';
-        previous = *byte;
-        is_strict
-    })
+    let pairs = text.iter().zip(text.iter().skip(1));
+    let has_bare_lf = pairs.fold(false, |found, (first, second)| {
+        found | (*second == b'\n' && *first != b'\r')
+    });
+    !has_bare_lf && text.first() != Some(&b'\n')
 }
 
 #[cfg(test)]
