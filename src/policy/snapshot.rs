@@ -2,8 +2,8 @@
 //!
 //! A snapshot is immutable and complete. Every default is filled in, and every reference is an
 //! index. Every section is inherited from its nearest source, and records that source as its
-//! [`SectionOrigin`]. A request pins one snapshot for its whole duration, so a reload never
-//! changes the policies of a request in flight.
+//! origin. A request pins one snapshot for its whole duration, so a reload never changes the
+//! policies of a request in flight.
 //!
 //! The snapshot holds configuration only. It does not know runtime state such as breaker counts
 //! or the resolved endpoints.
@@ -95,6 +95,8 @@ pub struct ListenerLimitSpec {
     pub idle_timeout: Duration,
     /// Maximum size of a request head, in bytes.
     pub max_header_bytes: usize,
+    /// Maximum number of fields in a request head.
+    pub max_headers: usize,
     /// Maximum number of concurrent HTTP/2 streams on a connection.
     pub max_concurrent_streams: u32,
     /// Maximum size of a request body, in bytes.

@@ -112,6 +112,15 @@ impl<'a> Compiler<'a> {
                 )
                 .hint("64Ki is the default");
         }
+        let max_headers = limits.max_headers.unwrap_or(256);
+        if !(16..=1024).contains(&max_headers) {
+            self.report
+                .error(
+                    &at.key("maxHeaders"),
+                    "`maxHeaders` must be from 16 to 1024",
+                )
+                .hint("256 is the default");
+        }
         if limits.max_connections == Some(0) {
             self.report
                 .error(
@@ -144,6 +153,7 @@ impl<'a> Compiler<'a> {
             max_connections: limits.max_connections.unwrap_or(10_000),
             max_concurrent_streams: limits.max_concurrent_streams.unwrap_or(100),
             max_header_bytes: usize::try_from(max_header_bytes).unwrap_or(usize::MAX),
+            max_headers: usize::from(max_headers),
             max_body_bytes: limits.max_body_bytes.map_or(32 << 20, |size| size.0),
         }
     }

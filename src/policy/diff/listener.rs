@@ -20,6 +20,7 @@ pub(super) fn diff(old: &ListenerSpec, new: &ListenerSpec, changes: &mut Changes
         header_timeout,
         idle_timeout,
         max_header_bytes,
+        max_headers,
         max_concurrent_streams,
         max_body_bytes,
     } = new.limits;
@@ -36,6 +37,7 @@ pub(super) fn diff(old: &ListenerSpec, new: &ListenerSpec, changes: &mut Changes
         &old.max_header_bytes,
         &max_header_bytes,
     );
+    changes.value("limits.maxHeaders", &old.max_headers, &max_headers);
     changes.value(
         "limits.maxConcurrentStreams",
         &old.max_concurrent_streams,

@@ -100,6 +100,9 @@ pub struct ListenerLimits {
     /// Maximum size of a request head, 1Ki to 1Mi. A larger head is rejected with 431. Default
     /// 64Ki.
     pub max_header_bytes: Option<ByteSize>,
+    /// Maximum number of fields in a request head, 16 to 1024. A head with more is rejected with
+    /// 431. Default 256.
+    pub max_headers: Option<u16>,
     /// Maximum number of requests in flight on one HTTP/2 connection, at least 1. Default 100.
     pub max_concurrent_streams: Option<u32>,
     /// Maximum size of a request body. A larger body is rejected with 413. Default 32Mi.

@@ -24,7 +24,7 @@ use crate::{
         response::write_rejection,
         serve,
         upstream::worker::Worker,
-        wire::http1::head::InvalidRequestHead,
+        wire::http1::head::{HeadLimits, InvalidRequestHead},
     },
     telemetry::reason::Reason,
     transport::queued_stream::{ConnectionHandle, QueuedStream},
@@ -172,7 +172,10 @@ impl DownstreamConnection {
     ) -> HeadOutcome {
         let limits = self.permit.listener_context().spec.load().limits;
         let has_bytes = self.handle.has_replay_bytes() || http1.has_unread_input();
-        let read = http1.read_head(limits.max_header_bytes);
+        let read = http1.read_head(HeadLimits {
+            max_bytes: limits.max_header_bytes,
+            max_fields: limits.max_headers,
+        });
         match clock::timeout(Some(limits.header_timeout), read).await {
             Ok(Ok(())) => HeadOutcome::Complete,
             // The client cannot receive a response.

@@ -15,12 +15,16 @@ use crate::{
 ///
 /// # Errors
 /// A rejection of ambiguous framing, of a field name that is not a token, of CONNECT, of
-/// HTTP/1.1 without a Host header, or of a body that exceeds the limit of the
-/// listener.
+/// HTTP/1.1 without a Host header, or of a body or a number of fields that exceeds the limit of
+/// the listener.
 pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     let head = client.head();
     if head.method == Method::CONNECT {
         return Err(Rejection::from_reason(Reason::MethodNotSupported));
+    }
+    // HTTP/1 checks the number before it stores the fields.
+    if head.headers.len() > client.listener.limits.max_headers {
+        return Err(Rejection::from_reason(Reason::HeaderTooLarge));
     }
     // The `http` crate accepts `"` in names, which no HTTP/1 field name contains.
     let has_invalid_name = head.headers.keys().any(|name| name.as_str().contains('"'));

@@ -5,7 +5,7 @@
 
 use std::{future::pending, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{StatusCode, header};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
@@ -19,7 +19,7 @@ use crate::{
         http1::{
             body_reader::{BodyProgress, BodyReader},
             body_writer::BodyWriter,
-            head::{self, InvalidRequestHead},
+            head::{self, HeadLimits, InvalidRequestHead},
             is_persistent,
         },
     },
@@ -27,8 +27,12 @@ use crate::{
     transport::queued_stream::{ConnectionHandle, QueuedStream},
 };
 
-/// Free space that a read offers to the socket, in bytes.
+/// Size of a buffer for input, in bytes.
 const READ_BYTES: usize = 8 << 10;
+
+/// Minimum free space that a read offers to the socket, in bytes. A retained part of a body keeps
+/// its whole buffer allocated, so small parts must share one.
+const MIN_READ_BYTES: usize = READ_BYTES / 2;
 
 /// One request on an HTTP/1 connection, and its response.
 pub(crate) struct DownstreamHttp1 {
@@ -88,9 +92,9 @@ impl DownstreamHttp1 {
     ///
     /// # Errors
     /// If the client closes the connection, or the head is malformed or too large.
-    pub(crate) async fn read_head(&mut self, max_bytes: usize) -> Result<(), HeadError> {
+    pub(crate) async fn read_head(&mut self, limits: HeadLimits) -> Result<(), HeadError> {
         loop {
-            let taken = head::take_request(&mut self.input, max_bytes);
+            let taken = head::take_request(&mut self.input, limits);
             if let Some(head) = taken.map_err(HeadError::Invalid)? {
                 self.accept_head(head);
                 return Ok(());
@@ -146,24 +150,33 @@ impl DownstreamHttp1 {
 
     /// Waits until the client closes its sending side.
     async fn closed(&mut self) -> Reason {
-        if !self.is_input_ended {
+        while !self.is_input_ended {
+            self.skip_empty_line();
             // The bytes of further requests are not read now, so a close behind them stays
             // unseen.
             if !self.input.is_empty() {
                 return pending().await;
             }
-            match self.fill().await {
-                Ok(()) if self.is_input_ended => {}
-                Ok(()) => return pending().await,
-                Err(reason) => return reason,
+            if let Err(reason) = self.fill().await {
+                return reason;
             }
         }
         self.keeps_alive = false;
         Reason::ClientClosed
     }
 
+    /// Discards an empty line after the request. Old clients send one after the body of a POST
+    /// (RFC 9112 section 2.2).
+    fn skip_empty_line(&mut self) {
+        if self.body.ends_before_close() && self.input.starts_with(b"\r\n") {
+            self.input.advance(2);
+        }
+    }
+
     async fn fill(&mut self) -> Result<(), Reason> {
-        self.input.reserve(READ_BYTES);
+        if self.input.capacity() - self.input.len() < MIN_READ_BYTES {
+            self.input.reserve(READ_BYTES);
+        }
         let count = self.stream.read_buf(&mut self.input).await;
         self.is_input_ended = count.map_err(|_| Reason::ClientClosed)? == 0;
         Ok(())
@@ -260,7 +273,12 @@ impl DownstreamHttp1 {
     }
 
     /// Returns the connection with the bytes that were read beyond this request.
-    pub(crate) fn into_parts(self) -> (QueuedStream, BytesMut) {
+    pub(crate) fn into_parts(mut self) -> (QueuedStream, BytesMut) {
+        self.skip_empty_line();
+        if self.input.is_empty() {
+            // An idle connection keeps no buffer.
+            self.input = BytesMut::new();
+        }
         (self.stream, self.input)
     }
 }

@@ -11,8 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, Method, Request, Response};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderMap, Method, Request, Response, header};
+use pingora::{
+    http::{RequestHeader, ResponseHeader},
+    protocols::http::date::get_cached_date,
+};
 
 use crate::{
     proxy::wire::{
@@ -128,9 +131,12 @@ impl ServerStream {
             .map_err(|_| StreamClosed)
     }
 
-    /// Queues the head of the final response.
+    /// Queues the head of the final response, with `date` if it has none.
     pub(crate) fn write_head(&mut self, head: ResponseHeader) {
-        self.queued_response = Some(response_from_head(head));
+        let mut response = response_from_head(head);
+        let date = response.headers_mut().entry(header::DATE);
+        date.or_insert_with(get_cached_date);
+        self.queued_response = Some(response);
     }
 
     /// Queues a chunk of the response body. A response to HEAD has no body, so the chunk is
@@ -206,7 +212,7 @@ fn response_from_head(head: ResponseHeader) -> Response<()> {
 
 /// Returns whether the content type is that of gRPC: `application/grpc`, alone or with a suffix.
 fn is_grpc_content_type(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(http::header::CONTENT_TYPE);
+    let content_type = headers.get(header::CONTENT_TYPE);
     content_type.is_some_and(|content_type| {
         let content_type = content_type.as_bytes();
         content_type.starts_with(b"application/grpc")

@@ -33,8 +33,8 @@ pub(crate) fn copy_end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
     let mut nominated: Vec<HeaderName> = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
         let names = value.to_str().unwrap_or_default().split(',').map(str::trim);
-        // These options nominate no field for removal. A client must not be able to remove the
-        // framing fields or `host`.
+        // These options nominate no field for removal. A client must not be able to remove
+        // fields that decide about framing, routing, access or caching.
         let protected_options = [
             "",
             "close",
@@ -43,6 +43,8 @@ pub(crate) fn copy_end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
             "transfer-encoding",
             "content-length",
             "host",
+            "authorization",
+            "cache-control",
         ];
         nominated.extend(
             names

@@ -31,9 +31,12 @@ use crate::{
             view::{RequestView, lists_token},
         },
         upstream::request_head::RequestHead,
-        wire::header_names::{
-            ATTEMPT, DEADLINE, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, GRPC_TIMEOUT,
-            REQUEST_ID, WEIGHED,
+        wire::{
+            framing_fields,
+            header_names::{
+                ATTEMPT, DEADLINE, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, GRPC_TIMEOUT,
+                REQUEST_ID, WEIGHED,
+            },
         },
     },
     state::topology::endpoint::EndpointState,
@@ -60,6 +63,10 @@ pub(crate) fn build_request_head<'e>(
     attempt: &AttemptHead<'_>,
 ) -> pingora::Result<RequestHead<'e>> {
     let mut headers = copy_end_to_end_headers(&request.head.headers);
+    // A backend could read `010` as an octal number.
+    if let Ok(Some(length)) = framing_fields::content_length(&headers) {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
     set_hop_headers(context, request, attempt.has_body, &mut headers)?;
     set_host(context, attempt.endpoint, &mut headers)?;
     if context.is_inbound() {

@@ -29,6 +29,13 @@ pub(crate) fn build_response_head(
     rate_limits: Option<&RateLimitOutcome>,
 ) -> pingora::Result<Box<ResponseHeader>> {
     let mut headers = copy_end_to_end_headers(&response_head.headers);
+    // The length is not that of the chunked body (RFC 9112 section 6.3).
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    if response_head.status.is_informational() {
+        headers.remove(header::TRANSFER_ENCODING);
+    }
     if let Some(protocol) = response_head
         .headers
         .get(header::UPGRADE)
@@ -75,14 +82,13 @@ pub(crate) fn build_response_head(
 
 /// Reduces `content-length` to one value without leading zeros (RFC 9110 section 8.6).
 ///
-/// The field is removed where the body has no length: from chunked responses, and from those
-/// that never have a body.
+/// The field is removed from responses that never have a body.
 fn normalize_content_length(headers: &mut HeaderMap, status: StatusCode) {
     let has_length = headers.contains_key(header::CONTENT_LENGTH);
     let length = framing_fields::content_length(headers).ok().flatten();
     let is_without_body = status.is_informational() || status == 204;
     match length {
-        Some(length) if !is_without_body && !headers.contains_key(header::TRANSFER_ENCODING) => {
+        Some(length) if !is_without_body => {
             headers.insert(header::CONTENT_LENGTH, length.into());
         }
         _ if has_length => {

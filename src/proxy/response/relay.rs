@@ -12,7 +12,7 @@
 //! forwarded, none is possible.
 
 use bytes::Bytes;
-use http::header;
+use http::{Method, header};
 use pingora::http::ResponseHeader;
 
 use crate::{
@@ -116,7 +116,9 @@ async fn forward_head(
         .map_err(|_| malformed())?;
     task.record.status = forwarded.status.as_u16();
     let observers = ResponseObservers::new(task, head, is_upgrade);
-    let ends_with_connection = !has_explicit_body_end(&forwarded) && !is_upgrade;
+    let is_head_request = task.client.head().method == Method::HEAD;
+    let ends_with_connection =
+        !is_head_request && !is_upgrade && !has_explicit_body_end(&forwarded);
     if task.closes_connection() || ends_with_connection || !task.client.is_body_done() {
         task.client.close_after_response();
     }

@@ -12,8 +12,11 @@ use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::proxy::wire::http1::InvalidMessage;
 
-/// Maximum number of fields in a head, and in trailers.
+/// Maximum number of fields in the head of a response, and in trailers.
 const MAX_FIELDS: usize = 256;
+
+/// Highest limit that a listener can set for the number of fields in a request head.
+const MAX_REQUEST_FIELDS: usize = 1024;
 
 /// Maximum length of a method, in bytes.
 const MAX_METHOD_BYTES: usize = 64;
@@ -29,13 +32,22 @@ pub(crate) enum InvalidRequestHead {
     TooLarge,
 }
 
+/// Maximum size of a request head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeadLimits {
+    /// Maximum number of bytes.
+    pub(crate) max_bytes: usize,
+    /// Maximum number of fields, at most 1024.
+    pub(crate) max_fields: usize,
+}
+
 /// Takes the head of a request from the input; `None` if it is not complete yet.
 ///
 /// # Errors
-/// If the input is no valid head, or the head has more than `max_bytes` or [`MAX_FIELDS`].
+/// If the input is no valid head, or the head exceeds the limits.
 pub(crate) fn take_request(
     input: &mut BytesMut,
-    max_bytes: usize,
+    limits: HeadLimits,
 ) -> Result<Option<RequestHeader>, InvalidRequestHead> {
     // RFC 9112 section 2.2: a client may send an empty line after the body of a POST.
     let start = if input.starts_with(b"\r\n") { 2 } else { 0 };
@@ -45,12 +57,13 @@ pub(crate) fn take_request(
         [b'\r' | b'\n', ..] => return Err(InvalidRequestHead::Malformed),
         _ => {}
     }
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_REQUEST_FIELDS];
+    let fields = &mut fields[..limits.max_fields.min(MAX_REQUEST_FIELDS)];
     let mut request = httparse::Request::new(&mut []);
-    let parsed = request.parse_with_uninit_headers(&input[start..], &mut fields);
+    let parsed = request.parse_with_uninit_headers(&input[start..], fields);
     let length = match parsed {
-        Ok(Status::Complete(length)) if length <= max_bytes => length,
-        Ok(Status::Partial) if input.len() - start <= max_bytes => return Ok(None),
+        Ok(Status::Complete(length)) if length <= limits.max_bytes => length,
+        Ok(Status::Partial) if input.len() - start <= limits.max_bytes => return Ok(None),
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(InvalidRequestHead::TooLarge),
         Err(_) => return Err(InvalidRequestHead::Malformed),
     };
