@@ -99,6 +99,10 @@ fn a_listener_serves_http1_and_http2_over_tls() {
             .count(),
         2
     );
+    let http10_config = authority.client_config(None, &[b"http/1.0"]);
+    let request = "GET / HTTP/1.0\r\nhost: a\r\n\r\n";
+    let response = send_over_tls(address, &http10_config, "shop.test", request).unwrap();
+    assert!(response.ends_with("hello"), "{response}");
     let http2 = connect_http2_over_tls(
         address,
         authority.client_config(None, &[b"h2"]),

@@ -114,6 +114,10 @@ impl CertificateFiles {
             .with_single_cert(chain, self.parse_key()?)
             .map_err(|error| self.describe_mismatch(&error))?;
         config.alpn_protocols = alpn(spec.protocol);
+        if matches!(spec.protocol, Protocol::Http1 | Protocol::Auto) {
+            // A client that offers nothing else could not connect.
+            config.alpn_protocols.push(b"http/1.0".to_vec());
+        }
         Ok(self.to_material(config, not_after, store))
     }
 
