@@ -8,6 +8,7 @@ pub(crate) mod framing_fields;
 pub(crate) mod header_names;
 pub(crate) mod http1;
 pub(crate) mod http2;
+pub(crate) mod list_field;
 pub(crate) mod message_boundary;
 pub(crate) mod received_body;
 pub(crate) mod send_queue;

@@ -253,7 +253,7 @@ pub(crate) async fn read_first_chunk(
 
 /// Returns the time at which the wait for the head ends, or `None` if it is unlimited.
 ///
-/// While the client still sends, the stream idle timeout applies and starts anew with each
+/// While the client still sends, the stream idle timeout applies and restarts with each
 /// chunk. Once the request is complete, the attempt timeout applies.
 fn head_deadline(
     context: &RequestContext<'_>,

@@ -7,7 +7,10 @@
 use http::{Method, Version, header};
 
 use crate::{
-    proxy::{downstream::client::Client, request::rejection::Rejection, wire::framing_fields},
+    proxy::{
+        downstream::client::Client, request::rejection::Rejection,
+        wire::http1::body_reader::BodyReader,
+    },
     telemetry::reason::Reason,
 };
 
@@ -31,13 +34,8 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     if has_invalid_name {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
-    let bad_request = |_| Rejection::from_reason(Reason::BadRequest);
-    let is_chunked = framing_fields::is_chunked(&head.headers).map_err(bad_request)?;
-    let content_length = framing_fields::content_length(&head.headers).map_err(bad_request)?;
-    let is_old = head.version == Version::HTTP_10;
-    if is_chunked && (content_length.is_some() || is_old) {
-        return Err(Rejection::from_reason(Reason::BadRequest));
-    }
+    let body = BodyReader::from_request(head);
+    let body = body.map_err(|_| Rejection::from_reason(Reason::BadRequest))?;
     // A list is valid, but another implementation may use its first value only.
     let lengths = head.headers.get_all(header::CONTENT_LENGTH);
     if lengths.iter().count() > 1
@@ -51,7 +49,8 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     if host_count > 1 || (head.version == Version::HTTP_11 && host_count == 0) {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
-    if content_length.is_some_and(|length| length > client.listener.limits.max_body_bytes) {
+    let max_body_bytes = client.listener.limits.max_body_bytes;
+    if matches!(body, BodyReader::Length(length) if length > max_body_bytes) {
         return Err(Rejection::from_reason(Reason::BodyTooLarge));
     }
     Ok(())

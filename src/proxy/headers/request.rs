@@ -28,7 +28,7 @@ use crate::{
             context::RequestContext,
             deadline::{TimeLeft, format_grpc_timeout},
             routing,
-            view::{RequestView, lists_token},
+            view::RequestView,
         },
         upstream::request_head::RequestHead,
         wire::{
@@ -37,6 +37,7 @@ use crate::{
                 ATTEMPT, DEADLINE, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, GRPC_TIMEOUT,
                 REQUEST_ID, WEIGHED,
             },
+            list_field::lists_token,
         },
     },
     state::topology::endpoint::EndpointState,

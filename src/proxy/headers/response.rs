@@ -3,7 +3,7 @@
 //! The module decides framing, added fields and removed fields. It handles final and interim
 //! heads of a backend; rejections have their own writer.
 
-use http::{HeaderMap, Method, StatusCode, Version, header};
+use http::{HeaderMap, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 
 use crate::proxy::{
@@ -29,13 +29,7 @@ pub(crate) fn build_response_head(
     rate_limits: Option<&RateLimitOutcome>,
 ) -> pingora::Result<Box<ResponseHeader>> {
     let mut headers = copy_end_to_end_headers(&response_head.headers);
-    // The length is not that of the chunked body (RFC 9112 section 6.3).
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.remove(header::CONTENT_LENGTH);
-    }
-    if response_head.status.is_informational() {
-        headers.remove(header::TRANSFER_ENCODING);
-    }
+    set_body_framing(&mut headers, response_head.status, client);
     if let Some(protocol) = response_head
         .headers
         .get(header::UPGRADE)
@@ -43,10 +37,7 @@ pub(crate) fn build_response_head(
     {
         headers.insert(header::CONNECTION, UPGRADE);
         headers.insert(header::UPGRADE, protocol.clone());
-    } else if !response_head.status.is_informational() {
-        set_body_framing(&mut headers, response_head.status, client);
     }
-    normalize_content_length(&mut headers, response_head.status);
     headers.append(
         header::VIA,
         if context.is_backend_http2() {
@@ -80,40 +71,34 @@ pub(crate) fn build_response_head(
     Ok(head)
 }
 
-/// Reduces `content-length` to one value without leading zeros (RFC 9110 section 8.6).
+/// Sets the framing fields so that the client can detect the end of the body.
 ///
-/// The field is removed from responses that never have a body.
-fn normalize_content_length(headers: &mut HeaderMap, status: StatusCode) {
-    let has_length = headers.contains_key(header::CONTENT_LENGTH);
-    let length = framing_fields::content_length(headers).ok().flatten();
-    let is_without_body = status.is_informational() || status == 204;
+/// `content-length` is reduced to one value without leading zeros (RFC 9110 section 8.6). Interim
+/// and 204 responses have no framing fields.
+fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
+    let is_framed = !status.is_informational() && status != StatusCode::NO_CONTENT;
+    let is_chunked = headers.contains_key(header::TRANSFER_ENCODING);
+    // The length of a chunked response is not that of its body (RFC 9112 section 6.3).
+    let length = match framing_fields::content_length(headers) {
+        Ok(length) if is_framed && !is_chunked => length,
+        _ => None,
+    };
     match length {
-        Some(length) if !is_without_body => {
+        Some(length) => {
             headers.insert(header::CONTENT_LENGTH, length.into());
         }
-        _ if has_length => {
+        None => {
             headers.remove(header::CONTENT_LENGTH);
         }
-        _ => {}
     }
-}
-
-/// Sets the framing fields so that the client can detect the end of the body.
-fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
-    if client.is_http2() {
+    // HTTP/2 and HTTP/1.0 have no chunked encoding. The close of the connection ends the body of
+    // an HTTP/1.0 response.
+    let request = client.head();
+    if !is_framed || request.version != Version::HTTP_11 {
         headers.remove(header::TRANSFER_ENCODING);
-        return;
-    }
-    let has_no_body = status == 204 || status == 304 || client.head().method == Method::HEAD;
-    if status == 204 {
-        headers.remove(header::TRANSFER_ENCODING);
-    }
-    if client.head().version == Version::HTTP_10 {
-        // HTTP/1.0 has no chunked encoding. The close of the connection ends the body.
-        headers.remove(header::TRANSFER_ENCODING);
-    } else if !has_no_body
-        && !headers.contains_key(header::CONTENT_LENGTH)
-        && !headers.contains_key(header::TRANSFER_ENCODING)
+    } else if !is_chunked
+        && length.is_none()
+        && !framing_fields::is_without_body(&request.method, status)
     {
         headers.insert(header::TRANSFER_ENCODING, CHUNKED);
     }

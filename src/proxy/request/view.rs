@@ -7,14 +7,17 @@
 use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
+use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora::http::RequestHeader;
 
 use crate::{
     policy::snapshot::ListenerSpec,
     proxy::{
         request::{client_ip, rejection::PSEUDONYM},
-        wire::header_names::{ATTEMPT, IDEMPOTENCY_KEY, REQUEST_ID},
+        wire::{
+            header_names::{ATTEMPT, IDEMPOTENCY_KEY, REQUEST_ID},
+            list_field::lists_token,
+        },
     },
 };
 
@@ -132,16 +135,4 @@ impl<'a> RequestView<'a> {
                     .any(|one| one.trim().eq_ignore_ascii_case("h2c"))
         })
     }
-}
-
-/// Returns whether a header with a comma-separated list contains the token, without regard to
-/// case.
-pub(crate) fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    headers.get_all(name).iter().any(|value| {
-        value
-            .to_str()
-            .unwrap_or_default()
-            .split(',')
-            .any(|listed| listed.trim().eq_ignore_ascii_case(token))
-    })
 }

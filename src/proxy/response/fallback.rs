@@ -157,7 +157,7 @@ fn choose_plan(
 
 /// Sends the request to a fallback backend under the policy of that backend.
 ///
-/// The deadline of the client continues; the request timeout starts anew.
+/// The deadline of the client continues; the request timeout restarts.
 async fn send_to_fallback(task: &mut RequestTask<'_>) -> Result<UpstreamResponse, Rejection> {
     admission::admit_to_backend(task).await?;
     retry_loop::send(task, clock::now()).await

@@ -12,8 +12,6 @@
 //! forwarded, none is possible.
 
 use bytes::Bytes;
-use http::{Method, header};
-use pingora::http::ResponseHeader;
 
 use crate::{
     clock,
@@ -116,10 +114,7 @@ async fn forward_head(
         .map_err(|_| malformed())?;
     task.record.status = forwarded.status.as_u16();
     let observers = ResponseObservers::new(task, head, is_upgrade);
-    let is_head_request = task.client.head().method == Method::HEAD;
-    let ends_with_connection =
-        !is_head_request && !is_upgrade && !has_explicit_body_end(&forwarded);
-    if task.closes_connection() || ends_with_connection || !task.client.is_body_done() {
+    if task.closes_connection() || !task.client.is_body_done() {
         task.client.close_after_response();
     }
     let written = task.client.write_head(forwarded).await;
@@ -249,12 +244,4 @@ async fn abort_response(task: &mut RequestTask<'_>, reason: Reason) {
         // the body.
         DownstreamStream::Http1(http1) => http1.handle().reset_on_close(),
     }
-}
-
-/// Returns whether the head defines the end of the body, so that the connection need not close.
-fn has_explicit_body_end(head: &ResponseHeader) -> bool {
-    let has_no_body = head.status == 204 || head.status == 304;
-    has_no_body
-        || head.headers.contains_key(header::CONTENT_LENGTH)
-        || head.headers.contains_key(header::TRANSFER_ENCODING)
 }

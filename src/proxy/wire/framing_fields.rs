@@ -4,7 +4,7 @@
 //! Every value that is not exactly as the grammar defines it is therefore invalid. The module
 //! does not decide what follows.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, Method, StatusCode, header};
 
 /// Error for fields that are malformed, contradictory, or use an unsupported transfer coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,14 @@ pub(crate) fn is_chunked(headers: &HeaderMap) -> Result<bool, InvalidFraming> {
     } else {
         Err(InvalidFraming)
     }
+}
+
+/// Returns whether a final response has no body, whatever its fields state (RFC 9112 section
+/// 6.3).
+pub(crate) fn is_without_body(request_method: &Method, status: StatusCode) -> bool {
+    request_method == Method::HEAD
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
 }
 
 fn parse_decimal(text: &[u8]) -> Result<u64, InvalidFraming> {

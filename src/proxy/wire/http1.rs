@@ -11,6 +11,8 @@ pub(crate) mod head;
 
 use http::{HeaderMap, Version, header};
 
+use crate::proxy::wire::list_field::lists_token;
+
 /// Error for bytes that are no valid HTTP/1 message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InvalidMessage;
@@ -18,12 +20,6 @@ pub(crate) struct InvalidMessage;
 /// Returns whether the sender of a message permits another message on its connection (RFC 9112
 /// section 9.3).
 pub(crate) fn is_persistent(version: Version, headers: &HeaderMap) -> bool {
-    let has_option = |option: &str| {
-        let values = headers.get_all(header::CONNECTION).iter();
-        let mut options = values
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','));
-        options.any(|text| text.trim().eq_ignore_ascii_case(option))
-    };
+    let has_option = |option| lists_token(headers, &header::CONNECTION, option);
     !has_option("close") && (version == Version::HTTP_11 || has_option("keep-alive"))
 }

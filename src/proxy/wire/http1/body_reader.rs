@@ -1,7 +1,7 @@
 //! Reads the body of a message from the bytes of its connection.
 
 use bytes::BytesMut;
-use http::{Method, StatusCode, Version};
+use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 pub(crate) use crate::proxy::wire::http1::chunk_decoder::BodyProgress;
@@ -58,9 +58,7 @@ impl BodyReader {
         if is_chunked && head.version == Version::HTTP_10 {
             return Err(InvalidMessage);
         }
-        let has_no_body = request_method == Method::HEAD
-            || head.status == StatusCode::NO_CONTENT
-            || head.status == StatusCode::NOT_MODIFIED;
+        let has_no_body = framing_fields::is_without_body(request_method, head.status);
         Ok(match (has_no_body, is_chunked, length) {
             (true, ..) => Self::Length(0),
             (false, true, _) => Self::Chunked(ChunkDecoder::default()),

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, io::Write as _};
 
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, Method, header};
 use pingora::http::ResponseHeader;
 
 use crate::proxy::wire::{framing_fields, http1::InvalidMessage};
@@ -43,10 +43,7 @@ impl BodyWriter {
         request_method: &Method,
         head: &ResponseHeader,
     ) -> Result<Self, InvalidMessage> {
-        let has_no_body = request_method == Method::HEAD
-            || head.status == StatusCode::NO_CONTENT
-            || head.status == StatusCode::NOT_MODIFIED;
-        if has_no_body {
+        if framing_fields::is_without_body(request_method, head.status) {
             return Ok(Self::None);
         }
         let has_length = head.headers.contains_key(header::CONTENT_LENGTH);

@@ -52,8 +52,8 @@ pub(crate) fn take_request(
     // RFC 9112 section 2.2: a client may send an empty line after the body of a POST.
     let start = if input.starts_with(b"\r\n") { 2 } else { 0 };
     match &input[start..] {
-        b"" | b"\r" if start == 0 => return Ok(None),
         b"" => return Ok(None),
+        b"\r" if start == 0 => return Ok(None),
         [b'\r' | b'\n', ..] => return Err(InvalidRequestHead::Malformed),
         _ => {}
     }
