@@ -222,9 +222,7 @@ impl DiscoveryContext {
                 let count = endpoints.len();
                 if state.apply_discovered_endpoints(backend, source, endpoints.clone(), now) {
                     let before = active_policy
-                        .backends
-                        .iter()
-                        .find(|known| known.spec.name == *backend)
+                        .find_backend(backend)
                         .map(|known| known.endpoint_specs.as_slice())
                         .unwrap_or_default();
                     let changes = diff::describe_endpoint_changes(before, &endpoints);

@@ -138,6 +138,13 @@ impl DestinationState {
 }
 
 impl ActivePolicy {
+    /// Returns the backend with this name.
+    #[must_use]
+    pub fn find_backend(&self, name: &str) -> Option<&Arc<BackendState>> {
+        let mut backends = self.backends.iter();
+        backends.find(|backend| *backend.spec.name == *name)
+    }
+
     /// Creates a set of generation 0 without listeners, routes and backends.
     #[must_use]
     pub fn empty() -> Self {

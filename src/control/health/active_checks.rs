@@ -265,11 +265,7 @@ fn interval(spec: &ActiveCheckSpec, health: Health, has_passed: bool) -> Duratio
 /// Recomputes which endpoints of a backend can be selected.
 fn refresh_selectable_endpoints(state: &State, backend: &Arc<str>) {
     let active_policy = state.active_policy.load();
-    if let Some(found) = active_policy
-        .backends
-        .iter()
-        .find(|other| other.spec.name == *backend)
-    {
+    if let Some(found) = active_policy.find_backend(backend) {
         found.refresh_selectable();
     }
 }

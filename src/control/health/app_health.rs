@@ -102,9 +102,7 @@ impl AppProbeCache {
 async fn probe_app(state: &State, backend: &str, path: Option<&str>) -> AppProbeResult {
     let active_policy = state.active_policy.load_full();
     let app = active_policy
-        .backends
-        .iter()
-        .find(|known| *known.spec.name == *backend)
+        .find_backend(backend)
         .ok_or("the policies have changed")?;
     let endpoint = app.endpoints.first().ok_or("it has no endpoint")?;
     let check = app

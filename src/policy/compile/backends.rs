@@ -17,7 +17,7 @@ use crate::policy::{
     endpoints,
     report::FieldLocation,
     snapshot::{BackendSpec, Discovery, DnsSpec, EndpointSpec},
-    units::PolicyDuration,
+    units::{PolicyDuration, duration_or},
 };
 
 /// Compiled backend, with the name of the policy that it refers to.
@@ -61,19 +61,17 @@ impl<'a> Compiler<'a> {
                 .hint("0 switches it off, 50 is the default");
         }
         let check = health.and_then(|health| health.active.as_ref());
+        let protocol = Self::compile_backend_protocol(backend.protocol);
         let balancing =
             self.compile_load_balancing(&at.key("loadBalancer"), backend.load_balancer.as_ref());
         BackendSpec {
             name: Arc::from(backend.name.as_str()),
             discovery: self.compile_discovery(at, backend),
-            protocol: Self::compile_backend_protocol(backend.protocol),
-            tls: backend.tls.as_ref().and_then(|tls| {
-                self.compile_backend_tls(
-                    &at.key("tls"),
-                    tls,
-                    Self::compile_backend_protocol(backend.protocol),
-                )
-            }),
+            protocol,
+            tls: backend
+                .tls
+                .as_ref()
+                .and_then(|tls| self.compile_backend_tls(&at.key("tls"), tls, protocol)),
             load_balancer: balancing.load_balancer,
             warm_up: balancing.warm_up,
             min_endpoints_in_zone: balancing.min_endpoints_in_zone,
@@ -195,10 +193,8 @@ impl<'a> Compiler<'a> {
                 .hint("remove `port`, or use `type: A`"),
             (DnsType::A, Some(_)) | (DnsType::SRV, None) => {}
         }
-        let ttl = |span: Option<PolicyDuration>, default: u64| {
-            span.map_or(Duration::from_secs(default), |span| span.0)
-        };
-        let (min_ttl, max_ttl) = (ttl(dns.min_ttl, 1), ttl(dns.max_ttl, 30));
+        let min_ttl = duration_or(dns.min_ttl, Duration::from_secs(1));
+        let max_ttl = duration_or(dns.max_ttl, Duration::from_secs(30));
         if min_ttl < Duration::from_millis(10) {
             self.report
                 .error(&at.key("minTtl"), "`minTtl` must be at least 10ms")

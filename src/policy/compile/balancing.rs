@@ -15,7 +15,7 @@ use crate::{
         },
         report::FieldLocation,
         snapshot::{HashKey, LoadBalancerSpec},
-        units::{Percent, PolicyDuration},
+        units::{Percent, PolicyDuration, duration_or},
     },
     resilience::warm_up::WarmUpConfig,
 };
@@ -158,7 +158,7 @@ impl<'a> Compiler<'a> {
         aggression: Option<f64>,
         (min_share, key): (Option<Percent>, &str),
     ) -> Option<WarmUpConfig> {
-        let window = window.map_or(Duration::from_secs(30), |span| span.0);
+        let window = duration_or(window, Duration::from_secs(30));
         let config = WarmUpConfig::try_new(
             window,
             aggression.unwrap_or(1.0),

@@ -13,7 +13,7 @@ use crate::policy::{
         GlobalRateLimitSpec, RateLimitEngineSpec, RateLimitServiceSpec, RedisSpec,
         RemoteEngineSpec, RouteSpec,
     },
-    units::PolicyDuration,
+    units::{PolicyDuration, duration_or},
 };
 
 /// Maximum time to wait for the engine. A longer wait would harm a request more than no limit.
@@ -28,9 +28,7 @@ impl<'a> Compiler<'a> {
         let (at, section) = self.find_single_section("globalRateLimit", |document| {
             document.spec.global_rate_limit.as_ref()
         })?;
-        let timeout = section
-            .timeout
-            .map_or(Duration::from_millis(20), |span| span.0);
+        let timeout = duration_or(section.timeout, Duration::from_millis(20));
         if timeout.is_zero() || timeout > MAX_ENGINE_TIMEOUT {
             let message = format!(
                 "`timeout` must be from 1ms to {}",

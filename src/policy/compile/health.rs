@@ -11,7 +11,7 @@ use crate::{
         document::{ActiveCheck, ActiveCheckType, HttpCheck, OutlierDetection},
         report::FieldLocation,
         snapshot::{ActiveCheckSpec, OutlierDetectionSpec, ProbeSpec},
-        units::{Percent, PolicyDuration, StatusRange},
+        units::{Percent, StatusRange, duration_or},
     },
     resilience::{
         Mode,
@@ -37,8 +37,8 @@ impl Compiler<'_> {
         at: &FieldLocation<'_>,
         check: &ActiveCheck,
     ) -> Option<ActiveCheckSpec> {
-        let interval = check.interval.map_or(Duration::from_secs(5), |span| span.0);
-        let timeout = check.timeout.map_or(Duration::from_secs(1), |span| span.0);
+        let interval = duration_or(check.interval, Duration::from_secs(5));
+        let timeout = duration_or(check.timeout, Duration::from_secs(1));
         for (key, span, hint) in [
             ("interval", check.interval, "5s is the default"),
             (
@@ -78,7 +78,7 @@ impl Compiler<'_> {
                 )
                 .hint("write `type: GRPC`, or remove `grpc`");
         }
-        let or_interval = |span: Option<PolicyDuration>| span.map_or(interval, |span| span.0);
+        let or_interval = |duration| duration_or(duration, interval);
         let jitter = check
             .jitter_percent
             .unwrap_or(Percent::from_integer(10))
@@ -210,15 +210,10 @@ impl Compiler<'_> {
 }
 
 fn build_outlier_config(section: &OutlierDetection) -> Result<OutlierConfig, InvalidOutlier> {
-    let duration_or = |span: Option<PolicyDuration>, default: u64| {
-        span.map_or(Duration::from_secs(default), |span| span.0)
-    };
-    let base = duration_or(section.base_ejection_time, 30);
-    let max = section
-        .max_ejection_time
-        .map_or(Duration::from_mins(5).max(base), |span| span.0);
+    let base = duration_or(section.base_ejection_time, Duration::from_secs(30));
+    let max = duration_or(section.max_ejection_time, Duration::from_mins(5).max(base));
     let config = OutlierConfig::try_new(
-        duration_or(section.interval, 10),
+        duration_or(section.interval, Duration::from_secs(10)),
         base,
         max,
         section

@@ -10,6 +10,7 @@ use crate::policy::{
     document::{Listener, ListenerLimits},
     report::FieldLocation,
     snapshot::{ListenerLimitSpec, ListenerSpec},
+    units::{PolicyDuration, duration_or},
 };
 
 impl<'a> Compiler<'a> {
@@ -137,16 +138,15 @@ impl<'a> Compiler<'a> {
                 )
                 .hint("write at least 1; 100 is the default");
         }
-        let mut timeout =
-            |key: &str, span: Option<crate::policy::units::PolicyDuration>, default: u64| {
-                let duration = span.map_or(Duration::from_secs(default), |span| span.0);
-                if duration.is_zero() {
-                    self.report
-                        .error(&at.key(key), format!("`{key}` cannot be switched off"))
-                        .hint("without it a silent client could hold a connection indefinitely");
-                }
-                duration
-            };
+        let mut timeout = |key: &str, span: Option<PolicyDuration>, default: u64| {
+            let duration = duration_or(span, Duration::from_secs(default));
+            if duration.is_zero() {
+                self.report
+                    .error(&at.key(key), format!("`{key}` cannot be switched off"))
+                    .hint("without it a silent client could hold a connection indefinitely");
+            }
+            duration
+        };
         ListenerLimitSpec {
             header_timeout: timeout("headerTimeout", limits.header_timeout, 10),
             idle_timeout: timeout("idleTimeout", limits.idle_timeout, 75),

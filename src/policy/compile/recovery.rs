@@ -14,6 +14,7 @@ use crate::{
         },
         report::FieldLocation,
         snapshot::{RecoveryAction, RecoverySpec, RouteActionSpec, RouteSpec},
+        units::duration_or,
     },
     resilience::{Mode, recovery::RecoveryConfig},
 };
@@ -97,9 +98,7 @@ impl<'a> Compiler<'a> {
         let max_per_hour =
             self.report
                 .require_at_least_one(at, "maxPerHour", section.max_per_hour, 3);
-        let cooldown = section
-            .cooldown
-            .map_or(Duration::from_mins(10), |span| span.0);
+        let cooldown = duration_or(section.cooldown, Duration::from_mins(10));
         if cooldown < Duration::from_secs(1) {
             self.report
                 .error(&at.key("cooldown"), "`cooldown` must be at least 1s")
@@ -170,7 +169,7 @@ impl<'a> Compiler<'a> {
                 }
                 Some(RecoveryAction::Webhook {
                     url: uri,
-                    timeout: timeout.map_or(Duration::from_secs(3), |span| span.0),
+                    timeout: duration_or(*timeout, Duration::from_secs(3)),
                 })
             }
         }

@@ -43,7 +43,7 @@ impl Changes {
     }
 
     pub(super) fn duration(&mut self, key: &str, old: Duration, new: Duration) {
-        self.optional(key, Some(&PolicyDuration(old)), Some(&PolicyDuration(new)));
+        self.value(key, &PolicyDuration(old), &PolicyDuration(new));
     }
 
     /// Compares two lists, and shows their items.

@@ -78,8 +78,8 @@ fn diff_lifecycle(
         index.map(|index| snapshot.backends[index].name.clone())
     };
     let names = |snapshot: &PolicySnapshot, indices: &[usize]| -> Vec<_> {
-        let names = indices.iter().map(|index| Some(*index));
-        names.filter_map(|index| name(snapshot, index)).collect()
+        let names = indices.iter().map(|index| name(snapshot, Some(*index)));
+        names.flatten().collect()
     };
     changes.optional(
         "startup.requireBackend",

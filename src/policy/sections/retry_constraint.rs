@@ -12,7 +12,7 @@ use crate::{
             origin::SectionOrigin,
             section::{FoundSection, Section, SectionContext},
         },
-        units::{Percent, PolicyDuration},
+        units::{Percent, PolicyDuration, duration_or},
     },
     resilience::retry_budget::RetryBudgetConfig,
 };
@@ -77,7 +77,7 @@ impl Section for RetryConstraint {
         );
         let defaults = RetryBudgetConfig::default();
         let mut interval = |keys: [&str; 2], span: Option<PolicyDuration>, default: Duration| {
-            let interval = span.map_or(default, |span| span.0);
+            let interval = duration_or(span, default);
             if let Some(found) = found.as_ref().filter(|_| interval.is_zero()) {
                 context
                     .report

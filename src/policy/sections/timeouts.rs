@@ -11,7 +11,7 @@ use crate::policy::{
         origin::SectionOrigin,
         section::{FoundSection, Section, SectionContext},
     },
-    units::PolicyDuration,
+    units::{PolicyDuration, duration_or},
 };
 
 /// Timeouts of requests, attempts and connections. `0s` disables a timeout.
@@ -97,7 +97,7 @@ pub(in crate::policy) fn effective(found: Option<&FoundSection<'_, Timeouts>>) -
     let none = Timeouts::default();
     let section = found.map_or(&none, |found| found.section);
     let seconds_or = |span: Option<PolicyDuration>, default: u64| {
-        let duration = span.map_or(Duration::from_secs(default), |span| span.0);
+        let duration = duration_or(span, Duration::from_secs(default));
         (!duration.is_zero()).then_some(duration)
     };
     let request = seconds_or(section.request, 15);

@@ -1,9 +1,9 @@
 //! Parses the target of a request: one host and one path, whatever form the target has.
 //!
 //! A target in absolute form (`GET http://pay.shop/v1 HTTP/1.1`) names the host itself. The Host
-//! header must not contradict it. Targets sent to a backend
-//! are always in origin form, and a request without a path has the path `/`. The module does
-//! not know whether a route matches the target.
+//! header must not contradict it. Targets sent to a backend are always in origin form, and a
+//! request without a path has the path `/`. The module does not know whether a route matches the
+//! target.
 
 use http::{Method, header};
 
