@@ -41,7 +41,7 @@ impl AtomicInstant {
         self.instant_at(self.millis.load(Ordering::Acquire))
     }
 
-    /// Stores a time.
+    /// Stores a time, rounded towards the start by less than a millisecond.
     pub(in crate::state) fn store(&self, at: Instant) {
         self.millis.store(self.millis_at(at), Ordering::Release);
     }

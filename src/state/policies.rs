@@ -100,9 +100,9 @@ macro_rules! define_policy_states {
 }
 
 define_policy_states! {
-    /// Admission control.
+    /// Admission control: the success rate that decides which share of the requests is rejected.
     admission_control: AdmissionState,
-    /// Concurrency limit.
+    /// Concurrency limit: the requests in flight and the queue in front of them.
     concurrency_limit: ConcurrencyLimitState,
     /// Estimate of the hedging delay.
     hedge: HedgeState,

@@ -12,7 +12,7 @@ pub struct Description {
 }
 
 impl Description {
-    /// Adds a value.
+    /// Adds a value with its key in the policy file.
     pub(in crate::policy) fn with(mut self, key: &'static str, value: impl Display) -> Self {
         self.values.push((key, value.to_string()));
         self

@@ -282,7 +282,7 @@ pub(crate) struct ClientReport {
     pub(crate) failures: Vec<String>,
 }
 
-/// Running clients.
+/// Clients that send requests until they are stopped.
 pub(crate) struct FleetLoad {
     context: Arc<LoadContext>,
     threads: Vec<JoinHandle<ClientReport>>,

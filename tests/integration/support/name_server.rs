@@ -32,13 +32,13 @@ pub(crate) enum DnsRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DnsBehaviour {
     Responds,
-    /// Responds SERVFAIL.
+    /// Responds to each query with SERVFAIL.
     ServerFailure,
     /// Responds SERVFAIL to AAAA, as some servers that support only A do.
     ServerFailureForAaaa,
     /// Responds NXDOMAIN to AAAA, as at the end of a search list.
     NxDomainForAaaa,
-    /// Does not respond.
+    /// Receives each query and sends no response.
     Silent,
 }
 
