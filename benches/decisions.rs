@@ -38,7 +38,7 @@ use outrigger::{
     },
     state::{
         State,
-        instance::protection::ProtectionState,
+        instance::{memory::MemoryBudget, protection::ProtectionState},
         policies::admission_control::AdmissionState,
         policies::breaker::{BreakerDecision, BreakerState},
         policies::concurrency_limit::{AcquireOutcome, ConcurrencyLimitState},
@@ -451,8 +451,10 @@ fn new_state(balancer: &str, endpoints: usize) -> Arc<State> {
         "    - {name: in, listeners: [inbound], backendRefs: [{name: app}]}\n",
     );
     let snapshot = compile_policy(&policy_source(text));
+    let telemetry = Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now));
     let (state, _commands) = State::new(
-        Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now)),
+        telemetry.clone(),
+        MemoryBudget::new(u64::MAX, 1, telemetry),
         None,
         Instant::now(),
     );

@@ -41,6 +41,7 @@ use crate::{
             command::{AfterDrain, Command},
             lifecycle::ExitReason,
             listener_sockets::{InheritedShare, InheritedSockets, ListenerSet as _},
+            memory::{MemoryBudget, limit},
         },
     },
     telemetry::{Telemetry, access_log::AccessLogWriter, event::Event},
@@ -108,6 +109,7 @@ impl App {
         let telemetry = Arc::new(Telemetry::new(access_log, clock::wall_time));
         let (state, commands) = State::new(
             telemetry.clone(),
+            memory_budget(&settings, telemetry.clone()),
             settings.zone.as_deref().map(Arc::from),
             clock::now(),
         );
@@ -129,6 +131,7 @@ impl App {
             settings.environment,
         );
         reloader.load_initial()?;
+        state.memory.exclude_current();
         let inheritance = sockets.close_unclaimed(&listeners)?;
         if let Some(age) = sockets.predecessor_age() {
             state.lifecycle.inherit_age(age);
@@ -283,6 +286,13 @@ impl ExistingSockets {
     fn predecessor_age(&self) -> Option<Duration> {
         self.predecessor.as_ref()?.ready_duration
     }
+}
+
+/// Creates the memory budget, and logs it.
+fn memory_budget(settings: &Settings, telemetry: Arc<Telemetry>) -> MemoryBudget {
+    let budget_bytes = settings.memory_budget.unwrap_or_else(limit::default_budget);
+    tracing::info!("the memory budget is {} MiB", budget_bytes >> 20);
+    MemoryBudget::new(budget_bytes, settings.worker_threads.get(), telemetry)
 }
 
 /// Registers the process signals, unless the embedding program handles them.

@@ -270,6 +270,7 @@ impl BackgroundTasks {
             },
             generations,
         ));
+        tasks.spawn(maintenance::return_memory(state.clone()));
         tasks.spawn(maintenance::run_maintenance(state.clone()));
         tasks.spawn(certificates::watch_certificates(
             state.clone(),

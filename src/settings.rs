@@ -20,6 +20,9 @@ pub struct Settings {
     pub state_dir: Option<PathBuf>,
     /// Number of worker threads of the data plane.
     pub worker_threads: NonZeroUsize,
+    /// Maximum number of bytes that the data plane holds; `None` uses half of the memory limit
+    /// of the process, or 256 MiB without a limit.
+    pub memory_budget: Option<u64>,
     /// Interval at which policy, endpoint and certificate files are polled. File system events
     /// trigger reads of policies and endpoints earlier.
     pub poll_interval: Duration,
@@ -69,6 +72,7 @@ impl Settings {
             admin_address,
             state_dir: None,
             worker_threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            memory_budget: None,
             poll_interval: Duration::from_secs(5),
             admin_token: None,
             zone: None,

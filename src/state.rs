@@ -30,7 +30,7 @@ use crate::{
         active_policy::ActivePolicy,
         instance::{
             capacity::LoadHistory, command::Command, drain::DrainState, lifecycle::Lifecycle,
-            protection::ProtectionState, replicas::Replicas,
+            memory::MemoryBudget, protection::ProtectionState, replicas::Replicas,
         },
         registry::Registry,
         topology::tls::TlsStore,
@@ -61,6 +61,8 @@ pub struct State {
     pub rate_limit_hasher: ahash::RandomState,
     /// Overload level of the instance, derived from its resource signals.
     pub protection: ProtectionState,
+    /// Bytes that the data plane holds, and the level of memory pressure.
+    pub memory: MemoryBudget,
     /// Receiver of all events, from which logs and metrics derive.
     pub telemetry: Arc<Telemetry>,
     /// TLS configurations, built from the latest valid content of the certificate files.
@@ -75,10 +77,12 @@ pub struct State {
 impl State {
     /// Creates a state with an empty policy set, and the receiver of its commands.
     ///
+    /// `memory` is the memory budget.
     /// `zone` is the availability zone of this instance; `None` if it is not configured.
     #[must_use]
     pub fn new(
         telemetry: Arc<Telemetry>,
+        memory: MemoryBudget,
         zone: Option<Arc<str>>,
         now: std::time::Instant,
     ) -> (Arc<Self>, mpsc::Receiver<Command>) {
@@ -89,6 +93,7 @@ impl State {
             drain: Arc::new(DrainState::new(now)),
             load_history: LoadHistory::default(),
             replicas: Replicas::default(),
+            memory,
             protection: ProtectionState::default(),
             rate_limit_hasher: ahash::RandomState::new(),
             registry: Mutex::new(Registry::new(telemetry.clone(), zone, now)),
@@ -144,15 +149,17 @@ impl State {
         endpoints: Vec<EndpointSpec>,
         now: std::time::Instant,
     ) -> bool {
-        let mut registry = self.registry.lock();
-        let current = self.active_policy.load();
-        if !registry.record_discovered_endpoints(backend, source, endpoints) {
-            return false;
-        }
-        let updated =
-            registry.build_active_policy(current.snapshot.clone(), current.generation, now);
-        drop(current);
-        self.active_policy.store(Arc::new(updated));
-        true
+        self.memory.exclude_change(|| {
+            let mut registry = self.registry.lock();
+            let current = self.active_policy.load();
+            if !registry.record_discovered_endpoints(backend, source, endpoints) {
+                return false;
+            }
+            let updated =
+                registry.build_active_policy(current.snapshot.clone(), current.generation, now);
+            drop(current);
+            self.active_policy.store(Arc::new(updated));
+            true
+        })
     }
 }

@@ -16,6 +16,7 @@ mod event_metrics;
 mod event_text;
 pub mod label;
 pub mod log;
+pub mod memory_measure;
 pub mod metric_names;
 pub mod metrics;
 pub mod reason;

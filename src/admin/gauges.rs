@@ -46,6 +46,14 @@ fn record_instance(state: &State, metrics: &Metrics) {
             .gauge(name::CONNECTIONS, &[("listener", &listener)])
             .set(f64::from(connections));
     }
+    let memory = &state.memory;
+    for (gauge, value) in [
+        (name::MEMORY_BUDGET, memory.budget_bytes() as f64),
+        (name::MEMORY_USED, memory.used_bytes() as f64),
+        (name::MEMORY_LEVEL, f64::from(memory.level() as u8)),
+    ] {
+        metrics.gauge(gauge, &[]).set(value);
+    }
     metrics
         .gauge(name::PROTECTION_LEVEL, &[])
         .set(f64::from(state.protection.level() as u8));

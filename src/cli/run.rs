@@ -13,6 +13,7 @@ use crate::{
         arguments::{parse_duration, read_admin_token, read_environment},
         output::{CommandOutcome, print_error},
     },
+    policy::units::ByteSize,
     settings::Settings,
     state::instance::lifecycle::ExitReason,
     telemetry::{
@@ -20,6 +21,9 @@ use crate::{
         log::{self, ProcessLogFormat},
     },
 };
+
+/// Minimum memory budget, in bytes. A smaller one rejects requests while nothing is wrong.
+const MIN_MEMORY_BUDGET_BYTES: u64 = 4 << 20;
 
 /// Settings of the process. A flag overrides its environment variable.
 #[derive(Debug, Args)]
@@ -51,6 +55,15 @@ pub(super) struct RunCommand {
     /// cgroup if that is lower.
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
+    /// Maximum number of bytes that the data plane holds, for example `64Mi`. The default is
+    /// half of the memory limit of the cgroup, or 256Mi without a limit.
+    #[arg(
+        long,
+        env = "OUTRIGGER_MEMORY_BUDGET",
+        value_parser = parse_memory_budget,
+        value_name = "SIZE"
+    )]
+    memory_budget: Option<u64>,
     /// Interval at which the policy directory is checked, in addition to file system notifications.
     #[arg(
         long,
@@ -105,6 +118,17 @@ fn parse_nonzero_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
+fn parse_memory_budget(text: &str) -> Result<u64, String> {
+    match text.parse::<ByteSize>() {
+        Ok(ByteSize(bytes)) if bytes >= MIN_MEMORY_BUDGET_BYTES => Ok(bytes),
+        Ok(_) => Err(format!(
+            "must be at least {}Mi",
+            MIN_MEMORY_BUDGET_BYTES >> 20
+        )),
+        Err(invalid) => Err(invalid.to_string()),
+    }
+}
+
 /// Accepts a level or filter directives. `tracing` takes any other single word as the name of a
 /// target, and would then log nothing.
 fn parse_log_level(text: &str) -> Result<String, String> {
@@ -140,6 +164,7 @@ impl RunCommand {
         );
         let mut settings = Settings::new(self.policies, self.admin);
         settings.state_dir = self.state_dir;
+        settings.memory_budget = self.memory_budget;
         settings.poll_interval = self.poll_interval;
         settings.admin_token = admin_token;
         settings.zone = self.zone;

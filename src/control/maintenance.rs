@@ -5,7 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{clock, control::health::readiness_gates, state::State};
+use crate::{
+    clock, control::health::readiness_gates, resilience::memory_pressure::MemoryLevel, state::State,
+};
 
 /// Interval of the maintenance loop.
 const TICK: Duration = Duration::from_secs(1);
@@ -45,10 +47,17 @@ pub(super) async fn watch_outliers(state: Arc<State>) {
     }
 }
 
+/// Returns memory to the system at once while memory is short. Never returns.
+pub(super) async fn return_memory(state: Arc<State>) {
+    state.memory.return_pages_under_pressure().await;
+}
+
 /// Runs all maintenance steps once per second, some of them less often. Never returns.
 pub(super) async fn run_maintenance(state: Arc<State>) {
+    let mut memory_level = MemoryLevel::Normal;
     for second in 0_u64.. {
         clock::sleep(TICK).await;
+        memory_level = state.memory.report_level(memory_level);
         let now = clock::now();
         let active_policy = state.active_policy.load();
         state

@@ -5,8 +5,11 @@
 //! closes. It does not know routes or backends; `serve` receives each request.
 
 mod connection;
+mod connection_table;
 mod http1;
 mod http2;
 mod listener;
 mod listener_context;
 pub mod listeners;
+mod memory_gated_stream;
+mod memory_relief;

@@ -15,6 +15,7 @@ pub(crate) mod fault_injection;
 mod global_rate_limits;
 mod health_requests;
 mod load_shedding;
+mod memory;
 mod rate_limit_rules;
 pub(crate) mod rate_limits;
 mod warm_up;
@@ -33,6 +34,7 @@ use crate::{
 /// The rejection of the first check that does not admit the request.
 pub(crate) async fn admit(task: &mut RequestTask<'_>) -> Result<(), Rejection> {
     let now = task.record.started_at;
+    memory::check(&task.context, &task.request())?;
     warm_up::check(&task.context, &task.request(), now)?;
     load_shedding::check(&task.context, &task.request())?;
     admission_control::check(&task.context, now)?;

@@ -12,3 +12,4 @@ pub(crate) mod list_field;
 pub(crate) mod message_boundary;
 pub(crate) mod received_body;
 pub(crate) mod send_queue;
+pub(crate) mod stall_counter;

@@ -29,6 +29,7 @@ pub mod hedge;
 pub mod instants;
 pub mod latency_histogram;
 pub mod lifecycle;
+pub mod memory_pressure;
 pub mod outlier;
 pub mod peak_ewma;
 pub mod rate_ramp;

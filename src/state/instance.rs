@@ -11,5 +11,6 @@ mod header_parameters;
 pub mod instance_age;
 pub mod lifecycle;
 pub mod listener_sockets;
+pub mod memory;
 pub mod protection;
 pub mod replicas;

@@ -8,7 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     resilience::{
-        breaker::Transition, health::Health, outlier::EjectionCause, shed::OverloadLevelChange,
+        breaker::Transition, health::Health, memory_pressure::MemoryLevel, outlier::EjectionCause,
+        shed::OverloadLevelChange,
     },
     telemetry::tls_subject::TlsSubject,
 };
@@ -226,6 +227,18 @@ pub enum Event {
         /// Signal with its level before and after the change, and its reading.
         change: OverloadLevelChange,
     },
+    /// The level of memory pressure changed. It is reported at most once per second, with the
+    /// highest level in between.
+    MemoryLevelChanged {
+        /// Level of the last report.
+        from: MemoryLevel,
+        /// Highest level since the last report.
+        to: MemoryLevel,
+        /// Number of bytes that the data plane holds now.
+        used_bytes: u64,
+        /// Memory budget of the data plane.
+        budget_bytes: u64,
+    },
     /// A backend entered or left panic mode, in which availability is ignored.
     PanicChanged {
         /// Name of the backend.
@@ -269,6 +282,7 @@ impl Event {
             Self::EndpointEjected { .. } => "endpoint_ejected",
             Self::EndpointReadmitted { .. } => "endpoint_readmitted",
             Self::ProtectionChanged { .. } => "protection_changed",
+            Self::MemoryLevelChanged { .. } => "memory_level_changed",
             Self::PanicChanged { .. } => "panic_changed",
         }
     }

@@ -157,6 +157,19 @@ impl Display for Event {
                 write!(f, "recovery {recovery}: the trigger no longer holds")
             }
             Self::ProtectionChanged { change } => write_protection(f, change),
+            Self::MemoryLevelChanged {
+                from,
+                to,
+                used_bytes,
+                budget_bytes,
+            } => write!(
+                f,
+                "memory pressure: {} -> {}, {} KiB of {} KiB are in use",
+                from.label(),
+                to.label(),
+                used_bytes >> 10,
+                budget_bytes >> 10
+            ),
             Self::EndpointsChanged {
                 backend,
                 count,

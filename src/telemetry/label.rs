@@ -11,6 +11,7 @@ use metrics::Counter;
 use crate::resilience::{
     breaker::StateKind,
     health::Health,
+    memory_pressure::MemoryLevel,
     outlier::EjectionCause,
     retry::RetryStopReason,
     shed::{OverloadLevel, OverloadSignal},
@@ -139,6 +140,17 @@ impl Label for OverloadLevel {
         match self {
             Self::Normal => "calm",
             Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+impl Label for MemoryLevel {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Elevated => "elevated",
+            Self::High => "high",
             Self::Critical => "critical",
         }
     }

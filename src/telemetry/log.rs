@@ -10,9 +10,7 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 
 use crate::{
     resilience::{
-        breaker::StateKind,
-        health::Health,
-        shed::{OverloadLevel, OverloadLevelChange},
+        breaker::StateKind, health::Health, memory_pressure::MemoryLevel, shed::OverloadLevel,
     },
     telemetry::event::Event,
 };
@@ -56,55 +54,26 @@ pub(super) fn write_event(event: &Event) {
         | Event::RecoveryActed { result: Err(_), .. } => {
             tracing::error!(event = kind, "{event}")
         }
-        Event::BreakerChanged { transition, .. } if transition.to == StateKind::Open => {
-            tracing::warn!(event = kind, "{event}")
-        }
-        Event::HealthChanged {
-            health: Health::Unhealthy,
-            ..
-        }
-        | Event::ReadinessChanged {
-            is_ready: false, ..
-        }
-        | Event::DrainEnded {
-            is_clean: false, ..
-        }
-        | Event::RecoveryActed { .. }
+        event if is_warning(event) => tracing::warn!(event = kind, "{event}"),
+        _ => tracing::info!(event = kind, "{event}"),
+    }
+}
+
+/// Returns whether an event states that something became worse.
+fn is_warning(event: &Event) -> bool {
+    match event {
+        Event::BreakerChanged { transition, .. } => transition.to == StateKind::Open,
+        Event::HealthChanged { health, .. } => *health == Health::Unhealthy,
+        Event::ReadinessChanged { is_ready, .. } => !is_ready,
+        Event::DrainEnded { is_clean, .. } => !is_clean,
+        Event::ProtectionChanged { change } => change.to > OverloadLevel::Normal,
+        Event::MemoryLevelChanged { to, .. } => *to >= MemoryLevel::High,
+        Event::PanicChanged { is_panicking, .. } => *is_panicking,
+        Event::RecoveryActed { .. }
         | Event::EndpointEjected { .. }
         | Event::DiscoveryFailed { .. }
         | Event::GlobalLimitsLost { .. }
-        | Event::CertificateExpiring { .. }
-        | Event::ProtectionChanged {
-            change:
-                OverloadLevelChange {
-                    to: OverloadLevel::Warning | OverloadLevel::Critical,
-                    ..
-                },
-        }
-        | Event::PanicChanged {
-            is_panicking: true, ..
-        } => tracing::warn!(event = kind, "{event}"),
-        Event::Started { .. }
-        | Event::PolicyApplied { .. }
-        | Event::PolicyRestored { .. }
-        | Event::ListenerBound { .. }
-        | Event::ListenerClosed { .. }
-        | Event::BreakerChanged { .. }
-        | Event::EndpointDraining { .. }
-        | Event::EndpointDrainingCleared { .. }
-        | Event::HealthChanged { .. }
-        | Event::ReadinessChanged { .. }
-        | Event::DrainStarted { .. }
-        | Event::HandedOver { .. }
-        | Event::DrainEnded { .. }
-        | Event::RecoveryUndone { .. }
-        | Event::AdminActed { .. }
-        | Event::EndpointReadmitted { .. }
-        | Event::EndpointsChanged { .. }
-        | Event::DiscoveryRestored { .. }
-        | Event::GlobalLimitsRestored { .. }
-        | Event::CertificateChanged { .. }
-        | Event::ProtectionChanged { .. }
-        | Event::PanicChanged { .. } => tracing::info!(event = kind, "{event}"),
+        | Event::CertificateExpiring { .. } => true,
+        _ => false,
     }
 }

@@ -56,6 +56,15 @@ names! {
         "Reports the number of URLs with cached responses, by store.";
     STALE_BYTES = "outrigger_stale_bytes", Gauge,
         "Reports the number of bytes that cached responses use, by store.";
+    MEMORY_BUDGET = "outrigger_memory_budget_bytes", Gauge,
+        "Reports the memory budget of the data plane.";
+    MEMORY_USED = "outrigger_memory_used_bytes", Gauge,
+        "Reports the number of bytes that the data plane holds.";
+    MEMORY_LEVEL = "outrigger_memory_level", Gauge,
+        "Reports the level of memory pressure: 0 for normal, 1 for elevated, 2 for high, 3 for \
+         critical.";
+    MEMORY_MEASURES = "outrigger_memory_measures_total", Counter,
+        "Counts measures against memory pressure, by measure.";
     PROTECTION_LEVEL = "outrigger_protection_level", Gauge,
         "Reports the overload level: 0 for normal, 1 for warning, 2 for critical.";
     PROTECTION_SIGNAL = "outrigger_protection_signal_ratio", Gauge,

@@ -31,6 +31,8 @@ counted_labels! {
         ConnectionLimit = "connection_limit",
         /// The instance or a limit is overloaded, and the priority of the request is too low.
         Shed = "shed",
+        /// The memory budget of the sidecar is nearly used up.
+        Memory = "memory",
         /// The instance drains. It did not process the request, or it ended an open stream.
         Draining = "draining",
         /// The instance is new and leaves the request to other instances.

@@ -188,6 +188,12 @@ impl SocketWriteHalf {
         self.sock_ref().shutdown(std::net::Shutdown::Write)
     }
 
+    /// Closes both directions at once. Waiting reads and writes of the socket then end.
+    pub fn shut_down(&self) {
+        // A broken connection is closed already.
+        _ = self.sock_ref().shutdown(std::net::Shutdown::Both);
+    }
+
     fn sock_ref(&self) -> SockRef<'_> {
         match self {
             Self::Tcp(writer) => SockRef::from(writer.as_ref()),

@@ -17,8 +17,8 @@ use outrigger::{
         shed::PriorityClass,
     },
     state::{
-        State, policies::admission_control::AdmissionDecision, policies::breaker::BreakerDecision,
-        policies::concurrency_limit::AcquireOutcome,
+        State, instance::memory::MemoryBudget, policies::admission_control::AdmissionDecision,
+        policies::breaker::BreakerDecision, policies::concurrency_limit::AcquireOutcome,
         topology::backend::selection::SelectionRequest,
     },
     telemetry::{Telemetry, access_log::AccessLogWriter},
@@ -51,8 +51,10 @@ fn new_state() -> Arc<State> {
     let snapshot: PolicySnapshot = policy::load_source(&source, &HashMap::new())
         .unwrap()
         .snapshot;
+    let telemetry = Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now));
     let (state, _commands) = State::new(
-        Arc::new(Telemetry::new(AccessLogWriter::disabled(), SystemTime::now)),
+        telemetry.clone(),
+        MemoryBudget::new(u64::MAX, 1, telemetry),
         None,
         Instant::now(),
     );

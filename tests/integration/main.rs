@@ -37,6 +37,7 @@ mod hedging;
 mod http2;
 mod keep_alive;
 mod load_balancing;
+mod memory_budget;
 mod message_validation;
 mod module_graph;
 mod outlier_detection;

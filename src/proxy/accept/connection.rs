@@ -22,15 +22,15 @@ use crate::{
     policy::snapshot::{ListenerSpec, Protocol},
     proxy::{
         accept::{
+            connection_table::ConnectionActivity,
             http1, http2,
-            listener_context::{ConnectionPermit, ListenerState},
+            listener_context::{AcceptingWorker, ConnectionPermit, ListenerState, OpenConnection},
         },
         request::view::ClientIdentity,
         upstream::worker::Worker,
     },
-    telemetry::tls_subject::TlsSubject,
+    telemetry::{memory_measure::MemoryMeasure, tls_subject::TlsSubject},
     transport::{
-        backpressured_stream::BackpressuredStream,
         certificate,
         queued_stream::{self, HandshakeOutcome, QueuedStream},
         socket::Socket,
@@ -45,13 +45,20 @@ pub(crate) async fn serve(
     tcp: TcpStream,
     address: SocketAddr,
     permit: ConnectionPermit,
-    worker: Arc<Worker>,
+    worker: Arc<AcceptingWorker>,
     mut listener_state: watch::Receiver<ListenerState>,
 ) {
     let spec = permit.listener_context().spec.load_full();
-    let Some((mut connection, handshake_outcome)) = accept_tls(tcp, &spec, &worker).await else {
+    let AcceptingWorker { worker, table } = &*worker;
+    let Some(mut connection) = open_stream(tcp, &spec, worker) else {
         return;
     };
+    let entry = table.add(connection.handle().clone(), ConnectionActivity::Handshake);
+    let Some(handshake_outcome) = complete_handshake(&connection, &spec, worker).await else {
+        return;
+    };
+    entry.connection.set_activity(ConnectionActivity::Idle);
+    let worker = worker.clone();
     let identity = ClientIdentity {
         address: address.ip(),
         is_secure: spec.tls.is_some(),
@@ -71,65 +78,73 @@ pub(crate) async fn serve(
             }
         }
     };
+    // An HTTP/2 connection holds buffers even without a stream.
+    if is_http2 && worker.is_memory_exhausted() {
+        let memory = &worker.state.memory;
+        return memory.record(MemoryMeasure::CloseHandshake);
+    }
+    let open = OpenConnection {
+        permit,
+        entry,
+        identity,
+        stream: connection,
+    };
     if is_http2 {
         // Boxing keeps the future of every HTTP/1 connection small.
-        Box::pin(http2::serve(
-            BackpressuredStream(connection),
-            identity,
-            permit,
-            worker,
-            listener_state,
-        ))
-        .await;
+        Box::pin(http2::serve(open, worker, listener_state)).await;
     } else {
-        http1::serve(connection, identity, permit, worker, listener_state).await;
+        http1::serve(open, worker, listener_state).await;
     }
+}
+
+/// Returns the stream of a new connection, with a TLS session if the listener uses TLS.
+///
+/// Returns `None` if there is no certificate; the failure is then counted.
+fn open_stream(tcp: TcpStream, spec: &ListenerSpec, worker: &Worker) -> Option<QueuedStream> {
+    let Some(tls) = &spec.tls else {
+        return Some(queued_stream::open(Socket::Tcp(tcp), None));
+    };
+    let Some(material) = worker.state.tls.listener_material(tls) else {
+        record_tls_failure(spec, worker, &"there are no certificates");
+        return None;
+    };
+    let session = rustls::ServerConnection::new(material.config)
+        .map_err(|error| record_tls_failure(spec, worker, &error))
+        .ok()?;
+    Some(queued_stream::open(Socket::Tcp(tcp), Some(session.into())))
 }
 
 /// Completes the TLS handshake, if the listener uses TLS.
 ///
 /// Returns `None` if the handshake fails or exceeds the header timeout; the failure is then
 /// counted.
-async fn accept_tls(
-    tcp: TcpStream,
+async fn complete_handshake(
+    connection: &QueuedStream,
     spec: &ListenerSpec,
     worker: &Worker,
-) -> Option<(QueuedStream, HandshakeOutcome)> {
-    let Some(tls) = &spec.tls else {
-        let connection = queued_stream::open(Socket::Tcp(tcp), None);
-        return Some((connection, HandshakeOutcome::default()));
-    };
-    let record_tls_failure = |why: &dyn std::fmt::Display| {
-        tracing::debug!("no TLS with a client of the listener {}: {why}", spec.name);
-        worker
-            .state
-            .telemetry
-            .metrics
-            .record_tls_failure(&TlsSubject::Listener(spec.name.clone()));
-    };
-    let Some(material) = worker.state.tls.listener_material(tls) else {
-        record_tls_failure(&"there are no certificates");
-        return None;
-    };
-    let session = rustls::ServerConnection::new(material.config)
-        .map_err(|error| record_tls_failure(&error))
-        .ok()?;
-    let connection = queued_stream::open(Socket::Tcp(tcp), Some(session.into()));
+) -> Option<HandshakeOutcome> {
+    if spec.tls.is_none() {
+        return Some(HandshakeOutcome::default());
+    }
     let handshake = clock::timeout(
         Some(spec.limits.header_timeout),
         connection.handle().handshake(),
     );
     match handshake.await {
-        Ok(Ok(handshake_outcome)) => Some((connection, handshake_outcome)),
-        Ok(Err(error)) => {
-            record_tls_failure(&error);
-            None
-        }
-        Err(clock::Elapsed) => {
-            record_tls_failure(&"the handshake timed out");
-            None
-        }
+        Ok(Ok(handshake_outcome)) => return Some(handshake_outcome),
+        Ok(Err(error)) => record_tls_failure(spec, worker, &error),
+        Err(clock::Elapsed) => record_tls_failure(spec, worker, &"the handshake timed out"),
     }
+    None
+}
+
+fn record_tls_failure(spec: &ListenerSpec, worker: &Worker, why: &dyn std::fmt::Display) {
+    tracing::debug!("no TLS with a client of the listener {}: {why}", spec.name);
+    worker
+        .state
+        .telemetry
+        .metrics
+        .record_tls_failure(&TlsSubject::Listener(spec.name.clone()));
 }
 
 /// Returns whether the client starts with the HTTP/2 preface. The bytes that were read are put

@@ -14,7 +14,10 @@ use tokio::sync::watch;
 use crate::{
     clock,
     proxy::{
-        accept::listener_context::{ConnectionPermit, ListenerState},
+        accept::{
+            connection_table::{ConnectionActivity, ConnectionEntry},
+            listener_context::{ConnectionPermit, ListenerState, OpenConnection},
+        },
         downstream::{
             client::{Client, ConnectionDisposition, DownstreamStream},
             http1_stream::{DownstreamHttp1, HeadError},
@@ -40,6 +43,7 @@ const LINGER_LIMITS: (Duration, u64) = (Duration::from_secs(1), 1 << 20);
 struct DownstreamConnection {
     /// Dropped first: a client that observes the close may connect again at once.
     permit: ConnectionPermit,
+    entry: ConnectionEntry,
     handle: Arc<ConnectionHandle>,
     identity: ClientIdentity,
     worker: Arc<Worker>,
@@ -63,23 +67,30 @@ enum HeadOutcome {
     Rejected(Reason),
 }
 
+/// What follows after a request.
+enum ServedRequest {
+    Reuse(ReusableStream),
+    /// The client may still be sending. An immediate close could lose the end of the response.
+    Linger(Box<DownstreamHttp1>),
+    Close,
+}
+
 /// Serves the requests of a connection until it closes. The permit is released at that moment.
 pub(crate) async fn serve(
-    stream: QueuedStream,
-    identity: ClientIdentity,
-    permit: ConnectionPermit,
+    open: OpenConnection,
     worker: Arc<Worker>,
     listener_state: watch::Receiver<ListenerState>,
 ) {
     let mut connection = DownstreamConnection {
-        permit,
-        handle: stream.handle().clone(),
-        identity,
+        permit: open.permit,
+        entry: open.entry,
+        handle: open.stream.handle().clone(),
+        identity: open.identity,
         worker,
         listener_state,
     };
     let mut next = ReusableStream {
-        stream,
+        stream: open.stream,
         pipelined_bytes: BytesMut::new(),
     };
     let mut is_first = true;
@@ -87,14 +98,25 @@ pub(crate) async fn serve(
         let bytes_received_at_start = connection.handle.bytes_received();
         let has_more =
             !next.pipelined_bytes.is_empty() || (is_first && connection.handle.has_replay_bytes());
-        if !has_more && !connection.wait_for_next_request().await {
-            return;
+        if !has_more {
+            connection.set_activity(ConnectionActivity::Idle);
+            if !connection.wait_for_next_request().await {
+                return;
+            }
         }
+        connection.set_activity(ConnectionActivity::RequestHead);
         is_first = false;
-        // Boxing keeps the future of an idle connection small.
-        let served = Box::pin(connection.serve_request(next, bytes_received_at_start)).await;
-        let Some(reusable) = served else {
-            return;
+        let mut http1 = Box::new(DownstreamHttp1::new(next.stream, next.pipelined_bytes));
+        let outcome = connection
+            .read_head(&mut http1, bytes_received_at_start)
+            .await;
+        connection.set_activity(ConnectionActivity::Request);
+        // Boxing keeps the future of a connection without a request small.
+        let served = Box::pin(connection.serve_request(http1, outcome)).await;
+        let reusable = match served {
+            ServedRequest::Reuse(reusable) => reusable,
+            ServedRequest::Linger(http1) => return linger(http1).await,
+            ServedRequest::Close => return,
         };
         next = reusable;
     }
@@ -120,6 +142,11 @@ pub(crate) async fn wait_for_request(
 }
 
 impl DownstreamConnection {
+    /// Announces what the connection does now.
+    fn set_activity(&self, activity: ConnectionActivity) {
+        self.entry.connection.set_activity(activity);
+    }
+
     /// Waits for the first byte of the next request, as [`wait_for_request`] does.
     async fn wait_for_next_request(&mut self) -> bool {
         let idle_timeout = self
@@ -132,17 +159,12 @@ impl DownstreamConnection {
         wait_for_request(&self.handle, idle_timeout, &mut self.listener_state).await
     }
 
-    /// Reads, serves and finishes one request.
-    ///
-    /// `bytes_received_at_start` is the number of received bytes before the wait for this
-    /// request. Returns `None` if no other request can follow.
+    /// Serves a request whose head was read, or rejects the head.
     async fn serve_request(
         &self,
-        stream: ReusableStream,
-        bytes_received_at_start: u64,
-    ) -> Option<ReusableStream> {
-        let mut http1 = Box::new(DownstreamHttp1::new(stream.stream, stream.pipelined_bytes));
-        let outcome = self.read_head(&mut http1, bytes_received_at_start).await;
+        http1: Box<DownstreamHttp1>,
+        outcome: HeadOutcome,
+    ) -> ServedRequest {
         // The specification is loaded after the read, so that a request that waited during a
         // reload uses the current listener name.
         let mut client = Client {
@@ -154,13 +176,10 @@ impl DownstreamConnection {
             HeadOutcome::Complete => {
                 let is_closing = *self.listener_state.borrow() > ListenerState::Open;
                 let disposition = serve::serve(&self.worker, &mut client, is_closing).await;
-                finish_request(client, disposition).await
+                finish_request(client, disposition)
             }
-            HeadOutcome::Closed => None,
-            HeadOutcome::Rejected(reason) => {
-                self.reject_head(client, reason).await;
-                None
-            }
+            HeadOutcome::Closed => ServedRequest::Close,
+            HeadOutcome::Rejected(reason) => self.reject_head(client, reason).await,
         }
     }
 
@@ -172,12 +191,14 @@ impl DownstreamConnection {
     ) -> HeadOutcome {
         let limits = self.permit.listener_context().spec.load().limits;
         let has_bytes = self.handle.has_replay_bytes() || http1.has_unread_input();
-        let read = http1.read_head(HeadLimits {
+        let head_limits = HeadLimits {
             max_bytes: limits.max_header_bytes,
             max_fields: limits.max_headers,
-        });
+        };
+        let read = http1.read_head(head_limits, || self.worker.memory_level());
         match clock::timeout(Some(limits.header_timeout), read).await {
             Ok(Ok(())) => HeadOutcome::Complete,
+            Ok(Err(HeadError::OutOfMemory)) => HeadOutcome::Rejected(Reason::Memory),
             // The client cannot receive a response.
             Ok(Err(HeadError::Closed)) => HeadOutcome::Closed,
             Ok(Err(HeadError::Invalid(InvalidRequestHead::TooLarge))) => {
@@ -198,7 +219,7 @@ impl DownstreamConnection {
 
     /// Counts and sends the rejection of a head, which belongs to no route. The connection then
     /// closes.
-    async fn reject_head(&self, mut client: Client, reason: Reason) {
+    async fn reject_head(&self, mut client: Client, reason: Reason) -> ServedRequest {
         let state = &self.worker.state;
         state
             .active_policy
@@ -206,47 +227,29 @@ impl DownstreamConnection {
             .unrouted_metrics
             .record_refusal(&state.telemetry.metrics, reason);
         client.close_after_response();
-        if write_rejection::send_rejection(
-            &mut client,
-            &Rejection::from_reason(reason),
-            None,
-            LifecycleHeaders::default(),
-        )
-        .await
-        .is_ok()
-        {
-            linger(&mut client).await;
+        let rejection = Rejection::from_reason(reason);
+        let lifecycle_headers = LifecycleHeaders::default();
+        let sent =
+            write_rejection::send_rejection(&mut client, &rejection, None, lifecycle_headers);
+        match sent.await {
+            Ok(()) => finish_request(client, ConnectionDisposition::Linger),
+            Err(_) => ServedRequest::Close,
         }
     }
 }
 
-/// Returns the stream for the next request, if the connection is reused. Otherwise it closes the
-/// connection as the disposition requires.
-async fn finish_request(
-    mut client: Client,
-    disposition: ConnectionDisposition,
-) -> Option<ReusableStream> {
-    let DownstreamStream::Http1(http1) = &mut client.stream else {
-        return None;
-    };
-    match disposition {
-        ConnectionDisposition::Close => None,
-        ConnectionDisposition::Reuse if http1.keeps_alive() => {
-            let DownstreamStream::Http1(http1) = client.stream else {
-                return None;
-            };
+/// Returns the stream for the next request if the connection is reused, or else how it closes.
+fn finish_request(client: Client, disposition: ConnectionDisposition) -> ServedRequest {
+    match (disposition, client.stream) {
+        (ConnectionDisposition::Reuse, DownstreamStream::Http1(http1)) if http1.keeps_alive() => {
             let (stream, pipelined_bytes) = http1.into_parts();
-            Some(ReusableStream {
+            ServedRequest::Reuse(ReusableStream {
                 stream,
                 pipelined_bytes,
             })
         }
-        // The client may still be sending. An immediate close could lose the end of the
-        // response.
-        ConnectionDisposition::Reuse | ConnectionDisposition::Linger => {
-            linger(&mut client).await;
-            None
-        }
+        (ConnectionDisposition::Close, _) | (_, DownstreamStream::Http2(_)) => ServedRequest::Close,
+        (_, DownstreamStream::Http1(http1)) => ServedRequest::Linger(http1),
     }
 }
 
@@ -255,21 +258,18 @@ async fn finish_request(
 ///
 /// An immediate close would reset the connection. The client could then lose the response
 /// before it reads it.
-async fn linger(client: &mut Client) {
-    let DownstreamStream::Http1(http1) = &mut client.stream else {
-        return;
-    };
+async fn linger(mut http1: Box<DownstreamHttp1>) {
+    http1.discard_input();
     // A client that no longer reads cannot receive the close, so the wait is bounded.
     _ = clock::timeout(Some(LINGER_LIMITS.0), http1.shutdown()).await;
     let handle = http1.handle().clone();
     let (time, bytes) = LINGER_LIMITS;
     let bytes_received_max = handle.bytes_received() + bytes;
     let discard_input = async {
-        // A heap buffer keeps the future of every request small.
-        let mut scratch = vec![0_u8; 4096];
         while handle.bytes_received() < bytes_received_max && handle.socket_readable().await.is_ok()
         {
-            match handle.discard(&mut scratch) {
+            // The buffer does not live while the connection waits.
+            match handle.discard(&mut [0_u8; 4096]) {
                 Ok(true) => {}
                 Ok(false) | Err(_) => break,
             }

@@ -14,7 +14,12 @@ use std::{
 };
 
 use arc_swap::Guard;
-use h2::{Reason, server::Builder};
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream,
+    server::{Builder, SendResponse},
+};
+use http::Request;
 use tokio::sync::watch;
 
 use crate::{
@@ -24,7 +29,11 @@ use crate::{
         snapshot::{ListenerLimitSpec, ListenerSpec},
     },
     proxy::{
-        accept::listener_context::{ConnectionPermit, ListenerState},
+        accept::{
+            connection_table::{ConnectionActivity, ConnectionEntry, TrackedConnection},
+            listener_context::{ConnectionPermit, ListenerState, OpenConnection},
+            memory_gated_stream::MemoryGatedStream,
+        },
         downstream::{
             client::{Client, DownstreamStream},
             http2::ServerStream,
@@ -32,13 +41,18 @@ use crate::{
         request::view::ClientIdentity,
         serve,
         upstream::worker::Worker,
-        wire::http2::{
-            MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, SEND_BUFFER_BYTES,
-            SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES, connection_window_bytes,
+        wire::{
+            http2::{
+                MAX_LOCAL_ERROR_RESETS, MAX_TRACKED_RESETS, SEND_BUFFER_BYTES,
+                SMALL_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES, connection_window_bytes,
+            },
+            stall_counter::StallCounter,
         },
     },
     resilience::lifecycle::Stage,
-    transport::{backpressured_stream::BackpressuredStream, queued_stream::ConnectionHandle},
+    resilience::memory_pressure::MemoryLevel,
+    telemetry::memory_measure::MemoryMeasure,
+    transport::queued_stream::ConnectionHandle,
 };
 
 /// Number of requests per connection that a client may cancel before their response ends,
@@ -53,6 +67,10 @@ const PREMATURE_RESET_ALLOWANCE: usize = 200;
 /// concurrent streams shares the connection window among them.
 const MAX_STREAM_WINDOWS: u32 = 50;
 
+/// Maximum number of concurrent streams of a connection from the high level of memory pressure
+/// on. Each stream costs a task, and one read can open a hundred.
+const MAX_STREAMS_UNDER_PRESSURE: u32 = 10;
+
 /// Time after which a connection without open streams closes, although its client has not
 /// closed it after GOAWAY.
 const GOAWAY_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,37 +78,21 @@ const GOAWAY_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Stream counts of one connection.
 #[derive(Debug, Default)]
 struct StreamCounters {
-    /// Number of streams whose request task is running.
-    open_count: AtomicUsize,
     /// Number of streams since the start of the connection.
     opened_count: AtomicUsize,
     /// Number of streams that the client reset before their response ended.
     premature_resets: AtomicUsize,
 }
 
-impl StreamCounters {
-    /// Returns whether the client resets most of its streams, or has more than twice
-    /// `max_streams` open streams plus [`PREMATURE_RESET_ALLOWANCE`].
-    ///
-    /// A reset stream remains open here until its task ends. The number of open tasks can
-    /// therefore exceed `max_streams`, the number of concurrent streams that the client may
-    /// open.
-    fn is_abusive(&self, max_streams: u32) -> bool {
-        let premature_resets = self.premature_resets.load(Ordering::Relaxed);
-        let has_too_many_open_streams = self.open_count.load(Ordering::Relaxed)
-            > 2 * max_streams as usize + PREMATURE_RESET_ALLOWANCE;
-        has_too_many_open_streams
-            || (premature_resets > PREMATURE_RESET_ALLOWANCE
-                && premature_resets * 2 > self.opened_count.load(Ordering::Relaxed))
-    }
-}
-
 /// Counts one stream as open until it is dropped.
-struct OpenStreamGuard(Arc<StreamCounters>);
+struct OpenStreamGuard {
+    connection: Arc<TrackedConnection>,
+    counters: Arc<StreamCounters>,
+}
 
 impl Drop for OpenStreamGuard {
     fn drop(&mut self) {
-        self.0.open_count.fetch_sub(1, Ordering::Relaxed);
+        self.connection.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -98,6 +100,7 @@ impl Drop for OpenStreamGuard {
 struct ConnectionStreams {
     /// Dropped first: a client that observes the close may connect again at once.
     permit: ConnectionPermit,
+    entry: ConnectionEntry,
     /// Keeps the socket open until the permit is released.
     _handle: Arc<ConnectionHandle>,
     identity: ClientIdentity,
@@ -107,20 +110,12 @@ struct ConnectionStreams {
 
 /// Serves the streams of a connection until it closes. The permit is released at that moment.
 pub(crate) async fn serve(
-    stream: BackpressuredStream,
-    identity: ClientIdentity,
-    permit: ConnectionPermit,
+    open: OpenConnection,
     worker: Arc<Worker>,
     mut listener_state: watch::Receiver<ListenerState>,
 ) {
-    let limits = permit.listener_context().spec.load().limits;
-    let streams = ConnectionStreams {
-        permit,
-        _handle: stream.0.handle().clone(),
-        identity,
-        worker,
-        counters: Arc::default(),
-    };
+    let limits = open.permit.listener_context().spec.load().limits;
+    let (streams, stream) = ConnectionStreams::new(open, worker);
     let handshake = connection_builder(&limits).handshake(stream);
     let Ok(Ok(mut connection)) = clock::timeout(Some(limits.header_timeout), handshake).await
     else {
@@ -141,8 +136,8 @@ pub(crate) async fn serve(
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, response_sender))) => {
                     last_active = clock::now();
-                    streams.spawn(ServerStream::new(request, response_sender));
-                    if streams.counters.is_abusive(limits.max_concurrent_streams) {
+                    streams.spawn(request, response_sender);
+                    if streams.is_abusive(limits.max_concurrent_streams) {
                         streams.record_abuse();
                         connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     }
@@ -161,7 +156,7 @@ pub(crate) async fn serve(
             }
             () = clock::sleep_until(last_active + close_timeout) => {
                 last_active = clock::now();
-                if streams.counters.open_count.load(Ordering::Relaxed) > 0 {
+                if streams.open_streams() > 0 {
                     continue;
                 }
                 if is_shutting_down {
@@ -176,6 +171,54 @@ pub(crate) async fn serve(
 }
 
 impl ConnectionStreams {
+    /// Splits a connection into its stream and what its requests share.
+    fn new(open: OpenConnection, worker: Arc<Worker>) -> (Self, MemoryGatedStream) {
+        open.entry
+            .connection
+            .set_activity(ConnectionActivity::Streams);
+        let streams = Self {
+            permit: open.permit,
+            entry: open.entry,
+            _handle: open.stream.handle().clone(),
+            identity: open.identity,
+            worker: worker.clone(),
+            counters: Arc::default(),
+        };
+        let connection = streams.entry.connection.clone();
+        let stream = MemoryGatedStream::new(open.stream, worker, connection);
+        (streams, stream)
+    }
+
+    /// Returns whether a new stream is refused to save memory.
+    fn is_refused(&self) -> bool {
+        match self.worker.memory_level() {
+            MemoryLevel::Normal | MemoryLevel::Elevated => false,
+            MemoryLevel::High | MemoryLevel::Critical => {
+                self.open_streams() >= MAX_STREAMS_UNDER_PRESSURE
+                    || self.worker.is_memory_exhausted()
+            }
+        }
+    }
+
+    /// Returns whether the client resets most of its streams, or has more than twice
+    /// `max_streams` open streams plus [`PREMATURE_RESET_ALLOWANCE`].
+    ///
+    /// A reset stream remains open here until its task ends. The number of open tasks can
+    /// therefore exceed `max_streams`, the number of concurrent streams that the client may
+    /// open.
+    fn is_abusive(&self, max_streams: u32) -> bool {
+        let premature_resets = self.counters.premature_resets.load(Ordering::Relaxed);
+        let opened_count = self.counters.opened_count.load(Ordering::Relaxed);
+        let max_open_streams = 2 * max_streams as usize + PREMATURE_RESET_ALLOWANCE;
+        self.open_streams() as usize > max_open_streams
+            || (premature_resets > PREMATURE_RESET_ALLOWANCE && premature_resets * 2 > opened_count)
+    }
+
+    /// Returns the number of streams whose request task is running.
+    fn open_streams(&self) -> u32 {
+        self.entry.connection.open_streams.load(Ordering::Relaxed)
+    }
+
     /// Returns the specification of the listener that is in force now.
     fn listener_spec(&self) -> Guard<Arc<ListenerSpec>> {
         self.permit.listener_context().spec.load()
@@ -187,16 +230,27 @@ impl ConnectionStreams {
         is_inbound.then(|| self.worker.state.drain.subscribe_stages())
     }
 
-    /// Starts the task that serves a stream.
-    fn spawn(&self, stream: ServerStream) {
+    /// Starts the task that serves a stream. If memory is short, the stream is refused before it
+    /// costs anything, and its client may repeat the request.
+    fn spawn(&self, request: Request<RecvStream>, mut response_sender: SendResponse<Bytes>) {
+        if self.is_refused() {
+            self.worker.state.memory.record(MemoryMeasure::RefuseStream);
+            return response_sender.send_reset(Reason::REFUSED_STREAM);
+        }
+        let stall_counter = StallCounter::new(self.entry.connection.stalled_streams.clone());
+        let stream = ServerStream::new(request, response_sender, stall_counter);
         let client = Client {
             stream: DownstreamStream::Http2(Box::new(stream)),
             identity: self.identity.clone(),
             listener: self.permit.listener_context().spec.load_full(),
         };
-        self.counters.open_count.fetch_add(1, Ordering::Relaxed);
+        let connection = self.entry.connection.clone();
+        connection.open_streams.fetch_add(1, Ordering::Relaxed);
         self.counters.opened_count.fetch_add(1, Ordering::Relaxed);
-        let guard = OpenStreamGuard(self.counters.clone());
+        let guard = OpenStreamGuard {
+            connection,
+            counters: self.counters.clone(),
+        };
         tokio::spawn(serve_stream(client, self.worker.clone(), guard));
     }
 
@@ -259,7 +313,7 @@ async fn serve_stream(mut client: Client, worker: Arc<Worker>, open_guard: OpenS
         && stream.was_reset_prematurely()
     {
         open_guard
-            .0
+            .counters
             .premature_resets
             .fetch_add(1, Ordering::Relaxed);
     }

@@ -23,11 +23,13 @@ use crate::{
     proxy::{
         accept::{
             connection,
-            listener_context::{ConnectionPermit, ListenerContext, ListenerState},
+            listener_context::{AcceptingWorker, ConnectionPermit, ListenerContext, ListenerState},
         },
         upstream::worker::{Worker, WorkerHandle},
     },
+    resilience::memory_pressure::MemoryLevel,
     state::{State, instance::listener_sockets::AcceptScope},
+    telemetry::memory_measure::MemoryMeasure,
 };
 
 /// Requested length of the accept queue of a socket, in connections. The kernel may lower it.
@@ -35,6 +37,9 @@ const ACCEPT_BACKLOG: i32 = 4096;
 
 /// Pause after a failed accept, for example when the process has no file descriptor left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Time after which a listener looks at the level of memory pressure again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Listening socket that does not accept connections yet.
 #[derive(Debug)]
@@ -112,10 +117,10 @@ impl BoundListener {
     /// Starts accepting connections on every worker.
     ///
     /// A listener on an inherited socket first waits until `gate` permits its direction.
-    pub(crate) fn listen(
+    pub(crate) fn listen<'w>(
         self,
         spec: ListenerSpec,
-        workers: &[WorkerHandle],
+        workers: impl Iterator<Item = (&'w WorkerHandle, &'w Arc<AcceptingWorker>)>,
         state: &Arc<State>,
         gate: &watch::Receiver<AcceptScope>,
     ) -> ActiveListener {
@@ -130,10 +135,10 @@ impl BoundListener {
             Direction::Outbound => AcceptScope::Outbound,
         };
         let (listener_state, state_receiver) = watch::channel(ListenerState::Open);
-        for (worker, socket) in workers.iter().zip(self.worker_sockets) {
+        for ((worker, accepting), socket) in workers.zip(self.worker_sockets) {
             let (context, task_worker, state_receiver, mut gate) = (
                 context.clone(),
-                worker.worker.clone(),
+                accepting.clone(),
                 state_receiver.clone(),
                 gate.clone(),
             );
@@ -197,7 +202,7 @@ impl ActiveListener {
 async fn run_accept_loop(
     socket: TcpListener,
     context: Arc<ListenerContext>,
-    worker: Arc<Worker>,
+    worker: Arc<AcceptingWorker>,
     mut listener_state: watch::Receiver<ListenerState>,
 ) {
     let socket = match tokio::net::TcpListener::from_std(socket) {
@@ -206,7 +211,7 @@ async fn run_accept_loop(
     };
     loop {
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
+            accepted = accept_with_memory(&socket, &worker.worker) => accepted,
             _ = listener_state.wait_for(|state| *state > ListenerState::Open) => break,
         };
         match accepted {
@@ -227,11 +232,27 @@ async fn run_accept_loop(
     }
 }
 
+/// Accepts a connection, once the pressure on memory permits it.
+///
+/// Cancel safe: a dropped call loses no connection.
+async fn accept_with_memory(
+    socket: &tokio::net::TcpListener,
+    worker: &Worker,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    if worker.memory_level() >= MemoryLevel::High {
+        worker.state.memory.record(MemoryMeasure::PauseAccept);
+        while worker.memory_level() >= MemoryLevel::High {
+            clock::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+    socket.accept().await
+}
+
 /// Accepts the connections in the accept queue, because closing the socket would reset them.
 fn accept_backlog(
     socket: tokio::net::TcpListener,
     context: &Arc<ListenerContext>,
-    worker: &Arc<Worker>,
+    worker: &Arc<AcceptingWorker>,
     listener_state: &watch::Receiver<ListenerState>,
 ) {
     // The call goes to the kernel, because the readiness that tokio has cached can be outdated.
@@ -253,12 +274,13 @@ fn spawn_connection(
     tcp: TcpStream,
     client_address: SocketAddr,
     context: &Arc<ListenerContext>,
-    worker: &Arc<Worker>,
+    worker: &Arc<AcceptingWorker>,
     listener_state: &watch::Receiver<ListenerState>,
 ) {
     let Some(permit) = ConnectionPermit::try_acquire(context) else {
         let spec = context.spec.load();
         worker
+            .worker
             .state
             .telemetry
             .metrics

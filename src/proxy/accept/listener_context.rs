@@ -10,7 +10,16 @@ use std::sync::{
 
 use arc_swap::ArcSwap;
 
-use crate::{policy::snapshot::ListenerSpec, state::State};
+use crate::{
+    policy::snapshot::ListenerSpec,
+    proxy::{
+        accept::connection_table::{ConnectionEntry, ConnectionTable},
+        request::view::ClientIdentity,
+        upstream::worker::Worker,
+    },
+    state::State,
+    transport::queued_stream::QueuedStream,
+};
 
 /// State of a listener. A listener moves through the states in this order and never back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +31,22 @@ pub(crate) enum ListenerState {
     Draining,
     /// The listener accepts no connections, and idle connections close at once.
     Closed,
+}
+
+/// Worker that accepts client connections, and the table of its open ones.
+#[derive(Debug)]
+pub(crate) struct AcceptingWorker {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) table: Arc<ConnectionTable>,
+}
+
+/// Client connection whose protocol is known.
+pub(crate) struct OpenConnection {
+    /// Released when the connection closes.
+    pub(crate) permit: ConnectionPermit,
+    pub(crate) entry: ConnectionEntry,
+    pub(crate) identity: ClientIdentity,
+    pub(crate) stream: QueuedStream,
 }
 
 /// Data that a listener shares with its connections.

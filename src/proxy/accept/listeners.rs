@@ -19,8 +19,10 @@ use crate::{
     },
     proxy::{
         accept::{
+            connection_table::ConnectionTable,
             listener::{ActiveListener, BoundListener},
-            listener_context::ListenerState,
+            listener_context::{AcceptingWorker, ListenerState},
+            memory_relief,
         },
         upstream::worker::WorkerHandle,
     },
@@ -37,6 +39,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Listeners {
     workers: Vec<WorkerHandle>,
+    /// What the accept loops of each worker share.
+    accepting_workers: Vec<Arc<AcceptingWorker>>,
     state: Arc<State>,
     /// Sockets that another process bound. A listener takes its socket from here, if there is
     /// one.
@@ -62,7 +66,14 @@ impl Listeners {
         state: Arc<State>,
         inherited: Arc<InheritedSockets>,
     ) -> Self {
+        let start_relief = |handle: &WorkerHandle| {
+            let (worker, table) = (handle.worker.clone(), Arc::<ConnectionTable>::default());
+            let relief = memory_relief::relieve_memory(worker.clone(), table.clone());
+            handle.runtime.spawn(relief);
+            Arc::new(AcceptingWorker { worker, table })
+        };
         Self {
+            accepting_workers: workers.iter().map(start_relief).collect(),
             workers,
             state,
             inherited,
@@ -157,7 +168,7 @@ impl ListenerSet for Listeners {
                 name.clone(),
                 new_listener.listen(
                     spec,
-                    &self.workers,
+                    self.workers.iter().zip(&self.accepting_workers),
                     &self.state,
                     &self.inherited.subscribe_accept_scope(),
                 ),

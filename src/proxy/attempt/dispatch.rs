@@ -33,9 +33,9 @@ use crate::{
             framing_fields,
         },
     },
-    resilience::instants::earliest,
+    resilience::{instants::earliest, memory_pressure::MemoryLevel},
     state::topology::endpoint::{ConnectionLimitReached, EndpointState},
-    telemetry::reason::Reason,
+    telemetry::{memory_measure::MemoryMeasure, reason::Reason},
 };
 
 /// State of an attempt when its final response head has arrived.
@@ -204,6 +204,13 @@ async fn await_head(
             DispatchEvent::Client(DownstreamEvent::Read(read)) => {
                 let chunk = read.map_err(Rejection::fatal)?;
                 source.record_chunk(chunk.as_ref())?;
+                if context.worker.memory_level() >= MemoryLevel::Elevated && source.release_body() {
+                    context
+                        .worker
+                        .state
+                        .memory
+                        .record(MemoryMeasure::ReleaseBody);
+                }
                 let (is_done, trailers) = (source.is_body_done(), source.trailers());
                 upstream.forward(chunk.as_ref(), is_done, trailers).await?;
                 wait_deadline = head_deadline(context, deadline, source.is_body_done());

@@ -111,6 +111,15 @@ impl RequestSource<'_> {
         }
     }
 
+    /// Releases the buffered chunks of a body, which then cannot be sent again. Returns whether
+    /// there were any. A copy is not released.
+    pub(crate) fn release_body(&mut self) -> bool {
+        match self {
+            Self::Client(_, body) => body.release(),
+            Self::Replay(_) => false,
+        }
+    }
+
     /// Waits for the next event of the client. A buffered request has none and waits forever.
     pub(crate) async fn next_event(&mut self, interest: DownstreamInterest) -> DownstreamEvent {
         match self {

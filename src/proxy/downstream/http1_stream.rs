@@ -23,6 +23,7 @@ use crate::{
             is_persistent,
         },
     },
+    resilience::memory_pressure::MemoryLevel,
     telemetry::reason::Reason,
     transport::queued_stream::{ConnectionHandle, QueuedStream},
 };
@@ -33,6 +34,9 @@ const READ_BYTES: usize = 8 << 10;
 /// Minimum free space that a read offers to the socket, in bytes. A retained part of a body keeps
 /// its whole buffer allocated, so small parts must share one.
 const MIN_READ_BYTES: usize = READ_BYTES / 2;
+
+/// Size of the buffer for a request head under memory pressure, in bytes.
+const SMALL_HEAD_BYTES: usize = 1 << 10;
 
 /// One request on an HTTP/1 connection, and its response.
 pub(crate) struct DownstreamHttp1 {
@@ -54,6 +58,8 @@ pub(crate) enum HeadError {
     /// The client closed the connection.
     Closed,
     Invalid(InvalidRequestHead),
+    /// The head does not fit into the buffer that memory pressure permits.
+    OutOfMemory,
 }
 
 impl DownstreamHttp1 {
@@ -90,9 +96,16 @@ impl DownstreamHttp1 {
 
     /// Reads the head of the request.
     ///
+    /// `memory_level` returns the level of memory pressure. From the high level on, the head has
+    /// a small buffer.
+    ///
     /// # Errors
     /// If the client closes the connection, or the head is malformed or too large.
-    pub(crate) async fn read_head(&mut self, limits: HeadLimits) -> Result<(), HeadError> {
+    pub(crate) async fn read_head(
+        &mut self,
+        limits: HeadLimits,
+        memory_level: impl Fn() -> MemoryLevel,
+    ) -> Result<(), HeadError> {
         loop {
             let taken = head::take_request(&mut self.input, limits);
             if let Some(head) = taken.map_err(HeadError::Invalid)? {
@@ -102,7 +115,14 @@ impl DownstreamHttp1 {
             if self.is_input_ended {
                 return Err(HeadError::Closed);
             }
-            self.fill().await.map_err(|_| HeadError::Closed)?;
+            if memory_level() < MemoryLevel::High {
+                self.reserve_input();
+            } else if self.input.capacity() == 0 {
+                self.input.reserve(SMALL_HEAD_BYTES);
+            } else if self.input.len() == self.input.capacity() {
+                return Err(HeadError::OutOfMemory);
+            }
+            self.read_input().await.map_err(|_| HeadError::Closed)?;
         }
     }
 
@@ -111,6 +131,7 @@ impl DownstreamHttp1 {
             Ok(body) => {
                 self.body = body;
                 self.keeps_alive = is_persistent(head.version, &head.headers);
+                self.handle().set_awaits_body(!self.body.is_done());
             }
             // The request is rejected (`downstream::framing`). Nobody can say where it ends.
             Err(_) => self.keeps_alive = false,
@@ -139,8 +160,14 @@ impl DownstreamHttp1 {
         }
         loop {
             match self.body.read(&mut self.input, self.is_input_ended) {
-                Ok(BodyProgress::Data(part)) => return Ok(Some(part)),
-                Ok(BodyProgress::Done) => return Ok(None),
+                Ok(BodyProgress::Data(part)) => {
+                    self.handle().set_awaits_body(!self.body.is_done());
+                    return Ok(Some(part));
+                }
+                Ok(BodyProgress::Done) => {
+                    self.handle().set_awaits_body(false);
+                    return Ok(None);
+                }
                 Ok(BodyProgress::NeedsInput) => self.fill().await?,
                 Err(_) if self.is_input_ended => return Err(Reason::ClientClosed),
                 Err(_) => return Err(Reason::BadRequest),
@@ -174,9 +201,18 @@ impl DownstreamHttp1 {
     }
 
     async fn fill(&mut self) -> Result<(), Reason> {
+        self.reserve_input();
+        self.read_input().await
+    }
+
+    fn reserve_input(&mut self) {
         if self.input.capacity() - self.input.len() < MIN_READ_BYTES {
             self.input.reserve(READ_BYTES);
         }
+    }
+
+    /// Reads into the free space of the input.
+    async fn read_input(&mut self) -> Result<(), Reason> {
         let count = self.stream.read_buf(&mut self.input).await;
         self.is_input_ended = count.map_err(|_| Reason::ClientClosed)? == 0;
         Ok(())
@@ -264,6 +300,11 @@ impl DownstreamHttp1 {
     /// Closes the connection after this response.
     pub(crate) fn close_after_response(&mut self) {
         self.keeps_alive = false;
+    }
+
+    /// Discards the bytes that were read and not used, with their buffer.
+    pub(crate) fn discard_input(&mut self) {
+        self.input = BytesMut::new();
     }
 
     /// Closes the sending side, after all queued output.

@@ -22,6 +22,7 @@ use crate::{
         events::{DownstreamEvent, DownstreamInterest},
         received_body::ReceivedBody,
         send_queue::{SendQueue, StreamClosed},
+        stall_counter::StallCounter,
     },
     telemetry::reason,
 };
@@ -40,10 +41,15 @@ pub(crate) struct ServerStream {
     send_queue: SendQueue,
     body_bytes_sent: u64,
     is_reset_prematurely: bool,
+    stall_counter: StallCounter,
 }
 
 impl ServerStream {
-    pub(crate) fn new(request: Request<RecvStream>, response_sender: SendResponse<Bytes>) -> Self {
+    pub(crate) fn new(
+        request: Request<RecvStream>,
+        response_sender: SendResponse<Bytes>,
+        stall_counter: StallCounter,
+    ) -> Self {
         let (parts, body) = request.into_parts();
         Self {
             is_grpc: is_grpc_content_type(&parts.headers),
@@ -55,6 +61,7 @@ impl ServerStream {
             send_queue: SendQueue::default(),
             body_bytes_sent: 0,
             is_reset_prematurely: false,
+            stall_counter,
         }
     }
 
@@ -100,7 +107,7 @@ impl ServerStream {
                 let flushed = flushed.map_err(|_| reason::Reason::ClientClosed);
                 return Poll::Ready(DownstreamEvent::Flushed(flushed));
             }
-            match interest {
+            let polled = match interest {
                 DownstreamInterest::Nothing => Poll::Pending,
                 DownstreamInterest::Body => {
                     let read = self.request_body.poll_read(context);
@@ -111,7 +118,11 @@ impl ServerStream {
                 DownstreamInterest::Close => self
                     .poll_reset(context)
                     .map(|()| DownstreamEvent::Read(Err(reason::Reason::ClientClosed))),
-            }
+            };
+            let awaits_body = interest == DownstreamInterest::Body;
+            let is_stalled = polled.is_pending() && (awaits_body || !self.is_flushed());
+            self.stall_counter.set_stalled(is_stalled);
+            polled
         })
         .await;
         self.is_reset_prematurely |= matches!(
@@ -164,7 +175,12 @@ impl ServerStream {
     /// # Errors
     /// If the stream is closed.
     pub(crate) async fn flush(&mut self) -> Result<(), StreamClosed> {
-        poll_fn(|context| self.poll_flush(context)).await
+        poll_fn(|context| {
+            let flushed = self.poll_flush(context);
+            self.stall_counter.set_stalled(flushed.is_pending());
+            flushed
+        })
+        .await
     }
 
     /// Resets the stream, so that the client does not take the response for complete.

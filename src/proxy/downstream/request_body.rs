@@ -4,6 +4,8 @@
 //! released completely, because a part of a body cannot be sent again. The module does not read
 //! from the client, and does not decide whether a retry follows.
 
+use std::mem;
+
 use bytes::Bytes;
 use http::HeaderMap;
 
@@ -74,6 +76,13 @@ impl RequestBody {
             }
         }
         Ok(())
+    }
+
+    /// Releases the retained chunks. Returns whether there were any.
+    pub(crate) fn release(&mut self) -> bool {
+        self.is_replayable &= self.buffered_bytes == 0;
+        self.max_buffered_bytes = 0;
+        !mem::take(&mut self.buffered).is_empty()
     }
 
     /// Returns the retained chunks in order. They are the whole body received so far if

@@ -82,6 +82,11 @@ impl Evidence<'_> {
                 backend.endpoints.len()
             ),
             Reason::Shed => self.write_overload(out),
+            Reason::Memory => {
+                let memory = &self.context.worker.state.memory;
+                let (used, budget) = (memory.used_bytes() >> 10, memory.budget_bytes() >> 10);
+                write!(out, "{used} KiB of {budget} KiB are in use")
+            }
             Reason::ConnectTimeout => write_timeout(out, "connect", timeouts.connect),
             Reason::UpstreamTimeout => {
                 write_timeout(out, "backendRequest", timeouts.backend_request)

@@ -99,6 +99,11 @@ pub(crate) fn properties(reason: Reason) -> ReasonProperties {
                 .with_proxy_error("connection_limit_reached")
                 .degradable(FallbackTrigger::Overload)
         }
+        Reason::Memory => {
+            ReasonProperties::new(503, grpc::UNAVAILABLE, "the sidecar is short of memory")
+                .with_proxy_error("connection_limit_reached")
+                .degradable(FallbackTrigger::Overload)
+        }
         Reason::Draining => ReasonProperties::new(
             503,
             grpc::UNAVAILABLE,

@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     clock,
     proxy::upstream::pool::ConnectionPool,
+    resilience::memory_pressure::MemoryLevel,
     state::{
         State,
         topology::endpoint::{ConnectionLimitReached, EndpointState},
@@ -44,6 +45,24 @@ impl Worker {
     /// Returns the pool of this worker.
     pub(crate) fn pool(&self) -> &ConnectionPool {
         &self.pools[self.index]
+    }
+
+    /// Publishes how much memory this worker holds. Only tasks of this worker may call it.
+    pub(crate) fn observe_memory(&self) {
+        self.state.memory.observe(self.index);
+    }
+
+    /// Returns the level of memory pressure, after the memory of this worker was published. Only
+    /// tasks of this worker may call it.
+    pub(crate) fn memory_level(&self) -> MemoryLevel {
+        self.observe_memory();
+        self.state.memory.level()
+    }
+
+    /// Returns whether the whole memory budget is used. Only tasks of this worker may call it.
+    pub(crate) fn is_memory_exhausted(&self) -> bool {
+        let memory = &self.state.memory;
+        self.memory_level() == MemoryLevel::Critical && memory.used_bytes() >= memory.budget_bytes()
     }
 
     /// Closes one idle connection that counts against a connection limit, in the pool of any
@@ -104,6 +123,8 @@ impl WorkerHandle {
                             () = clock::sleep(SWEEP_INTERVAL) => {
                                 let now = clock::now();
                                 sweeping_worker.pool().sweep(now);
+                                sweeping_worker.state.memory.release_unused_blocks();
+                                sweeping_worker.observe_memory();
                                 sweeping_worker.state.lifecycle.record_heartbeat(index, now);
                             }
                             _ = stopped.changed() => break,

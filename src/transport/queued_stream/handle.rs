@@ -32,6 +32,7 @@ pub struct ConnectionHandle {
     pub(super) queue: Mutex<BytesMut>,
     has_queued_bytes: AtomicBool,
     pub(super) has_replay_bytes: AtomicBool,
+    awaits_body: AtomicBool,
     pub(super) bytes_received: AtomicU64,
     bytes_sent: AtomicU64,
     /// TLS session; `None` for plaintext connections. The lock guards single reads and writes
@@ -55,6 +56,7 @@ impl ConnectionHandle {
             queue: Mutex::default(),
             has_queued_bytes: AtomicBool::new(false),
             has_replay_bytes: AtomicBool::new(false),
+            awaits_body: AtomicBool::new(false),
             bytes_received: AtomicU64::new(0),
             bytes_sent: AtomicU64::new(0),
             tls: tls.map(|connection| Mutex::new(TlsSession::new(connection))),
@@ -219,6 +221,22 @@ impl ConnectionHandle {
     /// message.
     pub fn reset_on_close(&self) {
         self.socket.reset_on_close();
+    }
+
+    /// Closes the socket in both directions at once. The tasks of the connection see its end.
+    pub fn shut_down(&self) {
+        self.socket.shut_down();
+    }
+
+    /// Announces whether the peer must send the rest of a message body.
+    pub fn set_awaits_body(&self, awaits_body: bool) {
+        self.awaits_body.store(awaits_body, Ordering::Relaxed);
+    }
+
+    /// Returns `true` while the peer must send the rest of a message body.
+    #[must_use]
+    pub fn awaits_body(&self) -> bool {
+        self.awaits_body.load(Ordering::Relaxed)
     }
 
     /// Returns `true` if an idle connection is open and no plaintext waits to be read.

@@ -181,6 +181,16 @@ impl Client {
     }
 
     /// Reads until the peer closes the connection.
+    /// Reads until the text arrives. Returns `false` if the peer closes or is silent before.
+    pub(crate) fn reads_until(&mut self, text: &str) -> bool {
+        while find_bytes(&self.buffer, text.as_bytes()).is_none() {
+            if !self.read_more() {
+                return false;
+            }
+        }
+        true
+    }
+
     pub(crate) fn wait_for_close(&mut self) {
         while self.read_more() {}
     }

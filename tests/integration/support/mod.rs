@@ -3,6 +3,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
+pub(crate) mod cgroup;
 pub(crate) mod client;
 pub(crate) mod fleet;
 pub(crate) mod http2;

@@ -2,17 +2,21 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
 };
 
-use super::TempDirectory;
+use super::{Client, TempDirectory, cgroup::MemoryCgroup};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_outrigger");
 
 /// Running binary, killed on drop.
 pub(crate) struct SidecarProcess {
     pub(crate) child: Child,
     pub(crate) admin_address: String,
+    /// Address of the first listener.
+    pub(crate) listener_address: SocketAddr,
 }
 
 impl SidecarProcess {
@@ -23,33 +27,64 @@ impl SidecarProcess {
 
     /// Starts with a policy directory and further arguments.
     pub(crate) fn start_with_arguments(directory: &TempDirectory, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
-            .args([
-                "run",
-                "--admin",
-                "127.0.0.1:0",
-                "--policies",
-                &directory.path().display().to_string(),
-            ])
+        Self::start_command(Command::new(BINARY), directory, arguments)
+    }
+
+    /// Starts in a memory cgroup.
+    pub(crate) fn start_in_cgroup(directory: &TempDirectory, cgroup: &MemoryCgroup) -> Self {
+        let mut command = Command::new("sh");
+        let script = r#"echo $$ > "$0" && exec "$@""#;
+        command.args(["-c", script]).arg(cgroup.processes_file());
+        command.arg(BINARY);
+        Self::start_command(
+            command,
+            directory,
+            &["--workers", "2", "--memory-budget", "32Mi"],
+        )
+    }
+
+    fn start_command(mut command: Command, directory: &TempDirectory, arguments: &[&str]) -> Self {
+        let mut child = command
+            .args(["run", "--admin", "127.0.0.1:0", "--policies"])
+            .arg(directory.path())
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let admin_address = lines
-            .find_map(|line| {
-                line.unwrap()
-                    .split_once("admin on ")
-                    .map(|(_, rest)| rest.split_whitespace().next().unwrap().to_owned())
-            })
-            .unwrap();
+        let mut address_after = |text: &str| {
+            let address = lines.find_map(|line| {
+                let line = line.unwrap();
+                let (_, rest) = line.split_once(text)?;
+                Some(rest.split_whitespace().next().unwrap().to_owned())
+            });
+            address.unwrap()
+        };
+        let admin_address = address_after("admin on ");
+        let listener_address = address_after("accepts connections on ").parse().unwrap();
         // The process blocks if nothing reads its standard error.
         std::thread::spawn(move || lines.for_each(drop));
         Self {
             child,
             admin_address,
+            listener_address,
         }
+    }
+
+    /// Sends a GET request to the admin server, and returns the body of the response.
+    pub(crate) fn get_admin(&self, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        let mut client = Client::connect(self.admin_address.parse().unwrap());
+        client.send(request).read_response().text()
+    }
+
+    /// Returns the value of a metric series; 0 if it does not exist yet.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let metrics = self.get_admin("/metrics");
+        let mut lines = metrics.lines();
+        let value = lines.find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+        value.unwrap_or(0.0)
     }
 
     /// Sends a signal, for example `-TERM`.

@@ -1,0 +1,211 @@
+//! The memory budget: attacks on the memory of the sidecar, and its recovery from them.
+
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    Client, ScriptedBackend, TempDirectory,
+    backend::{ReceivedRequest, ok_response},
+    cgroup::MemoryCgroup,
+    eventually,
+    policy::PolicyBuilder,
+    process::SidecarProcess,
+    simulate_delay,
+};
+
+/// Number of connections of each attack. Together they would need several hundred MiB.
+const ATTACKERS: usize = 1_000;
+
+/// Memory limit of the sidecar. A build without optimization needs 25 MiB more for its code, and
+/// larger tasks.
+const MEMORY_LIMIT_BYTES: u64 = if cfg!(debug_assertions) { 128 } else { 64 } << 20;
+
+/// Length of the body of `/large`, in bytes.
+const LARGE_BODY_BYTES: usize = 4 << 20;
+
+fn respond(request: &ReceivedRequest) -> String {
+    if request.request_line().contains("/large") {
+        return ok_response(&"x".repeat(LARGE_BODY_BYTES));
+    }
+    if request.request_line().contains("/slow") {
+        simulate_delay(Duration::from_secs(1));
+    }
+    ok_response("served")
+}
+
+fn write_policy(app: &ScriptedBackend) -> TempDirectory {
+    let directory = TempDirectory::new();
+    let policy = PolicyBuilder::to_backend(app)
+        .sections("  protection: {}\n")
+        .build();
+    directory.write("policy.yaml", &policy);
+    directory
+}
+
+/// Opens connections that send the same bytes and read nothing. A connection that the sidecar
+/// refuses or resets has served its purpose.
+fn attack(address: SocketAddr, connections: usize, bytes: &[u8]) -> Vec<TcpStream> {
+    let connect = |_| {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()?;
+        stream.set_nonblocking(true).ok()?;
+        _ = stream.write(bytes);
+        Some(stream)
+    };
+    (0..connections).filter_map(connect).collect()
+}
+
+/// Head of a request that never ends.
+fn incomplete_head() -> Vec<u8> {
+    format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "a".repeat(60 << 10)).into_bytes()
+}
+
+/// Request with a body of 64 KiB that lacks its last byte, or lacks nothing.
+fn body(is_complete: bool) -> Vec<u8> {
+    let length = (64 << 10) + usize::from(!is_complete);
+    let head = format!("POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+    [head.into_bytes(), vec![b'x'; 64 << 10]].concat()
+}
+
+/// HTTP/2 connection with a window of 0 and 100 streams that request `/large`.
+fn stalled_streams() -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let header = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+        [&header, payload].concat()
+    };
+    let initial_window_size = [0, 4, 0, 0, 0, 0];
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &initial_window_size));
+    for number in 0..100 {
+        let head = b"\x82\x86\x44\x06/large\x41\x01a";
+        bytes.extend(frame(1, 5, 1 + 2 * number, head));
+    }
+    bytes
+}
+
+/// Sends requests of the class critical until a flag is set. Returns the number of responses
+/// with status 200, and the longest time that a probe of the admin server took.
+fn send_important_requests(sidecar: &SidecarProcess, is_over: &AtomicBool) -> (usize, Duration) {
+    let (mut served, mut longest_probe) = (0, Duration::ZERO);
+    let mut client = None;
+    while !is_over.load(Ordering::Relaxed) {
+        let probed_at = Instant::now();
+        assert_eq!(sidecar.get_admin("/livez").trim(), "ok");
+        longest_probe = longest_probe.max(probed_at.elapsed());
+        let connection = client.get_or_insert_with(|| Client::connect(sidecar.listener_address));
+        let request = "GET / HTTP/1.1\r\nhost: a\r\nx-outrigger-priority: critical\r\n\r\n";
+        let response = connection
+            .try_send(request)
+            .then(|| connection.try_read_response())
+            .flatten();
+        match response {
+            Some(response) if response.status == 200 => served += 1,
+            // An idle connection may be closed at any time.
+            _ => client = None,
+        }
+        simulate_delay(Duration::from_millis(10));
+    }
+    (served, longest_probe)
+}
+
+/// Returns the resident memory of a process, in KiB.
+fn resident_kib(sidecar: &SidecarProcess) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", sidecar.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    let number = line.unwrap().split_whitespace().nth(1).unwrap();
+    number.parse().unwrap()
+}
+
+#[test]
+fn attacks_on_the_memory_end_neither_the_process_nor_the_service_of_important_requests() {
+    let Some(cgroup) = MemoryCgroup::create(MEMORY_LIMIT_BYTES) else {
+        return;
+    };
+    let app = ScriptedBackend::responding_with(respond);
+    let directory = write_policy(&app);
+    let mut sidecar = SidecarProcess::start_in_cgroup(&directory, &cgroup);
+    let address = sidecar.listener_address;
+    eventually("the sidecar serves", || {
+        Client::connect(address).get("/").status == 200
+    });
+    let resident_before = resident_kib(&sidecar);
+    let attacks = [
+        incomplete_head(),
+        body(true),
+        body(false),
+        b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(),
+        stalled_streams(),
+    ];
+    let is_over = AtomicBool::new(false);
+    let (served, longest_probe) = thread::scope(|scope| {
+        let important = scope.spawn(|| send_important_requests(&sidecar, &is_over));
+        let attackers: Vec<_> = attacks
+            .iter()
+            .map(|bytes| scope.spawn(move || attack(address, ATTACKERS, bytes)))
+            .collect();
+        let connections: Vec<_> = attackers
+            .into_iter()
+            .map(|attacker| attacker.join().unwrap())
+            .collect();
+        simulate_delay(Duration::from_secs(2));
+        drop(connections);
+        is_over.store(true, Ordering::Relaxed);
+        important.join().unwrap()
+    });
+    let has_ended = sidecar.child.try_wait().unwrap();
+    assert_eq!(has_ended, None, "the process lives");
+    assert!(served > 0, "no important request was served");
+    assert!(
+        longest_probe < Duration::from_secs(2),
+        "a probe took {longest_probe:?}"
+    );
+    eventually("the memory is released", || {
+        sidecar.metric("outrigger_memory_level") == 0.0
+            && resident_kib(&sidecar) < resident_before + (8 << 10)
+    });
+}
+
+#[test]
+fn connections_that_stall_are_closed_before_the_budget_is_used_up() {
+    let app = ScriptedBackend::healthy();
+    let directory = write_policy(&app);
+    let sidecar = SidecarProcess::start_with_arguments(&directory, &["--memory-budget", "4Mi"]);
+    let connections = attack(sidecar.listener_address, 500, &incomplete_head());
+    let closed = r#"outrigger_memory_measures_total{measure="request_head_closed"}"#;
+    eventually("stalled connections are closed", || {
+        sidecar.metric(closed) > 0.0
+    });
+    eventually("a request is served", || {
+        let mut client = Client::connect(sidecar.listener_address);
+        client.try_send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            && client
+                .try_read_response()
+                .is_some_and(|response| response.status == 200)
+    });
+    drop(connections);
+    eventually("the level is normal again", || {
+        sidecar.metric("outrigger_memory_level") == 0.0
+    });
+    let mut events = Client::connect(sidecar.admin_address.parse().unwrap());
+    events.send("GET /api/v1/events HTTP/1.1\r\nhost: a\r\n\r\n");
+    assert!(events.reads_until("memory_level_changed"));
+}
+
+#[test]
+fn a_memory_budget_that_is_too_small_or_no_size_is_refused() {
+    for (budget, reason) in [("1Mi", "must be at least 4Mi"), ("lots", "lots")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_outrigger"))
+            .args(["run", "--memory-budget", budget])
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(reason), "{budget}: {error}");
+        assert_eq!(output.status.code(), Some(64), "{budget}");
+    }
+}
