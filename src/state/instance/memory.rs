@@ -3,7 +3,7 @@
 //! Every byte that a client can make the process hold is allocated on a worker thread: heads,
 //! bodies, queues, HTTP/2 windows, TLS buffers and keys. The allocator counts the bytes of each
 //! thread (`allocator`), so no buffer needs bookkeeping of its own. A worker publishes its
-//! count when it has changed by [`PUBLISHED_STEP_BYTES`].
+//! count when it has changed by 64 KiB.
 //!
 //! A byte that one thread allocates and another releases would shift these counts for ever. Once
 //! per second they are therefore corrected by the count of the whole process. Policies do not
