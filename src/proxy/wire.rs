@@ -13,3 +13,4 @@ pub(crate) mod message_boundary;
 pub(crate) mod received_body;
 pub(crate) mod send_queue;
 pub(crate) mod stall_counter;
+pub(crate) mod trailer_fields;

@@ -54,4 +54,5 @@ mod retries;
 mod startup_and_warm_up;
 mod timeouts;
 mod tls;
+mod trailers;
 mod tunnels;

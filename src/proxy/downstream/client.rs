@@ -129,11 +129,11 @@ impl Client {
         }
     }
 
-    /// Takes the trailers of the request out; `None` if it has none. HTTP/1 trailers are not
-    /// forwarded.
+    /// Takes the trailers of the request out, once it has been read to its end; `None` if it has
+    /// none.
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
         match &mut self.stream {
-            DownstreamStream::Http1(_) => None,
+            DownstreamStream::Http1(http1) => http1.trailers().cloned(),
             DownstreamStream::Http2(stream) => stream.take_trailers(),
         }
     }
@@ -179,13 +179,13 @@ impl Client {
         }
     }
 
-    /// Queues the end of the response. HTTP/1 drops the trailers.
+    /// Queues the end of the response. HTTP/1 drops the trailers unless the client accepts them.
     ///
     /// # Errors
     /// If the client has closed the stream, or the body is shorter than the head declares.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.finish().await,
+            DownstreamStream::Http1(http1) => http1.finish(trailers.as_ref()).await,
             DownstreamStream::Http2(stream) => {
                 stream.finish(trailers);
                 Ok(())

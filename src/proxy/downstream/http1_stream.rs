@@ -6,7 +6,7 @@
 use std::{future::pending, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
     protocols::http::date::get_cached_date,
@@ -22,6 +22,7 @@ use crate::{
             head::{self, HeadLimits, InvalidRequestHead},
             is_persistent,
         },
+        list_field::lists_token,
     },
     resilience::memory_pressure::MemoryLevel,
     telemetry::reason::Reason,
@@ -142,6 +143,12 @@ impl DownstreamHttp1 {
     /// Returns whether the client has sent its whole request.
     pub(crate) fn is_body_done(&self) -> bool {
         self.body.is_done()
+    }
+
+    /// Returns the trailers of the request, once it has been read to its end; `None` if there are
+    /// none.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.body.trailers()
     }
 
     /// Waits for the next part of the request body, for its end, or for the close of the client.
@@ -269,13 +276,17 @@ impl DownstreamHttp1 {
         self.queue(&out).await
     }
 
-    /// Queues the end of the response.
+    /// Queues the end of the response. The trailers are dropped if the response is not chunked,
+    /// or the client does not accept them (RFC 9110 section 6.5.1).
     ///
     /// # Errors
     /// If the body is shorter than the head announces, or the connection is broken.
-    pub(crate) async fn finish(&mut self) -> Result<(), Reason> {
-        let end = self.writer.finish().map_err(|_| Reason::ClientClosed)?;
-        self.queue(end).await
+    pub(crate) async fn finish(&mut self, trailers: Option<&HeaderMap>) -> Result<(), Reason> {
+        let accepted =
+            trailers.filter(|_| lists_token(&self.head.headers, &header::TE, "trailers"));
+        let end = self.writer.finish(accepted);
+        let end = end.map_err(|_| Reason::ClientClosed)?;
+        self.queue(&end).await
     }
 
     /// Appends bytes to the queue of the connection, which never waits.

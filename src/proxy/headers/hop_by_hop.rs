@@ -2,7 +2,7 @@
 //!
 //! Hop-by-hop fields are not forwarded (RFC 9110 section 7.6.1): a fixed list, and the fields
 //! that `connection` nominates. `transfer-encoding` is retained, because the next hop is framed
-//! by it. HTTP/1 trailers are not forwarded, so the `trailer` field is dropped as well.
+//! by it.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -12,12 +12,11 @@ use crate::{
 };
 
 /// Fields that are never forwarded, whether or not `connection` nominates them.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("keep-alive"),
     header::TE,
-    header::TRAILER,
     header::UPGRADE,
     DRAINING,
     STARTED_AT,

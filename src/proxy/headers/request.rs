@@ -105,18 +105,22 @@ fn set_hop_headers(
     has_body: bool,
     headers: &mut HeaderMap,
 ) -> pingora::Result<()> {
+    let accepts_trailers = lists_token(&request.head.headers, &header::TE, "trailers");
+    if accepts_trailers {
+        // The only connection-specific field that HTTP/2 permits (RFC 9113 section 8.2.2), and
+        // gRPC requires it.
+        headers.insert(header::TE, TRAILERS);
+    }
     if context.is_backend_http2() {
         headers.remove(header::TRANSFER_ENCODING);
-        // `te` is the only connection-specific field that HTTP/2 permits (RFC 9113 section
-        // 8.2.2), and gRPC requires it.
-        if lists_token(&request.head.headers, &header::TE, "trailers") {
-            headers.insert(header::TE, TRAILERS);
-        }
         return Ok(());
     }
     if let Some(protocol) = request.requested_upgrade() {
         headers.insert(header::CONNECTION, UPGRADE);
         headers.insert(header::UPGRADE, parse_header_value(protocol)?);
+    }
+    if accepts_trailers {
+        headers.append(header::CONNECTION, HeaderValue::from_static("te"));
     }
     if request.is_http2 {
         merge_cookies(headers)?;

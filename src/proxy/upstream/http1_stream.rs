@@ -4,7 +4,7 @@
 //! know the endpoint, and does not decide whether the connection is reused.
 
 use bytes::BytesMut;
-use http::{Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
     protocols::Stream,
@@ -72,6 +72,12 @@ impl Http1Stream {
         self.body.as_ref().is_some_and(BodyReader::is_done)
     }
 
+    /// Returns the trailers of the response, once it has been read to its end; `None` if there
+    /// are none.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.body.as_ref().and_then(BodyReader::trailers)
+    }
+
     /// Queues the request head.
     ///
     /// # Errors
@@ -99,13 +105,16 @@ impl Http1Stream {
         self.queue(&out).await
     }
 
-    /// Queues the end of the request.
+    /// Queues the end of the request. A body that is not chunked drops the trailers.
     ///
     /// # Errors
     /// If the body is shorter than the head announces, or the connection is broken.
-    pub(crate) async fn finish(&mut self) -> Result<(), InvalidMessage> {
-        let end = self.writer.finish()?;
-        self.queue(end).await
+    pub(crate) async fn finish(
+        &mut self,
+        trailers: Option<&HeaderMap>,
+    ) -> Result<(), InvalidMessage> {
+        let end = self.writer.finish(trailers)?;
+        self.queue(&end).await
     }
 
     /// Appends bytes to the queue of the connection, which never waits.

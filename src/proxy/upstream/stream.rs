@@ -122,11 +122,11 @@ impl Upstream {
         }
     }
 
-    /// Queues the end of the request. HTTP/1 connections drop the trailers.
+    /// Queues the end of the request. An HTTP/1 request that is not chunked drops the trailers.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
-                let finished = http1.stream.finish().await;
+                let finished = http1.stream.finish(trailers.as_ref()).await;
                 finished.map_err(|_| WriteError::Internal)
             }
             UpstreamStream::Http2(stream) => {
@@ -252,10 +252,10 @@ impl Upstream {
         }
     }
 
-    /// Returns the trailers of the response. HTTP/1 responses never have any.
+    /// Returns the trailers of the response, once it has been read to its end.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
         match &self.stream {
-            UpstreamStream::Http1(_) => None,
+            UpstreamStream::Http1(http1) => http1.stream.trailers(),
             UpstreamStream::Http2(stream) => stream.trailers(),
         }
     }

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 
+use crate::proxy::wire::trailer_fields;
+
 /// Receiving half of a stream, after its message head.
 #[derive(Debug)]
 pub(crate) struct ReceivedBody {
@@ -63,7 +65,8 @@ impl ReceivedBody {
             }
             Some(Err(error)) => Poll::Ready(Err(error)),
             None => {
-                self.trailers = ready!(self.stream.poll_trailers(context))?;
+                let trailers = ready!(self.stream.poll_trailers(context))?;
+                self.trailers = trailers.and_then(trailer_fields::without_forbidden);
                 self.is_done = true;
                 Poll::Ready(Ok(None))
             }

@@ -180,7 +180,6 @@ impl Client {
         self.buffer.drain(..count.min(self.buffer.len())).collect()
     }
 
-    /// Reads until the peer closes the connection.
     /// Reads until the text arrives. Returns `false` if the peer closes or is silent before.
     pub(crate) fn reads_until(&mut self, text: &str) -> bool {
         while find_bytes(&self.buffer, text.as_bytes()).is_none() {
@@ -191,6 +190,7 @@ impl Client {
         true
     }
 
+    /// Reads until the peer closes the connection.
     pub(crate) fn wait_for_close(&mut self) {
         while self.read_more() {}
     }

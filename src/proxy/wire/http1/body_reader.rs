@@ -1,7 +1,7 @@
 //! Reads the body of a message from the bytes of its connection.
 
 use bytes::BytesMut;
-use http::{Method, Version};
+use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 pub(crate) use crate::proxy::wire::http1::chunk_decoder::BodyProgress;
@@ -73,6 +73,14 @@ impl BodyReader {
             Self::Length(remaining) => *remaining == 0,
             Self::Chunked(decoder) => decoder.is_done(),
             Self::UntilClose { has_ended } => *has_ended,
+        }
+    }
+
+    /// Returns the trailers, once the body has been read to its end; `None` if there are none.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Chunked(decoder) => decoder.trailers(),
+            Self::Length(_) | Self::UntilClose { .. } => None,
         }
     }
 

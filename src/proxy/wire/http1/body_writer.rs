@@ -79,18 +79,36 @@ impl BodyWriter {
         }
     }
 
-    /// Returns the bytes that end the body.
+    /// Returns the bytes that end the body. Only a chunked body can have trailers; others drop
+    /// them.
     ///
     /// # Errors
     /// If the body is shorter than its head announces.
-    pub(crate) fn finish(&mut self) -> Result<&'static [u8], InvalidMessage> {
+    pub(crate) fn finish(
+        &mut self,
+        trailers: Option<&HeaderMap>,
+    ) -> Result<Cow<'static, [u8]>, InvalidMessage> {
         match self {
-            Self::Length(0) | Self::Tunnel | Self::None => Ok(b""),
+            Self::Length(0) | Self::Tunnel | Self::None => Ok(Cow::Borrowed(b"")),
             Self::Length(_) => Err(InvalidMessage),
             Self::Chunked => {
                 *self = Self::Length(0);
-                Ok(b"0\r\n\r\n")
+                Ok(trailers.map_or(Cow::Borrowed(b"0\r\n\r\n"), |trailers| {
+                    Cow::Owned(last_chunk(trailers))
+                }))
             }
         }
     }
+}
+
+/// Returns the last chunk with its trailers.
+fn last_chunk(trailers: &HeaderMap) -> Vec<u8> {
+    let mut bytes = b"0\r\n".to_vec();
+    for (name, value) in trailers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes
 }

@@ -5,8 +5,12 @@
 //! line ends with CRLF.
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
 
-use crate::proxy::wire::http1::{InvalidMessage, head::parse_trailers};
+use crate::proxy::wire::{
+    http1::{InvalidMessage, head},
+    trailer_fields,
+};
 
 /// Maximum length of the extensions of one body, in bytes. No known implementation uses them.
 const MAX_EXTENSION_BYTES: usize = 4 << 10;
@@ -25,6 +29,8 @@ const MAX_SIZE_DIGITS: usize = 16;
 pub(crate) struct ChunkDecoder {
     state: DecoderState,
     extension_bytes: usize,
+    /// Boxed, because almost no body has trailers.
+    trailers: Option<Box<HeaderMap>>,
 }
 
 /// Part of the body that comes next.
@@ -93,13 +99,34 @@ impl ChunkDecoder {
                     self.state = DecoderState::SizeLine;
                 }
                 DecoderState::Trailers => {
-                    if !take_trailers(input)? {
+                    if !self.take_end(input)? {
                         return Ok(BodyProgress::NeedsInput);
                     }
                     self.state = DecoderState::Done;
                 }
                 DecoderState::Done => return Ok(BodyProgress::Done),
             }
+        }
+    }
+
+    /// Returns the trailers that may be forwarded, once the body is complete; `None` if there are
+    /// none.
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_deref()
+    }
+
+    /// Takes the trailers and the empty line after them; `false` if they are not complete yet.
+    fn take_end(&mut self, input: &mut BytesMut) -> Result<bool, InvalidMessage> {
+        if input.is_empty() || input.starts_with(b"\r") {
+            return take_line_end(input);
+        }
+        match head::take_trailers(input)? {
+            Some(trailers) => {
+                self.trailers = trailer_fields::without_forbidden(trailers).map(Box::new);
+                Ok(true)
+            }
+            None if input.len() > MAX_TRAILER_BYTES => Err(InvalidMessage),
+            None => Ok(false),
         }
     }
 
@@ -144,23 +171,6 @@ fn take_line_end(input: &mut BytesMut) -> Result<bool, InvalidMessage> {
         }
         b"" | b"\r" => Ok(false),
         _ => Err(InvalidMessage),
-    }
-}
-
-/// Takes the trailers and the empty line after them; `false` if they are not complete yet.
-///
-/// The trailers are checked, but not forwarded.
-fn take_trailers(input: &mut BytesMut) -> Result<bool, InvalidMessage> {
-    if input.is_empty() || input.starts_with(b"\r") {
-        return take_line_end(input);
-    }
-    match parse_trailers(input)? {
-        Some(length) => {
-            input.advance(length);
-            Ok(true)
-        }
-        None if input.len() > MAX_TRAILER_BYTES => Err(InvalidMessage),
-        None => Ok(false),
     }
 }
 

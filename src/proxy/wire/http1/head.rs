@@ -179,18 +179,23 @@ fn collect_fields(head: &Bytes, ranges: &[FieldRange]) -> Result<HeaderMap, Inva
     Ok(headers)
 }
 
-/// Returns the length of trailers with the empty line after them; `None` if they are not
-/// complete yet.
+/// Takes trailers and the empty line after them from the input; `None` if they are not complete
+/// yet.
 ///
 /// # Errors
 /// If the input is no valid list of fields.
-pub(super) fn parse_trailers(input: &[u8]) -> Result<Option<usize>, InvalidMessage> {
+pub(super) fn take_trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, InvalidMessage> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
-    match httparse::parse_headers(input, &mut fields).map_err(|_| InvalidMessage)? {
-        Status::Complete((length, _)) if has_strict_line_ends(&input[..length]) => Ok(Some(length)),
-        Status::Complete(_) => Err(InvalidMessage),
-        Status::Partial => Ok(None),
+    let parsed = httparse::parse_headers(input, &mut fields).map_err(|_| InvalidMessage)?;
+    let Status::Complete((length, fields)) = parsed else {
+        return Ok(None);
+    };
+    if !has_strict_line_ends(&input[..length]) {
+        return Err(InvalidMessage);
     }
+    let ranges = field_ranges(input, fields);
+    let trailers = input.split_to(length).freeze();
+    collect_fields(&trailers, &ranges).map(Some)
 }
 
 /// Returns whether each line ends with CRLF, and not with LF alone. It has no early exit, so that
