@@ -71,6 +71,12 @@ const MAX_STREAM_WINDOWS: u32 = 50;
 /// on. Each stream costs a task, and one read can open a hundred.
 const MAX_STREAMS_UNDER_PRESSURE: u32 = 10;
 
+/// Maximum size of a request head that h2 decodes, in bytes.
+///
+/// The limit of the listener is usually lower. `downstream::framing` checks it and rejects only
+/// the stream. h2 closes the whole connection for a head that is a quarter larger than this.
+const MAX_RECEIVED_HEAD_BYTES: u32 = 1 << 20;
+
 /// Time after which a connection without open streams closes, although its client has not
 /// closed it after GOAWAY.
 const GOAWAY_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -263,10 +269,11 @@ impl ConnectionStreams {
 
 /// Returns the settings of a connection.
 fn connection_builder(limits: &ListenerLimitSpec) -> Builder {
+    let max_header_bytes = u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX);
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(limits.max_concurrent_streams)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(MAX_RECEIVED_HEAD_BYTES.max(max_header_bytes))
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(connection_window_bytes(
             limits.max_concurrent_streams.min(MAX_STREAM_WINDOWS),

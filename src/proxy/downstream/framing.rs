@@ -5,6 +5,7 @@
 //! the body.
 
 use http::{Method, Version, header};
+use pingora::http::RequestHeader;
 
 use crate::{
     proxy::{
@@ -25,8 +26,12 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     if head.method == Method::CONNECT {
         return Err(Rejection::from_reason(Reason::MethodNotSupported));
     }
-    // HTTP/1 checks the number before it stores the fields.
-    if head.headers.len() > client.listener.limits.max_headers {
+    let limits = &client.listener.limits;
+    // HTTP/1 checks both limits before it stores the fields.
+    if client.is_http2()
+        && (head.headers.len() > limits.max_headers
+            || http1_size(client.head()) > limits.max_header_bytes)
+    {
         return Err(Rejection::from_reason(Reason::HeaderTooLarge));
     }
     // The `http` crate accepts `"` in names, which no HTTP/1 field name contains.
@@ -49,9 +54,28 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     if host_count > 1 || (head.version == Version::HTTP_11 && host_count == 0) {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
-    let max_body_bytes = client.listener.limits.max_body_bytes;
-    if matches!(body, BodyReader::Length(length) if length > max_body_bytes) {
+    if matches!(body, BodyReader::Length(length) if length > limits.max_body_bytes) {
         return Err(Rejection::from_reason(Reason::BodyTooLarge));
     }
     Ok(())
+}
+
+/// Returns the size of a head in HTTP/1, in bytes, so that the limit is the same for both
+/// protocols.
+fn http1_size(head: &RequestHeader) -> usize {
+    const REQUEST_LINE_BYTES: usize = "  HTTP/1.1\r\n".len();
+    const FIELD_BYTES: usize = ": \r\n".len();
+    const END_BYTES: usize = "\r\n".len();
+    let target = &head.uri;
+    let path = target
+        .path_and_query()
+        .map_or(1, |path| path.as_str().len());
+    let host = target.authority().map_or(0, |authority| {
+        "host".len() + FIELD_BYTES + authority.as_str().len()
+    });
+    let fields = head.headers.iter();
+    let fields: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES)
+        .sum();
+    head.method.as_str().len() + path + REQUEST_LINE_BYTES + host + fields + END_BYTES
 }
