@@ -464,7 +464,7 @@ fn new_state(balancer: &str, endpoints: usize) -> Arc<State> {
 
 fn routing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("routing");
-    for count in [2, 20, 200] {
+    for count in [2, 20, 200, 2_000, 10_000] {
         let routes: String = (0..count)
             .map(|number| {
                 format!(
@@ -483,11 +483,11 @@ fn routing(criterion: &mut Criterion) {
             header: &|_| None,
         };
         group.bench_function(format!("one of {count}"), |bench| {
-            bench.iter(|| {
-                snapshot.rules_by_listener[0]
-                    .iter()
-                    .find(|rule| rule.matches(black_box(&request)))
-            })
+            bench.iter(|| snapshot.route_tables[0].find(black_box(&request)))
+        });
+        group.bench_function(format!("scan of {count}"), |bench| {
+            let rules = snapshot.route_tables[0].rules();
+            bench.iter(|| rules.iter().find(|rule| rule.matches(black_box(&request))))
         });
         group.bench_function(format!("compile a set of {count}"), |bench| {
             bench.iter(|| policy::load_source(black_box(&source), &HashMap::new()).unwrap())

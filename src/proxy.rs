@@ -17,6 +17,8 @@ pub mod accept;
 mod admission;
 mod attempt;
 mod downstream;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod headers;
 mod request;
 mod response;

@@ -97,11 +97,11 @@ impl ExplainCommand {
             header: &header,
         };
         let mut out = String::new();
-        let listeners = snapshot.listeners.iter().zip(&snapshot.rules_by_listener);
-        for (listener, rules) in listeners.filter(|(listener, _)| is_selected(listener)) {
+        let listeners = snapshot.listeners.iter().zip(&snapshot.route_tables);
+        for (listener, table) in listeners.filter(|(listener, _)| is_selected(listener)) {
             let name = &listener.name;
             // Writing to a String cannot fail.
-            _ = match rules.iter().find(|rule| rule.matches(&request)) {
+            _ = match table.find(&request) {
                 Some(rule) => {
                     let route = &snapshot.routes[rule.route];
                     _ = writeln!(out, "listener {name}: route {}", route.name);

@@ -28,6 +28,7 @@ use crate::policy::{
     diagnostic::{Diagnostic, Diagnostics, Severity, SourceSpan},
     document::{self, Document},
     loaded_policy::LoadedPolicy,
+    matching::route_table::RouteTable,
     report::{DocumentSource, source_span},
     schema_check,
     sections::{SectionScope, compile_policy, compile_rate_limits, origin::SectionOrigin},
@@ -116,7 +117,7 @@ impl<'a> Compiler<'a> {
                 .map(|(_, backend)| backend.spec)
                 .collect(),
             routes,
-            rules_by_listener: rules,
+            route_tables: rules.into_iter().map(RouteTable::new).collect(),
             lifecycle,
             recoveries,
             global_rate_limit,

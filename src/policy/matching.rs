@@ -13,6 +13,8 @@
 //! The compiler applies the last criterion. The module knows neither backends nor effective
 //! policies.
 
+pub mod route_table;
+
 use std::cmp::Reverse;
 
 use regex::Regex;

@@ -31,7 +31,7 @@ pub use crate::policy::snapshot::{
 use crate::{
     policy::{
         document::Direction,
-        matching::RouteRule,
+        matching::route_table::RouteTable,
         sections::{
             PolicySpec, fault_injection::FaultInjectionSpec, rate_limit::spec::RateLimitSpec,
         },
@@ -51,8 +51,8 @@ pub struct PolicySnapshot {
     pub backends: Vec<BackendSpec>,
     /// Routes that map requests to backends or redirects.
     pub routes: Vec<RouteSpec>,
-    /// Rules of each listener, in order of precedence. The index is that of `listeners`.
-    pub rules_by_listener: Vec<Vec<RouteRule>>,
+    /// Rules of each listener. The index is that of `listeners`.
+    pub route_tables: Vec<RouteTable>,
     /// Startup, warm-up, probes and drain of this instance.
     pub lifecycle: LifecycleSpec,
     /// Actions for breakers that stay tripped.

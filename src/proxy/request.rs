@@ -12,7 +12,7 @@ pub(crate) mod deadline;
 pub(crate) mod decision_trace;
 pub(crate) mod evidence;
 pub(crate) mod grpc;
-mod host_port;
+pub(crate) mod host_port;
 pub(crate) mod rate_limit_outcome;
 pub(crate) mod reason_table;
 pub(crate) mod record;

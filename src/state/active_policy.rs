@@ -159,7 +159,7 @@ impl ActivePolicy {
                 listeners: Vec::new(),
                 backends: Vec::new(),
                 routes: Vec::new(),
-                rules_by_listener: Vec::new(),
+                route_tables: Vec::new(),
                 lifecycle: crate::policy::snapshot::LifecycleSpec::default(),
                 recoveries: Vec::new(),
                 global_rate_limit: None,

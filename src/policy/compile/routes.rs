@@ -65,7 +65,7 @@ impl<'a> Compiler<'a> {
                     )
                     .hint("every request there receives 404");
             }
-            rules[index].sort_by_key(|rule| {
+            rules[index].sort_by_cached_key(|rule| {
                 (
                     rule.precedence(),
                     routes.get(rule.route).map(|route| route.name.clone()),

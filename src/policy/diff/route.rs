@@ -111,9 +111,12 @@ fn list_weights(snapshot: &PolicySnapshot, destinations: &[Destination]) -> Vec<
 
 /// Returns the rules that lead to a route, with the names of their listeners.
 fn list_rules<'s>(snapshot: &'s PolicySnapshot, route: &str) -> Vec<(&'s str, RuleConditions<'s>)> {
-    let rules = snapshot.rules_by_listener.iter().zip(&snapshot.listeners);
-    rules
-        .flat_map(|(rules, listener)| rules.iter().map(|rule| (&*listener.name, rule)))
+    let tables = snapshot.route_tables.iter().zip(&snapshot.listeners);
+    tables
+        .flat_map(|(table, listener)| {
+            let rules = table.rules().iter();
+            rules.map(|rule| (&*listener.name, rule))
+        })
         .filter(|(_, rule)| *snapshot.routes[rule.route].name == *route)
         .map(|(listener, rule)| (listener, RuleConditions(rule)))
         .collect()

@@ -43,12 +43,8 @@ pub(crate) fn match_route<'l>(
             .iter()
             .position(|listener| listener.address == request.listener.address)
     });
-    let rules = listener.map_or(&[][..], |index| {
-        &active_policy.snapshot.rules_by_listener[index]
-    });
-    let rule = rules
-        .iter()
-        .find(|rule| rule.matches(&input))
+    let rule = listener
+        .and_then(|index| active_policy.snapshot.route_tables[index].find(&input))
         .ok_or_else(|| Rejection::from_reason(Reason::NoRoute))?;
     Ok((&active_policy.routes[rule.route], rule))
 }
