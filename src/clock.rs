@@ -108,6 +108,33 @@ impl fmt::Display for Rfc3339 {
     }
 }
 
+/// Formats times like [`Rfc3339`]. It keeps the text of the last second, because most times
+/// differ only in their milliseconds.
+#[derive(Debug, Default)]
+pub struct TimestampFormatter {
+    second: Option<u64>,
+    /// Text of the last time.
+    text: String,
+}
+
+impl TimestampFormatter {
+    /// Returns a time as text.
+    pub fn format(&mut self, time: SystemTime) -> &str {
+        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.second != Some(since_epoch.as_secs()) {
+            self.second = Some(since_epoch.as_secs());
+            self.text = Rfc3339(time).to_string();
+        }
+        let millis = since_epoch.subsec_millis();
+        let digits = [millis / 100, millis / 10 % 10, millis % 10];
+        self.text.truncate(self.text.len() - "000Z".len());
+        self.text
+            .extend(digits.map(|digit| char::from_digit(digit, 10).unwrap_or('0')));
+        self.text.push('Z');
+        &self.text
+    }
+}
+
 /// Returns the year, month and day of a day that is counted from 1970-01-01.
 ///
 /// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".

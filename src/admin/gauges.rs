@@ -40,7 +40,7 @@ fn record_instance(state: &State, metrics: &Metrics) {
         .set(state.drain.in_flight() as f64);
     metrics
         .counter(name::ACCESS_LOG_DROPPED, &[])
-        .absolute(state.telemetry.access_log.dropped_lines() as u64);
+        .absolute(state.telemetry.access_log.dropped_lines());
     for (listener, connections) in state.lifecycle.connections() {
         metrics
             .gauge(name::CONNECTIONS, &[("listener", &listener)])

@@ -31,3 +31,12 @@ async fn a_future_that_exceeds_its_timeout_is_dropped() {
     );
     assert_eq!(timeout(None, async { 1 }).await, Ok(1));
 }
+
+#[test]
+fn the_formatter_of_timestamps_is_exact_across_the_end_of_a_second() {
+    let mut formatter = TimestampFormatter::default();
+    for millis in [0, 7, 999, 1_000, 1_050, 500, 86_400_123] {
+        let time = UNIX_EPOCH + Duration::from_millis(millis);
+        assert_eq!(formatter.format(time), Rfc3339(time).to_string());
+    }
+}

@@ -10,6 +10,7 @@ const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
 
 /// Folders of the data plane. A folder imports only those that follow it.
 const PROXY_FOLDERS: &[&str] = &[
+    "fuzzing",
     "accept",
     "serve",
     "response",

@@ -59,15 +59,12 @@ pub(crate) async fn serve(
     };
     entry.connection.set_activity(ConnectionActivity::Idle);
     let worker = worker.clone();
-    let identity = ClientIdentity {
-        address: address.ip(),
-        is_secure: spec.tls.is_some(),
-        certificate_identity: handshake_outcome
-            .peer_certificate
-            .as_ref()
-            .and_then(|certificate| certificate::identity(certificate))
-            .map(Arc::from),
-    };
+    let certificate_identity = handshake_outcome
+        .peer_certificate
+        .as_ref()
+        .and_then(|certificate| certificate::identity(certificate))
+        .map(Arc::from);
+    let identity = ClientIdentity::new(address.ip(), spec.tls.is_some(), certificate_identity);
     let is_http2 = match (spec.protocol, handshake_outcome.alpn_protocol.as_deref()) {
         (_, Some(b"h2")) | (Protocol::Http2 | Protocol::Grpc, _) => true,
         (Protocol::Http1, _) | (Protocol::Auto, Some(_)) => false,

@@ -6,9 +6,8 @@
 //!
 //! The module does not send the head or know the framing of the connection.
 
-use std::{borrow::Cow, fmt::Write};
+use std::borrow::Cow;
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue,
     header::{self, Entry},
@@ -218,21 +217,19 @@ fn set_forwarded_headers(
     request: &RequestView<'_>,
     target: &RequestTarget,
 ) -> pingora::Result<()> {
-    let mut chain = String::with_capacity(48);
-    for hops in headers
-        .get_all(FORWARDED_FOR)
-        .iter()
-        .filter_map(|hops| hops.to_str().ok())
-    {
-        chain.push_str(hops);
-        chain.push_str(", ");
-    }
-    // Writing to a string cannot fail.
-    _ = write!(chain, "{}", request.identity.address.to_canonical());
-    headers.insert(
-        FORWARDED_FOR,
-        HeaderValue::from_maybe_shared(Bytes::from(chain)).map_err(|_| invalid_header_value())?,
-    );
+    let client = &request.identity.address_value;
+    let chain = if headers.contains_key(FORWARDED_FOR) {
+        let hops = headers.get_all(FORWARDED_FOR).iter();
+        let mut chain: Vec<&[u8]> = hops
+            .filter(|hops| hops.to_str().is_ok())
+            .map(HeaderValue::as_bytes)
+            .collect();
+        chain.push(client.as_bytes());
+        HeaderValue::from_bytes(&chain.join(&b", "[..])).map_err(|_| invalid_header_value())?
+    } else {
+        client.clone()
+    };
+    headers.insert(FORWARDED_FOR, chain);
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_PROTO) {
         vacant.insert(HeaderValue::from_static(if request.identity.is_secure {
             "https"
@@ -243,7 +240,12 @@ fn set_forwarded_headers(
     if let Entry::Vacant(vacant) = headers.entry(FORWARDED_HOST)
         && !target.authority.is_empty()
     {
-        vacant.insert(parse_header_value(&target.authority)?);
+        let host = request.head.headers.get(header::HOST);
+        let host = host.filter(|host| host.as_bytes() == target.authority.as_bytes());
+        vacant.insert(match host {
+            Some(host) => host.clone(),
+            None => parse_header_value(&target.authority)?,
+        });
     }
     Ok(())
 }

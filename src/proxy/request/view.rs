@@ -31,10 +31,31 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 #[derive(Debug, Clone)]
 pub(crate) struct ClientIdentity {
     pub(crate) address: IpAddr,
+    /// The same address, as `x-forwarded-for` states it. It is formatted once per connection.
+    pub(crate) address_value: HeaderValue,
     /// Whether the connection uses TLS.
     pub(crate) is_secure: bool,
     /// Identity in the client's certificate, if it presented one.
     pub(crate) certificate_identity: Option<Arc<str>>,
+}
+
+impl ClientIdentity {
+    /// Creates the identity of a client at an address.
+    pub(crate) fn new(
+        address: IpAddr,
+        is_secure: bool,
+        certificate_identity: Option<Arc<str>>,
+    ) -> Self {
+        let text = address.to_canonical().to_string();
+        Self {
+            address,
+            // An address is plain ASCII, so the conversion cannot fail.
+            address_value: HeaderValue::try_from(text)
+                .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+            is_secure,
+            certificate_identity,
+        }
+    }
 }
 
 /// Head of a request and its sender, without the body.
@@ -74,11 +95,9 @@ impl<'a> RequestView<'a> {
             self.head.headers.get(REQUEST_ID).filter(|id| {
                 !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.to_str().is_ok()
             });
-        client_id.cloned().unwrap_or_else(|| {
-            let id = format!("{:032x}", fastrand::u128(..));
-            HeaderValue::from_maybe_shared(Bytes::from(id))
-                .unwrap_or_else(|_| HeaderValue::from_static("none"))
-        })
+        client_id
+            .cloned()
+            .unwrap_or_else(|| new_request_id(fastrand::u128(..)))
     }
 
     /// Returns whether the request can be repeated safely: by its method (RFC 9110 section
@@ -135,4 +154,17 @@ impl<'a> RequestView<'a> {
                     .any(|one| one.trim().eq_ignore_ascii_case("h2c"))
         })
     }
+}
+
+/// Returns a number as an identifier: 32 hexadecimal digits. `std::fmt` would cost ten times as
+/// much.
+fn new_request_id(number: u128) -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0_u8; 32];
+    for (digits, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        digits[0] = DIGITS[usize::from(byte >> 4)];
+        digits[1] = DIGITS[usize::from(byte & 15)];
+    }
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text))
+        .unwrap_or_else(|_| HeaderValue::from_static("none"))
 }

@@ -3,13 +3,13 @@
 //!
 //! The module decides which requests are logged. It does not format or write log lines.
 
-use std::time::Instant;
+use std::{cell::RefCell, time::Instant};
 
 use http::HeaderValue;
 use pingora::http::RequestHeader;
 
 use crate::{
-    clock::{self, Rfc3339},
+    clock::{self, TimestampFormatter},
     policy::units::StatusSet,
     proxy::{
         downstream::client::Client,
@@ -25,6 +25,10 @@ use crate::{
 
 /// Maximum length of a client's host or path in the decision log, in characters.
 const MAX_RECORDED_CHARACTERS: usize = 256;
+
+thread_local! {
+    static TIMESTAMPS: RefCell<TimestampFormatter> = RefCell::default();
+}
 
 /// A request that has ended, with the data for its records.
 pub(crate) struct CompletedRequest<'r> {
@@ -71,27 +75,32 @@ impl CompletedRequest<'_> {
         let backend = destination.map(|destination| &destination.backend.spec.name);
         let endpoint = record.endpoint.as_ref().map(|endpoint| &endpoint.label);
         let access_log = &self.worker.state.telemetry.access_log;
-        access_log.write(&AccessLogEntry {
-            timestamp: format_args!("{}", Rfc3339(clock::wall_time())),
-            listener: &client.listener.name,
-            route: self.route().map_or("", |route| &route.spec.name),
-            backend: backend.map_or("", |name| name),
-            endpoint: endpoint.map_or("", |label| label),
-            client: Some(request.client_ip()),
-            method: request.head.method.as_str(),
-            host: request_host(client),
-            path: request_path(request.head),
-            status: record.status,
-            grpc_status: record.grpc_status,
-            reason: record.reason,
-            detail: &record.rejected_by,
-            attempts: record.attempts,
-            bytes_received: record.received_bytes,
-            bytes_sent: client.body_bytes_sent(),
-            duration: self.ended_at.saturating_duration_since(record.started_at),
-            request_id: self.request_id.to_str().unwrap_or_default(),
-            traceparent: request.header_str(&TRACEPARENT).unwrap_or_default(),
+        let starts_batch = TIMESTAMPS.with_borrow_mut(|timestamps| {
+            access_log.write(&AccessLogEntry {
+                timestamp: timestamps.format(clock::wall_time()),
+                listener: &client.listener.name,
+                route: self.route().map_or("", |route| &route.spec.name),
+                backend: backend.map_or("", |name| name),
+                endpoint: endpoint.map_or("", |label| label),
+                client: Some(request.client_ip()),
+                method: request.head.method.as_str(),
+                host: request_host(client),
+                path: request_path(request.head),
+                status: record.status,
+                grpc_status: record.grpc_status,
+                reason: record.reason,
+                detail: &record.rejected_by,
+                attempts: record.attempts,
+                bytes_received: record.received_bytes,
+                bytes_sent: client.body_bytes_sent(),
+                duration: self.ended_at.saturating_duration_since(record.started_at),
+                request_id: self.request_id.to_str().unwrap_or_default(),
+                traceparent: request.header_str(&TRACEPARENT).unwrap_or_default(),
+            })
         });
+        if starts_batch {
+            self.worker.schedule_access_log_flush();
+        }
     }
 
     /// Stores the decisions about the request in the decision log.

@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{
     runtime::{self, Handle},
-    sync::watch,
+    sync::{Notify, watch},
 };
 
 use crate::{
@@ -31,6 +31,9 @@ use crate::{
 /// sweep.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Maximum time for which a worker collects access log lines.
+const ACCESS_LOG_DELAY: Duration = Duration::from_millis(10);
+
 /// State that all tasks of a worker share.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -39,12 +42,20 @@ pub(crate) struct Worker {
     /// connection.
     pools: Arc<[ConnectionPool]>,
     index: usize,
+    /// Notified when a batch of access log lines starts.
+    access_log_batch: Notify,
 }
 
 impl Worker {
     /// Returns the pool of this worker.
     pub(crate) fn pool(&self) -> &ConnectionPool {
         &self.pools[self.index]
+    }
+
+    /// Schedules the hand-over of the access log lines of this worker. Only tasks of this worker
+    /// may call it.
+    pub(crate) fn schedule_access_log_flush(&self) {
+        self.access_log_batch.notify_one();
     }
 
     /// Publishes how much memory this worker holds. Only tasks of this worker may call it.
@@ -109,11 +120,14 @@ impl WorkerHandle {
             state,
             pools,
             index,
+            access_log_batch: Notify::new(),
         });
+        runtime.spawn(flush_access_log(worker.clone()));
         let (stop, mut stopped) = watch::channel(false);
         let handle = runtime.handle().clone();
         worker.state.lifecycle.record_heartbeat(index, clock::now());
         let sweeping_worker = worker.clone();
+        let telemetry = worker.state.telemetry.clone();
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
@@ -131,6 +145,8 @@ impl WorkerHandle {
                         }
                     }
                 });
+                drop(runtime);
+                telemetry.access_log.flush();
             })?;
         Ok(Self {
             worker,
@@ -138,6 +154,15 @@ impl WorkerHandle {
             stop,
             thread: Some(thread),
         })
+    }
+}
+
+/// Hands over each batch of access log lines some time after its first line. Never returns.
+async fn flush_access_log(worker: Arc<Worker>) {
+    loop {
+        worker.access_log_batch.notified().await;
+        clock::sleep(ACCESS_LOG_DELAY).await;
+        worker.state.telemetry.access_log.flush();
     }
 }
 
