@@ -38,6 +38,7 @@ mod http2;
 mod keep_alive;
 mod load_balancing;
 mod memory_budget;
+mod message_round_trips;
 mod message_validation;
 mod module_graph;
 mod outlier_detection;

@@ -15,6 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use socket2::SockRef;
 use tokio::{net::TcpStream, sync::watch};
 
 use crate::{
@@ -289,6 +290,9 @@ fn spawn_connection(
     };
     // A response is written as a whole, so Nagle's algorithm would only delay it.
     _ = tcp.set_nodelay(true);
+    let max_unsent_bytes = worker.worker.state.memory.max_unsent_bytes();
+    // An older kernel queues more.
+    _ = SockRef::from(&tcp).set_tcp_notsent_lowat(max_unsent_bytes);
     tokio::spawn(connection::serve(
         tcp,
         client_address,

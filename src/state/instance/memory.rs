@@ -32,6 +32,12 @@ use crate::{
 /// Change of a worker's count at which the worker publishes it, in bytes.
 const PUBLISHED_STEP_BYTES: u64 = 64 << 10;
 
+/// Part of the budget that the kernel may queue for one client, as its denominator, and the
+/// bounds of the result in bytes. A client on a fast connection needs no more than the maximum.
+const UNSENT_BYTES_FRACTION: u64 = 512;
+const MIN_UNSENT_BYTES: u32 = 16 << 10;
+const MAX_UNSENT_BYTES: u32 = 256 << 10;
+
 /// Time after the end of memory pressure for which the workers release blocks that they do not
 /// use, in seconds.
 const RELEASE_SECONDS: u32 = 30;
@@ -85,6 +91,19 @@ impl MemoryBudget {
     #[must_use]
     pub fn budget_bytes(&self) -> u64 {
         self.budget_bytes
+    }
+
+    /// Returns the number of bytes that the kernel may queue for one client and that it has not
+    /// sent yet.
+    ///
+    /// Buffers of the kernel count against a memory limit in cgroup v2, and the kernel would
+    /// queue several MiB for a client that does not read.
+    #[must_use]
+    pub fn max_unsent_bytes(&self) -> u32 {
+        let share = self.budget_bytes / UNSENT_BYTES_FRACTION;
+        u32::try_from(share)
+            .unwrap_or(u32::MAX)
+            .clamp(MIN_UNSENT_BYTES, MAX_UNSENT_BYTES)
     }
 
     /// Returns the number of bytes that count, as the workers published them.
