@@ -131,7 +131,6 @@ impl App {
             settings.environment,
         );
         reloader.load_initial()?;
-        state.memory.exclude_current();
         let inheritance = sockets.close_unclaimed(&listeners)?;
         if let Some(age) = sockets.predecessor_age() {
             state.lifecycle.inherit_age(age);

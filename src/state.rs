@@ -149,17 +149,15 @@ impl State {
         endpoints: Vec<EndpointSpec>,
         now: std::time::Instant,
     ) -> bool {
-        self.memory.exclude_change(|| {
-            let mut registry = self.registry.lock();
-            let current = self.active_policy.load();
-            if !registry.record_discovered_endpoints(backend, source, endpoints) {
-                return false;
-            }
-            let updated =
-                registry.build_active_policy(current.snapshot.clone(), current.generation, now);
-            drop(current);
-            self.active_policy.store(Arc::new(updated));
-            true
-        })
+        let mut registry = self.registry.lock();
+        let current = self.active_policy.load();
+        if !registry.record_discovered_endpoints(backend, source, endpoints) {
+            return false;
+        }
+        let updated =
+            registry.build_active_policy(current.snapshot.clone(), current.generation, now);
+        drop(current);
+        self.active_policy.store(Arc::new(updated));
+        true
     }
 }

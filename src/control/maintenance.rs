@@ -6,7 +6,11 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    clock, control::health::readiness_gates, resilience::memory_pressure::MemoryLevel, state::State,
+    clock,
+    control::health::readiness_gates,
+    resilience::memory_pressure::MemoryLevel,
+    state::{State, active_policy::ActivePolicy, instance::memory::MemoryBudget},
+    telemetry::memory_measure::MemoryMeasure,
 };
 
 /// Interval of the maintenance loop.
@@ -47,6 +51,15 @@ pub(super) async fn watch_outliers(state: Arc<State>) {
     }
 }
 
+/// Releases half of each cache of responses, because memory is short.
+fn release_caches(memory: &MemoryBudget, active_policy: &ActivePolicy) {
+    for cache in &active_policy.policy_states.stale_cache {
+        if cache.evict_half() {
+            memory.record(MemoryMeasure::ReleaseCache);
+        }
+    }
+}
+
 /// Returns memory to the system at once while memory is short. Never returns.
 pub(super) async fn return_memory(state: Arc<State>) {
     state.memory.return_pages_under_pressure().await;
@@ -60,6 +73,9 @@ pub(super) async fn run_maintenance(state: Arc<State>) {
         memory_level = state.memory.report_level(memory_level);
         let now = clock::now();
         let active_policy = state.active_policy.load();
+        if memory_level > MemoryLevel::Normal {
+            release_caches(&state.memory, &active_policy);
+        }
         state
             .lifecycle
             .instance_age

@@ -125,11 +125,6 @@ impl Reloader {
     /// # Errors
     /// One line for each error. The active policy is then unchanged.
     pub fn reload(&mut self) -> Result<ReloadReport, Vec<String>> {
-        let state = self.state.clone();
-        state.memory.exclude_change(|| self.try_reload())
-    }
-
-    fn try_reload(&mut self) -> Result<ReloadReport, Vec<String>> {
         let refused = match self.read_policies() {
             Ok((source, loaded)) => match self.apply_policies(&source, loaded) {
                 Ok(reloaded) => return Ok(reloaded),

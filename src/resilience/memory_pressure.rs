@@ -7,7 +7,7 @@
 //! | --- | --- | --- | --- |
 //! | elevated | 60 % | 50 % | idle connections close; new bodies are not retained for retries |
 //! | high | 75 % | 70 % | new connections wait; stalled connections close |
-//! | critical | 90 % | 85 % | reads pause; requests are rejected by priority class |
+//! | critical | 90 % | 85 % | HTTP/2 is read slowly; requests are rejected by class |
 //!
 //! A connection is stalled if it holds memory and makes no progress: an incomplete TLS
 //! handshake, request head or request body, or a response that its client does not read. The
@@ -22,6 +22,10 @@ const STALLED_AFTER: Duration = Duration::from_millis(500);
 
 /// The same at the critical level.
 const STALLED_AFTER_CRITICAL: Duration = Duration::from_millis(100);
+
+/// Minimum time after which an idle connection closes at the elevated level. A connection whose
+/// next request has just arrived is not idle.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// Part of the candidates that is closed at once, as its denominator. The next selection follows
 /// after the released memory was measured.
@@ -100,16 +104,19 @@ pub enum WaitKind {
     RequestBody,
     /// The client to read the response.
     Response,
+    /// The client to send or read something on each of its HTTP/2 streams.
+    Streams,
 }
 
 impl WaitKind {
     /// All kinds, in the order of declaration.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Idle,
         Self::Handshake,
         Self::RequestHead,
         Self::RequestBody,
         Self::Response,
+        Self::Streams,
     ];
 }
 
@@ -147,7 +154,7 @@ pub fn select_closed(level: MemoryLevel, candidates: &[CloseCandidate]) -> Vec<C
 fn min_waited(level: MemoryLevel, waits_for: WaitKind) -> Option<Duration> {
     match (level, waits_for) {
         (MemoryLevel::Normal, _) => None,
-        (_, WaitKind::Idle) => Some(Duration::ZERO),
+        (MemoryLevel::Elevated, WaitKind::Idle) => Some(IDLE_AFTER),
         (MemoryLevel::Elevated, _) => None,
         (MemoryLevel::High, _) => Some(STALLED_AFTER),
         (MemoryLevel::Critical, _) => Some(STALLED_AFTER_CRITICAL),

@@ -17,8 +17,14 @@ counted_labels! {
         CloseRequestBody = "request_body_closed",
         /// A connection whose client does not read the response is closed.
         CloseResponse = "response_closed",
+        /// An HTTP/2 connection is closed whose streams all wait for the client.
+        CloseStreams = "streams_closed",
+        /// An HTTP/2 connection is refused before its first stream.
+        RefuseConnection = "connection_refused",
         /// The retained part of a request body is released, so the request cannot be retried.
         ReleaseBody = "body_released",
+        /// Half of a cache of responses is released.
+        ReleaseCache = "cache_released",
         /// A listener waits before it accepts the next connection.
         PauseAccept = "accept_paused",
         /// An HTTP/2 stream is refused before it is processed.
@@ -38,6 +44,7 @@ impl MemoryMeasure {
             WaitKind::RequestHead => Self::CloseRequestHead,
             WaitKind::RequestBody => Self::CloseRequestBody,
             WaitKind::Response => Self::CloseResponse,
+            WaitKind::Streams => Self::CloseStreams,
         }
     }
 }

@@ -26,6 +26,9 @@ const ATTACKERS: usize = 1_000;
 /// larger tasks.
 const MEMORY_LIMIT_BYTES: u64 = if cfg!(debug_assertions) { 128 } else { 64 } << 20;
 
+/// Metric that is not 0 once the level of memory pressure was high.
+const ACCEPT_PAUSED: &str = r#"outrigger_memory_measures_total{measure="accept_paused"}"#;
+
 /// Length of the body of `/large`, in bytes.
 const LARGE_BODY_BYTES: usize = 4 << 20;
 
@@ -89,12 +92,14 @@ fn stalled_streams() -> Vec<u8> {
     bytes
 }
 
-/// Sends requests of the class critical until a flag is set. Returns the number of responses
-/// with status 200, and the longest time that a probe of the admin server took.
+/// Sends requests of the class critical until a flag is set. Returns the number of responses with
+/// status 200 after the level was high, and the longest time that a probe of the admin server took.
 fn send_important_requests(sidecar: &SidecarProcess, is_over: &AtomicBool) -> (usize, Duration) {
     let (mut served, mut longest_probe) = (0, Duration::ZERO);
     let mut client = None;
+    let mut has_pressure = false;
     while !is_over.load(Ordering::Relaxed) {
+        has_pressure |= sidecar.metric(ACCEPT_PAUSED) > 0.0;
         let probed_at = Instant::now();
         assert_eq!(sidecar.get_admin("/livez").trim(), "ok");
         longest_probe = longest_probe.max(probed_at.elapsed());
@@ -105,7 +110,7 @@ fn send_important_requests(sidecar: &SidecarProcess, is_over: &AtomicBool) -> (u
             .then(|| connection.try_read_response())
             .flatten();
         match response {
-            Some(response) if response.status == 200 => served += 1,
+            Some(response) if response.status == 200 => served += usize::from(has_pressure),
             // An idle connection may be closed at any time.
             _ => client = None,
         }
@@ -195,6 +200,39 @@ fn connections_that_stall_are_closed_before_the_budget_is_used_up() {
     let mut events = Client::connect(sidecar.admin_address.parse().unwrap());
     events.send("GET /api/v1/events HTTP/1.1\r\nhost: a\r\n\r\n");
     assert!(events.reads_until("memory_level_changed"));
+}
+
+#[test]
+fn policies_do_not_count_however_often_they_are_reloaded() {
+    let app = ScriptedBackend::healthy();
+    let directory = TempDirectory::new();
+    let write = |path: usize| {
+        let mut policy = PolicyBuilder::to_backend(&app);
+        for number in 0..300 {
+            let fields = format!(
+                "listeners: [inbound], matches: [{{path: {{value: /{path}/{number}}}}}], \
+                 backendRefs: [{{name: app}}]"
+            );
+            policy = policy.route(&format!("route-{number}"), &fields);
+        }
+        directory.write("policy.yaml", &policy.build());
+    };
+    write(0);
+    let sidecar = SidecarProcess::start(&directory);
+    for generation in 2..10_usize {
+        write(generation);
+        sidecar.send_signal("-HUP");
+        eventually("the policies are reloaded", || {
+            let mut client = Client::connect(sidecar.listener_address);
+            client.get("/");
+            #[expect(clippy::cast_precision_loss, reason = "a small number")]
+            let is_reloaded = sidecar.metric("outrigger_policy_generation") >= generation as f64;
+            is_reloaded
+        });
+    }
+    eventually("the bytes of the policies do not count", || {
+        sidecar.metric("outrigger_memory_used_bytes") < f64::from(1 << 20)
+    });
 }
 
 #[test]

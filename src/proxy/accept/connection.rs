@@ -78,7 +78,7 @@ pub(crate) async fn serve(
     // An HTTP/2 connection holds buffers even without a stream.
     if is_http2 && worker.is_memory_exhausted() {
         let memory = &worker.state.memory;
-        return memory.record(MemoryMeasure::CloseHandshake);
+        return memory.record(MemoryMeasure::RefuseConnection);
     }
     let open = OpenConnection {
         permit,

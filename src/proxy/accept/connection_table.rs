@@ -11,6 +11,7 @@ use std::sync::{
 
 use parking_lot::Mutex;
 use slab::Slab;
+use tokio::sync::Notify;
 
 use crate::{resilience::memory_pressure::WaitKind, transport::queued_stream::ConnectionHandle};
 
@@ -51,9 +52,11 @@ pub(crate) struct TrackedConnection {
     /// Number of changes of the activity, so that a reader recognizes a new wait.
     change_count: AtomicU32,
     /// Number of HTTP/2 streams whose request task is running.
-    pub(crate) open_streams: AtomicU32,
+    pub(crate) open_streams: Arc<AtomicU32>,
     /// Number of HTTP/2 streams that wait for their client to send or to read.
     pub(crate) stalled_streams: Arc<AtomicU32>,
+    /// Notified when an idle HTTP/2 connection must close.
+    pub(crate) close_requested: Notify,
 }
 
 /// Open client connections of one worker.
@@ -69,10 +72,20 @@ pub(crate) struct ConnectionEntry {
 }
 
 impl TrackedConnection {
-    /// Announces a new activity.
+    /// Announces a new activity. A connection that closes has no other activity.
+    ///
+    /// Only tasks of the worker of the connection may call it, so that no other call interferes.
     pub(crate) fn set_activity(&self, activity: ConnectionActivity) {
+        if self.is_closing() {
+            return;
+        }
         self.activity.store(activity as u8, Ordering::Relaxed);
         self.change_count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether the connection speaks HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.activity.load(Ordering::Relaxed) == ConnectionActivity::Streams as u8
     }
 
     /// Returns whether the connection was closed to release memory.
@@ -93,17 +106,17 @@ impl TrackedConnection {
             ConnectionActivity::Handshake => Some(WaitKind::Handshake),
             ConnectionActivity::Idle => Some(WaitKind::Idle),
             ConnectionActivity::RequestHead => Some(WaitKind::RequestHead),
-            ConnectionActivity::Streams if self.open_streams.load(Ordering::Relaxed) == 0 => {
-                Some(WaitKind::Idle)
-            }
-            ConnectionActivity::Streams if self.stalled_streams.load(Ordering::Relaxed) > 0 => {
-                Some(WaitKind::Response)
+            ConnectionActivity::Streams => {
+                let open = self.open_streams.load(Ordering::Relaxed);
+                let stalled = self.stalled_streams.load(Ordering::Relaxed);
+                match open {
+                    0 => Some(WaitKind::Idle),
+                    open => (stalled >= open).then_some(WaitKind::Streams),
+                }
             }
             ConnectionActivity::Request if !self.handle.is_flushed() => Some(WaitKind::Response),
             ConnectionActivity::Request if self.handle.awaits_body() => Some(WaitKind::RequestBody),
-            ConnectionActivity::Request
-            | ConnectionActivity::Streams
-            | ConnectionActivity::Closing => None,
+            ConnectionActivity::Request | ConnectionActivity::Closing => None,
         }
     }
 }
@@ -119,8 +132,9 @@ impl ConnectionTable {
             handle,
             activity: AtomicU8::new(activity as u8),
             change_count: AtomicU32::new(0),
-            open_streams: AtomicU32::new(0),
+            open_streams: Arc::default(),
             stalled_streams: Arc::default(),
+            close_requested: Notify::new(),
         });
         ConnectionEntry {
             table: self.clone(),

@@ -104,12 +104,19 @@ pub(crate) async fn serve(
                 return;
             }
         }
+        // A connection that was closed to release memory must not execute a request.
+        if connection.entry.connection.is_closing() {
+            return;
+        }
         connection.set_activity(ConnectionActivity::RequestHead);
         is_first = false;
         let mut http1 = Box::new(DownstreamHttp1::new(next.stream, next.pipelined_bytes));
         let outcome = connection
             .read_head(&mut http1, bytes_received_at_start)
             .await;
+        if connection.entry.connection.is_closing() {
+            return;
+        }
         connection.set_activity(ConnectionActivity::Request);
         // Boxing keeps the future of a connection without a request small.
         let served = Box::pin(connection.serve_request(http1, outcome)).await;

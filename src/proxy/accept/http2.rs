@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -30,7 +30,7 @@ use crate::{
     },
     proxy::{
         accept::{
-            connection_table::{ConnectionActivity, ConnectionEntry, TrackedConnection},
+            connection_table::{ConnectionActivity, ConnectionEntry},
             listener_context::{ConnectionPermit, ListenerState, OpenConnection},
             memory_gated_stream::MemoryGatedStream,
         },
@@ -74,7 +74,7 @@ const MAX_STREAMS_UNDER_PRESSURE: u32 = 10;
 /// Maximum size of a request head that h2 decodes, in bytes.
 ///
 /// The limit of the listener is usually lower. `downstream::framing` checks it and rejects only
-/// the stream. h2 closes the whole connection for a head that is a quarter larger than this.
+/// the stream. h2 closes the whole connection for a head of more than 80 frames.
 const MAX_RECEIVED_HEAD_BYTES: u32 = 1 << 20;
 
 /// Time after which a connection without open streams closes, although its client has not
@@ -92,13 +92,13 @@ struct StreamCounters {
 
 /// Counts one stream as open until it is dropped.
 struct OpenStreamGuard {
-    connection: Arc<TrackedConnection>,
+    open_streams: Arc<AtomicU32>,
     counters: Arc<StreamCounters>,
 }
 
 impl Drop for OpenStreamGuard {
     fn drop(&mut self) {
-        self.connection.open_streams.fetch_sub(1, Ordering::Relaxed);
+        self.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -152,7 +152,7 @@ pub(crate) async fn serve(
                 // their own tasks.
                 Some(Err(_)) | None => return,
             },
-            () = wait_for_shutdown(&mut listener_state, &mut drain_stages, &streams.counters),
+            () = streams.wait_for_shutdown(&mut listener_state, &mut drain_stages),
                 if !is_shutting_down =>
             {
                 is_shutting_down = true;
@@ -220,6 +220,36 @@ impl ConnectionStreams {
             || (premature_resets > PREMATURE_RESET_ALLOWANCE && premature_resets * 2 > opened_count)
     }
 
+    /// Waits until the connection must start a graceful shutdown.
+    ///
+    /// It starts when the listener stops accepting connections, when memory is short and the
+    /// connection is idle, or when the instance drains and the connection is inbound. A drain
+    /// waits for the first stream of a new connection, because a GOAWAY before it would leave
+    /// that connection useless.
+    async fn wait_for_shutdown(
+        &self,
+        listener_state: &mut watch::Receiver<ListenerState>,
+        drain_stages: &mut Option<watch::Receiver<Stage>>,
+    ) {
+        let drain_started = async {
+            match drain_stages
+                .as_mut()
+                .filter(|_| self.counters.opened_count.load(Ordering::Relaxed) > 0)
+            {
+                Some(drain_stages) => {
+                    drop(drain_stages.wait_for(|stage| *stage > Stage::Serving).await)
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let is_closing = |state: &ListenerState| *state > ListenerState::Open;
+        tokio::select! {
+            _ = listener_state.wait_for(is_closing) => {}
+            () = self.entry.connection.close_requested.notified() => {}
+            () = drain_started => {}
+        }
+    }
+
     /// Returns the number of streams whose request task is running.
     fn open_streams(&self) -> u32 {
         self.entry.connection.open_streams.load(Ordering::Relaxed)
@@ -250,11 +280,11 @@ impl ConnectionStreams {
             identity: self.identity.clone(),
             listener: self.permit.listener_context().spec.load_full(),
         };
-        let connection = self.entry.connection.clone();
-        connection.open_streams.fetch_add(1, Ordering::Relaxed);
+        let open_streams = self.entry.connection.open_streams.clone();
+        open_streams.fetch_add(1, Ordering::Relaxed);
         self.counters.opened_count.fetch_add(1, Ordering::Relaxed);
         let guard = OpenStreamGuard {
-            connection,
+            open_streams,
             counters: self.counters.clone(),
         };
         tokio::spawn(serve_stream(client, self.worker.clone(), guard));
@@ -283,33 +313,6 @@ fn connection_builder(limits: &ListenerLimitSpec) -> Builder {
         .max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
         .max_send_buffer_size(SEND_BUFFER_BYTES);
     builder
-}
-
-/// Waits until the connection must start a graceful shutdown.
-///
-/// It starts when the listener stops accepting connections, or when the instance drains and the
-/// connection is inbound. A drain waits for the first stream of a new connection, because a
-/// GOAWAY before it would leave that connection useless.
-async fn wait_for_shutdown(
-    listener_state: &mut watch::Receiver<ListenerState>,
-    drain_stages: &mut Option<watch::Receiver<Stage>>,
-    counters: &StreamCounters,
-) {
-    let drain_started = async {
-        match drain_stages
-            .as_mut()
-            .filter(|_| counters.opened_count.load(Ordering::Relaxed) > 0)
-        {
-            Some(drain_stages) => {
-                drop(drain_stages.wait_for(|stage| *stage > Stage::Serving).await)
-            }
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = listener_state.wait_for(|listener_state| *listener_state > ListenerState::Open) => {}
-        () = drain_started => {}
-    }
 }
 
 /// Serves one stream, and counts it if the client reset it before its response ended.

@@ -46,14 +46,24 @@ impl MemoryGatedStream {
         }
     }
 
+    /// Waits until the next read is permitted. While memory pressure is critical, that is one read
+    /// after each pause, so that clients which send or read make progress. If the whole budget is
+    /// used, it is none.
     fn poll_gate(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(context));
-                self.pause = None;
-            }
+            let has_paused = match &mut self.pause {
+                Some(pause) => {
+                    ready!(pause.as_mut().poll(context));
+                    self.pause = None;
+                    true
+                }
+                None => false,
+            };
             // A closed connection must see its end, so that it releases its memory.
-            if self.worker.memory_level() < MemoryLevel::Critical || self.connection.is_closing() {
+            if self.worker.memory_level() < MemoryLevel::Critical
+                || self.connection.is_closing()
+                || (has_paused && !self.worker.is_memory_exhausted())
+            {
                 return Poll::Ready(());
             }
             self.worker.state.memory.record(MemoryMeasure::PauseRead);

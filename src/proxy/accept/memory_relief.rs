@@ -73,12 +73,18 @@ fn close_connections(
     for closed in select_closed(memory.level(), &candidates) {
         // The tasks of the connection see its end, and release everything they hold.
         let connection = &progress[&closed.key].connection;
+        let was_http2 = connection.is_http2();
         connection.set_activity(ConnectionActivity::Closing);
-        if closed.waits_for != WaitKind::Idle {
-            // The kernel then releases what the client has not read.
-            connection.handle.reset_on_close();
+        match closed.waits_for {
+            // It sends GOAWAY, so that its client knows which requests were not processed.
+            WaitKind::Idle if was_http2 => connection.close_requested.notify_one(),
+            WaitKind::Idle => connection.handle.shut_down(),
+            _ => {
+                // The kernel then releases what the client has not read.
+                connection.handle.reset_on_close();
+                connection.handle.shut_down();
+            }
         }
-        connection.handle.shut_down();
         memory.record(MemoryMeasure::close(closed.waits_for));
     }
 }
@@ -93,10 +99,12 @@ fn last_progress(
     now: Instant,
 ) -> LastProgress {
     let change_count = connection.change_count();
-    let transferred_bytes = if waits_for == Some(WaitKind::RequestBody) {
-        connection.handle.bytes_received()
-    } else {
-        connection.handle.bytes_sent()
+    let handle = &connection.handle;
+    let transferred_bytes = match waits_for {
+        Some(WaitKind::RequestBody) => handle.bytes_received(),
+        Some(WaitKind::Response) => handle.bytes_acknowledged(),
+        Some(WaitKind::Streams) => handle.bytes_received() + handle.bytes_acknowledged(),
+        Some(WaitKind::Idle | WaitKind::Handshake | WaitKind::RequestHead) | None => 0,
     };
     last.filter(|last| {
         Arc::ptr_eq(&last.connection, connection)

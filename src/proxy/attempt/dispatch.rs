@@ -33,9 +33,9 @@ use crate::{
             framing_fields,
         },
     },
-    resilience::{instants::earliest, memory_pressure::MemoryLevel},
+    resilience::instants::earliest,
     state::topology::endpoint::{ConnectionLimitReached, EndpointState},
-    telemetry::{memory_measure::MemoryMeasure, reason::Reason},
+    telemetry::reason::Reason,
 };
 
 /// State of an attempt when its final response head has arrived.
@@ -146,6 +146,8 @@ async fn connect(
 }
 
 enum DispatchEvent {
+    /// Memory is short, and a body is retained.
+    MemoryPressure,
     Upstream(UpstreamEvent),
     Client(DownstreamEvent),
 }
@@ -160,6 +162,7 @@ async fn await_head(
     deadline: &mut Deadline,
     upstream: &mut Upstream,
 ) -> Result<ReceivedHead, AttemptError> {
+    let memory = &context.worker.state.memory;
     let mut accepts_body = true;
     let mut wait_deadline = head_deadline(context, deadline, source.is_body_done());
     loop {
@@ -168,6 +171,7 @@ async fn await_head(
         } else {
             DownstreamInterest::Nothing
         };
+        let has_buffered_body = !source.buffered_body().is_empty();
         let events = async {
             tokio::select! {
                 biased;
@@ -175,12 +179,16 @@ async fn await_head(
                     DispatchEvent::Upstream(event)
                 }
                 event = source.next_event(interest) => DispatchEvent::Client(event),
+                () = memory.wait_for_pressure(), if has_buffered_body => {
+                    DispatchEvent::MemoryPressure
+                }
             }
         };
         let Ok(event) = clock::timeout_at(wait_deadline, events).await else {
             return Err(timeout_error(deadline, source.is_body_done(), upstream));
         };
         match event {
+            DispatchEvent::MemoryPressure => source.release_body(memory),
             DispatchEvent::Upstream(UpstreamEvent::Head(Ok(()))) => {
                 if let Some(head) = inspect_head(context, source, upstream, accepts_body).await? {
                     return Ok(head);
@@ -204,13 +212,7 @@ async fn await_head(
             DispatchEvent::Client(DownstreamEvent::Read(read)) => {
                 let chunk = read.map_err(Rejection::fatal)?;
                 source.record_chunk(chunk.as_ref())?;
-                if context.worker.memory_level() >= MemoryLevel::Elevated && source.release_body() {
-                    context
-                        .worker
-                        .state
-                        .memory
-                        .record(MemoryMeasure::ReleaseBody);
-                }
+                context.worker.observe_memory();
                 let (is_done, trailers) = (source.is_body_done(), source.trailers());
                 upstream.forward(chunk.as_ref(), is_done, trailers).await?;
                 wait_deadline = head_deadline(context, deadline, source.is_body_done());

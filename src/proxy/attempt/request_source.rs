@@ -19,7 +19,8 @@ use crate::{
         },
         wire::events::{DownstreamEvent, DownstreamInterest},
     },
-    telemetry::reason::Reason,
+    state::instance::memory::MemoryBudget,
+    telemetry::{memory_measure::MemoryMeasure, reason::Reason},
 };
 
 /// Source from which an attempt reads its request.
@@ -111,12 +112,13 @@ impl RequestSource<'_> {
         }
     }
 
-    /// Releases the buffered chunks of a body, which then cannot be sent again. Returns whether
-    /// there were any. A copy is not released.
-    pub(crate) fn release_body(&mut self) -> bool {
-        match self {
-            Self::Client(_, body) => body.release(),
-            Self::Replay(_) => false,
+    /// Releases the buffered chunks of a body because memory is short. The body then cannot be
+    /// sent again. A copy is not released.
+    pub(crate) fn release_body(&mut self, memory: &MemoryBudget) {
+        if let Self::Client(_, body) = self
+            && body.release()
+        {
+            memory.record(MemoryMeasure::ReleaseBody);
         }
     }
 

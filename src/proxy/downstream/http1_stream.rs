@@ -37,7 +37,7 @@ const READ_BYTES: usize = 8 << 10;
 const MIN_READ_BYTES: usize = READ_BYTES / 2;
 
 /// Size of the buffer for a request head under memory pressure, in bytes.
-const SMALL_HEAD_BYTES: usize = 1 << 10;
+const SMALL_HEAD_BYTES: usize = 4 << 10;
 
 /// One request on an HTTP/1 connection, and its response.
 pub(crate) struct DownstreamHttp1 {
@@ -118,8 +118,8 @@ impl DownstreamHttp1 {
             }
             if memory_level() < MemoryLevel::High {
                 self.reserve_input();
-            } else if self.input.capacity() == 0 {
-                self.input.reserve(SMALL_HEAD_BYTES);
+            } else if self.input.len() < SMALL_HEAD_BYTES {
+                self.input.reserve(SMALL_HEAD_BYTES - self.input.len());
             } else if self.input.len() == self.input.capacity() {
                 return Err(HeadError::OutOfMemory);
             }
@@ -132,7 +132,6 @@ impl DownstreamHttp1 {
             Ok(body) => {
                 self.body = body;
                 self.keeps_alive = is_persistent(head.version, &head.headers);
-                self.handle().set_awaits_body(!self.body.is_done());
             }
             // The request is rejected (`downstream::framing`). Nobody can say where it ends.
             Err(_) => self.keeps_alive = false,
@@ -167,15 +166,15 @@ impl DownstreamHttp1 {
         }
         loop {
             match self.body.read(&mut self.input, self.is_input_ended) {
-                Ok(BodyProgress::Data(part)) => {
-                    self.handle().set_awaits_body(!self.body.is_done());
-                    return Ok(Some(part));
+                Ok(BodyProgress::Data(part)) => return Ok(Some(part)),
+                Ok(BodyProgress::Done) => return Ok(None),
+                Ok(BodyProgress::NeedsInput) => {
+                    // A tunnel may be silent for any time.
+                    let handle = self.handle().clone();
+                    let _awaits_body =
+                        (self.writer != BodyWriter::Tunnel).then(|| handle.announce_body_wait());
+                    self.fill().await?;
                 }
-                Ok(BodyProgress::Done) => {
-                    self.handle().set_awaits_body(false);
-                    return Ok(None);
-                }
-                Ok(BodyProgress::NeedsInput) => self.fill().await?,
                 Err(_) if self.is_input_ended => return Err(Reason::ClientClosed),
                 Err(_) => return Err(Reason::BadRequest),
             }

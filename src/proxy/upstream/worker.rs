@@ -131,6 +131,7 @@ impl WorkerHandle {
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                sweeping_worker.state.memory.register_worker(index);
                 runtime.block_on(async move {
                     loop {
                         tokio::select! {

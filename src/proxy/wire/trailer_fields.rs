@@ -52,8 +52,10 @@ const OWN_PREFIX: &str = "x-outrigger-";
 
 /// Removes the fields that trailers must not contain. Returns `None` if no field remains.
 pub(crate) fn without_forbidden(trailers: HeaderMap) -> Option<HeaderMap> {
-    let is_forbidden =
-        |name: &str| FORBIDDEN.binary_search(&name).is_ok() || name.starts_with(OWN_PREFIX);
+    let is_forbidden = |name: &str| {
+        // The `http` crate accepts `"` in names, which no HTTP/1 field name contains.
+        FORBIDDEN.binary_search(&name).is_ok() || name.starts_with(OWN_PREFIX) || name.contains('"')
+    };
     let mut allowed = trailers;
     let forbidden: Vec<_> = allowed
         .keys()

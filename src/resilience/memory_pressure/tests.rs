@@ -49,7 +49,7 @@ fn selected_keys(level: MemoryLevel, candidates: &[CloseCandidate]) -> Vec<usize
 #[test]
 fn idle_connections_close_before_stalled_ones_and_stalled_ones_only_after_a_time() {
     let candidates = [
-        candidate(1, WaitKind::Idle, 0),
+        candidate(1, WaitKind::Idle, 1_000),
         candidate(2, WaitKind::RequestHead, 499),
         candidate(3, WaitKind::Response, 500),
         candidate(4, WaitKind::Handshake, 99),

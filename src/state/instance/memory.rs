@@ -5,11 +5,13 @@
 //! thread (`allocator`), so no buffer needs bookkeeping of its own. A worker publishes its
 //! count when it has changed by 64 KiB.
 //!
-//! A byte that one thread allocates and another releases would shift these counts for ever. Once
-//! per second they are therefore corrected by the count of the whole process. Policies do not
-//! count: their size is measured when they become active. The difference between the budget and
-//! the memory limit of the process is the reserve of the policies, probes and the admin API. The
-//! module does not close connections and does not reject requests.
+//! A byte that a worker allocates and another thread releases would shift these counts for ever.
+//! Once per second they are therefore corrected by the counts of the arenas: each thread
+//! allocates from an arena of its own, and a released byte returns to the arena it came from.
+//!
+//! Policies, probes and the admin API are allocated by other threads and do not count. The
+//! difference between the budget and the memory limit of the process is their reserve. The module
+//! does not close connections and does not reject requests.
 
 mod allocator;
 pub mod limit;
@@ -28,6 +30,9 @@ use crate::{
         metric_names as name,
     },
 };
+
+/// Stands for the arena of a worker that has not registered.
+const NO_ARENA: u32 = u32::MAX;
 
 /// Change of a worker's count at which the worker publishes it, in bytes.
 const PUBLISHED_STEP_BYTES: u64 = 64 << 10;
@@ -49,10 +54,10 @@ pub struct MemoryBudget {
     /// Published count of each worker. It is negative for a worker that has released more bytes
     /// of others than it holds itself.
     worker_bytes: Box<[AtomicI64]>,
-    /// Difference between the bytes that count and the sum of `worker_bytes`.
+    /// Arena from which each worker allocates, or [`NO_ARENA`].
+    worker_arenas: Box<[AtomicU32]>,
+    /// Difference between the bytes in the arenas of the workers and the sum of `worker_bytes`.
     correction_bytes: AtomicI64,
-    /// Bytes of the process that do not count, such as policies.
-    excluded_bytes: AtomicI64,
     /// Level in force, as its position in [`MemoryLevel::ALL`].
     level: AtomicU8,
     /// Highest level since the last report, as its position in [`MemoryLevel::ALL`].
@@ -76,8 +81,8 @@ impl MemoryBudget {
         Self {
             budget_bytes,
             worker_bytes: (0..workers).map(|_| AtomicI64::new(0)).collect(),
+            worker_arenas: (0..workers).map(|_| AtomicU32::new(NO_ARENA)).collect(),
             correction_bytes: AtomicI64::new(0),
-            excluded_bytes: AtomicI64::new(0),
             level: AtomicU8::new(0),
             highest_level: AtomicU8::new(0),
             seconds_to_release: AtomicU32::new(0),
@@ -119,29 +124,20 @@ impl MemoryBudget {
         published.map(|bytes| bytes.load(Ordering::Relaxed)).sum()
     }
 
-    /// Excludes everything that the process holds now. It is called once the first policies are
-    /// active.
-    pub fn exclude_current(&self) {
-        if let Some(live_bytes) = allocator::process_live_bytes() {
-            self.excluded_bytes.store(live_bytes, Ordering::Relaxed);
-        }
+    /// Registers the calling thread as a worker. A worker calls it before anything else.
+    pub fn register_worker(&self, worker: usize) {
+        let arena = allocator::thread_arena().unwrap_or(NO_ARENA);
+        self.worker_arenas[worker].store(arena, Ordering::Relaxed);
     }
 
-    /// Calls `change`, and excludes the bytes that the calling thread holds more or less after
-    /// it. A reload of policies runs in it.
-    pub fn exclude_change<T>(&self, change: impl FnOnce() -> T) -> T {
-        let before = allocator::live_bytes();
-        let result = change();
-        let added = allocator::live_bytes() - before;
-        self.excluded_bytes.fetch_add(added, Ordering::Relaxed);
-        result
-    }
-
-    /// Corrects the counts of the workers by the count of the process.
+    /// Corrects the counts of the workers by the counts of their arenas.
     fn correct(&self) {
-        if let Some(live_bytes) = allocator::process_live_bytes() {
-            let counted = live_bytes - self.excluded_bytes.load(Ordering::Relaxed);
-            let correction = counted - self.published_bytes();
+        let arenas = self.worker_arenas.iter();
+        let arenas = arenas
+            .map(|arena| arena.load(Ordering::Relaxed))
+            .filter(|arena| *arena != NO_ARENA);
+        if let Some(live_bytes) = allocator::live_bytes_of_arenas(arenas) {
+            let correction = live_bytes - self.published_bytes();
             self.correction_bytes.store(correction, Ordering::Relaxed);
         }
     }
@@ -171,12 +167,18 @@ impl MemoryBudget {
     }
 
     fn update_level(&self) {
-        let current = self.level();
-        let next = current.next(self.used_bytes(), self.budget_bytes);
-        if next != current {
+        // The lock of the sender orders the updates of several workers.
+        let update = |level: &mut MemoryLevel| {
+            let next = level.next(self.used_bytes(), self.budget_bytes);
+            let is_changed = next != *level;
+            *level = next;
             self.level.store(next as u8, Ordering::Relaxed);
             self.highest_level.fetch_max(next as u8, Ordering::Relaxed);
-            self.level_sender.send_replace(next);
+            is_changed
+        };
+        let used = self.used_bytes();
+        if self.level().next(used, self.budget_bytes) != self.level() {
+            self.level_sender.send_if_modified(update);
         }
     }
 
@@ -191,13 +193,19 @@ impl MemoryBudget {
         }
     }
 
+    /// Waits until there is memory pressure.
+    pub async fn wait_for_pressure(&self) {
+        let mut level = self.level_sender.subscribe();
+        // The sender lives as long as this value.
+        _ = level.wait_for(|level| *level > MemoryLevel::Normal).await;
+    }
+
     /// Makes the allocator return unused pages at once while there is memory pressure. Never
     /// returns.
     pub async fn return_pages_under_pressure(&self) {
         let mut level = self.level_sender.subscribe();
         loop {
-            // The sender lives as long as this value.
-            _ = level.wait_for(|level| *level > MemoryLevel::Normal).await;
+            self.wait_for_pressure().await;
             allocator::return_pages_at_once(true);
             _ = level.wait_for(|level| *level == MemoryLevel::Normal).await;
             allocator::return_pages_at_once(false);

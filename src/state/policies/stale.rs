@@ -221,6 +221,15 @@ impl StaleState {
         self.lock().remove_variants(cache_key);
     }
 
+    /// Evicts the responses that were not used for the longest time, until half of the size is
+    /// left. Returns whether there were any.
+    pub fn evict_half(&self) -> bool {
+        let mut inner = self.lock();
+        let size = inner.bytes;
+        inner.evict_to(size / 2);
+        inner.bytes < size
+    }
+
     /// Returns the number of addresses and the total size in bytes.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
@@ -243,7 +252,11 @@ impl StaleInner {
     }
 
     fn evict_to_limit(&mut self) {
-        while self.bytes > self.max_bytes {
+        self.evict_to(self.max_bytes);
+    }
+
+    fn evict_to(&mut self, max_bytes: usize) {
+        while self.bytes > max_bytes {
             let Some((cache_key, variants)) = self.responses.pop_lru() else {
                 return;
             };

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// Maximum number of batches that wait to be written. A batch has at most about 16 KiB.
+/// Maximum number of batches that wait to be written. A batch has 16 KiB and at most one more line.
 const MAX_QUEUED_BATCHES: usize = 256;
 
 /// Maximum number of bytes of one write. Linux writes up to `PIPE_BUF` bytes to a pipe

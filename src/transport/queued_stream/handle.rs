@@ -49,6 +49,15 @@ pub struct HandshakeOutcome {
     pub peer_certificate: Option<CertificateDer<'static>>,
 }
 
+/// Clears the announcement of a wait when it is dropped.
+struct BodyWait<'h>(&'h AtomicBool);
+
+impl Drop for BodyWait<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 impl ConnectionHandle {
     pub(super) fn new(socket: SocketWriteHalf, tls: Option<rustls::Connection>) -> Self {
         Self {
@@ -223,17 +232,26 @@ impl ConnectionHandle {
         self.socket.reset_on_close();
     }
 
+    /// Returns the number of bytes that the peer has acknowledged, or else that the socket has
+    /// accepted.
+    #[must_use]
+    pub fn bytes_acknowledged(&self) -> u64 {
+        let counts = self.socket.tcp_byte_counts();
+        counts.map_or_else(|| self.bytes_sent(), |(acknowledged, _)| acknowledged)
+    }
+
     /// Closes the socket in both directions at once. The tasks of the connection see its end.
     pub fn shut_down(&self) {
         self.socket.shut_down();
     }
 
-    /// Announces whether the peer must send the rest of a message body.
-    pub fn set_awaits_body(&self, awaits_body: bool) {
-        self.awaits_body.store(awaits_body, Ordering::Relaxed);
+    /// Announces that its owner waits for the rest of a message body, until the guard is dropped.
+    pub fn announce_body_wait(&self) -> impl Drop + '_ {
+        self.awaits_body.store(true, Ordering::Relaxed);
+        BodyWait(&self.awaits_body)
     }
 
-    /// Returns `true` while the peer must send the rest of a message body.
+    /// Returns `true` while the owner waits for the peer to send the rest of a message body.
     #[must_use]
     pub fn awaits_body(&self) -> bool {
         self.awaits_body.load(Ordering::Relaxed)

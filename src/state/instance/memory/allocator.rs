@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use tikv_jemalloc_ctl::{
-    Access, AsName, epoch, opt, stats,
+    Access, AsName, epoch, opt,
     thread::{ThreadLocal, allocatedp, deallocatedp},
 };
 
@@ -16,9 +16,6 @@ const COLLECTION_STEP_BYTES: usize = 64 << 10;
 
 /// Number of block sizes that the cache of a thread holds, rounded up.
 const CACHED_BLOCK_SIZES: usize = 64;
-
-/// Name of the number of bytes that the caches of all threads hold. 4096 stands for all arenas.
-const ALL_ARENAS_CACHED_BYTES: &[u8] = b"stats.arenas.4096.tcache_bytes\0";
 
 thread_local! {
     /// Counters of allocated and of released bytes, which jemalloc keeps for this thread.
@@ -38,16 +35,29 @@ pub(super) fn live_bytes() -> i64 {
     })
 }
 
-/// Returns the number of bytes that the process has allocated and not released; `None` if the
-/// allocator does not count them.
+/// Returns the arena from which the calling thread allocates; `None` if jemalloc does not say it.
+pub(super) fn thread_arena() -> Option<u32> {
+    b"thread.arena\0".name().read().ok()
+}
+
+/// Returns the number of bytes that were allocated from the arenas and not released; `None` if
+/// the allocator does not count them.
 ///
 /// It takes the locks of all arenas one after another, which costs some ten microseconds.
-pub(super) fn process_live_bytes() -> Option<i64> {
+pub(super) fn live_bytes_of_arenas(arenas: impl Iterator<Item = u32>) -> Option<i64> {
     epoch::advance().ok()?;
-    let allocated: usize = stats::allocated::read().ok()?;
-    // jemalloc counts blocks in the caches of the threads as allocated.
-    let cached: usize = ALL_ARENAS_CACHED_BYTES.name().read().ok()?;
-    i64::try_from(allocated.saturating_sub(cached)).ok()
+    let statistic = |arena: u32, name: &str| -> Option<usize> {
+        let name = format!("stats.arenas.{arena}.{name}\0");
+        name.as_bytes().name().read().ok()
+    };
+    let live_bytes = arenas.map(|arena| {
+        let small = statistic(arena, "small.allocated")?;
+        let large = statistic(arena, "large.allocated")?;
+        // jemalloc counts blocks in the caches of the threads as allocated.
+        let cached = statistic(arena, "tcache_bytes")?;
+        i64::try_from((small + large).saturating_sub(cached)).ok()
+    });
+    live_bytes.sum()
 }
 
 /// Makes the allocator return unused pages to the system at once, or else after some seconds.
