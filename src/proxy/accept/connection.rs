@@ -29,6 +29,7 @@ use crate::{
         request::view::ClientIdentity,
         upstream::worker::Worker,
     },
+    resilience::memory_pressure::MemoryLevel,
     telemetry::{memory_measure::MemoryMeasure, tls_subject::TlsSubject},
     transport::{
         certificate,
@@ -123,12 +124,18 @@ async fn complete_handshake(
     if spec.tls.is_none() {
         return Some(HandshakeOutcome::default());
     }
-    let handshake = clock::timeout(
-        Some(spec.limits.header_timeout),
-        connection.handle().handshake(),
-    );
-    match handshake.await {
-        Ok(Ok(handshake_outcome)) => return Some(handshake_outcome),
+    let handle = connection.handle();
+    let handshake = async {
+        // The response to the first message of the client needs more memory than the connection.
+        handle.socket_readable().await?;
+        if worker.memory_level() >= MemoryLevel::High {
+            return Ok(None);
+        }
+        handle.handshake().await.map(Some)
+    };
+    match clock::timeout(Some(spec.limits.header_timeout), handshake).await {
+        Ok(Ok(Some(handshake_outcome))) => return Some(handshake_outcome),
+        Ok(Ok(None)) => worker.state.memory.record(MemoryMeasure::CloseHandshake),
         Ok(Err(error)) => record_tls_failure(spec, worker, &error),
         Err(clock::Elapsed) => record_tls_failure(spec, worker, &"the handshake timed out"),
     }
