@@ -60,11 +60,14 @@ fuzz_target!(|parts: (&str, &str, &str, &str)| {
         method,
         header: &find_header,
     };
-    let rules = &SNAPSHOT.rules_by_listener[0];
+    let table = &SNAPSHOT.route_tables[0];
+    let rules = table.rules();
     let first = rules
         .iter()
         .position(|rule| rule.matches(&request))
         .expect("the route `any` matches every request");
+    let found = table.find(&request).expect("the index finds what the scan finds");
+    assert!(std::ptr::eq(found, &rules[first]));
     // No rule before it matches, and no rule after it is more specific.
     for (index, rule) in rules
         .iter()
