@@ -66,7 +66,9 @@ fuzz_target!(|parts: (&str, &str, &str, &str)| {
         .iter()
         .position(|rule| rule.matches(&request))
         .expect("the route `any` matches every request");
-    let found = table.find(&request).expect("the index finds what the scan finds");
+    let found = table
+        .find(&request)
+        .expect("the index finds what the scan finds");
     assert!(std::ptr::eq(found, &rules[first]));
     // No rule before it matches, and no rule after it is more specific.
     for (index, rule) in rules
