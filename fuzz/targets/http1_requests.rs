@@ -85,6 +85,12 @@ fn serve_strictly(mut stream: TcpStream) {
                     .ok()
                     .and_then(|size| usize::from_str_radix(size, 16).ok())
                     .expect("a chunk size is a hexadecimal number");
+                if size == 0 {
+                    if !skip_trailers(&mut stream, &mut buffer) {
+                        return;
+                    }
+                    break;
+                }
                 while buffer.len() < size + 2 {
                     if !read_more(&mut stream, &mut buffer) {
                         return;
@@ -96,9 +102,6 @@ fn serve_strictly(mut stream: TcpStream) {
                     "a chunk ends after its size"
                 );
                 buffer.drain(..size + 2);
-                if size == 0 {
-                    break;
-                }
             },
         }
         if stream
@@ -107,6 +110,25 @@ fn serve_strictly(mut stream: TcpStream) {
         {
             return;
         }
+    }
+}
+
+/// Reads the trailers to the empty line after them, and checks them. Returns whether they are
+/// complete.
+fn skip_trailers(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
+    loop {
+        let Some(line) = read_until(stream, buffer, b"\r\n") else {
+            return false;
+        };
+        if line.is_empty() {
+            return true;
+        }
+        let (name, _) = parse_field(&line);
+        assert!(
+            ![&b"content-length"[..], b"transfer-encoding", b"host"].contains(&name.as_slice()),
+            "a trailer changes the message: {:?}",
+            String::from_utf8_lossy(&line)
+        );
     }
 }
 
