@@ -5,7 +5,7 @@
 //!
 //! | level | from | until below | measures, in addition to those of the lower level |
 //! | --- | --- | --- | --- |
-//! | elevated | 60 % | 50 % | idle connections close; new bodies are not retained for retries |
+//! | elevated | 60 % | 50 % | idle connections close; retained bodies and cached responses go |
 //! | high | 75 % | 70 % | new connections wait; stalled connections close |
 //! | critical | 90 % | 85 % | HTTP/2 is read slowly; requests are rejected by class |
 //!
@@ -20,7 +20,7 @@ use crate::resilience::shed::PriorityClass;
 /// Minimum time without progress after which a connection counts as stalled at the high level.
 const STALLED_AFTER: Duration = Duration::from_millis(500);
 
-/// The same at the critical level.
+/// The same at the critical level. Both also apply to idle connections.
 const STALLED_AFTER_CRITICAL: Duration = Duration::from_millis(100);
 
 /// Minimum time after which an idle connection closes at the elevated level. A connection whose

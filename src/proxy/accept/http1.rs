@@ -44,7 +44,6 @@ struct DownstreamConnection {
     /// Dropped first: a client that observes the close may connect again at once.
     permit: ConnectionPermit,
     entry: ConnectionEntry,
-    handle: Arc<ConnectionHandle>,
     identity: ClientIdentity,
     worker: Arc<Worker>,
     listener_state: watch::Receiver<ListenerState>,
@@ -84,7 +83,6 @@ pub(crate) async fn serve(
     let mut connection = DownstreamConnection {
         permit: open.permit,
         entry: open.entry,
-        handle: open.stream.handle().clone(),
         identity: open.identity,
         worker,
         listener_state,
@@ -95,9 +93,9 @@ pub(crate) async fn serve(
     };
     let mut is_first = true;
     loop {
-        let bytes_received_at_start = connection.handle.bytes_received();
-        let has_more =
-            !next.pipelined_bytes.is_empty() || (is_first && connection.handle.has_replay_bytes());
+        let bytes_received_at_start = connection.handle().bytes_received();
+        let has_more = !next.pipelined_bytes.is_empty()
+            || (is_first && connection.handle().has_replay_bytes());
         if !has_more {
             connection.set_activity(ConnectionActivity::Idle);
             if !connection.wait_for_next_request().await {
@@ -149,6 +147,10 @@ pub(crate) async fn wait_for_request(
 }
 
 impl DownstreamConnection {
+    fn handle(&self) -> &ConnectionHandle {
+        &self.entry.connection.handle
+    }
+
     /// Announces what the connection does now.
     fn set_activity(&self, activity: ConnectionActivity) {
         self.entry.connection.set_activity(activity);
@@ -163,7 +165,12 @@ impl DownstreamConnection {
             .load()
             .limits
             .idle_timeout;
-        wait_for_request(&self.handle, idle_timeout, &mut self.listener_state).await
+        wait_for_request(
+            &self.entry.connection.handle,
+            idle_timeout,
+            &mut self.listener_state,
+        )
+        .await
     }
 
     /// Serves a request whose head was read, or rejects the head.
@@ -197,7 +204,7 @@ impl DownstreamConnection {
         bytes_received_at_start: u64,
     ) -> HeadOutcome {
         let limits = self.permit.listener_context().spec.load().limits;
-        let has_bytes = self.handle.has_replay_bytes() || http1.has_unread_input();
+        let has_bytes = self.handle().has_replay_bytes() || http1.has_unread_input();
         let head_limits = HeadLimits {
             max_bytes: limits.max_header_bytes,
             max_fields: limits.max_headers,
@@ -216,7 +223,7 @@ impl DownstreamConnection {
             }
             // A connection that sent no byte is idle, so it closes without a response.
             Err(clock::Elapsed)
-                if self.handle.bytes_received() == bytes_received_at_start && !has_bytes =>
+                if self.handle().bytes_received() == bytes_received_at_start && !has_bytes =>
             {
                 HeadOutcome::Closed
             }

@@ -49,10 +49,8 @@ use crate::{
             stall_counter::StallCounter,
         },
     },
-    resilience::lifecycle::Stage,
-    resilience::memory_pressure::MemoryLevel,
+    resilience::{lifecycle::Stage, memory_pressure::MemoryLevel},
     telemetry::memory_measure::MemoryMeasure,
-    transport::queued_stream::ConnectionHandle,
 };
 
 /// Number of requests per connection that a client may cancel before their response ends,
@@ -106,9 +104,8 @@ impl Drop for OpenStreamGuard {
 struct ConnectionStreams {
     /// Dropped first: a client that observes the close may connect again at once.
     permit: ConnectionPermit,
-    entry: ConnectionEntry,
     /// Keeps the socket open until the permit is released.
-    _handle: Arc<ConnectionHandle>,
+    entry: ConnectionEntry,
     identity: ClientIdentity,
     worker: Arc<Worker>,
     counters: Arc<StreamCounters>,
@@ -185,7 +182,6 @@ impl ConnectionStreams {
         let streams = Self {
             permit: open.permit,
             entry: open.entry,
-            _handle: open.stream.handle().clone(),
             identity: open.identity,
             worker: worker.clone(),
             counters: Arc::default(),

@@ -280,8 +280,7 @@ fn spawn_connection(
 ) {
     let Some(permit) = ConnectionPermit::try_acquire(context) else {
         let spec = context.spec.load();
-        worker
-            .worker
+        context
             .state
             .telemetry
             .metrics
@@ -290,7 +289,7 @@ fn spawn_connection(
     };
     // A response is written as a whole, so Nagle's algorithm would only delay it.
     _ = tcp.set_nodelay(true);
-    let max_unsent_bytes = worker.worker.state.memory.max_unsent_bytes();
+    let max_unsent_bytes = context.state.memory.max_unsent_bytes();
     // An older kernel queues more.
     _ = SockRef::from(&tcp).set_tcp_notsent_lowat(max_unsent_bytes);
     tokio::spawn(connection::serve(

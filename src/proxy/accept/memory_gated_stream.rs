@@ -1,4 +1,4 @@
-//! A stream of an HTTP/2 connection that stops reading while memory pressure is critical.
+//! A stream of an HTTP/2 connection that is read slowly while memory pressure is critical.
 //!
 //! The windows of HTTP/2 permit a client to send far more than it has sent so far. The kernel
 //! then holds the client back instead. The module does not know frames or streams of HTTP/2.
@@ -24,7 +24,7 @@ use crate::{
 /// Time after which a paused connection looks at the level of memory pressure again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Stream whose reads wait while memory pressure is critical.
+/// Stream whose reads pause while memory pressure is critical.
 pub(crate) struct MemoryGatedStream {
     stream: BackpressuredStream,
     worker: Arc<Worker>,

@@ -33,12 +33,11 @@ struct LastProgress {
 
 /// Closes connections of a worker under memory pressure. Never returns.
 pub(crate) async fn relieve_memory(worker: Arc<Worker>, table: Arc<ConnectionTable>) {
-    let mut level = worker.state.memory.subscribe_level();
+    let memory = &worker.state.memory;
     loop {
-        // The sender lives as long as the state.
-        _ = level.wait_for(|level| *level > MemoryLevel::Normal).await;
+        memory.wait_for_pressure().await;
         let mut progress = HashMap::new();
-        while worker.state.memory.level() > MemoryLevel::Normal {
+        while memory.level() > MemoryLevel::Normal {
             close_connections(&worker, &table, &mut progress);
             clock::sleep(LOOK_INTERVAL).await;
             worker.observe_memory();

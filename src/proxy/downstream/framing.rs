@@ -9,8 +9,9 @@ use pingora::http::RequestHeader;
 
 use crate::{
     proxy::{
-        downstream::client::Client, request::rejection::Rejection,
-        wire::http1::body_reader::BodyReader,
+        downstream::client::Client,
+        request::rejection::Rejection,
+        wire::{header_names, http1::body_reader::BodyReader},
     },
     telemetry::reason::Reason,
 };
@@ -29,14 +30,11 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     let limits = &client.listener.limits;
     // HTTP/1 checks both limits before it stores the fields.
     if client.is_http2()
-        && (head.headers.len() > limits.max_headers
-            || http1_size(client.head()) > limits.max_header_bytes)
+        && (head.headers.len() > limits.max_headers || http1_size(head) > limits.max_header_bytes)
     {
         return Err(Rejection::from_reason(Reason::HeaderTooLarge));
     }
-    // The `http` crate accepts `"` in names, which no HTTP/1 field name contains.
-    let has_invalid_name = head.headers.keys().any(|name| name.as_str().contains('"'));
-    if has_invalid_name {
+    if !head.headers.keys().all(header_names::is_token) {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
     let body = BodyReader::from_request(head);

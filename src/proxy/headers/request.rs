@@ -42,6 +42,7 @@ use crate::{
     state::topology::endpoint::EndpointState,
 };
 
+const TE: HeaderValue = HeaderValue::from_static("te");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 /// Values that distinguish one attempt from other attempts of the same request.
@@ -119,7 +120,7 @@ fn set_hop_headers(
         headers.insert(header::UPGRADE, parse_header_value(protocol)?);
     }
     if accepts_trailers {
-        headers.append(header::CONNECTION, HeaderValue::from_static("te"));
+        headers.append(header::CONNECTION, TE);
     }
     if request.is_http2 {
         merge_cookies(headers)?;

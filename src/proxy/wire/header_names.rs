@@ -1,6 +1,7 @@
 //! Names of the header fields that the proxy reads or writes itself.
 //!
-//! The module defines only names. `headers` decides which fields are set and forwarded.
+//! The module also checks whether a name is valid in HTTP/1. `headers` decides which fields are
+//! set and forwarded.
 
 use http::HeaderName;
 
@@ -46,3 +47,10 @@ pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 /// Key by which the app recognizes a repeated request. A request that carries it may be retried
 /// (draft-ietf-httpapi-idempotency-key-header).
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Returns whether a name is a token, as HTTP/1 requires it (RFC 9110 section 5.1).
+///
+/// The `http` crate accepts one more character, and HTTP/2 can carry it.
+pub(crate) fn is_token(name: &HeaderName) -> bool {
+    !name.as_str().contains('"')
+}

@@ -3,7 +3,9 @@
 //! A recipient may merge trailers into the head. A field that decides about framing, routing,
 //! authentication or the content must therefore not be in trailers (RFC 9110 section 6.5.1).
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
+
+use crate::proxy::wire::header_names;
 
 /// Fields that trailers must not contain.
 const FORBIDDEN: [&str; 38] = [
@@ -52,16 +54,14 @@ const OWN_PREFIX: &str = "x-outrigger-";
 
 /// Removes the fields that trailers must not contain. Returns `None` if no field remains.
 pub(crate) fn without_forbidden(trailers: HeaderMap) -> Option<HeaderMap> {
-    let is_forbidden = |name: &str| {
-        // The `http` crate accepts `"` in names, which no HTTP/1 field name contains.
-        FORBIDDEN.binary_search(&name).is_ok() || name.starts_with(OWN_PREFIX) || name.contains('"')
+    let is_forbidden = |name: &&HeaderName| {
+        let text = name.as_str();
+        FORBIDDEN.binary_search(&text).is_ok()
+            || text.starts_with(OWN_PREFIX)
+            || !header_names::is_token(name)
     };
     let mut allowed = trailers;
-    let forbidden: Vec<_> = allowed
-        .keys()
-        .filter(|name| is_forbidden(name.as_str()))
-        .cloned()
-        .collect();
+    let forbidden: Vec<_> = allowed.keys().filter(is_forbidden).cloned().collect();
     for name in forbidden {
         allowed.remove(name);
     }

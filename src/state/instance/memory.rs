@@ -148,12 +148,6 @@ impl MemoryBudget {
         MemoryLevel::ALL[usize::from(self.level.load(Ordering::Relaxed))]
     }
 
-    /// Returns a receiver of the level. It is notified of each change.
-    #[must_use]
-    pub fn subscribe_level(&self) -> watch::Receiver<MemoryLevel> {
-        self.level_sender.subscribe()
-    }
-
     /// Publishes the bytes of the calling worker if they have changed, and updates the level.
     ///
     /// Without a change it reads two counters of the thread.

@@ -1,6 +1,7 @@
 //! Test support: scripted backends, a client that sends raw bytes, the sidecar on port 0, and the
 //! functions that wait for a condition. Tests wait only through these functions.
 
+pub(crate) mod admin;
 pub(crate) mod backend;
 pub(crate) mod certificates;
 pub(crate) mod cgroup;

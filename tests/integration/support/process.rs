@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{Client, TempDirectory, cgroup::MemoryCgroup};
+use super::{TempDirectory, admin, cgroup::MemoryCgroup};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_outrigger");
 
@@ -74,17 +74,12 @@ impl SidecarProcess {
 
     /// Sends a GET request to the admin server, and returns the body of the response.
     pub(crate) fn get_admin(&self, path: &str) -> String {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
-        let mut client = Client::connect(self.admin_address.parse().unwrap());
-        client.send(request).read_response().text()
+        admin::call_admin(self.admin_address.parse().unwrap(), "GET", path).text()
     }
 
     /// Returns the value of a metric series; 0 if it does not exist yet.
     pub(crate) fn metric(&self, series: &str) -> f64 {
-        let metrics = self.get_admin("/metrics");
-        let mut lines = metrics.lines();
-        let value = lines.find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
-        value.unwrap_or(0.0)
+        admin::metric(self.admin_address.parse().unwrap(), series)
     }
 
     /// Sends a signal, for example `-TERM`.

@@ -14,7 +14,7 @@ use outrigger::{
     telemetry::access_log::AccessLogWriter,
 };
 
-use super::{Client, ReceivedResponse, TempDirectory, eventually};
+use super::{Client, ReceivedResponse, TempDirectory, admin, eventually};
 
 /// Running sidecar with its policy directory.
 pub(crate) struct Sidecar {
@@ -73,13 +73,7 @@ impl Sidecar {
 
     /// Sends one request to the admin API.
     pub(crate) fn call_admin(&self, method: &str, path: &str) -> ReceivedResponse {
-        let mut client = Client::connect(self.app().admin_address());
-        client
-            .send(format!(
-                "{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\
-                 connection: close\r\n\r\n"
-            ))
-            .read_response()
+        admin::call_admin(self.app().admin_address(), method, path)
     }
 
     pub(crate) fn admin_json(&self, path: &str) -> serde_json::Value {
@@ -89,10 +83,7 @@ impl Sidecar {
     /// Returns the value of a time series, or 0 if it does not exist. `series` is its name with its
     /// labels, in the form of the metrics page.
     pub(crate) fn metric(&self, series: &str) -> f64 {
-        let text = self.call_admin("GET", "/metrics").text();
-        text.lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
-            .unwrap_or(0.0)
+        admin::metric(self.app().admin_address(), series)
     }
 
     /// Waits until the sidecar is connected to the engine of the global rate limits.

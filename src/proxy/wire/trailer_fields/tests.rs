@@ -1,4 +1,4 @@
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 
 use crate::proxy::wire::trailer_fields::*;
 
