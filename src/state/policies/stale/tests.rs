@@ -254,3 +254,23 @@ fn a_cached_response_does_not_retain_the_wire_buffer() {
         (&b"xxxx"[..], &b"xxxx"[..])
     );
 }
+
+#[test]
+fn half_of_the_cache_is_evicted_with_the_longest_unused_responses_first() {
+    let (state, now) = (new_state(1 << 20), some_instant());
+    assert!(!state.evict_half(), "nothing to evict");
+    for key in ["shop/a", "shop/b", "shop/c", "shop/d"] {
+        state.store(key, cached_response("body", None));
+    }
+    let headers = request_headers(&[]);
+    let is_cached = |key| state.find(lookup(key, &headers), DAY, now).is_some();
+    assert!(is_cached("shop/a"), "it is now the latest used one");
+    let bytes = state.size().1;
+    assert!(state.evict_half());
+    assert!(state.size().1 <= bytes / 2);
+    let remaining: Vec<_> = ["shop/a", "shop/b", "shop/c", "shop/d"]
+        .into_iter()
+        .filter(|key| is_cached(key))
+        .collect();
+    assert_eq!(remaining, ["shop/a", "shop/d"]);
+}
