@@ -31,6 +31,7 @@ use crate::{
     control::{
         BackgroundTasks, ControlLoop, InitialLoadError, ProcessSignals, Reloader,
         handover::{self, Handover, Predecessor},
+        memory_limit,
     },
     policy::diagnostic::Diagnostics,
     proxy::{accept::listeners::Listeners, upstream::worker::WorkerHandle},
@@ -41,7 +42,7 @@ use crate::{
             command::{AfterDrain, Command},
             lifecycle::ExitReason,
             listener_sockets::{InheritedShare, InheritedSockets, ListenerSet as _},
-            memory::{MemoryBudget, limit},
+            memory::MemoryBudget,
         },
     },
     telemetry::{Telemetry, access_log::AccessLogWriter, event::Event},
@@ -289,7 +290,9 @@ impl ExistingSockets {
 
 /// Creates the memory budget, and logs it.
 fn memory_budget(settings: &Settings, telemetry: Arc<Telemetry>) -> MemoryBudget {
-    let budget_bytes = settings.memory_budget.unwrap_or_else(limit::default_budget);
+    let budget_bytes = settings
+        .memory_budget
+        .unwrap_or_else(memory_limit::default_budget);
     tracing::info!("the memory budget is {} MiB", budget_bytes >> 20);
     MemoryBudget::new(budget_bytes, settings.worker_threads.get(), telemetry)
 }

@@ -18,6 +18,7 @@ mod health;
 mod http1_call;
 mod http2_call;
 mod maintenance;
+pub mod memory_limit;
 mod policy_change;
 mod recovery;
 mod reload;

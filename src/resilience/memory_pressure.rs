@@ -41,7 +41,7 @@ pub enum MemoryLevel {
     Elevated,
     /// Connections that make no progress are closed, and new ones wait.
     High,
-    /// Requests are rejected.
+    /// Requests are rejected, those of the least important priority class first.
     Critical,
 }
 
@@ -94,7 +94,7 @@ fn percent(used: u64, budget: u64) -> u64 {
 /// What a connection waits for, if it may be closed to release memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitKind {
-    /// The next request.
+    /// The next request; no request is in progress.
     Idle,
     /// The end of the TLS handshake.
     Handshake,

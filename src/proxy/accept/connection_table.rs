@@ -59,7 +59,7 @@ pub(crate) struct TrackedConnection {
     pub(crate) close_requested: Notify,
 }
 
-/// Open client connections of one worker.
+/// Open client connections of one worker. The lock covers one change, or one look at all of them.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionTable(Mutex<Slab<Arc<TrackedConnection>>>);
 
@@ -122,7 +122,7 @@ impl TrackedConnection {
 }
 
 impl ConnectionTable {
-    /// Adds a connection.
+    /// Adds an open connection, and returns the entry that removes it again.
     pub(crate) fn add(
         self: &Arc<Self>,
         handle: Arc<ConnectionHandle>,

@@ -14,7 +14,6 @@
 //! does not close connections and does not reject requests.
 
 mod allocator;
-pub mod limit;
 
 use std::sync::{
     Arc,

@@ -1,4 +1,4 @@
-use crate::state::instance::memory::limit::*;
+use crate::control::memory_limit::*;
 
 /// Creates a directory with the given files in place of the mounted hierarchies.
 fn write_hierarchy(name: &str, files: &[(&str, &str)]) -> PathBuf {
