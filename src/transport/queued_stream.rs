@@ -120,6 +120,7 @@ impl AsyncRead for QueuedStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.handle.ensure_not_shut_down()?;
         if !self.replay_bytes.is_empty() {
             let count = self.replay_bytes.len().min(buffer.remaining());
             buffer.put_slice(&self.replay_bytes.split_to(count));

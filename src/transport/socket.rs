@@ -132,6 +132,30 @@ impl SocketWriteHalf {
         }
     }
 
+    /// Waits until bytes have arrived or the peer has closed the connection, and leaves the bytes
+    /// in the kernel.
+    ///
+    /// It queries the kernel, because a new socket can be reported as readable without bytes.
+    ///
+    /// # Errors
+    /// If the connection is broken.
+    pub async fn bytes_arrived(&self) -> io::Result<()> {
+        loop {
+            self.readable().await?;
+            let mut probe = [MaybeUninit::uninit(); 1];
+            let peek = || self.sock_ref().peek(&mut probe);
+            // `try_io` waits for the next event of the kernel after `WouldBlock`.
+            let peeked = match self {
+                Self::Tcp(writer) => writer.as_ref().try_io(Interest::READABLE, peek),
+                Self::Unix(writer) => writer.as_ref().try_io(Interest::READABLE, peek),
+            };
+            match peeked {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                peeked => return peeked.map(drop),
+            }
+        }
+    }
+
     /// Reads available bytes, and returns their number; 0 is the end of the stream.
     ///
     /// # Errors

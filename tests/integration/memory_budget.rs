@@ -9,9 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustls::ClientConnection;
+
 use crate::support::{
     Client, ScriptedBackend, TempDirectory,
     backend::{ReceivedRequest, ok_response},
+    certificates::CertificateAuthority,
     cgroup::MemoryCgroup,
     eventually,
     policy::PolicyBuilder,
@@ -21,6 +24,12 @@ use crate::support::{
 
 /// Number of connections of each attack. Together they would need several hundred MiB.
 const ATTACKERS: usize = 1_000;
+
+/// Time after which an attack opens no more connections.
+const ATTACK_TIME: Duration = Duration::from_secs(5);
+
+/// Time for which a flood sends.
+const FLOOD_TIME: Duration = Duration::from_secs(3);
 
 /// Memory limit of the sidecar. A build without optimization needs 25 MiB more for its code, and
 /// larger tasks.
@@ -56,15 +65,34 @@ fn write_policy(app: &ScriptedBackend) -> TempDirectory {
 }
 
 /// Opens connections that send the same bytes and read nothing. A connection that the sidecar
-/// refuses or resets has served its purpose.
+/// refuses or resets has served its purpose. The attack stops after [`ATTACK_TIME`], because the
+/// sidecar accepts nothing while memory is short.
 fn attack(address: SocketAddr, connections: usize, bytes: &[u8]) -> Vec<TcpStream> {
+    let start = Instant::now();
     let connect = |_| {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()?;
         stream.set_nonblocking(true).ok()?;
         _ = stream.write(bytes);
         Some(stream)
     };
-    (0..connections).filter_map(connect).collect()
+    (0..connections)
+        .take_while(|_| start.elapsed() < ATTACK_TIME)
+        .filter_map(connect)
+        .collect()
+}
+
+/// Opens connections, and keeps sending the same bytes on each until all were sent or
+/// [`FLOOD_TIME`] is over.
+fn flood(address: SocketAddr, connections: usize, bytes: &[u8]) {
+    let start = Instant::now();
+    let streams = attack(address, connections, b"");
+    let mut unsent: Vec<_> = streams.iter().map(|stream| (stream, bytes)).collect();
+    while start.elapsed() < FLOOD_TIME {
+        for (stream, rest) in &mut unsent {
+            let sent = stream.write(rest).unwrap_or(0);
+            *rest = &rest[sent..];
+        }
+    }
 }
 
 /// Head of a request that never ends.
@@ -79,21 +107,59 @@ fn body(is_complete: bool) -> Vec<u8> {
     [head.into_bytes(), vec![b'x'; 64 << 10]].concat()
 }
 
+/// HTTP/2 frame.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let header = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&header, payload].concat()
+}
+
+/// Start of an HTTP/2 connection with these settings.
+fn preface(settings: &[u8]) -> Vec<u8> {
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, settings),
+    ]
+    .concat()
+}
+
+/// Head of a request for `/large`, as a HEADERS frame that also ends the request.
+fn large_request(stream: u32) -> Vec<u8> {
+    frame(1, 5, stream, b"\x82\x86\x44\x06/large\x41\x01a")
+}
+
 /// HTTP/2 connection with a window of 0 and 100 streams that request `/large`.
 fn stalled_streams() -> Vec<u8> {
-    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let header = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-        [&header, payload].concat()
-    };
     let initial_window_size = [0, 4, 0, 0, 0, 0];
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    bytes.extend(frame(4, 0, 0, &initial_window_size));
-    for number in 0..100 {
-        let head = b"\x82\x86\x44\x06/large\x41\x01a";
-        bytes.extend(frame(1, 5, 1 + 2 * number, head));
-    }
-    bytes
+    let streams = (0..100).flat_map(|number| large_request(1 + 2 * number));
+    preface(&initial_window_size)
+        .into_iter()
+        .chain(streams)
+        .collect()
+}
+
+/// HTTP/2 connection with a head that never ends: CONTINUATION frames of 16 KiB without the flag
+/// END_HEADERS.
+fn endless_continuation() -> Vec<u8> {
+    let field = b"\x00\x01a\x01b";
+    let first = frame(
+        1,
+        1,
+        1,
+        &[b"\x82\x86\x84".as_slice(), &field.repeat(3_000)].concat(),
+    );
+    let next = frame(9, 0, 1, &field.repeat(3_200));
+    [preface(&[]), first, next.repeat(75)].concat()
+}
+
+/// HTTP/2 connection that opens streams and resets them at once.
+fn rapid_resets() -> Vec<u8> {
+    let cancel = [0, 0, 0, 8];
+    let streams = (0..500).flat_map(|number| {
+        let stream = 1 + 2 * number;
+        [large_request(stream), frame(3, 0, stream, &cancel)].concat()
+    });
+    preface(&[]).into_iter().chain(streams).collect()
 }
 
 /// Sends requests of the class critical until a flag is set. Returns the number of responses with
@@ -123,6 +189,16 @@ fn send_important_requests(sidecar: &SidecarProcess, is_over: &AtomicBool) -> (u
     (served, longest_probe)
 }
 
+/// Returns the largest number of bytes in use until a condition is met.
+fn highest_use(sidecar: &SidecarProcess, mut is_over: impl FnMut() -> bool) -> u64 {
+    let mut highest = 0;
+    eventually("the attack is over", || {
+        highest = highest.max(sidecar.metric("outrigger_memory_used_bytes") as u64);
+        is_over()
+    });
+    highest
+}
+
 /// Returns the resident memory of a process without its code, in KiB.
 fn resident_kib(sidecar: &SidecarProcess) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", sidecar.child.id())).unwrap();
@@ -150,6 +226,8 @@ fn attacks_on_the_memory_end_neither_the_process_nor_the_service_of_important_re
         body(false),
         b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(),
         stalled_streams(),
+        endless_continuation(),
+        rapid_resets(),
     ];
     let is_over = AtomicBool::new(false);
     let (served, longest_probe) = thread::scope(|scope| {
@@ -204,6 +282,49 @@ fn connections_that_stall_are_closed_before_the_budget_is_used_up() {
     let mut events = Client::connect(sidecar.admin_address.parse().unwrap());
     events.send("GET /api/v1/events HTTP/1.1\r\nhost: a\r\n\r\n");
     assert!(events.reads_until("memory_level_changed"));
+}
+
+#[test]
+fn tls_handshakes_that_stop_half_way_do_not_exceed_the_budget() {
+    let (authority, app) = (CertificateAuthority::new(), ScriptedBackend::healthy());
+    authority.write("server", &authority.issue(&["shop.test"]));
+    let directory = TempDirectory::new();
+    let tls = format!(
+        "tls: {{certFile: \"{}\", keyFile: \"{}\"}}",
+        authority.path("server.crt").display(),
+        authority.path("server.key").display()
+    );
+    let policy = PolicyBuilder::to_backend(&app).listener_fields(tls);
+    directory.write("policy.yaml", &policy.build());
+    let sidecar = SidecarProcess::start_with_arguments(&directory, &["--memory-budget", "16Mi"]);
+    let silent = attack(sidecar.listener_address, 2_000, b"");
+    // The handshakes start at the same moment, when all connections exist.
+    let config = authority.client_config(None, &[b"h2"]);
+    let name = "shop.test".try_into().unwrap();
+    let mut client_hello = Vec::new();
+    let mut session = ClientConnection::new(config, name).unwrap();
+    session.write_tls(&mut client_hello).unwrap();
+    for mut connection in &silent {
+        // The sidecar may have closed it.
+        _ = connection.write(&client_hello);
+    }
+    let closed = r#"outrigger_memory_measures_total{measure="handshake_closed"}"#;
+    let highest = highest_use(&sidecar, || sidecar.metric(closed) > 0.0);
+    assert!(highest <= 16 << 20, "{highest} bytes were in use");
+}
+
+#[test]
+fn request_heads_that_never_end_do_not_exceed_the_budget_on_http2_either() {
+    let app = ScriptedBackend::healthy();
+    let directory = write_policy(&app);
+    let sidecar = SidecarProcess::start_with_arguments(&directory, &["--memory-budget", "8Mi"]);
+    let (address, bytes) = (sidecar.listener_address, endless_continuation());
+    let highest = thread::scope(|scope| {
+        let flood = scope.spawn(|| flood(address, 200, &bytes));
+        highest_use(&sidecar, || flood.is_finished())
+    });
+    // Each worker reads at most once before it observes the use.
+    assert!(highest <= 9 << 20, "{highest} bytes were in use");
 }
 
 #[test]

@@ -127,7 +127,7 @@ async fn complete_handshake(
     let handle = connection.handle();
     let handshake = async {
         // The response to the first message of the client needs more memory than the connection.
-        handle.socket_readable().await?;
+        handle.bytes_arrived().await?;
         if worker.memory_level() >= MemoryLevel::High {
             return Ok(None);
         }

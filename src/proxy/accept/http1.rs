@@ -280,8 +280,7 @@ async fn linger(mut http1: Box<DownstreamHttp1>) {
     let (time, bytes) = LINGER_LIMITS;
     let bytes_received_max = handle.bytes_received() + bytes;
     let discard_input = async {
-        while handle.bytes_received() < bytes_received_max && handle.socket_readable().await.is_ok()
-        {
+        while handle.bytes_received() < bytes_received_max && handle.bytes_arrived().await.is_ok() {
             // The buffer does not live while the connection waits.
             match handle.discard(&mut [0_u8; 4096]) {
                 Ok(true) => {}

@@ -186,8 +186,7 @@ impl ConnectionStreams {
             worker: worker.clone(),
             counters: Arc::default(),
         };
-        let connection = streams.entry.connection.clone();
-        let stream = MemoryGatedStream::new(open.stream, worker, connection);
+        let stream = MemoryGatedStream::new(open.stream, worker);
         (streams, stream)
     }
 

@@ -15,10 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     clock,
-    proxy::{accept::connection_table::TrackedConnection, upstream::worker::Worker},
+    proxy::upstream::worker::Worker,
     resilience::memory_pressure::MemoryLevel,
     telemetry::memory_measure::MemoryMeasure,
-    transport::{backpressured_stream::BackpressuredStream, queued_stream::QueuedStream},
+    transport::{
+        backpressured_stream::BackpressuredStream,
+        queued_stream::{ConnectionHandle, QueuedStream},
+    },
 };
 
 /// Time after which a paused connection looks at the level of memory pressure again.
@@ -28,20 +31,16 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct MemoryGatedStream {
     stream: BackpressuredStream,
     worker: Arc<Worker>,
-    connection: Arc<TrackedConnection>,
+    handle: Arc<ConnectionHandle>,
     pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl MemoryGatedStream {
-    pub(crate) fn new(
-        stream: QueuedStream,
-        worker: Arc<Worker>,
-        connection: Arc<TrackedConnection>,
-    ) -> Self {
+    pub(crate) fn new(stream: QueuedStream, worker: Arc<Worker>) -> Self {
         Self {
+            handle: stream.handle().clone(),
             stream: BackpressuredStream(stream),
             worker,
-            connection,
             pause: None,
         }
     }
@@ -61,7 +60,7 @@ impl MemoryGatedStream {
             };
             // A closed connection must see its end, so that it releases its memory.
             if self.worker.memory_level() < MemoryLevel::Critical
-                || self.connection.is_closing()
+                || self.handle.is_shut_down()
                 || (has_paused && !self.worker.is_memory_exhausted())
             {
                 return Poll::Ready(());

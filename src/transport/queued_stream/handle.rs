@@ -33,6 +33,7 @@ pub struct ConnectionHandle {
     has_queued_bytes: AtomicBool,
     pub(super) has_replay_bytes: AtomicBool,
     awaits_body: AtomicBool,
+    is_shut_down: AtomicBool,
     pub(super) bytes_received: AtomicU64,
     bytes_sent: AtomicU64,
     /// TLS session; `None` for plaintext connections. The lock guards single reads and writes
@@ -66,6 +67,7 @@ impl ConnectionHandle {
             has_queued_bytes: AtomicBool::new(false),
             has_replay_bytes: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
+            is_shut_down: AtomicBool::new(false),
             bytes_received: AtomicU64::new(0),
             bytes_sent: AtomicU64::new(0),
             tls: tls.map(|connection| Mutex::new(TlsSession::new(connection))),
@@ -178,12 +180,13 @@ impl ConnectionHandle {
         }
     }
 
-    /// Waits until the socket is readable, even if its bytes are no plaintext.
+    /// Waits until bytes have arrived or the peer has closed the connection, even if the bytes
+    /// are no plaintext.
     ///
     /// # Errors
     /// If the connection is broken.
-    pub async fn socket_readable(&self) -> io::Result<()> {
-        self.socket.readable().await
+    pub async fn bytes_arrived(&self) -> io::Result<()> {
+        self.socket.bytes_arrived().await
     }
 
     /// Returns `true` while bytes passed to `QueuedStream::replay` have not been read again.
@@ -240,9 +243,25 @@ impl ConnectionHandle {
         counts.map_or_else(|| self.bytes_sent(), |(acknowledged, _)| acknowledged)
     }
 
-    /// Closes the socket in both directions at once. The tasks of the connection see its end.
+    /// Closes the socket in both directions at once. The tasks of the connection see its end, and
+    /// do not read what the kernel has received.
     pub fn shut_down(&self) {
+        self.is_shut_down.store(true, Ordering::Relaxed);
         self.socket.shut_down();
+    }
+
+    /// Returns `true` after [`Self::shut_down`].
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        self.is_shut_down.load(Ordering::Relaxed)
+    }
+
+    /// Fails after [`Self::shut_down`], because the kernel would still return received bytes.
+    pub(super) fn ensure_not_shut_down(&self) -> io::Result<()> {
+        if self.is_shut_down() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
     }
 
     /// Announces that its owner waits for the rest of a message body, until the guard is dropped.
@@ -311,6 +330,7 @@ impl ConnectionHandle {
     /// Feeds available socket bytes to the TLS session, according to the readiness that tokio
     /// has cached. Returns their number, or `None` if there are none.
     fn read_into_tls(&self) -> io::Result<Option<usize>> {
+        self.ensure_not_shut_down()?;
         let mut bytes = vec![0; TLS_RECORD_BYTES];
         match self.socket.try_read(&mut bytes) {
             Ok(count) => self.feed(&bytes[..count]).map(|()| Some(count)),

@@ -78,3 +78,42 @@ async fn a_reset_does_not_prove_that_bytes_were_unread() {
     reading.await.expect("it ended");
     assert!(!handle.peer_closed_before(before));
 }
+
+/// Returns the handle of a new connection, its stream, and the socket of its peer.
+async fn new_connection() -> (QueuedStream, Arc<ConnectionHandle>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let peer = TcpStream::connect(listener.local_addr().expect("an address"))
+        .await
+        .expect("a connection");
+    let (accepted, _) = listener.accept().await.expect("a connection");
+    let connection = open(Socket::Tcp(accepted), None);
+    let handle = connection.handle().clone();
+    (connection, handle, peer)
+}
+
+#[tokio::test]
+async fn bytes_do_not_arrive_on_a_new_connection_before_its_peer_has_sent_some() {
+    let (_connection, handle, mut peer) = new_connection().await;
+    // The exchange on another connection gives the kernel time to report the new one.
+    let no_bytes = tokio::select! {
+        biased;
+        _ = handle.bytes_arrived() => false,
+        _ = connection_after_one_exchange() => true,
+    };
+    assert!(no_bytes);
+    peer.write_all(b"one").await.expect("it is taken");
+    handle.bytes_arrived().await.expect("they arrive");
+}
+
+#[tokio::test]
+async fn a_connection_that_was_shut_down_does_not_return_the_bytes_it_received() {
+    let (mut connection, handle, mut peer) = new_connection().await;
+    peer.write_all(b"one").await.expect("it is taken");
+    handle.bytes_arrived().await.expect("they arrive");
+    handle.shut_down();
+    let read = connection.read(&mut [0; 3]).await;
+    assert_eq!(
+        read.expect_err("it is closed").kind(),
+        io::ErrorKind::ConnectionAborted
+    );
+}
