@@ -190,10 +190,10 @@ fn send_important_requests(sidecar: &SidecarProcess, is_over: &AtomicBool) -> (u
 }
 
 /// Returns the largest number of bytes in use until a condition is met.
-fn highest_use(sidecar: &SidecarProcess, mut is_over: impl FnMut() -> bool) -> u64 {
-    let mut highest = 0;
+fn highest_use(sidecar: &SidecarProcess, mut is_over: impl FnMut() -> bool) -> f64 {
+    let mut highest = 0.0_f64;
     eventually("the attack is over", || {
-        highest = highest.max(sidecar.metric("outrigger_memory_used_bytes") as u64);
+        highest = highest.max(sidecar.metric("outrigger_memory_used_bytes"));
         is_over()
     });
     highest
@@ -310,7 +310,10 @@ fn tls_handshakes_that_stop_half_way_do_not_exceed_the_budget() {
     }
     let closed = r#"outrigger_memory_measures_total{measure="handshake_closed"}"#;
     let highest = highest_use(&sidecar, || sidecar.metric(closed) > 0.0);
-    assert!(highest <= 16 << 20, "{highest} bytes were in use");
+    assert!(
+        highest <= f64::from(16 << 20),
+        "{highest} bytes were in use"
+    );
 }
 
 #[test]
@@ -324,7 +327,7 @@ fn request_heads_that_never_end_do_not_exceed_the_budget_on_http2_either() {
         highest_use(&sidecar, || flood.is_finished())
     });
     // Each worker reads at most once before it observes the use.
-    assert!(highest <= 9 << 20, "{highest} bytes were in use");
+    assert!(highest <= f64::from(9 << 20), "{highest} bytes were in use");
 }
 
 #[test]
