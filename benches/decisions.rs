@@ -17,8 +17,8 @@ use std::{
 
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
-use http::HeaderMap;
 use outrigger::{
+    message::headers::Headers,
     policy::{
         self, matching::RouteMatchInput, sections::rate_limit::spec::RateLimitRuleSpec,
         snapshot::PolicySnapshot, source::PolicySource,
@@ -328,7 +328,7 @@ fn cached_responses(criterion: &mut Criterion) {
             .collect();
         for key in &keys {
             let cached_response = CachedResponse {
-                headers: HeaderMap::new(),
+                headers: Headers::default(),
                 body: Bytes::new(),
                 received_at: now,
                 expires_at: now + Duration::from_secs(3_600),
@@ -339,7 +339,7 @@ fn cached_responses(criterion: &mut Criterion) {
             };
             cache.store(key, cached_response);
         }
-        let (request, mut next) = (HeaderMap::new(), 0);
+        let (request, mut next) = (Headers::default(), 0);
         group.bench_function(format!("find one of {count}"), |bench| {
             bench.iter(|| {
                 next = (next + 7_919) % count;

@@ -15,6 +15,7 @@
 //!   buckets and endpoints. They are identified by name and survive reloads.
 //! - [`proxy`] is the data plane. `proxy/serve.rs` describes the life of a request from top to
 //!   bottom. It pins the active policy at the start, and each step has a file of its own.
+//! - [`message`] holds the heads of HTTP messages.
 //! - [`transport`] is the layer below HTTP: sockets and TLS.
 //! - [`control`] contains everything that runs without a request: reload, discovery, health
 //!   checks, recovery and drain.
@@ -38,6 +39,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod control;
+pub mod message;
 pub mod policy;
 pub mod proxy;
 pub mod resilience;

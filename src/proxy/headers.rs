@@ -9,16 +9,14 @@ pub(crate) mod rate_limit;
 pub(crate) mod request;
 pub(crate) mod response;
 
-use http::HeaderValue;
-
 /// Entry in `via` for a message that arrived over HTTP/1.
-const VIA: HeaderValue = HeaderValue::from_static("1.1 outrigger");
+const VIA: &str = "1.1 outrigger";
 
 /// Entry in `via` for a message that arrived over HTTP/2.
-const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 outrigger");
+const VIA_HTTP2: &str = "2 outrigger";
 
 /// Value of `connection` in a message that changes the protocol.
-const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+const UPGRADE: &str = "upgrade";
 
 /// Value of `transfer-encoding` for a body of unknown length.
-const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
+const CHUNKED: &str = "chunked";

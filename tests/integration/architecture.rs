@@ -37,8 +37,9 @@ const IMPORT_MATRIX: &[(&str, &[&str])] = &[
     ("telemetry", &["resilience"]),
     ("clock", &[]),
     ("settings", &[]),
+    ("message", &[]),
     ("transport", &["policy"]),
-    ("state", &["resilience", "policy", "telemetry"]),
+    ("state", &["resilience", "policy", "telemetry", "message"]),
     (
         "proxy",
         &[
@@ -48,6 +49,7 @@ const IMPORT_MATRIX: &[(&str, &[&str])] = &[
             "clock",
             "state",
             "transport",
+            "message",
         ],
     ),
     (

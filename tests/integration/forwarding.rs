@@ -56,6 +56,33 @@ fn a_forwarded_request_keeps_end_to_end_headers_and_drops_hop_by_hop_headers() {
 }
 
 #[test]
+fn names_and_order_of_fields_stay_as_they_were_sent() {
+    let backend = ScriptedBackend::responding_with(|_| {
+        "HTTP/1.1 200 OK\r\nX-ONE: 1\r\nSet-Cookie: a\r\ncontent-LENGTH: 2\r\nx-two:2\r\n\
+         set-cookie: b\r\nETag: \"7\"\r\n\r\nok"
+            .into()
+    });
+    let sidecar = Sidecar::start(&policy(&[backend.address], ""));
+    let mut client = sidecar.client();
+    client.send(
+        "GET /<`> HTTP/1.1\r\nX-B: 1\r\nHOST: shop\r\nAccept:*/*\r\nx-B:  2 \r\n\
+         SOAPAction: x\r\n\r\n",
+    );
+    let response = client.read_response();
+    let has_lines = |head: &str, lines: &str| head.contains(&lines.replace('\n', "\r\n"));
+    let forwarded = &backend.requests()[0].head;
+    let lines = "X-B: 1\nHOST: shop\nAccept: */*\nx-B: 2\nSOAPAction: x\n";
+    assert!(has_lines(forwarded, lines), "{forwarded}");
+    assert!(
+        forwarded.starts_with("GET /<`> HTTP/1.1\r\n"),
+        "{forwarded}"
+    );
+    let lines =
+        "X-ONE: 1\nSet-Cookie: a\ncontent-LENGTH: 2\nx-two: 2\nset-cookie: b\nETag: \"7\"\n";
+    assert!(has_lines(&response.head, lines), "{}", response.head);
+}
+
+#[test]
 fn the_request_id_of_the_client_is_forwarded() {
     let backend = ScriptedBackend::healthy();
     let sidecar = Sidecar::start(&policy(&[backend.address], ""));

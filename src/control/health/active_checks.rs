@@ -31,7 +31,7 @@ use crate::{
     resilience::health::Health,
     state::{
         State,
-        instance::lifecycle::condition,
+        instance::{drain, instance_age, lifecycle::condition},
         topology::endpoint::{EndpointState, peer_lifecycle::PeerLifecycle},
     },
     telemetry::event::Event,
@@ -169,7 +169,14 @@ impl EndpointCheck {
     /// clears that mark. Returns whether the endpoint reports that it is draining.
     fn observe_peer_lifecycle(&self, response: &HeaderMap, requested_at: Instant) -> bool {
         let (backend, label) = (self.backend.clone(), self.endpoint.label.clone());
-        let peer_lifecycle = PeerLifecycle::from_headers(response);
+        let text_of = |name| {
+            let value = response.get(name)?;
+            http::HeaderValue::to_str(value).ok()
+        };
+        let peer_lifecycle = PeerLifecycle::parse(
+            text_of(instance_age::STARTED_AT_HEADER),
+            text_of(drain::DRAINING_HEADER),
+        );
         let is_draining = peer_lifecycle.is_some_and(|peer_lifecycle| peer_lifecycle.is_draining());
         if let Some(ttl) = peer_lifecycle.and_then(|peer_lifecycle| {
             self.endpoint

@@ -99,7 +99,7 @@ pub(crate) fn write_key(
         write(b"\n");
     };
     for (name, _) in selector.headers.iter().filter(|(_, value)| value.is_none()) {
-        write_part(request.head.headers.get(name)?.as_bytes());
+        write_part(request.head.headers.get(name)?);
     }
     if selector
         .source_cidr
@@ -129,7 +129,7 @@ fn selector_matches(
             value.is_some_and(|value| {
                 expected
                     .as_ref()
-                    .is_none_or(|expected| value.as_bytes() == expected.as_bytes())
+                    .is_none_or(|expected| value == expected.as_bytes())
             })
         })
     };

@@ -10,10 +10,10 @@ use std::{
 };
 
 use ahash::RandomState;
-use http::HeaderMap;
 
 use crate::{
     clock,
+    message::headers::{Headers, as_text},
     policy::sections::rate_limit::spec::RateLimitRuleSpec,
     proxy::{
         admission::{
@@ -93,7 +93,7 @@ fn acquire_local(task: &mut RequestTask<'_>, now: Instant) -> Result<Duration, R
 pub(crate) fn charge_response(
     context: &RequestContext<'_>,
     outcome: &mut RateLimitOutcome,
-    response_headers: &HeaderMap,
+    response_headers: &Headers,
 ) {
     let route = context.route;
     for PendingCharge {
@@ -109,7 +109,7 @@ pub(crate) fn charge_response(
         else {
             continue;
         };
-        let tokens = cost.to_str().ok().and_then(|cost| cost.parse().ok());
+        let tokens = as_text(cost).and_then(|cost| cost.parse().ok());
         match (key, tokens) {
             (ChargeKey::Global(key), Some(tokens)) => {
                 global_rate_limits::charge_response(context, index, key, tokens)

@@ -7,10 +7,10 @@
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use pingora::http::ResponseHeader;
 
 use crate::{
     clock,
+    message::ResponseHead,
     proxy::{
         attempt::{outcome::AttemptError, request_source::RequestSource},
         downstream::client::Client,
@@ -352,12 +352,9 @@ fn timeout_error(deadline: &Deadline, is_body_done: bool, upstream: &Upstream) -
 }
 
 /// Returns whether a response with status 101 names one of the requested protocols.
-fn is_upgrade_accepted(requested: &str, response_head: &ResponseHeader) -> bool {
-    let accepted = response_head
-        .headers
-        .get(http::header::UPGRADE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+fn is_upgrade_accepted(requested: &str, response_head: &ResponseHead) -> bool {
+    let accepted = response_head.headers.get_str(http::header::UPGRADE);
+    let accepted = accepted.unwrap_or_default();
     !accepted.is_empty()
         && requested
             .split(',')
@@ -370,7 +367,7 @@ fn is_upgrade_accepted(requested: &str, response_head: &ResponseHeader) -> bool 
 async fn relay_interim_response(
     context: &RequestContext<'_>,
     client: &mut Client,
-    head: &ResponseHeader,
+    head: &ResponseHead,
 ) -> Result<(), Rejection> {
     if !matches!(
         client.head().version,
@@ -378,9 +375,11 @@ async fn relay_interim_response(
     ) {
         return Ok(());
     }
-    let head = build_response_head(context, client, head, false, None)
-        .map_err(|_| Rejection::from_reason(Reason::InternalError))?;
-    client.write_interim(head).await.map_err(Rejection::fatal)?;
+    let head = build_response_head(context, client, head, false, None);
+    client
+        .write_interim(&head)
+        .await
+        .map_err(Rejection::fatal)?;
     let idle = context.destination.policy.timeouts.stream_idle;
     clock::timeout(idle, client.flush())
         .await

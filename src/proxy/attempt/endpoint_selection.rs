@@ -194,13 +194,10 @@ fn consistent_hash_key(context: &RequestContext<'_>, request: &RequestView<'_>) 
     };
     let headers = &request.head.headers;
     match key {
-        HashKey::Header(name) => headers
-            .get(name)
-            .map(|value| hash_ring::hash_key(value.as_bytes())),
+        HashKey::Header(name) => headers.get(name).map(hash_ring::hash_key),
         HashKey::Cookie(name) => headers
             .get_all(header::COOKIE)
-            .iter()
-            .find_map(|cookies| cookie_value(cookies.as_bytes(), name.as_bytes()))
+            .find_map(|cookies| cookie_value(cookies, name.as_bytes()))
             .map(hash_ring::hash_key),
         HashKey::ClientIp => Some(hash_ring::hash_key(
             request.client_ip().to_string().as_bytes(),

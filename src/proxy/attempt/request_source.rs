@@ -6,10 +6,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
-use pingora::http::RequestHeader;
 
 use crate::{
+    message::{RequestHead, headers::Headers},
     policy::snapshot::ListenerSpec,
     proxy::{
         downstream::{client::Client, request_body::RequestBody},
@@ -34,13 +33,13 @@ pub(crate) enum RequestSource<'a> {
 /// A complete request with its body, independent of the client's connection.
 #[derive(Debug, Clone)]
 pub(crate) struct BufferedRequest {
-    head: RequestHeader,
+    head: RequestHead,
     identity: ClientIdentity,
     listener: Arc<ListenerSpec>,
     is_http2: bool,
     is_grpc: bool,
     body: Vec<Bytes>,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Headers>,
 }
 
 impl BufferedRequest {
@@ -89,7 +88,7 @@ impl RequestSource<'_> {
     }
 
     /// Returns the trailers of the request, once the whole request has arrived.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         match self {
             Self::Client(_, body) => body.trailers(),
             Self::Replay(buffered) => buffered.trailers.as_ref(),

@@ -7,10 +7,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
-use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::{
+    message::{RequestHead, ResponseHead, headers::Headers},
     policy::snapshot::ListenerSpec,
     proxy::{
         downstream::{http1_stream::DownstreamHttp1, http2::ServerStream},
@@ -50,7 +49,7 @@ pub(crate) enum DownstreamStream {
 
 impl Client {
     /// Returns the head of the request.
-    pub(crate) fn head(&self) -> &RequestHeader {
+    pub(crate) fn head(&self) -> &RequestHead {
         match &self.stream {
             DownstreamStream::Http1(http1) => http1.head(),
             DownstreamStream::Http2(stream) => stream.head(),
@@ -58,11 +57,8 @@ impl Client {
     }
 
     /// Returns the value of a request header if it is text.
-    pub(crate) fn header_str(&self, name: &http::HeaderName) -> Option<&str> {
-        self.head()
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
+    pub(crate) fn header_str(&self, name: impl AsRef<str>) -> Option<&str> {
+        self.head().headers.get_str(name)
     }
 
     /// Returns the head of the request and its sender.
@@ -131,7 +127,7 @@ impl Client {
 
     /// Takes the trailers of the request out, once it has been read to its end; `None` if it has
     /// none.
-    pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
+    pub(crate) fn take_trailers(&mut self) -> Option<Headers> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => http1.trailers().cloned(),
             DownstreamStream::Http2(stream) => stream.take_trailers(),
@@ -142,12 +138,13 @@ impl Client {
     ///
     /// # Errors
     /// If the client has closed the stream.
-    pub(crate) async fn write_interim(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
+    pub(crate) async fn write_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.write_interim(&head).await,
-            DownstreamStream::Http2(stream) => stream
-                .write_interim(*head)
-                .map_err(|_| Reason::ClientClosed),
+            DownstreamStream::Http1(http1) => http1.write_interim(head).await,
+            DownstreamStream::Http2(stream) => {
+                let written = stream.write_interim(head);
+                written.map_err(|_| Reason::ClientClosed)
+            }
         }
     }
 
@@ -155,11 +152,11 @@ impl Client {
     ///
     /// # Errors
     /// If the client has closed the stream.
-    pub(crate) async fn write_head(&mut self, head: Box<ResponseHeader>) -> Result<(), Reason> {
+    pub(crate) async fn write_head(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.write_head(&head).await,
+            DownstreamStream::Http1(http1) => http1.write_head(head).await,
             DownstreamStream::Http2(stream) => {
-                stream.write_head(*head);
+                stream.write_head(head);
                 Ok(())
             }
         }
@@ -183,7 +180,7 @@ impl Client {
     ///
     /// # Errors
     /// If the client has closed the stream, or the body is shorter than the head declares.
-    pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Reason> {
+    pub(crate) async fn finish(&mut self, trailers: Option<Headers>) -> Result<(), Reason> {
         match &mut self.stream {
             DownstreamStream::Http1(http1) => http1.finish(trailers.as_ref()).await,
             DownstreamStream::Http2(stream) => {

@@ -5,9 +5,9 @@
 //! the body.
 
 use http::{Method, Version, header};
-use pingora::http::RequestHeader;
 
 use crate::{
+    message::RequestHead,
     proxy::{
         downstream::client::Client,
         request::rejection::Rejection,
@@ -34,21 +34,21 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     {
         return Err(Rejection::from_reason(Reason::HeaderTooLarge));
     }
-    if !head.headers.keys().all(header_names::is_token) {
+    if !head
+        .headers
+        .iter()
+        .all(|(name, _)| header_names::is_token(name.as_bytes()))
+    {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
     let body = BodyReader::from_request(head);
     let body = body.map_err(|_| Rejection::from_reason(Reason::BadRequest))?;
     // A list is valid, but another implementation may use its first value only.
-    let lengths = head.headers.get_all(header::CONTENT_LENGTH);
-    if lengths.iter().count() > 1
-        || lengths
-            .iter()
-            .any(|length| length.as_bytes().contains(&b','))
-    {
+    let lengths = || head.headers.get_all(header::CONTENT_LENGTH);
+    if lengths().count() > 1 || lengths().any(|length| length.contains(&b',')) {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
-    let host_count = head.headers.get_all(header::HOST).iter().count();
+    let host_count = head.headers.get_all(header::HOST).count();
     if host_count > 1 || (head.version == Version::HTTP_11 && host_count == 0) {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
@@ -60,20 +60,15 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
 
 /// Returns the size of a head in HTTP/1, in bytes, so that the limit is the same for both
 /// protocols.
-fn http1_size(head: &RequestHeader) -> usize {
+fn http1_size(head: &RequestHead) -> usize {
     const REQUEST_LINE_BYTES: usize = "  HTTP/1.1\r\n".len();
     const FIELD_BYTES: usize = ": \r\n".len();
     const END_BYTES: usize = "\r\n".len();
-    let target = &head.uri;
-    let path = target
-        .path_and_query()
-        .map_or(1, |path| path.as_str().len());
-    let host = target.authority().map_or(0, |authority| {
-        "host".len() + FIELD_BYTES + authority.as_str().len()
-    });
-    let fields = head.headers.iter();
-    let fields: usize = fields
-        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES)
-        .sum();
+    let host = head
+        .authority
+        .as_ref()
+        .map_or(0, |authority| "host".len() + FIELD_BYTES + authority.len());
+    let path = head.target.len().max(1);
+    let fields = head.headers.size_bytes() + head.headers.len() * FIELD_BYTES;
     head.method.as_str().len() + path + REQUEST_LINE_BYTES + host + fields + END_BYTES
 }

@@ -6,14 +6,12 @@
 use std::{future::pending, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, StatusCode, header};
-use pingora::{
-    http::{RequestHeader, ResponseHeader},
-    protocols::http::date::get_cached_date,
-};
+use http::{StatusCode, header};
+use pingora::protocols::http::date::get_cached_date;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
+    message::{RequestHead, ResponseHead, headers::Headers},
     proxy::wire::{
         events::DownstreamInterest,
         http1::{
@@ -46,7 +44,7 @@ pub(crate) struct DownstreamHttp1 {
     input: BytesMut,
     /// Whether the client has closed its sending side.
     is_input_ended: bool,
-    head: RequestHeader,
+    head: RequestHead,
     body: BodyReader,
     writer: BodyWriter,
     keeps_alive: bool,
@@ -67,12 +65,11 @@ impl DownstreamHttp1 {
     /// Creates the exchange for the next request of a connection. `input` contains bytes that
     /// were read beyond the last request.
     pub(crate) fn new(stream: QueuedStream, input: BytesMut) -> Self {
-        let (parts, ()) = http::Request::new(()).into_parts();
         Self {
             stream,
             input,
             is_input_ended: false,
-            head: RequestHeader::from(parts),
+            head: RequestHead::empty(),
             body: BodyReader::Length(0),
             writer: BodyWriter::None,
             keeps_alive: false,
@@ -91,7 +88,7 @@ impl DownstreamHttp1 {
     }
 
     /// Returns the head of the request; an empty one before it was read.
-    pub(crate) fn head(&self) -> &RequestHeader {
+    pub(crate) fn head(&self) -> &RequestHead {
         &self.head
     }
 
@@ -127,7 +124,7 @@ impl DownstreamHttp1 {
         }
     }
 
-    fn accept_head(&mut self, head: RequestHeader) {
+    fn accept_head(&mut self, head: RequestHead) {
         match BodyReader::from_request(&head) {
             Ok(body) => {
                 self.body = body;
@@ -146,7 +143,7 @@ impl DownstreamHttp1 {
 
     /// Returns the trailers of the request, once it has been read to its end; `None` if there are
     /// none.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         self.body.trailers()
     }
 
@@ -228,7 +225,7 @@ impl DownstreamHttp1 {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub(crate) async fn write_interim(&mut self, head: &ResponseHeader) -> Result<(), Reason> {
+    pub(crate) async fn write_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         let mut out = serialize_fields(head);
         out.extend_from_slice(b"\r\n");
         self.queue(&out).await
@@ -238,7 +235,7 @@ impl DownstreamHttp1 {
     ///
     /// # Errors
     /// If its framing fields are invalid, or the connection is broken.
-    pub(crate) async fn write_head(&mut self, head: &ResponseHeader) -> Result<(), Reason> {
+    pub(crate) async fn write_head(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             self.body = BodyReader::until_close();
             self.writer = BodyWriter::Tunnel;
@@ -280,7 +277,7 @@ impl DownstreamHttp1 {
     ///
     /// # Errors
     /// If the body is shorter than the head announces, or the connection is broken.
-    pub(crate) async fn finish(&mut self, trailers: Option<&HeaderMap>) -> Result<(), Reason> {
+    pub(crate) async fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), Reason> {
         let accepted =
             trailers.filter(|_| lists_token(&self.head.headers, &header::TE, "trailers"));
         let end = self.writer.finish(accepted);
@@ -335,13 +332,13 @@ impl DownstreamHttp1 {
 }
 
 /// Serializes the status line and the fields of a head, without the empty line that ends it.
-fn serialize_fields(head: &ResponseHeader) -> Vec<u8> {
+fn serialize_fields(head: &ResponseHead) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 << 10);
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(head.status.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(head.get_reason_phrase().unwrap_or_default().as_bytes());
+    out.extend_from_slice(head.reason_phrase().as_bytes());
     out.extend_from_slice(b"\r\n");
-    head.header_to_h1_wire(&mut out);
+    head.headers.write_http1(&mut out);
     out
 }

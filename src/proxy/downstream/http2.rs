@@ -12,12 +12,10 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, header};
-use pingora::{
-    http::{RequestHeader, ResponseHeader},
-    protocols::http::date::get_cached_date,
-};
+use pingora::protocols::http::date::get_cached_date;
 
 use crate::{
+    message::{RequestHead, ResponseHead, headers::Headers},
     proxy::wire::{
         events::{DownstreamEvent, DownstreamInterest},
         received_body::ReceivedBody,
@@ -30,7 +28,7 @@ use crate::{
 /// Request and response of one HTTP/2 stream.
 #[derive(Debug)]
 pub(crate) struct ServerStream {
-    request_head: RequestHeader,
+    request_head: RequestHead,
     is_grpc: bool,
     request_body: ReceivedBody,
     response_sender: SendResponse<Bytes>,
@@ -51,9 +49,10 @@ impl ServerStream {
         stall_counter: StallCounter,
     ) -> Self {
         let (parts, body) = request.into_parts();
+        let request_head = RequestHead::from(parts);
         Self {
-            is_grpc: is_grpc_content_type(&parts.headers),
-            request_head: parts.into(),
+            is_grpc: is_grpc_content_type(&request_head.headers),
+            request_head,
             request_body: ReceivedBody::new(body),
             response_sender,
             queued_response: None,
@@ -66,7 +65,7 @@ impl ServerStream {
     }
 
     /// Returns the head of the request.
-    pub(crate) fn head(&self) -> &RequestHeader {
+    pub(crate) fn head(&self) -> &RequestHead {
         &self.request_head
     }
 
@@ -81,7 +80,7 @@ impl ServerStream {
     }
 
     /// Takes the trailers of the request out; `None` if it has none.
-    pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
+    pub(crate) fn take_trailers(&mut self) -> Option<Headers> {
         self.request_body.take_trailers()
     }
 
@@ -136,14 +135,14 @@ impl ServerStream {
     ///
     /// # Errors
     /// If the stream is closed.
-    pub(crate) fn write_interim(&mut self, head: ResponseHeader) -> Result<(), StreamClosed> {
+    pub(crate) fn write_interim(&mut self, head: &ResponseHead) -> Result<(), StreamClosed> {
         self.response_sender
             .send_informational(response_from_head(head))
             .map_err(|_| StreamClosed)
     }
 
     /// Queues the head of the final response, with `date` if it has none.
-    pub(crate) fn write_head(&mut self, head: ResponseHeader) {
+    pub(crate) fn write_head(&mut self, head: &ResponseHead) {
         let mut response = response_from_head(head);
         let date = response.headers_mut().entry(header::DATE);
         date.or_insert_with(get_cached_date);
@@ -161,7 +160,7 @@ impl ServerStream {
     }
 
     /// Queues the end of the response, with its trailers if there are any.
-    pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
+    pub(crate) fn finish(&mut self, trailers: Option<Headers>) {
         self.send_queue.finish(trailers);
     }
 
@@ -218,19 +217,17 @@ impl ServerStream {
     }
 }
 
-fn response_from_head(head: ResponseHeader) -> Response<()> {
-    let parts: http::response::Parts = head.into();
+fn response_from_head(head: &ResponseHead) -> Response<()> {
     let mut response = Response::new(());
-    *response.status_mut() = parts.status;
-    *response.headers_mut() = parts.headers;
+    *response.status_mut() = head.status;
+    *response.headers_mut() = HeaderMap::from(&head.headers);
     response
 }
 
 /// Returns whether the content type is that of gRPC: `application/grpc`, alone or with a suffix.
-fn is_grpc_content_type(headers: &HeaderMap) -> bool {
+fn is_grpc_content_type(headers: &Headers) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE);
     content_type.is_some_and(|content_type| {
-        let content_type = content_type.as_bytes();
         content_type.starts_with(b"application/grpc")
             && matches!(content_type.get(16), None | Some(b'+' | b';'))
     })

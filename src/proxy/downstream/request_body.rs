@@ -7,9 +7,9 @@
 use std::mem;
 
 use bytes::Bytes;
-use http::HeaderMap;
 
 use crate::{
+    message::headers::Headers,
     proxy::{downstream::client::Client, request::rejection::Rejection},
     telemetry::reason::Reason,
 };
@@ -26,7 +26,7 @@ pub(crate) struct RequestBody {
     received_bytes: u64,
     /// Maximum size of the body, in bytes. A larger body is rejected.
     max_bytes: u64,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Headers>,
 }
 
 impl RequestBody {
@@ -92,7 +92,7 @@ impl RequestBody {
     }
 
     /// Returns the trailers; `None` until they arrive, or if there are none.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         self.trailers.as_ref()
     }
 

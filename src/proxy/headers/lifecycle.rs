@@ -11,10 +11,11 @@
 
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 
 use crate::{
     clock,
+    message::headers::Headers,
     proxy::{
         request::{context::RequestContext, grpc},
         upstream::worker::Worker,
@@ -31,8 +32,8 @@ use crate::{
 /// Lifecycle headers of this instance at one point in time. Both are usually absent.
 #[derive(Debug, Default)]
 pub(crate) struct LifecycleHeaders {
-    draining: Option<HeaderValue>,
-    started_at: Option<HeaderValue>,
+    draining: Option<String>,
+    started_at: Option<String>,
 }
 
 /// Returns the lifecycle headers of this instance now.
@@ -48,18 +49,14 @@ pub(crate) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> 
     let started_at = lifecycle
         .instance_age
         .started_at_header(active_policy.snapshot.lifecycle.warm_up.as_ref());
-    // Both values are plain ASCII, so the conversion cannot fail.
-    let to_header_value = |text: String| HeaderValue::try_from(text).ok();
     LifecycleHeaders {
-        draining: drain
-            .draining_header(clock::now())
-            .and_then(to_header_value),
-        started_at: started_at.and_then(to_header_value),
+        draining: drain.draining_header(clock::now()),
+        started_at,
     }
 }
 
 impl IntoIterator for LifecycleHeaders {
-    type Item = (HeaderName, HeaderValue);
+    type Item = (&'static str, String);
     type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<Self::Item>, 2>>;
 
     fn into_iter(self) -> Self::IntoIter {
@@ -78,10 +75,10 @@ impl IntoIterator for LifecycleHeaders {
 pub(crate) fn observe(
     context: &RequestContext<'_>,
     endpoint: &EndpointState,
-    response_headers: &HeaderMap,
+    response_headers: &Headers,
     now: Instant,
 ) -> bool {
-    let Some(peer_lifecycle) = PeerLifecycle::from_headers(response_headers) else {
+    let Some(peer_lifecycle) = parse_announcement(response_headers) else {
         return false;
     };
     if let Some(ttl) = endpoint.observe(&peer_lifecycle, clock::wall_time, now) {
@@ -99,22 +96,25 @@ pub(crate) fn observe(
     true
 }
 
+fn parse_announcement(response_headers: &Headers) -> Option<PeerLifecycle> {
+    let started_at = response_headers.get_str(STARTED_AT);
+    PeerLifecycle::parse(started_at, response_headers.get_str(DRAINING))
+}
+
 /// Returns whether a response states that a draining or warming instance did not process the
 /// request.
 ///
 /// The statement is valid only if [`observe`] has found lifecycle headers. A sidecar removes
 /// the reason header from responses of its own app. An app that forwards the reason header of
 /// another service lacks the lifecycle headers, which end at each hop.
-pub(crate) fn is_unprocessed(status: StatusCode, response_headers: &HeaderMap) -> bool {
+pub(crate) fn is_unprocessed(status: StatusCode, response_headers: &Headers) -> bool {
     if status != StatusCode::SERVICE_UNAVAILABLE
         && grpc::parse_status(response_headers) != Some(grpc::UNAVAILABLE)
     {
         return false;
     }
-    let token = response_headers
-        .get(REASON)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(':').next());
+    let reason = response_headers.get_str(REASON);
+    let token = reason.and_then(|value| value.split(':').next());
     token.is_some_and(|token| {
         [Reason::Draining, Reason::WarmingUp]
             .iter()

@@ -3,31 +3,30 @@
 //! The module decides framing, added fields and removed fields. It handles final and interim
 //! heads of a backend; rejections have their own writer.
 
-use http::{HeaderMap, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
+use http::{StatusCode, Version, header};
 
-use crate::proxy::{
-    downstream::client::Client,
-    headers::{
-        CHUNKED, UPGRADE, VIA, VIA_HTTP2,
-        hop_by_hop::{apply_modifier, copy_end_to_end_headers},
-        lifecycle, rate_limit,
+use crate::{
+    message::{ResponseHead, headers::Headers},
+    proxy::{
+        downstream::client::Client,
+        headers::{
+            CHUNKED, UPGRADE, VIA, VIA_HTTP2,
+            hop_by_hop::{apply_modifier, copy_end_to_end_headers},
+            lifecycle, rate_limit,
+        },
+        request::{context::RequestContext, rate_limit_outcome::RateLimitOutcome},
+        wire::{framing_fields, header_names::REASON},
     },
-    request::{context::RequestContext, rate_limit_outcome::RateLimitOutcome},
-    wire::{framing_fields, header_names::REASON},
 };
 
 /// Builds the response head that the client receives from the head of the backend.
-///
-/// # Errors
-/// If a field or the reason phrase of the backend cannot be forwarded.
 pub(crate) fn build_response_head(
     context: &RequestContext<'_>,
     client: &Client,
-    response_head: &ResponseHeader,
+    response_head: &ResponseHead,
     is_upgrade: bool,
     rate_limits: Option<&RateLimitOutcome>,
-) -> pingora::Result<Box<ResponseHeader>> {
+) -> ResponseHead {
     let mut headers = copy_end_to_end_headers(&response_head.headers);
     set_body_framing(&mut headers, response_head.status, client);
     if let Some(protocol) = response_head
@@ -36,7 +35,7 @@ pub(crate) fn build_response_head(
         .filter(|_| is_upgrade)
     {
         headers.insert(header::CONNECTION, UPGRADE);
-        headers.insert(header::UPGRADE, protocol.clone());
+        headers.insert(header::UPGRADE, protocol);
     }
     headers.append(
         header::VIA,
@@ -46,11 +45,8 @@ pub(crate) fn build_response_head(
             VIA
         },
     );
-    for (name, value) in rate_limits
-        .into_iter()
-        .flat_map(|rate_limits| rate_limit::limit_headers(context.route, rate_limits))
-    {
-        headers.append(name, value);
+    if let Some(rate_limits) = rate_limits {
+        rate_limit::append_limit_headers(context.route, rate_limits, &mut headers);
     }
     if context.is_inbound() {
         // Only a sidecar sets the reason. Behind an inbound route is the app, whose value is
@@ -61,21 +57,19 @@ pub(crate) fn build_response_head(
         }
     }
     apply_modifier(&mut headers, &context.route.spec.filters.response_headers);
-    let (mut parts, ()) = http::Response::new(()).into_parts();
-    parts.status = response_head.status;
-    parts.headers = headers;
-    let mut head = Box::new(ResponseHeader::from(parts));
-    if !client.is_http2() {
-        head.set_reason_phrase(response_head.get_reason_phrase())?;
+    ResponseHead {
+        status: response_head.status,
+        version: response_head.version,
+        reason: response_head.reason.clone(),
+        headers,
     }
-    Ok(head)
 }
 
 /// Sets the framing fields so that the client can detect the end of the body.
 ///
 /// `content-length` is reduced to one value without leading zeros (RFC 9110 section 8.6). Interim
 /// and 204 responses have no framing fields.
-fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client) {
+fn set_body_framing(headers: &mut Headers, status: StatusCode, client: &Client) {
     let is_framed = !status.is_informational() && status != StatusCode::NO_CONTENT;
     let is_chunked = headers.contains_key(header::TRANSFER_ENCODING);
     // The length of a chunked response is not that of its body (RFC 9112 section 6.3).
@@ -84,12 +78,8 @@ fn set_body_framing(headers: &mut HeaderMap, status: StatusCode, client: &Client
         _ => None,
     };
     match length {
-        Some(length) => {
-            headers.insert(header::CONTENT_LENGTH, length.into());
-        }
-        None => {
-            headers.remove(header::CONTENT_LENGTH);
-        }
+        Some(length) => headers.insert_number(header::CONTENT_LENGTH, length),
+        None => headers.remove(header::CONTENT_LENGTH),
     }
     // HTTP/2 and HTTP/1.0 have no chunked encoding. The close of the connection ends the body of
     // an HTTP/1.0 response.

@@ -8,6 +8,7 @@
 use http::{Method, header};
 
 use crate::{
+    message::headers::as_text,
     proxy::request::{host_port, rejection::Rejection, view::RequestView},
     telemetry::reason::Reason,
 };
@@ -51,9 +52,9 @@ pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejectio
     if request.is_http2 {
         return parse_http2(request);
     }
-    let raw_target = std::str::from_utf8(request.head.raw_path()).map_err(|_| bad_request())?;
+    let raw_target = std::str::from_utf8(&request.head.target).map_err(|_| bad_request())?;
     let host = match request.head.headers.get(header::HOST) {
-        Some(host) => host.to_str().map_err(|_| bad_request())?,
+        Some(host) => as_text(host).ok_or_else(bad_request)?,
         None => "",
     };
     let is_asterisk = raw_target == "*" && request.head.method == Method::OPTIONS;
@@ -95,12 +96,12 @@ pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejectio
 fn parse_http2(request: &RequestView<'_>) -> Result<RequestTarget, Rejection> {
     let bad_request = || Rejection::from_reason(Reason::BadRequest);
     let head = request.head;
-    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let mut hosts = head.headers.get_all(header::HOST);
     let host = hosts
         .next()
-        .map(|host| host.to_str().map_err(|_| bad_request()))
+        .map(|host| as_text(host).ok_or_else(bad_request))
         .transpose()?;
-    let authority = match (head.uri.authority().map(http::uri::Authority::as_str), host) {
+    let authority = match (head.authority.as_deref(), host) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
             return Err(bad_request());
         }
@@ -111,10 +112,7 @@ fn parse_http2(request: &RequestView<'_>) -> Result<RequestTarget, Rejection> {
     if hosts.next().is_some() || !host_port::is_valid(authority) {
         return Err(bad_request());
     }
-    let path = head
-        .uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
+    let path = std::str::from_utf8(&head.target).map_err(|_| bad_request())?;
     let leading_slash = if path.starts_with('/') || path == "*" {
         ""
     } else {

@@ -8,9 +8,9 @@
 use std::time::{Duration, SystemTime};
 
 use http::header;
-use pingora::http::ResponseHeader;
 
 use crate::{
+    message::ResponseHead,
     policy::sections::PolicySpec,
     resilience::{breaker::CallOutcome, outlier::EndpointResult, retry::FailureKind},
     telemetry::{backend_metrics::AttemptOutcome, reason::Reason},
@@ -155,18 +155,13 @@ pub(crate) fn verdict_from_status(policy: &PolicySpec, status: u16) -> AttemptVe
 /// Returns `None` for a status other than 429 and 503, and for an invalid value. A date in the
 /// past is a wait of zero.
 pub(crate) fn parse_retry_after(
-    response: &ResponseHeader,
+    response: &ResponseHead,
     wall_clock: impl FnOnce() -> SystemTime,
 ) -> Option<Duration> {
     if response.status != 429 && response.status != 503 {
         return None;
     }
-    let value = response
-        .headers
-        .get(header::RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim();
+    let value = response.headers.get_str(header::RETRY_AFTER)?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
     }

@@ -7,25 +7,24 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderMap;
 use ipnet::IpNet;
 
-use crate::proxy::wire::header_names::FORWARDED_FOR;
+use crate::{message::headers::Headers, proxy::wire::header_names::FORWARDED_FOR};
 
 /// Returns the client's address in canonical form, so that an IPv4-mapped address is IPv4.
 ///
 /// `peer_address` is the other end of the connection.
 pub(crate) fn resolve(
     peer_address: IpAddr,
-    headers: &HeaderMap,
+    headers: &Headers,
     trusted_proxies: &[IpNet],
 ) -> IpAddr {
     let mut client_ip = peer_address.to_canonical();
     if trusted_proxies.is_empty() {
         return client_ip;
     }
-    let lines = headers.get_all(FORWARDED_FOR).iter().rev();
-    let mut hops = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    let lines = headers.get_all(FORWARDED_FOR).rev();
+    let mut hops = lines.flat_map(|line| line.rsplit(|byte| *byte == b','));
     while trusted_proxies
         .iter()
         .any(|range| range.contains(&client_ip))

@@ -64,11 +64,11 @@ impl Deadline {
         now: Instant,
     ) -> Self {
         let call_deadline = request
-            .header_str(&GRPC_TIMEOUT)
+            .header_str(GRPC_TIMEOUT)
             .filter(|_| request.is_grpc)
             .and_then(parse_grpc_timeout)
             .and_then(|wait| now.checked_add(wait));
-        let client_timeout = request.header_str(&DEADLINE).and_then(parse_millis);
+        let client_timeout = request.header_str(DEADLINE).and_then(parse_millis);
         // The client no longer waits, so the request must not be sent to a backend.
         let client_deadline = if client_timeout == Some(Duration::ZERO) {
             Some(now)

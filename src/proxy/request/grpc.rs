@@ -5,17 +5,16 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-
 use crate::{
+    message::headers::{Headers, as_text},
     proxy::request::classify::AttemptVerdict,
     resilience::{breaker::CallOutcome, outlier::EndpointResult},
     telemetry::backend_metrics::AttemptOutcome,
 };
 
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+const STATUS: &str = "grpc-status";
+const MESSAGE: &str = "grpc-message";
+const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Status 1: the client cancelled the call.
 pub(crate) const CANCELLED: u8 = 1;
@@ -43,8 +42,8 @@ pub(crate) const UNAVAILABLE: u8 = 14;
 
 /// Parses the status in a head or in trailers; `None` if the field is missing. A value that is
 /// not in `0..=16` is read as 2, "unknown".
-pub(crate) fn parse_status(fields: &HeaderMap) -> Option<u8> {
-    let text = fields.get(STATUS)?.to_str().unwrap_or_default().trim();
+pub(crate) fn parse_status(fields: &Headers) -> Option<u8> {
+    let text = as_text(fields.get(STATUS)?).unwrap_or_default().trim();
     Some(
         text.parse()
             .ok()
@@ -61,11 +60,11 @@ pub(crate) fn parse_status(fields: &HeaderMap) -> Option<u8> {
     clippy::option_option,
     reason = "whether, and then when, are two questions"
 )]
-pub(crate) fn parse_retry_pushback(fields: &HeaderMap) -> Option<Option<Duration>> {
+pub(crate) fn parse_retry_pushback(fields: &Headers) -> Option<Option<Duration>> {
     let Some(value) = fields.get(RETRY_PUSHBACK) else {
         return Some(None);
     };
-    let millis: u32 = value.to_str().ok()?.trim().parse().ok()?;
+    let millis: u32 = as_text(value)?.trim().parse().ok()?;
     Some(Some(Duration::from_millis(millis.into())))
 }
 
@@ -115,12 +114,10 @@ pub(crate) fn verdict_from_status(status: u8) -> AttemptVerdict {
 }
 
 /// Returns the fields that state the result of a call: the status, and a message for people.
-pub(crate) fn status_trailers(status: u8, message: &str) -> HeaderMap {
-    let mut fields = HeaderMap::with_capacity(2);
-    fields.insert(STATUS, u16::from(status).into());
-    if let Ok(message) = HeaderValue::from_str(&percent_encode(message)) {
-        fields.insert(MESSAGE, message);
-    }
+pub(crate) fn status_trailers(status: u8, message: &str) -> Headers {
+    let mut fields = Headers::default();
+    fields.append_number(STATUS, status.into());
+    fields.append(MESSAGE, percent_encode(message));
     fields
 }
 

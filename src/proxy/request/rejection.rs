@@ -6,9 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 use crate::{
+    message::headers::Headers,
     policy::sections::fault_injection::FaultAbortStatus,
     proxy::{
         request::{grpc, reason_table::properties},
@@ -38,7 +39,7 @@ pub(crate) enum ResponseOverride {
     },
     /// A cached response that is sent because the backend fails (RFC 5861).
     Stale {
-        headers: HeaderMap,
+        headers: Headers,
         body: Bytes,
         age: Duration,
         /// Status of the failed response; `None` if the backend sent none.

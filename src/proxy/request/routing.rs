@@ -25,7 +25,7 @@ pub(crate) fn match_route<'l>(
     target: &RequestTarget,
 ) -> Result<(&'l RouteState, &'l RouteRule), Rejection> {
     let head = request.head;
-    let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let header = |name: &str| head.headers.get_str(name);
     let input = RouteMatchInput {
         host: target.host(),
         path: target.path(),

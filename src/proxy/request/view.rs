@@ -7,10 +7,10 @@
 use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Version, header};
-use pingora::http::RequestHeader;
+use http::{HeaderValue, Method, Version, header};
 
 use crate::{
+    message::{RequestHead, headers::as_text},
     policy::snapshot::ListenerSpec,
     proxy::{
         request::{client_ip, rejection::PSEUDONYM},
@@ -61,7 +61,7 @@ impl ClientIdentity {
 /// Head of a request and its sender, without the body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequestView<'a> {
-    pub(crate) head: &'a RequestHeader,
+    pub(crate) head: &'a RequestHead,
     pub(crate) identity: &'a ClientIdentity,
     /// Listener on which the request arrived.
     pub(crate) listener: &'a ListenerSpec,
@@ -73,11 +73,8 @@ pub(crate) struct RequestView<'a> {
 
 impl<'a> RequestView<'a> {
     /// Returns the value of a header if it is text.
-    pub(crate) fn header_str(&self, name: &HeaderName) -> Option<&'a str> {
-        self.head
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
+    pub(crate) fn header_str(&self, name: impl AsRef<str>) -> Option<&'a str> {
+        self.head.headers.get_str(name)
     }
 
     /// Returns the client's address, from `x-forwarded-for` as far as its proxies are trusted.
@@ -91,12 +88,10 @@ impl<'a> RequestView<'a> {
 
     /// Returns the request identifier of the client, or a new random one.
     pub(crate) fn request_id(&self) -> HeaderValue {
-        let client_id =
-            self.head.headers.get(REQUEST_ID).filter(|id| {
-                !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.to_str().is_ok()
-            });
+        let client_id = self.header_str(REQUEST_ID);
         client_id
-            .cloned()
+            .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX)
+            .and_then(|id| HeaderValue::from_str(id).ok())
             .unwrap_or_else(|| new_request_id(fastrand::u128(..)))
     }
 
@@ -117,7 +112,7 @@ impl<'a> RequestView<'a> {
     /// Returns the attempt number of this request at its sender, from 1. A missing or invalid
     /// value is 1.
     pub(crate) fn downstream_attempt(&self) -> u32 {
-        self.header_str(&ATTEMPT)
+        self.header_str(ATTEMPT)
             .and_then(|attempt| attempt.trim().parse().ok())
             .unwrap_or(1)
             .max(1)
@@ -126,12 +121,7 @@ impl<'a> RequestView<'a> {
     /// Returns whether the request has passed proxies with this name so often that it is in a
     /// loop.
     pub(crate) fn is_looping(&self) -> bool {
-        let hops = self
-            .head
-            .headers
-            .get_all(header::VIA)
-            .iter()
-            .filter_map(|value| value.to_str().ok());
+        let hops = self.head.headers.get_all(header::VIA).filter_map(as_text);
         hops.flat_map(|value| value.split(','))
             .filter(|hop| hop.trim().ends_with(PSEUDONYM))
             .count()
@@ -147,7 +137,7 @@ impl<'a> RequestView<'a> {
         {
             return None;
         }
-        self.header_str(&header::UPGRADE).filter(|protocol| {
+        self.header_str(header::UPGRADE).filter(|protocol| {
             !protocol.is_empty()
                 && !protocol
                     .split(',')

@@ -6,10 +6,10 @@
 use std::{cell::RefCell, time::Instant};
 
 use http::HeaderValue;
-use pingora::http::RequestHeader;
 
 use crate::{
     clock::{self, TimestampFormatter},
+    message::RequestHead,
     policy::units::StatusSet,
     proxy::{
         downstream::client::Client,
@@ -95,7 +95,7 @@ impl CompletedRequest<'_> {
                 bytes_sent: client.body_bytes_sent(),
                 duration: self.ended_at.saturating_duration_since(record.started_at),
                 request_id: self.request_id.to_str().unwrap_or_default(),
-                traceparent: request.header_str(&TRACEPARENT).unwrap_or_default(),
+                traceparent: request.header_str(TRACEPARENT).unwrap_or_default(),
             })
         });
         if starts_batch {
@@ -118,7 +118,7 @@ impl CompletedRequest<'_> {
         }
         let request = self.client.request_view();
         let trace_id = request
-            .header_str(&TRACEPARENT)
+            .header_str(TRACEPARENT)
             .and_then(|trace| trace.split('-').nth(1))
             .filter(|id| id.len() == 32);
         let (route, destination) = (self.route(), self.destination());
@@ -171,14 +171,8 @@ fn truncate(text: &str) -> String {
 
 fn request_host(client: &Client) -> &str {
     client
-        .header_str(&http::header::HOST)
-        .or_else(|| {
-            client
-                .head()
-                .uri
-                .authority()
-                .map(http::uri::Authority::as_str)
-        })
+        .header_str(http::header::HOST)
+        .or_else(|| client.head().authority.as_deref())
         .unwrap_or_default()
 }
 
@@ -189,9 +183,9 @@ fn is_sampled(sampling_ratio: f64, always_logged_statuses: &StatusSet, status: u
 }
 
 /// Returns the path without its query, which can contain secrets.
-fn request_path(head: &RequestHeader) -> &str {
+fn request_path(head: &RequestHead) -> &str {
     let path = head
-        .raw_path()
+        .target
         .split(|byte| *byte == b'?')
         .next()
         .unwrap_or_default();

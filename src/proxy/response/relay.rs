@@ -104,20 +104,19 @@ async fn forward_head(
     stream: Upstream,
     summary: &ResponseSummary,
 ) -> Result<RelayedResponse, Rejection> {
-    let malformed = || Rejection::from_reason(Reason::UpstreamProtocolError);
     let context = task.context;
-    let head = stream.head().ok_or_else(malformed)?;
+    let head = stream.head();
+    let head = head.ok_or_else(|| Rejection::from_reason(Reason::UpstreamProtocolError))?;
     rate_limits::charge_response(&context, &mut task.record.rate_limits, &head.headers);
     let limits = Some(&task.record.rate_limits);
     let is_upgrade = summary.is_upgrade;
-    let forwarded = build_response_head(&context, task.client, head, is_upgrade, limits)
-        .map_err(|_| malformed())?;
+    let forwarded = build_response_head(&context, task.client, head, is_upgrade, limits);
     task.record.status = forwarded.status.as_u16();
     let observers = ResponseObservers::new(task, head, is_upgrade);
     if task.closes_connection() || !task.client.is_body_done() {
         task.client.close_after_response();
     }
-    let written = task.client.write_head(forwarded).await;
+    let written = task.client.write_head(&forwarded).await;
     written.map_err(Rejection::fatal)?;
     Ok(RelayedResponse::new(stream, summary, observers))
 }

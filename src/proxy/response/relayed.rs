@@ -5,10 +5,10 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use pingora::http::ResponseHeader;
 
 use crate::{
     clock,
+    message::ResponseHead,
     proxy::{
         attempt::outcome::ResponseSummary,
         downstream::task::RequestTask,
@@ -43,7 +43,7 @@ pub(crate) struct ResponseObservers {
 
 impl ResponseObservers {
     /// Creates the observers that apply to a response, according to its head and the policy.
-    pub(crate) fn new(task: &RequestTask<'_>, head: &ResponseHeader, is_upgrade: bool) -> Self {
+    pub(crate) fn new(task: &RequestTask<'_>, head: &ResponseHead, is_upgrade: bool) -> Self {
         let (context, request) = (&task.context, task.request());
         let capture = if is_upgrade {
             None

@@ -14,11 +14,14 @@
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use pingora::http::ResponseHeader;
+use http::{HeaderName, Method, header};
 
 use crate::{
     clock,
+    message::{
+        ResponseHead,
+        headers::{Headers, as_text},
+    },
     policy::sections::stale_if_error::StaleIfErrorSpec,
     proxy::{
         headers::hop_by_hop::copy_end_to_end_headers,
@@ -26,15 +29,15 @@ use crate::{
         wire::header_names::{FORWARDED_HOST, FORWARDED_PROTO, REASON},
     },
     resilience::Mode,
-    state::policies::stale::{CachedResponse, StaleLookup, StaleState},
+    state::policies::stale::{CachedResponse, StaleLookup, StaleState, VaryField},
 };
 
 /// Request fields that identify the person or program behind a request.
-const CREDENTIAL_HEADERS: [HeaderName; 4] = [
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::COOKIE,
-    HeaderName::from_static("x-api-key"),
+const CREDENTIAL_HEADERS: [&str; 4] = [
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "x-api-key",
 ];
 
 /// Maximum of a stated `age`, in seconds (RFC 9111 section 1.2.2).
@@ -111,7 +114,7 @@ fn forwarding_key(context: &RequestContext<'_>, request: &RequestView<'_>) -> St
         .flat_map(|name| headers.get_all(name))
     {
         forwarding_key.push(' ');
-        forwarding_key.push_str(&String::from_utf8_lossy(value.as_bytes()));
+        forwarding_key.push_str(&String::from_utf8_lossy(value));
     }
     if request.identity.is_secure {
         forwarding_key.push_str(" https");
@@ -126,7 +129,7 @@ fn forwarding_key(context: &RequestContext<'_>, request: &RequestView<'_>) -> St
 pub(crate) fn begin_capture(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
-    response_head: &ResponseHeader,
+    response_head: &ResponseHead,
 ) -> Option<Box<ResponseCapture>> {
     let stale_states = &context.active_policy.policy_states.stale_cache;
     // A rejection of another sidecar is no response of the app.
@@ -218,14 +221,12 @@ struct StaleAllowance {
 /// has no lifetime left.
 fn stale_allowance(
     spec: &StaleIfErrorSpec,
-    response_head: &ResponseHeader,
+    response_head: &ResponseHead,
 ) -> Option<StaleAllowance> {
     let headers = &response_head.headers;
     let parse_number = |name: HeaderName| {
-        headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.trim().parse::<u64>().ok())
+        let value = headers.get_str(name);
+        value.and_then(|value| value.trim().parse::<u64>().ok())
     };
     let is_too_long = parse_number(header::CONTENT_LENGTH).is_some_and(|length| {
         usize::try_from(length).map_or(true, |length| length > spec.max_entry_bytes)
@@ -312,7 +313,7 @@ fn parse_seconds(value: Option<&str>) -> u64 {
 }
 
 /// Returns whether a request accepts no cached response that is older than its origin states.
-fn forbids_cached(request: &HeaderMap) -> bool {
+fn forbids_cached(request: &Headers) -> bool {
     cache_control_directives(request).any(|(name, value)| match name.as_str() {
         "no-cache" | "no-store" => true,
         "max-age" | "max-stale" | "stale-if-error" => value.is_some() && parse_seconds(value) == 0,
@@ -321,7 +322,7 @@ fn forbids_cached(request: &HeaderMap) -> bool {
 }
 
 /// Returns whether a storable response head may be stored for this request.
-fn is_storable_for(request: &HeaderMap, response_head: &ResponseHeader, is_public: bool) -> bool {
+fn is_storable_for(request: &Headers, response_head: &ResponseHead, is_public: bool) -> bool {
     let is_complete = !request.contains_key(header::RANGE)
         && !response_head.headers.contains_key(header::SET_COOKIE);
     is_complete
@@ -330,7 +331,7 @@ fn is_storable_for(request: &HeaderMap, response_head: &ResponseHeader, is_publi
 }
 
 /// Returns whether a request carries credentials.
-fn has_credentials(request: &HeaderMap) -> bool {
+fn has_credentials(request: &Headers) -> bool {
     CREDENTIAL_HEADERS
         .iter()
         .any(|name| request.contains_key(name))
@@ -340,33 +341,27 @@ fn has_credentials(request: &HeaderMap) -> bool {
 ///
 /// Returns `None` if the response also depends on something else (`vary: *`) or the field is
 /// malformed.
-fn vary_values(
-    request: &HeaderMap,
-    response_headers: &HeaderMap,
-) -> Option<Vec<(HeaderName, Vec<HeaderValue>)>> {
+fn vary_values(request: &Headers, response_headers: &Headers) -> Option<Vec<VaryField>> {
     let mut vary = Vec::new();
     for value in response_headers.get_all(header::VARY) {
-        for name in value
-            .to_str()
-            .ok()?
+        for name in as_text(value)?
             .split(',')
             .map(str::trim)
             .filter(|name| !name.is_empty())
         {
             let name: HeaderName = name.parse().ok().filter(|_| name != "*")?;
-            let values = request.get_all(&name).iter().cloned().collect();
-            vary.push((name, values));
+            vary.push(VaryField {
+                values: request.get_all(&name).map(Box::from).collect(),
+                name: name.as_str().into(),
+            });
         }
     }
     Some(vary)
 }
 
 /// Returns the directives of `cache-control`, with names in lower case.
-fn cache_control_directives(headers: &HeaderMap) -> impl Iterator<Item = (String, Option<&str>)> {
-    let values = headers
-        .get_all(header::CACHE_CONTROL)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok());
+fn cache_control_directives(headers: &Headers) -> impl Iterator<Item = (String, Option<&str>)> {
+    let values = headers.get_all(header::CACHE_CONTROL).filter_map(as_text);
     values
         .flat_map(|value| value.split(','))
         .map(|directive| match directive.split_once('=') {

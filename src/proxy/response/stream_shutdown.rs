@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header;
-use pingora::http::ResponseHeader;
 use tokio::sync::watch;
 
 use crate::{
     clock,
+    message::ResponseHead,
     proxy::{
         request::{context::RequestContext, view::RequestView},
         wire::message_boundary::MessageFraming,
@@ -57,19 +57,13 @@ impl StreamShutdown {
     pub(crate) fn from_response(
         context: &RequestContext<'_>,
         request: &RequestView<'_>,
-        response_head: &ResponseHeader,
+        response_head: &ResponseHead,
         is_upgrade: bool,
     ) -> Option<Self> {
         if !context.is_inbound() {
             return None;
         }
-        let header_str = |name| {
-            response_head
-                .headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or_default()
-        };
+        let header_str = |name| response_head.headers.get_str(name).unwrap_or_default();
         let is_event_stream = || {
             header_str(header::CONTENT_TYPE).starts_with("text/event-stream")
                 && !response_head.headers.contains_key(header::CONTENT_ENCODING)

@@ -9,11 +9,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
-use pingora::http::ResponseHeader;
+use http::StatusCode;
 
 use crate::{
     clock,
+    message::{ResponseHead, headers::Headers},
     proxy::{
         downstream::client::Client,
         headers::{lifecycle::LifecycleHeaders, rate_limit},
@@ -35,7 +35,7 @@ use crate::{
 /// `serve` decides whether the connection is reused.
 ///
 /// # Errors
-/// If the client closed or received the response too slowly, or a header value is invalid.
+/// If the client closed or received the response too slowly.
 pub(crate) async fn send_rejection(
     client: &mut Client,
     rejection: &Rejection,
@@ -48,22 +48,19 @@ pub(crate) async fn send_rejection(
     } else {
         response_body(rejection)
     };
-    let built_head = if is_grpc {
+    let mut head = if is_grpc {
         grpc_head(rejection)
     } else {
         http_head(rejection, body.len())
     };
-    let mut head = built_head
-        .and_then(|head| add_proxy_status(head, rejection))
-        .map_err(|_| Reason::InternalError)?;
-    let rate_limits = rate_limits
-        .into_iter()
-        .flat_map(|(route, rate_limits)| rate_limit::limit_headers(route, rate_limits));
-    for (name, value) in rate_limits.chain(lifecycle_headers) {
-        head.append_header(name, value)
-            .map_err(|_| Reason::InternalError)?;
+    add_proxy_status(&mut head.headers, rejection);
+    if let Some((route, rate_limits)) = rate_limits {
+        rate_limit::append_limit_headers(route, rate_limits, &mut head.headers);
     }
-    client.write_head(Box::new(head)).await?;
+    for (name, value) in lifecycle_headers {
+        head.headers.append(name, value);
+    }
+    client.write_head(&head).await?;
     client.write(body).await?;
     client.finish(None).await?;
     clock::timeout(Some(client.listener.limits.idle_timeout), client.flush())
@@ -73,24 +70,20 @@ pub(crate) async fn send_rejection(
 
 /// Builds the head of a rejection for a gRPC client: a response without messages
 /// ("Trailers-Only", gRPC over HTTP/2).
-fn grpc_head(rejection: &Rejection) -> pingora::Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(200, Some(8))?;
-    head.insert_header("content-type", "application/grpc")?;
-    for (name, value) in
-        &grpc::status_trailers(rejection.grpc_status(), properties(rejection.reason).title)
-    {
-        head.insert_header(name.clone(), value)?;
+fn grpc_head(rejection: &Rejection) -> ResponseHead {
+    let mut head = ResponseHead::new(StatusCode::OK);
+    head.headers.append("content-type", "application/grpc");
+    let title = properties(rejection.reason).title;
+    for (name, value) in grpc::status_trailers(rejection.grpc_status(), title).iter() {
+        head.headers.append(name, value);
     }
     if let Some(wait) = rejection.retry_after {
-        head.insert_header(
-            "grpc-retry-pushback-ms",
-            wait.as_nanos()
-                .div_ceil(1_000_000)
-                .min(i32::MAX.unsigned_abs().into())
-                .to_string(),
-        )?;
+        let millis = wait.as_nanos().div_ceil(1_000_000);
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        let millis = millis.min(i32::MAX.unsigned_abs().into());
+        head.headers.append_number("grpc-retry-pushback-ms", millis);
     }
-    Ok(head)
+    head
 }
 
 fn response_body(rejection: &Rejection) -> Bytes {
@@ -115,83 +108,72 @@ fn problem_body(rejection: &Rejection) -> Bytes {
     ))
 }
 
-fn http_head(rejection: &Rejection, length: usize) -> pingora::Result<ResponseHeader> {
+fn http_head(rejection: &Rejection, length: usize) -> ResponseHead {
     let status = rejection.status();
-    let mut head = ResponseHeader::build(status, Some(8))?;
+    // Policies accept only valid statuses.
+    let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut head = ResponseHead::new(code);
+    let headers = &mut head.headers;
     match rejection.response_override.as_deref() {
         Some(ResponseOverride::Fallback { content_type, .. }) => {
-            head.insert_header("content-type", content_type)?
+            headers.append("content-type", content_type);
         }
         Some(ResponseOverride::Stale {
-            headers,
+            headers: stale_headers,
             age,
             upstream_status,
             ..
-        }) => add_stale_headers(&mut head, headers, *age, *upstream_status)?,
+        }) => {
+            headers.clone_from(stale_headers);
+            mark_stale(headers, *age, *upstream_status);
+        }
         Some(ResponseOverride::Redirect { .. } | ResponseOverride::Fault(_)) | None => {
-            head.insert_header("content-type", "application/problem+json")?
+            headers.append("content-type", "application/problem+json");
         }
     }
     if !matches!(status, 204 | 304) {
-        head.insert_header("content-length", length)?;
+        headers.insert_number("content-length", length as u64);
     }
     if let Some(ResponseOverride::Redirect { location, .. }) =
         rejection.response_override.as_deref()
     {
-        head.insert_header("location", location.as_str())?;
+        headers.append("location", location);
     }
     if status == 405 {
-        head.insert_header(
-            "allow",
-            "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE",
-        )?;
+        let methods = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE";
+        headers.append("allow", methods);
     }
     if matches!(status, 429 | 503) {
-        head.insert_header(
-            "retry-after",
-            round_up_to_seconds(rejection.retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
-        )?;
+        let wait = rejection.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
+        headers.insert_number("retry-after", round_up_to_seconds(wait));
     }
-    Ok(head)
+    head
 }
 
-/// Adds the fields of a stale response, and marks it as one with `age` and `cache-status` (RFC
-/// 9211).
+/// Marks a response as a stale one with `age` and `cache-status` (RFC 9211).
 ///
 /// `upstream_status` is the status of the failed response, if there was one.
-fn add_stale_headers(
-    head: &mut ResponseHeader,
-    headers: &HeaderMap,
-    age: Duration,
-    upstream_status: Option<u16>,
-) -> pingora::Result<()> {
-    for (name, value) in headers {
-        head.append_header(name.clone(), value)?;
-    }
-    head.remove_header("transfer-encoding");
-    head.insert_header("age", age.as_secs())?;
+fn mark_stale(headers: &mut Headers, age: Duration, upstream_status: Option<u16>) {
+    headers.remove("transfer-encoding");
+    headers.insert_number("age", age.as_secs());
     let cache_status = match upstream_status {
         Some(status) => {
             format!("{PSEUDONYM}; fwd=stale; fwd-status={status}; detail=stale-if-error")
         }
         None => format!("{PSEUDONYM}; hit; detail=stale-if-error"),
     };
-    head.append_header("cache-status", cache_status).map(drop)
+    headers.append("cache-status", cache_status);
 }
 
 /// Adds the fields that name the sidecar as the origin of the response, and the reason.
-fn add_proxy_status(
-    mut head: ResponseHeader,
-    rejection: &Rejection,
-) -> pingora::Result<ResponseHeader> {
+fn add_proxy_status(headers: &mut Headers, rejection: &Rejection) {
     let token = rejection.qualified_token();
     match properties(rejection.reason).proxy_error {
-        Some(error) => head.insert_header(
+        Some(error) => headers.insert(
             "proxy-status",
             format!(r#"{PSEUDONYM}; error={error}; details="{token}""#),
-        )?,
-        None => head.insert_header("proxy-status", PSEUDONYM)?,
+        ),
+        None => headers.insert("proxy-status", PSEUDONYM),
     }
-    head.insert_header("x-outrigger-reason", token)?;
-    Ok(head)
+    headers.insert("x-outrigger-reason", token);
 }

@@ -103,7 +103,7 @@ pub(crate) async fn connect(
     Ok(Upstream::from_http1(
         PooledConnection {
             handle: connection.handle().clone(),
-            stream: Box::new(connection),
+            stream: connection,
             connection_guard,
             certificate_generation,
         },

@@ -4,21 +4,24 @@
 //! know the endpoint, and does not decide whether the connection is reused.
 
 use bytes::BytesMut;
-use http::{HeaderMap, Method, StatusCode, header};
-use pingora::{
-    http::{RequestHeader, ResponseHeader},
-    protocols::Stream,
-};
+use http::{Method, StatusCode, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::proxy::wire::{
-    events::StreamError,
-    http1::{
-        InvalidMessage,
-        body_reader::{BodyProgress, BodyReader},
-        body_writer::BodyWriter,
-        head, is_persistent,
+use crate::{
+    message::{ResponseHead, headers::Headers},
+    proxy::{
+        upstream::request_head::UpstreamRequestHead,
+        wire::{
+            events::StreamError,
+            http1::{
+                InvalidMessage,
+                body_reader::{BodyProgress, BodyReader},
+                body_writer::BodyWriter,
+                head, is_persistent,
+            },
+        },
     },
+    transport::queued_stream::QueuedStream,
 };
 
 /// Free space that a read offers to the socket, in bytes.
@@ -26,7 +29,7 @@ const READ_BYTES: usize = 16 << 10;
 
 /// One exchange on an HTTP/1 connection.
 pub(crate) struct Http1Stream {
-    stream: Stream,
+    stream: QueuedStream,
     /// Bytes that were read and not yet used.
     input: BytesMut,
     /// Whether the peer has closed its sending side.
@@ -35,7 +38,7 @@ pub(crate) struct Http1Stream {
     requests_upgrade: bool,
     writer: BodyWriter,
     /// Response head that was read last, which can be interim.
-    head: Option<Box<ResponseHeader>>,
+    head: Option<Box<ResponseHead>>,
     /// Reader of the response body; `None` before the final head.
     body: Option<BodyReader>,
     was_upgraded: bool,
@@ -43,7 +46,7 @@ pub(crate) struct Http1Stream {
 
 impl Http1Stream {
     /// Creates an exchange on a connection without unread input.
-    pub(crate) fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: QueuedStream) -> Self {
         Self {
             stream,
             input: BytesMut::new(),
@@ -58,7 +61,7 @@ impl Http1Stream {
     }
 
     /// Returns the response head that was read last, which can be interim.
-    pub(crate) fn head(&self) -> Option<&ResponseHeader> {
+    pub(crate) fn head(&self) -> Option<&ResponseHead> {
         self.head.as_deref()
     }
 
@@ -74,7 +77,7 @@ impl Http1Stream {
 
     /// Returns the trailers of the response, once it has been read to its end; `None` if there
     /// are none.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         self.body.as_ref().and_then(BodyReader::trailers)
     }
 
@@ -82,18 +85,14 @@ impl Http1Stream {
     ///
     /// # Errors
     /// If its framing fields are invalid, or the connection is broken.
-    pub(crate) async fn write_head(&mut self, head: &RequestHeader) -> Result<(), InvalidMessage> {
+    pub(crate) async fn write_head(
+        &mut self,
+        head: &UpstreamRequestHead<'_>,
+    ) -> Result<(), InvalidMessage> {
         self.writer = BodyWriter::from_fields(&head.headers)?;
         self.request_method = head.method.clone();
         self.requests_upgrade = head.headers.contains_key(header::UPGRADE);
-        let mut out = Vec::with_capacity(1 << 10);
-        out.extend_from_slice(head.method.as_str().as_bytes());
-        out.push(b' ');
-        out.extend_from_slice(head.raw_path());
-        out.extend_from_slice(b" HTTP/1.1\r\n");
-        head.header_to_h1_wire(&mut out);
-        out.extend_from_slice(b"\r\n");
-        self.queue(&out).await
+        self.queue(&head.to_http1()).await
     }
 
     /// Queues a part of the request body.
@@ -111,7 +110,7 @@ impl Http1Stream {
     /// If the body is shorter than the head announces, or the connection is broken.
     pub(crate) async fn finish(
         &mut self,
-        trailers: Option<&HeaderMap>,
+        trailers: Option<&Headers>,
     ) -> Result<(), InvalidMessage> {
         let end = self.writer.finish(trailers)?;
         self.queue(&end).await
@@ -151,7 +150,7 @@ impl Http1Stream {
         }
     }
 
-    fn accept_head(&mut self, head: ResponseHeader) -> Result<(), StreamError> {
+    fn accept_head(&mut self, head: ResponseHead) -> Result<(), StreamError> {
         if head.status == StatusCode::SWITCHING_PROTOCOLS && self.requests_upgrade {
             self.was_upgraded = true;
             self.body = Some(BodyReader::until_close());
@@ -189,7 +188,7 @@ impl Http1Stream {
 
     /// Returns the connection if it can carry another request: the response is complete, no
     /// byte follows it, and both versions and the `connection` field permit it.
-    pub(crate) fn into_reusable(self) -> Option<Stream> {
+    pub(crate) fn into_reusable(self) -> Option<QueuedStream> {
         let is_complete = self
             .body
             .as_ref()

@@ -12,10 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
-use http::{HeaderMap, Request};
-use pingora::http::ResponseHeader;
+use http::Request;
 
 use crate::{
+    message::{ResponseHead, headers::Headers},
     proxy::{
         upstream::http2::StreamPermit,
         wire::{
@@ -38,7 +38,7 @@ pub(crate) struct ClientStream {
     response_future: Option<ResponseFuture>,
     stream: Option<SendStream<Bytes>>,
     send_queue: SendQueue,
-    response_head: Option<ResponseHeader>,
+    response_head: Option<ResponseHead>,
     response_body: Option<ReceivedBody>,
     /// Why the h2 crate did not accept the request head, if it did not.
     send_error: Option<StreamError>,
@@ -71,7 +71,7 @@ impl ClientStream {
     }
 
     /// Queues the end of the request, with its trailers if there are any.
-    pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
+    pub(crate) fn finish(&mut self, trailers: Option<Headers>) {
         self.send_queue.finish(trailers);
     }
 
@@ -124,7 +124,7 @@ impl ClientStream {
     }
 
     /// Returns the response head that was read last, which can be interim.
-    pub(crate) fn head(&self) -> Option<&ResponseHeader> {
+    pub(crate) fn head(&self) -> Option<&ResponseHead> {
         self.response_head.as_ref()
     }
 
@@ -136,7 +136,7 @@ impl ClientStream {
     }
 
     /// Returns the trailers of the response, once its end has been read.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         self.response_body.as_ref()?.trailers()
     }
 

@@ -15,13 +15,12 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pingora::protocols::Stream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     proxy::upstream::{http2::Http2Connection, http2_stream::ClientStream},
     state::topology::endpoint::{ConnectionGuard, ConnectionLimitReached, EndpointState},
-    transport::queued_stream::ConnectionHandle,
+    transport::queued_stream::{ConnectionHandle, QueuedStream},
 };
 
 /// Maximum number of idle HTTP/1 connections per endpoint and worker. Beyond it, the oldest is
@@ -37,7 +36,7 @@ const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// An HTTP/1 connection to an endpoint, between two requests.
 #[derive(Debug)]
 pub(crate) struct PooledConnection {
-    pub(crate) stream: Stream,
+    pub(crate) stream: QueuedStream,
     pub(crate) handle: Arc<ConnectionHandle>,
     pub(crate) connection_guard: ConnectionGuard,
     /// Generation of the TLS material that the connection was opened with; 0 without TLS.

@@ -5,67 +5,61 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, Method, Uri, Version, header, uri::Scheme};
-use pingora::http::RequestHeader;
+
+use crate::message::headers::Headers;
 
 /// Request head of one attempt, independent of the HTTP version of the connection.
-pub(crate) struct RequestHead<'e> {
+pub(crate) struct UpstreamRequestHead<'e> {
     pub(crate) method: Method,
-    /// Request target exactly as the client sent it.
-    pub(crate) uri: Uri,
     /// Path and query that the backend receives. A filter may have rewritten them.
     pub(crate) path: Cow<'e, str>,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Headers,
     /// Whether the connection to the backend uses TLS.
     pub(crate) is_secure: bool,
 }
 
-impl RequestHead<'_> {
-    /// Converts the head into an HTTP/1 request head.
-    ///
-    /// # Errors
-    /// If the path is no valid request target.
-    pub(crate) fn into_http1(self) -> pingora::Result<Box<RequestHeader>> {
-        let (mut parts, ()) = http::Request::new(()).into_parts();
-        parts.method = self.method;
-        parts.uri = self.uri;
-        parts.headers = self.headers;
-        let mut head = Box::new(RequestHeader::from(parts));
-        if head.raw_path() != self.path.as_bytes() {
-            head.set_raw_path(self.path.as_bytes())?;
-        }
-        Ok(head)
+/// Error for a request target or a host that HTTP/2 cannot carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InvalidTarget;
+
+impl UpstreamRequestHead<'_> {
+    /// Returns the head as the bytes of HTTP/1.
+    pub(crate) fn to_http1(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(1 << 10);
+        out.extend_from_slice(self.method.as_str().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(self.path.as_bytes());
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        self.headers.write_http1(&mut out);
+        out.extend_from_slice(b"\r\n");
+        out
     }
 
     /// Converts the head into an HTTP/2 request head, which carries the host in `:authority`.
     ///
     /// # Errors
     /// If the host is absent, or the request target is invalid in HTTP/2.
-    pub(crate) fn into_http2(mut self) -> pingora::Result<http::Request<()>> {
-        let authority = self
-            .headers
-            .remove(header::HOST)
-            .ok_or_else(invalid_target)?;
+    pub(crate) fn into_http2(self) -> Result<http::Request<()>, InvalidTarget> {
         let scheme = if self.is_secure {
             Scheme::HTTPS
         } else {
             Scheme::HTTP
         };
         let path = if self.path == "*" { "/" } else { &*self.path };
+        let authority = self.headers.get(header::HOST).ok_or(InvalidTarget)?;
         let uri = Uri::builder()
             .scheme(scheme)
-            .authority(authority.as_bytes())
+            .authority(authority)
             .path_and_query(path)
             .build()
-            .map_err(|_| invalid_target())?;
+            .map_err(|_| InvalidTarget)?;
+        let mut headers = HeaderMap::from(&self.headers);
+        headers.remove(header::HOST);
         let mut request = http::Request::new(());
         *request.method_mut() = self.method;
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = self.headers;
+        *request.headers_mut() = headers;
         Ok(request)
     }
-}
-
-fn invalid_target() -> pingora::BError {
-    pingora::Error::explain(pingora::ErrorType::InvalidHTTPHeader, "a request target")
 }

@@ -13,14 +13,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
-use pingora::http::ResponseHeader;
 
 use crate::{
+    message::{ResponseHead, headers::Headers},
     proxy::{
         upstream::{
             http1_stream::Http1Stream, http2_stream::ClientStream, pool::PooledConnection,
-            request_head::RequestHead, worker::Worker,
+            request_head::UpstreamRequestHead, worker::Worker,
         },
         wire::events::{UpstreamEvent, UpstreamInterest},
     },
@@ -92,10 +91,12 @@ impl Upstream {
     ///
     /// # Errors
     /// If the head cannot be expressed in the protocol of the connection. Nothing is sent then.
-    pub(crate) async fn write_head(&mut self, head: RequestHead<'_>) -> Result<(), WriteError> {
+    pub(crate) async fn write_head(
+        &mut self,
+        head: UpstreamRequestHead<'_>,
+    ) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
-                let head = head.into_http1().map_err(|_| WriteError::Internal)?;
                 let written = http1.stream.write_head(&head).await;
                 written.map_err(|_| WriteError::Internal)
             }
@@ -123,7 +124,7 @@ impl Upstream {
     }
 
     /// Queues the end of the request. An HTTP/1 request that is not chunked drops the trailers.
-    pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), WriteError> {
+    pub(crate) async fn finish(&mut self, trailers: Option<Headers>) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
                 let finished = http1.stream.finish(trailers.as_ref()).await;
@@ -142,7 +143,7 @@ impl Upstream {
         &mut self,
         chunk: Option<&Bytes>,
         is_done: bool,
-        trailers: Option<&HeaderMap>,
+        trailers: Option<&Headers>,
     ) -> Result<(), WriteError> {
         if let Some(chunk) = chunk {
             self.write(chunk).await?;
@@ -188,7 +189,7 @@ impl Upstream {
     }
 
     /// Returns the response head that was read last, which can be interim.
-    pub(crate) fn head(&self) -> Option<&ResponseHeader> {
+    pub(crate) fn head(&self) -> Option<&ResponseHead> {
         match &self.stream {
             UpstreamStream::Http1(http1) => http1.stream.head(),
             UpstreamStream::Http2(stream) => stream.head(),
@@ -253,7 +254,7 @@ impl Upstream {
     }
 
     /// Returns the trailers of the response, once it has been read to its end.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         match &self.stream {
             UpstreamStream::Http1(http1) => http1.stream.trailers(),
             UpstreamStream::Http2(stream) => stream.trailers(),
@@ -319,11 +320,9 @@ impl UpstreamHttp1 {
 }
 
 /// Returns the idle timeout that a backend states (`keep-alive: timeout=N`, in seconds).
-fn parse_keep_alive_timeout(head: &ResponseHeader) -> Option<Duration> {
-    let value: &HeaderValue = head.headers.get("keep-alive")?;
-    let seconds = value
-        .to_str()
-        .ok()?
+fn parse_keep_alive_timeout(head: &ResponseHead) -> Option<Duration> {
+    let parameters = head.headers.get_str("keep-alive")?;
+    let seconds = parameters
         .split(',')
         .find_map(|part| part.trim().strip_prefix("timeout="))?;
     seconds.trim().parse().ok().map(Duration::from_secs)

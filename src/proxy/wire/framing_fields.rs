@@ -4,7 +4,9 @@
 //! Every value that is not exactly as the grammar defines it is therefore invalid. The module
 //! does not decide what follows.
 
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
+
+use crate::message::headers::Headers;
 
 /// Error for fields that are malformed, contradictory, or use an unsupported transfer coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,10 +18,10 @@ pub(crate) struct InvalidFraming;
 ///
 /// # Errors
 /// If a value is not a decimal number below 2^63, or two values differ.
-pub(crate) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, InvalidFraming> {
+pub(crate) fn content_length(headers: &Headers) -> Result<Option<u64>, InvalidFraming> {
     let mut length = None;
     for line in headers.get_all(header::CONTENT_LENGTH) {
-        for value in line.as_bytes().split(|byte| *byte == b',') {
+        for value in line.split(|byte| *byte == b',') {
             let value = parse_decimal(value.trim_ascii())?;
             if length.is_some_and(|length| length != value) {
                 return Err(InvalidFraming);
@@ -34,15 +36,12 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Invalid
 ///
 /// # Errors
 /// If `transfer-encoding` is anything else than `chunked` once, in any case.
-pub(crate) fn is_chunked(headers: &HeaderMap) -> Result<bool, InvalidFraming> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+pub(crate) fn is_chunked(headers: &Headers) -> Result<bool, InvalidFraming> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING);
     let Some(coding) = codings.next() else {
         return Ok(false);
     };
-    let is_chunked = coding
-        .as_bytes()
-        .trim_ascii()
-        .eq_ignore_ascii_case(b"chunked");
+    let is_chunked = coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
     if is_chunked && codings.next().is_none() {
         Ok(true)
     } else {

@@ -9,9 +9,9 @@ pub(crate) mod body_writer;
 mod chunk_decoder;
 pub(crate) mod head;
 
-use http::{HeaderMap, Version, header};
+use http::{Version, header};
 
-use crate::proxy::wire::list_field::lists_token;
+use crate::{message::headers::Headers, proxy::wire::list_field::lists_token};
 
 /// Error for bytes that are no valid HTTP/1 message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) struct InvalidMessage;
 
 /// Returns whether the sender of a message permits another message on its connection (RFC 9112
 /// section 9.3).
-pub(crate) fn is_persistent(version: Version, headers: &HeaderMap) -> bool {
+pub(crate) fn is_persistent(version: Version, headers: &Headers) -> bool {
     let has_option = |option| lists_token(headers, &header::CONNECTION, option);
     !has_option("close") && (version == Version::HTTP_11 || has_option("keep-alive"))
 }

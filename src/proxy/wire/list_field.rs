@@ -2,14 +2,15 @@
 //!
 //! The module does not know which fields are lists.
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
+
+use crate::message::headers::{Headers, as_text};
 
 /// Returns whether a header with a comma-separated list contains the token, without regard to
 /// case.
-pub(crate) fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    headers.get_all(name).iter().any(|value| {
-        value
-            .to_str()
+pub(crate) fn lists_token(headers: &Headers, name: &HeaderName, token: &str) -> bool {
+    headers.get_all(name).any(|value| {
+        as_text(value)
             .unwrap_or_default()
             .split(',')
             .any(|listed| listed.trim().eq_ignore_ascii_case(token))

@@ -8,16 +8,15 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::HeaderMap;
 
-use crate::proxy::wire::trailer_fields;
+use crate::{message::headers::Headers, proxy::wire::trailer_fields};
 
 /// Receiving half of a stream, after its message head.
 #[derive(Debug)]
 pub(crate) struct ReceivedBody {
     stream: RecvStream,
     is_done: bool,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Headers>,
 }
 
 impl ReceivedBody {
@@ -36,12 +35,12 @@ impl ReceivedBody {
     }
 
     /// Returns the trailers, once the end has been read; `None` if there are none.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         self.trailers.as_ref()
     }
 
     /// Takes the trailers out; `None` if there are none.
-    pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
+    pub(crate) fn take_trailers(&mut self) -> Option<Headers> {
         self.trailers.take()
     }
 
@@ -66,7 +65,9 @@ impl ReceivedBody {
             Some(Err(error)) => Poll::Ready(Err(error)),
             None => {
                 let trailers = ready!(self.stream.poll_trailers(context))?;
-                self.trailers = trailers.and_then(trailer_fields::without_forbidden);
+                self.trailers = trailers.and_then(|trailers| {
+                    trailer_fields::without_forbidden(&Headers::from(&trailers))
+                });
                 self.is_done = true;
                 Poll::Ready(Ok(None))
             }

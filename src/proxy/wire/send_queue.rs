@@ -10,7 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use h2::SendStream;
-use http::HeaderMap;
+
+use crate::message::headers::Headers;
 
 /// Chunks that are not yet passed to h2, and the end of the stream.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ enum StreamEnd {
     #[default]
     Open,
     /// The end follows the queued chunks, with these trailers if there are any.
-    Queued(Option<HeaderMap>),
+    Queued(Option<Headers>),
     /// The end was passed to h2.
     Sent,
 }
@@ -44,7 +45,7 @@ impl SendQueue {
     }
 
     /// Queues the end of the stream, with its trailers. A second call has no effect.
-    pub(crate) fn finish(&mut self, trailers: Option<HeaderMap>) {
+    pub(crate) fn finish(&mut self, trailers: Option<Headers>) {
         if matches!(self.end, StreamEnd::Open) {
             self.end = StreamEnd::Queued(trailers);
         }
@@ -97,7 +98,7 @@ impl SendQueue {
         }
         if let StreamEnd::Queued(trailers) = &mut self.end {
             let sent = match trailers.take() {
-                Some(trailers) => stream.send_trailers(trailers),
+                Some(trailers) => stream.send_trailers(http::HeaderMap::from(&trailers)),
                 None => stream.send_data(Bytes::new(), true),
             };
             self.end = StreamEnd::Sent;

@@ -3,9 +3,7 @@
 //! A recipient may merge trailers into the head. A field that decides about framing, routing,
 //! authentication or the content must therefore not be in trailers (RFC 9110 section 6.5.1).
 
-use http::{HeaderMap, HeaderName};
-
-use crate::proxy::wire::header_names;
+use crate::{message::headers::Headers, proxy::wire::header_names};
 
 /// Fields that trailers must not contain.
 const FORBIDDEN: [&str; 38] = [
@@ -50,21 +48,18 @@ const FORBIDDEN: [&str; 38] = [
 ];
 
 /// Prefix of the fields that sidecars exchange. They belong to the head.
-const OWN_PREFIX: &str = "x-outrigger-";
+const OWN_PREFIX: &[u8] = b"x-outrigger-";
 
-/// Removes the fields that trailers must not contain. Returns `None` if no field remains.
-pub(crate) fn without_forbidden(trailers: HeaderMap) -> Option<HeaderMap> {
-    let is_forbidden = |name: &&HeaderName| {
-        let text = name.as_str();
-        FORBIDDEN.binary_search(&text).is_ok()
-            || text.starts_with(OWN_PREFIX)
-            || !header_names::is_token(name)
+/// Copies the fields that trailers may contain. Returns `None` if there are none.
+pub(crate) fn without_forbidden(trailers: &Headers) -> Option<Headers> {
+    let is_allowed = |name: &[u8]| {
+        let name = name.to_ascii_lowercase();
+        let is_listed = FORBIDDEN
+            .binary_search_by(|forbidden| forbidden.as_bytes().cmp(&name))
+            .is_ok();
+        !is_listed && !name.starts_with(OWN_PREFIX) && header_names::is_token(&name)
     };
-    let mut allowed = trailers;
-    let forbidden: Vec<_> = allowed.keys().filter(is_forbidden).cloned().collect();
-    for name in forbidden {
-        allowed.remove(name);
-    }
+    let allowed = trailers.filtered(is_allowed);
     (!allowed.is_empty()).then_some(allowed)
 }
 

@@ -16,11 +16,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
+    message::headers::Headers,
     policy::sections::{PolicySpec, stale_if_error::StaleIfErrorSpec},
     state::{
         policies::destination_policy::DestinationPolicyState,
@@ -35,15 +35,14 @@ const MAX_VARIANTS: usize = 8;
 /// counts.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
 
-/// Estimated memory of a header besides its text, in bytes: its place in the header map and its
-/// index.
-const HEADER_OVERHEAD_BYTES: usize = 128;
+/// Estimated memory of a header besides its text, in bytes: its positions, and its allocation.
+const HEADER_OVERHEAD_BYTES: usize = 32;
 
 /// Response that is retained for a failure of the backend.
 #[derive(Debug)]
 pub struct CachedResponse {
     /// End-to-end headers of the response.
-    pub headers: HeaderMap,
+    pub headers: Headers,
     /// Complete body of the response.
     pub body: Bytes,
     /// Time at which the response was received.
@@ -58,46 +57,39 @@ pub struct CachedResponse {
     /// requests with an equal key.
     pub forwarding_key: Box<str>,
     /// Request headers that the response depends on, each with all of its values.
-    pub vary: Vec<(HeaderName, Vec<HeaderValue>)>,
+    pub vary: Vec<VaryField>,
+}
+
+/// Request header that a response depends on, with all of its values.
+#[derive(Debug, PartialEq, Eq)]
+pub struct VaryField {
+    /// Name in lower case.
+    pub name: Box<str>,
+    /// Values in the order of the request.
+    pub values: Vec<Box<[u8]>>,
 }
 
 impl CachedResponse {
     /// Copies all data out of the buffers from the wire.
     fn into_compact(self) -> Self {
-        let mut headers = HeaderMap::with_capacity(self.headers.keys_len());
-        for (name, value) in &self.headers {
-            headers.append(name.clone(), copy_value(value));
-        }
-        let vary = self
-            .vary
-            .into_iter()
-            .map(|(name, values)| (name, values.iter().map(copy_value).collect()))
-            .collect();
         Self {
-            headers,
-            vary,
+            headers: self.headers.to_compact(),
             body: Bytes::copy_from_slice(&self.body),
             ..self
         }
     }
 
     fn size_bytes(&self) -> usize {
-        let header_bytes = |name: &HeaderName, value: &HeaderValue| {
-            name.as_str().len() + value.len() + HEADER_OVERHEAD_BYTES
-        };
-        let headers: usize = self
-            .headers
-            .iter()
-            .map(|(name, value)| header_bytes(name, value))
-            .sum();
-        let vary: usize = self
-            .vary
-            .iter()
-            .flat_map(|(name, values)| values.iter().map(move |value| header_bytes(name, value)))
-            .sum();
+        let headers = self.headers.size_bytes() + self.headers.len() * HEADER_OVERHEAD_BYTES;
+        let vary = self.vary.iter().map(|field| {
+            let values = field.values.iter();
+            let values: usize = values
+                .map(|value| value.len() + HEADER_OVERHEAD_BYTES)
+                .sum();
+            field.name.len() + values + HEADER_OVERHEAD_BYTES
+        });
         headers
-            + vary
-            + self.vary.len() * HEADER_OVERHEAD_BYTES
+            + vary.sum::<usize>()
             + self.body.len()
             + self.forwarding_key.len()
             + ENTRY_OVERHEAD_BYTES
@@ -105,18 +97,11 @@ impl CachedResponse {
 
     fn matches(&self, lookup: StaleLookup<'_>) -> bool {
         *self.forwarding_key == *lookup.forwarding_key
-            && self
-                .vary
-                .iter()
-                .all(|(name, values)| lookup.headers.get_all(name).iter().eq(values))
+            && self.vary.iter().all(|field| {
+                let values = field.values.iter().map(|value| &**value);
+                lookup.headers.get_all(&field.name).eq(values)
+            })
     }
-}
-
-/// Copies a header value into a buffer of its own.
-fn copy_value(value: &HeaderValue) -> HeaderValue {
-    let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
-    copy.set_sensitive(value.is_sensitive());
-    copy
 }
 
 /// Properties of a request by which a cached response is found.
@@ -127,7 +112,7 @@ pub struct StaleLookup<'r> {
     /// Route, rewrites and forwarded headers of the request.
     pub forwarding_key: &'r str,
     /// Headers of the request, which the `vary` headers of a response are compared with.
-    pub headers: &'r HeaderMap,
+    pub headers: &'r Headers,
 }
 
 /// Stale responses, shared by all requests under one name.

@@ -1,17 +1,13 @@
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 
 use super::*;
 
-fn headers(name: &HeaderName, values: &[&str]) -> HeaderMap {
-    values
-        .iter()
-        .map(|value| {
-            (
-                name.clone(),
-                HeaderValue::from_bytes(value.as_bytes()).expect("valid"),
-            )
-        })
-        .collect()
+fn headers(name: &HeaderName, values: &[&str]) -> Headers {
+    let mut headers = Headers::default();
+    for value in values {
+        headers.append(name, value);
+    }
+    headers
 }
 
 #[test]

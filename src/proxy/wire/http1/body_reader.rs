@@ -1,13 +1,15 @@
 //! Reads the body of a message from the bytes of its connection.
 
 use bytes::BytesMut;
-use http::{HeaderMap, Method, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{Method, Version};
 
 pub(crate) use crate::proxy::wire::http1::chunk_decoder::BodyProgress;
-use crate::proxy::wire::{
-    framing_fields,
-    http1::{InvalidMessage, chunk_decoder::ChunkDecoder},
+use crate::{
+    message::{RequestHead, ResponseHead, headers::Headers},
+    proxy::wire::{
+        framing_fields,
+        http1::{InvalidMessage, chunk_decoder::ChunkDecoder},
+    },
 };
 
 /// Reader of one body. Its variant states how the end of the body is found.
@@ -34,7 +36,7 @@ impl BodyReader {
     ///
     /// # Errors
     /// If the framing fields are invalid or contradictory, or an HTTP/1.0 request is chunked.
-    pub(crate) fn from_request(head: &RequestHeader) -> Result<Self, InvalidMessage> {
+    pub(crate) fn from_request(head: &RequestHead) -> Result<Self, InvalidMessage> {
         let is_chunked = framing_fields::is_chunked(&head.headers).map_err(|_| InvalidMessage)?;
         let length = framing_fields::content_length(&head.headers).map_err(|_| InvalidMessage)?;
         match (is_chunked, length) {
@@ -51,7 +53,7 @@ impl BodyReader {
     /// If the framing fields are invalid, or an HTTP/1.0 response is chunked.
     pub(crate) fn from_response(
         request_method: &Method,
-        head: &ResponseHeader,
+        head: &ResponseHead,
     ) -> Result<Self, InvalidMessage> {
         let is_chunked = framing_fields::is_chunked(&head.headers).map_err(|_| InvalidMessage)?;
         let length = framing_fields::content_length(&head.headers).map_err(|_| InvalidMessage)?;
@@ -77,7 +79,7 @@ impl BodyReader {
     }
 
     /// Returns the trailers, once the body has been read to its end; `None` if there are none.
-    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(crate) fn trailers(&self) -> Option<&Headers> {
         match self {
             Self::Chunked(decoder) => decoder.trailers(),
             Self::Length(_) | Self::UntilClose { .. } => None,

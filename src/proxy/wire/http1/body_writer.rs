@@ -2,10 +2,12 @@
 
 use std::{borrow::Cow, io::Write as _};
 
-use http::{HeaderMap, Method, header};
-use pingora::http::ResponseHeader;
+use http::{Method, header};
 
-use crate::proxy::wire::{framing_fields, http1::InvalidMessage};
+use crate::{
+    message::{ResponseHead, headers::Headers},
+    proxy::wire::{framing_fields, http1::InvalidMessage},
+};
 
 /// Writer of one body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +26,7 @@ impl BodyWriter {
     ///
     /// # Errors
     /// If the framing fields are invalid.
-    pub(crate) fn from_fields(headers: &HeaderMap) -> Result<Self, InvalidMessage> {
+    pub(crate) fn from_fields(headers: &Headers) -> Result<Self, InvalidMessage> {
         let is_chunked = framing_fields::is_chunked(headers).map_err(|_| InvalidMessage)?;
         let length = framing_fields::content_length(headers).map_err(|_| InvalidMessage)?;
         Ok(if is_chunked {
@@ -41,7 +43,7 @@ impl BodyWriter {
     /// If the framing fields are invalid.
     pub(crate) fn from_response(
         request_method: &Method,
-        head: &ResponseHeader,
+        head: &ResponseHead,
     ) -> Result<Self, InvalidMessage> {
         if framing_fields::is_without_body(request_method, head.status) {
             return Ok(Self::None);
@@ -86,7 +88,7 @@ impl BodyWriter {
     /// If the body is shorter than its head announces.
     pub(crate) fn finish(
         &mut self,
-        trailers: Option<&HeaderMap>,
+        trailers: Option<&Headers>,
     ) -> Result<Cow<'static, [u8]>, InvalidMessage> {
         match self {
             Self::Length(0) | Self::Tunnel | Self::None => Ok(Cow::Borrowed(b"")),
@@ -102,13 +104,9 @@ impl BodyWriter {
 }
 
 /// Returns the last chunk with its trailers.
-fn last_chunk(trailers: &HeaderMap) -> Vec<u8> {
+fn last_chunk(trailers: &Headers) -> Vec<u8> {
     let mut bytes = b"0\r\n".to_vec();
-    for (name, value) in trailers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            bytes.extend_from_slice(part);
-        }
-    }
+    trailers.write_http1(&mut bytes);
     bytes.extend_from_slice(b"\r\n");
     bytes
 }

@@ -5,11 +5,13 @@
 //! line ends with CRLF.
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::HeaderMap;
 
-use crate::proxy::wire::{
-    http1::{InvalidMessage, head},
-    trailer_fields,
+use crate::{
+    message::headers::Headers,
+    proxy::wire::{
+        http1::{InvalidMessage, head},
+        trailer_fields,
+    },
 };
 
 /// Maximum length of the extensions of one body, in bytes. No known implementation uses them.
@@ -30,7 +32,7 @@ pub(crate) struct ChunkDecoder {
     state: DecoderState,
     extension_bytes: usize,
     /// Boxed, because almost no body has trailers.
-    trailers: Option<Box<HeaderMap>>,
+    trailers: Option<Box<Headers>>,
 }
 
 /// Part of the body that comes next.
@@ -111,7 +113,7 @@ impl ChunkDecoder {
 
     /// Returns the trailers that may be forwarded, once the body is complete; `None` if there are
     /// none.
-    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+    pub(super) fn trailers(&self) -> Option<&Headers> {
         self.trailers.as_deref()
     }
 
@@ -122,7 +124,7 @@ impl ChunkDecoder {
         }
         match head::take_trailers(input)? {
             Some(trailers) => {
-                self.trailers = trailer_fields::without_forbidden(trailers).map(Box::new);
+                self.trailers = trailer_fields::without_forbidden(&trailers).map(Box::new);
                 Ok(true)
             }
             None if input.len() > MAX_TRAILER_BYTES => Err(InvalidMessage),

@@ -3,14 +3,16 @@
 //! `httparse` accepts a bare LF as the end of a line and skips empty lines before the start
 //! line. Both are errors here, except one empty line before a request.
 
-use std::{mem::MaybeUninit, ops::Range};
+use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use httparse::{EMPTY_HEADER, ParserConfig, Status};
-use pingora::http::{RequestHeader, ResponseHeader};
 
-use crate::proxy::wire::http1::InvalidMessage;
+use crate::{
+    message::{RequestHead, ResponseHead, headers::Headers},
+    proxy::wire::http1::InvalidMessage,
+};
 
 /// Maximum number of fields in the head of a response, and in trailers.
 const MAX_FIELDS: usize = 256;
@@ -20,6 +22,9 @@ const MAX_REQUEST_FIELDS: usize = 1024;
 
 /// Maximum length of a method, in bytes.
 const MAX_METHOD_BYTES: usize = 64;
+
+/// Maximum length of the name of a field, in bytes. HTTP/2 libraries accept no longer name.
+const MAX_NAME_BYTES: usize = u16::MAX as usize;
 
 /// Maximum size of the head of a response, in bytes.
 const MAX_RESPONSE_HEAD_BYTES: usize = 256 << 10;
@@ -48,7 +53,7 @@ pub(crate) struct HeadLimits {
 pub(crate) fn take_request(
     input: &mut BytesMut,
     limits: HeadLimits,
-) -> Result<Option<RequestHeader>, InvalidRequestHead> {
+) -> Result<Option<RequestHead>, InvalidRequestHead> {
     // RFC 9112 section 2.2: a client may send an empty line after the body of a POST.
     let start = if input.starts_with(b"\r\n") { 2 } else { 0 };
     match &input[start..] {
@@ -67,7 +72,6 @@ pub(crate) fn take_request(
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(InvalidRequestHead::TooLarge),
         Err(_) => return Err(InvalidRequestHead::Malformed),
     };
-    let malformed = |_: InvalidMessage| InvalidRequestHead::Malformed;
     let target = request.path.unwrap_or_default();
     let method = request.method.unwrap_or_default();
     // A fragment is never sent (RFC 3986 section 3.5).
@@ -77,33 +81,29 @@ pub(crate) fn take_request(
     {
         return Err(InvalidRequestHead::Malformed);
     }
-    let (mut parts, ()) = http::Request::new(()).into_parts();
-    parts.method =
-        Method::from_bytes(method.as_bytes()).map_err(|_| InvalidRequestHead::Malformed)?;
-    parts.version = match request.version {
+    let method = Method::from_bytes(method.as_bytes());
+    let method = method.map_err(|_| InvalidRequestHead::Malformed)?;
+    let target = position_in(input, target.as_bytes());
+    let positions = field_positions(input, request.headers);
+    let version = match request.version {
         Some(1) => Version::HTTP_11,
         _ => Version::HTTP_10,
     };
-    let target = target.to_owned();
-    let ranges = field_ranges(input, request.headers);
     let head = input.split_to(start + length).freeze();
-    parts.headers = collect_fields(&head, &ranges).map_err(malformed)?;
-    let mut request = RequestHeader::from(parts);
-    if target != "/" {
-        request
-            .set_raw_path(target.as_bytes())
-            .map_err(|_| InvalidRequestHead::Malformed)?;
-    }
-    Ok(Some(request))
+    Ok(Some(RequestHead {
+        method,
+        target: head.slice(target.0..target.0 + target.1),
+        authority: None,
+        version,
+        headers: collect_fields(head, &positions).map_err(|_| InvalidRequestHead::Malformed)?,
+    }))
 }
 
 /// Takes the head of a response from the input; `None` if it is not complete yet.
 ///
 /// # Errors
 /// If the input is no valid head, or the head is too large.
-pub(crate) fn take_response(
-    input: &mut BytesMut,
-) -> Result<Option<ResponseHeader>, InvalidMessage> {
+pub(crate) fn take_response(input: &mut BytesMut) -> Result<Option<ResponseHead>, InvalidMessage> {
     if !b"HTTP/".starts_with(&input[..input.len().min(5)]) {
         return Err(InvalidMessage);
     }
@@ -132,51 +132,53 @@ pub(crate) fn take_response(
         Some(1) => Version::HTTP_11,
         _ => Version::HTTP_10,
     };
-    let reason = response.reason.map(str::to_owned);
-    let ranges = field_ranges(input, response.headers);
+    let reason = response
+        .reason
+        .filter(|reason| status.canonical_reason() != Some(reason))
+        .map(Box::from);
+    let positions = field_positions(input, response.headers);
     let head = input.split_to(length).freeze();
-    let (mut parts, ()) = http::Response::new(()).into_parts();
-    parts.status = status;
-    parts.version = version;
-    parts.headers = collect_fields(&head, &ranges)?;
-    let mut response = ResponseHeader::from(parts);
-    response
-        .set_reason_phrase(reason.as_deref())
-        .map_err(|_| InvalidMessage)?;
-    Ok(Some(response))
+    Ok(Some(ResponseHead {
+        status,
+        version,
+        reason,
+        headers: collect_fields(head, &positions)?,
+    }))
 }
 
-/// Position of a field in the input: of its name, and of its value. Positions survive the split
-/// of the head from the input, so that the values can share its memory.
-type FieldRange = (Range<usize>, Range<usize>);
+/// Start and length of a text in the input. It survives the split of the head from the input.
+type TextPosition = (usize, usize);
 
-fn field_ranges(input: &[u8], fields: &[httparse::Header<'_>]) -> Vec<FieldRange> {
-    let range_of = |text: &[u8]| {
-        // An empty value may point anywhere.
-        let start = (text.as_ptr() as usize).wrapping_sub(input.as_ptr() as usize);
-        if text.is_empty() {
-            0..0
-        } else {
-            start..start + text.len()
-        }
-    };
-    let ranges = fields
-        .iter()
-        .map(|field| (range_of(field.name.as_bytes()), range_of(field.value)));
-    ranges.collect()
-}
-
-fn collect_fields(head: &Bytes, ranges: &[FieldRange]) -> Result<HeaderMap, InvalidMessage> {
-    let mut headers = HeaderMap::with_capacity(ranges.len());
-    for (name, value) in ranges {
-        let name = HeaderName::from_bytes(&head[name.clone()]);
-        let value = HeaderValue::from_maybe_shared(head.slice(value.clone()));
-        headers.append(
-            name.map_err(|_| InvalidMessage)?,
-            value.map_err(|_| InvalidMessage)?,
-        );
+fn position_in(input: &[u8], text: &[u8]) -> TextPosition {
+    // An empty text may point anywhere.
+    if text.is_empty() {
+        return (0, 0);
     }
-    Ok(headers)
+    let start = (text.as_ptr() as usize).wrapping_sub(input.as_ptr() as usize);
+    (start, text.len())
+}
+
+/// Returns the positions of the name and of the value of each field.
+fn field_positions(
+    input: &[u8],
+    fields: &[httparse::Header<'_>],
+) -> Vec<(TextPosition, TextPosition)> {
+    let positions = fields.iter().map(|field| {
+        let name = position_in(input, field.name.as_bytes());
+        (name, position_in(input, field.value))
+    });
+    positions.collect()
+}
+
+fn collect_fields(
+    head: Bytes,
+    positions: &[(TextPosition, TextPosition)],
+) -> Result<Headers, InvalidMessage> {
+    let has_long_name = positions.iter().any(|(name, _)| name.1 > MAX_NAME_BYTES);
+    if has_long_name {
+        return Err(InvalidMessage);
+    }
+    Headers::from_received(head, positions.iter().copied()).map_err(|_| InvalidMessage)
 }
 
 /// Takes trailers and the empty line after them from the input; `None` if they are not complete
@@ -184,7 +186,7 @@ fn collect_fields(head: &Bytes, ranges: &[FieldRange]) -> Result<HeaderMap, Inva
 ///
 /// # Errors
 /// If the input is no valid list of fields.
-pub(super) fn take_trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, InvalidMessage> {
+pub(super) fn take_trailers(input: &mut BytesMut) -> Result<Option<Headers>, InvalidMessage> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let parsed = httparse::parse_headers(input, &mut fields).map_err(|_| InvalidMessage)?;
     let Status::Complete((length, fields)) = parsed else {
@@ -193,9 +195,9 @@ pub(super) fn take_trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, I
     if !has_strict_line_ends(&input[..length]) {
         return Err(InvalidMessage);
     }
-    let ranges = field_ranges(input, fields);
+    let positions = field_positions(input, fields);
     let trailers = input.split_to(length).freeze();
-    collect_fields(&trailers, &ranges).map(Some)
+    collect_fields(trailers, &positions).map(Some)
 }
 
 /// Returns whether each line ends with CRLF, and not with LF alone. It has no early exit, so that

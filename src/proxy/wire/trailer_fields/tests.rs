@@ -1,6 +1,12 @@
-use http::HeaderValue;
-
 use crate::proxy::wire::trailer_fields::*;
+
+fn trailers(names: &[&str]) -> Headers {
+    let mut trailers = Headers::default();
+    for name in names {
+        trailers.append(name, "value");
+    }
+    trailers
+}
 
 #[test]
 fn the_list_is_sorted_for_the_search() {
@@ -10,29 +16,20 @@ fn the_list_is_sorted_for_the_search() {
 #[test]
 fn forbidden_fields_are_removed_and_others_remain() {
     let names = [
-        "grpc-status",
-        "content-length",
+        "Grpc-Status",
+        "Content-Length",
         "x-outrigger-reason",
         "a\"b",
         "etag",
     ];
-    let trailers = names.map(|name| {
-        (
-            HeaderName::from_static(name),
-            HeaderValue::from_static("value"),
-        )
-    });
-    let allowed = without_forbidden(HeaderMap::from_iter(trailers)).unwrap_or_default();
-    let remaining: Vec<_> = allowed.keys().map(HeaderName::as_str).collect();
-    assert_eq!(remaining, ["grpc-status", "etag"]);
+    let trailers = trailers(&names);
+    let allowed = without_forbidden(&trailers).unwrap_or_default();
+    let remaining: Vec<_> = allowed.iter().map(|(name, _)| name).collect();
+    assert_eq!(remaining, ["Grpc-Status", "etag"]);
 }
 
 #[test]
 fn trailers_without_an_allowed_field_are_no_trailers() {
-    assert_eq!(without_forbidden(HeaderMap::new()), None);
-    let host = (
-        HeaderName::from_static("host"),
-        HeaderValue::from_static("a"),
-    );
-    assert_eq!(without_forbidden(HeaderMap::from_iter([host])), None);
+    assert!(without_forbidden(&Headers::default()).is_none());
+    assert!(without_forbidden(&trailers(&["host"])).is_none());
 }

@@ -11,8 +11,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::HeaderMap;
-
 use crate::{
     policy::snapshot::EndpointAddress,
     resilience::warm_up::WarmUpConfig,
@@ -35,15 +33,12 @@ pub struct PeerLifecycle {
 }
 
 impl PeerLifecycle {
-    /// Parses the headers of a response; `None` if they announce nothing, as in most responses.
+    /// Parses the headers of a response, as far as it has them; `None` if they announce nothing,
+    /// as in most responses.
     #[must_use]
-    pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let advertised_start = headers
-            .get(instance_age::STARTED_AT_HEADER)
-            .and_then(|value| instance_age::parse_started_at(value.to_str().ok()?));
-        let draining_ttl = headers
-            .get(drain::DRAINING_HEADER)
-            .and_then(|value| drain::parse_draining_ttl(value.to_str().ok()?));
+    pub fn parse(started_at: Option<&str>, draining: Option<&str>) -> Option<Self> {
+        let advertised_start = started_at.and_then(instance_age::parse_started_at);
+        let draining_ttl = draining.and_then(drain::parse_draining_ttl);
         (advertised_start.is_some() || draining_ttl.is_some()).then_some(Self {
             advertised_start,
             draining_ttl,

@@ -1,22 +1,19 @@
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 
 use super::*;
 
-fn head(status: u16, version: Version, fields: &[(&str, &str)]) -> ResponseHeader {
-    let (mut parts, ()) = http::Response::new(()).into_parts();
-    parts.status = StatusCode::from_u16(status).expect("a valid status");
-    parts.version = version;
+fn head(status: u16, version: Version, fields: &[(&str, &str)]) -> ResponseHead {
+    let status = StatusCode::from_u16(status).expect("a valid status");
+    let mut head = ResponseHead::new(status);
+    head.version = version;
     for (name, value) in fields {
-        let name: HeaderName = name.parse().expect("a valid name");
-        parts
-            .headers
-            .append(name, HeaderValue::from_str(value).expect("a valid value"));
+        head.headers.append(name, value);
     }
-    ResponseHeader::from(parts)
+    head
 }
 
 /// Returns how the end of a body is found, in words.
-fn framing(method: &Method, head: &ResponseHeader) -> Option<String> {
+fn framing(method: &Method, head: &ResponseHead) -> Option<String> {
     Some(match BodyReader::from_response(method, head).ok()? {
         BodyReader::Length(length) => length.to_string(),
         BodyReader::Chunked(_) => "chunked".to_owned(),
@@ -29,7 +26,7 @@ fn the_framing_of_a_response_follows_rfc_9112_section_6_3() {
     const LENGTH: (&str, &str) = ("content-length", "5");
     const CHUNKED: (&str, &str) = ("transfer-encoding", "chunked");
     let (get, new, old) = (Method::GET, Version::HTTP_11, Version::HTTP_10);
-    let table: [(&Method, ResponseHeader, Option<&str>); 13] = [
+    let table: [(&Method, ResponseHead, Option<&str>); 13] = [
         (&get, head(200, new, &[LENGTH]), Some("5")),
         (&get, head(200, new, &[CHUNKED]), Some("chunked")),
         (&get, head(200, new, &[]), Some("until close")),
