@@ -1,12 +1,13 @@
 //! The fields of a message head, or its trailers, as a flat list in the order of the message.
 //!
 //! The fields that were received stay in the buffer that they arrived in; a list of positions
-//! refers to them. Fields that the proxy adds are appended to a second buffer. Nothing is hashed
-//! or allocated per field. A lookup compares names one after another, but most names that the
-//! proxy looks for are absent, and a filter of 64 bits says so at once.
+//! refers to them. Lines that the proxy adds are appended to a second buffer. Nothing is hashed
+//! or allocated per field. A lookup compares the tag of each name, one byte, and then the name.
+//! Most names that the proxy looks for are absent, and the set of all tags says so at once.
 //!
 //! Names keep the case in which they arrived, and are compared without it (RFC 9110 section 5.1).
 
+mod field;
 mod header_map;
 mod http1_lines;
 
@@ -14,67 +15,60 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::message::headers::field::{Field, Span, TagSet, name_tag};
+
 /// Number of fields that the proxy adds to a message at most, besides those of filters. It sizes
 /// copied lists.
 const MAX_ADDED_FIELDS: usize = 12;
 
-/// Expected size of the fields that the proxy adds, in bytes.
-const ADDED_BYTES: usize = 256;
-
-/// Maximum number of decimal digits of a number.
-const MAX_DIGITS: usize = 20;
+/// Expected size of the lines that the proxy adds, in bytes.
+const ADDED_BYTES: usize = 448;
 
 /// Fields of a message head, or its trailers. All names and values are valid in HTTP/1.
 #[derive(Clone, Default)]
 pub struct Headers {
     received: Bytes,
+    /// Lines of HTTP/1, one after another.
     added: Vec<u8>,
     fields: Vec<Field>,
-    /// Has the bit of each name that is or was in the list (`name_bit`).
-    name_bits: u64,
+    /// Tags of the names that are or were in the list.
+    tags: TagSet,
 }
 
-/// Position of a text. Texts in `added` start behind the end of `received`.
-#[derive(Debug, Clone, Copy, Default)]
-struct Span {
-    start: u32,
-    length: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Field {
-    name: Span,
-    value: Span,
-}
-
-/// Error for fields that exceed what a list can hold: 4 GiB.
+/// Error for a field that is not a part of its input, or lies beyond its first 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooLong;
+pub struct OutOfRange;
 
 impl Headers {
-    /// Creates the list of the fields in a buffer. Each pair is the start and length of a name,
-    /// and of a value. Names must be tokens, and values valid in HTTP/1.
+    /// Creates the list of fields whose names and values are parts of `input`. It is complete
+    /// with [`Self::with_buffer`]. Names must be tokens, and values valid in HTTP/1.
     ///
     /// # Errors
-    /// If a position exceeds 4 GiB.
-    pub fn from_received(
-        received: Bytes,
-        positions: impl ExactSizeIterator<Item = ((usize, usize), (usize, usize))>,
-    ) -> Result<Self, TooLong> {
+    /// If a name or a value is no part of the input.
+    pub fn locate<'a>(
+        input: &'a [u8],
+        fields: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, OutOfRange> {
         let mut headers = Self {
-            fields: Vec::with_capacity(positions.len()),
+            fields: Vec::with_capacity(fields.len()),
             ..Self::default()
         };
-        for (name, value) in positions {
-            let (start, length) = name;
-            headers.name_bits |= name_bit(&received[start..start + length]);
+        for (name, value) in fields {
+            let tag = name_tag(name);
+            headers.tags.add(tag);
             headers.fields.push(Field {
-                name: Span::new(start, length)?,
-                value: Span::new(value.0, value.1)?,
+                tag,
+                name: Span::within(input, name).ok_or(OutOfRange)?,
+                value: Span::within(input, value).ok_or(OutOfRange)?,
             });
         }
-        headers.received = received;
         Ok(headers)
+    }
+
+    /// Sets the buffer that starts with the input of [`Self::locate`].
+    #[must_use]
+    pub fn with_buffer(self, received: Bytes) -> Self {
+        Self { received, ..self }
     }
 
     /// Returns the number of fields.
@@ -105,11 +99,12 @@ impl Headers {
     pub fn get_all(&self, name: impl AsRef<str>) -> impl DoubleEndedIterator<Item = &[u8]> {
         let first = self.position(name.as_ref().as_bytes());
         let fields = &self.fields[first.unwrap_or(self.fields.len())..];
-        // The received name lives as long as the list, in contrast to `name`.
-        let name = first.map_or(Span::default(), |first| self.fields[first].name);
+        // The name in the list lives as long as the list, in contrast to `name`.
+        let name = fields.first().map_or(Span::default(), |field| field.name);
+        let tag = fields.first().map_or(0, |field| field.tag);
         let named = fields
             .iter()
-            .filter(move |field| self.is_name(field.name, self.text(name)));
+            .filter(move |field| field.tag == tag && self.is_named(field, self.text(name)));
         named.map(|field| self.text(field.value))
     }
 
@@ -130,33 +125,37 @@ impl Headers {
 
     /// Replaces all fields with a name by one, in the place of the first, or appends it.
     pub fn insert(&mut self, name: impl AsRef<str>, value: impl AsRef<[u8]>) {
-        let name = name.as_ref();
+        let (name, value) = (name.as_ref(), value.as_ref());
         let Some(position) = self.position(name.as_bytes()) else {
             return self.append(name, value);
         };
-        let value = self.add_text(value.as_ref());
-        self.fields[position].value = value;
+        let current = self.fields[position];
+        if self.text(current.value) != value {
+            let current_name = self.text(current.name).to_vec();
+            self.fields[position] = self.add_line(&current_name, &[value]);
+        }
         self.remove_from(position + 1, name.as_bytes());
     }
 
     /// Replaces all fields with a name by one with a number, or appends it.
     pub fn insert_number(&mut self, name: impl AsRef<str>, number: u64) {
-        self.insert(name, decimal(number, &mut [0; MAX_DIGITS]));
+        self.insert(name, itoa::Buffer::new().format(number));
     }
 
     /// Appends a field with a number.
     pub fn append_number(&mut self, name: impl AsRef<str>, number: u64) {
-        self.append(name, decimal(number, &mut [0; MAX_DIGITS]));
+        self.append(name, itoa::Buffer::new().format(number));
     }
 
     /// Appends a field.
     pub fn append(&mut self, name: impl AsRef<str>, value: impl AsRef<[u8]>) {
-        let name = name.as_ref().as_bytes();
-        self.name_bits |= name_bit(name);
-        let field = Field {
-            name: self.add_text(name),
-            value: self.add_text(value.as_ref()),
-        };
+        self.append_parts(name, &[value.as_ref()]);
+    }
+
+    /// Appends a field whose value consists of several parts.
+    pub fn append_parts(&mut self, name: impl AsRef<str>, value: &[&[u8]]) {
+        let field = self.add_line(name.as_ref().as_bytes(), value);
+        self.tags.add(field.tag);
         self.fields.push(field);
     }
 
@@ -168,23 +167,33 @@ impl Headers {
         }
     }
 
-    /// Copies the fields whose name satisfies a predicate, with capacity for those that the proxy
+    /// Copies the fields that have none of these names, with capacity for those that the proxy
     /// adds.
     #[must_use]
+    pub fn without(&self, names: &[&[&str]]) -> Self {
+        let names = || names.iter().copied().flatten();
+        let mut tags = TagSet::default();
+        names().for_each(|name| tags.add(name_tag(name.as_bytes())));
+        let is_listed = |field: &Field| names().any(|name| self.is_named(field, name.as_bytes()));
+        self.copy_fields(|field| !tags.contains(field.tag) || !is_listed(field))
+    }
+
+    /// Copies the fields whose name satisfies a predicate.
+    #[must_use]
     pub fn filtered(&self, mut is_kept: impl FnMut(&[u8]) -> bool) -> Self {
+        self.copy_fields(|field| is_kept(self.text(field.name)))
+    }
+
+    fn copy_fields(&self, is_kept: impl FnMut(&&Field) -> bool) -> Self {
         let mut fields = Vec::with_capacity(self.fields.len() + MAX_ADDED_FIELDS);
-        let kept = self
-            .fields
-            .iter()
-            .filter(|field| is_kept(self.text(field.name)));
-        fields.extend(kept);
+        fields.extend(self.fields.iter().filter(is_kept));
         let mut added = Vec::with_capacity(self.added.len() + ADDED_BYTES);
         added.extend_from_slice(&self.added);
         Self {
             received: self.received.clone(),
             added,
             fields,
-            name_bits: self.name_bits,
+            tags: self.tags,
         }
     }
 
@@ -192,80 +201,77 @@ impl Headers {
     /// allocated.
     #[must_use]
     pub fn to_compact(&self) -> Self {
-        let size = self.size_bytes();
         let mut compact = Self {
-            added: Vec::with_capacity(size),
             fields: Vec::with_capacity(self.len()),
             ..Self::default()
         };
         for (name, value) in self.iter() {
             compact.append(name, value);
         }
+        compact.added.shrink_to_fit();
         compact
     }
 
     /// Returns the size of all names and values, in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        self.iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum()
+        let sizes = self
+            .fields
+            .iter()
+            .map(|field| field.name.length() + field.value.length());
+        sizes.sum()
     }
 
     fn position(&self, name: &[u8]) -> Option<usize> {
-        if self.name_bits & name_bit(name) == 0 {
+        let tag = name_tag(name);
+        if !self.tags.contains(tag) {
             return None;
         }
-        self.fields
-            .iter()
-            .position(|field| self.is_name(field.name, name))
+        let mut fields = self.fields.iter();
+        fields.position(|field| field.tag == tag && self.is_named(field, name))
     }
 
-    fn is_name(&self, span: Span, name: &[u8]) -> bool {
-        span.length as usize == name.len() && self.text(span).eq_ignore_ascii_case(name)
+    fn is_named(&self, field: &Field, name: &[u8]) -> bool {
+        let text = self.text(field.name);
+        // The case rarely differs, and this comparison is the faster one.
+        text == name || text.eq_ignore_ascii_case(name)
     }
 
     /// Removes the fields with a name from a position on.
     fn remove_from(&mut self, position: usize, name: &[u8]) {
+        let tag = name_tag(name);
         for index in (position..self.fields.len()).rev() {
-            if self.is_name(self.fields[index].name, name) {
+            if self.fields[index].tag == tag && self.is_named(&self.fields[index], name) {
                 self.fields.remove(index);
             }
         }
     }
 
+    /// Returns a text of either buffer. Those of `added` start behind the end of `received`.
     fn text(&self, span: Span) -> &[u8] {
         let range = span.range();
-        match range.start.checked_sub(self.received.len()) {
-            None => &self.received[range],
-            Some(start) => &self.added[start..start + range.len()],
-        }
-    }
-
-    fn add_text(&mut self, text: &[u8]) -> Span {
-        let start = self.received.len() + self.added.len();
-        // What the proxy adds is far below 4 GiB; a longer value would be lost.
-        let Ok(span) = Span::new(start, text.len()) else {
-            return Span::default();
+        let text = match range.start.checked_sub(self.received.len()) {
+            None => self.received.get(range),
+            Some(start) => self.added.get(start..start + range.len()),
         };
-        self.added.extend_from_slice(text);
-        span
-    }
-}
-
-impl Span {
-    fn new(start: usize, length: usize) -> Result<Self, TooLong> {
-        // The end must fit as well.
-        u32::try_from(start + length).map_err(|_| TooLong)?;
-        Ok(Self {
-            start: u32::try_from(start).map_err(|_| TooLong)?,
-            length: u32::try_from(length).map_err(|_| TooLong)?,
-        })
+        text.unwrap_or_default()
     }
 
-    fn range(self) -> std::ops::Range<usize> {
-        let start = self.start as usize;
-        start..start + self.length as usize
+    fn add_line(&mut self, name: &[u8], value: &[&[u8]]) -> Field {
+        let start = self.received.len() + self.added.len();
+        let value_length = value.iter().map(|part| part.len()).sum();
+        self.added.reserve(name.len() + value_length + 4);
+        self.added.extend_from_slice(name);
+        self.added.extend_from_slice(b": ");
+        for part in value {
+            self.added.extend_from_slice(part);
+        }
+        self.added.extend_from_slice(b"\r\n");
+        Field {
+            tag: name_tag(name),
+            name: Span::new(start, name.len()),
+            value: Span::new(start + name.len() + 2, value_length),
+        }
     }
 }
 
@@ -286,29 +292,6 @@ pub fn as_text(value: &[u8]) -> Option<&str> {
         return None;
     }
     std::str::from_utf8(value).ok()
-}
-
-/// Returns the decimal digits of a number.
-fn decimal(number: u64, digits: &mut [u8; MAX_DIGITS]) -> &[u8] {
-    let mut start = MAX_DIGITS;
-    let mut rest = number;
-    loop {
-        start -= 1;
-        digits[start] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            return &digits[start..];
-        }
-    }
-}
-
-/// Returns a mask with one bit that depends on the length, the first and the last byte of a name,
-/// without regard to case.
-fn name_bit(name: &[u8]) -> u64 {
-    let letter = |byte: Option<&u8>| u32::from(byte.map_or(0, |byte| byte | 0x20));
-    let length = u32::try_from(name.len() % 64).unwrap_or(0);
-    let number = length * 5 + letter(name.first()) * 3 + letter(name.last());
-    1 << (number % 64)
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ mod memory_budget;
 mod message_round_trips;
 mod message_validation;
 mod module_graph;
+mod nginx_comparison;
 mod outlier_detection;
 mod policy_sections;
 mod properties;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::message::headers::{Field, Headers};
+use crate::message::headers::{Headers, field::Field};
 
 impl From<&HeaderMap> for Headers {
     fn from(map: &HeaderMap) -> Self {

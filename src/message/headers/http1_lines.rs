@@ -1,6 +1,8 @@
 //! Writes fields as the lines of an HTTP/1 message.
 
-use crate::message::headers::{Field, Headers};
+use std::ops::Range;
+
+use crate::message::headers::{Headers, field::Field};
 
 impl Headers {
     /// Appends the fields as lines of HTTP/1, without the empty line that ends a head.
@@ -9,31 +11,44 @@ impl Headers {
     pub fn write_http1(&self, out: &mut Vec<u8>) {
         let mut run = 0..0;
         for field in &self.fields {
-            match self.received_line(*field) {
-                Some((start, end)) if start == run.end => run.end = end,
+            match self.exact_line(field) {
+                Some(line) if line.start == run.end && line.start != self.received.len() => {
+                    run.end = line.end;
+                }
                 line => {
-                    out.extend_from_slice(&self.received[run]);
-                    run = line.map_or(0..0, |(start, end)| start..end);
-                    if line.is_none() {
-                        self.write_line(*field, out);
-                    }
+                    self.write_run(run, out);
+                    run = line.unwrap_or_else(|| {
+                        self.write_line(field, out);
+                        0..0
+                    });
                 }
             }
         }
-        out.extend_from_slice(&self.received[run]);
+        self.write_run(run, out);
     }
 
-    /// Returns the start and the end of the line of a field in the received bytes, if the line
-    /// has the form `name: value CRLF`.
-    fn received_line(&self, field: Field) -> Option<(usize, usize)> {
+    /// Returns the position of the line of a field, if it has the form `name: value CRLF`.
+    fn exact_line(&self, field: &Field) -> Option<Range<usize>> {
         let (name, value) = (field.name.range(), field.value.range());
+        let line = name.start..value.end + 2;
+        if name.start >= self.received.len() {
+            return Some(line);
+        }
         let is_exact = name.end + 2 == value.start
             && self.received.get(name.end..value.start) == Some(b": ")
-            && self.received.get(value.end..value.end + 2) == Some(b"\r\n");
-        is_exact.then_some((name.start, value.end + 2))
+            && self.received.get(value.end..line.end) == Some(b"\r\n");
+        is_exact.then_some(line)
     }
 
-    fn write_line(&self, field: Field, out: &mut Vec<u8>) {
+    fn write_run(&self, run: Range<usize>, out: &mut Vec<u8>) {
+        let run = match run.start.checked_sub(self.received.len()) {
+            Some(start) => self.added.get(start..start + run.len()),
+            None => self.received.get(run),
+        };
+        out.extend_from_slice(run.unwrap_or_default());
+    }
+
+    fn write_line(&self, field: &Field, out: &mut Vec<u8>) {
         out.extend_from_slice(self.text(field.name));
         out.extend_from_slice(b": ");
         out.extend_from_slice(self.text(field.value));

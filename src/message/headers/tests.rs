@@ -3,23 +3,15 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Parses lines as a head, whose positions refer to the text.
+/// Parses lines as a head. The fields refer to the text.
 fn received(text: &str) -> Headers {
-    let mut positions = Vec::new();
-    let mut start = 0;
-    for line in text.split_inclusive("\r\n") {
-        let colon = line.find(':').expect("a colon");
-        let value = line[colon + 1..].trim();
-        let value_start =
-            colon + 1 + (line[colon + 1..].len() - line[colon + 1..].trim_start().len());
-        positions.push(((start, colon), (start + value_start, value.len())));
-        start += line.len();
-    }
-    Headers::from_received(
-        Bytes::copy_from_slice(text.as_bytes()),
-        positions.into_iter(),
-    )
-    .expect("it is short")
+    let lines: Vec<_> = text.split_inclusive("\r\n").collect();
+    let fields = lines.iter().map(|line| {
+        let (name, value) = line.split_once(':').expect("a colon");
+        (name.as_bytes(), value.trim().as_bytes())
+    });
+    let headers = Headers::locate(text.as_bytes(), fields).expect("they are parts of it");
+    headers.with_buffer(Bytes::copy_from_slice(text.as_bytes()))
 }
 
 fn written(headers: &Headers) -> String {

@@ -34,11 +34,9 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     {
         return Err(Rejection::from_reason(Reason::HeaderTooLarge));
     }
-    if !head
-        .headers
-        .iter()
-        .all(|(name, _)| header_names::is_token(name.as_bytes()))
-    {
+    // The parser of HTTP/1 accepts only tokens.
+    let is_token = |name: &str| header_names::is_token(name.as_bytes());
+    if client.is_http2() && !head.headers.iter().all(|(name, _)| is_token(name)) {
         return Err(Rejection::from_reason(Reason::BadRequest));
     }
     let body = BodyReader::from_request(head);

@@ -43,14 +43,12 @@ pub(crate) fn copy_end_to_end_headers(headers: &Headers) -> Headers {
     let options = headers.get_all(header::CONNECTION).filter_map(as_text);
     let options = options.flat_map(|value| value.split(',').map(str::trim));
     let nominated: Vec<&str> = options
-        .filter(|option| !contains_name(&PROTECTED_OPTIONS, option.as_bytes()))
+        .filter(|option| {
+            let is_equal = |protected: &&str| protected.eq_ignore_ascii_case(option);
+            !PROTECTED_OPTIONS.iter().any(is_equal)
+        })
         .collect();
-    headers.filtered(|name| !contains_name(&HOP_BY_HOP, name) && !contains_name(&nominated, name))
-}
-
-fn contains_name(names: &[&str], name: &[u8]) -> bool {
-    let is_equal = |other: &&str| other.as_bytes().eq_ignore_ascii_case(name);
-    names.iter().any(is_equal)
+    headers.without(&[&HOP_BY_HOP, &nominated])
 }
 
 /// Applies a header modifier filter: first removals, then replacements, then additions.

@@ -9,7 +9,7 @@
 //! the state of the endpoint to the gateway in front of it. This module does not know the
 //! stages of a drain or the warm-up curve.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use http::StatusCode;
 
@@ -32,8 +32,8 @@ use crate::{
 /// Lifecycle headers of this instance at one point in time. Both are usually absent.
 #[derive(Debug, Default)]
 pub(crate) struct LifecycleHeaders {
-    draining: Option<String>,
-    started_at: Option<String>,
+    draining: Option<Arc<str>>,
+    started_at: Option<Arc<str>>,
 }
 
 /// Returns the lifecycle headers of this instance now.
@@ -50,13 +50,17 @@ pub(crate) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> 
         .instance_age
         .started_at_header(active_policy.snapshot.lifecycle.warm_up.as_ref());
     LifecycleHeaders {
-        draining: drain.draining_header(clock::now()),
+        draining: drain
+            .is_draining()
+            .then(|| drain.draining_header(clock::now()))
+            .flatten()
+            .map(Arc::from),
         started_at,
     }
 }
 
 impl IntoIterator for LifecycleHeaders {
-    type Item = (&'static str, String);
+    type Item = (&'static str, Arc<str>);
     type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<Self::Item>, 2>>;
 
     fn into_iter(self) -> Self::IntoIter {

@@ -3,8 +3,6 @@
 //! The formats follow draft-ietf-httpapi-ratelimit-headers, versions 10 and 03. The module does
 //! not decide which limit is nearest.
 
-use std::fmt::Write as _;
-
 use crate::{
     message::headers::Headers,
     policy::document::RateLimitHeaders,
@@ -37,11 +35,18 @@ pub(crate) fn append_limit_headers(
     match spec.headers {
         RateLimitHeaders::Off => {}
         RateLimitHeaders::Draft10 => {
-            let mut text = String::with_capacity(rule.name.len() + 24);
-            // Writing to a string cannot fail.
-            _ = write!(text, r#""{}";r={left};t={more}"#, rule.name);
             headers.append(RATELIMIT_POLICY, policy);
-            headers.append(RATELIMIT, text);
+            // `"NAME";r=LEFT;t=SECONDS`, without the cost of `std::fmt`.
+            let (mut remaining, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
+            let parts = [
+                "\"",
+                &rule.name,
+                "\";r=",
+                remaining.format(left),
+                ";t=",
+                seconds.format(more),
+            ];
+            headers.append_parts(RATELIMIT, &parts.map(str::as_bytes));
         }
         RateLimitHeaders::DraftVersion03 => {
             headers.append(X_RATELIMIT_LIMIT, policy);

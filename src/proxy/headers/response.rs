@@ -53,7 +53,7 @@ pub(crate) fn build_response_head(
         // not trusted.
         headers.remove(REASON);
         for (name, value) in lifecycle::current_headers(context.worker, context.active_policy) {
-            headers.insert(name, value);
+            headers.insert(name, &*value);
         }
     }
     apply_modifier(&mut headers, &context.route.spec.filters.response_headers);

@@ -58,7 +58,7 @@ pub(crate) async fn send_rejection(
         rate_limit::append_limit_headers(route, rate_limits, &mut head.headers);
     }
     for (name, value) in lifecycle_headers {
-        head.headers.append(name, value);
+        head.headers.append(name, &*value);
     }
     client.write_head(&head).await?;
     client.write(body).await?;

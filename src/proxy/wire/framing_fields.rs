@@ -19,8 +19,12 @@ pub(crate) struct InvalidFraming;
 /// # Errors
 /// If a value is not a decimal number below 2^63, or two values differ.
 pub(crate) fn content_length(headers: &Headers) -> Result<Option<u64>, InvalidFraming> {
+    let mut lines = headers.get_all(header::CONTENT_LENGTH);
+    let Some(first) = lines.next() else {
+        return Ok(None);
+    };
     let mut length = None;
-    for line in headers.get_all(header::CONTENT_LENGTH) {
+    for line in std::iter::once(first).chain(lines) {
         for value in line.split(|byte| *byte == b',') {
             let value = parse_decimal(value.trim_ascii())?;
             if length.is_some_and(|length| length != value) {

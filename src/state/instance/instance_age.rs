@@ -7,10 +7,14 @@
 
 use std::{
     fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use crate::{
@@ -43,8 +47,18 @@ pub struct InstanceAge {
     inherited_age_millis: AtomicU64,
     /// Announced start in milliseconds since 1970; 0 while it is not announced.
     advertised_start_millis: AtomicU64,
+    /// Latest value of the header; `None` before the first.
+    announcement: ArcSwapOption<Announcement>,
     /// Selects the requests to admit; the lock covers the decision on one request.
     sampler: Mutex<DeterministicSampler>,
+}
+
+/// Value of [`STARTED_AT_HEADER`], and what it was formatted from.
+#[derive(Debug)]
+struct Announcement {
+    start_millis: u64,
+    warm_up: Option<InstanceWarmUpSpec>,
+    text: Arc<str>,
 }
 
 impl InstanceAge {
@@ -53,6 +67,7 @@ impl InstanceAge {
             ready_since: AtomicInstant::new(now, None),
             inherited_age_millis: AtomicU64::new(0),
             advertised_start_millis: AtomicU64::new(0),
+            announcement: ArcSwapOption::empty(),
             sampler: Mutex::default(),
         }
     }
@@ -100,25 +115,27 @@ impl InstanceAge {
     /// Returns the value of [`STARTED_AT_HEADER`], or `None` if the header is not sent.
     ///
     /// The value states the start in seconds since 1970. If the warm-up is enforced, its window
-    /// in seconds, its aggression and its minimum in percent follow.
+    /// in seconds, its aggression and its minimum in percent follow. It is formatted once.
     #[must_use]
-    pub fn started_at_header(&self, warm_up: Option<&InstanceWarmUpSpec>) -> Option<String> {
+    pub fn started_at_header(&self, warm_up: Option<&InstanceWarmUpSpec>) -> Option<Arc<str>> {
         let start_millis = self.advertised_start_millis.load(Ordering::Relaxed);
-        let mut header = (start_millis != 0)
-            .then(|| format!("{}.{:03}", start_millis / 1_000, start_millis % 1_000))?;
-        if let Some(InstanceWarmUpSpec { config, .. }) =
-            warm_up.filter(|warm_up| warm_up.mode == Mode::Enforce)
-        {
-            // Writing to a string cannot fail.
-            _ = write!(
-                header,
-                "; window={}; aggression={}; min={}",
-                config.window().as_secs_f64(),
-                config.aggression(),
-                config.min_factor().value() * 100.0
-            );
+        if start_millis == 0 {
+            return None;
         }
-        Some(header)
+        let announcement = self.announcement.load();
+        if let Some(announcement) = &*announcement
+            && announcement.start_millis == start_millis
+            && announcement.warm_up.as_ref() == warm_up
+        {
+            return Some(announcement.text.clone());
+        }
+        let text: Arc<str> = format_start(start_millis, warm_up).into();
+        self.announcement.store(Some(Arc::new(Announcement {
+            start_millis,
+            warm_up: warm_up.cloned(),
+            text: text.clone(),
+        })));
+        Some(text)
     }
 
     /// Stops announcing the start after 15 minutes, or after the warm-up window if that is
@@ -195,6 +212,23 @@ pub fn parse_started_at(header: &str) -> Option<AdvertisedStart> {
         .zip(Ratio::from_percent(minimum).ok())
         .and_then(|(window, minimum)| WarmUpConfig::try_new(window, aggression, minimum).ok());
     Some((u64::try_from(started.as_millis()).ok()?, warm_up))
+}
+
+fn format_start(start_millis: u64, warm_up: Option<&InstanceWarmUpSpec>) -> String {
+    let mut text = format!("{}.{:03}", start_millis / 1_000, start_millis % 1_000);
+    if let Some(InstanceWarmUpSpec { config, .. }) =
+        warm_up.filter(|warm_up| warm_up.mode == Mode::Enforce)
+    {
+        // Writing to a string cannot fail.
+        _ = write!(
+            text,
+            "; window={}; aggression={}; min={}",
+            config.window().as_secs_f64(),
+            config.aggression(),
+            config.min_factor().value() * 100.0
+        );
+    }
+    text
 }
 
 #[cfg(test)]

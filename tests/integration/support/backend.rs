@@ -193,12 +193,13 @@ impl BackendConnection {
             loop {
                 let line = self.read_until(b"\r\n")?;
                 let size = usize::from_str_radix(String::from_utf8_lossy(&line).trim(), 16).ok()?;
-                let chunk = self.read_exact(size)?;
-                self.read_until(b"\r\n")?;
                 if size == 0 {
+                    // Trailers, and the empty line after them.
+                    while !self.read_until(b"\r\n")?.is_empty() {}
                     break;
                 }
-                request.body.extend(chunk);
+                request.body.extend(self.read_exact(size)?);
+                self.read_until(b"\r\n")?;
             }
         } else if let Some(length) = request
             .header("content-length")

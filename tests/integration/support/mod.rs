@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub(crate) mod fleet;
 pub(crate) mod http2;
 pub(crate) mod name_server;
+pub(crate) mod nginx;
 pub(crate) mod policy;
 pub(crate) mod process;
 pub(crate) mod redis;

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{Method, StatusCode, Version};
 use httparse::{EMPTY_HEADER, ParserConfig, Status};
 
@@ -83,8 +83,11 @@ pub(crate) fn take_request(
     }
     let method = Method::from_bytes(method.as_bytes());
     let method = method.map_err(|_| InvalidRequestHead::Malformed)?;
-    let target = position_in(input, target.as_bytes());
-    let positions = field_positions(input, request.headers);
+    let target = target.as_bytes();
+    let target_start = (target.as_ptr() as usize).saturating_sub(input.as_ptr() as usize);
+    let target = target_start..target_start + target.len();
+    let headers = locate_fields(input, request.headers);
+    let headers = headers.map_err(|_| InvalidRequestHead::Malformed)?;
     let version = match request.version {
         Some(1) => Version::HTTP_11,
         _ => Version::HTTP_10,
@@ -92,10 +95,10 @@ pub(crate) fn take_request(
     let head = input.split_to(start + length).freeze();
     Ok(Some(RequestHead {
         method,
-        target: head.slice(target.0..target.0 + target.1),
+        target: head.slice(target),
         authority: None,
         version,
-        headers: collect_fields(head, &positions).map_err(|_| InvalidRequestHead::Malformed)?,
+        headers: headers.with_buffer(head),
     }))
 }
 
@@ -136,49 +139,25 @@ pub(crate) fn take_response(input: &mut BytesMut) -> Result<Option<ResponseHead>
         .reason
         .filter(|reason| status.canonical_reason() != Some(reason))
         .map(Box::from);
-    let positions = field_positions(input, response.headers);
+    let headers = locate_fields(input, response.headers)?;
     let head = input.split_to(length).freeze();
     Ok(Some(ResponseHead {
         status,
         version,
         reason,
-        headers: collect_fields(head, &positions)?,
+        headers: headers.with_buffer(head),
     }))
 }
 
-/// Start and length of a text in the input. It survives the split of the head from the input.
-type TextPosition = (usize, usize);
-
-fn position_in(input: &[u8], text: &[u8]) -> TextPosition {
-    // An empty text may point anywhere.
-    if text.is_empty() {
-        return (0, 0);
-    }
-    let start = (text.as_ptr() as usize).wrapping_sub(input.as_ptr() as usize);
-    (start, text.len())
-}
-
-/// Returns the positions of the name and of the value of each field.
-fn field_positions(
-    input: &[u8],
-    fields: &[httparse::Header<'_>],
-) -> Vec<(TextPosition, TextPosition)> {
-    let positions = fields.iter().map(|field| {
-        let name = position_in(input, field.name.as_bytes());
-        (name, position_in(input, field.value))
-    });
-    positions.collect()
-}
-
-fn collect_fields(
-    head: Bytes,
-    positions: &[(TextPosition, TextPosition)],
-) -> Result<Headers, InvalidMessage> {
-    let has_long_name = positions.iter().any(|(name, _)| name.1 > MAX_NAME_BYTES);
-    if has_long_name {
+/// Returns the fields without their buffer, which is split from the input afterwards.
+fn locate_fields(input: &[u8], fields: &[httparse::Header<'_>]) -> Result<Headers, InvalidMessage> {
+    if fields.iter().any(|field| field.name.len() > MAX_NAME_BYTES) {
         return Err(InvalidMessage);
     }
-    Headers::from_received(head, positions.iter().copied()).map_err(|_| InvalidMessage)
+    let fields = fields
+        .iter()
+        .map(|field| (field.name.as_bytes(), field.value));
+    Headers::locate(input, fields).map_err(|_| InvalidMessage)
 }
 
 /// Takes trailers and the empty line after them from the input; `None` if they are not complete
@@ -195,9 +174,8 @@ pub(super) fn take_trailers(input: &mut BytesMut) -> Result<Option<Headers>, Inv
     if !has_strict_line_ends(&input[..length]) {
         return Err(InvalidMessage);
     }
-    let positions = field_positions(input, fields);
-    let trailers = input.split_to(length).freeze();
-    collect_fields(trailers, &positions).map(Some)
+    let trailers = locate_fields(input, fields)?;
+    Ok(Some(trailers.with_buffer(input.split_to(length).freeze())))
 }
 
 /// Returns whether each line ends with CRLF, and not with LF alone. It has no early exit, so that

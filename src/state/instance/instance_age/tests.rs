@@ -37,7 +37,7 @@ fn a_started_at_header_round_trips() {
     let header = instance_age
         .started_at_header(Some(&spec(Mode::Enforce)))
         .expect("it is young");
-    assert_eq!(header, "1700000000.042; window=2.5; aggression=1; min=20");
+    assert_eq!(&*header, "1700000000.042; window=2.5; aggression=1; min=20");
     assert_eq!(
         parse_started_at(&header),
         Some((1_700_000_000_042, Some(spec(Mode::Enforce).config)))
