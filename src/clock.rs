@@ -6,9 +6,13 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::{task::unconstrained, time::Sleep};
 
 /// Error for a future that did not complete within its time limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,25 +68,45 @@ pub async fn timeout_at<F: Future>(
     deadline: Option<Instant>,
     future: F,
 ) -> Result<F::Output, Elapsed> {
-    match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), future)
-            .await
-            .map_err(|_| Elapsed),
-        None => Ok(future.await),
-    }
+    let timer = || deadline.map(|deadline| tokio::time::sleep_until(deadline.into()));
+    with_timer(future, timer).await
 }
 
 /// Runs a future for at most `limit`; `None` sets no limit.
 ///
 /// # Errors
 /// Returns [`Elapsed`] if the time passes first. The future is then dropped.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place with timers"
+)]
 pub async fn timeout<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Output, Elapsed> {
-    match limit {
-        Some(limit) => tokio::time::timeout(limit, future)
-            .await
-            .map_err(|_| Elapsed),
-        None => Ok(future.await),
-    }
+    with_timer(future, || limit.map(tokio::time::sleep)).await
+}
+
+/// Runs a future until a timer ends. The timer is created when the future first has to wait: many
+/// futures are ready at once, and then need no clock and no timer.
+async fn with_timer<F: Future>(
+    future: F,
+    create_timer: impl FnOnce() -> Option<Sleep>,
+) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    let mut create_timer = Some(create_timer);
+    let mut timer = pin!(None);
+    poll_fn(|context| {
+        if let Poll::Ready(output) = future.as_mut().poll(context) {
+            return Poll::Ready(Ok(output));
+        }
+        if let Some(create_timer) = create_timer.take() {
+            // A future that uses up the budget of its task must not delay its timer.
+            timer.set(create_timer().map(unconstrained));
+        }
+        let timer = timer.as_mut().as_pin_mut();
+        timer.map_or(Poll::Pending, |timer| {
+            timer.poll(context).map(|()| Err(Elapsed))
+        })
+    })
+    .await
 }
 
 /// Displays a time as RFC 3339 in UTC with milliseconds, such as `2026-11-18T00:00:00.000Z`.

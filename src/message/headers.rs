@@ -35,6 +35,27 @@ pub struct Headers {
     tags: TagSet,
 }
 
+/// Constant set of names.
+#[derive(Debug, Clone, Copy)]
+pub struct NameSet {
+    names: &'static [&'static str],
+    tags: TagSet,
+}
+
+impl NameSet {
+    /// Creates the set. It is evaluated at compile time.
+    #[must_use]
+    pub const fn new(names: &'static [&'static str]) -> Self {
+        let mut tags = TagSet::EMPTY;
+        let mut index = 0;
+        while index < names.len() {
+            tags = tags.with(name_tag(names[index].as_bytes()));
+            index += 1;
+        }
+        Self { names, tags }
+    }
+}
+
 /// Error for a field that is not a part of its input, or lies beyond its first 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutOfRange;
@@ -55,7 +76,7 @@ impl Headers {
         };
         for (name, value) in fields {
             let tag = name_tag(name);
-            headers.tags.add(tag);
+            headers.tags = headers.tags.with(tag);
             headers.fields.push(Field {
                 tag,
                 name: Span::within(input, name).ok_or(OutOfRange)?,
@@ -155,7 +176,7 @@ impl Headers {
     /// Appends a field whose value consists of several parts.
     pub fn append_parts(&mut self, name: impl AsRef<str>, value: &[&[u8]]) {
         let field = self.add_line(name.as_ref().as_bytes(), value);
-        self.tags.add(field.tag);
+        self.tags = self.tags.with(field.tag);
         self.fields.push(field);
     }
 
@@ -170,12 +191,12 @@ impl Headers {
     /// Copies the fields that have none of these names, with capacity for those that the proxy
     /// adds.
     #[must_use]
-    pub fn without(&self, names: &[&[&str]]) -> Self {
-        let names = || names.iter().copied().flatten();
-        let mut tags = TagSet::default();
-        names().for_each(|name| tags.add(name_tag(name.as_bytes())));
-        let is_listed = |field: &Field| names().any(|name| self.is_named(field, name.as_bytes()));
-        self.copy_fields(|field| !tags.contains(field.tag) || !is_listed(field))
+    pub fn without(&self, names: &NameSet, others: &[&str]) -> Self {
+        self.copy_fields(|field| {
+            let is_name = |name: &&str| self.is_named(field, name.as_bytes());
+            let is_listed = names.tags.contains(field.tag) && names.names.iter().any(is_name);
+            !is_listed && !others.iter().any(is_name)
+        })
     }
 
     /// Copies the fields whose name satisfies a predicate.

@@ -54,23 +54,27 @@ impl Span {
 pub(super) struct TagSet([u64; 4]);
 
 impl TagSet {
-    pub(super) fn add(&mut self, tag: u8) {
-        self.0[usize::from(tag >> 6)] |= 1 << (tag & 63);
+    pub(super) const EMPTY: Self = Self([0; 4]);
+
+    /// Returns the set with another tag.
+    pub(super) const fn with(mut self, tag: u8) -> Self {
+        self.0[(tag >> 6) as usize] |= 1 << (tag & 63);
+        self
     }
 
-    pub(super) fn contains(&self, tag: u8) -> bool {
-        self.0[usize::from(tag >> 6)] & (1 << (tag & 63)) != 0
+    pub(super) const fn contains(&self, tag: u8) -> bool {
+        self.0[(tag >> 6) as usize] & (1 << (tag & 63)) != 0
     }
 }
 
 /// Returns a byte that depends on the length, the first and the last byte of a name, without
 /// regard to case.
-pub(super) fn name_tag(name: &[u8]) -> u8 {
+pub(super) const fn name_tag(name: &[u8]) -> u8 {
     let (Some(first), Some(last)) = (name.first(), name.last()) else {
         return 0;
     };
     // The lowest bits of the length suffice.
     let length = name.len().to_le_bytes()[0];
-    let letters = (first | 0x20).wrapping_mul(7).wrapping_add(last | 0x20);
+    let letters = (*first | 0x20).wrapping_mul(7).wrapping_add(*last | 0x20);
     letters.wrapping_add(length.wrapping_mul(29))
 }

@@ -7,13 +7,13 @@
 use http::header;
 
 use crate::{
-    message::headers::{Headers, as_text},
+    message::headers::{Headers, NameSet, as_text},
     policy::snapshot::HeaderModifierSpec,
     proxy::wire::header_names::{DRAINING, STARTED_AT, WEIGHED},
 };
 
 /// Fields that are never forwarded, whether or not `connection` nominates them.
-const HOP_BY_HOP: [&str; 8] = [
+const HOP_BY_HOP: NameSet = NameSet::new(&[
     "connection",
     "proxy-connection",
     "keep-alive",
@@ -22,7 +22,7 @@ const HOP_BY_HOP: [&str; 8] = [
     DRAINING,
     STARTED_AT,
     WEIGHED,
-];
+]);
 
 /// Options of `connection` that nominate no field for removal. A client must not be able to remove
 /// fields that decide about framing, routing, access or caching.
@@ -48,7 +48,7 @@ pub(crate) fn copy_end_to_end_headers(headers: &Headers) -> Headers {
             !PROTECTED_OPTIONS.iter().any(is_equal)
         })
         .collect();
-    headers.without(&[&HOP_BY_HOP, &nominated])
+    headers.without(&HOP_BY_HOP, &nominated)
 }
 
 /// Applies a header modifier filter: first removals, then replacements, then additions.

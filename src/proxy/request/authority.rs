@@ -20,6 +20,7 @@ pub(crate) struct RequestTarget {
     pub(crate) authority: String,
     /// Path and query in origin form, or `*`.
     pub(crate) path_and_query: String,
+    path_length: usize,
 }
 
 impl RequestTarget {
@@ -31,14 +32,29 @@ impl RequestTarget {
         }
     }
 
+    /// Creates a target. A path that lacks its slash receives it.
+    fn new(authority: &str, path_and_query: &str) -> Self {
+        let leading_slash = match path_and_query.as_bytes() {
+            [b'/', ..] | b"*" => "",
+            _ => "/",
+        };
+        let path_and_query = [leading_slash, path_and_query].concat();
+        let path_length = path_and_query.bytes().position(|byte| byte == b'?');
+        Self {
+            authority: authority.to_owned(),
+            path_length: path_length.unwrap_or(path_and_query.len()),
+            path_and_query,
+        }
+    }
+
     /// Returns the path without its query.
     pub(crate) fn path(&self) -> &str {
-        self.path_and_query.split('?').next().unwrap_or_default()
+        &self.path_and_query[..self.path_length]
     }
 
     /// Returns the query with its question mark; empty if there is none.
     pub(crate) fn query(&self) -> &str {
-        &self.path_and_query[self.path().len()..]
+        &self.path_and_query[self.path_length..]
     }
 }
 
@@ -77,15 +93,7 @@ pub(crate) fn parse(request: &RequestView<'_>) -> Result<RequestTarget, Rejectio
     if !has_no_host && !host_port::is_valid(authority) {
         return Err(bad_request());
     }
-    let leading_slash = if path_and_query.is_empty() || path_and_query.starts_with('?') {
-        "/"
-    } else {
-        ""
-    };
-    Ok(RequestTarget {
-        authority: authority.to_owned(),
-        path_and_query: [leading_slash, path_and_query].concat(),
-    })
+    Ok(RequestTarget::new(authority, path_and_query))
 }
 
 /// Parses an HTTP/2 target, which contains the host. A Host header must equal it (RFC 9113
@@ -113,13 +121,5 @@ fn parse_http2(request: &RequestView<'_>) -> Result<RequestTarget, Rejection> {
         return Err(bad_request());
     }
     let path = std::str::from_utf8(&head.target).map_err(|_| bad_request())?;
-    let leading_slash = if path.starts_with('/') || path == "*" {
-        ""
-    } else {
-        "/"
-    };
-    Ok(RequestTarget {
-        authority: authority.to_owned(),
-        path_and_query: [leading_slash, path].concat(),
-    })
+    Ok(RequestTarget::new(authority, path))
 }
