@@ -2,12 +2,16 @@
 //!
 //! The module does no I/O and parses no protocol. It does not decide which fields are forwarded.
 
+pub mod framing;
 pub mod headers;
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
 
-use crate::message::headers::Headers;
+use crate::message::{
+    framing::{BodyFraming, InvalidFraming},
+    headers::Headers,
+};
 
 /// Head of a request.
 #[derive(Debug, Clone)]
@@ -22,6 +26,8 @@ pub struct RequestHead {
     pub version: Version,
     /// Fields of the request.
     pub headers: Headers,
+    /// Framing that the fields state.
+    pub framing: Result<BodyFraming, InvalidFraming>,
 }
 
 /// Head of a response.
@@ -35,6 +41,8 @@ pub struct ResponseHead {
     pub reason: Option<Box<str>>,
     /// Fields of the response.
     pub headers: Headers,
+    /// Framing that the fields state.
+    pub framing: Result<BodyFraming, InvalidFraming>,
 }
 
 impl RequestHead {
@@ -47,6 +55,7 @@ impl RequestHead {
             authority: None,
             version: Version::HTTP_11,
             headers: Headers::default(),
+            framing: Ok(BodyFraming::Unstated),
         }
     }
 }
@@ -60,6 +69,7 @@ impl ResponseHead {
             version: Version::HTTP_11,
             reason: None,
             headers: Headers::default(),
+            framing: Ok(BodyFraming::Unstated),
         }
     }
 
@@ -76,6 +86,7 @@ impl From<http::request::Parts> for RequestHead {
     fn from(parts: http::request::Parts) -> Self {
         let authority = parts.uri.authority();
         let path = parts.uri.path_and_query();
+        let headers = Headers::from(&parts.headers);
         Self {
             authority: authority.map(|authority| authority.as_str().into()),
             target: path.map_or_else(Bytes::new, |path| {
@@ -83,7 +94,8 @@ impl From<http::request::Parts> for RequestHead {
             }),
             method: parts.method,
             version: parts.version,
-            headers: Headers::from(&parts.headers),
+            framing: BodyFraming::from_headers(&headers),
+            headers,
         }
     }
 }
@@ -91,11 +103,13 @@ impl From<http::request::Parts> for RequestHead {
 impl From<http::response::Parts> for ResponseHead {
     /// Converts a head of HTTP/2, which has no reason phrase.
     fn from(parts: http::response::Parts) -> Self {
+        let headers = Headers::from(&parts.headers);
         Self {
             status: parts.status,
             version: parts.version,
             reason: None,
-            headers: Headers::from(&parts.headers),
+            framing: BodyFraming::from_headers(&headers),
+            headers,
         }
     }
 }

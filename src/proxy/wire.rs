@@ -4,7 +4,6 @@
 //! received bodies. They know neither routes nor policies.
 
 pub(crate) mod events;
-pub(crate) mod framing_fields;
 pub(crate) mod header_names;
 pub(crate) mod http1;
 pub(crate) mod http2;

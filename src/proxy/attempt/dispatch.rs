@@ -26,11 +26,8 @@ use crate::{
             connect::{self, ConnectError, ConnectionRequirements},
             stream::Upstream,
         },
-        wire::{
-            events::{
-                DownstreamEvent, DownstreamInterest, StreamError, UpstreamEvent, UpstreamInterest,
-            },
-            framing_fields,
+        wire::events::{
+            DownstreamEvent, DownstreamInterest, StreamError, UpstreamEvent, UpstreamInterest,
         },
     },
     resilience::instants::earliest,
@@ -299,9 +296,7 @@ async fn inspect_head(
     };
     // Only `chunked` can be removed here and added again for the client. Another coding would be
     // lost, and its body would be corrupt.
-    if framing_fields::is_chunked(&head.headers).is_err()
-        || framing_fields::content_length(&head.headers).is_err()
-    {
+    if head.framing.is_err() {
         return Err(TransportError::Protocol.into());
     }
     if head.status == 101 {

@@ -7,7 +7,7 @@
 use http::{Method, Version, header};
 
 use crate::{
-    message::RequestHead,
+    message::{RequestHead, framing::BodyFraming},
     proxy::{
         downstream::client::Client,
         request::rejection::Rejection,
@@ -42,9 +42,11 @@ pub(crate) fn check(client: &Client) -> Result<(), Rejection> {
     let body = BodyReader::from_request(head);
     let body = body.map_err(|_| Rejection::from_reason(Reason::BadRequest))?;
     // A list is valid, but another implementation may use its first value only.
-    let lengths = || head.headers.get_all(header::CONTENT_LENGTH);
-    if lengths().count() > 1 || lengths().any(|length| length.contains(&b',')) {
-        return Err(Rejection::from_reason(Reason::BadRequest));
+    if let Ok(BodyFraming::Length(_)) = head.framing {
+        let lengths = || head.headers.get_all(header::CONTENT_LENGTH);
+        if lengths().count() > 1 || lengths().any(|length| length.contains(&b',')) {
+            return Err(Rejection::from_reason(Reason::BadRequest));
+        }
     }
     let host_count = head.headers.get_all(header::HOST).count();
     if host_count > 1 || (head.version == Version::HTTP_11 && host_count == 0) {

@@ -10,7 +10,10 @@ use http::{
 };
 
 use crate::{
-    message::headers::{Headers, as_text},
+    message::{
+        framing::BodyFraming,
+        headers::{Headers, as_text},
+    },
     policy::snapshot::LoadBalancerSpec,
     proxy::{
         headers::{
@@ -26,7 +29,6 @@ use crate::{
         },
         upstream::request_head::UpstreamRequestHead,
         wire::{
-            framing_fields,
             header_names::{
                 ATTEMPT, DEADLINE, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, GRPC_TIMEOUT,
                 REQUEST_ID, WEIGHED,
@@ -59,11 +61,13 @@ pub(crate) fn build_request_head<'e>(
     attempt: &AttemptHead<'_>,
 ) -> Result<UpstreamRequestHead<'e>, InvalidHeaderValue> {
     let mut headers = copy_end_to_end_headers(&request.head.headers);
-    // A backend could read `010` as an octal number.
-    if let Ok(Some(length)) = framing_fields::content_length(&headers) {
+    // An invalid framing was rejected before.
+    let framing = request.head.framing.unwrap_or(BodyFraming::Unstated);
+    if let BodyFraming::Length(length) = framing {
+        // A backend could read `010` as an octal number.
         headers.insert_number(header::CONTENT_LENGTH, length);
     }
-    set_hop_headers(context, request, attempt.has_body, &mut headers);
+    let framing = set_hop_headers(context, request, framing, attempt.has_body, &mut headers);
     set_host(context, attempt.endpoint, &mut headers)?;
     if context.is_inbound() {
         set_forwarded_headers(&mut headers, request, context.request_target);
@@ -88,17 +92,19 @@ pub(crate) fn build_request_head<'e>(
             Cow::Owned,
         ),
         headers,
+        framing,
         is_secure: context.destination.backend.spec.tls.is_some(),
     })
 }
 
-/// Sets the fields of this hop: upgrade, body framing and trailers.
+/// Sets the fields of this hop: upgrade, body framing and trailers. Returns the framing.
 fn set_hop_headers(
     context: &RequestContext<'_>,
     request: &RequestView<'_>,
+    framing: BodyFraming,
     has_body: bool,
     headers: &mut Headers,
-) {
+) -> BodyFraming {
     let accepts_trailers = lists_token(&request.head.headers, &header::TE, "trailers");
     if accepts_trailers {
         // The only connection-specific field that HTTP/2 permits (RFC 9113 section 8.2.2), and
@@ -107,7 +113,7 @@ fn set_hop_headers(
     }
     if context.is_backend_http2() {
         headers.remove(header::TRANSFER_ENCODING);
-        return;
+        return framing;
     }
     if let Some(protocol) = request.requested_upgrade() {
         headers.insert(header::CONNECTION, UPGRADE);
@@ -118,10 +124,12 @@ fn set_hop_headers(
     }
     if request.is_http2 {
         merge_cookies(headers);
-        if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
+        if has_body && framing == BodyFraming::Unstated {
             headers.insert(header::TRANSFER_ENCODING, CHUNKED);
+            return BodyFraming::Chunked;
         }
     }
+    framing
 }
 
 /// Sets the host: rewritten by a filter, requested by the client, or else that of the endpoint.

@@ -6,7 +6,11 @@
 use http::{StatusCode, Version, header};
 
 use crate::{
-    message::{ResponseHead, headers::Headers},
+    message::{
+        ResponseHead,
+        framing::{self, BodyFraming},
+        headers::Headers,
+    },
     proxy::{
         downstream::client::Client,
         headers::{
@@ -15,7 +19,7 @@ use crate::{
             lifecycle, rate_limit,
         },
         request::{context::RequestContext, rate_limit_outcome::RateLimitOutcome},
-        wire::{framing_fields, header_names::REASON},
+        wire::header_names::REASON,
     },
 };
 
@@ -28,7 +32,7 @@ pub(crate) fn build_response_head(
     rate_limits: Option<&RateLimitOutcome>,
 ) -> ResponseHead {
     let mut headers = copy_end_to_end_headers(&response_head.headers);
-    set_body_framing(&mut headers, response_head.status, client);
+    let framing = set_body_framing(&mut headers, response_head, client);
     if let Some(protocol) = response_head
         .headers
         .get(header::UPGRADE)
@@ -62,34 +66,43 @@ pub(crate) fn build_response_head(
         version: response_head.version,
         reason: response_head.reason.clone(),
         headers,
+        framing: Ok(framing),
     }
 }
 
-/// Sets the framing fields so that the client can detect the end of the body.
+/// Sets the framing fields so that the client can detect the end of the body, and returns the
+/// framing.
 ///
 /// `content-length` is reduced to one value without leading zeros (RFC 9110 section 8.6). Interim
 /// and 204 responses have no framing fields.
-fn set_body_framing(headers: &mut Headers, status: StatusCode, client: &Client) {
+fn set_body_framing(
+    headers: &mut Headers,
+    response_head: &ResponseHead,
+    client: &Client,
+) -> BodyFraming {
+    let status = response_head.status;
     let is_framed = !status.is_informational() && status != StatusCode::NO_CONTENT;
-    let is_chunked = headers.contains_key(header::TRANSFER_ENCODING);
-    // The length of a chunked response is not that of its body (RFC 9112 section 6.3).
-    let length = match framing_fields::content_length(headers) {
-        Ok(length) if is_framed && !is_chunked => length,
-        _ => None,
-    };
+    let stated = response_head.framing.unwrap_or(BodyFraming::Unstated);
+    let length = stated.length().filter(|_| is_framed);
     match length {
         Some(length) => headers.insert_number(header::CONTENT_LENGTH, length),
+        // The length of a chunked response is not that of its body (RFC 9112 section 6.3).
         None => headers.remove(header::CONTENT_LENGTH),
     }
+    let request = client.head();
     // HTTP/2 and HTTP/1.0 have no chunked encoding. The close of the connection ends the body of
     // an HTTP/1.0 response.
-    let request = client.head();
     if !is_framed || request.version != Version::HTTP_11 {
         headers.remove(header::TRANSFER_ENCODING);
-    } else if !is_chunked
-        && length.is_none()
-        && !framing_fields::is_without_body(&request.method, status)
-    {
+        return length.map_or(BodyFraming::Unstated, BodyFraming::Length);
+    }
+    let needs_chunks = length.is_none() && !framing::is_without_body(&request.method, status);
+    if needs_chunks && !stated.is_chunked() {
         headers.insert(header::TRANSFER_ENCODING, CHUNKED);
+    }
+    match length {
+        Some(length) => BodyFraming::Length(length),
+        None if needs_chunks || stated.is_chunked() => BodyFraming::Chunked,
+        None => BodyFraming::Unstated,
     }
 }

@@ -13,7 +13,7 @@ use http::StatusCode;
 
 use crate::{
     clock,
-    message::{ResponseHead, headers::Headers},
+    message::{ResponseHead, framing::BodyFraming, headers::Headers},
     proxy::{
         downstream::client::Client,
         headers::{lifecycle::LifecycleHeaders, rate_limit},
@@ -133,6 +133,7 @@ fn http_head(rejection: &Rejection, length: usize) -> ResponseHead {
     }
     if !matches!(status, 204 | 304) {
         headers.insert_number("content-length", length as u64);
+        head.framing = Ok(BodyFraming::Length(length as u64));
     }
     if let Some(ResponseOverride::Redirect { location, .. }) =
         rejection.response_override.as_deref()

@@ -8,7 +8,7 @@ use http::{Method, StatusCode, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    message::{ResponseHead, headers::Headers},
+    message::{ResponseHead, framing::BodyFraming, headers::Headers},
     proxy::{
         upstream::request_head::UpstreamRequestHead,
         wire::{
@@ -89,7 +89,7 @@ impl Http1Stream {
         &mut self,
         head: &UpstreamRequestHead<'_>,
     ) -> Result<(), InvalidMessage> {
-        self.writer = BodyWriter::from_fields(&head.headers)?;
+        self.writer = BodyWriter::from_request(head.framing);
         self.request_method = head.method.clone();
         self.requests_upgrade = head.headers.contains_key(header::UPGRADE);
         self.queue(&head.to_http1()).await
@@ -195,8 +195,7 @@ impl Http1Stream {
             .is_some_and(BodyReader::ends_before_close);
         let head = self.head?;
         // A chunked response with a length is an attempt to split responses.
-        let is_ambiguous = head.headers.contains_key(header::TRANSFER_ENCODING)
-            && head.headers.contains_key(header::CONTENT_LENGTH);
+        let is_ambiguous = head.framing == Ok(BodyFraming::ChunkedWithLength);
         let can_reuse = is_complete
             && !is_ambiguous
             && !self.is_input_ended

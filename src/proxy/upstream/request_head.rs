@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, Method, Uri, Version, header, uri::Scheme};
 
-use crate::message::headers::Headers;
+use crate::message::{framing::BodyFraming, headers::Headers};
 
 /// Request head of one attempt, independent of the HTTP version of the connection.
 pub(crate) struct UpstreamRequestHead<'e> {
@@ -14,6 +14,8 @@ pub(crate) struct UpstreamRequestHead<'e> {
     /// Path and query that the backend receives. A filter may have rewritten them.
     pub(crate) path: Cow<'e, str>,
     pub(crate) headers: Headers,
+    /// Framing that the fields state.
+    pub(crate) framing: BodyFraming,
     /// Whether the connection to the backend uses TLS.
     pub(crate) is_secure: bool,
 }

@@ -5,11 +5,12 @@ use http::{Method, Version};
 
 pub(crate) use crate::proxy::wire::http1::chunk_decoder::BodyProgress;
 use crate::{
-    message::{RequestHead, ResponseHead, headers::Headers},
-    proxy::wire::{
-        framing_fields,
-        http1::{InvalidMessage, chunk_decoder::ChunkDecoder},
+    message::{
+        RequestHead, ResponseHead,
+        framing::{self, BodyFraming},
+        headers::Headers,
     },
+    proxy::wire::http1::{InvalidMessage, chunk_decoder::ChunkDecoder},
 };
 
 /// Reader of one body. Its variant states how the end of the body is found.
@@ -37,13 +38,12 @@ impl BodyReader {
     /// # Errors
     /// If the framing fields are invalid or contradictory, or an HTTP/1.0 request is chunked.
     pub(crate) fn from_request(head: &RequestHead) -> Result<Self, InvalidMessage> {
-        let is_chunked = framing_fields::is_chunked(&head.headers).map_err(|_| InvalidMessage)?;
-        let length = framing_fields::content_length(&head.headers).map_err(|_| InvalidMessage)?;
-        match (is_chunked, length) {
-            (true, Some(_)) => Err(InvalidMessage),
-            (true, None) if head.version == Version::HTTP_10 => Err(InvalidMessage),
-            (true, None) => Ok(Self::Chunked(ChunkDecoder::default())),
-            (false, length) => Ok(Self::Length(length.unwrap_or(0))),
+        match head.framing.map_err(|_| InvalidMessage)? {
+            BodyFraming::Unstated => Ok(Self::Length(0)),
+            BodyFraming::Length(length) => Ok(Self::Length(length)),
+            BodyFraming::Chunked if head.version == Version::HTTP_10 => Err(InvalidMessage),
+            BodyFraming::Chunked => Ok(Self::Chunked(ChunkDecoder::default())),
+            BodyFraming::ChunkedWithLength => Err(InvalidMessage),
         }
     }
 
@@ -55,17 +55,19 @@ impl BodyReader {
         request_method: &Method,
         head: &ResponseHead,
     ) -> Result<Self, InvalidMessage> {
-        let is_chunked = framing_fields::is_chunked(&head.headers).map_err(|_| InvalidMessage)?;
-        let length = framing_fields::content_length(&head.headers).map_err(|_| InvalidMessage)?;
-        if is_chunked && head.version == Version::HTTP_10 {
+        let framing = head.framing.map_err(|_| InvalidMessage)?;
+        if framing.is_chunked() && head.version == Version::HTTP_10 {
             return Err(InvalidMessage);
         }
-        let has_no_body = framing_fields::is_without_body(request_method, head.status);
-        Ok(match (has_no_body, is_chunked, length) {
-            (true, ..) => Self::Length(0),
-            (false, true, _) => Self::Chunked(ChunkDecoder::default()),
-            (false, false, Some(length)) => Self::Length(length),
-            (false, false, None) => Self::until_close(),
+        if framing::is_without_body(request_method, head.status) {
+            return Ok(Self::Length(0));
+        }
+        Ok(match framing {
+            BodyFraming::Unstated => Self::until_close(),
+            BodyFraming::Length(length) => Self::Length(length),
+            BodyFraming::Chunked | BodyFraming::ChunkedWithLength => {
+                Self::Chunked(ChunkDecoder::default())
+            }
         })
     }
 

@@ -2,11 +2,15 @@
 
 use std::{borrow::Cow, io::Write as _};
 
-use http::{Method, header};
+use http::Method;
 
 use crate::{
-    message::{ResponseHead, headers::Headers},
-    proxy::wire::{framing_fields, http1::InvalidMessage},
+    message::{
+        ResponseHead,
+        framing::{self, BodyFraming},
+        headers::Headers,
+    },
+    proxy::wire::http1::InvalidMessage,
 };
 
 /// Writer of one body.
@@ -22,18 +26,13 @@ pub(crate) enum BodyWriter {
 }
 
 impl BodyWriter {
-    /// Creates the writer of the body that the framing fields of a head announce.
-    ///
-    /// # Errors
-    /// If the framing fields are invalid.
-    pub(crate) fn from_fields(headers: &Headers) -> Result<Self, InvalidMessage> {
-        let is_chunked = framing_fields::is_chunked(headers).map_err(|_| InvalidMessage)?;
-        let length = framing_fields::content_length(headers).map_err(|_| InvalidMessage)?;
-        Ok(if is_chunked {
-            Self::Chunked
-        } else {
-            Self::Length(length.unwrap_or(0))
-        })
+    /// Creates the writer of the body of a request.
+    pub(crate) fn from_request(framing: BodyFraming) -> Self {
+        match framing {
+            BodyFraming::Unstated => Self::Length(0),
+            BodyFraming::Length(length) => Self::Length(length),
+            BodyFraming::Chunked | BodyFraming::ChunkedWithLength => Self::Chunked,
+        }
     }
 
     /// Creates the writer of the body of a response. Without a length or chunks, the body ends
@@ -45,14 +44,13 @@ impl BodyWriter {
         request_method: &Method,
         head: &ResponseHead,
     ) -> Result<Self, InvalidMessage> {
-        if framing_fields::is_without_body(request_method, head.status) {
+        if framing::is_without_body(request_method, head.status) {
             return Ok(Self::None);
         }
-        let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
-        match Self::from_fields(&head.headers)? {
-            Self::Length(0) if !has_length => Ok(Self::Tunnel),
-            writer => Ok(writer),
-        }
+        Ok(match head.framing.map_err(|_| InvalidMessage)? {
+            BodyFraming::Unstated => Self::Tunnel,
+            framing => Self::from_request(framing),
+        })
     }
 
     /// Returns a part of the body with its framing. Without framing, the part is not copied.

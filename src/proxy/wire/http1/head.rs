@@ -10,7 +10,7 @@ use http::{Method, StatusCode, Version};
 use httparse::{EMPTY_HEADER, ParserConfig, Status};
 
 use crate::{
-    message::{RequestHead, ResponseHead, headers::Headers},
+    message::{RequestHead, ResponseHead, framing::BodyFraming, headers::Headers},
     proxy::wire::http1::InvalidMessage,
 };
 
@@ -93,12 +93,14 @@ pub(crate) fn take_request(
         _ => Version::HTTP_10,
     };
     let head = input.split_to(start + length).freeze();
+    let headers = headers.with_buffer(head.clone());
     Ok(Some(RequestHead {
         method,
         target: head.slice(target),
         authority: None,
         version,
-        headers: headers.with_buffer(head),
+        framing: BodyFraming::from_headers(&headers),
+        headers,
     }))
 }
 
@@ -140,12 +142,13 @@ pub(crate) fn take_response(input: &mut BytesMut) -> Result<Option<ResponseHead>
         .filter(|reason| status.canonical_reason() != Some(reason))
         .map(Box::from);
     let headers = locate_fields(input, response.headers)?;
-    let head = input.split_to(length).freeze();
+    let headers = headers.with_buffer(input.split_to(length).freeze());
     Ok(Some(ResponseHead {
         status,
         version,
         reason,
-        headers: headers.with_buffer(head),
+        framing: BodyFraming::from_headers(&headers),
+        headers,
     }))
 }
 

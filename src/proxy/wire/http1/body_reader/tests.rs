@@ -9,6 +9,7 @@ fn head(status: u16, version: Version, fields: &[(&str, &str)]) -> ResponseHead 
     for (name, value) in fields {
         head.headers.append(name, value);
     }
+    head.framing = BodyFraming::from_headers(&head.headers);
     head
 }
 
