@@ -4,27 +4,16 @@
 //! provides that time. `clippy.toml` rejects clock reads and timers elsewhere. The module does
 //! not know what the time is used for.
 
+mod timeout;
+
 use std::{
     fmt,
-    future::{Future, poll_fn},
-    pin::pin,
-    task::Poll,
+    future::Future,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{task::unconstrained, time::Sleep};
-
-/// Error for a future that did not complete within its time limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Elapsed;
-
-impl fmt::Display for Elapsed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("timed out")
-    }
-}
-
-impl std::error::Error for Elapsed {}
+use crate::clock::timeout::TimeLimit;
+pub use crate::clock::timeout::{Elapsed, Timeout};
 
 /// Returns the monotonic time; under a paused tokio clock, the time of that clock.
 #[must_use]
@@ -62,51 +51,16 @@ pub async fn sleep(duration: Duration) {
 
 /// Runs a future until `deadline`; `None` sets no limit.
 ///
-/// # Errors
-/// Returns [`Elapsed`] if the deadline passes first. The future is then dropped.
-pub async fn timeout_at<F: Future>(
-    deadline: Option<Instant>,
-    future: F,
-) -> Result<F::Output, Elapsed> {
-    let timer = || deadline.map(|deadline| tokio::time::sleep_until(deadline.into()));
-    with_timer(future, timer).await
+/// The result is [`Elapsed`] if the deadline passes first. The future is then dropped.
+pub fn timeout_at<F: Future>(deadline: Option<Instant>, future: F) -> Timeout<F> {
+    Timeout::new(future, deadline.map(TimeLimit::At))
 }
 
 /// Runs a future for at most `limit`; `None` sets no limit.
 ///
-/// # Errors
-/// Returns [`Elapsed`] if the time passes first. The future is then dropped.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the one place with timers"
-)]
-pub async fn timeout<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Output, Elapsed> {
-    with_timer(future, || limit.map(tokio::time::sleep)).await
-}
-
-/// Runs a future until a timer ends. The timer is created when the future first has to wait: many
-/// futures are ready at once, and then need no clock and no timer.
-async fn with_timer<F: Future>(
-    future: F,
-    create_timer: impl FnOnce() -> Option<Sleep>,
-) -> Result<F::Output, Elapsed> {
-    let mut future = pin!(future);
-    let mut create_timer = Some(create_timer);
-    let mut timer = pin!(None);
-    poll_fn(|context| {
-        if let Poll::Ready(output) = future.as_mut().poll(context) {
-            return Poll::Ready(Ok(output));
-        }
-        if let Some(create_timer) = create_timer.take() {
-            // A future that uses up the budget of its task must not delay its timer.
-            timer.set(create_timer().map(unconstrained));
-        }
-        let timer = timer.as_mut().as_pin_mut();
-        timer.map_or(Poll::Pending, |timer| {
-            timer.poll(context).map(|()| Err(Elapsed))
-        })
-    })
-    .await
+/// The result is [`Elapsed`] if the time passes first. The future is then dropped.
+pub fn timeout<F: Future>(limit: Option<Duration>, future: F) -> Timeout<F> {
+    Timeout::new(future, limit.map(TimeLimit::After))
 }
 
 /// Displays a time as RFC 3339 in UTC with milliseconds, such as `2026-11-18T00:00:00.000Z`.

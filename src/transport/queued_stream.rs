@@ -76,6 +76,24 @@ impl QueuedStream {
         self.replay_bytes = bytes;
     }
 
+    /// Appends bytes to the queue. It never waits.
+    ///
+    /// # Errors
+    /// If the TLS session cannot encrypt them.
+    pub fn queue(&self, bytes: &[u8]) -> io::Result<()> {
+        match &self.handle.tls {
+            Some(tls) => self
+                .handle
+                .with_tls(tls, |session, queue| session.write_plaintext(bytes, queue)),
+            None => {
+                let mut queue = self.handle.queue.lock();
+                queue.extend_from_slice(bytes);
+                self.handle.update_queue_state(&mut queue);
+                Ok(())
+            }
+        }
+    }
+
     fn poll_read_plain(
         &mut self,
         context: &mut Context<'_>,
@@ -143,16 +161,7 @@ impl AsyncWrite for QueuedStream {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &self.handle.tls {
-            Some(tls) => self
-                .handle
-                .with_tls(tls, |session, queue| session.write_plaintext(bytes, queue))?,
-            None => {
-                let mut queue = self.handle.queue.lock();
-                queue.extend_from_slice(bytes);
-                self.handle.update_queue_state(&mut queue);
-            }
-        }
+        self.queue(bytes)?;
         Poll::Ready(Ok(bytes.len()))
     }
 

@@ -55,5 +55,5 @@ pub(crate) async fn discard(
         reporter.report(grpc::verdict_from_status(status), None, now);
     }
     let is_complete = is_request_done && response.head.accepts_body;
-    stream.release(context.worker, is_complete, now).await;
+    stream.release(context.worker, is_complete, now);
 }

@@ -80,14 +80,12 @@ pub(crate) async fn send_request(
     let head = build_request_head(context, &request, &attempt);
     // Writing only queues, so it fails only if the connection's protocol cannot express the
     // head.
-    upstream
-        .write_head(head.map_err(|_| Rejection::from_reason(Reason::InternalError))?)
-        .await?;
+    upstream.write_head(head.map_err(|_| Rejection::from_reason(Reason::InternalError))?)?;
     for chunk in source.buffered_body() {
-        upstream.write(chunk).await?;
+        upstream.write(chunk)?;
     }
     if source.is_body_done() {
-        upstream.finish(source.trailers().cloned()).await?;
+        upstream.finish(source.trailers().cloned())?;
     }
     let head = await_head(context, source, deadline, &mut upstream).await?;
     Ok((upstream, head))
@@ -211,7 +209,7 @@ async fn await_head(
                 source.record_chunk(chunk.as_ref())?;
                 context.worker.observe_memory();
                 let (is_done, trailers) = (source.is_body_done(), source.trailers());
-                upstream.forward(chunk.as_ref(), is_done, trailers).await?;
+                upstream.forward(chunk.as_ref(), is_done, trailers)?;
                 wait_deadline = head_deadline(context, deadline, source.is_body_done());
             }
         }
@@ -322,7 +320,8 @@ async fn inspect_head(
         }));
     }
     if let RequestSource::Client(client, _) = source {
-        relay_interim_response(context, client, head).await?;
+        // Boxing keeps the future of every request without interim responses small.
+        Box::pin(relay_interim_response(context, client, head)).await?;
     }
     Ok(None)
 }
@@ -371,10 +370,7 @@ async fn relay_interim_response(
         return Ok(());
     }
     let head = build_response_head(context, client, head, false, None);
-    client
-        .write_interim(&head)
-        .await
-        .map_err(Rejection::fatal)?;
+    client.write_interim(&head).map_err(Rejection::fatal)?;
     let idle = context.destination.policy.timeouts.stream_idle;
     clock::timeout(idle, client.flush())
         .await

@@ -28,7 +28,7 @@ pub(crate) struct UpstreamResponse {
     /// Counts the request at its endpoint until the response has been read.
     pub(crate) in_flight: EndpointGuard,
     /// The report that waits for the trailers of a gRPC call.
-    pub(crate) pending_report: Option<AttemptReporter>,
+    pub(crate) pending_report: Option<Box<AttemptReporter>>,
 }
 
 /// Properties of a response that its head does not contain.

@@ -110,10 +110,11 @@ async fn run_attempts(
         match next_step(task, series, outcome, started_at) {
             NextStep::Finish(result) => return result,
             NextStep::Retry { delay, discarded } => {
+                // Boxing keeps the future of every request without a retry small.
                 if let Some(response) = discarded {
-                    discard::discard_response(task, response).await;
+                    Box::pin(discard::discard_response(task, response)).await;
                 }
-                wait_before_retry(task, delay).await?;
+                Box::pin(wait_before_retry(task, delay)).await?;
             }
         }
     }

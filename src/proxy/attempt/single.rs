@@ -141,7 +141,7 @@ impl<'e> Attempt<'e> {
                         call_deadline: deadline.call_deadline(),
                     },
                     in_flight,
-                    pending_report,
+                    pending_report: pending_report.map(Box::new),
                 };
                 if is_unprocessed {
                     Err(AttemptError::Unprocessed(Box::new(response)))

@@ -138,9 +138,9 @@ impl Client {
     ///
     /// # Errors
     /// If the client has closed the stream.
-    pub(crate) async fn write_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
+    pub(crate) fn write_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.write_interim(head).await,
+            DownstreamStream::Http1(http1) => http1.write_interim(head),
             DownstreamStream::Http2(stream) => {
                 let written = stream.write_interim(head);
                 written.map_err(|_| Reason::ClientClosed)
@@ -152,9 +152,9 @@ impl Client {
     ///
     /// # Errors
     /// If the client has closed the stream.
-    pub(crate) async fn write_head(&mut self, head: &ResponseHead) -> Result<(), Reason> {
+    pub(crate) fn write_head(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.write_head(head).await,
+            DownstreamStream::Http1(http1) => http1.write_head(head),
             DownstreamStream::Http2(stream) => {
                 stream.write_head(head);
                 Ok(())
@@ -166,9 +166,9 @@ impl Client {
     ///
     /// # Errors
     /// If the client has closed the stream.
-    pub(crate) async fn write(&mut self, piece: Bytes) -> Result<(), Reason> {
+    pub(crate) fn write(&mut self, piece: Bytes) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.write(&piece).await,
+            DownstreamStream::Http1(http1) => http1.write(&piece),
             DownstreamStream::Http2(stream) => {
                 stream.write(piece);
                 Ok(())
@@ -180,9 +180,9 @@ impl Client {
     ///
     /// # Errors
     /// If the client has closed the stream, or the body is shorter than the head declares.
-    pub(crate) async fn finish(&mut self, trailers: Option<Headers>) -> Result<(), Reason> {
+    pub(crate) fn finish(&mut self, trailers: Option<Headers>) -> Result<(), Reason> {
         match &mut self.stream {
-            DownstreamStream::Http1(http1) => http1.finish(trailers.as_ref()).await,
+            DownstreamStream::Http1(http1) => http1.finish(trailers.as_ref()),
             DownstreamStream::Http2(stream) => {
                 stream.finish(trailers);
                 Ok(())

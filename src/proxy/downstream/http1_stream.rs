@@ -225,22 +225,22 @@ impl DownstreamHttp1 {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub(crate) async fn write_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
+    pub(crate) fn write_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         let mut out = serialize_fields(head);
         out.extend_from_slice(b"\r\n");
-        self.queue(&out).await
+        self.queue(&out)
     }
 
     /// Queues the head of the final response, with `date` if it has none, and `connection`.
     ///
     /// # Errors
     /// If its framing fields are invalid, or the connection is broken.
-    pub(crate) async fn write_head(&mut self, head: &ResponseHead) -> Result<(), Reason> {
+    pub(crate) fn write_head(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             self.body = BodyReader::until_close();
             self.writer = BodyWriter::Tunnel;
             self.keeps_alive = false;
-            return self.write_interim(head).await;
+            return self.write_interim(head);
         }
         let writer = BodyWriter::from_response(&self.head.method, head);
         self.writer = writer.map_err(|_| Reason::InternalError)?;
@@ -256,20 +256,20 @@ impl DownstreamHttp1 {
         } else {
             b"Connection: close\r\n\r\n"
         });
-        self.queue(&out).await
+        self.queue(&out)
     }
 
     /// Queues a part of the response body.
     ///
     /// # Errors
     /// If the body is longer than the head announces, or the connection is broken.
-    pub(crate) async fn write(&mut self, part: &[u8]) -> Result<(), Reason> {
+    pub(crate) fn write(&mut self, part: &[u8]) -> Result<(), Reason> {
         let written = self.writer.write(part);
         let out = written.map_err(|_| Reason::ClientClosed)?;
         if self.writer != BodyWriter::None {
             self.body_bytes_sent += part.len() as u64;
         }
-        self.queue(&out).await
+        self.queue(&out)
     }
 
     /// Queues the end of the response. The trailers are dropped if the response is not chunked,
@@ -277,20 +277,20 @@ impl DownstreamHttp1 {
     ///
     /// # Errors
     /// If the body is shorter than the head announces, or the connection is broken.
-    pub(crate) async fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), Reason> {
+    pub(crate) fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), Reason> {
         let accepted =
             trailers.filter(|_| lists_token(&self.head.headers, &header::TE, "trailers"));
         let end = self.writer.finish(accepted);
         let end = end.map_err(|_| Reason::ClientClosed)?;
-        self.queue(&end).await
+        self.queue(&end)
     }
 
     /// Appends bytes to the queue of the connection, which never waits.
-    async fn queue(&mut self, bytes: &[u8]) -> Result<(), Reason> {
+    fn queue(&mut self, bytes: &[u8]) -> Result<(), Reason> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let written = self.stream.write_all(bytes).await;
+        let written = self.stream.queue(bytes);
         written.map_err(|_| Reason::ClientClosed)
     }
 

@@ -45,7 +45,7 @@ pub(crate) async fn relay_both_directions(
             // The end is queued before the next flush, so that a response without a body leaves
             // as one HEADERS frame. gRPC clients need that for Trailers-Only.
             let trailers = relayed.stream.trailers().cloned();
-            task.client.finish(trailers).await?;
+            task.client.finish(trailers)?;
             is_finished = true;
         }
         if is_finished && task.client.is_flushed() {
@@ -59,10 +59,7 @@ pub(crate) async fn relay_both_directions(
                 body.record_chunk(task.client, chunk.as_ref())
                     .map_err(|rejection| rejection.reason)?;
                 let (is_done, trailers) = (body.is_done(), body.trailers());
-                let forwarded = relayed
-                    .stream
-                    .forward(chunk.as_ref(), is_done, trailers)
-                    .await;
+                let forwarded = relayed.stream.forward(chunk.as_ref(), is_done, trailers);
                 relayed.accepts_body &= forwarded.is_ok();
             }
             // The backend may stop reading the request while its response continues.
@@ -72,7 +69,7 @@ pub(crate) async fn relay_both_directions(
             DuplexEvent::Upstream(UpstreamEvent::Body(read)) => match read? {
                 Some(chunk) => {
                     relayed.observers.observe_chunk(&chunk);
-                    task.client.write(chunk).await?;
+                    task.client.write(chunk)?;
                 }
                 None => is_response_read = true,
             },
@@ -105,7 +102,7 @@ pub(crate) async fn relay_tunnel(
             DuplexEvent::Client(DownstreamEvent::Read(read)) => match read? {
                 Some(chunk) => {
                     task.body.record_tunnel_bytes(&chunk);
-                    relayed.stream.write_tunnel_bytes(&chunk).await?;
+                    relayed.stream.write_tunnel_bytes(&chunk)?;
                 }
                 None => is_open = false,
             },
@@ -119,7 +116,7 @@ pub(crate) async fn relay_tunnel(
                 Some(_) if is_close_sent => {}
                 Some(chunk) => {
                     relayed.observers.observe_chunk(&chunk);
-                    task.client.write(chunk).await?;
+                    task.client.write(chunk)?;
                 }
                 None => is_open = false,
             },
@@ -129,7 +126,7 @@ pub(crate) async fn relay_tunnel(
             DuplexEvent::ShutdownDue => {
                 is_close_sent = true;
                 relayed.observers.shutdown = None;
-                task.client.write(WEBSOCKET_GOING_AWAY).await?;
+                task.client.write(WEBSOCKET_GOING_AWAY)?;
             }
         }
     }

@@ -57,23 +57,24 @@ pub(crate) async fn relay(
     let mut relayed = forward_head(task, stream, &summary).await?;
     if let Some(chunk) = summary.first_chunk.take() {
         relayed.observers.observe_chunk(&chunk);
-        task.client.write(chunk).await.map_err(Rejection::fatal)?;
+        task.client.write(chunk).map_err(Rejection::fatal)?;
     }
     let result = if summary.is_upgrade {
         task.body.switch_to_tunnel();
-        duplex::relay_tunnel(task, &mut relayed).await
+        // Boxing keeps the future of every other request small.
+        Box::pin(duplex::relay_tunnel(task, &mut relayed)).await
     } else if task.body.is_done() && (!relayed.accepts_body || relayed.stream.is_flushed()) {
         relay_response_body(task, &mut relayed, in_flight).await
     } else {
         relayed.observers.capture = None;
-        duplex::relay_both_directions(task, &mut relayed).await
+        Box::pin(duplex::relay_both_directions(task, &mut relayed)).await
     };
     let trailer_status = relayed.stream.trailers().and_then(grpc::parse_status);
     if task.client.is_grpc() {
         task.record.grpc_status = summary.grpc_status.or(trailer_status);
     }
     if let Some(report) = pending_report {
-        settle_report(report, trailer_status, result.err());
+        settle_report(*report, trailer_status, result.err());
     }
     if let Err(reason) = result {
         task.record.reason = Some(reason);
@@ -86,9 +87,7 @@ pub(crate) async fn relay(
     let is_request_complete = task.body.is_done() && relayed.accepts_body;
     let worker = task.context.worker;
     let stream = relayed.stream;
-    stream
-        .release(worker, is_request_complete, clock::now())
-        .await;
+    stream.release(worker, is_request_complete, clock::now());
     Ok(match (summary.is_upgrade, task.body.is_done()) {
         (false, true) => ConnectionDisposition::Reuse,
         (true, _) | (false, false) => ConnectionDisposition::Linger,
@@ -116,7 +115,7 @@ async fn forward_head(
     if task.closes_connection() || !task.client.is_body_done() {
         task.client.close_after_response();
     }
-    let written = task.client.write_head(&forwarded).await;
+    let written = task.client.write_head(&forwarded);
     written.map_err(Rejection::fatal)?;
     Ok(RelayedResponse::new(stream, summary, observers))
 }
@@ -149,7 +148,7 @@ async fn relay_response_body(
         let Some(chunk) = chunk else { break };
         relayed.observers.observe_chunk(&chunk);
         queued_bytes += chunk.len();
-        task.client.write(chunk).await?;
+        task.client.write(chunk)?;
         if queued_bytes >= FLUSH_THRESHOLD_BYTES {
             queued_bytes = 0;
             task.flush_client().await?;
@@ -158,7 +157,7 @@ async fn relay_response_body(
     // The endpoint has finished. The time that the client still takes is not its load.
     drop(in_flight);
     let trailers = relayed.stream.trailers().cloned();
-    task.client.finish(trailers).await?;
+    task.client.finish(trailers)?;
     task.flush_client().await
 }
 
@@ -223,13 +222,13 @@ async fn abort_response(task: &mut RequestTask<'_>, reason: Reason) {
         task.record.grpc_status = Some(status);
         let trailers = grpc::status_trailers(status, properties(reason).title);
         // A client that has closed cannot receive the status.
-        _ = task.client.finish(Some(trailers)).await;
+        _ = task.client.finish(Some(trailers));
         _ = task.flush_client().await;
         return;
     }
     if reason == Reason::Draining {
         // The stream ends between two messages, as if the app had ended it there.
-        _ = task.client.finish(None).await;
+        _ = task.client.finish(None);
         _ = task.flush_client().await;
         return;
     }

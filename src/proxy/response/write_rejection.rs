@@ -60,9 +60,9 @@ pub(crate) async fn send_rejection(
     for (name, value) in lifecycle_headers {
         head.headers.append(name, &*value);
     }
-    client.write_head(&head).await?;
-    client.write(body).await?;
-    client.finish(None).await?;
+    client.write_head(&head)?;
+    client.write(body)?;
+    client.finish(None)?;
     clock::timeout(Some(client.listener.limits.idle_timeout), client.flush())
         .await
         .unwrap_or(Err(Reason::ClientClosed))

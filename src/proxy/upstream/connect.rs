@@ -86,10 +86,15 @@ pub(crate) async fn connect(
                 .ok_or(ConnectError::TlsFailed)?,
         }),
     };
-    if requirements.is_http2 {
-        return connect_http2(worker, endpoint, requirements, tls, now).await;
-    }
     let certificate_generation = tls_generation(tls.as_ref());
+    if requirements.is_http2 {
+        let connections = worker.pool().http2_connections(endpoint);
+        return match connections.try_open_stream(certificate_generation, now) {
+            Some(stream) => Ok(Upstream::from_http2(stream, endpoint.clone())),
+            // Boxing keeps the future of every request with a pooled connection small.
+            None => Box::pin(connect_http2(worker, endpoint, requirements, tls, now)).await,
+        };
+    }
     if let Some(pooled) = worker.pool().take(
         endpoint,
         requirements.is_retryable,
@@ -99,7 +104,7 @@ pub(crate) async fn connect(
         return Ok(Upstream::from_http1(pooled, endpoint.clone()));
     }
     let connection_guard = acquire_connection_guard(worker, endpoint, requirements)?;
-    let connection = open_connection(worker, endpoint, requirements, tls).await?;
+    let connection = Box::pin(open_connection(worker, endpoint, requirements, tls)).await?;
     Ok(Upstream::from_http1(
         PooledConnection {
             handle: connection.handle().clone(),
@@ -111,9 +116,10 @@ pub(crate) async fn connect(
     ))
 }
 
-/// Opens a stream on a shared HTTP/2 connection to an endpoint.
+/// Opens a stream on a shared HTTP/2 connection to an endpoint, which is not connected yet or has
+/// no free stream.
 ///
-/// Without a free connection, one task opens a connection while the others wait for it.
+/// One task opens a connection while the others wait for it.
 /// Otherwise a burst of a hundred requests would open a hundred connections.
 async fn connect_http2(
     worker: &Worker,
@@ -124,9 +130,6 @@ async fn connect_http2(
 ) -> Result<Upstream, ConnectError> {
     let certificate_generation = tls_generation(tls.as_ref());
     let connections = worker.pool().http2_connections(endpoint);
-    if let Some(stream) = connections.try_open_stream(certificate_generation, now) {
-        return Ok(Upstream::from_http2(stream, endpoint.clone()));
-    }
     let connect_permit =
         clock::timeout_at(requirements.deadline, connections.acquire_connect_permit())
             .await

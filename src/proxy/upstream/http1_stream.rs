@@ -5,7 +5,7 @@
 
 use bytes::BytesMut;
 use http::{Method, StatusCode, header};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 
 use crate::{
     message::{ResponseHead, framing::BodyFraming, headers::Headers},
@@ -85,46 +85,40 @@ impl Http1Stream {
     ///
     /// # Errors
     /// If its framing fields are invalid, or the connection is broken.
-    pub(crate) async fn write_head(
+    pub(crate) fn write_head(
         &mut self,
         head: &UpstreamRequestHead<'_>,
     ) -> Result<(), InvalidMessage> {
         self.writer = BodyWriter::from_request(head.framing);
         self.request_method = head.method.clone();
         self.requests_upgrade = head.headers.contains_key(header::UPGRADE);
-        self.queue(&head.to_http1()).await
+        self.queue(&head.to_http1())
     }
 
     /// Queues a part of the request body.
     ///
     /// # Errors
     /// If the body is longer than the head announces, or the connection is broken.
-    pub(crate) async fn write(&mut self, part: &[u8]) -> Result<(), InvalidMessage> {
+    pub(crate) fn write(&mut self, part: &[u8]) -> Result<(), InvalidMessage> {
         let out = self.writer.write(part)?;
-        self.queue(&out).await
+        self.queue(&out)
     }
 
     /// Queues the end of the request. A body that is not chunked drops the trailers.
     ///
     /// # Errors
     /// If the body is shorter than the head announces, or the connection is broken.
-    pub(crate) async fn finish(
-        &mut self,
-        trailers: Option<&Headers>,
-    ) -> Result<(), InvalidMessage> {
+    pub(crate) fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), InvalidMessage> {
         let end = self.writer.finish(trailers)?;
-        self.queue(&end).await
+        self.queue(&end)
     }
 
     /// Appends bytes to the queue of the connection, which never waits.
-    async fn queue(&mut self, bytes: &[u8]) -> Result<(), InvalidMessage> {
+    fn queue(&mut self, bytes: &[u8]) -> Result<(), InvalidMessage> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.stream
-            .write_all(bytes)
-            .await
-            .map_err(|_| InvalidMessage)
+        self.stream.queue(bytes).map_err(|_| InvalidMessage)
     }
 
     /// Makes the stream write bytes without framing from now on.

@@ -91,13 +91,10 @@ impl Upstream {
     ///
     /// # Errors
     /// If the head cannot be expressed in the protocol of the connection. Nothing is sent then.
-    pub(crate) async fn write_head(
-        &mut self,
-        head: UpstreamRequestHead<'_>,
-    ) -> Result<(), WriteError> {
+    pub(crate) fn write_head(&mut self, head: UpstreamRequestHead<'_>) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
-                let written = http1.stream.write_head(&head).await;
+                let written = http1.stream.write_head(&head);
                 written.map_err(|_| WriteError::Internal)
             }
             UpstreamStream::Http2(stream) => {
@@ -110,10 +107,10 @@ impl Upstream {
     }
 
     /// Queues a chunk of the request body.
-    pub(crate) async fn write(&mut self, piece: &Bytes) -> Result<(), WriteError> {
+    pub(crate) fn write(&mut self, piece: &Bytes) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
-                let written = http1.stream.write(piece).await;
+                let written = http1.stream.write(piece);
                 written.map_err(|_| WriteError::Internal)
             }
             UpstreamStream::Http2(stream) => {
@@ -124,10 +121,10 @@ impl Upstream {
     }
 
     /// Queues the end of the request. An HTTP/1 request that is not chunked drops the trailers.
-    pub(crate) async fn finish(&mut self, trailers: Option<Headers>) -> Result<(), WriteError> {
+    pub(crate) fn finish(&mut self, trailers: Option<Headers>) -> Result<(), WriteError> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
-                let finished = http1.stream.finish(trailers.as_ref()).await;
+                let finished = http1.stream.finish(trailers.as_ref());
                 finished.map_err(|_| WriteError::Internal)
             }
             UpstreamStream::Http2(stream) => {
@@ -139,27 +136,27 @@ impl Upstream {
 
     /// Queues a chunk that was read from the client, and the end of the request if `is_done` is
     /// set.
-    pub(crate) async fn forward(
+    pub(crate) fn forward(
         &mut self,
         chunk: Option<&Bytes>,
         is_done: bool,
         trailers: Option<&Headers>,
     ) -> Result<(), WriteError> {
         if let Some(chunk) = chunk {
-            self.write(chunk).await?;
+            self.write(chunk)?;
         }
         if is_done {
-            self.finish(trailers.cloned()).await
+            self.finish(trailers.cloned())
         } else {
             Ok(())
         }
     }
 
     /// Queues bytes of a tunnel. Only HTTP/1 connections can become tunnels.
-    pub(crate) async fn write_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<(), Reason> {
+    pub(crate) fn write_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<(), Reason> {
         match &mut self.stream {
             UpstreamStream::Http1(http1) => {
-                let written = http1.stream.write(bytes).await;
+                let written = http1.stream.write(bytes);
                 written.map_err(|_| Reason::UpstreamReset)
             }
             UpstreamStream::Http2(_) => Err(Reason::UpstreamProtocolError),
@@ -264,7 +261,7 @@ impl Upstream {
     /// Returns the connection to the pool if request and response are complete.
     ///
     /// Otherwise the HTTP/1 connection closes, or the HTTP/2 stream is reset.
-    pub(crate) async fn release(self, worker: &Worker, is_request_complete: bool, now: Instant) {
+    pub(crate) fn release(self, worker: &Worker, is_request_complete: bool, now: Instant) {
         let http1 = match self.stream {
             UpstreamStream::Http1(http1) => http1,
             UpstreamStream::Http2(stream) => return stream.release(now),
