@@ -24,7 +24,8 @@ const MAX_ADDED_FIELDS: usize = 12;
 /// Expected size of the lines that the proxy adds, in bytes.
 const ADDED_BYTES: usize = 448;
 
-/// Fields of a message head, or its trailers. All names and values are valid in HTTP/1.
+/// Fields of a message head, or its trailers. All names and values are valid in HTTP/1, except that
+/// a name of an HTTP/2 message can contain a quote.
 #[derive(Clone, Default)]
 pub struct Headers {
     received: Bytes,
@@ -279,6 +280,8 @@ impl Headers {
     }
 
     fn add_line(&mut self, name: &[u8], value: &[&[u8]]) -> Field {
+        let ends_line = |byte: &u8| matches!(byte, b'\r' | b'\n' | b'\0');
+        debug_assert!(!value.iter().copied().flatten().any(ends_line), "{value:?}");
         let start = self.received.len() + self.added.len();
         let value_length = value.iter().map(|part| part.len()).sum();
         self.added.reserve(name.len() + value_length + 4);

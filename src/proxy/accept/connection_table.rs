@@ -106,17 +106,18 @@ impl TrackedConnection {
             ConnectionActivity::Handshake => Some(WaitKind::Handshake),
             ConnectionActivity::Idle => Some(WaitKind::Idle),
             ConnectionActivity::RequestHead => Some(WaitKind::RequestHead),
-            ConnectionActivity::Streams => {
+            ConnectionActivity::Streams if self.open_streams.load(Ordering::Relaxed) == 0 => {
+                Some(WaitKind::Idle)
+            }
+            // After GOAWAY, a client may still have opened streams.
+            ConnectionActivity::Streams | ConnectionActivity::Closing => {
                 let open = self.open_streams.load(Ordering::Relaxed);
-                let stalled = self.stalled_streams.load(Ordering::Relaxed);
-                match open {
-                    0 => Some(WaitKind::Idle),
-                    open => (stalled >= open).then_some(WaitKind::Streams),
-                }
+                let are_stalled = open > 0 && self.stalled_streams.load(Ordering::Relaxed) >= open;
+                (are_stalled && !self.handle.is_shut_down()).then_some(WaitKind::Streams)
             }
             ConnectionActivity::Request if !self.handle.is_flushed() => Some(WaitKind::Response),
             ConnectionActivity::Request if self.handle.awaits_body() => Some(WaitKind::RequestBody),
-            ConnectionActivity::Request | ConnectionActivity::Closing => None,
+            ConnectionActivity::Request => None,
         }
     }
 }

@@ -58,7 +58,8 @@ impl MemoryGatedStream {
                 }
                 None => false,
             };
-            // A closed connection must see its end, so that it releases its memory.
+            // A connection that was shut down must see its end, so that it releases its memory. One
+            // that received GOAWAY is still gated, because its client may still send.
             if self.worker.memory_level() < MemoryLevel::Critical
                 || self.handle.is_shut_down()
                 || (has_paused && !self.worker.is_memory_exhausted())

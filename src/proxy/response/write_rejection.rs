@@ -168,7 +168,7 @@ fn mark_stale(headers: &mut Headers, age: Duration, upstream_status: Option<u16>
 
 /// Adds the fields that name the sidecar as the origin of the response, and the reason.
 fn add_proxy_status(headers: &mut Headers, rejection: &Rejection) {
-    let token = rejection.qualified_token();
+    let token = to_quotable(rejection.qualified_token());
     match properties(rejection.reason).proxy_error {
         Some(error) => headers.insert(
             "proxy-status",
@@ -178,3 +178,25 @@ fn add_proxy_status(headers: &mut Headers, rejection: &Rejection) {
     }
     headers.insert("x-outrigger-reason", token);
 }
+
+/// Replaces characters that a quoted string cannot hold. A policy can name a class or the path of a
+/// socket with any characters.
+fn to_quotable(text: String) -> String {
+    let is_quotable =
+        |character: char| matches!(character, ' '..='~') && !matches!(character, '"' | '\\');
+    if text.chars().all(is_quotable) {
+        return text;
+    }
+    let characters = text.chars();
+    let replaced = characters.map(|character| {
+        if is_quotable(character) {
+            character
+        } else {
+            '?'
+        }
+    });
+    replaced.collect()
+}
+
+#[cfg(test)]
+mod tests;

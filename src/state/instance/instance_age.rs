@@ -115,7 +115,8 @@ impl InstanceAge {
     /// Returns the value of [`STARTED_AT_HEADER`], or `None` if the header is not sent.
     ///
     /// The value states the start in seconds since 1970. If the warm-up is enforced, its window
-    /// in seconds, its aggression and its minimum in percent follow. It is formatted once.
+    /// in seconds, its aggression and its minimum in percent follow. It is formatted once for
+    /// each start and warm-up.
     #[must_use]
     pub fn started_at_header(&self, warm_up: Option<&InstanceWarmUpSpec>) -> Option<Arc<str>> {
         let start_millis = self.advertised_start_millis.load(Ordering::Relaxed);

@@ -38,6 +38,10 @@ const ENTRY_OVERHEAD_BYTES: usize = 512;
 /// Estimated memory of a header besides its text, in bytes: its positions, and its allocation.
 const HEADER_OVERHEAD_BYTES: usize = 32;
 
+/// Estimated memory of a name in `vary` besides its text, in bytes: its place in the list, and two
+/// allocations.
+const VARY_OVERHEAD_BYTES: usize = 96;
+
 /// Response that is retained for a failure of the backend.
 #[derive(Debug)]
 pub struct CachedResponse {
@@ -71,7 +75,8 @@ pub struct VaryField {
 
 impl CachedResponse {
     /// Copies all data out of the buffers from the wire.
-    fn into_compact(self) -> Self {
+    fn into_compact(mut self) -> Self {
+        self.vary.shrink_to_fit();
         Self {
             headers: self.headers.to_compact(),
             body: Bytes::copy_from_slice(&self.body),
@@ -86,7 +91,7 @@ impl CachedResponse {
             let values: usize = values
                 .map(|value| value.len() + HEADER_OVERHEAD_BYTES)
                 .sum();
-            field.name.len() + values + HEADER_OVERHEAD_BYTES
+            field.name.len() + values + VARY_OVERHEAD_BYTES
         });
         headers
             + vary.sum::<usize>()

@@ -262,11 +262,13 @@ impl<'a> Compiler<'a> {
         };
         let (PathRewriteSpec::Full(text) | PathRewriteSpec::Prefix(text)) = &path;
         if !(text.is_empty() || text.starts_with('/'))
-            || !text.bytes().all(|byte| byte.is_ascii_graphic())
+            || !text
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && byte != b'#')
         {
             self.report
                 .error(at, format!("`{text}` is not a path"))
-                .hint("a path begins with `/` and has no spaces");
+                .hint("a path begins with `/`, and has no spaces and no `#`");
         }
         Some(path)
     }
