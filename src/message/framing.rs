@@ -8,7 +8,7 @@ use http::{Method, StatusCode, header};
 
 use crate::message::headers::Headers;
 
-/// Framing of a body.
+/// How a message states where its body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyFraming {
     /// No field states it. A request then has no body, and a response ends with its connection.

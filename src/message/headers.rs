@@ -11,7 +11,7 @@ mod field;
 mod header_map;
 mod http1_lines;
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use bytes::Bytes;
 
@@ -36,7 +36,7 @@ pub struct Headers {
     tags: TagSet,
 }
 
-/// Constant set of names.
+/// Set of field names that is built at compile time, with their tags.
 #[derive(Debug, Clone, Copy)]
 pub struct NameSet {
     names: &'static [&'static str],
@@ -122,11 +122,12 @@ impl Headers {
         let first = self.position(name.as_ref().as_bytes());
         let fields = &self.fields[first.unwrap_or(self.fields.len())..];
         // The name in the list lives as long as the list, in contrast to `name`.
-        let name = fields.first().map_or(Span::default(), |field| field.name);
-        let tag = fields.first().map_or(0, |field| field.tag);
+        let (tag, name) = fields
+            .first()
+            .map_or((0, Span::default()), |field| (field.tag, field.name));
         let named = fields
             .iter()
-            .filter(move |field| field.tag == tag && self.is_named(field, self.text(name)));
+            .filter(move |field| self.is_named(field, tag, self.text(name)));
         named.map(|field| self.text(field.value))
     }
 
@@ -194,7 +195,10 @@ impl Headers {
     #[must_use]
     pub fn without(&self, names: &NameSet, others: &[&str]) -> Self {
         self.copy_fields(|field| {
-            let is_name = |name: &&str| self.is_named(field, name.as_bytes());
+            let is_name = |name: &&str| {
+                let name = name.as_bytes();
+                self.is_named(field, name_tag(name), name)
+            };
             let is_listed = names.tags.contains(field.tag) && names.names.iter().any(is_name);
             !is_listed && !others.iter().any(is_name)
         })
@@ -250,10 +254,14 @@ impl Headers {
             return None;
         }
         let mut fields = self.fields.iter();
-        fields.position(|field| field.tag == tag && self.is_named(field, name))
+        fields.position(|field| self.is_named(field, tag, name))
     }
 
-    fn is_named(&self, field: &Field, name: &[u8]) -> bool {
+    /// Returns whether a field has a name, whose tag is `tag`.
+    fn is_named(&self, field: &Field, tag: u8, name: &[u8]) -> bool {
+        if field.tag != tag {
+            return false;
+        }
         let text = self.text(field.name);
         // The case rarely differs, and this comparison is the faster one.
         text == name || text.eq_ignore_ascii_case(name)
@@ -263,15 +271,18 @@ impl Headers {
     fn remove_from(&mut self, position: usize, name: &[u8]) {
         let tag = name_tag(name);
         for index in (position..self.fields.len()).rev() {
-            if self.fields[index].tag == tag && self.is_named(&self.fields[index], name) {
+            if self.is_named(&self.fields[index], tag, name) {
                 self.fields.remove(index);
             }
         }
     }
 
-    /// Returns a text of either buffer. Those of `added` start behind the end of `received`.
     fn text(&self, span: Span) -> &[u8] {
-        let range = span.range();
+        self.bytes(span.range())
+    }
+
+    /// Returns bytes of either buffer. Those of `added` start behind the end of `received`.
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
         let text = match range.start.checked_sub(self.received.len()) {
             None => self.received.get(range),
             Some(start) => self.added.get(start..start + range.len()),

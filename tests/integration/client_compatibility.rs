@@ -145,13 +145,8 @@ fn start_echo_sidecar() -> EchoSidecar {
     });
     let authority = CertificateAuthority::new();
     authority.write("server", &authority.issue(&["shop.test"]));
-    let (cert, key) = (authority.path("server.crt"), authority.path("server.key"));
-    let tls_listener = format!(
-        "direction: Inbound, address: \"127.0.0.1:0\", \
-         tls: {{certFile: \"{}\", keyFile: \"{}\"}}",
-        cert.display(),
-        key.display()
-    );
+    let tls = authority.listener_tls("");
+    let tls_listener = format!("direction: Inbound, address: \"127.0.0.1:0\", {tls}");
     let policy = PolicyBuilder::to_backend(&backend).routed_listener("secure", &tls_listener);
     let sidecar = Sidecar::start(&policy.build());
     EchoSidecar {

@@ -307,12 +307,7 @@ fn tls_handshakes_that_stop_half_way_do_not_exceed_the_budget() {
     let (authority, app) = (CertificateAuthority::new(), ScriptedBackend::healthy());
     authority.write("server", &authority.issue(&["shop.test"]));
     let directory = TempDirectory::new();
-    let tls = format!(
-        "tls: {{certFile: \"{}\", keyFile: \"{}\"}}",
-        authority.path("server.crt").display(),
-        authority.path("server.key").display()
-    );
-    let policy = PolicyBuilder::to_backend(&app).listener_fields(tls);
+    let policy = PolicyBuilder::to_backend(&app).listener_fields(authority.listener_tls(""));
     directory.write("policy.yaml", &policy.build());
     let sidecar = SidecarProcess::start_with_arguments(&directory, &["--memory-budget", "16Mi"]);
     let silent = attack(sidecar.listener_address, 2_000, b"");

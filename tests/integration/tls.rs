@@ -63,11 +63,7 @@ fn policy_with_tls_listener(
     backend: &ScriptedBackend,
     tls_fields: &str,
 ) -> PolicyBuilder {
-    PolicyBuilder::to_backend(backend).listener_fields(format!(
-        "tls: {{certFile: \"{}\", keyFile: \"{}\"{tls_fields}}}",
-        authority.path("server.crt").display(),
-        authority.path("server.key").display()
-    ))
+    PolicyBuilder::to_backend(backend).listener_fields(authority.listener_tls(tls_fields))
 }
 
 fn client_ca_field(authority: &CertificateAuthority) -> String {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Position of a text.
+/// Position of a text in the two buffers of a list, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Span {
     start: u32,
@@ -49,7 +49,7 @@ impl Span {
     }
 }
 
-/// Set of tags.
+/// Set of tags ([`name_tag`]), with one bit for each.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct TagSet([u64; 4]);
 

@@ -16,7 +16,7 @@ impl Headers {
                     run.end = line.end;
                 }
                 line => {
-                    self.write_run(run, out);
+                    out.extend_from_slice(self.bytes(run));
                     run = line.unwrap_or_else(|| {
                         self.write_line(field, out);
                         0..0
@@ -24,7 +24,7 @@ impl Headers {
                 }
             }
         }
-        self.write_run(run, out);
+        out.extend_from_slice(self.bytes(run));
     }
 
     /// Returns the position of the line of a field, if it has the form `name: value CRLF`.
@@ -38,14 +38,6 @@ impl Headers {
             && self.received.get(name.end..value.start) == Some(b": ")
             && self.received.get(value.end..line.end) == Some(b"\r\n");
         is_exact.then_some(line)
-    }
-
-    fn write_run(&self, run: Range<usize>, out: &mut Vec<u8>) {
-        let run = match run.start.checked_sub(self.received.len()) {
-            Some(start) => self.added.get(start..start + run.len()),
-            None => self.received.get(run),
-        };
-        out.extend_from_slice(run.unwrap_or_default());
     }
 
     fn write_line(&self, field: &Field, out: &mut Vec<u8>) {

@@ -18,10 +18,7 @@ use crate::{
     proxy::upstream::worker::Worker,
     resilience::memory_pressure::MemoryLevel,
     telemetry::memory_measure::MemoryMeasure,
-    transport::{
-        backpressured_stream::BackpressuredStream,
-        queued_stream::{ConnectionHandle, QueuedStream},
-    },
+    transport::{backpressured_stream::BackpressuredStream, queued_stream::QueuedStream},
 };
 
 /// Time after which a paused connection looks at the level of memory pressure again.
@@ -31,14 +28,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct MemoryGatedStream {
     stream: BackpressuredStream,
     worker: Arc<Worker>,
-    handle: Arc<ConnectionHandle>,
     pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl MemoryGatedStream {
     pub(crate) fn new(stream: QueuedStream, worker: Arc<Worker>) -> Self {
         Self {
-            handle: stream.handle().clone(),
             stream: BackpressuredStream(stream),
             worker,
             pause: None,
@@ -61,7 +56,7 @@ impl MemoryGatedStream {
             // A connection that was shut down must see its end, so that it releases its memory. One
             // that received GOAWAY is still gated, because its client may still send.
             if self.worker.memory_level() < MemoryLevel::Critical
-                || self.handle.is_shut_down()
+                || self.stream.0.handle().is_shut_down()
                 || (has_paused && !self.worker.is_memory_exhausted())
             {
                 return Poll::Ready(());

@@ -50,12 +50,7 @@ pub(crate) fn current_headers(worker: &Worker, active_policy: &ActivePolicy) -> 
         .instance_age
         .started_at_header(active_policy.snapshot.lifecycle.warm_up.as_ref());
     LifecycleHeaders {
-        // Without a drain, no clock is read.
-        draining: drain
-            .is_draining()
-            .then(|| drain.draining_header(clock::now()))
-            .flatten()
-            .map(Arc::from),
+        draining: drain.draining_header(clock::now).map(Arc::from),
         started_at,
     }
 }

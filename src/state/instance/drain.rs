@@ -128,12 +128,12 @@ impl DrainState {
     /// The header asks clients to use other instances, and states for how many seconds. After a
     /// handover it is not sent, because a successor responds at the same address.
     #[must_use]
-    pub fn draining_header(&self, now: Instant) -> Option<String> {
+    pub fn draining_header(&self, now: impl FnOnce() -> Instant) -> Option<String> {
         if !self.is_draining() || self.is_handed_over() {
             return None;
         }
         let remaining = self.deadline.load().map_or(Duration::ZERO, |deadline| {
-            deadline.saturating_duration_since(now)
+            deadline.saturating_duration_since(now())
         });
         Some(format!(
             "1; ttl={}",

@@ -82,6 +82,14 @@ impl CertificateAuthority {
             .write(&format!("{name}.crt"), &certificate.pem);
     }
 
+    /// Returns the field `tls` of a listener that presents `server.crt`. `fields` starts with a
+    /// comma if it is not empty.
+    pub(crate) fn listener_tls(&self, fields: &str) -> String {
+        let (certificate, key) = (self.path("server.crt"), self.path("server.key"));
+        let (certificate, key) = (certificate.display(), key.display());
+        format!("tls: {{certFile: \"{certificate}\", keyFile: \"{key}\"{fields}}}")
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

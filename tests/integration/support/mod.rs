@@ -17,6 +17,7 @@ pub(crate) mod sidecar;
 
 use std::{
     future::Future,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -28,6 +29,17 @@ pub(crate) use sidecar::Sidecar;
 
 /// Longest time that an expected event may take on a slow machine.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Starts a server that binds a port by its number. Another process may bind the port first, so a
+/// start that returns `None` is repeated with other ports.
+pub(crate) fn start_on_free_port<S>(start: impl Fn(SocketAddr) -> Option<S>) -> Option<S> {
+    (0..5).find_map(|_| {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = port.local_addr().unwrap();
+        drop(port);
+        start(address)
+    })
+}
 
 /// Waits until a condition holds, and panics after [`TEST_TIMEOUT`].
 #[track_caller]

@@ -3,11 +3,11 @@
 
 use std::{
     io::Write,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
 };
 
-use super::{TempDirectory, eventually};
+use super::{TempDirectory, eventually, start_on_free_port};
 
 /// Running nginx, killed on drop.
 pub(crate) struct Nginx {
@@ -20,14 +20,10 @@ impl Nginx {
     /// Starts nginx in front of a backend, if it is installed. Invalid field names are not dropped,
     /// and request bodies are streamed.
     pub(crate) fn start(backend: SocketAddr) -> Option<Self> {
-        // Another process may bind the port first; the next attempt uses another port.
-        (0..5).find_map(|_| Self::start_once(backend))
+        start_on_free_port(|address| Self::start_at(address, backend))
     }
 
-    fn start_once(backend: SocketAddr) -> Option<Self> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = port.local_addr().unwrap();
-        drop(port);
+    fn start_at(address: SocketAddr, backend: SocketAddr) -> Option<Self> {
         let directory = TempDirectory::new();
         let path = directory.path().display();
         let temporary_paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]

@@ -3,13 +3,13 @@
 
 use std::{
     io::Write,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     process::{Child, Command, Stdio},
 };
 
 use redis::{Client, FromRedisValue, RedisResult};
 
-use super::{TEST_TIMEOUT, eventually};
+use super::{TEST_TIMEOUT, eventually, start_on_free_port};
 
 /// Running server, killed on drop.
 pub(crate) struct RedisServer {
@@ -21,14 +21,7 @@ pub(crate) struct RedisServer {
 impl RedisServer {
     /// Starts a server, if one is installed.
     pub(crate) fn start(password: Option<&'static str>) -> Option<Self> {
-        // Another process may bind the port first; the next attempt uses another port.
-        (0..5).find_map(|_| {
-            let address = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap();
-            Self::start_at(address, password)
-        })
+        start_on_free_port(|address| Self::start_at(address, password))
     }
 
     fn start_at(address: SocketAddr, password: Option<&'static str>) -> Option<Self> {

@@ -83,8 +83,8 @@ pub(crate) fn take_request(
     }
     let method = Method::from_bytes(method.as_bytes());
     let method = method.map_err(|_| InvalidRequestHead::Malformed)?;
-    let target = target.as_bytes();
-    let target_start = (target.as_ptr() as usize).saturating_sub(input.as_ptr() as usize);
+    // One space separates the two (RFC 9112 section 3).
+    let target_start = start + method.as_str().len() + 1;
     let target = target_start..target_start + target.len();
     let headers = locate_fields(input, request.headers);
     let headers = headers.map_err(|_| InvalidRequestHead::Malformed)?;

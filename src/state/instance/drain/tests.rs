@@ -29,11 +29,11 @@ fn a_draining_header_is_parsed_or_ignored() {
 fn the_draining_ttl_is_the_time_to_the_drain_deadline_plus_the_margin() {
     let start = some_instant();
     let drain = DrainState::new(start);
-    assert_eq!(drain.draining_header(start), None);
+    assert_eq!(drain.draining_header(|| start), None);
     drain.publish(&DrainSequence::begin(DrainConfig::default(), start));
     let header_after = |seconds| {
         drain
-            .draining_header(start + Duration::from_secs(seconds))
+            .draining_header(|| start + Duration::from_secs(seconds))
             .unwrap_or_default()
     };
     assert_eq!(
@@ -49,7 +49,7 @@ fn the_draining_ttl_is_the_time_to_the_drain_deadline_plus_the_margin() {
         start,
     ));
     assert_eq!(
-        drain.draining_header(start),
+        drain.draining_header(|| start),
         None,
         "its address does not go away"
     );
